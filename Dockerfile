@@ -1,0 +1,23 @@
+# The service in one image. glibc (slim), since the embedded server has no musl build.
+FROM python:3.13-slim AS build
+WORKDIR /src
+RUN python -m venv /opt/imagegen
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY imagegen imagegen
+RUN /opt/imagegen/bin/pip install --no-cache-dir -c constraints.txt .
+
+FROM python:3.13-slim
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin imagegen \
+    && install -d -o imagegen -g imagegen -m 0700 /data
+COPY --from=build /opt/imagegen /opt/imagegen
+ENV PATH=/opt/imagegen/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOST=0.0.0.0 \
+    DATA_DIR=/data
+WORKDIR /data
+USER imagegen
+VOLUME ["/data"]
+EXPOSE 3000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT', '3000')), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+CMD ["imagegen"]

@@ -1,0 +1,60 @@
+# Set up, run and check imagegen. Each target prepares what it needs; only Python >= 3.11 with venv and make are assumed.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+
+# The first of these that runs, is new enough and can make a virtual environment. `make PYTHON=/path/to/python` overrides.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+export PEERS
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install run test check format bench faults clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(RUNTIME) ## create .venv and install the service
+
+run: $(RUNTIME) ## start the service on http://127.0.0.1:3000 (settings: .env, see .env.example)
+	@exec $(BIN)/python run.py
+
+test: $(DEV) ## run the tests; ARGS='-k name' passes on to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV) ## put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV) ## measure; PEERS=1 measures other queues beside it
+	$(BIN)/python -m bench $(ARGS)
+
+faults: $(DEV) ## the long part of the fault harness
+	$(BIN)/python -m pytest -m faults --timeout=1800 tests/faults $(ARGS)
+
+clean: ## remove the virtual environment and all caches, keep .env and .imagegen
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found. Install one (Debian: apt install python3 python3-venv)" \
+		"or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(RUNTIME) $@

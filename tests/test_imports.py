@@ -1,0 +1,88 @@
+"""Which room may import which, and who may touch the environment, Redis, the HTTP client and the rate limiter."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = [  # a room imports only from floors below its own
+    {"errors", "redis_url"},
+    {"settings", "log", "addresses", "supervisor", "tasks"},
+    {"providers", "images", "queue"},
+    {"web", "worker"},
+    {"app", "__main__"},
+]
+HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}
+IMPURE = {"aiohttp", "asyncio", "loguru", "os", "pathlib", "random", "redis", "secrets", "socket", "threading", "time"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, and of what it reads off a module (`os.environ`)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                base = ".".join(["imagegen", *path.relative_to(PACKAGE).parts][: -node.level]) if node.level else ""
+                yield from (".".join(filter(None, [base, node.module, alias.name])) for alias in node.names)
+            case ast.Attribute(value=ast.Name(id=base), attr=name):
+                yield f"{base}.{name}"
+
+
+def users(*wanted: str) -> set[str]:
+    """The files, without suffix, that import one of these names or something below it."""
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in FILES
+        for name in imports(path)
+        if any(name == one or name.startswith(f"{one}.") for one in wanted)
+    }
+
+
+def rooms(files: set[str]) -> set[str]:
+    return {file.split("/")[0] for file in files}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_down_the_floors(path: Path) -> None:
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    own = room(path)
+    for name in imports(path):
+        other = name.split(".")[1] if name.startswith("imagegen.") else own
+        if other in {own, "__version__"}:
+            continue
+        assert own not in {"emulator", "__init__"}, f"{own} imports nothing of ours, but {name}"
+        assert other in floor_of, f"{name} is in no floor"
+        assert floor_of[other] < floor_of[own], f"{own} imports {name}"
+
+
+def test_only_settings_reads_the_environment() -> None:
+    assert users("os.environ", "os.environb", "os.getenv", "dotenv") <= {"settings"}
+
+
+def test_only_queue_and_app_use_redis() -> None:
+    assert rooms(users("redis")) <= {"queue", "app"}
+
+
+def test_only_those_who_call_out_use_the_http_client() -> None:
+    allowed = {"app", "addresses", "providers", "images", "worker/webhooks"}
+    names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
+    client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
+    assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()
+
+
+def test_one_file_knows_the_rate_limiter() -> None:
+    assert len(users("aiohttplimiter")) <= 1
+
+
+def test_tasks_are_pure() -> None:
+    assert {file for file in users(*IMPURE) if file.startswith("tasks/")} == set()
