@@ -1,0 +1,212 @@
+"""The errors of the service; each knows its HTTP status and code, or whether a repeat can help.
+
+ImagegenError
+├── SettingsError          a start that can't succeed: exit code 2, one message that says what to do
+├── ApiError               an answer of the HTTP API (API.md section 4): status, code, texts, headers
+│   ├── InvalidJson, InvalidRequest, BadRequest, NotRetryable, AlreadyFinished, …
+│   └── QueueUnavailable, QueueFull, Draining
+└── UpstreamError          why a call to a provider, or the fetching of its picture, brought nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class ImagegenError(Exception):
+    """The root of all errors of this package."""
+
+
+class SettingsError(ImagegenError):
+    """The service can't start as it is set up; the text names every fault and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFault:
+    """One fault of a request: the field as the client spelled it (`requests[2].width`) and the rule it breaks."""
+
+    field: str
+    message: str
+
+
+class ApiError(ImagegenError):
+    """An answer that is an error. `zh` and `en` are its texts, with `{}` fields filled from `values`."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    zh: ClassVar[str] = "服务器内部错误"
+    en: ClassVar[str] = "Internal server error"
+    retryable: ClassVar[bool] = False
+    closes: ClassVar[bool] = False
+    """Whether the connection ends with the answer."""
+
+    def __init__(
+        self,
+        *,
+        details: Sequence[FieldFault] = (),
+        headers: Mapping[str, str] | None = None,
+        **values: object,
+    ) -> None:
+        self.details = tuple(details)
+        self.headers = dict(headers or {})
+        self.values = values
+        super().__init__(self.message("en"))
+
+    def message(self, language: str) -> str:
+        """The text for people, in `zh` or `en`."""
+        return (self.zh if language == "zh" else self.en).format(**self.values)
+
+
+class InvalidJson(ApiError):
+    status, code = 400, "invalid_json"
+    zh, en = "请求体不是有效的JSON：{reason}", "The request body is not valid JSON: {reason}"
+
+
+class InvalidRequest(ApiError):
+    status, code = 400, "invalid_request"
+    zh, en = "请求参数无效", "The request is not valid"
+
+
+class BadRequest(ApiError):
+    status, code, closes = 400, "bad_request", True
+    zh, en = "无法解析的HTTP请求", "The HTTP request could not be parsed"
+
+
+class Unauthorized(ApiError):
+    status, code = 401, "unauthorized"
+    zh, en = "缺少或无效的密钥", "A valid key is needed"
+
+
+class Forbidden(ApiError):
+    status, code = 403, "forbidden"
+    zh, en = "禁止访问", "Not allowed from here"
+
+
+class RouteNotFound(ApiError):
+    status, code = 404, "route_not_found"
+    zh, en = "接口不存在", "No such route"
+
+
+class TaskNotFound(ApiError):
+    """An image route of a task that is unknown or gone. (The task route has the seed's own 404 body.)"""
+
+    status, code = 404, "not_found"
+    zh, en = "任务不存在或已过期", "The task does not exist or has expired"
+
+
+class MethodNotAllowed(ApiError):
+    status, code = 405, "method_not_allowed"
+    zh, en = "不支持的请求方法", "This route does not take this method"
+
+
+class BodyTimeout(ApiError):
+    status, code, retryable, closes = 408, "body_timeout", True, True
+    zh, en = "读取请求体超时", "The request body did not arrive in time"
+
+
+class AlreadyFinished(ApiError):
+    status, code = 409, "already_finished"
+    zh, en = "任务已结束，无法取消", "The task has already finished"
+
+
+class NotRetryable(ApiError):
+    status, code = 409, "not_retryable"
+    zh, en = "只有失败或已取消的任务可以重试", "Only a failed or cancelled task can be retried"
+
+
+class ImageExpired(ApiError):
+    status, code = 410, "image_expired"
+    zh, en = "图像已过期", "The image has expired"
+
+
+class BodyTooLarge(ApiError):
+    status, code, closes = 413, "body_too_large", True
+    zh, en = "请求体过大，最多{limit}字节", "The request body is over {limit} bytes"
+
+
+class UnsupportedMediaType(ApiError):
+    status, code = 415, "unsupported_media_type"
+    zh, en = "请使用Content-Type: application/json，且不压缩", "Send Content-Type: application/json, not compressed"
+
+
+class ExpectationFailed(ApiError):
+    status, code, closes = 417, "expectation_failed", True
+    zh, en = "不支持的Expect头", "This Expect header is not supported"
+
+
+class IdempotencyMismatch(ApiError):
+    status, code = 422, "idempotency_mismatch"
+    zh, en = "同一Idempotency-Key已用于不同的请求", "This Idempotency-Key was used with another body"
+
+
+class RateLimited(ApiError):
+    status, code, retryable = 429, "rate_limited", True
+    zh, en = "请求频率过高，请稍后再试", "Too many requests, please try again later"
+
+
+class HeadersTooLarge(ApiError):
+    status, code, closes = 431, "headers_too_large", True
+    zh, en = "请求头过大", "The request line or headers are too large"
+
+
+class InternalError(ApiError):
+    pass
+
+
+class QueueUnavailable(ApiError):
+    """Redis can't be asked now: away, hung, full, read-only or over its quota."""
+
+    status, code, retryable = 503, "queue_unavailable", True
+    zh, en = "队列暂时不可用，请稍后再试", "The queue is not available right now, please try again"
+
+
+class QueueFull(ApiError):
+    status, code, retryable = 503, "queue_full", True
+    zh, en = "队列已满，请稍后再试", "The queue is full, please try again later"
+
+
+class Draining(ApiError):
+    status, code, retryable, closes = 503, "draining", True, True
+    zh, en = "服务正在重启，请稍后再试", "The service is restarting, please try again"
+
+
+class StoreUnavailable(ApiError):
+    """The image store can't be read now, or holds this picture where this instance can't read it."""
+
+    status, code, retryable = 503, "store_unavailable", True
+    zh, en = "图像存储暂时不可用", "The image store is not available right now"
+
+
+class UpstreamError(ImagegenError):
+    """A call to a provider that brought no picture, said in the words of API.md section 4.
+
+    code: one of the task error codes, `upstream_timeout` say.
+    detail: for the client, at most 300 characters, no control characters, no secret.
+    retryable: whether the same call may succeed later.
+    ambiguous: sent, and no answer came; so it may have been paid for.
+    retry_after_s: seconds the upstream asked to wait.
+    parameter: the one request field (snake_case, as on Together's wire) that the model refused.
+    status: the upstream's HTTP status, None where none came.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retryable: bool = False,
+        ambiguous: bool = False,
+        retry_after_s: float | None = None,
+        parameter: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.retryable = retryable
+        self.ambiguous = ambiguous
+        self.retry_after_s = retry_after_s
+        self.parameter = parameter
+        self.status = status

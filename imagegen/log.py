@@ -1,0 +1,168 @@
+"""Owns the log: one line a record, as text or JSON, with nothing in it that could pass for another line."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, TextIO
+
+import orjson
+from loguru import logger
+
+if TYPE_CHECKING:
+    from loguru import Message, Record
+
+_MAX_CHARS = 8_000
+_C0 = frozenset(map(chr, range(0x20)))
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/@]*@")
+
+
+def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
+    """Sends every record of loguru and of `logging` from `level` on to `sink` (standard error if None).
+
+    fmt: `text` or `json`, one object a line. May be called again; the last call counts.
+    """
+    render = _json_line if fmt == "json" else _text_line
+    number = logger.level(level).no
+    logger.remove()
+    stream = sys.stderr if sink is None else sink
+    if stream is not None:  # a process can be started without a standard error
+        logger.add(_writer(stream, render), level=number, format=_no_text, backtrace=False, diagnose=False)
+    logging.basicConfig(handlers=[InterceptHandler()], level=number, force=True)
+
+
+def enabled(level: str) -> bool:
+    """Whether a record of this level would be shown, for callers who would have to work for it."""
+    return logging.getLogger().isEnabledFor(logger.level(level).no)
+
+
+def prompt_excerpt(prompt: str) -> str:
+    """What a log may say of a prompt: enough to tell two apart, nothing to read."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{len(prompt)} characters, #{digest[:8]}"
+
+
+class InterceptHandler(logging.Handler):
+    """Hands the records of `logging` to loguru, with their level and the name of their logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raises nothing: a record whose arguments don't fit its text is shown as `logging` itself would do."""
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            self.handleError(record)
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        bound = logger.bind(logger=record.name)
+        if error is not None and _quotes_the_client(error):
+            bound.log(min(record.levelno, logging.INFO), "{}: {}", text, type(error).__name__)
+        else:
+            bound.opt(exception=error).log(_level_of(record), "{}", text)
+
+
+def _quotes_the_client(error: BaseException) -> bool:
+    """Errors of aiohttp's parser repeat the bytes they refuse, an Authorization header say."""
+    return type(error).__module__ == "aiohttp.http_exceptions"
+
+
+def _level_of(record: logging.LogRecord) -> str | int:
+    try:
+        return logger.level(record.levelname).name
+    except ValueError:
+        return record.levelno
+
+
+def _no_text(_: Record) -> str:
+    return ""
+
+
+def _writer(stream: TextIO, render: Callable[[Record], str]) -> Callable[[Message], None]:
+    def write(message: Message) -> None:
+        line = render(message.record) + "\n"
+        try:
+            stream.write(line)
+            stream.flush()
+        except BrokenPipeError:
+            _forget(stream)
+        except (OSError, ValueError):  # a full disk, a closed stream: the service goes on without a log
+            return
+
+    return write
+
+
+def _forget(stream: TextIO) -> None:
+    """Nobody reads the pipe any more. What is left in the buffer would else spoil the exit code.
+
+    https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    """
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        return
+
+
+def _text_line(record: Record) -> str:
+    message = _clean(record["message"])
+    line = f"{_time(record)} {record['level'].name:<8} {message}{_text_extras(record['extra'], message)}"
+    trace = _trace(record)
+    return f"{line}\n{_indented(trace)}" if trace else line
+
+
+def _text_extras(extra: Mapping[str, Any], message: str) -> str:
+    """loguru adds what the message was formatted with, too; that is there already, floats in another form."""
+    shown = ((name, _clean(str(value))) for name, value in extra.items() if not isinstance(value, float))
+    return "".join(f" {name}={value}" for name, value in shown if value not in message)
+
+
+def _indented(trace: str) -> str:
+    return "\n".join(f"    {_clean(line)}" for line in trace.splitlines())
+
+
+def _json_line(record: Record) -> str:
+    fields: dict[str, Any] = {"time": _time(record), "level": record["level"].name}
+    fields["message"] = _clean(record["message"], keep=_C0)
+    fields |= {name: _plain(value) for name, value in record["extra"].items() if name not in fields}
+    if trace := _trace(record):
+        fields["exception"] = _clean(trace, keep=_C0)
+    return orjson.dumps(fields).decode()
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold: numbers and the like as they are, all else as text."""
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    return _clean(str(value), keep=_C0)
+
+
+def _time(record: Record) -> str:
+    return record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _trace(record: Record) -> str:
+    error = record["exception"]
+    if error is None:
+        return ""
+    return "".join(traceback.format_exception(error.type, error.value, error.traceback)).rstrip()
+
+
+def _clean(text: str, keep: frozenset[str] = frozenset()) -> str:
+    """Short enough, without passwords in addresses and without characters that could forge or hide a line."""
+    if len(text) > _MAX_CHARS:
+        text = f"{text[: _MAX_CHARS // 2]} … {text[-_MAX_CHARS // 2 :]}"
+    if "://" in text:
+        text = _PASSWORD_IN_URL.sub("***@", text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("ascii", "backslashreplace").decode() if ord(char) > 0x7F else repr(char)[1:-1]

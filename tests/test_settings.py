@@ -1,0 +1,408 @@
+"""Settings: defaults, forms, faults and the things that must not be shown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio.connection import parse_url
+
+from imagegen import settings as module
+from imagegen.errors import SettingsError
+from imagegen.settings import Settings, setting_names
+
+EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.fixture
+def all_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNBUILT", frozenset())
+
+
+def load(**environ: str) -> Settings:
+    return Settings.load(environ, dotenv=None)
+
+
+def faults(**environ: str) -> dict[str, str]:
+    with pytest.raises(SettingsError) as caught:
+        load(**environ)
+    return dict(line.split(": ", 1) for line in str(caught.value).splitlines())
+
+
+def test_nothing_set_gives_the_sandbox_on_loopback_with_an_embedded_redis() -> None:
+    settings = load()
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.provider) == ("127.0.0.1", 3000, "sandbox")
+    assert (settings.redis_url, settings.data_dir) == (None, Path(".imagegen"))
+    assert (settings.rate_limit_window_s, settings.rate_limit_max, settings.image_rate_limit_max) == (60.0, 10, 5)
+    assert (settings.lease_s, settings.drain_s, settings.result_ttl_s, settings.task_deadline_s) == (
+        30,
+        25,
+        86400,
+        3600,
+    )
+    assert (settings.image_store, settings.image_store_max_bytes) == ("disk", 2**30)
+    assert (settings.trusted_proxy_hops, settings.on_render) == (0, False)
+
+
+def test_settings_can_not_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        load().port = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        load(MODEL_ALIASES="a=b").model_aliases["c"] = "d"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "attribute", "value"),
+    [
+        ("HOST", "0.0.0.0", "host", "0.0.0.0"),
+        ("HOST", "[::1]", "host", "::1"),
+        ("HOST", "localhost", "host", "localhost"),
+        ("PORT", "0", "port", 0),
+        ("PORT", " 8080 ", "port", 8080),
+        ("PUBLIC_URL", "https://example.org/images/", "public_url", "https://example.org/images"),
+        ("TOGETHER_API_URL", "http://127.0.0.1:9000/v1", "together_api_url", "http://127.0.0.1:9000/v1"),
+        ("PROVIDER", "Sandbox", "provider", "sandbox"),
+        ("REDIS_PREFIX", "shop:dev", "redis_prefix", "shop:dev"),
+        ("DATA_DIR", "/srv/images", "data_dir", Path("/srv/images")),
+        ("DATA_DIR", "~/images", "data_dir", Path.home() / "images"),
+        ("SANDBOX_DELAY", "0", "sandbox_delay_s", 0.0),
+        ("RETRY_BASE_SECONDS", ".5", "retry_base_s", 0.5),
+        ("UPSTREAM_TIMEOUT", "0.25", "upstream_timeout_s", 0.25),
+        ("LEASE_SECONDS", "1", "lease_s", 1.0),
+        ("RESULT_TTL", "2", "result_ttl_s", 2.0),
+        ("RATE_LIMIT_WINDOW", "1500", "rate_limit_window_s", 1.5),
+        ("RATE_LIMIT_MAX", "0", "rate_limit_max", 0),
+        ("MODEL_ALIASES", "old=new, a/b = c/d ,", "model_aliases", {"old": "new", "a/b": "c/d"}),
+        ("FALLBACK_MODELS", "a, b,a", "fallback_models", ("a", "b")),
+        ("UPSTREAM_RATE", "10/minute", "upstream_rate_per_min", 10.0),
+        ("UPSTREAM_RATE", "2/second", "upstream_rate_per_min", 120.0),
+        ("UPSTREAM_RATE", "600/hour", "upstream_rate_per_min", 10.0),
+        ("UPSTREAM_RATE", "7.5", "upstream_rate_per_min", 7.5),
+        ("IMAGE_STORE", "upstream", "image_store", "upstream"),
+        ("IMAGE_STORE_MAX_BYTES", "5000", "image_store_max_bytes", 5000),
+        ("IMAGE_STORE_MAX_BYTES", "100MiB", "image_store_max_bytes", 100 * 2**20),
+        ("IMAGE_STORE_MAX_BYTES", "1.5 gb", "image_store_max_bytes", 1_500_000_000),
+        ("API_KEYS", "web:k-12345678, app:k:87654321", "api_keys", {"web": "k-12345678", "app": "k:87654321"}),
+        ("TRUSTED_PROXY_HOPS", "2", "trusted_proxy_hops", 2),
+        ("TRUSTED_PROXY_HOPS", "auto", "trusted_proxy_hops", "auto"),
+        (
+            "CORS_ORIGINS",
+            "https://A.example,http://localhost:80",
+            "cors_origins",
+            ("https://a.example", "http://localhost:80"),
+        ),
+        ("WEBHOOK_SECRET", WEBHOOK_SECRET, "webhook_secret", WEBHOOK_SECRET),
+        ("WEBHOOK_ALLOW_PRIVATE", "yes", "webhook_allow_private", True),
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("LOG_FORMAT", "json", "log_format", "json"),
+    ],
+)
+@pytest.mark.usefixtures("all_built")
+def test_a_good_value_is_taken(name: str, text: str, attribute: str, value: object) -> None:
+    assert getattr(load(**{name: text}), attribute) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *[("HOST", text) for text in ("http://localhost", "localhost:3000", "a b")],
+        *[("PORT", text) for text in ("65536", "-1", "http", "3000.5", "٣", "1_000")],
+        *[
+            ("PUBLIC_URL", text)
+            for text in ("example.org", "ftp://a", "https://", "https://a?b", "https://a#b", "http://a:b")
+        ],
+        *[("TOGETHER_API_URL", text) for text in ("http://user@a", "http://a b", "http://[", "http://a:0")],
+        *[("TOGETHER_API_KEY", text) for text in ("two words", "ключ", "a\nb")],
+        ("PROVIDER", "replicate"),
+        ("DEFAULT_MODEL", "a\x00b"),
+        *[("REDIS_PREFIX", text) for text in ("a{b}", "a b", "a\x01", "x" * 65)],
+        ("EMBEDDED_REDIS", "maybe"),
+        *[("SANDBOX_DELAY", text) for text in ("-1", "nan", "inf", "1e3", "1s")],
+        *[("MODEL_ALIASES", text) for text in ("a", "=b", "a=", "a=b,a=c")],
+        *[("RATE_LIMIT_WINDOW", text) for text in ("0", "a minute")],
+        ("RATE_LIMIT_STORE", "disk"),
+        *[("WORKER_CONCURRENCY", text) for text in ("0", "1001")],
+        ("MAX_ATTEMPTS", "0"),
+        ("UPSTREAM_TIMEOUT", "0"),
+        *[("UPSTREAM_RATE", text) for text in ("0", "10/day", "-1/minute", "fast")],
+        ("LEASE_SECONDS", "0.5"),
+        ("RESULT_TTL", "0"),
+        ("MAX_QUEUE", "0"),
+        ("IMAGE_STORE", "tape"),
+        *[("IMAGE_STORE_MAX_BYTES", text) for text in ("0", "1 pint", "-5", "1PiB")],
+        *[
+            ("API_KEYS", text)
+            for text in ("nokey", "a:short", "a:12345678,a:87654321", "a:12345678,b:12345678", "a b:12345678", ",")
+        ],
+        ("CACHE_SCOPE", "all"),
+        *[("TRUSTED_PROXY_HOPS", text) for text in ("-1", "all", "100")],
+        *[("CORS_ORIGINS", text) for text in ("*", "https://a/", "https://a/b", "example.org", "null")],
+        *[
+            ("WEBHOOK_SECRET", text)
+            for text in ("hunter2", "whsec_!!", "whsec_c2hvcnQ=", WEBHOOK_SECRET.removeprefix("whsec_"))
+        ],
+        ("WEBHOOK_ALLOW_PRIVATE", "perhaps"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+@pytest.mark.usefixtures("all_built")
+def test_a_wrong_value_is_refused_by_name(name: str, text: str) -> None:
+    assert list(faults(**{name: text})) == [name]
+
+
+def test_every_fault_is_named_at_once_with_what_is_allowed() -> None:
+    found = faults(PORT="http", LOG_LEVEL="loud", LEASE_SECONDS="0", PROVIDER="together")
+    assert found == {
+        "PORT": "'http' is not allowed; a whole number from 0 to 65535 is",
+        "LEASE_SECONDS": "'0' is not allowed; a number from 1 to 315360000 is",
+        "LOG_LEVEL": "'loud' is not allowed; allowed: TRACE, DEBUG, INFO, WARNING, ERROR, CRITICAL",
+        "TOGETHER_API_KEY": "is not set, and PROVIDER=together needs it",
+    }
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_an_empty_value_is_not_set(name: str) -> None:
+    assert load(**{name: "  "}) == Settings()
+
+
+# Settings that depend on each other
+
+
+def test_a_together_key_chooses_together_unless_a_provider_is_named() -> None:
+    assert load(TOGETHER_API_KEY="k").provider == "together"
+    assert load(TOGETHER_API_KEY="k", PROVIDER="sandbox").provider == "sandbox"
+
+
+@pytest.mark.usefixtures("all_built")
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        ({"PROVIDER": "together"}, ["TOGETHER_API_KEY"]),
+        ({"PROVIDER": "openai"}, ["OPENAI_API_URL", "OPENAI_API_KEY"]),
+        ({"PROVIDER": "openai", "OPENAI_API_URL": "http://a"}, ["OPENAI_API_KEY"]),
+        ({"PROVIDER": "a1111"}, ["A1111_URL"]),
+        ({"IMAGE_STORE": "s3"}, ["S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"]),
+        ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),
+    ],
+)
+def test_what_a_choice_needs_must_be_set(environ: dict[str, str], missing: list[str]) -> None:
+    assert list(faults(**environ)) == missing
+
+
+@pytest.mark.usefixtures("all_built")
+def test_pictures_in_redis_have_a_smaller_cap() -> None:
+    assert load(IMAGE_STORE="redis").image_store_max_bytes == 100 * 2**20
+    assert load(IMAGE_STORE="redis", IMAGE_STORE_MAX_BYTES="1GiB").image_store_max_bytes == 2**30
+
+
+def test_on_render_proxies_are_trusted_and_an_embedded_redis_is_refused_unless_forced() -> None:
+    found = faults(RENDER="true")
+    assert "EMBEDDED_REDIS=force" in found["REDIS_URL"]
+    forced = load(RENDER="true", EMBEDDED_REDIS="force")
+    assert (forced.on_render, forced.trusted_proxy_hops, forced.redis_url) == (True, "auto", None)
+    assert load(RENDER="true", REDIS_URL="redis://h", TRUSTED_PROXY_HOPS="1").trusted_proxy_hops == 1
+
+
+def test_no_redis_at_all_is_refused() -> None:
+    assert "EMBEDDED_REDIS=auto" in faults(EMBEDDED_REDIS="off")["REDIS_URL"]
+    assert load(EMBEDDED_REDIS="off", REDIS_URL="redis://h").redis_url == "redis://h"
+
+
+@pytest.mark.parametrize(
+    ("environ", "exposed"),
+    [
+        ({}, True),
+        ({"HOST": "::"}, True),
+        ({"HOST": "127.0.0.2"}, False),
+        ({"HOST": "::1"}, False),
+        ({"HOST": "localhost"}, False),
+        ({"API_KEYS": "web:12345678"}, False),
+        ({"PROVIDER": "sandbox"}, False),
+        ({"TOGETHER_API_KEY": ""}, False),
+    ],
+)
+@pytest.mark.usefixtures("all_built")
+def test_a_paid_key_on_an_open_port_is_noticed(environ: dict[str, str], exposed: bool) -> None:
+    assert load(**{"HOST": "0.0.0.0", "TOGETHER_API_KEY": "k"} | environ).exposed_without_keys is exposed
+
+
+# Features that are not built yet
+
+
+@pytest.mark.parametrize(
+    ("unbuilt", "environ"),
+    [
+        ("API_KEYS", {"API_KEYS": "web:12345678"}),
+        ("CACHE_SCOPE", {"CACHE_SCOPE": "key"}),
+        ("PROVIDER=a1111", {"PROVIDER": "a1111"}),
+        ("IMAGE_STORE=s3", {"IMAGE_STORE": "s3"}),
+    ],
+)
+def test_a_setting_whose_feature_is_not_built_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, unbuilt: str, environ: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "UNBUILT", frozenset({unbuilt}))
+    found = faults(**environ)
+    assert list(found) == list(environ)
+    assert "not built" in found[next(iter(environ))]
+
+
+def test_the_default_of_an_unbuilt_setting_may_be_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNBUILT", frozenset({"CACHE_SCOPE", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"}))
+    assert load(CACHE_SCOPE="shared", WEBHOOK_ALLOW_PRIVATE="false", IMAGE_STORE="disk") == Settings()
+
+
+def test_only_settings_can_be_unbuilt() -> None:
+    assert {name.partition("=")[0] for name in module.UNBUILT} <= set(setting_names())
+
+
+# REDIS_URL and REDIS_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "mapped"),
+    [
+        ("redis://localhost:6379/0", "", "redis://localhost:6379/0"),
+        ("unix:///run/redis.sock?db=2", "", "unix:///run/redis.sock?db=2"),
+        ("rediss://default:pw@eu1-x.upstash.io:6379", "", "rediss://default:pw@eu1-x.upstash.io:6379"),
+        ("rediss://default:pw@h", "token", "rediss://default:pw@h"),
+        ("redis://h?password=pw", "token", "redis://h?password=pw"),
+        ("rediss://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io"),
+        ("rediss://default_ro@h:1", "token", "rediss://default_ro:token@h:1"),
+        ("redis://eu1-x.upstash.io:6379", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
+        ("https://eu1-x.upstash.io", "to/k=n", "rediss://default:to%2Fk%3Dn@eu1-x.upstash.io:6379"),
+        ("https://eu1-x.upstash.io/", "token", "rediss://default:token@eu1-x.upstash.io:6379"),
+        ("redis://[::1]:6380", "token", "redis://default:token@[::1]:6380"),
+        ("unix:///run/redis.sock", "token", "unix://default:token@/run/redis.sock"),
+    ],
+)
+def test_every_form_of_a_redis_address_becomes_one_that_redis_py_takes(url: str, token: str, mapped: str) -> None:
+    assert load(REDIS_URL=url, REDIS_TOKEN=token).redis_url == mapped
+
+
+def test_redis_py_reads_the_token_back_as_it_was() -> None:
+    token = "A/b+c=d@e:f%#?"
+    url = load(REDIS_URL="https://eu1-x.upstash.io", REDIS_TOKEN=token).redis_url
+    parsed: Any = parse_url(url or "")
+    assert (parsed["username"], parsed["password"]) == ("default", token)
+    assert (parsed["host"], parsed["port"]) == ("eu1-x.upstash.io", 6379)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://hunter2.upstash.io",
+        "redis://",
+        "redis://:hunter2@h:0",
+        "redis://:hunter2@h:70000",
+        "redis://:hunter2/x@h:6379",
+        "redis://:hunter2#x@h",
+        "redis://h/hunter2",
+        "redis://h hunter2",
+        "redis-cli -u redis://:hunter2@h",
+        "unix://hunter2/redis.sock",
+        "unix://",
+        "https://eu1-x.upstash.io",
+        "https://eu1-x.upstash.io/get/hunter2",
+    ],
+)
+def test_a_wrong_redis_address_is_refused_without_showing_it(url: str) -> None:
+    found = faults(REDIS_URL=url)
+    assert list(found) == ["REDIS_URL"]
+    assert "hunter2" not in found["REDIS_URL"]
+
+
+def test_a_token_without_an_address_is_a_fault() -> None:
+    assert list(faults(REDIS_TOKEN="token")) == ["REDIS_TOKEN"]
+
+
+# Secrets
+
+SECRETS = {
+    "TOGETHER_API_KEY": "hunter2-together",
+    "REDIS_URL": "rediss://default:hunter2-redis@h",
+    "REDIS_TOKEN": "hunter2-token",
+    "OPENAI_API_KEY": "hunter2-openai",
+    "S3_ACCESS_KEY_ID": "hunter2-id",
+    "S3_SECRET_ACCESS_KEY": "hunter2-s3",
+    "API_KEYS": "web:hunter2-web",
+    "ADMIN_TOKEN": "hunter2-admin",
+    "TASK_ID_SECRET": "hunter2-task",
+    "WEBHOOK_SECRET": "whsec_aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMg==",
+}
+
+
+@pytest.mark.usefixtures("all_built")
+def test_no_secret_is_in_the_repr() -> None:
+    shown = repr(load(**SECRETS))
+    assert "hunter2" not in shown
+    assert "whsec" not in shown
+    assert shown.count("'***'") + shown.count("=***") == len(SECRETS)
+    assert "port=3000" in shown
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_secret_is_in_a_message(name: str) -> None:
+    assert "hunter2" not in str(faults(**{name: "hunter2\x07 hunter2", "PORT": "x"}))
+
+
+# The file
+
+
+def test_the_environment_comes_before_the_file_and_empty_in_it_hides_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "PORT=4000\nexport HOST='::1'\nTOGETHER_API_KEY=paid # a comment\nLOG_LEVEL\n", encoding="utf-8-sig"
+    )
+    settings = Settings.load({"PORT": "5000", "TOGETHER_API_KEY": ""}, dotenv=file)
+    assert (settings.port, settings.host, settings.provider) == (5000, "::1", "sandbox")
+    assert Settings.load({}, dotenv=file).together_api_key == "paid"
+
+
+def test_a_dollar_in_the_file_is_only_a_dollar(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("ADMIN_TOKEN=a${HOME}b\n")
+    assert Settings.load({}, dotenv=file).admin_token == "a${HOME}b"
+
+
+def test_a_file_that_is_not_there_is_fine(tmp_path: Path) -> None:
+    assert Settings.load({}, dotenv=tmp_path / ".env") == Settings()
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=4000\nADMIN TOKEN=hunter2\n")
+    with pytest.raises(SettingsError, match=r"\.env, line 2: is not of the form NAME=value") as caught:
+        Settings.load({}, dotenv=file)
+    assert "hunter2" not in str(caught.value)
+    file.write_bytes(b"PORT=\xff\n")
+    with pytest.raises(SettingsError, match=r"\.env: can't be read: it is not UTF-8"):
+        Settings.load({}, dotenv=file)
+
+
+# The example
+
+
+def test_the_example_names_every_setting_once_and_changes_nothing_as_it_is() -> None:
+    names = re.findall(r"^# ([A-Z][A-Z0-9_]+)=", EXAMPLE.read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(setting_names())
+    assert Settings.load({}, dotenv=EXAMPLE) == Settings()
+
+
+def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(re.sub(r"^# ([A-Z][A-Z0-9_]+=)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE))
+    assert Settings.load({}, dotenv=file) == Settings()
+    blank = {name for name in setting_names() if re.search(rf"^{name}=$", file.read_text(), re.MULTILINE)}
+    without_default = {
+        rule.name for rule in module._rules(Settings).values() if not rule.default and rule.default not in (0, False)
+    }
+    depends = {"PROVIDER", "IMAGE_STORE_MAX_BYTES"}
+    assert blank - depends == without_default
