@@ -1,0 +1,39 @@
+"""Owns the description of a picture: as an upstream gives it, and as it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLink:
+    """A picture at a URL that soon dies: fetch it now."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """A picture whose bytes came in the answer; not checked yet."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One picture of a task.
+
+    index: its place in the task, from 0.
+    sha256: of the bytes, 64 hex digits; empty where the bytes stay upstream (`url` is set then).
+    seed: the seed that was sent for it, None where none was sent.
+    url: only where the bytes are not kept here: the provider's own link.
+    """
+
+    index: int
+    content_type: str = ""
+    size_bytes: int = 0
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    seed: int | None = None
+    url: str | None = None

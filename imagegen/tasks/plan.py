@@ -1,0 +1,35 @@
+"""Owns how the pictures of a task are spread over calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from imagegen.tasks.request import MAX_SEED
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One call's part: the places of its pictures in the task, and the seed to send."""
+
+    indexes: tuple[int, ...]
+    seed: int | None
+
+
+def shares(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[Share]:
+    """The calls that are still needed. Call k of a task sends `seed` + (images asked for so far)."""
+    for first in range(0, wanted, per_call):
+        missing = tuple(i for i in range(first, min(first + per_call, wanted)) if i not in have)
+        if missing:
+            yield Share(missing, _shifted(seed, first))
+
+
+def second_shares(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[Share]:
+    """The calls for what an upstream left out, asked for once more, with seeds that were not sent yet."""
+    missing = [i for i in range(wanted) if i not in have]
+    for first in range(0, len(missing), per_call):
+        yield Share(tuple(missing[first : first + per_call]), _shifted(seed, wanted + first))
+
+
+def _shifted(seed: int | None, by: int) -> int | None:
+    return None if seed is None else (seed + by) % (MAX_SEED + 1)

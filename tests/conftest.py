@@ -1,0 +1,78 @@
+"""Fixtures of all rooms: a real Redis with a fresh prefix for each test, and an instance of the queue on it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from imagegen.queue.connection import Connection
+from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    asyncio.run(server.start())
+    yield server.url
+    asyncio.run(server.stop())
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"test{next(_numbers)}"
+
+
+class Instance:
+    """The queue room of one process, with its side loops."""
+
+    def __init__(self, room: QueueRoom) -> None:
+        self.connection, self.keys, self.scripts = room.connection, room.keys, room.scripts
+        self.memory, self.claims, self.queue = room.memory, room.claims, room.queue
+        self.control, self.feed = room.control, room.feed
+        self.room = room
+        self.loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self.loops = [asyncio.create_task(loop, name=name) for name, loop in self.room.loops().items()]
+
+    async def crash(self) -> None:
+        """Stops without a word, as kill -9 does."""
+        for loop in self.loops:
+            loop.cancel()
+        await asyncio.gather(*self.loops, return_exceptions=True)
+        self.loops.clear()
+
+
+MakeInstance = Callable[..., Instance]
+
+
+@pytest.fixture
+async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstance]:
+    """Makes instances that share one queue: `make_instance(lease_s=…, max_queue=…, start=False)`."""
+    async with AsyncExitStack() as stack:
+
+        def make(
+            *,
+            lease_s: float = 30.0,
+            result_ttl_s: float = 60.0,
+            max_queue: int = 1000,
+            start: bool = True,
+            url: str = redis_url,
+        ) -> Instance:
+            connection = Connection(url)
+            rules = QueueRules(prefix, lease_s, result_ttl_s, record_life_s=60.0, max_queue=max_queue)
+            instance = Instance(open_queue(connection, rules, instance=f"i{next(_numbers)}"))
+            stack.push_async_callback(connection.close)
+            stack.push_async_callback(instance.crash)
+            if start:
+                instance.start()
+            return instance
+
+        yield make
