@@ -1,0 +1,78 @@
+"""Owns group commit: calls of one event-loop turn go to Redis as one, and each caller gets its own answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Batcher(Generic[Item, Answer]):
+    """Collects items until the turn ends, then sends them together; while `max_in_flight` sends run, more collect.
+
+    send: gets the items and the event-loop time by which it must have answered; returns one answer an item, in order.
+    deadline_s: from the first item's arrival, over waiting and sending.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[Item], float], Awaitable[Sequence[Answer]]],
+        *,
+        deadline_s: float,
+        max_items: int = 200,
+        max_in_flight: int = 4,
+    ) -> None:
+        self._send = send
+        self._deadline_s = deadline_s
+        self._max_items = max_items
+        self._max_in_flight = max_in_flight
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._first_at = 0.0
+        self._scheduled = False
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __call__(self, item: Item) -> asyncio.Future[Answer]:
+        """Puts an item in; the future brings its answer, or the error of the whole send."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        if not self._waiting:
+            self._first_at = loop.time()
+        self._waiting.append((item, answer))
+        if not self._scheduled and len(self._running) < self._max_in_flight:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+        return answer
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        batch, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
+        if not batch:
+            return
+        sending = asyncio.get_running_loop().create_task(self._run(batch, self._first_at + self._deadline_s))
+        self._running.add(sending)
+        sending.add_done_callback(self._sent)
+        if self._waiting and len(self._running) < self._max_in_flight:
+            self._flush()
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._running.discard(sending)
+        if self._waiting and not self._scheduled:
+            self._flush()
+
+    async def _run(self, batch: list[tuple[Item, asyncio.Future[Answer]]], deadline: float) -> None:
+        try:
+            answers = await self._send([item for item, _ in batch], deadline)
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    future.exception()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)

@@ -1,0 +1,107 @@
+"""Owns the claim: an instance's hold on one task, and what of it survives a change of hands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from imagegen.queue.records import Run, decode_run, encode_entry
+from imagegen.queue.scripts import ReleaseItem
+from imagegen.tasks.task import Task
+
+
+class Start(Enum):
+    """What came of a start.
+
+    STARTED: written; the paid call may be made. LOST: the claim is not ours any more.
+    ADOPTED: another instance had begun; what it did is in the claim now, look again.
+    """
+
+    STARTED = 1
+    LOST = 2
+    ADOPTED = 3
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """An instance's hold on one task.
+
+    task: as last published; run: how far it has come; written: the run as it stands in Redis, and stands: its bytes
+    there, None before the first start.
+    lost: somebody else has it, or nobody should; `abandon` is called then, to stop a call that is under way.
+    """
+
+    entry_id: str
+    task: Task
+    run: Run
+    stands: bytes | None = None
+    written: Run | None = None
+    lost: bool = False
+    abandon: Callable[[], None] | None = None
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    def lose(self) -> None:
+        self.lost = True
+        if self.abandon is not None:
+            self.abandon()
+
+
+def run_life_s(lease_s: float) -> float:
+    """How long a run stands unrenewed: well over the time in which its claim is taken over."""
+    return lease_s * 2 + 5
+
+
+def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> None:
+    """Puts into a claim that was taken over what the instance before had done, from the run it wrote.
+
+    A run that is gone though the entry rested longer than a run lives is taken for a call that may have been paid.
+    Raises UnreadableRecord.
+    """
+    if stands is None:
+        if idle_s >= run_life_s(lease_s):
+            claim.run = replace(claim.run, starts=1, attempts=1, ambiguous=1)
+        return
+    entry_id, run = decode_run(stands)
+    claim.stands = stands
+    if entry_id == claim.entry_id:
+        claim.run = replace(run, ambiguous=run.ambiguous + (run.phase == "calling"))
+        claim.task = replace(
+            claim.task,
+            possibly_billed_twice=claim.run.ambiguous,
+            images=run.images or claim.task.images,
+            stale_images=claim.task.stale_images and not run.images,
+        )
+
+
+def adopt(claim: Claim, stands: bytes) -> Start:
+    """Another run stands where ours should: an older generation's, one that was handed back, or a thief's."""
+    entry_id, run = decode_run(stands)
+    if entry_id == claim.entry_id:
+        if run.phase != "released":
+            claim.lose()
+            return Start.LOST
+        claim.run = run
+    elif _order(entry_id) > _order(claim.entry_id):
+        claim.lose()
+        return Start.LOST
+    claim.stands = stands
+    return Start.ADOPTED
+
+
+def handed_back(claim: Claim) -> ReleaseItem:
+    """The claim as it is handed back: a call that was cut off may have been paid, but is no attempt."""
+    run, task = claim.run, claim.task
+    stored = b""
+    if claim.stands is not None:
+        if run.phase == "calling":
+            run = replace(run, ambiguous=run.ambiguous + 1, attempts=run.attempts - 1)
+        stored = replace(run, phase="released").encode("").strip()
+    return ReleaseItem(task.id, claim.entry_id, task.generation, encode_entry(task), stored)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    """Entry ids rise with time: milliseconds and a number."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)

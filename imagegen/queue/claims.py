@@ -1,0 +1,119 @@
+"""Owns the verbs of an attempt: claim, start, checkpoint, progress, and the ends finish, retry and drop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from imagegen.queue.claim import Claim, Start, adopt, handed_back
+from imagegen.queue.connection import Connection
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.memory import Memory
+from imagegen.queue.records import Run, decode_record, final_record
+from imagegen.queue.scripts import FinishItem, Scripts, SwapItem
+from imagegen.tasks import task as edges
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Task
+
+
+class Claims:
+    """What the pool may say to the queue. Each verb waits for Redis where it is away. clock: Unix time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        scripts: Scripts,
+        memory: Memory,
+        holdings: Holdings,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._memory = memory
+        self._holdings = holdings
+        self._clock = clock
+        self.claim = holdings.claim
+        self.quiet = holdings.quiet
+        self.drop = holdings.drop
+
+    async def start(self, claim: Claim) -> Start:
+        """Counts the attempt and sets the owner, before money is spent."""
+        run = replace(
+            claim.run,
+            owner=self._holdings.instance,
+            phase="calling",
+            starts=claim.run.starts + 1,
+            attempts=claim.run.attempts + 1,
+            started_at=claim.run.started_at or self._clock(),
+            reason=None,
+            retry_at=None,
+        )
+        value = run.encode(claim.entry_id)
+        if claim.stands is None:
+            stands = await self._connection.until_back(lambda: self._scripts.first_run((claim.task.id, value)))
+        else:
+            stands = await self._swap(claim, value)
+        if stands:
+            return adopt(claim, stands)
+        self._wrote(claim, run, value)
+        self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=self._clock()))
+        return Start.STARTED
+
+    async def checkpoint(self, claim: Claim, run: Run) -> bool:
+        """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
+        value = run.encode(claim.entry_id)
+        if await self._swap(claim, value):
+            claim.lose()
+            return False
+        self._wrote(claim, run, value)
+        return True
+
+    def progress(self, claim: Claim, percent: int) -> None:
+        """Something happened: told from memory, costs no command."""
+        if not claim.lost:
+            self._publish(claim, edges.progressed(claim.task, percent, claim.run.images or None))
+
+    async def finish(self, claim: Claim, final: Task) -> Task:
+        """Writes a final task; returns the one that stands, which is another's where that came first."""
+        item = FinishItem(final.id, claim.entry_id, final.generation, final_record(final))
+        stands = await self._connection.until_back(lambda: self._scripts.finish(item))
+        if stands:
+            _, final = decode_record(stands)
+        self._holdings.let_go(claim)
+        self._memory.put(final)
+        return final
+
+    async def retry(self, claim: Claim, retry: Retry) -> None:
+        """Keeps the claim and holds no slot; the task is offered again when the delay is over."""
+        retry_at = self._clock() + retry.delay_s
+        attempts = claim.run.attempts - (not retry.counts)
+        run = replace(claim.run, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
+        if not await self.checkpoint(claim, run):
+            self.drop(claim)
+            return
+        waiting = edges.waiting(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
+        self._publish(claim, waiting)
+        claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._holdings.offer, claim)
+
+    async def hand_back(self) -> None:
+        """Gives back all that is held, and our consumer name; wakes another instance at once."""
+        claims = list(self._holdings.held.values())
+        for claim in claims:
+            self._holdings.let_go(claim)
+        items = [handed_back(claim) for claim in claims if not claim.lost]
+        await self._scripts.release(items, leaving=self._holdings.instance)
+
+    def _wrote(self, claim: Claim, run: Run, value: bytes) -> None:
+        claim.run = claim.written = run
+        claim.stands = value
+
+    def _publish(self, claim: Claim, task: Task) -> None:
+        claim.task = task
+        self._memory.put(task)
+
+    async def _swap(self, claim: Claim, value: bytes) -> bytes:
+        item = SwapItem(claim.task.id, claim.stands or b"", value)
+        return await self._connection.until_back(lambda: self._scripts.swap(item))

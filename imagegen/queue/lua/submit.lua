@@ -1,0 +1,73 @@
+-- Puts tasks in the queue, or says what is known of them.
+--
+-- The entry goes in first, so that the record can name it; where the task is known already, the entry is taken out
+-- again before anybody can read it. A new task costs two commands.
+--
+-- KEYS  1 stream; then one record a task
+-- ARGV  1 group; 2 room in the queue; 3 MAX_QUEUE if the depth is to be measured, else ''; 4 record's life in ms;
+--       then six a task: generation, digest, entry JSON, record JSON,
+--       the finished generation that is to be replaced, or '' (a failed or cancelled task always comes again),
+--       schema version
+-- returns {depth or -1, {kind, entry id, generation, known record} a task}
+--       kind: 'new', 'again' (it was there before), 'known', 'full', 'collision', 'newer', 'unreadable'
+local stream, room, depth = KEYS[1], tonumber(ARGV[2]), -1
+if ARGV[3] ~= '' then
+  local pending = redis.pcall('XPENDING', stream, ARGV[1])
+  depth = redis.call('XLEN', stream) - (pending.err and 0 or pending[1])
+  room = tonumber(ARGV[3]) - depth
+end
+
+local function head(state, entry, generation, digest)
+  return '1 ' .. state .. ' ' .. entry .. ' ' .. generation .. ' ' .. generation .. ' ' .. digest .. '\n'
+end
+
+local function add(version, generation, entry_json)
+  return redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', entry_json)
+end
+
+-- What a known record means for this submit: a kind, or nil where the task is to be queued afresh.
+local function judge(known, generation, digest, replaced, version)
+  if type(known) == 'table' then return 'unreadable' end
+  local their_version, state, _, their_generation, sequence, their_digest =
+    string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)\n')
+  if not state then return 'unreadable' end
+  if tonumber(their_version) > tonumber(version) then return 'newer' end
+  if their_digest ~= digest then return 'collision' end
+  if their_generation == generation then return 'new' end
+  if state == 'pending' or state == 'processing' then return 'known' end
+  if state == 'completed' and replaced ~= their_generation then return 'known' end
+  return nil, math.max(tonumber(generation), tonumber(sequence) + 1)
+end
+
+local answers = {}
+for i = 0, #KEYS - 2 do
+  local record, at = KEYS[i + 2], 5 + i * 6
+  local generation, digest, entry_json, record_json, replaced, version =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local entry, known
+  if room > 0 then
+    entry = add(version, generation, entry_json)
+    known = redis.pcall('SET', record, head('pending', entry, generation, digest) .. record_json,
+      'NX', 'GET', 'PX', ARGV[4])
+  else
+    known = redis.pcall('GET', record)
+  end
+  if not known then
+    answers[i + 1] = entry and {'new', entry, generation, ''} or {'full', '', '', ''}
+  else
+    local kind, again = judge(known, generation, digest, replaced, version)
+    if entry then redis.call('XDEL', stream, entry) end
+    if kind then
+      answers[i + 1] = {kind, '', generation, type(known) == 'table' and '' or known}
+    elseif room <= 0 then
+      answers[i + 1] = {'full', '', '', ''}
+    else
+      generation = string.format('%.0f', again)
+      entry = add(version, generation, entry_json)
+      redis.call('SET', record, head('pending', entry, generation, digest) .. record_json, 'PX', ARGV[4])
+      answers[i + 1] = {'again', entry, generation, ''}
+    end
+  end
+  if answers[i + 1][2] ~= '' then room = room - 1 end
+end
+return {depth, answers}

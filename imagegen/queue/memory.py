@@ -1,0 +1,100 @@
+"""Owns what this process knows of tasks, so that most reads cost no command."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from imagegen.tasks.task import Task
+
+FINISHED_BYTES = 16 * 2**20
+OTHERS_AGE_S = 1.0
+OTHERS_COUNT = 5_000
+
+
+class Memory:
+    """live: unfinished tasks that were submitted or are run here; finished ones, bounded by bytes; and, for a second,
+    what was read of others.
+
+    on_change: called with each task that changed, once it is known here.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self.live: dict[str, Task] = {}
+        self._finished: OrderedDict[str, tuple[Task, int]] = OrderedDict()
+        self._finished_bytes = 0
+        self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
+        self.on_change: Callable[[Task], None] = lambda _task: None
+
+    def put(self, task: Task) -> None:
+        """What is now true of a task of ours, or of a finished one. An older generation never replaces a newer."""
+        if task.state.final:
+            self.live.pop(task.id, None)
+            self._keep(task)
+        else:
+            self._drop(task.id)
+            self.live[task.id] = task
+        self._others.pop(task.id, None)
+        self.on_change(task)
+
+    def saw(self, task_id: str, task: Task | None) -> None:
+        """What Redis says of a task that is not ours."""
+        if task is not None and task.state.final:
+            self.live.pop(task_id, None)
+            self._keep(task)
+            return
+        self._others[task_id] = (task, self._monotonic())
+        self._others.move_to_end(task_id)
+        while len(self._others) > OTHERS_COUNT:
+            self._others.popitem(last=False)
+
+    def heard(self, task: Task) -> None:
+        """What its owner says of a task; a final one is read again where its request is needed."""
+        known = self._finished.get(task.id)
+        if known is not None and known[0].sequence >= task.sequence:
+            return
+        self.live.pop(task.id, None)
+        if task.state.final:
+            self._others.pop(task.id, None)
+            return
+        self._others[task.id] = (task, self._monotonic())
+
+    def forget(self, task_id: str) -> None:
+        self.live.pop(task_id, None)
+        self._others.pop(task_id, None)
+        self._drop(task_id)
+
+    def finished(self, task_id: str) -> Task | None:
+        """A finished task that has not expired."""
+        found = self._finished.get(task_id)
+        if found is None:
+            return None
+        task = found[0]
+        if task.expires_at is not None and task.expires_at <= self._clock():
+            self._drop(task_id)
+            return None
+        self._finished.move_to_end(task_id)
+        return task
+
+    def other(self, task_id: str) -> tuple[bool, Task | None]:
+        """Whether it was read within the last second, and what was found."""
+        found = self._others.get(task_id)
+        if found is None or self._monotonic() - found[1] > OTHERS_AGE_S:
+            return False, None
+        return True, found[0]
+
+    def _keep(self, task: Task) -> None:
+        self._drop(task.id)
+        size = 1_000 + len(task.request_json) + 500 * len(task.images)
+        self._finished[task.id] = (task, size)
+        self._finished_bytes += size
+        while self._finished_bytes > FINISHED_BYTES:
+            _, (_, gone) = self._finished.popitem(last=False)
+            self._finished_bytes -= gone
+
+    def _drop(self, task_id: str) -> None:
+        found = self._finished.pop(task_id, None)
+        if found is not None:
+            self._finished_bytes -= found[1]

@@ -1,0 +1,237 @@
+"""Owns the verbs that clients' requests need: submit, get; the claims' verbs are in claims.py."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from loguru import logger
+
+from imagegen.errors import InternalError, QueueFull
+from imagegen.queue.control import Control
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.memory import Memory
+from imagegen.queue.records import (
+    CANCELLED_RUN,
+    NewerRecord,
+    UnreadableRecord,
+    as_seen,
+    decode_record,
+    decode_run,
+    seen_record,
+)
+from imagegen.queue.scripts import Scripts, SubmitAnswer, submit_item
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import Reason, State, Task
+
+_TASK_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Cached(StrEnum):
+    """What a submit met; the values are those of the `X-Cache` header."""
+
+    MISS = "MISS"
+    COALESCED = "COALESCED"
+    HIT = "HIT"
+    REFRESH = "REFRESH"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a client submits: the request in its stored form, and the two names of its canonical form."""
+
+    task_id: str
+    digest: str
+    model: str
+    request_json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    task: Task
+    cached: Cached
+
+
+class Queue:
+    """The tasks as clients see them."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        memory: Memory,
+        holdings: Holdings,
+        control: Control,
+        *,
+        result_ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._scripts = scripts
+        self._memory = memory
+        self._holdings = holdings
+        self._control = control
+        self._result_ttl_s = result_ttl_s
+        self._clock = clock
+        self._submitting: dict[str, asyncio.Future[Submitted]] = {}
+        self._reading: dict[str, asyncio.Future[Task | None]] = {}
+
+    async def submit(self, submission: Submission) -> Submitted:
+        """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.
+
+        Raises QueueFull, QueueUnavailable; nothing is kept then.
+        """
+        known = self._known(submission)
+        if known is not None:
+            return known
+        running = self._submitting.get(submission.task_id)
+        if running is not None:
+            first = await asyncio.shield(running)
+            _same_request(first.task, submission)
+            return first if first.cached is Cached.HIT else replace(first, cached=Cached.COALESCED)
+        return await self._put_in(submission)
+
+    async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> Submitted:
+        """Queues a finished task afresh under its id, joined if somebody did so already. Raises as `submit` does.
+
+        keep: whether its pictures stay, marked as stale, until the new ones are there.
+        """
+        running = self._submitting.get(submission.task_id)
+        if running is not None:
+            return replace(await asyncio.shield(running), cached=Cached.COALESCED)
+        return await self._put_in(submission, finished, keep=keep)
+
+    async def cancel(self, task_id: str) -> Task | None:
+        """Cancels a task that is not finished; returns what is then true of it, or None where it is unknown.
+
+        The call that is under way is dropped, here at once and on another instance when it hears of it.
+        """
+        while (task := await self._newest(task_id)) is not None and not task.state.final:
+            final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
+            stands = await self._scripts.cancel(final, CANCELLED_RUN)
+            if stands == b"":
+                self._holdings.lose(final)
+                self._memory.put(final)
+                self._control.tell("change", record=seen_record(final).decode())
+                return final
+            self._memory.forget(task_id)
+        return task
+
+    async def get(self, task_id: str) -> Task | None:
+        """The task, from memory where it is ours or finished; None where it is unknown or expired."""
+        if task := self._own(task_id) or self._memory.finished(task_id):
+            return task
+        if not _TASK_ID.fullmatch(task_id):
+            return None
+        known, task = self._memory.other(task_id)
+        if known:
+            return task
+        reading = self._reading.get(task_id)
+        if reading is None:
+            reading = asyncio.ensure_future(self.read(task_id))
+            self._reading[task_id] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
+        return await asyncio.shield(reading)
+
+    def _own(self, task_id: str) -> Task | None:
+        """An unfinished task that is known better here than in Redis: it runs here, or waits and nobody else is there."""
+        if task_id in self._holdings.claimed or self._control.alone:
+            return self._memory.live.get(task_id)
+        return None
+
+    async def _newest(self, task_id: str) -> Task | None:
+        return self._own(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
+
+    def _known(self, submission: Submission) -> Submitted | None:
+        task = self._own(submission.task_id)
+        cached = Cached.COALESCED
+        if task is None:
+            task = self._memory.finished(submission.task_id)
+            cached = Cached.HIT
+            if task is None or task.state is not State.COMPLETED:
+                return None
+        _same_request(task, submission)
+        return Submitted(task, cached)
+
+    async def _put_in(self, submission: Submission, replaced: Task | None = None, *, keep: bool = False) -> Submitted:
+        result: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        self._submitting[submission.task_id] = result
+        try:
+            submitted = await self._send(submission, replaced, replaced.images if replaced and keep else ())
+        except BaseException as error:
+            result.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            result.exception()
+            raise
+        else:
+            result.set_result(submitted)
+            return submitted
+        finally:
+            del self._submitting[submission.task_id]
+
+    async def _send(
+        self, submission: Submission, replaced: Task | None, stale: tuple[StoredImage, ...]
+    ) -> Submitted:
+        now = self._clock()
+        generation = int(now * 1e6)
+        task = Task(
+            submission.task_id,
+            generation,
+            generation,
+            submission.digest,
+            submission.model,
+            submission.request_json,
+            now,
+            reason=Reason.QUEUED,
+            images=stale,
+            stale_images=bool(stale),
+        )
+        answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
+        if answer.kind in ("new", "again"):
+            if answer.generation != generation:
+                task = replace(task, generation=answer.generation, sequence=answer.generation)
+            self._memory.put(task)
+            if answer.kind == "again":
+                self._control.tell("fresh", ids=[task.id])
+            return Submitted(task, Cached.REFRESH if stale else Cached.MISS)
+        return self._met(submission, answer)
+
+    def _met(self, submission: Submission, answer: SubmitAnswer) -> Submitted:
+        if answer.kind == "full":
+            raise QueueFull(headers={"Retry-After": "10"})
+        if answer.kind != "known":
+            logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
+            raise InternalError
+        _, task = decode_record(answer.known)
+        _same_request(task, submission)
+        self._memory.saw(task.id, task)
+        return Submitted(task, Cached.HIT if task.state.final else Cached.COALESCED)
+
+    async def read(self, task_id: str) -> Task | None:
+        """The task as Redis has it, whatever is known here."""
+        record, run = await self._scripts.read(task_id)
+        task = self._decoded(task_id, record, run)
+        self._memory.saw(task_id, task)
+        return task
+
+    def _decoded(self, task_id: str, record: bytes | None, run: bytes | None) -> Task | None:
+        if record is None:
+            return None
+        try:
+            head, task = decode_record(record)
+            if task.state.final or run is None:
+                return task
+            entry_id, how_far = decode_run(run)
+            return as_seen(task, how_far) if entry_id == head.entry_id else task
+        except (NewerRecord, UnreadableRecord) as error:
+            logger.bind(taskId=task_id).error("The record can't be read: {}", error)
+            raise InternalError from error
+
+
+def _same_request(task: Task, submission: Submission) -> None:
+    """MD5 is not trusted: another request under the same id is never served."""
+    if task.digest != submission.digest:
+        logger.bind(taskId=task.id).error("Two different requests have this id")
+        raise InternalError

@@ -1,0 +1,72 @@
+"""Owns the one blocked reader of this process, and its recovery."""
+
+from __future__ import annotations
+
+import asyncio
+
+from loguru import logger
+from redis.exceptions import RedisError
+
+from imagegen.queue.connection import BLOCK_S, Connection, unavailable
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.leases import Leases
+from imagegen.queue.memory import Memory
+from imagegen.queue.scripts import Entry, Scripts, submit_item
+
+_GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
+
+
+class Reader:
+    """Asks for as many entries as loops wait, so that a crash leaves little behind and no instance is starved."""
+
+    def __init__(
+        self, connection: Connection, scripts: Scripts, memory: Memory, holdings: Holdings, leases: Leases
+    ) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._memory = memory
+        self._holdings = holdings
+        self._leases = leases
+
+    async def read_forever(self) -> None:
+        await self._connection.until_back(self._scripts.make_group)
+        while True:
+            while not (free := self._holdings.free):
+                self._holdings.wanted.clear()
+                await self._holdings.wanted.wait()
+            try:
+                entries = await self._scripts.read_entries(self._holdings.instance, free, BLOCK_S)
+            except (RedisError, OSError, TimeoutError) as error:
+                await self._recover(error)
+                continue
+            self._connection.health.succeeded()
+            await self._deliver(entries, free)
+
+    async def _deliver(self, entries: list[Entry], free: int) -> None:
+        if len(entries) < free:
+            self._scripts.depth.nothing_waits()
+        else:
+            self._scripts.depth.taken(len(entries))
+        for claim in await self._leases.hold(entries):
+            self._holdings.offer(claim)
+
+    async def _recover(self, error: BaseException) -> None:
+        """After a failed read: the group is made again where it is gone, and what got lost on the way is looked for."""
+        if unavailable(error):
+            self._connection.health.failed(error)
+            await asyncio.sleep(0.1)
+        elif not any(word in str(error) for word in _GROUP_GONE):
+            logger.error("The reader failed: {}", error)
+            await asyncio.sleep(1.0)
+        if await self._connection.until_back(self._scripts.make_group):
+            logger.warning("The store was emptied; the group is made again")
+            await self._requeue()
+        self._leases.look_soon()
+
+    async def _requeue(self) -> None:
+        """What waited, and was submitted here, is put in again from memory."""
+        held = {task_id for task_id, _ in self._holdings.named()}
+        waiting = [task for task in self._memory.live.values() if task.id not in held]
+        for task in waiting:
+            item = submit_item(task)
+            await self._connection.until_back(lambda item=item: self._scripts.submit(item))  # type: ignore[misc]

