@@ -1,0 +1,266 @@
+"""Owns the pictures kept as files: where they lie, how long they stay, and how many bytes they may take.
+
+`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`; a file's mtime is the time when it expires. Files decide
+what is there; the index in memory only knows which are oldest, so several processes may share a folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from loguru import logger
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images.store import CheckedImage
+from imagegen.tasks.image import StoredImage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SWEEP_INTERVAL_S = 300.0
+ORPHAN_S = 600.0
+"""An unfinished file older than this was left by a process that died while it wrote."""
+
+_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
+_WRITE_TRIES = 5
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One file of the index."""
+
+    size_bytes: int
+    expires_at_s: float
+
+
+class DiskStore:
+    """IMAGE_STORE=disk. `sweep` is a loop that the caller runs; until its first round, files of earlier runs are
+    served but do not count towards `max_bytes`."""
+
+    def __init__(self, folder: Path, max_bytes: int, *, clock: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._index: dict[Path, _Kept] = {}
+        self._total_bytes = 0
+        self._writing: set[Path] = set()
+        self._sweep_failed = False
+
+    async def start(self) -> None:
+        """Makes the folder. Raises StoreUnavailable."""
+        await _in_thread(self._folder.mkdir, parents=True, exist_ok=True)
+
+    async def close(self) -> None:
+        """Nothing is open between calls."""
+
+    async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
+        """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
+        path = self._path(task_id, index, image.sha256, image.content_type)
+        self._add(path, _Kept(len(image.data), expires_at_s))
+        self._writing.add(path)
+        try:
+            if oldest := self._over_cap():
+                await _in_thread(_remove, oldest)
+            await _in_thread(_write, path, image.data, expires_at_s)
+        except StoreUnavailable:
+            self._forget(path)
+            raise
+        finally:
+            self._writing.discard(path)
+
+    async def load(self, task_id: str, image: StoredImage) -> bytes | None:
+        """The bytes, compared with their SHA-256; a damaged file is removed."""
+        if not image.sha256:
+            return None
+        return await _in_thread(_read, self._stored_path(task_id, image), image, self._clock())
+
+    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Whether each file is there, whole and not expired. A picture that stays upstream is not ours to miss."""
+        files = [(self._stored_path(task_id, image), image.size_bytes) for image in images if image.sha256]
+        if len(files) + sum(image.url is not None for image in images) < len(images):
+            return False
+        return await _in_thread(_all_there, files, self._clock())
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Sets the files' end; those that are gone stay gone."""
+        paths = [self._stored_path(task_id, image) for image in images if image.sha256]
+        await _in_thread(_set_end, paths, expires_at_s)
+
+    async def sweep(self) -> None:
+        """Runs until it is cancelled: a round at once, then one every few minutes. A failing disk is logged once."""
+        while True:
+            try:
+                await self.sweep_once()
+                self._sweep_failed = False
+            except StoreUnavailable as error:
+                if not self._sweep_failed:
+                    logger.warning("the image folder can't be swept: {}", error.__cause__)
+                self._sweep_failed = True
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+
+    async def sweep_once(self) -> None:
+        """Removes what has expired, learns what other processes did in the folder, and holds it under the cap."""
+        before = self._index.keys() - self._writing
+        place = {path: number for number, path in enumerate(self._index)}
+        now = self._clock()
+        found = await _in_thread(_scan, self._folder, now)
+        for path in before - found.kept.keys():
+            self._forget(path)
+        for path, kept in found.kept.items():
+            self._add(path, kept)
+        oldest_first = sorted(self._index.items(), key=lambda item: (item[1].expires_at_s, place.get(item[0], -1)))
+        self._index = dict(oldest_first)
+        await _in_thread(_remove, found.useless, now)
+        await _in_thread(_remove, self._over_cap())
+
+    def _path(self, task_id: str, index: int, sha256: str, content_type: str) -> Path:
+        if not _TASK_ID.fullmatch(task_id):
+            raise ValueError(f"not a task id: {task_id!r}")
+        name = f"{index}-{sha256[:12]}.{_EXTENSIONS.get(content_type, 'bin')}"
+        return self._folder / task_id[:2] / task_id / name
+
+    def _stored_path(self, task_id: str, image: StoredImage) -> Path:
+        return self._path(task_id, image.index, image.sha256, image.content_type)
+
+    def _add(self, path: Path, kept: _Kept) -> None:
+        self._forget(path)
+        self._index[path] = kept
+        self._total_bytes += kept.size_bytes
+
+    def _forget(self, path: Path) -> None:
+        if kept := self._index.pop(path, None):
+            self._total_bytes -= kept.size_bytes
+
+    def _over_cap(self) -> list[Path]:
+        """Takes the oldest off the index until the rest fits; what is being written stays."""
+        oldest: list[Path] = []
+        excess_bytes = self._total_bytes - self._max_bytes
+        for path, kept in self._index.items():
+            if excess_bytes <= 0 or len(oldest) == len(self._index) - 1:
+                break
+            if path not in self._writing:
+                oldest.append(path)
+                excess_bytes -= kept.size_bytes
+        for path in oldest:
+            self._forget(path)
+        return oldest
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What lies in the folder: pictures, and files that nobody needs any more."""
+
+    kept: dict[Path, _Kept]
+    useless: list[Path]
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    except OSError as error:
+        raise StoreUnavailable from error
+
+
+def _write(path: Path, data: bytes, expires_at_s: float) -> None:
+    """The name appears only once the bytes are on the disk: a power cut can't turn a paid picture into an empty one."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with _create(part) as file:
+            file.write(data)
+            file.flush()
+            os.utime(file.fileno(), (expires_at_s, expires_at_s))
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _create(path: Path) -> io.BufferedWriter:
+    """Opens a new file. A sweep, here or in another process, may remove the empty folder under our hands."""
+    for _ in range(_WRITE_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    raise FileNotFoundError(str(path))
+
+
+def _read(path: Path, image: StoredImage, now: float) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mtime <= now:
+                return None
+            data = file.read()
+    except _MISSING:
+        return None
+    if not hashlib.sha256(data).hexdigest().startswith(image.sha256):
+        with suppress(OSError):
+            path.unlink()
+        return None
+    return data if len(data) == image.size_bytes else None
+
+
+def _all_there(files: Iterable[tuple[Path, int]], now: float) -> bool:
+    try:
+        return all(
+            stat.st_size == size_bytes and stat.st_mtime > now
+            for stat, size_bytes in ((path.stat(), size_bytes) for path, size_bytes in files)
+        )
+    except _MISSING:
+        return False
+
+
+def _set_end(paths: Iterable[Path], expires_at_s: float) -> None:
+    for path in paths:
+        with suppress(*_MISSING):
+            os.utime(path, (expires_at_s, expires_at_s))
+
+
+def _remove(paths: Iterable[Path], expired_at_s: float | None = None) -> None:
+    """Removes files and the folders that this empties; with a time, only files that are still expired then."""
+    folders = set()
+    for path in paths:
+        with suppress(*_MISSING):
+            if expired_at_s is None or path.stat().st_mtime <= expired_at_s:
+                path.unlink()
+        folders.add(path.parent)
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _scan(folder: Path, now: float) -> _Scan:
+    found = _Scan({}, [])
+    for path, stat in _files(folder, depth=2):
+        if path.suffix == ".part":
+            if stat.st_mtime < now - ORPHAN_S:
+                found.useless.append(path)
+        elif stat.st_mtime <= now:
+            found.useless.append(path)
+        else:
+            found.kept[path] = _Kept(stat.st_size, stat.st_mtime)
+    return found
+
+
+def _files(folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files exactly `depth` folders down; others are not ours. What vanishes meanwhile is left out."""
+    with suppress(*_MISSING), os.scandir(folder) as entries:
+        for entry in entries:
+            if depth and entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path), depth - 1)
+            elif not depth and entry.is_file(follow_symlinks=False):
+                with suppress(*_MISSING):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)

@@ -1,0 +1,40 @@
+"""Owns the way of a picture from an answer into the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.store import ImageStore
+from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
+
+
+class Keeper:
+    """life_s: how long a picture is kept from when it is stored."""
+
+    def __init__(
+        self, fetcher: ImageFetcher, store: ImageStore, life_s: float, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._fetcher = fetcher
+        self._store = store
+        self._life_s = life_s
+        self._clock = clock
+
+    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
+        """Fetches, checks and stores it. Raises UpstreamError, StoreUnavailable."""
+        image = await self._fetcher.fetch(picture)
+        await self._store.save(task_id, index, image, self._clock() + self._life_s)
+        return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256, seed)
+
+
+class LinkKeeper:
+    """`IMAGE_STORE=upstream`: the provider's own links are kept; bytes that came without one go to the store."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
+        if isinstance(picture, ImageLink):
+            return StoredImage(index, seed=seed, url=picture.url)
+        return await self._keeper.keep(task_id, index, picture, seed)

@@ -1,0 +1,283 @@
+"""The store on a disk: its files, its sweeping, and a folder that changes or fails under its hands."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images import disk
+from imagegen.images.disk import ORPHAN_S, DiskStore
+from imagegen.images.store import CheckedImage
+from imagegen.images.upstream import UpstreamStore
+from imagegen.tasks.image import StoredImage
+
+MakePicture = Callable[..., CheckedImage]
+
+TASK = "0123456789abcdef0123456789abcdef"
+
+
+class Clock:
+    """Unix time that stands until a test moves it; near the real one, which new files bear."""
+
+    def __init__(self) -> None:
+        self.now = float(int(time.time()))
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> DiskStore:
+    store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
+    await store.start()
+    return store
+
+
+def stored(image: CheckedImage, index: int = 0) -> StoredImage:
+    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted(path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file())
+
+
+async def test_a_file_is_named_by_task_place_and_digest(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
+        image = make_picture(kind=kind)
+        await store.save(TASK, index, image, clock.now + 60)
+        path = tmp_path / "data" / "images" / "01" / TASK / f"{index}-{image.sha256[:12]}.{extension}"
+        assert path.read_bytes() == image.data
+        assert path.stat().st_mtime == clock.now + 60
+
+
+@pytest.mark.parametrize("task", ["", "..", "../../etc", "a/b", "a" * 65, "x\0y"])
+async def test_what_is_no_task_id_never_becomes_a_path(store: DiskStore, make_picture: MakePicture, task: str) -> None:
+    with pytest.raises(ValueError, match="not a task id"):
+        await store.save(task, 0, make_picture(), 1e10)
+
+
+async def test_a_file_deleted_behind_its_back_is_gone(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, clock.now + 60)
+    shutil.rmtree(tmp_path / "data")
+    assert await store.load(TASK, stored(image)) is None
+    assert not await store.holds(TASK, [stored(image)])
+    await store.sweep_once()
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert await store.load(TASK, stored(image)) == image.data
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
+async def test_a_damaged_file_is_never_served_and_goes(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, damage: Callable[[bytes], bytes]
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, clock.now + 60)
+    (path,) = files(tmp_path)
+    path.write_bytes(damage(image.data))
+    os.utime(path, (clock.now + 60,) * 2)
+    assert await store.load(TASK, stored(image)) is None
+    assert not await store.holds(TASK, [stored(image)])
+    assert files(tmp_path) == []
+
+
+async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    short, long = make_picture("red"), make_picture("blue")
+    await store.save(TASK, 0, short, clock.now + 10)
+    await store.save("f" * 32, 0, long, clock.now + 60)
+    clock.now += 10
+    assert await store.load(TASK, stored(short)) is None
+    await store.sweep_once()
+    assert [path.parent.name for path in files(tmp_path)] == ["f" * 32]
+    assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
+
+
+async def test_a_sweep_leaves_what_is_not_ours_and_takes_orphans_of_a_dead_writer(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    await store.save(TASK, 0, make_picture(), clock.now + 60)
+    folder = tmp_path / "data" / "images"
+    ours = files(tmp_path)[0]
+    stranger, orphan, fresh = folder / "README", ours.with_name(".0-a.png.1.part"), ours.with_name(".0-a.png.2.part")
+    for path, age_s in ((stranger, 10**6), (orphan, ORPHAN_S + 1), (fresh, 1)):
+        path.write_bytes(b"x")
+        os.utime(path, (clock.now - age_s,) * 2)
+    await store.sweep_once()
+    assert files(tmp_path) == sorted([stranger, ours, fresh])
+
+
+async def test_files_of_an_earlier_run_count_after_the_first_sweep(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    images = [make_picture(colour, pad_bytes=6_000) for colour in ("red", "green", "blue")]
+    for index, image in enumerate(images):
+        await store.save(TASK, index, image, clock.now + 60 - index)
+    again = DiskStore(tmp_path / "data" / "images", 13_500, clock=clock)
+    await again.start()
+    await again.sweep_once()
+    loaded = [await again.load(TASK, stored(image, index)) for index, image in enumerate(images)]
+    assert loaded == [images[0].data, images[1].data, None]
+    await again.save(TASK, 3, make_picture("gold", pad_bytes=6_000), clock.now + 70)
+    assert await again.load(TASK, stored(images[1], 1)) is None
+    assert await again.load(TASK, stored(images[0])) == images[0].data
+
+
+async def test_two_processes_hold_one_cap_between_them(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    pair = [DiskStore(tmp_path / "data" / "images", 20_000, clock=clock) for _ in range(2)]
+    for index in range(6):
+        picture = make_picture(f"#0000{index:02x}", pad_bytes=6_000)
+        await pair[index % 2].save(TASK, index, picture, clock.now + 60 + index)
+    for each in pair:
+        await each.sweep_once()
+    assert [path.name[0] for path in files(tmp_path)] == ["3", "4", "5"]
+
+
+async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.save(TASK, 0, make_picture(), clock.now - 1)
+    swept, sweep_once = asyncio.Event(), store.sweep_once
+
+    async def told() -> None:
+        await sweep_once()
+        swept.set()
+
+    monkeypatch.setattr(store, "sweep_once", told)
+    loop = asyncio.create_task(store.sweep())
+    await asyncio.wait_for(swept.wait(), 5)
+    assert files(tmp_path) == []
+    loop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+
+
+async def test_a_failing_sweep_is_logged_once_and_goes_on(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, seen, lines = 0, asyncio.Event(), []
+
+    async def fails() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            seen.set()
+        raise StoreUnavailable from OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(store, "sweep_once", fails)
+    monkeypatch.setattr(disk, "SWEEP_INTERVAL_S", 0.0)
+    sink = logger.add(lines.append, format="{message}")
+    loop = asyncio.create_task(store.sweep())
+    await asyncio.wait_for(seen.wait(), 5)
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    logger.remove(sink)
+    assert len(lines) == 1
+    assert "broken" in lines[0]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EMFILE, errno.EROFS])
+async def test_a_disk_that_fails_is_said_to_be_unavailable(
+    store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, clock.now + 60)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", fails)
+    monkeypatch.setattr(Path, "stat", fails)
+    monkeypatch.setattr(os, "utime", fails)
+    for ask in (
+        store.save(TASK, 1, image, clock.now + 60),
+        store.load(TASK, stored(image)),
+        store.holds(TASK, [stored(image)]),
+        store.extend(TASK, [stored(image)], clock.now + 90),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await ask
+
+
+async def test_a_write_that_fails_half_way_leaves_nothing_behind(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    image = make_picture()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreUnavailable):
+            await store.save(TASK, 0, image, clock.now + 60)
+    assert files(tmp_path) == []
+    assert await store.load(TASK, stored(image)) is None
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert await store.load(TASK, stored(image)) == image.data
+
+
+async def test_a_folder_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailable):
+        await DiskStore(tmp_path / "file" / "images", 1).start()
+
+
+async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_made_again(
+    store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, swept = Path.open, []
+
+    def swept_then_opened(path: Path, mode: str) -> object:
+        if len(swept) < 2:
+            swept.append(path)
+            path.parent.rmdir()
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", swept_then_opened)
+    image = make_picture()
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert len(swept) == 2
+    assert await store.load(TASK, stored(image)) == image.data
+
+
+async def test_a_picture_saved_while_a_sweep_runs_still_counts(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    small = DiskStore(tmp_path / "data" / "images", 20_000, clock=clock)
+    for index in range(12):
+        picture = make_picture(f"#0000{index:02x}", pad_bytes=6_000)
+        await asyncio.gather(small.sweep_once(), small.save(TASK, index, picture, clock.now + 60 + index))
+    await small.save(TASK, 12, make_picture("gold", pad_bytes=6_000), clock.now + 90)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 20_000
+
+
+async def test_the_upstream_store_keeps_only_what_came_without_a_link(
+    store: DiskStore, make_picture: MakePicture
+) -> None:
+    upstream, image = UpstreamStore(store), make_picture()
+    link = StoredImage(0, url="https://pics.example.org/0")
+    assert await upstream.holds(TASK, [link])
+    assert not await upstream.holds(TASK, [link, stored(image, 1)])
+    await upstream.save(TASK, 1, image, 1e10)
+    assert await upstream.holds(TASK, [link, stored(image, 1)])
+    assert await upstream.load(TASK, stored(image, 1)) == image.data
+    await upstream.extend(TASK, [link, stored(image, 1)], 1.1e10)

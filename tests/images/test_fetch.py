@@ -1,0 +1,404 @@
+"""How a provider's picture is fetched: over loopback servers that redirect, lie, break and stall."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.test_utils import TestServer
+from PIL import Image
+
+from imagegen.addresses import guarded_connector
+from imagegen.errors import UpstreamError
+from imagegen.images import fetch
+from imagegen.images.fetch import ImageFetcher
+from imagegen.tasks.image import ImageBytes, ImageLink
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = _png()
+
+
+@dataclass
+class Upstream:
+    """A server whose paths are what a test says, and what was asked of it."""
+
+    port: int
+    paths: dict[str, Handler]
+    requests: list[web.Request] = field(default_factory=list)
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def link(self, path: str) -> ImageLink:
+        return ImageLink(f"http://{self.host}{path}")
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        return await self.paths[request.path](request)
+
+
+async def serve() -> AsyncIterator[Upstream]:
+    upstream = Upstream(0, {"/ok": answers(body=PNG, content_type="image/jpeg")})
+    app = web.Application()
+    app.router.add_get("/{path:.*}", upstream.answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        upstream.port = server.port or 0
+        yield upstream
+
+
+upstream = pytest.fixture(serve)
+stranger = pytest.fixture(serve)
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
+
+
+@pytest.fixture
+async def fetcher(upstream: Upstream) -> AsyncIterator[ImageFetcher]:
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        yield ImageFetcher(session, own_hosts=own, timeout_s=5, max_bytes=1_000_000)
+
+
+def open_session(own_hosts: frozenset[str], resolver: AbstractResolver | None = None) -> aiohttp.ClientSession:
+    connector = guarded_connector(own_hosts, inner=resolver)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+def answers(status: int = 200, **response: object) -> Handler:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, **response)  # type: ignore[arg-type]
+
+    return answer
+
+
+def redirects(location: str, status: int = 302) -> Handler:
+    return answers(status, headers={"Location": location})
+
+
+def in_turn(*handlers: Handler) -> Handler:
+    left = list(handlers)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await (left.pop(0) if len(left) > 1 else left[0])(request)
+
+    return answer
+
+
+async def resets(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def breaks_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+    await response.prepare(request)
+    await response.write(PNG[:20])
+    return await resets(request)
+
+
+async def refusal(fetcher: ImageFetcher, image: ImageLink | ImageBytes) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        await fetcher.fetch(image)
+    assert caught.value.code == "upstream_bad_response"
+    assert not caught.value.retryable
+    assert not caught.value.ambiguous
+    return caught.value
+
+
+async def test_a_link_becomes_checked_bytes_whatever_type_the_server_says(
+    fetcher: ImageFetcher, upstream: Upstream
+) -> None:
+    image = await fetcher.fetch(upstream.link("/ok"))
+    assert (image.data, image.content_type, image.width, image.height) == (PNG, "image/png", 24, 16)
+
+
+async def test_bytes_are_checked_without_a_request(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    assert (await fetcher.fetch(ImageBytes(PNG))).width == 24
+    assert upstream.requests == []
+
+
+async def test_a_large_picture_is_checked_too(fetcher: ImageFetcher) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((800, 800), 90).save(file, "PNG")
+    assert len(file.getvalue()) > 300_000
+    assert (await fetcher.fetch(ImageBytes(file.getvalue()))).width == 800
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", PNG[:-1], b"GIF89a", bytes(1_000_001)])
+async def test_bytes_that_are_no_picture_are_refused(fetcher: ImageFetcher, data: bytes) -> None:
+    await refusal(fetcher, ImageBytes(data))
+
+
+async def test_the_request_names_itself_and_carries_no_credentials(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths["/a"] = answers(302, headers={"Location": "/ok", "Set-Cookie": "session=1; Path=/"})
+    await fetcher.fetch(upstream.link("/a"))
+    await fetcher.fetch(upstream.link("/a"))
+    assert [request.path for request in upstream.requests] == ["/a", "/ok"] * 2
+    for request in upstream.requests:
+        assert request.headers["User-Agent"].startswith("imagegen/")
+        assert not {"Authorization", "Cookie", "Referer"} & request.headers.keys()
+
+
+async def test_a_signed_link_is_sent_as_it_was_written(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    path = "/ok?X-Amz-Signature=a%2Fb%3D%2b&path=x%2Fy+z&t=~%7E"
+    upstream.paths["/go"] = redirects(path)
+    await fetcher.fetch(upstream.link(path))
+    await fetcher.fetch(upstream.link("/go"))
+    assert [request.raw_path for request in upstream.requests] == [path, "/go", path]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_three_redirects_are_followed(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
+    upstream.paths |= {"/1": redirects("/2", status), "/2": redirects("3", status)}
+    upstream.paths["/3"] = redirects(upstream.link("/ok").url, status)
+    assert (await fetcher.fetch(upstream.link("/1"))).width == 24
+
+
+async def test_a_fourth_redirect_or_a_loop_is_refused(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths |= {f"/{n}": redirects(f"/{n + 1}") for n in range(4)} | {"/loop": redirects("/loop")}
+    upstream.paths["/4"] = upstream.paths["/ok"]
+    for path in ("/0", "/loop"):
+        upstream.requests.clear()
+        assert "redirects" in (await refusal(fetcher, upstream.link(path))).detail
+        assert len(upstream.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://127.0.0.1:{port}/ok",
+        "http://127.1:{port}/ok",
+        "http://0:{port}/ok",
+        "http://2130706433:{port}/ok",
+        "http://0x7f000001:{port}/ok",
+        "http://localhost:{port}/ok",
+        "http://[::1]:{port}/ok",
+        "http://[::ffff:127.0.0.1]:{port}/ok",
+        "//127.0.0.1:{port}/ok",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://10.0.0.1/",
+        "http://user:secret@{own}/ok",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "data:image/png;base64,AAAA",
+        "ftp://example.org/x",
+        "http://[::1",
+        "",
+    ],
+)
+async def test_a_redirect_or_link_to_what_is_not_ours_is_refused(
+    fetcher: ImageFetcher, upstream: Upstream, stranger: Upstream, location: str
+) -> None:
+    target = location.format(port=stranger.port, own=upstream.host)
+    upstream.paths["/go"] = redirects(target)
+    await refusal(fetcher, upstream.link("/go"))
+    await refusal(fetcher, ImageLink(target))
+    assert [request.path for request in upstream.requests] == ["/go"]
+    assert stranger.requests == []
+
+
+class Everywhere(AbstractResolver):
+    """Every name is on loopback."""
+
+    async def resolve(self, host: str, port: int = 0, family: object = None) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_name_that_resolves_to_a_private_address_is_refused_without_another_try(stranger: Upstream) -> None:
+    async with open_session(frozenset(), Everywhere()) as session:
+        fetcher = ImageFetcher(session, own_hosts=frozenset(), timeout_s=5)
+        error = await refusal(fetcher, ImageLink(f"http://pics.example.org:{stranger.port}/ok"))
+    assert "not public" in error.detail
+    assert stranger.requests == []
+
+
+async def test_the_providers_own_name_may_be_private(stranger: Upstream) -> None:
+    own = frozenset({f"gpu.example.org:{stranger.port}"})
+    async with open_session(own, Everywhere()) as session:
+        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=5)
+        image = await fetcher.fetch(ImageLink(f"http://gpu.example.org:{stranger.port}/ok"))
+    assert image.width == 24
+
+
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504, 529])
+async def test_a_failing_link_is_tried_three_times(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
+    upstream.paths["/x"] = answers(status)
+    assert str(status) in (await refusal(fetcher, upstream.link("/x"))).detail
+    assert len(upstream.requests) == 3
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 400, 401, 403, 410])
+async def test_a_dead_link_is_not_tried_again(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
+    upstream.paths["/x"] = answers(status)
+    await refusal(fetcher, upstream.link("/x"))
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("fault", [answers(503), answers(404), resets, breaks_off])
+async def test_a_link_that_recovers_is_fetched_from_its_start(
+    fetcher: ImageFetcher, upstream: Upstream, fault: Handler
+) -> None:
+    upstream.paths |= {"/1": redirects("/x"), "/x": in_turn(fault, fault, upstream.paths["/ok"])}
+    assert (await fetcher.fetch(upstream.link("/1"))).data == PNG
+    paths = [request.path for request in upstream.requests]
+    assert (paths[0], paths.count("/x")) == ("/1", 3)
+
+
+@pytest.mark.parametrize("fault", [resets, breaks_off])
+async def test_a_link_that_always_breaks_off_is_refused(
+    fetcher: ImageFetcher, upstream: Upstream, fault: Handler
+) -> None:
+    upstream.paths["/x"] = fault
+    assert "failed 3 times" in (await refusal(fetcher, upstream.link("/x"))).detail
+
+
+async def test_a_closed_port_is_refused_after_three_tries(upstream: Upstream) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        async with open_session(frozenset({host})) as session:
+            fetcher = ImageFetcher(session, own_hosts=frozenset({host}), timeout_s=5)
+            assert "no connection" in (await refusal(fetcher, ImageLink(f"http://{host}/ok"))).detail
+
+
+@pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>no", b"<svg/>", PNG[: len(PNG) // 2], b"", b"GIF89a123"])
+async def test_content_that_is_no_picture_is_refused_at_once(
+    fetcher: ImageFetcher, upstream: Upstream, body: bytes
+) -> None:
+    upstream.paths["/x"] = answers(body=body, content_type="image/png")
+    assert "can't be used" in (await refusal(fetcher, upstream.link("/x"))).detail
+    assert len(upstream.requests) == 1
+
+
+async def test_a_declared_length_over_the_cap_is_refused_before_reading(
+    fetcher: ImageFetcher, upstream: Upstream
+) -> None:
+    async def huge(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(10**12)})
+        await response.prepare(request)
+        await response.write(PNG)
+        return response
+
+    upstream.paths["/x"] = huge
+    assert "over 1000000 bytes" in (await refusal(fetcher, upstream.link("/x"))).detail
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+async def test_an_endless_or_squeezed_body_is_read_to_the_cap_only(
+    fetcher: ImageFetcher, upstream: Upstream, squeezed: bool
+) -> None:
+    written = 0
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        if squeezed:
+            response.enable_compression(web.ContentCoding.gzip)
+        await response.prepare(request)
+        while written < 300_000_000:
+            await response.write(bytes(100_000))
+            written += 100_000
+        return response
+
+    upstream.paths["/x"] = endless
+    assert "over 1000000 bytes" in (await refusal(fetcher, upstream.link("/x"))).detail
+    assert written < 300_000_000
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+async def test_a_stalled_or_trickling_link_ends_at_the_deadline(upstream: Upstream, trickle: bool) -> None:
+    released = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for byte in PNG * 100 if trickle else b"":
+            await response.write(bytes([byte]))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(released.wait(), 0.02)
+        await released.wait()
+        return response
+
+    upstream.paths["/x"] = slow
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=0.3)
+        started = asyncio.get_running_loop().time()
+        error = await refusal(fetcher, upstream.link("/x"))
+        assert asyncio.get_running_loop().time() - started < 1.5
+        assert "0.3 s" in error.detail or "no answer in time" in error.detail
+    released.set()
+
+
+async def test_a_stalled_try_leaves_time_for_the_next(upstream: Upstream) -> None:
+    released = asyncio.Event()
+
+    async def stalls(_: web.Request) -> web.StreamResponse:
+        await released.wait()
+        return web.Response()
+
+    upstream.paths["/x"] = in_turn(stalls, upstream.paths["/ok"])
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=0.9)
+        assert (await fetcher.fetch(upstream.link("/x"))).width == 24
+    released.set()
+
+
+async def test_a_cancelled_fetch_stays_cancelled(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    arrived, released = asyncio.Event(), asyncio.Event()
+
+    async def stalls(_: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await released.wait()
+        return web.Response()
+
+    upstream.paths["/x"] = stalls
+    running = asyncio.create_task(fetcher.fetch(upstream.link("/x")))
+    await arrived.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    released.set()
+
+
+async def test_no_text_shows_the_links_path_or_query(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths |= {"/s3cret-path": answers(403), "/s3cret-503": answers(503), "/s3cret-html": answers(text="<p>")}
+    upstream.paths["/s3cret-go"] = redirects("http://10.0.0.1/s3cret?s3cret")
+    links = [upstream.link(f"{path}?sig=s3cret").url for path in upstream.paths if path != "/ok"]
+    for link in [
+        *links,
+        "http://\x00s3cret/",
+        "http:///s3cret",
+        "http://a b/s3cret",
+        "s3cret",
+        "ftp://s3cret.example/?s3cret",
+    ]:
+        error = await refusal(fetcher, ImageLink(link))
+        assert "s3cret" not in error.detail.replace("s3cret.example", "")
+        assert error.detail.isprintable()
+        assert len(error.detail) <= 300
