@@ -1,0 +1,1 @@
+"""The image services upstream: one protocol, one file each."""

@@ -1,0 +1,130 @@
+"""Owns the calls to a Stable Diffusion web UI (AUTOMATIC1111, Forge, SD.Next, sd.cpp): `/sdapi/v1`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import aiohttp
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.client import Upstream
+from imagegen.providers.protocol import Call, CallWatcher, Reply
+
+_TXT2IMG = "sdapi/v1/txt2img"
+_PROGRESS = "sdapi/v1/progress?skip_current_image=true"
+_MODELS = "sdapi/v1/sd-models"
+
+_NO_PLACE = ("output_format", "image_url", "reference_images")
+_SIZE = frozenset({"width", "height"})
+_RANDOM_SEED = -1
+
+
+class A1111Provider:
+    """base_url: `http://127.0.0.1:7860`, with `user:password@` where the web UI runs with `--api-auth`.
+
+    default_model: the service's own default, for which the web UI's loaded checkpoint stands.
+    """
+
+    name = "a1111"
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        base_url: str,
+        timeout_s: float,
+        default_model: str = "",
+        max_images_per_call: int = 4,
+        poll_s: float = 1.0,
+    ) -> None:
+        url = URL(base_url.strip().rstrip("/"))
+        self._upstream = Upstream(
+            session,
+            url.with_user(None),
+            timeout_s,
+            authorization=_basic(url),
+            secret=url.password or "",
+        )
+        self._default_model = default_model
+        self._poll_s = poll_s
+        self._running = 0
+        self.max_images_per_call = max_images_per_call
+        self.own_hosts = self._upstream.own_hosts
+
+    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+        async with self._progress_told(watcher):
+            reply = await self._upstream.generate(_TXT2IMG, fields_of(call, self._default_model), watcher)
+        dropped = [name for name in _NO_PLACE if getattr(call.request, name) is not None]
+        warnings = tuple(f"{name} is not known to this provider and was left out" for name in dropped)
+        return replace(reply, images=reply.images[: call.count], warnings=warnings)
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        listing = await self._upstream.look_up(_MODELS)
+        entries = listing if isinstance(listing, list) else []
+        names = [entry.get("model_name") for entry in entries if isinstance(entry, dict)]
+        return tuple({"id": name, "type": "image"} for name in names if isinstance(name, str))
+
+    async def close(self) -> None:
+        """The session is the app's."""
+
+    @asynccontextmanager
+    async def _progress_told(self, watcher: CallWatcher) -> AsyncIterator[None]:
+        self._running += 1
+        loop = asyncio.create_task(self._tell_progress(watcher), name="a1111-progress")
+        try:
+            yield
+        finally:
+            self._running -= 1
+            loop.cancel()
+            await asyncio.wait([loop])
+            if not loop.cancelled():
+                loop.result()
+
+    async def _tell_progress(self, watcher: CallWatcher) -> None:
+        """The web UI says how far its one running job is, not whose it is: heard only while it can be no other's."""
+        told = 0.0
+        while True:
+            await asyncio.sleep(self._poll_s)
+            with suppress(UpstreamError):
+                fraction = _fraction(await self._upstream.look_up(_PROGRESS))
+                if self._running == 1 and told < fraction <= 1:
+                    told = fraction
+                    watcher.progress(fraction)
+
+
+def fields_of(call: Call, default_model: str) -> dict[str, object]:
+    """What goes out; the sampler and, unless another model was named, the checkpoint stay the web UI's own."""
+    request = call.request
+    fields: dict[str, object] = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "seed": _RANDOM_SEED if call.seed is None else call.seed,
+        "batch_size": call.count,
+    }
+    without = call.without | (_SIZE if call.without & _SIZE else frozenset())
+    fields = {name: value for name, value in fields.items() if value is not None and name not in without}
+    if "guidance_scale" in fields:
+        fields["cfg_scale"] = fields.pop("guidance_scale")
+    if request.model != default_model:
+        fields["override_settings"] = {"sd_model_checkpoint": request.model}
+    return fields
+
+
+def _fraction(progress: object) -> float:
+    value = progress.get("progress") if isinstance(progress, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def _basic(url: URL) -> str | None:
+    if url.user is None:
+        return None
+    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()

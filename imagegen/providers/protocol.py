@@ -1,0 +1,86 @@
+"""Owns what every provider promises: one paid call in, pictures or one `UpstreamError` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.tasks.request import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to a provider, for a part of what a task asks for.
+
+    count: pictures wanted from this call, 1 to the provider's `max_images_per_call`.
+    first_index: the place in the task of the call's first picture.
+    seed: the seed to send, None where the client gave none (`request.seed` is not to be sent itself).
+    without: parameters (snake_case, as on Together's wire) to leave out because the model refused them.
+    """
+
+    request: GenerationRequest
+    count: int
+    first_index: int = 0
+    seed: int | None = None
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLimits:
+    """What an answer said of the upstream's rate limit; None where it said nothing.
+
+    limit_per_s: calls a second; remaining: calls left in the window; reset_s: seconds until the window ends.
+    """
+
+    limit_per_s: float | None = None
+    remaining: float | None = None
+    reset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one call brought. `images` may hold fewer than were asked for, or none."""
+
+    images: tuple[ImageLink | ImageBytes, ...]
+    limits: UpstreamLimits = field(default_factory=UpstreamLimits)
+    warnings: tuple[str, ...] = ()
+
+
+class CallWatcher(Protocol):
+    """Told by a provider of things that really happened during a call."""
+
+    def sent(self) -> None:
+        """The request is on the wire (its headers and body were written)."""
+
+    def progress(self, fraction: float) -> None:
+        """The upstream says that this part (0 to 1) of the call's work is done."""
+
+
+class Provider(Protocol):
+    """An image service.
+
+    name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `a1111`).
+    max_images_per_call: what one call may ask for.
+    own_hosts: `host` or `host:port` whose image links may be fetched though they are not public addresses.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_images_per_call(self) -> int: ...
+
+    @property
+    def own_hosts(self) -> frozenset[str]: ...
+
+    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+        """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""
+        ...
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        """The models it offers, each with at least `id`; empty where it can't tell."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,155 @@
+"""Owns the provider that needs no network and no key: it draws the prompt's words onto a made-up picture.
+
+The same prompt, seed, index, size and format bring the same bytes. What is drawn comes from `drawing/`.
+
+Words in a prompt that let a developer try the rarer ways, here only:
+
+    [slow:5]                      the picture takes 5 seconds (at most 600)
+    [fail:content_policy]         every call fails with this task error code (API.md section 4)
+    [fail:upstream_error:2]       the first two calls fail, the third draws
+
+`upstream_rate_limited` fails once where no number is given: waiting out a 429 is no attempt, so it would never end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import Call, CallWatcher, Reply
+from imagegen.tasks.image import ImageBytes
+
+if TYPE_CHECKING:
+    from imagegen.providers.drawing.picture import Picture
+
+_MAX_SLOW_S = 600.0
+_MAX_REMEMBERED = 1_000
+_SLOW = re.compile(r"\[slow:(\d{1,4}(?:\.\d{1,3})?)\]")
+_FAIL = re.compile(r"\[fail:([a-z_]{1,40})(?::(\d{1,4}))?\]")
+
+_STATUSES: Mapping[str, int | None] = {
+    "content_policy": 422,
+    "upstream_invalid_request": 400,
+    "upstream_auth": 401,
+    "upstream_billing": 402,
+    "model_not_available": 404,
+    "upstream_rate_limited": 429,
+    "upstream_overloaded": 503,
+    "upstream_error": 500,
+    "upstream_timeout": None,
+    "upstream_bad_response": 200,
+}
+_RETRYABLE = {"upstream_rate_limited", "upstream_overloaded", "upstream_error", "upstream_timeout"}
+
+
+class SandboxProvider:
+    """Draws each picture in about `delay_s` seconds, never on the event loop."""
+
+    name = "sandbox"
+    max_images_per_call = 1
+    own_hosts: frozenset[str] = frozenset()
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        self._failures: OrderedDict[tuple[str, int | None, int], int] = OrderedDict()
+
+    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+        """Draws the call's pictures one after the other. Raises UpstreamError where the prompt asks for it."""
+        watcher.sent()
+        delay_s = _slow_s(call.request.prompt, self._delay_s)
+        error = self._failure(call)
+        if error is not None:
+            await asyncio.sleep(delay_s)
+            raise error
+        images = [await _draw(call, nth, delay_s, watcher) for nth in range(call.count)]
+        return Reply(images=tuple(images))
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        """One entry, for lists; every other model id is drawn too."""
+        return ({"id": "sandbox", "object": "model", "type": "image", "display_name": "imagegen sandbox"},)
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+    def _failure(self, call: Call) -> UpstreamError | None:
+        """The error that the prompt asks for, as long as it asks for it."""
+        asked = _FAIL.search(call.request.prompt)
+        error = _error(asked.group(1)) if asked else None
+        if asked is None or error is None:
+            return None
+        times = int(asked.group(2)) if asked.group(2) else 1 if error.code == "upstream_rate_limited" else None
+        key = (call.request.prompt, call.seed, call.first_index)
+        failed = self._failures.pop(key, 0)
+        if times is not None and failed >= times:
+            return None
+        self._failures[key] = failed + 1
+        if len(self._failures) > _MAX_REMEMBERED:
+            self._failures.popitem(last=False)
+        return error
+
+
+async def _draw(call: Call, nth: int, delay_s: float, watcher: CallWatcher) -> ImageBytes:
+    """One picture in four steps, spread over `delay_s`; each is told when it is really done."""
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+
+    async def rest(share: float) -> None:
+        await asyncio.sleep(max(0.0, started_s + delay_s * share - loop.time()))
+
+    def done(part: float) -> None:
+        watcher.progress((nth + part) / call.count)
+
+    picture = await asyncio.to_thread(_picture, call, nth)
+    await rest(0.2)
+    await asyncio.to_thread(picture.paint)
+    done(0.4)
+    await rest(0.5)
+    await asyncio.to_thread(picture.frost)
+    done(0.6)
+    await rest(0.75)
+    await asyncio.to_thread(picture.write_words)
+    done(0.8)
+    await rest(1.0)
+    data = await asyncio.to_thread(picture.encode)
+    done(1.0)
+    return ImageBytes(data)
+
+
+def _picture(call: Call, nth: int) -> Picture:
+    # Pillow costs start time and memory that only those who draw should pay.
+    from imagegen.providers.drawing.picture import Picture, Wish  # noqa: PLC0415
+
+    request = call.request
+    return Picture(
+        Wish(
+            prompt=request.prompt,
+            seed=None if call.seed is None else call.seed + nth,
+            index=call.first_index + nth,
+            width=request.width,
+            height=request.height,
+            output_format=request.output_format or "png",
+        )
+    )
+
+
+def _slow_s(prompt: str, usual_s: float) -> float:
+    asked = _SLOW.search(prompt)
+    return min(float(asked.group(1)), _MAX_SLOW_S) if asked else usual_s
+
+
+def _error(code: str) -> UpstreamError | None:
+    """The error of this code, as retryable as the real one; None where there is no such code."""
+    if code not in _STATUSES:
+        return None
+    return UpstreamError(
+        code,
+        f"The prompt asked the sandbox to fail with {code}",
+        retryable=code in _RETRYABLE,
+        ambiguous=code == "upstream_timeout",
+        retry_after_s=2.0 if code == "upstream_rate_limited" else None,
+        status=_STATUSES[code],
+    )

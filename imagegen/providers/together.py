@@ -1,0 +1,67 @@
+"""Owns the calls to Together.ai's images API: https://docs.together.ai/reference/post-images-generations"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import aiohttp
+from yarl import URL
+
+from imagegen.providers.client import Upstream
+from imagegen.providers.protocol import Call, CallWatcher, Reply
+from imagegen.providers.wire import read_models
+
+_WHERE_GIVEN = ("steps", "negative_prompt", "guidance_scale", "output_format", "image_url", "reference_images")
+_SIZE = frozenset({"width", "height"})
+
+
+class TogetherProvider:
+    """base_url: with or without `/v1`; response_format: whether pictures come as links or in the answer itself."""
+
+    name = "together"
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        api_key: str,
+        base_url: str,
+        timeout_s: float,
+        max_images_per_call: int = 4,
+        response_format: Literal["base64", "url"] = "url",
+    ) -> None:
+        base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
+        self._upstream = Upstream(session, base, timeout_s, authorization=f"Bearer {api_key}", secret=api_key)
+        self._response_format = response_format
+        self.max_images_per_call = max_images_per_call
+        self.own_hosts = self._upstream.own_hosts
+
+    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+        fields = fields_of(call, self._response_format)
+        reply = await self._upstream.generate("images/generations", fields, watcher)
+        return replace(reply, images=reply.images[: call.count])
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        return read_models(await self._upstream.look_up("models"))
+
+    async def close(self) -> None:
+        """The session is the app's."""
+
+
+def fields_of(call: Call, response_format: str) -> dict[str, object]:
+    """What goes out: only what the client gave, since a parameter that a model doesn't know is a 400."""
+    request = call.request
+    fields: dict[str, object] = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "width": request.width,
+        "height": request.height,
+        "n": call.count if call.count > 1 else None,
+        "seed": call.seed,
+        "response_format": response_format,
+    }
+    fields |= {name: getattr(request, name) for name in _WHERE_GIVEN}
+    without = call.without | (_SIZE if call.without & _SIZE else frozenset())
+    return {name: value for name, value in fields.items() if value is not None and name not in without}

@@ -1,0 +1,296 @@
+"""Owns all knowledge of what image services answer: pictures, rate limits, and what each refusal means. No I/O.
+
+Together's, OpenAI's, FastAPI's (`{"detail": …}`) and A1111's shapes are read by the same lenient code, since none of
+them keeps to its own specification.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import orjson
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import Reply, UpstreamLimits
+from imagegen.tasks.image import ImageBytes, ImageLink
+
+MAX_DETAIL_CHARS = 300
+
+_LONGEST_READ_CHARS = 4_000
+_SHORTEST_SECRET_CHARS = 4
+_LARGEST_NUMBER = 1e6
+"""More is no count of seconds but a point in time, and no rate."""
+
+_REFUSED = frozenset({400, 404, 413, 415, 422})
+_CODE_OF_STATUS = {
+    401: "upstream_auth",
+    402: "upstream_billing",
+    403: "upstream_auth",
+    408: "upstream_error",
+    425: "upstream_error",
+    429: "upstream_rate_limited",
+    503: "upstream_overloaded",
+    529: "upstream_overloaded",
+}
+_RETRYABLE = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "server_error": 500}
+_MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
+
+_MODEL = re.compile(
+    r"model is not supported for image generation|unable to access (?:non-serverless )?model", re.IGNORECASE
+)
+_ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
+_CONTENT = re.compile(r"nsfw|content[ _-]?policy|moderation|safety system|safety filter|unsafe content", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"(?:unsupported use of|un(?:known|supported|recognized) parameter:?|argument not supported:?) ['\"]?([a-z_]+)",
+    re.IGNORECASE,
+)
+_PER_MINUTE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
+_MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
+_HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
+
+_OUR_NAMES = {
+    "num_inference_steps": "steps",
+    "step": "steps",
+    "guidance": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "response_extension": "output_format",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaint:
+    """What an error answer says of itself; empty where it says nothing."""
+
+    message: str = ""
+    kind: str = ""
+    code: str = ""
+
+
+def decipher(
+    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "", now_s: float | None = None
+) -> Reply:
+    """Reads the answer to a generation. Raises UpstreamError where it is none.
+
+    Entries that hold no usable picture are left out, so `images` may be short or empty.
+    secret: what no text may show; now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
+    """
+    fields = _json_object(body)
+    items = _items(fields) if fields is not None and 200 <= status < 300 else None
+    if fields is None or items is None or (not items and fields.get("error")):
+        raise refusal(status, headers, body, secret=secret, now_s=now_s)
+    return Reply(tuple(image for item in items if (image := _image(item)) is not None), _limits(_lower(headers)))
+
+
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "", now_s: float | None = None
+) -> UpstreamError:
+    """Says what an answer that brought nothing means. It is classed by its status, not by its type:
+    Together sends `credit_limit` with a 402 and with a 429."""
+    fields = _json_object(body)
+    complaint = _complaint(fields or {})
+    meant = _meant_status(status, fields or {}, complaint)
+    parameter = _parameter(complaint) if meant in _REFUSED else None
+    code = "upstream_invalid_request" if parameter else _code(meant, complaint, is_json=fields is not None)
+    return UpstreamError(
+        code,
+        _detail(status, body, fields, complaint, secret),
+        retryable=code in _RETRYABLE,
+        retry_after_s=_retry_after_s(code, _lower(headers), complaint.message, now_s) if code in _RETRYABLE else None,
+        parameter=parameter,
+        status=status,
+    )
+
+
+def read_models(listing: object) -> tuple[Mapping[str, object], ...]:
+    """The image models of a model list, in either of its shapes: a bare array, or `{"data": […]}`."""
+    entries = listing.get("data") if isinstance(listing, dict) else listing
+    return tuple(
+        entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry.get("type") in ("image", None)
+    )
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _json_object(body: bytes) -> dict[str, object] | None:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _items(fields: dict[str, object]) -> list[object] | None:
+    lists = [value for name in ("data", "images") if isinstance(value := fields.get(name), list)]
+    return next((items for items in lists if items), lists[0] if lists else None)
+
+
+def _image(item: object) -> ImageLink | ImageBytes | None:
+    if isinstance(item, str):
+        return _linked(item) or _decoded(item)
+    if not isinstance(item, dict):
+        return None
+    for name in ("b64_json", "base64", "image"):
+        if isinstance(text := item.get(name), str) and (image := _decoded(text)):
+            return image
+    return _linked(url) if isinstance(url := item.get("url"), str) else None
+
+
+def _linked(text: str) -> ImageLink | ImageBytes | None:
+    if text[:5].lower() == "data:":
+        return _decoded(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return ImageLink(text) if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _decoded(text: str) -> ImageBytes | None:
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return None
+    if "\n" in text:
+        text = "".join(text.split())
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return ImageBytes(data) if data else None
+
+
+def _complaint(fields: dict[str, object]) -> _Complaint:
+    error = fields.get("error")
+    inner = error if isinstance(error, dict) else fields
+    texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error)
+    return _Complaint(
+        message=next((text for value in texts if (text := _sentence(value))), ""),
+        kind=str(inner.get("type") or "").lower()[:100],
+        code=str(inner.get("code") or "").lower()[:100],
+    )
+
+
+def _sentence(value: object) -> str:
+    """A text as it stands; of FastAPI's list of faults the places and messages, never the `input` it echoes."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return ""
+    faults = [fault for fault in value[:10] if isinstance(fault, dict) and isinstance(fault.get("msg"), str)]
+    places = (fault["loc"][-1] if isinstance(fault.get("loc"), list) and fault["loc"] else "" for fault in faults)
+    return "; ".join(f"{place}: {fault['msg']}".removeprefix(": ") for place, fault in zip(places, faults, strict=True))
+
+
+def _meant_status(status: int, fields: dict[str, object], complaint: _Complaint) -> int:
+    """The status itself; of an error object under a 2xx the one that it names or that its type stands for."""
+    if not 200 <= status < 300 or not fields.get("error"):
+        return status
+    if re.fullmatch(r"[45]\d\d", complaint.code):
+        return int(complaint.code)
+    return _STATUS_OF_TYPE.get(complaint.kind, status)
+
+
+def _code(status: int, complaint: _Complaint, *, is_json: bool) -> str:
+    if status in _CODE_OF_STATUS:
+        return _CODE_OF_STATUS[status]
+    if 500 <= status < 600:
+        return "upstream_error"
+    if status in _REFUSED or 200 <= status < 300:
+        return _code_of_text(status, complaint, is_json=is_json)
+    return "upstream_bad_response"
+
+
+def _code_of_text(status: int, complaint: _Complaint, *, is_json: bool) -> str:
+    message = complaint.message[:_LONGEST_READ_CHARS]
+    if complaint.code in _MODEL_CODES or _MODEL.search(message):
+        return "model_not_available"
+    if any(_CONTENT.search(text) for text in (complaint.code, complaint.kind, message)):
+        return "content_policy"
+    if status == 404 and is_json and not _ROUTE.match(message):
+        return "model_not_available"
+    return "upstream_invalid_request" if status in _REFUSED else "upstream_bad_response"
+
+
+def _parameter(complaint: _Complaint) -> str | None:
+    found = _PARAMETER.search(complaint.message[:_LONGEST_READ_CHARS])
+    name = found[1].lower() if found else ""
+    return None if name in ("", "prompt", "model") else _OUR_NAMES.get(name, name)
+
+
+def _detail(status: int, body: bytes, fields: dict[str, object] | None, complaint: _Complaint, secret: str) -> str:
+    if 300 <= status < 400:
+        return f"HTTP {status}, a redirect, which is not followed"
+    if not body.strip():
+        return f"HTTP {status}, empty body"
+    if fields is None:
+        return f"HTTP {status}, not JSON"
+    return clean(complaint.message, secret) or f"HTTP {status}, nothing usable in it"
+
+
+def clean(message: str, secret: str = "") -> str:
+    """A foreign text that may be shown: short, on one line, without the secret, and empty where it is a page."""
+    if len(secret) >= _SHORTEST_SECRET_CHARS:
+        message = message.replace(secret, "[key]")
+    message = _MASKED_KEY.sub("[key]", message[:_LONGEST_READ_CHARS])
+    if _HTML.search(message):
+        return ""
+    plain = "".join(" " if unicodedata.category(c).startswith("C") else c for c in message)
+    text = " ".join(plain.split())
+    return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
+
+
+def _retry_after_s(code: str, headers: dict[str, str], message: str, now_s: float | None) -> float | None:
+    """Together documents only `x-ratelimit-reset`: https://docs.together.ai/docs/rate-limits"""
+    asked_s = _number(headers.get("retry-after"))
+    if asked_s is None:
+        asked_s = _until_s(headers, now_s)
+    if asked_s is not None or code != "upstream_rate_limited":
+        return asked_s
+    if (reset_s := _limits(headers).reset_s) is not None:
+        return reset_s
+    found = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
+    return 60 / float(found[1]) if found and float(found[1]) > 0 else None
+
+
+def _until_s(headers: dict[str, str], now_s: float | None) -> float | None:
+    then_s = _unix_time_s(headers.get("retry-after"))
+    sent_s = _unix_time_s(headers.get("date"))
+    since_s = now_s if sent_s is None else sent_s
+    return None if then_s is None or since_s is None else max(0.0, then_s - since_s)
+
+
+def _unix_time_s(text: str | None) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _limits(headers: dict[str, str]) -> UpstreamLimits:
+    limit, remaining, reset = (
+        _number(headers.get(f"x-ratelimit-{name}", headers.get(f"x-ratelimit-{name}-dynamic")))
+        for name in ("limit", "remaining", "reset")
+    )
+    return UpstreamLimits(limit_per_s=limit, remaining=remaining, reset_s=reset)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value <= _LARGEST_NUMBER else None

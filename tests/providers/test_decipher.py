@@ -1,0 +1,352 @@
+"""What the answers of image services mean: the bodies seen on the wire, and the broken ones."""
+
+import base64
+import json
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.providers.wire import clean, decipher, read_models, refusal
+from imagegen.tasks.image import ImageBytes, ImageLink
+
+PIXELS = b"\x89PNG\r\n\x1a\n and so on"
+B64 = base64.b64encode(PIXELS).decode()
+LINK = "https://api.together.ai/shrt/jfS1HMmumnnmPemB"
+
+CAPTURED = b"""{
+  "id": "oN9FZUv-2kFHot-9a9cfc755df0b2f7-PDX",
+  "model": "black-forest-labs/FLUX.1-schnell-Free",
+  "object": "list",
+  "data": [
+    {
+      "index": 0,
+      "url": "https://api.together.ai/shrt/jfS1HMmumnnmPemB",
+      "timings": { "inference": 0.9888201747089624 }
+    }
+  ]
+}"""
+
+
+def error(message, kind=None, code=None, **more) -> bytes:
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}} | more
+    return json.dumps(body).encode()
+
+
+def refused(status, body=b"", headers=None, **more) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        decipher(status, headers or {}, body, **more)
+    return caught.value
+
+
+UNSUPPORTED = b"""{"id":"oMZbc7k-2kFHot-9a78aa608b7f797c-PDX","error":{"message":"Unsupported use of 'image_url' \
+parameter. This parameter is not supported for the selected model.","type":"invalid_request_error","param":null,\
+"code":null}}"""
+NOT_SERVERLESS = error(
+    "Unable to access non-serverless model X. Please visit https://api.together.ai/models/X to create and start a new "
+    "dedicated endpoint for the model.",
+    "invalid_request_error",
+    "model_not_available",
+)
+BAD_KEY = error(
+    "Invalid API key provided. You can find your API key at https://api.together.xyz/settings/api-keys.",
+    "invalid_request_error",
+    "invalid_api_key",
+)
+NO_CREDIT = error(
+    "Credit limit exceeded, please [add credits](https://api.together.ai/settings/billing). If you've already made a "
+    "payment, please wait up to 5 minutes for balances to update and try again.",
+    "credit_limit",
+)
+NO_ACCESS = error(
+    "Unable to access model X. Please visit https://api.together.ai/models to view the list of supported models.",
+    "invalid_request_error",
+    "model_not_available",
+)
+MODEL_LIMIT = error(
+    "You have reached the rate limit specific to this model black-forest-labs/FLUX.1-kontext-pro. The maximum rate "
+    "limit for this model is 9.0 queries per minute. This limit differs from the general rate limits published at "
+    "Together AI rate limits documentation (https://docs.together.ai/docs/rate-limits). For inquiries about increasing "
+    "your model-specific rate limit, please contact our sales team (https://www.together.ai/forms/contact-sales)",
+    "model_rate_limit",
+)
+TIER_LIMIT = error(
+    "You have been rate limited. Your rate limit is 60 queries per minute. Please navigate to "
+    "https://api.together.xyz/settings/billing to upgrade to a paid plan.",
+    "credit_limit",
+)
+CLOUDFLARE = b"<!DOCTYPE html><html><head><title>524: A timeout occurred</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (400, UNSUPPORTED, "upstream_invalid_request"),
+        (400, error("height must be a multiple of 16", "invalid_request_error"), "upstream_invalid_request"),
+        (400, error("width must be between 64 and 1792", "invalid_request_error"), "upstream_invalid_request"),
+        (400, error("steps must be between 1 and 4", "invalid_request_error"), "upstream_invalid_request"),
+        (400, error("Model is not supported for image generation"), "model_not_available"),
+        (400, NOT_SERVERLESS, "model_not_available"),
+        (400, error("blocked", "image_generation_user_error", "moderation_blocked"), "content_policy"),
+        (400, error("refused by content_policy_violation"), "content_policy"),
+        (401, BAD_KEY, "upstream_auth"),
+        (402, NO_CREDIT, "upstream_billing"),
+        (403, b"error code: 1010", "upstream_auth"),
+        (404, NO_ACCESS, "model_not_available"),
+        (404, error("The model 'x' does not exist", code="model_not_found"), "model_not_available"),
+        (404, b'{"detail":"Model not found"}', "model_not_available"),
+        (404, b'{"detail":"Not Found"}', "upstream_invalid_request"),
+        (404, error("Invalid URL (POST /v1/v1/images/generations)"), "upstream_invalid_request"),
+        (404, b"404 page not found", "upstream_invalid_request"),
+        (413, error("Request entity too large", "invalid_request_error"), "upstream_invalid_request"),
+        (413, b"<html>413</html>", "upstream_invalid_request"),
+        (415, b"", "upstream_invalid_request"),
+        (422, error("image may contain NSFW content"), "content_policy"),
+        (422, error("no wording that we know"), "upstream_invalid_request"),
+        (429, MODEL_LIMIT, "upstream_rate_limited"),
+        (429, TIER_LIMIT, "upstream_rate_limited"),
+        (429, error("slow down", "dynamic_request_limited"), "upstream_rate_limited"),
+        (500, error("Internal server error", "server_error"), "upstream_error"),
+        (500, error("Internal Server Error"), "upstream_error"),
+        (503, error("overloaded"), "upstream_overloaded"),
+        (529, b"", "upstream_overloaded"),
+        (302, b"", "upstream_bad_response"),
+        (405, b"", "upstream_bad_response"),
+        (600, b"", "upstream_bad_response"),
+    ]
+    + [(status, CLOUDFLARE, "upstream_error") for status in (408, 425, 500, 502, 504, 520, 521, 522, 523, 524)],
+)
+def test_every_refusal_has_its_code(status, body, code):
+    found = refused(status, body)
+    assert (found.code, found.status, found.ambiguous) == (code, status, False)
+    assert found.retryable == (code in {"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
+
+
+@pytest.mark.parametrize(
+    ("message", "parameter"),
+    [
+        ("Unsupported use of 'steps' parameter. This parameter is not supported for the selected model.", "steps"),
+        ("Unsupported use of 'negative_prompt' parameter.", "negative_prompt"),
+        ("Unknown parameter: 'response_format'.", "response_format"),
+        ("Argument not supported: size", "size"),
+        ("Unknown parameter: 'num_inference_steps'.", "steps"),
+        ("Unsupported use of 'prompt' parameter.", None),
+        ("steps must be between 1 and 4", None),
+    ],
+)
+def test_the_refused_parameter_is_named_in_our_words(message, parameter):
+    found = refused(400, error(message))
+    assert (found.code, found.parameter) == ("upstream_invalid_request", parameter)
+
+
+def test_a_parameter_is_only_dropped_where_the_request_was_refused():
+    assert refused(500, error("Unsupported use of 'steps' parameter.")).parameter is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "7"}, MODEL_LIMIT, 7),
+        ({"retry-after": "0"}, MODEL_LIMIT, 0),
+        ({"Retry-After": "1.5", "x-ratelimit-reset": "9"}, b"", 1.5),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"", 30),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:27:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"", 0),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:01:00 GMT"}, b"", 50),
+        ({"Retry-After": "soon", "X-RateLimit-Reset": "2"}, b"", 2),
+        ({"Retry-After": "-3", "X-RateLimit-Reset": "inf"}, b"", None),
+        ({"x-ratelimit-reset": "1792567710"}, b"", None),
+        ({}, MODEL_LIMIT, 60 / 9),
+        ({}, TIER_LIMIT, 1),
+        ({}, error("Your limit is 0 queries per minute"), None),
+        ({}, b"", None),
+    ],
+)
+def test_a_429_says_how_long_to_wait(headers, body, seconds):
+    assert refused(429, body, headers, now_s=10.0).retry_after_s == (
+        seconds if seconds is None else pytest.approx(seconds)
+    )
+
+
+def test_a_503_is_waited_out_as_long_as_it_asks():
+    assert refused(503, b"", {"Retry-After": "4", "x-ratelimit-reset": "9"}).retry_after_s == 4
+    assert refused(503, b"", {"x-ratelimit-reset": "9"}).retry_after_s is None
+    assert refused(400, UNSUPPORTED, {"Retry-After": "4"}).retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"  \n",
+        b"ok",
+        CLOUDFLARE,
+        b'{"data": [',
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b"{}",
+        b'{"data": null}',
+        b'{"data": "https://x/y.png"}',
+        b'{"id":"x","object":"list"}',
+        b'{"data": NaN}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_200_without_a_usable_object_is_a_bad_response(body):
+    found = refused(200, body)
+    assert (found.code, found.retryable, found.status) == ("upstream_bad_response", False, 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (error("something broke"), "upstream_bad_response"),
+        (error("Internal server error", "server_error"), "upstream_error"),
+        (error("slow down", code="429"), "upstream_rate_limited"),
+        (error("image may contain NSFW content"), "content_policy"),
+        (NO_ACCESS, "model_not_available"),
+        (UNSUPPORTED, "upstream_invalid_request"),
+        (b'{"error":"no"}', "upstream_bad_response"),
+        (error("nothing for you", data=[]), "upstream_bad_response"),
+    ],
+)
+def test_a_200_with_an_error_object_is_an_error(body, code):
+    assert refused(200, body).code == code
+
+
+def test_an_empty_error_beside_pictures_is_none():
+    assert decipher(200, {}, b'{"error":null,"data":[{"url":"https://x/y.png"}]}').images == (
+        ImageLink("https://x/y.png"),
+    )
+
+
+def test_the_captured_answer_brings_its_link():
+    assert decipher(200, {}, CAPTURED).images == (ImageLink(LINK),)
+
+
+def test_the_documented_base64_answer_brings_its_bytes():
+    body = {"id": "oNM6X9q", "data": [{"b64_json": B64, "index": 0, "type": None, "timings": {"inference": 0.79}}]}
+    assert decipher(201, {}, json.dumps(body).encode()).images == (ImageBytes(PIXELS),)
+
+
+@pytest.mark.parametrize(
+    ("item", "image"),
+    [
+        ({"url": LINK, "b64_json": None}, ImageLink(LINK)),
+        ({"url": LINK, "b64_json": B64}, ImageBytes(PIXELS)),
+        ({"url": f"data:image/png;base64,{B64}"}, ImageBytes(PIXELS)),
+        ({"b64_json": f"data:image/png;base64,{B64}"}, ImageBytes(PIXELS)),
+        ({"b64_json": B64.rstrip("=")}, ImageBytes(PIXELS)),
+        ({"b64_json": B64[:8] + "\n" + B64[8:] + "\n"}, ImageBytes(PIXELS)),
+        ({"image": B64}, ImageBytes(PIXELS)),
+        (B64, ImageBytes(PIXELS)),
+        (LINK, ImageLink(LINK)),
+        ({"url": None}, None),
+        ({"url": ""}, None),
+        ({"url": 7}, None),
+        ({"url": "javascript:alert(1)"}, None),
+        ({"url": "file:///etc/passwd"}, None),
+        ({"url": "ftp://x/y.png"}, None),
+        ({"url": "/relative.png"}, None),
+        ({"url": "https://"}, None),
+        ({"url": "http://[::1"}, None),
+        ({"url": "data:image/svg+xml,<svg/>"}, None),
+        ({"b64_json": "%%% not base64 %%%"}, None),
+        ({"b64_json": "漢字"}, None),
+        ({"b64_json": ""}, None),
+        ({"b64_json": "%%%", "url": LINK}, ImageLink(LINK)),
+        ({}, None),
+        (None, None),
+        (7, None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("name", ["data", "images"])
+def test_each_entry_is_a_picture_or_left_out(name, item, image):
+    body = json.dumps({name: [item, {"url": LINK}]}).encode()
+    assert decipher(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
+
+
+@pytest.mark.parametrize("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
+def test_an_answer_with_no_picture_is_a_reply_without_images(body):
+    assert decipher(200, {}, body).images == ()
+
+
+def test_an_empty_data_list_does_not_hide_the_images_list():
+    assert decipher(200, {}, json.dumps({"data": [], "images": [LINK]}).encode()).images == (ImageLink(LINK),)
+
+
+@pytest.mark.parametrize(
+    ("headers", "limits"),
+    [
+        ({}, UpstreamLimits()),
+        (
+            {"X-RateLimit-Limit": "1.5", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "0.7"},
+            UpstreamLimits(1.5, 0, 0.7),
+        ),
+        ({"x-ratelimit-limit-dynamic": "3"}, UpstreamLimits(limit_per_s=3)),
+        ({"x-ratelimit-limit": "many", "x-ratelimit-remaining": "nan", "x-ratelimit-reset": "-1"}, UpstreamLimits()),
+    ],
+)
+def test_the_rate_limit_headers_are_read(headers, limits):
+    assert decipher(200, headers, CAPTURED).limits == limits
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "detail"),
+    [
+        (200, b"", "HTTP 200, empty body"),
+        (524, CLOUDFLARE, "HTTP 524, not JSON"),
+        (403, b"error code: 1010", "HTTP 403, not JSON"),
+        (302, b"<html>moved</html>", "HTTP 302, a redirect, which is not followed"),
+        (500, b"{}", "HTTP 500, nothing usable in it"),
+        (500, error("<html><body>secret host names</body></html>"), "HTTP 500, nothing usable in it"),
+        (
+            400,
+            error("height must be\n a multiple\x00\x1b[31m of\u2028 16\u202e"),
+            "height must be a multiple [31m of 16",
+        ),
+        (400, b'{"message":"plain"}', "plain"),
+        (400, b'{"error":"only a string"}', "only a string"),
+        (500, b'{"error":"OutOfMemoryError","detail":"","errors":"CUDA out of memory"}', "CUDA out of memory"),
+        (422, b'{"detail":[{"loc":["body","n"],"msg":"too many","input":"a secret prompt"}]}', "n: too many"),
+        (422, b'{"detail":[{"msg":"bad"},7]}', "bad"),
+    ],
+)
+def test_the_detail_is_short_plain_and_no_page(status, body, detail):
+    assert refused(status, body).detail == detail
+
+
+def test_a_ten_megabyte_message_is_cut_to_300_characters():
+    found = refused(400, error("a" * 10_000_000))
+    assert len(found.detail) == 300
+    assert found.detail.endswith("aa…")
+
+
+def test_no_detail_shows_our_key_or_a_masked_one():
+    key = "tgp_v1_0123456789"
+    found = refused(401, error(f"Incorrect API key provided: {key} (sk-proj-****abcd)"), secret=key)
+    assert found.detail == "Incorrect API key provided: [key] [key]"
+    assert clean("x" * 290 + key, key) == "x" * 290 + "[key]"
+
+
+@pytest.mark.parametrize("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
+def test_both_shapes_of_a_model_list_are_read_and_only_image_models_kept(wrap):
+    entries = [
+        {"id": "flux", "type": "image"},
+        {"id": "llama", "type": "chat"},
+        {"id": "untyped"},
+        {"type": "image"},
+        7,
+    ]
+    assert [model["id"] for model in read_models(wrap(entries))] == ["flux", "untyped"]
+
+
+@pytest.mark.parametrize("listing", [None, 7, {}, {"data": None}, "x"])
+def test_a_model_list_of_no_known_shape_is_empty(listing):
+    assert read_models(listing) == ()
+
+
+def test_a_refusal_can_be_had_without_raising():
+    assert refusal(402, {}, NO_CREDIT).code == "upstream_billing"

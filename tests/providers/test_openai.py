@@ -1,0 +1,255 @@
+"""The calls to OpenAI-compatible services: each one's words, and the answers they share."""
+
+import base64
+import json
+
+import pytest
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.openai import Dialect, OpenAICompatibleProvider, dialect_of, fields_of, nearest_ratio
+from imagegen.providers.protocol import Provider
+from imagegen.tasks.image import ImageBytes, ImageLink
+
+KEY = "sk-not-a-real-key"
+PICTURE = b"picture bytes"
+B64 = base64.b64encode(PICTURE).decode()
+EVERYTHING = {
+    "width": 1024,
+    "height": 768,
+    "steps": 8,
+    "negative_prompt": "dogs",
+    "guidance_scale": 2.5,
+    "output_format": "png",
+}
+PLAIN = {"model": "m", "prompt": "a cat"}
+
+
+def provider(session, base_url, api_key=KEY, **more) -> OpenAICompatibleProvider:
+    return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=5, **more)
+
+
+def sent(mocked):
+    ((request,),) = mocked.requests.values()
+    return request.kwargs["headers"], json.loads(request.kwargs["data"])
+
+
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [
+        ("https://api.openai.com/v1", {"size": "1024x768", "output_format": "png"}),
+        (
+            "https://api.tokenfactory.nebius.com/v1",
+            {
+                "width": 1024,
+                "height": 768,
+                "num_inference_steps": 8,
+                "negative_prompt": "dogs",
+                "guidance_scale": 2.5,
+                "seed": 3,
+                "response_extension": "png",
+                "response_format": "b64_json",
+            },
+        ),
+        ("https://api.x.ai/v1", {"aspect_ratio": "4:3", "resolution": "1k", "response_format": "b64_json"}),
+        (
+            "https://api.siliconflow.cn/v1",
+            {
+                "image_size": "1024x768",
+                "num_inference_steps": 8,
+                "negative_prompt": "dogs",
+                "guidance_scale": 2.5,
+                "seed": 3,
+            },
+        ),
+        (
+            "http://127.0.0.1:8080",
+            {
+                "prompt": "a cat|dogs",
+                "size": "1024x768",
+                "step": 8,
+                "guidance_scale": 2.5,
+                "seed": 3,
+                "output_format": "png",
+                "response_format": "b64_json",
+            },
+        ),
+        (
+            "http://gpu-box:8000/v1",
+            {
+                "size": "1024x768",
+                "num_inference_steps": 8,
+                "negative_prompt": "dogs",
+                "guidance_scale": 2.5,
+                "seed": 3,
+                "output_format": "png",
+                "response_format": "b64_json",
+            },
+        ),
+        ("http://127.0.0.1:1234", {"size": "1024x768", "output_format": "png", "response_format": "b64_json"}),
+        (
+            "https://gateway.example.com/v1",
+            {
+                "size": "1024x768",
+                "steps": 8,
+                "negative_prompt": "dogs",
+                "guidance_scale": 2.5,
+                "seed": 3,
+                "output_format": "png",
+                "response_format": "b64_json",
+            },
+        ),
+    ],
+)
+def test_each_service_is_spoken_to_in_its_own_words(make_call, base_url, expected):
+    call = make_call(seed=3, **EVERYTHING)
+    assert fields_of(call, dialect_of(URL(base_url))) == PLAIN | expected
+
+
+def test_only_what_the_client_gave_is_sent(make_call):
+    assert fields_of(make_call(), Dialect()) == PLAIN | {"size": "512x512", "response_format": "b64_json"}
+
+
+def test_a_count_over_one_is_sent_as_n(make_call):
+    assert fields_of(make_call(count=3), Dialect())["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("without", "gone"),
+    [
+        ("steps", "num_inference_steps"),
+        ("seed", "seed"),
+        ("negative_prompt", "negative_prompt"),
+        ("output_format", "output_format"),
+        ("response_format", "response_format"),
+        ("width", "size"),
+        ("size", "size"),
+    ],
+)
+def test_a_refused_parameter_is_left_out(make_call, without, gone):
+    call = make_call(seed=3, without=[without], **EVERYTHING)
+    dialect = Dialect(steps_name="num_inference_steps")
+    assert fields_of(make_call(seed=3, **EVERYTHING), dialect).keys() - fields_of(call, dialect).keys() == {gone}
+
+
+def test_a_refused_negative_prompt_is_not_put_behind_the_prompt(make_call):
+    call = make_call(negative_prompt="dogs", without=["negative_prompt"])
+    assert fields_of(call, Dialect(negative_name=None))["prompt"] == "a cat"
+
+
+@pytest.mark.parametrize("model", ["gpt-image-1.5", "openai/gpt-image-2"])
+def test_a_gpt_image_model_is_strict_behind_a_gateway_too(make_call, model):
+    fields = fields_of(make_call(seed=3, **EVERYTHING | {"model": model}), Dialect().for_model(model))
+    assert fields == {"model": model, "prompt": "a cat", "size": "1024x768", "output_format": "png"}
+    assert Dialect().for_model("my-gpt-image") == Dialect()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "ratio"),
+    [(512, 512, "1:1"), (1344, 768, "16:9"), (768, 1024, "3:4"), (2048, 64, "2:1"), (64, 2048, "1:2")],
+)
+def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
+    assert nearest_ratio(width, height) == ratio
+
+
+def test_a_large_size_asks_for_2k(make_call):
+    fields = fields_of(make_call(width=2048, height=1024), dialect_of(URL("https://api.x.ai/v1")))
+    assert (fields["resolution"], fields["aspect_ratio"]) == ("2k", "2:1")
+
+
+async def test_what_was_left_out_is_told(session, mocked, make_call, watcher):
+    mocked.post("https://api.openai.com/v1/images/generations", payload={"created": 1, "data": [{"b64_json": B64}]})
+    call = make_call(seed=3, without=["negative_prompt"], **EVERYTHING | {"model": "gpt-image-1.5"})
+    reply = await provider(session, "https://api.openai.com/v1").generate(call, watcher)
+    assert reply.images == (ImageBytes(PICTURE),)
+    assert reply.warnings == tuple(
+        f"{name} is not known to this provider and was left out" for name in ("guidance_scale", "steps")
+    )
+
+
+async def test_an_aspect_ratio_in_place_of_a_size_is_told(session, mocked, make_call, watcher):
+    mocked.post("https://api.x.ai/v1/images/generations", payload={"data": [{"url": "https://imgen.x.ai/a.jpg"}]})
+    reply = await provider(session, "https://api.x.ai").generate(make_call(), watcher)
+    assert reply.images == (ImageLink("https://imgen.x.ai/a.jpg"),)
+    assert reply.warnings == ("this provider takes an aspect ratio instead of a size: 1:1 was asked for",)
+
+
+async def test_siliconflows_images_list_is_read(session, mocked, make_call, watcher):
+    payload = {"images": [{"url": "https://sf.example/a.png"}], "timings": {"inference": 1.2}, "seed": 5}
+    mocked.post("https://api.siliconflow.cn/v1/images/generations", payload=payload)
+    reply = await provider(session, "https://api.siliconflow.cn/v1").generate(make_call(), watcher)
+    assert (reply.images, reply.warnings) == ((ImageLink("https://sf.example/a.png"),), ())
+
+
+async def test_a_dialect_of_ones_own_can_be_given(session, mocked, make_call, watcher):
+    mocked.post("https://api.example.com/v1/images/generations", payload={"data": [B64, B64]})
+    dialect = Dialect(size_style="width_height", response_format="url", max_images_per_call=6)
+    own = provider(session, "https://api.example.com", dialect=dialect)
+    reply = await own.generate(make_call(), watcher)
+    assert (reply.images, own.max_images_per_call) == ((ImageBytes(PICTURE),), 6)
+    assert sent(mocked)[1] == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
+
+
+async def test_the_rate_is_not_taken_for_one_per_second(session, mocked, make_call, watcher):
+    headers = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "5"}
+    mocked.post("https://api.example.com/v1/images/generations", payload={"data": []}, headers=headers)
+    limits = (await provider(session, "https://api.example.com").generate(make_call(), watcher)).limits
+    assert (limits.limit_per_s, limits.remaining) == (None, 5)
+
+
+@pytest.mark.parametrize(("api_key", "authorization"), [(KEY, f"Bearer {KEY}"), (None, None), ("", None)])
+async def test_the_key_goes_along_only_where_there_is_one(session, mocked, make_call, watcher, api_key, authorization):
+    mocked.post("http://127.0.0.1:11434/v1/images/generations", payload={"data": []})
+    await provider(session, "http://127.0.0.1:11434/", api_key).generate(make_call(), watcher)
+    assert sent(mocked)[0].get("Authorization") == authorization
+
+
+async def test_a_base_with_a_path_is_kept(session, mocked, make_call, watcher):
+    mocked.post("https://api.deepinfra.com/v1/openai/images/generations", payload={"data": []})
+    await provider(session, "https://api.deepinfra.com/v1/openai/").generate(make_call(), watcher)
+    assert sent(mocked)[1]["response_format"] == "b64_json"
+
+
+@pytest.mark.parametrize(
+    ("status", "payload", "code", "parameter"),
+    [
+        (
+            400,
+            {"error": {"message": "Unknown parameter: 'steps'.", "param": "steps"}},
+            "upstream_invalid_request",
+            "steps",
+        ),
+        (400, {"error": {"message": "Your request was rejected by the safety system."}}, "content_policy", None),
+        (
+            404,
+            {"error": {"message": "The model does not exist", "code": "model_not_found"}},
+            "model_not_available",
+            None,
+        ),
+        (422, {"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "upstream_invalid_request", None),
+        (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}, "upstream_auth", None),
+    ],
+)
+async def test_a_refusal_has_its_code_and_no_key(session, mocked, make_call, watcher, status, payload, code, parameter):
+    mocked.post("https://api.openai.com/v1/images/generations", status=status, payload=payload)
+    with pytest.raises(UpstreamError) as caught:
+        await provider(session, "https://api.openai.com/v1").generate(make_call(), watcher)
+    assert (caught.value.code, caught.value.parameter) == (code, parameter)
+    assert KEY not in caught.value.detail
+
+
+async def test_models_are_listed_with_and_without_a_type(session, mocked):
+    models = [{"id": "gpt-image-1.5", "object": "model"}, {"id": "m", "type": "image"}, {"id": "c", "type": "chat"}]
+    mocked.get("https://api.openai.com/v1/models", payload={"object": "list", "data": models})
+    assert [model["id"] for model in await provider(session, "https://api.openai.com/v1").models()] == [
+        "gpt-image-1.5",
+        "m",
+    ]
+
+
+async def test_it_is_a_provider(session):
+    openai: Provider = provider(session, "https://api.openai.com/v1")
+    assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, {"api.openai.com"})
+    assert provider(session, "http://u:p@127.0.0.1:8080").own_hosts == {"127.0.0.1:8080"}
+    await openai.close()
+    assert not session.closed

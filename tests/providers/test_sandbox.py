@@ -1,0 +1,351 @@
+"""Owns the proof that sandbox pictures are real, repeatable, different from each other, and can be read."""
+
+import asyncio
+import io
+import itertools
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from PIL import Image, ImageChops
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.drawing import picture
+from imagegen.providers.drawing.caption import lay_out
+from imagegen.providers.drawing.lettering import broken, fit, readable, text_width
+from imagegen.providers.protocol import Call, Provider
+from imagegen.providers.sandbox import SandboxProvider
+from imagegen.tasks.request import GenerationRequest
+
+SIZES = [(64, 64), (512, 512), (1024, 576), (576, 1024), (2048, 64), (64, 2048)]
+LONG = "A very detailed photograph of a market square in the rain, " * 60
+
+
+def call(prompt: str = "a fox in the snow", seed: int | None = None, index: int = 0, count: int = 1, **fields) -> Call:
+    return Call(GenerationRequest(prompt=prompt, model="any/model", **fields), count, first_index=index, seed=seed)
+
+
+async def draw(watcher, *args, **fields) -> bytes:
+    reply = await SandboxProvider(0).generate(call(*args, **fields), watcher)
+    (image,) = reply.images
+    return image.data
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def visibly_different(one: bytes, other: bytes) -> float:
+    """The part of the pixels that differ by more than an eye overlooks."""
+    channels = ImageChops.difference(opened(one).convert("RGB"), opened(other).convert("RGB")).split()
+    largest = ImageChops.lighter(ImageChops.lighter(channels[0], channels[1]), channels[2]).histogram()
+    return sum(largest[13:]) / sum(largest)
+
+
+def luminance(colour: tuple[int, int, int]) -> float:
+    """As WCAG 2 defines it: https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
+    parts = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_it_is_a_provider() -> None:
+    provider: Provider = SandboxProvider(1.0)
+    assert (provider.name, provider.max_images_per_call, provider.own_hosts) == ("sandbox", 1, frozenset())
+
+
+async def test_it_names_a_model() -> None:
+    provider = SandboxProvider(1.0)
+    assert [model["id"] for model in await provider.models()] == ["sandbox"]
+    await provider.close()
+
+
+def test_pillow_is_not_loaded_until_a_picture_is_drawn() -> None:
+    code = "import sys, imagegen.providers.sandbox; sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+async def test_the_picture_has_the_asked_size_and_format(watcher, output_format) -> None:
+    image = opened(await draw(watcher, width=320, height=200, output_format=output_format))
+    assert (image.size, image.format, image.mode) == ((320, 200), output_format.upper(), "RGB")
+
+
+async def test_the_format_is_png_where_none_is_asked(watcher) -> None:
+    assert opened(await draw(watcher)).format == "PNG"
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher, size) -> None:
+    for prompt in ("cat", LONG, "一只狐狸在雪地里，水彩画", "🦊\u200d🏽", "\u0301", "x" * 4000):
+        assert opened(await draw(watcher, prompt, width=size[0], height=size[1])).size == size
+
+
+@pytest.mark.parametrize("index", range(7))
+async def test_every_scene_is_drawn_at_the_largest_size(watcher, index) -> None:
+    assert opened(await draw(watcher, index=index, width=2048, height=2048, output_format="jpeg")).size == (2048, 2048)
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+async def test_the_same_wishes_bring_the_same_bytes(watcher, output_format) -> None:
+    for index, seed in itertools.product(range(7), (None, 5)):
+        wishes = {"index": index, "seed": seed, "output_format": output_format, "width": 128, "height": 128}
+        assert await draw(watcher, **wishes) == await draw(watcher, **wishes)
+
+
+async def test_another_process_draws_the_same_bytes(watcher) -> None:
+    code = (
+        "import sys; from imagegen.providers.drawing.picture import Picture, Wish\n"
+        "picture = Picture(Wish('a fox in the snow', 7, 2, 128, 128, 'png'))\n"
+        "picture.paint(); picture.frost(); picture.write_words(); sys.stdout.buffer.write(picture.encode())"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    other, _ = await process.communicate()
+    assert await draw(watcher, seed=7, index=2, width=128, height=128) == other
+
+
+@pytest.mark.parametrize(("seed", "name"), [(None, "no seed"), (41, "a seed")])
+async def test_all_pictures_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, seed, name) -> None:
+    pictures = [
+        await draw(watcher, seed=None if seed is None else seed + i, index=i, width=128, height=128) for i in range(8)
+    ]
+    for one, other in itertools.combinations(pictures, 2):
+        assert visibly_different(one, other) > 0.2, name
+
+
+async def test_prompts_with_one_scene_and_palette_still_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+    alike: dict[tuple[int, int], list[str]] = {}
+    for prompt in (f"prompt {number}" for number in range(400)):
+        number = picture._number(prompt)
+        alike.setdefault((number % 7, number // 1_000 % 11), []).append(prompt)
+    assert len(alike) == 77
+    for one, other in [prompts[:2] for prompts in alike.values() if len(prompts) > 1]:
+        first, second = (
+            await draw(watcher, one, width=256, height=256),
+            await draw(watcher, other, width=256, height=256),
+        )
+        assert visibly_different(first, second) > 0.2, (one, other)
+
+
+async def test_prompts_that_differ_in_one_letter_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+    first, second = await draw(watcher, "a fox"), await draw(watcher, "a box")
+    assert visibly_different(first, second) > 0.2
+
+
+@pytest.mark.parametrize("seeds", [(None, 0), (0, 1), (0, 7), (0, 77), (5, 2**63 - 1)])
+async def test_seeds_differ_in_a_fifth_of_the_pixels(watcher, seeds) -> None:
+    first, second = [await draw(watcher, seed=seed, width=256, height=256) for seed in seeds]
+    assert visibly_different(first, second) > 0.2
+
+
+def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
+    part = image.crop(box)
+    return max(luminance(colour) for _, colour in part.getcolors(part.width * part.height))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
+def test_words_and_mark_stand_out_from_all_of_their_ground(size, prompt) -> None:
+    card = lay_out(*size, prompt)
+    line = card.bottom - card.padding - card.mark_size
+    left, right = card.left + card.padding, card.right - card.padding
+    words, mark = (left, card.top + card.padding, right, line), (left, line, right, card.bottom - card.padding)
+    for index in range(7):
+        sheet = picture.Picture(picture.Wish(prompt, None, index, *size, "png"))
+        sheet.paint()
+        sheet.frost()
+        bare = sheet._canvas.image.copy()
+        sheet.write_words()
+        for box, least in ((words, 6.0), (mark, 3.5)):
+            contrast = (brightest(sheet._canvas.image, box) + 0.05) / (brightest(bare, box) + 0.05)
+            assert contrast > least, index
+
+
+@pytest.mark.parametrize("size", [*SIZES, (2048, 2048), (128, 64)])
+@pytest.mark.parametrize("prompt", ["cat", "a fox in the snow", LONG, "一只狐狸在雪地里" * 200, "W" * 500])
+def test_the_words_lie_inside_the_picture_at_a_size_that_can_be_read(size, prompt) -> None:
+    card = lay_out(*size, prompt)
+    assert card.lines.size >= max(9, min(size) // 40)
+    assert 0 <= card.left < card.right <= size[0]
+    assert 0 <= card.top < card.bottom <= size[1]
+    assert card.lines.width <= card.right - card.left - card.padding
+    assert len(card.lines.rows) * card.lines.leading <= card.bottom - card.top
+    assert card.lines.rows[0].startswith(prompt[:3])
+
+
+def test_a_short_prompt_is_shown_whole_even_in_the_smallest_picture() -> None:
+    assert " ".join(lay_out(64, 64, "a fox in the snow").lines.rows) == "a fox in the snow"
+
+
+def test_a_long_prompt_ends_with_an_ellipsis() -> None:
+    lines = lay_out(64, 64, LONG).lines
+    assert not lines.whole
+    assert lines.rows[-1].endswith("…")
+
+
+def test_a_shorter_prompt_has_larger_letters() -> None:
+    sizes = [lay_out(512, 512, "word " * count).lines.size for count in (2, 40, 90)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+def test_every_picture_is_marked() -> None:
+    assert lay_out(512, 512, "cat").mark == "imagegen sandbox"
+    assert lay_out(64, 64, "cat").mark == "sandbox"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ein Fuchs im Schnee, für dich",
+        "Лиса в снегу",
+        "一只狐狸在雪地里，水彩画",
+        "繁體中文字",
+        "日本の古い町並み",
+        "사이버펑크 도시",
+    ],
+)
+def test_scripts_that_the_fonts_have_are_kept(text) -> None:
+    assert readable(text) == text
+
+
+def test_an_emoji_becomes_its_name() -> None:
+    assert readable("a 🦊\ufe0f, 🌈") == "a :fox face:, :rainbow:"
+
+
+def test_a_character_that_no_font_has_becomes_its_code_point() -> None:
+    assert readable("ก") == "0E01"
+
+
+def test_white_space_becomes_single_spaces() -> None:
+    assert readable("  a\n\n b\tc ") == "a b c"
+
+
+def test_lines_break_between_words_and_between_chinese_characters() -> None:
+    assert broken("red fox", 20, text_width("red f", 20), 3).rows == ("red", "fox")
+    assert broken("狐狸雪地", 20, 45, 3).rows == ("狐狸", "雪地")
+
+
+def test_no_line_starts_with_a_chinese_comma() -> None:
+    assert broken("狐狸，雪地", 20, 45, 4).rows == ("狐", "狸，", "雪地")
+
+
+def test_korean_words_are_not_broken() -> None:
+    assert broken("도시의 밤거리", 20, text_width("도시의 밤", 20), 3).rows == ("도시의", "밤거리")
+
+
+def test_a_last_word_does_not_stand_alone() -> None:
+    lines = fit("one two three four five", range(20, 19, -1), text_width("one two three four", 20), 200)
+    assert lines.rows == ("one two three", "four five")
+
+
+async def test_each_step_is_told_in_order(watcher) -> None:
+    await SandboxProvider(0).generate(call(), watcher)
+    assert watcher.sent_count == 1
+    assert watcher.fractions == [0.4, 0.6, 0.8, 1.0]
+
+
+async def test_several_pictures_of_one_call_share_its_progress(watcher) -> None:
+    reply = await SandboxProvider(0).generate(call(count=2, width=64, height=64), watcher)
+    assert len({image.data for image in reply.images}) == 2
+    assert watcher.fractions == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0]
+
+
+async def test_a_call_for_the_second_picture_brings_what_a_joint_call_would_have(watcher) -> None:
+    joint = await SandboxProvider(0).generate(call(count=2, seed=8, width=64, height=64), watcher)
+    alone = await draw(watcher, seed=9, index=1, width=64, height=64)
+    assert joint.images[1].data == alone
+
+
+async def test_a_picture_takes_its_delay(watcher) -> None:
+    started_s = time.monotonic()
+    await SandboxProvider(0.3).generate(call(width=64, height=64), watcher)
+    assert 0.3 <= time.monotonic() - started_s < 2
+
+
+async def test_drawing_happens_off_the_event_loop(watcher, monkeypatch) -> None:
+    threads = set()
+    for step in ("paint", "frost", "write_words", "encode"):
+        real = getattr(picture.Picture, step)
+
+        def noted(self, real=real):
+            threads.add(threading.get_ident())
+            return real(self)
+
+        monkeypatch.setattr(picture.Picture, step, noted)
+    await draw(watcher, width=64, height=64)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_a_cancelled_call_ends_at_once(watcher) -> None:
+    running = asyncio.create_task(SandboxProvider(600).generate(call(), watcher))
+    await asyncio.wait_for(watcher.on_wire.wait(), 5)
+    started_s = time.monotonic()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - started_s < 0.5
+    assert watcher.fractions == []
+
+
+async def test_a_prompt_can_ask_for_a_slow_picture(watcher) -> None:
+    started_s = time.monotonic()
+    await SandboxProvider(0).generate(call("a snail [slow:0.3]", width=64, height=64), watcher)
+    assert time.monotonic() - started_s >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("code", "retryable", "ambiguous", "status"),
+    [
+        ("content_policy", False, False, 422),
+        ("upstream_invalid_request", False, False, 400),
+        ("upstream_auth", False, False, 401),
+        ("upstream_billing", False, False, 402),
+        ("model_not_available", False, False, 404),
+        ("upstream_rate_limited", True, False, 429),
+        ("upstream_overloaded", True, False, 503),
+        ("upstream_error", True, False, 500),
+        ("upstream_timeout", True, True, None),
+        ("upstream_bad_response", False, False, 200),
+    ],
+)
+async def test_a_prompt_can_ask_for_a_failure(watcher, code, retryable, ambiguous, status) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        await SandboxProvider(0).generate(call(f"a cat [fail:{code}]"), watcher)
+    error = caught.value
+    assert (error.code, error.retryable, error.ambiguous, error.status) == (code, retryable, ambiguous, status)
+    assert (error.retry_after_s is not None) == (code == "upstream_rate_limited")
+    assert watcher.sent_count == 1
+
+
+async def test_a_failure_without_a_number_never_ends(watcher) -> None:
+    provider = SandboxProvider(0)
+    for _ in range(4):
+        with pytest.raises(UpstreamError):
+            await provider.generate(call("[fail:upstream_error]"), watcher)
+
+
+async def test_a_failure_with_a_number_ends_and_begins_anew(watcher) -> None:
+    provider = SandboxProvider(0)
+    wanted = call("[fail:upstream_error:2]", width=64, height=64)
+    for _ in range(2):
+        for _ in range(2):
+            with pytest.raises(UpstreamError):
+                await provider.generate(wanted, watcher)
+        assert (await provider.generate(wanted, watcher)).images
+
+
+async def test_a_rate_limit_without_a_number_ends_after_one_call(watcher) -> None:
+    provider = SandboxProvider(0)
+    wanted = call("[fail:upstream_rate_limited]", width=64, height=64)
+    with pytest.raises(UpstreamError):
+        await provider.generate(wanted, watcher)
+    assert (await provider.generate(wanted, watcher)).images
+
+
+async def test_a_code_that_does_not_exist_is_only_a_word(watcher) -> None:
+    assert await draw(watcher, "[fail:nothing]", width=64, height=64)

@@ -1,0 +1,374 @@
+"""The calls to Together: what goes out, what comes back, and how each loss of a call is told."""
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import json
+import socket
+import ssl
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from imagegen.errors import UpstreamError
+from imagegen.providers import client
+from imagegen.providers.client import USER_AGENT
+from imagegen.providers.protocol import Provider
+from imagegen.providers.together import TogetherProvider
+from imagegen.tasks.image import ImageBytes, ImageLink
+
+KEY = "tgp_v1_not-a-real-key"
+ROOT = "https://api.together.xyz"
+GENERATIONS = f"{ROOT}/v1/images/generations"
+LINK = "https://api.together.ai/shrt/jfS1HMmumnnmPemB"
+ANSWER = {"id": "o", "model": "m", "object": "list", "data": [{"index": 0, "url": LINK}]}
+BODY = json.dumps(ANSWER).encode()
+DEADLINE_S = 10
+
+
+def together(session, base_url=ROOT, **more) -> TogetherProvider:
+    return TogetherProvider(session, api_key=KEY, base_url=base_url, **({"timeout_s": 5.0} | more))
+
+
+def sent_body(mocked) -> dict:
+    ((request,),) = mocked.requests.values()
+    return json.loads(request.kwargs["data"])
+
+
+async def lost(provider, call, watcher) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        async with asyncio.timeout(DEADLINE_S):
+            await provider.generate(call, watcher)
+    assert KEY not in repr(caught.value)
+    return caught.value
+
+
+def answer(body: bytes, *headers: str, length: int | None = None) -> bytes:
+    lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {length or len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def test_only_what_the_client_gave_is_sent(session, mocked, make_call, watcher):
+    mocked.post(GENERATIONS, payload=ANSWER)
+    reply = await together(session).generate(make_call(), watcher)
+    assert reply.images == (ImageLink(LINK),)
+    assert sent_body(mocked) == {"model": "m", "prompt": "a cat", "width": 512, "height": 512, "response_format": "url"}
+
+
+async def test_everything_that_the_client_gave_is_sent(session, mocked, make_call, watcher):
+    given = {
+        "width": 768,
+        "height": 1024,
+        "steps": 4,
+        "negative_prompt": "dogs",
+        "guidance_scale": 3.5,
+        "output_format": "png",
+        "image_url": "https://example.com/a.png",
+        "reference_images": ["https://example.com/b.png"],
+    }
+    mocked.post(GENERATIONS, payload=ANSWER)
+    await together(session).generate(make_call(count=3, seed=12, **given), watcher)
+    expected = {"model": "m", "prompt": "a cat", "n": 3, "seed": 12, "response_format": "url"} | given
+    assert sent_body(mocked) == expected
+
+
+async def test_the_seed_is_the_calls_and_never_the_requests(session, mocked, make_call, watcher):
+    mocked.post(GENERATIONS, payload=ANSWER)
+    call = make_call(seed=None)
+    await together(session).generate(call.__class__(call.request.model_copy(update={"seed": 5}), count=1), watcher)
+    assert "seed" not in sent_body(mocked)
+
+
+async def test_refused_parameters_are_left_out_and_a_size_as_a_whole(session, mocked, make_call, watcher):
+    mocked.post(GENERATIONS, payload=ANSWER)
+    call = make_call(seed=1, steps=4, without=["steps", "seed", "height", "prompt_upsampling"])
+    await together(session).generate(call, watcher)
+    assert sent_body(mocked) == {"model": "m", "prompt": "a cat", "response_format": "url"}
+
+
+async def test_the_key_and_a_user_agent_go_along_and_redirects_are_not_followed(session, mocked, make_call, watcher):
+    mocked.post(GENERATIONS, payload=ANSWER)
+    await together(session).generate(make_call(), watcher)
+    ((request,),) = mocked.requests.values()
+    assert request.kwargs["headers"]["Authorization"] == f"Bearer {KEY}"
+    assert request.kwargs["headers"]["User-Agent"] == USER_AGENT
+    assert USER_AGENT.startswith("imagegen/")
+    assert request.kwargs["allow_redirects"] is False
+
+
+@pytest.mark.parametrize("base_url", [ROOT, f"{ROOT}/", f"{ROOT}/v1", f"{ROOT}/v1/", "https://u:p@api.together.xyz"])
+async def test_the_base_url_may_end_in_v1_or_not(session, mocked, make_call, watcher, base_url):
+    mocked.post(GENERATIONS, payload=ANSWER)
+    provider = together(session, base_url)
+    assert (await provider.generate(make_call(), watcher)).images
+    assert provider.own_hosts == {"api.together.xyz"}
+
+
+async def test_base64_is_asked_for_where_it_is_chosen(session, mocked, make_call, watcher):
+    picture = b"bytes" * 100_000
+    mocked.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(picture).decode()}]})
+    reply = await together(session, response_format="base64").generate(make_call(), watcher)
+    assert reply.images == (ImageBytes(picture),)
+    assert sent_body(mocked)["response_format"] == "base64"
+
+
+async def test_more_pictures_than_asked_for_are_cut(session, mocked, make_call, watcher):
+    mocked.post(GENERATIONS, payload={"data": [{"url": f"{LINK}{i}"} for i in range(3)]})
+    reply = await together(session).generate(make_call(count=2), watcher)
+    assert reply.images == (ImageLink(f"{LINK}0"), ImageLink(f"{LINK}1"))
+
+
+async def test_a_refusal_is_told_with_its_code_and_wait(session, mocked, make_call, watcher):
+    headers = {"x-ratelimit-reset": "3"}
+    mocked.post(GENERATIONS, status=429, payload={"error": {"message": f"slow down, {KEY}"}}, headers=headers)
+    error = await lost(together(session), make_call(), watcher)
+    assert (error.code, error.retry_after_s, error.status) == ("upstream_rate_limited", 3, 429)
+    assert error.detail == "slow down, [key]"
+
+
+async def test_the_image_models_are_listed(session, mocked):
+    mocked.get(f"{ROOT}/v1/models", payload=[{"id": "flux", "type": "image"}, {"id": "llama", "type": "chat"}])
+    assert await together(session).models() == ({"id": "flux", "type": "image"},)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"), [(401, "{}", "upstream_auth"), (200, "x", "upstream_bad_response")]
+)
+async def test_a_model_list_that_fails_is_an_upstream_error(session, mocked, status, body, code):
+    mocked.get(f"{ROOT}/v1/models", status=status, body=body)
+    with pytest.raises(UpstreamError, match=code):
+        await together(session).models()
+
+
+async def test_it_is_a_provider(session):
+    provider: Provider = together(session, "http://127.0.0.1:9001", max_images_per_call=2)
+    assert (provider.name, provider.max_images_per_call) == ("together", 2)
+    assert provider.own_hosts == {"127.0.0.1:9001"}
+    await provider.close()
+    assert not session.closed
+    assert KEY not in repr(provider._upstream)
+
+
+async def test_the_watcher_hears_once_that_the_request_is_on_the_wire(session, aiohttp_server, make_call, watcher):
+    told = []
+
+    async def generate(request):
+        await request.read()
+        told.append(watcher.sent_count)
+        return web.json_response(ANSWER)
+
+    app = web.Application()
+    app.router.add_post("/v1/images/generations", generate)
+    server = await aiohttp_server(app)
+    assert watcher.sent_count == 0
+    await together(session, str(server.make_url("/"))).generate(make_call(negative_prompt="x" * 4000), watcher)
+    assert (told, watcher.sent_count) == ([1], 1)
+
+
+async def test_other_requests_of_the_session_tell_no_watcher(session, aiohttp_server):
+    async def accept(_request):
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", accept)
+    server = await aiohttp_server(app)
+    async with session.post(server.make_url("/"), data=b"x") as response:
+        assert response.status == 200
+
+
+async def test_a_refused_connection_is_not_ambiguous(session, make_call, watcher):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    error = await lost(together(session, f"http://127.0.0.1:{port}"), make_call(), watcher)
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, False)
+    assert error.detail == "The provider can't be reached: no connection"
+    assert watcher.sent_count == 0
+
+
+async def test_an_unknown_name_is_not_ambiguous(make_call, watcher):
+    class Nowhere(aiohttp.abc.AbstractResolver):
+        async def resolve(self, host, port=0, family=0):
+            raise OSError(f"no such host {host}")
+
+        async def close(self):
+            pass
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Nowhere())) as session:
+        error = await lost(together(session, "http://upstream.invalid"), make_call(), watcher)
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, False)
+    assert error.detail == "The provider can't be reached: its name was not found"
+
+
+async def test_a_failed_tls_handshake_is_not_ambiguous(session, raw_server, make_call, watcher):
+    async def speak_plainly(reader, writer):
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    url = await raw_server(speak_plainly)
+    error = await lost(together(session, url.replace("http:", "https:")), make_call(), watcher)
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, False)
+    assert isinstance(error.__cause__, aiohttp.ClientConnectorError | ssl.SSLError)
+
+
+async def test_a_handshake_that_hangs_is_not_ambiguous(session, raw_server, make_call, watcher):
+    async def hang(reader, _writer):
+        await reader.read()
+
+    url = await raw_server(hang)
+    error = await lost(together(session, url.replace("http:", "https:"), timeout_s=0.4), make_call(), watcher)
+    assert (error.code, error.ambiguous, watcher.sent_count) == ("upstream_error", False, 0)
+    assert error.detail == "The provider can't be reached: no connection in time"
+
+
+async def test_an_address_that_is_none_is_not_ambiguous(session, make_call, watcher):
+    error = await lost(together(session, "ftp://example.com"), make_call(), watcher)
+    assert (error.ambiguous, error.detail) == (False, "The provider can't be reached: its address is not usable")
+
+
+async def test_an_upstream_that_hangs_ends_at_the_deadline(session, raw_server, make_call, watcher, read_request):
+    async def hang(reader, _writer):
+        await read_request(reader)
+        await reader.read()
+
+    error = await lost(together(session, await raw_server(hang), timeout_s=0.3), make_call(), watcher)
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_timeout", True, True)
+    assert (error.detail, watcher.sent_count) == ("The provider did not answer within 0.3 s", 1)
+
+
+@pytest.mark.parametrize("head", [b"", answer(b"", length=100_000)])
+async def test_a_trickle_ends_at_the_total_deadline(session, raw_server, make_call, watcher, read_request, head):
+    async def trickle(reader, writer):
+        await read_request(reader)
+        writer.write(head)
+        while not writer.is_closing():
+            writer.write(b" " if head else b"\r\n")
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(), 0.05)
+
+    error = await lost(together(session, await raw_server(trickle), timeout_s=0.3), make_call(), watcher)
+    assert (error.code, error.ambiguous) == ("upstream_timeout", True)
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"HTTP/1.1 20", answer(BODY[:20], length=len(BODY)), answer(b"not gzip", "Content-Encoding: gzip")]
+)
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, watcher, read_request, start, reset):
+    async def cut(reader, writer):
+        await read_request(reader)
+        writer.write(start)
+        await writer.drain()
+        if reset:
+            linger = b"\x01\0\0\0\0\0\0\0"
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    error = await lost(together(session, await raw_server(cut)), make_call(), watcher)
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, True)
+
+
+async def test_an_answer_that_is_not_http_is_a_bad_response(session, raw_server, make_call, watcher, read_request):
+    async def babble(reader, writer):
+        await read_request(reader)
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+    error = await lost(together(session, await raw_server(babble)), make_call(), watcher)
+    assert (error.code, error.retryable) == ("upstream_bad_response", False)
+
+
+async def test_a_pooled_connection_that_dies_is_not_silently_used_twice(
+    session, raw_server, make_call, watcher, read_request
+):
+    calls = []
+
+    async def answer_once(reader, writer):
+        calls.append(await read_request(reader))
+        writer.write(answer(BODY))
+        calls.append(await read_request(reader))
+
+    provider = together(session, await raw_server(answer_once))
+    assert (await provider.generate(make_call(), watcher)).images
+    error = await lost(provider, make_call(), watcher)
+    assert (error.code, error.ambiguous, len(calls)) == ("upstream_error", True, 2)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_and_the_key_stays(session, aiohttp_server, make_call, watcher, status):
+    elsewhere = []
+
+    async def collect(request):
+        elsewhere.append(request.headers)
+        return web.json_response(ANSWER)
+
+    async def redirect(_request):
+        return web.Response(status=status, headers={"Location": str(other.make_url("/"))})
+
+    other_app, app = web.Application(), web.Application()
+    other_app.router.add_route("*", "/", collect)
+    app.router.add_route("*", "/v1/images/generations", redirect)
+    app.router.add_route("*", "/v1/models", redirect)
+    other, server = await aiohttp_server(other_app), await aiohttp_server(app)
+    provider = together(session, str(server.make_url("/")))
+    assert (await lost(provider, make_call(), watcher)).code == "upstream_bad_response"
+    with pytest.raises(UpstreamError, match="upstream_bad_response"):
+        await provider.models()
+    assert elsewhere == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+async def test_a_body_over_the_limit_is_not_read(
+    session, raw_server, make_call, watcher, read_request, monkeypatch, declared, zipped
+):
+    monkeypatch.setattr(client, "MAX_BODY_BYTES", 2**20)
+    zeros = b" " * 2**24
+    body = gzip.compress(zeros) if zipped else zeros
+    left = asyncio.Event()
+
+    async def flood(reader, writer):
+        await read_request(reader)
+        lines = ["HTTP/1.1 200 OK", "Content-Type: application/json", "Connection: close"]
+        lines += [f"Content-Length: {len(body)}"] * declared + ["Content-Encoding: gzip"] * zipped
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        try:
+            await reader.read()
+        finally:
+            left.set()
+
+    error = await lost(together(session, await raw_server(flood)), make_call(), watcher)
+    assert (error.code, error.detail) == ("upstream_bad_response", "HTTP 200, more than 1 MiB")
+    async with asyncio.timeout(DEADLINE_S):
+        await left.wait()
+
+
+async def test_a_cancelled_call_drops_its_connection_at_once(session, raw_server, make_call, watcher, read_request):
+    dropped = asyncio.Event()
+
+    async def wait_for_the_end(reader, _writer):
+        await read_request(reader)
+        assert await reader.read() == b""
+        dropped.set()
+
+    url = await raw_server(wait_for_the_end)
+    loop = asyncio.create_task(together(session, url).generate(make_call(), watcher))
+    async with asyncio.timeout(DEADLINE_S):
+        await watcher.on_wire.wait()
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+        await dropped.wait()
+
+
+async def test_it_works_without_a_trace_on_the_session(aiohttp_server, make_call, watcher):
+    async def generate(_request):
+        return web.json_response(ANSWER)
+
+    app = web.Application()
+    app.router.add_post("/v1/images/generations", generate)
+    server = await aiohttp_server(app)
+    async with aiohttp.ClientSession() as session:
+        assert (await together(session, str(server.make_url("/"))).generate(make_call(), watcher)).images
+    assert watcher.sent_count == 0
