@@ -1,0 +1,171 @@
+"""Owns the faults by name: what each puts in the place of a good answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+import orjson
+
+from . import answers
+from .answers import Answer, Entry
+from .generation import Generation
+from .links import IMAGE_FAULTS
+from .script import UNREAD, Fault, UnknownFault
+
+Plan = Callable[[Generation, Fault], Answer]
+
+_ALIASES: Final = {
+    "400": "400_unsupported",
+    "404": "404_model",
+    "422": "422_nsfw",
+    "429": "429_model",
+    "429_retry_after": "429_model",
+    "429_reset": "429_model",
+    "429_text": "429_model",
+}
+_LONG_BYTES: Final = 10_000_000
+
+
+def plan(generation: Generation, fault: Fault) -> Answer:
+    """The answer that the fault brings. Raises UnknownFault."""
+    return _with_headers(_plan_of(fault.name)(generation, fault), fault)
+
+
+def check(fault: Fault) -> None:
+    """Raises UnknownFault."""
+    _plan_of(fault.name)
+
+
+def names() -> list[str]:
+    return sorted({*FAULTS, *_ALIASES, *answers.ERRORS, *IMAGE_FAULTS, "flapping", "storm"})
+
+
+def _plan_of(name: str) -> Plan:
+    if name in FAULTS:
+        return FAULTS[name]
+    if name in IMAGE_FAULTS:
+        return lambda generation, fault: generation.answer(generation.entries(fault=fault))
+    if name in _ALIASES or name in answers.ERRORS:
+        return _row
+    if name.isdigit() and len(name) == 3 and name[0] in "2345":
+        return _any_status
+    raise UnknownFault(f"no fault named {name!r}; GET /_emulator/faults lists them")
+
+
+def _row(generation: Generation, fault: Fault) -> Answer:
+    row = _ALIASES.get(fault.name, fault.name)
+    return answers.error(row, generation.request_id, **{"model": generation.asked.model, **fault.options})
+
+
+def _with_headers(answer: Answer, fault: Fault) -> Answer:
+    headers: dict[str, str] = {}
+    if answer.status == 429 and fault.name not in ("429_text", "429_retry_after"):
+        reset = f"{fault.number('reset', 1):g}"
+        headers |= {"x-ratelimit-limit": "1", "x-ratelimit-remaining": "0", "x-ratelimit-reset": reset}
+    if fault.name == "429_retry_after" or "retry_after" in fault.options:
+        headers["Retry-After"] = fault.text("retry_after", "1")
+    given = fault.options.get("headers")
+    if isinstance(given, Mapping):
+        headers |= {str(name): str(value) for name, value in given.items()}
+    return answer.with_headers(headers) if headers else answer
+
+
+def _any_status(generation: Generation, fault: Fault) -> Answer:
+    status = int(fault.number("status", int(fault.name) if fault.name.isdigit() else 500))
+    body = fault.options.get("body")
+    if isinstance(body, str):
+        return Answer(status, body.encode(), fault.text("content_type", answers.TEXT))
+    if body is None:
+        data = answers.error_body(f"Status {status}", "server_error", None, generation.request_id)
+    else:
+        data = orjson.dumps(body)
+    return Answer(status, data, fault.text("content_type", answers.JSON))
+
+
+def _delivered(delivery: str) -> Plan:
+    return lambda generation, fault: replace(generation.answer(), delivery=delivery, options=fault.options)
+
+
+def _json_200(body: object) -> Plan:
+    return lambda _generation, _fault: Answer(200, orjson.dumps(body))
+
+
+def _changed(change: Callable[[Generation, Fault, Entry], None]) -> Plan:
+    """Every entry, or the one at the option `index`, is changed by `change`."""
+
+    def made(generation: Generation, fault: Fault) -> Answer:
+        entries = generation.entries()
+        for position, entry in enumerate(entries):
+            if fault.number("index", position) == position:
+                change(generation, fault, entry)
+        return generation.answer(entries)
+
+    return made
+
+
+def _url(default: str) -> Plan:
+    def change(_generation: Generation, fault: Fault, entry: Entry) -> None:
+        entry.pop("b64_json", None)
+        entry["url"] = fault.text("url", default)
+
+    return _changed(change)
+
+
+def _nulled(_generation: Generation, _fault: Fault, entry: Entry) -> None:
+    entry["b64_json" if "b64_json" in entry else "url"] = None
+
+
+def _garbled(_generation: Generation, fault: Fault, entry: Entry) -> None:
+    entry.pop("url", None)
+    entry["b64_json"] = fault.text("body", "%%% this is no base64 %%%")
+
+
+def _fewer(generation: Generation, fault: Fault) -> Answer:
+    wanted = int(fault.number("images", max(0, generation.asked.n - 1)))
+    return generation.answer(generation.entries(count=wanted))
+
+
+def _long_error(generation: Generation, fault: Fault) -> Answer:
+    message = "very long \x1b[31m" + "x" * int(fault.number("bytes", _LONG_BYTES))
+    body = answers.error_body(message, "invalid_request_error", None, generation.request_id)
+    return Answer(int(fault.number("status", 400)), body)
+
+
+def _error_in_200(generation: Generation, _fault: Fault) -> Answer:
+    return Answer(200, answers.error_body("Internal server error", "server_error", None, generation.request_id))
+
+
+FAULTS: Final[Mapping[str, Plan]] = {
+    "ok": lambda generation, _fault: generation.answer(),
+    "status": _any_status,
+    "hang": _delivered("hang"),
+    UNREAD: _delivered(UNREAD),
+    "reset": _delivered("reset"),
+    "reset_mid_answer": _delivered("reset_mid_answer"),
+    "close": _delivered("close"),
+    "trickle": _delivered("trickle"),
+    "truncated": _delivered("truncated"),
+    "huge_body": _delivered("huge_body"),
+    "gzip_bomb": _delivered("gzip_bomb"),
+    "empty": lambda _generation, _fault: Answer(200, b""),
+    "not_json": lambda _generation, _fault: Answer(200, b"<html><body>Just a moment...</body></html>", answers.HTML),
+    "broken_json": lambda generation, _fault: replace(generation.answer(), body=generation.answer().body[:-3]),
+    "error_in_200": _error_in_200,
+    "no_images": lambda generation, _fault: generation.answer([]),
+    "wrong_shape": _json_200({"id": 7, "object": ["list"], "data": {"url": "no list"}}),
+    "wrong_root": _json_200(["not", "an", "object"]),
+    "fewer_images": _fewer,
+    "duplicate": lambda generation, _fault: generation.answer(generation.entries(same=True)),
+    "null_url": _changed(_nulled),
+    "garbage_base64": _changed(_garbled),
+    "url": _url("ftp://images.invalid/a.png"),
+    "javascript_url": _url("javascript:alert(1)"),
+    "file_url": _url("file:///etc/passwd"),
+    "private_url": _url("http://10.0.0.1/a.png"),
+    "redirect": lambda _generation, fault: Answer(
+        302, b"", answers.TEXT, {"Location": fault.text("target", "http://127.0.0.1:9/")}
+    ),
+    "long_error": _long_error,
+}

@@ -1,0 +1,78 @@
+"""Owns the making of one good answer: its id, its pictures, and their links or bytes."""
+
+from __future__ import annotations
+
+import random
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_letters, digits
+from time import monotonic
+from typing import Final
+
+from . import answers, models, pictures
+from .answers import Answer, Entry
+from .asked import Asked
+from .links import Links, spoiled_bytes
+from .pictures import Picture
+from .script import Fault
+
+IMAGE_MODES: Final = ("jpeg", "png", "tiny", "none")
+
+_ALPHABET: Final = ascii_letters + digits
+_TINY_SIDE: Final = 8
+
+
+def new_ids(rng: random.Random) -> tuple[str, str]:
+    """A request id as in the captures, and the CF-RAY that is a part of it."""
+    ray = f"{rng.getrandbits(64):016x}-PDX"
+    return f"o{''.join(rng.choices(_ALPHABET, k=6))}-2kFHot-{ray}", ray
+
+
+@dataclass(frozen=True, slots=True)
+class Studio:
+    """What all generations share. `image` is one of IMAGE_MODES."""
+
+    rng: random.Random
+    links: Links
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request about to be answered."""
+
+    asked: Asked
+    request_id: str
+    base_url: str
+    studio: Studio
+
+    def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
+        """`count` pictures, else as many as asked for; an image fault spoils them; `same`: all alike."""
+        seed = self.studio.rng.getrandbits(63) if self.asked.seed is None else self.asked.seed
+        wanted = self.asked.n if count is None else count
+        return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]
+
+    def answer(self, entries: Sequence[Entry] | None = None) -> Answer:
+        return answers.pictures(self.request_id, self.asked.model, self.entries() if entries is None else entries)
+
+    def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
+        inference_s = 0.3 + self.studio.rng.random()
+        spoiled = fault if fault is not None and fault.number("index", index) == index else None
+        picture = self._picture(pictures.digest_of(self.asked.prompt, seed, shown))
+        if self.asked.wants_base64:
+            encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
+            return answers.base64_entry(index, encoded, inference_s)
+        return answers.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
+
+    def _picture(self, digest: str) -> Picture:
+        mode = self.studio.image
+        if mode in ("tiny", "none"):
+            return Picture("png", _TINY_SIDE, _TINY_SIDE, digest)
+        return Picture(self.asked.output_format or mode, *models.size_of(self.asked), digest)
+
+    def _link(self, picture: Picture, fault: Fault | None) -> str:
+        links = self.studio.links
+        if self.studio.image == "none":
+            return f"/shrt/{links.new_token()}"
+        return links.mint(picture, fault, monotonic())

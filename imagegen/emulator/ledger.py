@@ -1,0 +1,102 @@
+"""Owns the ledger: every call the emulator saw, and which of them would have been paid for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import time
+from typing import Final
+
+import orjson
+
+_KEPT: Final = 200_000
+
+
+@dataclass(slots=True)
+class Call:
+    """One call. Times are seconds since 1970.
+
+    outcome: the status that it got or will get, or what came instead (`hang`, `reset`, `trickle` …).
+    paid: the whole request was read, and the answer is no 4xx.
+    client_there: whether the client was still there when it was answered; None while it waits.
+    """
+
+    received_at: float
+    outcome: int | str
+    paid: bool
+    body_hash: str = ""
+    prompt: str = ""
+    model: str = ""
+    n: int = 0
+    seed: int | None = None
+    body: Mapping[str, object] = field(default_factory=dict)
+    answered_at: float | None = None
+    client_there: bool | None = None
+
+
+class Ledger:
+    """The calls, oldest first (the last 200,000), and counts of all since the start or the last clear()."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Call] = deque(maxlen=_KEPT)
+        self.total = 0
+        self.paid_total = 0
+        self.in_flight = 0
+        self.peak_in_flight = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def paid(self) -> list[Call]:
+        return [call for call in self.calls if call.paid]
+
+    def about(self, text: str) -> list[Call]:
+        """The calls whose prompt holds `text`."""
+        return [call for call in self.calls if text in call.prompt]
+
+    def opened(self, call: Call) -> None:
+        self.calls.append(call)
+        self.total += 1
+        self.paid_total += call.paid
+        self.in_flight += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        self._tell()
+
+    def closed(self, call: Call, *, client_there: bool) -> None:
+        """The call was answered, or its client went away. Only the first word counts."""
+        if call.answered_at is not None:
+            return
+        call.answered_at, call.client_there = time(), client_there
+        self.in_flight = max(0, self.in_flight - 1)
+        self._tell()
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.total = self.paid_total = 0
+        self.peak_in_flight = self.in_flight
+
+    async def wait_for(self, condition: Callable[[Ledger], object], timeout_s: float = 10.0) -> None:
+        """Returns once `condition(ledger)` is true; raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while not condition(self):
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiter)
+                await waiter
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(
+            {
+                "total": self.total,
+                "paid": self.paid_total,
+                "in_flight": self.in_flight,
+                "peak_in_flight": self.peak_in_flight,
+                "calls": list(self.calls),
+            }
+        )
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,239 @@
+"""Owns the emulator's HTTP side: its routes, its life, and the order in which a call is judged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic, time
+from typing import Final
+
+import orjson
+from aiohttp import hdrs, web
+
+from . import answers, faults, models, wire
+from .answers import Answer
+from .asked import Asked, BadBody, parse
+from .generation import Generation, Studio, new_ids
+from .ledger import Call, Ledger
+from .links import Links
+from .pace import Pace
+from .script import UNREAD, Fault, Script, UnknownFault
+
+_GENERATION_PATHS: Final = frozenset(("/v1/images/generations", "/images/generations"))
+_MODEL_PATHS: Final = frozenset(("/v1/models", "/models"))
+_MAX_BODY_BYTES: Final = 20 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an emulator behaves where neither the script nor a prompt says otherwise.
+
+    port: 0 takes a free one; key: the only key accepted, else any; image: one of generation.IMAGE_MODES;
+    fault: what every call gets, or a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable;
+    revived: vanished models that are served all the same.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    delay_s: float = 0.0
+    fault: str | None = None
+    fail_rate: float = 1.0
+    seed: int | None = None
+    rate_per_minute: float | None = None
+    image: str = "jpeg"
+    key: str | None = None
+    link_ttl_s: float = 3600.0
+    revived: tuple[str, ...] = ()
+
+
+class Emulator:
+    """`start()` listens; `stop()` ends all connections; `start()` again takes the same port. The ledger stays."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options = options or Options()
+        rng = random.Random(options.seed)
+        self.ledger = Ledger()
+        self._rng = rng
+        self._links = Links(rng, options.link_ttl_s)
+        self._studio = Studio(rng, self._links, options.image)
+        self._pace = Pace(options.rate_per_minute)
+        self._script = Script(faults.check, random.Random(options.seed))
+        self._script.set_default(options.fault, options.fail_rate, monotonic())
+        self._port = options.port
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.options.host}:{self._port}"
+
+    async def start(self) -> None:
+        """Raises OSError where the port is taken."""
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.options.host, self._port, backlog=1024).start()
+        self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def script(self, steps: Sequence[object]) -> None:
+        """Queues faults; raises UnknownFault."""
+        self._script.add(steps, monotonic())
+
+    def clear_script(self) -> None:
+        self._script.clear()
+
+    def set_fault(self, fault: str | None, share: float = 1.0) -> None:
+        """What each call gets from now on, or a share of them; None: nothing. Raises UnknownFault."""
+        self._script.set_default(fault, share, monotonic())
+
+    def expire_links(self) -> None:
+        """All links given out so far are dead from now on."""
+        self._links.expire_all(monotonic())
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        if path in _GENERATION_PATHS and request.method == hdrs.METH_POST:
+            return await self._generate(request)
+        if path.startswith(("/shrt/", "/imgproxy/")):
+            agent = request.headers.get(hdrs.USER_AGENT, "")
+            return await self._answer(request, self._links.answer(path, _base_url(request), agent, monotonic()))
+        if path.startswith("/_emulator/"):
+            return await self._answer(request, await self._operate(request, path))
+        if path in _MODEL_PATHS and request.method == hdrs.METH_GET:
+            return await self._answer(request, self._list_models(request))
+        return await self._answer(request, answers.error("404_path", ""))
+
+    async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id, ray = new_ids(self._rng)
+        answer = self._refusal_unread(request, request_id)
+        if answer is not None:
+            call = Call(time(), answer.outcome, paid=False)
+        else:
+            raw = await request.content.read()
+            answer, call = self._judge(raw, request_id, _base_url(request))
+        if answer.status != 429 and "x-ratelimit-limit" not in answer.headers:
+            answer = answer.with_headers(self._pace.headers())
+        self.ledger.opened(call)
+        headers = {
+            "x-request-id": request_id,
+            "CF-RAY": ray,
+            "x-together-traceid": f"{self._rng.getrandbits(128):032x}",
+        }
+        return await self._answer(request, answer.with_headers(headers), call)
+
+    def _refusal_unread(self, request: web.BaseRequest, request_id: str) -> Answer | None:
+        """What needs no look into the body."""
+        if not self._has_key(request):
+            return answers.error("401", request_id)
+        if (request.content_length or 0) > _MAX_BODY_BYTES:
+            return answers.error("413", request_id)
+        fault = self._script.take_unread(monotonic())
+        return None if fault is None else Answer(0, b"", delivery=fault.name)
+
+    def _judge(self, raw: bytes, request_id: str, base_url: str) -> tuple[Answer, Call]:
+        try:
+            asked = parse(raw)
+        except BadBody as failure:
+            return answers.invalid(str(failure), request_id), Call(time(), 400, paid=False)
+        try:
+            answer = self._decide(Generation(asked, request_id, base_url, self._studio))
+        except UnknownFault as failure:
+            answer = answers.invalid(f"emulator: {failure}", request_id)
+        return answer, _call_of(asked, answer)
+
+    def _decide(self, generation: Generation) -> Answer:
+        """The script and the prompt's marker come first, then the rate limit, the model's limits, a good answer."""
+        fault = self._script.take(generation.asked.prompt, monotonic())
+        answer = self._decide_unscripted(generation) if fault is None else faults.plan(generation, fault)
+        delay_s = self.options.delay_s if fault is None else fault.number("delay_s", self.options.delay_s)
+        return replace(answer, delay_s=delay_s) if delay_s else answer
+
+    def _decide_unscripted(self, generation: Generation) -> Answer:
+        asked, pace = generation.asked, self._pace
+        if not pace.admit(monotonic()):
+            options = {"rate": pace.per_minute, "reset": pace.reset_s(), "headers": pace.headers()}
+            return faults.plan(generation, Fault("429_model", options))
+        return models.refusal(asked, generation.request_id, self.options.revived) or generation.answer()
+
+    async def _answer(self, request: web.BaseRequest, answer: Answer, call: Call | None = None) -> web.StreamResponse:
+        there = False
+        try:
+            if answer.delay_s:
+                await asyncio.sleep(answer.delay_s)
+            there = wire.is_there(request)
+            return await wire.deliver(request, answer)
+        except asyncio.CancelledError:
+            there = False
+            raise
+        except ConnectionError:
+            there = False
+            return web.Response()
+        finally:
+            if call is not None:
+                self.ledger.closed(call, client_there=there)
+
+    def _list_models(self, request: web.BaseRequest) -> Answer:
+        if not self._has_key(request):
+            return answers.error("401", "")
+        served = [name for name in models.KNOWN if name not in models.VANISHED or name in self.options.revived]
+        # A bare array, as the `together` package up to 2.x wants it.
+        return Answer(
+            200, orjson.dumps([{"id": name, "object": "model", "created": 0, "type": "image"} for name in served])
+        )
+
+    async def _operate(self, request: web.BaseRequest, path: str) -> Answer:
+        match (request.method, path.removeprefix("/_emulator/")):
+            case ("GET", "ledger"):
+                return Answer(200, self.ledger.to_json())
+            case ("DELETE", "ledger"):
+                self.ledger.clear()
+            case ("GET", "script"):
+                return Answer(200, orjson.dumps(self._script.pending(monotonic())))
+            case ("DELETE", "script"):
+                self.clear_script()
+            case ("POST", "script"):
+                return self._add_steps(await request.content.read())
+            case ("POST", "expire"):
+                self.expire_links()
+            case ("GET", "faults"):
+                return Answer(200, orjson.dumps(faults.names()))
+            case _:
+                return answers.error("404_path", "")
+        return Answer(204, b"")
+
+    def _add_steps(self, raw: bytes) -> Answer:
+        try:
+            sent = orjson.loads(raw)
+            self.script(sent if isinstance(sent, list) else [sent])
+        except (orjson.JSONDecodeError, UnknownFault) as failure:
+            return answers.invalid(f"emulator: {failure}", "")
+        return Answer(204, b"")
+
+    def _has_key(self, request: web.BaseRequest) -> bool:
+        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        return scheme.lower() == "bearer" and bool(key.strip()) and self.options.key in (None, key.strip())
+
+
+def _base_url(request: web.BaseRequest) -> str:
+    return f"http://{request.headers.get(hdrs.HOST, 'localhost')}"
+
+
+def _call_of(asked: Asked, answer: Answer) -> Call:
+    refused = answer.delivery == UNREAD or (answer.delivery == "plain" and 400 <= answer.status < 500)
+    return Call(
+        received_at=time(),
+        outcome=answer.outcome,
+        paid=not refused,
+        body_hash=asked.body_hash,
+        prompt=asked.prompt,
+        model=asked.model,
+        n=asked.n,
+        seed=asked.seed,
+        body=asked.body,
+    )

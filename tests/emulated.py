@@ -1,0 +1,142 @@
+"""Owns how tests start Together's emulator: in their own event loop, or as a process of its own.
+
+    async with EmulatedUpstream(delay_s=0.1) as upstream:
+        upstream.script("500", {"fault": "429", "retry_after": 1, "times": 2, "match": "cat"}, "hang")
+        …                                    # TOGETHER_API_URL=upstream.url, any key
+        await upstream.ledger.wait_for(lambda ledger: ledger.total == 4)
+        assert len(upstream.ledger.paid) == 2
+
+    with EmulatorProcess("--image", "png", "--no-image") as upstream:
+        upstream.script({"fault": "503", "for_s": 5})
+        assert upstream.ledger()["paid"] == 0
+
+The faults and their options: imagegen/emulator/__init__.py.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import subprocess
+import sys
+import urllib.request
+from types import TracebackType
+from typing import Any, Self
+
+from imagegen.emulator import Emulator, Ledger, Options
+
+_START_S = 15.0
+_STOP_S = 5.0
+
+
+class EmulatedUpstream:
+    """An emulator in this event loop, on a free loopback port; `options` are those of emulator.Options."""
+
+    def __init__(self, **options: Any) -> None:
+        self._emulator = Emulator(Options(**options))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Again after `stop()`: on the same port."""
+        await self._emulator.start()
+
+    async def stop(self) -> None:
+        """Connections end and new ones are refused; the ledger stays."""
+        await self._emulator.stop()
+
+    @property
+    def url(self) -> str:
+        """Without `/v1`."""
+        return self._emulator.url
+
+    @property
+    def host(self) -> str:
+        """`127.0.0.1:port`, the host of its image links."""
+        return self.url.removeprefix("http://")
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._emulator.ledger
+
+    def script(self, *steps: object) -> None:
+        """Queues faults: texts (`"429 retry_after=2"`) or mappings (`{"fault": "500", "times": 2}`)."""
+        self._emulator.script(steps)
+
+    def set_fault(self, fault: str | None, share: float = 1.0) -> None:
+        """What each call gets that the queue and its prompt say nothing of; None: good answers again."""
+        self._emulator.set_fault(fault, share)
+
+    def expire_links(self) -> None:
+        self._emulator.expire_links()
+
+    def clear(self) -> None:
+        """Empties the ledger and the queue."""
+        self._emulator.ledger.clear()
+        self._emulator.clear_script()
+
+
+class EmulatorProcess:
+    """`python -m imagegen.emulator` with these arguments, ready when entered, ended with SIGTERM."""
+
+    def __init__(self, *arguments: str, port: int = 0) -> None:
+        self._command = [sys.executable, "-m", "imagegen.emulator", "--port", str(port), *arguments]
+        self.process: subprocess.Popen[str]
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        line = self._first_line()
+        if not line.startswith("emulator ready on "):
+            self._end()
+            raise RuntimeError(f"the emulator did not start: {line!r}, exit code {self.process.returncode}")
+        self.url = line.removeprefix("emulator ready on ").strip()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def ledger(self) -> dict[str, Any]:
+        """`{"total", "paid", "in_flight", "peak_in_flight", "calls": […]}`."""
+        return dict(json.loads(self._ask("GET", "ledger")))
+
+    def script(self, *steps: object) -> None:
+        self._ask("POST", "script", json.dumps(steps).encode())
+
+    def expire_links(self) -> None:
+        self._ask("POST", "expire")
+
+    def clear(self) -> None:
+        """Empties the ledger and the queue."""
+        self._ask("DELETE", "ledger")
+        self._ask("DELETE", "script")
+
+    def _ask(self, method: str, name: str, body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(f"{self.url}/_emulator/{name}", data=body, method=method)
+        with urllib.request.urlopen(request, timeout=_START_S) as response:
+            return bytes(response.read())
+
+    def _first_line(self) -> str:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            return self.process.stdout.readline() if selector.select(_START_S) else ""
+
+    def _end(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()

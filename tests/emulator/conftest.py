@@ -1,0 +1,51 @@
+"""Owns the fixtures of the emulator's tests: one running emulator, and a bare client that asks it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.emulated import EmulatedUpstream
+
+MODEL = "black-forest-labs/FLUX.1-schnell"
+Ask = Callable[..., Awaitable[aiohttp.ClientResponse]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[EmulatedUpstream]:
+    async with EmulatedUpstream(seed=1) as running:
+        yield running
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client:
+        yield client
+
+
+@pytest.fixture
+def ask(upstream: EmulatedUpstream, session: aiohttp.ClientSession) -> Ask:
+    """POSTs a generation; the answer's body is read."""
+
+    async def send(prompt: str = "a cat", **fields: Any) -> aiohttp.ClientResponse:
+        path = fields.pop("path", "/v1/images/generations")
+        headers = fields.pop("headers", {"Authorization": "Bearer any"})
+        body = {"model": MODEL, "prompt": prompt, "width": 64, "height": 64, **fields}
+        async with session.post(upstream.url + path, json=body, headers=headers) as response:
+            await response.read()
+            return response
+
+    return send
+
+
+@pytest.fixture
+def link(ask: Ask) -> Callable[[str], Awaitable[str]]:
+    """Asks for one picture and gives its link."""
+
+    async def get(prompt: str = "a cat", **fields: Any) -> str:
+        return str((await (await ask(prompt, **fields)).json())["data"][0]["url"])
+
+    return get

@@ -1,0 +1,69 @@
+"""The emulator runs as a program of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from time import monotonic
+
+import aiohttp
+import pytest
+
+from imagegen.emulator.__main__ import main
+from tests.emulated import EmulatedUpstream, EmulatorProcess
+
+REQUEST = {"model": "m", "prompt": "a cat"}
+HEADERS = {"Authorization": "Bearer any"}
+
+
+async def test_the_program_says_when_it_is_ready_and_ends_at_once_on_sigterm(session: aiohttp.ClientSession) -> None:
+    with EmulatorProcess("--fault", "503 retry_after=4", "--delay", "0.05") as upstream:
+        async with session.post(upstream.url + "/images/generations", json=REQUEST, headers=HEADERS) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "4")
+        assert (upstream.ledger()["total"], upstream.ledger()["paid"]) == (1, 1)
+        upstream.clear()
+        upstream.script("ok", {"fault": "hang"})
+        async with session.post(upstream.url + "/images/generations", json=REQUEST, headers=HEADERS) as response:
+            assert response.status == 200
+        upstream.expire_links()
+        with pytest.raises(TimeoutError):
+            await session.post(
+                upstream.url + "/images/generations",
+                json=REQUEST,
+                headers=HEADERS,
+                timeout=aiohttp.ClientTimeout(total=0.2),
+            )
+        assert [call["outcome"] for call in upstream.ledger()["calls"]] == [200, "hang"]
+        stopped_at = monotonic()
+    assert upstream.process.returncode == 0
+    assert monotonic() - stopped_at < 3
+
+
+async def test_a_taken_port_is_one_line_and_exit_code_2(upstream: EmulatedUpstream) -> None:
+    port = upstream.host.split(":")[1]
+    command = [sys.executable, "-m", "imagegen.emulator", "--port", port]
+    ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("the emulator can't start: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_unknown_fault_on_the_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--fault", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--rate-per-minute", "0"], ["--delay", "-1"], ["--image", "gif"]])
+def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_the_emulator_imports_nothing_else_of_this_project() -> None:
+    code = "import sys, imagegen.emulator.__main__; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    loaded = ended.stdout.split()
+    ours = [name for name in loaded if name.startswith("imagegen.") and not name.startswith("imagegen.emulator")]
+    assert (ours, "PIL" in loaded) == ([], False)
