@@ -1,0 +1,1 @@
+"""The pool that runs tasks: attempts, pacing, side loops, deliveries."""
