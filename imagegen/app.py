@@ -1,0 +1,267 @@
+"""Owns the wiring: the composition root, and the way from a signal to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+
+import aiohttp
+from aiohttp import web
+from loguru import logger
+
+from imagegen import __version__, log
+from imagegen.addresses import guarded_connector
+from imagegen.errors import QueueUnavailable, SettingsError
+from imagegen.images.disk import DiskStore
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.keeper import Keeper, LinkKeeper
+from imagegen.images.store import ImageStore
+from imagegen.images.upstream import UpstreamStore
+from imagegen.providers.client import sent_trace
+from imagegen.providers.protocol import Provider
+from imagegen.providers.sandbox import SandboxProvider
+from imagegen.providers.together import TogetherProvider
+from imagegen.queue.connection import Connection
+from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.settings import Settings
+from imagegen.supervisor import Supervisor
+from imagegen.tasks.retry import RetryPolicy
+from imagegen.web import edge
+from imagegen.web.client import client_address
+from imagegen.web.context import CONTEXT, Context, Identity, Readiness
+from imagegen.web.ratelimit import Limits, RateLimits
+from imagegen.web.routes import add_routes
+from imagegen.web.server import ImagegenRunner
+from imagegen.web.windows import MemoryWindows
+from imagegen.worker.attempt import Attempts, Rules
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.pool import Pool
+
+SETTINGS = web.AppKey("settings", Settings)
+SUPERVISOR = web.AppKey("supervisor", Supervisor)
+CONNECTION = web.AppKey("connection", Connection)
+QUEUE = web.AppKey("queue", QueueRoom)
+STORE = web.AppKey("store", ImageStore)
+PROVIDER = web.AppKey("provider", Provider)
+KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
+POOL = web.AppKey("pool", Pool)
+
+LAST_COMMANDS_S = 3.0
+"""For handing back at the end; a Redis that does not answer by then is left."""
+
+UPSTREAM_KEEPALIVE_S = 15.0
+"""Short, since a request on a connection that the upstream just closed counts as sent."""
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The whole service. Its parts start in this order and end in reverse: the pool first, while Redis lives."""
+    app = web.Application()
+    app[SETTINGS] = settings
+    app[SUPERVISOR] = Supervisor()
+    edge.install(app, access_log=log.enabled("INFO"))
+    rates = _rate_limits(settings)
+    rates.install(app)
+    add_routes(app, rates)
+    app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _context])
+    return app
+
+
+def _rate_limits(settings: Settings) -> RateLimits:
+    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
+    return RateLimits(limits, MemoryWindows(), partial(client_address, hops=settings.trusted_proxy_hops))
+
+
+async def _supervision(app: web.Application) -> AsyncIterator[None]:
+    yield
+    await app[SUPERVISOR].stop()
+
+
+async def _redis(app: web.Application) -> AsyncIterator[None]:
+    settings, url, embedded = app[SETTINGS], app[SETTINGS].redis_url, None
+    if url is None:
+        embedded = EmbeddedRedis(settings.data_dir, settings.redis_server)
+        await embedded.start()
+        url = embedded.url
+    connection = Connection(url)
+    await connection.check_settings()
+    app[CONNECTION] = connection
+    watching = asyncio.create_task(embedded.watch(), name="embedded-redis") if embedded else None
+    if watching:
+        app[SUPERVISOR].watch([watching])
+    yield
+    await connection.close()
+    if embedded and watching:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await embedded.stop()
+
+
+async def _queue(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    rules = QueueRules(
+        settings.redis_prefix,
+        settings.lease_s,
+        settings.result_ttl_s,
+        record_life_s=settings.task_deadline_s + settings.result_ttl_s,
+        max_queue=settings.max_queue,
+    )
+    instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    room = open_queue(app[CONNECTION], rules, instance=instance)
+    app[QUEUE] = room
+    yield
+
+
+async def _images(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    store = DiskStore(settings.data_dir / "images", settings.image_store_max_bytes)
+    await store.start()
+    app[SUPERVISOR].run("image-sweeper", store.sweep())
+    app[STORE] = UpstreamStore(store) if settings.image_store == "upstream" else store
+    yield
+    await store.close()
+
+
+async def _upstream(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S),
+        cookie_jar=jar,
+        trace_configs=[sent_trace()],
+    ) as session:
+        provider = _provider(settings, session)
+        async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:
+            fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
+            keeper = Keeper(fetcher, app[STORE], settings.result_ttl_s)
+            app[PROVIDER] = provider
+            app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper
+            yield
+            await provider.close()
+
+
+def _provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
+    if settings.provider == "together" and settings.together_api_key:
+        return TogetherProvider(
+            session,
+            api_key=settings.together_api_key,
+            base_url=settings.together_api_url,
+            timeout_s=settings.upstream_timeout_s,
+        )
+    return SandboxProvider(settings.sandbox_delay_s)
+
+
+async def _pool(app: web.Application) -> AsyncIterator[None]:
+    settings, room, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
+    rules = Rules(RetryPolicy(settings.max_attempts, settings.retry_base_s), settings.task_deadline_s)
+    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules)
+    pool = Pool(
+        room.claims, attempts, Pacing(), concurrency=settings.worker_concurrency, result_ttl_s=settings.result_ttl_s
+    )
+    loops = [asyncio.create_task(loop, name=name) for name, loop in room.loops().items()]
+    supervisor.watch(loops)
+    supervisor.watch(pool.start())
+    app[POOL] = pool
+    yield
+    await pool.drain(0.0)
+    await supervisor.stop(loops)
+    try:
+        async with asyncio.timeout(LAST_COMMANDS_S):
+            await room.leave()
+    except (QueueUnavailable, TimeoutError):
+        logger.warning("Redis did not answer at the end; what was held is taken over when its lease ends")
+
+
+async def _context(app: web.Application) -> AsyncIterator[None]:
+    settings, connection, supervisor = app[SETTINGS], app[CONNECTION], app[SUPERVISOR]
+
+    async def ready() -> bool:
+        return supervisor.alive and not readiness.draining and await connection.answers()
+
+    readiness = Readiness(ready)
+    app[CONTEXT] = Context(
+        queue=app[QUEUE].queue,
+        feed=app[QUEUE].feed,
+        store=app[STORE],
+        identity=Identity(app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret),
+        readiness=readiness,
+        public_url=settings.public_url,
+        hops=settings.trusted_proxy_hops,
+        max_attempts=settings.max_attempts,
+    )
+    yield
+
+
+async def serve(settings: Settings) -> int:
+    """Runs the service until a signal; returns the exit code. Raises SettingsError."""
+    stop = _stop_on_signals()
+    listening = _listen(settings.host, settings.port)
+    app = create_app(settings)
+    runner = ImagegenRunner(app)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        logger.info("imagegen {} listens on {}", __version__, _address(listening))
+        died = asyncio.create_task(app[SUPERVISOR].died.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+        await _drain(app, settings.drain_s, stop)
+        return 0 if app[SUPERVISOR].alive else 1
+    finally:
+        await runner.cleanup()
+        listening.close()
+
+
+async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
+    """Finishes what runs, while reads are still answered; a second signal hands back at once."""
+    app[CONTEXT].readiness.draining = True
+    app[QUEUE].feed.wake_all()
+    stop.clear()
+    again = asyncio.create_task(stop.wait())
+    draining = asyncio.create_task(app[POOL].drain(drain_s))
+    await asyncio.wait([again, draining], return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    draining.cancel()
+    await asyncio.gather(again, draining, return_exceptions=True)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        where = f"{host}:{port}"
+        raise SettingsError(f"HOST, PORT: can't listen on {where} ({error.strerror}); choose another PORT") from error
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def main() -> None:
+    """The command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
+    try:
+        settings = Settings.load()
+        log.configure(settings.log_level, settings.log_format)
+        if settings.exposed_without_keys:
+            logger.warning("Anybody who reaches {} can spend your provider's credit: set API_KEYS", settings.host)
+        code = asyncio.run(serve(settings))
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""Owns the watching of side loops: each is a named asyncio task, and a dead one ends the process, never half of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from loguru import logger
+
+
+class Supervisor:
+    """Watches loops that are never to end by themselves."""
+
+    def __init__(self) -> None:
+        self._loops: set[asyncio.Task[Any]] = set()
+        self.died = asyncio.Event()
+
+    def run(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        """Starts a loop and watches it."""
+        self.watch([asyncio.create_task(loop, name=name)])
+
+    def watch(self, loops: Iterable[asyncio.Task[Any]]) -> None:
+        for loop in loops:
+            self._loops.add(loop)
+            loop.add_done_callback(self._ended)
+
+    @property
+    def alive(self) -> bool:
+        return not self.died.is_set()
+
+    async def stop(self, loops: Iterable[asyncio.Task[Any]] | None = None) -> None:
+        """Cancels these loops, or all, and waits for their end."""
+        stopping = list(self._loops if loops is None else loops)
+        for loop in stopping:
+            loop.remove_done_callback(self._ended)
+            loop.cancel()
+        await asyncio.gather(*stopping, return_exceptions=True)
+        self._loops.difference_update(stopping)
+
+    def _ended(self, loop: asyncio.Task[Any]) -> None:
+        self._loops.discard(loop)
+        if loop.cancelled():
+            return
+        if error := loop.exception():
+            logger.opt(exception=error).critical("The loop {} died", loop.get_name())
+            self.died.set()

@@ -1,0 +1,175 @@
+"""Owns the reading of a JSON request body: its size, its time, and every way in which it is not plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import chain
+from typing import Any, NoReturn
+
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
+from imagegen.web.errors import MAX_BODY_BYTES
+
+MAX_DEPTH = 32
+MAX_NUMBER_CHARS = 32
+
+_STALL_S = 10.0
+_STALLS_IN_ALL = 6
+"""A body that trickles is given up after this many times the stall, however steadily it comes."""
+
+_FLAT = frozenset({str, int, bool, type(None)})
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+
+
+class _JsonFault(InvalidJson):
+    """`invalid_json` with its reason in both languages."""
+
+    def __init__(self, zh: str, en: str) -> None:
+        self._reasons = {"zh": zh, "en": en}
+        super().__init__()
+
+    def message(self, language: str) -> str:
+        template = self.zh if language == "zh" else self.en
+        return template.format(reason=self._reasons["zh" if language == "zh" else "en"])
+
+
+_UNREADABLE = ("语法错误", "it can't be parsed")
+_NOT_UTF8 = ("不是有效的UTF-8", "it is not valid UTF-8")
+_BOM = ("不允许BOM", "it starts with a byte order mark")
+_NOT_OBJECT = ("必须是JSON对象", "it is not an object")
+_TOO_DEEP = (f"嵌套超过{MAX_DEPTH}层", f"it is over {MAX_DEPTH} levels deep")
+_DUPLICATE = ("存在重复的键", "a key comes twice in one object")
+_NUMBER = ("数字过大或过长", "a number is too large or too long")
+
+
+async def read_json(
+    request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _STALL_S
+) -> dict[str, Any]:
+    """The body as an object.
+
+    Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout where nothing
+    came for `timeout_s` seconds, BadRequest for bad framing, and InvalidJson.
+    """
+    _check_type(request)
+    if (request.content_length or 0) > max_bytes:
+        raise BodyTooLarge(limit=max_bytes)
+    try:
+        body = await _read(request.content, max_bytes, timeout_s)
+    except TimeoutError as error:
+        raise BodyTimeout from error
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        raise BadRequest from error
+    except RuntimeError as error:  # aiohttp's word for a client that left before its body came
+        raise ConnectionResetError from error
+    return parse_object(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse one JSON object, or raise InvalidJson.
+
+    A flat object without fractions that has as many colons as members needs no second look: a key that came twice
+    would leave a colon over.
+    """
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        _explain(body, error)
+    if type(parsed) is not dict:
+        raise _JsonFault(*_NOT_OBJECT)
+    if body.count(b":") != len(parsed) or not _FLAT.issuperset(map(type, parsed.values())):
+        _look_again(body, parsed)
+    return parsed
+
+
+def _check_type(request: web.Request) -> None:
+    headers = request.headers
+    if hdrs.CONTENT_ENCODING in headers:
+        raise UnsupportedMediaType
+    given = headers.get(hdrs.CONTENT_TYPE, "")
+    if given in _JSON_TYPES:
+        return
+    kind, *parameters = (part.strip().lower() for part in given.split(";"))
+    allowed = ("", "charset=utf-8", 'charset="utf-8"')
+    if kind != "application/json" or any(parameter not in allowed for parameter in parameters):
+        raise UnsupportedMediaType
+
+
+async def _read(content: Any, max_bytes: int, timeout_s: float) -> bytes:
+    if content.is_eof():
+        body: bytes = content.read_nowait()
+    else:
+        body = await _read_slowly(content, max_bytes, timeout_s)
+    if len(body) > max_bytes:
+        raise BodyTooLarge(limit=max_bytes)
+    return body
+
+
+async def _read_slowly(content: Any, max_bytes: int, timeout_s: float) -> bytes:
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + _STALLS_IN_ALL * timeout_s
+    body = bytearray()
+    async with asyncio.timeout(timeout_s) as deadline:
+        while chunk := await content.readany():
+            body += chunk
+            if len(body) > max_bytes:
+                break
+            deadline.reschedule(min(latest, loop.time() + timeout_s))
+    return bytes(body)
+
+
+def _explain(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
+    text = str(error)
+    if body.startswith(b"\xef\xbb\xbf"):
+        reason = _BOM
+    elif "UTF-8" in text:
+        reason = _NOT_UTF8
+    elif "depth limit" in text:
+        reason = _TOO_DEEP
+    elif "infinity" in text:
+        reason = _NUMBER
+    else:
+        reason = _UNREADABLE
+    raise _JsonFault(*reason) from error
+
+
+def _look_again(body: bytes, parsed: dict[str, Any]) -> None:
+    """orjson lets depth, keys that come twice, and integers over 64 bits (as floats) pass."""
+    if _is_too_deep(parsed):
+        raise _JsonFault(*_TOO_DEEP)
+    _STRICT.decode(body.decode())
+
+
+def _is_too_deep(parsed: dict[str, Any]) -> bool:
+    level: list[Any] = [parsed]
+    for _ in range(MAX_DEPTH):
+        values = chain.from_iterable(value.values() if type(value) is dict else value for value in level)
+        level = [value for value in values if type(value) is dict or type(value) is list]
+        if not level:
+            return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _JsonFault(*_DUPLICATE)
+    return members
+
+
+def _short_integer(literal: str) -> int:
+    if len(literal) > MAX_NUMBER_CHARS or not -(2**63) <= (number := int(literal)) < 2**64:
+        raise _JsonFault(*_NUMBER)
+    return number
+
+
+def _short_fraction(literal: str) -> float:
+    if len(literal) > MAX_NUMBER_CHARS:
+        raise _JsonFault(*_NUMBER)
+    return float(literal)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_short_integer, parse_float=_short_fraction)

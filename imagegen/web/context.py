@@ -1,0 +1,69 @@
+"""Owns what the handlers share: one value, put into the application by the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from imagegen.images.store import ImageStore
+from imagegen.queue.feed import Feed
+from imagegen.queue.queue import Queue, Submission
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import GenerationRequest, digest, fingerprint
+from imagegen.tasks.task import Task
+from imagegen.web.client import Hops, base_url
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint."""
+
+    provider: str
+    default_model: str
+    aliases: Mapping[str, str]
+    secret: str | None
+
+    def submission(self, request: GenerationRequest, scope: str | None) -> Submission:
+        """What is put in the queue for a request; `scope` is the key's name where each key has its own tasks."""
+        canonical = request.canonical(self.provider, scope)
+        return Submission(fingerprint(canonical, self.secret), digest(canonical), request.model, request.stored_json())
+
+
+class Readiness:
+    """Whether this instance should get traffic. ask: set by the app, asks Redis and the loops."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
+        self.ask = ask
+        self.draining = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`."""
+
+    queue: Queue
+    feed: Feed
+    store: ImageStore
+    identity: Identity
+    readiness: Readiness
+    public_url: str | None
+    hops: Hops
+    max_attempts: int
+    retry_after_s: int = 2
+
+    def base_url(self, request: web.Request) -> str:
+        return base_url(request, self.public_url, self.hops)
+
+
+CONTEXT = web.AppKey("context", Context)
+
+
+def image_urls(base: str) -> Callable[[Task, StoredImage], str]:
+    """Absolute links of pictures: on this service, or the provider's own where the bytes are not kept."""
+
+    def url(task: Task, image: StoredImage) -> str:
+        return image.url or f"{base}/api/images/{task.id}/{image.index}?v={image.sha256[:12]}"
+
+    return url

@@ -1,0 +1,167 @@
+"""Owns what is common to every request: its id, the mapping of errors, the headers of each answer, the access line."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from loguru import logger
+from multidict import CIMultiDict, istr
+
+from imagegen.errors import ApiError, BadRequest, InternalError
+from imagegen.web.client import valid_host
+from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
+
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Read it by `request_id_of`, which works before the middleware too."""
+
+_X_REQUEST_ID = istr("X-Request-Id")
+_NOSNIFF = istr("X-Content-Type-Options")
+_CSP = istr("Content-Security-Policy")
+_REFERRER = istr("Referrer-Policy")
+_API_CSP = "default-src 'none'; frame-ancestors 'none'"
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNPRINTABLE = re.compile(r"[^!-~]")
+_MAX_LOGGED_CHARS = 200
+_CLIENT_GONE = 499
+
+
+def install(app: web.Application, *, access_log: bool) -> None:
+    """Put the edge around an application, outside of the middlewares it has already.
+
+    access_log: whether INFO is logged at all; where it is not, no time is spent on the line.
+    """
+    app.middlewares.insert(0, middleware(access_log=access_log))
+    app.on_response_prepare.append(add_headers)
+
+
+def middleware(*, access_log: bool) -> Middleware:
+    """Name the request, run it, turn what it raised into an answer, and log one line."""
+
+    @web.middleware
+    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _name(request)
+        started_at = monotonic() if access_log else 0.0
+        try:
+            host = request.headers.get(hdrs.HOST)
+            if host is not None and not valid_host(host):
+                raise BadRequest
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 - here every error becomes an answer
+            response = answer(request, error)
+        if access_log:
+            _log_access(request, response.status, monotonic() - started_at)
+        return response
+
+    return edge
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Runs as each answer is prepared, event streams too; what a view has set stays."""
+    dress(response.headers, request_id_of(request))
+
+
+def dress(headers: CIMultiDict[str], request_id: str) -> None:
+    """Add what every answer carries."""
+    headers[_X_REQUEST_ID] = request_id
+    headers[hdrs.SERVER] = "imagegen"
+    headers.setdefault(_NOSNIFF, "nosniff")
+    headers.setdefault(_CSP, _API_CSP)
+    headers.setdefault(_REFERRER, "no-referrer")
+    headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+
+
+def request_id_of(request: web.Request) -> str:
+    """The client's own X-Request-Id where it is harmless, else a fresh one; the same for the whole request."""
+    try:
+        return request[REQUEST_ID]
+    except KeyError:
+        return _name(request)
+
+
+def fresh_request_id() -> str:
+    """A name for a request that brought none; it guards nothing."""
+    return f"{random.getrandbits(64):016x}"
+
+
+def _name(request: web.Request) -> str:
+    given = request.headers.get(_X_REQUEST_ID)
+    request_id = given if given and _GIVEN_ID.fullmatch(given) else fresh_request_id()
+    request[REQUEST_ID] = request_id
+    return request_id
+
+
+def language(request: web.Request) -> Language:
+    """The language of the texts for people in the answer."""
+    return preferred_language(request.headers.get(hdrs.ACCEPT_LANGUAGE))
+
+
+def json_response(
+    body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """The answer that holds one JSON object."""
+    every: CIMultiDict[str] = CIMultiDict(headers or ())
+    every[hdrs.CONTENT_TYPE] = "application/json; charset=utf-8"
+    return web.Response(body=orjson.dumps(body), status=status, headers=every)
+
+
+def answer(request: web.Request, error: Exception) -> web.StreamResponse:
+    """The answer for whatever a handler raised; raises it again where the answer is already on its way."""
+    if request.writer.output_size > 0:
+        if not isinstance(error, ConnectionError):
+            _log_unforeseen(request, error)
+        raise error
+    if isinstance(error, ConnectionError) and request.transport is None:
+        return web.Response(status=_CLIENT_GONE)
+    if isinstance(error, web.HTTPException) and error.status < 400:
+        return _plain(error)
+    return error_response(_as_api_error(request, error), request_id_of(request), language(request))
+
+
+def _as_api_error(request: web.Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, web.HTTPException) and error.status < 500:
+        return from_http_exception(error)
+    _log_unforeseen(request, error)
+    return InternalError()
+
+
+def _plain(redirect: web.HTTPException) -> web.Response:
+    """The same redirect as a response, since aiohttp wants no exception object returned."""
+    headers = redirect.headers.copy()
+    headers.popall(hdrs.CONTENT_TYPE, None)
+    headers.popall(hdrs.CONTENT_LENGTH, None)
+    return web.Response(status=redirect.status, headers=headers)
+
+
+def _log_access(request: web.Request, status: int, took_s: float) -> None:
+    logger.info(
+        "{method} {path} {status} {ms:.1f} ms",
+        method=_printable(request.method),
+        path=_printable(request.rel_url.raw_path),
+        status=status,
+        ms=took_s * 1000,
+        request_id=request_id_of(request),
+    )
+
+
+def _log_unforeseen(request: web.Request, error: Exception) -> None:
+    logger.opt(exception=error).error(
+        "Unforeseen {error} in {method} {path}, request {request_id}",
+        error=type(error).__name__,
+        method=_printable(request.method),
+        path=_printable(request.rel_url.raw_path),
+        request_id=request_id_of(request),
+    )
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub("?", text[:_MAX_LOGGED_CHARS])

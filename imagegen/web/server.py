@@ -1,0 +1,144 @@
+"""Owns the connection: what aiohttp's parser refuses is answered like any other error, and a slow head is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from loguru import logger
+
+from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
+from imagegen.web.edge import answer, dress, fresh_request_id, request_id_of
+from imagegen.web.errors import error_response
+
+KEEPALIVE_S = 130.0
+"""Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
+
+HEAD_TIMEOUT_S = 15.0
+LINGERING_S = 2.0
+SHUTDOWN_S = 2.0
+
+_Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class ImagegenRunner(web.AppRunner):
+    """Runs an application on our connections; takes what `web.AppRunner` takes, with defaults of ours.
+
+    head_timeout_s: how long the head of a request may take from its first byte.
+    """
+
+    def __init__(self, app: web.Application, *, head_timeout_s: float = HEAD_TIMEOUT_S, **options: Any) -> None:
+        defaults: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": KEEPALIVE_S,
+            "lingering_time": LINGERING_S,
+            "shutdown_timeout": SHUTDOWN_S,
+        }
+        super().__init__(app, **{**defaults, **options})
+        self._head_timeout_s = head_timeout_s
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _Server(
+            _guarded(server.request_handler),
+            request_factory=server.request_factory,
+            head_timeout_s=self._head_timeout_s,
+            **self._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ("_head_timeout_s", "_head_timer")
+
+    def __init__(self, manager: web.Server, *, head_timeout_s: float, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiter = self._waiter
+        awaits_head = self._request_count == 0 if waiter is None else not waiter.done()
+        if not awaits_head:
+            self._stop_head_timer()
+        elif self._head_timer is None and data.strip(b"\r\n"):
+            self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,  # noqa: ARG002 - aiohttp's signature
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """Answer what the parser refused, or an error that got past the edge; nothing of the client's is repeated."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("The answer is already on its way")
+        request_id = fresh_request_id()
+        error: ApiError
+        if isinstance(exc, HttpProcessingError):
+            error = _refusal(exc)
+            _log_refusal(exc, request_id)
+        else:
+            error = InternalError()
+            logger.opt(exception=exc).error("Unforeseen error outside of a handler, request {}", request_id)
+        request._version = HttpVersion11  # noqa: SLF001 - aiohttp's stand-in for an unreadable request says 1.0
+        response = error_response(error, request_id, "zh")
+        response.force_close()
+        dress(response.headers, request_id)
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """aiohttp logs a body's bad framing with a trace that quotes the body."""
+        error = options.get("exc_info")
+        if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+            _log_refusal(error, "-")
+        else:
+            super().log_exception(*args, **options)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        logger.info("A request head took too long: connection closed")
+        self.force_close()
+
+
+def _guarded(handle: _Handle) -> _Handle:
+    """Answers what is raised before the first middleware runs: an unknown Expect header."""
+
+    async def guarded(request: Any) -> web.StreamResponse:
+        try:
+            return await handle(request)
+        except Exception as error:  # noqa: BLE001 - here every error becomes an answer
+            response = answer(request, error)
+            dress(response.headers, request_id_of(request))
+            return response
+
+    return guarded
+
+
+def _refusal(error: HttpProcessingError) -> ApiError:
+    if isinstance(error, LineTooLong) or error.message.startswith("Too many headers"):
+        return HeadersTooLarge()
+    return BadRequest()
+
+
+def _log_refusal(error: Exception, request_id: str) -> None:
+    logger.info("Refused what is no HTTP request: {}, request {}", type(error).__name__, request_id)

@@ -1,0 +1,301 @@
+"""What goes over a raw socket: refusals of both of aiohttp's parsers, framing, slow heads, kept connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiohttp import http_parser, web, web_protocol
+from loguru import logger
+
+from imagegen.web import edge
+from imagegen.web.body import read_json
+from imagegen.web.server import ImagegenRunner
+
+CANARY = b"hunter2"
+MakeServer = Callable[..., Awaitable["Server"]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    start: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split()[1])
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.body)["code"])
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+
+    async def send(self, *pieces: bytes, within_s: float = 5.0) -> list[Answer]:
+        """Every answer until the server closes; the client itself does not."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            return parse(await asyncio.wait_for(reader.read(), within_s))
+        finally:
+            writer.close()
+
+
+def parse(raw: bytes) -> list[Answer]:
+    answers = []
+    while raw:
+        head, _, raw = raw.partition(b"\r\n\r\n")
+        start, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        length = int(headers.get("Content-Length", 0))
+        answers.append(Answer(start, headers, raw[:length]))
+        raw = raw[length:]
+    return answers
+
+
+async def echo(request: web.Request) -> web.Response:
+    return edge.json_response({"body": await read_json(request, max_bytes=1000, timeout_s=0.2)})
+
+
+async def hello(request: web.Request) -> web.Response:
+    return edge.json_response({"path": request.path})
+
+
+@pytest.fixture(params=["HttpRequestParserC", "HttpRequestParserPy"])
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(http_parser, request.param):
+        pytest.skip("aiohttp was built without its C parser")
+    monkeypatch.setattr(web_protocol, "HttpRequestParser", getattr(http_parser, request.param))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    seen: list[str] = []
+    sink = logger.add(seen.append, format="{level} {message}", level="DEBUG", diagnose=False)
+    yield seen
+    logger.remove(sink)
+
+
+@pytest.fixture
+async def make_server(parser: None) -> AsyncIterator[MakeServer]:
+    runners: list[ImagegenRunner] = []
+
+    async def make(**options: Any) -> Server:
+        app = web.Application()
+        app.router.add_post("/echo", echo)
+        app.router.add_get("/hello", hello)
+        edge.install(app, access_log=False)
+        runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return Server(runner.addresses[0][1])
+
+    yield make
+    for runner in runners:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def server(make_server: MakeServer) -> Server:
+    return await make_server()
+
+
+def post(body: bytes, *headers: bytes, length: int | None = None) -> bytes:
+    every = [b"POST /echo HTTP/1.1", b"Host: x", b"Content-Type: application/json", *headers]
+    every += [b"Content-Length: %d" % (len(body) if length is None else length)] if length != -1 else []
+    return b"\r\n".join(every) + b"\r\n\r\n" + body
+
+
+REFUSED = {
+    "a bad method": b"G@T /%s HTTP/1.1\r\nHost: x\r\n\r\n" % CANARY,
+    "a bad version": b"GET /hello HTTP/9x\r\nHost: x\r\n\r\n",
+    "no HTTP at all": b"%s\r\n\r\n" % CANARY,
+    "TLS on a plain port": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200 + b"\r\n\r\n",
+    "no Host": b"GET /hello HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /hello HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "a Host that is none": b"GET /hello HTTP/1.1\r\nHost: %s@x y\r\n\r\n" % CANARY,
+    "an empty Host": b"GET /hello HTTP/1.1\r\nHost:\r\n\r\n",
+    "a header without a colon": b"GET /hello HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n" % CANARY,
+    "a space before the colon": b"GET /hello HTTP/1.1\r\nHost: x\r\nAuthorization : %s\r\n\r\n" % CANARY,
+    "a control character": b"GET /hello HTTP/1.1\r\nHost: x\r\nA: %s\x00\r\n\r\n" % CANARY,
+    "a folded header": b"GET /hello HTTP/1.1\r\nHost: x\r\nA: b\r\n %s\r\n\r\n" % CANARY,
+    "length and chunks": post(b"{}", b"Transfer-Encoding: chunked"),
+    "two lengths": post(b"{}", b"Content-Length: 3"),
+    "a signed length": post(b"{}", b"Content-Length: +2", length=-1),
+    "a bad chunk size": post(CANARY + b"\r\n{}\r\n0\r\n\r\n", b"Transfer-Encoding: chunked", length=-1),
+    "an unknown transfer coding": post(b"", b"Transfer-Encoding: %s" % CANARY, length=-1),
+}
+
+
+@pytest.mark.parametrize("request_bytes", REFUSED.values(), ids=REFUSED.keys())
+async def test_what_is_no_http_request_is_400_in_json_and_closed(
+    server: Server, lines: list[str], request_bytes: bytes
+) -> None:
+    (answer,) = await server.send(request_bytes)
+    check_refusal(answer, 400, "bad_request")
+    assert not any("hunter2" in line or "Traceback" in line for line in lines)
+
+
+TOO_LARGE = {
+    "a long path": b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (CANARY * 2000),
+    "a long header": b"GET /hello HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n\r\n" % (CANARY * 2000),
+    "a long header name": b"GET /hello HTTP/1.1\r\nHost: x\r\n%s: x\r\n\r\n" % (CANARY * 2000),
+    "many headers": b"GET /hello HTTP/1.1\r\nHost: x\r\n" + b"A: %s\r\n" % CANARY * 200 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+async def test_a_head_that_is_too_large_is_431_in_json_and_closed(
+    server: Server, lines: list[str], request_bytes: bytes
+) -> None:
+    (answer,) = await server.send(request_bytes)
+    check_refusal(answer, 431, "headers_too_large")
+    assert len(lines) == 1
+    assert "hunter2" not in lines[0]
+
+
+@pytest.mark.parametrize("path", [b"/hello", b"/nowhere"])
+async def test_another_expectation_than_100_continue_is_417(server: Server, path: bytes) -> None:
+    (answer,) = await server.send(b"GET %s HTTP/1.1\r\nHost: x\r\nExpect: %s\r\n\r\n" % (path, CANARY))
+    check_refusal(answer, 417, "expectation_failed")
+
+
+def check_refusal(answer: Answer, status: int, code: str) -> None:
+    body = json.loads(answer.body)
+    assert answer.start.startswith("HTTP/1.1 ")
+    assert (answer.status, body["statusCode"], body["code"], body["success"]) == (status, status, code, False)
+    assert answer.headers["Connection"] == "close"
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert answer.headers["X-Request-Id"] == body["requestId"]
+    assert answer.headers["Server"] == "imagegen"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert CANARY not in answer.body + repr(answer.headers).encode()
+
+
+async def test_a_refusal_is_one_line_of_log_with_its_request_id(server: Server, lines: list[str]) -> None:
+    (answer,) = await server.send(REFUSED["a bad method"])
+    (line,) = lines
+    assert line.startswith("INFO")
+    assert answer.headers["X-Request-Id"] in line
+
+
+async def test_100_continue_is_sent_before_the_body(server: Server) -> None:
+    head, body = post(b"", b"Expect: 100-continue", b"Connection: close", length=2), b"{}"
+    first, last = await server.send(head, body)
+    assert (first.status, last.status) == (100, 200)
+
+
+async def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    last = post(b'{"a":3}', b"Connection: close")
+    answers = await server.send(post(b'{"a":1}') + post(b'{"a":2}') + last)
+    assert [json.loads(answer.body)["body"] for answer in answers] == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+async def test_chunks_are_read(server: Server) -> None:
+    chunks = b'4\r\n{"a"\r\n3\r\n:1}\r\n0\r\n\r\n'
+    (answer,) = await server.send(post(chunks, b"Transfer-Encoding: chunked", b"Connection: close", length=-1))
+    assert json.loads(answer.body) == {"body": {"a": 1}}
+
+
+async def test_a_body_over_its_declared_limit_is_413_before_it_is_sent(server: Server) -> None:
+    (answer,) = await server.send(post(b"", length=10**9))
+    check_refusal(answer, 413, "body_too_large")
+
+
+async def test_chunks_over_the_limit_are_413(server: Server) -> None:
+    chunk = b"c8\r\n" + b"x" * 200 + b"\r\n"
+    (answer,) = await server.send(post(chunk * 6, b"Transfer-Encoding: chunked", length=-1))
+    check_refusal(answer, 413, "body_too_large")
+
+
+async def test_a_stalled_body_is_408_and_closed(server: Server) -> None:
+    (answer,) = await server.send(post(b'{"a"', length=10))
+    check_refusal(answer, 408, "body_timeout")
+
+
+async def test_a_compressed_body_is_not_inflated_but_refused(server: Server) -> None:
+    (answer,) = await server.send(post(b"\x1f\x8b" + b"x" * 50, b"Content-Encoding: gzip", b"Connection: close"))
+    assert (answer.status, answer.code) == (415, "unsupported_media_type")
+
+
+async def test_a_half_sent_head_is_cut_off(make_server: MakeServer, lines: list[str]) -> None:
+    server = await make_server(head_timeout_s=0.1)
+    assert await server.send(b"GET /hello HTTP/1.1\r\nHos", within_s=2) == []
+    assert lines == ["INFO A request head took too long: connection closed\n"]
+
+
+async def test_a_trickled_head_is_cut_off_after_the_same_time(make_server: MakeServer) -> None:
+    server = await make_server(head_timeout_s=0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    gone = asyncio.ensure_future(reader.read())
+    for byte in b"GET /hello HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 1000:
+        if gone.done():
+            break
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(gone, 1) == b""
+    writer.close()
+
+
+async def test_a_head_in_two_pieces_is_answered_and_the_connection_outlives_the_head_deadline(
+    make_server: MakeServer,
+) -> None:
+    server = await make_server(head_timeout_s=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /hello HTTP/1.1\r\nHo")
+    await writer.drain()
+    writer.write(b"st: x\r\n\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"}"), 1)).startswith(b"HTTP/1.1 200")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(), 0.3)
+    writer.write(b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 1)).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+@pytest.mark.parametrize("target", [b"CONNECT x:443", b"OPTIONS *", b"TRACE /hello", b"PRI *", b"GET http://x/hello"])
+async def test_odd_but_legal_requests_get_an_answer(server: Server, target: bytes) -> None:
+    (answer,) = await server.send(target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.status in {200, 400, 404, 405}
+    assert json.loads(answer.body)
+
+
+async def test_an_upgrade_that_nobody_asked_for_is_an_ordinary_request(server: Server) -> None:
+    head = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    (answer,) = await server.send(head)
+    assert answer.status == 200
+
+
+async def test_http_1_0_without_a_host_is_served(server: Server) -> None:
+    (answer,) = await server.send(b"GET /hello HTTP/1.0\r\n\r\n")
+    assert answer.status == 200
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(server: Server, lines: list[str]) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(post(b'{"a"', length=10))
+    await writer.drain()
+    writer.transport.abort()
+    (answer,) = await server.send(post(b"{}", b"Connection: close"))
+    assert answer.status == 200
+    assert lines == []
+
+
+async def test_kept_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
+    app = web.Application()
+    runner = ImagegenRunner(app)
+    await runner.setup()
+    assert runner.server is not None
+    assert runner.server().keepalive_timeout >= 120
+    await runner.cleanup()
