@@ -111,6 +111,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         settings.result_ttl_s,
         record_life_s=settings.task_deadline_s + settings.result_ttl_s,
         max_queue=settings.max_queue,
+        slots=settings.worker_concurrency,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     room = open_queue(app[CONNECTION], rules, instance=instance)

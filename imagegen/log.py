@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_CHARS = 8_000
 _C0 = frozenset(map(chr, range(0x20)))
-_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/@]*@")
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/]*@")
 
 
 def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
@@ -60,15 +60,18 @@ class InterceptHandler(logging.Handler):
             return
         error = record.exc_info[1] if record.exc_info else None
         bound = logger.bind(logger=record.name)
-        if error is not None and _quotes_the_client(error):
-            bound.log(min(record.levelno, logging.INFO), "{}: {}", text, type(error).__name__)
+        if error is not None and _quotes_the_client(record.name, error):
+            bound.log("DEBUG" if record.levelno < logging.INFO else "INFO", "{}: {}", text, type(error).__name__)
         else:
             bound.opt(exception=error).log(_level_of(record), "{}", text)
 
 
-def _quotes_the_client(error: BaseException) -> bool:
-    """Errors of aiohttp's parser repeat the bytes they refuse, an Authorization header say."""
-    return type(error).__module__ == "aiohttp.http_exceptions"
+def _quotes_the_client(source: str, error: BaseException) -> bool:
+    """The errors of aiohttp's parser repeat the bytes that they refuse, the start of an Authorization header say."""
+    kinds = {type(link) for link in (error, error.__cause__, error.__context__)}
+    return source.startswith("aiohttp.") and any(
+        kind.__module__ == "aiohttp.http_exceptions" or kind.__name__ == "RequestPayloadError" for kind in kinds
+    )
 
 
 def _level_of(record: logging.LogRecord) -> str | int:
@@ -102,8 +105,9 @@ def _forget(stream: TextIO) -> None:
     https://docs.python.org/3/library/signal.html#note-on-sigpipe
     """
     try:
+        number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, number)
         os.close(nowhere)
     except (OSError, ValueError):
         return

@@ -1,246 +1,269 @@
+"""The log: its two forms, what must never get into it, and what must never come out of a log call."""
+
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import logging
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.http_exceptions import BadStatusLine
+from aiohttp.test_utils import TestServer
 from loguru import logger
 
 from imagegen import log
 
-PROGRAM = """
-import logging, sys
-from loguru import logger
-from imagegen import log
-log.configure("INFO", {fmt!r})
-{before}
-logger.info("one")
-logging.getLogger("other").warning("two")
-try:
-    1 / 0
-except ZeroDivisionError:
-    logger.exception("three")
-print("alive")
-"""
-
-
-def run(fmt: str = "text", before: str = "", **how: Any) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", PROGRAM.format(fmt=fmt, before=before)]
-    return subprocess.run(program, stdout=subprocess.PIPE, text=True, timeout=20, check=False, **how)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    root.handlers[:] = []  # `configure` closes those that it finds, and these are pytest's
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logger.remove()
-    logger.add(sys.__stderr__ or sys.stderr)
+ROOT = Path(__file__).resolve().parent.parent
+Configure = Callable[..., io.StringIO]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
-    """The lines on stderr since the last call."""
+def configure() -> Iterator[Configure]:
+    """Configures the log and gives the stream it writes to; what was before is put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
 
-    def lines() -> list[str]:
-        return capsys.readouterr().err.splitlines()
+    def make(level: str = "INFO", fmt: str = "text") -> io.StringIO:
+        stream = io.StringIO()
+        log.configure(level, fmt, sink=stream)
+        return stream
 
-    return lines
-
-
-def test_a_text_line_has_time_level_message_and_the_bound_extras(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "text")
-    logger.bind(taskId="abc", attempt=2).warning("Tried {} times", 2)
-    [line] = said()
-    time, level, rest = line.split(maxsplit=2)
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(time)) < timedelta(seconds=10)
-    assert time.endswith("Z")
-    assert (level, rest) == ("WARNING", "Tried 2 times taskId=abc attempt=2")
-
-
-def test_a_value_with_spaces_quotes_or_nothing_in_it_is_quoted(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "text")
-    logger.bind(a="b c=d", e='"', f="", g=None).info("m")
-    assert said()[0].endswith(r'm a="b c=d" e="\"" f="" g=None')
+    root.handlers[:] = []
+    yield make
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logger.remove()
+    logger.add(lambda line: sys.stderr.write(line))  # noqa: PLW0108 - standard error as it is then
 
 
-def test_a_json_line_is_one_object_with_every_extra(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "json")
-    logger.bind(requestId="r1", taskId="t1", attempt=3, where=object).info("完成 {}", "{}")
-    [line] = said()
-    event = json.loads(line)
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(event.pop("time"))) < timedelta(seconds=10)
-    assert event == {
-        "level": "INFO",
-        "message": "完成 {}",
+def test_a_text_line_has_time_level_message_and_what_was_bound(configure: Configure) -> None:
+    out = configure()
+    logger.bind(taskId="ab12", attempt=2).info("failed: {}", "upstream_timeout")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO     failed: upstream_timeout taskId=ab12 attempt=2\n",
+        out.getvalue(),
+    )
+
+
+def test_what_a_text_message_says_already_is_not_said_again(configure: Configure) -> None:
+    out = configure()
+    logger.info("{method} in {ms:.1f} ms", method="GET", ms=1.234, requestId="r1")
+    assert out.getvalue().endswith("GET in 1.2 ms requestId=r1\n")
+
+
+def test_a_json_line_is_one_object_with_all_that_was_bound(configure: Configure) -> None:
+    out = configure(fmt="json")
+    logger.bind(requestId="r1", attempt=2, ms=1.5, path=Path("/a"), big=2**70, level="mine").warning("一\n二")
+    (line,) = out.getvalue().splitlines()
+    found = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found == {
+        "level": "WARNING",
+        "message": "一\n二",
         "requestId": "r1",
-        "taskId": "t1",
-        "attempt": 3,
-        "where": "<class 'object'>",
+        "attempt": 2,
+        "ms": 1.5,
+        "path": "/a",
+        "big": str(2**70),
     }
 
 
-def test_an_extra_can_not_replace_what_the_event_itself_says(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "json")
-    logger.bind(level="DEBUG", time=0, message="forged").info("true")
-    event = json.loads(said()[0])
-    assert (event["level"], event["message"]) == ("INFO", "true")
-
-
-def test_an_exception_is_one_string_field_of_a_json_line(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "json")
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_an_exception_has_its_trace_but_no_values_of_variables(configure: Configure, fmt: str) -> None:
+    out = configure(fmt=fmt)
+    secret = "hunter2"
     try:
-        raise ValueError("bad\nvalue")
+        int(f"x{len(secret)}")
     except ValueError:
-        logger.exception("failed")
-    [line] = said()
-    event = json.loads(line)
-    assert (event["level"], event["message"]) == ("ERROR", "failed")
-    assert event["exception"].startswith("Traceback")
-    assert event["exception"].endswith("ValueError: bad\nvalue")
+        logger.exception("It failed")
+    text = out.getvalue()
+    assert "hunter2" not in text.replace('secret = "hunter2"', "")
+    if fmt == "json":
+        (line,) = text.splitlines()
+        text = json.loads(line)["exception"]
+    assert "Traceback" in text
+    assert "ValueError: invalid literal" in text
 
 
-def test_a_traceback_in_text_keeps_its_lines_indented_under_the_event(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "text")
-    try:
-        raise ValueError("bad\n2026-01-01T00:00:00.000Z INFO     forged\x1b[31m")
-    except ValueError:
-        logger.exception("failed")
-    event, *trace = said()
-    assert event.endswith("ERROR    failed")
-    assert trace[0] == "    Traceback (most recent call last):"
-    assert trace[-2].strip() == "ValueError: bad"
-    assert trace[-1] == r"    2026-01-01T00:00:00.000Z INFO     forged\x1b[31m"
-    assert all(line.startswith("    ") for line in trace)
+HOSTILE = "a\r\n2026-01-01T00:00:00.000Z INFO forged\x1b[2J\x00\x7f\x85\u2028\u202e\ud800z"
 
 
-def test_a_traceback_never_shows_the_values_of_variables(said: Callable[[], list[str]]) -> None:
-    log.configure("DEBUG", "text")
-    key = "sk-canary"
-    try:
-        raise LookupError if key else KeyError
-    except LookupError:
-        logger.exception("failed")
-    assert not any("canary" in line for line in said())
+def test_no_text_can_forge_a_line(configure: Configure) -> None:
+    out = configure()
+    logger.bind(path=HOSTILE).info("{}", HOSTILE[::-1])
+    line = out.getvalue()
+    assert line.count("\n") == 1
+    assert line[:-1].isprintable()
+    assert "\\r\\n2026" in line
+    assert "\\x1b[2J\\x00\\x7f\\x85\\u2028\\u202e\\ud800z" in line
 
 
-@pytest.mark.parametrize("mark", ["\n", "\r", "\x00", "\x1b[2J", "\x7f", "\x85", "\x9b", "\u2028", "\u202e", "\ud800"])
-@pytest.mark.parametrize("fmt", ["text", "json"])
-def test_a_control_character_in_message_name_or_value_is_escaped(
-    said: Callable[[], list[str]], fmt: str, mark: str
-) -> None:
-    log.configure("INFO", fmt)
-    logger.bind(**{"id": f"a{mark}b", f"k{mark}": 1}).info(f"x{mark}y")
-    [line] = said()
-    assert line.isprintable()
-    assert mark[0] not in line
+def test_an_exception_can_not_forge_a_line_either(configure: Configure) -> None:
+    out = configure()
+    logger.opt(exception=ValueError(HOSTILE)).error("It failed")
+    first, *others = out.getvalue().splitlines()
+    assert "It failed" in first
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
+
+
+def test_json_holds_any_text(configure: Configure) -> None:
+    out = configure(fmt="json")
+    logger.bind(path=HOSTILE).info("{}", HOSTILE)
+    assert out.getvalue()[:-1].isprintable()
+    found = json.loads(out.getvalue())
+    assert found["message"] == found["path"]
+    assert found["message"].startswith("a\r\n2026")
 
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
-def test_events_of_the_standard_library_keep_level_and_name(said: Callable[[], list[str]], fmt: str) -> None:
-    log.configure("INFO", fmt)
-    other = logging.getLogger("some.library")
-    other.debug("not this")
-    other.error("kept {braces} %s", "and <red>arguments</red>")
-    other.log(25, "between")
-    kept, between = said()
-    for part in ("ERROR", "kept {braces} and <red>arguments</red>", "some.library"):
-        assert part in kept
-    assert "Level 25" in between
+def test_passwords_in_addresses_are_masked(configure: Configure, fmt: str) -> None:
+    out = configure(fmt=fmt)
+    error = ConnectionError("no answer from rediss://default:p@ss@h:6379/0")
+    logger.opt(exception=error).error("{} away", "redis://:hunter2@h")
+    assert "hunter2" not in out.getvalue()
+    assert "p@ss" not in out.getvalue()
+    assert "redis://***@h away" in out.getvalue()
+    assert "rediss://***@h:6379/0" in out.getvalue()
 
 
-def test_an_exception_of_the_standard_library_comes_with_its_traceback(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "json")
-    try:
-        raise KeyError("gone")
-    except KeyError:
-        logging.getLogger("some").exception("failed")
-    assert json.loads(said()[0])["exception"].endswith("KeyError: 'gone'")
+def test_a_huge_text_is_cut(configure: Configure) -> None:
+    out = configure()
+    logger.info("{}", "x" * 10**6)
+    assert len(out.getvalue()) < 10_000
 
 
-@pytest.mark.parametrize("fmt", ["text", "json"])
-def test_an_exception_asked_for_where_there_is_none_adds_nothing(said: Callable[[], list[str]], fmt: str) -> None:
-    log.configure("INFO", fmt)
-    logging.getLogger("some").error("failed", exc_info=True)
-    [line] = said()
-    assert "None" not in line
+# Levels, and logging
 
 
-def test_an_event_whose_arguments_do_not_fit_harms_nobody(said: Callable[[], list[str]]) -> None:
-    log.configure("INFO", "text")
-    logging.getLogger("some").warning("%d", "word")
-    logger.info("next")
-    assert said()[-1].endswith("next")
-
-
-def test_a_value_that_can_not_be_shown_harms_nobody(said: Callable[[], list[str]]) -> None:
-    class Odd:
-        def __str__(self) -> str:
-            raise RuntimeError("no")
-
-        __repr__ = __str__
-
-    log.configure("INFO", "json")
-    logger.bind(odd=Odd()).info("lost")
-    logger.info("next")
-    assert json.loads(said()[-1])["message"] == "next"
-
-
-def test_nothing_below_the_level_is_logged_and_the_last_configuration_holds(said: Callable[[], list[str]]) -> None:
-    log.configure("DEBUG", "json")
-    log.configure("WARNING", "text")
+def test_records_below_the_level_are_not_shown_and_can_be_asked_for(configure: Configure) -> None:
+    out = configure("WARNING")
     logger.info("no")
-    logging.getLogger("some").info("no")
+    logging.getLogger("library").info("no")
     logger.warning("yes")
-    logging.getLogger("some").warning("yes")
-    assert [line.split()[1] for line in said()] == ["WARNING", "WARNING"]
+    assert "no" not in out.getvalue()
+    assert not log.enabled("INFO")
+    assert log.enabled("WARNING")
+    configure("DEBUG")
+    assert log.enabled("DEBUG")
+    assert not log.enabled("TRACE")
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
+def test_records_of_logging_keep_their_level_and_name_their_logger(configure: Configure, level: str) -> None:
+    out = configure("DEBUG", "json")
+    logging.getLogger("library.part").log(getattr(logging, level), "%s of {braces}", 5)
+    found = json.loads(out.getvalue())
+    assert (found["level"], found["message"], found["logger"]) == (level, "5 of {braces}", "library.part")
+
+
+def test_a_record_of_logging_keeps_its_exception(configure: Configure) -> None:
+    out = configure(fmt="json")
+    logging.getLogger("library").error("It failed", exc_info=ValueError("why"))
+    assert "ValueError: why" in json.loads(out.getvalue())["exception"]
+
+
+def test_a_record_of_logging_that_does_not_fit_its_text_harms_nobody(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure()
+    logging.getLogger("library").error("%d", "no number")
+    assert "Logging error" in capsys.readouterr().err
+
+
+def test_configured_again_only_the_last_one_counts(configure: Configure) -> None:
+    first, second = configure(), configure()
+    logger.info("once")
+    logging.getLogger("library").info("twice")
+    assert first.getvalue() == ""
+    assert len(second.getvalue().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("level", "logged"),
-    [("TRACE", "TRACE DEBUG INFO ERROR"), ("INFO", "INFO ERROR"), ("ERROR", "ERROR"), ("CRITICAL", "")],
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: " + b"hunter2" * 9000 + b"\r\n\r\n",
+        b"hunter2\x00 / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nhunter2\r\n",
+    ],
 )
-def test_enabled_tells_whether_a_level_is_logged_now(level: str, logged: str) -> None:
-    log.configure(level, "text")
-    assert [name for name in ("TRACE", "DEBUG", "INFO", "ERROR") if log.enabled(name)] == logged.split()
+async def test_what_the_http_parser_refuses_is_logged_without_its_bytes_and_without_a_trace(
+    configure: Configure, sent: bytes
+) -> None:
+    async def read(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    out = configure("DEBUG")
+    app = web.Application()
+    app.router.add_route("*", "/", read)
+    async with TestServer(app) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(sent)
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        await writer.wait_closed()
+    assert "logger=aiohttp.server" in out.getvalue()
+    assert "hunter2" not in out.getvalue()
+    assert "Traceback" not in out.getvalue()
 
 
-def test_a_prompt_is_told_by_length_and_hash_and_never_by_its_words() -> None:
-    told = log.prompt_excerpt("a red fox")
-    assert told.startswith("9 characters, sha256 ")
-    assert not any(word in told for word in ("red", "fox"))
-    assert told == log.prompt_excerpt("a red fox") != log.prompt_excerpt("a red box")
+def test_a_refused_request_is_no_error_of_ours(configure: Configure) -> None:
+    out = configure(fmt="json")
+    logging.getLogger("aiohttp.server").error("Error handling request", exc_info=BadStatusLine("hunter2"))
+    found = json.loads(out.getvalue())
+    assert (found["level"], found["message"]) == ("INFO", "Error handling request: BadStatusLine")
+
+
+# Prompts
+
+
+def test_of_a_prompt_only_its_length_and_a_hash_are_said() -> None:
+    assert re.fullmatch(r"12 characters, #[0-9a-f]{8}", log.prompt_excerpt("a lighthouse"))
+    assert log.prompt_excerpt("a lighthouse") != log.prompt_excerpt("a LIGHTHOUSE")
     assert log.prompt_excerpt("\ud800").startswith("1 characters")
 
 
-@pytest.mark.parametrize("fmt", ["text", "json"])
-@pytest.mark.parametrize("before", ["", "sys.stderr.close()", "import os; os.close(2)"])
-def test_a_service_whose_stderr_is_closed_goes_on(fmt: str, before: str) -> None:
-    closed_from_the_start = None if before else lambda: os.close(2)
-    ended = run(fmt, before, preexec_fn=closed_from_the_start)
-    assert (ended.returncode, ended.stdout) == (0, "alive\n")
+# Streams that fail
 
 
-@pytest.mark.parametrize("fmt", ["text", "json"])
-def test_a_service_whose_log_reader_left_goes_on(fmt: str) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        ended = run(fmt, stderr=writing)
-    finally:
-        os.close(writing)
-    assert (ended.returncode, ended.stdout) == (0, "alive\n")
+class Full(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
 
 
-def test_a_process_of_its_own_logs_one_line_an_event() -> None:
-    ended = run("json", stderr=subprocess.PIPE)
-    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()] == ["one", "two", "three"]
+def test_a_stream_that_fails_stops_nobody(configure: Configure) -> None:
+    configure()
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Full(), closed):
+        log.configure("INFO", "text", sink=stream)
+        logger.info("into the void")
+
+
+@pytest.mark.parametrize("closing", ["exec 2>&-; exec", "exec"])
+def test_a_process_whose_standard_error_is_closed_lives_and_ends_well(closing: str) -> None:
+    script = (
+        "import sys; from imagegen import log; from loguru import logger; log.configure('INFO', 'text');"
+        "sys.stdin.read(); [logger.info('x' * 1000) for _ in range(100)]; print('alive')"
+    )
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'{closing} "$0" -c "$1"', sys.executable, script],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    process.stderr.close()
+    process.stdin.close()
+    with process.stdout:
+        assert process.stdout.read() == b"alive\n"
+    assert process.wait(20) == 0

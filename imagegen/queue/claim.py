@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from imagegen.queue.estimate import entry_order
 from imagegen.queue.records import Run, decode_run, encode_entry
 from imagegen.queue.scripts import ReleaseItem
 from imagegen.tasks.task import Task
@@ -83,7 +84,7 @@ def adopt(claim: Claim, stands: bytes) -> Start:
             claim.lose()
             return Start.LOST
         claim.run = run
-    elif _order(entry_id) > _order(claim.entry_id):
+    elif entry_order(entry_id) > entry_order(claim.entry_id):
         claim.lose()
         return Start.LOST
     claim.stands = stands
@@ -99,9 +100,3 @@ def handed_back(claim: Claim) -> ReleaseItem:
             run = replace(run, ambiguous=run.ambiguous + 1, attempts=run.attempts - 1)
         stored = replace(run, phase="released").encode("").strip()
     return ReleaseItem(task.id, claim.entry_id, task.generation, encode_entry(task), stored)
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    """Entry ids rise with time: milliseconds and a number."""
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number)

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
 from imagegen.queue.connection import Connection
+from imagegen.queue.estimate import Estimates
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import Run, decode_record, final_record
 from imagegen.queue.scripts import FinishItem, Scripts, SwapItem
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import State, Task
 
 
 class Claims:
@@ -27,6 +28,7 @@ class Claims:
         scripts: Scripts,
         memory: Memory,
         holdings: Holdings,
+        estimates: Estimates,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -34,6 +36,7 @@ class Claims:
         self._scripts = scripts
         self._memory = memory
         self._holdings = holdings
+        self._estimates = estimates
         self._clock = clock
         self.claim = holdings.claim
         self.quiet = holdings.quiet
@@ -59,6 +62,7 @@ class Claims:
         if stands:
             return adopt(claim, stands)
         self._wrote(claim, run, value)
+        self._estimates.started(claim.task, self._clock())
         self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=self._clock()))
         return Start.STARTED
 
@@ -82,6 +86,8 @@ class Claims:
         stands = await self._connection.until_back(lambda: self._scripts.finish(item))
         if stands:
             _, final = decode_record(stands)
+        if final.state is State.COMPLETED:
+            self._estimates.ended(final, self._clock())
         self._holdings.let_go(claim)
         self._memory.put(final)
         return final
@@ -94,6 +100,7 @@ class Claims:
         if not await self.checkpoint(claim, run):
             self.drop(claim)
             return
+        self._estimates.ended(claim.task, None)
         waiting = edges.waiting(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
         self._publish(claim, waiting)
         claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._holdings.offer, claim)

@@ -198,7 +198,7 @@ class EmbeddedRedis:
 
     async def watch(self) -> None:
         """Starts the server again whenever it dies, also the server of another process that is gone. Never returns."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, said = _FIRST_PAUSE_S, ""
         while True:
             connected_at = time.monotonic()
             await _until_disconnected(self._home.socket)
@@ -208,8 +208,11 @@ class EmbeddedRedis:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             try:
                 await self._ensure()
+                said = ""
             except SettingsError as error:
-                logger.error("The embedded Redis does not come back: {}", error)
+                if str(error) != said:
+                    logger.error("The embedded Redis does not come back: {}", error)
+                said = str(error)
 
     async def _ensure(self) -> None:
         """Starts the server, or finds that it runs; right at any time."""
@@ -257,6 +260,7 @@ class EmbeddedRedis:
                 child.kill()
                 child.wait()
             if child.poll() is not None:
+                self._child = None
                 raise SettingsError(_failure(self._binary, home, child.returncode, log_start))
             await asyncio.sleep(_POLL_S)
         took_ms = (time.monotonic() - began_at) * 1000

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 
 from loguru import logger
 
 from imagegen.queue.claim import Claim
+from imagegen.queue.estimate import Estimates
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import NewerRecord, Run, UnreadableRecord, decode_entry
 from imagegen.queue.scripts import Entry
@@ -18,8 +20,9 @@ from imagegen.tasks.task import Task
 class Holdings:
     """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, delivered to us and not ours to run."""
 
-    def __init__(self, memory: Memory, instance: str) -> None:
+    def __init__(self, memory: Memory, estimates: Estimates, instance: str) -> None:
         self._memory = memory
+        self._estimates = estimates
         self.instance = instance
         self.held: dict[str, Claim] = {}
         self.claimed: dict[str, Claim] = {}
@@ -72,7 +75,7 @@ class Holdings:
         claims, unreadable = [], []
         for entry_id, fields in entries:
             try:
-                claim = Claim(entry_id, decode_entry(fields), Run(self.instance))
+                claim = Claim(entry_id, replace(decode_entry(fields), entry_id=entry_id), Run(self.instance))
             except NewerRecord:
                 self.left_alone.add(entry_id)
             except UnreadableRecord as error:
@@ -81,6 +84,7 @@ class Holdings:
             else:
                 self.held[entry_id] = self.claimed[claim.task.id] = claim
                 self._memory.put(claim.task)
+                self._estimates.line.remove(entry_id)
                 claims.append(claim)
         if claims:
             self.busy.set()
@@ -88,6 +92,7 @@ class Holdings:
 
     def let_go(self, claim: Claim) -> None:
         self.held.pop(claim.entry_id, None)
+        self._estimates.ended(claim.task, None)
         if self.claimed.get(claim.task.id) is claim:
             del self.claimed[claim.task.id]
         if claim.timer is not None:

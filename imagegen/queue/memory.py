@@ -28,8 +28,11 @@ class Memory:
         self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
         self.on_change: Callable[[Task], None] = lambda _task: None
 
-    def put(self, task: Task) -> None:
-        """What is now true of a task of ours, or of a finished one. An older generation never replaces a newer."""
+    def put(self, task: Task) -> bool:
+        """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
+        known = self.live.get(task.id) or self.finished(task.id)
+        if known is not None and known.sequence > task.sequence:
+            return False
         if task.state.final:
             self.live.pop(task.id, None)
             self._keep(task)
@@ -38,6 +41,7 @@ class Memory:
             self.live[task.id] = task
         self._others.pop(task.id, None)
         self.on_change(task)
+        return True
 
     def saw(self, task_id: str, task: Task | None) -> None:
         """What Redis says of a task that is not ours."""

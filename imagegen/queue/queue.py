@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from enum import StrEnum
 
 from loguru import logger
 
-from imagegen.errors import InternalError, QueueFull
+from imagegen.errors import InternalError, QueueFull, QueueUnavailable
 from imagegen.queue.control import Control
+from imagegen.queue.estimate import NOWHERE, Estimates, Place
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import (
@@ -28,6 +30,8 @@ from imagegen.queue.scripts import Scripts, SubmitAnswer, submit_item
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task
+
+LINE_AGE_S = 10.0
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -66,6 +70,7 @@ class Queue:
         memory: Memory,
         holdings: Holdings,
         control: Control,
+        estimates: Estimates,
         *,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
@@ -74,6 +79,8 @@ class Queue:
         self._memory = memory
         self._holdings = holdings
         self._control = control
+        self._estimates = estimates
+        self._line_read_at = -math.inf
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._submitting: dict[str, asyncio.Future[Submitted]] = {}
@@ -114,11 +121,28 @@ class Queue:
             stands = await self._scripts.cancel(final, CANCELLED_RUN)
             if stands == b"":
                 self._holdings.lose(final)
+                self._estimates.line.remove(task.entry_id)
                 self._memory.put(final)
                 self._control.tell("change", record=seen_record(final).decode())
                 return final
             self._memory.forget(task_id)
         return task
+
+    async def place(self, task: Task) -> Place:
+        """Where an unfinished task stands; exact alone, at most 10 s old with other instances."""
+        if task.state.final:
+            return NOWHERE
+        if not self._control.alone and time.monotonic() - self._line_read_at > LINE_AGE_S:
+            try:
+                await self.refresh_line()
+            except QueueUnavailable:
+                logger.debug("The waiting line can't be read now")
+        return self._estimates.place(task, self._clock(), 1 + len(self._control.peers))
+
+    async def refresh_line(self) -> None:
+        """Reads which entries wait. Raises QueueUnavailable."""
+        self._line_read_at = time.monotonic()
+        self._estimates.line.replace(await self._scripts.waiting(self._scripts.depth.limit))
 
     async def get(self, task_id: str) -> Task | None:
         """The task, from memory where it is ours or finished; None where it is unknown or expired."""
@@ -171,9 +195,7 @@ class Queue:
         finally:
             del self._submitting[submission.task_id]
 
-    async def _send(
-        self, submission: Submission, replaced: Task | None, stale: tuple[StoredImage, ...]
-    ) -> Submitted:
+    async def _send(self, submission: Submission, replaced: Task | None, stale: tuple[StoredImage, ...]) -> Submitted:
         now = self._clock()
         generation = int(now * 1e6)
         task = Task(
@@ -192,7 +214,9 @@ class Queue:
         if answer.kind in ("new", "again"):
             if answer.generation != generation:
                 task = replace(task, generation=answer.generation, sequence=answer.generation)
-            self._memory.put(task)
+            task = replace(task, entry_id=answer.entry_id)
+            if self._memory.put(task) and answer.entry_id and task.id not in self._holdings.claimed:
+                self._estimates.line.add(answer.entry_id)
             if answer.kind == "again":
                 self._control.tell("fresh", ids=[task.id])
             return Submitted(task, Cached.REFRESH if stale else Cached.MISS)

@@ -11,6 +11,7 @@ from imagegen.queue.connection import BLOCK_S, Connection, unavailable
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.leases import Leases
 from imagegen.queue.memory import Memory
+from imagegen.queue.queue import Queue
 from imagegen.queue.scripts import Entry, Scripts, submit_item
 
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
@@ -20,16 +21,24 @@ class Reader:
     """Asks for as many entries as loops wait, so that a crash leaves little behind and no instance is starved."""
 
     def __init__(
-        self, connection: Connection, scripts: Scripts, memory: Memory, holdings: Holdings, leases: Leases
+        self,
+        connection: Connection,
+        scripts: Scripts,
+        memory: Memory,
+        holdings: Holdings,
+        leases: Leases,
+        queue: Queue,
     ) -> None:
         self._connection = connection
         self._scripts = scripts
         self._memory = memory
         self._holdings = holdings
         self._leases = leases
+        self._queue = queue
 
     async def read_forever(self) -> None:
-        await self._connection.until_back(self._scripts.make_group)
+        if not await self._connection.until_back(self._scripts.make_group):
+            await self._connection.until_back(self._queue.refresh_line)
         while True:
             while not (free := self._holdings.free):
                 self._holdings.wanted.clear()

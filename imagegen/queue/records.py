@@ -115,6 +115,7 @@ def _task(head: Head, fields: Mapping[str, Any]) -> Task:
         possibly_billed_twice=fields.get("billed", 0),
         reason=Reason(fields.get("reason", Reason.QUEUED)) if head.state is State.PENDING else None,
         retry_at=fields.get("retry"),
+        entry_id=head.entry_id if head.state is State.PENDING else "",
     )
 
 

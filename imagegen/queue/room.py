@@ -10,6 +10,7 @@ from imagegen.queue.claim import run_life_s
 from imagegen.queue.claims import Claims
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
+from imagegen.queue.estimate import Estimates
 from imagegen.queue.feed import Feed
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.keys import Keys
@@ -23,13 +24,14 @@ from imagegen.queue.watching import Watching
 
 @dataclass(frozen=True, slots=True)
 class QueueRules:
-    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most."""
+    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most; slots: loops."""
 
     prefix: str
     lease_s: float
     result_ttl_s: float
     record_life_s: float
     max_queue: int
+    slots: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +82,20 @@ def open_queue(
         depth=Depth(rules.max_queue),
     )
     memory = Memory(clock=clock, monotonic=time.monotonic)
-    holdings = Holdings(memory, instance)
+    estimates = Estimates(rules.slots)
+    holdings = Holdings(memory, estimates, instance)
     control = Control(connection, keys, instance)
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
-    queue = Queue(scripts, memory, holdings, control, result_ttl_s=rules.result_ttl_s, clock=clock)
+    queue = Queue(scripts, memory, holdings, control, estimates, result_ttl_s=rules.result_ttl_s, clock=clock)
     feed = Feed()
     return QueueRoom(
         connection,
         keys,
         scripts,
         memory,
-        Claims(connection, scripts, memory, holdings, clock=clock),
+        Claims(connection, scripts, memory, holdings, estimates, clock=clock),
         queue,
-        Reader(connection, scripts, memory, holdings, leases),
+        Reader(connection, scripts, memory, holdings, leases, queue),
         leases,
         control,
         feed,

@@ -104,7 +104,7 @@ class Scripts:
         self._run_life_ms = int(run_life_s * 1000)
         self._scripts = {
             name: connection.commands.register_script(files(__package__).joinpath(f"lua/{name}.lua").read_text())
-            for name in ("submit", "finish", "swap", "renew", "release", "cancel", "bury")
+            for name in ("submit", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
         }
         self.depth = depth
         self.submit: Batcher[SubmitItem, SubmitAnswer] = Batcher(self._submit, deadline_s=DEADLINE_S)
@@ -125,9 +125,7 @@ class Scripts:
             keys.append(self._keys.record(item.task_id))
             args += (item.generation, item.digest, item.entry, item.record, item.replaced or "", VERSION)
         measured, rows = await self._run("submit", keys, args, deadline)
-        told = [
-            SubmitAnswer(kind.decode(), entry.decode(), int(gen or 0), known) for kind, entry, gen, known in rows
-        ]
+        told = [SubmitAnswer(kind.decode(), entry.decode(), int(gen or 0), known) for kind, entry, gen, known in rows]
         added = sum(bool(answer.entry_id) for answer in told)
         self.depth.submitted(added, measured if measured >= 0 else None)
         return told
@@ -229,6 +227,11 @@ class Scripts:
         keys = [self._keys.stream, self._keys.record(final.id), self._keys.run(final.id)]
         args = [GROUP, final.generation, final_record(final), self._result_ttl_ms, tombstone, self._run_life_ms]
         return cast(bytes | None, await self._run("cancel", keys, args))
+
+    async def waiting(self, most: int) -> list[str]:
+        """The ids of entries that nobody claimed yet, the oldest first."""
+        found = await self._run("waiting", [self._keys.stream], [GROUP, most])
+        return [entry_id.decode() for entry_id in found]
 
     async def bury(self, entry_id: str, held: str) -> None:
         """Moves an entry that nobody can read to the dead-letter list."""

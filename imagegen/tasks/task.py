@@ -74,6 +74,7 @@ class Task:
     request_json: the request's stored fields as JSON (see GenerationRequest.stored).
     digest: of the canonical request; compared on every hit.
     times: Unix seconds; None while it has not happened.
+    entry_id: of the stream entry that carries it while it is unfinished; empty where that is not known.
     stale_images: how many of `images` are of the generation before (see `Cache-Control: no-cache`).
     """
 
@@ -97,6 +98,7 @@ class Task:
     possibly_billed_twice: int = 0
     reason: Reason | None = None
     retry_at: float | None = None
+    entry_id: str = ""
 
 
 def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:

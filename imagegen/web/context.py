@@ -51,7 +51,6 @@ class Context:
     public_url: str | None
     hops: Hops
     max_attempts: int
-    retry_after_s: int = 2
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.hops)

@@ -20,7 +20,8 @@ async def generate(request: web.Request) -> web.Response:
     identity = context.identity
     wanted = GenerationRequest.parse(body, default_model=identity.default_model, aliases=identity.aliases)
     submitted = await submit(context, identity.submission(wanted, None))
-    view = submitted_view(submitted, context.base_url(request), language(request))
+    place = await context.queue.place(submitted.task)
+    view = submitted_view(submitted, place, context.base_url(request), language(request))
     headers = {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached.value}
     return json_response(view, status=200 if submitted.cached is Cached.HIT else 202, headers=headers)
 

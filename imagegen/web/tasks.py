@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from aiohttp import web
 
+from imagegen.queue.estimate import Place
+from imagegen.tasks.task import Task
 from imagegen.web.context import CONTEXT, image_urls
 from imagegen.web.edge import json_response, language
 from imagegen.web.views import not_found_view, task_view
@@ -15,15 +20,27 @@ async def get_task(request: web.Request) -> web.Response:
     task = await context.queue.get(request.match_info["task_id"])
     if task is None:
         return json_response(not_found_view(language(request)), status=404)
-    etag = f'"{task.sequence}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    if not task.state.final:
-        headers["Retry-After"] = str(context.retry_after_s)
-    if matches(request.headers.get("If-None-Match"), etag):
+    view, headers = await describe(request, task)
+    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
         return web.Response(status=304, headers=headers)
-    urls = image_urls(context.base_url(request))
-    view = task_view(task, urls, language=language(request), max_attempts=context.max_attempts)
     return json_response(view, headers=headers)
+
+
+async def describe(request: web.Request, task: Task) -> tuple[dict[str, Any], dict[str, str]]:
+    """The GET body of a task and the headers that go with it."""
+    context = request.app[CONTEXT]
+    place = await context.queue.place(task)
+    urls = image_urls(context.base_url(request))
+    view = task_view(task, urls, language=language(request), max_attempts=context.max_attempts, place=place)
+    headers = {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
+    if not task.state.final:
+        headers["Retry-After"] = str(retry_after_s(place))
+    return view, headers
+
+
+def retry_after_s(place: Place) -> int:
+    """When it is worth to ask again: by half of what is left, within 1 to 30 s; 2 s where nothing is known."""
+    return 2 if place.eta_s is None else min(max(math.ceil(place.eta_s / 2), 1), 30)
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.queue import Cached, Submitted
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
@@ -39,7 +40,7 @@ def rfc3339(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def submitted_view(submitted: Submitted, base_url: str, language: str) -> dict[str, Any]:
+def submitted_view(submitted: Submitted, place: Place, base_url: str, language: str) -> dict[str, Any]:
     """The POST answer."""
     task, cached = submitted.task, submitted.cached
     hit = cached is Cached.HIT
@@ -54,15 +55,17 @@ def submitted_view(submitted: Submitted, base_url: str, language: str) -> dict[s
         "statusUrl": here,
         "eventsUrl": f"{here}/events",
         "cancelUrl": f"{here}/cancel",
-        "queuePosition": None,
-        "etaSeconds": None,
+        "queuePosition": place.position,
+        "etaSeconds": place.eta_s,
     }
     if cached is Cached.COALESCED:
         view["coalesced"] = True
     return view
 
 
-def task_view(task: Task, image_url: ImageUrl, *, language: str, max_attempts: int) -> dict[str, Any]:
+def task_view(
+    task: Task, image_url: ImageUrl, *, language: str, max_attempts: int, place: Place = NOWHERE
+) -> dict[str, Any]:
     """The GET answer of a task that exists."""
     texts = TEXTS[language]
     view: dict[str, Any] = {
@@ -90,8 +93,8 @@ def task_view(task: Task, image_url: ImageUrl, *, language: str, max_attempts: i
             view["message"] = texts["running"].format(status=task.state, progress=task.progress)
             view["reason"] = task.reason
             view["retryAt"] = rfc3339(task.retry_at) if task.retry_at else None
-            view["queuePosition"] = None
-            view["etaSeconds"] = None
+            view["queuePosition"] = place.position
+            view["etaSeconds"] = place.eta_s
     if task.images or task.state is State.COMPLETED:
         view["data"] = [_image_view(task, image, image_url) for image in task.images]
     if task.warnings:

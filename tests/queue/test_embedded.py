@@ -326,11 +326,16 @@ async def test_it_goes_on_trying_while_the_server_can_not_start(
     await put(server, "kept")
     assert server.pid
     good = server._binary
-    server._binary = replace(
-        good, path=str(make_program("valkey-server", "Valkey server v=9.1.2", "echo 'disk full'; exit 1"))
-    )
+    tries = tmp_path / "tries"
+    broken = make_program("valkey-server", "Valkey server v=9.1.2", f"echo x >> {tries}; echo 'disk full'; exit 1")
+    server._binary = replace(good, path=str(broken))
+
+    def tried(times: int) -> bool:
+        return tries.exists() and len(tries.read_text()) > 2 * times
+
     os.kill(server.pid, signal.SIGKILL)
-    await eventually(lambda: [line for line in log_lines if "does not come back" in line and "disk full" in line])
+    await eventually(lambda: tried(2))
+    assert len([line for line in log_lines if "does not come back" in line and "disk full" in line]) == 1
     server._binary = good
     await eventually(lambda: got(server), BACK_S)
 

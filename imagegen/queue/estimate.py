@@ -1,0 +1,156 @@
+"""Owns the guess of how long a task will take: its place in the queue, and the time left from measured run times."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from bisect import bisect_left, insort
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+
+from imagegen.tasks.task import State, Task
+
+REMEMBERED_RUNS = 20
+REMEMBERED_KINDS = 500
+SIMULATED = 500
+"""So many tasks ahead are counted one by one; the rest by the mean."""
+
+EntryOrder = tuple[int, int]
+
+Kind = tuple[object, ...]
+"""Model, width, height, n and steps: what decides how long a run takes. The model alone where no more is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """position: 1 is next, None where the task does not wait in the queue; eta_s: seconds left, None while unknown."""
+
+    position: int | None = None
+    eta_s: float | None = None
+
+
+NOWHERE = Place()
+
+
+def entry_order(entry_id: str) -> EntryOrder:
+    """Entry ids rise with time: milliseconds and a number."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)
+
+
+def kind_of(task: Task) -> Kind:
+    if not task.request_json:
+        return (task.model,)
+    fields = orjson.loads(task.request_json)
+    return (task.model, *(fields.get(name) for name in ("width", "height", "n", "steps")))
+
+
+class WaitingLine:
+    """The entries that wait, in order. Exact where one instance submits and claims all; else made anew now and then."""
+
+    def __init__(self) -> None:
+        self._line: list[EntryOrder] = []
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def add(self, entry_id: str) -> None:
+        insort(self._line, entry_order(entry_id))
+
+    def remove(self, entry_id: str) -> None:
+        if not entry_id:
+            return
+        order = entry_order(entry_id)
+        at = bisect_left(self._line, order)
+        if at < len(self._line) and self._line[at] == order:
+            del self._line[at]
+
+    def replace(self, entry_ids: Iterable[str]) -> None:
+        self._line = sorted(map(entry_order, entry_ids))
+
+    def position(self, entry_id: str) -> int:
+        """1 for the next one."""
+        return bisect_left(self._line, entry_order(entry_id)) + 1
+
+
+class RunTimes:
+    """Seconds from the start of a task's last attempt to its end, by model, size and number of pictures."""
+
+    def __init__(self) -> None:
+        self._by_kind: OrderedDict[Kind, deque[float]] = OrderedDict()
+        self._all: deque[float] = deque(maxlen=REMEMBERED_RUNS)
+
+    def ran(self, kind: Kind, seconds: float) -> None:
+        for one in (kind, kind[:1]):
+            self._by_kind.setdefault(one, deque(maxlen=REMEMBERED_RUNS)).append(seconds)
+            self._by_kind.move_to_end(one)
+        self._all.append(seconds)
+        while len(self._by_kind) > REMEMBERED_KINDS:
+            self._by_kind.popitem(last=False)
+
+    def expected(self, kind: Kind) -> float | None:
+        """The median of the last runs of the kind; None where there was none."""
+        runs = self._by_kind.get(kind)
+        return statistics.median(runs) if runs else None
+
+    @property
+    def mean(self) -> float | None:
+        """Of the last runs of any kind."""
+        return statistics.fmean(self._all) if self._all else None
+
+
+def wait_s(ahead: int, running_left_s: Iterable[float], slots: int, mean_s: float) -> float:
+    """Seconds until a slot takes the task, with so many tasks before it, each taking the mean."""
+    free_at = [*running_left_s][:slots]
+    free_at += [0.0] * (slots - len(free_at))
+    heapq.heapify(free_at)
+    for _ in range(min(ahead, SIMULATED)):
+        heapq.heapreplace(free_at, free_at[0] + mean_s)
+    return free_at[0] + max(ahead - SIMULATED, 0) * mean_s / slots
+
+
+def left_s(expected_s: float, elapsed_s: float) -> float:
+    """What is left of a run; one that takes longer than expected is expected to take a tenth more."""
+    return max(expected_s - elapsed_s, expected_s * 0.1)
+
+
+class Estimates:
+    """slots: tasks that run at once on this instance; `instances` says how many share the queue."""
+
+    def __init__(self, slots: int) -> None:
+        self.line = WaitingLine()
+        self.runs = RunTimes()
+        self._slots = slots
+        self._running: dict[str, tuple[Kind, float]] = {}
+
+    def started(self, task: Task, now: float) -> None:
+        self._running[task.id] = (kind_of(task), now)
+
+    def ended(self, task: Task, completed_at: float | None) -> None:
+        """An attempt ended; only one that completed its task says how long a run takes."""
+        kind, began = self._running.pop(task.id, (None, 0.0))
+        if kind is not None and completed_at is not None:
+            self.runs.ran(kind, completed_at - began)
+
+    def place(self, task: Task, now: float, instances: int = 1) -> Place:
+        """Where an unfinished task stands."""
+        kind = kind_of(task)
+        expected_s = self.runs.expected(kind)
+        if task.state is State.PROCESSING:
+            if expected_s is None or task.started_at is None:
+                return NOWHERE
+            began = self._running.get(task.id, (kind, task.started_at))[1]
+            return Place(None, round(left_s(expected_s, now - began), 1))
+        if task.retry_at is not None or not task.entry_id:
+            wait = max((task.retry_at or now) - now, 0.0)
+            return Place(None, None if expected_s is None else round(wait + expected_s, 1))
+        position = self.line.position(task.entry_id)
+        mean_s = self.runs.mean
+        if expected_s is None or mean_s is None:
+            return Place(position)
+        running = (left_s(self.runs.expected(k) or mean_s, now - began) for k, began in self._running.values())
+        wait = wait_s(position - 1, running, self._slots * instances, mean_s)
+        return Place(position, round(wait + expected_s, 1))

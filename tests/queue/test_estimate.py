@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from support import submission
+
+from imagegen.queue.estimate import Estimates, WaitingLine, wait_s
+from imagegen.tasks.task import State, Task
+
+
+def task(name: str, **changes) -> Task:
+    fields = {"id": name, "generation": 1, "sequence": 1, "digest": "d", "model": "m", "created_at": 0.0}
+    return Task(**{**fields, "request_json": b'{"width":512,"height":512,"n":1}', **changes})
+
+
+def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> None:
+    line = WaitingLine()
+    ids = [f"{ms}-{n}" for ms in (1, 9, 10, 100) for n in (0, 2, 10)]
+    for entry_id in random.sample(ids, len(ids)):
+        line.add(entry_id)
+    assert [line.position(entry_id) for entry_id in ids] == list(range(1, 13))
+    line.remove(ids[0])
+    line.remove("5-5")
+    assert line.position(ids[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ahead", "running", "expected"), [(0, [], 0), (0, [3, 4], 3), (1, [3, 4], 4), (2, [3, 4], 13), (5, [3, 4], 24)]
+)
+def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: float) -> None:
+    assert wait_s(ahead, running, 2, 10.0) == expected
+
+
+def test_nothing_is_guessed_before_a_task_of_the_kind_ran() -> None:
+    estimates = Estimates(slots=1)
+    estimates.line.add("5-0")
+    place = estimates.place(task("a", entry_id="5-0"), now=0.0)
+    assert (place.position, place.eta_s) == (1, None)
+
+
+def test_the_guess_is_the_median_of_what_ran() -> None:
+    estimates = Estimates(slots=1)
+    for seconds in (8.0, 10.0, 30.0):
+        estimates.started(task("x"), 0.0)
+        estimates.ended(task("x"), seconds)
+    estimates.started(task("a"), 100.0)
+    running = task("a", state=State.PROCESSING, started_at=100.0)
+    assert estimates.place(running, now=104.0).eta_s == 6.0
+    assert estimates.place(running, now=150.0).eta_s == 1.0
+
+
+def test_a_failed_run_says_nothing_of_run_times() -> None:
+    estimates = Estimates(slots=1)
+    estimates.started(task("x"), 0.0)
+    estimates.ended(task("x"), None)
+    assert estimates.runs.mean is None
+
+
+async def test_positions_are_exact_on_one_instance(make_instance) -> None:
+    instance = make_instance()
+    held = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission(0))
+    await asyncio.wait_for(held, 5)
+    tasks = [(await instance.queue.submit(submission(i))).task for i in range(1, 6)]
+    assert [(await instance.queue.place(one)).position for one in tasks] == [1, 2, 3, 4, 5]
+    await instance.queue.cancel(tasks[1].id)
+    assert (await instance.queue.place(tasks[4])).position == 4
+    await asyncio.wait_for(instance.claims.claim(), 5)
+    assert (await instance.queue.place(tasks[4])).position == 3
+
+
+async def test_positions_are_known_after_a_restart(make_instance) -> None:
+    one = make_instance(start=False)
+    await one.scripts.make_group()
+    for i in range(3):
+        await one.queue.submit(submission(i))
+    two = make_instance()
+    last = await two.queue.get(submission(2).task_id)
+    assert last is not None
+
+    async def position() -> int | None:
+        return (await two.queue.place(last)).position
+
+    async with asyncio.timeout(5):
+        while await position() != 3:
+            await asyncio.sleep(0)
