@@ -184,8 +184,7 @@ def test_a_together_key_chooses_together_unless_a_provider_is_named() -> None:
     ("environ", "missing"),
     [
         ({"PROVIDER": "together"}, ["TOGETHER_API_KEY"]),
-        ({"PROVIDER": "openai"}, ["OPENAI_API_URL", "OPENAI_API_KEY"]),
-        ({"PROVIDER": "openai", "OPENAI_API_URL": "http://a"}, ["OPENAI_API_KEY"]),
+        ({"PROVIDER": "openai"}, ["OPENAI_API_URL"]),
         ({"PROVIDER": "a1111"}, ["A1111_URL"]),
         ({"IMAGE_STORE": "s3"}, ["S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"]),
         ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),

@@ -35,3 +35,16 @@ class Keys:
     def run(self, task_id: str) -> str:
         """String: who runs the task and how far, written before each paid call. Two leases, renewed."""
         return f"{{{self.prefix}}}:run:{task_id}"
+
+    @property
+    def pictures(self) -> str:
+        """Sorted set: the pictures kept in Redis, oldest first, and their bytes in all. Longer than any of them."""
+        return f"{{{self.prefix}}}:pictures"
+
+    def picture(self, name: str, part: int) -> str:
+        """String: a part of a picture's bytes. Until the picture expires."""
+        return f"{{{self.prefix}}}:picture:{name}:{part}"
+
+    def window(self, name: str) -> str:
+        """String: what a client spent of one rate limit. The window's length."""
+        return f"{{{self.prefix}}}:window:{name}"

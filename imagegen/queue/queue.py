@@ -22,6 +22,7 @@ from imagegen.queue.records import (
     NewerRecord,
     UnreadableRecord,
     as_seen,
+    decode_entry,
     decode_record,
     decode_run,
     seen_record,
@@ -117,6 +118,8 @@ class Queue:
         The call that is under way is dropped, here at once and on another instance when it hears of it.
         """
         while (task := await self._newest(task_id)) is not None and not task.state.final:
+            if not task.request_json:
+                task = await self._with_request(task)
             final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
             stands = await self._scripts.cancel(final, CANCELLED_RUN)
             if stands == b"":
@@ -168,6 +171,11 @@ class Queue:
 
     async def _newest(self, task_id: str) -> Task | None:
         return self._own(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
+
+    async def _with_request(self, task: Task) -> Task:
+        """The task with its request, which only the entry has while the task is unfinished."""
+        fields = await self._scripts.entry(task.entry_id) if task.entry_id else None
+        return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
     def _known(self, submission: Submission) -> Submitted | None:
         task = self._own(submission.task_id)

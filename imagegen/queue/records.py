@@ -59,7 +59,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
         ("retry", task.retry_at),
     )
     fields.update((name, value) for name, value in where_set if value)
-    if with_request:
+    if with_request and task.request_json:
         fields["request"] = orjson.Fragment(task.request_json)
     return orjson.dumps(fields)
 

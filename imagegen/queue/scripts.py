@@ -228,6 +228,12 @@ class Scripts:
         args = [GROUP, final.generation, final_record(final), self._result_ttl_ms, tombstone, self._run_life_ms]
         return cast(bytes | None, await self._run("cancel", keys, args))
 
+    async def entry(self, entry_id: str) -> dict[bytes, bytes] | None:
+        """What an entry carries; None where it is gone."""
+        async with self._connection.guarded():
+            found: Any = await self._connection.commands.xrange(self._keys.stream, entry_id, entry_id)
+        return found[0][1] if found else None
+
     async def waiting(self, most: int) -> list[str]:
         """The ids of entries that nobody claimed yet, the oldest first."""
         found = await self._run("waiting", [self._keys.stream], [GROUP, most])

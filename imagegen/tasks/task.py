@@ -169,6 +169,7 @@ def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -
         sequence=max(task.generation + FINAL_OFFSET, task.sequence + 1),
         finished_at=now,
         expires_at=now + ttl_s,
+        entry_id="",
         reason=None,
         retry_at=None,
         **changes,

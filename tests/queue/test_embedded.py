@@ -21,8 +21,9 @@ from redis.exceptions import RedisError
 from support import eventually
 
 from imagegen.errors import SettingsError
-from imagegen.queue import embedded as module
-from imagegen.queue.embedded import EmbeddedRedis, find_binary
+from imagegen.queue import server_binary as module
+from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = find_binary().path

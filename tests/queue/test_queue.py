@@ -313,3 +313,124 @@ async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) ->
         for name in ("waits", "runs"):
             assert await instance.queue.get(submission(name).task_id)
     assert await reads() == before
+
+
+async def test_a_task_whose_entry_is_gone_comes_again_on_a_submit(make_instance) -> None:
+    one, two = make_instance(start=False), make_instance(start=False)
+    await one.queue.submit(submission("a"))
+    await one.connection.commands.delete(one.keys.stream)
+    assert (await two.queue.submit(submission("a"))).cached is Cached.MISS
+    assert await one.connection.commands.xlen(one.keys.stream) == 1
+
+
+async def test_a_cancelled_task_is_never_started(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    assert (await two.queue.cancel(claim.task.id)).state is State.CANCELLED
+    assert await one.claims.start(claim) is Start.LOST
+    one.claims.drop(claim)
+    assert (await one.queue.get(claim.task.id)).state is State.CANCELLED
+    assert await at_rest(one)
+
+
+async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    cancelled = await two.queue.cancel(claim.task.id)
+    assert cancelled.sequence > claim.task.sequence
+    assert (await end(one, claim)).state is State.CANCELLED
+    assert cancelled.request_json == submission("a").request_json
+
+
+async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.control.alone and not one.control.alone)
+    runs = asyncio.create_task(one.claims.claim())
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(runs, 5)
+    await one.claims.start(claim)
+    stopped = asyncio.Event()
+    claim.abandon = stopped.set
+    await two.queue.cancel(claim.task.id)
+    await asyncio.wait_for(stopped.wait(), 1.0)
+    assert claim.lost
+
+
+async def test_cancel_of_a_finished_task_changes_nothing(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    final = await run_one(instance)
+    assert await instance.queue.cancel(final.id) == final
+    assert await instance.queue.cancel("0" * 32) is None
+
+
+async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.scripts.make_group()
+    await instance.queue.submit(submission("a"))
+    await instance.queue.cancel(submission("a").task_id)
+    assert await at_rest(instance)
+
+
+async def test_a_change_on_one_instance_is_told_to_who_waits_on_another(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.control.alone and not one.control.alone)
+    with two.feed.subscribe([submission("a").task_id]) as waiting:
+        runs = asyncio.create_task(one.claims.claim())
+        await one.queue.submit(submission("a"))
+        claim = await asyncio.wait_for(runs, 5)
+        await one.claims.start(claim)
+        await end(one, claim)
+        states = []
+        async with asyncio.timeout(2):
+            while State.COMPLETED not in states:
+                states += [task.state for task in await waiting.changes(2.0)]
+    assert (await two.queue.get(claim.task.id)).state is State.COMPLETED
+
+
+async def test_a_failed_task_that_comes_again_elsewhere_is_not_served_from_memory(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.control.alone and not one.control.alone)
+    runs = asyncio.create_task(one.claims.claim())
+    await one.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(runs, 5)
+    await one.claims.start(claim)
+    await end(one, claim, "failed")
+    assert (await two.queue.submit(submission("a"))).cached is Cached.MISS
+
+    async def seen_afresh() -> bool:
+        return (await one.queue.get(claim.task.id)).state is State.PENDING
+
+    await eventually(seen_afresh)
+
+
+async def test_an_idle_instance_takes_over_from_a_busy_one_that_died(make_instance) -> None:
+    idle, busy = make_instance(lease_s=1.0), make_instance(lease_s=1.0)
+    await eventually(lambda: not idle.control.alone and not busy.control.alone)
+    runs = asyncio.create_task(busy.claims.claim())
+    await busy.queue.submit(submission("a"))
+    await asyncio.wait_for(runs, 5)
+    await busy.crash()
+    taken = await asyncio.wait_for(idle.claims.claim(), 4.0)
+    assert taken.task.id == submission("a").task_id
+
+
+async def test_alone_nothing_is_published_after_the_hello(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    heard = redis.pubsub()
+    await heard.subscribe(instance.keys.control)
+    await instance.queue.submit(submission("a"))
+    await run_one(instance)
+    await instance.control.said()
+    messages = [message async for message in drained(heard)]
+    assert not any(b"busy" in message["data"] for message in messages if message["type"] == "message")
+    await heard.aclose()
+
+
+async def drained(pubsub):
+    while (message := await pubsub.get_message(timeout=0.05)) is not None:
+        yield message

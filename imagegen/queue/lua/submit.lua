@@ -28,13 +28,15 @@ end
 -- What a known record means for this submit: a kind, or nil where the task is to be queued afresh.
 local function judge(known, generation, digest, replaced, version)
   if type(known) == 'table' then return 'unreadable' end
-  local their_version, state, _, their_generation, sequence, their_digest =
+  local their_version, state, their_entry, their_generation, sequence, their_digest =
     string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)\n')
   if not state then return 'unreadable' end
   if tonumber(their_version) > tonumber(version) then return 'newer' end
   if their_digest ~= digest then return 'collision' end
   if their_generation == generation then return 'new' end
-  if state == 'pending' or state == 'processing' then return 'known' end
+  -- An unfinished task whose entry is gone (a stream that was deleted) would wait for ever: it comes again.
+  local unfinished = state == 'pending' or state == 'processing'
+  if unfinished and #redis.call('XRANGE', stream, their_entry, their_entry) == 1 then return 'known' end
   if state == 'completed' and replaced ~= their_generation then return 'known' end
   return nil, math.max(tonumber(generation), tonumber(sequence) + 1)
 end

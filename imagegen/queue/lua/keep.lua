@@ -1,0 +1,31 @@
+-- Counts a picture that is about to be written, and takes the oldest ones off the index until the rest fits.
+--
+-- The index is one sorted set: a member a picture, its score the time when it was counted; and the member 'total',
+-- whose score is minus the sum of their bytes, so that it always comes first. A picture costs two commands here.
+-- The bytes lie in keys of their own, which are not touched: the caller deletes those that are named.
+--
+-- KEYS  1 index
+-- ARGV  1 member, which ends in ':' and the picture's bytes; 2 those bytes; 3 now; 4 most bytes in all;
+--       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end
+-- returns the members that were taken off
+local index, member, size = KEYS[1], ARGV[1], tonumber(ARGV[2])
+if redis.call('ZADD', index, ARGV[3], member) == 0 then return {} end
+local total = -tonumber(redis.call('ZINCRBY', index, -size, 'total'))
+if ARGV[7] == '1' or total == size then redis.call('PEXPIREAT', index, ARGV[6]) end
+if total <= tonumber(ARGV[4]) then return {} end
+
+local floor, freed, taken = tonumber(ARGV[5]), 0, {}
+while total - freed > floor do
+  local out = {}
+  for _, oldest in ipairs(redis.call('ZRANGE', index, 1, 100)) do
+    if total - freed <= floor then break end
+    if oldest ~= member then
+      out[#out + 1], taken[#taken + 1] = oldest, oldest
+      freed = freed + tonumber(string.match(oldest, ':(%d+)$'))
+    end
+  end
+  if #out == 0 then break end
+  redis.call('ZREM', index, unpack(out))
+end
+redis.call('ZINCRBY', index, freed, 'total')
+return taken

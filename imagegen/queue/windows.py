@@ -1,0 +1,57 @@
+"""Owns the rate limits that instances share: moving windows in Redis, spent from by one script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import cast
+
+from imagegen.queue.batch import Batcher
+from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.keys import Keys
+
+Window = tuple[str, int, float]
+"""Name, limit, length in seconds."""
+
+Standing = tuple[int, float, float]
+"""What is left; seconds until some of it comes back; seconds until the same hit would pass, 0 where it passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    windows: Sequence[Window]
+    cost: int
+
+
+class RedisWindows:
+    """RATE_LIMIT_STORE=redis. The hits of one turn go together and are judged in turn, by the server's clock.
+
+    One hit costs three commands, and one more for each window it spends from. A hit whose answer was lost on the way
+    is sent again by the client, and may so be spent twice.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._script = connection.commands.register_script(files(__package__).joinpath("lua/hit.lua").read_text())
+        self._hits: Batcher[_Hit, list[Standing]] = Batcher(self._send, deadline_s=DEADLINE_S)
+
+    async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
+        """Spends `cost` from each of the windows, or from none; one standing a window. Raises QueueUnavailable."""
+        return await self._hits(_Hit(windows, cost))
+
+    async def _send(self, hits: list[_Hit], deadline: float) -> list[list[Standing]]:
+        places: dict[str, int] = {}
+        args: list[int] = []
+        for hit in hits:
+            args += (hit.cost, len(hit.windows))
+            for name, limit, window_s in hit.windows:
+                place = places.setdefault(self._keys.window(name), len(places) + 1)
+                args += (place, limit, max(round(window_s * 1000), 1))
+        async with self._connection.guarded(deadline):
+            answers = await self._script(keys=list(places), args=args)
+        return [
+            [(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer]
+            for answer in cast(list[list[tuple[int, int, int]]], answers)
+        ]
