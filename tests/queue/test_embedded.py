@@ -417,7 +417,7 @@ async def test_when_the_server_is_killed_its_owner_starts_it_and_the_attached_st
 async def test_a_lock_without_a_server_behind_it_is_no_endless_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SILENT_S", 0.1)
+    monkeypatch.setattr("imagegen.queue.embedded._SILENT_S", 0.1)
     folder = tmp_path / f"valkey-{find_binary().version[0]}"
     folder.mkdir()
     with (folder / "lock").open("w") as lock:

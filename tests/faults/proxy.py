@@ -1,0 +1,113 @@
+"""A TCP proxy between the service and Redis that does to the connection what networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import Callable
+
+Judge = Callable[[bytes], bool]
+
+
+class FaultProxy:
+    """Listens on a free loopback port and passes bytes to a unix socket or port.
+
+    latency_s: added to each chunk of a reply. drop_reply: asked with each request chunk; where it says yes the reply is
+    swallowed and the connection closed, after the server has done the work. black_hole: bytes go in and nothing comes
+    out. refuse: new connections are closed at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pairs: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.latency_s = 0.0
+        self.drop_reply: Judge = lambda _request: False
+        self.black_hole = False
+        self.refuse = False
+        self.dropped = 0
+        self.port = 0
+
+    async def __aenter__(self) -> FaultProxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def drop_some(self, share: float, seed: int, commands: tuple[bytes, ...] = (b"EVALSHA", b"SET")) -> None:
+        """Drops this share of the replies to these commands."""
+        chance = random.Random(seed)
+        self.drop_reply = lambda request: any(c in request for c in commands) and chance.random() < share
+
+    def cut(self, *, reset: bool = False) -> None:
+        """Ends every connection; by RST where asked."""
+        for writer in list(self._pairs):
+            sock: socket.socket | None = writer.get_extra_info("socket")
+            if reset and sock is not None and sock.family == socket.AF_INET:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort() if reset else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self.refuse:
+            writer.transport.abort()
+            return
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._path)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._pairs |= {writer, upstream_writer}
+        state = {"drop": False}
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._requests(reader, upstream_writer, state))
+                group.create_task(self._replies(upstream_reader, writer, state))
+        except* (OSError, ConnectionError):
+            pass
+        finally:
+            self._pairs -= {writer, upstream_writer}
+            for one in (writer, upstream_writer):
+                one.transport.abort()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
+    ) -> None:
+        while chunk := await reader.read(2**16):
+            if self.drop_reply(chunk):
+                state["drop"] = True
+            if self.black_hole:
+                continue
+            writer.write(chunk)
+            await writer.drain()
+        raise ConnectionResetError
+
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]) -> None:
+        while chunk := await reader.read(2**16):
+            if state["drop"]:
+                self.dropped += 1
+                raise ConnectionResetError
+            if self.latency_s:
+                await asyncio.sleep(self.latency_s)
+            if self.black_hole:
+                continue
+            writer.write(chunk)
+            await writer.drain()
+        raise ConnectionResetError

@@ -1,0 +1,188 @@
+"""What the queue does when Redis, or the way to it, fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from support import eventually, submission
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.claim import Start
+from imagegen.queue.queue import Cached
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+
+
+async def finish(instance, claim):
+    return await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+
+
+async def run_one(instance):
+    claim = await asyncio.wait_for(instance.claims.claim(), 10)
+    while (start := await instance.claims.start(claim)) is Start.ADOPTED:
+        pass
+    assert start is Start.STARTED
+    return await finish(instance, claim)
+
+
+async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies_are_one_task(
+    make_instance, proxy
+) -> None:
+    proxy.drop_some(0.05, seed=7)
+    instances = [make_instance(start=False, url=proxy.url) for _ in range(2)]
+    await instances[0].scripts.make_group()
+
+    async def submit(number: int) -> Cached:
+        return (await instances[number % 2].queue.submit(submission("one"))).cached
+
+    async def insistently(number: int) -> Cached:
+        while True:
+            try:
+                return await submit(number)
+            except QueueUnavailable:
+                continue
+
+    for round_start in range(0, 1000, 100):
+        await asyncio.gather(*(insistently(round_start + i) for i in range(100)))
+        for instance in instances:
+            instance.memory.forget(submission("one").task_id)
+    assert await instances[0].connection.commands.xlen(instances[0].keys.stream) == 1
+
+
+async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_instance, proxy) -> None:
+    proxy.drop_some(0.1, seed=11)
+    instance = make_instance(url=proxy.url, lease_s=2.0)
+    finished = []
+
+    async def loop() -> None:
+        while True:
+            finished.append(await run_one(instance))
+
+    loops = [asyncio.create_task(loop()) for _ in range(5)]
+    for number in range(60):
+        while True:
+            try:
+                await instance.queue.submit(submission(number))
+                break
+            except QueueUnavailable:
+                continue
+    await eventually(lambda: len({task.id for task in finished}) == 60, within_s=20)
+    for one in loops:
+        one.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    assert proxy.dropped > 0
+    assert all(task.state is State.COMPLETED for task in finished)
+    proxy.drop_reply = lambda _request: False
+
+    async def at_rest() -> bool:
+        redis = instance.connection.commands
+        pending = await redis.xpending(instance.keys.stream, "pool")
+        return await redis.xlen(instance.keys.stream) == 0 and pending["pending"] == 0
+
+    await eventually(at_rest)
+
+
+@pytest.mark.parametrize("fault", ["black_hole", "refuse"])
+async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_instance, proxy, fault: str) -> None:
+    instance = make_instance(url=proxy.url)
+    await instance.queue.submit(submission("before"))
+    setattr(proxy, fault, True)
+    if fault == "refuse":
+        proxy.cut()
+    began = time.monotonic()
+    with pytest.raises(QueueUnavailable):
+        await instance.queue.submit(submission("now"))
+    assert time.monotonic() - began < 2.5
+
+
+async def test_finished_tasks_are_answered_while_redis_is_away(make_instance, proxy) -> None:
+    instance = make_instance(url=proxy.url)
+    await instance.queue.submit(submission("a"))
+    final = await run_one(instance)
+    proxy.refuse = True
+    proxy.cut(reset=True)
+    assert (await instance.queue.get(final.id)).state is State.COMPLETED
+    assert (await instance.queue.submit(submission("a"))).cached is Cached.HIT
+
+
+async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> None:
+    instance = make_instance(url=proxy.url)
+    await instance.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    proxy.refuse = True
+    proxy.cut()
+    finishing = asyncio.create_task(finish(instance, claim))
+    await eventually(lambda: instance.connection.health.down_since is not None)
+    proxy.refuse = False
+    assert (await asyncio.wait_for(finishing, 5)).state is State.COMPLETED
+
+
+async def test_the_first_task_is_taken_soon_after_redis_returns(make_instance, proxy) -> None:
+    instance = make_instance(url=proxy.url)
+    waiting = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission("first"))
+    await waiting
+    waiting = asyncio.create_task(instance.claims.claim())
+    proxy.refuse = True
+    proxy.cut()
+    await eventually(lambda: instance.connection.health.down_since is not None)
+    proxy.refuse = False
+    began = time.monotonic()
+
+    async def submitted() -> bool:
+        try:
+            await instance.queue.submit(submission("second"))
+        except QueueUnavailable:
+            return False
+        return True
+
+    await eventually(submitted)
+    assert (await asyncio.wait_for(waiting, 2.0)).task.id == submission("second").task_id
+    assert time.monotonic() - began < 2.0
+
+
+async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(make_instance, proxy) -> None:
+    instance = make_instance(url=proxy.url)
+    proxy.drop_reply = lambda request: b"XREADGROUP" in request
+    waiting = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission("a"))
+    await eventually(lambda: proxy.dropped > 0)
+    proxy.drop_reply = lambda _request: False
+    assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
+
+
+async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
+    from loguru import logger
+
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
+    try:
+        instance = make_instance(url=proxy.url)
+        waiting = asyncio.create_task(instance.claims.claim())
+        await instance.queue.submit(submission("a"))
+        await waiting
+        proxy.refuse = True
+        proxy.cut()
+        for number in range(20):
+            with pytest.raises(QueueUnavailable):
+                await instance.queue.submit(submission(number))
+        proxy.refuse = False
+        await eventually(instance.connection.answers)
+    finally:
+        logger.remove(sink)
+    assert [line for line in lines if "Redis" in line] == [lines[0], lines[-1]]
+    assert len(lines) == 2
+
+
+async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    await instance.connection.commands.script_flush()
+    await instance.queue.submit(submission("b"))
+    assert (await run_one(instance)).state is State.COMPLETED

@@ -1,0 +1,138 @@
+"""Bytes in Redis: parts, ends, the cap, what a picture costs, and a Redis that is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.bytes import PART_BYTES, RedisBytes
+from imagegen.queue.connection import Connection
+from imagegen.queue.keys import Keys
+from imagegen.tasks.image import StoredImage
+
+TASK = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+async def connection(redis_url: str) -> AsyncIterator[Connection]:
+    connection = Connection(redis_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[RedisBytes]:
+    async with AsyncExitStack() as stack:
+        connection = Connection("redis://127.0.0.1:1")
+        stack.push_async_callback(connection.close)
+        yield RedisBytes(connection, Keys("away"), 1000)
+
+
+def picture(index: int, size_bytes: int) -> StoredImage:
+    return StoredImage(index, "image/png", size_bytes, 8, 8, f"{index:02x}" * 32)
+
+
+def later() -> float:
+    return time.time() + 60
+
+
+async def test_a_large_picture_is_kept_in_parts_and_comes_back_whole(connection: Connection, prefix: str) -> None:
+    port = RedisBytes(connection, Keys(prefix), 10 * PART_BYTES)
+    data = b"start" + bytes(2 * PART_BYTES) + b"end"
+    image = picture(0, len(data))
+    await port.put(TASK, image, data, later())
+    assert await port.get(TASK, image) == data
+    keys = sorted(await connection.commands.keys(f"{{{prefix}}}:picture:*"))
+    assert [await connection.commands.strlen(key) for key in keys] == [PART_BYTES, PART_BYTES, 8]
+    await connection.commands.delete(keys[1])
+    assert await port.get(TASK, image) is None
+    assert not await port.holds(TASK, [image])
+
+
+async def test_every_key_has_an_end_and_the_index_outlives_the_pictures(connection: Connection, prefix: str) -> None:
+    port = RedisBytes(connection, Keys(prefix), 1000)
+    for index, life_s in enumerate((60, 200, 100)):
+        await port.put(TASK, picture(index, 100), bytes(100), time.time() + life_s)
+    ends = {key: await connection.commands.pttl(key) / 1000 for key in await connection.commands.keys(f"*{prefix}*")}
+    index = Keys(prefix).pictures.encode()
+    assert all(0 < end <= 200 for key, end in ends.items() if key != index)
+    assert 390 < ends[index] <= 400
+
+
+async def test_an_index_that_was_lost_gets_its_end_again(connection: Connection, prefix: str) -> None:
+    port = RedisBytes(connection, Keys(prefix), 1000)
+    await port.put(TASK, picture(0, 100), bytes(100), later())
+    await connection.commands.delete(Keys(prefix).pictures)
+    await port.put(TASK, picture(1, 100), bytes(100), time.time() + 30)
+    assert await connection.commands.pttl(Keys(prefix).pictures) > 60_000
+
+
+async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
+    connection: Connection, redis_url: str, prefix: str
+) -> None:
+    other = Connection(redis_url)
+    ports = [RedisBytes(each, Keys(prefix), 1000) for each in (connection, other)]
+    images = [picture(index, 240) for index in range(8)]
+    for index, image in enumerate(images):
+        await ports[index % 2].put(TASK, image, bytes(240), later())
+    there = [await ports[0].holds(TASK, [image]) for image in images]
+    await other.close()
+    assert there == [False] * 5 + [True] * 3  # 4 are over the cap's fifteen sixteenths, to which it comes down
+    assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 3
+
+
+async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str) -> None:
+    port, keys = RedisBytes(connection, Keys(prefix), 100_000), Keys(prefix)
+    for _ in range(2):
+        for index in range(1, 300):
+            await port.put(TASK, picture(index % 256, index), bytes(index), later())
+    total = -int(await connection.commands.zscore(keys.pictures, "total"))
+    members = await connection.commands.zrange(keys.pictures, 1, -1)
+    assert total == sum(int(member.rpartition(b":")[2]) for member in members)
+    small = RedisBytes(connection, keys, 10)
+    await small.put(TASK, picture(0, 50), bytes(50), later())
+    assert await connection.commands.zrange(keys.pictures, 0, -1, withscores=False) == [
+        b"total",
+        f"{TASK}:0:000000000000:50".encode(),
+    ]
+    assert await connection.commands.zscore(keys.pictures, "total") == -50
+    assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 1
+
+
+async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
+    connection: Connection, prefix: str
+) -> None:
+    port = RedisBytes(connection, Keys(prefix), 1000)
+    for index in range(2):
+        await port.put(TASK, picture(index, 9), bytes(9), time.time() + 60 + index)
+    await connection.commands.config_resetstat()
+    await port.put(TASK, picture(2, 9), bytes(9), later())
+    assert await billed(connection) == {"evalsha": 1, "zadd": 1, "zincrby": 1, "set": 1}
+    await connection.commands.config_resetstat()
+    assert await port.get(TASK, picture(2, 9)) == bytes(9)
+    assert await port.holds(TASK, [picture(index, 9) for index in range(3)])
+    await port.extend(TASK, [picture(2, 9)], later())
+    assert await billed(connection) == {"get": 1, "exists": 1, "pexpireat": 1}
+
+
+async def billed(connection: Connection) -> dict[str, int]:
+    """The commands since the last reset, those inside scripts too."""
+    stats = await connection.commands.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): numbers["calls"] for name, numbers in stats.items()}
+    return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
+
+
+async def test_a_redis_that_is_away_is_said_to_be(away: RedisBytes) -> None:
+    image = picture(0, 9)
+    for call in (
+        away.put(TASK, image, bytes(9), later()),
+        away.get(TASK, image),
+        away.holds(TASK, [image]),
+        away.extend(TASK, [image], later()),
+    ):
+        with pytest.raises(QueueUnavailable):
+            await call

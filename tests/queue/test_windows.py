@@ -1,0 +1,139 @@
+"""Shared windows: exact over instances, all or nothing, on the server's clock, and cheap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.connection import Connection
+from imagegen.queue.keys import Keys
+from imagegen.queue.windows import RedisWindows, Standing, Window
+from imagegen.web.windows import WindowPort
+
+MakeWindows = Callable[[], RedisWindows]
+
+
+@pytest.fixture
+async def connection(redis_url: str) -> AsyncIterator[Connection]:
+    connection = Connection(redis_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def make_windows(redis_url: str, prefix: str) -> AsyncIterator[MakeWindows]:
+    """Each call makes another instance's."""
+    async with AsyncExitStack() as stack:
+
+        def make() -> RedisWindows:
+            connection = Connection(redis_url)
+            stack.push_async_callback(connection.close)
+            return RedisWindows(connection, Keys(prefix))
+
+        yield make
+
+
+def admitted(standings: list[list[Standing]]) -> int:
+    return sum(all(retry_s == 0 for _, _, retry_s in standing) for standing in standings)
+
+
+def test_it_is_what_the_web_room_asks_for(make_windows: MakeWindows) -> None:
+    _: WindowPort = make_windows()
+
+
+@pytest.mark.parametrize("limit", [7, 150])
+async def test_a_storm_over_two_instances_is_admitted_exactly_to_the_limit(
+    make_windows: MakeWindows, limit: int
+) -> None:
+    instances = [make_windows(), make_windows()]
+    window = ("general:a", limit, 60.0)
+    hits = [instance.hit([window], 1) for _ in range(limit + 25) for instance in instances]
+    standings = await asyncio.gather(*hits)
+    assert admitted(standings) == limit
+    assert min(standing[0][0] for standing in standings) == 0
+    assert all(59 < retry_s <= 61 for [(_, _, retry_s)] in standings if retry_s)
+
+
+async def test_a_hit_spends_from_all_its_windows_or_from_none(make_windows: MakeWindows) -> None:
+    windows = make_windows()
+    general, generation = ("general:a", 10, 60.0), ("generation:a", 2, 60.0)
+    both = await asyncio.gather(*(windows.hit([general, generation], 1) for _ in range(5)))
+    assert admitted(both) == 2
+    assert [(standing[0][0], standing[0][2]) for standing in both[2:]] == [(8, 0.0)] * 3
+    assert (await windows.hit([general], 1))[0][0] == 7
+
+
+async def test_each_client_has_its_own_window(make_windows: MakeWindows) -> None:
+    windows = make_windows()
+    hits = [windows.hit([(f"general:{client}", 1, 60.0)], 1) for client in ("a", "b", "2001:db8::1") for _ in range(2)]
+    assert admitted(await asyncio.gather(*hits)) == 3
+
+
+async def test_a_cost_over_what_is_left_spends_nothing(make_windows: MakeWindows) -> None:
+    windows, window = make_windows(), ("general:a", 5, 60.0)
+    assert (await windows.hit([window], 6))[0] == (5, 0.0, 60.0)
+    assert (await windows.hit([window], 3))[0] == (2, 60.0, 0.0)
+    left, _, retry_s = (await windows.hit([window], 3))[0]
+    assert (left, 59 < retry_s <= 60) == (2, True)
+    assert (await windows.hit([window], 2))[0][0] == 0
+
+
+@pytest.mark.parametrize("limit", [2, 200])
+async def test_what_was_spent_comes_back_when_the_window_has_moved_on(make_windows: MakeWindows, limit: int) -> None:
+    windows, window = make_windows(), ("general:a", limit, 0.3)
+    await windows.hit([window], limit)
+    _, _, retry_s = (await windows.hit([window], 1))[0]
+    assert 0 < retry_s <= 0.31
+    await asyncio.sleep(retry_s + 0.002)
+    left, reset_s, retry_s = (await windows.hit([window], 1))[0]
+    assert (left, retry_s) == (limit - 1, 0.0)
+    assert 0 < reset_s <= 0.31
+
+
+async def test_a_key_is_no_longer_than_its_window_and_stays_short(
+    connection: Connection, make_windows: MakeWindows, prefix: str
+) -> None:
+    windows = make_windows()
+    await asyncio.gather(*(windows.hit([("general:a", 10_000, 1.0)], 1) for _ in range(2_000)))
+    key = Keys(prefix).window("general:a")
+    assert 0 < await connection.commands.pttl(key) <= 1_010
+    assert await connection.commands.strlen(key) < 2_500
+
+
+async def test_a_window_that_makes_no_sense_counts_as_empty(
+    connection: Connection, make_windows: MakeWindows, prefix: str
+) -> None:
+    await connection.commands.set(Keys(prefix).window("general:a"), b"\xff?", ex=60)
+    await connection.commands.lpush(Keys(prefix).window("general:b"), "x")
+    windows: list[Window] = [("general:a", 2, 60.0), ("general:b", 2, 60.0)]
+    assert [left for left, _, _ in await make_windows().hit(windows, 1)] == [1, 1]
+
+
+async def test_hits_of_one_turn_share_their_commands(connection: Connection, make_windows: MakeWindows) -> None:
+    windows = make_windows()
+    window, other = ("general:a", 50, 60.0), ("generation:a", 9, 60.0)
+    await windows.hit([window], 1)
+    await connection.commands.config_resetstat()
+    await asyncio.gather(*(windows.hit([window, other], 1) for _ in range(5)))
+    assert await billed(connection) == {"evalsha": 1, "time": 1, "mget": 1, "set": 2}
+    await connection.commands.config_resetstat()
+    await windows.hit([other], 5)
+    assert await billed(connection) == {"evalsha": 1, "time": 1, "mget": 1}
+
+
+async def billed(connection: Connection) -> dict[str, int]:
+    """The commands since the last reset, those inside scripts too."""
+    stats = await connection.commands.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): numbers["calls"] for name, numbers in stats.items()}
+    return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
+
+
+async def test_a_redis_that_is_away_is_said_to_be() -> None:
+    connection = Connection("redis://127.0.0.1:1")
+    with pytest.raises(QueueUnavailable):
+        await RedisWindows(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)
+    await connection.close()
