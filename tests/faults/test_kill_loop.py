@@ -1,0 +1,195 @@
+"""Kills one of two instances again and again, at chosen steps and in the middle of calls, and checks the history."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from emulated import EmulatorProcess
+
+from imagegen.queue.embedded import EmbeddedRedis
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = int(os.environ.get("KILL_SEED", "20261123"))
+STEPS = ("start.before", "start.after", "finish.before")
+CALL_S = 0.25
+SLOTS = 4
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """One instance, started anew each time it dies."""
+
+    environ: dict[str, str]
+    wish: Path
+    port: int = field(default_factory=free_port)
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self, http: aiohttp.ClientSession) -> None:
+        environ = {**os.environ, **self.environ, "PORT": str(self.port), "KILL_FILE": str(self.wish)}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "faults.instance", cwd=ROOT / "tests", env={**environ, "PYTHONPATH": f"{ROOT}:."}
+        )
+        async with asyncio.timeout(20):
+            while not await self._ready(http):
+                await asyncio.sleep(0.02)
+
+    async def die(self, step: str) -> None:
+        """Kills it at the next time it comes to the step, or at once."""
+        assert self.process is not None
+        if step in STEPS:
+            self.wish.write_text(step)
+        else:
+            self.process.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await self.process.wait()
+
+    async def end(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return await self.process.wait()
+
+    async def _ready(self, http: aiohttp.ClientSession) -> bool:
+        try:
+            async with http.get(f"{self.url}/readyz") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+
+@dataclass
+class Client:
+    """Submits tasks to whichever instance lives, and remembers what was accepted."""
+
+    http: aiohttp.ClientSession
+    services: list[Service]
+    accepted: dict[str, str] = field(default_factory=dict)
+    number: int = 0
+
+    async def submit_forever(self) -> None:
+        while True:
+            prompt = f"kill loop task {self.number}"
+            self.number += 1
+            for service in (self.services[self.number % 2], self.services[(self.number + 1) % 2]):
+                if await self._accepted(service, prompt):
+                    break
+            await asyncio.sleep(CALL_S / SLOTS / 2)
+
+    async def task(self, task_id: str) -> dict[str, Any]:
+        async with self.http.get(f"{self.services[0].url}/api/images/{task_id}") as answer:
+            return dict(await answer.json())
+
+    async def _accepted(self, service: Service, prompt: str) -> bool:
+        try:
+            async with self.http.post(f"{service.url}/api/images/generate", json={"prompt": prompt}) as answer:
+                if answer.status in (200, 202):
+                    self.accepted[(await answer.json())["taskId"]] = prompt
+                    return True
+        except (aiohttp.ClientError, TimeoutError):
+            pass
+        return False
+
+
+@asynccontextmanager
+async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path) -> AsyncIterator[Client]:
+    environ = {
+        "REDIS_URL": redis.url,
+        "TOGETHER_API_KEY": "k",
+        "TOGETHER_API_URL": upstream,
+        "IMAGE_STORE": "upstream",
+        "LEASE_SECONDS": "2",
+        "RETRY_BASE_SECONDS": "0.05",
+        "WORKER_CONCURRENCY": str(SLOTS),
+        "RATE_LIMIT_MAX": "0",
+        "IMAGE_RATE_LIMIT_MAX": "0",
+        "LOG_LEVEL": "ERROR",
+        "DATA_DIR": str(folder / "data"),
+    }
+    services = [Service(environ, folder / f"wish{i}") for i in range(2)]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+        await asyncio.gather(*(service.start(http) for service in services))
+        yield Client(http, services)
+        assert [await service.end() for service in services] == [0, 0]
+
+
+async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[Counter[str], int]:
+    """Kills one instance after the other; returns how often at each step, and the tasks in flight at the kills."""
+    chance, counts, in_flight = random.Random(SEED), Counter[str](), 0
+    plan = [step for step in STEPS for _ in range(max(kills // 10, 1))]
+    plan += ["in flight"] * (kills - len(plan))
+    chance.shuffle(plan)
+    for number, step in enumerate(plan):
+        victim = client.services[number % 2]
+        while step == "in flight" and (await asyncio.to_thread(emulator.ledger))["in_flight"] < SLOTS:
+            await asyncio.sleep(0.01)
+        await victim.die(step)
+        counts[step] += 1
+        in_flight += SLOTS
+        await victim.start(client.http)
+        await asyncio.sleep(chance.uniform(0.0, 0.3))
+    return counts, in_flight
+
+
+async def check(client: Client, emulator: EmulatorProcess, in_flight: int) -> None:
+    """The invariants: every accepted task is final, and no paid call is beyond the recorded losses."""
+    tasks = {}
+    async with asyncio.timeout(90):
+        for task_id in client.accepted:
+            while (task := await client.task(task_id)).get("status") in ("pending", "processing"):
+                await asyncio.sleep(0.05)
+            tasks[task_id] = task
+    lost = [task_id for task_id, task in tasks.items() if task["status"] not in ("completed", "failed")]
+    assert lost == []
+    paid = Counter(call["prompt"] for call in emulator.ledger()["calls"] if call["paid"])
+    recorded = {client.accepted[i]: int(task.get("possiblyBilledTwice", 0)) for i, task in tasks.items()}
+    beyond = {prompt: paid[prompt] - 1 - recorded[prompt] for prompt in recorded if paid[prompt] > 1 + recorded[prompt]}
+    assert beyond == {}
+    excess = sum(max(paid[prompt] - 1, 0) for prompt in recorded)
+    assert excess <= sum(recorded.values()) <= in_flight
+    print(f"{len(tasks)} tasks, {excess} excess paid calls, {sum(recorded.values())} recorded, {in_flight} in flight")
+
+
+async def loop_of(kills: int, folder: Path) -> None:
+    redis = EmbeddedRedis(folder / "redis")
+    await redis.start()
+    try:
+        with EmulatorProcess("--delay", str(CALL_S), "--image", "none") as emulator:
+            async with fleet(redis, emulator.url, folder) as client:
+                submitting = asyncio.create_task(client.submit_forever())
+                counts, in_flight = await kill(client, kills, emulator)
+                submitting.cancel()
+                print(f"seed {SEED}: {dict(counts)}")
+                await check(client, emulator, in_flight)
+    finally:
+        await redis.stop()
+
+
+async def test_twelve_kills_lose_no_accepted_task_and_pay_for_nothing_unrecorded(tmp_path: Path) -> None:
+    await loop_of(12, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+async def test_two_hundred_kills_lose_no_accepted_task_and_pay_for_nothing_unrecorded(tmp_path: Path) -> None:
+    await loop_of(200, tmp_path)
