@@ -48,20 +48,30 @@ class _Kept:
 
 class DiskStore:
     """IMAGE_STORE=disk. `sweep` is a loop that the caller runs; until its first round, files of earlier runs are
-    served but do not count towards `max_bytes`."""
+    served but do not count towards `max_bytes`. others_live: whether another instance may hold what we miss."""
 
-    def __init__(self, folder: Path, max_bytes: int, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        *,
+        clock: Callable[[], float] = time.time,
+        others_live: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._clock = clock
+        self._others_live = others_live
+        self.mark = ""
         self._index: dict[Path, _Kept] = {}
         self._total_bytes = 0
         self._writing: set[Path] = set()
         self._sweep_failed = False
 
     async def start(self) -> None:
-        """Makes the folder. Raises StoreUnavailable."""
+        """Makes the folder, and its mark. Raises StoreUnavailable."""
         await _in_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        self.mark = await _in_thread(_marked, self._folder.with_name(f"{self._folder.name}.mark"))
 
     async def close(self) -> None:
         """Nothing is open between calls."""
@@ -82,17 +92,27 @@ class DiskStore:
             self._writing.discard(path)
 
     async def load(self, task_id: str, image: StoredImage) -> bytes | None:
-        """The bytes, compared with their SHA-256; a damaged file is removed."""
+        """The bytes, compared with their SHA-256; a damaged file is removed.
+
+        Raises StoreUnavailable also where another instance that lives has the only copy.
+        """
         if not image.sha256:
             return None
-        return await _in_thread(_read, self._stored_path(task_id, image), image, self._clock())
+        data = await _in_thread(_read, self._stored_path(task_id, image), image, self._clock())
+        if data is None and self._elsewhere(image):
+            raise StoreUnavailable
+        return data
 
     async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether each file is there, whole and not expired. A picture that stays upstream is not ours to miss."""
-        files = [(self._stored_path(task_id, image), image.size_bytes) for image in images if image.sha256]
-        if len(files) + sum(image.url is not None for image in images) < len(images):
+        here = [image for image in images if image.sha256]
+        if len(here) + sum(image.url is not None for image in images) < len(images):
             return False
-        return await _in_thread(_all_there, files, self._clock())
+        try:  # a few microseconds in most cases, where a thread would cost a hundred
+            missing = [image for image in here if not _is_there(self._stored_path(task_id, image), image, self._clock())]
+        except OSError as error:
+            raise StoreUnavailable from error
+        return all(map(self._elsewhere, missing))
 
     async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Sets the files' end; those that are gone stay gone."""
@@ -125,6 +145,10 @@ class DiskStore:
         self._index = dict(oldest_first)
         await _in_thread(_remove, found.useless, now)
         await _in_thread(_remove, self._over_cap())
+
+    def _elsewhere(self, image: StoredImage) -> bool:
+        """Whether an instance with a folder of its own keeps it."""
+        return image.keeper not in ("", self.mark) and self._others_live()
 
     def _path(self, task_id: str, index: int, sha256: str, content_type: str) -> Path:
         if not _TASK_ID.fullmatch(task_id):
@@ -213,14 +237,19 @@ def _read(path: Path, image: StoredImage, now: float) -> bytes | None:
     return data if len(data) == image.size_bytes else None
 
 
-def _all_there(files: Iterable[tuple[Path, int]], now: float) -> bool:
+def _is_there(path: Path, image: StoredImage, now: float) -> bool:
     try:
-        return all(
-            stat.st_size == size_bytes and stat.st_mtime > now
-            for stat, size_bytes in ((path.stat(), size_bytes) for path, size_bytes in files)
-        )
+        stat = path.stat()
     except _MISSING:
         return False
+    return stat.st_size == image.size_bytes and stat.st_mtime > now
+
+
+def _marked(path: Path) -> str:
+    """The mark of the folder, made at its first use; all who share the folder share it."""
+    with suppress(FileExistsError), path.open("x", encoding="ascii") as file:
+        file.write(secrets.token_hex(8))
+    return path.read_text(encoding="ascii").strip()
 
 
 def _set_end(paths: Iterable[Path], expires_at_s: float) -> None:

@@ -25,7 +25,16 @@ class Keeper:
         """Fetches, checks and stores it. Raises UpstreamError, StoreUnavailable."""
         image = await self._fetcher.fetch(picture)
         await self._store.save(task_id, index, image, self._clock() + self._life_s)
-        return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256, seed)
+        return StoredImage(
+            index,
+            image.content_type,
+            len(image.data),
+            image.width,
+            image.height,
+            image.sha256,
+            seed,
+            keeper=self._store.mark,
+        )
 
 
 class LinkKeeper:

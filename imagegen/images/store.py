@@ -23,6 +23,11 @@ class CheckedImage:
 class ImageStore(Protocol):
     """Keeps the bytes of pictures until they expire, or until the store is over its byte cap (oldest go first)."""
 
+    @property
+    def mark(self) -> str:
+        """Goes into `StoredImage.keeper`: whose alone the bytes are; empty where every instance can read them."""
+        ...
+
     async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
         """Keeps it until `expires_at_s` (Unix time). The same picture again is fine. Raises StoreUnavailable."""
         ...

@@ -18,6 +18,10 @@ class UpstreamStore:
         self.start = behind.start
         self.close = behind.close
 
+    @property
+    def mark(self) -> str:
+        return self._behind.mark
+
     async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """A link is taken for alive."""
         return await self._behind.holds(task_id, [image for image in images if image.url is None])

@@ -26,6 +26,7 @@ class StoredImage:
     index: its place in the task, from 0.
     sha256: of the bytes, 64 hex digits; empty where the bytes stay upstream (`url` is set then).
     seed: the seed that was sent for it, None where none was sent.
+    keeper: the mark of the only place that has the bytes, where not every instance can read them.
     url: only where the bytes are not kept here: the provider's own link.
     """
 
@@ -37,3 +38,4 @@ class StoredImage:
     sha256: str = ""
     seed: int | None = None
     url: str | None = None
+    keeper: str = ""

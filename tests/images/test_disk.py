@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,29 @@ async def test_the_upstream_store_keeps_only_what_came_without_a_link(
     assert await upstream.holds(TASK, [link, stored(image, 1)])
     assert await upstream.load(TASK, stored(image, 1)) == image.data
     await upstream.extend(TASK, [link, stored(image, 1)], 1.1e10)
+
+
+async def test_a_picture_in_another_instances_folder_is_unavailable_and_not_gone(
+    tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    others = {"live": True}
+    ours = DiskStore(tmp_path / "ours", 10**6, clock=clock, others_live=lambda: others["live"])
+    theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
+    await ours.start()
+    await theirs.start()
+    image = replace(stored(make_picture()), keeper=theirs.mark)
+    assert await ours.holds(TASK, [image])
+    with pytest.raises(StoreUnavailable):
+        await ours.load(TASK, image)
+    others["live"] = False
+    assert not await ours.holds(TASK, [image])
+    assert await ours.load(TASK, image) is None
+
+
+async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
+    marks = set()
+    for _ in range(2):
+        store = DiskStore(tmp_path / "images", 10**6)
+        await store.start()
+        marks.add(store.mark)
+    assert len(marks) == 1
