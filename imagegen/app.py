@@ -17,19 +17,25 @@ from loguru import logger
 
 from imagegen import __version__, log
 from imagegen.addresses import guarded_connector
-from imagegen.errors import QueueUnavailable, SettingsError
+from imagegen.errors import SettingsError
+from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.keeper import Keeper, LinkKeeper
+from imagegen.images.s3 import Bucket, S3Bytes
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
+from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.client import sent_trace
+from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
+from imagegen.queue.bytes import RedisBytes
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.queue.windows import RedisWindows
 from imagegen.settings import Settings
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
@@ -39,10 +45,12 @@ from imagegen.web.context import CONTEXT, Context, Identity, Readiness
 from imagegen.web.ratelimit import Limits, RateLimits
 from imagegen.web.routes import add_routes
 from imagegen.web.server import ImagegenRunner
-from imagegen.web.windows import MemoryWindows
-from imagegen.worker.attempt import Attempts, Rules
+from imagegen.web.windows import MemoryWindows, SharedWindows
+from imagegen.work import Work
+from imagegen.worker.attempt import Attempts
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
+from imagegen.worker.rules import Rules
 
 SETTINGS = web.AppKey("settings", Settings)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
@@ -51,10 +59,8 @@ QUEUE = web.AppKey("queue", QueueRoom)
 STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
 KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
-POOL = web.AppKey("pool", Pool)
-
-LAST_COMMANDS_S = 3.0
-"""For handing back at the end; a Redis that does not answer by then is left."""
+WORK = web.AppKey("work", Work)
+RATES = web.AppKey("rates", RateLimits)
 
 UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
@@ -66,9 +72,9 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[SUPERVISOR] = Supervisor()
     edge.install(app, access_log=log.enabled("INFO"))
-    rates = _rate_limits(settings)
-    rates.install(app)
-    add_routes(app, rates)
+    app[RATES] = _rate_limits(settings)
+    app[RATES].install(app)
+    add_routes(app, app[RATES])
     app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _context])
     return app
 
@@ -116,17 +122,46 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     room = open_queue(app[CONNECTION], rules, instance=instance)
     app[QUEUE] = room
+    if settings.rate_limit_store == "redis":
+        app[RATES].use(SharedWindows(RedisWindows(room.connection, room.keys), MemoryWindows()))
     yield
 
 
 async def _images(app: web.Application) -> AsyncIterator[None]:
-    settings = app[SETTINGS]
-    store = DiskStore(settings.data_dir / "images", settings.image_store_max_bytes)
+    settings, supervisor = app[SETTINGS], app[SUPERVISOR]
+    shared = _shared_bytes(app)
+    folder = settings.data_dir / ("cache" if shared else "images")
+    cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
+    disk = DiskStore(folder, cap, others_live=lambda: not app[QUEUE].control.alone)
+    store: ImageStore = disk
+    if shared:
+        store = CachedStore(shared, disk)
+    elif settings.image_store == "upstream":
+        store = UpstreamStore(disk)
     await store.start()
-    app[SUPERVISOR].run("image-sweeper", store.sweep())
-    app[STORE] = UpstreamStore(store) if settings.image_store == "upstream" else store
+    supervisor.run("image-sweeper", disk.sweep())
+    if isinstance(shared, S3Bytes):
+        supervisor.run("bucket-sweeper", shared.sweep())
+    app[STORE] = store
     yield
     await store.close()
+
+
+def _shared_bytes(app: web.Application) -> RedisBytes | S3Bytes | None:
+    """Where the pictures of all instances lie together, if anywhere."""
+    settings, room = app[SETTINGS], app[QUEUE]
+    if settings.image_store == "redis":
+        return RedisBytes(room.connection, room.keys, settings.image_store_max_bytes)
+    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
+    if settings.image_store == "s3" and key and secret and bucket:
+        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
+        return S3Bytes(where, max_bytes=settings.image_store_max_bytes, life_s=_image_life_s(settings))
+    return None
+
+
+def _image_life_s(settings: Settings) -> float:
+    """A picture is kept from when it is stored, a task from when it is finished, which is later."""
+    return settings.result_ttl_s + 2 * settings.upstream_timeout_s
 
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
@@ -140,7 +175,7 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         provider = _provider(settings, session)
         async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:
             fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
-            keeper = Keeper(fetcher, app[STORE], settings.result_ttl_s)
+            keeper = Keeper(fetcher, app[STORE], _image_life_s(settings))
             app[PROVIDER] = provider
             app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper
             yield
@@ -148,35 +183,34 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 
 
 def _provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
-    if settings.provider == "together" and settings.together_api_key:
-        return TogetherProvider(
-            session,
-            api_key=settings.together_api_key,
-            base_url=settings.together_api_url,
-            timeout_s=settings.upstream_timeout_s,
-        )
-    return SandboxProvider(settings.sandbox_delay_s)
+    timeout_s = settings.upstream_timeout_s
+    match settings.provider:
+        case "together" if settings.together_api_key:
+            key, url = settings.together_api_key, settings.together_api_url
+            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "openai" if settings.openai_api_url:
+            key_or_none, url = settings.openai_api_key, settings.openai_api_url
+            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
+        case "a1111" if settings.a1111_url:
+            url, model = settings.a1111_url, settings.default_model
+            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case _:
+            return SandboxProvider(settings.sandbox_delay_s)
 
 
 async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, room, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
-    rules = Rules(RetryPolicy(settings.max_attempts, settings.retry_base_s), settings.task_deadline_s)
-    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules)
+    policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
+    rules = Rules(policy, settings.task_deadline_s, settings.fallback_models)
+    pacing = Pacing(rate_per_min=settings.upstream_rate_per_min)
+    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules, pacing)
     pool = Pool(
-        room.claims, attempts, Pacing(), concurrency=settings.worker_concurrency, result_ttl_s=settings.result_ttl_s
+        room.claims, attempts, pacing, concurrency=settings.worker_concurrency, result_ttl_s=settings.result_ttl_s
     )
-    loops = [asyncio.create_task(loop, name=name) for name, loop in room.loops().items()]
-    supervisor.watch(loops)
-    supervisor.watch(pool.start())
-    app[POOL] = pool
+    app[WORK] = Work(room, pool, supervisor)
+    app[WORK].start()
     yield
-    await pool.drain(0.0)
-    await supervisor.stop(loops)
-    try:
-        async with asyncio.timeout(LAST_COMMANDS_S):
-            await room.leave()
-    except (QueueUnavailable, TimeoutError):
-        logger.warning("Redis did not answer at the end; what was held is taken over when its lease ends")
+    await app[WORK].leave()
 
 
 async def _context(app: web.Application) -> AsyncIterator[None]:
@@ -226,11 +260,12 @@ async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> N
     app[QUEUE].feed.wake_all()
     stop.clear()
     again = asyncio.create_task(stop.wait())
-    draining = asyncio.create_task(app[POOL].drain(drain_s))
+    draining = asyncio.create_task(app[WORK].drain(drain_s))
     await asyncio.wait([again, draining], return_when=asyncio.FIRST_COMPLETED)
     again.cancel()
     draining.cancel()
     await asyncio.gather(again, draining, return_exceptions=True)
+    await app[WORK].leave()
 
 
 def _stop_on_signals() -> asyncio.Event:

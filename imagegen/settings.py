@@ -22,16 +22,7 @@ _MIB = 1024**2
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-UNBUILT: frozenset[str] = frozenset(
-    {
-        *("PROVIDER=openai", "OPENAI_API_URL", "OPENAI_API_KEY", "PROVIDER=a1111", "A1111_URL"),
-        *("FALLBACK_MODELS", "UPSTREAM_RATE"),
-        *("IMAGE_STORE=redis", "IMAGE_STORE=s3"),
-        *("S3_ENDPOINT", "S3_BUCKET", "S3_REGION", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
-        *("API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"),
-        *("WEBHOOK_SECRET", "WEBHOOK_ALLOW_PRIVATE"),
-    }
-)
+UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS", "WEBHOOK_SECRET", "WEBHOOK_ALLOW_PRIVATE"})
 """Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
 
 

@@ -29,6 +29,11 @@ class Supervisor:
     def alive(self) -> bool:
         return not self.died.is_set()
 
+    @property
+    def names(self) -> list[str]:
+        """Of the loops that live."""
+        return [loop.get_name() for loop in self._loops]
+
     async def stop(self, loops: Iterable[asyncio.Task[Any]] | None = None) -> None:
         """Cancels these loops, or all, and waits for their end."""
         stopping = list(self._loops if loops is None else loops)

@@ -11,10 +11,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
-    {"errors", "redis_url", "setting_values"},
+    {"errors", "metrics", "redis_url", "setting_values"},
     {"settings", "log", "addresses", "supervisor", "tasks"},
     {"providers", "images", "queue"},
     {"web", "worker"},
+    {"work"},
     {"app", "__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}

@@ -109,7 +109,8 @@ class DiskStore:
         if len(here) + sum(image.url is not None for image in images) < len(images):
             return False
         try:  # a few microseconds in most cases, where a thread would cost a hundred
-            missing = [image for image in here if not _is_there(self._stored_path(task_id, image), image, self._clock())]
+            now = self._clock()
+            missing = [image for image in here if not _is_there(self._stored_path(task_id, image), image, now)]
         except OSError as error:
             raise StoreUnavailable from error
         return all(map(self._elsewhere, missing))

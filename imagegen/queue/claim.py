@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from imagegen.queue.estimate import entry_order
-from imagegen.queue.records import Run, decode_run, encode_entry
+from imagegen.queue.records import Run, decode_run, encode_entry, shown_images
 from imagegen.queue.scripts import ReleaseItem
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
 class Start(Enum):
@@ -32,6 +32,7 @@ class Claim:
     task: as last published; run: how far it has come; written: the run as it stands in Redis, and stands: its bytes
     there, None before the first start.
     lost: somebody else has it, or nobody should; `abandon` is called then, to stop a call that is under way.
+    began_at: when the attempt that runs was started, monotonic.
     """
 
     entry_id: str
@@ -42,6 +43,7 @@ class Claim:
     lost: bool = False
     abandon: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    began_at: float | None = None
 
     def lose(self) -> None:
         self.lost = True
@@ -54,26 +56,29 @@ def run_life_s(lease_s: float) -> float:
     return lease_s * 2 + 5
 
 
-def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> None:
+def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:
     """Puts into a claim that was taken over what the instance before had done, from the run it wrote.
 
+    Returns whether a call was cut off that may have been paid.
     A run that is gone though the entry rested longer than a run lives is taken for a call that may have been paid.
     Raises UnreadableRecord.
     """
-    if stands is None:
-        if idle_s >= run_life_s(lease_s):
-            claim.run = replace(claim.run, starts=1, attempts=1, ambiguous=1)
-        return
-    entry_id, run = decode_run(stands)
-    claim.stands = stands
-    if entry_id == claim.entry_id:
-        claim.run = replace(run, ambiguous=run.ambiguous + (run.phase == "calling"))
-        claim.task = replace(
-            claim.task,
-            possibly_billed_twice=claim.run.ambiguous,
-            images=run.images or claim.task.images,
-            stale_images=claim.task.stale_images and not run.images,
-        )
+    run, claim.stands = claim.run, stands
+    cut_off = stands is None and idle_s >= run_life_s(lease_s)
+    if cut_off:
+        run = replace(run, starts=1, attempts=1)
+    elif stands is not None:
+        entry_id, theirs = decode_run(stands)
+        if entry_id == claim.entry_id:
+            run, cut_off = theirs, theirs.phase == "calling"
+    claim.run = replace(run, phase="waiting", ambiguous=run.ambiguous + cut_off)
+    claim.task = replace(
+        claim.task,
+        sequence=max(claim.task.sequence, claim.task.generation + (run.starts + 1) * ATTEMPT_BLOCK - 1),
+        possibly_billed_twice=claim.run.ambiguous,
+        images=shown_images(claim.task, claim.run),
+    )
+    return cut_off
 
 
 def adopt(claim: Claim, stands: bytes) -> Start:
@@ -84,6 +89,7 @@ def adopt(claim: Claim, stands: bytes) -> Start:
             claim.lose()
             return Start.LOST
         claim.run = run
+        claim.task = replace(claim.task, images=shown_images(claim.task, run))
     elif entry_order(entry_id) > entry_order(claim.entry_id):
         claim.lose()
         return Start.LOST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
@@ -12,11 +12,11 @@ from imagegen.queue.connection import Connection
 from imagegen.queue.estimate import Estimates
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.memory import Memory
-from imagegen.queue.records import Run, decode_record, final_record
+from imagegen.queue.records import Run, decode_record, final_record, shown_images, with_hooks
 from imagegen.queue.scripts import FinishItem, Scripts, SwapItem
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import State, Task
+from imagegen.tasks.task import Reason, State, Task
 
 
 class Claims:
@@ -37,6 +37,7 @@ class Claims:
         self._memory = memory
         self._holdings = holdings
         self._estimates = estimates
+        self._meter = connection.meter
         self._clock = clock
         self.claim = holdings.claim
         self.quiet = holdings.quiet
@@ -58,10 +59,11 @@ class Claims:
         if claim.stands is None:
             stands = await self._connection.until_back(lambda: self._scripts.first_run((claim.task.id, value)))
         else:
-            stands = await self._swap(claim, value)
+            stands = await self._swap(claim, run, value)
         if stands:
             return adopt(claim, stands)
         self._wrote(claim, run, value)
+        self._count_start(claim)
         self._estimates.started(claim.task, self._clock())
         self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=self._clock()))
         return Start.STARTED
@@ -69,7 +71,7 @@ class Claims:
     async def checkpoint(self, claim: Claim, run: Run) -> bool:
         """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
         value = run.encode(claim.entry_id)
-        if await self._swap(claim, value):
+        if await self._swap(claim, run, value):
             claim.lose()
             return False
         self._wrote(claim, run, value)
@@ -78,18 +80,24 @@ class Claims:
     def progress(self, claim: Claim, percent: int) -> None:
         """Something happened: told from memory, costs no command."""
         if not claim.lost:
-            self._publish(claim, edges.progressed(claim.task, percent, claim.run.images or None))
+            self._publish(claim, edges.progressed(claim.task, percent, shown_images(claim.task, claim.run)))
 
     async def finish(self, claim: Claim, final: Task) -> Task:
         """Writes a final task; returns the one that stands, which is another's where that came first."""
-        item = FinishItem(final.id, claim.entry_id, final.generation, final_record(final))
-        stands = await self._connection.until_back(lambda: self._scripts.finish(item))
-        if stands:
-            _, final = decode_record(stands)
+        record, webhooks = final_record(final), bool(edges.to_tell(final))
+        item = FinishItem(final.id, claim.entry_id, final.generation, record, webhooks)
+        answer = await self._connection.until_back(lambda: self._scripts.finish(item))
+        if answer.stands:
+            _, final = decode_record(answer.stands)
+        else:
+            final = with_hooks(final, answer.hooks)
+            self._count_end(claim, final)
         if final.state is State.COMPLETED:
             self._estimates.ended(final, self._clock())
         self._holdings.let_go(claim)
         self._memory.put(final)
+        if not answer.stands:
+            self._memory.on_settled(final)
         return final
 
     async def retry(self, claim: Claim, retry: Retry) -> None:
@@ -100,27 +108,58 @@ class Claims:
         if not await self.checkpoint(claim, run):
             self.drop(claim)
             return
+        self._count_attempt(claim, "retry")
         self._estimates.ended(claim.task, None)
         waiting = edges.waiting(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
         self._publish(claim, waiting)
         claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._holdings.offer, claim)
 
-    async def hand_back(self) -> None:
-        """Gives back all that is held, and our consumer name; wakes another instance at once."""
-        claims = list(self._holdings.held.values())
+    def defer(self, claim: Claim, reason: Reason, retry_at: float) -> None:
+        """Its turn has not come, and it is not started: told from memory, costs no command."""
+        if not claim.lost:
+            self._publish(
+                claim, edges.waiting(claim.task, reason=reason, retry_at=retry_at, attempts=claim.run.attempts)
+            )
+
+    def set_aside(self, claim: Claim, reason: Reason, retry_at: float) -> None:
+        """Defers it and holds no slot; the task is offered again then."""
+        self.defer(claim, reason, retry_at)
+        delay_s = max(retry_at - self._clock(), 0.0)
+        claim.timer = asyncio.get_running_loop().call_later(delay_s, self._holdings.offer, claim)
+
+    async def hand_back(self, claims: Sequence[Claim], *, leaving: str = "") -> None:
+        """Gives claims back, which wakes another instance at once; `leaving` is the consumer that goes with them."""
         for claim in claims:
             self._holdings.let_go(claim)
-        items = [handed_back(claim) for claim in claims if not claim.lost]
-        await self._scripts.release(items, leaving=self._holdings.instance)
+        ours = [claim for claim in claims if not claim.lost]
+        self._meter.ambiguous += sum(claim.run.phase == "calling" and claim.stands is not None for claim in ours)
+        await self._scripts.release([handed_back(claim) for claim in ours], leaving=leaving)
 
     def _wrote(self, claim: Claim, run: Run, value: bytes) -> None:
         claim.run = claim.written = run
         claim.stands = value
 
+    def _count_start(self, claim: Claim) -> None:
+        claim.began_at = time.monotonic()
+        if claim.run.starts == 1:
+            self._meter.waits.observe(max(self._clock() - claim.task.created_at, 0.0))
+
+    def _count_attempt(self, claim: Claim, outcome: str) -> None:
+        if claim.began_at is not None:
+            self._meter.attempts[outcome].observe(time.monotonic() - claim.began_at)
+            claim.began_at = None
+
+    def _count_end(self, claim: Claim, final: Task) -> None:
+        self._count_attempt(claim, final.state.value)
+        self._meter.finished(final.state.value, final.error.code if final.error else "", final.model)
+        if final.state is State.COMPLETED:
+            self._meter.stored([image.size_bytes for image in final.images])
+
     def _publish(self, claim: Claim, task: Task) -> None:
         claim.task = task
         self._memory.put(task)
 
-    async def _swap(self, claim: Claim, value: bytes) -> bytes:
-        item = SwapItem(claim.task.id, claim.stands or b"", value)
+    async def _swap(self, claim: Claim, run: Run, value: bytes) -> bytes:
+        purpose = "start" if run.phase == "calling" else "retry"
+        item = SwapItem(claim.task.id, claim.stands or b"", value, purpose)
         return await self._connection.until_back(lambda: self._scripts.swap(item))

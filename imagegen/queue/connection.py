@@ -26,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.errors import QueueUnavailable, SettingsError
+from imagegen.metrics import Meter
 
 DEADLINE_S = 2.0
 """Over pool wait, retries and reply, so that no HTTP answer hangs on Redis."""
@@ -62,16 +63,17 @@ class Connection:
     """Two clients of one Redis: one for commands, one for blocked reads.
 
     The scripts can be repeated without harm, so commands are retried twice, quickly; redis-py's own default would
-    retry ten times and take seconds.
+    retry ten times and take seconds. meter: told of each command by whoever sends it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, meter: Meter | None = None) -> None:
         try:
             self.commands = _client(url, size=8, read_timeout_s=DEADLINE_S, retries=2, cap_s=0.2)
             self.blocking = _client(url, size=3, read_timeout_s=BLOCK_S + 5.0, retries=0, cap_s=0.2)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
         self.health = Health()
+        self.meter = meter or Meter()
 
     async def check_settings(self) -> None:
         """Asks once, so that a wrong password stops the start. Raises SettingsError; an unreachable Redis is fine."""

@@ -65,6 +65,7 @@ class Control:
             try:
                 async with self._connection.blocking.pubsub() as pubsub:
                     await pubsub.subscribe(self._channel)
+                    self._connection.meter.spent("control", 1)
                     self._joined()
                     delay_s = 0.1
                     while True:
@@ -106,6 +107,7 @@ class Control:
         try:
             async with self._connection.guarded():
                 heard = await self._connection.commands.publish(self._channel, message)
+                self._connection.meter.spent("control", 1)
         except QueueUnavailable:
             return
         if heard <= 1 and kind != "hello":

@@ -57,6 +57,11 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._line)
 
+    @property
+    def first_at(self) -> float | None:
+        """When the next one came, Unix time; None where none waits."""
+        return self._line[0][0] / 1000 if self._line else None
+
     def add(self, entry_id: str) -> None:
         insort(self._line, entry_order(entry_id))
 

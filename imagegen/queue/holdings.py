@@ -40,12 +40,14 @@ class Holdings:
                 claim = self._ready.popleft()
                 if not claim.lost:
                     return claim
+                self.drop(claim)
             taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
             self.wanted.set()
             taken = await taker
             if taken is None or not taken.lost:
                 return taken
+            self.drop(taken)
         return None
 
     def quiet(self) -> None:

@@ -28,6 +28,12 @@ class Keys:
         """Pub/sub channel on which instances talk to each other."""
         return f"{{{self.prefix}}}:control"
 
+    @property
+    def outbox(self) -> str:
+        """Sorted set: what webhooks are still to be called, by the Unix time in ms at which nobody cares for it.
+        No end, but empty where all is delivered."""
+        return f"{{{self.prefix}}}:outbox"
+
     def record(self, task_id: str) -> str:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"
@@ -48,3 +54,11 @@ class Keys:
     def window(self, name: str) -> str:
         """String: what a client spent of one rate limit. The window's length."""
         return f"{{{self.prefix}}}:window:{name}"
+
+    def idempotency(self, name: str) -> str:
+        """String: the task that a client's idempotency key was used for. A day."""
+        return f"{{{self.prefix}}}:once:{name}"
+
+    def hooks(self, task_id: str) -> str:
+        """String: the delivery log of a task's webhooks, and those that joined. As long as the record."""
+        return f"{{{self.prefix}}}:hooks:{task_id}"

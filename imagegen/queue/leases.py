@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from loguru import logger
 
@@ -36,6 +36,7 @@ class Leases:
         self._control = control
         self._told_busy_at = -math.inf
         self._peer_timer: asyncio.TimerHandle | None = None
+        self.on_takeover: Callable[[], None] = lambda: None
         control.on["busy"] = self._heard_busy
 
     def look_soon(self) -> None:
@@ -117,7 +118,10 @@ class Leases:
         taken = await self._take(_idle(expired[: holdings.free]), min_idle_s=self._lease_s)
         for claim in (*lost_ones, *taken):
             logger.bind(taskId=claim.task.id).info("Took over a task that nobody renewed")
+            self._connection.meter.takeovers += 1
             holdings.offer(claim)
+        if taken:
+            self.on_takeover()
         if strays or len(expired) > len(taken):
             return STRAY_S
         return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
@@ -129,7 +133,8 @@ class Leases:
         if claims:
             runs = await self._scripts.runs([claim.task.id for claim in claims])
             for claim, stands in zip(claims, runs, strict=True):
-                inherit(claim, stands, idle_s[claim.entry_id], self._lease_s)
+                cut_off = inherit(claim, stands, idle_s[claim.entry_id], self._lease_s)
+                self._connection.meter.ambiguous += cut_off
         return claims
 
 

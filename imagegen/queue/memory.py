@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import Task, to_tell
+from imagegen.tasks.webhook import merged
 
 FINISHED_BYTES = 16 * 2**20
 OTHERS_AGE_S = 1.0
@@ -16,7 +18,7 @@ class Memory:
     """live: unfinished tasks that were submitted or are run here; finished ones, bounded by bytes; and, for a second,
     what was read of others.
 
-    on_change: called with each task that changed, once it is known here.
+    on_change: called with each task that changed, once it is known here; on_settled: with each that was finished here.
     """
 
     def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -27,6 +29,7 @@ class Memory:
         self._finished_bytes = 0
         self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
         self.on_change: Callable[[Task], None] = lambda _task: None
+        self.on_settled: Callable[[Task], None] = lambda _task: None
 
     def put(self, task: Task) -> bool:
         """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
@@ -38,7 +41,7 @@ class Memory:
             self._keep(task)
         else:
             self._drop(task.id)
-            self.live[task.id] = task
+            self.live[task.id] = _with_joined(task, known)
         self._others.pop(task.id, None)
         self.on_change(task)
         return True
@@ -48,7 +51,8 @@ class Memory:
         if task is not None and task.state.final:
             self.live.pop(task_id, None)
             self._keep(task)
-            return
+            if not to_tell(task):
+                return
         self._others[task_id] = (task, self._monotonic())
         self._others.move_to_end(task_id)
         while len(self._others) > OTHERS_COUNT:
@@ -64,6 +68,13 @@ class Memory:
             self._others.pop(task.id, None)
             return
         self._others[task.id] = (task, self._monotonic())
+
+    def joined(self, task: Task) -> None:
+        """Webhooks were added to a task, or told of its end; all else of it stays as it is known here."""
+        if (live := self.live.get(task.id)) and live.generation == task.generation:
+            self.live[task.id] = _with_joined(live, task)
+        if (done := self.finished(task.id)) and done.generation == task.generation:
+            self._keep(_with_joined(done, task))
 
     def forget(self, task_id: str) -> None:
         self.live.pop(task_id, None)
@@ -91,7 +102,7 @@ class Memory:
 
     def _keep(self, task: Task) -> None:
         self._drop(task.id)
-        size = 1_000 + len(task.request_json) + 500 * len(task.images)
+        size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
         self._finished[task.id] = (task, size)
         self._finished_bytes += size
         while self._finished_bytes > FINISHED_BYTES:
@@ -102,3 +113,10 @@ class Memory:
         found = self._finished.pop(task_id, None)
         if found is not None:
             self._finished_bytes -= found[1]
+
+
+def _with_joined(task: Task, known: Task | None) -> Task:
+    """The task with the webhooks that joined its generation, which its entry does not know."""
+    if known is None or known.generation != task.generation or not known.deliveries:
+        return task
+    return replace(task, deliveries=merged(task.deliveries, known.deliveries))

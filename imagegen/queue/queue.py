@@ -16,7 +16,10 @@ from imagegen.errors import InternalError, QueueFull, QueueUnavailable
 from imagegen.queue.control import Control
 from imagegen.queue.estimate import NOWHERE, Estimates, Place
 from imagegen.queue.holdings import Holdings
+from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.listing import Listing
 from imagegen.queue.memory import Memory
+from imagegen.queue.outbox import Outbox
 from imagegen.queue.records import (
     CANCELLED_RUN,
     NewerRecord,
@@ -26,11 +29,13 @@ from imagegen.queue.records import (
     decode_record,
     decode_run,
     seen_record,
+    with_hooks,
 )
-from imagegen.queue.scripts import Scripts, SubmitAnswer, submit_item
+from imagegen.queue.scripts import Found, Scripts, SubmitAnswer, submit_item
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task
+from imagegen.tasks.webhook import Webhook, first_deliveries
 
 LINE_AGE_S = 10.0
 
@@ -48,12 +53,13 @@ class Cached(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a client submits: the request in its stored form, and the two names of its canonical form."""
+    """What a client submits: the request in its stored form, the two names of its canonical form, and whom to tell."""
 
     task_id: str
     digest: str
     model: str
     request_json: bytes
+    webhooks: tuple[Webhook, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,11 @@ class Submitted:
 
 
 class Queue:
-    """The tasks as clients see them."""
+    """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator."""
+
+    idempotency: IdempotencyKeys
+    listing: Listing
+    outbox: Outbox
 
     def __init__(
         self,
@@ -94,13 +104,13 @@ class Queue:
         """
         known = self._known(submission)
         if known is not None:
-            return known
+            return self._counted(known)
         running = self._submitting.get(submission.task_id)
         if running is not None:
             first = await asyncio.shield(running)
             _same_request(first.task, submission)
-            return first if first.cached is Cached.HIT else replace(first, cached=Cached.COALESCED)
-        return await self._put_in(submission)
+            return self._counted(first if first.cached is Cached.HIT else replace(first, cached=Cached.COALESCED))
+        return self._counted(await self._put_in(submission))
 
     async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> Submitted:
         """Queues a finished task afresh under its id, joined if somebody did so already. Raises as `submit` does.
@@ -109,23 +119,50 @@ class Queue:
         """
         running = self._submitting.get(submission.task_id)
         if running is not None:
-            return replace(await asyncio.shield(running), cached=Cached.COALESCED)
-        return await self._put_in(submission, finished, keep=keep)
+            return self._counted(replace(await asyncio.shield(running), cached=Cached.COALESCED))
+        return self._counted(await self._put_in(submission, finished, keep=keep))
+
+    def _counted(self, submitted: Submitted) -> Submitted:
+        self._scripts.meter.submits[submitted.cached] += 1
+        return submitted
+
+    async def join(self, submission: Submission, submitted: Submitted) -> Submitted:
+        """Adds a submit's webhooks to the task that it met; those of a finished one are called at once.
+
+        Raises InvalidRequest where the task has its fill, QueueUnavailable.
+        """
+        task: Task | None = submitted.task
+        if not submission.webhooks or submitted.cached in (Cached.MISS, Cached.REFRESH):
+            return submitted
+        while True:
+            found = await self._scripts.read(submitted.task.id)
+            task = self._decoded(submitted.task.id, found)
+            if task is None:
+                raise QueueUnavailable(headers={"Retry-After": "2"})
+            task = await self.outbox.join(task, found[2], submission.webhooks)
+            if task is not None:
+                break
+        if task.state.final:
+            self._control.tell("fresh", ids=[task.id])
+        return submitted
 
     async def cancel(self, task_id: str) -> Task | None:
         """Cancels a task that is not finished; returns what is then true of it, or None where it is unknown.
 
         The call that is under way is dropped, here at once and on another instance when it hears of it.
         """
-        while (task := await self._newest(task_id)) is not None and not task.state.final:
+        while (task := await self.newest(task_id)) is not None and not task.state.final:
             if not task.request_json:
                 task = await self._with_request(task)
             final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
-            stands = await self._scripts.cancel(final, CANCELLED_RUN)
-            if stands == b"":
+            answer = await self._scripts.cancel(final, CANCELLED_RUN)
+            if answer is not None and answer.stands == b"":
+                final = with_hooks(final, answer.hooks)
+                self._scripts.meter.finished(final.state.value, "", final.model)
                 self._holdings.lose(final)
                 self._estimates.line.remove(task.entry_id)
                 self._memory.put(final)
+                self._memory.on_settled(final)
                 self._control.tell("change", record=seen_record(final).decode())
                 return final
             self._memory.forget(task_id)
@@ -149,7 +186,8 @@ class Queue:
 
     async def get(self, task_id: str) -> Task | None:
         """The task, from memory where it is ours or finished; None where it is unknown or expired."""
-        if task := self._own(task_id) or self._memory.finished(task_id):
+        task = self._own(task_id) or self._memory.finished(task_id)
+        if task and not (task.state.final and self.outbox.elsewhere(task)):
             return task
         if not _TASK_ID.fullmatch(task_id):
             return None
@@ -169,7 +207,8 @@ class Queue:
             return self._memory.live.get(task_id)
         return None
 
-    async def _newest(self, task_id: str) -> Task | None:
+    async def newest(self, task_id: str) -> Task | None:
+        """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""
         return self._own(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
 
     async def _with_request(self, task: Task) -> Task:
@@ -217,6 +256,7 @@ class Queue:
             reason=Reason.QUEUED,
             images=stale,
             stale_images=bool(stale),
+            deliveries=first_deliveries(submission.webhooks),
         )
         answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
         if answer.kind in ("new", "again"):
@@ -232,6 +272,7 @@ class Queue:
 
     def _met(self, submission: Submission, answer: SubmitAnswer) -> Submitted:
         if answer.kind == "full":
+            self._scripts.meter.submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
         if answer.kind != "known":
             logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
@@ -243,16 +284,17 @@ class Queue:
 
     async def read(self, task_id: str) -> Task | None:
         """The task as Redis has it, whatever is known here."""
-        record, run = await self._scripts.read(task_id)
-        task = self._decoded(task_id, record, run)
+        task = self._decoded(task_id, await self._scripts.read(task_id))
         self._memory.saw(task_id, task)
         return task
 
-    def _decoded(self, task_id: str, record: bytes | None, run: bytes | None) -> Task | None:
+    def _decoded(self, task_id: str, found: Found) -> Task | None:
+        record, run, hooks = found
         if record is None:
             return None
         try:
             head, task = decode_record(record)
+            task = with_hooks(task, hooks)
             if task.state.final or run is None:
                 return task
             entry_id, how_far = decode_run(run)

@@ -2,12 +2,13 @@
 
 A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
 JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A run is
-the entry id, a space, and JSON. What has a newer version than ours is left alone: deploys overlap for minutes.
+the entry id, a space, and JSON; hooks are `1 <generation>`, a newline, and a JSON list. What has a newer version than
+ours is left alone: deploys overlap for minutes. The head of a task that webhooks joined ends in ` +`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import orjson
 
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task, TaskError
+from imagegen.tasks.webhook import Delivery, merged
 
 VERSION = 1
 
@@ -57,6 +59,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
         ("billed", task.possibly_billed_twice),
         ("reason", task.reason if task.reason is not Reason.QUEUED else None),
         ("retry", task.retry_at),
+        ("webhooks", [delivery.stored() for delivery in task.deliveries]),
     )
     fields.update((name, value) for name, value in where_set if value)
     if with_request and task.request_json:
@@ -76,18 +79,25 @@ def seen_record(task: Task) -> bytes:
     return head.encode() + encode_task(task, with_request=False)
 
 
-def decode_record(value: bytes) -> tuple[Head, Task]:
-    """Reads a record. Raises NewerRecord or UnreadableRecord."""
+def decode_head(value: bytes) -> Head:
+    """Reads a record's first line. Raises NewerRecord or UnreadableRecord."""
     try:
-        line, _, rest = value.partition(b"\n")
-        version, *parts = line.decode().split(" ")
+        version, *parts = value.partition(b"\n")[0].decode().split(" ")
         if int(version) > VERSION:
             raise NewerRecord(version)
-        state, entry_id, generation, sequence, digest = parts
-        head = Head(State(state), entry_id, int(generation), int(sequence), digest)
-        return head, _task(head, orjson.loads(rest))
+        state, entry_id, generation, sequence, digest, *_ = parts
+        return Head(State(state), entry_id, int(generation), int(sequence), digest)
     except NewerRecord:
         raise
+    except ValueError as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def decode_record(value: bytes) -> tuple[Head, Task]:
+    """Reads a record. Raises NewerRecord or UnreadableRecord."""
+    head = decode_head(value)
+    try:
+        return head, _task(head, orjson.loads(value.partition(b"\n")[2]))
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
@@ -116,7 +126,12 @@ def _task(head: Head, fields: Mapping[str, Any]) -> Task:
         reason=Reason(fields.get("reason", Reason.QUEUED)) if head.state is State.PENDING else None,
         retry_at=fields.get("retry"),
         entry_id=head.entry_id if head.state is State.PENDING else "",
+        deliveries=_deliveries(fields.get("webhooks", ())),
     )
+
+
+def _deliveries(stored: Any) -> tuple[Delivery, ...]:
+    return tuple(Delivery.restore(one) for one in stored)
 
 
 def images(stored: Any) -> tuple[StoredImage, ...]:
@@ -132,8 +147,10 @@ def encode_entry(task: Task) -> bytes:
         "created": task.created_at,
         "request": orjson.Fragment(task.request_json),
     }
-    if task.images:
+    if task.stale_images:
         fields["images"] = task.images
+    if task.deliveries:
+        fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
     return orjson.dumps(fields)
 
 
@@ -156,6 +173,7 @@ def decode_entry(fields: Mapping[bytes, bytes]) -> Task:
             images=previous,
             stale_images=bool(previous),
             reason=Reason.QUEUED,
+            deliveries=_deliveries(stored.get("webhooks", ())),
         )
     except NewerRecord:
         raise
@@ -206,6 +224,11 @@ def decode_run(value: bytes) -> tuple[str, Run]:
         raise UnreadableRecord(repr(value[:80])) from error
 
 
+def shown_images(task: Task, run: Run) -> tuple[StoredImage, ...]:
+    """What an unfinished task shows: the pictures of before stand until the new ones are all there."""
+    return task.images if task.stale_images else run.images
+
+
 def as_seen(task: Task, run: Run) -> Task:
     """The unfinished task of a record as its run makes it: what another instance can know of it."""
     calling = run.phase == "calling"
@@ -216,9 +239,40 @@ def as_seen(task: Task, run: Run) -> Task:
         attempts=run.attempts,
         started_at=run.started_at,
         progress=5 if calling else 0,
-        images=run.images or task.images,
-        stale_images=task.stale_images and not run.images,
+        images=shown_images(task, run),
         possibly_billed_twice=run.ambiguous,
         reason=None if calling else Reason(run.reason or Reason.QUEUED),
         retry_at=run.retry_at,
     )
+
+
+def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
+    """The delivery log of a generation."""
+    return f"{VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
+
+
+def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
+    """Generation and deliveries. Raises NewerRecord or UnreadableRecord."""
+    try:
+        line, _, rest = value.partition(b"\n")
+        version, generation = map(int, line.split(b" "))
+        if version > VERSION:
+            raise NewerRecord(version)
+        return generation, _deliveries(orjson.loads(rest))
+    except NewerRecord:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def with_hooks(task: Task, value: bytes | None) -> Task:
+    """The task with what the delivery log says; a log of another generation, or that can't be read, says nothing."""
+    if not value:
+        return task
+    try:
+        generation, told = decode_hooks(value)
+    except (NewerRecord, UnreadableRecord):
+        return task
+    if generation != task.generation:
+        return task
+    return replace(task, deliveries=merged(task.deliveries, told))

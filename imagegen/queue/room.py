@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 
-from imagegen.queue.claim import run_life_s
+from imagegen.queue.backlog import Backlog
+from imagegen.queue.claim import Claim, run_life_s
 from imagegen.queue.claims import Claims
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
 from imagegen.queue.estimate import Estimates
 from imagegen.queue.feed import Feed
 from imagegen.queue.holdings import Holdings
+from imagegen.queue.hooks import HookCalls
+from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.keys import Keys
 from imagegen.queue.leases import Leases
+from imagegen.queue.listing import Listing
 from imagegen.queue.memory import Memory
+from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue import Queue
 from imagegen.queue.reader import Reader
 from imagegen.queue.scripts import Depth, Scripts
@@ -42,6 +47,7 @@ class QueueRoom:
     keys: Keys
     scripts: Scripts
     memory: Memory
+    holdings: Holdings
     claims: Claims
     queue: Queue
     reader: Reader
@@ -49,6 +55,8 @@ class QueueRoom:
     control: Control
     feed: Feed
     watching: Watching
+    backlog: Backlog
+    outbox: Outbox
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """The side loops by name; `reader` is to be stopped before `leave`."""
@@ -58,12 +66,23 @@ class QueueRoom:
             "takeover": self.leases.take_over_forever(),
             "control": self.control.listen_forever(),
             "watching": self.watching.refresh_forever(),
+            "outbox": self.outbox.look_forever(),
+            "outbox-renewal": self.outbox.renew_forever(),
         }
 
-    async def leave(self) -> None:
-        """Hands back all that is held, also what was read and got lost on the way. Raises QueueUnavailable."""
+    async def hand_back_idle(self, working: Collection[Claim]) -> None:
+        """Hands back all that is held and that no loop works on, also what was read and got lost on the way.
+
+        The reader is to be stopped before. Raises QueueUnavailable.
+        """
         await self.leases.gather_strays()
-        await self.claims.hand_back()
+        await self.claims.hand_back([claim for claim in self.holdings.held.values() if claim not in working])
+
+    async def leave(self) -> None:
+        """Hands back all that is held, and our name. Raises QueueUnavailable."""
+        await self.leases.gather_strays()
+        await self.claims.hand_back(list(self.holdings.held.values()), leaving=self.holdings.instance)
+        await self.outbox.release()
         self.control.tell("bye")
         await self.control.said()
 
@@ -87,12 +106,17 @@ def open_queue(
     control = Control(connection, keys, instance)
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
     queue = Queue(scripts, memory, holdings, control, estimates, result_ttl_s=rules.result_ttl_s, clock=clock)
+    queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
     feed = Feed()
+    calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
+    queue.outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
+    leases.on_takeover = queue.outbox.look_soon
     return QueueRoom(
         connection,
         keys,
         scripts,
         memory,
+        holdings,
         Claims(connection, scripts, memory, holdings, estimates, clock=clock),
         queue,
         Reader(connection, scripts, memory, holdings, leases, queue),
@@ -100,4 +124,6 @@ def open_queue(
         control,
         feed,
         Watching(memory, feed, control, holdings, queue),
+        Backlog(connection, keys, holdings, control, feed, line=estimates.line),
+        queue.outbox,
     )

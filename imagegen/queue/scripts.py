@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,15 +10,22 @@ from typing import Any, Literal, cast
 
 from redis.exceptions import ResponseError
 
+from imagegen.queue import costs
 from imagegen.queue.batch import Batcher
 from imagegen.queue.connection import DEADLINE_S, Connection
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.records import VERSION, encode_entry, encode_task, final_record
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import Task, to_tell
 
 Entry = tuple[str, dict[bytes, bytes]]
 
+Found = tuple[bytes | None, bytes | None, bytes | None]
+"""Record, run and hooks of a task."""
+
 DEAD_LIST_LIFE_S = 7 * 86_400
+
+OUTBOX_GRACE_S = 60.0
+"""How long what is in the outbox is left to the instance that put it there, or took it, before another may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +59,31 @@ class SubmitAnswer:
 
 @dataclass(frozen=True, slots=True)
 class FinishItem:
+    """webhooks: whether it brought some along that are to be told."""
+
     task_id: str
     entry_id: str
     generation: int
     record: bytes
+    webhooks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
+
+    stands: bytes
+    hooks: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SwapItem:
-    """known: what we believe to stand; value: what is to stand."""
+    """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
 
     task_id: str
     known: bytes
     value: bytes
+    purpose: str = "start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +123,17 @@ class Scripts:
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
         self._run_life_ms = int(run_life_s * 1000)
         self._scripts = {
-            name: connection.commands.register_script(files(__package__).joinpath(f"lua/{name}.lua").read_text())
+            name: connection.commands.register_script(lua(name))
             for name in ("submit", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
         }
         self.depth = depth
+        self.meter = connection.meter
+        self._spent = connection.meter.spent
         self.submit: Batcher[SubmitItem, SubmitAnswer] = Batcher(self._submit, deadline_s=DEADLINE_S)
-        self.finish: Batcher[FinishItem, bytes] = Batcher(self._finish, deadline_s=DEADLINE_S)
+        self.finish: Batcher[FinishItem, Finished] = Batcher(self._finish, deadline_s=DEADLINE_S)
         self.swap: Batcher[SwapItem, bytes] = Batcher(self._swap, deadline_s=DEADLINE_S)
         self.first_run: Batcher[tuple[str, bytes], bytes | None] = Batcher(self._first_run, deadline_s=DEADLINE_S)
-        self.read: Batcher[str, tuple[bytes | None, bytes | None]] = Batcher(self._read, deadline_s=DEADLINE_S)
+        self.read: Batcher[str, Found] = Batcher(self._read, deadline_s=DEADLINE_S)
 
     async def _run(self, name: str, keys: list[str], args: Sequence[Any], deadline: float | None = None) -> Any:
         async with self._connection.guarded(deadline):
@@ -124,27 +146,41 @@ class Scripts:
         for item in items:
             keys.append(self._keys.record(item.task_id))
             args += (item.generation, item.digest, item.entry, item.record, item.replaced or "", VERSION)
+        room = self.depth.room
         measured, rows = await self._run("submit", keys, args, deadline)
         told = [SubmitAnswer(kind.decode(), entry.decode(), int(gen or 0), known) for kind, entry, gen, known in rows]
         added = sum(bool(answer.entry_id) for answer in told)
+        if measured >= 0:
+            room = self.depth.limit - measured
+            self._spent("submit", costs.MEASURED)
+        self._spent("submit", costs.submit([(answer.kind, answer.entry_id, answer.known) for answer in told], room))
         self.depth.submitted(added, measured if measured >= 0 else None)
         return told
 
-    async def _finish(self, items: list[FinishItem], deadline: float) -> list[bytes]:
-        """`b''` where it was stored, else the record that stands."""
-        keys = [self._keys.stream]
-        args: list[Any] = [GROUP, self._result_ttl_ms]
+    async def _finish(self, items: list[FinishItem], deadline: float) -> list[Finished]:
+        keys = [self._keys.stream, self._keys.outbox]
+        args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
         for item in items:
-            keys.append(self._keys.record(item.task_id))
-            args += (item.entry_id, item.generation, item.record)
-        return cast(list[bytes], await self._run("finish", keys, args, deadline))
+            keys += (self._keys.record(item.task_id), self._keys.hooks(item.task_id))
+            name = outbox_name(item.task_id, item.generation)
+            args += (item.entry_id, item.generation, item.record, name, "1" if item.webhooks else "")
+        answers = [Finished(*answer) for answer in await self._run("finish", keys, args, deadline)]
+        self._spent("finish", costs.finish(len(items)))
+        joined = sum(bool(answer.hooks) for answer in answers)
+        self._spent("hooks", joined + (joined > 0 or any(item.webhooks for item in items)))
+        return answers
 
     async def _swap(self, items: list[SwapItem], deadline: float) -> list[bytes]:
         """`b''` where it was written, else the run that stands."""
         args: list[Any] = [self._run_life_ms]
         for item in items:
             args += (item.known, item.value)
-        return cast(list[bytes], await self._run("swap", [self._keys.run(i.task_id) for i in items], args, deadline))
+        keys = [self._keys.run(item.task_id) for item in items]
+        answers = cast(list[bytes], await self._run("swap", keys, args, deadline))
+        self._spent(items[0].purpose, 1)
+        for item, answer in zip(items, answers, strict=True):
+            self._spent(item.purpose, costs.swap(answer))
+        return answers
 
     async def _first_run(self, items: list[tuple[str, bytes]], deadline: float) -> list[bytes | None]:
         """The start of a first attempt: one plain conditional command each. The run that stands, or None."""
@@ -153,24 +189,31 @@ class Scripts:
             for task_id, value in items:
                 _ = pipeline.set(self._keys.run(task_id), value, nx=True, get=True, px=self._run_life_ms)
             answers = cast(list[bytes | None], await pipeline.execute())
+        self._spent("start", len(items))
         return [None if answer == value else answer for answer, (_, value) in zip(answers, items, strict=True)]
 
-    async def _read(self, ids: list[str], deadline: float) -> list[tuple[bytes | None, bytes | None]]:
-        """Record and run of each."""
-        keys = [key for task_id in ids for key in (self._keys.record(task_id), self._keys.run(task_id))]
+    async def _read(self, ids: list[str], deadline: float) -> list[Found]:
+        """Record, run and hooks of each."""
+        kinds = (self._keys.record, self._keys.run, self._keys.hooks)
+        keys = [key(task_id) for task_id in ids for key in kinds]
         async with self._connection.guarded(deadline):
             found = cast(list[bytes | None], await self._connection.commands.mget(keys))
-        return list(zip(found[::2], found[1::2], strict=True))
+        self._spent("read", 1)
+        return list(zip(found[::3], found[1::3], found[2::3], strict=True))
 
     async def runs(self, ids: Sequence[str]) -> list[bytes | None]:
+        keys = [self._keys.run(task_id) for task_id in ids]
         async with self._connection.guarded():
-            return cast(list[bytes | None], await self._connection.commands.mget([self._keys.run(i) for i in ids]))
+            found = cast(list[bytes | None], await self._connection.commands.mget(keys))
+        self._spent("takeover", 1)
+        return found
 
     async def read_entries(self, consumer: str, count: int, block_s: float) -> list[Entry]:
         """The next entries for us, waiting for the first up to `block_s`. Raises RedisError."""
         answer: Any = await self._connection.blocking.xreadgroup(
             GROUP, consumer, {self._keys.stream: ">"}, count=count, block=int(block_s * 1000)
         )
+        self._spent("claim", 1)
         return _entries(answer[0][1]) if answer else []
 
     async def make_group(self) -> bool:
@@ -181,7 +224,9 @@ class Scripts:
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
+                self._spent("other", 1)
                 return False
+        self._spent("other", 1)
         return True
 
     async def pending(self) -> list[PendingEntry]:
@@ -193,6 +238,7 @@ class Scripts:
             if "NOGROUP" in str(error):
                 return []
             raise
+        self._spent("takeover", 1)
         return [
             PendingEntry(row["message_id"].decode(), row["consumer"].decode(), row["time_since_delivered"] / 1000)
             for row in rows
@@ -204,6 +250,7 @@ class Scripts:
             found = await self._connection.commands.xclaim(
                 self._keys.stream, GROUP, consumer, int(min_idle_s * 1000), list(entry_ids)
             )
+        self._spent("takeover", 1)
         return _entries(found)
 
     async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> tuple[set[str], list[str]]:
@@ -211,6 +258,7 @@ class Scripts:
         keys = [self._keys.stream, *(self._keys.run(task_id) for task_id, _ in claims)]
         args = [GROUP, consumer, self._run_life_ms, *(entry_id for _, entry_id in claims)]
         lost, unnamed = await self._run("renew", keys, args)
+        self._spent("renew", costs.renew(len(claims) - len(lost)))
         return {entry.decode() for entry in lost}, [entry.decode() for entry in unnamed]
 
     async def release(self, items: Sequence[ReleaseItem], *, leaving: str = "") -> int:
@@ -220,28 +268,39 @@ class Scripts:
         for item in items:
             keys += (self._keys.record(item.task_id), self._keys.run(item.task_id))
             args += (item.entry_id, VERSION, item.generation, item.entry, item.run)
-        return cast(int, await self._run("release", keys, args))
+        given = cast(int, await self._run("release", keys, args))
+        self._spent("release", costs.release([item.run for item in items], given, leaving=bool(leaving)))
+        return given
 
-    async def cancel(self, final: Task, tombstone: bytes) -> bytes | None:
-        """Cancels this generation: `b''`, or the record that stands, or None where there is none."""
-        keys = [self._keys.stream, self._keys.record(final.id), self._keys.run(final.id)]
+    async def cancel(self, final: Task, tombstone: bytes) -> Finished | None:
+        """Cancels this generation; None where there is no record."""
+        of_task = (self._keys.record, self._keys.run, self._keys.hooks)
+        keys = [self._keys.stream, self._keys.outbox, *(key(final.id) for key in of_task)]
         args = [GROUP, final.generation, final_record(final), self._result_ttl_ms, tombstone, self._run_life_ms]
-        return cast(bytes | None, await self._run("cancel", keys, args))
+        args += [outbox_due_ms(), outbox_name(final.id, final.generation), "1" if to_tell(final) else ""]
+        answer = await self._run("cancel", keys, args)
+        finished = None if answer is None else Finished(*answer)
+        self._spent("cancel", costs.cancel(finished.stands if finished else None))
+        return finished
 
     async def entry(self, entry_id: str) -> dict[bytes, bytes] | None:
         """What an entry carries; None where it is gone."""
         async with self._connection.guarded():
             found: Any = await self._connection.commands.xrange(self._keys.stream, entry_id, entry_id)
+        self._spent("read", 1)
         return found[0][1] if found else None
 
     async def waiting(self, most: int) -> list[str]:
         """The ids of entries that nobody claimed yet, the oldest first."""
         found = await self._run("waiting", [self._keys.stream], [GROUP, most])
+        self._spent("read", costs.WAITING)
         return [entry_id.decode() for entry_id in found]
 
     async def bury(self, entry_id: str, held: str) -> None:
         """Moves an entry that nobody can read to the dead-letter list."""
         await self._run("bury", [self._keys.stream, self._keys.dead], [GROUP, entry_id, held, DEAD_LIST_LIFE_S])
+        self._spent("other", costs.BURY)
+        self.meter.dead_letters += 1
 
 
 class Depth:
@@ -273,6 +332,21 @@ class Depth:
 
     def nothing_waits(self) -> None:
         self.waiting = self._unmeasured = 0
+
+
+def lua(name: str) -> str:
+    """The text of a script."""
+    return files(__package__).joinpath(f"lua/{name}.lua").read_text()
+
+
+def outbox_name(task_id: str, generation: int, number: int | None = None) -> str:
+    """The webhooks that waited for the end of a generation; with a number, the one that came later."""
+    return f"{task_id}:{generation}" if number is None else f"{task_id}:{generation}:{number}"
+
+
+def outbox_due_ms() -> int:
+    """When another instance may care for what goes into the outbox now."""
+    return int((time.time() + OUTBOX_GRACE_S) * 1000)
 
 
 def _entries(answer: Any) -> list[Entry]:

@@ -31,7 +31,7 @@ class Watching:
         self._control = control
         self._holdings = holdings
         self._queue = queue
-        self._watched: set[str] = set()
+        self._watched: dict[str, None] = {}
         memory.on_change = self._changed
         feed.on_first = self._watch
         control.on |= {"watch": self._heard_watch, "change": self._heard_change, "fresh": self._heard_fresh}
@@ -57,7 +57,7 @@ class Watching:
         if task.id in self._watched:
             self._tell(task)
             if task.state.final:
-                self._watched.discard(task.id)
+                self._watched.pop(task.id, None)
 
     def _tell(self, task: Task) -> None:
         self._control.tell("change", record=seen_record(task).decode())
@@ -72,8 +72,12 @@ class Watching:
 
     def _heard_watch(self, message: Message) -> None:
         for task_id in ids_of(message):
-            if len(self._watched) < MAX_WATCHED:
-                self._watched.add(task_id)
+            if finished := self._memory.finished(task_id):
+                self._tell(finished)
+                continue
+            self._watched[task_id] = None
+            if len(self._watched) > MAX_WATCHED:
+                del self._watched[next(iter(self._watched))]
             if claim := self._holdings.claimed.get(task_id):
                 self._tell(claim.task)
 
@@ -85,7 +89,7 @@ class Watching:
             return
         if task.state.final:
             self._holdings.lose(task)
-            self._watched.discard(task.id)
+            self._watched.pop(task.id, None)
         if task.id not in self._holdings.claimed:
             self._memory.heard(task)
         self._feed.publish(task)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import cast
 
 from imagegen.queue.batch import Batcher
 from imagegen.queue.connection import DEADLINE_S, Connection
 from imagegen.queue.keys import Keys
+from imagegen.queue.scripts import lua
 
 Window = tuple[str, int, float]
 """Name, limit, length in seconds."""
@@ -34,7 +34,7 @@ class RedisWindows:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._keys = keys
-        self._script = connection.commands.register_script(files(__package__).joinpath("lua/hit.lua").read_text())
+        self._script = connection.commands.register_script(lua("hit"))
         self._hits: Batcher[_Hit, list[Standing]] = Batcher(self._send, deadline_s=DEADLINE_S)
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
@@ -50,8 +50,7 @@ class RedisWindows:
                 place = places.setdefault(self._keys.window(name), len(places) + 1)
                 args += (place, limit, max(round(window_s * 1000), 1))
         async with self._connection.guarded(deadline):
-            answers = await self._script(keys=list(places), args=args)
-        return [
-            [(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer]
-            for answer in cast(list[list[tuple[int, int, int]]], answers)
-        ]
+            answers = cast(list[list[tuple[int, int, int]]], await self._script(keys=list(places), args=args))
+        passed = [hit for hit, answer in zip(hits, answers, strict=True) if not any(retry for _, _, retry in answer)]
+        self._connection.meter.spent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
+        return [[(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer] for answer in answers]

@@ -156,7 +156,7 @@ def _one_spelling(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldFa
     for key, value in body.items():
         name = _SPELLINGS.get(key)
         if name is None:
-            faults.append(FieldFault(_shown(key), _unknown(key, sorted(_SPELLINGS))))
+            faults.append(FieldFault(_shown(key), _unknown(key, [*sorted(_SPELLINGS), "webhook"])))
         elif name in spelled:
             faults.append(FieldFault(key, f"is the same field as {spelled[name]}: send one of them"))
         else:

@@ -14,6 +14,9 @@ MAX_AMBIGUOUS = 2
 
 MAX_BACKOFF_S = 300.0
 
+LONGEST_ASKED_S = 120.0
+"""The longest wait that an upstream's word is taken for; then it is asked again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
@@ -44,7 +47,33 @@ class Lost:
     """The claim is not ours any more (cancelled, taken over, finished elsewhere): nothing is to be said."""
 
 
-Outcome = Succeeded | Retry | Failed | Lost
+@dataclass(frozen=True, slots=True)
+class Unstarted:
+    """The service stops before the claim's turn came: it stays as it is and is handed back."""
+
+
+Outcome = Succeeded | Retry | Failed | Lost | Unstarted
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a task stands when a call has failed.
+
+    attempts: begun ones, with this one; ambiguous: calls that were sent and brought no answer, with this one.
+    left_s: seconds until the deadline. upstream_dead: it was found dead, so the failure says nothing of the task.
+    paid_in_vain: this attempt had an answer that was of no use, so that it must count, whatever ended it.
+    """
+
+    attempts: int
+    ambiguous: int
+    left_s: float
+    upstream_dead: bool = False
+    paid_in_vain: bool = False
+
+
+def never_reached(error: UpstreamError) -> bool:
+    """Connection refused, name not found, TLS: nothing was sent, so nothing was paid for."""
+    return error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +88,24 @@ class RetryPolicy:
         whole = min(self.base_s * 2.0 ** min(attempts - 1, 30), MAX_BACKOFF_S)
         return whole * (0.5 + 0.5 * random())
 
-    def judge(
-        self, error: UpstreamError, *, attempts: int, ambiguous: int, left_s: float, random: Callable[[], float]
-    ) -> Retry | Failed:
-        """What follows from an error. `ambiguous` counts this one too; `left_s` is the time until the deadline."""
+    def judge(self, error: UpstreamError, standing: Standing, random: Callable[[], float]) -> Retry | Failed:
+        """What follows from an error."""
         failed = Failed(TaskError(error.code, error.detail, error.retryable))
-        if not error.retryable or (error.ambiguous and ambiguous >= MAX_AMBIGUOUS):
+        if not error.retryable or (error.ambiguous and standing.ambiguous >= MAX_AMBIGUOUS):
             return failed
-        backoff_s = self.backoff_s(max(attempts, 1), random)
-        if error.code == "upstream_rate_limited":
-            delay_s = error.retry_after_s if error.retry_after_s is not None else backoff_s
-            retry = Retry(delay_s, Reason.UPSTREAM_RATE_LIMITED, counts=False)
-        elif attempts >= self.max_attempts:
+        limited = error.code == "upstream_rate_limited"
+        resting = limited or standing.upstream_dead or never_reached(error)
+        counts = standing.paid_in_vain or not resting
+        if counts and standing.attempts >= self.max_attempts:
             return failed
-        else:
-            overloaded = error.code == "upstream_overloaded"
-            retry = Retry(
-                max(backoff_s, error.retry_after_s or 0.0),
-                Reason.UPSTREAM_OVERLOADED if overloaded else Reason.RETRYING,
-            )
-        return retry if retry.delay_s < left_s else failed
+        backoff_s = self.backoff_s(standing.attempts if counts else 1, random)
+        asked_s = None if error.retry_after_s is None else min(error.retry_after_s, LONGEST_ASKED_S)
+        delay_s = asked_s if limited and asked_s is not None else max(backoff_s, asked_s or 0.0)
+        retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
+        return retry if delay_s < standing.left_s else failed
+
+
+def _reason(code: str, *, resting: bool) -> Reason:
+    if code == "upstream_rate_limited":
+        return Reason.UPSTREAM_RATE_LIMITED
+    return Reason.UPSTREAM_OVERLOADED if resting or code == "upstream_overloaded" else Reason.RETRYING

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.webhook import Delivery
 
 ATTEMPT_BLOCK = 1_000
 FINAL_OFFSET = 1_000_000
@@ -76,6 +77,7 @@ class Task:
     times: Unix seconds; None while it has not happened.
     entry_id: of the stream entry that carries it while it is unfinished; empty where that is not known.
     stale_images: how many of `images` are of the generation before (see `Cache-Control: no-cache`).
+    deliveries: to the webhooks of this generation.
     """
 
     id: str
@@ -99,6 +101,7 @@ class Task:
     reason: Reason | None = None
     retry_at: float | None = None
     entry_id: str = ""
+    deliveries: tuple[Delivery, ...] = ()
 
 
 def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:
@@ -174,6 +177,11 @@ def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -
         retry_at=None,
         **changes,
     )
+
+
+def to_tell(task: Task) -> tuple[Delivery, ...]:
+    """The deliveries that are still to be made of a finished task."""
+    return tuple(one for one in task.deliveries if one.pending and one.webhook.wants(task.state))
 
 
 def image_progress(received: float, stored: int, wanted: int) -> int:

@@ -15,6 +15,13 @@ from imagegen.tasks.request import GenerationRequest, digest, fingerprint
 from imagegen.tasks.task import Task
 from imagegen.web.client import Hops, base_url
 
+ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
+"""What the provider offers, each with at least `id`; raises UpstreamError."""
+
+
+async def _no_models() -> tuple[Mapping[str, object], ...]:
+    return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -41,7 +48,10 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`."""
+    """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`.
+
+    list_models: asks the provider. private_webhooks: webhooks may be anywhere, and plain http.
+    """
 
     queue: Queue
     feed: Feed
@@ -51,6 +61,8 @@ class Context:
     public_url: str | None
     hops: Hops
     max_attempts: int
+    list_models: ListModels = _no_models
+    private_webhooks: bool = False
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.hops)

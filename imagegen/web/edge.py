@@ -17,6 +17,7 @@ from multidict import CIMultiDict, istr
 from imagegen.errors import ApiError, BadRequest, InternalError
 from imagegen.web.client import valid_host
 from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
+from imagegen.web.v1 import errors as v1_errors
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """Read it by `request_id_of`, which works before the middleware too."""
@@ -122,7 +123,8 @@ def answer(request: web.Request, error: Exception) -> web.StreamResponse:
         return web.Response(status=_CLIENT_GONE)
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _plain(error)
-    return error_response(_as_api_error(request, error), request_id_of(request), language(request))
+    in_envelope = v1_errors.error_response if v1_errors.speaks_openai(request.path) else error_response
+    return in_envelope(_as_api_error(request, error), request_id_of(request), language(request))
 
 
 def _as_api_error(request: web.Request, error: Exception) -> ApiError:

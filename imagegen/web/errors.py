@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import orjson
 from aiohttp import hdrs, web
@@ -45,9 +45,9 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
-def error_response(error: ApiError, request_id: str, language: Language) -> web.Response:
-    """The answer for one error; where `error.closes`, the connection ends with it."""
-    body = {
+def error_view(error: ApiError, request_id: str, language: Language) -> dict[str, Any]:
+    """The body for one error."""
+    return {
         "success": False,
         "statusCode": error.status,
         "code": error.code,
@@ -56,6 +56,11 @@ def error_response(error: ApiError, request_id: str, language: Language) -> web.
         "requestId": request_id,
         "details": [{"field": fault.field, "message": fault.message} for fault in error.details],
     }
+
+
+def error_response(error: ApiError, request_id: str, language: Language) -> web.Response:
+    """The answer for one error; where `error.closes`, the connection ends with it."""
+    body = error_view(error, request_id, language)
     headers = {hdrs.CONTENT_TYPE: _JSON, **error.headers}
     response = web.Response(body=orjson.dumps(body), status=error.status, headers=headers)
     if error.status == 503:

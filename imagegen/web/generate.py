@@ -2,36 +2,122 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 from aiohttp import web
 
-from imagegen.errors import Draining
+from imagegen.addresses import check_host
+from imagegen.errors import Draining, FieldFault, InvalidRequest
 from imagegen.queue.queue import Cached, Submission, Submitted
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.request import MAX_FAULTS, GenerationRequest
+from imagegen.tasks.task import State
+from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT, Context
 from imagegen.web.edge import json_response, language
+from imagegen.web.tasks import describe, retry_after_s
 from imagegen.web.views import submitted_view
+from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
+from imagegen.web.wish import Wish, digest_of, wish_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client is told of its submit."""
+
+    status: int
+    view: dict[str, Any]
+    headers: dict[str, str]
 
 
 async def generate(request: web.Request) -> web.Response:
-    """Queues a task, joins the one that runs, or points at the finished one."""
+    """Queues a task, joins the one that runs, or points at the finished one; waits for its end where that is wanted."""
+    context, wait_s, wish = request.app[CONTEXT], wanted_wait_s(request), wish_of(request)
+    submitted = await order(context, await read_json(request), wish)
+    if wait_s:
+        submitted = replace(submitted, task=await wait_until_final(context, submitted.task, wait_s, request))
+    answer = await answer_of(request, submitted, waited=bool(wait_s))
+    return json_response(answer.view, status=answer.status, headers=answer.headers | applied(wait_s))
+
+
+async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool = False) -> Answer:
+    """The answer for a request that was taken. One who waited for the end is told the end."""
+    task, hit = submitted.task, submitted.cached is Cached.HIT
+    headers = {"Location": f"/api/images/{task.id}", "X-Cache": submitted.cached.value}
+    if waited and task.state.final:
+        view, more = await describe(request, task)
+        return Answer(200, view | {"cached": hit}, headers | more)
     context = request.app[CONTEXT]
-    body = await read_json(request)
-    identity = context.identity
-    wanted = GenerationRequest.parse(body, default_model=identity.default_model, aliases=identity.aliases)
-    submitted = await submit(context, identity.submission(wanted, None))
-    place = await context.queue.place(submitted.task)
+    place = await context.queue.place(task)
+    if not task.state.final:
+        headers["Retry-After"] = str(retry_after_s(place))
     view = submitted_view(submitted, place, context.base_url(request), language(request))
-    headers = {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached.value}
-    return json_response(view, status=200 if submitted.cached is Cached.HIT else 202, headers=headers)
+    return Answer(200 if hit else 202, view, headers)
 
 
-async def submit(context: Context, submission: Submission) -> Submitted:
-    """Submits; a finished task one of whose pictures is gone is queued afresh."""
+async def order(context: Context, body: Mapping[str, Any], wish: Wish) -> Submitted:
+    """Parses one body and puts it in the queue, once only where the client gave it a key."""
+    identity = context.identity
+    wanted, webhooks = _parsed(context, body, wish)
+    submission = replace(identity.submission(wanted, None), webhooks=webhooks)
+    refuse_while_draining(context)
+    if wish.key is None:
+        return await submit(context, submission, fresh=wish.fresh)
+    keys = context.queue.idempotency
+    async with keys.use(wish.client, wish.key, submission.task_id, digest_of(body)) as first_id:
+        if first_id is None:
+            return await submit(context, submission, fresh=wish.fresh)
+        task = await context.queue.get(first_id)
+        if task is None:
+            return await submit(context, submission)
+        return Submitted(task, Cached.HIT if task.state is State.COMPLETED else Cached.COALESCED)
+
+
+def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
+    """The request, and whom to tell. Raises InvalidRequest with the faults of both."""
+    identity, faults = context.identity, tuple[FieldFault, ...]()
+    webhooks: tuple[Webhook, ...] = ()
+    drawn = {name: value for name, value in body.items() if name != "webhook"}
+    try:
+        webhooks = _webhooks(context, body.get("webhook"), wish)
+    except InvalidRequest as error:
+        faults = error.details
+    try:
+        wanted = GenerationRequest.parse(drawn, default_model=identity.default_model, aliases=identity.aliases)
+    except InvalidRequest as error:
+        raise InvalidRequest(details=(*error.details, *faults)[:MAX_FAULTS]) from error
+    if faults:
+        raise InvalidRequest(details=faults)
+    return wanted, webhooks
+
+
+def _webhooks(context: Context, sent: object, wish: Wish) -> tuple[Webhook, ...]:
+    if sent is None:
+        return ()
+    return (Webhook.parse(sent, wish.base, None if context.private_webhooks else check_host),)
+
+
+async def submit(context: Context, submission: Submission, *, fresh: bool = False) -> Submitted:
+    """Submits. A finished task is queued afresh where one of its pictures is gone, or where the client wants it so.
+
+    fresh: with pictures of before this moment it is not content; they stay until the new ones are there.
+    """
+    refuse_while_draining(context)
+    began = time.time()
+    submitted = await context.queue.submit(submission)
+    while submitted.cached is Cached.HIT:
+        task = submitted.task
+        whole = await context.store.holds(task.id, task.images)
+        if whole and not (fresh and task.created_at < began):
+            break
+        submitted = await context.queue.replace(submission, task, keep=whole)
+    return await context.queue.join(submission, submitted)
+
+
+def refuse_while_draining(context: Context) -> None:
+    """Raises Draining."""
     if context.readiness.draining:
         raise Draining(headers={"Retry-After": "5"})
-    submitted = await context.queue.submit(submission)
-    task = submitted.task
-    if submitted.cached is Cached.HIT and not await context.store.holds(task.id, task.images):
-        return await context.queue.replace(submission, task, keep=False)
-    return submitted

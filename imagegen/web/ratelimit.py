@@ -84,6 +84,10 @@ class RateLimits:
         self._general = _rules("general", limits.general, limits.window_s)
         self._generation = _rules("generation", limits.generation, limits.window_s)
 
+    def use(self, port: WindowPort) -> None:
+        """Counts there from now on, in Redis say, which is not connected when the routes are made."""
+        self._port = port
+
     def install(self, app: web.Application) -> None:
         """Put the headers of the budget on every limited answer, event streams too."""
         if self._general or self._generation:

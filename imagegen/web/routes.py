@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from imagegen.web import generate, health, pictures, tasks
+from imagegen.web import batch, changes, events, generate, health, listing, metrics, pictures, stats, tasks
+from imagegen.web.admin import admin_only
 from imagegen.web.ratelimit import RateLimits
+from imagegen.web.v1 import routes as v1
 
 
 def add_routes(app: web.Application, rates: RateLimits) -> None:
     """Every route, each with the budget that it counts against."""
     router = app.router
     router.add_post("/api/images/generate", rates.generation(generate.generate))
+    router.add_post("/api/images/batch", rates.general(batch.batch(rates)))
+    router.add_get("/api/images", rates.general(admin_only(listing.list_tasks)))
+    router.add_get("/api/events", rates.general(events.many_events), allow_head=False)
+    cancel = rates.general(changes.cancel)
     router.add_get("/api/images/{task_id}", rates.general(tasks.get_task))
-    router.add_get("/api/images/{task_id}/{index}", pictures.get_picture)
+    router.add_delete("/api/images/{task_id}", cancel)
+    router.add_post("/api/images/{task_id}/cancel", cancel)
+    router.add_post("/api/images/{task_id}/retry", rates.generation(changes.retry))
+    router.add_get("/api/images/{task_id}/events", rates.general(events.task_events), allow_head=False)
+    router.add_get(r"/api/images/{task_id}/{index:\d+}", pictures.get_picture)
+    router.add_get("/api/stats", rates.general(admin_only(stats.get_stats)))
+    router.add_get("/metrics", admin_only(metrics.get_metrics))
     router.add_get("/api/health", health.api_health)
     router.add_get("/healthz", health.healthz)
     router.add_get("/readyz", health.readyz)
     router.add_get("/", home)
+    v1.add_routes(app, rates)
+    app.on_shutdown.append(events.end_streams)
 
 
 async def home(_request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from loguru import logger
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
 from imagegen.web.edge import answer, dress, fresh_request_id, request_id_of
 from imagegen.web.errors import error_response
+from imagegen.web.presence import tell_gone
 
 KEEPALIVE_S = 130.0
 """Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
@@ -75,7 +76,10 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        request = self._current_request
         super().connection_lost(exc)
+        if request is not None:
+            tell_gone(request)
 
     def handle_error(
         self,

@@ -12,18 +12,27 @@ from imagegen.tasks.task import Task
 from imagegen.web.context import CONTEXT, image_urls
 from imagegen.web.edge import json_response, language
 from imagegen.web.views import not_found_view, task_view
+from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 
 
 async def get_task(request: web.Request) -> web.Response:
-    """The task as it is now; an odd id is one that does not exist."""
-    context = request.app[CONTEXT]
+    """The task as it is now, or when it is finished where that is wanted; an odd id is one that does not exist."""
+    context, wait_s = request.app[CONTEXT], wanted_wait_s(request)
     task = await context.queue.get(request.match_info["task_id"])
     if task is None:
-        return json_response(not_found_view(language(request)), status=404)
+        return not_found(request)
+    if wait_s and not task.state.final:
+        task = await wait_until_final(context, task, wait_s, request)
     view, headers = await describe(request, task)
+    headers |= applied(wait_s)
     if matches(request.headers.get("If-None-Match"), headers["ETag"]):
         return web.Response(status=304, headers=headers)
     return json_response(view, headers=headers)
+
+
+def not_found(request: web.Request) -> web.Response:
+    """The answer of every route about one task that is unknown or expired: the seed's."""
+    return json_response(not_found_view(language(request)), status=404)
 
 
 async def describe(request: web.Request, task: Task) -> tuple[dict[str, Any], dict[str, str]]:

@@ -10,6 +10,7 @@ from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.queue import Cached, Submitted
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
+from imagegen.tasks.webhook import Delivery
 
 TEXTS = {
     "zh": {
@@ -101,7 +102,20 @@ def task_view(
         view["warnings"] = list(task.warnings)
     if task.possibly_billed_twice:
         view["possiblyBilledTwice"] = task.possibly_billed_twice
+    told = [one for one in task.deliveries if not task.state.final or one.webhook.wants(task.state)]
+    if told:
+        view["webhook"] = [_delivery_view(delivery) for delivery in told]
     return view
+
+
+def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+    """Without the query: a task may be shared, and what stands there is often a secret."""
+    return {
+        "url": delivery.webhook.url.partition("?")[0],
+        "status": delivery.status,
+        "attempts": delivery.attempts,
+        "lastStatus": delivery.last_status,
+    }
 
 
 def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from aiohttp import web
 from imagegen.errors import FieldFault, InvalidRequest
 from imagegen.tasks.task import Task
 from imagegen.web.context import Context
+from imagegen.web.presence import is_gone, wake_when_gone
 
 MAX_WAIT_S = 60
 
@@ -24,22 +25,32 @@ def wanted_wait_s(request: web.Request) -> int:
     """
     query = request.query.get("wait")
     if query is not None:
-        if not re.fullmatch(r"\d{1,3}", query) or not 1 <= int(query) <= MAX_WAIT_S:
+        if not re.fullmatch(r"[0-9]{1,3}", query) or not 1 <= int(query) <= MAX_WAIT_S:
             raise InvalidRequest(details=[FieldFault("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
         return int(query)
     found = _PREFER.search(",".join(request.headers.getall("Prefer", ())))
     return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 
-async def wait_until_final(context: Context, task: Task, within_s: float) -> Task:
-    """The task when it is finished, or as it is after `within_s`, or when this service stops."""
+def applied(wait_s: int) -> dict[str, str]:
+    """The header that says how long the client was ready to wait; none where it did not ask."""
+    return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
+
+
+async def wait_until_final(context: Context, task: Task, within_s: float, request: web.Request | None = None) -> Task:
+    """The task when it is finished, or as it is after `within_s`, or when this service stops.
+
+    With its request the wait also ends when the client has left.
+    """
     deadline = asyncio.get_running_loop().time() + within_s
     with context.feed.subscribe([task.id]) as subscription:
+        if request is not None:
+            wake_when_gone(request, subscription.wake)
         task = await context.queue.get(task.id) or task
-        while not task.state.final and not context.readiness.draining:
+        while not (task.state.final or context.readiness.draining or (request is not None and is_gone(request))):
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:
                 break
             for changed in await subscription.changes(left_s):
-                task = changed
+                task = max(task, changed, key=lambda seen: seen.sequence)
     return task

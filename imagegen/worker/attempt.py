@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import orjson
@@ -20,8 +18,11 @@ from imagegen.queue.claims import Claims
 from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.plan import Share, second_shares, shares
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import MAX_AMBIGUOUS, Failed, Lost, Outcome, RetryPolicy, Succeeded
-from imagegen.tasks.task import SENT_PROGRESS, TaskError, image_progress
+from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Standing, Succeeded, Unstarted
+from imagegen.tasks.task import SENT_PROGRESS, Reason, image_progress
+from imagegen.worker.abandon import Abandonable, Abandoned
+from imagegen.worker.pacing import Pacing, Turn
+from imagegen.worker.rules import Rules
 
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
@@ -36,166 +37,246 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """deadline_s: seconds from the submit to the end of the last attempt."""
-
-    policy: RetryPolicy
-    deadline_s: float
-
-
 class Attempts:
-    """Runs claims against one provider."""
+    """Runs claims against one provider. clock: Unix time."""
 
-    def __init__(
-        self,
-        claims: Claims,
-        provider: Provider,
-        keeper: Keeper,
-        rules: Rules,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._claims = claims
-        self._provider = provider
-        self._keeper = keeper
-        self._rules = rules
-        self._clock = clock
+    claims: Claims
+    provider: Provider
+    keeper: Keeper
+    rules: Rules
+    pacing: Pacing
+    clock: Callable[[], float] = field(default=time.time, kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:
-        """One attempt, from the start write to the outcome. Says nothing to the queue but start and checkpoints."""
+        """One attempt, from the wait for its turn to the outcome.
+
+        Says nothing to the queue but that the claim is deferred, its start, checkpoints and progress.
+        """
         while True:
-            if spent := self._spent(claim):
+            if spent := self.rules.spent(claim.task, claim.run, self.clock()):
                 return spent
-            match await self._claims.start(claim):
-                case Start.LOST:
-                    return Lost()
-                case Start.STARTED:
-                    break
-        request = GenerationRequest.restore(orjson.loads(claim.task.request_json))
+            try:
+                with Abandonable(claim):
+                    return await _Attempt(self, claim).run()
+            except Abandoned:
+                return Lost()
+            except _Adopted:
+                continue
+
+
+class _Ended(Exception):
+    """The attempt ends here."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+class _Adopted(Exception):
+    """Another instance had begun the task: what it did is in the claim now, so the attempt is planned anew."""
+
+
+class _Attempt:
+    """begun: the attempt is written and counted; paid_in_vain: an answer was short of what it was asked for."""
+
+    def __init__(self, room: Attempts, claim: Claim) -> None:
+        self._room, self._claim = room, claim
+        self._request = GenerationRequest.restore(orjson.loads(claim.task.request_json))
+        self._model = self._request.model
+        self._untried = [model for model in room.rules.fallback_models if model != self._model]
+        self._refusal: UpstreamError | None = None
+        self._begun = False
+        self._paid_in_vain = False
+
+    async def run(self) -> Outcome:
         try:
-            with _abandonable(claim):
-                await self._collect(claim, request)
+            await self._collect()
+        except _Ended as ended:
+            return ended.outcome
         except UpstreamError as error:
-            return self._judge(claim, error)
+            return self._judge(error)
         except StoreUnavailable as error:
-            logger.bind(taskId=claim.task.id).error("A picture could not be kept: {}", error)
-            return self._judge(claim, UpstreamError("internal_error", "the picture could not be kept", retryable=True))
-        except _Abandoned:
-            return Lost()
-        return self._succeeded(claim, request)
+            logger.bind(taskId=self._claim.task.id).error("A picture could not be kept: {}", error)
+            return self._judge(UpstreamError("internal_error", "the picture could not be kept", retryable=True))
+        missing = len(self._missing)
+        if missing:
+            self._warn(f"only {self._request.n - missing} of {self._request.n} images came")
+        return Succeeded(self._claim.run.images, self._claim.run.warnings)
 
-    def _spent(self, claim: Claim) -> Failed | None:
-        """A task that must not be called for again, whatever its error was."""
-        run, task = claim.run, claim.task
-        if run.ambiguous >= MAX_AMBIGUOUS or run.attempts >= self._rules.policy.max_attempts:
-            return Failed(TaskError("interrupted", "the service stopped while the task ran", retryable=True))
-        if self._clock() >= task.created_at + self._rules.deadline_s:
-            detail = f"the task could not be finished within {self._rules.deadline_s:g} s"
-            return Failed(TaskError("upstream_timeout", detail, retryable=True))
-        return None
+    @property
+    def _places(self) -> set[int]:
+        return {image.index for image in self._claim.run.images}
 
-    async def _collect(self, claim: Claim, request: GenerationRequest) -> None:
-        """Makes the calls that are still needed; what a call leaves out is asked for once more."""
-        per_call = self._provider.max_images_per_call
+    @property
+    def _missing(self) -> set[int]:
+        return set(range(self._request.n)) - self._places
+
+    async def _collect(self) -> None:
+        """Makes the calls that are still needed; what they leave out is asked for once more, and never again."""
+        n, seed, per_call = self._request.n, self._request.seed, self._room.provider.max_images_per_call
         last = None
-        for share in shares(request.n, _places(claim), per_call, request.seed):
-            last = await self._one_share(claim, request, share) or last
-        if len(claim.run.images) < request.n and not claim.run.asked_again:
-            claim.run = replace(claim.run, asked_again=True)
-            for share in second_shares(request.n, _places(claim), per_call, request.seed):
-                last = await self._one_share(claim, request, share) or last
-        if not claim.run.images:
+        if not self._claim.run.asked_again:
+            for share in shares(n, self._places, per_call, seed):
+                last = await self._one_share(share) or last
+        if self._missing:
+            self._change(asked_again=True)
+            sent = {image.seed for image in self._claim.run.images}
+            for share in second_shares(n, self._places, per_call, seed, sent):
+                last = await self._one_share(share) or last
+        if not self._claim.run.images:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without a picture")
 
-    async def _one_share(self, claim: Claim, request: GenerationRequest, share: Share) -> UpstreamError | None:
+    async def _one_share(self, share: Share) -> UpstreamError | None:
         """One call and its pictures. A bad answer is no end yet and is returned: the pictures are asked for again."""
-        try:
-            reply = await self._call(claim, request, share)
-        except UpstreamError as error:
-            if error.code != "upstream_bad_response":
-                raise
-            return error
         fault = None
+        try:
+            reply = await self._call(share)
+        except UpstreamError as error:
+            self._paid_in_vain = True
+            return error
         for index, picture in zip(share.indexes, reply.images, strict=False):
             try:
-                await self._keep(claim, request, index, picture, share.seed)
+                await self._keep(index, picture, share.seed)
             except UpstreamError as error:
                 fault = error
+        if self._missing.intersection(share.indexes):
+            self._paid_in_vain = True
         return fault
 
-    async def _call(self, claim: Claim, request: GenerationRequest, share: Share) -> Reply:
-        """A paid call, repeated at once without the one parameter that the model may refuse."""
+    async def _call(self, share: Share) -> Reply:
+        """A paid call, repeated at once where the model refuses a parameter or is not there.
+
+        Raises UpstreamError for a bad answer, _Ended for all else that brought nothing.
+        """
         while True:
-            if claim.run is not claim.written and not await self._claims.checkpoint(claim, claim.run):
-                raise _Abandoned
-            without = frozenset(claim.run.without)
-            call = Call(request, len(share.indexes), share.indexes[0], share.seed, without)
-            try:
-                watcher = _Watcher(self._claims, claim, request.n, len(share.indexes))
-                reply = await self._provider.generate(call, watcher)
-            except UpstreamError as error:
-                if error.parameter is None or error.parameter in NEEDED_PARAMETERS or without:
-                    raise
-                warning = f"{error.parameter} was left out: the model does not support it"
-                claim.run = replace(claim.run, without=(error.parameter,), warnings=(*claim.run.warnings, warning))
-            else:
-                claim.run = replace(claim.run, warnings=(*claim.run.warnings, *reply.warnings))
-                return reply
+            with await self._turn() as turn:
+                await self._write()
+                watcher = _Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
+                try:
+                    reply = await self._room.provider.generate(self._form(share), watcher)
+                except UpstreamError as error:
+                    self._failed(turn, error)
+                else:
+                    self._room.pacing.answered(turn, reply.limits)
+                    self._warn(*reply.warnings)
+                    if self._model != self._request.model:
+                        self._warn(f"{self._request.model} is not available: {self._model} was used")
+                    return reply
 
-    async def _keep(
-        self, claim: Claim, request: GenerationRequest, index: int, picture: ImageLink | ImageBytes, seed: int | None
-    ) -> None:
+    async def _turn(self) -> Turn:
+        """Waits until the next call may be made."""
+        turn = self._room.pacing.take(self._model)
+        while turn is None:
+            turn = await self._room.pacing.turn(self._model, self._wait_s())
+        return turn
+
+    def _wait_s(self) -> float:
+        """How long to wait before looking again. Raises _Ended where the call is not to be waited for.
+
+        A claim that is not begun waits as pending; an attempt in its midst ends for a rest of the upstream.
+        """
+        room, claim, now = self._room, self._claim, self._room.clock()
+        ends_at = room.rules.ends_at(claim.task)
+        if now >= ends_at:
+            raise _Ended(room.rules.overdue(claim.task))
+        if room.pacing.is_quiet:
+            pause = Retry(0.0, Reason.DRAINING, counts=self._paid_in_vain)
+            raise _Ended(pause if self._begun else Unstarted())
+        blocked = room.pacing.blocked(self._model)
+        if blocked is None:
+            return 0.0
+        if not self._begun:
+            room.claims.defer(claim, *blocked)
+        elif rest := room.pacing.resting(self._model):
+            raise _Ended(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
+        return min(blocked.retry_at, ends_at) - now
+
+    async def _write(self) -> None:
+        """Before each paid call: the first one counts the attempt, the others say how far it has come."""
+        claim, claims = self._claim, self._room.claims
+        if not self._begun:
+            start = await claims.start(claim)
+            if start is Start.ADOPTED:
+                raise _Adopted
+            self._begun = start is Start.STARTED
+        elif claim.run is not claim.written:
+            self._begun = await claims.checkpoint(claim, claim.run)
+        if not self._begun:
+            raise _Ended(Lost())
+
+    def _form(self, share: Share) -> Call:
+        request, without = self._request, frozenset(self._claim.run.without)
+        if self._model != request.model:
+            request = request.model_copy(update={"model": self._model})
+        return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
+
+    def _failed(self, turn: Turn, error: UpstreamError) -> None:
+        """Returns where the call is to be repeated at once in another form; else raises."""
+        bad = error.code == "upstream_bad_response"
+        mended = self._left_out(error) or self._fell_back(error)
+        outcome = None if bad or mended else self._judge(self._refusal or error, upstream_dead=turn.dead)
+        unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
+        self._room.pacing.failed(turn, error, unfinished=unfinished)
+        if outcome:
+            raise _Ended(outcome) from error
+        if bad:
+            raise error
+
+    def _left_out(self, error: UpstreamError) -> bool:
+        """Whether the one parameter that the model may refuse is left out from now on."""
+        if error.parameter is None or error.parameter in NEEDED_PARAMETERS or self._claim.run.without:
+            return False
+        self._change(without=(error.parameter,))
+        self._warn(f"{error.parameter} was left out: the model does not support it")
+        return True
+
+    def _fell_back(self, error: UpstreamError) -> bool:
+        """Whether there is another model to try; if not, the refusal of the first one is what counts."""
+        if error.code != "model_not_available":
+            self._refusal = None
+            return False
+        self._refusal = self._refusal or error
+        if not self._untried:
+            return False
+        self._model = self._untried.pop(0)
+        return True
+
+    async def _keep(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> None:
+        claim, claims, wanted = self._claim, self._room.claims, self._request.n
         kept = len(claim.run.images)
-        self._claims.progress(claim, image_progress(kept + 1, kept, request.n))
-        stored = await self._keeper.keep(claim.task.id, index, picture, seed)
-        images = tuple(sorted((*claim.run.images, stored), key=lambda image: image.index))
-        claim.run = replace(claim.run, images=images)
-        self._claims.progress(claim, image_progress(kept + 1, kept + 1, request.n))
+        claims.progress(claim, image_progress(kept + 1, kept, wanted))
+        stored = await self._room.keeper.keep(claim.task.id, index, picture, seed)
+        self._change(images=tuple(sorted((*claim.run.images, stored), key=lambda image: image.index)))
+        claims.progress(claim, image_progress(kept + 1, kept + 1, wanted))
 
-    def _succeeded(self, claim: Claim, request: GenerationRequest) -> Succeeded:
-        warnings = claim.run.warnings
-        if len(claim.run.images) < request.n:
-            warnings += (f"only {len(claim.run.images)} of {request.n} images came",)
-        return Succeeded(claim.run.images, warnings)
+    def _change(self, **changes: object) -> None:
+        """How far the attempt has come; written before the next paid call."""
+        self._claim.run = replace(self._claim.run, **changes)  # type: ignore[arg-type]
 
-    def _judge(self, claim: Claim, error: UpstreamError) -> Outcome:
+    def _warn(self, *warnings: str) -> None:
+        known = self._claim.run.warnings
+        if new := [warning for warning in warnings if warning not in known]:
+            self._change(warnings=(*known, *new))
+
+    def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
+        claim, room = self._claim, self._room
         if error.ambiguous:
-            claim.run = replace(claim.run, ambiguous=claim.run.ambiguous + 1)
-        outcome = self._rules.policy.judge(
-            error,
+            self._change(ambiguous=claim.run.ambiguous + 1)
+        standing = Standing(
             attempts=claim.run.attempts,
             ambiguous=claim.run.ambiguous,
-            left_s=claim.task.created_at + self._rules.deadline_s - self._clock(),
-            random=random.random,
+            left_s=room.rules.ends_at(claim.task) - room.clock(),
+            upstream_dead=upstream_dead,
+            paid_in_vain=self._paid_in_vain,
         )
+        outcome = room.rules.policy.judge(error, standing, random.random)
         log = logger.bind(taskId=claim.task.id, attempt=claim.run.attempts)
         log.info("The attempt brought {}: {}", error.code, outcome)
         return outcome
 
 
-class _Abandoned(Exception):
-    """The claim was lost in the middle of the attempt."""
-
-
-@contextmanager
-def _abandonable(claim: Claim) -> Iterator[None]:
-    """What is inside is dropped at once when the claim is lost."""
-    task, inside = asyncio.current_task(), True
-
-    def abandon() -> None:
-        if inside and task:
-            task.cancel()
-
-    claim.abandon = abandon
-    try:
-        yield
-    except asyncio.CancelledError:
-        if claim.lost and task and task.uncancel() == 0:
-            raise _Abandoned from None
-        raise
-    finally:
-        inside = False
-        claim.abandon = None
+def _resting(reason: Reason, for_s: float) -> UpstreamError:
+    return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)
 
 
 @dataclass(slots=True)
@@ -214,7 +295,3 @@ class _Watcher:
         kept = len(self.claim.run.images)
         received = kept + self.count * min(max(fraction, 0.0), 1.0)
         self.claims.progress(self.claim, image_progress(received, kept, self.wanted))
-
-
-def _places(claim: Claim) -> set[int]:
-    return {image.index for image in claim.run.images}

@@ -1,22 +1,232 @@
-"""Owns when calls may be made: a rate limit that the upstream told pauses every loop."""
+"""Owns when calls may be made: evenly spaced, and never against what the upstream said or shows of itself."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from loguru import logger
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.tasks.retry import never_reached
+from imagegen.tasks.task import Reason
+from imagegen.worker.breaker import FAILING_TASKS, UNREACHED_CALLS, Gate, Streaks, Tempo
+
+_MANY_MODELS = 200
+
+
+class Blocked(NamedTuple):
+    """Why no call may be made now, and the Unix time at which one may be, at the earliest."""
+
+    reason: Reason
+    retry_at: float
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """The right to make one call, until it is closed."""
+
+    pacing: Pacing
+    model: str
+    places: tuple[tuple[Gate, int], ...]
+    closed: bool = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether the upstream was found dead: what fails now is no attempt."""
+        return any(gate.dead for gate, _ in self.places)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.pacing.left(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    model: str
+    until: float
+    turn: asyncio.Future[Turn | None]
 
 
 class Pacing:
-    """One for each provider."""
+    """One for each provider. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time."""
 
-    def __init__(self) -> None:
-        self._paused_until = 0.0
+    def __init__(
+        self,
+        *,
+        rate_per_min: float | None = None,
+        tempo: Tempo | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._interval_s = 60.0 / rate_per_min if rate_per_min else 0.0
+        self._next_at = 0.0
+        self._tempo = tempo or Tempo()
+        self._clock = clock
+        self._wall = wall
+        self._upstream = Gate(self._tempo)
+        self._models: dict[str, Gate] = {}
+        self._streaks = Streaks()
+        self._unreached = 0
+        self._waiters: list[_Waiter] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_quiet = False
 
-    def pause(self, seconds: float) -> None:
-        """No call starts for so long; a longer pause that runs already stands."""
-        self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
+    def take(self, model: str) -> Turn | None:
+        """The turn for one call, if it may be made now."""
+        self._dispatch()
+        now = self._clock()
+        return self._give(model, now) if self._opens_at(model, now) <= now else None
 
-    async def ready(self) -> None:
-        """Waits until a call may be made."""
-        loop = asyncio.get_running_loop()
-        while (left_s := self._paused_until - loop.time()) > 0:  # noqa: ASYNC110 - it is time that is waited for
-            await asyncio.sleep(left_s)
+    async def turn(self, model: str, at_most_s: float) -> Turn | None:
+        """Waits for a turn, in order of asking. None once the time is over or `quiet` was said."""
+        if turn := self.take(model):
+            return turn
+        if self.is_quiet:
+            return None
+        waiter = _Waiter(model, self._clock() + at_most_s, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            self._dispatch()
+            return await waiter.turn
+        except asyncio.CancelledError:
+            if not waiter.turn.cancelled() and (turn := waiter.turn.result()):
+                turn.close()
+            raise
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def quiet(self) -> None:
+        """Nobody waits any longer."""
+        self.is_quiet = True
+        for waiter in self._waiters:
+            if not waiter.turn.done():
+                waiter.turn.set_result(None)
+        self._waiters.clear()
+
+    def blocked(self, model: str) -> Blocked | None:
+        """Why a call for this model can't be made now; None where nothing stands in its way."""
+        now = self._clock()
+        resting = self._resting(model, now)
+        if self._next_at > max(now, resting[0] if resting else 0.0):
+            return self._said(Reason.UPSTREAM_RATE_LIMITED, self._next_at, now)
+        return self._said(resting[1], resting[0], now) if resting else None
+
+    def resting(self, model: str) -> Blocked | None:
+        """The same, only where the upstream is the reason and not just for a moment."""
+        now = self._clock()
+        resting = self._resting(model, now)
+        if resting is None or resting[0] - now <= self._tempo.step_s:
+            return None
+        return self._said(resting[1], resting[0], now)
+
+    def answered(self, turn: Turn, limits: UpstreamLimits) -> None:
+        """A call brought an answer."""
+        now = self._clock()
+        self._unreached = 0
+        self._alive(turn, now)
+        if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
+            self._gate(turn.model).hold(now, limits.reset_s)
+
+    def failed(self, turn: Turn, error: UpstreamError, *, unfinished: str | None) -> None:
+        """A call brought none; `unfinished` is the id of its task where that goes on."""
+        now, gate = self._clock(), self._gate(turn.model)
+        if never_reached(error):
+            self._unreached += 1
+            if self._unreached >= UNREACHED_CALLS and self._upstream.die(now):
+                logger.warning("The upstream can't be reached; it is asked every {:g} s", self._tempo.probe_s)
+            return
+        self._unreached = 0
+        self._upstream.alive(now, turn.places[0][1])
+        if error.code == "upstream_rate_limited":
+            pause_s = self._tempo.probe_s if error.retry_after_s is None else error.retry_after_s
+            if gate.rest(now, pause_s, Reason.UPSTREAM_RATE_LIMITED):
+                logger.warning("The upstream's rate limit is reached for {}", turn.model)
+        elif error.status is not None and error.status < 500:
+            self._alive(turn, now)
+        elif error.retryable and unfinished:
+            failing = self._streaks.failed(unfinished, turn.model)
+            if failing >= FAILING_TASKS and gate.die(now):
+                logger.warning("The upstream is dead for {}; it is asked every {:g} s", turn.model, self._tempo.probe_s)
+
+    def finished(self, task_id: str) -> None:
+        """A task is no more."""
+        self._streaks.finished((task_id,))
+
+    def left(self, turn: Turn) -> None:
+        """A turn was closed; others may have waited for that."""
+        for gate, period in turn.places:
+            gate.leave(period)
+        self._dispatch()
+
+    def _alive(self, turn: Turn, now: float) -> None:
+        self._streaks.alive(turn.model)
+        for gate, period in turn.places:
+            if gate.alive(now, period):
+                logger.info("The upstream takes calls again")
+
+    def _gate(self, model: str) -> Gate:
+        """Any id may be asked for, so those that nothing is known of are forgotten when there are many."""
+        gate = self._models.get(model)
+        if gate is None:
+            if len(self._models) >= _MANY_MODELS:
+                now = self._clock()
+                self._models = {name: known for name, known in self._models.items() if not known.idle(now)}
+            gate = self._models[model] = Gate(self._tempo)
+        return gate
+
+    def _gates(self, model: str) -> tuple[Gate, ...]:
+        gate = self._models.get(model)
+        return (self._upstream, gate) if gate else (self._upstream,)
+
+    def _opens_at(self, model: str, now: float) -> float:
+        return max(self._next_at, *(gate.opens_at(now) for gate in self._gates(model)))
+
+    def _give(self, model: str, now: float) -> Turn:
+        self._next_at = max(self._next_at, now) + self._interval_s
+        return Turn(self, model, tuple((gate, gate.enter(now)) for gate in (self._upstream, self._gate(model))))
+
+    def _resting(self, model: str, now: float) -> tuple[float, Reason] | None:
+        """When the upstream lets a call in, and what stands in the way until then."""
+        opens_at, reason = max((gate.opens_at(now), gate.reason) for gate in self._gates(model))
+        return (opens_at, reason) if opens_at > now else None
+
+    def _said(self, reason: Reason, at: float, now: float) -> Blocked:
+        wait_s = self._tempo.probe_s if at == math.inf else at - now
+        return Blocked(reason, self._wall() + wait_s)
+
+    def _dispatch(self) -> None:
+        """Gives turns to those who wait, in order, and looks again when the next may be given."""
+        if not self._waiters:
+            return
+        now, wake_at = self._clock(), math.inf
+        for waiter in tuple(self._waiters):
+            opens_at = self._opens_at(waiter.model, now)
+            if waiter.turn.done():
+                self._waiters.remove(waiter)
+            elif min(opens_at, waiter.until) <= now:
+                self._waiters.remove(waiter)
+                waiter.turn.set_result(self._give(waiter.model, now) if opens_at <= now else None)
+            else:
+                wake_at = min(wake_at, opens_at, waiter.until)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if wake_at < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(wake_at - now, 0.0), self._dispatch)

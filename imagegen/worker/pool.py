@@ -12,14 +12,14 @@ from loguru import logger
 from imagegen.queue.claim import Claim
 from imagegen.queue.claims import Claims
 from imagegen.tasks import task as edges
-from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded
-from imagegen.tasks.task import Reason, TaskError
+from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded, Unstarted
+from imagegen.tasks.task import Task, TaskError
 from imagegen.worker.attempt import Attempts
 from imagegen.worker.pacing import Pacing
 
 
 class Pool:
-    """`concurrency` loops, so that many calls at once and no more."""
+    """`concurrency` loops, so that many calls at once and no more. working: the claims in their hands."""
 
     def __init__(
         self,
@@ -38,53 +38,89 @@ class Pool:
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
+        self._aside: set[Claim] = set()
+        self.working: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:
         """Starts the loops; they end only after `drain`."""
         self._loops = [asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(self._concurrency)]
         return self._loops
 
-    async def drain(self, deadline_s: float) -> None:
-        """Quiet, wait for what runs, then hand the rest back."""
+    def quiet(self) -> None:
+        """No loop takes a claim or starts a call any more."""
         self._claims.quiet()
+        self._pacing.quiet()
+
+    async def finish(self, within_s: float) -> None:
+        """Waits for the loops to end what they do, after `quiet`."""
         if self._loops:
-            _, running = await asyncio.wait(self._loops, timeout=deadline_s)
-            for loop in running:
-                loop.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.wait(self._loops, timeout=within_s)
+
+    async def stop(self) -> None:
+        """Breaks off what still runs."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
 
     async def _loop(self) -> None:
-        while True:
-            await self._pacing.ready()
-            claim = await self._claims.claim()
-            if claim is None:
-                return
-            await self._work(claim)
+        while (claim := await self._claims.claim()) is not None:
+            if not self._set_aside(claim):
+                self.working.add(claim)
+                try:
+                    await self._settle(claim, await self._outcome(claim))
+                finally:
+                    self.working.discard(claim)
 
-    async def _work(self, claim: Claim) -> None:
+    def _set_aside(self, claim: Claim) -> bool:
+        """Whether it gave up its slot because its model rests: so others get theirs, up to as many as there are slots.
+
+        No loop takes more than that, so that other instances are not starved; the others wait in their slots.
+        """
+        self._aside = {other for other in self._aside if other is not claim and not other.lost}
+        rest = self._pacing.resting(claim.task.model)
+        if (
+            rest is None
+            or len(self._aside) >= self._concurrency
+            or rest.retry_at >= self._attempts.rules.ends_at(claim.task)
+        ):
+            return False
+        self._aside.add(claim)
+        self._claims.set_aside(claim, *rest)
+        return True
+
+    async def _outcome(self, claim: Claim) -> Outcome:
         try:
-            outcome = await self._attempts.run(claim)
+            return await self._attempts.run(claim)
         except Exception:  # noqa: BLE001 - one task may fail in ways nobody thought of; the pool lives on
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
-            outcome = Failed(TaskError("internal_error", "internal error", retryable=True))
-        await self._settle(claim, outcome)
+            return Failed(TaskError("internal_error", "internal error", retryable=True))
 
     async def _settle(self, claim: Claim, outcome: Outcome) -> None:
-        now, task = self._clock(), claim.task
-        task = replace(task, possibly_billed_twice=claim.run.ambiguous)
-        log = logger.bind(taskId=task.id, attempt=claim.run.attempts)
+        try:
+            await self._say(claim, outcome)
+        except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
+            logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
+            self._claims.drop(claim)
+
+    async def _say(self, claim: Claim, outcome: Outcome) -> None:
+        now, ttl_s = self._clock(), self._result_ttl_s
+        task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
         match outcome:
+            case Unstarted():
+                pass
             case Lost():
+                self._pacing.finished(task.id)
                 self._claims.drop(claim)
             case Retry():
-                if outcome.reason is Reason.UPSTREAM_RATE_LIMITED:
-                    self._pacing.pause(outcome.delay_s)
                 claim.task = task
                 await self._claims.retry(claim, outcome)
-            case Failed():
-                await self._claims.finish(claim, edges.failed(task, outcome.error, now=now, ttl_s=self._result_ttl_s))
-                log.info("The task failed: {}", outcome.error.code)
-            case Succeeded():
-                done = edges.completed(task, outcome.images, outcome.warnings, now=now, ttl_s=self._result_ttl_s)
-                await self._claims.finish(claim, done)
-                log.info("The task is complete")
+            case Failed(error):
+                await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
+            case Succeeded(images, warnings):
+                await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+
+    async def _finish(self, claim: Claim, final: Task) -> None:
+        self._pacing.finished(final.id)
+        stands = await self._claims.finish(claim, final)
+        log = logger.bind(taskId=final.id, attempt=claim.run.attempts)
+        log.info("{}{}", stands.state, f": {stands.error.code}" if stands.error else "")

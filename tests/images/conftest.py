@@ -1,17 +1,59 @@
-"""Pictures for the tests of the image room."""
+"""Pictures for the tests of the image room, and a real S3 server to keep them in."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 from PIL import Image
 
+from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import CheckedImage
 
 MakePicture = Callable[..., CheckedImage]
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """A local server that speaks S3 over HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_url: str) -> Bucket:
+    """An empty bucket."""
+    bucket = Bucket(f"pictures{next(_numbers)}", "a-key", "a-secret", endpoint=s3_url)
+    outside(bucket).create_bucket(Bucket=bucket.name)
+    return bucket
+
+
+@pytest.fixture
+def outside_s3(bucket: Bucket):
+    return outside(bucket)
+
+
+def outside(bucket: Bucket):
+    """A client of Amazon's own, to look at the bucket from outside."""
+    from botocore.session import Session
+
+    return Session().create_client(
+        "s3",
+        "us-east-1",
+        endpoint_url=bucket.endpoint,
+        aws_access_key_id=bucket.access_key_id,
+        aws_secret_access_key=bucket.secret_access_key,
+    )
 
 
 @pytest.fixture

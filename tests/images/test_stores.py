@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from imagegen.images.cached import BytesPort, CachedStore
 from imagegen.images.disk import DiskStore
+from imagegen.images.s3 import S3Bytes
 from imagegen.images.store import CheckedImage, ImageStore
+from imagegen.queue.bytes import RedisBytes
+from imagegen.queue.connection import Connection
+from imagegen.queue.keys import Keys
 from imagegen.tasks.image import StoredImage
 
 Open = Callable[..., Awaitable[ImageStore]]
@@ -24,19 +29,61 @@ TASK = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
 
 
-async def open_disk(tmp_path: Path, max_bytes: int) -> ImageStore:
-    return DiskStore(tmp_path / "images", max_bytes)
+class Disk:
+    """One folder, which all instances share."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.folder = request.getfixturevalue("tmp_path") / "images"
+
+    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
+        return DiskStore(self.folder, max_bytes)
 
 
-BACKINGS = {"disk": open_disk}
+class Away:
+    """A port behind an instance's own small cache, which holds no more than the newest picture."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.folder = request.getfixturevalue("tmp_path")
+        self.numbers = itertools.count()
+
+    def cached(self, port: BytesPort) -> ImageStore:
+        return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1), patience_s=0)
+
+
+class InRedis(Away):
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        super().__init__(request)
+        self.url, self.keys = request.getfixturevalue("redis_url"), Keys(request.getfixturevalue("prefix"))
+
+    def open(self, max_bytes: int, stack: AsyncExitStack) -> ImageStore:
+        connection = Connection(self.url)
+        stack.push_async_callback(connection.close)
+        return self.cached(RedisBytes(connection, self.keys, max_bytes))
+
+
+class InBucket(Away):
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        super().__init__(request)
+        self.bucket = request.getfixturevalue("bucket")
+
+    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
+        return self.cached(S3Bytes(self.bucket, max_bytes=max_bytes, life_s=600.0))
+
+
+BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket}
 
 
 @pytest.fixture(params=BACKINGS)
-async def open_store(request: pytest.FixtureRequest, tmp_path: Path):
+def beneath(request: pytest.FixtureRequest):
+    return BACKINGS[request.param](request)
+
+
+@pytest.fixture
+async def open_store(beneath: Disk | InRedis | InBucket):
     async with AsyncExitStack() as stack:
 
         async def open_one(max_bytes: int = 10_000_000) -> ImageStore:
-            store = await BACKINGS[request.param](tmp_path, max_bytes)
+            store = beneath.open(max_bytes, stack)
             await store.start()
             stack.push_async_callback(store.close)
             return store

@@ -81,8 +81,15 @@ async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
         await ports[index % 2].put(TASK, image, bytes(240), later())
     there = [await ports[0].holds(TASK, [image]) for image in images]
     await other.close()
-    assert there == [False] * 5 + [True] * 3  # 4 are over the cap's fifteen sixteenths, to which it comes down
-    assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 3
+    assert there == [False] * 4 + [True] * 4
+    assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 4
+
+
+async def test_making_room_leaves_some_for_the_next(connection: Connection, prefix: str) -> None:
+    port = RedisBytes(connection, Keys(prefix), 1600)
+    for index in range(33):
+        await port.put(TASK, picture(index, 50), bytes(50), later())
+    assert await connection.commands.zcard(Keys(prefix).pictures) == 1 + 30
 
 
 async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str) -> None:
@@ -109,14 +116,29 @@ async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
     port = RedisBytes(connection, Keys(prefix), 1000)
     for index in range(2):
         await port.put(TASK, picture(index, 9), bytes(9), time.time() + 60 + index)
+    spent = connection.meter.commands
     await connection.commands.config_resetstat()
+    spent.clear()
     await port.put(TASK, picture(2, 9), bytes(9), later())
     assert await billed(connection) == {"evalsha": 1, "zadd": 1, "zincrby": 1, "set": 1}
+    assert spent == {"pictures": 4}
     await connection.commands.config_resetstat()
     assert await port.get(TASK, picture(2, 9)) == bytes(9)
     assert await port.holds(TASK, [picture(index, 9) for index in range(3)])
     await port.extend(TASK, [picture(2, 9)], later())
     assert await billed(connection) == {"get": 1, "exists": 1, "pexpireat": 1}
+    assert spent == {"pictures": 7}
+
+
+async def test_making_room_is_metered_too(connection: Connection, prefix: str) -> None:
+    port = RedisBytes(connection, Keys(prefix), 1000)
+    for index in range(220):
+        await port.put(TASK, picture(index, 4), bytes(4), time.time() + 60 - index / 10)
+    await connection.commands.config_resetstat()
+    connection.meter.commands.clear()
+    await port.put(TASK, picture(220, 990), bytes(990), later() - 30)
+    assert sum((await billed(connection)).values()) == connection.meter.commands["pictures"]
+    assert await connection.commands.zcard(Keys(prefix).pictures) == 2
 
 
 async def billed(connection: Connection) -> dict[str, int]:

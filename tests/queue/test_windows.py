@@ -14,7 +14,7 @@ from imagegen.queue.keys import Keys
 from imagegen.queue.windows import RedisWindows, Standing, Window
 from imagegen.web.windows import WindowPort
 
-MakeWindows = Callable[[], RedisWindows]
+MakeWindows = Callable[..., RedisWindows]
 
 
 @pytest.fixture
@@ -26,12 +26,13 @@ async def connection(redis_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def make_windows(redis_url: str, prefix: str) -> AsyncIterator[MakeWindows]:
-    """Each call makes another instance's."""
+    """Each call makes another instance's; a connection may be given."""
     async with AsyncExitStack() as stack:
 
-        def make() -> RedisWindows:
-            connection = Connection(redis_url)
-            stack.push_async_callback(connection.close)
+        def make(connection: Connection | None = None) -> RedisWindows:
+            if connection is None:
+                connection = Connection(redis_url)
+                stack.push_async_callback(connection.close)
             return RedisWindows(connection, Keys(prefix))
 
         yield make
@@ -114,15 +115,18 @@ async def test_a_window_that_makes_no_sense_counts_as_empty(
 
 
 async def test_hits_of_one_turn_share_their_commands(connection: Connection, make_windows: MakeWindows) -> None:
-    windows = make_windows()
+    windows, spent = make_windows(connection), connection.meter.commands
     window, other = ("general:a", 50, 60.0), ("generation:a", 9, 60.0)
     await windows.hit([window], 1)
     await connection.commands.config_resetstat()
+    spent.clear()
     await asyncio.gather(*(windows.hit([window, other], 1) for _ in range(5)))
     assert await billed(connection) == {"evalsha": 1, "time": 1, "mget": 1, "set": 2}
+    assert spent == {"limits": 5}
     await connection.commands.config_resetstat()
     await windows.hit([other], 5)
     assert await billed(connection) == {"evalsha": 1, "time": 1, "mget": 1}
+    assert spent == {"limits": 8}
 
 
 async def billed(connection: Connection) -> dict[str, int]:

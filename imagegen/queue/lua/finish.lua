@@ -1,15 +1,26 @@
 -- Writes final records. Whoever deletes a task's entry has finished it; one that comes late finds the entry gone
--- and is refused, unless nobody else finished this generation.
+-- and is refused, unless nobody else finished this generation. What webhooks wait for goes into the outbox with it.
 --
 -- The first write is a deletion, so that a paid result is stored even when Redis is out of memory.
 --
--- KEYS  1 stream; then one record a task
--- ARGV  1 group; 2 life of the records in ms; then three a task: entry id, generation, record
--- returns one answer a task: '' stored, else the record that stands
-local stream, group = KEYS[1], ARGV[1]
-local done, answers = {}, {}
-for i = 0, #KEYS - 2 do
-  local record, at = KEYS[i + 2], 3 + i * 3
+-- KEYS  1 stream; 2 outbox; then two a task: record, hooks
+-- ARGV  1 group; 2 life of the records in ms; 3 when the outbox falls due, Unix ms;
+--       then five a task: entry id, generation, record, its name in the outbox, '1' if it brought webhooks along
+-- returns two a task: '' stored, else the record that stands; the hooks where webhooks joined, else ''
+local stream, outbox, group = KEYS[1], KEYS[2], ARGV[1]
+local done, due, answers = {}, {}, {}
+
+local function store(record, value)
+  local before = redis.pcall('SET', record, value, 'PX', ARGV[2], 'GET')
+  if type(before) == 'table' then -- something foreign was there, which has no place here
+    redis.call('SET', record, value, 'PX', ARGV[2])
+    return ''
+  end
+  return before or ''
+end
+
+for i = 0, (#KEYS - 2) / 2 - 1 do
+  local record, hooks, at = KEYS[i * 2 + 3], KEYS[i * 2 + 4], 4 + i * 5
   local entry, generation, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local stands
   if redis.call('XDEL', stream, entry) == 0 then
@@ -23,12 +34,18 @@ for i = 0, #KEYS - 2 do
     end
   end
   if stands then
-    answers[i + 1] = stands
+    answers[i + 1] = {stands, ''}
   else
-    redis.call('SET', record, value, 'PX', ARGV[2])
-    answers[i + 1] = ''
+    local joined = string.match(store(record, value), '^[^\n]* %+\n') and redis.pcall('GET', hooks)
+    if type(joined) ~= 'string' then joined = '' end
+    if joined ~= '' or ARGV[at + 4] == '1' then
+      due[#due + 1] = ARGV[3]
+      due[#due + 1] = ARGV[at + 3]
+    end
+    answers[i + 1] = {'', joined}
   end
   done[#done + 1] = entry
 end
+if #due > 0 then redis.pcall('ZADD', outbox, unpack(due)) end
 redis.pcall('XACK', stream, group, unpack(done))
 return answers

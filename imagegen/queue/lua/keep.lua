@@ -14,7 +14,7 @@ local total = -tonumber(redis.call('ZINCRBY', index, -size, 'total'))
 if ARGV[7] == '1' or total == size then redis.call('PEXPIREAT', index, ARGV[6]) end
 if total <= tonumber(ARGV[4]) then return {} end
 
-local floor, freed, taken = tonumber(ARGV[5]), 0, {}
+local floor, freed, taken = math.max(tonumber(ARGV[5]), size), 0, {}
 while total - freed > floor do
   local out = {}
   for _, oldest in ipairs(redis.call('ZRANGE', index, 1, 100)) do

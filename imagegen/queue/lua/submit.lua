@@ -29,7 +29,7 @@ end
 local function judge(known, generation, digest, replaced, version)
   if type(known) == 'table' then return 'unreadable' end
   local their_version, state, their_entry, their_generation, sequence, their_digest =
-    string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)\n')
+    string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)[ +]*\n')
   if not state then return 'unreadable' end
   if tonumber(their_version) > tonumber(version) then return 'newer' end
   if their_digest ~= digest then return 'collision' end

@@ -1,0 +1,97 @@
+"""Owns the queue without HTTP and without a provider: this process submits, and loops claim, start and finish."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from imagegen.queue.claim import Start
+from imagegen.queue.connection import Connection
+from imagegen.queue.queue import Submission
+from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+
+IN_FLIGHT = 50
+_PICTURE = (StoredImage(0, "image/png", 1, 512, 512, "a" * 64),)
+_TTL_S = 600.0
+_numbers = itertools.count()
+
+
+def submissions(count: int) -> list[Submission]:
+    """Distinct ones."""
+    names = [b"%d" % next(_numbers) for _ in range(count)]
+    return [
+        Submission(hashlib.md5(name).hexdigest(), hashlib.sha256(name).hexdigest()[:32], "m", b'{"prompt":"%b"}' % name)
+        for name in names
+    ]
+
+
+class Work:
+    """What the loops do with a claim: nothing, or wait `takes_s`. started_at: when each task's attempt began."""
+
+    def __init__(self, room: QueueRoom, takes_s: float) -> None:
+        self._claims = room.claims
+        self._takes_s = takes_s
+        self.started_at: dict[str, float] = {}
+        self.finished = 0
+        self._changed = asyncio.Event()
+
+    async def loop(self) -> None:
+        claims = self._claims
+        while (claim := await claims.claim()) is not None:
+            if await claims.start(claim) is not Start.STARTED:
+                raise RuntimeError("a claim was lost")
+            self.started_at[claim.task.id] = time.perf_counter()
+            if self._takes_s:
+                await asyncio.sleep(self._takes_s)
+            await claims.finish(claim, edges.completed(claim.task, _PICTURE, (), now=time.time(), ttl_s=_TTL_S))
+            self.finished += 1
+            self._changed.set()
+
+    async def until_finished(self, count: int) -> None:
+        while self.finished < count:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+@asynccontextmanager
+async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIterator[tuple[QueueRoom, Work]]:
+    """A queue of its own with its side loops and so many workers, warmed up by one task."""
+    connection = Connection(url)
+    rules = QueueRules(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
+    room = open_queue(connection, rules, instance="bench")
+    work = Work(room, takes_s)
+    loops = [asyncio.create_task(loop) for loop in room.loops().values()]
+    loops += [asyncio.create_task(work.loop()) for _ in range(concurrency)]
+    try:
+        await room.queue.submit(submissions(1)[0])
+        await work.until_finished(1)
+        work.finished = 0
+        work.started_at.clear()
+        yield room, work
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await connection.close()
+
+
+async def submit_all(room: QueueRoom, wanted: Iterable[Submission]) -> None:
+    """Submits with so many in flight."""
+    left = iter(wanted)
+
+    async def submitter() -> None:
+        for submission in left:
+            await room.queue.submit(submission)
+
+    await asyncio.gather(*(submitter() for _ in range(IN_FLIGHT)))
+
+
+def run(main: Callable[[], object]) -> object:
+    """In a fresh event loop."""
+    return asyncio.run(main())  # type: ignore[arg-type]

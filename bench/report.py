@@ -1,0 +1,77 @@
+"""Owns what a benchmark prints: tables, and the spread of repeated measurements."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much is measured.
+
+    runs: of each timed figure; full: the long windows; tiny: so little that only the working is shown (for tests);
+    peers: measure other queues beside it.
+    """
+
+    runs: int = 3
+    full: bool = False
+    tiny: bool = False
+    peers: bool = False
+
+    def count(self, tiny: int, quick: int, full: int | None = None) -> int:
+        """A number of tasks or seconds for this amount of measuring."""
+        return tiny if self.tiny else (full or quick) if self.full else quick
+
+    @property
+    def flags(self) -> str:
+        """As the command line that makes the same table."""
+        flags = (" --tiny" if self.tiny else "") + (" --full" if self.full else "")
+        return flags + (f" --runs {self.runs}" if self.runs != 3 else "")
+
+
+class Table:
+    """Rows of text under a title; printed by `show`."""
+
+    def __init__(self, title: str, *columns: str) -> None:
+        self._title = title
+        self._rows: list[Sequence[str]] = [columns]
+
+    def add(self, *cells: object) -> None:
+        self._rows.append([str(cell) for cell in cells])
+
+    def show(self, command: str, *notes: str) -> None:
+        widths = [max(len(row[i]) for row in self._rows) for i in range(len(self._rows[0]))]
+        print(f"\n{self._title}")
+        for number, row in enumerate(self._rows):
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            if number == 0:
+                print("  " + "  ".join("-" * width for width in widths))
+        for note in notes:
+            print(f"  {note}")
+        print(f"  $ {command}", flush=True)
+
+
+def command(name: str, options: Options) -> str:
+    """What made a table."""
+    return ("PEERS=1 " if options.peers else "") + f"python -m bench {name}{options.flags}"
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """Least / median / most."""
+    return " / ".join(format(value, form) for value in (min(values), statistics.median(values), max(values)))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def machine() -> str:
+    """What it was measured on."""
+    load = os.getloadavg()[0]
+    python = f"Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {python}, load average {load:.2f} at start"

@@ -1,0 +1,200 @@
+"""Owns the processes that a benchmark needs beside itself: a Redis server, and whatever else it starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import redis
+
+from imagegen.queue.embedded import find_binary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NOT_COUNTED = frozenset({"auth", "hello", "client", "info", "ping", "config", "memory", "select", "command", "dbsize"})
+"""Free at Upstash, or ours and not the service's."""
+
+
+class RedisServer:
+    """A server of our own on a free loopback port, without persistence."""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
+        self.port = free_port()
+        binary = find_binary()
+        self.name = str(binary)
+        self._child = subprocess.Popen(
+            [binary.path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            cwd=self._folder.name,
+            stdout=subprocess.DEVNULL,
+        )
+        self.client = redis.Redis(port=self.port, protocol=2)
+        _until(self._answers, 5.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._child.terminate()
+        self._child.wait()
+        self._folder.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def empty(self) -> None:
+        self.client.flushall()
+
+    def calls(self) -> dict[str, int]:
+        """How often each command ran, those inside of scripts too."""
+        counts: dict[str, int] = {}
+        for name, stats in self.client.info("commandstats").items():
+            kind = name.removeprefix("cmdstat_").split("|")[0]
+            if kind not in NOT_COUNTED:
+                counts[kind] = counts.get(kind, 0) + int(stats["calls"])
+        return counts
+
+    def used_bytes(self) -> int:
+        return int(self.client.info("memory")["used_memory"])
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+class Child:
+    """A process of ours; `env` is added to an environment that has none of imagegen's settings."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, *, log: IO[str] | None = None) -> None:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=kept | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log or subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with ExitStack() as pipes:
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipes.enter_context(pipe)
+            self.process.terminate()
+            try:
+                self.process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def line(self) -> str:
+        """The next line of its output. Raises RuntimeError where it ended instead."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args!r} ended with code {self.process.wait(10.0)}")
+        return line.strip()
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it took so far."""
+        return cpu_s(self.process.pid)
+
+    @property
+    def rss_bytes(self) -> int:
+        shown = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(self.process.pid)], capture_output=True, text=True, check=True
+        )
+        return int(shown.stdout) * 1024
+
+
+class Service(Child):
+    """imagegen itself, as `python run.py` starts it, on a free port and with a data folder of its own."""
+
+    def __init__(self, redis_url: str | None = None, **settings: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
+        self.port = free_port()
+        env = {"PORT": str(self.port), "DATA_DIR": self._folder.name, "LOG_LEVEL": "WARNING"}
+        env |= {"RATE_LIMIT_MAX": "0", "IMAGE_RATE_LIMIT_MAX": "0", "MAX_QUEUE": "10000000"}
+        if redis_url:
+            env["REDIS_URL"] = redis_url
+        self.began_at = time.monotonic()
+        super().__init__([sys.executable, "run.py"], env | settings)
+
+    def __enter__(self) -> Self:
+        _until(lambda: answers(self.port, "/healthz"), 20.0)
+        self.start_s = time.monotonic() - self.began_at
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._folder.cleanup()
+
+
+def emulator() -> Child:
+    """The upstream, answering at once; `url_of` tells where."""
+    return Child([sys.executable, "-m", "imagegen.emulator", "--port", "0", "--no-image"])
+
+
+def url_of(running: Child) -> str:
+    return running.line().rpartition(" ")[2]
+
+
+def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """By kind, the most frequent first."""
+    counts = {kind: count - before.get(kind, 0) for kind, count in after.items()}
+    return dict(sorted(((k, c) for k, c in counts.items() if c), key=lambda pair: -pair[1]))
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether this request brings a 200 now."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            return connection.recv(64).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process; 0 where the system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _until(holds, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError("a process of the benchmark did not come up")
+        time.sleep(0.002)

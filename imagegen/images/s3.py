@@ -1,0 +1,301 @@
+"""Owns the bytes of pictures in a bucket of any S3-compatible service, which is the optional extra `s3`.
+
+`<prefix>/<task>/<index>-<12 hex of the SHA-256>.<ext>`, with the end in the metadata. A listing shows no metadata and
+is billed like a write, so the sweep, once an hour, goes by age: what is older than the longest life is deleted, then
+the oldest until the rest is under the cap. Between sweeps this instance counts what it knows and saves itself. Deleting
+is free at most services; a lifecycle rule of the bucket can do it too, where this process is not always up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from loguru import logger
+
+from imagegen.errors import SettingsError, StoreUnavailable
+from imagegen.tasks.image import StoredImage
+
+SWEEP_INTERVAL_S = 3600.0
+SWEEP_MARGIN_S = 3600.0
+"""Beyond the life, for clocks that differ."""
+
+CALL_S = 30.0
+LISTING_S = 600.0
+DELETES_AT_ONCE = 8
+
+_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_PASSING = {408, 429, 500, 502, 503, 504}
+_END = "imagegen-expires-at"
+
+_HINTS = {
+    "NoSuchBucket": "S3_BUCKET, S3_ENDPOINT: there is no such bucket",
+    "InvalidAccessKeyId": "S3_ACCESS_KEY_ID: the service does not know this key",
+    "SignatureDoesNotMatch": "S3_SECRET_ACCESS_KEY: it does not belong to S3_ACCESS_KEY_ID",
+    "AccessDenied": "S3_ACCESS_KEY_ID: this key may not list the bucket; it has to list, read, write and delete",
+    "AuthorizationHeaderMalformed": "S3_REGION: it is not the region of the bucket",
+    "PermanentRedirect": "S3_REGION, S3_ENDPOINT: the bucket is elsewhere",
+}
+
+
+class _Missing(Exception):
+    """There is no such object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Where it is. endpoint: None at AWS itself; prefix: of every object, with no slash at its end."""
+
+    name: str
+    access_key_id: str
+    secret_access_key: str
+    endpoint: str | None = None
+    region: str | None = None
+    prefix: str = "imagegen"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    size_bytes: int
+    saved_at_s: float
+
+
+class S3Bytes:
+    """IMAGE_STORE=s3: one request a picture to put, to get and to ask for. `sweep` is a loop that the caller runs.
+
+    life_s: how long a picture is kept at most; max_bytes: of all, the newest one always stays.
+    """
+
+    def __init__(
+        self, bucket: Bucket, *, max_bytes: int, life_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        try:
+            from aiobotocore.session import get_session  # noqa: PLC0415 - an optional extra, and slow to import
+            from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError  # noqa: PLC0415
+        except ImportError as error:
+            raise SettingsError("IMAGE_STORE: s3 needs one more package: pip install 'imagegen[s3]'") from error
+        self._bucket = bucket
+        self._max_bytes = max_bytes
+        self._life_s = life_s
+        self._clock = clock
+        self._session = get_session()
+        self._wrong = (ParamValidationError, ValueError)
+        self._refused: type[Exception] = ClientError
+        self._failures = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)  # a cut body is aiohttp's own
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._index: dict[str, _Kept] = {}
+        self._total_bytes = 0
+        self._away = False
+
+    async def start(self) -> None:
+        """Asks the bucket once. Raises SettingsError where it refuses us; a service that is away is fine."""
+        try:
+            opening = self._session.create_client("s3", **_client_options(self._bucket))
+            self._client = await self._stack.enter_async_context(opening)
+            async with asyncio.timeout(CALL_S):
+                await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
+        except self._refused as error:
+            if _status(error) not in _PASSING:
+                hint = _HINTS.get(_code(error), "S3_ENDPOINT, S3_BUCKET: the service refuses us")
+                raise SettingsError(f"{hint} ({error})") from error
+            self._note_away(error)
+        except self._wrong as error:
+            raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
+        except self._failures as error:
+            self._note_away(error)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
+        """Writes the object, then deletes the oldest that are over the cap. Raises StoreUnavailable."""
+        key = self._key(task_id, image)
+        async with self._calling():
+            await self._client.put_object(
+                Bucket=self._bucket.name,
+                Key=key,
+                Body=data,
+                ContentType=image.content_type,
+                Metadata={_END: f"{expires_at_s:.3f}"},
+            )
+        self._add(key, _Kept(len(data), self._clock()))
+        with suppress(StoreUnavailable):  # the picture is safe; what is left over is found by the next sweep
+            await self._delete(self._over_cap(key))
+
+    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
+        """The object's bytes, or None where it is gone or over its end. Raises StoreUnavailable."""
+        key, data = self._key(task_id, image), None
+        with suppress(_Missing):
+            async with self._calling():
+                found = await self._client.get_object(Bucket=self._bucket.name, Key=key)
+                async with found["Body"] as body:
+                    data = await body.read() if self._stands(found, image) else None
+        return data
+
+    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Whether each object is there, of its size and before its end. Raises StoreUnavailable."""
+        return all(await asyncio.gather(*(self._has(task_id, image) for image in images)))
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Copies each object onto itself with a new end, since metadata can't be changed. Raises StoreUnavailable."""
+        await asyncio.gather(*(self._set_end(self._key(task_id, image), image, expires_at_s) for image in images))
+
+    async def sweep(self) -> None:
+        """Runs until it is cancelled: a round at once, then one an hour."""
+        while True:
+            try:
+                await self.sweep_once()
+            except StoreUnavailable:
+                logger.debug("The bucket could not be swept")
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+
+    async def sweep_once(self) -> None:
+        """Lists the bucket, deletes what is too old, and holds the rest under the cap. Raises StoreUnavailable."""
+        before = set(self._index)
+        found = await self._list()
+        found |= {key: kept for key, kept in self._index.items() if key not in before}
+        self._index, self._total_bytes = {}, 0
+        for key, kept in sorted(found.items(), key=lambda item: item[1].saved_at_s):
+            self._add(key, kept)
+        oldest_saved_at = self._clock() - self._life_s - SWEEP_MARGIN_S
+        expired = [key for key, kept in self._index.items() if kept.saved_at_s < oldest_saved_at]
+        for key in expired:
+            self._forget(key)
+        await self._delete([*expired, *self._over_cap()])
+
+    async def _list(self) -> dict[str, _Kept]:
+        found: dict[str, _Kept] = {}
+        pages = self._client.get_paginator("list_objects_v2")
+        async with self._calling(LISTING_S):
+            async for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{self._bucket.prefix}/"):
+                for item in page.get("Contents", ()):
+                    found[item["Key"]] = _Kept(item["Size"], item["LastModified"].timestamp())
+        return found
+
+    async def _has(self, task_id: str, image: StoredImage) -> bool:
+        try:
+            async with self._calling():
+                found = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
+        except _Missing:
+            return False
+        return self._stands(found, image)
+
+    async def _set_end(self, key: str, image: StoredImage, expires_at_s: float) -> None:
+        with suppress(_Missing):
+            async with self._calling():
+                await self._client.copy_object(
+                    Bucket=self._bucket.name,
+                    Key=key,
+                    CopySource={"Bucket": self._bucket.name, "Key": key},
+                    ContentType=image.content_type,
+                    Metadata={_END: f"{expires_at_s:.3f}"},
+                    MetadataDirective="REPLACE",
+                )
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        """One by one: not every service knows the deleting of many."""
+        for at in range(0, len(keys), DELETES_AT_ONCE):
+            await asyncio.gather(*(self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]))
+
+    async def _delete_one(self, key: str) -> None:
+        with suppress(_Missing):
+            async with self._calling():
+                await self._client.delete_object(Bucket=self._bucket.name, Key=key)
+
+    @asynccontextmanager
+    async def _calling(self, deadline_s: float = CALL_S) -> AsyncIterator[None]:
+        """Raises _Missing where the object is not there, StoreUnavailable for all else that fails."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                yield
+        except self._refused as error:
+            if _code(error) in _MISSING:
+                raise _Missing from error
+            self._note_away(error)
+            raise StoreUnavailable from error
+        except self._failures as error:
+            self._note_away(error)
+            raise StoreUnavailable from error
+        if self._away:
+            self._away = False
+            logger.info("The bucket is back")
+
+    def _note_away(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            logger.warning("The bucket can't be used: {}", f"{type(error).__name__}: {error}"[:300])
+
+    def _key(self, task_id: str, image: StoredImage) -> str:
+        extension = _EXTENSIONS.get(image.content_type, "bin")
+        return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{extension}"
+
+    def _stands(self, found: Mapping[str, Any], image: StoredImage) -> bool:
+        end = found["Metadata"].get(_END, "")
+        return found["ContentLength"] == image.size_bytes and _seconds(end) > self._clock()
+
+    def _add(self, key: str, kept: _Kept) -> None:
+        self._forget(key)
+        self._index[key] = kept
+        self._total_bytes += kept.size_bytes
+
+    def _forget(self, key: str) -> None:
+        if kept := self._index.pop(key, None):
+            self._total_bytes -= kept.size_bytes
+
+    def _over_cap(self, newest: str = "") -> list[str]:
+        """Takes the oldest off the index until the rest fits."""
+        oldest: list[str] = []
+        excess_bytes = self._total_bytes - self._max_bytes
+        for key, kept in self._index.items():
+            if excess_bytes <= 0 or len(oldest) == len(self._index) - 1:
+                break
+            if key != newest:
+                oldest.append(key)
+                excess_bytes -= kept.size_bytes
+        for key in oldest:
+            self._forget(key)
+        return oldest
+
+
+def _client_options(bucket: Bucket) -> dict[str, Any]:
+    """Path-style addresses and no checksums of AWS's own, since other services may lack the rest."""
+    from aiobotocore.config import AioConfig  # noqa: PLC0415
+
+    return {
+        "endpoint_url": bucket.endpoint,
+        "region_name": bucket.region or "us-east-1",
+        "aws_access_key_id": bucket.access_key_id,
+        "aws_secret_access_key": bucket.secret_access_key,
+        "config": AioConfig(
+            connect_timeout=3,
+            read_timeout=10,
+            max_pool_connections=20,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            s3={"addressing_style": "path" if bucket.endpoint else "auto"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            ignore_configured_endpoint_urls=True,
+        ),
+    }
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

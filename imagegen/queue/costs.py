@@ -1,0 +1,60 @@
+"""Owns what the scripts cost: Redis commands, the inner ones too, since Upstash bills each of them.
+
+Told from the answers, as the common ways through the scripts are; a test compares with what the server counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+MEASURED = 2
+"""XPENDING and XLEN, where a submit measures the depth."""
+
+WAITING = 3
+BURY = 6
+
+_NEW, _AGAIN, _MET, _MET_WHILE_FULL = 2, 5, 3, 1
+
+_UNFINISHED = (b"pending", b"processing")
+"""It is asked whether their entry is still there."""
+
+
+def submit(answers: Iterable[tuple[str, str, bytes]], room: int) -> int:
+    """answers: kind, entry id and known record of each; room: in the queue, before the first of them."""
+    commands = 1
+    for kind, entry_id, known in answers:
+        if kind == "again":
+            commands += _AGAIN
+        elif entry_id:
+            commands += _NEW
+        else:
+            commands += _MET if room > 0 else _MET_WHILE_FULL
+            commands += kind == "known" and known.split(b" ", 2)[1] in _UNFINISHED
+        room -= bool(entry_id)
+    return commands
+
+
+def finish(tasks: int) -> int:
+    """XDEL and SET (or GET) a task, one XACK."""
+    return 2 + 2 * tasks
+
+
+def swap(answer: bytes) -> int:
+    """GET, and SET where it was written; without the script itself."""
+    return 1 if answer else 2
+
+
+def renew(held: int) -> int:
+    """XPENDING, PEXPIRE a task, one XCLAIM."""
+    return 2 + held + bool(held)
+
+
+def release(records: Sequence[bytes], given: int, *, leaving: bool) -> int:
+    """XDEL a task, and five more where it was ours, but none for a run that was never written."""
+    unwritten = sum(not run for run in records) if given else 0
+    return 1 + len(records) + max(given * 5 - unwritten, 0) + 2 * leaving
+
+
+def cancel(answer: bytes | None) -> int:
+    """GET; XDEL, XACK and two SETs where it was cancelled."""
+    return 6 if answer == b"" else 2

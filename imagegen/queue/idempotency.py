@@ -1,0 +1,72 @@
+"""Owns idempotency keys: which task a client's key was first used for, in one plain command."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+
+from imagegen.errors import IdempotencyMismatch, QueueUnavailable
+from imagegen.queue.batch import Batcher
+from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.keys import Keys
+
+KEY_LIFE_S = 86_400
+
+
+class IdempotencyKeys:
+    """A key's value is the task's id, a digest of the body, and a word that tells our own write from another's."""
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._under_way: dict[str, asyncio.Event] = {}
+        self._claim: Batcher[tuple[str, bytes], bytes | None] = Batcher(self._claim_all, deadline_s=DEADLINE_S)
+
+    @asynccontextmanager
+    async def use(self, client: str, key: str, task_id: str, body_digest: str) -> AsyncIterator[str | None]:
+        """What is inside runs once a key: yields None to the first use, and to a repeat the first one's task id.
+
+        A first use that fails is none; a repeat at the same moment waits for it. Raises IdempotencyMismatch where
+        the key was used with another body, QueueUnavailable.
+        """
+        name = self._keys.idempotency(hashlib.sha256(f"{client}\n{key}".encode()).hexdigest()[:32])
+        value = f"{task_id} {body_digest} {secrets.token_hex(4)}".encode()
+        known = await self._claim((name, value))
+        if known is None or known == value:
+            async with self._first_use(name):
+                yield None
+            return
+        first_id, first_digest, _ = known.decode().split(" ")
+        if first_digest != body_digest:
+            raise IdempotencyMismatch
+        if under_way := self._under_way.get(name):
+            await under_way.wait()
+        yield first_id
+
+    @asynccontextmanager
+    async def _first_use(self, name: str) -> AsyncIterator[None]:
+        self._under_way[name] = done = asyncio.Event()
+        try:
+            yield
+        except BaseException:
+            with suppress(QueueUnavailable):
+                async with self._connection.guarded():
+                    await self._connection.commands.delete(name)
+                    self._connection.meter.spent("idempotency", 1)
+            raise
+        finally:
+            del self._under_way[name]
+            done.set()
+
+    async def _claim_all(self, items: list[tuple[str, bytes]], deadline: float) -> list[bytes | None]:
+        async with self._connection.guarded(deadline):
+            pipeline = self._connection.commands.pipeline(transaction=False)
+            for name, value in items:
+                _ = pipeline.set(name, value, nx=True, get=True, px=KEY_LIFE_S * 1000)
+            known = cast(list[bytes | None], await pipeline.execute())
+        self._connection.meter.spent("idempotency", len(items))
+        return known

@@ -1,0 +1,287 @@
+"""Owns the webhook: what a client may register, its delivery as a value, and when a delivery is tried again.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+from yarl import URL
+
+from imagegen.errors import FieldFault, InvalidRequest
+
+MAX_WEBHOOKS = 20
+MAX_URL_CHARS = 2_000
+RETRY_DELAYS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
+MAX_RETRY_AFTER_S = 3600.0
+JITTER = 0.2
+"""A delay is up to so much longer than its plan, never shorter."""
+
+CheckHost = Callable[[str, int], None]
+"""Raises OSError for a host that is refused by its looks."""
+
+_GONE = 410
+_ASK_TO_WAIT = (429, 503)
+
+
+class DeliveryStatus(StrEnum):
+    """How far the delivery to one webhook is; `delivered` and `failed` are final."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+def _secret(text: str) -> str:
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise PydanticCustomError("secret", "must be whsec_ and the base64 of 24 to 64 bytes")
+    return text
+
+
+def _event(value: object) -> object:
+    return f"image.{value}" if value in ("completed", "failed", "cancelled") else value
+
+
+Event = Annotated[Literal["image.completed", "image.failed", "image.cancelled"], BeforeValidator(_event)]
+
+
+class WebhookFields(BaseModel):
+    """What a client sends as `webhook`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, description="Where to POST, by https.")]
+    events: (
+        Annotated[
+            tuple[Event, ...], Field(min_length=1, max_length=3, description="Which ends to tell of; all if absent.")
+        ]
+        | None
+    ) = None
+    secret: (
+        Annotated[str, AfterValidator(_secret), Field(max_length=100, description="For the signature, `whsec_…`.")]
+        | None
+    ) = None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Whom to tell of a task's end. events: empty for all; base: of the links in what is sent."""
+
+    url: str
+    base: str
+    events: tuple[str, ...] = ()
+    secret: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, sent: object, base: str, check_host: CheckHost | None) -> Self:
+        """Reads a client's `webhook`. Raises InvalidRequest that names `webhook.url` and the like.
+
+        check_host: None lifts it, and the need for https.
+        """
+        if not isinstance(sent, Mapping):
+            raise InvalidRequest(details=[FieldFault("webhook", "must be an object with a url")])
+        try:
+            fields = WebhookFields.model_validate(sent)
+        except ValidationError as error:
+            raise InvalidRequest(details=[_fault(e) for e in error.errors(include_url=False)]) from error
+        try:
+            parse_url(fields.url, check_host)
+        except ValueError as error:
+            raise InvalidRequest(details=[FieldFault("webhook.url", str(error))]) from error
+        return cls(fields.url, base, tuple(dict.fromkeys(fields.events or ())), fields.secret)
+
+    def wants(self, state: str) -> bool:
+        """Whether it is to be told of this end."""
+        return not self.events or event_type(state) in self.events
+
+
+def parse_url(text: str, check_host: CheckHost | None) -> URL:
+    """The address as it was written. Raises ValueError with what is wrong by its looks."""
+    if not text.isprintable() or any(c in text for c in " \\#"):
+        raise ValueError("must not contain spaces, backslashes, fragments or control characters")
+    try:
+        url = URL(text, encoded=text.isascii())
+    except ValueError as error:
+        raise ValueError("is not a valid address") from error
+    if url.scheme != "https" and (url.scheme != "http" or check_host is not None):
+        raise ValueError("must be an https address" if check_host else "must be an http or https address")
+    if "@" in url.raw_authority:
+        raise ValueError("must not carry a user name or password")
+    if not url.raw_host or not url.port:
+        raise ValueError("has no valid host or port")
+    if "[" in url.raw_authority and not _is_ipv6(url.raw_host):
+        raise ValueError("has no valid host")
+    if check_host is not None:
+        try:
+            check_host(url.raw_host, url.port)
+        except OSError as error:
+            raise ValueError(f"is refused: {error}") from error
+    return url
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _fault(error: ErrorDetails) -> FieldFault:
+    name, *rest = error["loc"] or ("",)
+    where = f"webhook.{str(name)[:60]}" + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+    shown = "".join(c if c.isprintable() else "?" for c in where)
+    match error["type"]:
+        case "missing":
+            return FieldFault(shown, "is required")
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(name)[:60], WebhookFields.model_fields, n=1)
+            return FieldFault(shown, "is not a known field" + (f"; did you mean {near[0]}?" if near else ""))
+        case "string_too_long":
+            return FieldFault(shown, f"must have at most {error['ctx']['max_length']} characters")
+        case "string_too_short":
+            return FieldFault(shown, "must not be empty")
+    return FieldFault(
+        shown, error["msg"].replace("Input should", "must").replace("must be a valid tuple", "must be a list")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One webhook of one generation of a task, and how far its delivery is.
+
+    number: unlike any other's of the generation, from 0; with task and generation it makes the `webhook-id`.
+    late: it came when the task was finished.
+    last_status: of the last try, None where there was no answer; due_at: Unix time of the next try.
+    """
+
+    webhook: Webhook
+    number: int
+    status: DeliveryStatus = DeliveryStatus.PENDING
+    attempts: int = 0
+    last_status: int | None = None
+    due_at: float | None = None
+    late: bool = False
+
+    @property
+    def pending(self) -> bool:
+        return self.status is DeliveryStatus.PENDING
+
+    def stored(self) -> dict[str, Any]:
+        """The fields that are set; `restore` reads it back."""
+        webhook = self.webhook
+        fields = {
+            "n": self.number,
+            "url": webhook.url,
+            "base": webhook.base,
+            "events": webhook.events,
+            "secret": webhook.secret,
+            "status": None if self.pending else self.status,
+            "attempts": self.attempts,
+            "last": self.last_status,
+            "due": self.due_at,
+            "late": self.late,
+        }
+        return {name: value for name, value in fields.items() if value}
+
+    @classmethod
+    def restore(cls, stored: Mapping[str, Any]) -> Self:
+        """Reads what `stored` wrote. Raises KeyError, ValueError or TypeError where it is none."""
+        return cls(
+            Webhook(stored["url"], stored.get("base", ""), tuple(stored.get("events", ())), stored.get("secret")),
+            stored.get("n", 0),
+            DeliveryStatus(stored.get("status", DeliveryStatus.PENDING)),
+            stored.get("attempts", 0),
+            stored.get("last"),
+            stored.get("due"),
+            stored.get("late", False),
+        )
+
+
+def first_deliveries(webhooks: Iterable[Webhook]) -> tuple[Delivery, ...]:
+    """Those that a submit brings along."""
+    return tuple(Delivery(webhook, number) for number, webhook in enumerate(webhooks))
+
+
+def joined(known: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None) -> tuple[Delivery, ...]:
+    """Those of a task with those of a submit that met it; done ones make room. Raises InvalidRequest at the limit.
+
+    ended: the state of a finished task.
+    """
+    first = max((delivery.number for delivery in known), default=-1) + 1
+    over = len(known) + len(webhooks) - MAX_WEBHOOKS
+    done = [delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.wants(ended))]
+    if over > len(done):
+        raise InvalidRequest(
+            details=[FieldFault("webhook", f"this task has {MAX_WEBHOOKS} webhooks, which is the most")]
+        )
+    forgotten = {delivery.number for delivery in done[: max(over, 0)]}
+    kept = (delivery for delivery in known if delivery.number not in forgotten)
+    return (*kept, *(Delivery(webhook, first + i, late=ended is not None) for i, webhook in enumerate(webhooks)))
+
+
+def merged(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:
+    """One of each number: the one that is further."""
+    furthest: dict[int, Delivery] = {}
+    for delivery in (*known, *told):
+        other = furthest.get(delivery.number)
+        if other is None or _far(delivery) > _far(other):
+            furthest[delivery.number] = delivery
+    return tuple(furthest[number] for number in sorted(furthest))
+
+
+def _far(delivery: Delivery) -> tuple[bool, int]:
+    return not delivery.pending, delivery.attempts
+
+
+def tried(
+    delivery: Delivery,
+    status: int | None,
+    retry_after_s: float | None,
+    *,
+    now: float,
+    random: Callable[[], float],
+    delays_s: Sequence[float] = RETRY_DELAYS_S,
+) -> Delivery:
+    """What a try leads to. status: of the answer, None where none came."""
+    attempts = delivery.attempts + 1
+    delivery = replace(delivery, attempts=attempts, last_status=status, due_at=None)
+    if status is not None and 200 <= status < 300:
+        return replace(delivery, status=DeliveryStatus.DELIVERED)
+    if status == _GONE or attempts > len(delays_s):
+        return replace(delivery, status=DeliveryStatus.FAILED)
+    delay_s = delays_s[attempts - 1] * (1 + JITTER * random())
+    if retry_after_s is not None and status in _ASK_TO_WAIT:
+        delay_s = max(delay_s, min(retry_after_s, MAX_RETRY_AFTER_S))
+    return replace(delivery, due_at=now + delay_s)
+
+
+def message_id(task_id: str, generation: int, number: int) -> str:
+    """The `webhook-id`: the same on every try, on every instance, after every restart."""
+    return f"msg_{task_id}_{generation}_{number}"
+
+
+def event_type(state: str) -> str:
+    return f"image.{state}"
+
+
+def event_body(state: str, finished_at: float, view: Mapping[str, Any]) -> bytes:
+    """The body that is signed and sent; `view` is the GET body of the task."""
+    timestamp = datetime.fromtimestamp(finished_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return orjson.dumps({"type": event_type(state), "timestamp": timestamp, "data": view})

@@ -1,0 +1,47 @@
+"""Owns what a client may do to a task: cancel it, for everybody who joined it, and try it again."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from imagegen.errors import AlreadyFinished, NotRetryable
+from imagegen.queue.queue import Cached, Submission
+from imagegen.tasks.task import State
+from imagegen.web.context import CONTEXT
+from imagegen.web.edge import json_response
+from imagegen.web.generate import answer_of, submit
+from imagegen.web.tasks import describe, not_found
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """DELETE of a task, and POST to its `cancel`. Raises AlreadyFinished."""
+    context, task_id = request.app[CONTEXT], request.match_info["task_id"]
+    task = await context.queue.newest(task_id)
+    if task is None:
+        return not_found(request)
+    if task.state.final:
+        raise AlreadyFinished
+    stands = await context.queue.cancel(task_id)
+    if stands is None:
+        return not_found(request)
+    if stands.state is not State.CANCELLED:
+        raise AlreadyFinished
+    view, headers = await describe(request, stands)
+    return json_response(view, headers=headers)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Queues a failed or cancelled task afresh under its id. Raises NotRetryable."""
+    context = request.app[CONTEXT]
+    task = await context.queue.newest(request.match_info["task_id"])
+    if task is None:
+        return not_found(request)
+    if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
+        raise NotRetryable
+    webhooks = tuple(delivery.webhook for delivery in task.deliveries)
+    submission = Submission(task.id, task.digest, task.model, task.request_json, webhooks)
+    submitted = await submit(context, submission)
+    if submitted.cached is Cached.HIT:
+        raise NotRetryable
+    answer = await answer_of(request, submitted)
+    return json_response(answer.view, status=answer.status, headers=answer.headers)

@@ -1,0 +1,40 @@
+"""Owns the list of tasks: GET /api/images, for the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from aiohttp import web
+
+from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.queue.listing import Place
+from imagegen.tasks.task import State
+from imagegen.web.context import CONTEXT
+from imagegen.web.edge import json_response
+from imagegen.web.tasks import describe
+
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
+_CURSOR = re.compile(r"([0-9]{1,18})-([0-9a-f]{32})")
+
+
+async def list_tasks(request: web.Request) -> web.Response:
+    """A page of tasks, newest first, each as its own route shows it. Raises InvalidRequest, QueueUnavailable."""
+    context, query, faults = request.app[CONTEXT], request.query, []
+    status, cursor, limit = query.get("status"), query.get("cursor"), query.get("limit", str(DEFAULT_LIMIT))
+    if status is not None and status not in tuple(State):
+        faults.append(FieldFault("status", f"must be one of {', '.join(State)}"))
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
+        faults.append(FieldFault("limit", f"must be a whole number from 1 to {MAX_LIMIT}"))
+    found = None if cursor is None else _CURSOR.fullmatch(cursor)
+    if cursor is not None and found is None:
+        faults.append(FieldFault("cursor", "must be the nextCursor of an answer"))
+    if faults:
+        raise InvalidRequest(details=faults)
+    before: Place | None = (int(found[1]), found[2]) if found else None
+    page = await context.queue.listing.page(State(status) if status else None, before, int(limit))
+    tasks = await asyncio.gather(*map(context.queue.get, page.task_ids))
+    described = await asyncio.gather(*(describe(request, task) for task in tasks if task is not None))
+    next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
+    return json_response({"success": True, "tasks": [view for view, _ in described], "nextCursor": next_cursor})

@@ -1,0 +1,109 @@
+"""Owns the same for people and scripts, in JSON: GET /api/stats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from imagegen import __version__
+from imagegen.metrics import Meter
+from imagegen.queue.backlog import Here, Waiting
+from imagegen.web.edge import json_response
+from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+from imagegen.web.views import rfc3339
+
+
+async def get_stats(request: web.Request) -> web.Response:
+    """One look. The queue is everybody's; all else is of this instance, and counts run since its start."""
+    observed = request.app[OBSERVED]
+    waiting, here = await observed.backlog.waiting(), observed.backlog.here()
+    meter = observed.meter
+    return json_response(
+        {
+            "success": True,
+            "timestamp": rfc3339(time.time()),
+            "instance": _instance(observed, here),
+            "queue": _queue(waiting, here, observed.max_queue),
+            "tasks": _tasks(meter, waiting, here),
+            "submits": {kind.lower(): count for kind, count in meter.submits.items()},
+            "rates": _rates(observed),
+            "upstream": _upstream(meter, observed.upstream),
+            "redis": _redis(meter, here),
+            "pictures": {"count": meter.pictures, "bytes": meter.picture_bytes},
+            "deadLetters": {"sinceStart": meter.dead_letters, "kept": await observed.backlog.dead_letters()},
+            "http": _http(meter),
+        }
+    )
+
+
+def _instance(observed: Observed, here: Here) -> Mapping[str, Any]:
+    return {
+        "name": observed.backlog.instance,
+        "version": __version__,
+        "uptimeSeconds": round(observed.meter.uptime_s, 1),
+        "instances": here.instances,
+        "loops": observed.loops_by_kind(),
+    }
+
+
+def _queue(waiting: Waiting, here: Here, max_queue: int) -> Mapping[str, Any]:
+    return {
+        "depth": waiting.depth,
+        "oldestAgeSeconds": round(waiting.oldest_age_s, 3),
+        "limit": max_queue,
+        "inFlight": here.in_flight,
+        "retrying": here.retrying,
+        "loopsFree": here.free,
+        "waiters": here.waiters,
+    }
+
+
+def _tasks(meter: Meter, waiting: Waiting, here: Here) -> Mapping[str, Any]:
+    """Counts by state; a task that waits for its next attempt is pending too."""
+    errors: dict[str, int] = {}
+    for key, count in meter.tasks.items():
+        if key.code:
+            errors[key.code] = errors.get(key.code, 0) + count
+    states = {"pending": waiting.depth + here.retrying, "processing": here.in_flight, **meter.ended()}
+    return {**states, "errors": errors, "takenOver": meter.takeovers}
+
+
+def _rates(observed: Observed) -> Mapping[str, float]:
+    rates = observed.recent.rates()
+    return {
+        "windowSeconds": round(rates.window_s, 1),
+        "submitsPerMinute": round(rates.submits, 2),
+        "finishedPerMinute": round(rates.finished, 2),
+        "requestsPerMinute": round(rates.requests, 2),
+        "redisCommandsPerMinute": round(rates.commands, 2),
+    }
+
+
+def _upstream(meter: Meter, rules: UpstreamRules) -> Mapping[str, Any]:
+    blocked = rules.blocked()
+    return {
+        "concurrency": rules.concurrency,
+        "ratePerMinute": rules.rate_per_min,
+        "blocked": {"reason": str(blocked[0]), "until": rfc3339(blocked[1])} if blocked else None,
+        "calls": {code: histogram.count for code, histogram in meter.calls.items()},
+        "ambiguous": meter.ambiguous,
+    }
+
+
+def _redis(meter: Meter, here: Here) -> Mapping[str, Any]:
+    return {
+        "up": here.redis_up,
+        "commands": {purpose: count for purpose, count in meter.commands.items() if count},
+        "commandsTotal": meter.commands.total(),
+        "monthProjected": round(meter.commands_a_month),
+    }
+
+
+def _http(meter: Meter) -> Mapping[str, Any]:
+    statuses: dict[str, int] = {}
+    for (_, _, status), histogram in meter.requests.items():
+        statuses[str(status)] = statuses.get(str(status), 0) + histogram.count
+    return {"open": meter.open_requests, "byStatus": dict(sorted(statuses.items()))}

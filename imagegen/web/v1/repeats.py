@@ -1,0 +1,50 @@
+"""Owns how long a client of `/v1` waits for an answer, and what its own repeat of a POST may do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from imagegen.queue.queue import Queue
+from imagegen.tasks.task import State, Task
+from imagegen.web.v1.errors import can_be_mended
+
+MAX_PATIENCE_S = 90.0
+DEFAULT_READ_TIMEOUT_S = 60.0
+
+REPEAT_S = 180.0
+"""Between two POSTs of one call of a client are at most our longest wait and the longest delay that we ask for."""
+
+_EARLIER = 0.9
+
+
+def patience_s(headers: Mapping[str, str]) -> float:
+    """How long the client may be kept waiting: a little less than it reads for."""
+    try:
+        read_timeout_s = float(headers.get("x-stainless-read-timeout", DEFAULT_READ_TIMEOUT_S))
+    except ValueError:
+        read_timeout_s = DEFAULT_READ_TIMEOUT_S
+    if not math.isfinite(read_timeout_s) or read_timeout_s <= 0:
+        read_timeout_s = DEFAULT_READ_TIMEOUT_S
+    return min(read_timeout_s * _EARLIER, MAX_PATIENCE_S)
+
+
+def is_repeat(headers: Mapping[str, str]) -> bool:
+    """Whether the client may have sent this POST by itself; Together's 1.x says nothing of it."""
+    count = headers.get("x-stainless-retry-count", "0")
+    return count != "0" or headers.get("user-agent", "").startswith("Together/v1 ")
+
+
+async def ended_for_good(queue: Queue, task_id: str, headers: Mapping[str, str]) -> Task | None:
+    """The task, where a client's own repeat meets one that just ended and that no repeat mends.
+
+    Put in afresh it would be paid for again, though nobody asked twice: the client's POST before this one ran into its
+    timeout, or the client does not know `x-should-retry`.
+    """
+    if not is_repeat(headers):
+        return None
+    task = await queue.read(task_id)
+    if task is None or task.state not in (State.FAILED, State.CANCELLED) or can_be_mended(task):
+        return None
+    return task if time.time() - (task.finished_at or 0.0) < REPEAT_S else None

@@ -1,0 +1,66 @@
+"""Owns what a client asks of a submit by headers: fresh pictures, and to be taken once only."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+
+from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.web.client import client_address
+from imagegen.web.context import CONTEXT
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+_VISIBLE = re.compile(r"[!-~]{1,255}")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own.
+
+    base: of the links in what webhooks are sent.
+    """
+
+    client: str
+    fresh: bool = False
+    key: str | None = None
+    base: str = ""
+
+    def of_entry(self, index: int) -> Wish:
+        """The wish for one entry of a batch. No key of a client's has a space in it."""
+        return self if self.key is None else replace(self, key=f"{self.key} {index}")
+
+
+def wish_of(request: web.Request) -> Wish:
+    """Reads the headers. Raises InvalidRequest for a bad key."""
+    directives = ",".join(request.headers.getall(hdrs.CACHE_CONTROL, ())).lower().split(",")
+    fresh = any(directive.strip() == "no-cache" for directive in directives)
+    context = request.app[CONTEXT]
+    return Wish(client_address(request, context.hops), fresh, _key(request), context.base_url(request))
+
+
+def digest_of(body: Mapping[str, Any]) -> str:
+    """Names a body, whatever its spaces and the order of its fields: 32 hex digits."""
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def _key(request: web.Request) -> str | None:
+    """The key, bare or as a structured field's string: https://datatracker.ietf.org/doc/html/rfc9651#name-strings."""
+    given = request.headers.getall(IDEMPOTENCY_KEY, ())
+    if not given:
+        return None
+    text = given[0].strip()
+    quoted = _QUOTED.fullmatch(text)
+    key = _ESCAPED.sub(r"\1", quoted[1]) if quoted else text
+    if len(given) > 1 or not _VISIBLE.fullmatch(key):
+        rule = "must be one key of 1 to 255 visible ASCII characters"
+        raise InvalidRequest(details=[FieldFault(IDEMPOTENCY_KEY, rule)])
+    return key

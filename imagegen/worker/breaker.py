@@ -1,0 +1,141 @@
+"""Owns what is decided of an upstream's trouble: when calls rest, when one probes, how they come back. No I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from imagegen.tasks.task import Reason
+
+FAILING_TASKS = 5
+"""So many unfinished tasks in a row whose call failed make an upstream dead."""
+
+UNREACHED_CALLS = 2
+"""So many calls in a row that never reached it do, too."""
+
+_FULL_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """Seconds. probe_s: between the starts of two probes; longest_s: the longest pause that is believed;
+    step_s: after trouble the calls at once double each time this has passed."""
+
+    probe_s: float = 5.0
+    longest_s: float = 120.0
+    step_s: float = 1.0
+
+
+class Gate:
+    """Whether calls may be made: freely; or after trouble none until a time, then one as a probe, then 2, 4, 8 at once.
+
+    Times are of one monotonic clock. A period begins with each trouble; calls of an earlier one say nothing of it.
+    """
+
+    def __init__(self, tempo: Tempo) -> None:
+        self._tempo = tempo
+        self._until = 0.0
+        self._ramp_from: float | None = None
+        self._period = 0
+        self._running = 0
+        self._out = 0
+        self.resting = False
+        self.dead = False
+        self.reason = Reason.UPSTREAM_RATE_LIMITED
+
+    def opens_at(self, now: float) -> float:
+        """When the next call may be made: `now` or later; infinite while a probe's answer decides that."""
+        if now < self._until:
+            return self._until
+        if self._running < self._width(now):
+            return now
+        if self.resting or self._ramp_from is None:
+            return math.inf
+        step_s = self._tempo.step_s
+        return self._ramp_from + (math.floor((now - self._ramp_from) / step_s) + 1) * step_s
+
+    def _width(self, now: float) -> float:
+        """How many calls of this period may run at once."""
+        if self.resting:
+            return 1
+        steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._tempo.step_s)
+        return math.inf if steps >= _FULL_STEPS else 2**steps
+
+    def enter(self, now: float) -> int:
+        """A call is made; returns the period that it belongs to."""
+        if self.resting:
+            self._until = now + self._tempo.probe_s
+        self._running += 1
+        self._out += 1
+        return self._period
+
+    def leave(self, period: int) -> None:
+        """The call has ended."""
+        self._out -= 1
+        if period == self._period:
+            self._running -= 1
+
+    def rest(self, now: float, for_s: float, reason: Reason) -> bool:
+        """No call for so long, then one probe at a time until an answer lets them in. Returns whether this is new."""
+        new = not self.resting
+        if new:
+            self.resting = True
+            self._begin_period()
+        self.reason = reason
+        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        return new
+
+    def die(self, now: float) -> bool:
+        """The upstream is dead until something shows life. Returns whether this is new."""
+        new = not self.dead
+        if new:
+            self.dead = True
+            self.rest(now, self._tempo.probe_s, Reason.UPSTREAM_OVERLOADED)
+        return new
+
+    def hold(self, now: float, for_s: float) -> None:
+        """The upstream said that it takes no more for so long; after that the calls come back slowly."""
+        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        if not self.resting:
+            self._begin_period()
+            self._ramp_from = self._until
+            self.reason = Reason.UPSTREAM_RATE_LIMITED
+
+    def alive(self, now: float, period: int) -> bool:
+        """An answer showed life; one that was under way before a rate limit says nothing of it. Whether rest ends."""
+        if not self.resting or not (self.dead or period == self._period):
+            return False
+        self.resting = self.dead = False
+        self._until = now
+        self._ramp_from = now - self._tempo.step_s
+        return True
+
+    def idle(self, now: float) -> bool:
+        """Whether it is as good as a new one."""
+        return not self._out and not self.resting and now >= self._until and self._width(now) == math.inf
+
+    def _begin_period(self) -> None:
+        self._period += 1
+        self._running = 0
+
+
+class Streaks:
+    """Unfinished tasks whose last call failed since their model last showed life."""
+
+    def __init__(self) -> None:
+        self._model_of: dict[str, str] = {}
+
+    def failed(self, task_id: str, model: str) -> int:
+        """A call failed and its task goes on. Returns how many such tasks this model has."""
+        self._model_of[task_id] = model
+        return sum(failing == model for failing in self._model_of.values())
+
+    def alive(self, model: str) -> None:
+        if self._model_of:
+            self.finished([task_id for task_id, failing in self._model_of.items() if failing == model])
+
+    def finished(self, task_ids: Iterable[str]) -> None:
+        """Tasks that are no more prove nothing: each may have been at fault itself."""
+        for task_id in task_ids:
+            self._model_of.pop(task_id, None)

@@ -1,0 +1,218 @@
+"""Owns the calling of webhooks: one signed POST a try, to public addresses only, never many to one host at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from loguru import logger
+from standardwebhooks import Webhook as Signer
+
+from imagegen import __version__
+from imagegen.addresses import check_host, guarded_connector, refusal_in
+from imagegen.tasks.task import Task
+from imagegen.tasks.webhook import (
+    RETRY_DELAYS_S,
+    Delivery,
+    DeliveryStatus,
+    Webhook,
+    event_body,
+    message_id,
+    parse_url,
+    tried,
+)
+
+TIMEOUT_S = 10.0
+MAX_ANSWER_BYTES = 4_096
+PER_HOST = 2
+AT_ONCE = 20
+"""Tries under way; waiting ones and those between two tries don't count."""
+
+BodyOf = Callable[[Task, Webhook], Mapping[str, Any]]
+"""The GET body of a task, with links for this webhook."""
+
+
+class Outbox(Protocol):
+    """Where deliveries come from, and what came of each try goes to; see imagegen.queue.outbox."""
+
+    async def next(self) -> tuple[Task, Delivery]: ...
+
+    async def tried(self, task: Task, delivery: Delivery) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """status: None where no answer came."""
+
+    status: int | None
+    retry_after_s: float | None = None
+
+
+@asynccontextmanager
+async def webhook_session(
+    *, private: bool, resolver: AbstractResolver | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session for webhooks: no cookies, no proxy of the environment, public addresses only unless `private`."""
+    if private:
+        connector = aiohttp.TCPConnector(limit=AT_ONCE, use_dns_cache=False, resolver=resolver)
+    else:
+        connector = guarded_connector(inner=resolver, limit=AT_ONCE)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        read_bufsize=MAX_ANSWER_BYTES,
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+    ) as session:
+        yield session
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """secret: of webhooks that brought none; without any, nothing is signed. private: see `webhook_session`."""
+
+    session: aiohttp.ClientSession
+    body_of: BodyOf
+    secret: str | None = field(default=None, repr=False)
+    private: bool = False
+    timeout_s: float = TIMEOUT_S
+    clock: Callable[[], float] = time.time
+
+    async def send(self, task: Task, delivery: Delivery) -> Answer:
+        """One try; never raises for what a receiver does."""
+        log = logger.bind(taskId=task.id)
+        try:
+            url = parse_url(delivery.webhook.url, None if self.private else check_host)
+            body = event_body(task.state, task.finished_at or 0.0, self.body_of(_untold(task), delivery.webhook))
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self.session.post(
+                    url, data=body, headers=self._headers(task, delivery, body), allow_redirects=False
+                ) as response,
+            ):
+                return Answer(response.status, _retry_after_s(response.headers.get("Retry-After"), self.clock()))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            log.info("A webhook was not reached: {}", _reason(error))
+        except Exception:
+            log.exception("A webhook could not be sent")
+        return Answer(None)
+
+    def _headers(self, task: Task, delivery: Delivery, body: bytes) -> dict[str, str]:
+        """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#webhook-headers"""
+        now = int(self.clock())
+        name = message_id(task.id, task.generation, delivery.number)
+        headers = {
+            "User-Agent": f"imagegen/{__version__}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+            "webhook-id": name,
+            "webhook-timestamp": str(now),
+        }
+        secret = delivery.webhook.secret or self.secret
+        if secret:
+            signed_at = datetime.fromtimestamp(now, UTC)
+            headers["webhook-signature"] = Signer(secret).sign(name, signed_at, body.decode())
+        return headers
+
+
+class Deliveries:
+    """Makes deliveries until each is done. `deliver_forever` is the loop to supervise."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        sender: Sender,
+        *,
+        delays_s: Sequence[float] = RETRY_DELAYS_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._outbox = outbox
+        self._sender = sender
+        self._delays_s = delays_s
+        self._clock = clock
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._under_way: set[asyncio.Future[None]] = set()
+
+    async def deliver_forever(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                task, delivery = await self._outbox.next()
+                group.create_task(self._deliver(task, delivery), name=f"webhook-{task.id}")
+
+    async def drain(self, deadline_s: float) -> None:
+        """Waits for the tries that are under way; what comes after is for the next start."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=deadline_s)
+
+    async def _deliver(self, task: Task, delivery: Delivery) -> None:
+        log, host = logger.bind(taskId=task.id), _host_of(delivery)
+        try:
+            while delivery.pending:
+                await asyncio.sleep(max((delivery.due_at or 0.0) - self._clock(), 0.0))
+                of_host = self._hosts.setdefault(host, asyncio.Semaphore(PER_HOST))
+                async with of_host, self._at_once:
+                    delivery = await self._try(task, delivery)
+        except Exception:
+            log.exception("A webhook is left to the next start")
+        if delivery.status is DeliveryStatus.FAILED:
+            log.warning("A webhook at {} failed for good", host)
+
+    async def _try(self, task: Task, delivery: Delivery) -> Delivery:
+        under_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(under_way)
+        try:
+            answer = await self._sender.send(task, delivery)
+            delivery = tried(
+                delivery,
+                answer.status,
+                answer.retry_after_s,
+                now=self._clock(),
+                random=random.random,
+                delays_s=self._delays_s,
+            )
+            await self._outbox.tried(task, delivery)
+            return delivery
+        finally:
+            self._under_way.discard(under_way)
+            if not under_way.done():
+                under_way.set_result(None)
+
+
+def _untold(task: Task) -> Task:
+    """Without its webhooks: who else is told is nobody's business, and each try sends the same."""
+    return replace(task, deliveries=())
+
+
+def _host_of(delivery: Delivery) -> str:
+    try:
+        return parse_url(delivery.webhook.url, None).authority
+    except ValueError:
+        return ""
+
+
+def _reason(error: Exception) -> str:
+    """Without the address, which may carry a secret."""
+    return str(refusal_in(error) or (error if type(error) is ValueError else type(error).__name__))
+
+
+def _retry_after_s(value: str | None, now: float) -> float | None:
+    """Seconds, or a date: https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after"""
+    if value is None:
+        return None
+    try:
+        return float(value) if value.isdecimal() else max(parsedate_to_datetime(value).timestamp() - now, 0.0)
+    except ValueError:
+        return None

@@ -1,0 +1,188 @@
+"""The disk cache before a store elsewhere: what it saves, what it never hides, and a paid picture that is not lost."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from imagegen.errors import QueueUnavailable, StoreUnavailable
+from imagegen.images.cached import CACHED_S, CachedStore
+from imagegen.images.disk import DiskStore
+from imagegen.images.store import CheckedImage
+from imagegen.tasks.image import StoredImage
+
+MakePicture = Callable[..., CheckedImage]
+
+TASK = "0123456789abcdef0123456789abcdef"
+
+
+class Elsewhere:
+    """A port in memory: away for the next `failing_puts`, or for all calls."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, int, str], bytes] = {}
+        self.away: Exception | None = None
+        self.failing_puts = 0
+        self.gets = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
+        if self.failing_puts:
+            self.failing_puts -= 1
+            raise QueueUnavailable
+        self._answers()
+        self.kept[task_id, image.index, image.sha256] = data
+
+    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
+        self._answers()
+        self.gets += 1
+        return self.kept.get((task_id, image.index, image.sha256))
+
+    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        self._answers()
+        return all((task_id, image.index, image.sha256) in self.kept for image in images)
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        self._answers()
+
+    def _answers(self) -> None:
+        if self.away:
+            raise self.away
+
+
+@pytest.fixture
+def port() -> Elsewhere:
+    return Elsewhere()
+
+
+@pytest.fixture
+async def store(port: Elsewhere, tmp_path: Path) -> CachedStore:
+    store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0)
+    await store.start()
+    return store
+
+
+def stored(image: CheckedImage, index: int = 0) -> StoredImage:
+    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+
+
+def later() -> float:
+    return time.time() + 600
+
+
+async def test_a_saved_picture_is_served_from_the_disk(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, later())
+    port.away = QueueUnavailable()
+    assert await store.load(TASK, stored(image)) == image.data
+    assert port.gets == 0
+
+
+async def test_a_picture_survives_an_empty_disk_and_is_asked_for_once(
+    store: CachedStore, port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, later())
+    shutil.rmtree(tmp_path / "cache")
+    assert [await store.load(TASK, stored(image)) for _ in range(3)] == [image.data] * 3
+    assert port.gets == 1
+
+
+async def test_what_was_only_fetched_is_asked_for_again_some_time(
+    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+) -> None:
+    image, now = make_picture(), [time.time()]
+    port.kept[TASK, 0, image.sha256] = image.data
+    cache = DiskStore(tmp_path / "cache", 1_000_000, clock=lambda: now[0])
+    store = CachedStore(port, cache, clock=lambda: now[0])
+    for passed_s in (0.0, CACHED_S - 1, 2.0):
+        now[0] += passed_s
+        assert await store.load(TASK, stored(image)) == image.data
+    assert port.gets == 2
+
+
+async def test_what_is_held_is_not_decided_by_the_cache(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    await store.save(TASK, 0, image, later())
+    port.kept.clear()
+    assert not await store.holds(TASK, [stored(image)])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
+async def test_damaged_bytes_are_gone_and_never_served_or_cached(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture, damage: Callable[[bytes], bytes]
+) -> None:
+    image = make_picture()
+    port.kept[TASK, 0, image.sha256] = damage(image.data)
+    assert await store.load(TASK, stored(image)) is None
+    port.kept[TASK, 0, image.sha256] = image.data
+    assert await store.load(TASK, stored(image)) == image.data
+
+
+async def test_a_picture_waits_for_a_store_that_is_away(
+    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+) -> None:
+    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_picture()
+    port.failing_puts = 2
+    await store.save(TASK, 0, image, later())
+    assert await store.holds(TASK, [stored(image)])
+
+
+async def test_a_save_gives_up_when_its_patience_ends_and_caches_nothing(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    port.away = QueueUnavailable()
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 0, image, later())
+    port.away = None
+    assert await store.load(TASK, stored(image)) is None
+
+
+@pytest.mark.parametrize("away", [QueueUnavailable(), StoreUnavailable()])
+async def test_a_port_that_is_away_is_a_store_that_is_away(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture, away: Exception
+) -> None:
+    kept = stored(make_picture())
+    port.away = away
+    calls: list[Awaitable[object]] = [
+        store.load(TASK, kept),
+        store.holds(TASK, [kept]),
+        store.extend(TASK, [kept], later()),
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable):
+            await call
+    assert await store.holds(TASK, [StoredImage(0, url="https://pics.example.org/1")])
+
+
+async def test_a_disk_that_fails_costs_a_question_and_no_picture(
+    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+) -> None:
+    (tmp_path / "cache").write_text("a file in the way")
+    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0), make_picture()
+    await store.start()
+    await store.save(TASK, 0, image, later())
+    assert [await store.load(TASK, stored(image)) for _ in range(2)] == [image.data] * 2
+    await store.extend(TASK, [stored(image)], later())
+    assert port.gets == 2
+
+
+async def test_what_has_expired_already_is_not_sent(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+) -> None:
+    await store.save(TASK, 0, make_picture(), time.time() - 1)
+    assert port.kept == {}

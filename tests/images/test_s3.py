@@ -1,0 +1,224 @@
+"""The bucket: its objects, its sweeping, settings that can't work, and a service that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from pytest_aiohttp import AiohttpServer
+
+from imagegen.errors import SettingsError, StoreUnavailable
+from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3Bytes
+from imagegen.images.store import CheckedImage
+from imagegen.tasks.image import StoredImage
+
+MakePicture = Callable[..., CheckedImage]
+MakeBytes = Callable[..., Awaitable[S3Bytes]]
+
+TASK = "0123456789abcdef0123456789abcdef"
+LIFE_S = 600.0
+
+
+@pytest.fixture
+async def make_bytes(bucket: Bucket) -> AsyncIterator[MakeBytes]:
+    """`await make_bytes(max_bytes=…, ahead_s=…, bucket=…)`: each another instance's, with a clock that is ahead."""
+    async with AsyncExitStack() as stack:
+
+        async def make(max_bytes: int = 100_000, ahead_s: float = 0.0, bucket: Bucket = bucket) -> S3Bytes:
+            port = S3Bytes(bucket, max_bytes=max_bytes, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+            stack.push_async_callback(port.close)
+            await port.start()
+            return port
+
+        yield make
+
+
+def stored(image: CheckedImage, index: int = 0) -> StoredImage:
+    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+
+
+def later() -> float:
+    return time.time() + LIFE_S
+
+
+async def put(port: S3Bytes, image: CheckedImage, index: int = 0) -> StoredImage:
+    await port.put(TASK, stored(image, index), image.data, later())
+    return stored(image, index)
+
+
+def names(outside_s3: Any, bucket: Bucket) -> list[str]:
+    return [item["Key"] for item in outside_s3.list_objects_v2(Bucket=bucket.name).get("Contents", ())]
+
+
+async def test_an_object_is_named_by_task_place_and_digest_and_says_type_and_end(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    port, expires_at = await make_bytes(), later()
+    for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
+        image = make_picture(kind=kind)
+        await port.put(TASK, stored(image, index), image.data, expires_at)
+        key = f"imagegen/{TASK}/{index}-{image.sha256[:12]}.{extension}"
+        found = outside_s3.get_object(Bucket=bucket.name, Key=key)
+        assert found["Body"].read() == image.data
+        assert found["ContentType"] == image.content_type
+        assert float(found["Metadata"]["imagegen-expires-at"]) == pytest.approx(expires_at, abs=0.001)
+
+
+async def test_an_extended_object_keeps_its_type(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    port = await make_bytes()
+    image = await put(port, make_picture())
+    await port.extend(TASK, [image, replace(image, index=5)], time.time() + 5_000)
+    key = f"imagegen/{TASK}/0-{image.sha256[:12]}.png"
+    found = outside_s3.head_object(Bucket=bucket.name, Key=key)
+    assert found["ContentType"] == "image/png"
+    assert float(found["Metadata"]["imagegen-expires-at"]) > time.time() + 4_900
+
+
+async def test_an_object_deleted_behind_its_back_is_gone(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    port = await make_bytes()
+    image = await put(port, make_picture())
+    outside_s3.delete_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0])
+    assert await port.get(TASK, image) is None
+    assert not await port.holds(TASK, [image])
+
+
+async def test_an_object_that_somebody_else_wrote_there_is_not_ours(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    port = await make_bytes()
+    image = await put(port, make_picture())
+    outside_s3.put_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0], Body=bytes(image.size_bytes))
+    assert await port.get(TASK, image) is None
+    assert not await port.holds(TASK, [image])
+
+
+async def test_a_sweep_deletes_what_is_older_than_the_longest_life_and_no_other(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    await put(await make_bytes(), make_picture())
+    outside_s3.put_object(Bucket=bucket.name, Key="not-ours.txt", Body=b"")
+    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S - 60)).sweep_once()
+    assert len(names(outside_s3, bucket)) == 2
+    await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S + 60)).sweep_once()
+    assert names(outside_s3, bucket) == ["not-ours.txt"]
+
+
+async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+) -> None:
+    first, second = await make_bytes(max_bytes=10_000), await make_bytes(max_bytes=10_000)
+    images = [make_picture(colour, pad_bytes=4_000) for colour in ("red", "green", "blue", "teal")]
+    kept = []
+    for index, image in enumerate(images):
+        kept.append(await put((first, second)[index % 2], image, index))
+        if index == 1:  # listed ages are whole seconds
+            await asyncio.sleep(1.02 - time.time() % 1)
+    assert len(names(outside_s3, bucket)) == 4
+    await first.sweep_once()
+    assert [await second.holds(TASK, [image]) for image in kept] == [False, False, True, True]
+
+
+async def test_a_service_that_is_away_lets_the_start_pass_and_fails_all_calls_but_no_loop(
+    make_bytes: MakeBytes, bucket: Bucket, make_picture: MakePicture
+) -> None:
+    port, image = await make_bytes(bucket=replace(bucket, endpoint="http://127.0.0.1:1")), make_picture()
+    calls: list[Awaitable[object]] = [
+        port.put(TASK, stored(image), image.data, later()),
+        port.get(TASK, stored(image)),
+        port.holds(TASK, [stored(image)]),
+        port.extend(TASK, [stored(image)], later()),
+        port.sweep_once(),
+    ]
+    sweeping = asyncio.create_task(port.sweep())
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 5
+    assert not sweeping.done()
+    sweeping.cancel()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "no-such-bucket"}, "S3_BUCKET"),
+        ({"name": "not a bucket's name"}, "S3_BUCKET"),
+        ({"endpoint": "http://"}, "S3_ENDPOINT"),
+    ],
+)
+async def test_a_bucket_that_can_not_work_stops_the_start(
+    make_bytes: MakeBytes, bucket: Bucket, change: dict[str, str], named: str
+) -> None:
+    with pytest.raises(SettingsError, match=named) as raised:
+        await make_bytes(bucket=replace(bucket, **change))
+    assert bucket.secret_access_key not in str(raised.value)
+
+
+async def served(
+    aiohttp_server: AiohttpServer, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> Bucket:
+    """A bucket at a service that answers as it is told."""
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", handler)
+    return Bucket("pictures", "a-key", "a-secret", endpoint=str((await aiohttp_server(app)).make_url("/")))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "named"),
+    [
+        (403, "InvalidAccessKeyId", "S3_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "S3_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "may not list"),
+        (401, "Unauthorized", "the service refuses us"),
+        (503, "SlowDown", None),
+    ],
+)
+async def test_a_service_that_refuses_our_key_stops_the_start_and_a_busy_one_does_not(
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, status: int, code: str, named: str | None
+) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+        return web.Response(status=status, text=text, content_type="application/xml")
+
+    bucket = await served(aiohttp_server, refuse)
+    if named is None:
+        await make_bytes(bucket=bucket)
+    else:
+        with pytest.raises(SettingsError, match=named):
+            await make_bytes(bucket=bucket)
+
+
+async def test_a_body_that_breaks_off_is_no_picture(
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        if "list-type" in request.query:
+            return web.Response(text="<ListBucketResult/>", content_type="application/xml")
+        response = web.StreamResponse(headers={"x-amz-meta-imagegen-expires-at": "1e10"})
+        response.content_length = len(image.data)
+        await response.prepare(request)
+        await response.write(image.data[:20])
+        assert request.transport
+        request.transport.close()
+        return response
+
+    port = await make_bytes(bucket=await served(aiohttp_server, break_off))
+    with pytest.raises(StoreUnavailable):
+        await port.get(TASK, stored(image))
+
+
+def test_without_the_extra_the_start_says_how_to_get_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
+    with pytest.raises(SettingsError, match=r"pip install 'imagegen\[s3\]'"):
+        S3Bytes(bucket, max_bytes=1, life_s=1.0)

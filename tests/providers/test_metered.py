@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.metrics import Meter
+from imagegen.providers.metered import MeteredProvider
+from imagegen.providers.protocol import Call, Reply
+from imagegen.tasks.request import GenerationRequest
+
+CALL = Call(GenerationRequest.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
+
+
+class Provider:
+    name = "fake"
+    max_images_per_call = 4
+    own_hosts = frozenset({"here"})
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.closed = False
+
+    async def generate(self, call, watcher):
+        if self.error:
+            raise self.error
+        return Reply(())
+
+    async def models(self):
+        return ({"id": "m"},)
+
+    async def close(self):
+        self.closed = True
+
+
+class Watcher:
+    def sent(self) -> None: ...
+
+    def progress(self, fraction: float) -> None: ...
+
+
+def counted(meter: Meter) -> dict[str, int]:
+    return {code: histogram.count for code, histogram in meter.calls.items()}
+
+
+async def test_an_answered_call_is_counted_and_its_reply_passed_on() -> None:
+    meter = Meter()
+    assert await MeteredProvider(Provider(), meter).generate(CALL, Watcher()) == Reply(())
+    assert counted(meter) == {"ok": 1}
+
+
+@pytest.mark.parametrize("ambiguous", [True, False])
+async def test_a_failed_call_is_counted_by_its_code(ambiguous) -> None:
+    meter = Meter()
+    provider = MeteredProvider(Provider(UpstreamError("upstream_timeout", "no", ambiguous=ambiguous)), meter)
+    with pytest.raises(UpstreamError):
+        await provider.generate(CALL, Watcher())
+    assert counted(meter) == {"upstream_timeout": 1}
+    assert meter.ambiguous == ambiguous
+
+
+async def test_a_call_that_is_dropped_is_counted_as_abandoned() -> None:
+    meter = Meter()
+    with pytest.raises(asyncio.CancelledError):
+        await MeteredProvider(Provider(asyncio.CancelledError()), meter).generate(CALL, Watcher())
+    assert counted(meter) == {"abandoned": 1}
+
+
+async def test_all_else_is_the_other_providers() -> None:
+    inner = Provider()
+    provider = MeteredProvider(inner, Meter())
+    assert (provider.name, provider.max_images_per_call, provider.own_hosts) == ("fake", 4, {"here"})
+    assert await provider.models() == ({"id": "m"},)
+    await provider.close()
+    assert inner.closed

@@ -1,0 +1,300 @@
+"""What we say our calls cost, against what a real server counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from support import eventually, submission
+
+from imagegen.errors import QueueFull
+from imagegen.queue.backlog import Backlog, Waiting
+from imagegen.queue.claim import Start, handed_back
+from imagegen.queue.scripts import submit_item
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Reason, TaskError
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}
+
+
+async def counted(instance) -> int:
+    """Commands that the server ran so far, but for those that Upstash does not bill; a NOSCRIPT is no run."""
+    stats = await instance.connection.commands.info("commandstats")
+    return sum(
+        row["calls"] - (row["failed_calls"] if name == "cmdstat_evalsha" else 0)
+        for name, row in stats.items()
+        if name.removeprefix("cmdstat_").split("|")[0] not in NOT_COUNTED
+    )
+
+
+class Bill:
+    """told: what our meters say; counted: what the server says, both since the start of the block."""
+
+    def __init__(self, *instances) -> None:
+        self._instances = instances
+
+    def _told(self) -> int:
+        return sum(instance.connection.meter.commands.total() for instance in self._instances)
+
+    async def __aenter__(self) -> Bill:
+        self._before = self._told(), await counted(self._instances[0])
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.told = self._told() - self._before[0]
+        self.counted = await counted(self._instances[0]) - self._before[1]
+
+
+@pytest.fixture
+async def one(make_instance):
+    """An instance without side loops, whose group is there."""
+    instance = make_instance(start=False, max_queue=3)
+    await instance.scripts.make_group()
+    return instance
+
+
+async def put(instance, *names):
+    return [answer.task for answer in await asyncio.gather(*(instance.queue.submit(submission(n)) for n in names))]
+
+
+async def claim(instance):
+    entries = await instance.scripts.read_entries("i", 10, 0.01)
+    return await instance.room.leases.hold(entries)
+
+
+async def started(instance, *names):
+    await put(instance, *names)
+    claims = await claim(instance)
+    for each in claims:
+        assert await instance.claims.start(each) is Start.STARTED
+    return claims
+
+
+def completed(task):
+    return edges.completed(task, [IMAGE], [], now=time.time(), ttl_s=60)
+
+
+async def finished(instance, *claims):
+    await asyncio.gather(*(instance.claims.finish(each, completed(each.task)) for each in claims))
+
+
+Verb = Callable[..., Awaitable[object]]
+
+
+async def submit_new(instance) -> None:
+    await put(instance, "a", "b")
+
+
+async def submit_known(instance) -> None:
+    (task,) = await put(instance, "a")
+    item = replace(submit_item(task), generation=task.generation + 1)
+    assert (await instance.scripts.submit(item)).kind == "known"
+
+
+async def submit_repeated(instance) -> None:
+    (task,) = await put(instance, "a")
+    assert (await instance.scripts.submit(submit_item(task))).kind == "new"
+
+
+async def submit_again(instance) -> None:
+    (each,) = await started(instance, "a")
+    error = TaskError("upstream_error", "no", retryable=True)
+    await instance.claims.finish(each, edges.failed(each.task, error, now=time.time(), ttl_s=60))
+    await put(instance, "a")
+
+
+async def submit_over_the_limit(instance) -> None:
+    await put(instance, "a", "b", "c")
+    with pytest.raises(QueueFull):
+        await put(instance, "d")
+
+
+async def start_and_finish(instance) -> None:
+    await finished(instance, *await started(instance, "a", "b"))
+
+
+async def finish_late(instance) -> None:
+    (each,) = await started(instance, "a")
+    await finished(instance, each)
+    await finished(instance, each)
+
+
+async def retry(instance) -> None:
+    (each,) = await started(instance, "a")
+    await instance.claims.retry(each, Retry(60.0, Reason.RETRYING))
+    assert await instance.claims.start(each) is Start.STARTED
+
+
+async def cancel(instance) -> None:
+    (task,) = await put(instance, "a")
+    await instance.queue.cancel(task.id)
+
+
+async def renew(instance) -> None:
+    await started(instance, "a", "b")
+    await instance.scripts.renew(instance.room.backlog.instance, [])
+    entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending()]
+    await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
+
+
+async def take_over(instance) -> None:
+    await started(instance, "a")
+    rows = await instance.scripts.pending()
+    assert await instance.scripts.take("other", [row.entry_id for row in rows], 0.0)
+    await instance.scripts.runs(["0" * 32])
+
+
+async def hand_back(instance) -> None:
+    (each,) = await started(instance, "a")
+    await put(instance, "b")
+    (fresh,) = await claim(instance)
+    assert await instance.scripts.release([handed_back(each), handed_back(fresh)], leaving="i") == 2
+
+
+async def read(instance) -> None:
+    await asyncio.gather(instance.queue.get("0" * 32), instance.queue.get("1" * 32))
+    await instance.queue.refresh_line()
+
+
+async def bury(instance) -> None:
+    entry_id = await instance.connection.commands.xadd(instance.keys.stream, {"v": "x"})
+    instance.connection.meter.spent("other", 1)
+    assert await claim(instance) == []
+    assert instance.connection.meter.dead_letters == 1
+    assert not await instance.connection.commands.xrange(instance.keys.stream, entry_id, entry_id)
+    instance.connection.meter.spent("other", 1)
+
+
+async def look(instance) -> None:
+    backlog: Backlog = instance.room.backlog
+    instance.control.peers["other"] = 0.0
+    await started(instance, "a")
+    await put(instance, "b")
+    assert (await backlog.waiting()).depth == 1
+    assert await backlog.dead_letters() == 0
+
+
+VERBS = [submit_new, submit_known, submit_repeated, submit_again, submit_over_the_limit, start_and_finish, finish_late]
+VERBS += [retry, cancel, renew, take_over, hand_back, read, bury, look]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+async def test_a_verb_costs_what_we_say(one, verb: Verb) -> None:
+    async with Bill(one) as bill:
+        await verb(one)
+    assert bill.told == bill.counted
+
+
+async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
+    one, two = make_instance(lease_s=0.3), make_instance(lease_s=0.3)
+    await eventually(lambda: not one.control.alone and not two.control.alone)
+
+    async def run(instance) -> None:
+        while True:
+            each = await instance.claims.claim()
+            await instance.claims.start(each)
+            await asyncio.sleep(0.01)
+            await finished(instance, each)
+
+    async with Bill(one, two) as bill:
+        loops = [asyncio.create_task(run(instance)) for instance in (one, two) for _ in range(2)]
+        tasks = [task for instance in (one, two) for task in await put(instance, *range(60))]
+        for task in tasks:
+            await eventually(lambda task=task: _is_final(two, task.id))
+        await asyncio.sleep(0.05)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    assert bill.counted > 60 * 4
+    assert abs(bill.told - bill.counted) <= 0.03 * bill.counted
+    assert one.connection.meter.tasks.total() + two.connection.meter.tasks.total() == 60
+
+
+async def _is_final(instance, task_id: str) -> bool:
+    task = await instance.queue.get(task_id)
+    return task is not None and task.state.final
+
+
+async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(make_instance) -> None:
+    instance = make_instance(start=False)
+    instance.control.peers["other"] = 0.0
+    waits = asyncio.create_task(instance.claims.claim())
+    await eventually(lambda: instance.room.backlog.here().free == 1)
+    before = instance.connection.meter.commands["stats"]
+    assert await instance.room.backlog.waiting() == Waiting(0, 0.0)
+    assert instance.connection.meter.commands["stats"] == before
+    waits.cancel()
+
+
+async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_instance) -> None:
+    instance = make_instance(start=False)
+    await put(instance, "a", "b")
+    before = instance.connection.meter.commands.total()
+    waiting = await instance.room.backlog.waiting()
+    assert waiting.depth == 2
+    assert 0.0 <= waiting.oldest_age_s < 5.0
+    assert instance.connection.meter.commands.total() == before
+
+
+async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) -> None:
+    one, two = make_instance(start=False), make_instance(start=False)
+    await put(two, "a")
+    one.control.peers["two"] = 0.0
+    looks = await asyncio.gather(*(one.room.backlog.waiting() for _ in range(20)))
+    assert {waiting.depth for waiting in looks} == {1}
+    assert one.connection.meter.commands["stats"] == 3
+
+
+async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) -> None:
+    instance = make_instance(start=False, url="redis://127.0.0.1:1")
+    instance.control.peers["two"] = 0.0
+    assert await instance.room.backlog.waiting() == Waiting(0, 0.0)
+    assert await instance.room.backlog.dead_letters() == 0
+    assert not instance.room.backlog.here().redis_up
+    assert instance.connection.meter.commands.total() == 0
+
+
+async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.scripts.make_group()
+    (each,) = await started(instance, "a")
+    assert instance.room.backlog.here().in_flight == 1
+    await instance.claims.retry(each, Retry(60.0, Reason.RETRYING))
+    assert instance.room.backlog.here().retrying == 1
+    assert await instance.claims.start(each) is Start.STARTED
+    await finished(instance, each)
+    await put(instance, "a")
+    meter = instance.connection.meter
+    assert {outcome: histogram.count for outcome, histogram in meter.attempts.items()} == {"retry": 1, "completed": 1}
+    assert meter.waits.count == 1
+    assert meter.ended() == {"completed": 1, "failed": 0, "cancelled": 0}
+    assert (meter.submits["MISS"], meter.submits["HIT"]) == (1, 1)
+    assert (meter.pictures, meter.picture_bytes) == (1, 10)
+
+
+async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -> None:
+    one = make_instance(lease_s=0.3)
+    await one.queue.submit(submission("a"))
+    each = await asyncio.wait_for(one.claims.claim(), 5)
+    assert await one.claims.start(each) is Start.STARTED
+    await one.crash()
+    two = make_instance(lease_s=0.3)
+    await asyncio.wait_for(two.claims.claim(), 10)
+    meter = two.connection.meter
+    assert (meter.takeovers, meter.ambiguous) == (1, 1)
+
+
+async def test_a_call_that_is_cut_off_by_the_end_of_the_service_is_ambiguous(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.scripts.make_group()
+    await started(instance, "a")
+    await put(instance, "b")
+    await claim(instance)
+    await instance.claims.hand_back(list(instance.room.holdings.held.values()))
+    assert instance.connection.meter.ambiguous == 1

@@ -1,0 +1,421 @@
+"""What is kept of webhooks in Redis: with the task, in the outbox, in the delivery log; and who cares for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from support import eventually, submission
+
+from imagegen.errors import InvalidRequest
+from imagegen.queue import outbox as outbox_module
+from imagegen.queue.claim import Start
+from imagegen.queue.queue import Cached, Submission
+from imagegen.queue.records import UnreadableRecord, decode_hooks, decode_record, encode_hooks, final_record, with_hooks
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, Task, TaskError
+from imagegen.tasks.webhook import MAX_WEBHOOKS, Delivery, DeliveryStatus, Webhook
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+UNCOUNTED = {"info", "ping", "hello", "client", "client|setinfo", "script", "script|load", "monitor"}
+
+
+@pytest.fixture(autouse=True)
+def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "HELLO_S", 0.1)
+
+
+def hook(path: str = "a", **changes: object) -> Webhook:
+    return replace(Webhook(f"https://hooks.example.com/{path}", "http://here"), **changes)
+
+
+def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
+    return replace(submission(name), webhooks=webhooks)
+
+
+async def put_in(instance, name: str, *webhooks: Webhook) -> Task:
+    """As a client's submit does, joining what runs."""
+    wanted = with_webhooks(name, *webhooks)
+    return (await instance.queue.join(wanted, await instance.queue.submit(wanted))).task
+
+
+async def finish(instance, outcome: str = "completed") -> Task:
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    while await instance.claims.start(claim) is Start.ADOPTED:
+        pass
+    return await end(instance, claim, outcome)
+
+
+async def end(instance, claim, outcome: str = "completed") -> Task:
+    now = time.time()
+    if outcome == "completed":
+        return await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+    error = TaskError("upstream_error", "no", retryable=True)
+    return await instance.claims.finish(claim, edges.failed(claim.task, error, now=now, ttl_s=60))
+
+
+async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
+    task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    done = replace(delivery, status=status, attempts=delivery.attempts + 1, last_status=200)
+    await instance.room.outbox.tried(task, done)
+    return task, done
+
+
+async def fail_once(instance, due_in_s: float) -> Delivery:
+    task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    failed = replace(delivery, attempts=1, last_status=500, due_at=time.time() + due_in_s)
+    await instance.room.outbox.tried(task, failed)
+    return failed
+
+
+async def waiting(instance) -> dict[bytes, float]:
+    return dict(await instance.connection.commands.zrange(instance.keys.outbox, 0, -1, withscores=True))
+
+
+async def nothing_comes(instance, within_s: float = 0.3) -> bool:
+    done, _ = await asyncio.wait([asyncio.create_task(instance.room.outbox.next())], timeout=within_s)
+    return not done
+
+
+async def commands(instance) -> Counter[str]:
+    stats = await instance.connection.commands.info("commandstats")
+    counts = Counter({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
+    return Counter({name: count for name, count in counts.items() if name not in UNCOUNTED})
+
+
+async def test_a_finished_task_with_a_webhook_is_in_the_outbox_until_it_is_told(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook())
+    assert await waiting(instance) == {}
+    final = await finish(instance)
+    assert list(await waiting(instance)) == [f"{final.id}:{final.generation}".encode()]
+    task, delivery = await deliver(instance)
+    assert (task.id, task.state, delivery.webhook) == (final.id, State.COMPLETED, hook())
+    assert await waiting(instance) == {}
+    seen = (await instance.queue.get(final.id)).deliveries
+    assert [(one.status, one.attempts) for one in seen] == [(DeliveryStatus.DELIVERED, 1)]
+
+
+async def test_a_webhook_costs_at_most_three_commands(make_instance) -> None:
+    instance = make_instance()
+    await finish_and_settle(instance, "warm", hook())
+    plain = await counted(instance, "plain")
+    told = await counted(instance, "told", hook())
+    more = told - plain
+    assert more == Counter(zadd=1, set=1, zrem=1)
+    assert not plain - told
+
+
+async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
+    before = await commands(instance)
+    await finish_and_settle(instance, name, *webhooks)
+    return await commands(instance) - before
+
+
+async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
+    claiming = asyncio.create_task(instance.claims.claim())
+    await eventually(lambda: instance.room.connection.blocking.connection_pool._in_use_connections)
+    await put_in(instance, name, *webhooks)
+    claim = await asyncio.wait_for(claiming, 5)
+    await instance.claims.start(claim)
+    await end(instance, claim)
+    for _ in webhooks:
+        await deliver(instance)
+
+
+async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) -> None:
+    instance = make_instance()
+    before = instance.connection.meter.commands["hooks"]
+    await eventually(lambda: instance.connection.meter.commands["hooks"] == before + 1)
+    assert await nothing_comes(instance)
+    assert instance.connection.meter.commands["hooks"] == before + 1
+    assert outbox_module.LOOK_S >= 600
+
+
+async def test_an_end_that_a_webhook_does_not_want_is_not_told(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook(events=("image.failed",)))
+    await finish(instance)
+    assert await waiting(instance) == {}
+    assert await nothing_comes(instance, 0.05)
+
+
+async def test_a_cancelled_task_is_told_by_who_cancelled_it(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    task = await put_in(one, "a", hook())
+    assert (await two.queue.cancel(task.id)).state is State.CANCELLED
+    told, _ = await deliver(two)
+    assert told.state is State.CANCELLED
+    assert await waiting(one) == {}
+    assert await nothing_comes(one, 0.05)
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_webhooks_that_join_from_two_instances_are_all_told_by_who_finishes(make_instance, running: bool) -> None:
+    one, two = make_instance(), make_instance()
+    await put_in(one, "a", hook("first"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    if running:
+        await one.claims.start(claim)
+    joins = [put_in(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
+    await asyncio.gather(*joins)
+    if not running:
+        await one.claims.start(claim)
+    final = await end(one, claim)
+    paths = {(await deliver(one))[1].webhook.url.rpartition("/")[2] for _ in range(7)}
+    assert paths == {"first", *map(str, range(6))}
+    assert sorted(one.number for one in final.deliveries) == list(range(7))
+    assert await waiting(one) == {}
+    two.memory.forget(final.id)
+    assert all(one.status is DeliveryStatus.DELIVERED for one in (await two.queue.get(final.id)).deliveries)
+
+
+async def test_a_webhook_may_join_a_task_that_has_none(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    task = await put_in(one, "a")
+    await put_in(two, "a", hook())
+    seen = await two.queue.get(task.id)
+    assert [delivery.webhook for delivery in seen.deliveries] == [hook()]
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    await end(one, claim)
+    assert (await deliver(one))[1].webhook == hook()
+
+
+async def test_a_cancel_tells_webhooks_that_joined_elsewhere(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    task = await put_in(one, "a")
+    await put_in(two, "a", hook())
+    await one.queue.cancel(task.id)
+    assert (await deliver(one))[1].webhook == hook()
+
+
+async def test_webhooks_that_joined_outlive_a_change_of_hands(make_instance) -> None:
+    one = make_instance()
+    await put_in(one, "a", hook("first"))
+    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(claim)
+    await put_in(one, "a", hook("second"))
+    one.claims.quiet()
+    await one.crash()
+    await one.room.leave()
+    two = make_instance()
+    final = await finish(two)
+    assert [delivery.webhook for delivery in final.deliveries] == [hook("first"), hook("second")]
+    assert {(await deliver(two))[1].number for _ in range(2)} == {0, 1}
+
+
+async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> None:
+    instance = make_instance()
+    task = await put_in(instance, "a", hook("first"))
+    await put_in(instance, "a", hook("waits"))
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    await put_in(instance, "a", hook("runs"))
+    instance.claims.progress(claim, 20)
+    seen = await instance.queue.get(task.id)
+    assert [delivery.webhook.url[-5:] for delivery in seen.deliveries] == ["first", "waits", "/runs"]
+
+
+async def test_a_webhook_on_a_cache_hit_is_told_at_once_by_who_was_asked(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await put_in(one, "a", hook("first"))
+    final = await finish(one)
+    await deliver(one)
+    assert (await two.queue.submit(submission("a"))).cached is Cached.HIT
+    await put_in(two, "a", hook("late"))
+    assert list(await waiting(two)) == [f"{final.id}:{final.generation}:1".encode()]
+    task, delivery = await deliver(two)
+    assert (task.state, delivery.webhook, delivery.number) == (State.COMPLETED, hook("late"), 1)
+    assert await waiting(two) == {}
+    await eventually(lambda: len_of(one, final.id, 2))
+
+
+async def len_of(instance, task_id: str, count: int) -> bool:
+    return len((await instance.queue.get(task_id)).deliveries) == count
+
+
+async def test_a_log_keeps_what_joined_while_it_was_written(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await put_in(one, "a", hook("first"))
+    final = await finish(one)
+    await put_in(two, "a", hook("late"))
+    await deliver(one)
+    await deliver(two)
+    for instance in (one, two):
+        instance.memory.forget(final.id)
+        assert [d.status for d in (await instance.queue.get(final.id)).deliveries] == ["delivered", "delivered"]
+
+
+async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook())
+    results = await asyncio.gather(*(put_in(instance, "a", hook(str(n))) for n in range(25)), return_exceptions=True)
+    refused = [result for result in results if isinstance(result, InvalidRequest)]
+    assert len(refused) == 26 - MAX_WEBHOOKS
+    assert refused[0].details[0].field == "webhook"
+    final = await finish(instance)
+    assert len(final.deliveries) == MAX_WEBHOOKS
+
+
+async def test_another_instance_knows_how_far_a_delivery_is(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await put_in(one, "a", hook())
+    final = await finish(one)
+    assert (await two.queue.get(final.id)).deliveries[0].pending
+    await deliver(one)
+    await eventually(lambda: is_delivered(two, final.id))
+
+
+async def is_delivered(instance, task_id: str) -> bool:
+    return (await instance.queue.get(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
+
+
+async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
+    one = make_instance()
+    await put_in(one, "a", hook())
+    final = await finish(one)
+    failed = await fail_once(one, due_in_s=3_600)
+    await one.crash()
+    two = make_instance()
+    task, delivery = await asyncio.wait_for(two.room.outbox.next(), 5)
+    assert (task.id, task.generation, delivery) == (final.id, final.generation, failed)
+    assert task.images == final.images
+
+
+async def test_what_another_instance_cares_for_is_left_to_it(make_instance) -> None:
+    one = make_instance()
+    await eventually(lambda: one.control.on_join)
+    await put_in(one, "a", hook())
+    await finish(one)
+    two = make_instance()
+    await eventually(lambda: not two.control.alone)
+    assert await nothing_comes(two, 0.5)
+    assert len(await waiting(two)) == 1
+
+
+async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = make_instance()
+    await put_in(one, "a", hook())
+    await finish(one)
+    others = [make_instance(), make_instance()]
+    for other in others:
+        await eventually(lambda other=other: not other.control.alone)
+    await one.crash()
+    redis = one.connection.commands
+    await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), (time.time() + 0.2) * 1000), xx=True)
+    for other in others:
+        other.room.outbox.look_soon()
+    takers = [asyncio.create_task(other.room.outbox.next()) for other in others]
+    done, _ = await asyncio.wait(takers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    await asyncio.sleep(0.2)
+    assert sum(taker.done() for taker in takers) == 1
+
+
+async def test_an_instance_that_leaves_hands_its_deliveries_to_the_others(make_instance) -> None:
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not one.control.alone and not two.control.alone)
+    await put_in(one, "a", hook())
+    final = await finish(one)
+    one.claims.quiet()
+    await one.crash()
+    await one.room.leave()
+    task, _ = await asyncio.wait_for(two.room.outbox.next(), 5)
+    assert task.id == final.id
+
+
+async def test_names_that_wait_for_long_are_moved_on(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "RENEW_S", 0.05)
+    instance = make_instance()
+    await put_in(instance, "a", hook())
+    await finish(instance)
+    (held,) = instance.room.outbox._held.values()
+    held.until = 0.0
+    await eventually(lambda: held.until > time.time())
+    assert next(iter((await waiting(instance)).values())) == pytest.approx(held.until * 1000, abs=2)
+
+
+@pytest.mark.parametrize("name", ["junk", "a:b:c:d", "0" * 32 + ":1"])
+async def test_a_name_without_its_task_is_dropped(make_instance, name: str) -> None:
+    instance = make_instance(start=False)
+    await instance.connection.commands.zadd(instance.keys.outbox, {name: 1})
+    instance.start()
+    await eventually(lambda: gone(instance))
+
+
+async def gone(instance) -> bool:
+    return await waiting(instance) == {}
+
+
+async def test_the_webhooks_of_an_older_generation_are_not_told_of_a_newer_one(make_instance) -> None:
+    one = make_instance()
+    await put_in(one, "a", hook())
+    await finish(one, "failed")
+    await one.crash()
+    two = make_instance(start=False)
+    await two.queue.submit(submission("a"))
+    two.start()
+    await eventually(lambda: gone(two))
+
+
+async def test_a_failed_task_that_comes_again_has_a_log_of_its_own(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook("old"))
+    first = await finish(instance, "failed")
+    await deliver(instance)
+    await put_in(instance, "a", hook("new"))
+    second = await finish(instance)
+    _, delivery = await deliver(instance)
+    assert second.generation > first.generation
+    assert delivery.webhook == hook("new")
+    instance.memory.forget(second.id)
+    seen = (await instance.queue.get(second.id)).deliveries
+    assert [(one.webhook, one.status) for one in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
+
+
+async def test_the_log_and_the_outbox_of_every_task_have_an_end(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook())
+    await put_in(instance, "a", hook("b"))
+    redis, keys = instance.connection.commands, instance.keys
+    assert 0 < await redis.pttl(keys.hooks(submission("a").task_id)) <= 60_000
+    await finish(instance)
+    for _ in range(2):
+        await deliver(instance)
+    assert 0 < await redis.pttl(keys.hooks(submission("a").task_id)) <= 60_000
+    assert not await redis.exists(keys.outbox)
+
+
+async def test_a_result_is_kept_though_something_foreign_is_in_its_place(make_instance) -> None:
+    instance = make_instance()
+    await put_in(instance, "a", hook())
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(claim)
+    redis, keys = instance.connection.commands, instance.keys
+    await redis.delete(keys.record(claim.task.id))
+    await redis.rpush(keys.record(claim.task.id), "foreign")
+    await redis.rpush(keys.outbox, "foreign")
+    await redis.rpush(keys.hooks(claim.task.id), "foreign")
+    final = await end(instance, claim)
+    _, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    assert delivery.webhook == hook()
+    instance.memory.forget(final.id)
+    assert (await instance.queue.get(final.id)).state is State.COMPLETED
+
+
+def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
+    deliveries = (Delivery(hook(), 0), Delivery(hook("b", secret="whsec_x"), 1, attempts=1, due_at=5.0))
+    task = Task("ab", 17, 17, "c0", "m", b"{}", 1.0, State.COMPLETED, deliveries=deliveries)
+    assert decode_record(final_record(task))[1].deliveries == deliveries
+    assert decode_hooks(encode_hooks(17, deliveries)) == (17, deliveries)
+    bare = replace(task, deliveries=())
+    assert with_hooks(bare, encode_hooks(17, deliveries)) == task
+    for other in (encode_hooks(16, deliveries), b"2 17\n[]", b"junk", b"", None):
+        assert with_hooks(bare, other) == bare
+    with pytest.raises(UnreadableRecord):
+        decode_hooks(b"1 17\n[{}]")

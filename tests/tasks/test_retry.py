@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.tasks.retry import LONGEST_ASKED_S, MAX_BACKOFF_S, Failed, Retry, RetryPolicy, Standing, never_reached
+from imagegen.tasks.task import Reason
+
+POLICY = RetryPolicy(max_attempts=3, base_s=5.0)
+FIRST = Standing(attempts=1, ambiguous=0, left_s=3600.0)
+LAST = replace(FIRST, attempts=3)
+
+LIMITED = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
+OVERLOADED = UpstreamError("upstream_overloaded", "503", retryable=True, status=503)
+BROKEN = UpstreamError("upstream_error", "500", retryable=True, status=500)
+REFUSED = UpstreamError("upstream_error", "no connection", retryable=True)
+LOSS = UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=True)
+INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
+
+
+def judged(error: UpstreamError, standing: Standing = FIRST) -> Retry | Failed:
+    return POLICY.judge(error, standing, lambda: 1.0)
+
+
+def asked(error: UpstreamError, retry_after_s: float) -> UpstreamError:
+    return UpstreamError(error.code, error.detail, retryable=True, status=error.status, retry_after_s=retry_after_s)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "counts"),
+    [
+        (LIMITED, Reason.UPSTREAM_RATE_LIMITED, False),
+        (OVERLOADED, Reason.UPSTREAM_OVERLOADED, True),
+        (BROKEN, Reason.RETRYING, True),
+        (LOSS, Reason.RETRYING, True),
+        (REFUSED, Reason.UPSTREAM_OVERLOADED, False),
+    ],
+    ids=["429", "503", "500", "loss", "refused"],
+)
+def test_a_first_failure_is_tried_again(error: UpstreamError, reason: Reason, counts: bool) -> None:
+    assert judged(error) == Retry(5.0, reason, counts)
+
+
+@pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
+def test_what_counts_fails_at_the_last_attempt(error: UpstreamError) -> None:
+    failed = judged(error, LAST)
+    assert isinstance(failed, Failed)
+    assert (failed.error.code, failed.error.retryable) == (error.code, True)
+
+
+@pytest.mark.parametrize("error", [LIMITED, REFUSED], ids=["429", "refused"])
+def test_what_costs_no_attempt_never_runs_out_of_them(error: UpstreamError) -> None:
+    assert judged(error, LAST) == judged(error)
+
+
+def test_a_refusal_fails_at_once_and_is_not_to_be_repeated() -> None:
+    failed = judged(INVALID)
+    assert isinstance(failed, Failed)
+    assert not failed.error.retryable
+
+
+def test_a_second_ambiguous_loss_fails_whatever_the_attempts() -> None:
+    assert isinstance(judged(LOSS, replace(FIRST, ambiguous=1)), Retry)
+    assert isinstance(judged(LOSS, replace(FIRST, ambiguous=2)), Failed)
+    assert isinstance(judged(LOSS, replace(FIRST, ambiguous=2, upstream_dead=True)), Failed)
+
+
+def test_a_failure_that_is_not_ambiguous_is_tried_again_after_a_loss() -> None:
+    assert isinstance(judged(BROKEN, replace(FIRST, ambiguous=1)), Retry)
+
+
+@pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
+def test_nothing_counts_while_the_upstream_is_dead(error: UpstreamError) -> None:
+    assert judged(error, replace(LAST, upstream_dead=True)) == Retry(5.0, Reason.UPSTREAM_OVERLOADED, counts=False)
+
+
+def test_an_attempt_that_paid_in_vain_counts_whatever_ended_it() -> None:
+    assert judged(LIMITED, replace(FIRST, paid_in_vain=True)) == Retry(5.0, Reason.UPSTREAM_RATE_LIMITED, counts=True)
+    assert isinstance(judged(LIMITED, replace(LAST, paid_in_vain=True)), Failed)
+
+
+def test_a_rate_limit_waits_as_long_as_the_upstream_asks() -> None:
+    assert judged(asked(LIMITED, 0.5)) == Retry(0.5, Reason.UPSTREAM_RATE_LIMITED, counts=False)
+    assert judged(asked(LIMITED, 86_400.0)) == Retry(LONGEST_ASKED_S, Reason.UPSTREAM_RATE_LIMITED, counts=False)
+
+
+def test_an_overloaded_upstream_is_given_the_longer_of_both_waits() -> None:
+    assert judged(asked(OVERLOADED, 30.0)) == Retry(30.0, Reason.UPSTREAM_OVERLOADED)
+    assert judged(asked(OVERLOADED, 1.0)) == Retry(5.0, Reason.UPSTREAM_OVERLOADED)
+
+
+def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
+    for error in (LIMITED, BROKEN, REFUSED):
+        failed = judged(error, replace(FIRST, left_s=4.0))
+        assert isinstance(failed, Failed)
+        assert failed.error.code == error.code
+
+
+def test_the_delay_doubles_has_jitter_and_an_end() -> None:
+    assert [POLICY.backoff_s(attempts, lambda: 1.0) for attempts in (1, 2, 3)] == [5.0, 10.0, 20.0]
+    assert POLICY.backoff_s(1, lambda: 0.0) == 2.5
+    assert POLICY.backoff_s(1000, lambda: 1.0) == MAX_BACKOFF_S
+
+
+def test_only_what_was_not_sent_never_reached_the_upstream() -> None:
+    assert [never_reached(error) for error in (REFUSED, BROKEN, LOSS, LIMITED, INVALID)] == [True] + [False] * 4

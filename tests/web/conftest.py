@@ -1,0 +1,104 @@
+"""Fixtures of the web room: whole services in this process, on one Redis, over real connections."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from emulated import EmulatedUpstream
+from support import eventually
+
+from imagegen.app import QUEUE, create_app
+from imagegen.settings import Settings
+from imagegen.web.server import ImagegenRunner
+
+Client = TestClient[web.Request, web.Application]
+StartService = Callable[..., Awaitable[Client]]
+
+
+class _Server(TestServer):
+    """Serves on the connections that the real service has."""
+
+    __test__ = False
+
+    async def _make_runner(self, **options: Any) -> web.AppRunner:
+        return ImagegenRunner(self.app, **options)
+
+
+@pytest.fixture
+async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
+    """Starts services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
+
+    Overrides are fields of Settings. The sandbox draws, nothing is limited, and `client.app` is the application.
+    `await client.close()` ends one before the test does.
+    """
+    defaults: dict[str, Any] = {
+        "redis_url": redis_url,
+        "redis_prefix": prefix,
+        "data_dir": tmp_path,
+        "provider": "sandbox",
+        "sandbox_delay_s": 0.02,
+        "retry_base_s": 0.05,
+        "rate_limit_max": 0,
+        "image_rate_limit_max": 0,
+        "log_level": "WARNING",
+    }
+    async with AsyncExitStack() as stack:
+
+        async def start(**overrides: Any) -> Client:
+            client = TestClient(_Server(create_app(Settings(**defaults | overrides))))
+            await client.start_server()
+            stack.push_async_callback(client.close)
+            return client
+
+        yield start
+
+
+@pytest.fixture
+async def service(start_service: StartService) -> Client:
+    """One service, with the defaults of `start_service`."""
+    return await start_service()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[EmulatedUpstream]:
+    """Together's emulator, whose ledger says what was paid."""
+    async with EmulatedUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> StartService:
+    """As `start_service`, with `upstream` in the place of the sandbox."""
+    return partial(
+        start_service, provider="together", together_api_key="any", together_api_url=upstream.url, max_attempts=2
+    )
+
+
+@pytest.fixture
+def start_two(start_service: StartService) -> Callable[..., Awaitable[tuple[Client, Client]]]:
+    """Starts two services that know of each other. (`acquaint` makes two known that were started apart.)"""
+
+    async def start(**overrides: Any) -> tuple[Client, Client]:
+        one, two = await start_service(**overrides), await start_service(**overrides)
+        await acquainted(one, two)
+        return one, two
+
+    return start
+
+
+async def acquainted(*clients: Client) -> None:
+    for client in clients:
+        await eventually(lambda client=client: client.app[QUEUE].control.peers)
+
+
+@pytest.fixture
+def acquaint() -> Callable[..., Awaitable[None]]:
+    """Waits until each of these services has heard of another."""
+    return acquainted

@@ -1,0 +1,448 @@
+"""Server-sent events: of one task and of several, here, on another instance, and over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError, ClientResponse
+from support import eventually
+
+from imagegen.app import QUEUE, SUPERVISOR
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import Reason, Task
+from imagegen.web import events
+from imagegen.web.context import CONTEXT
+from imagegen.web.events import event_of, new_images
+
+SMALL = {"width": 64, "height": 64}
+UNKNOWN = "0" * 32
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two blank lines of a stream."""
+
+    fields: dict[str, str]
+    comment: str
+
+    @property
+    def id(self) -> str:
+        return self.fields.get("id", "")
+
+    @property
+    def event(self) -> str:
+        return self.fields.get("event", "")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.fields["data"])
+
+
+async def blocks(response: ClientResponse) -> AsyncIterator[Block]:
+    fields: dict[str, str] = {}
+    comment = ""
+    async for raw in response.content:
+        line = raw.decode().rstrip("\r\n")
+        name, _, value = line.partition(":")
+        if not line:
+            yield Block(fields, comment)
+            fields, comment = {}, ""
+        elif name:
+            fields[name] = value.removeprefix(" ")
+        else:
+            comment = value.strip()
+
+
+async def told(response: ClientResponse) -> list[Block]:
+    """The events of a stream, to its end."""
+    return [block async for block in blocks(response) if "data" in block.fields]
+
+
+async def post(client, prompt: str, **fields: object) -> str:
+    answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL, **fields})
+    assert answer.status in {200, 202}, await answer.text()
+    return (await answer.json())["taskId"]
+
+
+async def finished(client, task_id: str) -> dict[str, Any]:
+    body = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
+    assert body["status"] in {"completed", "failed", "cancelled"}
+    return body
+
+
+async def follow(client, task_id: str, last: str | int | None = None) -> ClientResponse:
+    headers = {} if last is None else {"Last-Event-ID": str(last)}
+    return await client.get(f"/api/images/{task_id}/events", headers=headers)
+
+
+def streams(client) -> int:
+    return client.app[CONTEXT].feed.count
+
+
+async def crash(client) -> None:
+    """Stops its loops without a word, as kill -9 does; what it holds stays claimed."""
+    await client.app[SUPERVISOR].stop()
+    for connection in client.server.runner.server.connections:
+        connection.force_close()
+
+
+# What a change is called.
+
+
+def task(**fields: Any) -> Task:
+    return Task("a" * 32, 1_000, 1_000, "d", "m", b"{}", 0.0, reason=Reason.QUEUED, **fields)
+
+
+def test_a_change_is_named_by_what_changed() -> None:
+    pending = task()
+    processing = edges.started(pending, attempts=1, starts=1, now=1.0)
+    sent = edges.progressed(processing, 10)
+    done = edges.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
+    assert event_of(None, pending) == "snapshot"
+    assert event_of(pending, processing) == "status"
+    assert event_of(processing, sent) == "progress"
+    assert event_of(sent, done) == "completed"
+    waits = edges.waiting(sent, reason=Reason.RETRYING, retry_at=5.0, attempts=1)
+    assert event_of(sent, waits) == "status"
+    assert event_of(waits, replace(waits, sequence=waits.sequence + 1, retry_at=9.0)) == "status"
+
+
+def test_only_new_pictures_are_told() -> None:
+    first, second, third = (StoredImage(index, sha256=str(index)) for index in range(3))
+    before = task(images=(first,))
+    assert new_images(None, before) == []
+    assert new_images(before, replace(before, images=(first, second))) == [second]
+    stale = task(images=(first, second), stale_images=True)
+    assert new_images(before, stale) == []
+    assert new_images(stale, task(images=(first, third))) == [first, third]
+
+
+# The stream of one task.
+
+
+async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_end(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.2)
+    task_id = await post(service, "a", n=2)
+    response = await follow(service, task_id)
+    assert response.status == 200
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    assert response.headers["X-Accel-Buffering"] == "no"
+    assert "no-cache" in response.headers["Cache-Control"]
+    assert response.headers["X-Request-Id"]
+    heard = await told(response)
+    names = [block.event for block in heard]
+    assert names[0] == "snapshot"
+    assert names[-1] == "completed"
+    assert {"progress", "image"} <= set(names) <= {"snapshot", "status", "progress", "image", "completed"}
+    ids = [int(block.id) for block in heard]
+    assert ids == sorted(ids)
+    assert all(int(block.id) == block.data["sequence"] for block in heard if block.event != "image")
+    progress = [block.data["progress"] for block in heard if block.event != "image"]
+    assert progress == sorted(progress)
+    pictures = [block.data for block in heard if block.event == "image"]
+    assert [picture["index"] for picture in pictures] == [0, 1]
+    assert all(picture["url"].startswith("http://") for picture in pictures)
+    assert heard[-1].data == await finished(service, task_id)
+    assert streams(service) == 0
+
+
+async def test_who_comes_late_gets_the_end_at_once(service) -> None:
+    task_id = await post(service, "a")
+    final = await finished(service, task_id)
+    heard = await asyncio.wait_for(told(await follow(service, task_id)), 1.0)
+    assert [block.event for block in heard] == ["snapshot", "completed"]
+    assert heard[-1].data == final
+    assert heard[-1].id == str(final["sequence"])
+
+
+async def test_who_has_the_end_already_gets_204(service) -> None:
+    task_id = await post(service, "a")
+    final = await finished(service, task_id)
+    response = await follow(service, task_id, final["sequence"])
+    assert (response.status, await response.read()) == (204, b"")
+
+
+async def test_who_has_an_earlier_event_gets_the_end(service) -> None:
+    task_id = await post(service, "a")
+    final = await finished(service, task_id)
+    heard = await told(await follow(service, task_id, final["sequence"] - 1))
+    assert heard[-1].event == "completed"
+
+
+@pytest.mark.parametrize("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
+async def test_an_id_that_is_none_of_ours_is_as_none(service, last: str) -> None:
+    task_id = await post(service, "a")
+    await finished(service, task_id)
+    heard = await told(await follow(service, task_id, last))
+    assert [block.event for block in heard] == ["snapshot", "completed"]
+
+
+async def test_who_comes_again_is_told_only_what_is_new(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.6)
+    task_id = await post(service, "a")
+    first = await follow(service, task_id)
+    last = ""
+    async for block in blocks(first):
+        last = block.id
+        if block.data["progress"] >= 10:
+            break
+    first.close()
+    response = await follow(service, task_id, last)
+    heard = await told(response)
+    assert all(int(block.id) >= int(last) for block in heard)
+    assert all(int(block.id) > int(last) for block in heard if block.event != "image")
+    assert heard[-1].event == "completed"
+
+
+async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstream) -> None:
+    service = await start_paid()
+    upstream.script({"fault": "422", "match": "bad"}, {"fault": "hang", "match": "long"})
+    bad, long = await post(service, "bad"), await post(service, "long")
+    assert (await told(await follow(service, bad)))[-1].event == "failed"
+    response = await follow(service, long)
+    await service.delete(f"/api/images/{long}")
+    end = (await asyncio.wait_for(told(response), 2.0))[-1]
+    assert (end.event, end.data["status"]) == ("cancelled", "cancelled")
+
+
+@pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7B"])
+async def test_an_unknown_task_has_no_stream(service, task_id: str) -> None:
+    response = await service.get(f"/api/images/{task_id}/events")
+    assert response.status == 404
+    assert (await response.json())["status"] == "not_found"
+
+
+async def test_the_stream_of_a_task_is_no_picture_and_takes_no_other_method(service) -> None:
+    task_id = await post(service, "a")
+    answer = await service.post(f"/api/images/{task_id}/events")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+    head = await service.head(f"/api/images/{task_id}/events")
+    assert head.status == 405
+
+
+async def test_a_comment_keeps_a_silent_stream_open(start_service, monkeypatch) -> None:
+    monkeypatch.setattr(events, "PING_S", 0.05)
+    service = await start_service(sandbox_delay_s=30.0)
+    response = await follow(service, await post(service, "a"))
+    comments = 0
+    async for block in blocks(response):
+        comments += bool(block.comment)
+        if comments == 3:
+            break
+    response.close()
+
+
+async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.3, rate_limit_max=2)
+    response = await follow(service, await post(service, "a"))
+    assert response.headers["X-RateLimit-Remaining"] == "0"
+    assert (await told(response))[-1].event == "completed"
+
+
+# Ends that are no ends.
+
+
+async def test_a_stream_is_ended_after_a_while_and_says_when_to_come_again(start_service, monkeypatch) -> None:
+    monkeypatch.setattr(events, "RECYCLE_S", 0.1)
+    service = await start_service(sandbox_delay_s=30.0)
+    response = await follow(service, await post(service, "a"))
+    heard = [block async for block in blocks(response)]
+    assert 1_000 <= int(heard[-1].fields["retry"]) <= 3_000
+    assert "data" not in heard[-1].fields
+    assert streams(service) == 0
+
+
+async def test_streams_end_cleanly_when_the_service_stops(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    response = await follow(service, await post(service, "a"))
+    await eventually(lambda: streams(service) == 1)
+    context = service.app[CONTEXT]
+    context.readiness.draining = True
+    context.feed.wake_all()
+    heard = await asyncio.wait_for(anext_all(response), 2.0)
+    assert "retry" in heard[-1].fields
+    late = await follow(service, await running(service))
+    heard = await asyncio.wait_for(anext_all(late), 2.0)
+    assert heard[0].event == "snapshot"
+    assert "retry" in heard[-1].fields
+
+
+async def anext_all(response: ClientResponse) -> list[Block]:
+    return [block async for block in blocks(response)]
+
+
+async def running(client) -> str:
+    return next(iter(client.app[QUEUE].memory.live))
+
+
+async def test_open_streams_do_not_hold_up_the_end_of_the_service(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    open_ones = [await follow(service, task_id) for _ in range(5)]
+    began = time.monotonic()
+    await service.server.close()
+    assert time.monotonic() - began < 1.5
+    for response in open_ones:
+        assert "retry" in (await anext_all(response))[-1].fields
+
+
+async def test_clients_that_leave_leave_nothing_behind(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    before = len(asyncio.all_tasks())
+    responses = await asyncio.gather(*(follow(service, task_id) for _ in range(30)))
+    assert streams(service) == 30
+    for response in responses:
+        response.close()
+    await eventually(lambda: streams(service) == 0, within_s=2.0)
+    await eventually(lambda: len(asyncio.all_tasks()) <= before, within_s=2.0)
+
+
+# Several instances, and restarts.
+
+
+async def test_changes_elsewhere_are_told_within_100_ms(start_service, acquaint) -> None:
+    one = await start_service(sandbox_delay_s=0.5)
+    task_id = await post(one, "a", n=2)
+    two = await start_service()
+    await acquaint(one, two)
+
+    async def heard_at(client) -> dict[str, float]:
+        response = await follow(client, task_id)
+        return {block.id + block.event: time.monotonic() async for block in blocks(response) if block.fields}
+
+    here, there = await asyncio.gather(heard_at(one), heard_at(two))
+    common = here.keys() & there.keys()
+    assert len(common) >= 4
+    assert max(abs(here[key] - there[key]) for key in common) < 0.1
+
+
+async def test_a_stream_goes_on_at_another_instance(start_two) -> None:
+    one, two = await start_two(sandbox_delay_s=0.6)
+    task_id = await post(one, "a")
+    first, last = await follow(one, task_id), ""
+    async for block in blocks(first):
+        last = block.id
+        if block.data["status"] == "processing":
+            break
+    first.close()
+    heard = await told(await follow(two, task_id, last))
+    assert heard[-1].event == "completed"
+    assert all(int(block.id) >= int(last) for block in heard)
+    assert (await follow(one, task_id, heard[-1].id)).status == 204
+
+
+async def test_nothing_is_missed_over_a_crash(start_service) -> None:
+    one = await start_service(sandbox_delay_s=20.0, lease_s=1.0)
+    task_id = await post(one, "a")
+    response, last = await follow(one, task_id), 0
+    async for block in blocks(response):
+        last = int(block.id)
+        if block.data["progress"] >= 10:
+            break
+    await crash(one)
+    with pytest.raises((ClientPayloadError, ConnectionError, StopAsyncIteration)):
+        await anext(blocks(response))
+    two = await start_service(lease_s=1.0)
+    heard = await asyncio.wait_for(told(await follow(two, task_id, last)), 10.0)
+    assert heard[-1].event == "completed"
+    assert heard[-1].data["possiblyBilledTwice"] == 1
+    ids = [int(block.id) for block in heard]
+    assert ids == sorted(ids)
+    assert all(block_id >= last for block_id in ids)
+
+
+async def test_a_stream_goes_on_after_a_restart_that_handed_its_task_back(start_service) -> None:
+    one = await start_service(sandbox_delay_s=20.0)
+    task_id = await post(one, "a")
+    heard = [block async for block in _until_closed(one, task_id)]
+    two = await start_service()
+    again = await asyncio.wait_for(told(await follow(two, task_id, heard[-1].id)), 5.0)
+    assert again[-1].event == "completed"
+    assert int(again[0].id) > int(heard[-1].id)
+
+
+async def _until_closed(client, task_id: str) -> AsyncIterator[Block]:
+    response = await follow(client, task_id)
+    async for block in blocks(response):
+        if "data" in block.fields:
+            yield block
+            if block.data["progress"] >= 10:
+                await client.server.close()
+
+
+# Several tasks in one stream.
+
+
+async def many(client, *ids: str, last: str | None = None) -> ClientResponse:
+    headers = {} if last is None else {"Last-Event-ID": last}
+    return await client.get("/api/events", params={"tasks": ",".join(ids)}, headers=headers)
+
+
+async def test_one_stream_tells_of_several_tasks_and_ends_with_the_last(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.2)
+    ids = [await post(service, prompt) for prompt in "abc"]
+    heard = [block for block in await told(await many(service, *ids))]
+    for task_id in ids:
+        own = [block for block in heard if block.data["taskId"] == task_id]
+        assert [own[0].event, own[-1].event] == ["snapshot", "completed"]
+        assert all(re.fullmatch(rf"{task_id}:\d+", block.id) for block in own)
+    assert heard[-1].event == "completed"
+    assert streams(service) == 0
+
+
+async def test_who_has_the_end_of_all_gets_204(service) -> None:
+    ids = [await post(service, prompt) for prompt in "ab"]
+    for task_id in ids:
+        await finished(service, task_id)
+    heard = await anext_all(await many(service, *ids))
+    assert [block.event for block in heard] == ["snapshot", "completed"] * 2 + [""]
+    assert (await many(service, *ids, last=heard[-1].id)).status == 204
+    again = await told(await many(service, *ids, last=heard[1].id))
+    assert {block.data["taskId"] for block in again} == {ids[1]}
+
+
+async def test_the_last_id_of_a_stream_that_was_ended_holds_all_its_tasks(start_service, monkeypatch) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    ids = [await post(service, prompt) for prompt in "ab"]
+    for task_id in ids:
+        await eventually(lambda task_id=task_id: service.app[QUEUE].memory.live[task_id].progress >= 10)
+    monkeypatch.setattr(events, "RECYCLE_S", 0.1)
+    heard = await anext_all(await many(service, *ids))
+    assert "retry" in heard[-1].fields
+    again = await anext_all(await many(service, *ids, last=heard[-1].id))
+    assert [block.event for block in again] == [""]
+
+
+async def test_an_unknown_task_among_known_ones_is_said_to_be_so(service) -> None:
+    task_id = await post(service, "a")
+    await finished(service, task_id)
+    heard = await told(await many(service, UNKNOWN, task_id))
+    assert heard[0].data["taskId"] == UNKNOWN
+    assert (heard[0].event, heard[0].data["status"]) == ("snapshot", "not_found")
+    assert [block.event for block in heard[1:]] == ["snapshot", "completed"]
+    assert (await many(service, UNKNOWN)).status == 404
+
+
+@pytest.mark.parametrize("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
+async def test_a_stream_wants_1_to_50_tasks(service, query: str) -> None:
+    answer = await service.get(f"/api/events{query}")
+    body = await answer.json()
+    assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "tasks")
+
+
+async def test_50_tasks_and_names_that_come_twice_are_fine(service) -> None:
+    task_id = await post(service, "a")
+    await finished(service, task_id)
+    ids = [f"{number:032x}" for number in range(49)]
+    heard = await told(await many(service, *ids, task_id, task_id))
+    assert heard[-1].event == "completed"
+    assert len(heard) == 51

@@ -1,0 +1,197 @@
+"""Waiting for the end of a task: by POST and GET, here and on another instance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from support import eventually
+
+from imagegen.app import QUEUE
+from imagegen.web.context import CONTEXT
+
+SMALL = {"width": 64, "height": 64}
+
+
+def wish(prompt: str, **fields: object) -> dict[str, object]:
+    return {"prompt": prompt, **SMALL, **fields}
+
+
+async def post(client, prompt: str, **headers: str) -> str:
+    answer = await client.post("/api/images/generate", json=wish(prompt), headers=headers)
+    assert answer.status in {200, 202}, await answer.text()
+    return (await answer.json())["taskId"]
+
+
+def waiters(client) -> int:
+    return client.app[CONTEXT].feed.count
+
+
+async def test_a_waited_post_answers_with_the_finished_task(service) -> None:
+    answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": "wait=10"})
+    body = await answer.json()
+    assert answer.status == 200
+    assert answer.headers["Preference-Applied"] == "wait=10"
+    assert answer.headers["X-Cache"] == "MISS"
+    assert answer.headers["Location"] == f"/api/images/{body['taskId']}"
+    assert (body["status"], body["cached"], body["progress"], len(body["data"])) == ("completed", False, 100, 1)
+    assert body["data"][0]["url"].startswith("http://")
+
+
+async def test_a_waited_post_may_ask_by_query_and_a_hit_says_so(service) -> None:
+    task_id = await post(service, "a", Prefer="wait=10")
+    answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    body = await answer.json()
+    assert answer.status == 200
+    assert (body["taskId"], body["status"], body["cached"]) == (task_id, "completed", True)
+    assert answer.headers["Preference-Applied"] == "wait=10"
+
+
+async def test_a_wait_that_ends_first_answers_with_the_state(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    posted = await service.post("/api/images/generate?wait=1", json=wish("a"))
+    body = await posted.json()
+    assert posted.status == 202
+    assert body["cached"] is False
+    assert body["status"] == "processing"
+    assert int(posted.headers["Retry-After"]) >= 1
+    began = time.monotonic()
+    got = await service.get(f"/api/images/{body['taskId']}", headers={"Prefer": "respond-async, wait=1"})
+    assert 0.9 < time.monotonic() - began < 3
+    assert (await got.json())["status"] == "processing"
+    assert got.headers["Preference-Applied"] == "wait=1"
+    assert int(got.headers["Retry-After"]) >= 1
+
+
+async def test_a_get_waits_for_the_end(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.3)
+    task_id = await post(service, "a")
+    body = await (await service.get(f"/api/images/{task_id}?wait=10")).json()
+    assert body["status"] == "completed"
+
+
+async def test_a_finished_task_is_not_waited_for(service) -> None:
+    task_id = await post(service, "a", Prefer="wait=10")
+    first = await service.get(f"/api/images/{task_id}", headers={"Prefer": "wait=60"})
+    etag = first.headers["ETag"]
+    again = await service.get(f"/api/images/{task_id}?wait=60", headers={"If-None-Match": etag})
+    assert (first.status, again.status) == (200, 304)
+
+
+async def test_a_waited_post_of_a_task_that_fails_tells_why(start_paid, upstream) -> None:
+    upstream.script("422")
+    service = await start_paid()
+    answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    body = await answer.json()
+    assert answer.status == 200
+    assert (body["status"], body["error"]["code"], body["cached"]) == ("failed", "content_policy", False)
+
+
+@pytest.mark.parametrize("wait", ["0", "61", "x", "", "1.5", "-1", "٣"])
+async def test_a_wait_that_is_no_number_from_1_to_60_is_refused_before_anything_else(service, wait: str) -> None:
+    for answer in (
+        await service.post("/api/images/generate", params={"wait": wait}, json=wish("a")),
+        await service.get(f"/api/images/{'0' * 32}", params={"wait": wait}),
+    ):
+        body = await answer.json()
+        assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "wait")
+    assert (await service.post("/api/images/generate", json=wish("a"))).headers["X-Cache"] == "MISS"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [("wait=7", "wait=7"), ("Wait = 9; x", "wait=9"), ("a, wait=100", "wait=60"), ("wait=0", None), ("wait=x", None)],
+)
+async def test_a_preference_that_is_none_is_passed_over_and_a_long_one_cut(
+    service, prefer: str, applied: str | None
+) -> None:
+    answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": prefer})
+    assert answer.status in {200, 202}
+    assert answer.headers.get("Preference-Applied") == applied
+
+
+async def test_an_unknown_task_is_not_waited_for(service) -> None:
+    answer = await service.get(f"/api/images/{'0' * 32}?wait=60")
+    assert answer.status == 404
+    assert (await answer.json())["status"] == "not_found"
+
+
+async def test_who_waits_on_another_instance_is_told_within_100_ms(start_service, acquaint) -> None:
+    one = await start_service(sandbox_delay_s=0.5)
+    task_id = await post(one, "a")
+    two = await start_service()
+    await acquaint(one, two)
+
+    async def told_at(client) -> float:
+        answer = await client.get(f"/api/images/{task_id}?wait=10")
+        assert (await answer.json())["status"] == "completed"
+        return time.monotonic()
+
+    here, there = await asyncio.gather(told_at(one), told_at(two))
+    assert abs(there - here) < 0.1
+
+
+async def test_who_begins_to_wait_just_after_the_end_elsewhere_is_told_at_once(start_service, acquaint) -> None:
+    one = await start_service(sandbox_delay_s=0.3)
+    task_id = await post(one, "a")
+    two = await start_service()
+    await acquaint(one, two)
+    await one.get(f"/api/images/{task_id}")
+    assert (await (await two.get(f"/api/images/{task_id}")).json())["status"] == "processing"
+    await one.get(f"/api/images/{task_id}?wait=10")
+    began = time.monotonic()
+    assert (await (await two.get(f"/api/images/{task_id}?wait=10")).json())["status"] == "completed"
+    assert time.monotonic() - began < 0.5
+
+
+async def test_a_waited_post_counts_once_for_the_limits(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.3, rate_limit_max=2, image_rate_limit_max=1)
+    posted = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    assert posted.headers["X-RateLimit-Remaining"] == "0"
+    task_id = (await posted.json())["taskId"]
+    assert (await service.get(f"/api/images/{task_id}?wait=10")).status == 200
+    assert (await service.get(f"/api/images/{task_id}")).status == 429
+
+
+async def test_a_client_that_leaves_leaves_nothing_behind(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    before = len(asyncio.all_tasks())
+    waits = [asyncio.create_task(service.get(f"/api/images/{task_id}?wait=60")) for _ in range(20)]
+    await eventually(lambda: waiters(service) == 20)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    await eventually(lambda: waiters(service) == 0, within_s=2.0)
+    await eventually(lambda: len(asyncio.all_tasks()) <= before, within_s=2.0)
+
+
+async def test_waits_end_when_the_service_stops(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    waiting = asyncio.create_task(service.get(f"/api/images/{task_id}?wait=60"))
+    await eventually(lambda: waiters(service) == 1)
+    context = service.app[CONTEXT]
+    context.readiness.draining = True
+    context.feed.wake_all()
+    answer = await asyncio.wait_for(waiting, 2.0)
+    assert (answer.status, (await answer.json())["status"]) == (200, "processing")
+
+
+async def test_many_waiters_cost_no_more_commands_than_one(start_service, acquaint) -> None:
+    one = await start_service(sandbox_delay_s=1.5)
+    task_id = await post(one, "a")
+    two = await start_service()
+    await acquaint(one, two)
+    redis = two.app[QUEUE].connection.commands
+
+    async def used() -> int:
+        stats = await redis.info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "get", "publish"))
+
+    before = await used()
+    waits = [client.get(f"/api/images/{task_id}?wait=10") for client in (one, two) for _ in range(50)]
+    answers = await asyncio.gather(*waits)
+    assert {(await answer.json())["status"] for answer in answers} == {"completed"}
+    assert await used() - before <= 10

@@ -1,0 +1,158 @@
+"""The union body: what each client spells, what is passed over, and which field a fault is of."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagegen.errors import InvalidRequest
+from imagegen.web.v1.fields import Wanted, parse
+
+
+def parsed(**body: object) -> Wanted:
+    return parse({"prompt": "a cat"} | body, default_model="the-default", aliases={"old": "new"})
+
+
+def faults_of(**body: object) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as caught:
+        parsed(**body)
+    return {fault.field: fault.message for fault in caught.value.details}
+
+
+def test_only_a_prompt_is_needed() -> None:
+    wanted = parsed()
+    assert wanted.request.stored() == {
+        "prompt": "a cat",
+        "model": "the-default",
+        "width": 1024,
+        "height": 1024,
+        "n": 1,
+    }
+    assert (wanted.as_base64, wanted.streamed) == (False, False)
+
+
+def test_every_field_of_ours_is_passed_on() -> None:
+    given = {
+        "model": "m",
+        "width": 512,
+        "height": 256,
+        "n": 2,
+        "steps": 4,
+        "seed": 7,
+        "negative_prompt": "a dog",
+        "guidance_scale": 3.5,
+        "output_format": "png",
+        "image_url": "https://example.org/a.png",
+        "reference_images": ["https://example.org/b.png"],
+    }
+    assert parsed(**given).request.stored() == given | {
+        "prompt": "a cat",
+        "reference_images": ("https://example.org/b.png",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "value"),
+    [
+        ({"guidance": 2}, "guidance_scale", 2),
+        ({"guidance": 2, "guidance_scale": 3}, "guidance_scale", 3),
+        ({"num_inference_steps": 9}, "steps", 9),
+        ({"negativePrompt": "a dog"}, "negative_prompt", "a dog"),
+        ({"output_format": "jpg"}, "output_format", "jpeg"),
+        ({"model": "old"}, "model", "new"),
+        ({"n": "2"}, "n", 2),
+    ],
+)
+def test_other_spellings_mean_the_same(body: dict[str, object], field: str, value: object) -> None:
+    assert getattr(parsed(**body).request, field) == value
+
+
+@pytest.mark.parametrize(
+    ("body", "size"),
+    [
+        ({"size": "512x768"}, (512, 768)),
+        ({"size": " 512 X 768 "}, (512, 768)),
+        ({"size": "auto"}, (1024, 1024)),
+        ({"size": None, "width": None}, (1024, 1024)),
+        ({"size": ""}, (1024, 1024)),
+        ({"width": 256}, (256, 1024)),
+        ({"size": "512x768", "height": 256}, (512, 256)),
+        ({"size": "large", "width": 256, "height": 128}, (256, 128)),
+        ({"aspect_ratio": "16:9"}, (1360, 768)),
+        ({"aspect_ratio": "9:16"}, (768, 1360)),
+        ({"aspect_ratio": "1:1"}, (1024, 1024)),
+        ({"aspect_ratio": "4:1"}, (2048, 512)),
+        ({"aspect_ratio": "auto"}, (1024, 1024)),
+        ({"aspect_ratio": "16:9", "size": "512x512"}, (512, 512)),
+        ({"aspect_ratio": "16:9", "size": "auto"}, (1360, 768)),
+    ],
+)
+def test_a_size_is_read_in_each_way(body: dict[str, object], size: tuple[int, int]) -> None:
+    request = parsed(**body).request
+    assert (request.width, request.height) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "as_base64"), [("url", False), ("b64_json", True), ("base64", True), (None, False), ("", False)]
+)
+def test_bytes_have_two_names(name: str | None, as_base64: bool) -> None:
+    assert parsed(response_format=name).as_base64 is as_base64
+
+
+def test_fields_that_do_no_harm_are_passed_over() -> None:
+    openai = {"quality": "hd", "style": "vivid", "user": "u", "moderation": "low", "background": "auto"}
+    more = {"partial_images": 2, "output_compression": 90, "svg": {}, "disable_safety_checker": True, "made_up": [1]}
+    assert parsed(**openai, **more).request == parsed().request
+
+
+def test_null_and_empty_are_absent() -> None:
+    nothing = dict.fromkeys(("model", "n", "steps", "seed", "size", "stream", "response_format", "image_loras"))
+    empty = {"negative_prompt": "", "image_url": "", "reference_images": [], "frame_images": []}
+    assert parsed(**nothing, **empty) == parsed()
+
+
+@pytest.mark.parametrize("name", ["image_loras", "mask", "image", "condition_image", "image_base64", "frame_images"])
+def test_a_field_that_would_change_the_picture_is_refused_and_not_dropped(name: str) -> None:
+    assert faults_of(**{name: ["x"]}) == {name: "is not supported by this service"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"model": ""}, "model"),
+        ({"size": "large"}, "size"),
+        ({"size": 512}, "size"),
+        ({"size": "10x1024"}, "size"),
+        ({"size": "513x1024"}, "size"),
+        ({"width": 10}, "width"),
+        ({"aspect_ratio": "5:1"}, "aspect_ratio"),
+        ({"aspect_ratio": "0:0"}, "aspect_ratio"),
+        ({"response_format": "png"}, "response_format"),
+        ({"response_format": ["url"]}, "response_format"),
+        ({"stream": "yes"}, "stream"),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"num_inference_steps": 1000}, "num_inference_steps"),
+        ({"guidance": "much"}, "guidance"),
+        ({"negative_prompt": 1}, "negative_prompt"),
+        ({"output_format": "svg"}, "output_format"),
+        ({"reference_images": ["ftp://x"]}, "reference_images[0]"),
+    ],
+)
+def test_a_fault_is_of_the_field_as_the_client_spelled_it(body: dict[str, object], field: str) -> None:
+    assert list(faults_of(**body)) == [field]
+
+
+def test_a_fault_of_a_side_that_came_by_size_says_which_side() -> None:
+    assert faults_of(size="1024x9999") == {"size": "height must be less than or equal to 2048"}
+
+
+def test_all_faults_come_at_once() -> None:
+    assert set(faults_of(n=0, steps=0, stream=1, response_format="x", mask="y")) == {
+        "n",
+        "steps",
+        "stream",
+        "response_format",
+        "mask",
+    }

@@ -1,0 +1,276 @@
+"""POST /v1/images/generations: the answers, the one queue, and how long a client is kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from pathlib import Path
+
+import pytest
+from emulated import EmulatedUpstream
+from support import eventually
+
+from imagegen.app import CONTEXT
+from imagegen.tasks.task import State
+from imagegen.web.v1.repeats import is_repeat, patience_s
+from tests.web.v1.conftest import Service, StartService
+
+IMPATIENT = {"x-stainless-read-timeout": "0.3"}
+REPEAT = {"x-stainless-retry-count": "1"}
+
+
+async def test_the_answer_is_what_both_clients_read(service: Service, upstream: EmulatedUpstream) -> None:
+    before = int(time.time())
+    answer = await service.generate(model="some/model", size="64x128", n=2)
+    body = await answer.json()
+    assert answer.status == 200
+    assert before <= body.pop("created") <= time.time()
+    links = [entry.pop("url") for entry in body["data"]]
+    assert body == {
+        "id": body["id"],
+        "object": "list",
+        "model": "some/model",
+        "data": [{"index": 0, "type": "url"}, {"index": 1, "type": "url"}],
+    }
+    for link in links:
+        assert link.startswith(f"{service.url}/api/images/{body['id']}/")
+        assert (await service.ask("GET", link)).content_type == "image/jpeg"
+    assert upstream.ledger.total == 1
+
+
+@pytest.mark.parametrize("name", ["b64_json", "base64"])
+async def test_base64_is_the_picture_that_the_link_leads_to(service: Service, name: str) -> None:
+    (entry,) = (await (await service.generate(response_format=name)).json())["data"]
+    (linked,) = (await (await service.generate()).json())["data"]
+    assert (entry["index"], entry["type"], "url" in entry) == (0, "b64_json", False)
+    assert base64.b64decode(entry["b64_json"]) == await service.picture(linked["url"])
+
+
+async def test_links_have_the_public_base(start_service: StartService) -> None:
+    service = await start_service(public_url="https://pictures.example.org")
+    (entry,) = (await (await service.generate()).json())["data"]
+    assert entry["url"].startswith("https://pictures.example.org/api/images/")
+
+
+async def test_all_paths_are_one_route_and_one_task(service: Service, upstream: EmulatedUpstream) -> None:
+    paths = ("/v1/images/generations", "/images/generations", "/v1/v1/images/generations")
+    answers = [await (await service.generate(path=path)).json() for path in paths]
+    assert answers[0] == answers[1] == answers[2]
+    assert upstream.ledger.total == 1
+
+
+async def test_it_is_the_same_task_as_on_api(service: Service, upstream: EmulatedUpstream) -> None:
+    here = await (await service.generate(model=None, seed=7, quality="hd")).json()
+    body = {"prompt": "a cat", "width": 1024, "height": 1024, "seed": 7}
+    there = await (await service.ask("POST", "/api/images/generate", json=body)).json()
+    assert (here["id"], there["cached"]) == (there["taskId"], True)
+    assert upstream.ledger.total == 1
+
+
+async def test_many_at_once_pay_once(service: Service, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.1})
+    answers = await asyncio.gather(*(service.generate() for _ in range(20)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({(await answer.json())["id"] for answer in answers}) == 1
+    assert upstream.ledger.total == 1
+
+
+async def test_the_client_is_answered_before_it_gives_up_and_its_repeat_gets_the_picture(
+    service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.5})
+    asked_at = time.monotonic()
+    early = await service.generate(IMPATIENT)
+    took_s = time.monotonic() - asked_at
+    error = (await early.json())["error"]
+    assert 0.25 <= took_s < 0.45
+    assert (early.status, error["code"], error["type"]) == (503, "unfinished", "server_error")
+    assert early.headers["retry-after"] == "1"
+    assert "x-should-retry" not in early.headers
+    repeated = await service.generate(REPEAT)
+    assert (repeated.status, upstream.ledger.total) == (200, 1)
+    assert early.headers["Location"] == f"/api/images/{(await repeated.json())['id']}"
+
+
+@pytest.mark.parametrize(
+    ("given", "patience"),
+    [
+        (None, 54.0),
+        ("60", 54.0),
+        ("600", 90.0),
+        ("3", 2.7),
+        ("0.5", 0.45),
+        ("None", 54.0),
+        ("", 54.0),
+        ("-1", 54.0),
+        ("0", 54.0),
+        ("nan", 54.0),
+        ("inf", 54.0),
+    ],
+)
+def test_the_patience_is_a_little_less_than_the_client_reads_for(given: str | None, patience: float) -> None:
+    headers = {} if given is None else {"x-stainless-read-timeout": given}
+    assert patience_s(headers) == pytest.approx(patience)
+
+
+async def test_a_client_that_prefers_so_is_told_where_to_look(service: Service, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.2})
+    accepted = await service.generate({"Prefer": "respond-async"})
+    body = await accepted.json()
+    assert (accepted.status, accepted.headers["Preference-Applied"]) == (202, "respond-async")
+    assert accepted.headers["Location"] == f"/api/images/{body['id']}"
+    assert body["status_url"] == service.url + accepted.headers["Location"]
+    assert body["status"] in {"pending", "processing"}
+
+    async def done() -> bool:
+        answer = await service.ask("GET", accepted.headers["Location"])
+        return (await answer.json())["status"] == "completed"
+
+    await eventually(done)
+    assert (await service.generate({"Prefer": "respond-async"})).status == 200
+
+
+async def test_it_may_wait_a_while_before_it_is_told(service: Service, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.1})
+    assert (await service.generate({"Prefer": "respond-async, wait=5"})).status == 200
+
+
+async def test_a_picture_that_is_gone_is_made_again(
+    service: Service, upstream: EmulatedUpstream, tmp_path: Path
+) -> None:
+    task_id = (await (await service.generate()).json())["id"]
+    gone = [path for path in tmp_path.rglob("*") if path.is_file() and task_id in str(path)]
+    assert gone
+    for path in gone:
+        path.unlink()
+    assert (await service.generate(response_format="b64_json")).status == 200
+    assert upstream.ledger.total == 2
+
+
+async def test_links_of_the_provider_have_no_bytes_to_give(start_service: StartService) -> None:
+    service = await start_service(image_store="upstream")
+    by_link = await (await service.generate()).json()
+    assert by_link["data"][0]["url"].startswith("http://127.0.0.1")
+    refused = await service.generate(response_format="b64_json")
+    assert (refused.status, (await refused.json())["error"]["param"]) == (400, "response_format")
+
+
+async def test_what_was_left_out_is_said(service: Service, upstream: EmulatedUpstream) -> None:
+    answer = await service.generate(guidance_scale=3)
+    (warning,) = (await answer.json())["warnings"]
+    assert warning.startswith("guidance_scale was left out")
+
+
+async def test_a_service_that_stops_answers_at_once_and_closes(service: Service, upstream: EmulatedUpstream) -> None:
+    upstream.script("hang")
+    waiting = asyncio.create_task(service.generate())
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
+    context = service.app[CONTEXT]
+    context.readiness.draining = True
+    context.feed.wake_all()
+    answer = await waiting
+    assert (answer.status, answer.headers["retry-after"], answer.headers["Connection"]) == (503, "1", "close")
+    refused = await service.generate(prompt="another")
+    assert (refused.status, (await refused.json())["error"]["code"]) == (503, "draining")
+
+
+async def test_a_cancelled_task_is_a_conflict_that_no_repeat_mends(
+    service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script("hang")
+    waiting = asyncio.create_task(service.generate())
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
+    queue = service.app[CONTEXT].queue
+    task_id = (await (await service.generate({"Prefer": "respond-async"})).json())["id"]
+    await queue.cancel(task_id)
+    for answer in (await waiting, await service.generate(REPEAT)):
+        assert (answer.status, answer.headers["x-should-retry"]) == (409, "false")
+        assert (await answer.json())["error"]["code"] == "cancelled"
+    assert upstream.ledger.total == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "kind", "param", "mendable"),
+    [
+        ("422_nsfw", 400, "content_policy", "invalid_request_error", "prompt", False),
+        ("400_multiple", 400, "upstream_invalid_request", "invalid_request_error", None, False),
+        ("404_model", 404, "model_not_available", "invalid_request_error", "model", False),
+        ("401", 502, "upstream_auth", "server_error", None, False),
+        ("402", 502, "upstream_billing", "server_error", None, False),
+        ("503", 503, "upstream_overloaded", "server_error", None, True),
+        ("500", 502, "upstream_error", "server_error", None, True),
+        ("no_images", 502, "upstream_bad_response", "server_error", None, None),
+    ],
+)
+async def test_a_failed_task_answers_as_an_error(
+    start_service: StartService, fault: str, status: int, code: str, kind: str, param: str | None, mendable: bool | None
+) -> None:
+    service = await start_service(max_attempts=1)
+    answer = await service.generate(prompt=f"{{{{fault:{fault}}}}}")
+    error = (await answer.json())["error"]
+    assert error.pop("message")
+    assert (answer.status, error) == (status, {"type": kind, "param": param, "code": code})
+    if mendable is not None:
+        assert answer.headers.get("x-should-retry") == (None if mendable else "false")
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+async def test_a_rate_limited_task_whose_deadline_comes_first_is_429(start_service: StartService) -> None:
+    service = await start_service(task_deadline_s=1)
+    answer = await service.generate(prompt="{{fault:429 retry_after=30}}")
+    assert (answer.status, (await answer.json())["error"]["code"]) == (429, "upstream_rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+async def test_a_lost_call_is_504_and_no_clients_repeat_pays_for_it_again(
+    start_service: StartService, upstream: EmulatedUpstream
+) -> None:
+    service = await start_service(upstream_timeout_s=0.1)
+    first = await service.generate(prompt="{{fault:hang}}")
+    assert (first.status, first.headers["x-should-retry"]) == (504, "false")
+    paid = upstream.ledger.paid_total
+    again = await service.generate(REPEAT, prompt="{{fault:hang}}")
+    assert (again.status, await again.json()) == (504, await first.json())
+    assert upstream.ledger.paid_total == paid == 2
+
+
+async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
+    service: Service, upstream: EmulatedUpstream
+) -> None:
+    prompt = "{{fault:422_nsfw delay_s=0.4}}"
+    early = await service.generate(IMPATIENT, prompt=prompt)
+    failed = early.headers["Location"].rpartition("/")[2]
+
+    async def ended() -> bool:
+        task = await service.app[CONTEXT].queue.get(failed)
+        return task is not None and task.state is State.FAILED
+
+    await eventually(ended)
+    assert (await service.generate(REPEAT, prompt=prompt)).status == 400
+    assert upstream.ledger.total == 1
+    assert (await service.generate(prompt=prompt)).status == 400
+    assert upstream.ledger.total == 2
+
+
+async def test_a_repeat_after_a_failure_that_passes_is_a_new_try(
+    start_service: StartService, upstream: EmulatedUpstream
+) -> None:
+    service = await start_service(max_attempts=1)
+    upstream.script("503")
+    assert (await service.generate()).status == 503
+    assert (await service.generate(REPEAT)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "repeat"),
+    [
+        ({}, False),
+        ({"x-stainless-retry-count": "0"}, False),
+        ({"x-stainless-retry-count": "2"}, True),
+        ({"user-agent": "OpenAI/Python 3.54.0"}, False),
+        ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, True),
+    ],
+)
+def test_a_repeat_is_known_by_its_headers(headers: dict[str, str], repeat: bool) -> None:
+    assert is_repeat(headers) is repeat

@@ -1,0 +1,110 @@
+"""GET /v1/models: both shapes, the default model, and an upstream that is asked seldom and may be away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from emulated import EmulatedUpstream
+
+from imagegen.errors import UpstreamError
+from imagegen.web.v1.models import FRESH_S, RETRY_S, Catalogue
+from tests.web.v1.conftest import Service, StartService
+
+DEFAULT = "black-forest-labs/FLUX.1-schnell"
+PATHS = ("/v1/models", "/models", "/v1/v1/models")
+
+
+class FakeUpstream:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked = 0
+        self.error: UpstreamError | None = None
+        self.models: tuple[Mapping[str, object], ...] = ({"id": "one/model", "created": 5, "organization": "One"},)
+
+    async def list(self) -> tuple[Mapping[str, object], ...]:
+        self.asked += 1
+        if self.error:
+            raise self.error
+        return self.models
+
+
+@pytest.fixture
+def fake() -> FakeUpstream:
+    return FakeUpstream()
+
+
+@pytest.fixture
+def catalogue(fake: FakeUpstream) -> Catalogue:
+    return Catalogue(clock=lambda: fake.now)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_openais_clients_get_an_object(service: Service, path: str) -> None:
+    body = await (await service.ask("GET", path, headers={"User-Agent": "OpenAI/Python 3.54.0"})).json()
+    assert (body["object"], DEFAULT in {entry["id"] for entry in body["data"]}) == ("list", True)
+    for entry in body["data"]:
+        assert set(entry) == {"id", "object", "created", "owned_by", "type"}
+
+
+@pytest.mark.parametrize("agent", ["Together/Python 2.42.0", "AsyncTogether/Python 3.1.1"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_togethers_clients_get_an_array(service: Service, path: str, agent: str) -> None:
+    body = await (await service.ask("GET", path, headers={"User-Agent": agent})).json()
+    assert DEFAULT in {entry["id"] for entry in body}
+    assert {entry["type"] for entry in body} == {"image"}
+
+
+async def test_the_upstreams_models_are_listed(service: Service) -> None:
+    body = await (await service.ask("GET", "/v1/models")).json()
+    assert len(body["data"]) > 1
+
+
+async def test_one_model_is_found_by_its_id(service: Service) -> None:
+    for path in (f"/v1/models/{DEFAULT}", f"/v1/models/{DEFAULT.replace('/', '%2F')}"):
+        assert (await (await service.ask("GET", path)).json())["id"] == DEFAULT
+    missing = await service.ask("GET", "/v1/models/no/such")
+    assert (missing.status, (await missing.json())["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_list_does_not_fail_with_the_upstream(
+    start_service: StartService, upstream: EmulatedUpstream
+) -> None:
+    service = await start_service()
+    await upstream.stop()
+    answer = await service.ask("GET", "/v1/models")
+    assert (answer.status, [entry["id"] for entry in (await answer.json())["data"]]) == (200, [DEFAULT])
+
+
+async def test_an_entry_is_what_both_clients_need(catalogue: Catalogue, fake: FakeUpstream) -> None:
+    fake.models += ({"id": "two/model", "created": "yesterday"},)
+    assert await catalogue.entries(fake.list, "two/model") == [
+        {"id": "one/model", "object": "model", "created": 5, "owned_by": "One", "type": "image"},
+        {"id": "two/model", "object": "model", "created": 0, "owned_by": "two", "type": "image"},
+    ]
+
+
+async def test_the_default_model_is_always_there(catalogue: Catalogue, fake: FakeUpstream) -> None:
+    assert [entry["id"] for entry in await catalogue.entries(fake.list, "mine")] == ["mine", "one/model"]
+
+
+async def test_the_upstream_is_asked_seldom(catalogue: Catalogue, fake: FakeUpstream) -> None:
+    for fake.now in (0.0, 1.0, FRESH_S - 1):
+        await catalogue.entries(fake.list, "mine")
+    assert fake.asked == 1
+    fake.now = FRESH_S
+    await catalogue.entries(fake.list, "mine")
+    assert fake.asked == 2
+
+
+async def test_while_it_is_away_the_last_list_stands_and_it_is_asked_again_soon(
+    catalogue: Catalogue, fake: FakeUpstream
+) -> None:
+    known = await catalogue.entries(fake.list, "mine")
+    fake.now, fake.error = FRESH_S, UpstreamError("upstream_error", "away")
+    assert await catalogue.entries(fake.list, "mine") == known
+    fake.now += RETRY_S - 1
+    assert await catalogue.entries(fake.list, "mine") == known
+    assert fake.asked == 2
+    fake.now, fake.error, fake.models = fake.now + 1, None, ({"id": "new"},)
+    assert [entry["id"] for entry in await catalogue.entries(fake.list, "new")] == ["new"]

@@ -1,0 +1,179 @@
+"""A scripted provider, a keeper in memory, and pools of them on the real queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import Call, CallWatcher, Reply
+from imagegen.queue.queue import Submission
+from imagegen.tasks.image import ImageBytes, StoredImage
+from imagegen.tasks.request import GenerationRequest, digest, fingerprint
+from imagegen.tasks.retry import RetryPolicy
+from imagegen.tasks.task import Task
+from imagegen.worker.attempt import Attempts
+from imagegen.worker.breaker import Tempo
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.pool import Pool
+from imagegen.worker.rules import Rules
+
+TEMPO = Tempo(probe_s=0.1, longest_s=0.4, step_s=0.02)
+
+Step = Reply | Exception | Callable[[Call], Awaitable[Reply]]
+
+
+def pictures(count: int = 1, **changes: object) -> Reply:
+    return Reply(tuple(ImageBytes(b"picture") for _ in range(count)), **changes)
+
+
+def fault(status: int, **changes: object) -> UpstreamError:
+    """What a provider makes of an upstream's status."""
+    code = {429: "upstream_rate_limited", 503: "upstream_overloaded"}.get(status, "upstream_error")
+    return UpstreamError(code, f"HTTP {status}", retryable=True, status=status, **changes)
+
+
+def refused() -> UpstreamError:
+    return UpstreamError("upstream_error", "no connection", retryable=True)
+
+
+def loss() -> UpstreamError:
+    return UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=True)
+
+
+def no_model(name: str = "") -> UpstreamError:
+    return UpstreamError("model_not_available", f"Unable to access model {name}", status=404)
+
+
+@dataclass
+class ScriptedProvider:
+    """Plays `steps` in order, then `default`; a function is asked, an error raised. Remembers every call."""
+
+    steps: list[Step] = field(default_factory=list)
+    default: Step | None = None
+    name: str = "scripted"
+    max_images_per_call: int = 4
+    own_hosts: frozenset[str] = frozenset()
+    calls: list[Call] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+
+    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+        self.calls.append(call)
+        self.times.append(asyncio.get_running_loop().time())
+        step = self.steps.pop(0) if self.steps else self.default
+        self.running += 1
+        self.most = max(self.most, self.running)
+        watcher.sent()
+        try:
+            if step is None:
+                return pictures(call.count)
+            if isinstance(step, Exception):
+                raise step
+            return step if isinstance(step, Reply) else await step(call)
+        finally:
+            self.running -= 1
+
+    async def models(self):
+        return ()
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [call.seed for call in self.calls]
+
+    @property
+    def models_called(self) -> list[str]:
+        return [call.request.model for call in self.calls]
+
+
+@dataclass
+class MemoryKeeper:
+    """Keeps nothing but says so; plays `faults` first, None for none."""
+
+    faults: list[Exception | None] = field(default_factory=list)
+
+    async def keep(self, task_id: str, index: int, picture: object, seed: int | None) -> StoredImage:
+        if self.faults and (error := self.faults.pop(0)):
+            raise error
+        return StoredImage(index, "image/png", 10, 8, 8, "a" * 64, seed)
+
+
+def submission(prompt: object = "a", **fields: object) -> Submission:
+    request = GenerationRequest.parse({"prompt": str(prompt), **fields}, default_model="m", aliases={})
+    canonical = request.canonical("scripted", None)
+    return Submission(fingerprint(canonical, None), digest(canonical), request.model, request.stored_json())
+
+
+class Workshop:
+    """One instance with its provider, keeper and pool."""
+
+    def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
+        policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
+        concurrency = rules.pop("concurrency", 5)
+        self.instance, self.provider, self.keeper = instance, provider, MemoryKeeper()
+        self.pacing = Pacing(rate_per_min=rules.pop("rate_per_min", None), tempo=rules.pop("tempo", TEMPO))
+        self.attempts = Attempts(
+            instance.claims,
+            provider,
+            self.keeper,
+            Rules(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
+            self.pacing,
+        )
+        self.pool = Pool(instance.claims, self.attempts, self.pacing, concurrency=concurrency, result_ttl_s=60.0)
+        assert not rules
+
+    async def drain(self, within_s: float) -> None:
+        """What the end of a service does with its pool."""
+        self.pool.quiet()
+        await self.pool.finish(within_s)
+        await self.pool.stop()
+
+    async def submit(self, prompt: object = "a", **fields: object) -> str:
+        return (await self.instance.queue.submit(submission(prompt, **fields))).task.id
+
+    async def claim(self, prompt: object = "a", **fields: object):
+        """Submits a task and claims it, without the pool."""
+        await self.submit(prompt, **fields)
+        return await asyncio.wait_for(self.instance.claims.claim(), 5)
+
+    def task(self, task_id: str) -> Task:
+        """What this process says of it."""
+        memory = self.instance.memory
+        task = memory.live.get(task_id) or memory.finished(task_id)
+        assert task is not None
+        return task
+
+    async def finished(self, *task_ids: str, within_s: float = 10.0) -> list[Task]:
+        deadline = asyncio.get_running_loop().time() + within_s
+        while not all(self.task(task_id).state.final for task_id in task_ids):
+            assert asyncio.get_running_loop().time() < deadline, [self.task(i) for i in task_ids][:3]
+            await asyncio.sleep(0.005)
+        return [self.task(task_id) for task_id in task_ids]
+
+
+MakeWorkshop = Callable[..., Workshop]
+
+
+@pytest.fixture
+async def make_workshop(make_instance) -> AsyncIterator[MakeWorkshop]:
+    """`make_workshop(*steps, default=…, per_call=…, pool=True, **rules)`: a pool that runs, unless told otherwise."""
+    made: list[Workshop] = []
+
+    def make(*steps: Step, default: Step | None = None, per_call: int = 4, pool: bool = True, **rules: object):
+        provider = ScriptedProvider(list(steps), default, max_images_per_call=per_call)
+        workshop = Workshop(make_instance(), provider, **rules)
+        if pool:
+            workshop.pool.start()
+        made.append(workshop)
+        return workshop
+
+    yield make
+    for workshop in made:
+        await workshop.drain(0.0)

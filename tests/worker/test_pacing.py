@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import asyncio
+from itertools import count, pairwise
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.tasks.task import Reason
+from imagegen.worker.breaker import Tempo
+from imagegen.worker.pacing import Pacing, Turn
+
+OK = UpstreamLimits()
+LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
+BROKEN = UpstreamError("upstream_error", "500", retryable=True, status=500)
+LOSS = UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=True)
+REFUSED = UpstreamError("upstream_error", "no connection", retryable=True)
+INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
+QUICK = Tempo(probe_s=0.1, longest_s=0.5, step_s=0.02)
+
+
+class Clock:
+    """Monotonic time that a test sets; the wall shows 1,000 more."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pacing(clock: Clock) -> Pacing:
+    return make(clock)
+
+
+def make(clock: Clock, **changes: object) -> Pacing:
+    return Pacing(clock=clock, wall=lambda: clock.now + 1000.0, **changes)
+
+
+def limited(retry_after_s: float | None) -> UpstreamError:
+    return UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=retry_after_s)
+
+
+def call(pacing: Pacing, error: UpstreamError | None = None, *, task: str | None = "t", model: str = "m") -> bool:
+    """One call that is over at once. False where none could be made."""
+    turn = pacing.take(model)
+    if turn is None:
+        return False
+    with turn:
+        if error is None:
+            pacing.answered(turn, OK)
+        else:
+            pacing.failed(turn, error, unfinished=task)
+    return True
+
+
+def die(pacing: Pacing, model: str = "m", error: UpstreamError = BROKEN) -> None:
+    for i in range(5):
+        assert call(pacing, error, task=f"{model}{i}", model=model)
+
+
+def test_without_trouble_and_without_a_rate_every_call_is_made_at_once(pacing: Pacing) -> None:
+    turns = [pacing.take("m") for _ in range(100)]
+    assert all(turns)
+    assert pacing.blocked("m") is None
+
+
+def test_a_rate_spaces_calls_evenly_over_all_models(clock: Clock) -> None:
+    pacing, made = make(clock, rate_per_min=10), []
+    while clock.now < 60.0:
+        if call(pacing, model=str(len(made) % 2)):
+            made.append(clock.now)
+        clock.now += 0.5
+    assert made == [6.0 * i for i in range(10)]
+
+
+def test_a_rate_saves_nothing_up(clock: Clock) -> None:
+    pacing = make(clock, rate_per_min=10)
+    clock.now = 600.0
+    assert [call(pacing) for _ in range(3)] == [True, False, False]
+
+
+def test_who_waits_for_the_rate_is_told_until_when(clock: Clock) -> None:
+    pacing = make(clock, rate_per_min=10)
+    call(pacing)
+    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1006.0)
+    assert pacing.resting("m") is None
+
+
+def test_a_rate_limit_pauses_all_calls_of_the_model_and_no_other(clock: Clock, pacing: Pacing) -> None:
+    call(pacing, limited(30.0))
+    assert not call(pacing)
+    assert pacing.blocked("m") == pacing.resting("m") == (Reason.UPSTREAM_RATE_LIMITED, 1030.0)
+    assert call(pacing, model="other")
+    clock.now = 30.0
+    assert call(pacing)
+
+
+def test_a_rate_limit_without_a_word_pauses_for_five_seconds(clock: Clock, pacing: Pacing) -> None:
+    call(pacing, limited(None))
+    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1005.0)
+
+
+def test_an_upstream_that_says_that_nothing_remains_is_left_alone_until_its_reset(clock: Clock, pacing: Pacing) -> None:
+    with pacing.take("m") as turn:
+        pacing.answered(turn, UpstreamLimits(limit_per_s=1, remaining=0, reset_s=8.0))
+    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1008.0)
+    clock.now = 8.0
+    assert call(pacing)
+
+
+@pytest.mark.parametrize(
+    "limits", [UpstreamLimits(1, 1, 8.0), UpstreamLimits(1, 0, None), UpstreamLimits(1, None, 8.0)]
+)
+def test_limits_that_leave_something_or_say_too_little_pause_nothing(pacing: Pacing, limits: UpstreamLimits) -> None:
+    with pacing.take("m") as turn:
+        pacing.answered(turn, limits)
+    assert pacing.blocked("m") is None
+
+
+@pytest.mark.parametrize("error", [BROKEN, LOSS], ids=["500", "loss"])
+def test_five_unfinished_tasks_that_fail_in_a_row_open_the_breaker(
+    clock: Clock, pacing: Pacing, error: UpstreamError
+) -> None:
+    die(pacing, error=error)
+    assert not call(pacing)
+    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
+    assert call(pacing, model="other")
+    clock.now = 5.0
+    with pacing.take("m") as probe:
+        assert probe.dead
+        assert pacing.take("m") is None
+
+
+def test_tasks_that_fail_one_after_the_other_never_open_the_breaker(pacing: Pacing) -> None:
+    for i in range(20):
+        for _ in range(2):
+            assert call(pacing, BROKEN, task=f"task {i}")
+        assert call(pacing, BROKEN, task=None)
+        pacing.finished(f"task {i}")
+    assert pacing.blocked("m") is None
+
+
+@pytest.mark.parametrize("sign", [None, INVALID], ids=["an answer", "a refusal"])
+def test_any_sign_of_life_starts_the_count_anew(pacing: Pacing, sign: UpstreamError | None) -> None:
+    for i in range(4):
+        call(pacing, BROKEN, task=str(i))
+    call(pacing, sign, task=None)
+    for i in range(4):
+        call(pacing, BROKEN, task=str(i))
+    assert pacing.blocked("m") is None
+
+
+def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:
+    for i in range(4):
+        call(pacing, BROKEN, task=str(i))
+    call(pacing, limited(0.0), task="4")
+    call(pacing, BROKEN, task="5")
+    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
+
+
+def test_two_calls_that_never_reached_it_open_the_breaker_for_all_models(clock: Clock, pacing: Pacing) -> None:
+    assert [call(pacing, REFUSED, model=str(i)) for i in range(3)] == [True, True, False]
+    assert pacing.blocked("any") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
+    clock.now = 5.0
+    assert call(pacing, BROKEN, task="t")
+    assert call(pacing)
+
+
+def test_a_call_that_was_lost_on_its_way_is_no_second_in_a_row_after_one_that_was_answered(pacing: Pacing) -> None:
+    for error in (REFUSED, BROKEN, REFUSED, None, REFUSED):
+        assert call(pacing, error)
+    assert pacing.blocked("m") is None
+
+
+class Storm:
+    """Five slots and more than enough tasks against an upstream that a function plays; 0.05 s a step."""
+
+    def __init__(self, clock: Clock, pacing: Pacing, call_s: float = 0.5) -> None:
+        self.clock, self.pacing, self.call_s = clock, pacing, call_s
+        self.calls: list[float] = []
+        self.successes: list[float] = []
+        self._running: list[tuple[float, Turn]] = []
+        self._tasks = count()
+
+    def until(self, end_s: float, error_at) -> None:
+        while self.clock.now < end_s:
+            for ends_at, turn in tuple(self._running):
+                if ends_at <= self.clock.now:
+                    self._end(turn, error_at(self.clock.now))
+                    self._running.remove((ends_at, turn))
+            while len(self._running) < 5 and (turn := self.pacing.take("m")):
+                self.calls.append(self.clock.now)
+                self._running.append((self.clock.now + self.call_s, turn))
+            self.clock.now = round(self.clock.now + 0.05, 2)
+
+    def _end(self, turn: Turn, error: UpstreamError | None) -> None:
+        with turn:
+            if error is None:
+                self.successes.append(self.clock.now)
+                self.pacing.answered(turn, OK)
+            else:
+                self.pacing.failed(turn, error, unfinished=str(next(self._tasks)))
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.0, 1.0, 7.0, 20.0])
+def test_a_minute_of_rate_limits_is_probed_at_most_every_five_seconds(
+    clock: Clock, pacing: Pacing, retry_after_s: float | None
+) -> None:
+    storm = Storm(clock, pacing)
+    storm.until(60.0, lambda _now: limited(retry_after_s))
+    probes = storm.calls[5:]
+    assert 2 <= len(probes) <= 12
+    assert all(after - before >= 5.0 for before, after in pairwise(probes))
+
+
+@pytest.mark.parametrize("error", [limited(1.0), BROKEN, LOSS, REFUSED], ids=["429", "500", "loss", "refused"])
+def test_full_speed_is_back_within_fifteen_seconds(clock: Clock, pacing: Pacing, error: UpstreamError) -> None:
+    storm = Storm(clock, pacing)
+    storm.until(60.0, lambda _now: error)
+    assert len(storm.calls) <= 30
+    storm.until(75.0, lambda _now: None)
+    before = len(storm.calls)
+    storm.until(85.0, lambda _now: None)
+    assert len(storm.calls) - before >= 0.9 * 5 * 10 / storm.call_s
+
+
+def test_models_that_nothing_is_known_of_are_forgotten(clock: Clock, pacing: Pacing) -> None:
+    call(pacing, limited(100.0), model="paused")
+    for i in range(1000):
+        call(pacing, model=str(i))
+    assert len(pacing._models) <= 201
+    assert pacing.blocked("paused")
+
+
+async def test_turns_are_given_in_the_order_of_asking() -> None:
+    pacing, given = Pacing(rate_per_min=60 / 0.02), []
+
+    async def wait(name: int) -> None:
+        with await pacing.turn("m", 5.0):
+            given.append(name)
+
+    await asyncio.gather(*(wait(i) for i in range(6)))
+    assert given == [0, 1, 2, 3, 4, 5]
+
+
+async def test_who_asks_later_for_another_model_need_not_wait() -> None:
+    pacing = Pacing()
+    call(pacing, limited(60.0))
+    waiting = asyncio.create_task(pacing.turn("m", 60.0))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(pacing.turn("other", 1.0), 1.0)
+    waiting.cancel()
+
+
+async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
+    pacing = Pacing(tempo=QUICK)
+    call(pacing, limited(0.0))
+    probe = pacing.take("m")
+    waiting = asyncio.create_task(pacing.turn("m", 5.0))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    pacing.answered(probe, OK)
+    probe.close()
+    assert await asyncio.wait_for(waiting, 0.05)
+
+
+async def test_a_wait_ends_with_its_time() -> None:
+    pacing = Pacing()
+    call(pacing, limited(60.0))
+    assert await asyncio.wait_for(pacing.turn("m", 0.02), 1.0) is None
+
+
+async def test_quiet_ends_every_wait_and_lets_none_begin() -> None:
+    pacing = Pacing()
+    call(pacing, limited(60.0))
+    waiting = [asyncio.create_task(pacing.turn("m", 60.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    pacing.quiet()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), 1.0) == [None] * 3
+    assert await pacing.turn("m", 60.0) is None
+    assert pacing.take("other")
+
+
+async def test_a_cancelled_wait_takes_no_turn() -> None:
+    pacing = Pacing(tempo=QUICK)
+    call(pacing, limited(0.0))
+    probe = pacing.take("m")
+    first, second = (asyncio.create_task(pacing.turn("m", 5.0)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    pacing.failed(probe, LIMIT, unfinished="t")
+    probe.close()
+    assert await asyncio.wait_for(second, 1.0)
+    assert first.cancelled()
+
+
+async def test_a_turn_that_was_given_to_a_cancelled_wait_is_given_back(clock: Clock, pacing: Pacing) -> None:
+    call(pacing, limited(0.0))
+    call(pacing, limited(0.0))
+    first, second = (asyncio.create_task(pacing.turn("m", 60.0)) for _ in range(2))
+    await asyncio.sleep(0)
+    clock.now = 5.0
+    pacing.take("other")
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert not second.done()
+    clock.now = 10.0
+    pacing.take("other")
+    assert await asyncio.wait_for(second, 1.0)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support import eventually
+
+from imagegen.providers.protocol import Call, Reply
+from imagegen.tasks.task import Reason, State
+from imagegen.worker.breaker import Tempo
+
+from .conftest import MakeWorkshop, Workshop, fault, loss, pictures, refused
+
+
+class Switch:
+    """An upstream that fails until it is mended."""
+
+    def __init__(self, error: Exception | None = None, call_s: float = 0.005) -> None:
+        self.error, self.call_s = error, call_s
+
+    async def __call__(self, call: Call) -> Reply:
+        await asyncio.sleep(self.call_s)
+        if self.error:
+            raise self.error
+        return pictures(call.count)
+
+
+async def hang(_call: Call) -> Reply:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def trouble(workshop: Workshop, task_ids: list[str], at_most: int) -> None:
+    """A minute of it, a fiftieth as long; so many calls at most."""
+    began = asyncio.get_running_loop().time()
+    await asyncio.sleep(1.2)
+    minutes = (asyncio.get_running_loop().time() - began) / 1.2
+    assert len(workshop.provider.calls) <= at_most * minutes
+    assert not any(workshop.task(task_id).state is State.COMPLETED for task_id in task_ids)
+
+
+async def submit_many(workshop: Workshop, count: int) -> list[str]:
+    return list(await asyncio.gather(*(workshop.submit(i) for i in range(count))))
+
+
+async def states(workshop: Workshop, task_ids: list[str], within_s: float = 10.0) -> set[State]:
+    return {task.state for task in await workshop.finished(*task_ids, within_s=within_s)}
+
+
+async def healthy(workshop: Workshop) -> None:
+    """All loops live: that many tasks run at once, and are completed."""
+    provider = workshop.provider
+    provider.most, provider.default = 0, Switch(call_s=0.05)
+    task_ids = [await workshop.submit(f"healthy {i}") for i in range(10)]
+    assert await states(workshop, task_ids) == {State.COMPLETED}
+    assert provider.most == 5
+
+
+async def test_tasks_are_completed_so_many_at_once_and_no_more(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=Switch(call_s=0.01), concurrency=3)
+    assert await states(workshop, await submit_many(workshop, 20)) == {State.COMPLETED}
+    assert (len(workshop.provider.calls), workshop.provider.most) == (20, 3)
+
+
+async def test_a_task_that_always_fails_fails_after_its_attempts(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=fault(500))
+    [task] = await workshop.finished(await workshop.submit())
+    assert (task.state, task.error.code, task.attempts) == (State.FAILED, "upstream_error", 3)
+    assert len(workshop.provider.calls) == 3
+
+
+async def test_faulty_tasks_one_after_the_other_each_fail_after_their_attempts(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=fault(500), base_s=0.001)
+    for i in range(8):
+        await workshop.finished(await workshop.submit(i))
+    assert len(workshop.provider.calls) == 24
+    assert workshop.pacing.blocked("m") is None
+
+
+async def test_a_second_loss_ends_the_task(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=loss(), max_attempts=10)
+    [task] = await workshop.finished(await workshop.submit())
+    assert (task.error.code, task.possibly_billed_twice) == ("upstream_timeout", 2)
+    assert len(workshop.provider.calls) == 2
+
+
+async def test_a_task_between_its_attempts_holds_no_slot(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(500), concurrency=1, base_s=60.0)
+    waiting = await workshop.submit("waits")
+    await eventually(lambda: workshop.task(waiting).reason is Reason.RETRYING)
+    assert await states(workshop, [await workshop.submit("goes on")]) == {State.COMPLETED}
+
+
+async def test_an_unforeseen_error_fails_its_task_and_no_loop(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(*[ZeroDivisionError()] * 10)
+    assert await states(workshop, await submit_many(workshop, 10)) == {State.FAILED}
+    await healthy(workshop)
+
+
+async def test_an_end_that_cannot_be_written_ends_no_loop(
+    make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raised.append(1)
+        raise ZeroDivisionError
+
+    raised: list[int] = []
+    workshop = make_workshop()
+    with monkeypatch.context() as patch:
+        patch.setattr(workshop.instance.claims, "finish", broken)
+        for i in range(6):
+            await workshop.submit(i)
+        await eventually(lambda: len(raised) >= 6)
+    await healthy(workshop)
+
+
+async def test_cancelled_tasks_drop_their_calls_and_no_loop(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=hang)
+    for i in range(6):
+        task_id = await workshop.submit(i)
+        await eventually(lambda: workshop.provider.running)
+        cancelled = await workshop.instance.queue.cancel(task_id)
+        assert cancelled.state is State.CANCELLED
+        await eventually(lambda: not workshop.provider.running)
+        assert workshop.task(task_id).state is State.CANCELLED
+    await healthy(workshop)
+
+
+async def test_claims_lost_at_a_checkpoint_end_no_loop(make_workshop: MakeWorkshop) -> None:
+    async def stolen(call: Call) -> Reply:
+        for claim in list(workshop.instance.room.leases._holdings.held.values()):
+            key = workshop.instance.keys.run(claim.task.id)
+            await workshop.instance.connection.commands.set(key, b"9-0 {}")
+        return pictures(call.count)
+
+    workshop = make_workshop(*[stolen] * 6, per_call=1)
+    for i in range(6):
+        await workshop.submit(i, n=2)
+        await eventually(lambda i=i: len(workshop.provider.calls) == i + 1 and not workshop.provider.running)
+    await healthy(workshop)
+
+
+async def test_a_storm_of_rate_limits_fails_nothing_and_full_speed_is_back_soon(make_workshop: MakeWorkshop) -> None:
+    upstream = Switch(fault(429, retry_after_s=0.02))
+    workshop = make_workshop(default=upstream)
+    task_ids = await submit_many(workshop, 100)
+    await trouble(workshop, task_ids, at_most=5 + 12)
+    upstream.error, workshop.provider.most = None, 0
+    await eventually(lambda: workshop.provider.most == 5, within_s=1.0)
+    tasks = await workshop.finished(*task_ids)
+    assert {(task.state, task.attempts) for task in tasks} == {(State.COMPLETED, 1)}
+
+
+@pytest.mark.parametrize("error", [fault(500), fault(503), refused()], ids=["500", "503", "refused"])
+async def test_a_dead_upstream_is_called_seldom_and_fails_nothing(
+    make_workshop: MakeWorkshop, error: Exception
+) -> None:
+    upstream = Switch(error)
+    workshop = make_workshop(default=upstream, base_s=0.1)
+    task_ids = await submit_many(workshop, 100)
+    await trouble(workshop, task_ids, at_most=30)
+    waiting = [workshop.task(task_id) for task_id in task_ids]
+    assert {task.state for task in waiting} <= {State.PENDING, State.PROCESSING}
+    held = [task for task in waiting if task.reason is Reason.UPSTREAM_OVERLOADED]
+    assert held
+    assert all(task.retry_at for task in held)
+    assert workshop.pacing.blocked("m").reason is Reason.UPSTREAM_OVERLOADED
+    upstream.error = None
+    assert await states(workshop, task_ids) == {State.COMPLETED}
+
+
+async def test_a_hanging_upstream_is_called_seldom_and_a_second_loss_still_ends_a_task(
+    make_workshop: MakeWorkshop,
+) -> None:
+    upstream = Switch(loss(), call_s=0.04)
+    workshop = make_workshop(default=upstream, base_s=0.1)
+    task_ids = await submit_many(workshop, 30)
+    await trouble(workshop, task_ids, at_most=30)
+    upstream.error = None
+    for task in await workshop.finished(*task_ids):
+        assert task.possibly_billed_twice == (2 if task.state is State.FAILED else task.possibly_billed_twice)
+        assert task.possibly_billed_twice <= 2
+
+
+async def test_a_model_that_rests_does_not_block_another(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo())
+    first = await workshop.submit("first", model="busy")
+    await eventually(lambda: workshop.pacing.blocked("busy"))
+    paused = [await workshop.submit(i, model="busy") for i in range(8)]
+    await eventually(lambda: len(workshop.pool._aside) == 5)
+    assert await states(workshop, [await workshop.submit("other")]) == {State.COMPLETED}
+    for task_id in (first, *paused):
+        task = workshop.task(task_id)
+        assert (task.state, task.attempts) == (State.PENDING, 0)
+    told = [workshop.task(task_id).reason for task_id in paused]
+    assert told.count(Reason.UPSTREAM_RATE_LIMITED) == 8
+    assert len(workshop.provider.calls) == 2
+
+
+async def test_a_task_that_was_set_aside_comes_back(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(429, retry_after_s=0.2), tempo=Tempo(probe_s=0.1, longest_s=1.0, step_s=0.01))
+    first = await workshop.submit("first")
+    await eventually(lambda: workshop.pacing.blocked("m"))
+    task_ids = [first] + [await workshop.submit(i) for i in range(8)]
+    await eventually(lambda: len(workshop.pool._aside) == 5)
+    assert await states(workshop, task_ids) == {State.COMPLETED}
+    assert workshop.provider.calls[1:]
+
+
+async def test_a_cancelled_task_that_was_set_aside_makes_room(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), concurrency=1)
+    await workshop.submit("first")
+    await eventually(lambda: workshop.pacing.blocked("m"))
+    aside = await workshop.submit("aside")
+    await eventually(lambda: workshop.pool._aside)
+    await workshop.instance.queue.cancel(aside)
+    await workshop.submit("next")
+    await eventually(lambda: {claim.task.id for claim in workshop.pool._aside} not in ({aside}, set()))
+
+
+async def test_a_task_that_waits_is_ended_by_its_deadline_alone(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=refused(), deadline_s=0.8)
+    tasks = await workshop.finished(*await submit_many(workshop, 20))
+    assert {(task.state, task.error.code) for task in tasks} <= {
+        (State.FAILED, "upstream_overloaded"), (State.FAILED, "upstream_error"), (State.FAILED, "upstream_timeout")
+    }  # fmt: skip
+    assert all(task.finished_at - task.created_at >= 0.7 for task in tasks)
+
+
+async def test_a_rate_spaces_the_calls_of_the_pool(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(rate_per_min=60 / 0.05)
+    task_ids = await submit_many(workshop, 8)
+    await eventually(lambda: any(workshop.task(i).reason is Reason.UPSTREAM_RATE_LIMITED for i in task_ids))
+    assert await states(workshop, task_ids) == {State.COMPLETED}
+    times = workshop.provider.times
+    assert times[-1] - times[0] >= 7 * 0.05 - 0.02
+
+
+async def test_drain_waits_for_what_runs(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=Switch(call_s=0.1))
+    task_id = await workshop.submit()
+    await eventually(lambda: workshop.provider.running)
+    await asyncio.wait_for(workshop.drain(5.0), 1.0)
+    assert workshop.task(task_id).state is State.COMPLETED
+
+
+async def test_drain_hands_back_what_still_runs_at_its_deadline(make_workshop: MakeWorkshop) -> None:
+    one = make_workshop(default=hang)
+    task_id = await one.submit()
+    await eventually(lambda: one.provider.running)
+    await asyncio.wait_for(one.drain(0.05), 1.0)
+    await one.instance.crash()
+    await one.instance.room.leave()
+    two = make_workshop()
+    await eventually(lambda: two.provider.calls)
+    await eventually(lambda: task_id in two.instance.memory.live or two.instance.memory.finished(task_id))
+    [task] = await two.finished(task_id)
+    assert (task.state, task.possibly_billed_twice) == (State.COMPLETED, 1)
+
+
+async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed(make_workshop: MakeWorkshop) -> None:
+    one = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo())
+    await one.submit("first")
+    await eventually(lambda: one.pacing.blocked("m"))
+    task_ids = [await one.submit(i) for i in range(8)]
+    await eventually(lambda: len(one.pool._aside) + len(one.pacing._waiters) >= 8)
+    await asyncio.wait_for(one.drain(25.0), 1.0)
+    await one.instance.crash()
+    await one.instance.room.leave()
+    two = make_workshop()
+    await eventually(lambda: all(two.instance.memory.finished(task_id) for task_id in task_ids))
+    tasks = await two.finished(*task_ids)
+    assert {(task.state, task.attempts, task.possibly_billed_twice) for task in tasks} == {(State.COMPLETED, 1, 0)}
