@@ -66,8 +66,8 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
     rules = QueueRules(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
     room = open_queue(connection, rules, instance="bench")
     work = Work(room, takes_s)
-    loops = [asyncio.create_task(loop) for loop in room.loops().values()]
-    loops += [asyncio.create_task(work.loop()) for _ in range(concurrency)]
+    loops = {asyncio.create_task(loop) for loop in room.loops().values()}
+    loops |= {asyncio.create_task(work.loop()) for _ in range(concurrency)}
     try:
         await room.queue.submit(submissions(1)[0])
         await work.until_finished(1)
@@ -75,9 +75,10 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
         work.started_at.clear()
         yield room, work
     finally:
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        while loops:  # again, since a wait_for that is just done swallows a cancel in Python 3.11
+            for loop in loops:
+                loop.cancel()
+            _, loops = await asyncio.wait(loops, timeout=0.1)
         await connection.close()
 
 

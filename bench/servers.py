@@ -36,6 +36,7 @@ class RedisServer:
             [binary.path, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
             cwd=self._folder.name,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self.client = redis.Redis(port=self.port, protocol=2)
         _until(self._answers, 5.0)
@@ -43,7 +44,7 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._child.terminate()
+        self._child.kill()
         self._child.wait()
         self._folder.cleanup()
 

@@ -8,8 +8,9 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -25,8 +26,10 @@ from imagegen.images.keeper import Keeper, LinkKeeper
 from imagegen.images.s3 import Bucket, S3Bytes
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
+from imagegen.metrics import Meter, Recent
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.client import sent_trace
+from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
@@ -39,18 +42,24 @@ from imagegen.queue.windows import RedisWindows
 from imagegen.settings import Settings
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
-from imagegen.web import edge
+from imagegen.tasks.task import Task
+from imagegen.tasks.webhook import Webhook
+from imagegen.web import edge, metrics
+from imagegen.web.admin import ADMIN, AdminRule
 from imagegen.web.client import client_address
-from imagegen.web.context import CONTEXT, Context, Identity, Readiness
+from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
+from imagegen.web.metrics import METER, OBSERVED, Observed, UpstreamRules
 from imagegen.web.ratelimit import Limits, RateLimits
 from imagegen.web.routes import add_routes
 from imagegen.web.server import ImagegenRunner
+from imagegen.web.views import task_view
 from imagegen.web.windows import MemoryWindows, SharedWindows
 from imagegen.work import Work
 from imagegen.worker.attempt import Attempts
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
 from imagegen.worker.rules import Rules
+from imagegen.worker.webhooks import Deliveries, Sender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
@@ -60,6 +69,7 @@ STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
 KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
 WORK = web.AppKey("work", Work)
+PACING = web.AppKey("pacing", Pacing)
 RATES = web.AppKey("rates", RateLimits)
 
 UPSTREAM_KEEPALIVE_S = 15.0
@@ -71,11 +81,13 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application()
     app[SETTINGS] = settings
     app[SUPERVISOR] = Supervisor()
+    app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
     edge.install(app, access_log=log.enabled("INFO"))
+    metrics.install(app, Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models]))
     app[RATES] = _rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])
-    app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _context])
+    app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
     return app
 
 
@@ -95,7 +107,7 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
         embedded = EmbeddedRedis(settings.data_dir, settings.redis_server)
         await embedded.start()
         url = embedded.url
-    connection = Connection(url)
+    connection = Connection(url, app[METER])
     await connection.check_settings()
     app[CONNECTION] = connection
     watching = asyncio.create_task(embedded.watch(), name="embedded-redis") if embedded else None
@@ -172,7 +184,7 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         cookie_jar=jar,
         trace_configs=[sent_trace()],
     ) as session:
-        provider = _provider(settings, session)
+        provider = MeteredProvider(_provider(settings, session), app[METER])
         async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:
             fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
             keeper = Keeper(fetcher, app[STORE], _image_life_s(settings))
@@ -207,10 +219,26 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     pool = Pool(
         room.claims, attempts, pacing, concurrency=settings.worker_concurrency, result_ttl_s=settings.result_ttl_s
     )
+    app[PACING] = pacing
     app[WORK] = Work(room, pool, supervisor)
     app[WORK].start()
     yield
     await app[WORK].leave()
+
+
+async def _webhooks(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    private = settings.webhook_allow_private
+
+    def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
+        return task_view(task, image_urls(webhook.base), language="zh", max_attempts=settings.max_attempts)
+
+    async with webhook_session(private=private) as session:
+        sender = Sender(session, body_of, settings.webhook_secret, private=private)
+        delivering = asyncio.create_task(Deliveries(app[QUEUE].outbox, sender).deliver_forever(), name="webhooks")
+        app[SUPERVISOR].watch([delivering])
+        yield
+        await app[SUPERVISOR].stop([delivering])
 
 
 async def _context(app: web.Application) -> AsyncIterator[None]:
@@ -229,6 +257,20 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         public_url=settings.public_url,
         hops=settings.trusted_proxy_hops,
         max_attempts=settings.max_attempts,
+        list_models=app[PROVIDER].models,
+        private_webhooks=settings.webhook_allow_private,
+    )
+    app[OBSERVED] = Observed(
+        app[METER],
+        Recent(app[METER]),
+        app[QUEUE].backlog,
+        UpstreamRules(
+            settings.worker_concurrency,
+            settings.upstream_rate_per_min,
+            lambda: app[PACING].blocked(settings.default_model),
+        ),
+        loops=lambda: supervisor.names,
+        max_queue=settings.max_queue,
     )
     yield
 

@@ -22,7 +22,7 @@ _MIB = 1024**2
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS", "WEBHOOK_SECRET", "WEBHOOK_ALLOW_PRIVATE"})
+UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
 """Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
 
 

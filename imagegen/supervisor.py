@@ -8,6 +8,8 @@ from typing import Any
 
 from loguru import logger
 
+CANCEL_AGAIN_S = 0.2
+
 
 class Supervisor:
     """Watches loops that are never to end by themselves."""
@@ -35,11 +37,18 @@ class Supervisor:
         return [loop.get_name() for loop in self._loops]
 
     async def stop(self, loops: Iterable[asyncio.Task[Any]] | None = None) -> None:
-        """Cancels these loops, or all, and waits for their end."""
-        stopping = list(self._loops if loops is None else loops)
+        """Cancels these loops, or all, and waits for their end.
+
+        More than once: redis-py loses a cancellation that comes while it makes a connection.
+        """
+        stopping = set(self._loops if loops is None else loops)
         for loop in stopping:
             loop.remove_done_callback(self._ended)
-            loop.cancel()
+        running = stopping
+        while running:
+            for loop in running:
+                loop.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
         await asyncio.gather(*stopping, return_exceptions=True)
         self._loops.difference_update(stopping)
 

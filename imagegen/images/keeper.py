@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.store import ImageStore
@@ -36,6 +36,10 @@ class Keeper:
             keeper=self._store.mark,
         )
 
+    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+        """Lets pictures live as long as if they were kept now. Raises StoreUnavailable."""
+        await self._store.extend(task_id, images, self._clock() + self._life_s)
+
 
 class LinkKeeper:
     """`IMAGE_STORE=upstream`: the provider's own links are kept; bytes that came without one go to the store."""
@@ -47,3 +51,6 @@ class LinkKeeper:
         if isinstance(picture, ImageLink):
             return StoredImage(index, seed=seed, url=picture.url)
         return await self._keeper.keep(task_id, index, picture, seed)
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+        await self._keeper.extend(task_id, [image for image in images if image.url is None])

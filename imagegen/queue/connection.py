@@ -27,6 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.metrics import Meter
+from imagegen.queue.packing import quick
 
 DEADLINE_S = 2.0
 """Over pool wait, retries and reply, so that no HTTP answer hangs on Redis."""
@@ -68,7 +69,7 @@ class Connection:
 
     def __init__(self, url: str, meter: Meter | None = None) -> None:
         try:
-            self.commands = _client(url, size=8, read_timeout_s=DEADLINE_S, retries=2, cap_s=0.2)
+            self.commands = _client(url, size=8, read_timeout_s=None, retries=2, cap_s=0.2)
             self.blocking = _client(url, size=3, read_timeout_s=BLOCK_S + 5.0, retries=0, cap_s=0.2)
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
@@ -166,7 +167,7 @@ def _shown(error: BaseException) -> str:
     return text.splitlines()[0][:200]
 
 
-def _client(url: str, *, size: int, read_timeout_s: float, retries: int, cap_s: float) -> Redis:
+def _client(url: str, *, size: int, read_timeout_s: float | None, retries: int, cap_s: float) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=size,
@@ -177,4 +178,5 @@ def _client(url: str, *, size: int, read_timeout_s: float, retries: int, cap_s: 
         health_check_interval=25,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=cap_s), retries),
     )
+    pool.connection_class = quick(pool.connection_class)
     return Redis.from_pool(pool)

@@ -34,8 +34,11 @@ class Subscription:
         self._changed.set()
 
     def tell(self, task: Task) -> None:
-        self._news[task.id] = task
-        self._changed.set()
+        """News; what was told of another instance's task may come in another order than it happened."""
+        known = self._news.get(task.id)
+        if known is None or known.sequence < task.sequence:
+            self._news[task.id] = task
+            self._changed.set()
 
     async def changes(self, within_s: float) -> list[Task]:
         """What changed since the last call, waiting for the first; empty after `within_s` without news."""

@@ -59,14 +59,11 @@ class Memory:
             self._others.popitem(last=False)
 
     def heard(self, task: Task) -> None:
-        """What its owner says of a task; a final one is read again where its request is needed."""
-        known = self._finished.get(task.id)
-        if known is not None and known[0].sequence >= task.sequence:
-            return
+        """What its owner says of a task, maybe in another order than it happened."""
+        for known in (self._finished.get(task.id, (None,))[0], self.other(task.id)[1]):
+            if known is not None and known.sequence >= task.sequence:
+                return
         self.live.pop(task.id, None)
-        if task.state.final:
-            self._others.pop(task.id, None)
-            return
         self._others[task.id] = (task, self._monotonic())
 
     def joined(self, task: Task) -> None:
@@ -75,6 +72,7 @@ class Memory:
             self.live[task.id] = _with_joined(live, task)
         if (done := self.finished(task.id)) and done.generation == task.generation:
             self._keep(_with_joined(done, task))
+        self._others.pop(task.id, None)
 
     def forget(self, task_id: str) -> None:
         self.live.pop(task_id, None)

@@ -24,6 +24,9 @@ Found = tuple[bytes | None, bytes | None, bytes | None]
 
 DEAD_LIST_LIFE_S = 7 * 86_400
 
+MANY_STARTS = 3
+"""From so many at once a script is worth its own price: it takes a third of the time."""
+
 OUTBOX_GRACE_S = 60.0
 """How long what is in the outbox is left to the instance that put it there, or took it, before another may."""
 
@@ -124,7 +127,7 @@ class Scripts:
         self._run_life_ms = int(run_life_s * 1000)
         self._scripts = {
             name: connection.commands.register_script(lua(name))
-            for name in ("submit", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
+            for name in ("submit", "start", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
         }
         self.depth = depth
         self.meter = connection.meter
@@ -183,14 +186,22 @@ class Scripts:
         return answers
 
     async def _first_run(self, items: list[tuple[str, bytes]], deadline: float) -> list[bytes | None]:
-        """The start of a first attempt: one plain conditional command each. The run that stands, or None."""
+        """The start of first attempts: one plain conditional command, or a script for many. The run that stands."""
+        keys = [self._keys.run(task_id) for task_id, _ in items]
+        values = [value for _, value in items]
+        if len(items) < MANY_STARTS:
+            answers = await self._first_runs_alone(keys, values, deadline)
+        else:
+            answers = cast(list[bytes | None], await self._run("start", keys, [self._run_life_ms, *values], deadline))
+        self._spent("start", costs.start(len(items), MANY_STARTS))
+        return [None if answer == value else answer for answer, value in zip(answers, values, strict=True)]
+
+    async def _first_runs_alone(self, keys: list[str], values: list[bytes], deadline: float) -> list[bytes | None]:
         async with self._connection.guarded(deadline):
             pipeline = self._connection.commands.pipeline(transaction=False)
-            for task_id, value in items:
-                _ = pipeline.set(self._keys.run(task_id), value, nx=True, get=True, px=self._run_life_ms)
-            answers = cast(list[bytes | None], await pipeline.execute())
-        self._spent("start", len(items))
-        return [None if answer == value else answer for answer, (_, value) in zip(answers, items, strict=True)]
+            for key, value in zip(keys, values, strict=True):
+                _ = pipeline.set(key, value, nx=True, get=True, px=self._run_life_ms)
+            return cast(list[bytes | None], await pipeline.execute())
 
     async def _read(self, ids: list[str], deadline: float) -> list[Found]:
         """Record, run and hooks of each."""

@@ -65,11 +65,20 @@ def _image_source(value: str) -> str:
     return value
 
 
+def _says(pattern: str) -> Any:
+    """What a validator asks for, for those who read the schema."""
+    return Field(json_schema_extra={"pattern": pattern})
+
+
 Text = Annotated[
-    str, Field(strict=True), StringConstraints(strip_whitespace=True), AfterValidator(_no_control_characters)
+    str,
+    Field(strict=True),
+    StringConstraints(strip_whitespace=True),
+    AfterValidator(_no_control_characters),
+    _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\S[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
 ]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
-ImageSource = Annotated[Text, AfterValidator(_image_source)]
+ImageSource = Annotated[Text, AfterValidator(_image_source), _says(r"^(https?://|data:image/)[!-~]+$")]
 ImageSources = Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=MAX_REFERENCE_IMAGES)]
 Size = Annotated[WholeNumber, Field(ge=64, le=2048, multiple_of=8)]
 
@@ -86,8 +95,8 @@ class GenerationRequest(BaseModel):
     width: Annotated[Size, Field(description="Pixels.")] = 512
     height: Annotated[Size, Field(description="Pixels.")] = 512
     n: Annotated[WholeNumber, Field(ge=1, le=MAX_IMAGES, description="Pictures wanted.")] = 1
-    steps: Annotated[WholeNumber, Field(ge=1, le=100)] | None = None
-    seed: Annotated[WholeNumber, Field(ge=0, le=MAX_SEED)] | None = None
+    steps: Annotated[WholeNumber, Field(ge=1, le=100, description="Not sent where not given.")] | None = None
+    seed: Annotated[WholeNumber, Field(ge=0, le=MAX_SEED, description="The same seed, the same picture.")] | None = None
     negative_prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
     guidance_scale: Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -17,6 +17,7 @@ from imagegen.web.edge import json_response, language, request_id_of
 from imagegen.web.errors import error_view
 from imagegen.web.generate import answer_of, order, refuse_while_draining
 from imagegen.web.ratelimit import RateLimits
+from imagegen.web.shapes import RefusedEntry
 from imagegen.web.wish import Wish, wish_of
 
 MAX_ENTRIES = 50
@@ -51,7 +52,7 @@ def _entries(body: Mapping[str, Any]) -> list[Any]:
     return list(entries or ())
 
 
-async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> dict[str, Any]:
+async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> Mapping[str, object]:
     """The POST answer for one entry, whatever it is."""
     place = f"requests[{index}]"
     try:
@@ -69,7 +70,8 @@ async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> d
     return answer.view | {"statusCode": answer.status}
 
 
-def _refusal(request: web.Request, error: ApiError) -> dict[str, Any]:
-    view = error_view(error, request_id_of(request), language(request))
-    retry_after = error.headers.get("Retry-After")
-    return view | {"retryAfterSeconds": int(retry_after)} if retry_after else view
+def _refusal(request: web.Request, error: ApiError) -> RefusedEntry:
+    view = cast(RefusedEntry, error_view(error, request_id_of(request), language(request)))
+    if retry_after := error.headers.get("Retry-After"):
+        view["retryAfterSeconds"] = int(retry_after)
+    return view

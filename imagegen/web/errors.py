@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import orjson
 from aiohttp import hdrs, web
@@ -21,6 +21,7 @@ from imagegen.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from imagegen.web.shapes import ErrorView
 
 Language = Literal["zh", "en"]
 
@@ -45,7 +46,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
-def error_view(error: ApiError, request_id: str, language: Language) -> dict[str, Any]:
+def error_view(error: ApiError, request_id: str, language: Language) -> ErrorView:
     """The body for one error."""
     return {
         "success": False,

@@ -18,6 +18,7 @@ from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT, Context
 from imagegen.web.edge import json_response, language
+from imagegen.web.shapes import EndedView, SubmittedView
 from imagegen.web.tasks import describe, retry_after_s
 from imagegen.web.views import submitted_view
 from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
@@ -29,7 +30,7 @@ class Answer:
     """What the client is told of its submit."""
 
     status: int
-    view: dict[str, Any]
+    view: SubmittedView | EndedView
     headers: dict[str, str]
 
 
@@ -48,8 +49,8 @@ async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool 
     task, hit = submitted.task, submitted.cached is Cached.HIT
     headers = {"Location": f"/api/images/{task.id}", "X-Cache": submitted.cached.value}
     if waited and task.state.final:
-        view, more = await describe(request, task)
-        return Answer(200, view | {"cached": hit}, headers | more)
+        ended, more = await describe(request, task)
+        return Answer(200, {**ended, "cached": hit}, headers | more)
     context = request.app[CONTEXT]
     place = await context.queue.place(task)
     if not task.state.final:
@@ -70,7 +71,7 @@ async def order(context: Context, body: Mapping[str, Any], wish: Wish) -> Submit
     async with keys.use(wish.client, wish.key, submission.task_id, digest_of(body)) as first_id:
         if first_id is None:
             return await submit(context, submission, fresh=wish.fresh)
-        task = await context.queue.get(first_id)
+        task = await context.queue.get(first_id) or await context.queue.newest(first_id)
         if task is None:
             return await submit(context, submission)
         return Submitted(task, Cached.HIT if task.state is State.COMPLETED else Cached.COALESCED)

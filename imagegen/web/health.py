@@ -8,20 +8,24 @@ from aiohttp import web
 
 from imagegen.web.context import CONTEXT
 from imagegen.web.edge import json_response
+from imagegen.web.shapes import AliveView, HealthView, ReadyView
 from imagegen.web.views import rfc3339
 
 
 async def api_health(_request: web.Request) -> web.Response:
     """The seed's health answer."""
-    return json_response({"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())})
+    answer: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
+    return json_response(answer)
 
 
 async def healthz(_request: web.Request) -> web.Response:
     """The process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
-    return json_response({"status": "ok"})
+    answer: AliveView = {"status": "ok"}
+    return json_response(answer)
 
 
 async def readyz(request: web.Request) -> web.Response:
     """Traffic should come: Redis answers, the loops live, no drain."""
     ready = await request.app[CONTEXT].readiness.ask()
-    return json_response({"status": "ready" if ready else "not ready"}, status=200 if ready else 503)
+    answer: ReadyView = {"status": "ready" if ready else "not ready"}
+    return json_response(answer, status=200 if ready else 503)

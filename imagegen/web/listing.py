@@ -12,6 +12,7 @@ from imagegen.queue.listing import Place
 from imagegen.tasks.task import State
 from imagegen.web.context import CONTEXT
 from imagegen.web.edge import json_response
+from imagegen.web.shapes import TaskListView
 from imagegen.web.tasks import describe
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
@@ -37,4 +38,5 @@ async def list_tasks(request: web.Request) -> web.Response:
     tasks = await asyncio.gather(*map(context.queue.get, page.task_ids))
     described = await asyncio.gather(*(describe(request, task) for task in tasks if task is not None))
     next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
-    return json_response({"success": True, "tasks": [view for view, _ in described], "nextCursor": next_cursor})
+    answer: TaskListView = {"success": True, "tasks": [view for view, _ in described], "nextCursor": next_cursor}
+    return json_response(answer)

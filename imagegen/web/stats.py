@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -13,6 +11,16 @@ from imagegen.metrics import Meter
 from imagegen.queue.backlog import Here, Waiting
 from imagegen.web.edge import json_response
 from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+from imagegen.web.shapes import (
+    HttpStats,
+    InstanceStats,
+    QueueStats,
+    RateStats,
+    RedisStats,
+    StatsView,
+    TaskStats,
+    UpstreamStats,
+)
 from imagegen.web.views import rfc3339
 
 
@@ -21,25 +29,24 @@ async def get_stats(request: web.Request) -> web.Response:
     observed = request.app[OBSERVED]
     waiting, here = await observed.backlog.waiting(), observed.backlog.here()
     meter = observed.meter
-    return json_response(
-        {
-            "success": True,
-            "timestamp": rfc3339(time.time()),
-            "instance": _instance(observed, here),
-            "queue": _queue(waiting, here, observed.max_queue),
-            "tasks": _tasks(meter, waiting, here),
-            "submits": {kind.lower(): count for kind, count in meter.submits.items()},
-            "rates": _rates(observed),
-            "upstream": _upstream(meter, observed.upstream),
-            "redis": _redis(meter, here),
-            "pictures": {"count": meter.pictures, "bytes": meter.picture_bytes},
-            "deadLetters": {"sinceStart": meter.dead_letters, "kept": await observed.backlog.dead_letters()},
-            "http": _http(meter),
-        }
-    )
+    answer: StatsView = {
+        "success": True,
+        "timestamp": rfc3339(time.time()),
+        "instance": _instance(observed, here),
+        "queue": _queue(waiting, here, observed.max_queue),
+        "tasks": _tasks(meter, waiting, here),
+        "submits": {kind.lower(): count for kind, count in meter.submits.items()},
+        "rates": _rates(observed),
+        "upstream": _upstream(meter, observed.upstream),
+        "redis": _redis(meter, here),
+        "pictures": {"count": meter.pictures, "bytes": meter.picture_bytes},
+        "deadLetters": {"sinceStart": meter.dead_letters, "kept": await observed.backlog.dead_letters()},
+        "http": _http(meter),
+    }
+    return json_response(answer)
 
 
-def _instance(observed: Observed, here: Here) -> Mapping[str, Any]:
+def _instance(observed: Observed, here: Here) -> InstanceStats:
     return {
         "name": observed.backlog.instance,
         "version": __version__,
@@ -49,7 +56,7 @@ def _instance(observed: Observed, here: Here) -> Mapping[str, Any]:
     }
 
 
-def _queue(waiting: Waiting, here: Here, max_queue: int) -> Mapping[str, Any]:
+def _queue(waiting: Waiting, here: Here, max_queue: int) -> QueueStats:
     return {
         "depth": waiting.depth,
         "oldestAgeSeconds": round(waiting.oldest_age_s, 3),
@@ -61,17 +68,25 @@ def _queue(waiting: Waiting, here: Here, max_queue: int) -> Mapping[str, Any]:
     }
 
 
-def _tasks(meter: Meter, waiting: Waiting, here: Here) -> Mapping[str, Any]:
+def _tasks(meter: Meter, waiting: Waiting, here: Here) -> TaskStats:
     """Counts by state; a task that waits for its next attempt is pending too."""
     errors: dict[str, int] = {}
     for key, count in meter.tasks.items():
         if key.code:
             errors[key.code] = errors.get(key.code, 0) + count
-    states = {"pending": waiting.depth + here.retrying, "processing": here.in_flight, **meter.ended()}
-    return {**states, "errors": errors, "takenOver": meter.takeovers}
+    ended = meter.ended()
+    return {
+        "pending": waiting.depth + here.retrying,
+        "processing": here.in_flight,
+        "completed": ended["completed"],
+        "failed": ended["failed"],
+        "cancelled": ended["cancelled"],
+        "errors": errors,
+        "takenOver": meter.takeovers,
+    }
 
 
-def _rates(observed: Observed) -> Mapping[str, float]:
+def _rates(observed: Observed) -> RateStats:
     rates = observed.recent.rates()
     return {
         "windowSeconds": round(rates.window_s, 1),
@@ -82,7 +97,7 @@ def _rates(observed: Observed) -> Mapping[str, float]:
     }
 
 
-def _upstream(meter: Meter, rules: UpstreamRules) -> Mapping[str, Any]:
+def _upstream(meter: Meter, rules: UpstreamRules) -> UpstreamStats:
     blocked = rules.blocked()
     return {
         "concurrency": rules.concurrency,
@@ -93,7 +108,7 @@ def _upstream(meter: Meter, rules: UpstreamRules) -> Mapping[str, Any]:
     }
 
 
-def _redis(meter: Meter, here: Here) -> Mapping[str, Any]:
+def _redis(meter: Meter, here: Here) -> RedisStats:
     return {
         "up": here.redis_up,
         "commands": {purpose: count for purpose, count in meter.commands.items() if count},
@@ -102,7 +117,7 @@ def _redis(meter: Meter, here: Here) -> Mapping[str, Any]:
     }
 
 
-def _http(meter: Meter) -> Mapping[str, Any]:
+def _http(meter: Meter) -> HttpStats:
     statuses: dict[str, int] = {}
     for (_, _, status), histogram in meter.requests.items():
         statuses[str(status)] = statuses.get(str(status), 0) + histogram.count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from aiohttp import web
 
@@ -11,6 +10,7 @@ from imagegen.queue.estimate import Place
 from imagegen.tasks.task import Task
 from imagegen.web.context import CONTEXT, image_urls
 from imagegen.web.edge import json_response, language
+from imagegen.web.shapes import TaskView
 from imagegen.web.views import not_found_view, task_view
 from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 
@@ -35,7 +35,7 @@ def not_found(request: web.Request) -> web.Response:
     return json_response(not_found_view(language(request)), status=404)
 
 
-async def describe(request: web.Request, task: Task) -> tuple[dict[str, Any], dict[str, str]]:
+async def describe(request: web.Request, task: Task) -> tuple[TaskView, dict[str, str]]:
     """The GET body of a task and the headers that go with it."""
     context = request.app[CONTEXT]
     place = await context.queue.place(task)

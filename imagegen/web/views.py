@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.queue import Cached, Submitted
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery
+from imagegen.web.shapes import DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
 
 TEXTS = {
     "zh": {
@@ -41,12 +41,12 @@ def rfc3339(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def submitted_view(submitted: Submitted, place: Place, base_url: str, language: str) -> dict[str, Any]:
+def submitted_view(submitted: Submitted, place: Place, base_url: str, language: str) -> SubmittedView:
     """The POST answer."""
     task, cached = submitted.task, submitted.cached
     hit = cached is Cached.HIT
     here = f"{base_url}/api/images/{task.id}"
-    view: dict[str, Any] = {
+    view: SubmittedView = {
         "success": True,
         "taskId": task.id,
         "cached": hit,
@@ -64,12 +64,10 @@ def submitted_view(submitted: Submitted, place: Place, base_url: str, language: 
     return view
 
 
-def task_view(
-    task: Task, image_url: ImageUrl, *, language: str, max_attempts: int, place: Place = NOWHERE
-) -> dict[str, Any]:
+def task_view(task: Task, image_url: ImageUrl, *, language: str, max_attempts: int, place: Place = NOWHERE) -> TaskView:
     """The GET answer of a task that exists."""
     texts = TEXTS[language]
-    view: dict[str, Any] = {
+    view: TaskView = {
         "success": True,
         "status": task.state,
         "taskId": task.id,
@@ -108,7 +106,7 @@ def task_view(
     return view
 
 
-def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+def _delivery_view(delivery: Delivery) -> DeliveryView:
     """Without the query: a task may be shared, and what stands there is often a secret."""
     return {
         "url": delivery.webhook.url.partition("?")[0],
@@ -118,8 +116,8 @@ def _delivery_view(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> dict[str, Any]:
-    view: dict[str, Any] = {"url": image_url(task, image), "index": image.index}
+def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageView:
+    view: ImageView = {"url": image_url(task, image), "index": image.index, "seed": image.seed}
     if image.sha256:
         view |= {
             "contentType": image.content_type,
@@ -129,12 +127,11 @@ def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> dict[str
             "sha256": image.sha256,
             "expiresAt": rfc3339(task.expires_at) if task.expires_at else None,
         }
-    view["seed"] = image.seed
     if task.stale_images:
         view["stale"] = True
     return view
 
 
-def not_found_view(language: str) -> dict[str, Any]:
+def not_found_view(language: str) -> NotFoundView:
     """The GET answer of a task that does not exist: the seed's."""
     return {"success": False, "status": "not_found", "message": TEXTS[language]["not_found"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -34,6 +34,10 @@ class Keeper(Protocol):
     async def keep(
         self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None
     ) -> StoredImage: ...
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+        """Lets pictures live as long as if they were kept now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from loguru import logger
 
+from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.claims import Claims
 from imagegen.tasks import task as edges
@@ -114,10 +115,23 @@ class Pool:
             case Retry():
                 claim.task = task
                 await self._claims.retry(claim, outcome)
+            case Failed(error) if task.stale_images:
+                warning = f"fresh images could not be generated ({error.code}); these are from before"
+                await self._keep_old(task)
+                await self._finish(
+                    claim, edges.completed(task, task.images, (*claim.run.warnings, warning), now=now, ttl_s=ttl_s)
+                )
             case Failed(error):
                 await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
             case Succeeded(images, warnings):
                 await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+
+    async def _keep_old(self, task: Task) -> None:
+        """The pictures of before stand once more, so they are to live as long as new ones."""
+        try:
+            await self._attempts.keeper.extend(task.id, task.images)
+        except StoreUnavailable as error:
+            logger.bind(taskId=task.id).warning("The images of before may expire before their task: {}", error)
 
     async def _finish(self, claim: Claim, final: Task) -> None:
         self._pacing.finished(final.id)

@@ -15,6 +15,7 @@ from aiohttp import ClientPayloadError, ClientResponse
 from support import eventually
 
 from imagegen.app import QUEUE, SUPERVISOR
+from imagegen.queue.feed import Feed
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, Task
@@ -123,6 +124,17 @@ def test_only_new_pictures_are_told() -> None:
     stale = task(images=(first, second), stale_images=True)
     assert new_images(before, stale) == []
     assert new_images(stale, task(images=(first, third))) == [first, third]
+
+
+async def test_news_that_come_in_another_order_do_not_hide_the_end() -> None:
+    feed = Feed()
+    sent = edges.progressed(edges.started(task(), attempts=1, starts=1, now=1.0), 10)
+    done = edges.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
+    with feed.subscribe([done.id]) as subscription:
+        feed.publish(done)
+        feed.publish(sent)
+        assert await subscription.changes(1.0) == [done]
+        assert await subscription.changes(0.01) == []
 
 
 # The stream of one task.
@@ -325,6 +337,19 @@ async def test_changes_elsewhere_are_told_within_100_ms(start_service, acquaint)
     assert max(abs(here[key] - there[key]) for key in common) < 0.1
 
 
+async def test_ends_elsewhere_at_one_moment_are_all_told(start_service, acquaint) -> None:
+    one = await start_service(sandbox_delay_s=0.5, worker_concurrency=20)
+    ids = [await post(one, f"prompt {number}") for number in range(20)]
+    two = await start_service()
+    await acquaint(one, two)
+    ends = [*(finished(two, task_id) for task_id in ids), *(_told_of(two, task_id) for task_id in ids)]
+    await asyncio.wait_for(asyncio.gather(*ends), 5.0)
+
+
+async def _told_of(client, task_id: str) -> None:
+    assert (await told(await follow(client, task_id)))[-1].event == "completed"
+
+
 async def test_a_stream_goes_on_at_another_instance(start_two) -> None:
     one, two = await start_two(sandbox_delay_s=0.6)
     task_id = await post(one, "a")
@@ -390,7 +415,7 @@ async def many(client, *ids: str, last: str | None = None) -> ClientResponse:
 async def test_one_stream_tells_of_several_tasks_and_ends_with_the_last(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     ids = [await post(service, prompt) for prompt in "abc"]
-    heard = [block for block in await told(await many(service, *ids))]
+    heard = await told(await many(service, *ids))
     for task_id in ids:
         own = [block for block in heard if block.data["taskId"] == task_id]
         assert [own[0].event, own[-1].event] == ["snapshot", "completed"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from aiohttp import web
 
 from imagegen.errors import ApiError
 from imagegen.tasks.task import State, Task, TaskError
+from imagegen.web.v1.shapes import ErrorType, OpenAIError, OpenAIErrorFields
 
 MAX_RETRY_AFTER_S = 60
 """Together's client takes its own delay where more is asked for."""
@@ -19,7 +19,7 @@ _PATHS = ("/v1", "/images", "/models")
 _DEFAULT_RETRY_AFTER_S = 5
 _FAILED_RETRY_AFTER_S = 10
 
-_FAILED_STATUS = {
+FAILED_STATUS = {
     "content_policy": 400,
     "upstream_invalid_request": 400,
     "model_not_available": 404,
@@ -30,7 +30,7 @@ _FAILED_STATUS = {
 _FAILED_PARAM = {"content_policy": "prompt", "model_not_available": "model"}
 _MAYBE_PAID = frozenset({"upstream_timeout", "interrupted"})
 _CANCELLED = TaskError("cancelled", "the task was cancelled", retryable=False)
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TYPES: Mapping[int, ErrorType] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def speaks_openai(path: str) -> bool:
@@ -85,15 +85,16 @@ def can_be_mended(task: Task) -> bool:
     return error.retryable and error.code not in _MAYBE_PAID
 
 
-def failure_fields(task: Task) -> dict[str, Any]:
+def failure_fields(task: Task) -> OpenAIErrorFields:
     """The inside of the envelope for a failed or cancelled task."""
     error = _error(task)
     return error_fields(_failed_status(task), error.detail, error.code, _FAILED_PARAM.get(error.code))
 
 
-def error_fields(status: int, message: str, code: str, param: str | None) -> dict[str, Any]:
+def error_fields(status: int, message: str, code: str, param: str | None) -> OpenAIErrorFields:
     """The inside of the envelope."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    other: ErrorType = "server_error" if status >= 500 else "invalid_request_error"
+    kind = _TYPES.get(status, other)
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
@@ -103,14 +104,14 @@ def retry_after(seconds: float) -> str:
 
 
 def _failed_status(task: Task) -> int:
-    return 409 if task.state is State.CANCELLED else _FAILED_STATUS.get(_error(task).code, 502)
+    return 409 if task.state is State.CANCELLED else FAILED_STATUS.get(_error(task).code, 502)
 
 
 def _error(task: Task) -> TaskError:
     return task.error or _CANCELLED
 
 
-def _envelope(status: int, error: Mapping[str, Any], headers: Mapping[str, str]) -> web.Response:
+def _envelope(status: int, error: OpenAIErrorFields, headers: Mapping[str, str]) -> web.Response:
     """Header names go out in lower case: Together's 1.x client finds `retry-after` in no other spelling."""
-    body = orjson.dumps({"error": error})
-    return web.Response(body=body, status=status, headers={"content-type": "application/json", **headers})
+    body: OpenAIError = {"error": error}
+    return web.Response(body=orjson.dumps(body), status=status, headers={"content-type": "application/json", **headers})

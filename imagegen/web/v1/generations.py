@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from typing import Any
 
 from aiohttp import hdrs, web
 
@@ -16,12 +15,15 @@ from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT, Context, image_urls
 from imagegen.web.edge import json_response
 from imagegen.web.generate import submit
+from imagegen.web.presence import wake_when_gone
 from imagegen.web.tasks import retry_after_s
 from imagegen.web.v1.errors import failure_response, unfinished_response
 from imagegen.web.v1.fields import Wanted, parse
-from imagegen.web.v1.repeats import ended_for_good, patience_s
+from imagegen.web.v1.repeats import ended_for_good, is_repeat, patience_s
+from imagegen.web.v1.shapes import AcceptedAnswer, PictureEntry, PicturesAnswer
 from imagegen.web.v1.stream import Events
 from imagegen.web.waiting import wait_until_final, wanted_wait_s
+from imagegen.web.wish import wish_of
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
 
@@ -36,13 +38,15 @@ async def generations(request: web.Request) -> web.StreamResponse:
     ended = await ended_for_good(context.queue, submission.task_id, request.headers)
     if ended:
         return failure_response(ended)
-    task = (await submit(context, submission)).task
+    fresh = wish_of(request).fresh and not is_repeat(request.headers)
+    task = (await submit(context, submission, fresh=fresh)).task
     within_s = patience_s(request.headers) - (clock() - started_at)
     if wanted.streamed:
         return await _streamed(request, context, task, within_s)
     later = _prefers_async(request)
     if not task.state.final:
-        task = await wait_until_final(context, task, min(within_s, wanted_wait_s(request)) if later else within_s)
+        wait_s = min(within_s, wanted_wait_s(request)) if later else within_s
+        task = await wait_until_final(context, task, wait_s, request)
     if later and not task.state.final:
         return await _accepted(context, request, task)
     if task.state is State.COMPLETED:
@@ -55,6 +59,7 @@ async def _streamed(request: web.Request, context: Context, task: Task, within_s
         return await _base64(context, task, image)
 
     with context.feed.subscribe([task.id]) as subscription:
+        wake_when_gone(request, subscription.wake)
         task = await context.queue.get(task.id) or task
         events = Events(subscription, context.readiness, encode)
         streamed = await events.send(request, task, within_s)
@@ -72,26 +77,25 @@ async def _without_pictures(request: web.Request, context: Context, task: Task) 
     return response
 
 
-async def _answer(request: web.Request, context: Context, wanted: Wanted, task: Task) -> dict[str, Any]:
+async def _answer(request: web.Request, context: Context, wanted: Wanted, task: Task) -> PicturesAnswer:
     """What both clients take in their strict modes too."""
-    kind = "b64_json" if wanted.as_base64 else "url"
     url_of = image_urls(context.base_url(request))
-    entries = [
-        {
-            "index": image.index,
-            "type": kind,
-            kind: await _base64(context, task, image) if wanted.as_base64 else url_of(task, image),
-        }
+    entries: list[PictureEntry] = [
+        {"index": image.index, "type": "b64_json", "b64_json": await _base64(context, task, image)}
+        if wanted.as_base64
+        else {"index": image.index, "type": "url", "url": url_of(task, image)}
         for image in task.images
     ]
-    answer = {
+    answer: PicturesAnswer = {
         "id": task.id,
         "object": "list",
         "created": int(task.created_at),
         "model": task.model,
         "data": entries,
     }
-    return answer | {"warnings": list(task.warnings)} if task.warnings else answer
+    if task.warnings:
+        answer["warnings"] = list(task.warnings)
+    return answer
 
 
 async def _base64(context: Context, task: Task, image: StoredImage) -> str:
@@ -111,7 +115,7 @@ def _prefers_async(request: web.Request) -> bool:
 async def _accepted(context: Context, request: web.Request, task: Task) -> web.Response:
     path = f"/api/images/{task.id}"
     here = f"{context.base_url(request)}{path}"
-    body = {
+    body: AcceptedAnswer = {
         "id": task.id,
         "object": "image.task",
         "created": int(task.created_at),

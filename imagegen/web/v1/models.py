@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -15,6 +14,7 @@ from imagegen.errors import UpstreamError
 from imagegen.web.context import CONTEXT, ListModels
 from imagegen.web.edge import json_response
 from imagegen.web.v1.errors import model_not_found
+from imagegen.web.v1.shapes import ModelEntry, ModelList
 
 FRESH_S = 300.0
 RETRY_S = 30.0
@@ -28,10 +28,10 @@ class Catalogue:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._asking = asyncio.Lock()
-        self._known: tuple[dict[str, Any], ...] = ()
+        self._known: tuple[ModelEntry, ...] = ()
         self._good_until = -1.0
 
-    async def entries(self, ask: ListModels, default_model: str) -> list[dict[str, Any]]:
+    async def entries(self, ask: ListModels, default_model: str) -> list[ModelEntry]:
         """All models; the default one is always there, and first where the provider does not name it."""
         async with self._asking:
             if self._clock() >= self._good_until:
@@ -58,7 +58,8 @@ async def list_models(request: web.Request) -> web.Response:
     entries = await _entries(request)
     if request.headers.get(hdrs.USER_AGENT, "").startswith(_TOGETHER_AGENTS):
         return web.Response(body=orjson.dumps(entries), content_type="application/json")
-    return json_response({"object": "list", "data": entries})
+    answer: ModelList = {"object": "list", "data": entries}
+    return json_response(answer)
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -70,12 +71,12 @@ async def get_model(request: web.Request) -> web.Response:
     return model_not_found()
 
 
-async def _entries(request: web.Request) -> list[dict[str, Any]]:
+async def _entries(request: web.Request) -> list[ModelEntry]:
     context = request.app[CONTEXT]
     return await request.app[CATALOGUE].entries(context.list_models, context.identity.default_model)
 
 
-def _entry(model: Mapping[str, object]) -> dict[str, Any]:
+def _entry(model: Mapping[str, object]) -> ModelEntry:
     """What both clients need, and nothing that only one upstream has."""
     model_id, created = str(model["id"]), model.get("created")
     owner = model.get("owned_by") or model.get("organization")

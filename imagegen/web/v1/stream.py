@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import orjson
-from aiohttp import web
-from aiohttp_sse import EventSourceResponse, sse_response
+from aiohttp import hdrs, web
+from aiohttp_sse import EventSourceResponse
 
 from imagegen.errors import ApiError, Draining
 from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.context import Readiness
+from imagegen.web.events import PING_S, STALLED_S
+from imagegen.web.presence import is_gone
 from imagegen.web.v1.errors import error_fields, failure_fields
 
 COMPLETED = "image_generation.completed"
 
-_CHECK_S = 15.0
+_CHECK_S = 60.0
 _USAGE = {
     "input_tokens": 0,
     "output_tokens": 0,
@@ -46,45 +49,56 @@ class Events:
 
     async def send(self, request: web.Request, task: Task, within_s: float) -> web.StreamResponse | None:
         """Sends all; None, and nothing sent, where no picture came within that time, so that a status can say so."""
-        self.task = task = await self._first_picture(task, within_s)
+        self.task = task = await self._first_picture(request, task, within_s)
         pictures = self._new(task)
         if not pictures:
             return None
         first = await self._event(task, pictures[0])
-        async with sse_response(request, allow_all_methods=True) as response:
-            await _send(response, first)
-            try:
-                await self._send_rest(response, task)
-            except ApiError as error:
-                fields = error_fields(error.status, error.message("en"), error.code, None)
-                await _send(response, {"type": "error", "error": fields})
+        response = EventSourceResponse(allow_all_methods=True, ping_interval=PING_S, send_timeout=STALLED_S)
+        response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+        await response.prepare(request)
+        async with response:
+            with suppress(ConnectionError, TimeoutError):
+                await _send(response, first)
+                await self._send_rest(request, response, task)
         return response
 
-    async def _first_picture(self, task: Task, within_s: float) -> Task:
+    async def _first_picture(self, request: web.Request, task: Task, within_s: float) -> Task:
         clock = asyncio.get_running_loop().time
         deadline = clock() + within_s
-        while not (task.state.final or self._new(task) or self._readiness.draining):
+        while not (task.state.final or self._new(task) or self._readiness.draining or is_gone(request)):
             left_s = deadline - clock()
             if left_s <= 0:
                 break
             task = await self._next(task, left_s)
         return task
 
-    async def _send_rest(self, response: EventSourceResponse, task: Task) -> None:
+    async def _send_rest(self, request: web.Request, response: EventSourceResponse, task: Task) -> None:
+        """Raises ConnectionError or TimeoutError where the client can't be reached."""
+        try:
+            task = await self._send_pictures(request, response, task)
+        except ApiError as error:
+            fields = error_fields(error.status, error.message("en"), error.code, None)
+            await _send(response, {"type": "error", "error": fields})
+        else:
+            if task.state in (State.FAILED, State.CANCELLED):
+                await _send(response, {"type": "error", "error": failure_fields(task)})
+
+    async def _send_pictures(self, request: web.Request, response: EventSourceResponse, task: Task) -> Task:
+        """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
         while True:
             for image in self._new(task):
                 await _send(response, await self._event(task, image))
-            if task.state.final or not response.is_connected():
-                break
+            if task.state.final or is_gone(request):
+                return task
             if self._readiness.draining:
                 raise Draining
             task = await self._next(task, _CHECK_S)
-        if task.state in (State.FAILED, State.CANCELLED):
-            await _send(response, {"type": "error", "error": failure_fields(task)})
 
     async def _next(self, task: Task, within_s: float) -> Task:
+        """The newest of the task; a change that was overtaken on its way is none."""
         changes = await self._subscription.changes(within_s)
-        return changes[-1] if changes else task
+        return max(task, *changes, key=lambda seen: seen.sequence) if changes else task
 
     def _new(self, task: Task) -> list[StoredImage]:
         if task.stale_images or task.state in (State.FAILED, State.CANCELLED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import pytest
 from imagegen.app import CONTEXT
 from imagegen.errors import ApiError, FieldFault, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
 from imagegen.web.v1.errors import error_response, retry_after, speaks_openai
-from tests.web.v1.conftest import Service, StartService
+from tests.web.v1.conftest import Serve, Service
 
 PATHS = ("/v1/images/generations", "/images/generations", "/v1/v1/images/generations")
 
@@ -46,7 +47,7 @@ async def test_bodies_that_are_none_are_refused_in_the_envelope(service: Service
     cases: list[tuple[int, str, dict[str, Any]]] = [
         (400, "invalid_json", {"data": b"{", "headers": json}),
         (400, "invalid_json", {"data": b"[]", "headers": json}),
-        (413, "body_too_large", {"data": b" " * 2_000_000, "headers": json}),
+        (413, "body_too_large", {"data": io.BytesIO(b" " * 2_000_000), "headers": json}),
         (415, "unsupported_media_type", {"data": {"prompt": "a cat"}}),
     ]
     for status, code, options in cases:
@@ -90,9 +91,9 @@ def test_the_envelope_goes_by_the_path(path: str, openai: bool) -> None:
 
 
 async def test_the_limit_of_generations_is_429_with_a_header_that_every_client_finds(
-    start_service: StartService,
+    serve: Serve,
 ) -> None:
-    service = await start_service(rate_limit_max=10, image_rate_limit_max=1, rate_limit_window_s=300.0)
+    service = await serve(rate_limit_max=10, image_rate_limit_max=1, rate_limit_window_s=300.0)
     assert (await service.generate()).status == 200
     status, headers, body = await _raw_post(service.url)
     assert status == 429

@@ -14,10 +14,18 @@ from support import eventually
 from imagegen.app import CONTEXT
 from imagegen.tasks.task import State
 from imagegen.web.v1.repeats import is_repeat, patience_s
-from tests.web.v1.conftest import Service, StartService
+from tests.web.v1.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}
 REPEAT = {"x-stainless-retry-count": "1"}
+
+
+def remove_files(folder: Path, task_id: str) -> int:
+    """Removes the files of a task; how many there were."""
+    files = [path for path in folder.rglob("*") if path.is_file() and task_id in str(path)]
+    for path in files:
+        path.unlink()
+    return len(files)
 
 
 async def test_the_answer_is_what_both_clients_read(service: Service, upstream: EmulatedUpstream) -> None:
@@ -35,7 +43,7 @@ async def test_the_answer_is_what_both_clients_read(service: Service, upstream: 
     }
     for link in links:
         assert link.startswith(f"{service.url}/api/images/{body['id']}/")
-        assert (await service.ask("GET", link)).content_type == "image/jpeg"
+        assert (await service.picture(link)).startswith(b"\xff\xd8")
     assert upstream.ledger.total == 1
 
 
@@ -47,8 +55,8 @@ async def test_base64_is_the_picture_that_the_link_leads_to(service: Service, na
     assert base64.b64decode(entry["b64_json"]) == await service.picture(linked["url"])
 
 
-async def test_links_have_the_public_base(start_service: StartService) -> None:
-    service = await start_service(public_url="https://pictures.example.org")
+async def test_links_have_the_public_base(serve: Serve) -> None:
+    service = await serve(public_url="https://pictures.example.org")
     (entry,) = (await (await service.generate()).json())["data"]
     assert entry["url"].startswith("https://pictures.example.org/api/images/")
 
@@ -140,16 +148,13 @@ async def test_a_picture_that_is_gone_is_made_again(
     service: Service, upstream: EmulatedUpstream, tmp_path: Path
 ) -> None:
     task_id = (await (await service.generate()).json())["id"]
-    gone = [path for path in tmp_path.rglob("*") if path.is_file() and task_id in str(path)]
-    assert gone
-    for path in gone:
-        path.unlink()
+    assert remove_files(tmp_path, task_id) == 1
     assert (await service.generate(response_format="b64_json")).status == 200
     assert upstream.ledger.total == 2
 
 
-async def test_links_of_the_provider_have_no_bytes_to_give(start_service: StartService) -> None:
-    service = await start_service(image_store="upstream")
+async def test_links_of_the_provider_have_no_bytes_to_give(serve: Serve) -> None:
+    service = await serve(image_store="upstream")
     by_link = await (await service.generate()).json()
     assert by_link["data"][0]["url"].startswith("http://127.0.0.1")
     refused = await service.generate(response_format="b64_json")
@@ -204,9 +209,9 @@ async def test_a_cancelled_task_is_a_conflict_that_no_repeat_mends(
     ],
 )
 async def test_a_failed_task_answers_as_an_error(
-    start_service: StartService, fault: str, status: int, code: str, kind: str, param: str | None, mendable: bool | None
+    serve: Serve, fault: str, status: int, code: str, kind: str, param: str | None, mendable: bool | None
 ) -> None:
-    service = await start_service(max_attempts=1)
+    service = await serve(max_attempts=1)
     answer = await service.generate(prompt=f"{{{{fault:{fault}}}}}")
     error = (await answer.json())["error"]
     assert error.pop("message")
@@ -216,17 +221,17 @@ async def test_a_failed_task_answers_as_an_error(
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
-async def test_a_rate_limited_task_whose_deadline_comes_first_is_429(start_service: StartService) -> None:
-    service = await start_service(task_deadline_s=1)
+async def test_a_rate_limited_task_whose_deadline_comes_first_is_429(serve: Serve) -> None:
+    service = await serve(task_deadline_s=1)
     answer = await service.generate(prompt="{{fault:429 retry_after=30}}")
     assert (answer.status, (await answer.json())["error"]["code"]) == (429, "upstream_rate_limited")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
 async def test_a_lost_call_is_504_and_no_clients_repeat_pays_for_it_again(
-    start_service: StartService, upstream: EmulatedUpstream
+    serve: Serve, upstream: EmulatedUpstream
 ) -> None:
-    service = await start_service(upstream_timeout_s=0.1)
+    service = await serve(upstream_timeout_s=0.1)
     first = await service.generate(prompt="{{fault:hang}}")
     assert (first.status, first.headers["x-should-retry"]) == (504, "false")
     paid = upstream.ledger.paid_total
@@ -253,10 +258,8 @@ async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
     assert upstream.ledger.total == 2
 
 
-async def test_a_repeat_after_a_failure_that_passes_is_a_new_try(
-    start_service: StartService, upstream: EmulatedUpstream
-) -> None:
-    service = await start_service(max_attempts=1)
+async def test_a_repeat_after_a_failure_that_passes_is_a_new_try(serve: Serve, upstream: EmulatedUpstream) -> None:
+    service = await serve(max_attempts=1)
     upstream.script("503")
     assert (await service.generate()).status == 503
     assert (await service.generate(REPEAT)).status == 200

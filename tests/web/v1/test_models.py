@@ -9,7 +9,7 @@ from emulated import EmulatedUpstream
 
 from imagegen.errors import UpstreamError
 from imagegen.web.v1.models import FRESH_S, RETRY_S, Catalogue
-from tests.web.v1.conftest import Service, StartService
+from tests.web.v1.conftest import Serve, Service
 
 DEFAULT = "black-forest-labs/FLUX.1-schnell"
 PATHS = ("/v1/models", "/models", "/v1/v1/models")
@@ -67,10 +67,8 @@ async def test_one_model_is_found_by_its_id(service: Service) -> None:
     assert (missing.status, (await missing.json())["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_the_list_does_not_fail_with_the_upstream(
-    start_service: StartService, upstream: EmulatedUpstream
-) -> None:
-    service = await start_service()
+async def test_the_list_does_not_fail_with_the_upstream(serve: Serve, upstream: EmulatedUpstream) -> None:
+    service = await serve()
     await upstream.stop()
     answer = await service.ask("GET", "/v1/models")
     assert (answer.status, [entry["id"] for entry in (await answer.json())["data"]]) == (200, [DEFAULT])

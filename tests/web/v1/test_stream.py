@@ -12,7 +12,7 @@ from emulated import EmulatedUpstream
 
 from imagegen.app import CONTEXT
 from imagegen.images.store import ImageStore
-from tests.web.v1.conftest import Service, StartService
+from tests.web.v1.conftest import Serve, Service
 
 Frame = tuple[str, dict[str, Any]]
 
@@ -52,9 +52,7 @@ async def test_each_picture_is_one_completed_event(service: Service) -> None:
         }
 
 
-async def test_a_picture_is_sent_before_the_others_are_there(
-    service: Service, upstream: EmulatedUpstream
-) -> None:
+async def test_a_picture_is_sent_before_the_others_are_there(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
     got = frames(await (await service.generate(stream=True, n=8, seed=1)).text())
     *pictures, (event, last) = got
@@ -70,10 +68,8 @@ async def test_it_is_the_task_that_others_have(service: Service, upstream: Emula
     assert (plain.status, upstream.ledger.total) == (200, 1)
 
 
-async def test_an_error_before_the_first_frame_is_an_ordinary_status(
-    start_service: StartService, upstream: EmulatedUpstream
-) -> None:
-    service = await start_service(max_attempts=1)
+async def test_an_error_before_the_first_frame_is_an_ordinary_status(serve: Serve, upstream: EmulatedUpstream) -> None:
+    service = await serve(max_attempts=1)
     wrong = await service.generate(stream=True, n=0)
     refused = await service.generate(stream=True, prompt="{{fault:422_nsfw}}")
     upstream.script("hang")
@@ -112,9 +108,7 @@ async def test_bytes_that_are_gone_later_end_the_stream_with_an_error(
     ]
 
 
-async def test_a_service_that_stops_ends_the_stream_with_an_error(
-    service: Service, upstream: EmulatedUpstream
-) -> None:
+async def test_a_service_that_stops_ends_the_stream_with_an_error(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("ok", "hang")
     streaming = asyncio.create_task(service.generate(stream=True, n=8))
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)

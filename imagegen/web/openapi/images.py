@@ -1,0 +1,264 @@
+"""Owns what is said of the routes under `/api/images`, and of the events."""
+
+from __future__ import annotations
+
+from imagegen.errors import (
+    AlreadyFinished,
+    Draining,
+    IdempotencyMismatch,
+    ImageExpired,
+    InvalidRequest,
+    NotRetryable,
+    QueueFull,
+    QueueUnavailable,
+    RouteNotFound,
+    StoreUnavailable,
+    TaskNotFound,
+)
+from imagegen.tasks.task import State
+from imagegen.web.batch import MAX_ENTRIES
+from imagegen.web.listing import DEFAULT_LIMIT, MAX_LIMIT
+from imagegen.web.openapi import headers as named
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.bodies import BatchBody, GenerationBody
+from imagegen.web.openapi.parts import Answer, Body, Operation, Parameter
+from imagegen.web.shapes import (
+    BatchView,
+    EndedView,
+    NotFoundView,
+    SubmittedView,
+    TaskListView,
+    TaskView,
+)
+
+SUBMIT, FOLLOW, CHANGE, OPERATE = "Submit", "Follow", "Change", "Operate"
+
+_TASK_HEADERS = ("ETag", "Cache-Control")
+_SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
+_SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
+_PICTURES = ("image/png", "image/jpeg", "image/webp")
+_PICTURE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
+_TEXT = {"type": "string"}
+_NOT_FOUND = Answer(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
+_OWN_ID = {"taskId": "$response.body#/taskId"}
+_LINKS = {
+    "read": ("getTask", _OWN_ID),
+    "follow": ("followTask", _OWN_ID),
+    "cancel": ("cancelTask", _OWN_ID),
+    "picture": ("getPicture", _OWN_ID | {"index": "0"}),
+}
+
+GENERATE = Operation(
+    "post",
+    "/api/images/generate",
+    "generate",
+    SUBMIT,
+    "Submit a request for pictures",
+    "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
+    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` and absent "
+    "the same, `512`, `512.0` and `\"512\"` one number. So the same request is the same task: while it is unfinished it "
+    "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
+    "it failed or was cancelled it is queued afresh under the same id.\n\n"
+    "snake_case spellings of the fields are taken too; both spellings of one field, and unknown fields, are refused. "
+    "The prompt is trimmed at its ends.",
+    (
+        Answer(
+            202,
+            "A new task, or an unfinished one that was joined.",
+            SubmittedView,
+            {"new": samples.NEW, "joined": samples.JOINED},
+            _SUBMIT_HEADERS,
+            links=_LINKS,
+        ),
+        Answer(
+            200,
+            "Completed before; or, where it was waited for, the end of the task, as GET of the task shows it.",
+            SubmittedView | EndedView,
+            {"hit": samples.HIT, "ended": samples.ENDED},
+            (*_SUBMIT_HEADERS, *_TASK_HEADERS),
+            links=_LINKS,
+        ),
+    ),
+    (named.WAIT, named.PREFER, named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
+    Body(GenerationBody, {"plain": samples.REQUEST, "with a webhook": samples.REQUEST_WITH_WEBHOOK}),
+    (*_SUBMIT_ERRORS, IdempotencyMismatch),
+    budgets=("general", "generation"),
+)
+
+BATCH = Operation(
+    "post",
+    "/api/images/batch",
+    "generateBatch",
+    SUBMIT,
+    "Submit many requests at once",
+    f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and one bad entry spoils no "
+    "other. The call counts once against the general limit, and each entry against that for generations: those over it "
+    "get their own 429. An `Idempotency-Key` stands for each entry by its place.",
+    (
+        Answer(
+            200,
+            "An answer for each entry.",
+            BatchView,
+            {"one taken, one refused": samples.BATCH},
+        ),
+    ),
+    (named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
+    Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring", "width": 513}]}}),
+    (Draining,),
+    budgets=("general", "generation"),
+)
+
+READ = Operation(
+    "get",
+    "/api/images/{taskId}",
+    "getTask",
+    FOLLOW,
+    "Read a task, or wait for its end",
+    "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, and an event stream "
+    "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
+    "rises only when something happened (claimed, sent, each picture received, kept), never by a timer.",
+    (
+        Answer(
+            200,
+            "The task as it is now. A failed or a cancelled one is a 200 too.",
+            TaskView,
+            {state.value: view for state, view in samples.TASKS.items()},
+            (*_TASK_HEADERS, "Retry-After", "Preference-Applied"),
+        ),
+        Answer(304, "Nothing changed since.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.WAIT, named.PREFER, named.IF_NONE_MATCH, named.LANGUAGE),
+    errors=(InvalidRequest, QueueUnavailable),
+    budgets=("general",),
+)
+
+FOLLOW_ONE = Operation(
+    "get",
+    "/api/images/{taskId}/events",
+    "followTask",
+    FOLLOW,
+    "Follow a task by server-sent events",
+    "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, after which the "
+    "stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the sequence. "
+    "A comment comes every 15 s. A stream counts once against the limit, however long it is.",
+    (
+        Answer(200, "The events.", headers=("Cache-Control",), events=samples.EVENTS),
+        Answer(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.LAST_EVENT_ID, named.LANGUAGE),
+    errors=(QueueUnavailable,),
+    budgets=("general",),
+)
+
+FOLLOW_MANY = Operation(
+    "get",
+    "/api/events",
+    "followTasks",
+    FOLLOW,
+    "Follow several tasks in one stream",
+    "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends when "
+    "all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
+    (
+        Answer(200, "The events.", headers=("Cache-Control",), events=samples.MANY_EVENTS),
+        Answer(204, "`Last-Event-ID` says that the ends of all are known."),
+        _NOT_FOUND,
+    ),
+    (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
+    errors=(InvalidRequest, QueueUnavailable),
+    budgets=("general",),
+)
+
+PICTURE = Operation(
+    "get",
+    "/api/images/{taskId}/{index}",
+    "getPicture",
+    FOLLOW,
+    "Get the bytes of a picture",
+    "Counts against no limit. Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives.",
+    (
+        Answer(200, "The picture.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
+        Answer(206, "A part of it.", {}, headers=(*_PICTURE_HEADERS, "Content-Range"), media=_PICTURES),
+        Answer(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
+        Answer(304, "The client has it.", headers=_PICTURE_HEADERS),
+        Answer(416, "It has no such bytes.", headers=(*_PICTURE_HEADERS, "Content-Range")),
+    ),
+    (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
+    errors=(TaskNotFound, RouteNotFound, ImageExpired, StoreUnavailable, QueueUnavailable),
+)
+
+
+def _cancel(method: str, path: str, name: str) -> Operation:
+    return Operation(
+        method,
+        path,
+        name,
+        CHANGE,
+        "Cancel a task",
+        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer does "
+        "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may have "
+        "been paid for.",
+        (
+            Answer(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
+            _NOT_FOUND,
+        ),
+        (named.TASK, named.LANGUAGE),
+        errors=(AlreadyFinished, QueueUnavailable),
+        budgets=("general",),
+    )
+
+
+CANCEL = _cancel("post", "/api/images/{taskId}/cancel", "cancelTask")
+DELETE = _cancel("delete", "/api/images/{taskId}", "deleteTask")
+
+RETRY = Operation(
+    "post",
+    "/api/images/{taskId}/retry",
+    "retryTask",
+    CHANGE,
+    "Try a failed or cancelled task again",
+    "It is queued afresh under the same id, its attempts from zero. Counts as a generation.",
+    (
+        Answer(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.LANGUAGE),
+    errors=(NotRetryable, *_SUBMIT_ERRORS),
+    budgets=("general", "generation"),
+)
+
+LIST = Operation(
+    "get",
+    "/api/images",
+    "listTasks",
+    OPERATE,
+    "List the tasks, newest first",
+    "For the operator: it reads every record.",
+    (
+        Answer(
+            200,
+            "A page.",
+            TaskListView,
+            {"one": {"success": True, "tasks": [samples.TASKS[State.COMPLETED]], "nextCursor": None}},
+        ),
+    ),
+    (
+        Parameter("status", "query", "Only tasks in this state.", {"type": "string", "enum": [*State]}),
+        Parameter(
+            "cursor", "query", "The `nextCursor` of the page before.", _TEXT | {"pattern": "^[0-9]{1,18}-[0-9a-f]{32}$"}
+        ),
+        Parameter(
+            "limit",
+            "query",
+            "Tasks on a page.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+        ),
+        named.LANGUAGE,
+    ),
+    errors=(InvalidRequest, QueueUnavailable),
+    budgets=("general",),
+    admin=True,
+)
+
+OPERATIONS = (GENERATE, BATCH, READ, FOLLOW_ONE, FOLLOW_MANY, PICTURE, CANCEL, DELETE, RETRY, LIST)

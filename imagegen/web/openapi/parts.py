@@ -1,0 +1,108 @@
+"""Owns what an entry of the OpenAPI document is made of: operations, their parameters, bodies and answers, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from imagegen.errors import (
+    ApiError,
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    ExpectationFailed,
+    Forbidden,
+    HeadersTooLarge,
+    InternalError,
+    InvalidJson,
+    InvalidRequest,
+    RateLimited,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+
+Json = dict[str, Any]
+"""A part of the document."""
+
+JSON = "application/json"
+
+EDGE = (BadRequest, ExpectationFailed, HeadersTooLarge, InternalError)
+"""What every route may answer."""
+
+IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+"""What every route that reads a body may answer."""
+
+BUDGET_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A part of a path, of a query, or a request header."""
+
+    name: str
+    place: Literal["path", "query", "header"]
+    text: str
+    schema: Mapping[str, Any]
+    required: bool = False
+    example: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a client sends. shape: the model, or a JSON Schema; examples: by name."""
+
+    shape: Any
+    examples: Mapping[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
+
+    events: an example of the event stream that the answer is, or may be.
+    links: what may be done next, by name: the operation, and its parameters as runtime expressions.
+    """
+
+    status: int
+    text: str
+    shape: Any = None
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    media: tuple[str, ...] = (JSON,)
+    events: str = ""
+    links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route. name: its operationId; errors: beside those of the edge, of the body and of the budget.
+
+    failures: codes that no error of ours has, by status. budgets: the limits that a call counts against.
+    admin: it needs the admin token. envelope: how its errors look.
+    """
+
+    method: str
+    path: str
+    name: str
+    tag: str
+    summary: str
+    text: str
+    answers: tuple[Answer, ...]
+    parameters: tuple[Parameter, ...] = ()
+    body: Body | None = None
+    errors: tuple[type[ApiError], ...] = ()
+    failures: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    budgets: tuple[Literal["general", "generation"], ...] = ()
+    admin: bool = False
+    envelope: Literal["api", "openai"] = "api"
+
+    @property
+    def every_error(self) -> tuple[type[ApiError], ...]:
+        errors = EDGE + self.errors
+        if self.body:
+            errors += IN_BODY
+        if self.admin:
+            errors += (Unauthorized, Forbidden)
+        return (*errors, RateLimited) if self.budgets else errors

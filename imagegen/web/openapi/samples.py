@@ -1,0 +1,136 @@
+"""Owns the examples of the OpenAPI document: one task on its way, shown by the views that clients are answered by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from imagegen.errors import ApiError, FieldFault, InvalidJson, InvalidRequest
+from imagegen.queue.estimate import Place
+from imagegen.queue.queue import Cached, Submitted
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import Reason, State, Task, TaskError, cancelled, completed, failed, progressed, started
+from imagegen.tasks.webhook import Webhook, event_body, first_deliveries, tried
+from imagegen.web.context import Identity, image_urls
+from imagegen.web.errors import error_view
+from imagegen.web.shapes import TaskView
+from imagegen.web.v1.errors import error_fields
+from imagegen.web.views import not_found_view, submitted_view, task_view
+
+MODEL = "black-forest-labs/FLUX.1-schnell"
+REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}
+REQUEST_WITH_WEBHOOK = REQUEST | {"n": 2, "seed": 7, "webhook": {"url": "https://example.com/hooks/images"}}
+OPENAI_REQUEST = {"model": MODEL, "prompt": "a lighthouse in a storm", "size": "1024x1024", "response_format": "url"}
+
+_BASE = "https://images.example.com"
+_REQUEST_ID = "5d1f0c6ab2e94c37"
+_AT = 1_767_225_600.0
+_SHA256 = "3c1e0a7d5b2f49688d7e6c5b4a39281706f5e4d3c2b1a0998877665544332211"
+
+_submission = Identity("together", MODEL, {}, None).submission(
+    GenerationRequest.parse(REQUEST, default_model=MODEL, aliases={}), None
+)
+TASK_ID = _submission.task_id
+
+_new = Task(
+    TASK_ID,
+    generation=int(_AT * 1e6),
+    sequence=int(_AT * 1e6),
+    digest=_submission.digest,
+    model=MODEL,
+    request_json=b"",
+    created_at=_AT,
+)
+_waiting = replace(_new, reason=Reason.QUEUED)
+_running = progressed(started(_waiting, attempts=1, starts=1, now=_AT + 1.2), 70)
+_picture = StoredImage(0, "image/png", size_bytes=401_223, width=512, height=512, sha256=_SHA256)
+_done = completed(_running, [_picture], [], now=_AT + 4.5, ttl_s=86_400)
+_lost = TaskError("upstream_timeout", "the provider did not answer in time", retryable=True)
+_failed = failed(_running, _lost, now=_AT + 121, ttl_s=86_400)
+_cancelled = cancelled(_running, now=_AT + 2, ttl_s=86_400)
+_NOWHERE, _THIRD = Place(), Place(3, 4.2)
+_hook = Webhook("https://example.com/hooks/images", _BASE)
+_told = replace(
+    _done, deliveries=tuple(tried(one, 204, None, now=_AT, random=lambda: 0.0) for one in first_deliveries([_hook]))
+)
+
+
+def _view(task: Task, place: Place = _NOWHERE) -> TaskView:
+    return task_view(task, image_urls(_BASE), language="zh", max_attempts=3, place=place)
+
+
+TASKS: Mapping[State, Any] = {
+    State.COMPLETED: _view(_told),
+    State.PROCESSING: _view(_running, Place(None, 3.1)),
+    State.PENDING: _view(_waiting, _THIRD),
+    State.FAILED: _view(_failed),
+    State.CANCELLED: _view(_cancelled),
+}
+NOT_FOUND = not_found_view("zh")
+
+NEW = submitted_view(Submitted(_waiting, Cached.MISS), _THIRD, _BASE, "zh")
+JOINED = submitted_view(Submitted(_running, Cached.COALESCED), Place(None, 3.1), _BASE, "zh")
+HIT = submitted_view(Submitted(_done, Cached.HIT), _NOWHERE, _BASE, "zh")
+ENDED = {**TASKS[State.COMPLETED], "cached": False}
+
+
+def _event(event: str, event_id: str, view: Any) -> str:
+    return f"event: {event}\nid: {event_id}\ndata: {orjson.dumps(view).decode()}\n\n"
+
+
+EVENTS = _event("snapshot", str(_running.sequence), TASKS[State.PROCESSING]) + _event(
+    "completed", str(_done.sequence), _view(_done)
+)
+MANY_EVENTS = _event("snapshot", f"{TASK_ID}:{_done.sequence}", {**_view(_done)})
+PICTURE_EVENT = 'event: image_generation.completed\ndata: {"type":"image_generation.completed","b64_json":"…"}\n\n'
+
+PICTURES = {
+    "id": TASK_ID,
+    "object": "list",
+    "created": int(_AT),
+    "model": MODEL,
+    "data": [{"index": 0, "type": "url", "url": image_urls(_BASE)(_done, _picture)}],
+}
+ACCEPTED = {
+    "id": TASK_ID,
+    "object": "image.task",
+    "created": int(_AT),
+    "model": MODEL,
+    "status": "pending",
+    "status_url": f"{_BASE}/api/images/{TASK_ID}",
+    "events_url": f"{_BASE}/api/images/{TASK_ID}/events",
+    "cancel_url": f"{_BASE}/api/images/{TASK_ID}/cancel",
+}
+MODEL_ENTRY = {"id": MODEL, "object": "model", "created": 0, "owned_by": "black-forest-labs", "type": "image"}
+
+
+def hook_event(state: State) -> Any:
+    """The body of a webhook."""
+    task = {State.COMPLETED: _done, State.FAILED: _failed, State.CANCELLED: _cancelled}[state]
+    return orjson.loads(event_body(state, task.finished_at or _AT, {**_view(task)}))
+
+
+def error(kind: type[ApiError], envelope: str) -> Any:
+    """An answer that is this error."""
+    known = _sample(kind)
+    if envelope == "openai":
+        fault = known.details[0] if known.details else None
+        text = f"{fault.field}: {fault.message}" if fault else known.message("en")
+        return {"error": error_fields(known.status, text, known.code, fault.field if fault else None)}
+    return error_view(known, _REQUEST_ID, "en")
+
+
+def _sample(kind: type[ApiError]) -> ApiError:
+    if kind is InvalidRequest:
+        return kind(details=[FieldFault("width", "must be a multiple of 8")])
+    return kind(reason="it can't be parsed") if kind is InvalidJson else kind(limit=2**20)
+
+
+BATCH = {
+    "success": True,
+    "results": [NEW | {"statusCode": 202}, error(InvalidRequest, "api")],
+}

@@ -1,0 +1,88 @@
+"""Owns the schemas of the OpenAPI document: made by pydantic from the types, and tidied for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from imagegen.web.openapi.parts import Json
+
+_PREFIX = "#/components/schemas/"
+_TOLD_APART = "View"
+"""What the names of views end in, so that none is taken for the value that it shows."""
+
+_KEYWORDS = {"ge": "minimum", "le": "maximum", "multiple_of": "multipleOf"}
+"""pydantic's own words stay where a validator stands before a number's limits."""
+
+_TEXTS = {
+    "State": "Where a task is. `pending`: in the queue, or waiting before its next attempt; `processing`: an attempt "
+    "runs; the others are ends.",
+}
+_NULL = {"type": "null"}
+
+
+class Schemas:
+    """The schemas of these types; each type is asked for by `of`, and all named parts of theirs are in `components`."""
+
+    def __init__(self, shapes: Iterable[Any]) -> None:
+        kinds = {_key(shape): shape for shape in shapes}
+        adapters = [(key, _mode(shape), TypeAdapter(shape)) for key, shape in kinds.items()]
+        made, rest = TypeAdapter.json_schemas(adapters, ref_template=_PREFIX + "{model}")
+        self._made = {key: _tidy(schema) for (key, _), schema in made.items()}
+        components = {_shown(name): _tidy(schema) for name, schema in rest.get("$defs", {}).items()}
+        self.components = {
+            name: schema | ({"description": _TEXTS[name]} if name in _TEXTS else {})
+            for name, schema in sorted(components.items())
+        }
+
+    def of(self, shape: Any) -> Json:
+        """A type's schema, or a schema as it is."""
+        return dict(shape) if isinstance(shape, Mapping) else self._made[_key(shape)]
+
+
+def _key(shape: Any) -> str:
+    return shape.__name__ if isinstance(shape, type) else str(shape)
+
+
+def _mode(shape: Any) -> Any:
+    return "validation" if isinstance(shape, type) and issubclass(shape, BaseModel) else "serialization"
+
+
+def _shown(name: str) -> str:
+    return name.removesuffix(_TOLD_APART)
+
+
+def _tidy(schema: Json) -> Json:
+    """Without what says nothing: titles made of names, nulls as defaults, a choice of one type and null."""
+    tidied: Json = {}
+    for name, value in schema.items():
+        match name:
+            case "title":
+                continue
+            case "default" if value is None or value == "":
+                continue
+            case "$ref":
+                tidied[name] = _PREFIX + _shown(value.removeprefix(_PREFIX))
+            case "properties":
+                tidied[name] = {key: _tidy(part) for key, part in value.items()}
+            case "anyOf":
+                tidied |= _choice([_tidy(part) for part in value])
+            case "description":
+                tidied[name] = " ".join(value.split())
+            case _:
+                tidied[_KEYWORDS.get(name, name)] = _tidy(value) if isinstance(value, dict) else value
+    return tidied
+
+
+def _choice(parts: list[Json]) -> Json:
+    """A value that may be null keeps its description, and is one type more where it is plain."""
+    others = [part for part in parts if part != _NULL]
+    if len(others) != 1 or len(parts) != 2:
+        return {"anyOf": parts}
+    only = dict(others[0])
+    text = {"description": only.pop("description")} if "description" in only else {}
+    if isinstance(only.get("type"), str) and "enum" not in only:
+        return only | {"type": [only["type"], "null"]} | text
+    return {"anyOf": [only, _NULL]} | text

@@ -1,0 +1,145 @@
+"""Owns what is said of the routes for the operator, and of the pages."""
+
+from __future__ import annotations
+
+from imagegen.errors import RouteNotFound
+from imagegen.web.openapi import headers as named
+from imagegen.web.openapi.images import OPERATE
+from imagegen.web.openapi.parts import Answer, Operation
+from imagegen.web.shapes import AliveView, HealthView, ReadyView, StatsView
+
+PAGES = "Pages"
+
+_TEXT = {"type": "string"}
+_PAGE_HEADERS = ("ETag", "Cache-Control")
+_UNCHANGED = Answer(304, "The client has it.", headers=_PAGE_HEADERS)
+_READY, _NOT_READY = {"ready": {"status": "ready"}}, {"not ready": {"status": "not ready"}}
+
+API_HEALTH = Operation(
+    "get",
+    "/api/health",
+    "getHealth",
+    OPERATE,
+    "See that the service answers",
+    "Counts against no limit, and needs no key.",
+    (
+        Answer(
+            200,
+            "It does.",
+            HealthView,
+            {
+                "healthy": {
+                    "success": True,
+                    "message": "Service is healthy",
+                    "timestamp": "2026-01-01T00:00:00.000Z",
+                }
+            },
+        ),
+    ),
+)
+
+ALIVE = Operation(
+    "get",
+    "/healthz",
+    "getAlive",
+    OPERATE,
+    "See that the process lives",
+    "For the platform: it stays 200 while Redis or the provider is away, which a restart would not mend.",
+    (Answer(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
+)
+
+READY = Operation(
+    "get",
+    "/readyz",
+    "getReady",
+    OPERATE,
+    "See whether traffic should come",
+    "Redis answers, the loops live, and the service is not about to stop.",
+    (
+        Answer(200, "It should.", ReadyView, _READY),
+        Answer(503, "It should not.", ReadyView, _NOT_READY),
+    ),
+)
+
+STATS = Operation(
+    "get",
+    "/api/stats",
+    "getStats",
+    OPERATE,
+    "Read the counters",
+    "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is everybody's; "
+    "all else is of the instance that answers, since its start.",
+    (Answer(200, "One look.", StatsView),),
+    (named.LANGUAGE,),
+    budgets=("general",),
+    admin=True,
+)
+
+METRICS = Operation(
+    "get",
+    "/metrics",
+    "getMetrics",
+    OPERATE,
+    "Read the metrics",
+    "For Prometheus; as OpenMetrics where `Accept` asks for it.",
+    (
+        Answer(
+            200,
+            "The metrics of this instance.",
+            _TEXT,
+            {"a part": "imagegen_queue_depth 0.0\n"},
+            media=("text/plain", "application/openmetrics-text"),
+        ),
+    ),
+    (named.LANGUAGE,),
+    admin=True,
+)
+
+DOCUMENT = Operation(
+    "get",
+    "/openapi.json",
+    "getDocument",
+    PAGES,
+    "Read this document",
+    "",
+    (Answer(200, "OpenAPI 3.1.", {"type": "object"}, headers=_PAGE_HEADERS), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+)
+
+PAGE = Operation(
+    "get",
+    "/docs",
+    "getPage",
+    PAGES,
+    "See this document as a page",
+    "It asks no other host for anything.",
+    (Answer(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+)
+
+FILE = Operation(
+    "get",
+    "/docs/{file}",
+    "getPageFile",
+    PAGES,
+    "Get a file of the page",
+    "",
+    (
+        Answer(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "image/svg+xml")),
+        _UNCHANGED,
+    ),
+    (named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
+    errors=(RouteNotFound,),
+)
+
+HOME = Operation(
+    "get",
+    "/",
+    "getHome",
+    PAGES,
+    "Go to the page",
+    "",
+    (Answer(302, "It is there.", headers=("Location",)),),
+)
+
+OPERATIONS = (API_HEALTH, ALIVE, READY, STATS, METRICS, DOCUMENT, PAGE, FILE, HOME)

@@ -1,0 +1,53 @@
+"""Fixtures that run the real service: one for a whole module, or as many as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import KEY, Service
+
+StartService = Callable[..., Service]
+"""`start(upstream.url, LEASE_SECONDS="2")`; without an upstream it is the sandbox. All share one DATA_DIR."""
+
+
+def _services(folder: Path) -> Iterator[StartService]:
+    with ExitStack() as stack:
+
+        def start(
+            upstream_url: str | None = None,
+            *,
+            ready: bool = True,
+            allowed: tuple[str, ...] = (),
+            home: Path = folder,
+            **settings: str,
+        ) -> Service:
+            count = len(list(home.glob("instance*")))
+            keyed = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream_url} if upstream_url else {}
+            everything = {"DATA_DIR": str(home / "data")} | keyed | settings
+            service = Service(home / f"instance{count}", everything, allowed)
+            stack.callback(service.end)
+            return service.start(ready=ready)
+
+        yield start
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[StartService]:
+    """Starts services of one test; each is ended at its end, and its log looked through."""
+    yield from _services(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
+    """The same for the fixture that serves a whole module."""
+    yield from _services(tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[EmulatorProcess]:
+    with EmulatorProcess("--image", "png") as upstream:
+        yield upstream

@@ -1,0 +1,77 @@
+"""What a client sees of tasks that wait for a free slot, and of a backlog that is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, at_once, calls_about, eventually
+
+SLOW = "{{fault:ok delay_s=0.5}}"
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module, upstream: EmulatorProcess) -> Service:
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="1", MAX_QUEUE="3")
+
+
+@pytest.fixture
+def line(service: Service, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """One task that runs and three that wait."""
+    name = request.node.name
+    ids = [service.accepted(prompt=f"{name} 0 {SLOW}")]
+    service.until(ids[0], "processing")
+    ids += [service.accepted(prompt=f"{name} {number}") for number in (1, 2, 3)]
+    yield ids
+    for task_id in ids:
+        service.completed(task_id)
+
+
+def test_a_pending_task(service: Service, line: list[str]) -> None:
+    answer = service.get(f"/api/images/{line[3]}")
+    seen = answer.json
+    assert (seen["success"], seen["status"], seen["progress"]) == (True, "pending", 0)
+    assert seen["message"] == "任务pending中 (0%)"
+    assert (seen["reason"], seen["retryAt"], seen["attempts"]) == ("queued", None, 0)
+    assert (seen["startedAt"], seen["finishedAt"]) == (None, None)
+    assert seen["etaSeconds"] is None or seen["etaSeconds"] > 0
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "data" not in seen
+
+
+def test_the_place_in_the_queue_is_exact(service: Service, line: list[str]) -> None:
+    assert [service.task(task_id)["queuePosition"] for task_id in line[1:]] == [1, 2, 3]
+    service.completed(line[0])
+    service.completed(line[1])
+    eventually(lambda: service.task(line[3])["status"] == "completed" or service.task(line[3])["queuePosition"] == 1)
+
+
+def test_a_full_backlog_refuses_what_is_new_and_joins_what_is_known(service: Service, line: list[str]) -> None:
+    refused = service.submit(prompt="one too many")
+    assert refused.error == (503, "queue_full")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json["retryable"] is True
+    joined = service.submit(prompt="test_a_full_backlog_refuses_what_is_new_and_joins_what_is_known 2")
+    assert (joined.status, joined.json["taskId"], joined.json["coalesced"]) == (202, line[2], True)
+    service.completed(line[3])
+    assert service.submit(prompt="one too many").status == 202
+
+
+def test_a_crowd_never_gets_more_than_there_is_room_for(service: Service, line: list[str]) -> None:
+    for task_id in line:
+        service.completed(task_id)
+    running = service.accepted(prompt=f"before the crowd {SLOW}")
+    service.until(running, "processing")
+    crowd = at_once([lambda number=number: service.submit(prompt=f"crowd {number}") for number in range(30)])
+    taken = [answer.json["taskId"] for answer in crowd if answer.status == 202]
+    assert [answer.error for answer in crowd if answer.status != 202] == [(503, "queue_full")] * (30 - len(taken))
+    assert len(taken) == 3
+    for task_id in taken:
+        service.completed(task_id)
+
+
+def test_calls_at_once_are_never_more_than_there_are_slots(service: Service, upstream: EmulatorProcess) -> None:
+    service.made(prompt="the last one")
+    assert upstream.ledger()["peak_in_flight"] == 1
+    assert len(calls_about(upstream, "the last one")) == 1

@@ -1,0 +1,235 @@
+"""What a client gets of GET /api/images/{taskId}/{index}, and what is never served."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from PIL import Image
+from service.running import Answer, Service, at_once, calls_about, eventually
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module, upstream: EmulatorProcess) -> Service:
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="1.5")
+
+
+def picture(service: Service, task_id: str, index: int = 0, query: str = "", **headers: str) -> Answer:
+    return service.get(f"/api/images/{task_id}/{index}{query}", **headers)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_picture_is_served_as_its_entry_says(service: Service, kind: str) -> None:
+    task = service.made(prompt=f"as {kind}", outputFormat=kind, width=128, height=64, model="m/any")
+    (entry,) = task["data"]
+    answer = service.get(entry["url"])
+    assert (answer.status, answer.headers["Content-Type"]) == (200, f"image/{kind}")
+    assert answer.headers["Content-Type"] == entry["contentType"]
+    assert (len(answer.body), hashlib.sha256(answer.body).hexdigest()) == (entry["bytes"], entry["sha256"])
+    with Image.open(io.BytesIO(answer.body)) as image:
+        image.load()
+        assert (image.size, image.format) == ((128, 64), kind.upper())
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["ETag"]
+
+
+def test_a_link_with_its_version_may_be_kept_until_the_picture_expires(service: Service) -> None:
+    (entry,) = service.made(prompt="kept by browsers")["data"]
+    cached = re.fullmatch(r"public, max-age=(\d+), immutable", service.get(entry["url"]).headers["Cache-Control"])
+    assert cached
+    assert 86_000 < int(cached[1]) <= 86_400
+
+
+def test_a_link_without_a_version_is_not_kept_and_one_with_another_is_410(service: Service) -> None:
+    task_id = service.made(prompt="versions")["taskId"]
+    plain = picture(service, task_id)
+    assert plain.status == 200
+    assert "immutable" not in plain.headers["Cache-Control"]
+    assert picture(service, task_id, query="?v=000000000000").error == (410, "image_expired")
+
+
+def test_an_unchanged_picture_is_304(service: Service) -> None:
+    (entry,) = service.made(prompt="a picture unchanged")["data"]
+    etag = service.get(entry["url"]).headers["ETag"]
+    again = service.get(entry["url"], If_None_Match=etag)
+    assert (again.status, again.body) == (304, b"")
+
+
+def test_a_range_of_a_picture(service: Service) -> None:
+    (entry,) = service.made(prompt="a part")["data"]
+    whole = service.get(entry["url"]).body
+    size = len(whole)
+    for wanted, part in [("0-9", whole[:10]), ("10-", whole[10:]), ("-5", whole[-5:]), (f"5-{size * 2}", whole[5:])]:
+        answer = service.get(entry["url"], Range=f"bytes={wanted}")
+        assert (answer.status, answer.body) == (206, part)
+        assert re.fullmatch(rf"bytes \d+-\d+/{size}", answer.headers["Content-Range"])
+    beyond = service.get(entry["url"], Range=f"bytes={size}-")
+    assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{size}")
+
+
+def test_a_picture_that_is_none_of_the_tasks(service: Service) -> None:
+    task_id = service.made(prompt="only one")["taskId"]
+    assert picture(service, task_id, 1).status == 404
+    assert picture(service, "0" * 32).error == (404, "not_found")
+
+
+def test_no_picture_is_served_before_it_is_there(service: Service) -> None:
+    task_id = service.accepted(prompt="not yet {{fault:ok delay_s=0.5}}")
+    service.until(task_id, "processing")
+    assert picture(service, task_id).status == 404
+    service.completed(task_id)
+    assert picture(service, task_id).status == 200
+
+
+def test_a_picture_outlives_the_link_of_the_provider(service: Service, upstream: EmulatorProcess) -> None:
+    task = service.made(prompt="the link dies", n=4)
+    upstream.expire_links()
+    assert [service.get(entry["url"]).status for entry in task["data"]] == [200] * 4
+    assert service.submit(prompt="the link dies", n=4).json["cached"] is True
+
+
+SPOILED = [
+    "image_html",
+    "image_svg",
+    "image_html_as_png",
+    "image_truncated_png",
+    "image_truncated_jpeg",
+    "image_short",
+    "image_empty",
+    "image_404",
+    "image_403",
+    "image_500",
+    "image_expired",
+    "image_reset",
+    "image_redirect_loop",
+    "image_redirect_private",
+    "image_hang",
+    "image_slow interval_s=0.1",
+    "image_huge",
+    "url",
+    "javascript_url",
+    "file_url",
+    "private_url",
+    "null_url",
+    "garbage_base64",
+]
+"""What a link may lead to that is no picture."""
+
+
+@pytest.fixture(scope="module")
+def spoiled(service: Service) -> dict[str, str]:
+    """The ids of tasks that all run at once, each with a model of its own: what fails for one says nothing of another."""
+    orders = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
+    ids = at_once([lambda order=order: service.accepted(**order) for order in orders])
+    return dict(zip(SPOILED, ids, strict=True))
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_what_is_no_picture_fails_the_task_and_is_not_served(
+    service: Service, upstream: EmulatorProcess, spoiled: dict[str, str], fault: str
+) -> None:
+    task = service.finished(spoiled[fault])
+    assert (task["status"], task["error"]["code"]) == ("failed", "upstream_bad_response")
+    assert task["message"].startswith("图像生成失败：")
+    assert "data" not in task
+    assert picture(service, task["taskId"]).status == 404
+    calls = calls_about(upstream, f"spoiled {{{{fault:{fault}}}}}")
+    assert len(calls) == 2, "the missing picture is asked for once more"
+
+
+def test_nothing_but_pictures_was_kept(service: Service, spoiled: dict[str, str]) -> None:
+    for task_id in spoiled.values():
+        service.finished(task_id)
+    kept = [path for path in (service.folder.parent / "data" / "images").rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        with Image.open(path) as image:
+            image.verify()
+
+
+def test_the_type_of_a_picture_is_that_of_its_bytes(service: Service) -> None:
+    (entry,) = service.made(prompt="typed {{fault:image_wrong_type}}", model="m/typed")["data"]
+    assert (entry["contentType"], service.get(entry["url"]).headers["Content-Type"]) == ("image/png",) * 2
+
+
+@pytest.mark.parametrize("fault", ["image_500", "image_reset", "image_404", "image_short"])
+def test_a_link_that_fails_once_is_tried_again_and_nothing_is_paid_twice(
+    service: Service, upstream: EmulatorProcess, fault: str
+) -> None:
+    service.made(prompt=f"passing {{{{fault:{fault} link_times=1}}}}", model=f"m/passing-{fault}")
+    assert len(calls_about(upstream, f"passing {{{{fault:{fault} ")) == 1
+
+
+def test_only_the_picture_that_was_bad_is_asked_for_again(service: Service, upstream: EmulatorProcess) -> None:
+    task = service.made(prompt="one bad {{fault:image_html index=1 times=1}}", n=4, model="m/one-bad")
+    assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
+    assert "warnings" not in task
+    assert [call["n"] for call in calls_about(upstream, "one bad")] == [4, 1]
+
+
+def test_where_one_picture_stays_bad_the_others_are_served_with_a_warning(service: Service) -> None:
+    task = service.made(prompt="stays bad {{fault:image_svg index=0}}", n=3, model="m/stays-bad")
+    assert len(task["data"]) == 2
+    assert task["warnings"]
+    assert all(service.get(entry["url"]).status == 200 for entry in task["data"])
+
+
+def files_of(service: Service, task_id: str) -> list[Path]:
+    return [path for path in (service.folder.parent / "data").rglob("*") if path.is_file() and task_id in str(path)]
+
+
+def test_a_picture_whose_file_was_deleted_is_generated_afresh_by_the_next_submit(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    order = {"prompt": "deleted", "n": 2}
+    first = service.made(**order)
+    files_of(service, first["taskId"])[0].unlink()
+    statuses = sorted(service.get(entry["url"]).status for entry in first["data"])
+    assert statuses == [200, 410]
+    again = service.submit(**order)
+    assert (again.status, again.json["cached"], again.json["taskId"]) == (202, False, first["taskId"])
+    second = service.completed(first["taskId"])
+    assert second["sequence"] > again.json["sequence"] > first["sequence"]
+    assert [service.get(entry["url"]).status for entry in second["data"]] == [200, 200]
+    assert len(calls_about(upstream, "deleted")) == 2
+    assert service.submit(**order).json["cached"] is True
+
+
+def test_fifty_submits_for_a_deleted_picture_are_one_more_call(service: Service, upstream: EmulatorProcess) -> None:
+    order = {"prompt": "missed by fifty"}
+    task_id = service.made(**order)["taskId"]
+    for path in files_of(service, task_id):
+        path.unlink()
+    answers = at_once([lambda: service.submit(**order)] * 50)
+    assert {answer.json["taskId"] for answer in answers} == {task_id}
+    service.completed(task_id)
+    assert len(calls_about(upstream, "missed by fifty")) == 2
+
+
+def test_progress_is_caused_by_what_happens(service: Service, upstream: EmulatorProcess) -> None:
+    """Each picture takes its time, and nothing moves while nothing comes."""
+    prompt = "step by step {{fault:image_slow interval_s=0.0005 delay_s=0.3}}"
+    task_id = service.accepted(prompt=prompt, n=4, width=64, height=64, model="m/steps")
+    seen, pictures = [0], [0]
+
+    def look() -> bool:
+        task = service.task(task_id)
+        seen.append(task["progress"])
+        pictures.append(len(task.get("data", [])))
+        return task["status"] == "completed"
+
+    eventually(look)
+    assert seen == sorted(seen)
+    assert pictures == sorted(pictures)
+    assert len(set(seen) - {0, 100}) >= 3, sorted(set(seen))
+    assert set(pictures) & {1, 2, 3}, "pictures are shown before all are there"
+    print("progress:", sorted(set(seen)))
+
+
+def test_the_service_goes_on(service: Service) -> None:
+    assert service.made(prompt="after all that", n=2)["status"] == "completed"
+    assert service.get("/readyz").status == 200

@@ -1,0 +1,76 @@
+"""The service as it is without any settings: it draws its own pictures."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from PIL import Image, ImageChops
+from service.running import Service, eventually
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module) -> Service:
+    return start_for_module(SANDBOX_DELAY="0.2")
+
+
+def drawn(service: Service, **fields: object) -> Image.Image:
+    (entry,) = service.made(**fields)["data"]
+    with Image.open(io.BytesIO(service.get(entry["url"]).body)) as image:
+        image.load()
+        return image.convert("RGB")
+
+
+def test_a_picture_of_the_asked_size_and_format_comes_in_under_three_seconds(service: Service) -> None:
+    began = time.monotonic()
+    (entry,) = service.made(prompt="a lighthouse", width=640, height=384, outputFormat="webp")["data"]
+    answer = service.get(entry["url"])
+    took_s = time.monotonic() - began
+    with Image.open(io.BytesIO(answer.body)) as image:
+        image.load()
+        assert (image.size, image.format) == ((640, 384), "WEBP")
+    assert took_s < 3
+    print(f"POST to picture: {took_s:.2f} s")
+
+
+def test_the_same_order_is_the_same_picture_and_two_prompts_are_not(service: Service) -> None:
+    first, second = (drawn(service, prompt=prompt, outputFormat="png") for prompt in ("a red boat", "a green hill"))
+    difference = ImageChops.difference(first, second).convert("L").point(lambda value: 255 if value else 0)
+    assert difference.histogram()[255] > 512 * 512 / 5
+
+
+def test_progress_shows_three_values_and_more_for_four_pictures(service: Service) -> None:
+    task_id, seen, pictures = service.accepted(prompt="four boats", n=4), [0], {0}
+
+    def look() -> bool:
+        task = service.task(task_id)
+        seen.append(task["progress"])
+        pictures.add(len(task.get("data", [])))
+        return task["status"] == "completed"
+
+    eventually(look)
+    assert seen == sorted(seen)
+    assert len(set(seen) - {0, 100}) >= 3
+    print("progress:", sorted(set(seen)))
+
+
+def test_a_sandbox_picture_is_never_served_as_a_real_one(service: Service, start_service, upstream) -> None:
+    real = start_service(upstream.url)
+    order = {"prompt": "which one is real"}
+    assert service.accepted(**order) != real.accepted(**order)
+
+
+def test_health(service: Service) -> None:
+    seen = service.get("/api/health").json
+    assert seen == {"success": True, "message": "Service is healthy", "timestamp": seen["timestamp"]}
+    assert seen["timestamp"].endswith("Z")
+    assert [service.get(path).status for path in ("/healthz", "/readyz", "/")] == [200, 200, 200]
+    assert [service.ask("HEAD", path).status for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_nothing_is_done_for_a_health_check(service: Service) -> None:
+    before = service.log
+    for path in ("/api/health", "/healthz", "/readyz"):
+        service.get(path)
+    assert "WARNING" not in service.log.removeprefix(before)

@@ -1,0 +1,253 @@
+"""What becomes of a task for each thing that the upstream may answer: its state, its code, and how often it asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import KEY, Service, at_once, calls_about, eventually, free_port
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Fate:
+    """code: of the failed task; calls: made for it; says: a part of the message; retryable: whether asking again helps."""
+
+    code: str
+    calls: int
+    says: str = ""
+    retryable: bool = False
+
+
+def refused(code: str, says: str = "") -> Fate:
+    return Fate(code, 1, says)
+
+
+AGAIN = {"calls": ATTEMPTS, "retryable": True}
+BAD = Fate("upstream_bad_response", 2)
+LOST = {"calls": 2, "retryable": True}
+"""A second call that was sent and brought no answer ends the task."""
+
+FATES = {
+    "400_multiple": refused("upstream_invalid_request", "height must be a multiple of 16"),
+    "400_size": refused("upstream_invalid_request", "width must be between 64 and 1792"),
+    "400_steps": refused("upstream_invalid_request", "steps must be between 1 and 4"),
+    "400_not_image": refused("model_not_available", "Model is not supported for image generation"),
+    "400_non_serverless": refused("model_not_available", "Unable to access non-serverless model"),
+    "400_policy": refused("content_policy"),
+    "401": refused("upstream_auth"),
+    "402": refused("upstream_billing", "Credit limit exceeded"),
+    "403": refused("upstream_auth"),
+    "404_model": refused("model_not_available", "Unable to access model"),
+    "404_path": refused("upstream_invalid_request"),
+    "413": refused("upstream_invalid_request", "Request entity too large"),
+    "413_text": refused("upstream_invalid_request"),
+    "415": refused("upstream_invalid_request"),
+    "422_nsfw": refused("content_policy", "image may contain NSFW content"),
+    "422_policy": refused("content_policy"),
+    "long_error": refused("upstream_invalid_request", "very long"),
+    "408": Fate("upstream_error", **AGAIN),
+    "425": Fate("upstream_error", **AGAIN),
+    "500": Fate("upstream_error", says="Internal server error", **AGAIN),
+    "500_null": Fate("upstream_error", says="Internal Server Error", **AGAIN),
+    "502": Fate("upstream_error", **AGAIN),
+    "503": Fate("upstream_overloaded", says="overloaded", **AGAIN),
+    "504": Fate("upstream_error", **AGAIN),
+    "520": Fate("upstream_error", **AGAIN),
+    "522": Fate("upstream_error", **AGAIN),
+    "523": Fate("upstream_error", **AGAIN),
+    "524": Fate("upstream_error", **AGAIN),
+    "529": Fate("upstream_overloaded", **AGAIN),
+    "error_in_200": Fate("upstream_error", **AGAIN),
+    "hang": Fate("upstream_timeout", **LOST),
+    "trickle interval_s=0.05": Fate("upstream_timeout", **LOST),
+    "reset": Fate("upstream_error", **LOST),
+    "close": Fate("upstream_error", **LOST),
+    "reset_mid_answer": Fate("upstream_error", **LOST),
+    "truncated": Fate("upstream_error", **LOST),
+    "empty": BAD,
+    "not_json": BAD,
+    "broken_json": BAD,
+    "wrong_shape": BAD,
+    "wrong_root": BAD,
+    "no_images": BAD,
+    "redirect": BAD,
+    "fewer_images images=0": BAD,
+    "huge_body bytes=60000000": BAD,
+    "gzip_bomb": BAD,
+}
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module, upstream: EmulatorProcess) -> Service:
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="60", UPSTREAM_TIMEOUT="2", MAX_ATTEMPTS=str(ATTEMPTS))
+
+
+@pytest.fixture(scope="module")
+def orders(service: Service) -> dict[str, str]:
+    """The ids of tasks that all run at once, each with a model of its own: what fails for one says nothing of another."""
+    bodies = [{"prompt": f"fate {{{{fault:{fault}}}}}", "model": f"m/{fault}"} for fault in FATES]
+    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
+    return dict(zip(FATES, ids, strict=True))
+
+
+@pytest.mark.parametrize("fault", FATES)
+def test_an_upstream_fault_has_its_state_its_code_and_its_number_of_calls(
+    service: Service, upstream: EmulatorProcess, orders: dict[str, str], fault: str
+) -> None:
+    fate, task = FATES[fault], service.finished(orders[fault])
+    assert (task["success"], task["status"]) == (True, "failed")
+    assert (task["error"]["code"], task["error"]["retryable"]) == (fate.code, fate.retryable)
+    assert task["message"].startswith("图像生成失败：")
+    detail = task["message"].removeprefix("图像生成失败：")
+    assert fate.says in detail
+    assert 0 < len(detail) <= 300
+    assert detail.isprintable()
+    assert "<" not in detail
+    assert len(calls_about(upstream, f"fate {{{{fault:{fault}}}}}")) == fate.calls
+
+
+@pytest.mark.parametrize("fault", [name for name, fate in FATES.items() if fate.calls == 2 and fate.retryable])
+def test_what_may_have_been_paid_without_a_picture_is_said(
+    service: Service, orders: dict[str, str], fault: str
+) -> None:
+    assert service.finished(orders[fault])["possiblyBilledTwice"] == 2
+
+
+def test_the_service_goes_on_after_all_of_them(service: Service, orders: dict[str, str]) -> None:
+    for task_id in orders.values():
+        service.finished(task_id)
+    assert service.made(prompt="after all of them", n=4)["attempts"] == 1
+    assert service.get("/readyz").status == 200
+
+
+def test_no_key_is_shown(service: Service) -> None:
+    task_id = service.accepted(prompt=f"{{{{fault:400 body='{{\"error\":{{\"message\":\"key {KEY} is bad\"}}}}'}}}}")
+    assert KEY not in str(service.finished(task_id))
+    assert KEY not in service.log
+
+
+PASSING = {
+    "500 times=2": 3,
+    "503 times=1": 2,
+    "hang times=1": 2,
+    "reset times=1": 2,
+    "reset_before_read times=1": 2,
+    "no_images times=1": 2,
+    "not_json times=1": 2,
+    "flapping": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def passing(service: Service) -> dict[str, str]:
+    bodies = [{"prompt": f"passing {{{{fault:{fault}}}}}", "model": f"m/passing {fault}"} for fault in PASSING]
+    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
+    return dict(zip(PASSING, ids, strict=True))
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_is_survived(
+    service: Service, upstream: EmulatorProcess, passing: dict[str, str], fault: str
+) -> None:
+    task = service.completed(passing[fault])
+    assert len(calls_about(upstream, f"passing {{{{fault:{fault}}}}}")) == PASSING[fault]
+    ambiguous = fault.split()[0] in ("hang", "reset", "reset_before_read")
+    assert task.get("possiblyBilledTwice", 0) == int(ambiguous)
+
+
+LIMITS = ["429_model", "429_credit", "429_dynamic", "429_retry_after retry_after=0.3", "429 reset=0.3"]
+
+
+def test_waiting_out_a_rate_limit_is_no_attempt(start_service, upstream: EmulatorProcess) -> None:
+    service = start_service(upstream.url, MAX_ATTEMPTS="1")
+    bodies = [{"prompt": f"limited {{{{fault:{row} times=1}}}}", "model": f"m/{row}"} for row in LIMITS]
+    tasks = [service.completed(task_id) for task_id in [service.accepted(**body) for body in bodies]]
+    assert [(task["attempts"], task.get("possiblyBilledTwice", 0)) for task in tasks] == [(1, 0)] * len(LIMITS)
+    assert len(calls_about(upstream, "limited")) == 2 * len(LIMITS)
+
+
+def test_a_task_that_waits_out_a_rate_limit_says_so(service: Service) -> None:
+    task_id = service.accepted(prompt="says so {{fault:429 retry_after=1 times=1}}", model="m/says-so")
+    task = eventually(lambda: seen if (seen := service.task(task_id)).get("reason") == "upstream_rate_limited" else {})
+    assert (task["status"], task["progress"]) == ("pending", 0)
+    assert task["message"] == "任务pending中 (0%)"
+    assert task["createdAt"] < task["retryAt"]
+    completed = service.completed(task_id)
+    assert completed["finishedAt"] >= task["retryAt"][:19]
+
+
+def test_a_task_that_waits_for_a_retry_says_so(service: Service) -> None:
+    seen: list[dict[str, Any]] = []
+    task_id = service.accepted(prompt="again {{fault:500 times=2}}", model="m/again")
+
+    def look() -> bool:
+        seen.append(service.task(task_id))
+        return seen[-1]["status"] == "completed"
+
+    eventually(look)
+    waiting = [task for task in seen if task.get("reason") == "retrying"]
+    assert waiting
+    assert all(task["status"] == "pending" and task["retryAt"] for task in waiting)
+    assert seen[-1]["attempts"] == 3
+    sequences = [task["sequence"] for task in seen]
+    assert sequences == sorted(sequences)
+
+
+def test_a_parameter_that_the_model_refuses_is_left_out_once_with_a_warning(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    task = service.made(prompt="without steps", steps=20, model="Qwen/Qwen-Image-2.0")
+    assert len(task["warnings"]) == 1
+    assert "steps" in task["warnings"][0]
+    assert task["attempts"] == 1
+    assert [call["body"].get("steps") for call in calls_about(upstream, "without steps")] == [20, None]
+
+
+def test_a_second_refused_parameter_fails_the_task(service: Service, upstream: EmulatorProcess) -> None:
+    order = {"steps": 20, "guidanceScale": 3, "model": "Qwen/Qwen-Image-2.0"}
+    task = service.finished(service.accepted(prompt="two refused", **order))
+    assert task["error"] == {"code": "upstream_invalid_request", "retryable": False}
+    assert len(calls_about(upstream, "two refused")) == 2
+
+
+def test_missing_images_are_asked_for_once_more(service: Service, upstream: EmulatorProcess) -> None:
+    task = service.made(prompt="two of four {{fault:fewer_images images=2 times=1}}", n=4, seed=5, model="m/fewer")
+    assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
+    assert "warnings" not in task
+    first, second = calls_about(upstream, "two of four")
+    assert (first["n"], second["n"]) == (4, 2)
+    assert second["seed"] not in range(first["seed"], first["seed"] + 4)
+    assert len({entry["sha256"] for entry in task["data"]}) == 4
+
+
+def test_where_images_stay_missing_the_task_is_completed_with_a_warning(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    task = service.made(prompt="one a call {{fault:fewer_images images=1}}", n=4, model="m/one-a-call")
+    assert (len(task["data"]), len(task["warnings"])) == (2, 1)
+    assert len(calls_about(upstream, "one a call")) == 2
+
+
+def test_an_upstream_that_can_not_be_reached_is_waited_for(start_service) -> None:
+    port = free_port()
+    service = start_service(f"http://127.0.0.1:{port}")
+    task_id = service.accepted(prompt="nobody is there")
+    waiting = eventually(
+        lambda: seen if (seen := service.task(task_id)).get("reason") == "upstream_overloaded" else {}, 5
+    )
+    assert (waiting["status"], waiting["attempts"]) == ("pending", 0)
+    with EmulatorProcess(port=port) as upstream:
+        task = service.completed(task_id, within_s=15)
+        assert (task["attempts"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        assert len(upstream.ledger()["calls"]) == 1
+
+
+def test_what_can_not_be_finished_by_its_deadline_fails(start_service, upstream: EmulatorProcess) -> None:
+    service = start_service(upstream.url, TASK_DEADLINE="1")
+    limited = service.accepted(prompt="late {{fault:429 retry_after=1}}", model="m/late")
+    task = service.finished(limited, within_s=6)
+    assert task["error"] == {"code": "upstream_rate_limited", "retryable": True}

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+from unittest.mock import Mock
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
+
+from imagegen.errors import Forbidden, Unauthorized
+from imagegen.web import edge
+from imagegen.web.admin import ADMIN, AdminRule, admin_only, require_admin
+
+TOKEN = "s3cret"
+
+
+def ask(
+    headers: dict[str, str] | list[tuple[str, str]] | None = None,
+    *,
+    peer: str | None = "127.0.0.1",
+    host: str | None = "localhost:3000",
+    token: str | None = None,
+    on_render: bool = False,
+) -> None:
+    """Asks for an admin route; raises what the gate raises."""
+    app = web.Application()
+    app[ADMIN] = AdminRule(token, on_render)
+    transport = Mock()
+    transport.get_extra_info = lambda name, default=None: (peer, 4711) if name == "peername" and peer else default
+    given = [*(headers.items() if isinstance(headers, dict) else headers or [])]
+    every = CIMultiDict([*([("Host", host)] if host else []), *given])
+    require_admin(make_mocked_request("GET", "/metrics", every, transport=transport, app=app))
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("headers", [bearer(TOKEN), {"Authorization": f"bearer {TOKEN}"}])
+def test_the_token_opens_from_afar_and_on_render(headers) -> None:
+    ask(headers | {"X-Forwarded-For": "8.8.8.8"}, peer="8.8.8.8", host="img.example", token=TOKEN, on_render=True)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer("wrong"),
+        bearer(""),
+        bearer(f"{TOKEN}x"),
+        bearer("sé"),
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": TOKEN},
+        {"X-Admin-Token": TOKEN},
+    ],
+)
+def test_a_wrong_or_missing_token_is_a_401_that_says_how_also_from_this_machine(headers) -> None:
+    with pytest.raises(Unauthorized) as raised:
+        ask(headers, token=TOKEN)
+    assert raised.value.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_token_in_the_query_opens_nothing() -> None:
+    app = web.Application()
+    app[ADMIN] = AdminRule(TOKEN, on_render=False)
+    with pytest.raises(Unauthorized):
+        require_admin(make_mocked_request("GET", f"/metrics?token={TOKEN}", app=app))
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "localhost.", "127.0.0.1:3000", "[::1]:3000", "[::1]"])
+def test_with_no_token_this_machine_may_ask(peer, host) -> None:
+    ask(peer=peer, host=host)
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.2", "192.168.1.9", "8.8.8.8", "::ffff:8.8.8.8", "fe80::1", None])
+def test_with_no_token_nobody_else_may(peer) -> None:
+    with pytest.raises(Forbidden):
+        ask(peer=peer)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["img.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "0.0.0.0", "[::2]", "[::1", None],
+)
+def test_with_no_token_a_name_that_only_points_here_may_not(host) -> None:
+    with pytest.raises(Forbidden):
+        ask(host=host)
+
+
+def test_with_no_token_two_hosts_may_not() -> None:
+    with pytest.raises(Forbidden):
+        ask([("Host", "img.example")])
+
+
+@pytest.mark.parametrize(
+    "name", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Proto", "x-forwarded-host", "X-FORWARDED-PREFIX"]
+)
+def test_with_no_token_what_came_through_a_proxy_may_not(name) -> None:
+    with pytest.raises(Forbidden):
+        ask({name: ""})
+
+
+def test_with_no_token_nobody_may_on_render() -> None:
+    with pytest.raises(Forbidden):
+        ask(on_render=True)
+
+
+def test_the_token_is_in_no_repr() -> None:
+    assert TOKEN not in repr(AdminRule(TOKEN, on_render=False))
+
+
+@pytest.fixture
+async def start(aiohttp_client):
+    async def start_app(rule: AdminRule | None):
+        async def secret(_request: web.Request) -> web.Response:
+            return web.Response(text="secret")
+
+        app = web.Application()
+        edge.install(app, access_log=False)
+        app.router.add_get("/metrics", admin_only(secret))
+        if rule:
+            app[ADMIN] = rule
+        return await aiohttp_client(app)
+
+    return start_app
+
+
+async def test_a_guarded_handler_answers_who_may_ask(start) -> None:
+    client = await start(AdminRule(TOKEN, on_render=False))
+    answer = await client.get("/metrics", headers=bearer(TOKEN))
+    assert (answer.status, await answer.text()) == (200, "secret")
+
+
+async def test_the_refusals_are_those_of_the_contract(start) -> None:
+    client = await start(AdminRule(TOKEN, on_render=False))
+    refused = await client.get("/metrics")
+    assert (refused.status, (await refused.json())["code"]) == (401, "unauthorized")
+    assert refused.headers["WWW-Authenticate"] == "Bearer"
+    client = await start(AdminRule(None, on_render=True))
+    refused = await client.get("/metrics")
+    assert (refused.status, (await refused.json())["code"]) == (403, "forbidden")
+    assert "WWW-Authenticate" not in refused.headers
+
+
+async def test_a_token_of_odd_bytes_is_just_wrong(start) -> None:
+    client = await start(AdminRule(TOKEN, on_render=False))
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+    assert b" 401 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_where_the_application_says_nothing_there_is_no_token(start) -> None:
+    client = await start(None)
+    assert (await client.get("/metrics")).status == 200
+    assert (await client.get("/metrics", headers={"Via": "1.1 proxy"})).status == 403

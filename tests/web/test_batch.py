@@ -1,0 +1,121 @@
+"""Many requests in one: each is answered for itself, in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagegen.web.context import CONTEXT
+
+SMALL = {"width": 64, "height": 64}
+
+
+async def batch(client, *entries: object, **headers: str) -> list[dict]:
+    answer = await client.post("/api/images/batch", json={"requests": list(entries)}, headers=headers)
+    body = await answer.json()
+    assert answer.status == 200, body
+    assert body["success"] is True
+    assert len(body["results"]) == len(entries)
+    return body["results"]
+
+
+def wish(prompt: str, **fields: object) -> dict[str, object]:
+    return {"prompt": prompt, **SMALL, **fields}
+
+
+async def test_each_entry_is_answered_in_order(service) -> None:
+    first, second = await batch(service, wish("a"), wish("b"))
+    single = await (await service.post("/api/images/generate", json=wish("a"))).json()
+    assert first["taskId"] == single["taskId"] != second["taskId"]
+    assert [entry["statusCode"] for entry in (first, second)] == [202, 202]
+    assert first.keys() - {"statusCode"} == single.keys() - {"coalesced"}
+    assert (first["success"], first["cached"]) == (True, False)
+    for entry in (first, second):
+        done = await (await service.get(f"/api/images/{entry['taskId']}?wait=10")).json()
+        assert done["status"] == "completed"
+    hit, _ = await batch(service, wish("a"), wish("c"))
+    assert (hit["statusCode"], hit["cached"]) == (200, True)
+
+
+async def test_one_bad_entry_spoils_no_other(service) -> None:
+    results = await batch(service, wish("a"), {"prompt": "", "width": 7, "stps": 4}, "x", None, wish("b"))
+    assert [entry["statusCode"] for entry in results] == [202, 400, 400, 400, 202]
+    bad = results[1]
+    assert (bad["success"], bad["code"], bad["retryable"]) == (False, "invalid_request", False)
+    assert {fault["field"] for fault in bad["details"]} == {
+        "requests[1].prompt",
+        "requests[1].width",
+        "requests[1].stps",
+    }
+    assert [fault["field"] for fault in results[2]["details"]] == ["requests[2]"]
+    assert results[1]["requestId"]
+
+
+async def test_the_same_request_twice_is_one_task(start_paid, upstream) -> None:
+    service = await start_paid()
+    results = await batch(service, *[wish("a")] * 10)
+    assert len({entry["taskId"] for entry in results}) == 1
+    assert sum("coalesced" in entry for entry in results) == 9
+    await service.get(f"/api/images/{results[0]['taskId']}?wait=10")
+    assert upstream.ledger.total == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "requests"),
+        ({"requests": []}, "requests"),
+        ({"requests": {}}, "requests"),
+        ({"requests": None}, "requests"),
+        ({"requests": [wish("a")] * 51}, "requests"),
+        ({"requests": [wish("a")], "request": []}, "request"),
+    ],
+)
+async def test_a_batch_is_a_list_of_1_to_50(service, body: object, field: str) -> None:
+    answer = await service.post("/api/images/batch", json=body)
+    refused = await answer.json()
+    assert (answer.status, refused["code"]) == (400, "invalid_request")
+    assert [fault["field"] for fault in refused["details"]] == [field]
+
+
+async def test_50_entries_are_fine(service) -> None:
+    results = await batch(service, *(wish("a", seed=seed) for seed in range(50)))
+    assert {entry["statusCode"] for entry in results} == {202}
+    assert len({entry["taskId"] for entry in results}) == 50
+
+
+async def test_entries_over_the_generation_limit_get_their_own_429(start_service) -> None:
+    service = await start_service(rate_limit_max=10, image_rate_limit_max=3)
+    results = await batch(service, *map(wish, "abcde"))
+    assert [entry["statusCode"] for entry in results] == [202, 202, 202, 429, 429]
+    late = results[-1]
+    assert (late["code"], late["retryable"], late["message"]) == ("rate_limited", True, "请求频率过高，请稍后再试")
+    assert 1 <= late["retryAfterSeconds"] <= 60
+    assert (await service.post("/api/images/generate", json=wish("f"))).status == 429
+    assert {entry["statusCode"] for entry in await batch(service, wish("g"))} == {429}
+
+
+async def test_a_batch_counts_once_for_the_general_limit(start_service) -> None:
+    service = await start_service(rate_limit_max=2)
+    for _ in range(2):
+        await batch(service, *map(wish, "abcde"))
+    assert (await service.post("/api/images/batch", json={"requests": [wish("a")]})).status == 429
+
+
+async def test_what_does_not_fit_into_the_queue_is_refused_alone(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=3)
+    results = await batch(service, *map(wish, "abcdefgh"))
+    codes = [entry["statusCode"] for entry in results]
+    assert set(codes) == {202, 503}
+    assert codes.count(202) in {3, 4}
+    assert {entry["code"] for entry in results if entry["statusCode"] == 503} == {"queue_full"}
+
+
+async def test_a_draining_service_takes_no_batch(service) -> None:
+    service.app[CONTEXT].readiness.draining = True
+    answer = await service.post("/api/images/batch", json={"requests": [wish("a")]})
+    assert (answer.status, (await answer.json())["code"]) == (503, "draining")
+
+
+async def test_the_texts_follow_the_client(service) -> None:
+    results = await batch(service, wish("a"), {}, **{"Accept-Language": "en"})
+    assert [entry["message"].isascii() for entry in results] == [True, True]

@@ -1,0 +1,244 @@
+"""Cancel and retry: in each state, from each instance, and at the moment of the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+from support import eventually
+
+from imagegen.app import QUEUE
+
+SMALL = {"width": 64, "height": 64}
+UNKNOWN = "0" * 32
+
+
+async def post(client, prompt: str, **fields: object) -> str:
+    answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL, **fields})
+    assert answer.status in {200, 202}, await answer.text()
+    return (await answer.json())["taskId"]
+
+
+async def state(client, task_id: str) -> str:
+    return (await (await client.get(f"/api/images/{task_id}")).json())["status"]
+
+
+async def finished(client, task_id: str) -> dict:
+    body = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
+    assert body["status"] in {"completed", "failed", "cancelled"}
+    return body
+
+
+async def at_rest(client) -> bool:
+    room = client.app[QUEUE]
+    pending = await room.connection.commands.xpending(room.keys.stream, "pool")
+    return not pending["pending"] and not await room.connection.commands.xlen(room.keys.stream)
+
+
+async def is_refused(answer, code: str) -> None:
+    body = await answer.json()
+    assert (answer.status, body["code"], body["success"]) == (409, code, False)
+
+
+# Cancel.
+
+
+async def test_a_pending_task_is_cancelled_and_never_sent(start_paid, upstream) -> None:
+    service = await start_paid(worker_concurrency=1)
+    upstream.script({"fault": "hang", "match": "first"})
+    first = await post(service, "first")
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
+    second = await post(service, "second")
+    answer = await service.delete(f"/api/images/{second}")
+    body = await answer.json()
+    assert answer.status == 200
+    assert (body["success"], body["status"], body["taskId"]) == (True, "cancelled", second)
+    assert body["message"] == "任务已取消"
+    assert (await service.post(f"/api/images/{first}/cancel")).status == 200
+    await eventually(lambda: at_rest(service))
+    assert upstream.ledger.total == 1
+
+
+async def test_cancelling_what_runs_drops_the_call_and_frees_the_slot(start_paid, upstream) -> None:
+    service = await start_paid(worker_concurrency=1)
+    upstream.script({"fault": "hang", "match": "long"})
+    task_id = await post(service, "long")
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
+    assert (await (await service.post(f"/api/images/{task_id}/cancel")).json())["status"] == "cancelled"
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 0)
+    assert (await finished(service, await post(service, "next")))["status"] == "completed"
+    assert await state(service, task_id) == "cancelled"
+
+
+@pytest.mark.parametrize("method", ["delete", "post"])
+async def test_what_is_finished_is_not_cancelled(service, method: str) -> None:
+    task_id = await post(service, "a")
+    await finished(service, task_id)
+    path = f"/api/images/{task_id}" + ("/cancel" if method == "post" else "")
+    await is_refused(await service.request(method, path), "already_finished")
+    assert await state(service, task_id) == "completed"
+
+
+async def test_a_cancelled_task_is_finished(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    assert (await service.delete(f"/api/images/{task_id}")).status == 200
+    await is_refused(await service.delete(f"/api/images/{task_id}"), "already_finished")
+
+
+@pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
+async def test_an_unknown_task_is_neither_cancelled_nor_tried_again(service, task_id: str) -> None:
+    for answer in (
+        await service.delete(f"/api/images/{task_id}"),
+        await service.post(f"/api/images/{task_id}/cancel"),
+        await service.post(f"/api/images/{task_id}/retry"),
+    ):
+        assert answer.status == 404
+        assert await answer.json() == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
+
+
+async def test_a_route_for_changes_takes_no_other_method(service) -> None:
+    task_id = await post(service, "a")
+    for verb in ("cancel", "retry"):
+        answer = await service.get(f"/api/images/{task_id}/{verb}")
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+
+
+async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, upstream, acquaint) -> None:
+    one = await start_paid()
+    upstream.script("hang")
+    task_id = await post(one, "a")
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
+    two = await start_paid()
+    await acquaint(one, two)
+    began = time.monotonic()
+    assert (await two.delete(f"/api/images/{task_id}")).status == 200
+    await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 0)
+    assert time.monotonic() - began < 1.0
+    assert [await state(client, task_id) for client in (one, two)] == ["cancelled", "cancelled"]
+
+
+async def test_everybody_who_joined_is_told_of_the_cancel(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    task_id = await post(service, "a")
+    body = {"prompt": "a", **SMALL}
+    waiting = [
+        asyncio.create_task(service.post("/api/images/generate?wait=20", json=body)),
+        asyncio.create_task(service.get(f"/api/images/{task_id}?wait=20")),
+    ]
+    await eventually(lambda: service.app[QUEUE].feed.count == 2)
+    await service.delete(f"/api/images/{task_id}")
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), 2.0)
+    assert [(await answer.json())["status"] for answer in answers] == ["cancelled", "cancelled"]
+
+
+async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream) -> None:
+    upstream.script("500")
+    service = await start_paid(retry_base_s=30.0)
+    task_id = await post(service, "a")
+    await eventually(lambda: service.app[QUEUE].memory.live[task_id].retry_at)
+    assert (await service.delete(f"/api/images/{task_id}")).status == 200
+    await eventually(lambda: at_rest(service))
+    assert upstream.ledger.total == 1
+
+
+async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, upstream, acquaint) -> None:
+    """200 times, from both instances: whoever is told 200 finds it cancelled for good, whoever 409 completed."""
+    random.seed(7)
+    clients = [await start_paid(worker_concurrency=20), await start_paid(worker_concurrency=20)]
+    await acquaint(*clients)
+
+    began = time.monotonic()
+    warm = await asyncio.gather(*(post(clients[number % 2], f"warm {number}") for number in range(20)))
+    await asyncio.gather(*(finished(clients[0], task_id) for task_id in warm))
+    usual_s = time.monotonic() - began
+
+    async def race(number: int) -> tuple[str, int]:
+        task_id = await post(clients[number % 2], f"race {number}")
+        await asyncio.sleep(random.uniform(0, 1.5 * usual_s))
+        answer = await clients[number // 2 % 2].delete(f"/api/images/{task_id}")
+        return task_id, answer.status
+
+    outcomes: dict[str, int] = {}
+    for first in range(0, 200, 20):
+        outcomes |= dict(await asyncio.gather(*map(race, range(first, first + 20))))
+    await eventually(lambda: at_rest(clients[0]))
+    expected = {task_id: "cancelled" if status == 200 else "completed" for task_id, status in outcomes.items()}
+    assert set(outcomes.values()) == {200, 409}
+    for client in clients:
+        newest = {task_id: await client.app[QUEUE].queue.newest(task_id) for task_id in outcomes}
+        assert {task_id: task.state for task_id, task in newest.items()} == expected
+        assert {task_id: await state(client, task_id) for task_id in outcomes} == expected
+        assert not client.app[QUEUE].memory.live
+        await eventually(lambda client=client: not client.app[QUEUE].claims._holdings.held)
+
+
+async def test_two_cancels_at_once_agree(start_two) -> None:
+    one, two = await start_two(sandbox_delay_s=30.0)
+    task_id = await post(one, "a")
+    answers = await asyncio.gather(
+        *(client.delete(f"/api/images/{task_id}") for client in (one, two) for _ in range(5))
+    )
+    assert 200 in {answer.status for answer in answers} <= {200, 409}
+    assert [await state(client, task_id) for client in (one, two)] == ["cancelled", "cancelled"]
+
+
+# Retry.
+
+
+async def test_a_failed_task_is_tried_again_under_its_id(start_paid, upstream) -> None:
+    upstream.script("401")
+    service = await start_paid()
+    task_id = await post(service, "a")
+    failed = await finished(service, task_id)
+    assert failed["status"] == "failed"
+    answer = await service.post(f"/api/images/{task_id}/retry")
+    body = await answer.json()
+    assert answer.status == 202
+    assert answer.headers["Location"] == f"/api/images/{task_id}"
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert (body["taskId"], body["cached"]) == (task_id, False)
+    assert body["sequence"] > failed["sequence"]
+    again = await finished(service, task_id)
+    assert (again["status"], again["attempts"]) == ("completed", 1)
+
+
+async def test_a_task_that_was_cancelled_elsewhere_is_tried_again(start_two) -> None:
+    one, two = await start_two(sandbox_delay_s=0.3)
+    task_id = await post(one, "a")
+    assert (await two.delete(f"/api/images/{task_id}")).status == 200
+    assert (await one.post(f"/api/images/{task_id}/retry")).status == 202
+    assert (await finished(two, task_id))["status"] == "completed"
+
+
+async def test_what_runs_or_is_complete_is_not_tried_again(start_service) -> None:
+    service = await start_service(sandbox_delay_s=0.3)
+    task_id = await post(service, "a")
+    await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
+    await finished(service, task_id)
+    await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
+
+
+async def test_two_retries_at_once_pay_once(start_paid, upstream, acquaint) -> None:
+    upstream.script("401")
+    one, two = await start_paid(), await start_paid()
+    await acquaint(one, two)
+    task_id = await post(one, "a")
+    await finished(one, task_id)
+    answers = await asyncio.gather(
+        *(client.post(f"/api/images/{task_id}/retry") for client in (one, two) for _ in range(5))
+    )
+    assert {answer.status for answer in answers} == {202}
+    await finished(one, task_id)
+    assert upstream.ledger.total == 2
+
+
+async def test_a_retry_is_a_generation_for_the_limits(start_paid, upstream) -> None:
+    upstream.script("401")
+    service = await start_paid(rate_limit_max=10, image_rate_limit_max=1)
+    task_id = await post(service, "a")
+    await finished(service, task_id)
+    assert (await service.post(f"/api/images/{task_id}/retry")).status == 429
+    assert (await service.delete(f"/api/images/{task_id}")).status == 409

@@ -1,0 +1,305 @@
+"""Idempotency keys, and fresh pictures by `Cache-Control: no-cache`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support import eventually
+
+from imagegen.app import QUEUE, STORE
+from imagegen.web.context import CONTEXT
+
+SMALL = {"width": 64, "height": 64}
+FRESH = {"Cache-Control": "no-cache"}
+
+
+async def post(client, prompt: str = "a", **headers: str):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.post("/api/images/generate", json={"prompt": prompt, **SMALL}, headers=named)
+
+
+async def finished(client, task_id: str) -> dict:
+    body = await (await client.get(f"/api/images/{task_id}?wait=10")).json()
+    assert body["status"] in {"completed", "failed", "cancelled"}
+    return body
+
+
+async def generated(client, prompt: str = "a", **headers: str) -> dict:
+    return await finished(client, (await (await post(client, prompt, **headers)).json())["taskId"])
+
+
+async def keys_kept(client) -> int:
+    room = client.app[QUEUE]
+    return len(await room.connection.commands.keys(room.keys.idempotency("*")))
+
+
+# Keys.
+
+
+async def test_a_repeat_gets_the_first_ones_task(start_paid, upstream) -> None:
+    service = await start_paid()
+    first = await post(service, Idempotency_Key="k", Cache_Control="no-cache")
+    assert first.status == 202
+    done = await finished(service, (await first.json())["taskId"])
+    again = await post(service, Idempotency_Key="k", Cache_Control="no-cache")
+    body = await again.json()
+    assert (again.status, body["taskId"], body["cached"]) == (200, done["taskId"], True)
+    assert body["sequence"] == done["sequence"]
+    assert upstream.ledger.total == 1
+
+
+async def test_a_repeat_while_it_runs_joins(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    await post(service, Idempotency_Key="k")
+    again = await post(service, Idempotency_Key="k", Cache_Control="no-cache")
+    body = await again.json()
+    assert (again.status, body["cached"], body["coalesced"]) == (202, False, True)
+
+
+async def test_a_repeat_of_what_failed_pays_nothing(start_paid, upstream) -> None:
+    upstream.script("401")
+    service = await start_paid()
+    failed = await generated(service, Idempotency_Key="k")
+    again = await post(service, Idempotency_Key="k")
+    body = await again.json()
+    assert (again.status, body["status"], body["taskId"]) == (202, "failed", failed["taskId"])
+    assert upstream.ledger.total == 1
+    assert (await generated(service, Idempotency_Key="other"))["status"] == "completed"
+
+
+async def test_fifty_at_once_that_want_fresh_pictures_make_one_call(start_paid, upstream) -> None:
+    service = await start_paid()
+    await generated(service)
+    answers = await asyncio.gather(*(post(service, Idempotency_Key="k", Cache_Control="no-cache") for _ in range(50)))
+    assert len({(await answer.json())["taskId"] for answer in answers}) == 1
+    assert {answer.status for answer in answers} <= {200, 202}
+    await finished(service, (await answers[0].json())["taskId"])
+    assert [answer.headers["X-Cache"] for answer in answers].count("REFRESH") == 1
+    assert upstream.ledger.total == 2
+
+
+async def test_fifty_at_once_on_two_instances_make_one_call(start_paid, upstream, acquaint) -> None:
+    clients = [await start_paid(), await start_paid()]
+    await acquaint(*clients)
+    answers = await asyncio.gather(
+        *(post(clients[number % 2], Idempotency_Key="k", Cache_Control="no-cache") for number in range(50))
+    )
+    task_ids = {(await answer.json())["taskId"] for answer in answers}
+    assert len(task_ids) == 1
+    assert (await finished(clients[0], task_ids.pop()))["status"] == "completed"
+    assert upstream.ledger.total == 1
+
+
+async def test_another_body_under_the_same_key_is_refused(service) -> None:
+    await post(service, "a", Idempotency_Key="k")
+    answer = await post(service, "b", Idempotency_Key="k")
+    body = await answer.json()
+    assert (answer.status, body["code"]) == (422, "idempotency_mismatch")
+    assert (await post(service, "b", Idempotency_Key="k2")).status == 202
+
+
+async def test_the_order_of_fields_makes_no_other_body(service) -> None:
+    for body in ({"prompt": "a", "n": 1}, {"n": 1, "prompt": "a"}):
+        answer = await service.post("/api/images/generate", json=body, headers={"Idempotency-Key": "k"})
+        assert answer.status in {200, 202}
+
+
+@pytest.mark.parametrize(
+    "key", ["", '""', "with space", "é", '"quo ted"', "x" * 256, '"' + "x" * 256 + '"'], ids=lambda key: key[:12]
+)
+async def test_a_bad_key_is_refused_by_name(service, key: str) -> None:
+    answer = await post(service, Idempotency_Key=key)
+    body = await answer.json()
+    assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "Idempotency-Key")
+    assert await keys_kept(service) == 0
+
+
+async def test_two_keys_are_refused(service) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    answer = await service.post("/api/images/generate", json={"prompt": "a"}, headers=headers)
+    assert answer.status == 400
+
+
+@pytest.mark.parametrize("key", ["x" * 255, "!~", '"' + "x" * 255 + '"', 'a"b'], ids=lambda key: key[:12])
+async def test_a_key_of_up_to_255_visible_characters_is_taken(service, key: str) -> None:
+    assert (await post(service, Idempotency_Key=key)).status == 202
+
+
+async def test_a_quoted_key_is_the_bare_one(service) -> None:
+    await post(service, "a", Idempotency_Key="k")
+    assert (await post(service, "b", Idempotency_Key='"k"')).status == 422
+    await post(service, "a", Idempotency_Key='q"')
+    assert (await post(service, "b", Idempotency_Key=r'"q\""')).status == 422
+
+
+async def test_a_refused_body_does_not_use_the_key_up(service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    for body in ({"prompt": ""}, {"prompt": "a", "width": 1}, {}):
+        assert (await service.post("/api/images/generate", json=body, headers=headers)).status == 400
+    assert (await post(service, Idempotency_Key="k")).status == 202
+
+
+async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=1)
+    room = service.app[QUEUE]
+    await post(service, "runs")
+    await eventually(lambda: any(task.progress for task in room.memory.live.values()))
+    assert (await post(service, "waits")).status == 202
+    for prompt in ("a", "b"):
+        answer = await post(service, prompt, Idempotency_Key="k")
+        assert (answer.status, (await answer.json())["code"]) == (503, "queue_full")
+    assert await keys_kept(service) == 0
+
+
+async def test_a_draining_service_does_not_use_the_key_up(service) -> None:
+    service.app[CONTEXT].readiness.draining = True
+    assert (await post(service, Idempotency_Key="k")).status == 503
+    assert await keys_kept(service) == 0
+
+
+async def test_a_key_that_got_no_task_is_free_for_the_same_body(service) -> None:
+    """The process died between the key and the task."""
+    room = service.app[QUEUE]
+    task_id = (await (await post(service, Idempotency_Key="k")).json())["taskId"]
+    await finished(service, task_id)
+    await room.connection.commands.delete(room.keys.record(task_id))
+    room.memory.forget(task_id)
+    answer = await post(service, Idempotency_Key="k")
+    assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
+
+
+async def test_a_key_costs_one_command_and_lives_a_day(start_service) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    room = service.app[QUEUE]
+
+    async def commands() -> int:
+        stats = await room.connection.commands.info("commandstats")
+        skipped = {"cmdstat_info", "cmdstat_ping"}
+        return sum(stat["calls"] for name, stat in stats.items() if name not in skipped)
+
+    await post(service, "warm up")
+    await post(service, "warm up", Idempotency_Key="w")
+    start = await commands()
+    await post(service, "warm up")
+    plain = await commands()
+    await post(service, "warm up", Idempotency_Key="k")
+    assert (await commands() - plain) - (plain - start) <= 1
+    [key] = [key for key in await room.connection.commands.keys(room.keys.idempotency("*")) if key][:1]
+    assert 86_000_000 < await room.connection.commands.pttl(key) <= 86_400_000
+
+
+async def test_a_batch_is_taken_once_under_its_key(start_paid, upstream) -> None:
+    service = await start_paid()
+    body = {"requests": [{"prompt": "a", **SMALL}, {"prompt": "b", **SMALL}]}
+    for _ in range(2):
+        answer = await service.post("/api/images/batch", json=body, headers={"Idempotency-Key": "k", **FRESH})
+        results = (await answer.json())["results"]
+        for result in results:
+            await finished(service, result["taskId"])
+    assert upstream.ledger.total == 2
+
+
+# Fresh pictures.
+
+
+async def test_fresh_pictures_are_generated_under_the_same_id(start_paid, upstream) -> None:
+    service = await start_paid()
+    old = await generated(service)
+    answer = await post(service, Cache_Control="max-age=0, No-Cache")
+    body = await answer.json()
+    assert (answer.status, answer.headers["X-Cache"]) == (202, "REFRESH")
+    assert (body["taskId"], body["cached"]) == (old["taskId"], False)
+    new = await finished(service, body["taskId"])
+    assert new["status"] == "completed"
+    assert new["sequence"] > old["sequence"]
+    assert not any("stale" in image for image in new["data"])
+    assert upstream.ledger.total == 2
+
+
+async def test_fresh_pictures_of_what_nobody_asked_for_are_just_made(start_paid, upstream) -> None:
+    service = await start_paid()
+    answer = await post(service, Cache_Control="no-cache")
+    assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
+
+
+async def test_who_wants_fresh_pictures_joins_what_runs(start_paid, upstream) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.3})
+    service = await start_paid()
+    await post(service)
+    answers = await asyncio.gather(*(post(service, Cache_Control="no-cache") for _ in range(20)))
+    assert {answer.headers["X-Cache"] for answer in answers} == {"COALESCED"}
+    await generated(service)
+    assert upstream.ledger.total == 1
+
+
+async def test_the_old_pictures_stay_until_all_new_ones_are_there(start_paid, upstream) -> None:
+    service = await start_paid(worker_concurrency=1)
+    answer = await service.post("/api/images/generate?wait=10", json={"prompt": "a", "n": 3, **SMALL})
+    old = (await answer.json())["data"]
+    upstream.script({"fault": "image_slow", "interval_s": 0.002, "index": 2})
+    fresh = await service.post("/api/images/generate", json={"prompt": "a", "n": 3, **SMALL}, headers=FRESH)
+    task_id = (await fresh.json())["taskId"]
+    seen = []
+    async with service.get(f"/api/images/{task_id}/events") as events:
+        async for line in events.content:
+            if line.startswith(b"event: "):
+                seen.append(line[7:].strip().decode())
+            body = await (await service.get(f"/api/images/{task_id}")).json()
+            if body["status"] in {"pending", "processing"}:
+                assert [image["sha256"] for image in body["data"]] == [image["sha256"] for image in old]
+                assert all(image["stale"] for image in body["data"])
+    new = await finished(service, task_id)
+    assert {image["sha256"] for image in new["data"]}.isdisjoint(image["sha256"] for image in old)
+    assert not any("stale" in image for image in new["data"])
+    assert seen.count("image") == 3
+    assert seen[-4:] == ["image"] * 3 + ["completed"]
+
+
+async def test_the_old_pictures_stand_where_the_fresh_run_fails(start_paid, upstream) -> None:
+    service = await start_paid()
+    old = await generated(service)
+    upstream.script("401")
+    new = await generated(service, Cache_Control="no-cache")
+    assert new["status"] == "completed"
+    assert [image["sha256"] for image in new["data"]] == [image["sha256"] for image in old["data"]]
+    assert not any("stale" in image for image in new["data"])
+    assert any("upstream_auth" in warning for warning in new["warnings"])
+    assert new["data"][0]["expiresAt"] > old["data"][0]["expiresAt"]
+    assert (await service.session.get(new["data"][0]["url"])).status == 200
+    assert upstream.ledger.total == 2
+
+
+async def test_pictures_that_stand_are_kept_as_long_as_their_task(start_paid, upstream, monkeypatch) -> None:
+    service = await start_paid()
+    old = await generated(service)
+    kept: list[float] = []
+    store = service.app[STORE]
+    extend = store.extend
+
+    async def noted(task_id: str, images, expires_at_s: float) -> None:
+        kept.append(expires_at_s)
+        await extend(task_id, images, expires_at_s)
+
+    monkeypatch.setattr(store, "extend", noted)
+    upstream.script("401")
+    await generated(service, Cache_Control="no-cache")
+    task = await service.app[CONTEXT].queue.get(old["taskId"])
+    assert len(kept) == 1
+    assert kept[0] >= task.expires_at
+    assert task.images[0].sha256 == old["data"][0]["sha256"]
+
+
+async def test_a_fresh_run_that_is_taken_over_still_shows_the_old_pictures(start_paid, upstream) -> None:
+    one = await start_paid()
+    old = await generated(one)
+    upstream.script("hang")
+    await post(one, Cache_Control="no-cache")
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)
+    upstream.script("hang")
+    await one.server.close()
+    two = await start_paid()
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 3)
+    body = await (await two.get(f"/api/images/{old['taskId']}")).json()
+    assert body["status"] == "processing"
+    assert [(image["sha256"], image["stale"]) for image in body["data"]] == [(old["data"][0]["sha256"], True)]

@@ -1,0 +1,123 @@
+"""The list of all tasks, for the operator."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from imagegen.app import QUEUE
+
+SMALL = {"width": 64, "height": 64}
+
+
+async def post(client, prompt: str) -> str:
+    answer = await client.post("/api/images/generate", json={"prompt": prompt, **SMALL})
+    return (await answer.json())["taskId"]
+
+
+async def page(client, **query: object) -> dict:
+    answer = await client.get("/api/images", params=query)
+    assert answer.status == 200, await answer.text()
+    return await answer.json()
+
+
+async def ids(client, **query: object) -> list[str]:
+    return [task["taskId"] for task in (await page(client, **query))["tasks"]]
+
+
+async def completed(client, *prompts: str) -> list[str]:
+    made = [await post(client, prompt) for prompt in prompts]
+    await asyncio.gather(*(client.get(f"/api/images/{task_id}?wait=10") for task_id in made))
+    return made
+
+
+async def test_no_task_makes_an_empty_list(service) -> None:
+    assert await page(service) == {"success": True, "tasks": [], "nextCursor": None}
+
+
+async def test_the_newest_comes_first_as_its_own_route_shows_it(service) -> None:
+    made = await completed(service, *"abc")
+    listed = (await page(service))["tasks"]
+    assert [task["taskId"] for task in listed] == made[::-1]
+    assert listed[0] == await (await service.get(f"/api/images/{made[-1]}")).json()
+
+
+async def test_pages_follow_each_other_without_gap_or_repeat(service) -> None:
+    made = await completed(service, *"abcdefg")
+    listed, cursor = [], None
+    for size in (3, 3, 1):
+        found = await page(service, limit=3, **({"cursor": cursor} if cursor else {}))
+        listed += [task["taskId"] for task in found["tasks"]]
+        cursor = found["nextCursor"]
+        assert len(found["tasks"]) == size
+    assert cursor is None
+    assert listed == made[::-1]
+
+
+async def test_a_task_that_comes_while_pages_are_read_moves_none(service) -> None:
+    made = await completed(service, *"abcd")
+    first = await page(service, limit=2)
+    await completed(service, "e")
+    assert await ids(service, cursor=first["nextCursor"]) == made[1::-1]
+
+
+async def test_tasks_are_found_by_state(start_paid, upstream) -> None:
+    service = await start_paid(worker_concurrency=1)
+    [done] = await completed(service, "done")
+    upstream.script("401")
+    [failed] = await completed(service, "failed")
+    upstream.script("hang")
+    runs = await post(service, "runs")
+    await upstream.ledger.wait_for(lambda ledger: ledger.total == 3)
+    waits, gone = await post(service, "waits"), await post(service, "gone")
+    await service.delete(f"/api/images/{gone}")
+    expected = {"completed": done, "failed": failed, "processing": runs, "pending": waits, "cancelled": gone}
+    for status, task_id in expected.items():
+        assert await ids(service, status=status) == [task_id]
+    assert set(await ids(service)) == set(expected.values())
+
+
+async def test_every_instance_lists_all(start_two) -> None:
+    one, two = await start_two()
+    made = await completed(one, *"ab") + await completed(two, "c")
+    assert await ids(one) == await ids(two) == made[::-1]
+
+
+async def test_a_record_that_nobody_can_read_is_passed_over(service) -> None:
+    made = await completed(service, "a")
+    room = service.app[QUEUE]
+    await room.connection.commands.set(room.keys.record("f" * 32), b"junk", px=10_000)
+    await room.connection.commands.set(room.keys.record("e" * 32), b"9 new things", px=10_000)
+    assert await ids(service) == made
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("limit=", "limit"),
+        ("cursor=x", "cursor"),
+        ("cursor=", "cursor"),
+        ("cursor=1-2", "cursor"),
+        ("status=done", "status"),
+        ("status=", "status"),
+    ],
+)
+async def test_a_bad_query_is_refused_by_name(service, query: str, field: str) -> None:
+    answer = await service.get(f"/api/images?{query}")
+    body = await answer.json()
+    assert (answer.status, body["code"]) == (400, "invalid_request")
+    assert [fault["field"] for fault in body["details"]] == [field]
+
+
+async def test_all_faults_are_named_at_once(service) -> None:
+    answer = await service.get("/api/images?limit=0&cursor=x&status=x")
+    assert len((await answer.json())["details"]) == 3
+
+
+async def test_the_list_is_the_operators(service) -> None:
+    assert (await service.get("/api/images", headers={"X-Forwarded-For": "192.0.2.1"})).status == 403
+    assert (await service.post("/api/images")).status == 405

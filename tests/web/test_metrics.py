@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import ClientError, web
+from aiohttp.test_utils import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from support import eventually, submission
+
+from imagegen.errors import AlreadyFinished
+from imagegen.metrics import Meter, Recent
+from imagegen.web import edge, metrics, stats
+from imagegen.web.admin import ADMIN, AdminRule, admin_only
+from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+
+Start = Callable[..., Awaitable[TestClient]]
+Samples = dict[tuple[str, frozenset], float]
+
+
+@pytest.fixture
+def meter() -> Meter:
+    return Meter(["flux"])
+
+
+@pytest.fixture
+async def instance(make_instance, meter):
+    instance = make_instance(start=False)
+    await instance.scripts.make_group()
+    return instance
+
+
+@pytest.fixture
+async def start(aiohttp_client, instance, meter) -> Start:
+    async def start_app(*, token: str | None = None, blocked=None) -> TestClient:
+        app = web.Application()
+        edge.install(app, access_log=False)
+        metrics.install(app, meter)
+        app[ADMIN] = AdminRule(token, on_render=False)
+        rules = UpstreamRules(5, 10.0, lambda: blocked)
+        loops = ["loop-0", "loop-1", "reader"]
+        app[OBSERVED] = Observed(meter, Recent(meter), instance.room.backlog, rules, lambda: loops, max_queue=100)
+        app.router.add_get("/metrics", admin_only(metrics.get_metrics))
+        app.router.add_get("/api/stats", admin_only(stats.get_stats))
+        app.router.add_get("/things/{thing_id}", things)
+        return await aiohttp_client(app)
+
+    return start_app
+
+
+async def things(request: web.Request) -> web.StreamResponse:
+    match request.match_info["thing_id"]:
+        case "fault":
+            raise AlreadyFinished
+        case "stuck":
+            await asyncio.sleep(60)
+        case "stream":
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            await stream.write(b"one")
+            raise ConnectionResetError
+    return web.Response(text="a thing")
+
+
+async def scrape(client: TestClient) -> Samples:
+    answer = await client.get("/metrics")
+    assert answer.status == 200
+    families = text_string_to_metric_families(await answer.text())
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for f in families for sample in f.samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[f"imagegen_{name}", frozenset(labels.items())]
+
+
+async def test_metrics_are_prometheus_text(start) -> None:
+    client = await start()
+    answer = await client.get("/metrics")
+    assert answer.content_type == "text/plain"
+    text = await answer.text()
+    assert "# TYPE imagegen_tasks_total counter" in text or "# TYPE imagegen_tasks counter" in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_metrics_are_openmetrics_where_that_is_asked_for(start) -> None:
+    client = await start()
+    answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.content_type == "application/openmetrics-text"
+    assert (await answer.text()).endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/stats"])
+async def test_both_are_behind_the_gate(start, path) -> None:
+    client = await start(token="s3cret")
+    assert (await client.get(path)).status == 401
+    assert (await client.get(path, headers={"Authorization": "Bearer s3cret"})).status == 200
+
+
+async def test_requests_are_counted_by_template_and_status_never_by_what_the_client_wrote(start) -> None:
+    client = await start()
+    for path in ("one", "two", "fault"):
+        await client.get(f"/things/{path}")
+    await client.get("/nowhere/4711")
+    await client.request("PURGE", "/things/one")
+    samples = await scrape(client)
+    assert value(samples, "http_requests_total", method="GET", route="/things/{thing_id}", status="200") == 2
+    assert value(samples, "http_requests_total", method="GET", route="/things/{thing_id}", status="409") == 1
+    assert value(samples, "http_requests_total", method="*", route="unmatched", status="404") == 1
+    assert value(samples, "http_requests_total", method="*", route="unmatched", status="405") == 1
+    assert value(samples, "http_request_seconds_count", method="GET", route="/things/{thing_id}") == 3
+    text = str(samples)
+    assert "4711" not in text
+    assert "PURGE" not in text
+
+
+async def test_an_answer_that_broke_off_is_counted_as_499(start, meter) -> None:
+    client = await start()
+    answer = await client.get("/things/stream")
+    with pytest.raises(ClientError):
+        await answer.read()
+    key = ("GET", "/things/{thing_id}", 499)
+    await eventually(lambda: meter.requests[key].count == 1)
+    assert meter.open_requests == 0
+
+
+async def test_open_requests_are_told(start, meter) -> None:
+    client = await start()
+    stuck = asyncio.create_task(client.get("/things/stuck"))
+    await eventually(lambda: meter.open_requests == 1)
+    assert value(await scrape(client), "http_requests_open") == 2
+    stuck.cancel()
+
+
+async def test_what_the_meter_counted_is_told(start, meter) -> None:
+    meter.submits["HIT"] += 3
+    meter.finished("failed", "upstream_timeout", "flux")
+    meter.finished("failed", "upstream_timeout", "their own words")
+    meter.called("upstream_timeout", 3.0, ambiguous=True)
+    meter.attempts["failed"].observe(0.3)
+    meter.waits.observe(0.002)
+    meter.takeovers, meter.dead_letters = 2, 1
+    meter.stored([100, 200])
+    meter.spent("submit", 7)
+    samples = await scrape(await start())
+    assert value(samples, "submits_total", kind="hit") == 3
+    assert value(samples, "tasks_total", state="failed", code="upstream_timeout", model="flux") == 1
+    assert value(samples, "tasks_total", state="failed", code="upstream_timeout", model="other") == 1
+    assert value(samples, "upstream_calls_total", code="upstream_timeout") == 1
+    assert value(samples, "upstream_call_seconds_sum", code="upstream_timeout") == 3.0
+    assert value(samples, "ambiguous_calls_total") == 1
+    assert value(samples, "attempt_seconds_bucket", outcome="failed", le="0.25") == 0
+    assert value(samples, "attempt_seconds_bucket", outcome="failed", le="0.5") == 1
+    assert value(samples, "attempt_seconds_bucket", outcome="failed", le="+Inf") == 1
+    assert value(samples, "wait_seconds_count") == 1
+    assert value(samples, "takeovers_total") == 2
+    assert value(samples, "dead_letters_total") == 1
+    assert value(samples, "picture_bytes_total") == 300
+    assert value(samples, "redis_commands_total", purpose="submit") == 7
+    assert value(samples, "redis_commands_month_projected") > 0
+
+
+async def test_the_queue_and_the_loops_are_told(start, instance) -> None:
+    await instance.queue.submit(submission("a"))
+    samples = await scrape(await start(blocked=("upstream_rate_limited", time.time() + 30)))
+    assert value(samples, "queue_depth") == 1
+    assert 0 <= value(samples, "queue_oldest_age_seconds") < 10
+    assert value(samples, "loops", loop="loop") == 2
+    assert value(samples, "loops", loop="reader") == 1
+    assert value(samples, "instances") == 1
+    assert value(samples, "redis_up") == 1
+    assert 25 < value(samples, "upstream_blocked_seconds") <= 30
+
+
+async def test_scraping_an_instance_alone_costs_no_redis_command(start, instance) -> None:
+    client = await start()
+    before = instance.connection.meter.commands.total()
+    for _ in range(5):
+        await scrape(client)
+    assert instance.connection.meter.commands.total() == before
+
+
+async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client, meter) -> None:
+    one = await start()
+    await one.get("/things/one")
+    other = web.Application()
+    edge.install(other, access_log=False)
+    metrics.install(other, Meter())
+    await (await aiohttp_client(other)).get("/")
+    samples = await scrape(one)
+    assert value(samples, "http_requests_total", method="GET", route="/things/{thing_id}", status="200") == 1
+    assert ("GET", "/", 404) not in meter.requests
+
+
+async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
+    await instance.queue.submit(submission("a"))
+    meter.submits["MISS"] += 2
+    meter.finished("completed", "", "flux")
+    meter.finished("failed", "content_policy", "flux")
+    meter.called("ok", 1.0)
+    meter.spent("claim", 4)
+    client = await start()
+    await client.get("/things/one")
+    answer = await client.get("/api/stats")
+    assert answer.status == 200
+    told = await answer.json()
+    assert told["success"] is True
+    assert told["instance"]["loops"] == {"loop": 2, "reader": 1}
+    assert told["instance"]["name"] == instance.room.backlog.instance
+    assert (told["queue"]["depth"], told["queue"]["limit"], told["queue"]["inFlight"]) == (1, 100, 0)
+    states = {"pending": 1, "processing": 0, "completed": 1, "failed": 1, "cancelled": 0}
+    assert states.items() <= told["tasks"].items()
+    assert told["tasks"]["errors"] == {"content_policy": 1}
+    assert told["submits"] == {"miss": 2, "coalesced": 0, "hit": 0, "refresh": 0, "full": 0}
+    assert told["rates"]["submitsPerMinute"] > 0
+    assert told["upstream"] == {
+        "concurrency": 5,
+        "ratePerMinute": 10.0,
+        "blocked": None,
+        "calls": {"ok": 1},
+        "ambiguous": 0,
+    }
+    assert told["redis"]["commands"] == {"claim": 4}
+    assert told["redis"]["commandsTotal"] == 4
+    assert told["redis"]["monthProjected"] > 0
+    assert told["deadLetters"] == {"sinceStart": 0, "kept": 0}
+    assert told["http"] == {"open": 1, "byStatus": {"200": 1}}
+
+
+async def test_stats_say_until_when_the_upstream_rests(start) -> None:
+    client = await start(blocked=("upstream_overloaded", 0.0))
+    told = await (await client.get("/api/stats")).json()
+    assert told["upstream"]["blocked"] == {"reason": "upstream_overloaded", "until": "1970-01-01T00:00:00.000Z"}
+
+
+async def test_stats_show_the_dead_letters_that_are_kept(start, instance) -> None:
+    await instance.connection.commands.rpush(instance.keys.dead, "x", "y")
+    told = await (await (await start()).get("/api/stats")).json()
+    assert told["deadLetters"] == {"sinceStart": 0, "kept": 2}

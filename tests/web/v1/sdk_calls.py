@@ -1,0 +1,102 @@
+"""Runs calls of a real client package and says what they brought; a process of its own, see sdks.py.
+
+    python sdk_calls.py NAME VERSION
+
+Reads lines {"sdk", "mode", "calls": [{"base", "method", "options", "fields"}]}, answers each with a JSON list.
+"""
+
+import asyncio
+import base64
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import sys
+import warnings
+
+
+def client_of(sdk: str, mode: str, base: str, options: dict) -> object:
+    if sdk == "openai":
+        import openai
+
+        kind = openai.AsyncOpenAI if mode == "async" else openai.OpenAI
+    else:
+        import together
+
+        kind = together.AsyncTogether if mode == "async" else together.Together
+    return kind(api_key="any", base_url=base, **options)
+
+
+def call(sdk: str, mode: str, asked: dict) -> object:
+    """The call's result, or what brings it."""
+    if sdk == "litellm":
+        import litellm
+
+        method = litellm.aimage_generation if mode == "async" else litellm.image_generation
+        return method(api_base=asked["base"], api_key="any", **asked["options"], **asked["fields"])
+    method = client_of(sdk, mode, asked["base"], asked["options"])
+    for name in asked["method"].split("."):
+        method = getattr(method, name)
+    return method(**asked["fields"])
+
+
+async def brought(sdk: str, mode: str, asked: dict) -> dict:
+    try:
+        result = call(sdk, mode, asked)
+        if inspect.isawaitable(result):
+            result = await result
+        if asked["fields"].get("stream"):
+            events = [event async for event in result] if mode == "async" else list(result)
+            return {"events": [plain(event.model_dump()) for event in events]}
+        if asked["method"] == "models.list" and inspect.isasyncgen(getattr(result, "__aiter__", lambda: None)()):
+            result = [model async for model in result]
+        return {"answer": plain(dump(result)), "class": type(result).__name__}
+    except Exception as error:  # noqa: BLE001 - whatever it raises is the result
+        return failed(error)
+
+
+def dump(result: object) -> object:
+    if isinstance(result, list):
+        return [dump(entry) for entry in result]
+    return result.model_dump(mode="json") if hasattr(result, "model_dump") else result
+
+
+def plain(value: object) -> object:
+    """The same with the SHA-256 in the place of a picture."""
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {
+            name: hashlib.sha256(base64.b64decode(one)).hexdigest() if name == "b64_json" and one else plain(one)
+            for name, one in value.items()
+        }
+    return value
+
+
+def failed(error: Exception) -> dict:
+    found = {"error": type(error).__name__, "text": str(error)[:500]}
+    for name in ("status_code", "code", "param", "type", "request_id", "body"):
+        value = getattr(error, name, None)
+        if isinstance(value, str | int | dict):
+            found[name] = value
+    return found
+
+
+def main() -> None:
+    name, wanted = sys.argv[1:]
+    version = importlib.metadata.version(name)
+    if version != wanted:
+        sys.exit(f"{name} is {version}, not {wanted}")
+    warnings.simplefilter("ignore")
+    answers, sys.stdout = sys.stdout, sys.stderr  # litellm prints advice
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answers.write(json.dumps(asyncio.run(run(asked))) + "\n")
+        answers.flush()
+
+
+async def run(asked: dict) -> list[dict]:
+    return [await brought(asked["sdk"], asked["mode"], one) for one in asked["calls"]]
+
+
+main()

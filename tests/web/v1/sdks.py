@@ -1,0 +1,136 @@
+"""Owns the real client packages: both majors of each, each in a process of its own that runs calls for the tests.
+
+The versions of this environment are used as they are. Two majors can't live in one, so others are installed beside it,
+once, into `.sdks/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+CACHE = ROOT / ".sdks"
+SCRIPT = Path(__file__).with_name("sdk_calls.py")
+
+_INSTALL_S = 240.0
+_RUN_S = 60.0
+_END_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sdk:
+    """One version of a client package, used in one way (`sync` or `async`)."""
+
+    name: str
+    version: str
+    mode: str = "sync"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}-{self.mode}"
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a client. base: its base URL; method: dotted; options: of the client; fields: of the call."""
+
+    base: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    method: str = "images.generate"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Packages:
+    """Processes with the real packages: one for each version, started when it is first asked, until `close`."""
+
+    def __init__(self) -> None:
+        self._processes: dict[tuple[str, str], subprocess.Popen[str]] = {}
+
+    async def run(self, sdk: Sdk, calls: Sequence[Call]) -> list[dict[str, Any]]:
+        """What each call brought: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`."""
+        process = await asyncio.to_thread(self._process, sdk)
+        asked = {"sdk": sdk.name, "mode": sdk.mode, "calls": [asdict(call) for call in calls]}
+        answering = asyncio.ensure_future(asyncio.to_thread(_exchange, process, json.dumps(asked)))
+        try:
+            async with asyncio.timeout(_RUN_S):
+                line = await asyncio.shield(answering)
+        except TimeoutError:
+            process.kill()
+            await answering
+            raise
+        return list(json.loads(line))
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.communicate(timeout=_END_S)
+
+    def _process(self, sdk: Sdk) -> subprocess.Popen[str]:
+        key = (sdk.name, sdk.version)
+        if key not in self._processes or self._processes[key].poll() is not None:
+            self._processes[key] = _start(sdk)
+        return self._processes[key]
+
+
+def _start(sdk: Sdk) -> subprocess.Popen[str]:
+    place = installed(sdk.name, sdk.version)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TOGETHER_"))}
+    if place is not None:
+        environment["PYTHONPATH"] = str(place)
+    command = [sys.executable, "-P", str(SCRIPT), sdk.name, sdk.version]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _exchange(process: subprocess.Popen[str], line: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, "the process ended; its last words are on stderr"
+    return answer
+
+
+def installed(name: str, version: str) -> Path | None:
+    """Where that version is; None where it is this environment's own. Installs it where it is nowhere."""
+    try:
+        if importlib.metadata.version(name) == version:
+            return None
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    place = CACHE / f"{name}-{version}-{sys.implementation.cache_tag}"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            _install(name, version, place)
+    return place
+
+
+def _install(name: str, version: str, place: Path) -> None:
+    """Whole or not at all; what it needs is held to our pins, but for the packages that are to differ."""
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        pins = Path(folder) / "pins.txt"
+        every = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        pins.write_text("\n".join(pin for pin in every if not re.match(r"(openai|together|litellm)==", pin)))
+        target = Path(folder) / "packages"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--target", str(target), "--constraint", str(pins), f"{name}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name} {version} could not be installed:\n{done.stderr[-2000:]}")
+        target.rename(place)

@@ -1,0 +1,180 @@
+"""The real packages of OpenAI and Together, both majors, and litellm, work against the service unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from emulated import EmulatedUpstream
+
+from tests.web.v1.conftest import Serve, Service
+from tests.web.v1.sdks import Call, Packages, Sdk
+
+MODES = ("sync", "async")
+OPENAI = [Sdk("openai", version, mode) for version in ("3.54.0", "2.54.0") for mode in MODES]
+TOGETHER = [Sdk("together", version, mode) for version in ("3.1.1", "2.42.0") for mode in MODES]
+LITELLM = [Sdk("litellm", "1.106.2", mode) for mode in MODES]
+
+STRICT = {"_strict_response_validation": True, "max_retries": 0}
+ONCE = {"max_retries": 0}
+
+pytestmark = pytest.mark.timeout(400)  # the first run may have to install a package
+
+
+@pytest.fixture(scope="module")
+def packages() -> Iterator[Packages]:
+    packages = Packages()
+    yield packages
+    packages.close()
+
+
+every_client = pytest.mark.parametrize("sdk", [*OPENAI, *TOGETHER], ids=str)
+
+
+async def linked(service: Service, entry: dict[str, Any]) -> str:
+    return hashlib.sha256(await service.picture(entry["url"])).hexdigest()
+
+
+@every_client
+async def test_a_client_gets_links_and_bytes_from_both_base_urls(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    fields: dict[str, Any] = {"model": "some/model", "prompt": "a cat", "n": 2}
+    size = {"size": "512x256"} if sdk.name == "openai" else {"width": 512, "height": 256}
+    encoded = {"response_format": "b64_json" if sdk.name == "openai" else "base64"}
+    bases = (service.url, f"{service.url}/v1", f"{service.url}/v1/")
+    by_link = [Call(base, fields | size | {"response_format": "url"}, options=STRICT) for base in bases]
+    by_bytes = [Call(base, fields | size | encoded, options=STRICT) for base in bases]
+    answers = [result["answer"] for result in await packages.run(sdk, [*by_link, *by_bytes])]
+    first = answers[0]
+    assert (first["object"], first["model"], len(first["id"])) == ("list", "some/model", 32)
+    assert first["created"] > 1_700_000_000
+    pictures = [await linked(service, entry) for entry in first["data"]]
+    assert len(set(pictures)) == 2
+    for answer in answers[:3]:
+        assert [(entry["index"], entry["type"], entry["url"]) for entry in answer["data"]] == [
+            (index, "url", entry["url"]) for index, entry in enumerate(first["data"])
+        ]
+    for answer in answers[3:]:
+        assert [entry["b64_json"] for entry in answer["data"]] == pictures
+    assert upstream.ledger.total == 1
+
+
+@every_client
+async def test_fields_of_the_other_api_go_in_the_extra_body(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    extra = {"steps": 3, "seed": 7, "width": 256, "height": 128, "negative_prompt": "a dog", "quality": None}
+    call = Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat", "extra_body": extra}, options=STRICT)
+    (result,) = await packages.run(sdk, [call])
+    assert result["answer"]["data"][0]["url"]
+    sent = upstream.ledger.calls[0].body
+    assert {name: sent.get(name) for name in extra} == extra
+
+
+ERRORS = [
+    ("a cat", {"n": 99}, "BadRequestError", 400, "invalid_request", "n"),
+    ("{{fault:422_nsfw}}", {}, "BadRequestError", 400, "content_policy", "prompt"),
+    ("{{fault:404_model}}", {}, "NotFoundError", 404, "model_not_available", "model"),
+    ("{{fault:401}}", {}, "InternalServerError", 502, "upstream_auth", None),
+    ("{{fault:hang}}", {}, "InternalServerError", 504, "upstream_timeout", None),
+]
+
+
+@every_client
+async def test_errors_are_the_right_classes_and_what_no_repeat_mends_is_not_repeated(
+    sdk: Sdk, packages: Packages, serve: Serve, upstream: EmulatedUpstream
+) -> None:
+    service = await serve(upstream_timeout_s=0.1)
+    calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": prompt} | more) for prompt, more, *_ in ERRORS]
+    results = await packages.run(sdk, [*calls, Call(f"{service.url}/v1/nowhere", {"model": "m", "prompt": "a cat"})])
+    for result, (_, _, kind, status, code, param) in zip(results, ERRORS, strict=False):
+        error = result["body"].get("error", result["body"])
+        assert (result["error"], result["status_code"]) == (kind, status)
+        assert (error["code"], error["param"]) == (code, param)
+        if sdk.name == "openai":
+            assert (result["code"], result.get("param"), result["type"]) == (code, param, error["type"])
+            assert result["request_id"]
+    assert (results[-1]["error"], results[-1]["status_code"]) == ("NotFoundError", 404)
+    lost_twice = 2
+    assert upstream.ledger.total == len(ERRORS) - 1 + (lost_twice - 1)
+
+
+@every_client
+async def test_the_limit_is_a_rate_limit_error(sdk: Sdk, packages: Packages, serve: Serve) -> None:
+    service = await serve(image_rate_limit_max=1)
+    calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options=ONCE)] * 2
+    good, limited = await packages.run(sdk, calls)
+    assert good["answer"]["data"]
+    assert (limited["error"], limited["status_code"]) == ("RateLimitError", 429)
+
+
+@every_client
+async def test_a_client_that_times_out_pays_once_and_its_own_repeat_brings_the_picture(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script({"fault": "ok", "delay_s": 1.4})
+    call = Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options={"timeout": 0.7})
+    (result,) = await packages.run(sdk, [call])
+    assert await linked(service, result["answer"]["data"][0])
+    assert upstream.ledger.total == 1
+
+
+@pytest.mark.parametrize("sdk", OPENAI, ids=str)
+async def test_openai_streams(sdk: Sdk, packages: Packages, service: Service) -> None:
+    fields: dict[str, Any] = {"model": "m", "prompt": "a cat"}
+    streamed = Call(f"{service.url}/v1", fields | {"stream": True, "partial_images": 2}, options=STRICT)
+    refused = Call(f"{service.url}/v1", {"model": "m", "prompt": "{{fault:422_nsfw}}", "stream": True}, options=ONCE)
+    plain = Call(f"{service.url}/v1", fields | {"response_format": "b64_json"})
+    stream, error, answer = await packages.run(sdk, [streamed, refused, plain])
+    (event,) = stream["events"]
+    assert (event["type"], event["size"]) == ("image_generation.completed", "1024x1024")
+    assert event["b64_json"] == answer["answer"]["data"][0]["b64_json"]
+    assert (error["error"], error["code"]) == ("BadRequestError", "content_policy")
+
+
+@pytest.mark.parametrize("sdk", OPENAI, ids=str)
+async def test_a_stream_that_breaks_off_raises_its_error(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
+    fields = {"model": "m", "prompt": "a cat", "n": 8, "stream": True}
+    (result,) = await packages.run(sdk, [Call(f"{service.url}/v1", fields, options=ONCE)])
+    assert (result["error"], result["code"]) == ("APIError", "content_policy")
+
+
+@pytest.mark.parametrize("sdk", [*OPENAI, *(sdk for sdk in TOGETHER if sdk.major == 2)], ids=str)
+async def test_models_are_listed(sdk: Sdk, packages: Packages, service: Service) -> None:
+    calls = [Call(f"{service.url}{base}", method="models.list", options=STRICT) for base in ("/v1", "")]
+    for result in await packages.run(sdk, calls):
+        answer = result["answer"]
+        models = answer["data"] if isinstance(answer, dict) else answer
+        assert "black-forest-labs/FLUX.1-schnell" in {model["id"] for model in models}
+
+
+@pytest.mark.parametrize("sdk", LITELLM, ids=str)
+@pytest.mark.parametrize("route", ["openai", "together_ai", "litellm_proxy"])
+async def test_litellm_generates_by_each_of_its_ways(
+    sdk: Sdk, packages: Packages, route: str, service: Service, upstream: EmulatedUpstream
+) -> None:
+    fields = {"model": f"{route}/some-model", "prompt": "a cat", "n": 2, "size": "512x256"}
+    extra = {"steps": 3, "seed": 7}
+    bodies = (extra, extra | {"response_format": "b64_json"})
+    calls = [Call(f"{service.url}/v1", fields | {"extra_body": body}) for body in bodies]
+    by_link, by_bytes = await packages.run(sdk, calls)
+    pictures = [await linked(service, entry) for entry in by_link["answer"]["data"]]
+    assert [entry["b64_json"] for entry in by_bytes["answer"]["data"]] == pictures
+    assert upstream.ledger.total == 1
+    assert (upstream.ledger.calls[0].body["steps"], upstream.ledger.calls[0].model) == (3, "some-model")
+
+
+@pytest.mark.parametrize("sdk", LITELLM, ids=str)
+async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, service: Service) -> None:
+    fields = {"model": "openai/m", "max_retries": 0}
+    prompts = ("{{fault:422_nsfw}}", "{{fault:404_model}}")
+    calls = [Call(f"{service.url}/v1", fields | {"prompt": prompt}) for prompt in prompts]
+    refused, missing = await packages.run(sdk, calls)
+    assert (refused["status_code"], missing["status_code"]) == (400, 404)
+    assert (refused["error"], missing["error"]) == ("BadRequestError", "NotFoundError")
