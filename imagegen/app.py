@@ -9,32 +9,26 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from loguru import logger
 
-from imagegen import __version__, log
+from imagegen import __version__, chosen, log
 from imagegen.addresses import guarded_connector
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.keeper import Keeper, LinkKeeper
-from imagegen.images.s3 import Bucket, S3Bytes
+from imagegen.images.s3 import S3Bytes
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
 from imagegen.metrics import Meter, Recent
-from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.client import sent_trace
 from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.openai import OpenAICompatibleProvider
 from imagegen.providers.protocol import Provider
-from imagegen.providers.sandbox import SandboxProvider
-from imagegen.providers.together import TogetherProvider
-from imagegen.queue.bytes import RedisBytes
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
@@ -46,10 +40,9 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web import edge, metrics
 from imagegen.web.admin import ADMIN, AdminRule
-from imagegen.web.client import client_address
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
 from imagegen.web.metrics import METER, OBSERVED, Observed, UpstreamRules
-from imagegen.web.ratelimit import Limits, RateLimits
+from imagegen.web.ratelimit import RateLimits
 from imagegen.web.routes import add_routes
 from imagegen.web.server import ImagegenRunner
 from imagegen.web.views import task_view
@@ -84,16 +77,11 @@ def create_app(settings: Settings) -> web.Application:
     app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
     edge.install(app, access_log=log.enabled("INFO"))
     metrics.install(app, Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models]))
-    app[RATES] = _rate_limits(settings)
+    app[RATES] = chosen.rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])
     app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
     return app
-
-
-def _rate_limits(settings: Settings) -> RateLimits:
-    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
-    return RateLimits(limits, MemoryWindows(), partial(client_address, hops=settings.trusted_proxy_hops))
 
 
 async def _supervision(app: web.Application) -> AsyncIterator[None]:
@@ -141,7 +129,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 
 async def _images(app: web.Application) -> AsyncIterator[None]:
     settings, supervisor = app[SETTINGS], app[SUPERVISOR]
-    shared = _shared_bytes(app)
+    shared = chosen.shared_bytes(settings, app[QUEUE])
     folder = settings.data_dir / ("cache" if shared else "images")
     cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
     disk = DiskStore(folder, cap, others_live=lambda: not app[QUEUE].control.alone)
@@ -159,23 +147,6 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     await store.close()
 
 
-def _shared_bytes(app: web.Application) -> RedisBytes | S3Bytes | None:
-    """Where the pictures of all instances lie together, if anywhere."""
-    settings, room = app[SETTINGS], app[QUEUE]
-    if settings.image_store == "redis":
-        return RedisBytes(room.connection, room.keys, settings.image_store_max_bytes)
-    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
-    if settings.image_store == "s3" and key and secret and bucket:
-        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        return S3Bytes(where, max_bytes=settings.image_store_max_bytes, life_s=_image_life_s(settings))
-    return None
-
-
-def _image_life_s(settings: Settings) -> float:
-    """A picture is kept from when it is stored, a task from when it is finished, which is later."""
-    return settings.result_ttl_s + 2 * settings.upstream_timeout_s
-
-
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     jar = aiohttp.DummyCookieJar()
@@ -184,30 +155,14 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         cookie_jar=jar,
         trace_configs=[sent_trace()],
     ) as session:
-        provider = MeteredProvider(_provider(settings, session), app[METER])
+        provider = MeteredProvider(chosen.provider(settings, session), app[METER])
         async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:
             fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
-            keeper = Keeper(fetcher, app[STORE], _image_life_s(settings))
+            keeper = Keeper(fetcher, app[STORE], chosen.image_life_s(settings))
             app[PROVIDER] = provider
             app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper
             yield
             await provider.close()
-
-
-def _provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
-    timeout_s = settings.upstream_timeout_s
-    match settings.provider:
-        case "together" if settings.together_api_key:
-            key, url = settings.together_api_key, settings.together_api_url
-            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
-        case "openai" if settings.openai_api_url:
-            key_or_none, url = settings.openai_api_key, settings.openai_api_url
-            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
-        case "a1111" if settings.a1111_url:
-            url, model = settings.a1111_url, settings.default_model
-            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
-        case _:
-            return SandboxProvider(settings.sandbox_delay_s)
 
 
 async def _pool(app: web.Application) -> AsyncIterator[None]:

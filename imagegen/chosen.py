@@ -1,0 +1,59 @@
+"""Owns which of several implementations the settings choose."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import aiohttp
+
+from imagegen.images.s3 import Bucket, S3Bytes
+from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.openai import OpenAICompatibleProvider
+from imagegen.providers.protocol import Provider
+from imagegen.providers.sandbox import SandboxProvider
+from imagegen.providers.together import TogetherProvider
+from imagegen.queue.bytes import RedisBytes
+from imagegen.queue.room import QueueRoom
+from imagegen.settings import Settings
+from imagegen.web.client import client_address
+from imagegen.web.ratelimit import Limits, RateLimits
+from imagegen.web.windows import MemoryWindows
+
+
+def rate_limits(settings: Settings) -> RateLimits:
+    """Counted in this process, until the app says otherwise."""
+    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
+    return RateLimits(limits, MemoryWindows(), partial(client_address, hops=settings.trusted_proxy_hops))
+
+
+def shared_bytes(settings: Settings, room: QueueRoom) -> RedisBytes | S3Bytes | None:
+    """Where the pictures of all instances lie together, if anywhere."""
+    if settings.image_store == "redis":
+        return RedisBytes(room.connection, room.keys, settings.image_store_max_bytes)
+    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
+    if settings.image_store == "s3" and key and secret and bucket:
+        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
+        return S3Bytes(where, max_bytes=settings.image_store_max_bytes, life_s=image_life_s(settings))
+    return None
+
+
+def image_life_s(settings: Settings) -> float:
+    """A picture is kept from when it is stored, a task from when it is finished, which is later."""
+    return settings.result_ttl_s + 2 * settings.upstream_timeout_s
+
+
+def provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
+    """The sandbox where no other is set."""
+    timeout_s = settings.upstream_timeout_s
+    match settings.provider:
+        case "together" if settings.together_api_key:
+            key, url = settings.together_api_key, settings.together_api_url
+            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "openai" if settings.openai_api_url:
+            key_or_none, url = settings.openai_api_key, settings.openai_api_url
+            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
+        case "a1111" if settings.a1111_url:
+            url, model = settings.a1111_url, settings.default_model
+            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case _:
+            return SandboxProvider(settings.sandbox_delay_s)
