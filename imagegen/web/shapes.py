@@ -35,7 +35,7 @@ Link = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Sequence = Annotated[int, Field(ge=0, description="Rises with each change of the task, over restarts too; not dense.")]
-Position = Annotated[int, Field(ge=0, description="1 is next; null where it does not wait; an estimate with several instances.")]
+Position = Annotated[int, Field(ge=0, description="1 is next, null: not waiting; an estimate with several instances.")]
 Eta = Annotated[float, Field(ge=0, description="Seconds left, from measured run times; null while too few are known.")]
 Message = Annotated[str, Field(description="For people: Chinese, or English where `Accept-Language` prefers it.")]
 

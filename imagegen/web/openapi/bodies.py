@@ -17,7 +17,8 @@ class GenerationBody(GenerationRequest):
     """A request for pictures. `null` is the same as absent."""
 
     model: Annotated[
-        Text, Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent.")
+        Text,
+        Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent."),
     ] = ""
     webhook: Annotated[WebhookFields, Field(description="Whom to tell when the task ends.")] | None = None
 
@@ -37,7 +38,8 @@ class OpenAIBody(GenerationRequest):
     model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
 
     model: Annotated[
-        Text, Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent.")
+        Text,
+        Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent."),
     ] = ""
     width: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     height: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE

@@ -95,8 +95,16 @@ def _under_every_base() -> Iterator[Operation]:
     for number, base in enumerate(BASES):
         for one in (GENERATE, MODELS, MODEL):
             path = one.path.removeprefix("/v1")
-            yield one if not number else replace(
-                one, path=f"{base}{path}", name=f"{one.name}{number + 1}", tag=ALIASES, text=f"The same as `{one.path}`."
+            yield (
+                one
+                if not number
+                else replace(
+                    one,
+                    path=f"{base}{path}",
+                    name=f"{one.name}{number + 1}",
+                    tag=ALIASES,
+                    text=f"The same as `{one.path}`.",
+                )
             )
 
 

@@ -100,7 +100,11 @@ LAST_EVENT_ID = Parameter(
 RANGE = Parameter("Range", "header", "One range of bytes.", _TEXT, example="bytes=0-1023")
 IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whole picture comes.", _TEXT)
 LANGUAGE = Parameter(
-    "Accept-Language", "header", "Texts for people are Chinese, or English where it is liked better.", _TEXT, example="en"
+    "Accept-Language",
+    "header",
+    "Texts for people are Chinese, or English where it is liked better.",
+    _TEXT,
+    example="en",
 )
 
 HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

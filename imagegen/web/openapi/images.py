@@ -55,8 +55,8 @@ GENERATE = Operation(
     SUBMIT,
     "Submit a request for pictures",
     "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
-    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` and absent "
-    "the same, `512`, `512.0` and `\"512\"` one number. So the same request is the same task: while it is unfinished it "
+    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent, "
+    ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
     "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
     "it failed or was cancelled it is queued afresh under the same id.\n\n"
     "snake_case spellings of the fields are taken too; both spellings of one field, and unknown fields, are refused. "
@@ -91,9 +91,9 @@ BATCH = Operation(
     "generateBatch",
     SUBMIT,
     "Submit many requests at once",
-    f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and one bad entry spoils no "
-    "other. The call counts once against the general limit, and each entry against that for generations: those over it "
-    "get their own 429. An `Idempotency-Key` stands for each entry by its place.",
+    f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and a bad one spoils no "
+    "other. The call counts once against the general limit, each entry against that for generations: those over it get "
+    "their own 429. An `Idempotency-Key` stands for each entry by its place.",
     (
         Answer(
             200,
@@ -114,7 +114,7 @@ READ = Operation(
     "getTask",
     FOLLOW,
     "Read a task, or wait for its end",
-    "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, and an event stream "
+    "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, an event stream "
     "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
     "rises only when something happened (claimed, sent, each picture received, kept), never by a timer.",
     (
@@ -139,9 +139,9 @@ FOLLOW_ONE = Operation(
     "followTask",
     FOLLOW,
     "Follow a task by server-sent events",
-    "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, after which the "
-    "stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the sequence. "
-    "A comment comes every 15 s. A stream counts once against the limit, however long it is.",
+    "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, and then "
+    "the stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the sequence. "
+    "A comment comes every 15 s.",
     (
         Answer(200, "The events.", headers=("Cache-Control",), events=samples.EVENTS),
         Answer(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
@@ -158,8 +158,8 @@ FOLLOW_MANY = Operation(
     "followTasks",
     FOLLOW,
     "Follow several tasks in one stream",
-    "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends when "
-    "all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
+    "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
+    "when all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
     (
         Answer(200, "The events.", headers=("Cache-Control",), events=samples.MANY_EVENTS),
         Answer(204, "`Last-Event-ID` says that the ends of all are known."),
@@ -176,7 +176,7 @@ PICTURE = Operation(
     "getPicture",
     FOLLOW,
     "Get the bytes of a picture",
-    "Counts against no limit. Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives.",
+    "Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives.",
     (
         Answer(200, "The picture.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
         Answer(206, "A part of it.", {}, headers=(*_PICTURE_HEADERS, "Content-Range"), media=_PICTURES),
@@ -197,8 +197,8 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         CHANGE,
         "Cancel a task",
         "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer does "
-        "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may have "
-        "been paid for.",
+        "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may "
+        "have been paid for.",
         (
             Answer(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,
@@ -218,7 +218,7 @@ RETRY = Operation(
     "retryTask",
     CHANGE,
     "Try a failed or cancelled task again",
-    "It is queued afresh under the same id, its attempts from zero. Counts as a generation.",
+    "It is queued afresh under the same id, its attempts from zero.",
     (
         Answer(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
         _NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Owns what an entry of the OpenAPI document is made of: operations, their parameters, bodies and answers, as values."""
+"""Owns what an entry of the OpenAPI document is made of: operations, parameters, bodies and answers, as values."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ Json = dict[str, Any]
 """A part of the document."""
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
 
 EDGE = (BadRequest, ExpectationFailed, HeadersTooLarge, InternalError)
 """What every route may answer."""
@@ -80,7 +81,7 @@ class Operation:
     """One route. name: its operationId; errors: beside those of the edge, of the body and of the budget.
 
     failures: codes that no error of ours has, by status. budgets: the limits that a call counts against.
-    admin: it needs the admin token. envelope: how its errors look.
+    admin: it needs the admin token. envelope: how its errors look; `none` where others answer.
     """
 
     method: str
@@ -96,10 +97,12 @@ class Operation:
     failures: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     budgets: tuple[Literal["general", "generation"], ...] = ()
     admin: bool = False
-    envelope: Literal["api", "openai"] = "api"
+    envelope: Literal["api", "openai", "none"] = "api"
 
     @property
     def every_error(self) -> tuple[type[ApiError], ...]:
+        if self.envelope == "none":
+            return ()
         errors = EDGE + self.errors
         if self.body:
             errors += IN_BODY

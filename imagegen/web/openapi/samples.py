@@ -124,6 +124,16 @@ def error(kind: type[ApiError], envelope: str) -> Any:
     return error_view(known, _REQUEST_ID, "en")
 
 
+def failure(status: int, code: str) -> Any:
+    """An answer on `/v1` for a task that brought no picture, or not yet."""
+    return {"error": error_fields(status, "Why there is no picture", code, None)}
+
+
+def told(kind: type[ApiError]) -> str:
+    """What an error says."""
+    return _sample(kind).message("en")
+
+
 def _sample(kind: type[ApiError]) -> ApiError:
     if kind is InvalidRequest:
         return kind(details=[FieldFault("width", "must be a multiple of 8")])

@@ -21,7 +21,7 @@ API_HEALTH = Operation(
     "getHealth",
     OPERATE,
     "See that the service answers",
-    "Counts against no limit, and needs no key.",
+    "It asks neither Redis nor the provider.",
     (
         Answer(
             200,

@@ -1,0 +1,156 @@
+"""Owns the making of entries from operations, and the collecting of what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from imagegen.errors import ApiError, BadRequest, HeadersTooLarge
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.headers import HEADERS
+from imagegen.web.openapi.parts import BUDGET_HEADERS, EVENTS, JSON, Answer, Json, Operation, Parameter
+from imagegen.web.openapi.schemas import Schemas
+from imagegen.web.shapes import ErrorView
+from imagegen.web.v1.shapes import OpenAIError
+
+_BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
+"""What the parser refuses is answered before the path says whose client it is."""
+
+_BUDGETS = {
+    "general": "the general limit (`RATE_LIMIT_MAX`)",
+    "generation": "the limit for generations (`IMAGE_RATE_LIMIT_MAX`)",
+}
+_ADMIN = "Needs the admin token; where the service has none, it answers only on its own machine."
+_ERROR_TEXTS = {400: "The request can't be read, or breaks a rule: `details` names every fault."}
+_ERROR_HEADERS = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After", *BUDGET_HEADERS),
+    503: ("Retry-After",),
+}
+
+
+class Builder:
+    """Makes entries; what they refer to is in `components` afterwards."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        shapes = [answer.shape for operation in operations for answer in operation.answers]
+        shapes += [operation.body.shape for operation in operations if operation.body]
+        shapes += [ErrorView, OpenAIError]
+        self._schemas = Schemas(shape for shape in shapes if shape is not None and not isinstance(shape, Mapping))
+        self._parameters: Json = {}
+        self._responses: Json = {}
+
+    def components(self) -> Json:
+        headers = {
+            name: {"description": text, "required": name == "X-Request-Id", "schema": schema}
+            for name, (text, schema) in HEADERS.items()
+        }
+        return {
+            "schemas": self._schemas.components,
+            "parameters": dict(sorted(self._parameters.items())),
+            "headers": headers,
+            "responses": dict(sorted(self._responses.items())),
+        }
+
+    def entry(self, operation: Operation) -> Json:
+        entry: Json = {
+            "operationId": operation.name,
+            "tags": [operation.tag],
+            "summary": operation.summary,
+            "description": _description(operation),
+        }
+        if operation.parameters:
+            entry["parameters"] = [self._parameter(parameter) for parameter in operation.parameters]
+        if operation.body:
+            content = _content(self._schemas.of(operation.body.shape), operation.body.examples)
+            entry["requestBody"] = {"required": True, "content": {JSON: content}}
+        answers = {answer.status: self._answer(operation, answer) for answer in operation.answers}
+        entry["responses"] = {
+            str(status): shown for status, shown in sorted((answers | self._errors(operation)).items())
+        }
+        if operation.admin:
+            entry["security"] = [{"admin": []}, {}]
+        return entry
+
+    def _parameter(self, parameter: Parameter) -> Json:
+        shown: Json = {
+            "name": parameter.name,
+            "in": parameter.place,
+            "description": parameter.text,
+            "required": parameter.required,
+            "schema": dict(parameter.schema),
+        }
+        if parameter.example is not None:
+            shown["example"] = parameter.example
+        name = f"{parameter.place}.{parameter.name}"
+        while self._parameters.setdefault(name, shown) != shown:
+            name += "_"
+        return {"$ref": f"#/components/parameters/{name}"}
+
+    def _answer(self, operation: Operation, answer: Answer) -> Json:
+        shown: Json = {"description": answer.text}
+        if operation.envelope != "none":
+            shown["headers"] = _headers(*answer.headers, *(BUDGET_HEADERS if operation.budgets else ()))
+        content: Json = {}
+        if answer.shape is not None:
+            content |= {media: _content(self._schemas.of(answer.shape), answer.examples) for media in answer.media}
+        if answer.events:
+            content[EVENTS] = _content({"type": "string"}, {"events": answer.events})
+        if content:
+            shown["content"] = content
+        if answer.links:
+            shown["links"] = {
+                name: {"operationId": target, "parameters": dict(values)}
+                for name, (target, values) in answer.links.items()
+            }
+        return shown
+
+    def _errors(self, operation: Operation) -> dict[int, Json]:
+        """References to answers, since many routes have the same."""
+        kinds = sorted(operation.every_error, key=lambda kind: kind.status)
+        by_status = {status: tuple(group) for status, group in groupby(kinds, key=lambda kind: kind.status)}
+        references = {}
+        for status in {*by_status, *operation.failures}:
+            group, codes = by_status.get(status, ()), operation.failures.get(status, ())
+            name = ".".join([operation.envelope, str(status), *(kind.code for kind in group), *codes])
+            if name not in self._responses:
+                self._responses[name] = self._error(operation.envelope, status, group, codes)
+            references[status] = {"$ref": f"#/components/responses/{name}"}
+        return references
+
+    def _error(self, envelope: str, status: int, kinds: Sequence[type[ApiError]], codes: Sequence[str]) -> Json:
+        ours = [kind for kind in kinds if envelope == "api" or kind in _BEFORE_THE_ROUTE]
+        theirs = [kind.code for kind in kinds if envelope == "openai" and kind is not HeadersTooLarge]
+        choices = []
+        if ours:
+            rules: Json = {"statusCode": {"const": status}, "code": {"enum": [kind.code for kind in ours]}}
+            choices.append(self._schemas.of(ErrorView) | {"properties": rules})
+        if theirs or codes:
+            rules = {"error": {"properties": {"code": {"enum": [*theirs, *codes]}}}}
+            choices.append(self._schemas.of(OpenAIError) | {"properties": rules})
+        examples = {kind.code: samples.error(kind, "api" if kind in ours else envelope) for kind in kinds}
+        examples |= {code: samples.failure(status, code) for code in codes}
+        text = _ERROR_TEXTS.get(status) or " ".join(f"{samples.told(kind)}." for kind in kinds)
+        return {
+            "description": text or "No picture came.",
+            "headers": _headers(*_ERROR_HEADERS.get(status, ()), *(["x-should-retry"] if envelope == "openai" else [])),
+            "content": {JSON: _content(choices[0] if len(choices) == 1 else {"anyOf": choices}, examples)},
+        }
+
+
+def _description(operation: Operation) -> str:
+    counted = " and ".join(_BUDGETS[budget] for budget in operation.budgets)
+    budget = f"Counts against {counted or 'no limit'}." if operation.envelope != "none" else ""
+    return "\n\n".join(filter(None, [operation.text, _ADMIN if operation.admin else "", budget]))
+
+
+def _headers(*names: str) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *names)}
+
+
+def _content(schema: Json, examples: Mapping[str, Any]) -> Json:
+    content: Json = {"schema": schema} if schema else {}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return content

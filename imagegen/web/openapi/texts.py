@@ -1,0 +1,56 @@
+"""Owns what is said in the OpenAPI document before its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+INTRODUCTION = """\
+POST a prompt, get the id of a task at once, fetch the pictures when they are there. A picture is paid for once, and \
+an accepted task is never lost.
+
+```sh
+curl -s $BASE/api/images/generate -H 'Content-Type: application/json' -d '{"prompt": "a lighthouse in a storm"}'
+curl -s "$BASE/api/images/$TASK_ID?wait=60"
+```
+
+**States.** `pending` → `processing` → `completed`, `failed` or `cancelled`. `pending` is also the wait before another \
+attempt; `reason` and `retryAt` say why and until when. A finished task is kept for `RESULT_TTL` seconds (a day), its \
+pictures with it.
+
+**Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
+is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. That \
+also means that **whoever cancels a task cancels it for all who joined it**.
+
+**Sequence.** Every answer about a task has a `sequence`. It rises with each change, over crashes, restarts and \
+resubmissions too, and is not dense. Of two answers, the one with the higher sequence is newer.
+
+**Progress** is honest: it rises when something happened, never by a timer. `queuePosition` and `etaSeconds` are null \
+where they are not known.
+
+**Do not poll blindly.** Wait by `Prefer: wait=N` or `?wait=N`, follow an event stream, or leave a webhook. An \
+unfinished answer says by `Retry-After` when to come again.
+
+**Limits** are kept for each client in a moving window. Every call under `/api` and `/v1` counts as one against the \
+general limit, and one that may start a generation against a second limit too; a wait and an event stream count once, \
+however long they take. Pictures, health, metrics and pages count against none. `RateLimit` says what is left, \
+`Retry-After` of a 429 when to come again.
+
+**Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
+Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. What is no \
+HTTP request gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 `method_not_allowed` \
+with `Allow`. Every GET but an event stream can be asked by HEAD.
+
+**Warning of a second bill.** Where a call to the provider was sent and no answer came, it may have been paid for. It \
+is repeated once at most, and the task says so in `possiblyBilledTwice`.
+"""
+
+TAGS: Mapping[str, str] = {
+    "Submit": "Ask for pictures.",
+    "Follow": "Read, wait for or watch a task, and get its pictures.",
+    "Change": "Cancel a task or try it again.",
+    "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
+    "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
+    "Operate": "For whoever runs the service.",
+    "Pages": "This document.",
+    "OpenAI and Together, other bases": "The same, for client versions that put `/v1` elsewhere.",
+}
