@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from imagegen.queue.embedded import EmbeddedRedis
 from faults.proxy import FaultProxy
+
+from imagegen.queue.embedded import EmbeddedRedis
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from typing import Self
 
 Judge = Callable[[bytes], bool]
 
@@ -31,7 +32,7 @@ class FaultProxy:
         self.dropped = 0
         self.port = 0
 
-    async def __aenter__(self) -> FaultProxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -99,7 +100,9 @@ class FaultProxy:
             await writer.drain()
         raise ConnectionResetError
 
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]) -> None:
+    async def _replies(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]
+    ) -> None:
         while chunk := await reader.read(2**16):
             if state["drop"]:
                 self.dropped += 1

@@ -1,0 +1,204 @@
+"""The scripts against a small model: whatever two instances do in whatever order, Redis and the model agree."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from support import submission
+
+from imagegen.queue.claim import Claim, Start, inherit
+from imagegen.queue.connection import Connection
+from imagegen.queue.queue import Cached
+from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, TaskError
+
+NAMES = st.sampled_from(["a", "b", "c"])
+WHO = st.integers(0, 1)
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+_numbers = itertools.count()
+
+
+@dataclass
+class Known:
+    """What the model knows of a task: its generation's state, who claimed its entry, and who started it last."""
+
+    state: State
+    generation: int
+    sequence: int
+    claimed_by: int | None = None
+
+
+@dataclass(eq=False)
+class Held:
+    """A claim in somebody's hands, perhaps a stale one."""
+
+    name: str
+    who: int
+    claim: Claim
+    generation: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generation = self.claim.task.generation
+
+
+class TwoInstances(RuleBasedStateMachine):
+    url: str
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        prefix = f"model{next(_numbers)}"
+        self.connection = Connection(self.url)
+        rules = QueueRules(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
+        self.rooms = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
+        self.known: dict[str, Known] = {}
+        self.run(self.rooms[0].scripts.make_group())
+
+    def teardown(self) -> None:
+        self.run(self.connection.close())
+        self.loop.close()
+
+    def run(self, doing):
+        return self.loop.run_until_complete(doing)
+
+    def room(self, who: int, name: str) -> QueueRoom:
+        """An instance that remembers nothing of the task, so that Redis is asked."""
+        room = self.rooms[who]
+        room.memory.forget(submission(name).task_id)
+        return room
+
+    @rule(name=NAMES, who=WHO)
+    def submit(self, name: str, who: int) -> None:
+        answer = self.run(self.room(who, name).queue.submit(submission(name)))
+        known = self.known.get(name)
+        if known is None or known.state in (State.FAILED, State.CANCELLED):
+            assert answer.cached is Cached.MISS
+            assert known is None or answer.task.sequence > known.sequence
+            self.known[name] = Known(State.PENDING, answer.task.generation, answer.task.sequence)
+        else:
+            assert answer.cached is (Cached.HIT if known.state is State.COMPLETED else Cached.COALESCED)
+
+    @rule(target=held, who=WHO)
+    def read(self, who: int):
+        room = self.rooms[who]
+        entries = self.run(room.scripts.read_entries(room.holdings.instance, 1, 0.001))
+        unclaimed = {n for n, known in self.known.items() if not known.state.final and known.claimed_by is None}
+        assert bool(entries) == bool(unclaimed)
+        claims, unreadable = room.holdings.hold(entries)
+        assert unreadable == []
+        return multiple(*[self._hold(claim, who) for claim in claims])
+
+    @rule(target=held, who=WHO)
+    def take_over(self, who: int):
+        """All leases of the other one end."""
+        room, other = self.rooms[who], self.rooms[1 - who]
+        rows = [row for row in self.run(room.scripts.pending()) if row.consumer == other.holdings.instance]
+        if not rows:
+            return multiple()
+        entries = self.run(room.scripts.take(room.holdings.instance, [row.entry_id for row in rows], 0.0))
+        assert len(entries) == len(rows)
+        claims, _ = room.holdings.hold(entries)
+        runs = self.run(room.scripts.runs([claim.task.id for claim in claims]))
+        for claim, stands in zip(claims, runs, strict=True):
+            inherit(claim, stands, 0.0, 30.0)
+        return multiple(*[self._hold(claim, who) for claim in claims])
+
+    @rule(one=held)
+    def start(self, one: Held) -> None:
+        known = self.known[one.name]
+        live = known.generation == one.generation and not known.state.final and known.claimed_by == one.who
+        came = self.run(self.rooms[one.who].claims.start(one.claim))
+        if came is Start.ADOPTED:
+            came = self.run(self.rooms[one.who].claims.start(one.claim))
+        if came is Start.STARTED and known.generation == one.generation and not known.state.final:
+            known.state = State.PROCESSING
+            known.sequence = max(known.sequence, one.claim.task.sequence)
+        if live and not one.claim.lost:
+            assert came is Start.STARTED
+
+    @rule(one=consumes(held), succeeds=st.booleans())
+    def finish(self, one: Held, succeeds: bool) -> None:
+        known, now, task = self.known[one.name], time.time(), one.claim.task
+        if succeeds:
+            final = edges.completed(task, [IMAGE], [], now=now, ttl_s=60)
+        else:
+            final = edges.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+        stands = self.run(self.rooms[one.who].claims.finish(one.claim, final))
+        if known.generation == one.generation and not known.state.final:
+            assert stands.state is final.state
+            assert stands.sequence >= known.sequence
+            known.state, known.sequence = final.state, stands.sequence
+        elif known.state.final:
+            assert stands.state is known.state
+
+    @rule(name=NAMES, who=WHO)
+    def cancel(self, name: str, who: int) -> None:
+        task = self.run(self.room(who, name).queue.cancel(submission(name).task_id))
+        known = self.known.get(name)
+        if known is None:
+            assert task is None
+        elif known.state.final:
+            assert task.state is known.state
+        else:
+            assert task.state is State.CANCELLED
+            assert task.sequence > known.sequence
+            known.state, known.sequence = State.CANCELLED, task.sequence
+
+    @rule(one=consumes(held))
+    def hand_back(self, one: Held) -> None:
+        known = self.known[one.name]
+        ours = known.generation == one.generation and not known.state.final
+        self.run(self.rooms[one.who].claims.hand_back([one.claim]))
+        if ours and not one.claim.lost:
+            known.state, known.claimed_by = State.PENDING, None
+
+    @invariant()
+    def redis_agrees(self) -> None:
+        room = self.rooms[0]
+        unfinished = {name: known for name, known in self.known.items() if not known.state.final}
+        assert self.run(self.connection.commands.xlen(room.keys.stream)) == len(unfinished)
+        pending = self.run(room.scripts.pending())
+        assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
+        for name, known in self.known.items():
+            task = self.run(room.queue.read(submission(name).task_id))
+            assert task.generation == known.generation
+            assert task.state.final == known.state.final
+            if known.state.final:
+                assert task.state is known.state
+
+    def _hold(self, claim: Claim, who: int) -> Held:
+        name = next(n for n in ("a", "b", "c") if submission(n).task_id == claim.task.id)
+        known = self.known[name]
+        assert not known.state.final
+        assert known.generation == claim.task.generation
+        known.claimed_by = who
+        return Held(name, who, claim)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_two_instances_and_the_model_agree(redis_url: str) -> None:
+    TwoInstances.url = redis_url
+    run_state_machine_as_test(
+        TwoInstances,
+        settings=settings(
+            max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
