@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from imagegen.queue.claim import Start
@@ -91,8 +91,3 @@ async def submit_all(room: QueueRoom, wanted: Iterable[Submission]) -> None:
             await room.queue.submit(submission)
 
     await asyncio.gather(*(submitter() for _ in range(IN_FLIGHT)))
-
-
-def run(main: Callable[[], object]) -> object:
-    """In a fresh event loop."""
-    return asyncio.run(main())  # type: ignore[arg-type]

@@ -74,4 +74,6 @@ def machine() -> str:
     """What it was measured on."""
     load = os.getloadavg()[0]
     python = f"Python {platform.python_version()}"
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {python}, load average {load:.2f} at start"
+    return (
+        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {python}, load average {load:.2f} at start"
+    )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import IO, Self
 
 import redis
 
-from imagegen.queue.embedded import find_binary
+from imagegen.queue.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +39,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
         )
         self.client = redis.Redis(port=self.port, protocol=2)
-        _until(self._answers, 5.0)
+        until(self._answers, 5.0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +77,9 @@ class RedisServer:
 class Child:
     """A process of ours; `env` is added to an environment that has none of imagegen's settings."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, *, log: IO[str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, log: IO[str] | None = None
+    ) -> None:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         self.process = subprocess.Popen(
             command,
@@ -141,7 +143,7 @@ class Service(Child):
         super().__init__([sys.executable, "run.py"], env | settings)
 
     def __enter__(self) -> Self:
-        _until(lambda: answers(self.port, "/healthz"), 20.0)
+        until(lambda: answers(self.port, "/healthz"), 20.0)
         self.start_s = time.monotonic() - self.began_at
         return self
 
@@ -165,6 +167,12 @@ def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str,
     """By kind, the most frequent first."""
     counts = {kind: count - before.get(kind, 0) for kind, count in after.items()}
     return dict(sorted(((k, c) for k, c in counts.items() if c), key=lambda pair: -pair[1]))
+
+
+def by_kind(kinds: Mapping[str, int], count: int) -> str:
+    """Commands a task, and of which kinds."""
+    shown = ", ".join(f"{kind} {calls / count:.2f}" for kind, calls in kinds.items() if calls / count >= 0.005)
+    return f"{sum(kinds.values()) / count:.2f}: {shown}"
 
 
 def answers(port: int, path: str) -> bool:
@@ -193,9 +201,10 @@ def free_port() -> int:
         return port
 
 
-def _until(holds, within_s: float) -> None:
+def until(holds: Callable[[], bool], within_s: float) -> None:
+    """Raises TimeoutError where it does not hold in time."""
     deadline = time.monotonic() + within_s
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError("a process of the benchmark did not come up")
+            raise TimeoutError("what the benchmark waited for did not come")
         time.sleep(0.002)

@@ -62,8 +62,12 @@ STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
 KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
 WORK = web.AppKey("work", Work)
+DELIVERIES = web.AppKey("deliveries", Deliveries)
 PACING = web.AppKey("pacing", Pacing)
 RATES = web.AppKey("rates", RateLimits)
+
+WEBHOOKS_S = 2.0
+"""For tries under way at the end, so that they need not be repeated after the restart."""
 
 UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
@@ -190,10 +194,9 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
 
     async with webhook_session(private=private) as session:
         sender = Sender(session, body_of, settings.webhook_secret, private=private)
-        delivering = asyncio.create_task(Deliveries(app[QUEUE].outbox, sender).deliver_forever(), name="webhooks")
-        app[SUPERVISOR].watch([delivering])
+        app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender)
+        app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())
         yield
-        await app[SUPERVISOR].stop([delivering])
 
 
 async def _context(app: web.Application) -> AsyncIterator[None]:
@@ -262,6 +265,7 @@ async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> N
     again.cancel()
     draining.cancel()
     await asyncio.gather(again, draining, return_exceptions=True)
+    await app[DELIVERIES].drain(WEBHOOKS_S)
     await app[WORK].leave()
 
 

@@ -12,6 +12,7 @@ import pytest
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.supervisor import Supervisor
 
 _numbers = itertools.count()
 
@@ -44,9 +45,7 @@ class Instance:
 
     async def crash(self) -> None:
         """Stops without a word, as kill -9 does."""
-        for loop in self.loops:
-            loop.cancel()
-        await asyncio.gather(*self.loops, return_exceptions=True)
+        await Supervisor().stop(self.loops)
         self.loops.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -14,6 +15,14 @@ class _Packing(AbstractConnection):
     def pack_command(self, *args: Any) -> list[bytes]:
         packed: list[bytes] = _pack(*args)
         return packed
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Without a `wait_for` around each write, which before Python 3.12 loses a cancellation that comes then."""
+        limit_s, self.socket_timeout = self.socket_timeout, None
+        try:
+            await super().send_packed_command(command, check_health)
+        finally:
+            self.socket_timeout = limit_s
 
 
 class _Tcp(_Packing, Connection):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from imagegen.web import batch, changes, events, generate, health, listing, metrics, pictures, stats, tasks
+from imagegen.web import batch, changes, docs, events, generate, health, listing, metrics, pictures, stats, tasks
 from imagegen.web.admin import admin_only
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.v1 import routes as v1
@@ -29,19 +29,9 @@ def add_routes(app: web.Application, rates: RateLimits) -> None:
     router.add_get("/api/health", health.api_health)
     router.add_get("/healthz", health.healthz)
     router.add_get("/readyz", health.readyz)
-    router.add_get("/", home)
+    router.add_get("/openapi.json", docs.get_document)
+    router.add_get("/docs", docs.get_page)
+    router.add_get("/docs/{file}", docs.get_file)
+    router.add_get("/", docs.home)
     v1.add_routes(app, rates)
     app.on_shutdown.append(events.end_streams)
-
-
-async def home(_request: web.Request) -> web.Response:
-    """A curl pair that works, until there is a page."""
-    return web.Response(text=_HOME_TEXT)
-
-
-_HOME_TEXT = """\
-imagegen: image generation as a durable, asynchronous API.
-
-  curl -s localhost:3000/api/images/generate -H 'Content-Type: application/json' -d '{"prompt": "a lighthouse at dusk"}'
-  curl -s localhost:3000/api/images/<taskId>
-"""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Self
 
 import pytest
 from support import eventually, submission
@@ -42,7 +43,7 @@ class Bill:
     def _told(self) -> int:
         return sum(instance.connection.meter.commands.total() for instance in self._instances)
 
-    async def __aenter__(self) -> Bill:
+    async def __aenter__(self) -> Self:
         self._before = self._told(), await counted(self._instances[0])
         return self
 
@@ -207,7 +208,6 @@ async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
         tasks = [task for instance in (one, two) for task in await put(instance, *range(60))]
         for task in tasks:
             await eventually(lambda task=task: _is_final(two, task.id))
-        await asyncio.sleep(0.05)
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)

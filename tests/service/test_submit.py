@@ -263,3 +263,9 @@ def test_the_answer_is_json_in_utf8(service: Service) -> None:
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
     assert json.loads(answer.body.decode())["message"] in (CREATED, FOUND)
     assert answer.headers["X-Request-Id"]
+
+
+def test_health_costs_no_upstream_call(service: Service, upstream: EmulatorProcess) -> None:
+    before = upstream.ledger()["total"]
+    assert [service.get(path).status for path in ("/healthz", "/readyz", "/api/health")] == [200, 200, 200]
+    assert upstream.ledger()["total"] == before

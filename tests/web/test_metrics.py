@@ -10,11 +10,12 @@ from aiohttp.test_utils import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from support import eventually, submission
 
+from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
 from imagegen.metrics import Meter, Recent
 from imagegen.web import edge, metrics, stats
 from imagegen.web.admin import ADMIN, AdminRule, admin_only
-from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+from imagegen.web.metrics import METER, OBSERVED, Observed, UpstreamRules
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]
@@ -238,3 +239,66 @@ async def test_stats_show_the_dead_letters_that_are_kept(start, instance) -> Non
     await instance.connection.commands.rpush(instance.keys.dead, "x", "y")
     told = await (await (await start()).get("/api/stats")).json()
     assert told["deadLetters"] == {"sinceStart": 0, "kept": 2}
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/stats", "/api/images"])
+async def test_the_admin_routes_of_the_service_need_the_token_that_is_set(start_service, path) -> None:
+    service = await start_service(admin_token="s3cret")
+    assert (await service.get(path)).status == 401
+    assert (await service.get(path, headers={"Authorization": "Bearer s3cret"})).status == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/stats", "/api/images"])
+async def test_the_admin_routes_of_the_service_are_shut_behind_a_proxy_where_no_token_is_set(
+    start_service, path
+) -> None:
+    service = await start_service()
+    assert (await service.get(path, headers={"X-Forwarded-For": "127.0.0.1"})).status == 403
+    assert (await (await start_service(on_render=True)).get(path)).status == 403
+
+
+async def test_stats_count_against_the_limit_of_the_api_and_metrics_do_not(start_service) -> None:
+    service = await start_service(rate_limit_max=1)
+    assert [(await service.get("/metrics")).status for _ in range(3)] == [200, 200, 200]
+    assert [(await service.get("/api/stats")).status for _ in range(2)] == [200, 429]
+
+
+async def billed(service: TestClient) -> tuple[int, int]:
+    """Commands by our own count, and by the server's."""
+    stats = await service.app[CONNECTION].commands.info("commandstats")
+    free = ("info", "ping", "hello", "client", "script", "config", "select", "auth")
+    rows = {name.removeprefix("cmdstat_"): row for name, row in stats.items()}
+    counted = sum(row["calls"] for name, row in rows.items() if name.split("|")[0] not in free)
+    counted -= rows.get("evalsha", {"failed_calls": 0})["failed_calls"]
+    return service.app[METER].commands.total(), counted
+
+
+async def test_a_service_counts_its_redis_commands_as_the_server_does(start_service, aiohttp_server) -> None:
+    hooked: list[str] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        hooked.append((await request.json())["type"])
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", hook)
+    address = str((await aiohttp_server(app)).make_url("/"))
+    service = await start_service(webhook_allow_private=True, admin_token="s3cret")
+    await eventually(lambda: service.app[METER].commands["control"] >= 2)
+    before = await billed(service)
+    for number in range(20):
+        body = {"prompt": f"number {number}", "webhook": {"url": address}} if number < 3 else {"prompt": f"{number}"}
+        headers = {"Idempotency-Key": f"key-{number}", "Prefer": "wait=5"}
+        answers = await asyncio.gather(
+            service.post("/api/images/generate", json=body, headers=headers),
+            service.post("/api/images/generate", json={"prompt": f"other {number}"}, headers={"Prefer": "wait=5"}),
+        )
+        assert [answer.status for answer in answers] == [200, 200]
+    await eventually(lambda: len(hooked) == 3)
+    await service.get("/api/images", headers={"Authorization": "Bearer s3cret"})
+
+    async def agree() -> bool:
+        told, counted = (after - earlier for after, earlier in zip(await billed(service), before, strict=True))
+        return counted > 40 * 7 and abs(told - counted) <= 0.02 * counted
+
+    await eventually(agree, within_s=2.0)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from standardwebhooks import Webhook as Verifier
+from support import eventually
 
+SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 ASKED = {"prompt": "a lighthouse", "webhook": {"url": "https://hooks.invalid/a?token=1"}}
 
 
@@ -61,3 +70,68 @@ async def test_the_twenty_first_webhook_of_a_task_is_a_400(start_service) -> Non
     service = await start_service(sandbox_delay_s=5.0)
     statuses = [(await post(service, ASKED))[0] for _ in range(21)]
     assert statuses == [202] * 20 + [400]
+
+
+@dataclass
+class Receiver:
+    url: str = ""
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.got.append((dict(request.headers), await request.read()))
+        return web.Response()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/hook", receiver.take)
+    async with TestServer(app) as server:
+        receiver.url = str(server.make_url("/hook"))
+        yield receiver
+
+
+async def test_a_receiver_gets_the_get_body_signed_with_links_of_the_one_who_asked(start_service, receiver) -> None:
+    service = await start_service(webhook_allow_private=True, webhook_secret=SECRET)
+    task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
+    await eventually(lambda: receiver.got)
+    headers, body = receiver.got[0]
+    event = Verifier(SECRET).verify(body, headers)
+    view = await delivered_view(service, task_id)
+    assert view.pop("webhook") == [{"url": receiver.url, "status": "delivered", "attempts": 1, "lastStatus": 200}]
+    assert event == {"type": "image.completed", "timestamp": view["finishedAt"], "data": view}
+    assert view["data"][0]["url"].startswith(str(service.make_url("/")))
+
+
+async def delivered_view(service, task_id: str) -> dict[str, Any]:
+    async def view() -> dict[str, Any]:
+        async with service.get(f"/api/images/{task_id}") as response:
+            return await response.json()
+
+    async def is_delivered() -> bool:
+        return all(one["status"] == "delivered" for one in (await view())["webhook"])
+
+    await eventually(is_delivered)
+    return await view()
+
+
+async def test_a_cancel_and_the_retry_after_it_are_told_to_the_same_webhook(start_service, receiver) -> None:
+    service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3)
+    task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
+    await post(service, None, f"/api/images/{task_id}/cancel")
+    await eventually(lambda: len(receiver.got) == 1)
+    await post(service, None, f"/api/images/{task_id}/retry")
+    await eventually(lambda: len(receiver.got) == 2)
+    assert [orjson.loads(body)["type"] for _, body in receiver.got] == ["image.cancelled", "image.completed"]
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 2
+
+
+async def test_a_cache_hit_on_another_instance_is_told_at_once(start_service, receiver) -> None:
+    one, two = [await start_service(webhook_allow_private=True) for _ in range(2)]
+    task_id = (await post(one, {"prompt": "a lighthouse"}, "/api/images/generate?wait=10"))[1]["taskId"]
+    status, answer = await post(two, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}})
+    assert (status, answer["cached"]) == (200, True)
+    for service in (two, one):
+        assert len((await delivered_view(service, task_id))["webhook"]) == 1
+    assert len(receiver.got) == 1

@@ -55,7 +55,7 @@ GENERATE = Operation(
     SUBMIT,
     "Submit a request for pictures",
     "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
-    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent, "
+    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent,"
     ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
     "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
     "it failed or was cancelled it is queued afresh under the same id.\n\n"
@@ -140,8 +140,8 @@ FOLLOW_ONE = Operation(
     FOLLOW,
     "Follow a task by server-sent events",
     "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, and then "
-    "the stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the sequence. "
-    "A comment comes every 15 s.",
+    "the stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the "
+    "sequence. A comment comes every 15 s.",
     (
         Answer(200, "The events.", headers=("Cache-Control",), events=samples.EVENTS),
         Answer(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),

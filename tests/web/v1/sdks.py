@@ -89,6 +89,7 @@ class Packages:
 def _start(sdk: Sdk) -> subprocess.Popen[str]:
     place = installed(sdk.name, sdk.version)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TOGETHER_"))}
+    environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the network for prices
     if place is not None:
         environment["PYTHONPATH"] = str(place)
     command = [sys.executable, "-P", str(SCRIPT), sdk.name, sdk.version]

@@ -144,6 +144,18 @@ async def test_it_may_wait_a_while_before_it_is_told(service: Service, upstream:
     assert (await service.generate({"Prefer": "respond-async, wait=5"})).status == 200
 
 
+async def test_a_fresh_picture_is_made_where_it_is_wanted_and_not_for_the_clients_own_repeat(
+    service: Service, upstream: EmulatedUpstream
+) -> None:
+    fresh = {"Cache-Control": "no-cache"}
+    first, second, repeated = [
+        await (await service.generate(headers)).json() for headers in ({}, fresh, fresh | REPEAT)
+    ]
+    assert first["id"] == second["id"]
+    assert second["data"] == repeated["data"] != first["data"]
+    assert upstream.ledger.total == 2
+
+
 async def test_a_picture_that_is_gone_is_made_again(
     service: Service, upstream: EmulatedUpstream, tmp_path: Path
 ) -> None:

@@ -171,10 +171,16 @@ async def test_litellm_generates_by_each_of_its_ways(
 
 
 @pytest.mark.parametrize("sdk", LITELLM, ids=str)
-async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, service: Service) -> None:
+async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, serve: Serve) -> None:
+    """It goes by the type before the status: each `invalid_request_error` is a BadRequestError, with its status."""
+    service = await serve(max_attempts=1, retry_base_s=0.01)
+    expected = [
+        ("{{fault:422_nsfw}}", "BadRequestError", 400),
+        ("{{fault:404_model}}", "BadRequestError", 404),
+        ("{{fault:401}}", "BadGatewayError", 502),
+    ]
     fields = {"model": "openai/m", "max_retries": 0}
-    prompts = ("{{fault:422_nsfw}}", "{{fault:404_model}}")
-    calls = [Call(f"{service.url}/v1", fields | {"prompt": prompt}) for prompt in prompts]
-    refused, missing = await packages.run(sdk, calls)
-    assert (refused["status_code"], missing["status_code"]) == (400, 404)
-    assert (refused["error"], missing["error"]) == ("BadRequestError", "NotFoundError")
+    calls = [Call(f"{service.url}/v1", fields | {"prompt": prompt}) for prompt, *_ in expected]
+    results = await packages.run(sdk, calls)
+    found = [(result["error"], result["status_code"]) for result in results]
+    assert found == [(kind, status) for _, kind, status in expected]

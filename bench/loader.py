@@ -1,0 +1,86 @@
+"""A load of its own process: keep-alive connections that send prepared requests one after the other.
+
+`python -m bench.loader PORT CONNECTIONS SECONDS` reads requests' kind from standard input as JSON:
+`{"method", "path", "bodies": [...]}`; prints the answers a second and their statuses as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+
+def requests(method: str, path: str, bodies: list[str]) -> Iterator[bytes]:
+    """The bytes of each request; without bodies, the same for ever."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    if not bodies:
+        same = f"{head}\r\n".encode()
+        while True:
+            yield same
+    for body in bodies:
+        raw = body.encode()
+        yield f"{head}Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+class Connection(asyncio.Protocol):
+    """Sends the next request as soon as the answer to the last is whole."""
+
+    def __init__(self, wanted: Iterator[bytes], statuses: Counter[str]) -> None:
+        self._wanted, self._statuses, self._got, self._need = wanted, statuses, b"", 0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        self._got += data
+        if not self._need:
+            end = self._got.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            at = self._got.index(b"Content-Length: ") + 16
+            self._need = end + 4 + int(self._got[at : self._got.index(b"\r", at)])
+        if len(self._got) >= self._need:
+            self._statuses[self._got[9:12].decode()] += 1
+            self._got, self._need = b"", 0
+            self._next()
+
+    def _next(self) -> None:
+        request = next(self._wanted, None)
+        if request is None:
+            self._end()
+        else:
+            self._transport.write(request)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+async def main(port: int, connections: int, seconds: float) -> None:
+    kind = json.loads(sys.stdin.read())
+    statuses: Counter[str] = Counter()
+    wanted = requests(kind["method"], kind["path"], kind["bodies"])
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    made = [
+        await loop.create_connection(lambda: Connection(wanted, statuses), "127.0.0.1", port)
+        for _ in range(connections)
+    ]
+    await asyncio.wait([protocol.done for _, protocol in made], timeout=seconds)
+    took_s = time.perf_counter() - began
+    for transport, _ in made:
+        transport.abort()
+    print(json.dumps({"per_s": sum(statuses.values()) / took_s, "statuses": statuses}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

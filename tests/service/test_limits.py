@@ -1,0 +1,119 @@
+"""What a client sees of rate limits."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+
+import pytest
+from service.running import Answer, Service, at_once, eventually
+
+MESSAGE = "请求频率过高，请稍后再试"
+WINDOW_S = 3
+
+_clients = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module) -> Service:
+    window_ms = str(WINDOW_S * 1000)
+    limits = {"RATE_LIMIT_MAX": "6", "IMAGE_RATE_LIMIT_MAX": "3", "RATE_LIMIT_WINDOW": window_ms}
+    return start_for_module(TRUSTED_PROXY_HOPS="1", **limits)
+
+
+class Client:
+    """One address behind the proxy."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._address = f"203.0.113.{next(_clients)}"
+
+    def submit(self, prompt: str, forged: str = "") -> Answer:
+        return self._service.ask("POST", "/api/images/generate", {"prompt": prompt}, headers=self._headers(forged))
+
+    def get(self, path: str, forged: str = "") -> Answer:
+        return self._service.ask("GET", path, headers=self._headers(forged))
+
+    def _headers(self, forged: str) -> dict[str, str]:
+        return {"X-Forwarded-For": f"{forged}, {self._address}" if forged else self._address}
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    return Client(service)
+
+
+def check_refusal(answer: Answer) -> None:
+    assert answer.error == (429, "rate_limited")
+    assert (answer.json["message"], answer.json["retryable"]) == (MESSAGE, True)
+    assert 1 <= int(answer.headers["Retry-After"]) <= WINDOW_S
+    assert answer.headers["X-RateLimit-Remaining"] == "0"
+
+
+def test_generations_over_the_limit_are_refused_and_others_have_their_own_budget(
+    service: Service, client: Client
+) -> None:
+    taken = [client.submit(f"limited {number}") for number in range(3)]
+    assert [answer.status for answer in taken] == [202] * 3
+    refused = client.submit("limited 3")
+    check_refusal(refused)
+    assert refused.headers["X-RateLimit-Limit"] == "3"
+    assert Client(service).submit("limited 3").status == 202
+    assert client.get(f"/api/images/{taken[0].json['taskId']}").status == 200
+
+
+def test_every_limited_answer_tells_the_budget(client: Client) -> None:
+    first, second = client.submit("told 1"), client.submit("told 2")
+    assert first.headers["RateLimit-Policy"] == f'"general";q=6;w={WINDOW_S}, "generation";q=3;w={WINDOW_S}'
+    assert re.fullmatch(r'"general";r=5;t=\d, "generation";r=2;t=\d', first.headers["RateLimit"])
+    told = [(answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) for answer in (first, second)]
+    assert told == [("3", "2"), ("3", "1")]
+    assert 0 < int(first.headers["X-RateLimit-Reset"]) <= WINDOW_S
+
+
+def test_all_routes_and_ids_share_one_budget(client: Client) -> None:
+    reads = [client.get(f"/api/images/{number:032x}") for number in range(7)]
+    assert [answer.status for answer in reads] == [404] * 6 + [429]
+    check_refusal(reads[-1])
+    check_refusal(client.submit("after many reads"))
+
+
+@pytest.mark.parametrize("forge", [True, False])
+def test_a_crowd_at_once_gets_no_more_than_the_limit(client: Client, forge: bool) -> None:
+    asks: list[Callable[[], Answer]] = [
+        lambda number=number: client.submit(f"crowd {number}", f"198.51.100.{number}" if forge else "")
+        for number in range(20)
+    ]
+    answers = at_once(asks)
+    assert sorted(answer.status for answer in answers) == [202] * 3 + [429] * 17
+
+
+def test_pictures_and_health_do_not_count(service: Service, client: Client) -> None:
+    task_id = client.submit("a picture").json["taskId"]
+    picture = eventually(lambda: seen if (seen := client.get(f"/api/images/{task_id}/0")).status == 200 else None)
+    assert "RateLimit" not in picture.headers
+    for path in ("/api/health", "/healthz", "/readyz", f"/api/images/{task_id}/0"):
+        assert [client.get(path).status for _ in range(8)] == [200] * 8
+
+
+def test_after_the_window_there_is_a_budget_again(client: Client) -> None:
+    for number in range(3):
+        client.submit(f"window {number}")
+    check_refusal(client.submit("window 3"))
+    eventually(lambda: client.submit("window 3").status == 202, within_s=WINDOW_S + 3)
+
+
+def test_a_refused_request_spends_nothing(client: Client) -> None:
+    for number in range(3):
+        client.submit(f"spent {number}")
+    for _ in range(5):
+        check_refusal(client.submit("spent 3"))
+    assert client.get(f"/api/images/{'0' * 32}").headers["X-RateLimit-Remaining"] == "2"
+
+
+def test_no_forwarding_header_is_believed_without_a_proxy(start_service) -> None:
+    service: Service = start_service(RATE_LIMIT_MAX="2")
+    forged = [{"X-Forwarded-For": f"203.0.113.{number}", "Forwarded": f"for=203.0.113.{number}"} for number in range(3)]
+    answers = [service.ask("GET", f"/api/images/{'0' * 32}", headers=headers) for headers in forged]
+    assert [answer.status for answer in answers] == [404, 404, 429]

@@ -1,0 +1,177 @@
+"""What survives the end of a process: of the service by a signal, of its Redis by another, of a task by its age."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, at_once, calls_about, eventually
+
+LOST_REDIS = ("The embedded Redis died",)
+
+
+def in_flight(upstream: EmulatorProcess, text: str) -> bool:
+    return any(call["answered_at"] is None for call in calls_about(upstream, text))
+
+
+@pytest.mark.parametrize("lease_s", ["1", "2"])
+def test_a_task_whose_process_was_killed_in_the_midst_of_a_call_completes_after_the_next_start(
+    start_service, upstream: EmulatorProcess, lease_s: str
+) -> None:
+    service: Service = start_service(upstream.url, LEASE_SECONDS=lease_s)
+    prompt = f"killed {lease_s} {{{{fault:hang times=1}}}}"
+    done = service.made(prompt=f"done before {lease_s}")
+    task_id = service.accepted(prompt=prompt)
+    waiting = service.accepted(prompt=f"also there {lease_s}")
+    eventually(lambda: in_flight(upstream, prompt))
+    before = service.until(task_id, "processing")
+    service.kill()
+    began = time.monotonic()
+    service.start()
+    task = service.completed(task_id, within_s=float(lease_s) + 5)
+    print(f"taken over and done {time.monotonic() - began:.1f} s after the kill, lease {lease_s} s")
+    assert (task["attempts"], task["possiblyBilledTwice"]) == (2, 1)
+    assert task["sequence"] > before["sequence"]
+    assert service.get(task["data"][0]["url"]).status == 200
+    assert len(calls_about(upstream, prompt)) == 2
+    assert service.completed(waiting)["status"] == "completed"
+    assert service.submit(prompt=f"done before {lease_s}").json["cached"] is True
+    assert service.get(f"/api/images/{done['taskId']}/0").status == 200
+
+
+def test_a_killed_embedded_redis_is_back_within_two_seconds_and_no_accepted_task_is_lost(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, WORKER_CONCURRENCY="3", allowed=LOST_REDIS)
+    finished = service.made(prompt="finished before the loss")
+    prompts = [f"through the loss {number} {{{{fault:ok delay_s=0.4}}}}" for number in range(8)]
+    ids = [service.accepted(prompt=prompt) for prompt in prompts]
+    eventually(lambda: upstream.ledger()["in_flight"] == 3)
+    (server,) = service.children()
+    os.kill(server, signal.SIGKILL)
+    began = time.monotonic()
+    eventually(lambda: service.submit(prompt="after the loss").status in (200, 202), within_s=2)
+    print(f"Redis back after {time.monotonic() - began:.2f} s")
+    assert service.get(f"/api/images/{finished['taskId']}").json["status"] == "completed"
+    for task_id, prompt in zip(ids, prompts, strict=True):
+        task = service.completed(task_id)
+        assert (task["attempts"], len(calls_about(upstream, prompt))) == (1, 1)
+    assert service.made(prompt="after the loss")["status"] == "completed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_task_is_finished_before_the_exit(
+    start_service, upstream: EmulatorProcess, number: signal.Signals
+) -> None:
+    service: Service = start_service(upstream.url, WORKER_CONCURRENCY="1")
+    prompt = f"at the end {number} {{{{fault:ok delay_s=0.7}}}}"
+    running = service.accepted(prompt=prompt)
+    waiting = service.accepted(prompt=f"behind it {number}")
+    eventually(lambda: in_flight(upstream, prompt))
+    service.signal(number)
+    eventually(lambda: service.get("/readyz").status == 503)
+    refused = service.submit(prompt=f"too late {number}")
+    assert refused.error == (503, "draining")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.headers["Connection"].lower() == "close"
+    assert service.get("/healthz").status == 200
+    assert service.task(running)["status"] == "processing"
+    assert service.wait() == 0
+    service.check_log()
+    service.start()
+    assert service.task(running)["status"] == "completed"
+    assert service.completed(waiting)["attempts"] == 1
+    assert len(calls_about(upstream, prompt)) == len(calls_about(upstream, f"behind it {number}")) == 1
+    assert service.get(f"/api/images/{running}/0").status == 200
+
+
+def test_an_idle_service_ends_at_once(start_service) -> None:
+    service: Service = start_service()
+    began = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    took_s = time.monotonic() - began
+    print(f"idle exit: {took_s:.2f} s")
+    assert took_s < 3
+
+
+def test_what_is_not_finished_in_time_is_handed_back_and_completes_after_the_next_start(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, DRAIN_SECONDS="0.3", LEASE_SECONDS="30")
+    prompt = "too long for the drain {{fault:hang times=1}}"
+    task_id = service.accepted(prompt=prompt)
+    eventually(lambda: in_flight(upstream, prompt))
+    service.signal(signal.SIGTERM)
+    assert service.wait(5) == 0
+    service.start()
+    task = service.completed(task_id, within_s=5)
+    assert task["possiblyBilledTwice"] == 1
+    assert len(calls_about(upstream, prompt)) == 2
+
+
+def test_a_second_signal_ends_it_at_once(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url)
+    prompt = "no patience {{fault:hang times=1}}"
+    service.accepted(prompt=prompt)
+    eventually(lambda: in_flight(upstream, prompt))
+    service.signal(signal.SIGTERM)
+    eventually(lambda: service.get("/readyz").status == 503)
+    service.signal(signal.SIGTERM)
+    assert service.wait(5) == 0
+
+
+def test_a_task_is_gone_after_its_time_and_comes_again_with_a_higher_sequence(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, RESULT_TTL="1")
+    order = {"prompt": "short-lived"}
+    task = service.made(**order)
+    task_id = task["taskId"]
+    failed = service.finished(service.accepted(prompt="short-lived failure {{fault:400}}", imageUrl="https://a.example"))
+    for gone in (task_id, failed["taskId"]):
+        answer = eventually(lambda gone=gone: seen if (seen := service.get(f"/api/images/{gone}")).status == 404 else None)
+        assert answer.json == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
+    assert service.get(f"/api/images/{task_id}/0").status == 404
+    again = service.submit(**order)
+    assert (again.status, again.json["taskId"], again.json["cached"]) == (202, task_id, False)
+    assert again.json["sequence"] > task["sequence"]
+    assert service.completed(task_id)["sequence"] > again.json["sequence"]
+    assert len(calls_about(upstream, "short-lived")) >= 3
+
+
+def test_two_instances_on_one_folder_are_one_service(start_service, upstream: EmulatorProcess) -> None:
+    first: Service = start_service(upstream.url)
+    second: Service = start_service(upstream.url)
+    assert (len(first.children()), second.children()) == (1, [])
+    order = {"prompt": "fifty over two {{fault:ok delay_s=0.3}}"}
+    answers = at_once([lambda number=number: (first, second)[number % 2].submit(**order) for number in range(50)])
+    (task_id,) = {answer.json["taskId"] for answer in answers}
+    assert [answer.headers["X-Cache"] for answer in answers].count("MISS") == 1
+    for service in (first, second):
+        task = service.completed(task_id)
+        assert service.get(task["data"][0]["url"]).status == 200
+    assert len(calls_about(upstream, "fifty over two")) == 1
+
+
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
+def test_when_the_owner_of_the_redis_leaves_the_other_starts_it_again_within_two_seconds(
+    start_service, upstream: EmulatorProcess, way: signal.Signals
+) -> None:
+    first: Service = start_service(upstream.url)
+    second: Service = start_service(upstream.url)
+    prompt = f"whose owner left {way} {{{{fault:ok delay_s=0.5}}}}"
+    task_id = first.accepted(prompt=prompt)
+    eventually(lambda: in_flight(upstream, prompt))
+    first.signal(way)
+    first.wait()
+    began = time.monotonic()
+    eventually(lambda: len(second.children()) == 1, within_s=2)
+    eventually(lambda: second.submit(prompt=f"left alone {way}").status in (200, 202), within_s=2)
+    print(f"taken on {time.monotonic() - began:.2f} s after the exit")
+    assert second.made(prompt=f"left alone {way}")["status"] == "completed"
+    task = second.completed(task_id)
+    assert len(calls_about(upstream, prompt)) == 1 + task.get("possiblyBilledTwice", 0)

