@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
 from imagegen.queue.connection import Connection
-from imagegen.queue.estimate import Estimates
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import Run, decode_record, final_record, shown_images, with_hooks
 from imagegen.queue.scripts import FinishItem, Scripts, SwapItem
 from imagegen.tasks import task as edges
+from imagegen.tasks.changed import changed
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import Reason, State, Task
 
@@ -28,7 +27,6 @@ class Claims:
         scripts: Scripts,
         memory: Memory,
         holdings: Holdings,
-        estimates: Estimates,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -36,7 +34,7 @@ class Claims:
         self._scripts = scripts
         self._memory = memory
         self._holdings = holdings
-        self._estimates = estimates
+        self._estimates = holdings.estimates
         self._meter = connection.meter
         self._clock = clock
         self.claim = holdings.claim
@@ -45,7 +43,7 @@ class Claims:
 
     async def start(self, claim: Claim) -> Start:
         """Counts the attempt and sets the owner, before money is spent."""
-        run = replace(
+        run = changed(
             claim.run,
             owner=self._holdings.instance,
             phase="calling",
@@ -104,7 +102,7 @@ class Claims:
         """Keeps the claim and holds no slot; the task is offered again when the delay is over."""
         retry_at = self._clock() + retry.delay_s
         attempts = claim.run.attempts - (not retry.counts)
-        run = replace(claim.run, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
+        run = changed(claim.run, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
         if not await self.checkpoint(claim, run):
             self.drop(claim)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Self
 
 from imagegen.tasks.task import Task
 
@@ -22,7 +23,7 @@ class Subscription:
         self._news: dict[str, Task] = {}
         self._changed = asyncio.Event()
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Self:
         self._feed.add(self)
         return self
 

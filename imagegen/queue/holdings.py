@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 from loguru import logger
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.estimate import Estimates
 from imagegen.queue.memory import Memory
-from imagegen.queue.records import NewerRecord, Run, UnreadableRecord, decode_entry
+from imagegen.queue.records import NewerRecord, Run, UnreadableRecord, decode_entry, named_in_entry
 from imagegen.queue.scripts import Entry
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import State, Task
 
 
 class Holdings:
-    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, delivered to us and not ours to run."""
+    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run."""
 
     def __init__(self, memory: Memory, estimates: Estimates, instance: str) -> None:
         self._memory = memory
-        self._estimates = estimates
+        self.estimates = estimates
         self.instance = instance
         self.held: dict[str, Claim] = {}
         self.claimed: dict[str, Claim] = {}
@@ -77,7 +76,7 @@ class Holdings:
         claims, unreadable = [], []
         for entry_id, fields in entries:
             try:
-                claim = Claim(entry_id, replace(decode_entry(fields), entry_id=entry_id), Run(self.instance))
+                claim = Claim(entry_id, self._submitted_here(entry_id, fields), Run(self.instance))
             except NewerRecord:
                 self.left_alone.add(entry_id)
             except UnreadableRecord as error:
@@ -85,16 +84,24 @@ class Holdings:
                 unreadable.append((entry_id, str(error)))
             else:
                 self.held[entry_id] = self.claimed[claim.task.id] = claim
-                self._memory.put(claim.task)
-                self._estimates.line.remove(entry_id)
+                if claim.task is not self._memory.live.get(claim.task.id):
+                    self._memory.put(claim.task)
+                self.estimates.line.remove(entry_id)
                 claims.append(claim)
         if claims:
             self.busy.set()
         return claims, unreadable
 
+    def _submitted_here(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
+        """The task of an entry; what was submitted here is known already. Raises NewerRecord or UnreadableRecord."""
+        known = self._memory.live.get(named_in_entry(fields))
+        if known is not None and known.entry_id == entry_id and known.state is State.PENDING:
+            return known
+        return decode_entry(fields, entry_id)
+
     def let_go(self, claim: Claim) -> None:
         self.held.pop(claim.entry_id, None)
-        self._estimates.ended(claim.task, None)
+        self.estimates.ended(claim.task, None)
         if self.claimed.get(claim.task.id) is claim:
             del self.claimed[claim.task.id]
         if claim.timer is not None:

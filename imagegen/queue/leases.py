@@ -30,7 +30,7 @@ class Leases:
     ) -> None:
         self._connection = connection
         self._scripts = scripts
-        self._holdings = holdings
+        self.holdings = holdings
         self._lease_s = lease_s
         self._look = asyncio.Event()
         self._control = control
@@ -45,7 +45,7 @@ class Leases:
 
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
-        claims, unreadable = self._holdings.hold(entries)
+        claims, unreadable = self.holdings.hold(entries)
         for entry_id, what in unreadable:
             await self._connection.until_back(lambda e=entry_id, w=what: self._scripts.bury(e, w))  # type: ignore[misc]
         if claims:
@@ -69,7 +69,7 @@ class Leases:
 
     async def renew_forever(self) -> None:
         """Renews what is held, three times a lease; costs nothing while nothing is held."""
-        holdings = self._holdings
+        holdings = self.holdings
         while True:
             while not holdings.held:
                 holdings.busy.clear()
@@ -93,23 +93,23 @@ class Leases:
 
     async def gather_strays(self) -> None:
         """Claims what was read for us and got lost on the way, so that it can be handed back."""
-        _, strays = await self._scripts.renew(self._holdings.instance, self._holdings.named())
+        _, strays = await self._scripts.renew(self.holdings.instance, self.holdings.named())
         await self._take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
     async def _renew(self) -> None:
-        lost, unnamed = await self._scripts.renew(self._holdings.instance, self._holdings.named())
+        lost, unnamed = await self._scripts.renew(self.holdings.instance, self.holdings.named())
         for entry_id in lost:
-            if claim := self._holdings.held.get(entry_id):
+            if claim := self.holdings.held.get(entry_id):
                 logger.bind(taskId=claim.task.id).warning("The claim was lost")
                 claim.lose()
                 if claim.timer is not None:
-                    self._holdings.drop(claim)
-        if set(unnamed) - self._holdings.left_alone:
+                    self.holdings.drop(claim)
+        if set(unnamed) - self.holdings.left_alone:
             self._look.set()
 
     async def _take_over(self) -> float:
         """Claims what nobody renewed, as far as loops wait. Returns the seconds until there may be more."""
-        holdings = self._holdings
+        holdings = self.holdings
         rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
         strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
         others = [row for row in rows if row.consumer != holdings.instance]
@@ -129,7 +129,7 @@ class Leases:
     async def _take(self, idle_s: dict[str, float], *, min_idle_s: float) -> Sequence[Claim]:
         if not idle_s:
             return ()
-        claims = await self.hold(await self._scripts.take(self._holdings.instance, list(idle_s), min_idle_s))
+        claims = await self.hold(await self._scripts.take(self.holdings.instance, list(idle_s), min_idle_s))
         if claims:
             runs = await self._scripts.runs([claim.task.id for claim in claims])
             for claim, stands in zip(claims, runs, strict=True):

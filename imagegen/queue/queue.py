@@ -14,7 +14,7 @@ from loguru import logger
 
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
 from imagegen.queue.control import Control
-from imagegen.queue.estimate import NOWHERE, Estimates, Place
+from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.listing import Listing
@@ -33,6 +33,7 @@ from imagegen.queue.records import (
 )
 from imagegen.queue.scripts import Found, Scripts, SubmitAnswer, submit_item
 from imagegen.tasks import task as edges
+from imagegen.tasks.changed import changed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task
 from imagegen.tasks.webhook import Webhook, first_deliveries
@@ -81,7 +82,6 @@ class Queue:
         memory: Memory,
         holdings: Holdings,
         control: Control,
-        estimates: Estimates,
         *,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
@@ -90,7 +90,7 @@ class Queue:
         self._memory = memory
         self._holdings = holdings
         self._control = control
-        self._estimates = estimates
+        self._estimates = holdings.estimates
         self._line_read_at = -math.inf
         self._result_ttl_s = result_ttl_s
         self._clock = clock
@@ -202,7 +202,7 @@ class Queue:
         return await asyncio.shield(reading)
 
     def _own(self, task_id: str) -> Task | None:
-        """An unfinished task that is known better here than in Redis: it runs here, or waits and nobody else is there."""
+        """An unfinished task that is known better here than in Redis: it runs here, or waits and we are alone."""
         if task_id in self._holdings.claimed or self._control.alone:
             return self._memory.live.get(task_id)
         return None
@@ -261,8 +261,8 @@ class Queue:
         answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
         if answer.kind in ("new", "again"):
             if answer.generation != generation:
-                task = replace(task, generation=answer.generation, sequence=answer.generation)
-            task = replace(task, entry_id=answer.entry_id)
+                task = changed(task, generation=answer.generation, sequence=answer.generation)
+            task = changed(task, entry_id=answer.entry_id)
             if self._memory.put(task) and answer.entry_id and task.id not in self._holdings.claimed:
                 self._estimates.line.add(answer.entry_id)
             if answer.kind == "again":

@@ -8,7 +8,6 @@ from loguru import logger
 from redis.exceptions import RedisError
 
 from imagegen.queue.connection import BLOCK_S, Connection, unavailable
-from imagegen.queue.holdings import Holdings
 from imagegen.queue.leases import Leases
 from imagegen.queue.memory import Memory
 from imagegen.queue.queue import Queue
@@ -25,14 +24,13 @@ class Reader:
         connection: Connection,
         scripts: Scripts,
         memory: Memory,
-        holdings: Holdings,
         leases: Leases,
         queue: Queue,
     ) -> None:
         self._connection = connection
         self._scripts = scripts
         self._memory = memory
-        self._holdings = holdings
+        self._holdings = leases.holdings
         self._leases = leases
         self._queue = queue
 

@@ -21,6 +21,22 @@ from imagegen.tasks.webhook import Delivery, merged
 VERSION = 1
 
 
+_WHERE_SET = (
+    ("progress", "progress"),
+    ("attempts", "attempts"),
+    ("started", "started_at"),
+    ("finished", "finished_at"),
+    ("expires", "expires_at"),
+    ("images", "images"),
+    ("stale", "stale_images"),
+    ("error", "error"),
+    ("warnings", "warnings"),
+    ("billed", "possibly_billed_twice"),
+    ("retry", "retry_at"),
+)
+"""Names in a record's JSON, and the attributes of a task."""
+
+
 class UnreadableRecord(ValueError):
     """It is not what we write."""
 
@@ -46,22 +62,14 @@ class Head:
 def encode_task(task: Task, *, with_request: bool) -> bytes:
     """The JSON of a record. The request is left out while the entry carries it."""
     fields: dict[str, Any] = {"id": task.id, "model": task.model, "created": task.created_at}
-    where_set = (
-        ("progress", task.progress),
-        ("attempts", task.attempts),
-        ("started", task.started_at),
-        ("finished", task.finished_at),
-        ("expires", task.expires_at),
-        ("images", task.images),
-        ("stale", task.stale_images),
-        ("error", task.error),
-        ("warnings", task.warnings),
-        ("billed", task.possibly_billed_twice),
-        ("reason", task.reason if task.reason is not Reason.QUEUED else None),
-        ("retry", task.retry_at),
-        ("webhooks", [delivery.stored() for delivery in task.deliveries]),
-    )
-    fields.update((name, value) for name, value in where_set if value)
+    of_task = task.__dict__
+    for name, attribute in _WHERE_SET:
+        if value := of_task[attribute]:
+            fields[name] = value
+    if task.reason is not Reason.QUEUED and task.reason:
+        fields["reason"] = task.reason
+    if task.deliveries:
+        fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
     if with_request and task.request_json:
         fields["request"] = orjson.Fragment(task.request_json)
     return orjson.dumps(fields)
@@ -154,7 +162,12 @@ def encode_entry(task: Task) -> bytes:
     return orjson.dumps(fields)
 
 
-def decode_entry(fields: Mapping[bytes, bytes]) -> Task:
+def named_in_entry(fields: Mapping[bytes, bytes]) -> str:
+    """The task id of an entry as we write it, without reading all of it; of another's making it is any text."""
+    return fields.get(b"d", b"")[7:39].decode(errors="replace") if fields.get(b"v") == b"1" else ""
+
+
+def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
     """The pending task of a stream entry. Raises NewerRecord or UnreadableRecord."""
     try:
         if int(fields[b"v"]) > VERSION:
@@ -173,6 +186,7 @@ def decode_entry(fields: Mapping[bytes, bytes]) -> Task:
             images=previous,
             stale_images=bool(previous),
             reason=Reason.QUEUED,
+            entry_id=entry_id,
             deliveries=_deliveries(stored.get("webhooks", ())),
         )
     except NewerRecord:
@@ -181,7 +195,7 @@ def decode_entry(fields: Mapping[bytes, bytes]) -> Task:
         raise UnreadableRecord(repr(fields)[:200]) from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """How far a task's generation has come, written before each paid call.
 

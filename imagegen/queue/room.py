@@ -105,7 +105,7 @@ def open_queue(
     holdings = Holdings(memory, estimates, instance)
     control = Control(connection, keys, instance)
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
-    queue = Queue(scripts, memory, holdings, control, estimates, result_ttl_s=rules.result_ttl_s, clock=clock)
+    queue = Queue(scripts, memory, holdings, control, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
     feed = Feed()
     calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
@@ -117,9 +117,9 @@ def open_queue(
         scripts,
         memory,
         holdings,
-        Claims(connection, scripts, memory, holdings, estimates, clock=clock),
+        Claims(connection, scripts, memory, holdings, clock=clock),
         queue,
-        Reader(connection, scripts, memory, holdings, leases, queue),
+        Reader(connection, scripts, memory, leases, queue),
         leases,
         control,
         feed,

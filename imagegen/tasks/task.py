@@ -11,10 +11,11 @@ generation, under the same id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from imagegen.tasks.changed import changed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.webhook import Delivery
 
@@ -40,9 +41,10 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def final(self) -> bool:
-        return self not in (State.PENDING, State.PROCESSING)
+    final: bool
+
+    def __init__(self, name: str) -> None:
+        self.final = name not in ("pending", "processing")
 
 
 class Reason(StrEnum):
@@ -64,7 +66,7 @@ class TaskError:
     retryable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """What is known of a task at one moment.
 
@@ -106,7 +108,7 @@ class Task:
 
 def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:
     """An attempt begins; `starts` counts every start of the generation, also those that were no attempt."""
-    return replace(
+    return changed(
         task,
         state=State.PROCESSING,
         sequence=max(task.generation + starts * ATTEMPT_BLOCK, task.sequence + 1),
@@ -120,7 +122,7 @@ def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:
 
 def progressed(task: Task, progress: int, images: Sequence[StoredImage] | None = None) -> Task:
     """Something happened: progress rises or a picture is ready. Never falls within an attempt."""
-    return replace(
+    return changed(
         task,
         sequence=task.sequence + 1,
         progress=max(task.progress, progress),
@@ -130,7 +132,7 @@ def progressed(task: Task, progress: int, images: Sequence[StoredImage] | None =
 
 def waiting(task: Task, *, reason: Reason, retry_at: float | None, attempts: int) -> Task:
     """The attempt brought nothing; the next one comes later."""
-    return replace(
+    return changed(
         task,
         state=State.PENDING,
         sequence=task.sequence + 1,
@@ -166,7 +168,7 @@ def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
 
 
 def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -> Task:
-    return replace(
+    return changed(
         task,
         state=state,
         sequence=max(task.generation + FINAL_OFFSET, task.sequence + 1),
@@ -181,6 +183,8 @@ def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -
 
 def to_tell(task: Task) -> tuple[Delivery, ...]:
     """The deliveries that are still to be made of a finished task."""
+    if not task.deliveries:
+        return ()
     return tuple(one for one in task.deliveries if one.pending and one.webhook.wants(task.state))
 
 

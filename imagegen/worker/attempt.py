@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
@@ -15,6 +15,7 @@ from imagegen.errors import StoreUnavailable, UpstreamError
 from imagegen.providers.protocol import Call, Provider, Reply
 from imagegen.queue.claim import Claim, Start
 from imagegen.queue.claims import Claims
+from imagegen.tasks.changed import changed
 from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.plan import Share, second_shares, shares
 from imagegen.tasks.request import GenerationRequest
@@ -255,7 +256,7 @@ class _Attempt:
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""
-        self._claim.run = replace(self._claim.run, **changes)  # type: ignore[arg-type]
+        self._claim.run = changed(self._claim.run, **changes)  # type: ignore[arg-type]
 
     def _warn(self, *warnings: str) -> None:
         known = self._claim.run.warnings

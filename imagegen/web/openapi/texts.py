@@ -36,9 +36,9 @@ however long they take. Pictures, health, metrics and pages count against none. 
 `Retry-After` of a 429 when to come again.
 
 **Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
-Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. What is \
-no HTTP request gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 `method_not_allowed` \
-with `Allow`. Every GET but an event stream can be asked by HEAD.
+Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. \
+What is no HTTP request gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
+`method_not_allowed` with `Allow`. Every GET but an event stream can be asked by HEAD.
 
 **Warning of a second bill.** Where a call to the provider was sent and no answer came, it may have been paid for. It \
 is repeated once at most, and the task says so in `possiblyBilledTwice`.

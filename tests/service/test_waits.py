@@ -1,0 +1,78 @@
+"""What takes its time by contract. All of it begins with the module and goes on at once; the tests see how it ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, calls_about, eventually, free_port
+from service.wire import JSON, connect, head, last_answer
+
+UNREACHED_S = 15.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stalled(start_for_module) -> Iterator[socket.socket]:
+    """A body that stops in its midst."""
+    with connect(start_for_module(), 20) as connection:
+        connection.sendall(head(JSON, "Content-Length: 100") + b'{"prompt": "a c')
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def absent_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unreached(start_for_module, tmp_path_factory: pytest.TempPathFactory, absent_port: int) -> tuple[Service, str]:
+    """A service whose upstream is not there, and a task that waits for it."""
+    service = start_for_module(f"http://127.0.0.1:{absent_port}", home=tmp_path_factory.mktemp("unreached"))
+    return service, service.accepted(prompt="nobody is there")
+
+
+def test_an_upstream_that_can_not_be_reached_is_waited_for(unreached: tuple[Service, str], absent_port: int) -> None:
+    service, task_id = unreached
+    waiting = eventually(lambda: seen if (seen := service.task(task_id)).get("reason") == "upstream_overloaded" else {})
+    assert (waiting["status"], waiting["attempts"]) == ("pending", 0)
+    with EmulatorProcess(port=absent_port) as upstream:
+        task = service.completed(task_id, within_s=UNREACHED_S)
+        assert (task["attempts"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        assert len(upstream.ledger()["calls"]) == 1
+
+
+def test_what_can_not_be_finished_by_its_deadline_fails(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url, TASK_DEADLINE="1")
+    limited = service.accepted(prompt="late {{fault:429 retry_after=1}}", model="m/late")
+    task = service.finished(limited, within_s=6)
+    assert task["error"] == {"code": "upstream_rate_limited", "retryable": True}
+
+
+def test_a_task_is_gone_after_its_time_and_comes_again_with_a_higher_sequence(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, RESULT_TTL="2")
+    completed = service.made(prompt="short-lived")
+    failed = service.finished(service.accepted(prompt="a short-lived failure {{fault:422}}"))
+    task_id = completed["taskId"]
+    for gone in (task_id, failed["taskId"]):
+        path = f"/api/images/{gone}"
+        answer = eventually(lambda path=path: seen if (seen := service.get(path)).status == 404 else None)
+        assert answer.json == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
+    assert service.get(f"/api/images/{task_id}/0").status == 404
+    again = service.submit(prompt="short-lived")
+    assert (again.status, again.json["taskId"], again.json["cached"]) == (202, task_id, False)
+    assert service.completed(task_id)["sequence"] > again.json["sequence"] > completed["sequence"]
+    assert len(calls_about(upstream, "short-lived")) == 3
+
+
+def test_after_the_window_of_a_rate_limit_there_is_a_budget_again(start_service) -> None:
+    service: Service = start_service(IMAGE_RATE_LIMIT_MAX="2", RATE_LIMIT_WINDOW="1500")
+    assert [service.submit(prompt=f"{number}").status for number in range(3)] == [202, 202, 429]
+    eventually(lambda: service.submit(prompt="again").status == 202, within_s=3)
+
+
+def test_a_body_that_stalls_for_10_s_is_given_up(stalled: socket.socket) -> None:
+    assert last_answer(stalled).error == (408, "body_timeout")
