@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of each timed figure")
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     if os.environ.get("PEERS"):
         sys.exit("PEERS: other queues are not measured here yet")
     logger.remove()

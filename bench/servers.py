@@ -135,7 +135,7 @@ class Service(Child):
     def __init__(self, redis_url: str | None = None, **settings: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
         self.port = free_port()
-        env = {"PORT": str(self.port), "DATA_DIR": self._folder.name, "LOG_LEVEL": "WARNING"}
+        env = {"PORT": str(self.port), "DATA_DIR": self._folder.name, "LOG_LEVEL": "WARNING", "DRAIN_SECONDS": "0"}
         env |= {"RATE_LIMIT_MAX": "0", "IMAGE_RATE_LIMIT_MAX": "0", "MAX_QUEUE": "10000000"}
         if redis_url:
             env["REDIS_URL"] = redis_url

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import BENCHES
-from bench.loader import request
 from bench.report import Options, Table, command, percentile, spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,11 +17,9 @@ TITLES = {
     "queue": "No-op tasks",
     "pace": "tasks of 100 ms",
     "latency": "Submit to start",
-    "http": "keep-alive connections",
-    "end2end": "HTTP end to end",
-    "commands": "Redis commands of an idle instance",
-    "memory": "Memory, ",
-    "start": "Start with an embedded Redis",
+    "http": "HTTP end to end",
+    "commands": "Redis commands, inner ones too",
+    "footprint": "Start and memory",
 }
 
 
@@ -39,8 +36,8 @@ def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> Non
     assert f"$ python -m bench {name} --tiny --runs 1" in done.stdout
 
 
-def test_every_bench_but_the_peers_is_tried_here() -> None:
-    assert set(BENCHES) - set(TITLES) == {"peers"}
+def test_every_bench_is_tried_here() -> None:
+    assert set(BENCHES) == set(TITLES)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
@@ -76,7 +73,3 @@ def test_a_spread_is_least_median_and_most() -> None:
 def test_a_percentile_is_a_measured_value() -> None:
     assert percentile(list(range(100)), 0.99) == 99
     assert percentile([7.0], 0.5) == 7.0
-
-
-def test_a_numbered_request_says_the_length_that_it_will_have() -> None:
-    assert b"Content-Length: 14\r\n" in request("POST", "/", b"<%NUMBER%>")

@@ -75,7 +75,7 @@ Text = Annotated[
     Field(strict=True),
     StringConstraints(strip_whitespace=True),
     AfterValidator(_no_control_characters),
-    _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\S[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
+    _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
 ]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 ImageSource = Annotated[Text, AfterValidator(_image_source), _says(r"^(https?://|data:image/)[!-~]+$")]

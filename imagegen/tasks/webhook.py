@@ -74,7 +74,15 @@ class WebhookFields(BaseModel):
         | None
     ) = None
     secret: (
-        Annotated[str, AfterValidator(_secret), Field(max_length=100, description="For the signature, `whsec_…`.")]
+        Annotated[
+            str,
+            AfterValidator(_secret),
+            Field(
+                max_length=100,
+                description="For the signature: `whsec_` and the base64 of 24 to 64 bytes.",
+                json_schema_extra={"pattern": "^whsec_[A-Za-z0-9+/]+={0,2}$"},
+            ),
+        ]
         | None
     ) = None
 

@@ -17,7 +17,7 @@ def add_routes(app: web.Application, rates: RateLimits) -> None:
     router.add_post("/api/images/batch", rates.general(batch.batch(rates)))
     router.add_get("/api/images", rates.general(admin_only(listing.list_tasks)))
     router.add_get("/api/events", rates.general(events.many_events), allow_head=False)
-    cancel, task = rates.general(changes.cancel), "/api/images/{task_id:[^/]+}"
+    cancel, task = rates.general(changes.cancel), "/api/images/{task_id:(?!generate$|batch$)[^/]+}"
     router.add_get(task, rates.general(tasks.get_task))
     router.add_delete(task, cancel)
     router.add_post(f"{task}/cancel", cancel)

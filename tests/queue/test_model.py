@@ -37,12 +37,13 @@ _numbers = itertools.count()
 
 @dataclass
 class Known:
-    """What the model knows of a task: its generation's state, who claimed its entry, and who started it last."""
+    """What the model knows of a task: the state of its generation, who claimed its entry, and the entry."""
 
     state: State
     generation: int
     sequence: int
     claimed_by: int | None = None
+    entry_id: str = ""
 
 
 @dataclass(eq=False)
@@ -167,8 +168,8 @@ class TwoInstances(RuleBasedStateMachine):
         known = self.known[one.name]
         ours = known.generation == one.generation and not known.state.final
         self.run(self.rooms[one.who].claims.hand_back([one.claim]))
-        if ours and not one.claim.lost:
-            known.state, known.claimed_by = State.PENDING, None
+        if ours and not one.claim.lost and known.entry_id == one.claim.entry_id:
+            known.state, known.claimed_by, known.entry_id = State.PENDING, None, ""
 
     @invariant()
     def redis_agrees(self) -> None:
@@ -189,7 +190,7 @@ class TwoInstances(RuleBasedStateMachine):
         known = self.known[name]
         assert not known.state.final
         assert known.generation == claim.task.generation
-        known.claimed_by = who
+        known.claimed_by, known.entry_id = who, claim.entry_id
         return Held(name, who, claim)
 
 

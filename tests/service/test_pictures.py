@@ -122,7 +122,7 @@ SPOILED = [
 
 @pytest.fixture(scope="module")
 def spoiled(service: Service) -> dict[str, str]:
-    """The ids of tasks that run at once, each with a model of its own: what fails for one says nothing of another."""
+    """The ids of tasks that run at once, each with a model of its own, since one that fails says nothing of another."""
     orders = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
     ids = at_once([lambda order=order: service.accepted(**order) for order in orders])
     return dict(zip(SPOILED, ids, strict=True))
@@ -227,7 +227,7 @@ def test_progress_is_caused_by_what_happens(service: Service, upstream: Emulator
     assert pictures == sorted(pictures)
     assert len(set(seen) - {0, 100}) >= 3, sorted(set(seen))
     assert set(pictures) & {1, 2, 3}, "pictures are shown before all are there"
-    print("progress:", sorted(set(seen)))
+    print(f"progress: {sorted(set(seen))}")
 
 
 def test_the_service_goes_on(service: Service) -> None:

@@ -51,7 +51,7 @@ def test_progress_shows_three_values_and_more_for_four_pictures(service: Service
     eventually(look)
     assert seen == sorted(seen)
     assert len(set(seen) - {0, 100}) >= 3
-    print("progress:", sorted(set(seen)))
+    print(f"progress: {sorted(set(seen))}")
 
 
 def test_a_sandbox_picture_is_never_served_as_a_real_one(service: Service, start_service, upstream) -> None:

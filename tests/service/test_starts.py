@@ -63,14 +63,7 @@ def test_every_wrong_setting_is_named_in_one_message(tmp_path: Path) -> None:
     assert {line.split(":")[0] for line in said.splitlines()} == set(wrong)
 
 
-ADDRESSES = [
-    "http://127.0.0.1",
-    "redis://",
-    "127.0.0.1:6379",
-    "redis://h:port",
-    "redis://h/words",
-    "https://x.upstash.io",
-]
+ADDRESSES = ["http://127.0.0.1", "127.0.0.1:6379", "redis://h:port", "https://x.upstash.io"]
 
 
 def test_a_malformed_address_of_redis(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.headers import HEADERS
-from imagegen.web.openapi.parts import BUDGET_HEADERS, EVENTS, JSON, Answer, Json, Operation, Parameter
+from imagegen.web.openapi.parts import BUDGET_HEADERS, EVENTS, JSON, Answer, EventStream, Json, Operation, Parameter
 from imagegen.web.openapi.schemas import Schemas
 from imagegen.web.shapes import ErrorView
 from imagegen.web.v1.shapes import OpenAIError
@@ -36,6 +36,7 @@ class Builder:
     def __init__(self, operations: Sequence[Operation]) -> None:
         shapes = [answer.shape for operation in operations for answer in operation.answers]
         shapes += [operation.body.shape for operation in operations if operation.body]
+        shapes += [answer.events.data for operation in operations for answer in operation.answers if answer.events]
         shapes += [ErrorView, OpenAIError]
         self._schemas = Schemas(shape for shape in shapes if shape is not None and not isinstance(shape, Mapping))
         self._parameters: Json = {}
@@ -96,7 +97,7 @@ class Builder:
         if answer.shape is not None:
             content |= {media: _content(self._schemas.of(answer.shape), answer.examples) for media in answer.media}
         if answer.events:
-            content[EVENTS] = _content({"type": "string"}, {"events": answer.events})
+            content[EVENTS] = self._stream(answer.events)
         if content:
             shown["content"] = content
         if answer.links:
@@ -105,6 +106,14 @@ class Builder:
                 for name, (target, values) in answer.links.items()
             }
         return shown
+
+    def _stream(self, stream: EventStream) -> Json:
+        """What one event of the stream is: 3.1 has no word for it, so its fields are shown as those of an object."""
+        data: Json = {"type": "string", "contentMediaType": JSON}
+        if stream.data is not None:
+            data["contentSchema"] = self._schemas.of(stream.data)
+        fields = {"event": {"type": "string", "enum": [*stream.names]}, "id": {"type": "string"}, "data": data}
+        return _content({"type": "object", "properties": fields}, stream.samples)
 
     def _errors(self, operation: Operation) -> dict[int, Json]:
         """References to answers, since many routes have the same."""

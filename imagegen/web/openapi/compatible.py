@@ -9,11 +9,12 @@ from imagegen.errors import Draining, QueueFull, QueueUnavailable, StoreUnavaila
 from imagegen.web.openapi import headers as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.bodies import OpenAIBody
-from imagegen.web.openapi.parts import Answer, Body, Operation
+from imagegen.web.openapi.parts import Answer, Body, EventStream, Operation
 from imagegen.web.shapes import TASK_ERRORS
 from imagegen.web.v1.errors import FAILED_STATUS
 from imagegen.web.v1.routes import BASES
 from imagegen.web.v1.shapes import AcceptedAnswer, ModelEntry, ModelList, PicturesAnswer
+from imagegen.web.v1.stream import COMPLETED
 
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
@@ -39,7 +40,7 @@ GENERATE = Operation(
             PicturesAnswer,
             {"links": samples.PICTURES},
             ("Cache-Control",),
-            events=samples.PICTURE_EVENT,
+            events=EventStream((COMPLETED, "error"), None, samples.PICTURE_EVENTS),
         ),
         Answer(
             202,

@@ -21,10 +21,11 @@ from imagegen.web.listing import DEFAULT_LIMIT, MAX_LIMIT
 from imagegen.web.openapi import headers as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.bodies import BatchBody, GenerationBody
-from imagegen.web.openapi.parts import Answer, Body, Operation, Parameter
+from imagegen.web.openapi.parts import Answer, Body, EventStream, Operation, Parameter
 from imagegen.web.shapes import (
     BatchView,
     EndedView,
+    ImageView,
     NotFoundView,
     SubmittedView,
     TaskListView,
@@ -39,6 +40,7 @@ _SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
 _PICTURES = ("image/png", "image/jpeg", "image/webp")
 _PICTURE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
+_EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
 _NOT_FOUND = Answer(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
 _OWN_ID = {"taskId": "$response.body#/taskId"}
 _LINKS = {
@@ -143,7 +145,12 @@ FOLLOW_ONE = Operation(
     "the stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the "
     "sequence. A comment comes every 15 s.",
     (
-        Answer(200, "The events.", headers=("Cache-Control",), events=samples.EVENTS),
+        Answer(
+            200,
+            "The events.",
+            headers=("Cache-Control",),
+            events=EventStream(_EVENTS, TaskView | ImageView, samples.EVENTS),
+        ),
         Answer(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
         _NOT_FOUND,
     ),
@@ -161,7 +168,12 @@ FOLLOW_MANY = Operation(
     "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
     "when all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
     (
-        Answer(200, "The events.", headers=("Cache-Control",), events=samples.MANY_EVENTS),
+        Answer(
+            200,
+            "The events.",
+            headers=("Cache-Control",),
+            events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
+        ),
         Answer(204, "`Last-Event-ID` says that the ends of all are known."),
         _NOT_FOUND,
     ),

@@ -59,10 +59,19 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class EventStream:
+    """Server-sent events. names: of the events; data: the type of each one's JSON; samples: events as they come."""
+
+    names: tuple[str, ...]
+    data: Any
+    samples: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
 
-    events: an example of the event stream that the answer is, or may be.
+    events: of the stream that the answer is, or may be.
     links: what may be done next, by name: the operation, and its parameters as runtime expressions.
     """
 
@@ -72,7 +81,7 @@ class Answer:
     examples: Mapping[str, Any] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
     media: tuple[str, ...] = (JSON,)
-    events: str = ""
+    events: EventStream | None = None
     links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from imagegen.web.context import Identity, image_urls
 from imagegen.web.errors import error_view
 from imagegen.web.shapes import TaskView
 from imagegen.web.v1.errors import error_fields
+from imagegen.web.v1.stream import COMPLETED
 from imagegen.web.views import not_found_view, submitted_view, task_view
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
@@ -78,15 +79,21 @@ HIT = submitted_view(Submitted(_done, Cached.HIT), _NOWHERE, _BASE, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
 
 
-def _event(event: str, event_id: str, view: Any) -> str:
-    return f"event: {event}\nid: {event_id}\ndata: {orjson.dumps(view).decode()}\n\n"
+def _event(event: str, event_id: str, view: Any) -> Mapping[str, str]:
+    return {"event": event, "id": event_id, "data": orjson.dumps(view).decode()}
 
 
-EVENTS = _event("snapshot", str(_running.sequence), TASKS[State.PROCESSING]) + _event(
-    "completed", str(_done.sequence), _view(_done)
-)
-MANY_EVENTS = _event("snapshot", f"{TASK_ID}:{_done.sequence}", {**_view(_done)})
-PICTURE_EVENT = 'event: image_generation.completed\ndata: {"type":"image_generation.completed","b64_json":"…"}\n\n'
+EVENTS = {
+    "first": _event("snapshot", str(_running.sequence), TASKS[State.PROCESSING]),
+    "last": _event("completed", str(_done.sequence), _view(_done)),
+}
+MANY_EVENTS = {"a latecomer's first": _event("snapshot", f"{TASK_ID}:{_done.sequence}", _view(_done))}
+PICTURE_EVENTS = {
+    "a picture": {
+        "event": COMPLETED,
+        "data": f'{{"type":"{COMPLETED}","b64_json":"iVBORw0KGgo…","created_at":{int(_AT)},"size":"1024x1024"}}',
+    }
+}
 
 PICTURES = {
     "id": TASK_ID,

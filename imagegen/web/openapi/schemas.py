@@ -83,6 +83,7 @@ def _choice(parts: list[Json]) -> Json:
         return {"anyOf": parts}
     only = dict(others[0])
     text = {"description": only.pop("description")} if "description" in only else {}
-    if isinstance(only.get("type"), str) and "enum" not in only:
-        return only | {"type": [only["type"], "null"]} | text
+    if isinstance(only.get("type"), str):
+        values = {"enum": [*only["enum"], None]} if "enum" in only else {}
+        return only | {"type": [only["type"], "null"]} | values | text
     return {"anyOf": [only, _NULL]} | text

@@ -1,0 +1,94 @@
+"""Schemathesis reads the document and drives a live service with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis.checks import CHECKS
+from schemathesis.config import (
+    ChecksConfig,
+    GenerationConfig,
+    PositiveDataAcceptanceConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
+from schemathesis.generation.modes import GenerationMode
+from service.running import Service
+
+from imagegen.web.openapi.compatible import ALIASES
+from imagegen.web.openapi.document import build
+
+ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
+"""What schema-valid data may meet: 410 for another `v`, 422 since the same Idempotency-Key is tried with several bodies."""
+
+LENIENT = ("/api/images/batch", "images/generations")
+"""Paths whose bodies are refused entry by entry, or are read as generously as OpenAI's and Together's clients need."""
+
+CHEAP = {"width": 64, "height": 64, "size": "64x64", "n": 1, "webhook": None}
+
+schema = schemathesis.openapi.from_dict(
+    build(),
+    config=SchemathesisConfig(
+        projects=ProjectsConfig(
+            default=ProjectConfig(
+                checks=ChecksConfig(
+                    positive_data_acceptance=PositiveDataAcceptanceConfig(expected_statuses=ACCEPTED),
+                ),
+                generation=GenerationConfig(
+                    modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE],
+                    max_examples=12,
+                    deterministic=True,
+                    database="none",
+                ),
+                request_timeout=10,
+            )
+        )
+    ),
+)
+
+
+def keep_it_cheap(case: schemathesis.Case) -> None:
+    """Small pictures and no webhooks, where the body is a good one."""
+    body = case.body
+    if case.meta is None or case.meta.generation.mode.is_negative or not isinstance(body, dict):
+        return
+    for entry in body.get("requests", [body]):
+        entry |= {name: value for name, value in CHEAP.items() if name in entry}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("service"), {"SANDBOX_DELAY": "0"}).start()
+    yield service
+    service.end()
+
+
+@schema.exclude(tag=ALIASES).parametrize()
+def test_what_is_answered_is_documented(case: schemathesis.Case, service: Service) -> None:
+    keep_it_cheap(case)
+    lenient = case.operation.path.endswith(LENIENT)
+    excluded = CHECKS.get_by_names(["negative_data_rejection"]) if lenient else []
+    case.call_and_validate(base_url=service.url, excluded_checks=excluded)
+
+
+def test_what_the_links_lead_to_is_documented(service: Service) -> None:
+    """Submits, then reads, follows and cancels what was submitted, in many orders."""
+    machine = schema.as_state_machine()
+
+    class Walk(machine):
+        def before_call(self, case: schemathesis.Case) -> None:
+            keep_it_cheap(case)
+
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            return {"base_url": service.url}
+
+    Walk.run(
+        settings=hypothesis.settings(
+            max_examples=8, stateful_step_count=6, deadline=None, database=None, derandomize=True
+        )
+    )
