@@ -24,7 +24,7 @@ from imagegen.web.openapi.compatible import ALIASES
 from imagegen.web.openapi.document import build
 
 ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
-"""What schema-valid data may meet: 410 for another `v`, 422 since the same Idempotency-Key is tried with several bodies."""
+"""What schema-valid data may meet: 410 for another `v`, 422 for an Idempotency-Key with several bodies."""
 
 LENIENT = ("/api/images/batch", "images/generations")
 """Paths whose bodies are refused entry by entry, or are read as generously as OpenAI's and Together's clients need."""
