@@ -1,129 +1,119 @@
-"use strict";
+// Renders /openapi.json: what is said first, and the routes by tag.
 
-/* Renders /openapi.json. Texts go in by textContent only, so nothing in the document can become markup. */
+import { Call } from "/docs/call.js";
+import { code, inline, make, pretty, prose } from "/docs/elements.js";
+import { Schemas, unfolding } from "/docs/schema.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 
-function made(tag, text, attributes = {}) {
-  const element = document.createElement(tag);
-  if (text !== undefined && text !== null) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
+function badge(method) {
+  return make("span", { class: `method ${method}` }, method.toUpperCase());
 }
 
-function resolved(api, value) {
-  while (value && value.$ref) {
-    value = value.$ref.slice(2).split("/").reduce((at, part) => at[part.replace(/~1/g, "/").replace(/~0/g, "~")], api);
+function routesOf(api) {
+  const all = [];
+  for (const [group, sent] of [["paths", false], ["webhooks", true]]) {
+    for (const [path, item] of Object.entries(api[group] || {})) {
+      for (const method of METHODS) if (item[method]) all.push({ path, method, operation: item[method], sent });
+    }
   }
-  return value;
+  return all;
 }
 
-function typeOf(api, schema) {
-  schema = resolved(api, schema) || {};
-  if (schema.const !== undefined) return JSON.stringify(schema.const);
-  if (schema.enum) return schema.enum.map((one) => JSON.stringify(one)).join(" | ");
-  const several = schema.anyOf || schema.oneOf;
-  if (several) return several.map((one) => typeOf(api, one)).join(" | ");
-  if (schema.type === "array") return typeOf(api, schema.items) + "[]";
-  const limits = [];
-  for (const [key, sign] of [["minimum", "≥ "], ["maximum", "≤ "], ["multipleOf", "× "], ["minLength", "length ≥ "], ["maxLength", "length ≤ "]]) {
-    if (schema[key] !== undefined) limits.push(sign + schema[key]);
+function parameterTable(schemas, parameters) {
+  return make("table", { class: "fields" }, parameters.map((one) => schemas.resolve(one)).map((one) => make("tr", {},
+    make("th", { scope: "row" }, make("code", {}, one.name), one.required ? make("b", { title: "required" }, "*") : null),
+    make("td", {}, make("div", { class: "type" }, `${one.in} · ${schemas.name(one.schema)}`), make("div", {}, inline(one.description || ""))))));
+}
+
+function asText(kind, value) {
+  if (kind !== "text/event-stream") return pretty(value);
+  return ["event", "id", "data"].filter((name) => value[name]).map((name) => `${name}: ${value[name]}`).join("\n");
+}
+
+function examplesOf(kind, content) {
+  return Object.entries(content.examples || {}).map(([name, one]) =>
+    unfolding(`Example: ${name}`, () => [code(asText(kind, one.value))]));
+}
+
+function contentOf(schemas, content) {
+  const same = new Map();
+  for (const [kind, one] of Object.entries(content || {})) {
+    const key = JSON.stringify(one);
+    same.set(key, { kinds: [...(same.get(key)?.kinds || []), kind], one });
   }
-  const name = schema.title && schema.type === "object" ? schema.title : [].concat(schema.type || "any").join(" | ");
-  return name + (limits.length ? " (" + limits.join(", ") + ")" : "");
-}
-
-function table(rows) {
-  const element = made("table");
-  for (const cells of rows) {
-    const row = element.appendChild(made("tr"));
-    cells.forEach((cell, at) => row.appendChild(made("td")).appendChild(made(at === 0 ? "code" : "span", cell)));
-  }
-  return element;
-}
-
-function fields(api, schema) {
-  schema = resolved(api, schema) || {};
-  const needed = schema.required || [];
-  return Object.entries(schema.properties || {}).map(([name, one]) => [
-    name,
-    typeOf(api, one) + (needed.includes(name) ? ", required" : ""),
-    (resolved(api, one) || {}).description || one.description || "",
+  return [...same.values()].flatMap(({ kinds, one }) => [
+    make("p", { class: "type" }, kinds.join(", ")),
+    one.schema ? unfolding(schemas.name(one.schema).length < 60 ? schemas.name(one.schema) : "Fields", () => schemas.show(one.schema)) : null,
+    ...examplesOf(kinds[0], one),
   ]);
 }
 
-function example(content) {
-  if (content.example !== undefined) return content.example;
-  const first = Object.values(content.examples || {})[0];
-  return first && first.value;
+function answersOf(schemas, responses) {
+  return Object.entries(responses).map(([status, one]) => {
+    const answer = schemas.resolve(one);
+    const title = make("span", {}, make("span", { class: `status s${status[0]}` }, status), " ", inline(answer.description));
+    return unfolding(title, () => [
+      ...contentOf(schemas, answer.content),
+      unfolding("Headers", () => [make("table", { class: "fields" }, Object.entries(answer.headers || {}).map(([name, header]) =>
+        make("tr", {}, make("th", { scope: "row" }, make("code", {}, name)), make("td", {}, inline(schemas.resolve(header).description)))))]),
+    ], { class: "response" });
+  });
 }
 
-function shown(value) {
-  return typeof value === "string" ? value : JSON.stringify(value, null, 2);
+function route(schemas, { path, method, operation, sent }) {
+  const content = () => [
+    ...prose(operation.description || ""),
+    ...(sent ? [] : new Call(schemas, method, path, operation).elements()),
+    ...(operation.parameters ? [make("h4", {}, sent ? "Headers" : "Parameters"), parameterTable(schemas, operation.parameters)] : []),
+    ...(operation.requestBody ? [make("h4", {}, "Body"), ...contentOf(schemas, operation.requestBody.content)] : []),
+    make("h4", {}, "Answers"),
+    ...answersOf(schemas, operation.responses),
+  ];
+  const title = make("span", { class: "title" }, badge(method), " ", make("code", {}, path), " ", make("span", { class: "summary" }, operation.summary));
+  return unfolding(title, content, { class: "route", id: operation.operationId });
 }
 
-function curl(path, method, operation, api) {
-  const words = ["curl -s" + (method === "get" ? "" : " -X " + method.toUpperCase()), "'" + location.origin + path + "'"];
-  const body = operation.requestBody && resolved(api, operation.requestBody).content["application/json"];
-  if (body) {
-    const sent = example(body);
-    words.push("-H 'Content-Type: application/json'");
-    if (sent !== undefined) words.push("-d '" + JSON.stringify(sent).replace(/'/g, "'\\''") + "'");
+function filterBy(entries, text) {
+  const wanted = text.trim().toLowerCase();
+  for (const { link, section, words } of entries) {
+    link.hidden = section.hidden = !words.includes(wanted);
   }
-  return words.join(" ");
 }
 
-function described(api, path, method, operation, shared) {
-  const id = method + path.replace(/[^a-z0-9]+/gi, "-");
-  const section = made("section", null, { id });
-  const heading = section.appendChild(made("h2"));
-  heading.append(made("span", method.toUpperCase(), { class: "method " + method }), " ", made("code", path));
-  if (operation.summary) section.appendChild(made("p", operation.summary));
-  if (operation.description && operation.description !== operation.summary) section.appendChild(made("p", operation.description));
-  section.appendChild(made("pre", curl(path, method, operation, api)));
-  const parameters = [...shared, ...(operation.parameters || [])].map((one) => resolved(api, one));
-  if (parameters.length) {
-    section.appendChild(made("h3", "Parameters"));
-    section.appendChild(table(parameters.map((one) => [one.name, one.in + ", " + typeOf(api, one.schema) + (one.required ? ", required" : ""), one.description || ""])));
+function openNamed() {
+  const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (named?.matches("details")) {
+    named.open = true;
+    named.scrollIntoView();
   }
-  const body = operation.requestBody && resolved(api, operation.requestBody).content["application/json"];
-  if (body) {
-    section.appendChild(made("h3", "Body"));
-    section.appendChild(table(fields(api, body.schema)));
-  }
-  section.appendChild(made("h3", "Answers"));
-  for (const [status, one] of Object.entries(operation.responses || {})) {
-    const answer = resolved(api, one);
-    const details = section.appendChild(made("details"));
-    details.appendChild(made("summary", status + " " + (answer.description || "")));
-    const headers = Object.entries(answer.headers || {}).map(([name, header]) => [name, (resolved(api, header) || {}).description || ""]);
-    if (headers.length) details.appendChild(table(headers));
-    for (const [kind, content] of Object.entries(answer.content || {})) {
-      details.appendChild(made("code", kind));
-      const rows = fields(api, content.schema);
-      if (rows.length) details.appendChild(table(rows));
-      const sample = example(content);
-      if (sample !== undefined) details.appendChild(made("pre", shown(sample)));
-    }
-  }
-  return [section, id];
 }
 
 async function main() {
   const api = await (await fetch("/openapi.json")).json();
-  document.getElementById("about").textContent = (api.info.summary || api.info.description || "") + " OpenAPI " + api.openapi + ", version " + api.info.version + ".";
-  const contents = document.getElementById("contents");
-  const routes = document.getElementById("routes");
-  for (const [path, item] of Object.entries(api.paths)) {
-    for (const method of METHODS.filter((one) => item[one])) {
-      const [section, id] = described(api, path, method, item[method], item.parameters || []);
-      const link = contents.appendChild(made("a", null, { href: "#" + id }));
-      link.append(made("span", method.toUpperCase(), { class: "method " + method }), " ", made("code", path));
-      routes.appendChild(section);
+  const schemas = new Schemas(api);
+  const byId = (id) => document.getElementById(id);
+  byId("version").replaceChildren(`${api.info.summary} Version ${api.info.version}, OpenAPI ${api.openapi}: `, make("a", { href: "/openapi.json" }, "/openapi.json"));
+  byId("introduction").append(...prose(api.info.description.replaceAll("$BASE", location.origin)));
+  const entries = [];
+  const routes = routesOf(api);
+  for (const tag of api.tags) {
+    const tagged = routes.filter(({ operation }) => operation.tags.includes(tag.name));
+    byId("contents").append(make("h2", {}, tag.name));
+    byId("routes").append(make("h2", {}, tag.name), make("p", {}, inline(tag.description)));
+    for (const one of tagged) {
+      const section = route(schemas, one);
+      const link = make("a", { href: `#${section.id}`, title: one.operation.summary }, badge(one.method), " ", one.path);
+      entries.push({ link, section, words: `${one.method} ${one.path} ${one.operation.summary}`.toLowerCase() });
+      byId("contents").append(link);
+      byId("routes").append(section);
     }
   }
+  byId("filter").addEventListener("input", (event) => filterBy(entries, event.target.value));
+  addEventListener("hashchange", openNamed);
+  openNamed();
 }
 
 main().catch((error) => {
-  document.getElementById("about").textContent = "The document could not be read: " + error;
+  document.getElementById("version").textContent = `The document could not be shown: ${error.message}`;
 });
