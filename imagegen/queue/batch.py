@@ -9,6 +9,11 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+MAX_ITEMS = 200
+MAX_IN_FLIGHT = 4
+MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
+"""Items on their way together. Redis takes the sends in any order, as each goes over a connection of its own."""
+
 
 class Batcher(Generic[Item, Answer]):
     """Collects items until the turn ends, then sends them together; while `max_in_flight` sends run, more collect.
@@ -22,8 +27,8 @@ class Batcher(Generic[Item, Answer]):
         send: Callable[[list[Item], float], Awaitable[Sequence[Answer]]],
         *,
         deadline_s: float,
-        max_items: int = 200,
-        max_in_flight: int = 4,
+        max_items: int = MAX_ITEMS,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self._send = send
         self._deadline_s = deadline_s

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from loguru import logger
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.metrics import Meter
-from imagegen.queue.packing import quick
+from imagegen.queue.quick import QuickPool
 
 DEADLINE_S = 2.0
 """Over pool wait, retries and reply, so that no HTTP answer hangs on Redis."""
@@ -168,7 +168,7 @@ def _shown(error: BaseException) -> str:
 
 
 def _client(url: str, *, size: int, read_timeout_s: float | None, retries: int, cap_s: float) -> Redis:
-    pool = BlockingConnectionPool.from_url(
+    pool = QuickPool.from_url(
         url,
         max_connections=size,
         timeout=DEADLINE_S,
@@ -178,5 +178,4 @@ def _client(url: str, *, size: int, read_timeout_s: float | None, retries: int, 
         health_check_interval=25,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=cap_s), retries),
     )
-    pool.connection_class = quick(pool.connection_class)
     return Redis.from_pool(pool)

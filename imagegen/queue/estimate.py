@@ -63,13 +63,17 @@ class WaitingLine:
         return self._line[0][0] / 1000 if self._line else None
 
     def add(self, entry_id: str) -> None:
-        insort(self._line, entry_order(entry_id))
+        order = entry_order(entry_id)
+        if not self._line or order > self._line[-1]:
+            self._line.append(order)
+        else:
+            insort(self._line, order)
 
     def remove(self, entry_id: str) -> None:
         if not entry_id:
             return
         order = entry_order(entry_id)
-        at = bisect_left(self._line, order)
+        at = 0 if self._line[:1] == [order] else bisect_left(self._line, order)
         if at < len(self._line) and self._line[at] == order:
             del self._line[at]
 

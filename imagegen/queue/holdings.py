@@ -31,6 +31,7 @@ class Holdings:
         self._ready: deque[Claim] = deque()
         self._takers: deque[asyncio.Future[Claim | None]] = deque()
         self._quiet = False
+        self._fresh = Run(instance)
 
     async def claim(self) -> Claim | None:
         """Waits for a task to run. None once `quiet` was said."""
@@ -76,7 +77,7 @@ class Holdings:
         claims, unreadable = [], []
         for entry_id, fields in entries:
             try:
-                claim = Claim(entry_id, self._submitted_here(entry_id, fields), Run(self.instance))
+                claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh)
             except NewerRecord:
                 self.left_alone.add(entry_id)
             except UnreadableRecord as error:

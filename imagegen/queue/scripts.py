@@ -6,14 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.queue import costs
-from imagegen.queue.batch import Batcher
+from imagegen.queue.batch import MAX_AT_ONCE, Batcher
 from imagegen.queue.connection import DEADLINE_S, Connection
 from imagegen.queue.keys import GROUP, Keys
+from imagegen.queue.quick import call
 from imagegen.queue.records import VERSION, encode_entry, encode_task, final_record
 from imagegen.tasks.task import Task, to_tell
 
@@ -31,8 +34,7 @@ OUTBOX_GRACE_S = 60.0
 """How long what is in the outbox is left to the instance that put it there, or took it, before another may."""
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitItem:
+class SubmitItem(NamedTuple):
     """replaced: the finished generation that is to be replaced, or nothing."""
 
     task_id: str
@@ -50,8 +52,7 @@ def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SubmitAnswer:
+class SubmitAnswer(NamedTuple):
     """kind: see submit.lua; known: the record that stands, where one does."""
 
     kind: Literal["new", "again", "known", "full", "collision", "newer", "unreadable"]
@@ -60,8 +61,7 @@ class SubmitAnswer:
     known: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FinishItem:
+class FinishItem(NamedTuple):
     """webhooks: whether it brought some along that are to be told."""
 
     task_id: str
@@ -71,16 +71,14 @@ class FinishItem:
     webhooks: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
 
     stands: bytes
     hooks: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SwapItem:
+class SwapItem(NamedTuple):
     """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
 
     task_id: str
@@ -139,8 +137,13 @@ class Scripts:
         self.read: Batcher[str, Found] = Batcher(self._read, deadline_s=DEADLINE_S)
 
     async def _run(self, name: str, keys: list[str], args: Sequence[Any], deadline: float | None = None) -> Any:
+        """One script; where the first try fails, redis-py loads it or tries again."""
+        script, client = self._scripts[name], self._connection.commands
         async with self._connection.guarded(deadline):
-            return await self._scripts[name](keys=keys, args=args)
+            try:
+                return await call(client, "EVALSHA", script.sha, len(keys), *keys, *args)
+            except (NoScriptError, RedisConnectionError, RedisTimeoutError):
+                return await script(keys=keys, args=args)
 
     async def _submit(self, items: list[SubmitItem], deadline: float) -> list[SubmitAnswer]:
         keys = [self._keys.stream]
@@ -221,11 +224,11 @@ class Scripts:
 
     async def read_entries(self, consumer: str, count: int, block_s: float) -> list[Entry]:
         """The next entries for us, waiting for the first up to `block_s`. Raises RedisError."""
-        answer: Any = await self._connection.blocking.xreadgroup(
-            GROUP, consumer, {self._keys.stream: ">"}, count=count, block=int(block_s * 1000)
-        )
+        block = ("COUNT", count, "BLOCK", int(block_s * 1000))
+        command = ("XREADGROUP", "GROUP", GROUP, consumer, *block, "STREAMS", self._keys.stream, ">")
+        answer = await call(self._connection.blocking, *command)
         self._spent("claim", 1)
-        return _entries(answer[0][1]) if answer else []
+        return [] if answer is None else [(entry_id.decode(), _pairs(flat)) for entry_id, flat in answer[0][1]]
 
     async def make_group(self) -> bool:
         """Makes stream and group; False where they were there."""
@@ -317,8 +320,8 @@ class Scripts:
 class Depth:
     """Counts the waiting tasks without asking Redis each time.
 
-    The count is measured again after 0.5 % of `limit` new tasks, and at every submit while the queue looks full. A
-    blocked read that finds nothing says for free that nothing waits.
+    The count is measured again after 0.5 % of `limit` new tasks, and at every submit while what is on its way at once
+    could fill the queue. A blocked read that finds nothing says for free that nothing waits.
     """
 
     def __init__(self, limit: int) -> None:
@@ -332,7 +335,7 @@ class Depth:
 
     @property
     def stale(self) -> bool:
-        return self.room <= 0 or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
+        return self.room < MAX_AT_ONCE or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
 
     def submitted(self, added: int, measured: int | None) -> None:
         self._unmeasured = 0 if measured is not None else self._unmeasured + added
@@ -358,6 +361,10 @@ def outbox_name(task_id: str, generation: int, number: int | None = None) -> str
 def outbox_due_ms() -> int:
     """When another instance may care for what goes into the outbox now."""
     return int((time.time() + OUTBOX_GRACE_S) * 1000)
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _entries(answer: Any) -> list[Entry]:

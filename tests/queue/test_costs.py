@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Self
 
 import pytest
@@ -94,7 +93,7 @@ async def submit_new(instance) -> None:
 
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
-    item = replace(submit_item(task), generation=task.generation + 1)
+    item = submit_item(task)._replace(generation=task.generation + 1)
     assert (await instance.scripts.submit(item)).kind == "known"
 
 
