@@ -15,7 +15,7 @@ from imagegen.errors import RouteNotFound
 from imagegen.web.tasks import matches
 
 _FOLDER = Path(__file__).parent / "static" / "docs"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _PAGE = "index.html"
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "

@@ -1,62 +1,311 @@
-"""The document says what the routes are, and its page asks nobody else."""
+"""The document says what the routes are and what they answer; its page asks nobody else."""
 
 from __future__ import annotations
 
+import copy
 import re
+from typing import Any
 
+import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
+from imagegen.web.openapi.document import OPERATIONS, build
+from imagegen.web.v1.errors import FAILED_STATUS
 
-METHODS = ("get", "post", "put", "patch", "delete")
+Client = TestClient[web.Request, web.Application]
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+ADMIN = {"Authorization": "Bearer t0ken"}
+BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
+
+
+def told_apart(path: str) -> str:
+    """A path whatever its parameters are called."""
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+def closed(part: Any) -> Any:
+    """The same schema, with no field that it does not name."""
+    if isinstance(part, list):
+        return [closed(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    shut = {name: closed(each) for name, each in part.items()}
+    if isinstance(part.get("properties"), dict) and "$ref" not in part and part.get("type") == "object":
+        shut.setdefault("additionalProperties", False)
+    return shut
+
+
+class Described:
+    """The document, to hold answers against."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.schemas = {"components": closed(document["components"])}
+        self.checked: set[tuple[str, str, int]] = set()
+
+    def resolve(self, part: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" not in part:
+            return part
+        found: Any = self.document
+        for name in part["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        return dict(found)
+
+    def check_value(self, schema: dict[str, Any], value: object) -> None:
+        Draft202012Validator({**closed(copy.deepcopy(schema)), **self.schemas}).validate(value)
+
+    async def check(self, response: Any, template: str) -> None:
+        """The status is documented, and so are the content type, the headers that are ours, and the body."""
+        method = response.method.lower()
+        entry = self.document["paths"][template][method]
+        assert str(response.status) in entry["responses"], f"{method} {template} answers {response.status}"
+        answer = self.resolve(entry["responses"][str(response.status)])
+        assert "X-Request-Id" in response.headers
+        own = {name for name in response.headers if name in self.document["components"]["headers"]}
+        assert own - {"Cache-Control"} <= set(answer["headers"]), f"{method} {template} {response.status}"
+        self.checked.add((method, template, response.status))
+        body = await response.read()
+        if "content" not in answer:
+            assert body == b""
+            return
+        content = answer["content"][response.content_type]
+        if response.content_type == "application/json":
+            self.check_value(content["schema"], orjson.loads(body))
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return dict(orjson.loads(orjson.dumps(build())))
 
 
 @pytest.fixture
-async def document(service) -> dict:
-    response = await service.get("/openapi.json")
-    assert response.status == 200
-    return await response.json()
+def described(document: dict[str, Any]) -> Described:
+    return Described(document)
 
 
-async def test_the_document_is_valid_openapi(document: dict) -> None:
+def every_example(document: dict[str, Any]) -> list[tuple[dict[str, Any], Any]]:
+    """Each with its schema."""
+    found: list[tuple[dict[str, Any], Any]] = []
+
+    def look(part: Any) -> None:
+        if isinstance(part, dict):
+            if isinstance(part.get("examples"), dict):
+                found.extend((part["schema"], one["value"]) for one in part["examples"].values())
+            for each in part.values():
+                look(each)
+
+    for section in ("paths", "webhooks", "components"):
+        look(document[section])
+    return found
+
+
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     validate(document)
 
 
-async def test_every_route_is_documented_and_nothing_else(document: dict) -> None:
-    def shape(path: str) -> str:
-        return re.sub(r"\{[^}]*\}", "{}", path)
-
+def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) -> None:
     routed = {
-        (route.method.lower(), shape(route.resource.canonical))
+        (route.method.lower(), told_apart(route.resource.canonical))
         for route in create_app(Settings()).router.routes()
-        if route.method not in ("HEAD", "OPTIONS") and route.resource is not None
+        if route.resource is not None and route.method != "HEAD"
     }
     documented = {
-        (method, shape(path)) for path, item in document["paths"].items() for method in METHODS if method in item
+        (method, told_apart(path)) for path, item in document["paths"].items() for method in METHODS & item.keys()
     }
     assert documented == routed
+    assert len(OPERATIONS) == len(documented)
 
 
-async def test_the_page_asks_no_other_host(service) -> None:
+def test_every_example_is_as_its_schema_says(document: dict[str, Any], described: Described) -> None:
+    examples = every_example(document)
+    assert len(examples) > 50
+    for schema, value in examples:
+        described.check_value(schema, value)
+
+
+def test_every_parameter_with_an_example_takes_it(document: dict[str, Any], described: Described) -> None:
+    for parameter in document["components"]["parameters"].values():
+        if "example" in parameter:
+            described.check_value(parameter["schema"], parameter["example"])
+
+
+def test_every_route_has_a_name_of_its_own_a_tag_that_is_told_of_and_a_2xx_or_3xx(document: dict[str, Any]) -> None:
+    tags = {tag["name"] for tag in document["tags"]}
+    entries = [entry for item in document["paths"].values() for entry in item.values()]
+    assert len({entry["operationId"] for entry in entries}) == len(entries)
+    for entry in entries:
+        assert set(entry["tags"]) <= tags
+        assert entry["summary"]
+        assert any(status[0] in "23" for status in entry["responses"])
+        assert {"400", "417", "431", "500"} <= entry["responses"].keys()
+
+
+def test_links_lead_to_operations_and_to_their_parameters(document: dict[str, Any], described: Described) -> None:
+    entries = {entry["operationId"]: entry for item in document["paths"].values() for entry in item.values()}
+    links = [
+        link
+        for entry in entries.values()
+        for answer in entry["responses"].values()
+        for link in answer.get("links", {}).values()
+    ]
+    assert links
+    for link in links:
+        known = {described.resolve(one)["name"] for one in entries[link["operationId"]]["parameters"]}
+        assert link["parameters"].keys() <= known
+
+
+def test_every_status_of_a_failed_task_is_documented_on_v1(document: dict[str, Any]) -> None:
+    statuses = document["paths"]["/v1/images/generations"]["post"]["responses"]
+    assert {str(status) for status in FAILED_STATUS.values()} | {"409", "502"} <= statuses.keys()
+
+
+def test_numbers_keep_their_limits_in_the_words_of_json_schema(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["GenerationBody"]["properties"]
+    width = fields["width"]
+    assert (width["minimum"], width["maximum"], width["multipleOf"], width["default"]) == (64, 2048, 8, 512)
+    assert fields["steps"]["type"] == ["integer", "null"]
+    assert b'"ge"' not in orjson.dumps(document)
+
+
+@pytest.mark.parametrize("said", ["cancels it for all", "MD5", "`sequence`", "never by a timer", "paid for once"])
+def test_what_is_special_is_said_first(document: dict[str, Any], said: str) -> None:
+    assert said in document["info"]["description"]
+
+
+async def test_real_answers_about_tasks_are_as_the_document_says(service: Client, described: Described) -> None:
+    async def post(path: str, template: str, json: object = None, **headers: str) -> Any:
+        response = await service.post(path, json=json, headers=headers)
+        await described.check(response, template)
+        return response
+
+    async def get(path: str, template: str, **headers: str) -> Any:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        response = await service.get(path, headers=named, allow_redirects=False)
+        await described.check(response, template)
+        return response
+
+    generate, task, picture = "/api/images/generate", "/api/images/{taskId}", "/api/images/{taskId}/{index}"
+    task_id = (await (await post(generate, generate, BODY)).json())["taskId"]
+    await post(f"{generate}?wait=30", generate, BODY, Prefer="wait=30")
+    await post(generate, generate, BODY)
+    await post(generate, generate, {"prompt": 7, "promt": "x"})
+    await post("/api/images/batch", "/api/images/batch", {"requests": [BODY, {"prompt": ""}, 7]})
+    here = f"/api/images/{task_id}"
+    etag = (await get(here, task)).headers["ETag"]
+    await get(here, task, If_None_Match=etag)
+    await get(f"{here}?wait=x", task)
+    await get(f"{here}/events", "/api/images/{taskId}/events")
+    await get(f"{here}/events", "/api/images/{taskId}/events", Last_Event_ID=etag.strip('"'))
+    await get(f"/api/events?tasks={task_id},{'0' * 32}", "/api/events")
+    await get("/api/events", "/api/events")
+    await get(f"{here}/0", picture)
+    await get(f"{here}/0", picture, Range="bytes=0-9")
+    await get(f"{here}/0", picture, Range="bytes=99999999-")
+    await get(f"{here}/0?v=0", picture)
+    await get(f"{here}/7", picture)
+    await get(f"/api/images/{'0' * 32}", task)
+    await post(f"{here}/retry", "/api/images/{taskId}/retry")
+    await post(f"{here}/cancel", "/api/images/{taskId}/cancel")
+    await described.check(await service.delete(here), task)
+    assert len(described.checked) == 20
+
+
+async def test_a_cancelled_task_is_answered_as_the_document_says(start_service: Any, described: Described) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    submitted = await (await service.post("/api/images/generate", json=BODY)).json()
+    here = f"/api/images/{submitted['taskId']}"
+    await described.check(await service.get(here), "/api/images/{taskId}")
+    await described.check(await service.delete(here), "/api/images/{taskId}")
+    await described.check(await service.post(f"{here}/retry"), "/api/images/{taskId}/retry")
+    assert {status for _, _, status in described.checked} == {200, 202}
+
+
+async def test_real_answers_to_the_operator_are_as_the_document_says(start_service: Any, described: Described) -> None:
+    service = await start_service(admin_token="t0ken")
+    await service.post("/api/images/generate?wait=30", json=BODY)
+    for path in ("/api/images", "/api/stats", "/metrics"):
+        await described.check(await service.get(path, headers=ADMIN), path)
+        await described.check(await service.get(path), path)
+    for path in ("/api/health", "/healthz", "/readyz", "/openapi.json", "/docs"):
+        await described.check(await service.get(path), path)
+    await described.check(await service.get("/", allow_redirects=False), "/")
+    await described.check(await service.get("/docs/docs.css"), "/docs/{file}")
+    await described.check(await service.get("/docs/nothing.js"), "/docs/{file}")
+    assert len(described.checked) == 14
+
+
+@pytest.mark.parametrize("base", ["/v1", "", "/v1/v1"])
+async def test_real_answers_to_sdks_are_as_the_document_says(service: Client, described: Described, base: str) -> None:
+    path, body = f"{base}/images/generations", {"prompt": "a lighthouse", "size": "64x64"}
+    await described.check(await service.post(path, json=body), path)
+    await described.check(await service.post(path, json=body | {"response_format": "b64_json"}), path)
+    await described.check(await service.post(path, json=body | {"stream": True}), path)
+    await described.check(await service.post(path, json={"prompt": ""}), path)
+    await described.check(await service.post(path, data=b"x"), path)
+    later = {"Prefer": "respond-async"}
+    await described.check(await service.post(path, json=body | {"prompt": "later"}, headers=later), path)
+    models = f"{base}/models"
+    listed = await service.get(models)
+    await described.check(listed, models)
+    await described.check(await service.get(models, headers={"User-Agent": "Together/v1 Python"}), models)
+    model = (await listed.json())["data"][0]["id"]
+    await described.check(await service.get(f"{models}/{model}"), f"{models}/{{modelId}}")
+    await described.check(await service.get(f"{models}/none"), f"{models}/{{modelId}}")
+    assert {status for _, _, status in described.checked} == {200, 202, 400, 404, 415}
+
+
+async def test_a_refusal_over_the_limit_is_as_the_document_says(start_service: Any, described: Described) -> None:
+    service = await start_service(rate_limit_max=1, image_rate_limit_max=1)
+    for _ in range(2):
+        await described.check(await service.post("/api/images/generate", json=BODY), "/api/images/generate")
+    await described.check(await service.post("/v1/images/generations", json=BODY), "/v1/images/generations")
+    assert [status for _, _, status in sorted(described.checked)] == [202, 429, 429]
+    for path in ("/openapi.json", "/docs", "/docs/docs.js", "/", "/api/health"):
+        response = await service.get(path, allow_redirects=False)
+        assert response.status in (200, 302)
+        assert "RateLimit" not in response.headers
+
+
+async def test_the_document_is_asked_for_again_only_where_it_changed(service: Client) -> None:
+    first = await service.get("/openapi.json")
+    assert await first.json() == orjson.loads(orjson.dumps(build()))
+    again = await service.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status, await again.read()) == (304, b"")
+
+
+async def test_the_page_asks_no_other_host_and_has_nothing_inline(service: Client) -> None:
     page = await service.get("/docs")
-    assert page.status == 200
-    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    text = await page.text()
-    files = re.findall(r'(?:src|href)="(/docs/[^"]+)"', text)
-    assert files
-    for file in files:
-        body = await (await service.get(file)).text()
-        assert "://" not in body
-    assert "://" not in text
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    seen, todo = {"/docs": await page.text()}, {"/docs"}
+    while todo:
+        text = seen[todo.pop()]
+        assert "://" not in text
+        for name in re.findall(r'["\'](/docs/[\w.]+)["\']', text):
+            if name not in seen:
+                response = await service.get(name)
+                assert response.status == 200
+                seen[name] = await response.text()
+                todo.add(name)
+    assert len(seen) >= 5
+    assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", seen["/docs"])
+    assert not any("innerHTML" in text for text in seen.values())
 
 
-async def test_the_root_leads_to_the_page(service) -> None:
+async def test_the_root_leads_to_the_page(service: Client) -> None:
     response = await service.get("/", allow_redirects=False)
     assert (response.status, response.headers["Location"]) == (302, "/docs")
 
 
-async def test_an_unknown_file_of_the_page_is_a_404(service) -> None:
-    assert (await service.get("/docs/nothing.js")).status == 404
+@pytest.mark.parametrize("name", ["nothing.js", "..%2F__init__.py", "%2e%2e%2f%2e%2e%2fapp.py"])
+async def test_a_file_that_is_not_the_pages_is_a_404(service: Client, name: str) -> None:
+    assert (await service.get(f"/docs/{name}")).status == 404

@@ -105,7 +105,7 @@ BATCH = Operation(
         ),
     ),
     (named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
-    Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring", "width": 513}]}}),
+    Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring"}]}}),
     (Draining,),
     budgets=("general", "generation"),
 )

@@ -125,7 +125,7 @@ FILE = Operation(
     "Get a file of the page",
     "",
     (
-        Answer(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "image/svg+xml")),
+        Answer(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "text/html")),
         _UNCHANGED,
     ),
     (named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
