@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from emulated import EmulatorProcess
+
+from imagegen.queue.server_binary import find_binary
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 KEY = "tgp_v1_a-key-that-nobody-may-see"
@@ -249,3 +252,24 @@ class Service:
 def calls_about(upstream: EmulatorProcess, text: str) -> list[dict[str, Any]]:
     """The calls in the emulator's ledger whose prompt holds the text."""
     return [call for call in upstream.ledger()["calls"] if text in call["prompt"]]
+
+
+@contextmanager
+def redis_server(folder: Path, port: int, *arguments: str) -> Iterator[None]:
+    """A Redis of somebody else's, over TCP."""
+    command = [find_binary().path, "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: _listens(port))
+        yield
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1):
+            return True
+    except OSError:
+        return False

@@ -61,11 +61,12 @@ def test_a_full_backlog_refuses_what_is_new_and_joins_what_is_known(service: Ser
 def test_a_crowd_never_gets_more_than_there_is_room_for(service: Service, line: list[str]) -> None:
     for task_id in line:
         service.completed(task_id)
-    running = service.accepted(prompt=f"before the crowd {SLOW}")
+    running = service.accepted(prompt="before the crowd {{fault:ok delay_s=2}}")
     service.until(running, "processing")
     crowd = at_once([lambda number=number: service.submit(prompt=f"crowd {number}") for number in range(30)])
     taken = [answer.json["taskId"] for answer in crowd if answer.status == 202]
     assert [answer.error for answer in crowd if answer.status != 202] == [(503, "queue_full")] * (30 - len(taken))
+    assert service.task(running)["status"] == "processing"
     assert len(taken) == 3
     for task_id in taken:
         service.completed(task_id)

@@ -15,7 +15,7 @@ from service.running import Answer, Service, at_once, calls_about, eventually
 
 @pytest.fixture(scope="module")
 def service(start_for_module, upstream: EmulatorProcess) -> Service:
-    return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="1.5")
+    return start_for_module(upstream.url, WORKER_CONCURRENCY="30", UPSTREAM_TIMEOUT="2.5")
 
 
 def picture(service: Service, task_id: str, index: int = 0, query: str = "", **headers: str) -> Answer:

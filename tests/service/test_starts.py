@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from emulated import EmulatorProcess
-from service.running import KEY, Service, at_once, eventually, free_port, run_to_its_end
-
-from imagegen.queue.server_binary import find_binary
+from service.running import KEY, Service, at_once, free_port, redis_server, run_to_its_end
 
 
 def refused(tmp_path: Path, **settings: str) -> str:
@@ -24,27 +21,6 @@ def refused(tmp_path: Path, **settings: str) -> str:
     assert "listens" not in said
     assert ended.stdout == ""
     return ended.stderr.strip()
-
-
-@contextmanager
-def redis_server(folder: Path, port: int, *arguments: str) -> Iterator[None]:
-    """A Redis of somebody else's, over TCP."""
-    command = [find_binary().path, "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        eventually(lambda: answers(port))
-        yield
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), 1):
-            return True
-    except OSError:
-        return False
 
 
 def test_every_wrong_setting_is_named_in_one_message(tmp_path: Path) -> None:
@@ -138,39 +114,6 @@ def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_pa
         assert service.made(prompt="behind a password")["status"] == "completed"
         assert service.children() == []
         assert "right-word" not in service.log
-        service.end()
-
-
-def test_a_redis_that_can_not_be_reached_is_waited_for(
-    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
-) -> None:
-    port = free_port()
-    service = start_service(upstream.url, ready=False, REDIS_URL=f"redis://127.0.0.1:{port}")
-    assert [service.get(path).status for path in ("/healthz", "/readyz", "/api/health")] == [200, 503, 200]
-    for answer in (service.submit(prompt="not yet"), service.get(f"/api/images/{'0' * 32}")):
-        assert answer.error == (503, "queue_unavailable")
-        assert int(answer.headers["Retry-After"]) >= 1
-        assert answer.json["retryable"] is True
-    with redis_server(tmp_path, port):
-        eventually(lambda: service.get("/readyz").status == 200, within_s=5)
-        assert service.made(prompt="now")["status"] == "completed"
-        service.end()
-
-
-def test_running_tasks_go_on_while_redis_is_away(
-    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
-) -> None:
-    port, durable = free_port(), ("--appendonly", "yes")
-    with redis_server(tmp_path, port, *durable):
-        service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}", LEASE_SECONDS="20")
-        task_id = service.accepted(prompt="outlives it {{fault:ok delay_s=0.5}}")
-        service.until(task_id, "processing")
-    eventually(lambda: service.submit(prompt="while it is away").status == 503)
-    assert service.get("/healthz").status == 200
-    eventually(lambda: all(call["answered_at"] for call in upstream.ledger()["calls"]))
-    with redis_server(tmp_path, port, *durable):
-        task = service.completed(task_id)
-        assert (task["attempts"], task.get("possiblyBilledTwice", 0)) == (1, 0)
         service.end()
 
 

@@ -1,0 +1,111 @@
+"""What a client sees when Redis is not there yet, dies, hangs, or holds what it should not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from emulated import EmulatorProcess
+from redis import Redis
+from service.running import Service, calls_about, eventually, free_port, redis_server
+
+LOST_REDIS = ("The embedded Redis died",)
+UNREADABLE = ("A record stands in the way of this task",)
+
+
+def test_a_redis_that_can_not_be_reached_is_waited_for(
+    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port = free_port()
+    service = start_service(upstream.url, ready=False, REDIS_URL=f"redis://127.0.0.1:{port}")
+    assert [service.get(path).status for path in ("/healthz", "/readyz", "/api/health")] == [200, 503, 200]
+    for answer in (service.submit(prompt="not yet"), service.get(f"/api/images/{'0' * 32}")):
+        assert answer.error == (503, "queue_unavailable")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert answer.json["retryable"] is True
+    with redis_server(tmp_path, port):
+        eventually(lambda: service.get("/readyz").status == 200, within_s=5)
+        assert service.made(prompt="now")["status"] == "completed"
+        service.end()
+
+
+def test_running_tasks_go_on_while_redis_is_away(
+    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port, durable = free_port(), ("--appendonly", "yes")
+    with redis_server(tmp_path, port, *durable):
+        service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}", LEASE_SECONDS="20")
+        task_id = service.accepted(prompt="outlives it {{fault:ok delay_s=0.5}}")
+        service.until(task_id, "processing")
+    eventually(lambda: service.submit(prompt="while it is away").status == 503)
+    assert service.get("/healthz").status == 200
+    eventually(lambda: all(call["answered_at"] for call in upstream.ledger()["calls"]))
+    with redis_server(tmp_path, port, *durable):
+        task = service.completed(task_id)
+        assert (task["attempts"], task.get("possiblyBilledTwice", 0)) == (1, 0)
+        service.end()
+
+
+def test_a_killed_embedded_redis_is_back_within_two_seconds_and_no_accepted_task_is_lost(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url, WORKER_CONCURRENCY="3", allowed=LOST_REDIS)
+    finished = service.made(prompt="finished before the loss")
+    prompts = [f"through the loss {number} {{{{fault:ok delay_s=0.4}}}}" for number in range(8)]
+    ids = [service.accepted(prompt=prompt) for prompt in prompts]
+    eventually(lambda: upstream.ledger()["in_flight"] == 3)
+    (server,) = service.children()
+    os.kill(server, signal.SIGKILL)
+    began = time.monotonic()
+    eventually(lambda: service.submit(prompt="after the loss").status in (200, 202), within_s=2)
+    print(f"Redis back after {time.monotonic() - began:.2f} s")
+    assert service.get(f"/api/images/{finished['taskId']}").json["status"] == "completed"
+    for task_id, prompt in zip(ids, prompts, strict=True):
+        task = service.completed(task_id)
+        assert (task["attempts"], len(calls_about(upstream, prompt))) == (1, 1)
+    assert service.made(prompt="after the loss")["status"] == "completed"
+
+
+def test_no_answer_hangs_on_a_redis_that_hangs(
+    start_service: Callable[..., Service], upstream: EmulatorProcess
+) -> None:
+    service = start_service(upstream.url)
+    done = service.made(prompt="done before it hangs")
+    (server,) = service.children()
+    os.kill(server, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        refused = service.submit(prompt="while it hangs")
+        took_s = time.monotonic() - began
+        assert service.get("/healthz").status == 200
+        assert service.task(done["taskId"])["status"] == "completed"
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert refused.error == (503, "queue_unavailable")
+    assert took_s < 3
+    eventually(lambda: service.submit(prompt="while it hangs").status in (200, 202))
+    service.made(prompt="while it hangs")
+    assert len(calls_about(upstream, "while it hangs")) == 1
+
+
+def test_a_record_that_can_not_be_read_is_an_internal_error_of_that_task_alone(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port), Redis(port=port) as redis:
+        service = start_service(REDIS_URL=f"redis://127.0.0.1:{port}", allowed=UNREADABLE)
+        task_id = service.made(prompt="spoiled in Redis")["taskId"]
+        service.kill()
+        for key in redis.scan_iter(f"*{task_id}*"):
+            redis.set(key, "no record at all")
+        service.start()
+        answer = service.submit(prompt="spoiled in Redis")
+        assert answer.error == (500, "internal_error")
+        assert not any(text in answer.body for text in (b"Traceback", b".py", b"no record"))
+        (said,) = [line for line in service.log.splitlines() if " ERROR " in line]
+        assert task_id in said
+        assert service.made(prompt="another one")["status"] == "completed"
+        service.end()
