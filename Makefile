@@ -44,7 +44,7 @@ faults: $(DEV) ## the long part of the fault harness
 	$(BIN)/python -m pytest -m faults --timeout=1800 tests/faults $(ARGS)
 
 clean: ## remove the virtual environment and all caches, keep .env and .imagegen
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found. Install one (Debian: apt install python3 python3-venv)" \

@@ -1,14 +1,14 @@
-"""Runs benchmarks: `python -m bench [NAME …] [--full] [--runs N]`."""
+"""Runs benchmarks: `python -m bench [NAME …] [--full] [--runs N]`. PEERS=1: `queue` runs other queues beside ours."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from loguru import logger
 
-from bench import commands, footprint, http, rates
+from bench import commands, footprint, http, rates, recovery, soak
+from bench.peers import run as peers
 from bench.report import Options, machine
 
 BENCHES = {
@@ -18,6 +18,8 @@ BENCHES = {
     "commands": commands.main,
     "http": http.main,
     "footprint": footprint.main,
+    "recovery": recovery.main,
+    "soak": soak.main,
 }
 
 
@@ -30,12 +32,12 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
-    if os.environ.get("PEERS"):
-        sys.exit("PEERS: other queues are not measured here yet")
     logger.remove()
     print(machine())
     for name in given.names or BENCHES:
-        BENCHES[name](Options(runs=given.runs, full=given.full, tiny=given.tiny))
+        beside = name == "queue" and bool(os.environ.get("PEERS"))
+        bench = peers.queue if beside else BENCHES[name]
+        bench(Options(runs=given.runs, full=given.full, tiny=given.tiny, peers=beside))
 
 
 if __name__ == "__main__":

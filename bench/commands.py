@@ -1,20 +1,44 @@
-"""Redis commands: a task in a trickle and under load, a status read, and an idle minute; inner calls of scripts too."""
+"""Redis commands: a task in a trickle and under load, what comes on top, a status read, an idle minute."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from bench.queue_alone import Work, submissions, submit_all, working
 from bench.report import Options, Table, command
-from bench.servers import RedisServer, Service, difference
+from bench.servers import (
+    RedisServer,
+    Service,
+    asked,
+    calling,
+    difference,
+    emulator,
+    quick_upstream,
+    submit,
+    until,
+    url_of,
+)
 from imagegen.queue.room import QueueRoom
 
 CONCURRENCY = 10
 MONTH_MIN = 30 * 24 * 60
 TASKS_A_MONTH = 10_000
 FREE_A_MONTH = 500_000
+EVERY_S = 0.1
+"""Between the submits over HTTP."""
+
+SETTLE_S = 0.5
+"""After the last submit: all is done by then, and nobody needs to ask Redis for it."""
+
+WATCHED_S = 2.0
+"""The upstream's time for a task that is watched, so that all are watched before the first is finished."""
+
 WHAT_FOR = (
     "submit: evalsha + xadd (the entry with the request) + set nx get (is it known? the record)",
     "claim: xreadgroup; start: one conditional set, or a script for several at once",
@@ -22,6 +46,24 @@ WHAT_FOR = (
 )
 
 Doing = Callable[[QueueRoom, Work], Awaitable[None]]
+Kinds = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Commands by kind, for each of what is measured; goal: at most so many."""
+
+    what: str
+    kinds: Kinds
+    goal: float | None = None
+
+    @property
+    def total(self) -> float:
+        return sum(self.kinds.values())
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self.what, "" if self.goal is None else f"<= {self.goal:g}", f"{self.total:.2f}", shown(self.kinds)
 
 
 async def counted(server: RedisServer, doing: Doing) -> dict[str, int]:
@@ -37,6 +79,13 @@ def trickle(count: int, every_s: float) -> Doing:
             await room.queue.submit(submission)
             await asyncio.sleep(every_s)
         await work.until_finished(count)
+
+    return doing
+
+
+def nothing(for_s: float) -> Doing:
+    async def doing(_room: QueueRoom, _work: Work) -> None:
+        await asyncio.sleep(for_s)
 
     return doing
 
@@ -59,45 +108,153 @@ def reads(count: int) -> Doing:
     return doing
 
 
-def idle(server: RedisServer, warm_up_s: float, window_s: float) -> Mapping[str, float]:
-    """By kind and minute, of a whole service that does nothing."""
-    with Service(server.url):
+def less(kinds: Kinds, other: Kinds, each: float = 1.0) -> dict[str, float]:
+    """By kind what is more than in the other, for each of so many; the largest first."""
+    found = {kind: (kinds.get(kind, 0) - other.get(kind, 0)) / each for kind in {**kinds, **other}}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def shown(kinds: Kinds) -> str:
+    return ", ".join(f"{kind} {count:.2f}" for kind, count in kinds.items() if abs(count) >= 0.005)
+
+
+async def trickled(count: int, every_s: float) -> tuple[dict[str, int], dict[str, int]]:
+    """A trickle, and at the same time what a room costs that does nothing."""
+    with RedisServer() as server, RedisServer() as beside:
+        return await asyncio.gather(counted(server, trickle(count, every_s)), counted(beside, nothing(count * every_s)))
+
+
+def in_process(options: Options) -> list[Row]:
+    """What the queue alone costs; first a task in a trickle."""
+    count, every_s = options.count(5, 60), 0.02 if options.tiny else 1.0
+    many, many_reads = options.count(50, 500), options.count(10, 1_000)
+    one = less(*asyncio.run(trickled(count, every_s)), count)
+    with RedisServer() as server:
+        load = less(asyncio.run(counted(server, burst(many))), {}, many)
+        own = asyncio.run(counted(server, reads(0)))
+        read = less(asyncio.run(counted(server, reads(many_reads))), own, many_reads)
+    return [
+        Row(f"task, trickle ({count}, one every {every_s:g} s; idling taken off)", one),
+        Row(f"task, load ({many} at once)", load),
+        Row(f"status read of a finished task ({many_reads}; its own task taken off)", read),
+    ]
+
+
+@contextmanager
+def instances(count: int, settings: Mapping[str, str]) -> Iterator[tuple[RedisServer, list[Service]]]:
+    """So many services on one Redis, which have heard of each other."""
+    with RedisServer() as server, ExitStack() as ends:
+        services = [ends.enter_context(Service(server.url, **settings)) for _ in range(count)]
+        until(lambda: all(known(service.port) == count for service in services), 10.0)
+        submit(services[0].port, "warm up", "?wait=30")
+        time.sleep(SETTLE_S)
+        yield server, services
+
+
+def known(port: int) -> int:
+    return int(asked(port, "GET", "/api/stats")["instance"]["instances"])
+
+
+def over_http(server: RedisServer, port: int, count: int, what: str, **more: str) -> Kinds:
+    """For each of so many tasks. more: headers or `webhook`; `{}` in a value stands for the task's number."""
+    before = server.calls()
+    for number in range(count):
+        filled = {name: value.replace("{}", str(number)) for name, value in more.items()}
+        submit(port, f"{what} {number}", **filled)
+        time.sleep(EVERY_S)
+    time.sleep(SETTLE_S)
+    after = server.calls()
+    if server.unfinished():
+        raise RuntimeError("not all tasks were finished in time")
+    return less(after, before, count)
+
+
+def on_top(options: Options) -> list[Row]:
+    """Beside a plain task; all submits go to the first instance."""
+    count = options.count(5, 100)
+    with quick_upstream() as upstream:
+        url = url_of(upstream)
+        settings = calling(url) | {"WEBHOOK_ALLOW_PRIVATE": "true", "WORKER_CONCURRENCY": str(CONCURRENCY)}
+        with instances(1, settings) as (server, (one,)):
+            plain = over_http(server, one.port, count, "plain")
+            hooked = over_http(server, one.port, count, "hooked", webhook=f"{url}/hook")
+            keyed = over_http(server, one.port, count, "keyed", Idempotency_Key="key-{}")
+        with instances(2, settings) as (server, (first, _)):
+            shared = over_http(server, first.port, count, "shared")
+    return [
+        Row(f"on top: webhook ({count})", less(hooked, plain), 3),
+        Row(f"on top: Idempotency-Key ({count})", less(keyed, plain), 1),
+        Row(f"on top: a second instance, each task ({count})", less(shared, plain), 1),
+    ]
+
+
+def open_events(port: int, task_id: str) -> http.client.HTTPResponse:
+    """Reads up to the first event's end."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
+    connection.request("GET", f"/api/images/{task_id}/events")
+    stream = connection.getresponse()
+    while stream.readline().strip():
+        pass
+    return stream
+
+
+def finishing(server: RedisServer, owner: int, watcher: int | None, count: int) -> tuple[dict[str, int], int]:
+    """The commands while so many tasks of `owner` go on to their end, and the changes that `watcher` told of them.
+
+    A picture's event is of the same change as the one after it.
+    """
+    task_ids = []
+    for number in range(count):
+        task_ids.append(submit(owner, f"{watcher} {number} {{{{fault:ok delay_s={WATCHED_S:g}}}}}"))
+        time.sleep(WATCHED_S / 4 / count)
+    time.sleep(WATCHED_S / 4)
+    streams = [open_events(watcher, task_id) for task_id in task_ids] if watcher else []
+    before = server.calls()
+    time.sleep(WATCHED_S)
+    kinds = difference(before, server.calls())
+    told = [stream.read() for stream in streams]
+    if not all(b"event: completed" in text for text in told):
+        raise RuntimeError("not every end was told")
+    return kinds, sum(text.count(b"event: ") - text.count(b"event: image") for text in told)
+
+
+def watched_change(options: Options) -> list[Row]:
+    """Beside tasks that nobody watches. The watching instance runs none: a call that hangs has its one slot."""
+    count = options.count(3, 20)
+    with emulator() as upstream, RedisServer() as server, ExitStack() as ends:
+        settings = calling(url_of(upstream)) | {"LEASE_SECONDS": "300"}
+        watcher = ends.enter_context(Service(server.url, WORKER_CONCURRENCY="1", **settings))
+        submit(watcher.port, "{{fault:hang}}")
+        until(lambda: asked(watcher.port, "GET", "/api/stats")["queue"]["inFlight"] == 1, 10.0)
+        owner = ends.enter_context(Service(server.url, WORKER_CONCURRENCY=str(count), **settings))
+        until(lambda: known(owner.port) == known(watcher.port) == 2, 10.0)
+        unwatched, _ = finishing(server, owner.port, None, count)
+        watched, changes = finishing(server, owner.port, watcher.port, count)
+    what = f"on top: a change that is watched on another instance ({changes} changes of {count} tasks)"
+    return [Row(what, less(watched, unwatched, changes), 1)]
+
+
+def idle(options: Options) -> list[Row]:
+    """A minute of a whole service that does nothing."""
+    warm_up_s, window_s = options.count(1, 5, 130), options.count(2, 60, 360)
+    with RedisServer() as server, Service(server.url):
         time.sleep(warm_up_s)
         before = server.calls()
         time.sleep(window_s)
-        return {kind: count * 60 / window_s for kind, count in difference(before, server.calls()).items()}
+        kinds = less(server.calls(), before, window_s / 60)
+    return [Row(f"idle minute (window {window_s} s after {warm_up_s} s)", kinds)]
 
 
 def main(options: Options) -> None:
-    count, every_s = options.count(5, 60), 0.02 if options.tiny else 1.0
-    many, asked = options.count(50, 500), options.count(10, 1_000)
-    warm_up_s, window_s = (options.count(1, 5, 130), options.count(2, 60, 360))
-    table = Table("Redis commands, inner ones too", "what", "each", "by kind")
-    with RedisServer() as server:
-        unread = sum(asyncio.run(counted(server, reads(0))).values())
-        per_task = []
-        for what, divisor, doing in (
-            (f"task, trickle ({count}, one every {every_s:g} s)", count, trickle(count, every_s)),
-            (f"task, load ({many} at once)", many, burst(many)),
-            (f"status read of a finished task ({asked}; its own task taken off)", asked, reads(asked)),
-        ):
-            kinds = asyncio.run(counted(server, doing))
-            total = sum(kinds.values()) - (unread if "read" in what else 0)
-            per_task.append(total / divisor)
-            table.add(what, f"{total / divisor:.2f}", ", ".join(f"{k} {n / divisor:.2f}" for k, n in kinds.items()))
-        server.empty()
-        per_minute = idle(server, warm_up_s, window_s)
-    minute = sum(per_minute.values())
-    task = per_task[0]
+    """The parts have Redis servers of their own, so they go side by side."""
+    table = Table("Redis commands, inner ones too", "what", "goal", "each", "by kind")
+    parts = (in_process, on_top, watched_change, idle)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        rows = [row for found in pool.map(lambda part: part(options), parts) for row in found]
+    for row in rows:
+        table.add(*row.cells)
+    task, minute = rows[0].total, rows[-1].total
     month = minute * MONTH_MIN + task * TASKS_A_MONTH
-    table.add(
-        f"idle minute (window {window_s} s after {warm_up_s} s)",
-        f"{minute:.2f}",
-        ", ".join(f"{k} {n:.2f}" for k, n in per_minute.items()),
-    )
-    table.add(
-        f"month always on with {TASKS_A_MONTH:,} tasks of {task:.2f} commands (trickle)",
-        f"{month:,.0f}",
-        f"{month / FREE_A_MONTH:.0%} of Upstash's free {FREE_A_MONTH:,}",
-    )
+    what = f"month always on with {TASKS_A_MONTH:,} tasks of {task:.2f} commands (trickle)"
+    table.add(what, "", f"{month:,.0f}", f"{month / FREE_A_MONTH:.0%} of Upstash's free {FREE_A_MONTH:,}")
     table.show(command("commands", options), *WHAT_FOR, "AUTH, HELLO, CLIENT, INFO and PING are not counted.")

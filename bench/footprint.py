@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bench.http import load
+from bench.http import GENERATE, Requests, load
 from bench.report import Options, Table, command, spread
 from bench.servers import RedisServer, Service
 
@@ -23,7 +23,7 @@ def main(options: Options) -> None:
         before = server.used_bytes()
         prompts = (f"a lighthouse {number} ".ljust(PROMPT_CHARS, "x") for number in range(count))
         queued = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        load(service.port, 60.0, "POST", "/api/images/generate", queued)
+        load(service.port, 60.0, Requests("POST", GENERATE, queued))
         queued_mib, per_task = service.rss_bytes / MIB, (server.used_bytes() - before) / count
     table = Table("Start and memory", "what", "figure")
     table.add("exec to first 200 with the embedded Redis, s min / median / max", spread(starts, ".2f"))

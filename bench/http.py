@@ -3,123 +3,216 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 from bench.report import Options, Table, command, spread
-from bench.servers import ROOT, Child, RedisServer, Service, answers, emulator, free_port, url_of
+from bench.servers import (
+    ROOT,
+    Child,
+    RedisServer,
+    Service,
+    answers,
+    calling,
+    free_port,
+    quick_upstream,
+    submit,
+    until,
+    url_of,
+)
 
 CONNECTIONS = 32
+GENERATE = "/api/images/generate"
+MOST_A_SECOND = 15_000
+"""Bodies that are prepared for each second: more than bare aiohttp takes."""
 
 
-def load(port: int, seconds: float, method: str, path: str, bodies: list[str] | None = None) -> float:
-    """Answers a second. Raises RuntimeError where one is no success."""
-    wanted = json.dumps({"method": method, "path": path, "bodies": bodies or []})
-    done = subprocess.run(
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What is sent; again: whether the bodies are repeated."""
+
+    method: str
+    path: str
+    bodies: Sequence[str] = ()
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What came of a load. Times are those of time.monotonic()."""
+
+    count: int
+    per_s: float
+    cpu_s: float
+    began_at: float
+    ended_at: float
+
+
+def start_load(port: int, seconds: float, wanted: Requests) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
         [sys.executable, "-m", "bench.loader", str(port), str(CONNECTIONS), str(seconds)],
-        input=wanted,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
         cwd=ROOT,
     )
-    result = json.loads(done.stdout)
-    if any(not status.startswith("2") for status in result["statuses"]):
-        raise RuntimeError(f"{method} {path}: {result['statuses']}")
-    return float(result["per_s"])
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(asdict(wanted)))
+    process.stdin.close()
+    return process
+
+
+def end_load(process: subprocess.Popen[str]) -> Load:
+    """Raises RuntimeError where an answer is no success."""
+    with process:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.read())
+    statuses = found.pop("statuses")
+    if any(not status.startswith("2") for status in statuses):
+        raise RuntimeError(f"not all answers are good: {statuses}")
+    return Load(sum(statuses.values()), **found)
+
+
+def load(port: int, seconds: float, wanted: Requests) -> Load:
+    return end_load(start_load(port, seconds, wanted))
 
 
 def bodies(count: int, mark: str) -> list[str]:
     return [json.dumps({"prompt": f"a lighthouse {mark} {number}"}) for number in range(count)]
 
 
-def submit(port: int, prompt: str) -> str:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/images/generate?wait=30",
-        json.dumps({"prompt": prompt}).encode(),
-        {"Content-Type": "application/json"},
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One row: what is asked of ours, and of the bare handler for it; `ours` makes the requests of a run."""
+
+    what: str
+    goal: float
+    service: Service
+    ours: Callable[[str], Requests]
+    bare: Requests
+
+
+def compare(row: Compared, bare_port: int, seconds: float, runs: int) -> tuple[str, ...]:
+    """Bare and ours in turn; the ratio is the median of those of the rounds."""
+    beside, ours, cpu_ms = [], [], []
+    for run in range(runs):
+        beside.append(load(bare_port, seconds, row.bare).per_s)
+        used_s = row.service.cpu_s
+        done = load(row.service.port, seconds, row.ours(f"{row.what} {run}"))
+        ours.append(done.per_s)
+        cpu_ms.append((row.service.cpu_s - used_s) * 1000 / done.count)
+    ratio = statistics.median(mine / bare for mine, bare in zip(ours, beside, strict=True))
+    return row.what, f"{row.goal:.2f}", f"{ratio:.2f}", spread(ours), spread(beside), spread(cpu_ms, ".3f")
+
+
+def rows(level: str, queued: Service, finished: Service, seconds: float) -> list[Compared]:
+    """queued: one that takes tasks and finishes none; finished: one that has the task `seen before`."""
+    task_id = submit(finished.port, "seen before", "?wait=30")
+    seen = [json.dumps({"prompt": "seen before"})]
+    bare_post = Requests("POST", "/", bodies(100, "bare"), again=True)
+
+    def distinct(mark: str) -> Requests:
+        return Requests("POST", GENERATE, bodies(int(MOST_A_SECOND * seconds), f"{level} {mark}"))
+
+    def hits(_mark: str) -> Requests:
+        return Requests("POST", GENERATE, seen, again=True)
+
+    def reads(_mark: str) -> Requests:
+        return Requests("GET", f"/api/images/{task_id}")
+
+    return [
+        Compared(f"distinct submits, {level}", 0.45, queued, distinct, bare_post),
+        Compared(f"cache-hit submits, {level}", 0.55, finished, hits, bare_post),
+        Compared(f"status reads, {level}", 0.6, finished, reads, Requests("GET", "/")),
+    ]
+
+
+def beside_bare(options: Options) -> None:
+    seconds = 0.2 if options.tiny else float(options.count(1, 2, 5))
+    table = Table(
+        f"HTTP, {CONNECTIONS} connections, limits off, {seconds:g} s a run, bare aiohttp + orjson and ours in turn",
+        "what, LOG_LEVEL",
+        "goal x bare",
+        "x bare",
+        "a second min / median / max",
+        "bare a second",
+        "CPU ms a request",
     )
-    with urllib.request.urlopen(request) as answer:
-        return str(json.load(answer)["taskId"])
-
-
-def bare(options: Options, seconds: float) -> dict[str, list[float]]:
     port = free_port()
     with Child([sys.executable, "-m", "bench.bare", str(port)]):
-        while not answers(port, "/"):
-            time.sleep(0.02)
-        some = bodies(200_000, "bare")
-        return {
-            "POST": [load(port, seconds, "POST", "/", some) for _ in range(options.runs)],
-            "GET": [load(port, seconds, "GET", "/") for _ in range(options.runs)],
-        }
+        until(lambda: answers(port, "/"), 10.0)
+        for level in ("WARNING", "INFO"):
+            one = {"LOG_LEVEL": level, "WORKER_CONCURRENCY": "1"}
+            with (
+                RedisServer() as server,
+                Service(server.url, SANDBOX_DELAY="3600", REDIS_PREFIX="queued", **one) as queued,
+                Service(server.url, SANDBOX_DELAY="0", REDIS_PREFIX="finished", **one) as finished,
+            ):
+                for row in rows(level, queued, finished, seconds):
+                    table.add(*compare(row, port, seconds, options.runs))
+    table.show(command("http", options), "x bare: the median of the rounds' ratios.")
 
 
-def main(options: Options) -> None:
-    seconds = options.count(1, 3, 5)
-    beside = bare(options, float(seconds))
-    with RedisServer() as server, Service(server.url, SANDBOX_DELAY="0", WORKER_CONCURRENCY="1") as service:
-        task_id = submit(service.port, "seen before")
-        some = json.dumps({"prompt": "seen before"})
-        found = {
-            "cache-hit submits": (
-                "POST",
-                [
-                    load(service.port, seconds, "POST", "/api/images/generate", [some] * 200_000)
-                    for _ in range(options.runs)
-                ],
-            ),
-            "status reads": (
-                "GET",
-                [load(service.port, seconds, "GET", f"/api/images/{task_id}") for _ in range(options.runs)],
-            ),
-        }
-    with RedisServer() as server, Service(server.url, SANDBOX_DELAY="3600", WORKER_CONCURRENCY="1") as service:
-        found["distinct submits"] = (
-            "POST",
-            [
-                load(service.port, seconds, "POST", "/api/images/generate", bodies(200_000, str(run)))
-                for run in range(options.runs)
-            ],
-        )
-    table = Table(
-        f"HTTP, {CONNECTIONS} connections, limits off, LOG_LEVEL=WARNING, {seconds} s a run",
-        "what",
-        "a second min / median / max",
-        "x bare aiohttp",
-    )
-    for kind, rates in beside.items():
-        table.add(f"bare aiohttp + orjson, {kind}", spread(rates), "1.00")
-    for what, (kind, rates) in found.items():
-        table.add(what, spread(rates), f"{sorted(rates)[len(rates) // 2] / sorted(beside[kind])[len(rates) // 2]:.2f}")
-    table.show(command("http", options))
-    end_to_end(options)
+@dataclass(frozen=True, slots=True)
+class End:
+    """One run from the first submit to the last task's end. cores: of service, Redis, loader and upstream."""
+
+    per_s: float
+    cpu_ms: float
+    cores: tuple[float, ...]
+
+
+def end(server: RedisServer, service: Service, upstream: Child, wanted: Requests) -> End:
+    """Looked at from outside, in Redis, so that the look costs the service nothing."""
+    parts: tuple[Child | RedisServer, ...] = (service, server, upstream)
+    used_s = [part.cpu_s for part in parts]
+    process = start_load(service.port, 600.0, wanted)
+    empty_at: float | None = None
+    while process.poll() is None or empty_at is None:
+        if server.unfinished():
+            empty_at = None
+        elif empty_at is None:
+            empty_at = time.monotonic()
+        time.sleep(0.02)
+    done = end_load(process)
+    took_s = max(empty_at, done.ended_at) - done.began_at
+    of_service, of_redis, of_upstream = (part.cpu_s - used for part, used in zip(parts, used_s, strict=True))
+    cores = tuple(spent_s / took_s for spent_s in (of_service, of_redis, done.cpu_s, of_upstream))
+    return End(done.count / took_s, of_service * 1000 / done.count, cores)
 
 
 def end_to_end(options: Options) -> None:
-    count = options.count(100, 3_000)
+    count = options.count(100, 6_000, 20_000)
     table = Table(
         f"HTTP end to end, {count:,} tasks, upstream on loopback that answers at once, IMAGE_STORE=upstream",
         "concurrency",
-        "tasks/s",
+        "goal tasks/s",
+        "tasks/s min / median / max",
+        "goal CPU ms",
         "CPU ms a task",
+        "cores of service / Redis / loader / upstream",
     )
-    for concurrency in (5, 50):
-        with RedisServer() as server, emulator() as upstream:
-            settings = {"TOGETHER_API_KEY": "k", "TOGETHER_API_URL": url_of(upstream), "IMAGE_STORE": "upstream"}
-            with Service(server.url, WORKER_CONCURRENCY=str(concurrency), **settings) as service:
-                submit(service.port, "warm up")
-                used, began = service.cpu_s, time.perf_counter()
-                load(service.port, 60.0, "POST", "/api/images/generate", bodies(count, "end"))
-                while finished(service.port) <= count:
-                    time.sleep(0.01)
-                took_s = time.perf_counter() - began
-                table.add(concurrency, f"{count / took_s:,.0f}", f"{(service.cpu_s - used) * 1000 / count:.2f}")
+    for concurrency, goal in ((5, 1_900), (50, 2_900)):
+        with (
+            RedisServer() as server,
+            quick_upstream() as upstream,
+            Service(server.url, WORKER_CONCURRENCY=str(concurrency), **calling(url_of(upstream))) as service,
+        ):
+            submit(service.port, "warm up", "?wait=30")
+            ends = [
+                end(server, service, upstream, Requests("POST", GENERATE, bodies(count, str(run))))
+                for run in range(options.runs)
+            ]
+        cores = [statistics.median(shares) for shares in zip(*(one.cores for one in ends), strict=True)]
+        per_s, cpu_ms = spread([one.per_s for one in ends]), spread([one.cpu_ms for one in ends], ".2f")
+        table.add(concurrency, f"{goal:,}", per_s, "0.40", cpu_ms, " / ".join(f"{share:.2f}" for share in cores))
     table.show(command("http", options))
 
 
-def finished(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/stats") as answer:
-        return int(json.load(answer)["tasks"]["completed"])
+def main(options: Options) -> None:
+    beside_bare(options)
+    end_to_end(options)

@@ -1,12 +1,14 @@
 """A load of its own process: keep-alive connections that send prepared requests one after the other.
 
-`python -m bench.loader PORT CONNECTIONS SECONDS` reads requests' kind from standard input as JSON:
-`{"method", "path", "bodies": [...]}`; prints the answers a second and their statuses as JSON.
+`python -m bench.loader PORT CONNECTIONS SECONDS` reads what to send from standard input as JSON:
+`{"method", "path", "bodies": [...], "again"}`, again: whether bodies are repeated; prints as JSON the answers a second,
+their statuses, its own CPU time, and when it began and ended on the clock that all processes share.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -14,14 +16,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 
-def requests(method: str, path: str, bodies: list[str]) -> Iterator[bytes]:
+def requests(method: str, path: str, bodies: list[str], *, again: bool) -> Iterator[bytes]:
     """The bytes of each request; without bodies, the same for ever."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if not bodies:
-        same = f"{head}\r\n".encode()
-        while True:
-            yield same
-    for body in bodies:
+        yield from itertools.repeat(f"{head}\r\n".encode())
+    for body in itertools.cycle(bodies) if again else bodies:
         raw = body.encode()
         yield f"{head}Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
 
@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._next()
 
@@ -68,18 +69,20 @@ class Connection(asyncio.Protocol):
 async def main(port: int, connections: int, seconds: float) -> None:
     kind = json.loads(sys.stdin.read())
     statuses: Counter[str] = Counter()
-    wanted = requests(kind["method"], kind["path"], kind["bodies"])
+    wanted = requests(kind["method"], kind["path"], kind["bodies"], again=kind["again"])
     loop = asyncio.get_running_loop()
-    began = time.perf_counter()
+    began_at, used_s = time.monotonic(), time.process_time()
     made = [
         await loop.create_connection(lambda: Connection(wanted, statuses), "127.0.0.1", port)
         for _ in range(connections)
     ]
     await asyncio.wait([protocol.done for _, protocol in made], timeout=seconds)
-    took_s = time.perf_counter() - began
+    ended_at, used_s = time.monotonic(), time.process_time() - used_s
     for transport, _ in made:
         transport.abort()
-    print(json.dumps({"per_s": sum(statuses.values()) / took_s, "statuses": statuses}))
+    per_s = sum(statuses.values()) / (ended_at - began_at)
+    found = {"per_s": per_s, "statuses": statuses, "cpu_s": used_s, "began_at": began_at, "ended_at": ended_at}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import redis
 
+from imagegen.queue.keys import Keys
 from imagegen.queue.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +34,17 @@ class RedisServer:
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
         self.port = free_port()
+        self.client = redis.Redis(port=self.port, protocol=2)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.kill()
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        """Returns once it answers; after `kill` it is empty."""
         binary = find_binary()
         self.name = str(binary)
         self._child = subprocess.Popen(
@@ -38,15 +53,28 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self.client = redis.Redis(port=self.port, protocol=2)
         until(self._answers, 5.0)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
+    def kill(self) -> None:
         self._child.kill()
         self._child.wait()
-        self._folder.cleanup()
+
+    def hang(self) -> None:
+        """It takes connections and answers nothing, until `go_on`."""
+        self._child.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._child.send_signal(signal.SIGCONT)
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it took so far."""
+        return cpu_s(self._child.pid)
+
+    def unfinished(self, prefix: str = "imagegen") -> int:
+        """Tasks and webhooks that a service with this REDIS_PREFIX has still to do."""
+        keys = Keys(prefix)
+        return int(self.client.xlen(keys.stream)) + int(self.client.zcard(keys.outbox))
 
     @property
     def url(self) -> str:
@@ -143,9 +171,23 @@ class Service(Child):
         super().__init__([sys.executable, "run.py"], env | settings)
 
     def __enter__(self) -> Self:
-        until(lambda: answers(self.port, "/healthz"), 20.0)
+        try:
+            until(self._answers, 20.0)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         self.start_s = time.monotonic() - self.began_at
         return self
+
+    @property
+    def data(self) -> Path:
+        """Its DATA_DIR."""
+        return Path(self._folder.name)
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the service ended with code {self.process.returncode} at its start")
+        return answers(self.port, "/healthz")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,12 +197,57 @@ class Service(Child):
 
 
 def emulator() -> Child:
-    """The upstream, answering at once; `url_of` tells where."""
+    """The upstream with its faults and its ledger; `url_of` tells where."""
     return Child([sys.executable, "-m", "imagegen.emulator", "--port", "0", "--no-image"])
+
+
+def quick_upstream() -> Child:
+    """The upstream and receiver of webhooks that costs little; `url_of` tells where."""
+    return Child([sys.executable, "-m", "bench.upstream"])
 
 
 def url_of(running: Child) -> str:
     return running.line().rpartition(" ")[2]
+
+
+def calling(url: str) -> dict[str, str]:
+    """The settings of a service that calls this upstream and fetches no picture."""
+    return {"TOGETHER_API_KEY": "k", "TOGETHER_API_URL": url, "IMAGE_STORE": "upstream"}
+
+
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> tuple[int, bytes]:
+    """Status and body of one request on a connection of its own. Raises OSError where no answer comes."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    sent = None if body is None else json.dumps(body)
+    try:
+        connection.request(method, path, sent, {"Content-Type": "application/json"} | dict(headers or {}))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def asked(port: int, method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
+    """The JSON of an answer. Raises RuntimeError where it is no success. headers: `_` stands for `-`."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    status, answer = ask(port, method, path, body, headers=named)
+    if not 200 <= status < 300:
+        raise RuntimeError(f"{method} {path}: {status} {answer!r}")
+    return dict(json.loads(answer))
+
+
+def submit(port: int, prompt: str, query: str = "", *, webhook: str | None = None, **headers: str) -> str:
+    """The id of a task that was taken."""
+    body = {"prompt": prompt} | ({"webhook": {"url": webhook}} if webhook else {})
+    return str(asked(port, "POST", f"/api/images/generate{query}", body, **headers)["taskId"])
 
 
 def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
@@ -201,10 +288,10 @@ def free_port() -> int:
         return port
 
 
-def until(holds: Callable[[], bool], within_s: float) -> None:
+def until(holds: Callable[[], bool], within_s: float, every_s: float = 0.002) -> None:
     """Raises TimeoutError where it does not hold in time."""
     deadline = time.monotonic() + within_s
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError("what the benchmark waited for did not come")
-        time.sleep(0.002)
+        time.sleep(every_s)

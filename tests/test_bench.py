@@ -20,6 +20,8 @@ TITLES = {
     "http": "HTTP end to end",
     "commands": "Redis commands, inner ones too",
     "footprint": "Start and memory",
+    "recovery": "Recovery",
+    "soak": "Soak",
 }
 
 
