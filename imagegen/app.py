@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -38,10 +39,10 @@ from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web import edge, metrics
+from imagegen.web import edge
 from imagegen.web.admin import ADMIN, AdminRule
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
-from imagegen.web.metrics import METER, OBSERVED, Observed, UpstreamRules
+from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.routes import add_routes
 from imagegen.web.server import ImagegenRunner
@@ -63,6 +64,7 @@ PROVIDER = web.AppKey("provider", Provider)
 KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
 WORK = web.AppKey("work", Work)
 DELIVERIES = web.AppKey("deliveries", Deliveries)
+METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
 RATES = web.AppKey("rates", RateLimits)
 
@@ -79,8 +81,8 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[SUPERVISOR] = Supervisor()
     app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
-    edge.install(app, access_log=log.enabled("INFO"))
-    metrics.install(app, Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models]))
+    app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
+    edge.install(app, edge.Edge(app[METER], access_log=log.enabled("INFO")))
     app[RATES] = chosen.rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])
@@ -233,6 +235,13 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
+def collect_less_garbage() -> None:
+    """Spares the collector what stays anyway: modules, and tasks that are known here; it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 async def serve(settings: Settings) -> int:
     """Runs the service until a signal; returns the exit code. Raises SettingsError."""
     stop = _stop_on_signals()
@@ -241,6 +250,7 @@ async def serve(settings: Settings) -> int:
     runner = ImagegenRunner(app)
     try:
         await runner.setup()
+        collect_less_garbage()
         await web.SockSite(runner, listening).start()
         logger.info("imagegen {} listens on {}", __version__, _address(listening))
         died = asyncio.create_task(app[SUPERVISOR].died.wait())

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os import stat as stat_of
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -59,6 +60,7 @@ class DiskStore:
         others_live: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder = folder
+        self._root = str(folder)
         self._max_bytes = max_bytes
         self._clock = clock
         self._others_live = others_live
@@ -78,7 +80,7 @@ class DiskStore:
 
     async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
         """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
-        path = self._path(task_id, index, image.sha256, image.content_type)
+        path = Path(self._name(task_id, index, image.sha256, image.content_type))
         self._add(path, _Kept(len(image.data), expires_at_s))
         self._writing.add(path)
         try:
@@ -110,7 +112,7 @@ class DiskStore:
             return False
         try:  # a few microseconds in most cases, where a thread would cost a hundred
             now = self._clock()
-            missing = [image for image in here if not _is_there(self._stored_path(task_id, image), image, now)]
+            missing = [image for image in here if not _is_there(self._stored_name(task_id, image), image, now)]
         except OSError as error:
             raise StoreUnavailable from error
         return all(map(self._elsewhere, missing))
@@ -151,14 +153,18 @@ class DiskStore:
         """Whether an instance with a folder of its own keeps it."""
         return image.keeper not in ("", self.mark) and self._others_live()
 
-    def _path(self, task_id: str, index: int, sha256: str, content_type: str) -> Path:
+    def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
+        """The path as a string, which is made in a tenth of the time."""
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"not a task id: {task_id!r}")
         name = f"{index}-{sha256[:12]}.{_EXTENSIONS.get(content_type, 'bin')}"
-        return self._folder / task_id[:2] / task_id / name
+        return os.path.join(self._root, task_id[:2], task_id, name)  # noqa: PTH118
+
+    def _stored_name(self, task_id: str, image: StoredImage) -> str:
+        return self._name(task_id, image.index, image.sha256, image.content_type)
 
     def _stored_path(self, task_id: str, image: StoredImage) -> Path:
-        return self._path(task_id, image.index, image.sha256, image.content_type)
+        return Path(self._stored_name(task_id, image))
 
     def _add(self, path: Path, kept: _Kept) -> None:
         self._forget(path)
@@ -238,12 +244,12 @@ def _read(path: Path, image: StoredImage, now: float) -> bytes | None:
     return data if len(data) == image.size_bytes else None
 
 
-def _is_there(path: Path, image: StoredImage, now: float) -> bool:
+def _is_there(name: str, image: StoredImage, now: float) -> bool:
     try:
-        stat = path.stat()
+        found = stat_of(name)  # noqa: PTH116 - a Path costs more than the call
     except _MISSING:
         return False
-    return stat.st_size == image.size_bytes and stat.st_mtime > now
+    return found.st_size == image.size_bytes and found.st_mtime > now
 
 
 def _marked(path: Path) -> str:

@@ -46,28 +46,29 @@ class Batcher(Generic[Item, Answer]):
         if not self._waiting:
             self._first_at = loop.time()
         self._waiting.append((item, answer))
-        if not self._scheduled and len(self._running) < self._max_in_flight:
-            self._scheduled = True
-            loop.call_soon(self._flush)
+        if not self._scheduled:
+            self._schedule(loop)
         return answer
 
-    def _flush(self) -> None:
-        self._scheduled = False
-        batch, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
-        if not batch:
-            return
-        sending = asyncio.get_running_loop().create_task(self._run(batch, self._first_at + self._deadline_s))
-        self._running.add(sending)
-        sending.add_done_callback(self._sent)
-        if self._waiting and len(self._running) < self._max_in_flight:
-            self._flush()
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Has what waits sent in the next turn, when all that this turn brings is there."""
+        if len(self._running) < self._max_in_flight:
+            self._scheduled = True
+            sending = loop.create_task(self._run())
+            self._running.add(sending)
+            sending.add_done_callback(self._sent)
 
     def _sent(self, sending: asyncio.Task[None]) -> None:
         self._running.discard(sending)
         if self._waiting and not self._scheduled:
-            self._flush()
+            self._schedule(sending.get_loop())
 
-    async def _run(self, batch: list[tuple[Item, asyncio.Future[Answer]]], deadline: float) -> None:
+    async def _run(self) -> None:
+        self._scheduled = False
+        batch, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
+        deadline = self._first_at + self._deadline_s
+        if self._waiting:
+            self._schedule(asyncio.get_running_loop())
         try:
             answers = await self._send([item for item, _ in batch], deadline)
         except BaseException as error:

@@ -55,7 +55,7 @@ class Claims:
         )
         value = run.encode(claim.entry_id)
         if claim.stands is None:
-            stands = await self._connection.until_back(lambda: self._scripts.first_run((claim.task.id, value)))
+            stands = await self._connection.until_back(self._scripts.first_run, (claim.task.id, value))
         else:
             stands = await self._swap(claim, run, value)
         if stands:
@@ -84,7 +84,7 @@ class Claims:
         """Writes a final task; returns the one that stands, which is another's where that came first."""
         record, webhooks = final_record(final), bool(edges.to_tell(final))
         item = FinishItem(final.id, claim.entry_id, final.generation, record, webhooks)
-        answer = await self._connection.until_back(lambda: self._scripts.finish(item))
+        answer = await self._connection.until_back(self._scripts.finish, item)
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:
@@ -160,4 +160,4 @@ class Claims:
     async def _swap(self, claim: Claim, run: Run, value: bytes) -> bytes:
         purpose = "start" if run.phase == "calling" else "retry"
         item = SwapItem(claim.task.id, claim.stands or b"", value, purpose)
-        return await self._connection.until_back(lambda: self._scripts.swap(item))
+        return await self._connection.until_back(self._scripts.swap, item)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TypeVar, TypeVarTuple
 
 from loguru import logger
 from redis.asyncio import Redis
@@ -36,6 +36,7 @@ BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
 
 _Answer = TypeVar("_Answer")
+_Given = TypeVarTuple("_Given")
 
 _UNUSABLE = ("OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS")
 _UPSTASH_REFUSALS = (
@@ -102,25 +103,16 @@ class Connection:
             return False
         return True
 
-    @asynccontextmanager
-    async def guarded(self, deadline: float | None = None) -> AsyncIterator[None]:
+    def guarded(self, deadline: float | None = None) -> _Guard:
         """One deadline (event-loop time) over what is inside; raises QueueUnavailable where Redis can't be used."""
-        try:
-            async with asyncio.timeout_at(deadline or asyncio.get_running_loop().time() + DEADLINE_S):
-                yield
-        except (RedisError, OSError, TimeoutError) as error:
-            if not unavailable(error):
-                raise
-            self.health.failed(error)
-            raise QueueUnavailable(headers={"Retry-After": "2"}) from error
-        self.health.succeeded()
+        return _Guard(self.health, deadline or asyncio.get_running_loop().time() + DEADLINE_S)
 
-    async def until_back(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def until_back(self, call: Callable[[*_Given], Awaitable[_Answer]], *given: *_Given) -> _Answer:
         """Repeats a call that can be repeated until Redis can be used."""
         delay_s = 0.05
         while True:
             try:
-                return await call()
+                return await call(*given)
             except QueueUnavailable:
                 await self.health.wait(delay_s)
                 delay_s = min(delay_s * 2, 1.0)
@@ -128,6 +120,28 @@ class Connection:
     async def close(self) -> None:
         for client in (self.commands, self.blocking):
             await client.aclose()
+
+
+class _Guard:
+    def __init__(self, health: Health, deadline: float) -> None:
+        self._health = health
+        self._timeout = asyncio.timeout_at(deadline)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if error is None:
+            self._health.succeeded()
+        elif isinstance(error, RedisError | OSError | TimeoutError) and unavailable(error):
+            self._health.failed(error)
+            raise QueueUnavailable(headers={"Retry-After": "2"}) from error
 
 
 class Health:

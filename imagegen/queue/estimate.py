@@ -100,6 +100,10 @@ class RunTimes:
         while len(self._by_kind) > REMEMBERED_KINDS:
             self._by_kind.popitem(last=False)
 
+    @property
+    def any(self) -> bool:
+        return bool(self._all)
+
     def expected(self, kind: Kind) -> float | None:
         """The median of the last runs of the kind; None where there was none."""
         runs = self._by_kind.get(kind)
@@ -146,7 +150,7 @@ class Estimates:
 
     def place(self, task: Task, now: float, instances: int = 1) -> Place:
         """Where an unfinished task stands."""
-        kind = kind_of(task)
+        kind = kind_of(task) if self.runs.any else ()
         expected_s = self.runs.expected(kind)
         if task.state is State.PROCESSING:
             if expected_s is None or task.started_at is None:

@@ -47,7 +47,7 @@ class Leases:
         """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
         claims, unreadable = self.holdings.hold(entries)
         for entry_id, what in unreadable:
-            await self._connection.until_back(lambda e=entry_id, w=what: self._scripts.bury(e, w))  # type: ignore[misc]
+            await self._connection.until_back(self._scripts.bury, entry_id, what)
         if claims:
             self._tell_busy()
         return claims

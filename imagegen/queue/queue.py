@@ -7,8 +7,9 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -52,8 +53,7 @@ class Cached(StrEnum):
     REFRESH = "REFRESH"
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """What a client submits: the request in its stored form, the two names of its canonical form, and whom to tell."""
 
     task_id: str
@@ -63,8 +63,7 @@ class Submission:
     webhooks: tuple[Webhook, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(NamedTuple):
     task: Task
     cached: Cached
 
@@ -94,7 +93,7 @@ class Queue:
         self._line_read_at = -math.inf
         self._result_ttl_s = result_ttl_s
         self._clock = clock
-        self._submitting: dict[str, asyncio.Future[Submitted]] = {}
+        self._submitting: dict[str, list[asyncio.Future[Submitted]]] = {}
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
 
     async def submit(self, submission: Submission) -> Submitted:
@@ -105,11 +104,11 @@ class Queue:
         known = self._known(submission)
         if known is not None:
             return self._counted(known)
-        running = self._submitting.get(submission.task_id)
+        running = self._joined(submission.task_id)
         if running is not None:
-            first = await asyncio.shield(running)
+            first = await running
             _same_request(first.task, submission)
-            return self._counted(first if first.cached is Cached.HIT else replace(first, cached=Cached.COALESCED))
+            return self._counted(first if first.cached is Cached.HIT else first._replace(cached=Cached.COALESCED))
         return self._counted(await self._put_in(submission))
 
     async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> Submitted:
@@ -117,9 +116,9 @@ class Queue:
 
         keep: whether its pictures stay, marked as stale, until the new ones are there.
         """
-        running = self._submitting.get(submission.task_id)
+        running = self._joined(submission.task_id)
         if running is not None:
-            return self._counted(replace(await asyncio.shield(running), cached=Cached.COALESCED))
+            return self._counted((await running)._replace(cached=Cached.COALESCED))
         return self._counted(await self._put_in(submission, finished, keep=keep))
 
     def _counted(self, submitted: Submitted) -> Submitted:
@@ -228,19 +227,30 @@ class Queue:
         return Submitted(task, cached)
 
     async def _put_in(self, submission: Submission, replaced: Task | None = None, *, keep: bool = False) -> Submitted:
-        result: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
-        self._submitting[submission.task_id] = result
+        joined: list[asyncio.Future[Submitted]] = []
+        self._submitting[submission.task_id] = joined
         try:
             submitted = await self._send(submission, replaced, replaced.images if replaced and keep else ())
         except BaseException as error:
-            result.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-            result.exception()
+            for waiter in joined:
+                if not waiter.done():
+                    waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
             raise
-        else:
-            result.set_result(submitted)
-            return submitted
         finally:
             del self._submitting[submission.task_id]
+        for waiter in joined:
+            if not waiter.done():
+                waiter.set_result(submitted)
+        return submitted
+
+    def _joined(self, task_id: str) -> asyncio.Future[Submitted] | None:
+        """What comes of the submit of this task that is under way; None where there is none."""
+        joined = self._submitting.get(task_id)
+        if joined is None:
+            return None
+        waiter: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        joined.append(waiter)
+        return waiter
 
     async def _send(self, submission: Submission, replaced: Task | None, stale: tuple[StoredImage, ...]) -> Submitted:
         now = self._clock()

@@ -76,4 +76,4 @@ class Reader:
         waiting = [task for task in self._memory.live.values() if task.id not in held]
         for task in waiting:
             item = submit_item(task)
-            await self._connection.until_back(lambda item=item: self._scripts.submit(item))  # type: ignore[misc]
+            await self._connection.until_back(self._scripts.submit, item)

@@ -15,7 +15,7 @@ from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT
 from imagegen.web.edge import json_response, language, request_id_of
 from imagegen.web.errors import error_view
-from imagegen.web.generate import answer_of, order, refuse_while_draining
+from imagegen.web.generate import answer_of, order_parsed, refuse_while_draining
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.shapes import RefusedEntry
 from imagegen.web.wish import Wish, wish_of
@@ -58,7 +58,7 @@ async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> M
     try:
         if not isinstance(entry, dict):
             raise InvalidRequest(details=[FieldFault(place, "must be an object")])
-        submitted = await order(request.app[CONTEXT], entry, wish.of_entry(index))
+        submitted = await order_parsed(request.app[CONTEXT], entry, wish.of_entry(index))
     except InvalidRequest as error:
         error.details = tuple(
             fault if fault.field == place else replace(fault, field=f"{place}.{fault.field}") for fault in error.details

@@ -49,23 +49,27 @@ _NUMBER = ("数字过大或过长", "a number is too large or too long")
 async def read_json(
     request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _STALL_S
 ) -> dict[str, Any]:
-    """The body as an object.
+    """The body as an object. Raises what `read_body` does, and InvalidJson."""
+    return parse_object(await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s))
+
+
+async def read_body(request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _STALL_S) -> bytes:
+    """The bytes of a body that is said to be JSON.
 
     Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout where nothing
-    came for `timeout_s` seconds, BadRequest for bad framing, and InvalidJson.
+    came for `timeout_s` seconds, and BadRequest for bad framing.
     """
     _check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
     try:
-        body = await _read(request.content, max_bytes, timeout_s)
+        return await _read(request.content, max_bytes, timeout_s)
     except TimeoutError as error:
         raise BodyTimeout from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise BadRequest from error
     except RuntimeError as error:  # aiohttp's word for a client that left before its body came
         raise ConnectionResetError from error
-    return parse_object(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from imagegen.queue.queue import Queue, Submission
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, digest, fingerprint
 from imagegen.tasks.task import Task
+from imagegen.tasks.webhook import Webhook
 from imagegen.web.client import Hops, base_url
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
@@ -32,10 +34,29 @@ class Identity:
     aliases: Mapping[str, str]
     secret: str | None
 
-    def submission(self, request: GenerationRequest, scope: str | None) -> Submission:
+    def submission(
+        self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
+    ) -> Submission:
         """What is put in the queue for a request; `scope` is the key's name where each key has its own tasks."""
         canonical = request.canonical(self.provider, scope)
-        return Submission(fingerprint(canonical, self.secret), digest(canonical), request.model, request.stored_json())
+        task_id = fingerprint(canonical, self.secret)
+        return Submission(task_id, digest(canonical), request.model, request.stored_json(), webhooks)
+
+
+class SeenBodies:
+    """The submissions of small bodies that came lately; the same bytes are parsed once."""
+
+    _COUNT, _BYTES = 1_000, 1_000
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, Submission] = OrderedDict()
+        self.get = self._seen.get
+
+    def put(self, raw: bytes, submission: Submission) -> None:
+        if len(raw) <= self._BYTES:
+            self._seen[raw] = submission
+            if len(self._seen) > self._COUNT:
+                self._seen.popitem(last=False)
 
 
 class Readiness:
@@ -63,6 +84,7 @@ class Context:
     max_attempts: int
     list_models: ListModels = _no_models
     private_webhooks: bool = False
+    seen: SeenBodies = field(default_factory=SeenBodies)
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.hops)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 from loguru import logger
 from multidict import CIMultiDict, istr
 
 from imagegen.errors import ApiError, BadRequest, InternalError
+from imagegen.metrics import Meter
 from imagegen.web.client import valid_host
 from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
 from imagegen.web.v1 import errors as v1_errors
@@ -33,35 +34,75 @@ _UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_LOGGED_CHARS = 200
 _CLIENT_GONE = 499
 
+UNMATCHED = "unmatched"
+"""The route of what no route takes; the client's own path and method are never labels."""
 
-def install(app: web.Application, *, access_log: bool) -> None:
-    """Put the edge around an application, outside of the middlewares it has already.
 
+Handle = Callable[[Any], Awaitable[web.StreamResponse]]
+"""Takes a web.Request, though aiohttp calls it any BaseRequest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What is around all that an application does; `server.ImagegenRunner` puts it there.
+
+    No middleware, since those cost each request as much as all that is done here. meter: counts every request.
     access_log: whether INFO is logged at all; where it is not, no time is spent on the line.
     """
-    app.middlewares.insert(0, middleware(access_log=access_log))
+
+    meter: Meter
+    access_log: bool
+
+    def around(self, handle: Handle) -> Handle:
+        """Names the request, runs it, turns what it raised into an answer, counts it and logs one line."""
+        meter, access_log = self.meter, self.access_log
+
+        async def edge(request: web.Request) -> web.StreamResponse:
+            _name(request)
+            began_at, status = monotonic(), _CLIENT_GONE
+            meter.open_requests += 1
+            try:
+                response = await _answered(handle, request)
+                status = response.status
+                return response
+            finally:
+                took_s = monotonic() - began_at
+                meter.open_requests -= 1
+                meter.requests[(*_route(request), status)].observe(took_s)
+                if access_log:
+                    _log_access(request, status, took_s)
+
+        return edge
+
+
+EDGE = web.AppKey("edge", Edge)
+
+
+def install(app: web.Application, edge: Edge) -> None:
+    """Gives an application its edge."""
+    app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
 
 
-def middleware(*, access_log: bool) -> Middleware:
-    """Name the request, run it, turn what it raised into an answer, and log one line."""
-
-    @web.middleware
-    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _name(request)
-        started_at = monotonic() if access_log else 0.0
-        try:
-            host = request.headers.get(hdrs.HOST)
-            if host is not None and not valid_host(host):
-                raise BadRequest
-            response = await handler(request)
-        except Exception as error:  # noqa: BLE001 - here every error becomes an answer
-            response = answer(request, error)
-        if access_log:
-            _log_access(request, response.status, monotonic() - started_at)
+async def _answered(handle: Handle, request: web.Request) -> web.StreamResponse:
+    try:
+        host = request.headers.get(hdrs.HOST)
+        if host is not None and not valid_host(host):
+            raise BadRequest
+        return await handle(request)
+    except Exception as error:  # noqa: BLE001 - here every error becomes an answer
+        response = answer(request, error)
+        dress(response.headers, request_id_of(request))
         return response
 
-    return edge
+
+def _route(request: web.Request) -> tuple[str, str]:
+    """Method and template of the route: of bounded sets, whatever clients send."""
+    match = request._match_info  # noqa: SLF001 - the public one may not be asked where nothing was looked up
+    if match is None:
+        return hdrs.METH_ANY, UNMATCHED
+    resource = match.route.resource
+    return match.route.method, UNMATCHED if resource is None else resource.canonical
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from imagegen.queue.queue import Cached, Submission, Submitted
 from imagegen.tasks.request import MAX_FAULTS, GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
-from imagegen.web.body import read_json
+from imagegen.web.body import parse_object, read_body
 from imagegen.web.context import CONTEXT, Context
 from imagegen.web.edge import json_response, language
 from imagegen.web.shapes import EndedView, SubmittedView
@@ -37,9 +37,9 @@ class Answer:
 async def generate(request: web.Request) -> web.Response:
     """Queues a task, joins the one that runs, or points at the finished one; waits for its end where that is wanted."""
     context, wait_s, wish = request.app[CONTEXT], wanted_wait_s(request), wish_of(request)
-    submitted = await order(context, await read_json(request), wish)
+    submitted = await order(context, await read_body(request), wish)
     if wait_s:
-        submitted = replace(submitted, task=await wait_until_final(context, submitted.task, wait_s, request))
+        submitted = submitted._replace(task=await wait_until_final(context, submitted.task, wait_s, request))
     answer = await answer_of(request, submitted, waited=bool(wait_s))
     return json_response(answer.view, status=answer.status, headers=answer.headers | applied(wait_s))
 
@@ -59,11 +59,22 @@ async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool 
     return Answer(200 if hit else 202, view, headers)
 
 
-async def order(context: Context, body: Mapping[str, Any], wish: Wish) -> Submitted:
-    """Parses one body and puts it in the queue, once only where the client gave it a key."""
-    identity = context.identity
-    wanted, webhooks = _parsed(context, body, wish)
-    submission = replace(identity.submission(wanted, None), webhooks=webhooks)
+async def order(context: Context, raw: bytes, wish: Wish) -> Submitted:
+    """Parses one body and puts it in the queue. Bytes that came before mean what they meant."""
+    if wish.key is not None:
+        return await order_parsed(context, parse_object(raw), wish)
+    submission = context.seen.get(raw)
+    if submission is None:
+        submission = _submission(context, parse_object(raw), wish)
+        if not submission.webhooks:
+            context.seen.put(raw, submission)
+    refuse_while_draining(context)
+    return await submit(context, submission, fresh=wish.fresh)
+
+
+async def order_parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> Submitted:
+    """Puts one body in the queue, once only where the client gave it a key."""
+    submission = _submission(context, body, wish)
     refuse_while_draining(context)
     if wish.key is None:
         return await submit(context, submission, fresh=wish.fresh)
@@ -77,13 +88,20 @@ async def order(context: Context, body: Mapping[str, Any], wish: Wish) -> Submit
         return Submitted(task, Cached.HIT if task.state is State.COMPLETED else Cached.COALESCED)
 
 
+def _submission(context: Context, body: Mapping[str, Any], wish: Wish) -> Submission:
+    wanted, webhooks = _parsed(context, body, wish)
+    return context.identity.submission(wanted, None, webhooks)
+
+
 def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
     """The request, and whom to tell. Raises InvalidRequest with the faults of both."""
-    identity, faults = context.identity, tuple[FieldFault, ...]()
-    webhooks: tuple[Webhook, ...] = ()
+    identity, webhooks = context.identity, tuple[Webhook, ...]()
+    if "webhook" not in body:
+        return GenerationRequest.parse(body, default_model=identity.default_model, aliases=identity.aliases), webhooks
+    faults: tuple[FieldFault, ...] = ()
     drawn = {name: value for name, value in body.items() if name != "webhook"}
     try:
-        webhooks = _webhooks(context, body.get("webhook"), wish)
+        webhooks = _webhooks(context, body["webhook"], wish)
     except InvalidRequest as error:
         faults = error.details
     try:

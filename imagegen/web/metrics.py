@@ -1,4 +1,4 @@
-"""Owns what Prometheus is told: GET /metrics, and the counting of HTTP requests."""
+"""Owns what Prometheus is told: GET /metrics."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from time import monotonic
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -28,12 +26,6 @@ from imagegen import __version__
 from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, Recent
 from imagegen.queue.backlog import Backlog, Here, Waiting
 
-METER = web.AppKey("meter", Meter)
-
-UNMATCHED = "unmatched"
-"""The route of what no route takes; the client's own path and method are never labels."""
-
-_CLIENT_GONE = 499
 _NUMBER = re.compile(r"-\d+$")
 
 
@@ -71,28 +63,6 @@ class Observed:
 
 
 OBSERVED = web.AppKey("observed", Observed)
-
-
-def install(app: web.Application, meter: Meter) -> None:
-    """Counts every request, around the middlewares that are there already."""
-    app[METER] = meter
-    app.middlewares.insert(0, _count)
-
-
-@web.middleware
-async def _count(request: web.Request, handler: Handler) -> web.StreamResponse:
-    meter, began_at, status = request.app[METER], monotonic(), _CLIENT_GONE
-    meter.open_requests += 1
-    try:
-        response = await handler(request)
-        status = response.status
-        return response
-    finally:
-        meter.open_requests -= 1
-        route = request.match_info.route
-        resource = route.resource
-        template = UNMATCHED if resource is None else resource.canonical
-        meter.requests[route.method, template, status].observe(monotonic() - began_at)
 
 
 async def get_metrics(request: web.Request) -> web.Response:

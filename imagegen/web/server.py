@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -11,7 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
-from imagegen.web.edge import answer, dress, fresh_request_id, request_id_of
+from imagegen.web.edge import EDGE, dress, fresh_request_id
 from imagegen.web.errors import error_response
 from imagegen.web.presence import tell_gone
 
@@ -22,11 +21,9 @@ HEAD_TIMEOUT_S = 15.0
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
 
-_Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 
 class ImagegenRunner(web.AppRunner):
-    """Runs an application on our connections; takes what `web.AppRunner` takes, with defaults of ours.
+    """Runs an application, in its edge, on our connections; takes what `web.AppRunner` takes, with defaults of ours.
 
     head_timeout_s: how long the head of a request may take from its first byte.
     """
@@ -45,7 +42,7 @@ class ImagegenRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(
-            _guarded(server.request_handler),
+            self.app[EDGE].around(server.request_handler),
             request_factory=server.request_factory,
             head_timeout_s=self._head_timeout_s,
             **self._kwargs,
@@ -122,20 +119,6 @@ class _Connection(web.RequestHandler):
         self._head_timer = None
         logger.info("A request head took too long: connection closed")
         self.force_close()
-
-
-def _guarded(handle: _Handle) -> _Handle:
-    """Answers what is raised before the first middleware runs: an unknown Expect header."""
-
-    async def guarded(request: Any) -> web.StreamResponse:
-        try:
-            return await handle(request)
-        except Exception as error:  # noqa: BLE001 - here every error becomes an answer
-            response = answer(request, error)
-            dress(response.headers, request_id_of(request))
-            return response
-
-    return guarded
 
 
 def _refusal(error: HttpProcessingError) -> ApiError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.queue import Cached, Submitted
@@ -36,8 +37,9 @@ TEXTS = {
 ImageUrl = Callable[[Task, StoredImage], str]
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(unix_s: float) -> str:
-    """UTC, milliseconds."""
+    """UTC, milliseconds. The same few moments are told again and again."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

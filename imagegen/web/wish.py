@@ -24,15 +24,20 @@ _ESCAPED = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own.
+    """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own."""
 
-    base: of the links in what webhooks are sent.
-    """
-
-    client: str
+    request: web.Request
     fresh: bool = False
     key: str | None = None
-    base: str = ""
+
+    @property
+    def client(self) -> str:
+        return client_address(self.request, self.request.app[CONTEXT].hops)
+
+    @property
+    def base(self) -> str:
+        """Of the links in what webhooks are sent."""
+        return self.request.app[CONTEXT].base_url(self.request)
 
     def of_entry(self, index: int) -> Wish:
         """The wish for one entry of a batch. No key of a client's has a space in it."""
@@ -41,10 +46,9 @@ class Wish:
 
 def wish_of(request: web.Request) -> Wish:
     """Reads the headers. Raises InvalidRequest for a bad key."""
-    directives = ",".join(request.headers.getall(hdrs.CACHE_CONTROL, ())).lower().split(",")
-    fresh = any(directive.strip() == "no-cache" for directive in directives)
-    context = request.app[CONTEXT]
-    return Wish(client_address(request, context.hops), fresh, _key(request), context.base_url(request))
+    directives = ",".join(request.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
+    fresh = "no-cache" in directives and "no-cache" in map(str.strip, directives.split(","))
+    return Wish(request, fresh, _key(request))
 
 
 def digest_of(body: Mapping[str, Any]) -> str:

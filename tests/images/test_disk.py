@@ -208,6 +208,7 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
 
     monkeypatch.setattr(Path, "open", fails)
     monkeypatch.setattr(Path, "stat", fails)
+    monkeypatch.setattr(disk, "stat_of", fails)
     monkeypatch.setattr(os, "utime", fails)
     for ask in (
         store.save(TASK, 1, image, clock.now + 60),

@@ -34,7 +34,7 @@ def hook(path: str = "a", **changes: object) -> Webhook:
 
 
 def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
-    return replace(submission(name), webhooks=webhooks)
+    return submission(name)._replace(webhooks=webhooks)
 
 
 async def put_in(instance, name: str, *webhooks: Webhook) -> Task:

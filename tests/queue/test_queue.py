@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 from support import eventually, submission
@@ -94,7 +93,7 @@ async def test_another_request_under_the_same_id_is_never_served(make_instance) 
     await one.queue.submit(submission("a"))
     for instance in (one, two):
         with pytest.raises(InternalError):
-            await instance.queue.submit(replace(submission("a"), digest="b" * 32))
+            await instance.queue.submit(submission("a")._replace(digest="b" * 32))
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 

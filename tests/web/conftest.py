@@ -10,25 +10,16 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
+from edged import EdgedServer
 from emulated import EmulatedUpstream
 from support import eventually
 
 from imagegen.app import QUEUE, create_app
 from imagegen.settings import Settings
-from imagegen.web.server import ImagegenRunner
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
-
-
-class _Server(TestServer):
-    """Serves on the connections that the real service has."""
-
-    __test__ = False
-
-    async def _make_runner(self, **options: Any) -> web.AppRunner:
-        return ImagegenRunner(self.app, **options)
 
 
 @pytest.fixture
@@ -52,7 +43,7 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
     async with AsyncExitStack() as stack:
 
         async def start(**overrides: Any) -> Client:
-            client = TestClient(_Server(create_app(Settings(**defaults | overrides))))
+            client = TestClient(EdgedServer(create_app(Settings(**defaults | overrides))))
             await client.start_server()
             stack.push_async_callback(client.close)
             return client

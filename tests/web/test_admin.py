@@ -6,10 +6,10 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from edged import edged
 from multidict import CIMultiDict
 
 from imagegen.errors import Forbidden, Unauthorized
-from imagegen.web import edge
 from imagegen.web.admin import ADMIN, AdminRule, admin_only, require_admin
 
 TOKEN = "s3cret"
@@ -118,11 +118,10 @@ async def start(aiohttp_client):
             return web.Response(text="secret")
 
         app = web.Application()
-        edge.install(app, access_log=False)
         app.router.add_get("/metrics", admin_only(secret))
         if rule:
             app[ADMIN] = rule
-        return await aiohttp_client(app)
+        return await aiohttp_client(edged(app))
 
     return start_app
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
+from edged import edged
 from loguru import logger
 
 from imagegen.errors import Draining, FieldFault, InvalidRequest, QueueUnavailable, Unauthorized
@@ -75,8 +76,7 @@ async def client(lines: list[str]) -> AsyncIterator[Client]:
     app = web.Application()
     for handler in (hello, invalid, unavailable, draining, unauthorized, broken, moved, conflict, own_headers, stream):
         app.router.add_get(f"/{handler.__name__}", handler)
-    edge.install(app, access_log=True)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(edged(app, access_log=True)) as client:
         yield client
 
 
@@ -200,8 +200,7 @@ async def test_a_path_with_odd_bytes_cannot_break_the_line(client: Client, lines
 async def test_without_access_log_nothing_is_logged(lines: list[str]) -> None:
     app = web.Application()
     app.router.add_get("/hello", hello)
-    edge.install(app, access_log=False)
-    async with TestServer(app) as server, ClientSession() as session, session.get(server.make_url("/hello")) as answer:
+    async with edged(app) as server, ClientSession() as session, session.get(server.make_url("/hello")) as answer:
         assert answer.status == 200
     assert lines == []
 

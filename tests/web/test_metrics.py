@@ -7,15 +7,17 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
+from edged import edged
 from prometheus_client.parser import text_string_to_metric_families
 from support import eventually, submission
 
 from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
 from imagegen.metrics import Meter, Recent
-from imagegen.web import edge, metrics, stats
+from imagegen.web import metrics, stats
 from imagegen.web.admin import ADMIN, AdminRule, admin_only
-from imagegen.web.metrics import METER, OBSERVED, Observed, UpstreamRules
+from imagegen.web.edge import EDGE
+from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]
@@ -37,8 +39,6 @@ async def instance(make_instance, meter):
 async def start(aiohttp_client, instance, meter) -> Start:
     async def start_app(*, token: str | None = None, blocked=None) -> TestClient:
         app = web.Application()
-        edge.install(app, access_log=False)
-        metrics.install(app, meter)
         app[ADMIN] = AdminRule(token, on_render=False)
         rules = UpstreamRules(5, 10.0, lambda: blocked)
         loops = ["loop-0", "loop-1", "reader"]
@@ -46,7 +46,7 @@ async def start(aiohttp_client, instance, meter) -> Start:
         app.router.add_get("/metrics", admin_only(metrics.get_metrics))
         app.router.add_get("/api/stats", admin_only(stats.get_stats))
         app.router.add_get("/things/{thing_id}", things)
-        return await aiohttp_client(app)
+        return await aiohttp_client(edged(app, meter))
 
     return start_app
 
@@ -186,9 +186,7 @@ async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client
     one = await start()
     await one.get("/things/one")
     other = web.Application()
-    edge.install(other, access_log=False)
-    metrics.install(other, Meter())
-    await (await aiohttp_client(other)).get("/")
+    await (await aiohttp_client(edged(other))).get("/")
     samples = await scrape(one)
     assert value(samples, "http_requests_total", method="GET", route="/things/{thing_id}", status="200") == 1
     assert ("GET", "/", 404) not in meter.requests
@@ -270,7 +268,7 @@ async def billed(service: TestClient) -> tuple[int, int]:
     rows = {name.removeprefix("cmdstat_"): row for name, row in stats.items()}
     counted = sum(row["calls"] for name, row in rows.items() if name.split("|")[0] not in free)
     counted -= rows.get("evalsha", {"failed_calls": 0})["failed_calls"]
-    return service.app[METER].commands.total(), counted
+    return service.app[EDGE].meter.commands.total(), counted
 
 
 async def test_a_service_counts_its_redis_commands_as_the_server_does(start_service, aiohttp_server) -> None:
@@ -284,7 +282,7 @@ async def test_a_service_counts_its_redis_commands_as_the_server_does(start_serv
     app.router.add_post("/", hook)
     address = str((await aiohttp_server(app)).make_url("/"))
     service = await start_service(webhook_allow_private=True, admin_token="s3cret")
-    await eventually(lambda: service.app[METER].commands["control"] >= 2)
+    await eventually(lambda: service.app[EDGE].meter.commands["control"] >= 2)
     before = await billed(service)
     for number in range(20):
         body = {"prompt": f"number {number}", "webhook": {"url": address}} if number < 3 else {"prompt": f"{number}"}

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 from aiohttp import ClientResponse, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
+from edged import edged
 
-from imagegen.web import edge
 from imagegen.web.client import client_address
 from imagegen.web.ratelimit import Limits, RateLimits
 from imagegen.web.windows import MemoryWindows, WindowPort
@@ -70,9 +70,8 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
             app.router.add_get("/stream", rates.general(stream))
             app.router.add_post("/batch", rates.general(batch))
             app.router.add_get("/healthz", fine)
-            edge.install(app, access_log=False)
             rates.install(app)
-            return await stack.enter_async_context(TestClient(TestServer(app)))
+            return await stack.enter_async_context(TestClient(edged(app)))
 
         yield make
 

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import http_parser, web, web_protocol
 from loguru import logger
 
+from imagegen.metrics import Meter
 from imagegen.web import edge
 from imagegen.web.body import read_json
 from imagegen.web.server import ImagegenRunner
@@ -94,7 +95,7 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app = web.Application()
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
-        edge.install(app, access_log=False)
+        edge.install(app, edge.Edge(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
         runners.append(runner)
         await runner.setup()
@@ -294,6 +295,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(server
 
 async def test_kept_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
     app = web.Application()
+    edge.install(app, edge.Edge(Meter(), access_log=False))
     runner = ImagegenRunner(app)
     await runner.setup()
     assert runner.server is not None

@@ -117,7 +117,7 @@ class Service:
         self.loop = asyncio.create_task(deliveries.deliver_forever())
 
     async def submit(self, name: str, *webhooks: Webhook) -> Cached:
-        wanted = replace(submission(name), webhooks=webhooks)
+        wanted = submission(name)._replace(webhooks=webhooks)
         submitted = await self.instance.queue.submit(wanted)
         await self.instance.queue.join(wanted, submitted)
         return submitted.cached
