@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 
 import aiohttp
@@ -109,11 +110,11 @@ class Upstream:
                 asyncio.timeout(timeout_s),
                 self.session.request(
                     method,
-                    URL(f"{self.base}/{path}"),
+                    _address(self.base, path),
                     data=body,
                     headers=self._headers(),
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
+                    timeout=_limits(connect_s),
                     trace_request_ctx=wire,
                 ) as response,
             ):
@@ -127,9 +128,22 @@ class Upstream:
         return headers | ({"Authorization": self.authorization} if self.authorization else {})
 
 
+@lru_cache(maxsize=64)
+def _address(base: URL, path: str) -> URL:
+    return URL(f"{base}/{path}")
+
+
+@lru_cache(maxsize=8)
+def _limits(connect_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
+
+
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    if (response.content_length or 0) <= MAX_BODY_BYTES:
+    length = response.content_length or 0
+    if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in response.headers:
+        return await response.read()
+    if length <= MAX_BODY_BYTES:
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body += chunk
             if len(body) > MAX_BODY_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import statistics
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
@@ -15,9 +14,6 @@ from imagegen.tasks.task import State, Task
 
 REMEMBERED_RUNS = 20
 REMEMBERED_KINDS = 500
-SIMULATED = 500
-"""So many tasks ahead are counted one by one; the rest by the mean."""
-
 EntryOrder = tuple[int, int]
 
 Kind = tuple[object, ...]
@@ -116,13 +112,18 @@ class RunTimes:
 
 
 def wait_s(ahead: int, running_left_s: Iterable[float], slots: int, mean_s: float) -> float:
-    """Seconds until a slot takes the task, with so many tasks before it, each taking the mean."""
+    """Seconds until a slot takes the task, with so many tasks before it, each taking the mean.
+
+    Once all slots are free within one mean of each other, they take turns, and the rest needs no counting.
+    """
     free_at = [*running_left_s][:slots]
     free_at += [0.0] * (slots - len(free_at))
-    heapq.heapify(free_at)
-    for _ in range(min(ahead, SIMULATED)):
-        heapq.heapreplace(free_at, free_at[0] + mean_s)
-    return free_at[0] + max(ahead - SIMULATED, 0) * mean_s / slots
+    free_at.sort()
+    while ahead and free_at[-1] - free_at[0] > mean_s > 0.0:
+        insort(free_at, free_at.pop(0) + mean_s)
+        ahead -= 1
+    rounds, place = divmod(ahead, slots)
+    return free_at[place] + rounds * mean_s
 
 
 def left_s(expected_s: float, elapsed_s: float) -> float:

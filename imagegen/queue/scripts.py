@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, cast
@@ -200,8 +201,12 @@ class Scripts:
         return [None if answer == value else answer for answer, value in zip(answers, values, strict=True)]
 
     async def _first_runs_alone(self, keys: list[str], values: list[bytes], deadline: float) -> list[bytes | None]:
+        client = self._connection.commands
         async with self._connection.guarded(deadline):
-            pipeline = self._connection.commands.pipeline(transaction=False)
+            if len(keys) == 1:
+                with suppress(RedisConnectionError, RedisTimeoutError):  # the pipeline tries again
+                    return [await call(client, "SET", keys[0], values[0], "NX", "GET", "PX", self._run_life_ms)]
+            pipeline = client.pipeline(transaction=False)
             for key, value in zip(keys, values, strict=True):
                 _ = pipeline.set(key, value, nx=True, get=True, px=self._run_life_ms)
             return cast(list[bytes | None], await pipeline.execute())
