@@ -87,14 +87,17 @@ class RunTimes:
     def __init__(self) -> None:
         self._by_kind: OrderedDict[Kind, deque[float]] = OrderedDict()
         self._all: deque[float] = deque(maxlen=REMEMBERED_RUNS)
+        self._medians: dict[Kind, float] = {}
 
     def ran(self, kind: Kind, seconds: float) -> None:
         for one in (kind, kind[:1]):
             self._by_kind.setdefault(one, deque(maxlen=REMEMBERED_RUNS)).append(seconds)
             self._by_kind.move_to_end(one)
+            self._medians.pop(one, None)
         self._all.append(seconds)
         while len(self._by_kind) > REMEMBERED_KINDS:
-            self._by_kind.popitem(last=False)
+            gone, _ = self._by_kind.popitem(last=False)
+            self._medians.pop(gone, None)
 
     @property
     def any(self) -> bool:
@@ -102,8 +105,10 @@ class RunTimes:
 
     def expected(self, kind: Kind) -> float | None:
         """The median of the last runs of the kind; None where there was none."""
-        runs = self._by_kind.get(kind)
-        return statistics.median(runs) if runs else None
+        median = self._medians.get(kind)
+        if median is None and (runs := self._by_kind.get(kind)):
+            median = self._medians[kind] = statistics.median(runs)
+        return median
 
     @property
     def mean(self) -> float | None:
@@ -111,12 +116,12 @@ class RunTimes:
         return statistics.fmean(self._all) if self._all else None
 
 
-def wait_s(ahead: int, running_left_s: Iterable[float], slots: int, mean_s: float) -> float:
+def wait_s(ahead: int, running_left_s: list[float], slots: int, mean_s: float) -> float:
     """Seconds until a slot takes the task, with so many tasks before it, each taking the mean.
 
     Once all slots are free within one mean of each other, they take turns, and the rest needs no counting.
     """
-    free_at = [*running_left_s][:slots]
+    free_at = running_left_s[:slots]
     free_at += [0.0] * (slots - len(free_at))
     free_at.sort()
     while ahead and free_at[-1] - free_at[0] > mean_s > 0.0:
@@ -165,6 +170,7 @@ class Estimates:
         mean_s = self.runs.mean
         if expected_s is None or mean_s is None:
             return Place(position)
-        running = (left_s(self.runs.expected(k) or mean_s, now - began) for k, began in self._running.values())
+        expected = self.runs.expected
+        running = [left_s(expected(kind) or mean_s, now - began) for kind, began in self._running.values()]
         wait = wait_s(position - 1, running, self._slots * instances, mean_s)
         return Place(position, round(wait + expected_s, 1))
