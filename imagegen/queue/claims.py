@@ -125,13 +125,13 @@ class Claims:
         delay_s = max(retry_at - self._clock(), 0.0)
         claim.timer = asyncio.get_running_loop().call_later(delay_s, self._holdings.offer, claim)
 
-    async def hand_back(self, claims: Sequence[Claim], *, leaving: str = "") -> None:
-        """Gives claims back, which wakes another instance at once; `leaving` is the consumer that goes with them."""
+    async def hand_back(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
+        """Gives claims back, which wakes another instance at once; leaving: this instance goes with them."""
         for claim in claims:
             self._holdings.let_go(claim)
         ours = [claim for claim in claims if not claim.lost]
         self._meter.ambiguous += sum(claim.run.phase == "calling" and claim.stands is not None for claim in ours)
-        await self._scripts.release([handed_back(claim) for claim in ours], leaving=leaving)
+        await self._scripts.release(self._holdings.instance, [handed_back(claim) for claim in ours], leaving=leaving)
 
     def _wrote(self, claim: Claim, run: Run, value: bytes) -> None:
         claim.run = claim.written = run

@@ -55,9 +55,9 @@ def renew(held: int) -> int:
 
 
 def release(records: Sequence[bytes], given: int, *, leaving: bool) -> int:
-    """XDEL a task, and five more where it was ours, but none for a run that was never written."""
+    """XPENDING, and six a task that was ours, but none for a run that was never written."""
     unwritten = sum(not run for run in records) if given else 0
-    return 1 + len(records) + max(given * 5 - unwritten, 0) + 2 * leaving
+    return 2 + max(given * 6 - unwritten, 0) + 2 * leaving
 
 
 def cancel(answer: bytes | None) -> int:

@@ -81,7 +81,7 @@ class QueueRoom:
     async def leave(self) -> None:
         """Hands back all that is held, and our name. Raises QueueUnavailable."""
         await self.leases.gather_strays()
-        await self.claims.hand_back(list(self.holdings.held.values()), leaving=self.holdings.instance)
+        await self.claims.hand_back(list(self.holdings.held.values()), leaving=True)
         await self.outbox.release()
         self.control.tell("bye")
         await self.control.said()

@@ -280,15 +280,15 @@ class Scripts:
         self._spent("renew", costs.renew(len(claims) - len(lost)))
         return {entry.decode() for entry in lost}, [entry.decode() for entry in unnamed]
 
-    async def release(self, items: Sequence[ReleaseItem], *, leaving: str = "") -> int:
-        """Hands entries back; `leaving` is the consumer that goes. Returns how many were ours to give."""
+    async def release(self, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:
+        """Hands entries of a consumer back, which itself may be leaving. Returns how many were its to give."""
         keys = [self._keys.stream]
-        args: list[Any] = [GROUP, leaving, self._run_life_ms]
+        args: list[Any] = [GROUP, consumer, "1" if leaving else "", self._run_life_ms]
         for item in items:
             keys += (self._keys.record(item.task_id), self._keys.run(item.task_id))
             args += (item.entry_id, VERSION, item.generation, item.entry, item.run)
         given = cast(int, await self._run("release", keys, args))
-        self._spent("release", costs.release([item.run for item in items], given, leaving=bool(leaving)))
+        self._spent("release", costs.release([item.run for item in items], given, leaving=leaving))
         return given
 
     async def cancel(self, final: Task, tombstone: bytes) -> Finished | None:

@@ -154,7 +154,7 @@ async def hand_back(instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
-    assert await instance.scripts.release([handed_back(each), handed_back(fresh)], leaving="i") == 2
+    assert await instance.scripts.release("i", [handed_back(each), handed_back(fresh)], leaving=True) == 2
 
 
 async def read(instance) -> None:

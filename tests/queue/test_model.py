@@ -166,7 +166,7 @@ class TwoInstances(RuleBasedStateMachine):
     @rule(one=consumes(held))
     def hand_back(self, one: Held) -> None:
         known = self.known[one.name]
-        ours = known.generation == one.generation and not known.state.final
+        ours = known.generation == one.generation and not known.state.final and known.claimed_by == one.who
         self.run(self.rooms[one.who].claims.hand_back([one.claim]))
         if ours and not one.claim.lost and known.entry_id == one.claim.entry_id:
             known.state, known.claimed_by, known.entry_id = State.PENDING, None, ""

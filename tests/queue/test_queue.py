@@ -217,6 +217,22 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
     assert await at_rest(two)
 
 
+async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
+    one = make_instance(lease_s=0.5)
+    await one.queue.submit(submission("a"))
+    stale = await asyncio.wait_for(one.claims.claim(), 5)
+    await one.claims.start(stale)
+    await one.crash()
+    two = make_instance(lease_s=0.5)
+    taken = await asyncio.wait_for(two.claims.claim(), 5)
+    await two.claims.start(taken)
+    await one.claims.hand_back([stale], leaving=True)
+    (row,) = await two.scripts.pending()
+    assert (row.entry_id, row.consumer) == (taken.entry_id, two.room.holdings.instance)
+    assert (await end(two, taken)).state is State.COMPLETED
+    assert await at_rest(two)
+
+
 async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance(make_instance) -> None:
     one = make_instance()
     await one.queue.submit(submission("a"))
