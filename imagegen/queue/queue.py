@@ -284,6 +284,8 @@ class Queue:
         if answer.kind == "full":
             self._scripts.meter.submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
+        if answer.kind == "newer":
+            raise self._newer(submission.task_id)
         if answer.kind != "known":
             logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
             raise InternalError
@@ -309,9 +311,16 @@ class Queue:
                 return task
             entry_id, how_far = decode_run(run)
             return as_seen(task, how_far) if entry_id == head.entry_id else task
-        except (NewerRecord, UnreadableRecord) as error:
+        except NewerRecord as error:
+            raise self._newer(task_id) from error
+        except UnreadableRecord as error:
             logger.bind(taskId=task_id).error("The record can't be read: {}", error)
             raise InternalError from error
+
+    def _newer(self, task_id: str) -> QueueUnavailable:
+        """During a deploy the client finds the instance that wrote it when it asks again."""
+        logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
+        return QueueUnavailable(headers={"Retry-After": "2"})
 
 
 def _same_request(task: Task, submission: Submission) -> None:

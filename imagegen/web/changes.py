@@ -34,6 +34,8 @@ async def retry(request: web.Request) -> web.Response:
     """Queues a failed or cancelled task afresh under its id. Raises NotRetryable."""
     context = request.app[CONTEXT]
     task = await context.queue.newest(request.match_info["task_id"])
+    if task is not None and not task.state.final:
+        task = await context.queue.read(task.id)  # it may have been cancelled elsewhere this moment
     if task is None:
         return not_found(request)
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:

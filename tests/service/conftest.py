@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from emulated import EmulatorProcess
-from service.running import KEY, Service
+from service.running import KEY, RUN, Service
 
 StartService = Callable[..., Service]
 """`start(upstream.url, LEASE_SECONDS="2")`; without an upstream it is the sandbox. All share one DATA_DIR."""
@@ -23,12 +23,13 @@ def _services(folder: Path) -> Iterator[StartService]:
             ready: bool = True,
             allowed: tuple[str, ...] = (),
             home: Path = folder,
+            program: Path = RUN,
             **settings: str,
         ) -> Service:
             count = len(list(home.glob("instance*")))
             keyed = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream_url} if upstream_url else {}
             everything = {"DATA_DIR": str(home / "data")} | keyed | settings
-            service = Service(home / f"instance{count}", everything, allowed)
+            service = Service(home / f"instance{count}", everything, allowed, program)
             stack.callback(service.end)
             return service.start(ready=ready)
 

@@ -109,6 +109,7 @@ class Service:
     folder: Path
     settings: dict[str, str]
     allowed: tuple[str, ...] = ()
+    program: Path = RUN
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     url: str = field(default="", init=False)
     first_answer_s: float = field(default=0.0, init=False)
@@ -121,7 +122,7 @@ class Service:
         with self.log_path.open("ab") as log:
             environ = environment(self.folder, self.settings)
             self.process = subprocess.Popen(
-                [sys.executable, str(RUN)], cwd=self.folder, env=environ, stdout=log, stderr=log
+                [sys.executable, str(self.program)], cwd=self.folder, env=environ, stdout=log, stderr=log
             )
         self.url = eventually(self._address, START_S)
         eventually(lambda: self.answers("/healthz"), START_S)

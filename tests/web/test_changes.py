@@ -230,7 +230,9 @@ async def test_two_retries_at_once_pay_once(start_paid, upstream, acquaint) -> N
     answers = await asyncio.gather(
         *(client.post(f"/api/images/{task_id}/retry") for client in (one, two) for _ in range(5))
     )
-    assert {answer.status for answer in answers} == {202}
+    statuses = {answer.status for answer in answers}
+    assert 202 in statuses
+    assert statuses <= {202, 409}  # 409 for one that comes when the task is on its way already
     await finished(one, task_id)
     assert upstream.ledger.total == 2
 
