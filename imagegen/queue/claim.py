@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from imagegen.queue.estimate import entry_order
+from imagegen.queue.items import ReleaseItem
 from imagegen.queue.records import Run, decode_run, encode_entry, shown_images
-from imagegen.queue.scripts import ReleaseItem
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 

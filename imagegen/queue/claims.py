@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
 from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
+from imagegen.queue.items import FinishItem, SwapItem
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import Run, decode_record, final_record, shown_images, with_hooks
-from imagegen.queue.scripts import FinishItem, Scripts, SwapItem
+from imagegen.queue.scripts import Scripts
 from imagegen.tasks import task as edges
 from imagegen.tasks.changed import changed
 from imagegen.tasks.retry import Retry

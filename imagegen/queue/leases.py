@@ -13,7 +13,8 @@ from imagegen.queue.claim import Claim, inherit
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control, Message
 from imagegen.queue.holdings import Holdings
-from imagegen.queue.scripts import Entry, PendingEntry, Scripts
+from imagegen.queue.items import PendingEntry
+from imagegen.queue.scripts import Entry, Scripts
 
 EARLY_S, EARLY_CHECK_S, CHECK_S = 120.0, 30.0, 180.0
 """Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""

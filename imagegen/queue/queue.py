@@ -18,6 +18,7 @@ from imagegen.queue.control import Control
 from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.items import SubmitAnswer, submit_item
 from imagegen.queue.listing import Listing
 from imagegen.queue.memory import Memory
 from imagegen.queue.outbox import Outbox
@@ -32,7 +33,7 @@ from imagegen.queue.records import (
     seen_record,
     with_hooks,
 )
-from imagegen.queue.scripts import Found, Scripts, SubmitAnswer, submit_item
+from imagegen.queue.scripts import Found, Scripts
 from imagegen.tasks import task as edges
 from imagegen.tasks.changed import changed
 from imagegen.tasks.image import StoredImage

@@ -8,10 +8,11 @@ from loguru import logger
 from redis.exceptions import RedisError
 
 from imagegen.queue.connection import BLOCK_S, Connection, unavailable
+from imagegen.queue.items import submit_item
 from imagegen.queue.leases import Leases
 from imagegen.queue.memory import Memory
 from imagegen.queue.queue import Queue
-from imagegen.queue.scripts import Entry, Scripts, submit_item
+from imagegen.queue.scripts import Entry, Scripts
 
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
 

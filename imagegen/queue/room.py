@@ -11,6 +11,7 @@ from imagegen.queue.claim import Claim, run_life_s
 from imagegen.queue.claims import Claims
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
+from imagegen.queue.depth import Depth
 from imagegen.queue.estimate import Estimates
 from imagegen.queue.feed import Feed
 from imagegen.queue.holdings import Holdings
@@ -23,7 +24,7 @@ from imagegen.queue.memory import Memory
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue import Queue
 from imagegen.queue.reader import Reader
-from imagegen.queue.scripts import Depth, Scripts
+from imagegen.queue.scripts import Scripts
 from imagegen.queue.watching import Watching
 
 

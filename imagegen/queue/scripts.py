@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.queue import costs
-from imagegen.queue.batch import MAX_AT_ONCE, Batcher
+from imagegen.queue.batch import Batcher
 from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.depth import Depth
+from imagegen.queue.items import Finished, FinishItem, PendingEntry, ReleaseItem, SubmitAnswer, SubmitItem, SwapItem
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.quick import call
-from imagegen.queue.records import VERSION, encode_entry, encode_task, final_record
+from imagegen.queue.records import VERSION, final_record
 from imagegen.tasks.task import Task, to_tell
 
 Entry = tuple[str, dict[bytes, bytes]]
@@ -33,77 +34,6 @@ MANY_STARTS = 3
 
 OUTBOX_GRACE_S = 60.0
 """How long what is in the outbox is left to the instance that put it there, or took it, before another may."""
-
-
-class SubmitItem(NamedTuple):
-    """replaced: the finished generation that is to be replaced, or nothing."""
-
-    task_id: str
-    generation: int
-    digest: str
-    entry: bytes
-    record: bytes
-    replaced: int | None
-
-
-def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
-    """A pending task as a submit."""
-    return SubmitItem(
-        task.id, task.generation, task.digest, encode_entry(task), encode_task(task, with_request=False), replaced
-    )
-
-
-class SubmitAnswer(NamedTuple):
-    """kind: see submit.lua; known: the record that stands, where one does."""
-
-    kind: Literal["new", "again", "known", "full", "collision", "newer", "unreadable"]
-    entry_id: str
-    generation: int
-    known: bytes
-
-
-class FinishItem(NamedTuple):
-    """webhooks: whether it brought some along that are to be told."""
-
-    task_id: str
-    entry_id: str
-    generation: int
-    record: bytes
-    webhooks: bool = False
-
-
-class Finished(NamedTuple):
-    """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
-
-    stands: bytes
-    hooks: bytes
-
-
-class SwapItem(NamedTuple):
-    """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
-
-    task_id: str
-    known: bytes
-    value: bytes
-    purpose: str = "start"
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseItem:
-    task_id: str
-    entry_id: str
-    generation: int
-    entry: bytes
-    run: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PendingEntry:
-    """A claimed entry: who holds it, and since when it was not renewed."""
-
-    entry_id: str
-    consumer: str
-    idle_s: float
 
 
 class Scripts:
@@ -320,37 +250,6 @@ class Scripts:
         await self._run("bury", [self._keys.stream, self._keys.dead], [GROUP, entry_id, held, DEAD_LIST_LIFE_S])
         self._spent("other", costs.BURY)
         self.meter.dead_letters += 1
-
-
-class Depth:
-    """Counts the waiting tasks without asking Redis each time.
-
-    The count is measured again after 0.5 % of `limit` new tasks, and at every submit while what is on its way at once
-    could fill the queue. A blocked read that finds nothing says for free that nothing waits.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.waiting = 0
-        self._unmeasured = 0
-
-    @property
-    def room(self) -> int:
-        return self.limit - self.waiting
-
-    @property
-    def stale(self) -> bool:
-        return self.room < MAX_AT_ONCE or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
-
-    def submitted(self, added: int, measured: int | None) -> None:
-        self._unmeasured = 0 if measured is not None else self._unmeasured + added
-        self.waiting = (self.waiting if measured is None else measured) + added
-
-    def taken(self, count: int) -> None:
-        self.waiting = max(self.waiting - count, 0)
-
-    def nothing_waits(self) -> None:
-        self.waiting = self._unmeasured = 0
 
 
 def lua(name: str) -> str:

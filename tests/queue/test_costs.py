@@ -13,7 +13,7 @@ from support import eventually, submission
 from imagegen.errors import QueueFull
 from imagegen.queue.backlog import Backlog, Waiting
 from imagegen.queue.claim import Start, handed_back
-from imagegen.queue.scripts import submit_item
+from imagegen.queue.items import submit_item
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry

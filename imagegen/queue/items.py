@@ -1,0 +1,80 @@
+"""Owns what goes into the scripts for each task, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from imagegen.queue.records import encode_entry, encode_task
+from imagegen.tasks.task import Task
+
+
+class SubmitItem(NamedTuple):
+    """replaced: the finished generation that is to be replaced, or nothing."""
+
+    task_id: str
+    generation: int
+    digest: str
+    entry: bytes
+    record: bytes
+    replaced: int | None
+
+
+def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
+    """A pending task as a submit."""
+    return SubmitItem(
+        task.id, task.generation, task.digest, encode_entry(task), encode_task(task, with_request=False), replaced
+    )
+
+
+class SubmitAnswer(NamedTuple):
+    """kind: see submit.lua; known: the record that stands, where one does."""
+
+    kind: Literal["new", "again", "known", "full", "collision", "newer", "unreadable"]
+    entry_id: str
+    generation: int
+    known: bytes
+
+
+class FinishItem(NamedTuple):
+    """webhooks: whether it brought some along that are to be told."""
+
+    task_id: str
+    entry_id: str
+    generation: int
+    record: bytes
+    webhooks: bool = False
+
+
+class Finished(NamedTuple):
+    """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
+
+    stands: bytes
+    hooks: bytes
+
+
+class SwapItem(NamedTuple):
+    """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
+
+    task_id: str
+    known: bytes
+    value: bytes
+    purpose: str = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseItem:
+    task_id: str
+    entry_id: str
+    generation: int
+    entry: bytes
+    run: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEntry:
+    """A claimed entry: who holds it, and since when it was not renewed."""
+
+    entry_id: str
+    consumer: str
+    idle_s: float
