@@ -21,7 +21,7 @@ from imagegen.web.errors import Language, error_response, from_http_exception, p
 from imagegen.web.v1 import errors as v1_errors
 
 REQUEST_ID = web.RequestKey("request_id", str)
-"""Read it by `request_id_of`, which works before the middleware too."""
+"""Read it by `request_id_of`, which works before the edge too."""
 
 _X_REQUEST_ID = istr("X-Request-Id")
 _NOSNIFF = istr("X-Content-Type-Options")
@@ -192,17 +192,17 @@ def _log_access(request: web.Request, status: int, took_s: float) -> None:
         path=_printable(request.rel_url.raw_path),
         status=status,
         ms=took_s * 1000,
-        request_id=request_id_of(request),
+        requestId=request_id_of(request),
     )
 
 
 def _log_unforeseen(request: web.Request, error: Exception) -> None:
     logger.opt(exception=error).error(
-        "Unforeseen {error} in {method} {path}, request {request_id}",
+        "Unforeseen {error} in {method} {path}, request {requestId}",
         error=type(error).__name__,
         method=_printable(request.method),
         path=_printable(request.rel_url.raw_path),
-        request_id=request_id_of(request),
+        requestId=request_id_of(request),
     )
 
 
