@@ -29,7 +29,8 @@ Handler = Callable[[Message], None]
 class Control:
     """peers: other instances heard of. Handlers are put in `on` by kind before `listen_forever` runs.
 
-    on_join: called after each (re)connect, for messages may have been missed.
+    on_join: called after each (re)connect, for messages may have been missed. on_peer: called for each new peer, which
+    has heard nothing yet.
     """
 
     def __init__(self, connection: Connection, keys: Keys, instance: str) -> None:
@@ -40,6 +41,7 @@ class Control:
         self.peers: dict[str, float] = {}
         self.on: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
+        self.on_peer: list[Callable[[], None]] = []
 
     @property
     def alone(self) -> bool:
@@ -93,12 +95,16 @@ class Control:
             return
         if sender == self._instance:
             return
+        known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
         else:
             self.peers[sender] = time.monotonic()
         if kind == "hello":
             self.tell("here")
+        if not known and kind != "bye":
+            for hook in self.on_peer:
+                hook()
         if handler := self.on.get(kind):
             handler(message)
 

@@ -37,8 +37,10 @@ class Leases:
         self._control = control
         self._told_busy_at = -math.inf
         self._peer_timer: asyncio.TimerHandle | None = None
+        self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
         control.on["busy"] = self._heard_busy
+        control.on_peer.append(self._met_peer)
 
     def look_soon(self) -> None:
         """Something may be there to take over."""
@@ -57,16 +59,28 @@ class Leases:
         """The peers look after a lease's time whether we still live; so a word each lease is enough."""
         now = time.monotonic()
         if now - self._told_busy_at > self._lease_s * 0.8:
-            self._told_busy_at = now
+            self._told_busy_at = -math.inf if self._control.alone else now
             self._control.tell("busy")
 
+    def _met_peer(self) -> None:
+        """One that came later has to know, too."""
+        if self.holdings.held:
+            self._told_busy_at = -math.inf
+            self._tell_busy()
+
     def _heard_busy(self, _message: Message) -> None:
+        """A word that comes while we wait after an earlier one puts the look off no further, but asks for one more."""
+        loop = asyncio.get_running_loop()
+        self._peer_until = loop.time() + self._lease_s
         if self._peer_timer is None:
-            self._peer_timer = asyncio.get_running_loop().call_later(self._lease_s, self._look_at_peers)
+            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
 
     def _look_at_peers(self) -> None:
         self._peer_timer = None
         self._look.set()
+        loop = asyncio.get_running_loop()
+        if self._peer_until > loop.time():
+            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
 
     async def renew_forever(self) -> None:
         """Renews what is held, three times a lease; costs nothing while nothing is held."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from imagegen.tasks.task import Task, to_tell
 from imagegen.tasks.webhook import merged
 
-FINISHED_BYTES = 16 * 2**20
+FINISHED_BYTES = 32 * 2**20
 OTHERS_AGE_S = 1.0
 OTHERS_COUNT = 5_000
 
@@ -100,7 +100,7 @@ class Memory:
 
     def _keep(self, task: Task) -> None:
         self._drop(task.id)
-        size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
+        size = 3_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
         self._finished[task.id] = (task, size)
         self._finished_bytes += size
         while self._finished_bytes > FINISHED_BYTES:

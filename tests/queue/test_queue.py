@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import orjson
 import pytest
 from support import eventually, submission
 
@@ -431,6 +432,40 @@ async def test_an_idle_instance_takes_over_from_a_busy_one_that_died(make_instan
     await busy.crash()
     taken = await asyncio.wait_for(idle.claims.claim(), 4.0)
     assert taken.task.id == submission("a").task_id
+
+
+def word(kind: str) -> bytes:
+    return orjson.dumps({"from": "another", "kind": kind})
+
+
+async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await instance.queue.submit(submission("a"))
+    await asyncio.wait_for(instance.claims.claim(), 5)
+    heard = redis.pubsub()
+    await heard.subscribe(instance.keys.control)
+    await redis.publish(instance.keys.control, word("hello"))
+
+    async def told() -> bool:
+        return any(
+            b'"busy"' in message["data"]
+            for message in [m async for m in drained(heard)]
+            if message["type"] == "message"
+        )
+
+    await eventually(told)
+    await heard.aclose()
+
+
+async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make_instance) -> None:
+    instance = make_instance(lease_s=0.6)
+    commands = instance.connection.meter.commands
+    await eventually(lambda: commands["takeover"] == 1)
+    await instance.connection.commands.publish(instance.keys.control, word("busy"))
+    await asyncio.sleep(0.3)
+    await instance.connection.commands.publish(instance.keys.control, word("busy"))
+    await eventually(lambda: commands["takeover"] == 3)
 
 
 async def test_alone_nothing_is_published_after_the_hello(make_instance) -> None:
