@@ -1,0 +1,71 @@
+"""What a process remembers of finished tasks is bounded, by their bytes and by their time."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from imagegen.queue import memory as module
+from imagegen.queue.memory import Memory
+from imagegen.tasks import task as edges
+from imagegen.tasks.task import Task
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def memory(clock: Clock) -> Memory:
+    return Memory(clock=clock, monotonic=clock)
+
+
+def finished(number: int, clock: Clock, ttl_s: float = 10.0) -> Task:
+    task = Task(f"{number:032x}", 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
+    return edges.completed(task, (), (), now=clock.now, ttl_s=ttl_s)
+
+
+def remembered(memory: Memory, count: int) -> list[int]:
+    return [number for number in range(count) if memory.finished(f"{number:032x}")]
+
+
+def test_the_oldest_make_room(memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FINISHED_BYTES", 10_000)
+    for number in range(9):
+        memory.put(finished(number, clock))
+    assert remembered(memory, 9) == [6, 7, 8]
+
+
+def test_one_that_is_larger_than_all_room_is_not_remembered(
+    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FINISHED_BYTES", 100)
+    memory.put(finished(0, clock))
+    assert remembered(memory, 1) == []
+
+
+def test_what_has_expired_goes_when_others_come(memory: Memory, clock: Clock) -> None:
+    tracemalloc.start()
+    for number in range(500):
+        memory.put(finished(number, clock))
+    full, _ = tracemalloc.get_traced_memory()
+    clock.now += 11
+    memory.put(finished(500, clock))
+    left, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left < full / 5
+    assert remembered(memory, 501) == [500]
+
+
+def test_one_that_has_expired_already_is_forgotten_at_once(memory: Memory, clock: Clock) -> None:
+    memory.put(finished(0, clock, ttl_s=-1.0))
+    assert remembered(memory, 1) == []
