@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from imagegen.app import collect_less_garbage
 from imagegen.queue.claim import Start
 from imagegen.queue.connection import Connection
 from imagegen.queue.queue import Submission
@@ -61,7 +62,8 @@ class Work:
 
 @asynccontextmanager
 async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIterator[tuple[QueueRoom, Work]]:
-    """A queue of its own with its side loops and so many workers, warmed up by one task."""
+    """A queue of its own with its side loops and so many workers, warmed up by one task, as the service runs it."""
+    collect_less_garbage()
     connection = Connection(url)
     rules = QueueRules(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
     room = open_queue(connection, rules, instance="bench")
