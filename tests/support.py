@@ -23,6 +23,16 @@ async def eventually(holds: Callable[[], Awaitable[object] | object], within_s: 
         await asyncio.sleep(0.005)
 
 
+class Clock:
+    """Time that stands until a test moves it."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def submission(name: object) -> Submission:
     """One of as many different submissions as there are names."""
     task_id = hashlib.md5(str(name).encode()).hexdigest()

@@ -1,16 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from support import Clock
 
 from imagegen.metrics import MONTH_S, PURPOSES, Ended, Histogram, Meter, Recent
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_value_on_a_bound_counts_below_it_and_a_large_one_above_all() -> None:

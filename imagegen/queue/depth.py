@@ -6,10 +6,9 @@ from imagegen.queue.batch import MAX_AT_ONCE
 
 
 class Depth:
-    """Counts the waiting tasks without asking Redis each time.
+    """Measured again after 0.5 % of `limit` new tasks, and at every submit while what is on its way could fill it.
 
-    The count is measured again after 0.5 % of `limit` new tasks, and at every submit while what is on its way at once
-    could fill the queue. A blocked read that finds nothing says for free that nothing waits.
+    A blocked read that finds nothing says for free that nothing waits.
     """
 
     def __init__(self, limit: int) -> None:

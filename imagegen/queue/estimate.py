@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from imagegen.tasks.task import State, Task
 
 REMEMBERED_RUNS = 20
 REMEMBERED_KINDS = 500
+
 EntryOrder = tuple[int, int]
 
 Kind = tuple[object, ...]
@@ -59,17 +61,13 @@ class WaitingLine:
         return self._line[0][0] / 1000 if self._line else None
 
     def add(self, entry_id: str) -> None:
-        order = entry_order(entry_id)
-        if not self._line or order > self._line[-1]:
-            self._line.append(order)
-        else:
-            insort(self._line, order)
+        insort(self._line, entry_order(entry_id))
 
     def remove(self, entry_id: str) -> None:
         if not entry_id:
             return
         order = entry_order(entry_id)
-        at = 0 if self._line[:1] == [order] else bisect_left(self._line, order)
+        at = bisect_left(self._line, order)
         if at < len(self._line) and self._line[at] == order:
             del self._line[at]
 
@@ -99,10 +97,6 @@ class RunTimes:
             gone, _ = self._by_kind.popitem(last=False)
             self._medians.pop(gone, None)
 
-    @property
-    def any(self) -> bool:
-        return bool(self._all)
-
     def expected(self, kind: Kind) -> float | None:
         """The median of the last runs of the kind; None where there was none."""
         median = self._medians.get(kind)
@@ -119,16 +113,20 @@ class RunTimes:
 def wait_s(ahead: int, running_left_s: list[float], slots: int, mean_s: float) -> float:
     """Seconds until a slot takes the task, with so many tasks before it, each taking the mean.
 
-    Once all slots are free within one mean of each other, they take turns, and the rest needs no counting.
+    The slots that are free soon enough to take any of them take turns, once all of those are free.
     """
-    free_at = running_left_s[:slots]
-    free_at += [0.0] * (slots - len(free_at))
-    free_at.sort()
-    while ahead and free_at[-1] - free_at[0] > mean_s > 0.0:
-        insort(free_at, free_at.pop(0) + mean_s)
-        ahead -= 1
-    rounds, place = divmod(ahead, slots)
-    return free_at[place] + rounds * mean_s
+    free_at = sorted([*running_left_s[:slots], *[0.0] * (slots - len(running_left_s))])
+    if mean_s <= 0.0:
+        return free_at[0]
+
+    def begun(until: float) -> int:
+        return sum(math.ceil((until - at) / mean_s) for at in free_at if at < until)
+
+    taking = slots if begun(free_at[-1]) <= ahead else bisect_right(free_at, ahead, key=begun)
+    all_free_at = free_at[taking - 1]
+    turns = sorted(at + math.ceil((all_free_at - at) / mean_s) * mean_s for at in free_at[:taking])
+    rounds, place = divmod(ahead - begun(all_free_at), taking)
+    return turns[place] + rounds * mean_s
 
 
 def left_s(expected_s: float, elapsed_s: float) -> float:
@@ -156,7 +154,7 @@ class Estimates:
 
     def place(self, task: Task, now: float, instances: int = 1) -> Place:
         """Where an unfinished task stands."""
-        kind = kind_of(task) if self.runs.any else ()
+        kind = kind_of(task)
         expected_s = self.runs.expected(kind)
         if task.state is State.PROCESSING:
             if expected_s is None or task.started_at is None:

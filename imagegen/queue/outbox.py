@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from loguru import logger
 from redis.exceptions import ResponseError
@@ -101,14 +100,14 @@ class Outbox:
         held.task = replace(held.task, deliveries=merged(held.task.deliveries, [delivery]))
         held.open[delivery.number] = delivery
         self._memory.joined(held.task)
-        await self._connection.until_back(partial(self._log, held))
+        await self._connection.until_back(self._log, held)
         if not delivery.pending:
             del held.open[delivery.number]
         if held.open:
             held.until = min(one.due_at or self._clock() for one in held.open.values()) + OUTBOX_GRACE_S
-            await self._connection.until_back(lambda: self._calls.postpone({name: held.until}))
+            await self._connection.until_back(self._calls.postpone, {name: held.until})
         else:
-            await self._connection.until_back(lambda: self._calls.settle(name))
+            await self._connection.until_back(self._calls.settle, name)
             self._held.pop(name, None)
 
     async def join(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
@@ -149,7 +148,7 @@ class Outbox:
             soon = [held for held in self._held.items() if held[1].until < now + OUTBOX_GRACE_S / 2]
             if soon:
                 until = {name: now + OUTBOX_GRACE_S for name, _ in soon}
-                await self._connection.until_back(partial(self._calls.postpone, until))
+                await self._connection.until_back(self._calls.postpone, until)
                 for name, held in soon:
                     held.until = until[name]
 
@@ -159,7 +158,7 @@ class Outbox:
         await asyncio.sleep(HELLO_S)
         until = math.inf if self._control.alone else None
         while True:
-            wait_s = await self._connection.until_back(partial(self._take, until))
+            wait_s = await self._connection.until_back(self._take, until)
             until = None
             try:
                 async with asyncio.timeout(wait_s):

@@ -1,10 +1,9 @@
-"""Owns the verbs that clients' requests need: submit, get; the claims' verbs are in claims.py."""
+"""Owns the verbs that clients' requests need: submit, join, cancel, place; the claims' verbs are in claims.py."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,26 +13,20 @@ from typing import NamedTuple
 from loguru import logger
 
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
-from imagegen.queue.control import Control
 from imagegen.queue.estimate import NOWHERE, Place
-from imagegen.queue.holdings import Holdings
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.items import SubmitAnswer, submit_item
 from imagegen.queue.listing import Listing
-from imagegen.queue.memory import Memory
 from imagegen.queue.outbox import Outbox
+from imagegen.queue.reads import Reads, newer
 from imagegen.queue.records import (
     CANCELLED_RUN,
-    NewerRecord,
-    UnreadableRecord,
-    as_seen,
     decode_entry,
     decode_record,
-    decode_run,
     seen_record,
     with_hooks,
 )
-from imagegen.queue.scripts import Found, Scripts
+from imagegen.queue.scripts import Scripts
 from imagegen.tasks import task as edges
 from imagegen.tasks.changed import changed
 from imagegen.tasks.image import StoredImage
@@ -41,8 +34,6 @@ from imagegen.tasks.task import Reason, State, Task
 from imagegen.tasks.webhook import Webhook, first_deliveries
 
 LINE_AGE_S = 10.0
-
-_TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Cached(StrEnum):
@@ -79,23 +70,20 @@ class Queue:
     def __init__(
         self,
         scripts: Scripts,
-        memory: Memory,
-        holdings: Holdings,
-        control: Control,
+        reads: Reads,
         *,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scripts = scripts
-        self._memory = memory
-        self._holdings = holdings
-        self._control = control
-        self._estimates = holdings.estimates
+        self._memory, self._holdings, self._control = reads.memory, reads.holdings, reads.control
+        self._estimates = reads.holdings.estimates
         self._line_read_at = -math.inf
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._submitting: dict[str, list[asyncio.Future[Submitted]]] = {}
-        self._reading: dict[str, asyncio.Future[Task | None]] = {}
+        self._own, self._decoded = reads.own, reads.decoded
+        self.get, self.newest, self.read = reads.get, reads.newest, reads.read
 
     async def submit(self, submission: Submission) -> Submitted:
         """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.
@@ -184,33 +172,6 @@ class Queue:
         self._line_read_at = time.monotonic()
         self._estimates.line.replace(await self._scripts.waiting(self._scripts.depth.limit))
 
-    async def get(self, task_id: str) -> Task | None:
-        """The task, from memory where it is ours or finished; None where it is unknown or expired."""
-        task = self._own(task_id) or self._memory.finished(task_id)
-        if task and not (task.state.final and self.outbox.elsewhere(task)):
-            return task
-        if not _TASK_ID.fullmatch(task_id):
-            return None
-        known, task = self._memory.other(task_id)
-        if known:
-            return task
-        reading = self._reading.get(task_id)
-        if reading is None:
-            reading = asyncio.ensure_future(self.read(task_id))
-            self._reading[task_id] = reading
-            reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
-        return await asyncio.shield(reading)
-
-    def _own(self, task_id: str) -> Task | None:
-        """An unfinished task that is known better here than in Redis: it runs here, or waits and we are alone."""
-        if task_id in self._holdings.claimed or self._control.alone:
-            return self._memory.live.get(task_id)
-        return None
-
-    async def newest(self, task_id: str) -> Task | None:
-        """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""
-        return self._own(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
-
     async def _with_request(self, task: Task) -> Task:
         """The task with its request, which only the entry has while the task is unfinished."""
         fields = await self._scripts.entry(task.entry_id) if task.entry_id else None
@@ -286,7 +247,7 @@ class Queue:
             self._scripts.meter.submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
         if answer.kind == "newer":
-            raise self._newer(submission.task_id)
+            raise newer(submission.task_id)
         if answer.kind != "known":
             logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
             raise InternalError
@@ -294,34 +255,6 @@ class Queue:
         _same_request(task, submission)
         self._memory.saw(task.id, task)
         return Submitted(task, Cached.HIT if task.state.final else Cached.COALESCED)
-
-    async def read(self, task_id: str) -> Task | None:
-        """The task as Redis has it, whatever is known here."""
-        task = self._decoded(task_id, await self._scripts.read(task_id))
-        self._memory.saw(task_id, task)
-        return task
-
-    def _decoded(self, task_id: str, found: Found) -> Task | None:
-        record, run, hooks = found
-        if record is None:
-            return None
-        try:
-            head, task = decode_record(record)
-            task = with_hooks(task, hooks)
-            if task.state.final or run is None:
-                return task
-            entry_id, how_far = decode_run(run)
-            return as_seen(task, how_far) if entry_id == head.entry_id else task
-        except NewerRecord as error:
-            raise self._newer(task_id) from error
-        except UnreadableRecord as error:
-            logger.bind(taskId=task_id).error("The record can't be read: {}", error)
-            raise InternalError from error
-
-    def _newer(self, task_id: str) -> QueueUnavailable:
-        """During a deploy the client finds the instance that wrote it when it asks again."""
-        logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
-        return QueueUnavailable(headers={"Retry-After": "2"})
 
 
 def _same_request(task: Task, submission: Submission) -> None:

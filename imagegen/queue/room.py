@@ -24,6 +24,7 @@ from imagegen.queue.memory import Memory
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue import Queue
 from imagegen.queue.reader import Reader
+from imagegen.queue.reads import Reads
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.watching import Watching
 
@@ -106,12 +107,14 @@ def open_queue(
     holdings = Holdings(memory, estimates, instance)
     control = Control(connection, keys, instance)
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
-    queue = Queue(scripts, memory, holdings, control, result_ttl_s=rules.result_ttl_s, clock=clock)
-    queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
-    feed = Feed()
     calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
-    queue.outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
-    leases.on_takeover = queue.outbox.look_soon
+    outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
+    leases.on_takeover = outbox.look_soon
+    reads = Reads(scripts, memory, holdings, control, outbox.elsewhere)
+    queue = Queue(scripts, reads, result_ttl_s=rules.result_ttl_s, clock=clock)
+    queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
+    queue.outbox = outbox
+    feed = Feed()
     return QueueRoom(
         connection,
         keys,
@@ -126,5 +129,5 @@ def open_queue(
         feed,
         Watching(memory, feed, control, holdings, queue),
         Backlog(connection, keys, holdings, control, feed, line=estimates.line),
-        queue.outbox,
+        outbox,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from imagegen.tasks.request import GenerationRequest, digest, fingerprint
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.client import Hops, base_url
+from imagegen.web.seen import SeenBodies
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """What the provider offers, each with at least `id`; raises UpstreamError."""
@@ -41,22 +41,6 @@ class Identity:
         canonical = request.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
         return Submission(task_id, digest(canonical), request.model, request.stored_json(), webhooks)
-
-
-class SeenBodies:
-    """The submissions of small bodies that came lately; the same bytes are parsed once."""
-
-    _COUNT, _BYTES = 1_000, 1_000
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, Submission] = OrderedDict()
-        self.get = self._seen.get
-
-    def put(self, raw: bytes, submission: Submission) -> None:
-        if len(raw) <= self._BYTES:
-            self._seen[raw] = submission
-            if len(self._seen) > self._COUNT:
-                self._seen.popitem(last=False)
 
 
 class Readiness:

@@ -68,16 +68,15 @@ async def order(context: Context, raw: bytes, wish: Wish) -> Submitted:
         submission = _submission(context, parse_object(raw), wish)
         if not submission.webhooks:
             context.seen.put(raw, submission)
-    refuse_while_draining(context)
     return await submit(context, submission, fresh=wish.fresh)
 
 
 async def order_parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> Submitted:
     """Puts one body in the queue, once only where the client gave it a key."""
     submission = _submission(context, body, wish)
-    refuse_while_draining(context)
     if wish.key is None:
         return await submit(context, submission, fresh=wish.fresh)
+    refuse_while_draining(context)
     keys = context.queue.idempotency
     async with keys.use(wish.client, wish.key, submission.task_id, digest_of(body)) as first_id:
         if first_id is None:

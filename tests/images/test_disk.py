@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from loguru import logger
+from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
@@ -26,19 +27,10 @@ MakePicture = Callable[..., CheckedImage]
 TASK = "0123456789abcdef0123456789abcdef"
 
 
-class Clock:
-    """Unix time that stands until a test moves it; near the real one, which new files bear."""
-
-    def __init__(self) -> None:
-        self.now = float(int(time.time()))
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    """Unix time that stands until a test moves it; near the real one, which new files bear."""
+    return Clock(float(int(time.time())))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 
 import pytest
@@ -31,6 +32,22 @@ def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> 
 )
 def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: float) -> None:
     assert wait_s(ahead, running, 2, 10.0) == expected
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_wait_is_what_counting_each_task_would_give(seed: int) -> None:
+    dice = random.Random(seed)
+    slots, mean_s, ahead = dice.randint(1, 8), dice.randint(1, 9), dice.randint(0, 60)
+    running = [float(dice.randint(0, 100)) for _ in range(dice.randint(0, slots))]
+    free_at = running + [0.0] * (slots - len(running))
+    for _ in range(ahead):
+        heapq.heapify(free_at)
+        heapq.heapreplace(free_at, free_at[0] + mean_s)
+    assert wait_s(ahead, running, slots, float(mean_s)) == min(free_at)
+
+
+def test_a_stuck_run_among_millions_of_short_ones_is_no_work() -> None:
+    assert wait_s(10**12, [10**6], 2, 1e-6) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
 
 
 def test_nothing_is_guessed_before_a_task_of_the_kind_ran() -> None:

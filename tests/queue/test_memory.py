@@ -5,18 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
+from support import Clock
 
 from imagegen.queue import memory as module
 from imagegen.queue.memory import Memory
 from imagegen.tasks import task as edges
 from imagegen.tasks.task import Task
-
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

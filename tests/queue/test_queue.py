@@ -188,7 +188,8 @@ async def test_a_renewed_lease_is_not_taken_over(make_instance) -> None:
     assert (len(done), len(waiting)) == (1, 1)
 
 
-async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_instance) -> None:
+async def taken_over(make_instance):
+    """A stale claim with its instance, and the one that another took over after the lease; both are started."""
     one = make_instance(lease_s=0.5)
     await one.queue.submit(submission("a"))
     stale = await asyncio.wait_for(one.claims.claim(), 5)
@@ -197,6 +198,11 @@ async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_in
     two = make_instance(lease_s=0.5)
     taken = await asyncio.wait_for(two.claims.claim(), 5)
     await two.claims.start(taken)
+    return one, stale, two, taken
+
+
+async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_instance) -> None:
+    one, stale, two, taken = await taken_over(make_instance)
     await end(two, taken)
     stands = await end(one, stale, "failed")
     assert stands.state is State.COMPLETED
@@ -204,14 +210,7 @@ async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_in
 
 
 async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -> None:
-    one = make_instance(lease_s=0.5)
-    await one.queue.submit(submission("a"))
-    stale = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(stale)
-    await one.crash()
-    two = make_instance(lease_s=0.5)
-    taken = await asyncio.wait_for(two.claims.claim(), 5)
-    await two.claims.start(taken)
+    one, stale, two, taken = await taken_over(make_instance)
     assert (await end(one, stale)).state is State.COMPLETED
     stands = await end(two, taken, "failed")
     assert stands.state is State.COMPLETED
@@ -219,14 +218,7 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
 
 
 async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
-    one = make_instance(lease_s=0.5)
-    await one.queue.submit(submission("a"))
-    stale = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(stale)
-    await one.crash()
-    two = make_instance(lease_s=0.5)
-    taken = await asyncio.wait_for(two.claims.claim(), 5)
-    await two.claims.start(taken)
+    one, stale, two, taken = await taken_over(make_instance)
     await one.claims.hand_back([stale], leaving=True)
     (row,) = await two.scripts.pending()
     assert (row.entry_id, row.consumer) == (taken.entry_id, two.room.holdings.instance)

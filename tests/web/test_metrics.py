@@ -56,7 +56,7 @@ async def things(request: web.Request) -> web.StreamResponse:
         case "fault":
             raise AlreadyFinished
         case "stuck":
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         case "stream":
             stream = web.StreamResponse()
             await stream.prepare(request)

@@ -4,6 +4,7 @@ import asyncio
 from itertools import count, pairwise
 
 import pytest
+from support import Clock
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
@@ -20,19 +21,10 @@ INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
 QUICK = Tempo(probe_s=0.1, longest_s=0.5, step_s=0.02)
 
 
-class Clock:
-    """Monotonic time that a test sets; the wall shows 1,000 more."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    """Monotonic time that a test sets; the wall shows 1,000 more."""
+    return Clock(0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,95 @@
+"""Owns the reading of one task: from memory where it is known best here, else from Redis, once for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from loguru import logger
+
+from imagegen.errors import InternalError, QueueUnavailable
+from imagegen.queue.control import Control
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.memory import Memory
+from imagegen.queue.records import NewerRecord, UnreadableRecord, as_seen, decode_record, decode_run, with_hooks
+from imagegen.queue.scripts import Found, Scripts
+from imagegen.tasks.task import Task
+
+_TASK_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Reads:
+    """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        memory: Memory,
+        holdings: Holdings,
+        control: Control,
+        elsewhere: Callable[[Task], bool],
+    ) -> None:
+        self._scripts = scripts
+        self.memory = memory
+        self.holdings = holdings
+        self.control = control
+        self._elsewhere = elsewhere
+        self._reading: dict[str, asyncio.Future[Task | None]] = {}
+
+    async def get(self, task_id: str) -> Task | None:
+        """The task, from memory where it is ours or finished; None where it is unknown or expired."""
+        task = self.own(task_id) or self.memory.finished(task_id)
+        if task and not (task.state.final and self._elsewhere(task)):
+            return task
+        if not _TASK_ID.fullmatch(task_id):
+            return None
+        known, task = self.memory.other(task_id)
+        if known:
+            return task
+        reading = self._reading.get(task_id)
+        if reading is None:
+            reading = asyncio.ensure_future(self.read(task_id))
+            self._reading[task_id] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
+        return await asyncio.shield(reading)
+
+    def own(self, task_id: str) -> Task | None:
+        """An unfinished task that is known better here than in Redis: it runs here, or waits and we are alone."""
+        if task_id in self.holdings.claimed or self.control.alone:
+            return self.memory.live.get(task_id)
+        return None
+
+    async def newest(self, task_id: str) -> Task | None:
+        """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""
+        return self.own(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
+
+    async def read(self, task_id: str) -> Task | None:
+        """The task as Redis has it, whatever is known here."""
+        task = self.decoded(task_id, await self._scripts.read(task_id))
+        self.memory.saw(task_id, task)
+        return task
+
+    def decoded(self, task_id: str, found: Found) -> Task | None:
+        """What stands in Redis as a task; None where nothing does. Raises InternalError, QueueUnavailable."""
+        record, run, hooks = found
+        if record is None:
+            return None
+        try:
+            head, task = decode_record(record)
+            task = with_hooks(task, hooks)
+            if task.state.final or run is None:
+                return task
+            entry_id, how_far = decode_run(run)
+            return as_seen(task, how_far) if entry_id == head.entry_id else task
+        except NewerRecord as error:
+            raise newer(task_id) from error
+        except UnreadableRecord as error:
+            logger.bind(taskId=task_id).error("The record can't be read: {}", error)
+            raise InternalError from error
+
+
+def newer(task_id: str) -> QueueUnavailable:
+    """During a deploy the client finds the instance that wrote it when it asks again."""
+    logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
+    return QueueUnavailable(headers={"Retry-After": "2"})

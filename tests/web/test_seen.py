@@ -1,0 +1,45 @@
+"""A body that came before is not parsed again, and is still answered as it was the first time."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagegen.queue.queue import Submission
+from imagegen.web import seen
+from imagegen.web.seen import SeenBodies
+
+BODY = b'{"prompt": "seen"}'
+JSON = {"Content-Type": "application/json"}
+
+
+def of(name: str) -> Submission:
+    return Submission(name, name, "m", b"{}")
+
+
+def test_the_first_that_came_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen, "COUNT", 2)
+    bodies = SeenBodies()
+    for name in ("a", "b", "c"):
+        bodies.put(name.encode(), of(name))
+    assert [bodies.get(name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
+
+
+def test_a_large_body_is_not_kept() -> None:
+    bodies = SeenBodies()
+    bodies.put(b"x" * (seen.MAX_BYTES + 1), of("a"))
+    assert bodies.get(b"x" * (seen.MAX_BYTES + 1)) is None
+
+
+async def test_the_same_bytes_are_the_same_task_and_still_need_their_type(service) -> None:
+    first = await service.post("/api/images/generate?wait=10", data=BODY, headers=JSON)
+    again = await service.post("/api/images/generate", data=BODY, headers=JSON)
+    assert (first.status, again.status, again.headers["X-Cache"]) == (200, 200, "HIT")
+    assert (await again.json())["taskId"] == (await first.json())["taskId"]
+    refused = await service.post("/api/images/generate", data=BODY, headers={"Content-Type": "text/plain"})
+    assert refused.status == 415
+
+
+async def test_the_same_bytes_with_no_cache_are_drawn_afresh(service) -> None:
+    await service.post("/api/images/generate?wait=10", data=BODY, headers=JSON)
+    afresh = await service.post("/api/images/generate", data=BODY, headers=JSON | {"Cache-Control": "no-cache"})
+    assert (afresh.status, afresh.headers["X-Cache"]) == (202, "REFRESH")
