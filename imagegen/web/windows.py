@@ -66,7 +66,7 @@ class MemoryWindows:
             for log in logs:
                 log.extend([now] * cost)
         return [
-            Standing(window.limit - len(log), log[0] + window.window_s - now if log else 0.0, retry_s)
+            Standing(window.limit - len(log), _left_s(log[0], window, now) if log else 0.0, retry_s)
             for window, log, retry_s in zip(windows, logs, refusals, strict=True)
         ]
 
@@ -85,7 +85,7 @@ class MemoryWindows:
                 self._spent.popitem(last=False)
         else:
             self._spent.move_to_end(window.key)
-        while log and log[0] + window.window_s <= now:
+        while log and _left_s(log[0], window, now) <= 0:
             log.popleft()
         return log
 
@@ -142,4 +142,9 @@ def _retry_s(log: deque[float], window: Window, cost: int, now: float) -> float:
         return 0.0
     if over > len(log):
         return window.window_s
-    return log[over - 1] + window.window_s - now
+    return _left_s(log[over - 1], window, now)
+
+
+def _left_s(spent_at: float, window: Window, now: float) -> float:
+    """Until a hit comes back. In this order a rounding never makes it longer than the window."""
+    return window.window_s - (now - spent_at)
