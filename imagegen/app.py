@@ -27,7 +27,6 @@ from imagegen.images.s3 import S3Bytes
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
 from imagegen.metrics import Meter, Recent
-from imagegen.providers.client import sent_trace
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Provider
 from imagegen.queue.connection import Connection
@@ -159,7 +158,6 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S),
         cookie_jar=jar,
-        trace_configs=[sent_trace()],
     ) as session:
         provider = MeteredProvider(chosen.provider(settings, session), app[METER])
         async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:

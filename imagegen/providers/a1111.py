@@ -46,6 +46,7 @@ class A1111Provider:
         self._upstream = Upstream(
             session,
             url.with_user(None),
+            _TXT2IMG,
             timeout_s,
             authorization=_basic(url),
             secret=url.password or "",
@@ -58,7 +59,7 @@ class A1111Provider:
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         async with self._progress_told(watcher):
-            reply = await self._upstream.generate(_TXT2IMG, fields_of(call, self._default_model), watcher)
+            reply = await self._upstream.generate(fields_of(call, self._default_model), watcher)
         dropped = [name for name in _NO_PLACE if getattr(call.request, name) is not None]
         warnings = tuple(f"{name} is not known to this provider and was left out" for name in dropped)
         return replace(reply, images=reply.images[: call.count], warnings=warnings)

@@ -109,14 +109,16 @@ class OpenAICompatibleProvider:
         if base.path in ("", "/"):
             base = base.with_path("/v1")
         authorization = f"Bearer {api_key}" if api_key else None
-        self._upstream = Upstream(session, base, timeout_s, authorization=authorization, secret=api_key or "")
+        self._upstream = Upstream(
+            session, base, "images/generations", timeout_s, authorization=authorization, secret=api_key or ""
+        )
         self._dialect = dialect or dialect_of(base)
         self.max_images_per_call = self._dialect.max_images_per_call
         self.own_hosts = self._upstream.own_hosts
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         dialect = self._dialect.for_model(call.request.model)
-        reply = await self._upstream.generate("images/generations", fields_of(call, dialect), watcher)
+        reply = await self._upstream.generate(fields_of(call, dialect), watcher)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = replace(reply.limits, limit_per_s=None)
         return replace(reply, images=reply.images[: call.count], limits=limits, warnings=_warnings(call, dialect))

@@ -33,14 +33,16 @@ class TogetherProvider:
         response_format: Literal["base64", "url"] = "url",
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
-        self._upstream = Upstream(session, base, timeout_s, authorization=f"Bearer {api_key}", secret=api_key)
+        self._upstream = Upstream(
+            session, base, "images/generations", timeout_s, authorization=f"Bearer {api_key}", secret=api_key
+        )
         self._response_format = response_format
         self.max_images_per_call = max_images_per_call
         self.own_hosts = self._upstream.own_hosts
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         fields = fields_of(call, self._response_format)
-        reply = await self._upstream.generate("images/generations", fields, watcher)
+        reply = await self._upstream.generate(fields, watcher)
         return replace(reply, images=reply.images[: call.count])
 
     async def models(self) -> tuple[Mapping[str, object], ...]:

@@ -1,35 +1,74 @@
-"""Owns what the provider tests share: a session like the app's, a mocked and a real upstream, a listening watcher."""
+"""Owns what the provider tests share: a session like the app's, upstreams on loopback, a listening watcher."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from unittest.mock import Mock
 
 import aiohttp
-import aioresponses
-import aioresponses.core
 import pytest
-from aiohttp.client_proto import ResponseHandler
+from aiohttp import web
+from aiohttp.abc import AbstractResolver
 
-from imagegen.providers.client import sent_trace
 from imagegen.providers.protocol import Call
 from imagegen.tasks.request import GenerationRequest
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class _Response(aiohttp.ClientResponse):
-    """aioresponses 0.7.9 lacks `stream_writer`, which aiohttp has required since 3.14."""
+class Names(AbstractResolver):
+    """Where every host name leads to: to a port of this machine, or nowhere."""
 
-    def __init__(self, *args, **kwargs):
-        kwargs.setdefault("stream_writer", Mock(output_size=0))
-        super().__init__(*args, **kwargs)
+    def __init__(self) -> None:
+        self.port: int | None = None
+
+    async def resolve(self, host, port=0, family=0):
+        if self.port is None:
+            raise OSError(f"no such host {host}")
+        address = {"hostname": host, "host": "127.0.0.1", "port": self.port}
+        return [address | {"family": family, "proto": 0, "flags": 0}]
+
+    async def close(self) -> None:
+        """Holds nothing."""
 
 
-def _reader(loop=None):
-    """The default limit of aioresponses' reader fails on bodies over 128 KiB."""
-    loop = loop or asyncio.get_running_loop()
-    return aiohttp.StreamReader(ResponseHandler(loop=loop), limit=2**26, loop=loop)
+@dataclass
+class Request:
+    """What an upstream got."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def fields(self) -> dict:
+        return json.loads(self.body)
+
+
+class ScriptedUpstream:
+    """Stands for every host; answers those addresses that it was given an answer for, all others with a 404."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, str], dict] = {}
+        self.requests: list[Request] = []
+
+    def post(self, url: str, **answer) -> None:
+        """payload: JSON; or body; and status, headers."""
+        self._answers["POST", url] = answer
+
+    def get(self, url: str, **answer) -> None:
+        self._answers["GET", url] = answer
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.requests.append(Request(dict(request.headers), await request.read()))
+        answer = dict(self._answers.get((request.method, f"http://{request.host}{request.path}"), {"status": 404}))
+        body = json.dumps(answer.pop("payload")) if "payload" in answer else answer.pop("body", "")
+        return web.Response(text=body, content_type="application/json", **answer)
+
+    @property
+    def request(self) -> Request:
+        """The only one that came."""
+        (request,) = self.requests
+        return request
 
 
 @dataclass
@@ -49,19 +88,23 @@ class Listener:
 
 
 @pytest.fixture
-def mocked(monkeypatch) -> Iterator[aioresponses.aioresponses]:
-    monkeypatch.setattr(aioresponses.core, "ClientResponse", _Response)
-    monkeypatch.setattr(aioresponses.core, "stream_reader_factory", _reader)
-    with aioresponses.aioresponses() as mock:
-        yield mock
+def names() -> Names:
+    return Names()
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
+async def upstream(aiohttp_server, names) -> ScriptedUpstream:
+    upstream, app = ScriptedUpstream(), web.Application(client_max_size=2**24)
+    app.router.add_route("*", "/{path:.*}", upstream.answer)
+    names.port = (await aiohttp_server(app)).port
+    return upstream
+
+
+@pytest.fixture
+async def session(names) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(
-        trace_configs=[sent_trace()],
         cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(keepalive_timeout=15),
+        connector=aiohttp.TCPConnector(resolver=names, keepalive_timeout=15),
     ) as session:
         yield session
 

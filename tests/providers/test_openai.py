@@ -1,7 +1,6 @@
 """The calls to OpenAI-compatible services: each one's words, and the answers they share."""
 
 import base64
-import json
 
 import pytest
 from yarl import URL
@@ -27,11 +26,6 @@ PLAIN = {"model": "m", "prompt": "a cat"}
 
 def provider(session, base_url, api_key=KEY, **more) -> OpenAICompatibleProvider:
     return OpenAICompatibleProvider(session, base_url=base_url, api_key=api_key, timeout_s=5, **more)
-
-
-def sent(mocked):
-    ((request,),) = mocked.requests.values()
-    return request.kwargs["headers"], json.loads(request.kwargs["data"])
 
 
 @pytest.mark.parametrize(
@@ -157,61 +151,61 @@ def test_a_large_size_asks_for_2k(make_call):
     assert (fields["resolution"], fields["aspect_ratio"]) == ("2k", "2:1")
 
 
-async def test_what_was_left_out_is_told(session, mocked, make_call, watcher):
-    mocked.post("https://api.openai.com/v1/images/generations", payload={"created": 1, "data": [{"b64_json": B64}]})
+async def test_what_was_left_out_is_told(session, upstream, make_call, watcher):
+    upstream.post("http://api.openai.com/v1/images/generations", payload={"created": 1, "data": [{"b64_json": B64}]})
     call = make_call(seed=3, without=["negative_prompt"], **EVERYTHING | {"model": "gpt-image-1.5"})
-    reply = await provider(session, "https://api.openai.com/v1").generate(call, watcher)
+    reply = await provider(session, "http://api.openai.com/v1").generate(call, watcher)
     assert reply.images == (ImageBytes(PICTURE),)
     assert reply.warnings == tuple(
         f"{name} is not known to this provider and was left out" for name in ("guidance_scale", "steps")
     )
 
 
-async def test_an_aspect_ratio_in_place_of_a_size_is_told(session, mocked, make_call, watcher):
-    mocked.post("https://api.x.ai/v1/images/generations", payload={"data": [{"url": "https://imgen.x.ai/a.jpg"}]})
-    reply = await provider(session, "https://api.x.ai").generate(make_call(), watcher)
+async def test_an_aspect_ratio_in_place_of_a_size_is_told(session, upstream, make_call, watcher):
+    upstream.post("http://api.x.ai/v1/images/generations", payload={"data": [{"url": "https://imgen.x.ai/a.jpg"}]})
+    reply = await provider(session, "http://api.x.ai").generate(make_call(), watcher)
     assert reply.images == (ImageLink("https://imgen.x.ai/a.jpg"),)
     assert reply.warnings == ("this provider takes an aspect ratio instead of a size: 1:1 was asked for",)
 
 
-async def test_siliconflows_images_list_is_read(session, mocked, make_call, watcher):
+async def test_siliconflows_images_list_is_read(session, upstream, make_call, watcher):
     payload = {"images": [{"url": "https://sf.example/a.png"}], "timings": {"inference": 1.2}, "seed": 5}
-    mocked.post("https://api.siliconflow.cn/v1/images/generations", payload=payload)
-    reply = await provider(session, "https://api.siliconflow.cn/v1").generate(make_call(), watcher)
+    upstream.post("http://api.siliconflow.cn/v1/images/generations", payload=payload)
+    reply = await provider(session, "http://api.siliconflow.cn/v1").generate(make_call(), watcher)
     assert (reply.images, reply.warnings) == ((ImageLink("https://sf.example/a.png"),), ())
 
 
-async def test_a_dialect_of_ones_own_can_be_given(session, mocked, make_call, watcher):
-    mocked.post("https://api.example.com/v1/images/generations", payload={"data": [B64, B64]})
+async def test_a_dialect_of_ones_own_can_be_given(session, upstream, make_call, watcher):
+    upstream.post("http://api.example.com/v1/images/generations", payload={"data": [B64, B64]})
     dialect = Dialect(size_style="width_height", response_format="url", max_images_per_call=6)
-    own = provider(session, "https://api.example.com", dialect=dialect)
+    own = provider(session, "http://api.example.com", dialect=dialect)
     reply = await own.generate(make_call(), watcher)
     assert (reply.images, own.max_images_per_call) == ((ImageBytes(PICTURE),), 6)
-    assert sent(mocked)[1] == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
+    assert upstream.request.fields == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
 
 
-async def test_the_rate_is_not_taken_for_one_per_second(session, mocked, make_call, watcher):
+async def test_the_rate_is_not_taken_for_one_per_second(session, upstream, make_call, watcher):
     headers = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "5"}
-    mocked.post("https://api.example.com/v1/images/generations", payload={"data": []}, headers=headers)
-    limits = (await provider(session, "https://api.example.com").generate(make_call(), watcher)).limits
+    upstream.post("http://api.example.com/v1/images/generations", payload={"data": []}, headers=headers)
+    limits = (await provider(session, "http://api.example.com").generate(make_call(), watcher)).limits
     assert (limits.limit_per_s, limits.remaining) == (None, 5)
 
 
-@pytest.mark.parametrize(("api_key", "authorization"), [(KEY, f"Bearer {KEY}"), (None, None), ("", None)])
-async def test_the_key_goes_along_only_where_there_is_one(session, mocked, make_call, watcher, api_key, authorization):
-    mocked.post("http://127.0.0.1:11434/v1/images/generations", payload={"data": []})
-    await provider(session, "http://127.0.0.1:11434/", api_key).generate(make_call(), watcher)
-    assert sent(mocked)[0].get("Authorization") == authorization
+@pytest.mark.parametrize(("api_key", "sent"), [(KEY, f"Bearer {KEY}"), (None, None), ("", None)])
+async def test_the_key_goes_along_only_where_there_is_one(session, upstream, make_call, watcher, api_key, sent):
+    upstream.post("http://gpu-box:11434/v1/images/generations", payload={"data": []})
+    await provider(session, "http://gpu-box:11434/", api_key).generate(make_call(), watcher)
+    assert upstream.request.headers.get("Authorization") == sent
 
 
-async def test_a_base_with_a_path_is_kept(session, mocked, make_call, watcher):
-    mocked.post("https://api.deepinfra.com/v1/openai/images/generations", payload={"data": []})
-    await provider(session, "https://api.deepinfra.com/v1/openai/").generate(make_call(), watcher)
-    assert sent(mocked)[1]["response_format"] == "b64_json"
+async def test_a_base_with_a_path_is_kept(session, upstream, make_call, watcher):
+    upstream.post("http://api.deepinfra.com/v1/openai/images/generations", payload={"data": []})
+    await provider(session, "http://api.deepinfra.com/v1/openai/").generate(make_call(), watcher)
+    assert upstream.request.fields["response_format"] == "b64_json"
 
 
 @pytest.mark.parametrize(
-    ("status", "payload", "code", "parameter"),
+    ("status", "answer", "code", "parameter"),
     [
         (
             400,
@@ -230,25 +224,27 @@ async def test_a_base_with_a_path_is_kept(session, mocked, make_call, watcher):
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}, "upstream_auth", None),
     ],
 )
-async def test_a_refusal_has_its_code_and_no_key(session, mocked, make_call, watcher, status, payload, code, parameter):
-    mocked.post("https://api.openai.com/v1/images/generations", status=status, payload=payload)
+async def test_a_refusal_has_its_code_and_no_key(
+    session, upstream, make_call, watcher, status, answer, code, parameter
+):
+    upstream.post("http://api.openai.com/v1/images/generations", status=status, payload=answer)
     with pytest.raises(UpstreamError) as caught:
-        await provider(session, "https://api.openai.com/v1").generate(make_call(), watcher)
+        await provider(session, "http://api.openai.com/v1").generate(make_call(), watcher)
     assert (caught.value.code, caught.value.parameter) == (code, parameter)
     assert KEY not in caught.value.detail
 
 
-async def test_models_are_listed_with_and_without_a_type(session, mocked):
+async def test_models_are_listed_with_and_without_a_type(session, upstream):
     models = [{"id": "gpt-image-1.5", "object": "model"}, {"id": "m", "type": "image"}, {"id": "c", "type": "chat"}]
-    mocked.get("https://api.openai.com/v1/models", payload={"object": "list", "data": models})
-    assert [model["id"] for model in await provider(session, "https://api.openai.com/v1").models()] == [
+    upstream.get("http://api.openai.com/v1/models", payload={"object": "list", "data": models})
+    assert [model["id"] for model in await provider(session, "http://api.openai.com/v1").models()] == [
         "gpt-image-1.5",
         "m",
     ]
 
 
 async def test_it_is_a_provider(session):
-    openai: Provider = provider(session, "https://api.openai.com/v1")
+    openai: Provider = provider(session, "http://api.openai.com/v1")
     assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, {"api.openai.com"})
     assert provider(session, "http://u:p@127.0.0.1:8080").own_hosts == {"127.0.0.1:8080"}
     await openai.close()

@@ -1,0 +1,131 @@
+"""Owns one paid POST on the wire: written in one piece, so that it is known whether it was sent.
+
+`ClientSession.request` costs four times as much, most of it for what a paid call must not have: redirects, cookies,
+repeats, credentials of other hosts. What it stands on is used here directly, and nowhere else: the connector (pool,
+names, TLS, time limits), a connection's protocol and parser, the reader of a body. All of them have public names, but
+the documentation does not promise them, so tests/providers/test_post.py holds what is expected of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import aiohttp
+from aiohttp.connector import Connection
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.timelimit import TimeLimit
+
+MAX_BODY_BYTES = 48 * 2**20
+"""Four PNG pictures of 2048 x 2048 as base64 fit; what is over it, also after decompression, is not read."""
+
+_CONNECT_S = 10.0
+_CHUNK_BYTES = 2**16
+_NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class NotSent(Exception):
+    """No byte of the request has left, so nothing can have been paid for; the cause says why."""
+
+
+class Answer(NamedTuple):
+    """headers: their names in any case, as aiohttp's are."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Post:
+    """One URL, and the headers that go with each request to it and to no other host.
+
+    session: its connector is used. timeout_s: over everything, from the wait for a connection to the body's last byte.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: URL, headers: Mapping[str, str], timeout_s: float) -> None:
+        self._session = session
+        self._url = url
+        self._headers = headers
+        self._limit = TimeLimit(timeout_s)
+        self._connect_timeout = connect_timeout(timeout_s)
+
+    async def send(self, body: bytes, on_sent: Callable[[], None]) -> Answer:
+        """`on_sent` is called when the request was handed to the system.
+
+        Raises NotSent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the answer is
+        not HTTP, HttpProcessingError. Raises UpstreamError for a body over the limit.
+        """
+        with self._limit.block():
+            connection = await self._connect()
+            try:
+                answer = await self._exchange(connection, body, on_sent)
+            except BaseException:
+                connection.close()
+                raise
+            connection.release()
+            return answer
+
+    async def _connect(self) -> Connection:
+        """A free connection, or a new one. The time limit of this is shorter than that of the whole."""
+        connector = self._session.connector
+        if connector is None:
+            raise NotSent
+        try:
+            if self._url.scheme not in connector.allowed_protocol_schema_set:
+                raise aiohttp.NonHttpUrlClientError(self._url)
+            return await connector.connect(self._request, [], self._connect_timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            raise NotSent from error
+
+    async def _exchange(self, connection: Connection, body: bytes, on_sent: Callable[[], None]) -> Answer:
+        protocol, transport = connection.protocol, connection.transport
+        if protocol is None or transport is None or transport.is_closing():
+            raise NotSent
+        protocol.set_response_params(read_until_eof=True)
+        transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        on_sent()
+        message, content = await protocol.read()
+        while 100 <= message.code < 200 and message.code != 101:
+            message, content = await protocol.read()
+        return Answer(message.code, message.headers, await bounded(message.code, message.headers, content))
+
+    @cached_property
+    def _request(self) -> aiohttp.ClientRequest:
+        """What the connector asks whither, and by which aiohttp's own headers are found. Raises InvalidURL."""
+        return aiohttp.ClientRequest("POST", self._url, headers=self._headers, loop=asyncio.get_running_loop())
+
+    @cached_property
+    def _head(self) -> bytes:
+        """All of a request but the length of its body, and the body."""
+        headers = [(name, value) for name, value in self._request.headers.items() if name != "Content-Length"]
+        if any(_NOT_IN_A_HEADER.search(name + value) for name, value in headers):
+            raise ValueError("a header has control characters")
+        lines = [f"POST {self._url.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+        return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
+    """The limits of connecting, for a request that must be over in `timeout_s`."""
+    connect_s = min(_CONNECT_S, timeout_s / 2)
+    return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
+
+
+async def bounded(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
+    """The whole body. Raises UpstreamError where it is over the limit."""
+    length = int(headers.get("Content-Length", 0))
+    if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in headers:
+        return content.read_nowait() if content.is_eof() else await content.read()
+    if length <= MAX_BODY_BYTES:
+        body = bytearray()
+        async for chunk in content.iter_chunked(_CHUNK_BYTES):
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                break
+        else:
+            return bytes(body)
+    raise UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)

@@ -1,0 +1,197 @@
+"""One paid POST on the wire, and what is used of aiohttp for it beside what its documentation promises."""
+
+import asyncio
+
+import aiohttp
+import pytest
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.post import NotSent, Post
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
+
+
+def post(session, url, timeout_s=5.0, **headers) -> Post:
+    return Post(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
+
+
+async def send(session, url, watcher, body=b"{}", **more):
+    return await post(session, url, **more).send(body, watcher.sent)
+
+
+def connections(raw_server, read_request, *answers):
+    """A server that gives these answers in order, over all connections; and how many requests each connection had."""
+    counts: list[int] = []
+    left = iter(answers)
+
+    async def serve(reader, writer):
+        counts.append(0)
+        mine = len(counts) - 1
+        while True:
+            await read_request(reader)
+            counts[mine] += 1
+            writer.write(next(left))
+
+    return raw_server(serve), counts
+
+
+async def test_the_request_is_one_that_servers_know(session, raw_server, read_request, watcher):
+    async def serve(reader, writer):
+        seen.append(await read_request(reader))
+        writer.write(OK)
+
+    seen: list[bytes] = []
+    url = await raw_server(serve)
+    answer = await send(session, url, watcher, b'{"n":1}', Accept="application/json")
+    assert (answer.status, answer.headers["x-seen"], answer.body) == (200, "yes", b"ok")
+    head, body = seen[0].split(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ") for line in lines)
+    assert first == "POST /paid?a=%20b HTTP/1.1"
+    assert headers.pop("Accept-Encoding").startswith("gzip, deflate")
+    host = url.removeprefix("http://")
+    assert headers == {"Host": host, "Accept": "application/json", "User-Agent": "me", "Content-Length": "7"}
+    assert body == b'{"n":1}'
+
+
+async def test_a_connection_is_used_again_after_a_whole_answer(session, raw_server, read_request, watcher):
+    serving, counts = connections(raw_server, read_request, OK, b"HTTP/1.1 204 No Content\r\n\r\n", OK)
+    one = post(session, await serving)
+    for _ in range(3):
+        await one.send(b"{}", watcher.sent)
+    assert (counts, watcher.sent_count) == ([3], 3)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        OK + OK.replace(b"ok", b"no"),
+    ],
+)
+async def test_a_connection_that_is_not_to_be_used_again_is_closed(session, raw_server, read_request, watcher, last):
+    serving, counts = connections(raw_server, read_request, last, OK)
+    one = post(session, await serving)
+    assert (await one.send(b"{}", watcher.sent)).body == b"ok"
+    assert (await one.send(b"{}", watcher.sent)).body == b"ok"
+    assert counts == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "before", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2]
+)
+async def test_what_comes_before_the_answer_is_no_answer(session, raw_server, read_request, watcher, before):
+    serving, counts = connections(raw_server, read_request, before + OK, OK)
+    one = post(session, await serving)
+    assert [(await one.send(b"{}", watcher.sent)).body for _ in range(2)] == [b"ok", b"ok"]
+    assert counts == [2]
+
+
+@pytest.mark.parametrize(
+    ("head", "parts"),
+    [
+        (b"Content-Length: 6", [b"pi", b"ct", b"ur"]),
+        (b"Transfer-Encoding: chunked", [b"2\r\npi\r\n", b"4\r\nctur\r\n", b"0\r\n\r\n"]),
+        (b"Connection: close", [b"pict", b"ur"]),
+    ],
+)
+async def test_a_body_in_parts_is_read_to_its_end(session, raw_server, read_request, watcher, head, parts):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        for part in parts:
+            await asyncio.sleep(0.01)
+            writer.write(part)
+
+    assert (await send(session, await raw_server(serve), watcher)).body == b"pictur"
+
+
+async def test_a_large_request_arrives_whole(session, raw_server, read_request, watcher):
+    async def serve(reader, writer):
+        sizes.append(len(await read_request(reader)))
+        writer.write(OK)
+
+    sizes: list[int] = []
+    await send(session, await raw_server(serve), watcher, b"x" * 2**23)
+    assert sizes[0] > 2**23
+
+
+async def test_what_is_not_sent_is_told_apart(session, watcher):
+    for url in ("http://nowhere.invalid", "ftp://example.com", "http://127.0.0.1:1"):
+        with pytest.raises(NotSent):
+            await send(session, url, watcher)
+    await session.close()
+    with pytest.raises(NotSent):
+        await send(session, "http://127.0.0.1:1", watcher)
+    assert watcher.sent_count == 0
+
+
+async def test_a_connection_that_closes_before_it_is_written_to_is_not_sent(session, raw_server, watcher, monkeypatch):
+    async def closing(*args):
+        connection = await connect(*args)
+        connection.transport.close()
+        return connection
+
+    async def serve(reader, _writer):
+        got.append(await reader.read())
+
+    connect, got = session.connector.connect, []
+    monkeypatch.setattr(session.connector, "connect", closing)
+    with pytest.raises(NotSent):
+        await send(session, await raw_server(serve), watcher)
+    await session.close()
+    await asyncio.sleep(0.05)
+    assert (watcher.sent_count, got) == (0, [b""])
+
+
+async def test_a_header_can_not_bring_another(session, raw_server, read_request, watcher):
+    serving, counts = connections(raw_server, read_request, OK)
+    with pytest.raises(ValueError, match="control characters"):
+        await send(session, await serving, watcher, Authorization="Bearer k\r\nX: y")
+    await asyncio.sleep(0.05)
+    assert (watcher.sent_count, counts) == (0, [0])
+
+
+@pytest.mark.parametrize(
+    ("start", "error"),
+    [
+        (b"", aiohttp.ServerDisconnectedError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", aiohttp.ClientPayloadError),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", HttpProcessingError),
+    ],
+)
+async def test_how_an_answer_broke_is_told(session, raw_server, read_request, watcher, start, error):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(start)
+
+    with pytest.raises(error):
+        await send(session, await raw_server(serve), watcher)
+    assert watcher.sent_count == 1
+
+
+async def test_a_connection_whose_call_timed_out_is_dropped(session, raw_server, read_request, watcher):
+    async def serve(reader, _writer):
+        await read_request(reader)
+        got.append(await reader.read())
+        left.set()
+
+    got: list[bytes] = []
+    left = asyncio.Event()
+    with pytest.raises(TimeoutError):
+        await send(session, await raw_server(serve), watcher, timeout_s=0.1)
+    async with asyncio.timeout(5):
+        await left.wait()
+    assert got == [b""]
+
+
+async def test_a_body_over_the_limit_is_an_upstream_error(session, raw_server, read_request, watcher):
+    async def serve(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n")
+        await reader.read()
+
+    with pytest.raises(UpstreamError, match="more than 48 MiB"):
+        await send(session, await raw_server(serve), watcher)
