@@ -21,6 +21,10 @@ class Keeper:
         self._life_s = life_s
         self._clock = clock
 
+    def as_it_is(self, _index: int, _picture: ImageLink | ImageBytes, _seed: int | None) -> StoredImage | None:
+        """None: bytes are fetched, and kept here."""
+        return None
+
     async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
         """Fetches, checks and stores it. Raises UpstreamError, StoreUnavailable."""
         image = await self._fetcher.fetch(picture)
@@ -46,11 +50,11 @@ class LinkKeeper:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
+        self.keep = keeper.keep
 
-    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
-        if isinstance(picture, ImageLink):
-            return StoredImage(index, seed=seed, url=picture.url)
-        return await self._keeper.keep(task_id, index, picture, seed)
+    def as_it_is(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage | None:
+        """A picture that came as a link."""
+        return StoredImage(index, seed=seed, url=picture.url) if isinstance(picture, ImageLink) else None
 
     async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
         await self._keeper.extend(task_id, [image for image in images if image.url is None])

@@ -13,7 +13,6 @@ from imagegen.providers.client import Upstream
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 from imagegen.providers.wire import read_models
 
-_WHERE_GIVEN = ("steps", "negative_prompt", "guidance_scale", "output_format", "image_url", "reference_images")
 _SIZE = frozenset({"width", "height"})
 
 
@@ -43,7 +42,7 @@ class TogetherProvider:
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         fields = fields_of(call, self._response_format)
         reply = await self._upstream.generate(fields, watcher)
-        return replace(reply, images=reply.images[: call.count])
+        return reply if len(reply.images) <= call.count else replace(reply, images=reply.images[: call.count])
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return read_models(await self._upstream.look_up("models"))
@@ -53,17 +52,15 @@ class TogetherProvider:
 
 
 def fields_of(call: Call, response_format: str) -> dict[str, object]:
-    """What goes out: only what the client gave, since a parameter that a model doesn't know is a 400."""
-    request = call.request
-    fields: dict[str, object] = {
-        "model": request.model,
-        "prompt": request.prompt,
-        "width": request.width,
-        "height": request.height,
-        "n": call.count if call.count > 1 else None,
-        "seed": call.seed,
-        "response_format": response_format,
-    }
-    fields |= {name: getattr(request, name) for name in _WHERE_GIVEN}
-    without = call.without | (_SIZE if call.without & _SIZE else frozenset())
-    return {name: value for name, value in fields.items() if value is not None and name not in without}
+    """What goes out: only what the client gave, since a parameter that a model doesn't know is a 400.
+
+    The fields of a request have Together's names.
+    """
+    fields = call.request.stored() | {"n": call.count, "seed": call.seed, "response_format": response_format}
+    if call.count == 1:
+        del fields["n"]
+    if call.seed is None:
+        del fields["seed"]
+    for name in call.without | _SIZE if call.without & _SIZE else call.without:
+        fields.pop(name, None)
+    return fields

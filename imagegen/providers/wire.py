@@ -57,6 +57,11 @@ _PER_MINUTE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) (?:queries|requests|calls|ima
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
+_PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
+"""What most links look like, so that few need to be taken apart to know that they name a host."""
+
+_LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
+
 _OUR_NAMES = {
     "num_inference_steps": "steps",
     "step": "steps",
@@ -81,13 +86,14 @@ def decipher(
     """Reads the answer to a generation. Raises UpstreamError where it is none.
 
     Entries that hold no usable picture are left out, so `images` may be short or empty.
-    secret: what no text may show; now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
+    headers: found by their names in any case, as aiohttp's are; secret: what no text may show;
+    now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
     """
     fields = _json_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and fields.get("error")):
         raise refusal(status, headers, body, secret=secret, now_s=now_s)
-    return Reply(tuple(image for item in items if (image := _image(item)) is not None), _limits(_lower(headers)))
+    return Reply(tuple([image for item in items if (image := _image(item)) is not None]), _limits(headers))
 
 
 def refusal(
@@ -104,7 +110,7 @@ def refusal(
         code,
         _detail(status, body, fields, complaint, secret),
         retryable=code in _RETRYABLE,
-        retry_after_s=_retry_after_s(code, _lower(headers), complaint.message, now_s) if code in _RETRYABLE else None,
+        retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if code in _RETRYABLE else None,
         parameter=parameter,
         status=status,
     )
@@ -120,10 +126,6 @@ def read_models(listing: object) -> tuple[Mapping[str, object], ...]:
     )
 
 
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
 def _json_object(body: bytes) -> dict[str, object] | None:
     try:
         value = orjson.loads(body)
@@ -133,8 +135,10 @@ def _json_object(body: bytes) -> dict[str, object] | None:
 
 
 def _items(fields: dict[str, object]) -> list[object] | None:
-    lists = [value for name in ("data", "images") if isinstance(value := fields.get(name), list)]
-    return next((items for items in lists if items), lists[0] if lists else None)
+    data, images = fields.get("data"), fields.get("images")
+    if isinstance(data, list) and (data or not isinstance(images, list)):
+        return data
+    return images if isinstance(images, list) else None
 
 
 def _image(item: object) -> ImageLink | ImageBytes | None:
@@ -149,6 +153,8 @@ def _image(item: object) -> ImageLink | ImageBytes | None:
 
 
 def _linked(text: str) -> ImageLink | ImageBytes | None:
+    if _PLAIN_LINK.fullmatch(text):
+        return ImageLink(text)
     if text[:5].lower() == "data:":
         return _decoded(text)
     try:
@@ -252,7 +258,7 @@ def clean(message: str, secret: str = "") -> str:
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
 
 
-def _retry_after_s(code: str, headers: dict[str, str], message: str, now_s: float | None) -> float | None:
+def _retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: float | None) -> float | None:
     """Together documents only `x-ratelimit-reset`: https://docs.together.ai/docs/rate-limits"""
     asked_s = _number(headers.get("retry-after"))
     if asked_s is None:
@@ -265,7 +271,7 @@ def _retry_after_s(code: str, headers: dict[str, str], message: str, now_s: floa
     return 60 / float(found[1]) if found and float(found[1]) > 0 else None
 
 
-def _until_s(headers: dict[str, str], now_s: float | None) -> float | None:
+def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
     then_s = _unix_time_s(headers.get("retry-after"))
     sent_s = _unix_time_s(headers.get("date"))
     since_s = now_s if sent_s is None else sent_s
@@ -280,12 +286,9 @@ def _unix_time_s(text: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _limits(headers: dict[str, str]) -> UpstreamLimits:
-    limit, remaining, reset = (
-        _number(headers.get(f"x-ratelimit-{name}", headers.get(f"x-ratelimit-{name}-dynamic")))
-        for name in ("limit", "remaining", "reset")
-    )
-    return UpstreamLimits(limit_per_s=limit, remaining=remaining, reset_s=reset)
+def _limits(headers: Mapping[str, str]) -> UpstreamLimits:
+    texts = [headers.get(name) or headers.get(dynamic) for name, dynamic in _LIMIT_NAMES]
+    return UpstreamLimits(*map(_number, texts)) if any(texts) else UpstreamLimits()
 
 
 def _number(text: str | None) -> float | None:

@@ -30,11 +30,15 @@ NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 
 
 class Keeper(Protocol):
-    """Keeps a picture; raises UpstreamError where it is none, StoreUnavailable where it can't be kept."""
+    """Keeps pictures."""
 
-    async def keep(
-        self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None
-    ) -> StoredImage: ...
+    def as_it_is(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage | None:
+        """A picture that needs no keeping; None where it is for `keep`."""
+        ...
+
+    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
+        """Raises UpstreamError where it is none, StoreUnavailable where it can't be kept."""
+        ...
 
     async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
         """Lets pictures live as long as if they were kept now."""
@@ -103,8 +107,7 @@ class _Attempt:
         except StoreUnavailable as error:
             logger.bind(taskId=self._claim.task.id).error("A picture could not be kept: {}", error)
             return self._judge(UpstreamError("internal_error", "the picture could not be kept", retryable=True))
-        missing = len(self._missing)
-        if missing:
+        if missing := self._missing:
             self._warn(f"only {self._request.n - missing} of {self._request.n} images came")
         return Succeeded(self._claim.run.images, self._claim.run.warnings)
 
@@ -113,8 +116,9 @@ class _Attempt:
         return {image.index for image in self._claim.run.images}
 
     @property
-    def _missing(self) -> set[int]:
-        return set(range(self._request.n)) - self._places
+    def _missing(self) -> int:
+        """How many pictures are still wanted."""
+        return self._request.n - len(self._claim.run.images)
 
     async def _collect(self) -> None:
         """Makes the calls that are still needed; what they leave out is asked for once more, and never again."""
@@ -144,7 +148,7 @@ class _Attempt:
                 await self._keep(index, picture, share.seed)
             except UpstreamError as error:
                 fault = error
-        if self._missing.intersection(share.indexes):
+        if self._missing and not self._places.issuperset(share.indexes):
             self._paid_in_vain = True
         return fault
 
@@ -154,7 +158,7 @@ class _Attempt:
         Raises UpstreamError for a bad answer, _Ended for all else that brought nothing.
         """
         while True:
-            with await self._turn() as turn:
+            with self._room.pacing.take(self._model) or await self._turn() as turn:
                 await self._write()
                 watcher = _Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
                 try:
@@ -170,10 +174,9 @@ class _Attempt:
 
     async def _turn(self) -> Turn:
         """Waits until the next call may be made."""
-        turn = self._room.pacing.take(self._model)
-        while turn is None:
-            turn = await self._room.pacing.turn(self._model, self._wait_s())
-        return turn
+        while True:
+            if turn := await self._room.pacing.turn(self._model, self._wait_s()):
+                return turn
 
     def _wait_s(self) -> float:
         """How long to wait before looking again. Raises _Ended where the call is not to be waited for.
@@ -247,18 +250,23 @@ class _Attempt:
         return True
 
     async def _keep(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> None:
-        claim, claims, wanted = self._claim, self._room.claims, self._request.n
+        """Tells of the picture when it came and when it is kept; of one that needs no keeping that is one event."""
+        claim, room, wanted = self._claim, self._room, self._request.n
         kept = len(claim.run.images)
-        claims.progress(claim, image_progress(kept + 1, kept, wanted))
-        stored = await self._room.keeper.keep(claim.task.id, index, picture, seed)
-        self._change(images=tuple(sorted((*claim.run.images, stored), key=lambda image: image.index)))
-        claims.progress(claim, image_progress(kept + 1, kept + 1, wanted))
+        stored = room.keeper.as_it_is(index, picture, seed)
+        if stored is None:
+            room.claims.progress(claim, image_progress(kept + 1, kept, wanted))
+            stored = await room.keeper.keep(claim.task.id, index, picture, seed)
+        self._change(images=tuple(sorted((*claim.run.images, stored), key=_place)))
+        room.claims.progress(claim, image_progress(kept + 1, kept + 1, wanted))
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""
         self._claim.run = changed(self._claim.run, **changes)  # type: ignore[arg-type]
 
     def _warn(self, *warnings: str) -> None:
+        if not warnings:
+            return
         known = self._claim.run.warnings
         if new := [warning for warning in warnings if warning not in known]:
             self._change(warnings=(*known, *new))
@@ -278,6 +286,10 @@ class _Attempt:
         log = logger.bind(taskId=claim.task.id, attempt=claim.run.attempts)
         log.info("The attempt brought {}: {}", error.code, outcome)
         return outcome
+
+
+def _place(image: StoredImage) -> int:
+    return image.index
 
 
 def _resting(reason: Reason, for_s: float) -> UpstreamError:

@@ -131,6 +131,8 @@ class Pacing:
     def resting(self, model: str) -> Blocked | None:
         """The same, only where the upstream is the reason and not just for a moment."""
         now = self._clock()
+        if self._opens_at(model, now) <= now:
+            return None
         resting = self._resting(model, now)
         if resting is None or resting[0] - now <= self._tempo.step_s:
             return None
@@ -191,20 +193,19 @@ class Pacing:
             gate = self._models[model] = Gate(self._tempo)
         return gate
 
-    def _gates(self, model: str) -> tuple[Gate, ...]:
-        gate = self._models.get(model)
-        return (self._upstream, gate) if gate else (self._upstream,)
-
     def _opens_at(self, model: str, now: float) -> float:
-        return max(self._next_at, *(gate.opens_at(now) for gate in self._gates(model)))
+        opens_at, gate = self._upstream.opens_at(now), self._models.get(model)
+        return max(self._next_at, opens_at, gate.opens_at(now) if gate else now)
 
     def _give(self, model: str, now: float) -> Turn:
         self._next_at = max(self._next_at, now) + self._interval_s
-        return Turn(self, model, tuple((gate, gate.enter(now)) for gate in (self._upstream, self._gate(model))))
+        upstream, gate = self._upstream, self._gate(model)
+        return Turn(self, model, ((upstream, upstream.enter(now)), (gate, gate.enter(now))))
 
     def _resting(self, model: str, now: float) -> tuple[float, Reason] | None:
         """When the upstream lets a call in, and what stands in the way until then."""
-        opens_at, reason = max((gate.opens_at(now), gate.reason) for gate in self._gates(model))
+        gate = self._models.get(model, self._upstream)
+        opens_at, reason = max((one.opens_at(now), one.reason) for one in (self._upstream, gate))
         return (opens_at, reason) if opens_at > now else None
 
     def _said(self, reason: Reason, at: float, now: float) -> Blocked:

@@ -77,7 +77,8 @@ class Pool:
 
         No loop takes more than that, so that other instances are not starved; the others wait in their slots.
         """
-        self._aside = {other for other in self._aside if other is not claim and not other.lost}
+        if self._aside:
+            self._aside = {other for other in self._aside if other is not claim and not other.lost}
         rest = self._pacing.resting(claim.task.model)
         if (
             rest is None
@@ -107,6 +108,8 @@ class Pool:
         now, ttl_s = self._clock(), self._result_ttl_s
         task = changed(claim.task, possibly_billed_twice=claim.run.ambiguous)
         match outcome:
+            case Succeeded(images, warnings):
+                await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
             case Unstarted():
                 pass
             case Lost():
@@ -123,8 +126,6 @@ class Pool:
                 )
             case Failed(error):
                 await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
-            case Succeeded(images, warnings):
-                await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
 
     async def _keep_old(self, task: Task) -> None:
         """The pictures of before stand once more, so they are to live as long as new ones."""

@@ -4,6 +4,7 @@ import base64
 import json
 
 import pytest
+from multidict import CIMultiDict
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
@@ -35,7 +36,7 @@ def error(message, kind=None, code=None, **more) -> bytes:
 
 def refused(status, body=b"", headers=None, **more) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
-        decipher(status, headers or {}, body, **more)
+        decipher(status, CIMultiDict(headers or {}), body, **more)
     return caught.value
 
 
@@ -290,7 +291,7 @@ def test_an_empty_data_list_does_not_hide_the_images_list():
     ],
 )
 def test_the_rate_limit_headers_are_read(headers, limits):
-    assert decipher(200, headers, CAPTURED).limits == limits
+    assert decipher(200, CIMultiDict(headers), CAPTURED).limits == limits
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,9 @@ class MemoryKeeper:
 
     faults: list[Exception | None] = field(default_factory=list)
 
+    def as_it_is(self, _index: int, _picture: object, _seed: int | None) -> None:
+        """All pictures are for `keep`."""
+
     async def keep(self, task_id: str, index: int, picture: object, seed: int | None) -> StoredImage:
         if self.faults and (error := self.faults.pop(0)):
             raise error

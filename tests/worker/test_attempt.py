@@ -69,6 +69,15 @@ async def test_progress_rises_with_what_happens(make_workshop: MakeWorkshop) -> 
     assert seen[-1] == (95, 2)
 
 
+async def test_a_picture_that_needs_no_keeping_is_received_and_stored_in_one_event(make_workshop: MakeWorkshop) -> None:
+    workshop, seen = make_workshop(pool=False, per_call=1), []
+    workshop.keeper.as_it_is = lambda index, _picture, seed: StoredImage(index, seed=seed, url="https://example.com")
+    claim = await workshop.claim(n=2)
+    workshop.instance.memory.on_change = lambda task: seen.append((task.progress, len(task.images)))
+    assert isinstance(await workshop.attempts.run(claim), Succeeded)
+    assert seen == [(5, 0), (10, 0), (52, 1), (52, 1), (95, 2)]
+
+
 async def test_what_the_upstream_says_of_its_work_is_progress_too(make_workshop: MakeWorkshop) -> None:
     async def halfway(call, watcher) -> Reply:
         for fraction in (0.5, 0.25, 7.0):
