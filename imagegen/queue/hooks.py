@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import cast
 
 from imagegen.queue import costs
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua, outbox_due_ms
-from imagegen.queue.wire import Script
+from imagegen.queue.wire import Script, Word
 from imagegen.tasks.task import Task
 
 
@@ -61,7 +60,9 @@ class HookCalls:
 
     async def postpone(self, due_at: Mapping[str, float]) -> None:
         """Moves what is in the outbox under these names to another time."""
-        scores = chain.from_iterable((int(at * 1000), name) for name, at in due_at.items())
+        scores: list[Word] = []
+        for name, at in due_at.items():
+            scores += (int(at * 1000), name)
         await self._wire.call("ZADD", self._keys.outbox, "XX", *scores)
         self._spent("hooks", 1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from imagegen.tasks.task import Task, to_tell
 from imagegen.tasks.webhook import merged

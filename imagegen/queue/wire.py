@@ -137,8 +137,9 @@ class Wire:
         if self._timer is not None:
             self._timer.cancel()
         left, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
-        self._fail(left, RedisConnectionError("Closed"))
         self.hang_up()
+        for exchange in left:
+            exchange.done(RedisConnectionError("Closed"))
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -175,13 +176,20 @@ class Wire:
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)
         else:
-            self._writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
-            self._protocol = _Protocol(self._got, self._lost)
-            self._writer.transport.set_protocol(self._protocol)
+            self._take(connection)
         finally:
             self._connecting = None
+            await connection.disconnect(nowait=True)
         if self._unsent:
             self._send()
+
+    def _take(self, connection: Any) -> None:
+        """Takes the stream from redis-py's connection, which has nothing to close then."""
+        self._writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
+        self._protocol = _Protocol(self._got, self._lost)
+        self._writer.transport.set_protocol(self._protocol)
+        if self._writer.transport.is_closing():  # it was lost before we could be told
+            self._protocol.end(RedisConnectionError("Connection closed by server"))
 
     def _got(self, reply: Any) -> None:
         exchange = self._sent[0]
