@@ -34,16 +34,20 @@ class Memory:
 
     def put(self, task: Task) -> bool:
         """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
-        known = self.live.get(task.id) or self.finished(task.id)
-        if known is not None and known.sequence > task.sequence:
+        task_id, known = task.id, self.live.get(task.id)
+        finished = None if known else self.finished(task_id)
+        known = known or finished
+        if known and known.sequence > task.sequence:
             return False
         if task.state.final:
-            self.live.pop(task.id, None)
+            self.live.pop(task_id, None)
             self._keep(task)
         else:
-            self._drop(task.id)
-            self.live[task.id] = _with_joined(task, known)
-        self._others.pop(task.id, None)
+            if finished:
+                self._drop(task_id)
+            self.live[task_id] = _with_joined(task, known) if known and known.deliveries else task
+        if self._others:
+            self._others.pop(task_id, None)
         self.on_change(task)
         return True
 

@@ -66,9 +66,10 @@ class Head:
 def encode_task(task: Task, *, with_request: bool) -> bytes:
     """The JSON of a record. The request is left out while the entry carries it."""
     fields: dict[str, Any] = {"id": task.id, "model": task.model, "created": task.created_at}
-    for name, attribute in _WHERE_SET:
-        if value := getattr(task, attribute):
-            fields[name] = value
+    if task.sequence != task.generation or task.images:  # else it was just submitted
+        for name, attribute in _WHERE_SET:
+            if value := getattr(task, attribute):
+                fields[name] = value
     if task.reason is not Reason.QUEUED and task.reason:
         fields["reason"] = task.reason
     if task.deliveries:

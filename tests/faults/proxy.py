@@ -47,6 +47,15 @@ class FaultProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
+    def connected(self) -> bool:
+        """Whether anybody is."""
+        return bool(self._pairs)
+
+    def to(self, path: str) -> None:
+        """New connections go to another server."""
+        self._path = path
+
+    @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
