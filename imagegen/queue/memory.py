@@ -105,16 +105,17 @@ class Memory:
 
     def _keep(self, task: Task) -> None:
         self._drop(task.id)
-        size = 3_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
+        size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
         self._finished[task.id] = (task, size)
         self._finished_bytes += size
-        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired()):
+        now = self._clock()
+        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
             _, (_, gone) = self._finished.popitem(last=False)
             self._finished_bytes -= gone
 
-    def _oldest_expired(self) -> bool:
+    def _oldest_expired(self, now: float) -> bool:
         oldest, _ = next(iter(self._finished.values()))
-        return oldest.expires_at is not None and oldest.expires_at <= self._clock()
+        return oldest.expires_at is not None and oldest.expires_at <= now
 
     def _drop(self, task_id: str) -> None:
         found = self._finished.pop(task_id, None)
