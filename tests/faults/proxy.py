@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Self
@@ -13,15 +14,16 @@ Judge = Callable[[bytes], bool]
 
 
 class FaultProxy:
-    """Listens on a free loopback port and passes bytes to a unix socket or port.
+    """Listens on a free loopback port, by TLS where it is told how, and passes bytes to a unix socket.
 
     latency_s: added to each chunk of a reply. drop_reply: asked with each request chunk; where it says yes the reply is
     swallowed and the connection closed, after the server has done the work. black_hole: bytes go in and nothing comes
     out. refuse: new connections are closed at once.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tls: ssl.SSLContext | None = None) -> None:
         self._path = path
+        self._tls = tls
         self._pairs: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -33,7 +35,7 @@ class FaultProxy:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -57,7 +59,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     def drop_some(self, share: float, seed: int, commands: tuple[bytes, ...] = (b"EVALSHA", b"SET")) -> None:
         """Drops this share of the replies to these commands."""

@@ -141,6 +141,16 @@ async def test_a_read_only_server_is_left_so_that_the_next_call_finds_its_succes
             await successor.stop()
 
 
+async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make_wire, own_redis, tls) -> None:
+    await make_wire(own_redis.url).call("CONFIG", "SET", "requirepass", "secret")
+    async with FaultProxy(own_redis.url.removeprefix("unix://"), tls) as proxy:
+        wire = make_wire(proxy.url.replace("//", "//:secret@") + "?ssl_cert_reqs=none")
+        long = "x" * 300_000
+        assert await asyncio.gather(echo(wire, "a"), echo(wire, long), echo(wire, "b")) == ["a", long, "b"]
+        proxy.cut(reset=True)
+        assert await echo(wire, "again") == "again"
+
+
 async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.call("PING")
