@@ -40,7 +40,8 @@ class Work:
         self._takes_s = takes_s
         self.started_at: dict[str, float] = {}
         self.finished = 0
-        self._changed = asyncio.Event()
+        self._wanted = 0
+        self._reached = asyncio.Event()
 
     async def loop(self) -> None:
         claims = self._claims
@@ -52,12 +53,14 @@ class Work:
                 await asyncio.sleep(self._takes_s)
             await claims.finish(claim, edges.completed(claim.task, _PICTURE, (), now=time.time(), ttl_s=_TTL_S))
             self.finished += 1
-            self._changed.set()
+            if self.finished >= self._wanted:
+                self._reached.set()
 
     async def until_finished(self, count: int) -> None:
+        self._wanted = count
+        self._reached.clear()
         while self.finished < count:
-            self._changed.clear()
-            await self._changed.wait()
+            await self._reached.wait()
 
 
 @asynccontextmanager

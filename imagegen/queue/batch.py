@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from imagegen.queue.wire import DEADLINE_S, Asked, Wire
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -12,73 +15,66 @@ Answer = TypeVar("Answer")
 MAX_ITEMS = 200
 MAX_IN_FLIGHT = 4
 MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
-"""Items on their way together. Redis takes the sends in any order, as each goes over a connection of its own."""
+"""Items on their way together."""
 
 
 class Batcher(Generic[Item, Answer]):
-    """Collects items until the turn ends, then sends them together; while `max_in_flight` sends run, more collect.
+    """Collects items until the turn ends, then asks for them together; while four batches are under way, more collect.
 
-    send: gets the items and the event-loop time by which it must have answered; returns one answer an item, in order.
-    deadline_s: from the first item's arrival, over waiting and sending.
+    asked: what is sent for some items; answers: one an item, in order, from the replies to that.
+    An answer comes, or an error, within `DEADLINE_S` of the first item's arrival.
     """
 
     def __init__(
         self,
-        send: Callable[[list[Item], float], Awaitable[Sequence[Answer]]],
-        *,
-        deadline_s: float,
-        max_items: int = MAX_ITEMS,
-        max_in_flight: int = MAX_IN_FLIGHT,
+        wire: Wire,
+        asked: Callable[[list[Item]], Asked],
+        answers: Callable[[list[Item], list[Any]], Sequence[Answer]],
     ) -> None:
-        self._send = send
-        self._deadline_s = deadline_s
-        self._max_items = max_items
-        self._max_in_flight = max_in_flight
-        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
-        self._first_at = 0.0
-        self._scheduled = False
-        self._running: set[asyncio.Task[None]] = set()
+        self._wire = wire
+        self._asked = asked
+        self._answers = answers
+        self._items: list[Item] = []
+        self._futures: list[asyncio.Future[Answer]] = []
+        self._deadline = 0.0
+        self._in_flight = 0
 
     def __call__(self, item: Item) -> asyncio.Future[Answer]:
-        """Puts an item in; the future brings its answer, or the error of the whole send."""
+        """Puts an item in; the future brings its answer, or the error of the whole batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        if not self._waiting:
-            self._first_at = loop.time()
-        self._waiting.append((item, answer))
-        if not self._scheduled:
-            self._schedule(loop)
+        if not self._items:
+            self._deadline = loop.time() + DEADLINE_S
+            if self._in_flight < MAX_IN_FLIGHT:
+                self._wire.soon(self._flush)
+        self._items.append(item)
+        self._futures.append(answer)
         return answer
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Has what waits sent in the next turn, when all that this turn brings is there."""
-        if len(self._running) < self._max_in_flight:
-            self._scheduled = True
-            sending = loop.create_task(self._run())
-            self._running.add(sending)
-            sending.add_done_callback(self._sent)
+    def _flush(self) -> None:
+        while self._items and self._in_flight < MAX_IN_FLIGHT:
+            items, self._items = self._items[:MAX_ITEMS], self._items[MAX_ITEMS:]
+            futures, self._futures = self._futures[:MAX_ITEMS], self._futures[MAX_ITEMS:]
+            self._in_flight += 1
+            try:
+                self._wire.ask(self._asked(items), partial(self._answered, items, futures), self._deadline)
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+                self._answered(items, futures, error)
 
-    def _sent(self, sending: asyncio.Task[None]) -> None:
-        self._running.discard(sending)
-        if self._waiting and not self._scheduled:
-            self._schedule(sending.get_loop())
-
-    async def _run(self) -> None:
-        self._scheduled = False
-        batch, self._waiting = self._waiting[: self._max_items], self._waiting[self._max_items :]
-        deadline = self._first_at + self._deadline_s
-        if self._waiting:
-            self._schedule(asyncio.get_running_loop())
+    def _answered(
+        self, items: list[Item], futures: list[asyncio.Future[Answer]], replies: list[Any] | Exception
+    ) -> None:
+        self._in_flight -= 1
+        if self._items:
+            self._wire.soon(self._flush)
         try:
-            answers = await self._send([item for item, _ in batch], deadline)
-        except BaseException as error:
-            for _, future in batch:
+            if isinstance(replies, Exception):
+                raise replies
+            for future, answer in zip(futures, self._answers(items, replies), strict=True):
                 if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    future.set_result(answer)
+        except Exception as error:  # noqa: BLE001
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
                     future.exception()
-            if not isinstance(error, Exception):
-                raise
-            return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
 from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
@@ -14,7 +16,6 @@ from imagegen.queue.memory import Memory
 from imagegen.queue.records import Run, decode_record, final_record, shown_images, with_hooks
 from imagegen.queue.scripts import Scripts
 from imagegen.tasks import task as edges
-from imagegen.tasks.changed import changed
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import Reason, State, Task
 
@@ -44,7 +45,7 @@ class Claims:
 
     async def start(self, claim: Claim) -> Start:
         """Counts the attempt and sets the owner, before money is spent."""
-        run = changed(
+        run = replace(
             claim.run,
             owner=self._holdings.instance,
             phase="calling",
@@ -85,7 +86,11 @@ class Claims:
         """Writes a final task; returns the one that stands, which is another's where that came first."""
         record, webhooks = final_record(final), bool(edges.to_tell(final))
         item = FinishItem(final.id, claim.entry_id, final.generation, record, webhooks)
-        answer = await self._connection.until_back(self._scripts.finish, item)
+        self._holdings.finishing()
+        try:
+            answer = await self._connection.until_back(self._scripts.finish, item)
+        finally:
+            self._holdings.finished()
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:
@@ -103,7 +108,7 @@ class Claims:
         """Keeps the claim and holds no slot; the task is offered again when the delay is over."""
         retry_at = self._clock() + retry.delay_s
         attempts = claim.run.attempts - (not retry.counts)
-        run = changed(claim.run, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
+        run = replace(claim.run, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
         if not await self.checkpoint(claim, run):
             self.drop(claim)
             return

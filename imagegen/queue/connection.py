@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TypeVar, TypeVarTuple
 
 from loguru import logger
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -27,10 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.metrics import Meter
-from imagegen.queue.quick import QuickPool
-
-DEADLINE_S = 2.0
-"""Over pool wait, retries and reply, so that no HTTP answer hangs on Redis."""
+from imagegen.queue.wire import DEADLINE_S, Wire
 
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
@@ -62,7 +59,8 @@ def unavailable(error: BaseException) -> bool:
 
 
 class Connection:
-    """Two clients of one Redis: one for commands, one for blocked reads.
+    """The ways to one Redis. wire: for what is asked often; reads: for the one blocked read of the stream; commands:
+    a client for what is asked seldom; blocking: one for the subscription.
 
     The scripts can be repeated without harm, so commands are retried twice, quickly; redis-py's own default would
     retry ten times and take seconds. meter: told of each command by whoever sends it.
@@ -76,6 +74,9 @@ class Connection:
             raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
         self.health = Health()
         self.meter = meter or Meter()
+        pool = self.commands.connection_pool
+        self.wire = Wire(pool, on_answer=self.health.succeeded, on_failure=self._refusal)
+        self.reads = Wire(pool, sends=1)
 
     async def check_settings(self) -> None:
         """Asks once, so that a wrong password stops the start. Raises SettingsError; an unreachable Redis is fine."""
@@ -103,9 +104,9 @@ class Connection:
             return False
         return True
 
-    def guarded(self, deadline: float | None = None) -> _Guard:
-        """One deadline (event-loop time) over what is inside; raises QueueUnavailable where Redis can't be used."""
-        return _Guard(self.health, deadline or asyncio.get_running_loop().time() + DEADLINE_S)
+    def guarded(self) -> _Guard:
+        """One deadline over what is inside; raises QueueUnavailable where Redis can't be used."""
+        return _Guard(self._refusal, self.health.succeeded)
 
     async def until_back(self, call: Callable[[*_Given], Awaitable[_Answer]], *given: *_Given) -> _Answer:
         """Repeats a call that can be repeated until Redis can be used."""
@@ -117,15 +118,27 @@ class Connection:
                 await self.health.wait(delay_s)
                 delay_s = min(delay_s * 2, 1.0)
 
+    def _refusal(self, error: Exception) -> Exception:
+        """What a caller is told of an error."""
+        if not unavailable(error):
+            return error
+        self.health.failed(error)
+        refusal = QueueUnavailable(headers={"Retry-After": "2"})
+        refusal.__cause__ = error
+        return refusal
+
     async def close(self) -> None:
+        await self.wire.close()
+        await self.reads.close()
         for client in (self.commands, self.blocking):
             await client.aclose()
 
 
 class _Guard:
-    def __init__(self, health: Health, deadline: float) -> None:
-        self._health = health
-        self._timeout = asyncio.timeout_at(deadline)
+    def __init__(self, refusal: Callable[[Exception], Exception], succeeded: Callable[[], None]) -> None:
+        self._refusal = refusal
+        self._succeeded = succeeded
+        self._timeout = asyncio.timeout(DEADLINE_S)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
@@ -138,10 +151,11 @@ class _Guard:
         except TimeoutError as late:
             error = late
         if error is None:
-            self._health.succeeded()
-        elif isinstance(error, RedisError | OSError | TimeoutError) and unavailable(error):
-            self._health.failed(error)
-            raise QueueUnavailable(headers={"Retry-After": "2"}) from error
+            self._succeeded()
+        elif isinstance(error, RedisError | OSError | TimeoutError):
+            told = self._refusal(error)
+            if told is not error:
+                raise told from error
 
 
 class Health:
@@ -182,7 +196,7 @@ def _shown(error: BaseException) -> str:
 
 
 def _client(url: str, *, size: int, read_timeout_s: float | None, retries: int, cap_s: float) -> Redis:
-    pool = QuickPool.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
         max_connections=size,
         timeout=DEADLINE_S,

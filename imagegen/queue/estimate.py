@@ -42,8 +42,8 @@ def entry_order(entry_id: str) -> EntryOrder:
 def kind_of(task: Task) -> Kind:
     if not task.request_json:
         return (task.model,)
-    fields = orjson.loads(task.request_json)
-    return (task.model, *(fields.get(name) for name in ("width", "height", "n", "steps")))
+    get = orjson.loads(task.request_json).get
+    return (task.model, get("width"), get("height"), get("n"), get("steps"))
 
 
 class WaitingLine:

@@ -30,6 +30,7 @@ class Holdings:
         self.busy = asyncio.Event()
         self._ready: deque[Claim] = deque()
         self._takers: deque[asyncio.Future[Claim | None]] = deque()
+        self._finishing = 0
         self._quiet = False
         self._fresh = Run(instance)
 
@@ -62,6 +63,23 @@ class Holdings:
     def free(self) -> int:
         """Loops that wait for a claim."""
         return sum(not taker.done() for taker in self._takers)
+
+    @property
+    def room(self) -> int:
+        """Claims that loops have a hand for: they wait, or are about to once a result is written.
+
+        So the next entries are read while the results before them are written.
+        """
+        return self.free + self._finishing - len(self._ready)
+
+    def finishing(self) -> None:
+        """A loop begins to write its result."""
+        self._finishing += 1
+        self.wanted.set()
+
+    def finished(self) -> None:
+        """It is written, or will not be."""
+        self._finishing -= 1
 
     def offer(self, claim: Claim) -> None:
         """Gives a claim to a loop that waits, or keeps it for the next."""

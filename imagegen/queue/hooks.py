@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from imagegen.queue import costs
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua, outbox_due_ms
+from imagegen.queue.wire import Script, Word
 from imagegen.tasks.task import Task
 
 
@@ -17,13 +18,11 @@ class HookCalls:
     """record_life_s, result_ttl_s: of an unfinished and of a finished task's log. All calls raise QueueUnavailable."""
 
     def __init__(self, connection: Connection, keys: Keys, *, record_life_s: float, result_ttl_s: float) -> None:
-        self._connection = connection
         self._keys = keys
         self._record_life_ms = int(record_life_s * 1000)
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
-        self._join, self._adopt, self._swap = (
-            connection.commands.register_script(lua(name)) for name in ("join", "adopt", "swap")
-        )
+        self._wire = connection.wire
+        self._join, self._adopt, self._swap = (Script(lua(name)) for name in ("join", "adopt", "swap"))
         self._spent = connection.meter.spent
 
     async def join(self, task: Task, known: bytes, log: bytes, names: Sequence[str]) -> bool:
@@ -32,46 +31,42 @@ class HookCalls:
         final = task.state.final
         life_ms = self._result_ttl_ms if final else self._record_life_ms
         args = [task.generation, "1" if final else "", known, log, life_ms, outbox_due_ms(), *names]
-        async with self._connection.guarded():
-            added = bool(await self._join(keys=keys, args=args))
+        added = bool(await self._wire.run(self._join, keys, args))
         self._spent("hooks", 5 if added else 3)
         return added
 
     async def write(self, task_id: str, known: bytes | None, log: bytes) -> bytes | None:
         """Writes a log in place of `known`, None for none there. None where it was written, else what stands."""
         key, life_ms = self._keys.hooks(task_id), self._result_ttl_ms
-        async with self._connection.guarded():
-            if known is None:
-                found: Any = await self._connection.commands.set(key, log, nx=True, get=True, px=life_ms)
-            else:
-                found = (await self._swap(keys=[key], args=[life_ms, known, log]))[0] or None
+        if known is None:
+            found = await self._wire.call("SET", key, log, "NX", "GET", "PX", life_ms)
+        else:
+            found = (await self._wire.run(self._swap, [key], [life_ms, known, log]))[0] or None
         self._spent("hooks", 1 if known is None else 1 + costs.swap(found or b""))
         return None if found == log else cast(bytes | None, found)
 
     async def first(self, count: int) -> list[tuple[str, float]]:
         """The names in the outbox that fall due first, and when, Unix time."""
-        async with self._connection.guarded():
-            rows: Any = await self._connection.commands.zrange(self._keys.outbox, 0, count - 1, withscores=True)
+        rows = await self._wire.call("ZRANGE", self._keys.outbox, 0, count - 1, "WITHSCORES")
         self._spent("hooks", 1)
-        return [(name.decode(), due_ms / 1000) for name, due_ms in rows]
+        return [(name.decode(), float(due_ms) / 1000) for name, due_ms in zip(rows[::2], rows[1::2], strict=True)]
 
     async def adopt(self, until: float, most: int) -> list[str]:
         """Takes over what falls due by `until`, Unix time; of two takers one gets it."""
         upto = "+inf" if math.isinf(until) else int(until * 1000)
-        async with self._connection.guarded():
-            found = await self._adopt(keys=[self._keys.outbox], args=[upto, outbox_due_ms(), most])
+        found = await self._wire.run(self._adopt, [self._keys.outbox], [upto, outbox_due_ms(), most])
         self._spent("hooks", 2 + bool(found))
         return [name.decode() for name in found]
 
     async def postpone(self, due_at: Mapping[str, float]) -> None:
         """Moves what is in the outbox under these names to another time."""
-        scores = {name: int(at * 1000) for name, at in due_at.items()}
-        async with self._connection.guarded():
-            await self._connection.commands.zadd(self._keys.outbox, scores, xx=True)
+        scores: list[Word] = []
+        for name, at in due_at.items():
+            scores += (int(at * 1000), name)
+        await self._wire.call("ZADD", self._keys.outbox, "XX", *scores)
         self._spent("hooks", 1)
 
     async def settle(self, name: str) -> None:
         """Takes a name out of the outbox: nothing waits under it any more."""
-        async with self._connection.guarded():
-            await self._connection.commands.zrem(self._keys.outbox, name)
+        await self._wire.call("ZREM", self._keys.outbox, name)
         self._spent("hooks", 1)

@@ -7,12 +7,12 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import cast
 
 from imagegen.errors import IdempotencyMismatch, QueueUnavailable
 from imagegen.queue.batch import Batcher
-from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
+from imagegen.queue.wire import Asked
 
 KEY_LIFE_S = 86_400
 
@@ -24,7 +24,7 @@ class IdempotencyKeys:
         self._connection = connection
         self._keys = keys
         self._under_way: dict[str, asyncio.Event] = {}
-        self._claim: Batcher[tuple[str, bytes], bytes | None] = Batcher(self._claim_all, deadline_s=DEADLINE_S)
+        self._claim = Batcher[tuple[str, bytes], bytes | None](connection.wire, self._asked, self._known)
 
     @asynccontextmanager
     async def use(self, client: str, key: str, task_id: str, body_digest: str) -> AsyncIterator[str | None]:
@@ -62,11 +62,9 @@ class IdempotencyKeys:
             del self._under_way[name]
             done.set()
 
-    async def _claim_all(self, items: list[tuple[str, bytes]], deadline: float) -> list[bytes | None]:
-        async with self._connection.guarded(deadline):
-            pipeline = self._connection.commands.pipeline(transaction=False)
-            for name, value in items:
-                _ = pipeline.set(name, value, nx=True, get=True, px=KEY_LIFE_S * 1000)
-            known = cast(list[bytes | None], await pipeline.execute())
+    def _asked(self, items: list[tuple[str, bytes]]) -> Asked:
+        return Asked([("SET", name, value, "NX", "GET", "PX", KEY_LIFE_S * 1000) for name, value in items])
+
+    def _known(self, items: list[tuple[str, bytes]], replies: list[bytes | None]) -> list[bytes | None]:
         self._connection.meter.spent("idempotency", len(items))
-        return known
+        return replies

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from imagegen.tasks.task import Task, to_tell
 from imagegen.tasks.webhook import merged
@@ -33,16 +34,20 @@ class Memory:
 
     def put(self, task: Task) -> bool:
         """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
-        known = self.live.get(task.id) or self.finished(task.id)
-        if known is not None and known.sequence > task.sequence:
+        task_id, known = task.id, self.live.get(task.id)
+        finished = None if known else self.finished(task_id)
+        known = known or finished
+        if known and known.sequence > task.sequence:
             return False
         if task.state.final:
-            self.live.pop(task.id, None)
+            self.live.pop(task_id, None)
             self._keep(task)
         else:
-            self._drop(task.id)
-            self.live[task.id] = _with_joined(task, known)
-        self._others.pop(task.id, None)
+            if finished:
+                self._drop(task_id)
+            self.live[task_id] = _with_joined(task, known) if known and known.deliveries else task
+        if self._others:
+            self._others.pop(task_id, None)
         self.on_change(task)
         return True
 
@@ -100,16 +105,17 @@ class Memory:
 
     def _keep(self, task: Task) -> None:
         self._drop(task.id)
-        size = 3_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
+        size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
         self._finished[task.id] = (task, size)
         self._finished_bytes += size
-        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired()):
+        now = self._clock()
+        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
             _, (_, gone) = self._finished.popitem(last=False)
             self._finished_bytes -= gone
 
-    def _oldest_expired(self) -> bool:
+    def _oldest_expired(self, now: float) -> bool:
         oldest, _ = next(iter(self._finished.values()))
-        return oldest.expires_at is not None and oldest.expires_at <= self._clock()
+        return oldest.expires_at is not None and oldest.expires_at <= now
 
     def _drop(self, task_id: str) -> None:
         found = self._finished.pop(task_id, None)

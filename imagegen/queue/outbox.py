@@ -10,9 +10,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loguru import logger
+from msgspec.structs import replace
 from redis.exceptions import ResponseError
 
 from imagegen.queue.connection import Connection

@@ -6,11 +6,11 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
 
 from loguru import logger
+from msgspec.structs import replace
 
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
 from imagegen.queue.estimate import NOWHERE, Place
@@ -28,7 +28,6 @@ from imagegen.queue.records import (
 )
 from imagegen.queue.scripts import Scripts
 from imagegen.tasks import task as edges
-from imagegen.tasks.changed import changed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task
 from imagegen.tasks.webhook import Webhook, first_deliveries
@@ -233,8 +232,8 @@ class Queue:
         answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
         if answer.kind in ("new", "again"):
             if answer.generation != generation:
-                task = changed(task, generation=answer.generation, sequence=answer.generation)
-            task = changed(task, entry_id=answer.entry_id)
+                task = replace(task, generation=answer.generation, sequence=answer.generation)
+            task = replace(task, entry_id=answer.entry_id)
             if self._memory.put(task) and answer.entry_id and task.id not in self._holdings.claimed:
                 self._estimates.line.add(answer.entry_id)
             if answer.kind == "again":

@@ -39,7 +39,7 @@ class Reader:
         if not await self._connection.until_back(self._scripts.make_group):
             await self._connection.until_back(self._queue.refresh_line)
         while True:
-            while not (free := self._holdings.free):
+            while (free := self._holdings.room) <= 0:
                 self._holdings.wanted.clear()
                 await self._holdings.wanted.wait()
             try:

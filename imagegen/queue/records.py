@@ -9,10 +9,13 @@ ours is left alone: deploys overlap for minutes. The head of a task that webhook
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, State, Task, TaskError
@@ -20,6 +23,7 @@ from imagegen.tasks.webhook import Delivery, merged
 
 VERSION = 1
 
+_encode = msgspec.json.Encoder().encode
 
 _WHERE_SET = (
     ("progress", "progress"),
@@ -62,17 +66,17 @@ class Head:
 def encode_task(task: Task, *, with_request: bool) -> bytes:
     """The JSON of a record. The request is left out while the entry carries it."""
     fields: dict[str, Any] = {"id": task.id, "model": task.model, "created": task.created_at}
-    of_task = task.__dict__
-    for name, attribute in _WHERE_SET:
-        if value := of_task[attribute]:
-            fields[name] = value
+    if task.sequence != task.generation or task.images:  # else it was just submitted
+        for name, attribute in _WHERE_SET:
+            if value := getattr(task, attribute):
+                fields[name] = value
     if task.reason is not Reason.QUEUED and task.reason:
         fields["reason"] = task.reason
     if task.deliveries:
         fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
     if with_request and task.request_json:
-        fields["request"] = orjson.Fragment(task.request_json)
-    return orjson.dumps(fields)
+        fields["request"] = msgspec.Raw(task.request_json)
+    return _encode(fields)
 
 
 def final_record(task: Task) -> bytes:
@@ -153,13 +157,13 @@ def encode_entry(task: Task) -> bytes:
         "digest": task.digest,
         "model": task.model,
         "created": task.created_at,
-        "request": orjson.Fragment(task.request_json),
+        "request": msgspec.Raw(task.request_json),
     }
     if task.stale_images:
         fields["images"] = task.images
     if task.deliveries:
         fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
-    return orjson.dumps(fields)
+    return _encode(fields)
 
 
 def named_in_entry(fields: Mapping[bytes, bytes]) -> str:
@@ -195,8 +199,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
         raise UnreadableRecord(repr(fields)[:200]) from error
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True, gc=False):
     """How far a task's generation has come, written before each paid call.
 
     owner: the instance that runs it; phase: `calling` (a call may be under way), `waiting` (before a retry),
@@ -218,10 +221,10 @@ class Run:
     retry_at: float | None = None
 
     def encode(self, entry_id: str) -> bytes:
-        return entry_id.encode() + b" " + orjson.dumps(self)
+        return entry_id.encode() + b" " + _encode(self)
 
 
-CANCELLED_RUN = orjson.dumps(Run(owner="", phase="cancelled"))
+CANCELLED_RUN = _encode(Run(owner="", phase="cancelled"))
 """What a start finds where the task was cancelled just before, without the entry id."""
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.resources import files
 from typing import Any, cast
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 
 from imagegen.queue import costs
 from imagegen.queue.batch import Batcher
-from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.connection import Connection
 from imagegen.queue.depth import Depth
 from imagegen.queue.items import Finished, FinishItem, PendingEntry, ReleaseItem, SubmitAnswer, SubmitItem, SwapItem
 from imagegen.queue.keys import GROUP, Keys
-from imagegen.queue.quick import call
 from imagegen.queue.records import VERSION, final_record
+from imagegen.queue.wire import Asked, Script
 from imagegen.tasks.task import Task, to_tell
 
 Entry = tuple[str, dict[bytes, bytes]]
@@ -31,6 +29,9 @@ DEAD_LIST_LIFE_S = 7 * 86_400
 
 MANY_STARTS = 3
 """From so many at once a script is worth its own price: it takes a third of the time."""
+
+BLOCK_GRACE_S = 5.0
+"""How long after its time a blocked read may still answer, before the way to Redis counts as lost."""
 
 OUTBOX_GRACE_S = 60.0
 """How long what is in the outbox is left to the instance that put it there, or took it, before another may."""
@@ -54,37 +55,34 @@ class Scripts:
         self._record_life_ms = int(record_life_s * 1000)
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
         self._run_life_ms = int(run_life_s * 1000)
+        self._wire = connection.wire
         self._scripts = {
-            name: connection.commands.register_script(lua(name))
+            name: Script(lua(name))
             for name in ("submit", "start", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
         }
         self.depth = depth
         self.meter = connection.meter
         self._spent = connection.meter.spent
-        self.submit: Batcher[SubmitItem, SubmitAnswer] = Batcher(self._submit, deadline_s=DEADLINE_S)
-        self.finish: Batcher[FinishItem, Finished] = Batcher(self._finish, deadline_s=DEADLINE_S)
-        self.swap: Batcher[SwapItem, bytes] = Batcher(self._swap, deadline_s=DEADLINE_S)
-        self.first_run: Batcher[tuple[str, bytes], bytes | None] = Batcher(self._first_run, deadline_s=DEADLINE_S)
-        self.read: Batcher[str, Found] = Batcher(self._read, deadline_s=DEADLINE_S)
+        self.submit = Batcher[SubmitItem, SubmitAnswer](self._wire, self._submit, self._submitted)
+        self.finish = Batcher[FinishItem, Finished](self._wire, self._finish, self._finished)
+        self.swap = Batcher[SwapItem, bytes](self._wire, self._swap, self._swapped)
+        self.first_run = Batcher[tuple[str, bytes], bytes | None](self._wire, self._first_run, self._first_ran)
+        self.read = Batcher[str, Found](self._wire, self._read, self._found)
 
-    async def _run(self, name: str, keys: list[str], args: Sequence[Any], deadline: float | None = None) -> Any:
-        """One script; where the first try fails, redis-py loads it or tries again."""
-        script, client = self._scripts[name], self._connection.commands
-        async with self._connection.guarded(deadline):
-            try:
-                return await call(client, "EVALSHA", script.sha, len(keys), *keys, *args)
-            except (NoScriptError, RedisConnectionError, RedisTimeoutError):
-                return await script(keys=keys, args=args)
+    async def _run(self, name: str, keys: list[str], args: Sequence[Any]) -> Any:
+        return await self._wire.run(self._scripts[name], keys, args)
 
-    async def _submit(self, items: list[SubmitItem], deadline: float) -> list[SubmitAnswer]:
+    def _submit(self, items: list[SubmitItem]) -> Asked:
         keys = [self._keys.stream]
         measure = self.depth.limit if self.depth.stale else ""
         args: list[Any] = [GROUP, self.depth.room, measure, self._record_life_ms]
         for item in items:
             keys.append(self._keys.record(item.task_id))
             args += (item.generation, item.digest, item.entry, item.record, item.replaced or "", VERSION)
-        room = self.depth.room
-        measured, rows = await self._run("submit", keys, args, deadline)
+        return self._scripts["submit"].asked(keys, args)
+
+    def _submitted(self, _items: list[SubmitItem], replies: list[Any]) -> list[SubmitAnswer]:
+        room, ((measured, rows),) = self.depth.room, replies
         told = [SubmitAnswer(kind.decode(), entry.decode(), int(gen or 0), known) for kind, entry, gen, known in rows]
         added = sum(bool(answer.entry_id) for answer in told)
         if measured >= 0:
@@ -94,60 +92,58 @@ class Scripts:
         self.depth.submitted(added, measured if measured >= 0 else None)
         return told
 
-    async def _finish(self, items: list[FinishItem], deadline: float) -> list[Finished]:
+    def _finish(self, items: list[FinishItem]) -> Asked:
         keys = [self._keys.stream, self._keys.outbox]
         args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
         for item in items:
             keys += (self._keys.record(item.task_id), self._keys.hooks(item.task_id))
             name = outbox_name(item.task_id, item.generation)
             args += (item.entry_id, item.generation, item.record, name, "1" if item.webhooks else "")
-        answers = [Finished(*answer) for answer in await self._run("finish", keys, args, deadline)]
+        return self._scripts["finish"].asked(keys, args)
+
+    def _finished(self, items: list[FinishItem], replies: list[Any]) -> list[Finished]:
+        answers = [Finished(*answer) for answer in replies[0]]
         self._spent("finish", costs.finish(len(items)))
         joined = sum(bool(answer.hooks) for answer in answers)
         self._spent("hooks", joined + (joined > 0 or any(item.webhooks for item in items)))
         return answers
 
-    async def _swap(self, items: list[SwapItem], deadline: float) -> list[bytes]:
-        """`b''` where it was written, else the run that stands."""
+    def _swap(self, items: list[SwapItem]) -> Asked:
         args: list[Any] = [self._run_life_ms]
         for item in items:
             args += (item.known, item.value)
-        keys = [self._keys.run(item.task_id) for item in items]
-        answers = cast(list[bytes], await self._run("swap", keys, args, deadline))
+        return self._scripts["swap"].asked([self._keys.run(item.task_id) for item in items], args)
+
+    def _swapped(self, items: list[SwapItem], replies: list[Any]) -> list[bytes]:
+        """`b''` where it was written, else the run that stands."""
+        answers = cast(list[bytes], replies[0])
         self._spent(items[0].purpose, 1)
         for item, answer in zip(items, answers, strict=True):
             self._spent(item.purpose, costs.swap(answer))
         return answers
 
-    async def _first_run(self, items: list[tuple[str, bytes]], deadline: float) -> list[bytes | None]:
-        """The start of first attempts: one plain conditional command, or a script for many. The run that stands."""
+    def _first_run(self, items: list[tuple[str, bytes]]) -> Asked:
+        """The start of first attempts: one plain conditional command each, or a script for many."""
         keys = [self._keys.run(task_id) for task_id, _ in items]
         values = [value for _, value in items]
-        if len(items) < MANY_STARTS:
-            answers = await self._first_runs_alone(keys, values, deadline)
-        else:
-            answers = cast(list[bytes | None], await self._run("start", keys, [self._run_life_ms, *values], deadline))
+        if len(items) >= MANY_STARTS:
+            return self._scripts["start"].asked(keys, [self._run_life_ms, *values])
+        life = ("NX", "GET", "PX", self._run_life_ms)
+        return Asked([("SET", key, value, *life) for key, value in zip(keys, values, strict=True)])
+
+    def _first_ran(self, items: list[tuple[str, bytes]], replies: list[Any]) -> list[bytes | None]:
+        """The run that stands, None where it was written."""
+        answers = cast(list[bytes | None], replies[0] if len(items) >= MANY_STARTS else replies)
         self._spent("start", costs.start(len(items), MANY_STARTS))
-        return [None if answer == value else answer for answer, value in zip(answers, values, strict=True)]
+        return [None if answer == value else answer for answer, (_, value) in zip(answers, items, strict=True)]
 
-    async def _first_runs_alone(self, keys: list[str], values: list[bytes], deadline: float) -> list[bytes | None]:
-        client = self._connection.commands
-        async with self._connection.guarded(deadline):
-            if len(keys) == 1:
-                with suppress(RedisConnectionError, RedisTimeoutError):  # the pipeline tries again
-                    return [await call(client, "SET", keys[0], values[0], "NX", "GET", "PX", self._run_life_ms)]
-            pipeline = client.pipeline(transaction=False)
-            for key, value in zip(keys, values, strict=True):
-                _ = pipeline.set(key, value, nx=True, get=True, px=self._run_life_ms)
-            return cast(list[bytes | None], await pipeline.execute())
-
-    async def _read(self, ids: list[str], deadline: float) -> list[Found]:
-        """Record, run and hooks of each."""
+    def _read(self, ids: list[str]) -> Asked:
         kinds = (self._keys.record, self._keys.run, self._keys.hooks)
-        keys = [key(task_id) for task_id in ids for key in kinds]
-        async with self._connection.guarded(deadline):
-            found = cast(list[bytes | None], await self._connection.commands.mget(keys))
+        return Asked([("MGET", *(key(task_id) for task_id in ids for key in kinds))])
+
+    def _found(self, _ids: list[str], replies: list[Any]) -> list[Found]:
         self._spent("read", 1)
+        found = cast(list[bytes | None], replies[0])
         return list(zip(found[::3], found[1::3], found[2::3], strict=True))
 
     async def runs(self, ids: Sequence[str]) -> list[bytes | None]:
@@ -161,7 +157,12 @@ class Scripts:
         """The next entries for us, waiting for the first up to `block_s`. Raises RedisError."""
         block = ("COUNT", count, "BLOCK", int(block_s * 1000))
         command = ("XREADGROUP", "GROUP", GROUP, consumer, *block, "STREAMS", self._keys.stream, ">")
-        answer = await call(self._connection.blocking, *command)
+        reads = self._connection.reads
+        try:
+            answer = await reads.call(*command, within_s=block_s + BLOCK_GRACE_S)
+        except asyncio.CancelledError:
+            reads.hang_up()  # else the server would give entries to nobody
+            raise
         self._spent("claim", 1)
         return [] if answer is None else [(entry_id.decode(), _pairs(flat)) for entry_id, flat in answer[0][1]]
 

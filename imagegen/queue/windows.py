@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from imagegen.queue.batch import Batcher
-from imagegen.queue.connection import DEADLINE_S, Connection
+from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua
+from imagegen.queue.wire import Asked, Script
 
 Window = tuple[str, int, float]
 """Name, limit, length in seconds."""
@@ -32,16 +33,16 @@ class RedisWindows:
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
-        self._connection = connection
+        self._meter = connection.meter
         self._keys = keys
-        self._script = connection.commands.register_script(lua("hit"))
-        self._hits: Batcher[_Hit, list[Standing]] = Batcher(self._send, deadline_s=DEADLINE_S)
+        self._script = Script(lua("hit"))
+        self._hits = Batcher[_Hit, list[Standing]](connection.wire, self._asked, self._standings)
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
         """Spends `cost` from each of the windows, or from none; one standing a window. Raises QueueUnavailable."""
         return await self._hits(_Hit(windows, cost))
 
-    async def _send(self, hits: list[_Hit], deadline: float) -> list[list[Standing]]:
+    def _asked(self, hits: list[_Hit]) -> Asked:
         places: dict[str, int] = {}
         args: list[int] = []
         for hit in hits:
@@ -49,8 +50,10 @@ class RedisWindows:
             for name, limit, window_s in hit.windows:
                 place = places.setdefault(self._keys.window(name), len(places) + 1)
                 args += (place, limit, max(round(window_s * 1000), 1))
-        async with self._connection.guarded(deadline):
-            answers = cast(list[list[tuple[int, int, int]]], await self._script(keys=list(places), args=args))
+        return self._script.asked(list(places), args)
+
+    def _standings(self, hits: list[_Hit], replies: list[Any]) -> list[list[Standing]]:
+        answers = cast(list[list[tuple[int, int, int]]], replies[0])
         passed = [hit for hit, answer in zip(hits, answers, strict=True) if not any(retry for _, _, retry in answer)]
-        self._connection.meter.spent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
+        self._meter.spent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
         return [[(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer] for answer in answers]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLink:
@@ -19,8 +21,7 @@ class ImageBytes:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True, gc=False):
     """One picture of a task.
 
     index: its place in the task, from 0.

@@ -262,7 +262,7 @@ class _Attempt:
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""
-        self._claim.run = changed(self._claim.run, **changes)  # type: ignore[arg-type]
+        self._claim.run = changed(self._claim.run, **changes)
 
     def _warn(self, *warnings: str) -> None:
         if not warnings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Self
@@ -13,15 +14,16 @@ Judge = Callable[[bytes], bool]
 
 
 class FaultProxy:
-    """Listens on a free loopback port and passes bytes to a unix socket or port.
+    """Listens on a free loopback port, by TLS where it is told how, and passes bytes to a unix socket.
 
     latency_s: added to each chunk of a reply. drop_reply: asked with each request chunk; where it says yes the reply is
     swallowed and the connection closed, after the server has done the work. black_hole: bytes go in and nothing comes
     out. refuse: new connections are closed at once.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tls: ssl.SSLContext | None = None) -> None:
         self._path = path
+        self._tls = tls
         self._pairs: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -33,21 +35,31 @@ class FaultProxy:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        self.refuse = True
         self.cut()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
+    def connected(self) -> bool:
+        """Whether anybody is."""
+        return bool(self._pairs)
+
+    def to(self, path: str) -> None:
+        """New connections go to another server."""
+        self._path = path
+
+    @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     def drop_some(self, share: float, seed: int, commands: tuple[bytes, ...] = (b"EVALSHA", b"SET")) -> None:
         """Drops this share of the replies to these commands."""
@@ -62,20 +74,22 @@ class FaultProxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if reset else writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuse:
             writer.transport.abort()
             return
+        self._pairs.add(writer)
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._path)
         except OSError:
             writer.transport.abort()
             return
-        self._pairs |= {writer, upstream_writer}
+        self._pairs.add(upstream_writer)
         state = {"drop": False}
         try:
             async with asyncio.TaskGroup() as group:

@@ -8,11 +8,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from loguru import logger
+from msgspec.structs import replace
 from support import Clock
 
 from imagegen.errors import StoreUnavailable

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import SettingsError, StoreUnavailable
@@ -76,7 +77,7 @@ async def test_an_extended_object_keeps_its_type(
 ) -> None:
     port = await make_bytes()
     image = await put(port, make_picture())
-    await port.extend(TASK, [image, replace(image, index=5)], time.time() + 5_000)
+    await port.extend(TASK, [image, changed(image, index=5)], time.time() + 5_000)
     key = f"imagegen/{TASK}/0-{image.sha256[:12]}.png"
     found = outside_s3.head_object(Bucket=bucket.name, Key=key)
     assert found["ContentType"] == "image/png"

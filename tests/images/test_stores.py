@@ -7,9 +7,9 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from imagegen.images.cached import BytesPort, CachedStore
 from imagegen.images.disk import DiskStore

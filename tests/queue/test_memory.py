@@ -5,11 +5,13 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
+from msgspec.structs import replace
 from support import Clock
 
 from imagegen.queue import memory as module
 from imagegen.queue.memory import Memory
 from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 
 
@@ -33,7 +35,7 @@ def remembered(memory: Memory, count: int) -> list[int]:
 
 
 def test_the_oldest_make_room(memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FINISHED_BYTES", 10_000)
+    monkeypatch.setattr(module, "FINISHED_BYTES", 3_500)
     for number in range(9):
         memory.put(finished(number, clock))
     assert remembered(memory, 9) == [6, 7, 8]
@@ -45,6 +47,18 @@ def test_one_that_is_larger_than_all_room_is_not_remembered(
     monkeypatch.setattr(module, "FINISHED_BYTES", 100)
     memory.put(finished(0, clock))
     assert remembered(memory, 1) == []
+
+
+def test_a_task_takes_what_it_is_counted_for(memory: Memory, clock: Clock) -> None:
+    tracemalloc.start()
+    empty, _ = tracemalloc.get_traced_memory()
+    for number in range(500):
+        task = finished(number, clock)
+        picture = StoredImage(0, "image/png", 10**6 + number, 512, 512, f"{number:064x}", 10**9 + number)
+        memory.put(replace(task, digest=f"{number:032x}", model=f"black-forest-labs/{number}", images=(picture,)))
+    full, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 < (full - empty) / memory._finished_bytes <= 1.0
 
 
 def test_what_has_expired_goes_when_others_come(memory: Memory, clock: Clock) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as changed
 from support import eventually, submission
 
 from imagegen.errors import InvalidRequest
@@ -413,7 +414,7 @@ def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
     task = Task("ab", 17, 17, "c0", "m", b"{}", 1.0, State.COMPLETED, deliveries=deliveries)
     assert decode_record(final_record(task))[1].deliveries == deliveries
     assert decode_hooks(encode_hooks(17, deliveries)) == (17, deliveries)
-    bare = replace(task, deliveries=())
+    bare = changed(task, deliveries=())
     assert with_hooks(bare, encode_hooks(17, deliveries)) == task
     for other in (encode_hooks(16, deliveries), b"2 17\n[]", b"junk", b"", None):
         assert with_hooks(bare, other) == bare

@@ -7,11 +7,12 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from aiohttp import ClientPayloadError, ClientResponse
+from msgspec.structs import replace
 from support import eventually
 
 from imagegen.app import QUEUE, SUPERVISOR
@@ -102,7 +103,7 @@ def task(**fields: Any) -> Task:
     return Task("a" * 32, 1_000, 1_000, "d", "m", b"{}", 0.0, reason=Reason.QUEUED, **fields)
 
 
-def test_a_change_is_named_by_what_changed() -> None:
+def test_a_change_is_named_by_what_replace() -> None:
     pending = task()
     processing = edges.started(pending, attempts=1, starts=1, now=1.0)
     sent = edges.progressed(processing, 10)

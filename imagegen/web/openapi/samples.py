@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from imagegen.errors import ApiError, FieldFault, InvalidJson, InvalidRequest
 from imagegen.queue.estimate import Place

@@ -1,0 +1,233 @@
+"""The connection that calls share, and the batches on it: order, one write a turn, and every way to lose it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from faults.proxy import FaultProxy
+from redis.asyncio import BlockingConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from support import eventually
+
+from imagegen.queue.batch import MAX_IN_FLIGHT, MAX_ITEMS, Batcher
+from imagegen.queue.connection import Connection
+from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.wire import Asked, Script, Wire
+
+MakeWire = Callable[..., Wire]
+
+
+@pytest.fixture
+async def make_wire() -> AsyncIterator[MakeWire]:
+    async with AsyncExitStack() as stack:
+
+        def make(url: str, **options: object) -> Wire:
+            pool = BlockingConnectionPool.from_url(url, protocol=2, socket_connect_timeout=2.0)
+            wire = Wire(pool, **options)
+            stack.push_async_callback(wire.close)
+            return wire
+
+        yield make
+
+
+def chunks_seen(proxy: FaultProxy) -> list[bytes]:
+    """What the other side reads from now on, write by write."""
+    chunks: list[bytes] = []
+    proxy.drop_reply = lambda chunk: chunks.append(chunk) is not None
+    return chunks
+
+
+async def echo(wire: Wire, text: str) -> str:
+    return (await wire.call("ECHO", text)).decode()
+
+
+async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answer(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    chunks = chunks_seen(proxy)
+    texts = [str(number) for number in range(50)]
+    assert await asyncio.gather(*(echo(wire, text) for text in texts)) == texts
+    assert len(chunks) == 1
+
+
+async def test_an_error_is_the_answer_of_its_own_call_only(make_wire, redis_url: str, prefix: str) -> None:
+    wire = make_wire(redis_url)
+    answers = await asyncio.gather(echo(wire, "a"), wire.call("LPUSH"), echo(wire, "b"), return_exceptions=True)
+    assert (answers[0], type(answers[1]), answers[2]) == ("a", ResponseError, "b")
+
+
+async def test_commands_that_are_asked_together_are_answered_together(make_wire, redis_url: str) -> None:
+    wire = make_wire(redis_url)
+    assert await wire.answers(Asked([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
+    with pytest.raises(ResponseError):
+        await wire.answers(Asked([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
+
+
+async def test_a_script_that_redis_does_not_know_is_sent_whole(make_wire, redis_url: str, prefix: str) -> None:
+    wire = make_wire(redis_url)
+    script = Script(f"return {{'{prefix}', ARGV[1]}}")
+    asked = [wire.run(script, [], [number]) for number in range(3)]
+    assert await asyncio.gather(*asked) == [[prefix.encode(), str(number).encode()] for number in range(3)]
+    assert (await wire.call("SCRIPT", "EXISTS", script.sha)) == [1]
+
+
+async def test_what_was_sent_and_not_answered_is_sent_again_on_a_new_connection(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    proxy.drop_reply = lambda chunk: b"once" in chunk and proxy.dropped == 0
+    assert await asyncio.gather(echo(wire, "once"), echo(wire, "twice")) == ["once", "twice"]
+    assert proxy.dropped == 1
+
+
+@pytest.mark.parametrize(("sends", "lost"), [(1, 1), (3, 3)])
+async def test_after_so_many_losses_the_caller_is_told(make_wire, proxy, sends: int, lost: int) -> None:
+    wire = make_wire(proxy.url, sends=sends)
+    await wire.call("PING")
+    proxy.drop_reply = lambda chunk: b"never" in chunk
+    with pytest.raises(RedisConnectionError):
+        await echo(wire, "never")
+    assert proxy.dropped == lost
+    assert await echo(wire, "now") == "now"
+
+
+async def test_a_call_that_hangs_ends_in_time_and_the_next_one_has_a_new_connection(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    proxy.black_hole = True
+    with pytest.raises(RedisTimeoutError):
+        await wire.call("ECHO", "late", within_s=0.1)
+    proxy.black_hole = False
+    assert await echo(wire, "now") == "now"
+
+
+async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    proxy.refuse = True
+    with pytest.raises(RedisConnectionError):
+        await wire.call("PING")
+    proxy.refuse = False
+    assert await wire.call("PING") == b"PONG"
+
+
+async def test_a_connection_that_closed_while_idle_is_made_again_without_a_fault(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    proxy.cut()
+    await eventually(lambda: not proxy.connected)
+    assert await echo(wire, "now") == "now"
+
+
+async def test_a_read_only_server_is_left_so_that_the_next_call_finds_its_successor(
+    make_wire, own_redis, tmp_path
+) -> None:
+    async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
+        wire = make_wire(proxy.url)
+        await wire.call("SET", "a", 1)
+        await wire.call("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(ReadOnlyError):
+            await wire.call("SET", "a", 2)
+        folder = tmp_path / "successor"
+        successor = EmbeddedRedis(folder)
+        await successor.start()
+        try:
+            proxy.to(successor.url.removeprefix("unix://"))
+            assert await wire.call("SET", "a", 3) == b"OK"
+        finally:
+            await successor.stop()
+
+
+async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make_wire, own_redis, tls) -> None:
+    await make_wire(own_redis.url).call("CONFIG", "SET", "requirepass", "secret")
+    async with FaultProxy(own_redis.url.removeprefix("unix://"), tls) as proxy:
+        wire = make_wire(proxy.url.replace("//", "//:secret@") + "?ssl_cert_reqs=none")
+        long = "x" * 300_000
+        assert await asyncio.gather(echo(wire, "a"), echo(wire, long), echo(wire, "b")) == ["a", long, "b"]
+        proxy.cut(reset=True)
+        assert await echo(wire, "again") == "again"
+
+
+async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    proxy.black_hole = True
+    call = asyncio.ensure_future(wire.call("ECHO", "a"))
+    await eventually(lambda: wire._sent)
+    await wire.close()
+    with pytest.raises(RedisConnectionError):
+        await call
+
+
+async def test_a_read_that_is_given_up_takes_nothing_any_more(make_instance) -> None:
+    instance = make_instance(start=False)
+    await instance.scripts.make_group()
+    redis, stream = instance.connection.commands, instance.keys.stream
+    reading = asyncio.create_task(instance.scripts.read_entries("gone", 1, 30.0))
+
+    async def blocked() -> bool:
+        return (await redis.info("clients"))["blocked_clients"] > 0
+
+    await eventually(blocked)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+    async def unblocked() -> bool:
+        return not await blocked()
+
+    await eventually(unblocked)
+    await redis.xadd(stream, {"a": "b"})
+    assert (await redis.xpending(stream, "pool"))["pending"] == 0
+
+
+@pytest.fixture
+async def connection(redis_url: str) -> AsyncIterator[Connection]:
+    connection = Connection(redis_url)
+    yield connection
+    await connection.close()
+
+
+async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(connection: Connection) -> None:
+    sizes: list[int] = []
+    under_way = most = 0
+
+    def asked(items: list[int]) -> Asked:
+        nonlocal under_way, most
+        sizes.append(len(items))
+        under_way += 1
+        most = max(most, under_way)
+        return Asked([("ECHO", item) for item in items])
+
+    def answers(_items: list[int], replies: list[bytes]) -> list[int]:
+        nonlocal under_way
+        under_way -= 1
+        return [int(reply) for reply in replies]
+
+    batcher = Batcher(connection.wire, asked, answers)
+    count = MAX_ITEMS * (MAX_IN_FLIGHT + 2) + 1
+    assert await asyncio.gather(*map(batcher, range(count))) == list(range(count))
+    assert sizes == [MAX_ITEMS] * (MAX_IN_FLIGHT + 2) + [1]
+    assert most == MAX_IN_FLIGHT
+
+
+@pytest.mark.parametrize("side", ["asked", "answers"])
+async def test_a_batch_that_can_not_be_made_or_read_fails_all_who_wait_and_no_other(
+    connection: Connection, side: str
+) -> None:
+    def asked(items: list[str]) -> Asked:
+        if "bad" in items and side == "asked":
+            raise ValueError("bad")
+        return Asked([("ECHO", item) for item in items])
+
+    def answers(items: list[str], replies: list[bytes]) -> list[bytes]:
+        if "bad" in items:
+            raise ValueError("bad")
+        return replies
+
+    batcher = Batcher(connection.wire, asked, answers)
+    both = await asyncio.gather(batcher("good"), batcher("bad"), return_exceptions=True)
+    assert [type(one) for one in both] == [ValueError, ValueError]
+    assert await batcher("good") == b"good"
