@@ -6,9 +6,9 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 
 import aiohttp
+from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import aiohttp
+from msgspec import structs
 from yarl import URL
 
 from imagegen.providers.client import Upstream
@@ -120,8 +121,10 @@ class OpenAICompatibleProvider:
         dialect = self._dialect.for_model(call.request.model)
         reply = await self._upstream.generate(fields_of(call, dialect), watcher)
         # Only Together counts `x-ratelimit-limit` per second.
-        limits = replace(reply.limits, limit_per_s=None)
-        return replace(reply, images=reply.images[: call.count], limits=limits, warnings=_warnings(call, dialect))
+        limits = structs.replace(reply.limits, limit_per_s=None)
+        return structs.replace(
+            reply, images=reply.images[: call.count], limits=limits, warnings=_warnings(call, dialect)
+        )
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return read_models(await self._upstream.look_up("models"))

@@ -67,6 +67,8 @@ class Post:
             except BaseException:
                 connection.close()
                 raise
+            if connection.transport is not None and connection.transport.get_write_buffer_size():
+                connection.close()  # answered before all of it was sent: what is left would stand before the next one
             connection.release()
             return answer
 

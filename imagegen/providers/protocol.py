@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct
 
 from imagegen.tasks.image import ImageBytes, ImageLink
 from imagegen.tasks.request import GenerationRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One call to a provider, for a part of what a task asks for.
 
     count: pictures wanted from this call, 1 to the provider's `max_images_per_call`.
@@ -27,8 +27,7 @@ class Call:
     without: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamLimits:
+class UpstreamLimits(Struct, frozen=True):
     """What an answer said of the upstream's rate limit; None where it said nothing.
 
     limit_per_s: calls a second; remaining: calls left in the window; reset_s: seconds until the window ends.
@@ -39,12 +38,11 @@ class UpstreamLimits:
     reset_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What one call brought. `images` may hold fewer than were asked for, or none."""
 
     images: tuple[ImageLink | ImageBytes, ...]
-    limits: UpstreamLimits = field(default_factory=UpstreamLimits)
+    limits: UpstreamLimits = UpstreamLimits()
     warnings: tuple[str, ...] = ()
 
 

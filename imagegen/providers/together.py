@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
 
 import aiohttp
+from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.providers.client import Upstream

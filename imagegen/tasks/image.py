@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLink:
+class ImageLink(Struct, frozen=True, gc=False):
     """A picture at a URL that soon dies: fetch it now."""
 
     url: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImageBytes:
+class ImageBytes(Struct, frozen=True, gc=False):
     """A picture whose bytes came in the answer; not checked yet."""
 
     data: bytes

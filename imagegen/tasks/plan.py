@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from imagegen.tasks.request import MAX_SEED
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True, gc=False):
     """One call's part: the places of its pictures in the task, and the seed to send."""
 
     indexes: tuple[int, ...]
@@ -19,7 +19,7 @@ class Share:
 def shares(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[Share]:
     """The calls that are still needed. Call k of a task sends `seed` + (images asked for so far)."""
     for first in range(0, wanted, per_call):
-        missing = tuple(i for i in range(first, min(first + per_call, wanted)) if i not in have)
+        missing = tuple([i for i in range(first, min(first + per_call, wanted)) if i not in have])
         if missing:
             yield Share(missing, _shifted(seed, missing[0]))
 

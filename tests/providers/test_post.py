@@ -118,6 +118,20 @@ async def test_a_large_request_arrives_whole(session, raw_server, read_request, 
     assert sizes[0] > 2**23
 
 
+async def test_a_connection_is_closed_where_the_answer_came_before_all_was_sent(session, raw_server, watcher):
+    async def serve(reader, writer):
+        served.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(OK)
+        await done.wait()
+
+    served, done = [], asyncio.Event()
+    one = post(session, await raw_server(serve))
+    assert (await one.send(b"x" * 2**25, watcher.sent)).body == b"ok"
+    assert (await one.send(b"{}", watcher.sent)).body == b"ok"
+    done.set()
+    assert len(served) == 2
+
+
 async def test_what_is_not_sent_is_told_apart(session, watcher):
     for url in ("http://nowhere.invalid", "ftp://example.com", "http://127.0.0.1:1"):
         with pytest.raises(NotSent):
