@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
 import orjson
@@ -20,10 +21,11 @@ from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.plan import Share, second_shares, shares
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Standing, Succeeded, Unstarted
-from imagegen.tasks.task import SENT_PROGRESS, Reason, image_progress
+from imagegen.tasks.task import Reason, image_progress
 from imagegen.worker.abandon import Abandonable, Abandoned
 from imagegen.worker.pacing import Pacing, Turn
 from imagegen.worker.rules import Rules
+from imagegen.worker.watcher import Watcher
 
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
@@ -160,7 +162,7 @@ class _Attempt:
         while True:
             with self._room.pacing.take(self._model) or await self._turn() as turn:
                 await self._write()
-                watcher = _Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
+                watcher = Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
                 try:
                     reply = await self._room.provider.generate(self._form(share), watcher)
                 except UpstreamError as error:
@@ -257,7 +259,7 @@ class _Attempt:
         if stored is None:
             room.claims.progress(claim, image_progress(kept + 1, kept, wanted))
             stored = await room.keeper.keep(claim.task.id, index, picture, seed)
-        self._change(images=tuple(sorted((*claim.run.images, stored), key=_place)))
+        self._change(images=tuple(sorted((*claim.run.images, stored), key=attrgetter("index"))))
         room.claims.progress(claim, image_progress(kept + 1, kept + 1, wanted))
 
     def _change(self, **changes: object) -> None:
@@ -288,27 +290,5 @@ class _Attempt:
         return outcome
 
 
-def _place(image: StoredImage) -> int:
-    return image.index
-
-
 def _resting(reason: Reason, for_s: float) -> UpstreamError:
     return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)
-
-
-@dataclass(slots=True)
-class _Watcher:
-    """Turns what really happened in a call into the task's progress."""
-
-    claims: Claims
-    claim: Claim
-    wanted: int
-    count: int
-
-    def sent(self) -> None:
-        self.claims.progress(self.claim, SENT_PROGRESS)
-
-    def progress(self, fraction: float) -> None:
-        kept = len(self.claim.run.images)
-        received = kept + self.count * min(max(fraction, 0.0), 1.0)
-        self.claims.progress(self.claim, image_progress(received, kept, self.wanted))

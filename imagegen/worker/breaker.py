@@ -46,10 +46,10 @@ class Gate:
 
     def opens_at(self, now: float) -> float:
         """When the next call may be made: `now` or later; infinite while a probe's answer decides that."""
-        if self._ramp_from is None and not self.resting and now >= self._until:
-            return now
         if now < self._until:
             return self._until
+        if self._ramp_from is None and not self.resting:
+            return now
         if self._running < self._width(now):
             return now
         if self.resting or self._ramp_from is None:
