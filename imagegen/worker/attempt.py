@@ -11,12 +11,12 @@ from typing import Protocol
 
 import orjson
 from loguru import logger
+from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable, UpstreamError
 from imagegen.providers.protocol import Call, Provider, Reply
 from imagegen.queue.claim import Claim, Start
 from imagegen.queue.claims import Claims
-from imagegen.tasks.changed import changed
 from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.plan import Share, second_shares, shares
 from imagegen.tasks.request import GenerationRequest
@@ -264,7 +264,7 @@ class _Attempt:
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""
-        self._claim.run = changed(self._claim.run, **changes)
+        self._claim.run = replace(self._claim.run, **changes)
 
     def _warn(self, *warnings: str) -> None:
         if not warnings:

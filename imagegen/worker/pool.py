@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from loguru import logger
+from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.claims import Claims
 from imagegen.tasks import task as edges
-from imagegen.tasks.changed import changed
 from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded, Unstarted
 from imagegen.tasks.task import Task, TaskError
 from imagegen.worker.attempt import Attempts
@@ -106,7 +106,7 @@ class Pool:
 
     async def _say(self, claim: Claim, outcome: Outcome) -> None:
         now, ttl_s = self._clock(), self._result_ttl_s
-        task = changed(claim.task, possibly_billed_twice=claim.run.ambiguous)
+        task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
         match outcome:
             case Succeeded(images, warnings):
                 await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))

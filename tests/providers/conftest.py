@@ -1,19 +1,38 @@
-"""Owns what the provider tests share: a session like the app's, upstreams on loopback, a listening watcher."""
+"""Owns what the provider tests share: a session like the app's, upstreams on loopback, a mocked one for what the
+session itself is asked, a listening watcher."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from unittest.mock import Mock
 
 import aiohttp
+import aioresponses
+import aioresponses.core
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
 
 from imagegen.providers.protocol import Call
 from imagegen.tasks.request import GenerationRequest
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class _Response(aiohttp.ClientResponse):
+    """aioresponses 0.7.9 lacks `stream_writer`, which aiohttp has required since 3.14."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("stream_writer", Mock(output_size=0))
+        super().__init__(*args, **kwargs)
+
+
+def _reader(loop=None):
+    """The default limit of aioresponses' reader fails on bodies over 128 KiB."""
+    loop = loop or asyncio.get_running_loop()
+    return aiohttp.StreamReader(ResponseHandler(loop=loop), limit=2**26, loop=loop)
 
 
 class Names(AbstractResolver):
@@ -48,19 +67,16 @@ class ScriptedUpstream:
     """Stands for every host; answers those addresses that it was given an answer for, all others with a 404."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[str, str], dict] = {}
+        self._answers: dict[str, dict] = {}
         self.requests: list[Request] = []
 
     def post(self, url: str, **answer) -> None:
         """payload: JSON; or body; and status, headers."""
-        self._answers["POST", url] = answer
-
-    def get(self, url: str, **answer) -> None:
-        self._answers["GET", url] = answer
+        self._answers[url] = answer
 
     async def answer(self, request: web.Request) -> web.Response:
         self.requests.append(Request(dict(request.headers), await request.read()))
-        answer = dict(self._answers.get((request.method, f"http://{request.host}{request.path}"), {"status": 404}))
+        answer = dict(self._answers.get(f"http://{request.host}{request.path}", {"status": 404}))
         body = json.dumps(answer.pop("payload")) if "payload" in answer else answer.pop("body", "")
         return web.Response(text=body, content_type="application/json", **answer)
 
@@ -88,6 +104,15 @@ class Listener:
 
 
 @pytest.fixture
+def mocked(monkeypatch) -> Iterator[aioresponses.aioresponses]:
+    """Answers what goes through `ClientSession`: the look-ups. A paid POST goes past it, to an `upstream`."""
+    monkeypatch.setattr(aioresponses.core, "ClientResponse", _Response)
+    monkeypatch.setattr(aioresponses.core, "stream_reader_factory", _reader)
+    with aioresponses.aioresponses() as mock:
+        yield mock
+
+
+@pytest.fixture
 def names() -> Names:
     return Names()
 
@@ -95,7 +120,7 @@ def names() -> Names:
 @pytest.fixture
 async def upstream(aiohttp_server, names) -> ScriptedUpstream:
     upstream, app = ScriptedUpstream(), web.Application(client_max_size=2**24)
-    app.router.add_route("*", "/{path:.*}", upstream.answer)
+    app.router.add_post("/{path:.*}", upstream.answer)
     names.port = (await aiohttp_server(app)).port
     return upstream
 

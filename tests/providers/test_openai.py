@@ -234,9 +234,9 @@ async def test_a_refusal_has_its_code_and_no_key(
     assert KEY not in caught.value.detail
 
 
-async def test_models_are_listed_with_and_without_a_type(session, upstream):
+async def test_models_are_listed_with_and_without_a_type(session, mocked):
     models = [{"id": "gpt-image-1.5", "object": "model"}, {"id": "m", "type": "image"}, {"id": "c", "type": "chat"}]
-    upstream.get("http://api.openai.com/v1/models", payload={"object": "list", "data": models})
+    mocked.get("http://api.openai.com/v1/models", payload={"object": "list", "data": models})
     assert [model["id"] for model in await provider(session, "http://api.openai.com/v1").models()] == [
         "gpt-image-1.5",
         "m",

@@ -126,16 +126,16 @@ async def test_a_refusal_is_told_with_its_code_and_wait(session, upstream, make_
     assert error.detail == "slow down, [key]"
 
 
-async def test_the_image_models_are_listed(session, upstream):
-    upstream.get(f"{ROOT}/v1/models", payload=[{"id": "flux", "type": "image"}, {"id": "llama", "type": "chat"}])
+async def test_the_image_models_are_listed(session, mocked):
+    mocked.get(f"{ROOT}/v1/models", payload=[{"id": "flux", "type": "image"}, {"id": "llama", "type": "chat"}])
     assert await together(session).models() == ({"id": "flux", "type": "image"},)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "code"), [(401, "{}", "upstream_auth"), (200, "x", "upstream_bad_response")]
 )
-async def test_a_model_list_that_fails_is_an_upstream_error(session, upstream, status, body, code):
-    upstream.get(f"{ROOT}/v1/models", status=status, body=body)
+async def test_a_model_list_that_fails_is_an_upstream_error(session, mocked, status, body, code):
+    mocked.get(f"{ROOT}/v1/models", status=status, body=body)
     with pytest.raises(UpstreamError, match=code):
         await together(session).models()
 
