@@ -12,6 +12,7 @@ import orjson
 from aiohttp import hdrs, web
 from loguru import logger
 
+from imagegen import log
 from imagegen.errors import ApiError, BadRequest, InternalError
 from imagegen.metrics import Meter
 from imagegen.web.client import valid_host
@@ -144,14 +145,7 @@ def _plain(redirect: web.HTTPException) -> web.Response:
 
 
 def _log_access(request: web.Request, status: int, took_s: float) -> None:
-    logger.info(
-        "{method} {path} {status} {ms:.1f} ms",
-        method=_printable(request.method),
-        path=_printable(request.rel_url.raw_path),
-        status=status,
-        ms=took_s * 1000,
-        requestId=request_id_of(request),
-    )
+    log.access(_printable(request.method), _printable(request.rel_url.raw_path), status, took_s, request_id_of(request))
 
 
 def _log_unforeseen(request: web.Request, error: Exception) -> None:
