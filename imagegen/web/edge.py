@@ -159,4 +159,6 @@ def _log_unforeseen(request: web.Request, error: Exception) -> None:
 
 
 def _printable(text: str) -> str:
+    if len(text) <= _MAX_LOGGED_CHARS and text.isascii() and text.isprintable() and " " not in text:
+        return text
     return _UNPRINTABLE.sub("?", text[:_MAX_LOGGED_CHARS])

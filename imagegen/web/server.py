@@ -77,6 +77,11 @@ class _Connection(web.RequestHandler):
         elif self._head_timer is None and data.strip(b"\r\n"):
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """aiohttp asks for it after each body that was read, and runs its parser in vain where nothing was paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
         request = self._current_request
