@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
@@ -28,13 +32,35 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
 
     fmt: `text` or `json`, one object a line. May be called again; the last call counts.
     """
-    render = _json_line if fmt == "json" else _text_line
+    global _lines  # noqa: PLW0603 - a process has one log, as loguru has it
+    render, access_line = (_json_line, _json_access) if fmt == "json" else (_text_line, _text_access)
     number = logger.level(level).no
     logger.remove()
     stream = sys.stderr if sink is None else sink
-    if stream is not None:  # a process can be started without a standard error
-        logger.add(_writer(stream, render), level=number, format=_no_text, backtrace=False, diagnose=False)
+    if stream is None:  # a process can be started without a standard error
+        _lines = None
+    else:
+        _lines = _Lines(stream, render, access_line)
+        logger.add(_lines.write, level=number, format=_no_text, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[InterceptHandler()], level=number, force=True)
+
+
+def access(method: str, path: str, status: int, took_s: float, request_id: str) -> None:
+    """Logs one answer at INFO, which the caller has found enabled. method, path: printable ASCII.
+
+    A record of loguru costs as much as a small answer. So where nobody else listens the line is written without one.
+    """
+    if _lines is not None and len(getattr(logger, "_core").handlers) == 1 and "://" not in path:  # noqa: B009
+        _lines.put_access(method, path, status, took_s * 1000, request_id)
+    else:
+        logger.info(
+            "{method} {path} {status} {ms:.1f} ms",
+            method=method,
+            path=path,
+            status=status,
+            ms=took_s * 1000,
+            requestId=request_id,
+        )
 
 
 def enabled(level: str) -> bool:
@@ -85,18 +111,53 @@ def _no_text(_: Record) -> str:
     return ""
 
 
-def _writer(stream: TextIO, render: Callable[[Record], str]) -> Callable[[Message], None]:
-    def write(message: Message) -> None:
-        line = render(message.record) + "\n"
+class _Lines:
+    """The stream of all lines, in order. The access lines of one turn of the event loop are written together."""
+
+    def __init__(self, stream: TextIO, render: Callable[[Record], str], access_line: Callable[..., str]) -> None:
+        self._stream = stream
+        self._render = render
+        self._access_line = access_line
+        self._waiting: list[str] = []
+        self._lock = threading.RLock()
+
+    def write(self, message: Message) -> None:
+        line = self._render(message.record)
+        with self._lock:
+            self._waiting.append(line)
+            self._flush()
+
+    def put_access(self, method: str, path: str, status: int, ms: float, request_id: str) -> None:
+        """Writes it before the next turn is over, or at once where no event loop runs."""
+        line = self._access_line(method, path, status, ms, request_id)
+        with self._lock:
+            self._waiting.append(line)
+            if len(self._waiting) > 1:
+                return
         try:
-            stream.write(line)
-            stream.flush()
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        text = "\n".join([*self._waiting, ""])
+        self._waiting.clear()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
         except BrokenPipeError:
-            _forget(stream)
+            _forget(self._stream)
         except (OSError, ValueError):  # a full disk, a closed stream: the service goes on without a log
             return
 
-    return write
+
+_lines: _Lines | None = None
 
 
 def _forget(stream: TextIO) -> None:
@@ -139,6 +200,26 @@ def _json_line(record: Record) -> str:
     return orjson.dumps(fields).decode()
 
 
+def _text_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
+    message = f"{method} {path} {status} {ms:.1f} ms"
+    extra = "" if request_id in message else f" requestId={request_id}"
+    return f"{_moment(time.time())} INFO     {message}{extra}"
+
+
+def _json_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
+    fields = {
+        "time": _moment(time.time()),
+        "level": "INFO",
+        "message": f"{method} {path} {status} {ms:.1f} ms",
+        "method": method,
+        "path": path,
+        "status": status,
+        "ms": ms,
+        "requestId": request_id,
+    }
+    return orjson.dumps(fields).decode()
+
+
 def _plain(value: object) -> object:
     """What JSON can hold: numbers and the like as they are, all else as text."""
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
@@ -147,7 +228,17 @@ def _plain(value: object) -> object:
 
 
 def _time(record: Record) -> str:
-    return record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _moment(record["time"].timestamp())
+
+
+def _moment(unix_s: float) -> str:
+    second = int(unix_s)
+    return f"{_second(second)}.{int((unix_s - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _trace(record: Record) -> str:

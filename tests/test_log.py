@@ -267,3 +267,110 @@ def test_a_process_whose_standard_error_is_closed_lives_and_ends_well(closing: s
     with process.stdout:
         assert process.stdout.read() == b"alive\n"
     assert process.wait(20) == 0
+
+
+# Access lines
+
+
+def put_access(request_id: str = "93dd8a6ec50b9199", path: str = "/api/images/a") -> None:
+    log.access("GET", path, 200, 0.0015, request_id)
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+@pytest.mark.parametrize(
+    ("request_id", "path"), [("r-1", "/a"), ("200", "/a"), ("GET", "/b"), ("r-1", "/a?redis://u:hunter2@h")]
+)
+def test_an_access_line_is_what_a_record_with_its_fields_would_be(
+    configure: Configure, fmt: str, request_id: str, path: str
+) -> None:
+    out = configure(fmt=fmt)
+    put_access(request_id, path)
+    quick = out.getvalue()
+    logger.info(
+        "{method} {path} {status} {ms:.1f} ms", method="GET", path=path, status=200, ms=1.5, requestId=request_id
+    )
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    assert len(re.findall(time, quick)) == 1
+    assert re.sub(time, "", quick) == re.sub(time, "", out.getvalue()[len(quick) :])
+    assert "hunter2" not in quick
+
+
+def test_whoever_else_listens_hears_of_each_answer(configure: Configure) -> None:
+    out, seen = configure(), []
+    sink = logger.add(seen.append, format="{level} {message} {extra[requestId]}", diagnose=False)
+    put_access("r-1")
+    logger.remove(sink)
+    put_access("r-2")
+    assert seen == ["INFO GET /api/images/a 200 1.5 ms r-1\n"]
+    assert [line[-3:] for line in out.getvalue().splitlines()] == ["r-1", "r-2"]
+
+
+def test_without_a_log_an_access_line_is_none(monkeypatch: pytest.MonkeyPatch, configure: Configure) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    log.configure("INFO", "text")
+    put_access()
+
+
+class CountingStream(io.StringIO):
+    """Counts its flushes."""
+
+    flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+@pytest.fixture
+def stream(configure: Configure) -> CountingStream:
+    configure()
+    stream = CountingStream()
+    log.configure("INFO", "text", sink=stream)
+    return stream
+
+
+async def test_the_access_lines_of_one_turn_are_written_together_and_soon(stream: CountingStream) -> None:
+    for number in range(3):
+        put_access(f"r-{number}")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [line[-3:] for line in stream.getvalue().splitlines()] == ["r-0", "r-1", "r-2"]
+    assert stream.flushes == 1
+
+
+async def test_access_lines_and_others_keep_their_order(stream: CountingStream) -> None:
+    put_access("r-1")
+    logger.warning("between")
+    put_access("r-2")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == [
+        "requestId=r-1",
+        "between",
+        "requestId=r-2",
+    ]
+
+
+def test_no_access_line_waits_when_the_event_loop_has_ended(stream: CountingStream) -> None:
+    async def last() -> None:
+        put_access("last")
+
+    asyncio.run(last())
+    assert stream.getvalue().endswith("requestId=last\n")
+
+
+async def test_lines_of_other_threads_cost_no_access_line(stream: CountingStream) -> None:
+    async def answers() -> None:
+        for number in range(300):
+            put_access(f"r-{number}")
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+
+    def others() -> None:
+        for _ in range(300):
+            logger.info("other")
+
+    await asyncio.gather(answers(), asyncio.to_thread(others))
+    await asyncio.sleep(0)
+    lines = stream.getvalue().splitlines()
+    assert sum(line.endswith("other") for line in lines) == 300
+    assert [line.split("=")[1] for line in lines if "=" in line] == [f"r-{number}" for number in range(300)]

@@ -149,7 +149,7 @@ class GenerationRequest(BaseModel):
 def fingerprint(canonical: bytes, secret: str | None) -> str:
     """The task id: the MD5 of the canonical request, or its HMAC where a secret is set. 32 hex digits."""
     if secret:
-        return hmac.new(secret.encode(), canonical, "md5").hexdigest()
+        return hmac.digest(secret.encode(), canonical, "md5").hex()
     return hashlib.md5(canonical, usedforsecurity=False).hexdigest()
 
 

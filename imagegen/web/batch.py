@@ -13,9 +13,10 @@ from aiohttp.typedefs import Handler
 from imagegen.errors import ApiError, FieldFault, InvalidRequest, RateLimited
 from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT
-from imagegen.web.edge import json_response, language, request_id_of
+from imagegen.web.edge import json_response, language
 from imagegen.web.errors import error_view
 from imagegen.web.generate import answer_of, order_parsed, refuse_while_draining
+from imagegen.web.headers import request_id_of
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.shapes import RefusedEntry
 from imagegen.web.wish import Wish, wish_of

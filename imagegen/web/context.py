@@ -16,6 +16,7 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.client import Hops, base_url
 from imagegen.web.seen import SeenBodies
+from imagegen.web.told import Told
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """What the provider offers, each with at least `id`; raises UpstreamError."""
@@ -69,6 +70,7 @@ class Context:
     list_models: ListModels = _no_models
     private_webhooks: bool = False
     seen: SeenBodies = field(default_factory=SeenBodies)
+    told: Told = field(default_factory=Told)
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.hops)

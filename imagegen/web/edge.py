@@ -1,8 +1,7 @@
-"""Owns what is common to every request: its id, the mapping of errors, the headers of each answer, the access line."""
+"""Owns what is around every request: the mapping of errors to answers, the count, the access line."""
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -12,24 +11,16 @@ from typing import Any
 import orjson
 from aiohttp import hdrs, web
 from loguru import logger
-from multidict import CIMultiDict, istr
 
+from imagegen import log
 from imagegen.errors import ApiError, BadRequest, InternalError
 from imagegen.metrics import Meter
 from imagegen.web.client import valid_host
 from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
+from imagegen.web.headers import add_headers, dress, name_request, request_id_of
+from imagegen.web.shortcuts import QuickResponse
 from imagegen.web.v1 import errors as v1_errors
 
-REQUEST_ID = web.RequestKey("request_id", str)
-"""Read it by `request_id_of`, which works before the edge too."""
-
-_X_REQUEST_ID = istr("X-Request-Id")
-_NOSNIFF = istr("X-Content-Type-Options")
-_CSP = istr("Content-Security-Policy")
-_REFERRER = istr("Referrer-Policy")
-_API_CSP = "default-src 'none'; frame-ancestors 'none'"
-
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _MAX_LOGGED_CHARS = 200
 _CLIENT_GONE = 499
@@ -58,7 +49,7 @@ class Edge:
         meter, access_log = self.meter, self.access_log
 
         async def edge(request: web.Request) -> web.StreamResponse:
-            _name(request)
+            name_request(request)
             began_at, status = monotonic(), _CLIENT_GONE
             meter.open_requests += 1
             try:
@@ -105,41 +96,6 @@ def _route(request: web.Request) -> tuple[str, str]:
     return match.route.method, UNMATCHED if resource is None else resource.canonical
 
 
-async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Runs as each answer is prepared, event streams too; what a view has set stays."""
-    dress(response.headers, request_id_of(request))
-
-
-def dress(headers: CIMultiDict[str], request_id: str) -> None:
-    """Add what every answer carries."""
-    headers[_X_REQUEST_ID] = request_id
-    headers[hdrs.SERVER] = "imagegen"
-    headers.setdefault(_NOSNIFF, "nosniff")
-    headers.setdefault(_CSP, _API_CSP)
-    headers.setdefault(_REFERRER, "no-referrer")
-    headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
-
-
-def request_id_of(request: web.Request) -> str:
-    """The client's own X-Request-Id where it is harmless, else a fresh one; the same for the whole request."""
-    try:
-        return request[REQUEST_ID]
-    except KeyError:
-        return _name(request)
-
-
-def fresh_request_id() -> str:
-    """A name for a request that brought none; it guards nothing."""
-    return f"{random.getrandbits(64):016x}"
-
-
-def _name(request: web.Request) -> str:
-    given = request.headers.get(_X_REQUEST_ID)
-    request_id = given if given and _GIVEN_ID.fullmatch(given) else fresh_request_id()
-    request[REQUEST_ID] = request_id
-    return request_id
-
-
 def language(request: web.Request) -> Language:
     """The language of the texts for people in the answer."""
     return preferred_language(request.headers.get(hdrs.ACCEPT_LANGUAGE))
@@ -149,9 +105,12 @@ def json_response(
     body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """The answer that holds one JSON object."""
-    every: CIMultiDict[str] = CIMultiDict(headers or ())
-    every[hdrs.CONTENT_TYPE] = "application/json; charset=utf-8"
-    return web.Response(body=orjson.dumps(body), status=status, headers=every)
+    return json_bytes(orjson.dumps(body), status=status, headers=headers)
+
+
+def json_bytes(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that holds one JSON object, of which the bytes are there already."""
+    return QuickResponse(body, status, headers or {})
 
 
 def answer(request: web.Request, error: Exception) -> web.StreamResponse:
@@ -186,14 +145,7 @@ def _plain(redirect: web.HTTPException) -> web.Response:
 
 
 def _log_access(request: web.Request, status: int, took_s: float) -> None:
-    logger.info(
-        "{method} {path} {status} {ms:.1f} ms",
-        method=_printable(request.method),
-        path=_printable(request.rel_url.raw_path),
-        status=status,
-        ms=took_s * 1000,
-        requestId=request_id_of(request),
-    )
+    log.access(_printable(request.method), _printable(request.rel_url.raw_path), status, took_s, request_id_of(request))
 
 
 def _log_unforeseen(request: web.Request, error: Exception) -> None:
@@ -207,4 +159,6 @@ def _log_unforeseen(request: web.Request, error: Exception) -> None:
 
 
 def _printable(text: str) -> str:
+    if len(text) <= _MAX_LOGGED_CHARS and text.isascii() and text.isprintable() and " " not in text:
+        return text
     return _UNPRINTABLE.sub("?", text[:_MAX_LOGGED_CHARS])

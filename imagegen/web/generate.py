@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from imagegen.addresses import check_host
@@ -17,9 +18,10 @@ from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import parse_object, read_body
 from imagegen.web.context import CONTEXT, Context
-from imagegen.web.edge import json_response, language
+from imagegen.web.edge import json_bytes, json_response, language
 from imagegen.web.shapes import EndedView, SubmittedView
 from imagegen.web.tasks import describe, retry_after_s
+from imagegen.web.told import Asked
 from imagegen.web.views import submitted_view
 from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 from imagegen.web.wish import Wish, digest_of, wish_of
@@ -40,14 +42,34 @@ async def generate(request: web.Request) -> web.Response:
     submitted = await order(context, await read_body(request), wish)
     if wait_s:
         submitted = submitted._replace(task=await wait_until_final(context, submitted.task, wait_s, request))
+    elif submitted.cached is Cached.HIT:
+        return await _hit(request, context, submitted)
     answer = await answer_of(request, submitted, waited=bool(wait_s))
     return json_response(answer.view, status=answer.status, headers=answer.headers | applied(wait_s))
+
+
+async def _hit(request: web.Request, context: Context, submitted: Submitted) -> web.Response:
+    """As `answer_of`; what is told of a finished task is kept."""
+    task = submitted.task
+    asked = Asked("hit", task.id, context.base_url(request), language(request))
+    body = context.told.get(asked, task)
+    if body is not None:
+        return json_bytes(body, headers=_found(submitted))
+    answer = await answer_of(request, submitted)
+    body = orjson.dumps(answer.view)
+    if task.state.final:
+        context.told.put(asked, task, body)
+    return json_bytes(body, status=answer.status, headers=answer.headers)
+
+
+def _found(submitted: Submitted) -> dict[str, str]:
+    return {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached.value}
 
 
 async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool = False) -> Answer:
     """The answer for a request that was taken. One who waited for the end is told the end."""
     task, hit = submitted.task, submitted.cached is Cached.HIT
-    headers = {"Location": f"/api/images/{task.id}", "X-Cache": submitted.cached.value}
+    headers = _found(submitted)
     if waited and task.state.final:
         ended, more = await describe(request, task)
         return Answer(200, {**ended, "cached": hit}, headers | more)

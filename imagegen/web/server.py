@@ -10,9 +10,11 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
-from imagegen.web.edge import EDGE, dress, fresh_request_id
+from imagegen.web.edge import EDGE
 from imagegen.web.errors import error_response
+from imagegen.web.headers import dress, fresh_request_id
 from imagegen.web.presence import tell_gone
+from imagegen.web.shortcuts import Router, run_directly
 
 KEEPALIVE_S = 130.0
 """Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
@@ -42,7 +44,7 @@ class ImagegenRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         return _Server(
-            self.app[EDGE].around(server.request_handler),
+            self.app[EDGE].around(Router(self.app).handle),
             request_factory=server.request_factory,
             head_timeout_s=self._head_timeout_s,
             **self._kwargs,
@@ -62,6 +64,10 @@ class _Connection(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        run_directly(self)
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         waiter = self._waiter
@@ -70,6 +76,11 @@ class _Connection(web.RequestHandler):
             self._stop_head_timer()
         elif self._head_timer is None and data.strip(b"\r\n"):
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """aiohttp asks for it after each body that was read, and runs its parser in vain where nothing was paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()

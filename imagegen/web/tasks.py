@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from aiohttp import web
+import orjson
+from aiohttp import hdrs, web
 
 from imagegen.queue.estimate import Place
 from imagegen.tasks.task import Task
-from imagegen.web.context import CONTEXT, image_urls
-from imagegen.web.edge import json_response, language
+from imagegen.web.context import CONTEXT, Context, image_urls
+from imagegen.web.edge import json_bytes, json_response, language
 from imagegen.web.shapes import TaskView
+from imagegen.web.told import Asked
 from imagegen.web.views import not_found_view, task_view
 from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 
@@ -23,11 +25,24 @@ async def get_task(request: web.Request) -> web.Response:
         return not_found(request)
     if wait_s and not task.state.final:
         task = await wait_until_final(context, task, wait_s, request)
-    view, headers = await describe(request, task)
+    body, headers = await _told(request, context, task)
     headers |= applied(wait_s)
-    if matches(request.headers.get("If-None-Match"), headers["ETag"]):
+    if matches(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
         return web.Response(status=304, headers=headers)
-    return json_response(view, headers=headers)
+    return json_bytes(body, headers=headers)
+
+
+async def _told(request: web.Request, context: Context, task: Task) -> tuple[bytes, dict[str, str]]:
+    """As `describe`; that of a finished task is kept."""
+    asked = Asked("task", task.id, context.base_url(request), language(request))
+    body = context.told.get(asked, task)
+    if body is not None:
+        return body, _versioned(task)
+    view, headers = await describe(request, task)
+    body = orjson.dumps(view)
+    if task.state.final:
+        context.told.put(asked, task, body)
+    return body, headers
 
 
 def not_found(request: web.Request) -> web.Response:
@@ -41,10 +56,14 @@ async def describe(request: web.Request, task: Task) -> tuple[TaskView, dict[str
     place = await context.queue.place(task)
     urls = image_urls(context.base_url(request))
     view = task_view(task, urls, language=language(request), max_attempts=context.max_attempts, place=place)
-    headers = {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
+    headers = _versioned(task)
     if not task.state.final:
         headers["Retry-After"] = str(retry_after_s(place))
     return view, headers
+
+
+def _versioned(task: Task) -> dict[str, str]:
+    return {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
 
 
 def retry_after_s(place: Place) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from aiohttp import web
+from multidict import istr
 
 from imagegen.errors import FieldFault, InvalidRequest
 from imagegen.tasks.task import Task
@@ -14,6 +15,7 @@ from imagegen.web.presence import is_gone, wake_when_gone
 
 MAX_WAIT_S = 60
 
+_PREFER_HEADER = istr("Prefer")
 _PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
 
 
@@ -23,12 +25,13 @@ def wanted_wait_s(request: web.Request) -> int:
     Raises InvalidRequest for a query that is no number from 1 to 60; a preference that is none is just not applied,
     and a longer one is cut.
     """
-    query = request.query.get("wait")
+    query = request.query.get("wait") if request.rel_url.raw_query_string else None
     if query is not None:
         if not re.fullmatch(r"[0-9]{1,3}", query) or not 1 <= int(query) <= MAX_WAIT_S:
             raise InvalidRequest(details=[FieldFault("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
         return int(query)
-    found = _PREFER.search(",".join(request.headers.getall("Prefer", ())))
+    preferences = request.headers.getall(_PREFER_HEADER, None)
+    found = _PREFER.search(",".join(preferences)) if preferences else None
     return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
+from multidict import istr
 
 from imagegen.errors import FieldFault, InvalidRequest
 from imagegen.web.client import client_address
@@ -17,6 +18,7 @@ from imagegen.web.context import CONTEXT
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
+_IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
@@ -48,7 +50,8 @@ def wish_of(request: web.Request) -> Wish:
     """Reads the headers. Raises InvalidRequest for a bad key."""
     directives = ",".join(request.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
     fresh = "no-cache" in directives and "no-cache" in map(str.strip, directives.split(","))
-    return Wish(request, fresh, _key(request))
+    given = request.headers.getall(_IDEMPOTENCY_KEY, None)
+    return Wish(request, fresh, _key(given) if given else None)
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
@@ -56,11 +59,8 @@ def digest_of(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
-def _key(request: web.Request) -> str | None:
+def _key(given: list[str]) -> str:
     """The key, bare or as a structured field's string: https://datatracker.ietf.org/doc/html/rfc9651#name-strings."""
-    given = request.headers.getall(IDEMPOTENCY_KEY, ())
-    if not given:
-        return None
     text = given[0].strip()
     quoted = _QUOTED.fullmatch(text)
     key = _ESCAPED.sub(r"\1", quoted[1]) if quoted else text

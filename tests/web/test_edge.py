@@ -14,12 +14,13 @@ from loguru import logger
 from imagegen.errors import Draining, FieldFault, InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web import edge
 from imagegen.web.errors import preferred_language
+from imagegen.web.headers import request_id_of
 
 Client = TestClient[web.Request, web.Application]
 
 
 async def hello(request: web.Request) -> web.Response:
-    return edge.json_response({"id": edge.request_id_of(request), "language": edge.language(request)})
+    return edge.json_response({"id": request_id_of(request), "language": edge.language(request)})
 
 
 async def invalid(request: web.Request) -> web.Response:

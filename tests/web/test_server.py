@@ -14,7 +14,7 @@ from loguru import logger
 
 from imagegen.metrics import Meter
 from imagegen.web import edge
-from imagegen.web.body import read_json
+from imagegen.web.body import read_body, read_json
 from imagegen.web.server import ImagegenRunner
 
 CANARY = b"hunter2"
@@ -68,6 +68,10 @@ async def echo(request: web.Request) -> web.Response:
     return edge.json_response({"body": await read_json(request, max_bytes=1000, timeout_s=0.2)})
 
 
+async def size(request: web.Request) -> web.Response:
+    return edge.json_response({"bytes": len(await read_body(request))})
+
+
 async def hello(request: web.Request) -> web.Response:
     return edge.json_response({"path": request.path})
 
@@ -95,6 +99,7 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app = web.Application()
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
+        app.router.add_post("/size", size)
         edge.install(app, edge.Edge(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
         runners.append(runner)
@@ -207,6 +212,21 @@ async def test_chunks_are_read(server: Server) -> None:
     chunks = b'4\r\n{"a"\r\n3\r\n:1}\r\n0\r\n\r\n'
     (answer,) = await server.send(post(chunks, b"Transfer-Encoding: chunked", b"Connection: close", length=-1))
     assert json.loads(answer.body) == {"body": {"a": 1}}
+
+
+async def test_a_body_larger_than_what_is_read_ahead_comes_whole_and_so_does_what_follows(server: Server) -> None:
+    count = 1_000_000
+    head = b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % count
+    last = post(b'{"a":1}', b"Connection: close")
+    answers = await server.send((head + b"x" * count) * 3 + last)
+    assert [json.loads(answer.body) for answer in answers] == [{"bytes": count}] * 3 + [{"body": {"a": 1}}]
+
+
+async def test_more_pipelined_requests_than_are_queued_are_all_answered_in_order(server: Server) -> None:
+    count = 200
+    sent = b"".join(post(b'{"a":%d}' % number) for number in range(count)) + post(b"{}", b"Connection: close")
+    answers = await server.send(sent)
+    assert [json.loads(answer.body)["body"] for answer in answers] == [*({"a": n} for n in range(count)), {}]
 
 
 async def test_a_body_over_its_declared_limit_is_413_before_it_is_sent(server: Server) -> None:

@@ -1,0 +1,196 @@
+"""The short cuts through aiohttp: what comes over the wire is what the long way sends, and the same handler runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import ServerDisconnectedError, web
+from aiohttp.test_utils import TestClient
+from edged import edged
+
+from imagegen.web import edge, shortcuts
+from imagegen.web.server import ImagegenRunner
+
+Client = TestClient[web.Request, web.Application]
+
+BODY = b'{"a":"\xe4\xb8\x80"}'
+JSON = {"Content-Type": "application/json; charset=utf-8"}
+HEADERS = {
+    "nothing": {},
+    "caching": {"Cache-Control": "no-cache", "ETag": '"1"'},
+    "a policy of its own": {"Content-Security-Policy": "default-src 'self'", "X-Cache": "HIT"},
+    "its own date": {"Date": "Thu, 01 Jan 1970 00:00:00 GMT"},
+    "its own server and id, which are not kept": {"Server": "x", "X-Request-Id": "y"},
+    "no ASCII": {"X-Text": "é一"},
+    "a close": {"Connection": "close"},
+    "a length": {"Content-Length": "14"},
+}
+
+
+async def limited(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["RateLimit"] = "r"
+
+
+def app_of(headers: dict[str, str], *, more: bool = False, status: int = 200) -> web.Application:
+    async def quick(_: web.Request) -> web.Response:
+        return edge.json_bytes(BODY, status=status, headers=headers)
+
+    async def long(_: web.Request) -> web.Response:
+        return web.Response(body=BODY, status=status, headers=JSON | headers)
+
+    app = web.Application()
+    app.router.add_get("/quick", quick)
+    app.router.add_get("/long", long)
+    if more:
+        app.on_response_prepare.append(limited)
+    return app
+
+
+async def told(port: int, request: str) -> tuple[str, list[str], bytes]:
+    """Start line, sorted headers and body; the time of day is not compared."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request.encode())
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
+    body = b"" if request.startswith("HEAD") or " 204 " in head else await reader.readexactly(len(BODY))
+    writer.close()
+    start, *lines = re.sub(r"(Date: \w+, )(?!01 Jan 1970)[^\r]*", r"\1", head).split("\r\n")
+    return start, sorted(lines), body
+
+
+async def compare(app: web.Application, request: str = "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n") -> str:
+    async with edged(app) as server:
+        assert server.port is not None
+        quick, long = [await told(server.port, request.format(path)) for path in ("/quick", "/long")]
+    assert quick == long
+    return "\r\n".join(quick[1])
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS.keys())
+async def test_a_quick_answer_has_the_headers_and_bytes_of_aiohttps_own(headers: dict[str, str]) -> None:
+    await compare(app_of(headers))
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "HEAD {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n",
+        "GET {} HTTP/1.0\r\nHost: x\r\nX-Request-Id: r\r\n\r\n",
+        "GET {} HTTP/1.0\r\nConnection: keep-alive\r\nX-Request-Id: r\r\n\r\n",
+        "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\nConnection: close\r\n\r\n",
+        "GET {}?a=b HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n",
+        "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\nAccept-Encoding: gzip\r\n\r\n",
+    ],
+)
+async def test_so_it_is_however_it_is_asked_for(request_text: str) -> None:
+    await compare(app_of({"ETag": '"1"'}), request_text)
+
+
+@pytest.mark.parametrize("status", [202, 204, 404, 503])
+async def test_so_it_is_with_every_status(status: int) -> None:
+    await compare(app_of({}, status=status))
+
+
+async def test_the_headers_of_rate_limits_are_on_a_quick_answer_too() -> None:
+    assert "RateLimit: r" in await compare(app_of({}, more=True))
+
+
+async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent() -> None:
+    async with TestClient(edged(app_of({"X-Text": "a\r\nSet-Cookie: b"}))) as client:
+        with pytest.raises(ServerDisconnectedError):
+            await client.get("/quick")
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async def name(request: web.Request) -> web.Response:
+        task = asyncio.current_task()
+        own = task is not None and task is request.task
+        return edge.json_response({"name": request.match_info["name"], "query": request.query_string, "own": own})
+
+    app = web.Application()
+    app.router.add_get("/of/{name}", name)
+    app.router.add_post("/of/{name}", name)
+    async with TestClient(edged(app)) as client:
+        yield client
+
+
+async def test_a_path_that_came_before_runs_the_same_handler_and_another_its_own(client: Client) -> None:
+    for path, name, query in (("a", "a", ""), ("a", "a", ""), ("b", "b", ""), ("a?c=d", "a", "c=d"), ("%61", "a", "")):
+        for _ in range(2):
+            found = await (await client.get(f"/of/{path}")).json()
+            assert (found["name"], found["query"]) == (name, query)
+    assert (await client.head("/of/a")).status == 200
+
+
+async def test_a_wrong_method_or_path_is_refused_however_often_it_comes(client: Client) -> None:
+    await client.get("/of/a")
+    for _ in range(3):
+        assert (await client.delete("/of/a")).status == 405
+        assert (await client.get("/off/a")).status == 404
+
+
+async def test_an_expectation_is_met_on_a_path_that_came_before(client: Client) -> None:
+    for _ in range(2):
+        assert (await client.post("/of/a", data=b"x", expect100=True)).status == 200
+        assert (await client.post("/of/a", data=b"x", headers={"Expect": "more"})).status == 417
+
+
+async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcuts, "MAX_PATHS", 2)
+    app = app_of({})
+    routers: list[shortcuts.Router] = []
+    make = shortcuts.Router
+    monkeypatch.setattr("imagegen.web.server.Router", lambda app: routers.append(make(app)) or routers[-1])
+    app.router.add_get("/{any}/x", hello)
+    async with TestClient(edged(app)) as client:
+        for name in ("a", "b", "c", "d" * 300):
+            assert (await client.get(f"/{name}/x")).status == 200
+    assert [path for _, path in routers[0]._known] == ["/b/x", "/c/x"]
+
+
+async def hello(_: web.Request) -> web.Response:
+    return edge.json_response({})
+
+
+async def test_middlewares_of_an_application_run_each_time() -> None:
+    ran = []
+
+    @web.middleware
+    async def count(request: web.Request, handler) -> web.StreamResponse:
+        ran.append(request.path)
+        return await handler(request)
+
+    app = web.Application(middlewares=[count])
+    app.router.add_get("/a", hello)
+    async with TestClient(edged(app)) as client:
+        for _ in range(2):
+            await client.get("/a")
+    assert ran == ["/a", "/a"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there aiohttp does it by eager tasks")
+async def test_a_request_runs_in_the_task_of_its_connection(client: Client) -> None:
+    for _ in range(2):
+        assert (await (await client.get("/of/a")).json())["own"] is True
+
+
+async def test_a_stop_waits_for_the_request_that_runs() -> None:
+    entered = asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        entered.set()
+        await asyncio.sleep(0.1)
+        return edge.json_response({})
+
+    app = app_of({})
+    app.router.add_get("/slow", slow)
+    async with edged(app) as server, TestClient(server) as client:
+        answer = asyncio.create_task(client.get("/slow"))
+        await entered.wait()
+        assert isinstance(server.runner, ImagegenRunner)
+        await server.runner.cleanup()
+        assert (await answer).status == 200
