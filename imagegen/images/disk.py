@@ -30,6 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SWEEP_INTERVAL_S = 300.0
+EXPIRED_AT_ONCE = 20
+"""As many go together as make the way to a thread worth while; the rest goes with the sweep."""
+
 ORPHAN_S = 600.0
 """An unfinished file older than this was left by a process that died while it wrote."""
 
@@ -80,10 +83,12 @@ class DiskStore:
 
     async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
         """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
-        path = Path(self._name(task_id, index, image.sha256, image.content_type))
+        path, now = Path(self._name(task_id, index, image.sha256, image.content_type)), self._clock()
         self._add(path, _Kept(len(image.data), expires_at_s))
         self._writing.add(path)
         try:
+            if expired := self._expired(now):
+                await _in_thread(_remove, expired, now)
             if oldest := self._over_cap():
                 await _in_thread(_remove, oldest)
             await _in_thread(_write, path, image.data, expires_at_s)
@@ -174,6 +179,19 @@ class DiskStore:
     def _forget(self, path: Path) -> None:
         if kept := self._index.pop(path, None):
             self._total_bytes -= kept.size_bytes
+
+    def _expired(self, now: float) -> list[Path]:
+        """Takes what has expired off the old end of the index, some at a time; else it would grow until the sweep."""
+        expired: list[Path] = []
+        for path, kept in self._index.items():
+            if kept.expires_at_s > now or path in self._writing or len(expired) == EXPIRED_AT_ONCE:
+                break
+            expired.append(path)
+        if len(expired) < EXPIRED_AT_ONCE:
+            return []
+        for path in expired:
+            self._forget(path)
+        return expired
 
     def _over_cap(self) -> list[Path]:
         """Takes the oldest off the index until the rest fits; what is being written stays."""

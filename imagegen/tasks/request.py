@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import msgspec
 import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
@@ -124,7 +125,8 @@ class GenerationRequest(BaseModel):
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
     def stored_json(self) -> bytes:
-        return orjson.dumps(self.stored())
+        """`stored` as JSON, to be kept: the bytes that orjson makes hold on to the 4 KiB that it made them in."""
+        return msgspec.json.encode(self.stored())
 
     @classmethod
     def restore(cls, stored: Mapping[str, Any]) -> Self:

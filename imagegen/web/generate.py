@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+import msgspec
 from aiohttp import web
 
 from imagegen.addresses import check_host
@@ -56,7 +56,7 @@ async def _hit(request: web.Request, context: Context, submitted: Submitted) -> 
     if body is not None:
         return json_bytes(body, headers=_found(submitted))
     answer = await answer_of(request, submitted)
-    body = orjson.dumps(answer.view)
+    body = msgspec.json.encode(answer.view)
     if task.state.final:
         context.told.put(asked, task, body)
     return json_bytes(body, status=answer.status, headers=answer.headers)

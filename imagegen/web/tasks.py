@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import orjson
+import msgspec
 from aiohttp import hdrs, web
 
 from imagegen.queue.estimate import Place
@@ -39,7 +39,7 @@ async def _told(request: web.Request, context: Context, task: Task) -> tuple[byt
     if body is not None:
         return body, _versioned(task)
     view, headers = await describe(request, task)
-    body = orjson.dumps(view)
+    body = msgspec.json.encode(view)
     if task.state.final:
         context.told.put(asked, task, body)
     return body, headers

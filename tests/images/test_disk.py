@@ -17,7 +17,7 @@ from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
-from imagegen.images.disk import ORPHAN_S, DiskStore
+from imagegen.images.disk import EXPIRED_AT_ONCE, ORPHAN_S, DiskStore
 from imagegen.images.store import CheckedImage
 from imagegen.images.upstream import UpstreamStore
 from imagegen.tasks.image import StoredImage
@@ -103,6 +103,19 @@ async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
     await store.sweep_once()
     assert [path.parent.name for path in files(tmp_path)] == ["f" * 32]
     assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
+
+
+async def test_what_has_expired_makes_room_for_new_pictures_without_a_sweep(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    for number in range(EXPIRED_AT_ONCE + 5):
+        await store.save(f"{number:032x}", 0, image, clock.now + 10)
+    await store.extend(f"{0:032x}", [stored(image)], clock.now + 60)
+    clock.now += 10
+    await store.save(TASK, 0, image, clock.now + 60)
+    left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE, EXPIRED_AT_ONCE + 5)), TASK]
+    assert sorted(path.parent.name for path in files(tmp_path)) == sorted(left)
 
 
 async def test_a_sweep_leaves_what_is_not_ours_and_takes_orphans_of_a_dead_writer(
