@@ -94,7 +94,7 @@ class Backlog:
         if self._connection.health.down_since is None:
             if self._holdings.free:
                 return Waiting()  # a loop of ours waits for the next entry, so there is none
-            if self._control.alone:
+            if self._control.alone_since(self._line.read_at):
                 first_at = self._line.first_at
                 return Waiting(len(self._line), _age_s(first_at)) if first_at is not None else Waiting()
         return await self._asked.get()

@@ -39,6 +39,7 @@ class Control:
         self._instance = instance
         self._sending: set[asyncio.Task[None]] = set()
         self.peers: dict[str, float] = {}
+        self._alone_since = 0.0
         self.on: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
@@ -47,6 +48,10 @@ class Control:
     def alone(self) -> bool:
         """Whether no other instance is known."""
         return not self.peers
+
+    def alone_since(self, unix_s: float) -> bool:
+        """Whether no other instance was known at any time from then on."""
+        return not self.peers and unix_s >= self._alone_since
 
     def tell(self, kind: str, **content: Any) -> None:
         """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
@@ -98,6 +103,7 @@ class Control:
         known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
+            self._alone_since = time.time()
         else:
             self.peers[sender] = time.monotonic()
         if kind == "hello":
@@ -118,6 +124,7 @@ class Control:
             return
         if heard <= 1 and kind != "hello":
             self.peers.clear()
+            self._alone_since = time.time()
 
 
 def ids_of(message: Message) -> Iterable[str]:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import orjson
+import msgspec
 
 from imagegen.tasks.task import State, Task
 
@@ -39,18 +39,34 @@ def entry_order(entry_id: str) -> EntryOrder:
     return int(milliseconds), int(number)
 
 
+class _Size(msgspec.Struct, gc=False):
+    """What of a request's stored form says how long it takes; nothing else of it is read."""
+
+    width: int | None = None
+    height: int | None = None
+    n: int | None = None
+    steps: int | None = None
+
+
+_read_size = msgspec.json.Decoder(_Size).decode
+
+
 def kind_of(task: Task) -> Kind:
     if not task.request_json:
         return (task.model,)
-    get = orjson.loads(task.request_json).get
-    return (task.model, get("width"), get("height"), get("n"), get("steps"))
+    size = _read_size(task.request_json)
+    return (task.model, size.width, size.height, size.n, size.steps)
 
 
 class WaitingLine:
-    """The entries that wait, in order. Exact where one instance submits and claims all; else made anew now and then."""
+    """The entries that wait, in order. Exact where one instance submits and claims all; else made anew now and then.
+
+    read_at: when it was made anew, Unix time.
+    """
 
     def __init__(self) -> None:
         self._line: list[EntryOrder] = []
+        self.read_at = 0.0
 
     def __len__(self) -> int:
         return len(self._line)
@@ -71,7 +87,8 @@ class WaitingLine:
         if at < len(self._line) and self._line[at] == order:
             del self._line[at]
 
-    def replace(self, entry_ids: Iterable[str]) -> None:
+    def replace(self, entry_ids: Iterable[str], read_at: float) -> None:
+        self.read_at = read_at
         self._line = sorted(map(entry_order, entry_ids))
 
     def position(self, entry_id: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -77,9 +76,9 @@ class Queue:
         self._scripts = scripts
         self._memory, self._holdings, self._control = reads.memory, reads.holdings, reads.control
         self._estimates = reads.holdings.estimates
-        self._line_read_at = -math.inf
         self._result_ttl_s = result_ttl_s
         self._clock = clock
+        self._line_asked_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[Submitted]]] = {}
         self._own, self._decoded = reads.own, reads.decoded
         self.get, self.newest, self.read = reads.get, reads.newest, reads.read
@@ -159,7 +158,8 @@ class Queue:
         """Where an unfinished task stands; exact alone, at most 10 s old with other instances."""
         if task.state.final:
             return NOWHERE
-        if not self._control.alone and time.monotonic() - self._line_read_at > LINE_AGE_S:
+        doubtful = not self._control.alone_since(self._estimates.line.read_at)
+        if doubtful and self._clock() - self._line_asked_at > LINE_AGE_S:
             try:
                 await self.refresh_line()
             except QueueUnavailable:
@@ -168,8 +168,8 @@ class Queue:
 
     async def refresh_line(self) -> None:
         """Reads which entries wait. Raises QueueUnavailable."""
-        self._line_read_at = time.monotonic()
-        self._estimates.line.replace(await self._scripts.waiting(self._scripts.depth.limit))
+        self._line_asked_at = now = self._clock()
+        self._estimates.line.replace(await self._scripts.waiting(self._scripts.depth.limit), now)
 
     async def _with_request(self, task: Task) -> Task:
         """The task with its request, which only the entry has while the task is unfinished."""

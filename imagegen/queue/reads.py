@@ -55,10 +55,16 @@ class Reads:
         return await asyncio.shield(reading)
 
     def own(self, task_id: str) -> Task | None:
-        """An unfinished task that is known better here than in Redis: it runs here, or waits and we are alone."""
-        if task_id in self.holdings.claimed or self.control.alone:
-            return self.memory.live.get(task_id)
+        """An unfinished task that is known best here: it runs here, or nobody else can have taken it."""
+        task = self.memory.live.get(task_id)
+        if task is None or task_id in self.holdings.claimed or self.control.alone_since(task.created_at):
+            return task
         return None
+
+    def doubtful(self) -> list[str]:
+        """Tasks that were submitted here and that another instance may have taken, the oldest first."""
+        sure, claimed = self.control.alone_since, self.holdings.claimed
+        return [name for name, task in self.memory.live.items() if name not in claimed and not sure(task.created_at)]
 
     async def newest(self, task_id: str) -> Task | None:
         """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""

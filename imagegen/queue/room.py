@@ -127,7 +127,7 @@ def open_queue(
         leases,
         control,
         feed,
-        Watching(memory, feed, control, holdings, queue),
+        Watching(reads, feed),
         Backlog(connection, keys, holdings, control, feed, line=estimates.line),
         outbox,
     )

@@ -8,16 +8,15 @@ from collections.abc import Iterable
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.control import Control, Message, ids_of
+from imagegen.queue.batch import MAX_ITEMS
+from imagegen.queue.control import Message, ids_of
 from imagegen.queue.feed import Feed
-from imagegen.queue.holdings import Holdings
-from imagegen.queue.memory import Memory
-from imagegen.queue.queue import Queue
+from imagegen.queue.reads import Reads
 from imagegen.queue.records import NewerRecord, UnreadableRecord, decode_record, seen_record
 from imagegen.tasks.task import Task
 
 REFRESH_S = 10.0
-"""How often what is watched elsewhere is read, in case a message was lost: one command for all."""
+"""How often what is watched or may be finished elsewhere is read, in case a message was lost: one command for all."""
 
 MAX_WATCHED = 20_000
 
@@ -25,12 +24,13 @@ MAX_WATCHED = 20_000
 class Watching:
     """Joins memory, feed and control channel."""
 
-    def __init__(self, memory: Memory, feed: Feed, control: Control, holdings: Holdings, queue: Queue) -> None:
+    def __init__(self, reads: Reads, feed: Feed) -> None:
+        memory, holdings, control = reads.memory, reads.holdings, reads.control
+        self._reads = reads
         self._memory = memory
         self._feed = feed
         self._control = control
         self._holdings = holdings
-        self._queue = queue
         self._watched: dict[str, None] = {}
         memory.on_change = self._changed
         feed.on_first = self._watch
@@ -39,12 +39,14 @@ class Watching:
         control.on_join.append(lambda: self._watch(feed.ids))
 
     async def refresh_forever(self) -> None:
-        """Reads again what is waited for here and runs elsewhere, while there is an elsewhere."""
+        """Reads again what is waited for here and runs elsewhere, while there is an elsewhere; and what was submitted
+        here and may have been finished elsewhere, so that it does not stay in memory."""
         while True:
             await asyncio.sleep(REFRESH_S)
             foreign = [] if self._control.alone else [i for i in self._feed.ids if i not in self._holdings.claimed]
+            doubtful = self._reads.doubtful()[:MAX_ITEMS]
             try:
-                tasks = await asyncio.gather(*map(self._queue.read, foreign))
+                tasks = await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}))
             except QueueUnavailable:
                 continue
             for task in tasks:

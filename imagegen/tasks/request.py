@@ -20,11 +20,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from imagegen.errors import FieldFault, InvalidRequest
 
 MAX_PROMPT_CHARS = 4_000
+MAX_MODEL_CHARS = 200
 MAX_IMAGES = 8
 MAX_REFERENCE_IMAGES = 16
 MAX_FAULTS = 50
 MAX_SEED = 2**63 - 1
 
+_encode = msgspec.json.Encoder().encode
 _WHOLE = re.compile(r"[+-]?\d{1,25}(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?(\d{1,25}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 
@@ -48,12 +50,6 @@ def _number(value: object) -> object:
     return value
 
 
-def _text(value: object) -> object:
-    if not isinstance(value, str):
-        raise PydanticCustomError("text", "must be a string")
-    return value.strip()
-
-
 def _no_control_characters(value: str) -> str:
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in value):
         raise PydanticCustomError("control_character", "must not contain control characters but tab and newline")
@@ -71,13 +67,17 @@ def _says(pattern: str) -> Any:
     return Field(json_schema_extra={"pattern": pattern})
 
 
-Text = Annotated[
-    str,
-    Field(strict=True),
-    StringConstraints(strip_whitespace=True),
-    AfterValidator(_no_control_characters),
-    _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
-]
+_NO_CONTROLS = AfterValidator(_no_control_characters)
+_PRINTED = _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")
+
+# The length stands with the string, before our own rule: behind it pydantic would check it by a call of Python.
+_Text = StringConstraints(strict=True, strip_whitespace=True)
+_Prompt = StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=MAX_PROMPT_CHARS)
+_Model = StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=MAX_MODEL_CHARS)
+
+Text = Annotated[str, _Text, _NO_CONTROLS, _PRINTED]
+Prompt = Annotated[str, _Prompt, _NO_CONTROLS, _PRINTED]
+ModelId = Annotated[str, _Model, _NO_CONTROLS, _PRINTED]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 ImageSource = Annotated[Text, AfterValidator(_image_source), _says(r"^(https?://|data:image/)[!-~]+$")]
 ImageSources = Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=MAX_REFERENCE_IMAGES)]
@@ -91,14 +91,14 @@ class GenerationRequest(BaseModel):
         frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=()
     )
 
-    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw.")]
-    model: Annotated[Text, Field(min_length=1, max_length=200, description="Any model id of the provider.")]
+    prompt: Annotated[Prompt, Field(description="What to draw.")]
+    model: Annotated[ModelId, Field(description="Any model id of the provider.")]
     width: Annotated[Size, Field(description="Pixels.")] = 512
     height: Annotated[Size, Field(description="Pixels.")] = 512
     n: Annotated[WholeNumber, Field(ge=1, le=MAX_IMAGES, description="Pictures wanted.")] = 1
     steps: Annotated[WholeNumber, Field(ge=1, le=100, description="Not sent where not given.")] | None = None
     seed: Annotated[WholeNumber, Field(ge=0, le=MAX_SEED, description="The same seed, the same picture.")] | None = None
-    negative_prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
+    negative_prompt: Prompt | None = None
     guidance_scale: Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None
     image_url: ImageSource | None = None
@@ -126,7 +126,7 @@ class GenerationRequest(BaseModel):
 
     def stored_json(self) -> bytes:
         """`stored` as JSON, to be kept: the bytes that orjson makes hold on to the 4 KiB that it made them in."""
-        return msgspec.json.encode(self.stored())
+        return _encode(self.stored())
 
     @classmethod
     def restore(cls, stored: Mapping[str, Any]) -> Self:
@@ -139,7 +139,8 @@ class GenerationRequest(BaseModel):
         The provider is part of it, so that a sandbox picture is never served as a real one; `scope` is the
         client's key name where each key has its own tasks.
         """
-        fields = self.stored() | {"provider": provider}
+        fields = self.stored()
+        fields["provider"] = provider
         if scope is not None:
             fields["scope"] = scope
         scale = fields.get("guidance_scale")

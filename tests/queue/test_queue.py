@@ -8,8 +8,11 @@ import pytest
 from support import eventually, submission
 
 from imagegen.errors import InternalError, QueueFull
+from imagegen.queue import watching
+from imagegen.queue.backlog import Waiting
 from imagegen.queue.claim import Claim, Start
 from imagegen.queue.queue import Cached
+from imagegen.supervisor import Supervisor
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
@@ -365,6 +368,36 @@ async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
     await two.queue.cancel(claim.task.id)
     await asyncio.wait_for(stopped.wait(), 1.0)
     assert claim.lost
+
+
+async def finished_elsewhere(make_instance):
+    """Two instances, and a task that the first one took from a client and the second one finished."""
+    one, two = make_instance(), make_instance()
+    await eventually(lambda: not two.control.alone and not one.control.alone)
+    runs = asyncio.create_task(run_one(two))
+    await eventually(lambda: two.room.holdings.free)
+    task = (await one.queue.submit(submission("a"))).task
+    await asyncio.wait_for(runs, 5)
+    assert task.id in one.memory.live
+    return one, two, task
+
+
+async def test_what_another_instance_finished_is_seen_also_after_that_one_left(make_instance) -> None:
+    one, two, task = await finished_elsewhere(make_instance)
+    await Supervisor().stop(two.loops)
+    await two.room.leave()
+    await eventually(lambda: one.control.alone)
+    assert (await one.queue.get(task.id)).state is State.COMPLETED
+    waits = (await one.queue.submit(submission("b"))).task
+    await one.queue.refresh_line()
+    assert (await one.queue.place(waits)).position == 1
+    assert await one.room.backlog.waiting() == Waiting(1, pytest.approx(0.0, abs=2.0))
+
+
+async def test_what_another_instance_finished_does_not_stay_in_memory(make_instance, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "REFRESH_S", 0.05)
+    one, _two, _task = await finished_elsewhere(make_instance)
+    await eventually(lambda: not one.memory.live)
 
 
 async def test_cancel_of_a_finished_task_changes_nothing(make_instance) -> None:

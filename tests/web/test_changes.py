@@ -10,6 +10,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE
+from imagegen.queue import watching
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -144,9 +145,10 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream
     assert upstream.ledger.total == 1
 
 
-async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, upstream, acquaint) -> None:
+async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, upstream, acquaint, monkeypatch) -> None:
     """200 times, from both instances: whoever is told 200 finds it cancelled for good, whoever 409 completed."""
     random.seed(7)
+    monkeypatch.setattr(watching, "REFRESH_S", 0.2)
     clients = [await start_paid(worker_concurrency=20), await start_paid(worker_concurrency=20)]
     await acquaint(*clients)
 
@@ -171,7 +173,7 @@ async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, ups
         newest = {task_id: await client.app[QUEUE].queue.newest(task_id) for task_id in outcomes}
         assert {task_id: task.state for task_id, task in newest.items()} == expected
         assert {task_id: await state(client, task_id) for task_id in outcomes} == expected
-        assert not client.app[QUEUE].memory.live
+        await eventually(lambda client=client: not client.app[QUEUE].memory.live)
         await eventually(lambda client=client: not client.app[QUEUE].claims._holdings.held)
 
 
