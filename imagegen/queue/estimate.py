@@ -15,6 +15,7 @@ from imagegen.tasks.task import State, Task
 
 REMEMBERED_RUNS = 20
 REMEMBERED_KINDS = 500
+OUTLOOK_AGE_S = 0.05
 
 EntryOrder = tuple[int, int]
 
@@ -127,23 +128,41 @@ class RunTimes:
         return statistics.fmean(self._all) if self._all else None
 
 
-def wait_s(ahead: int, running_left_s: list[float], slots: int, mean_s: float) -> float:
-    """Seconds until a slot takes the task, with so many tasks before it, each taking the mean.
+class Outlook:
+    """When slots come free, as seen at one moment; any number of waiting tasks is placed by it.
 
-    The slots that are free soon enough to take any of them take turns, once all of those are free.
+    running_left_s: of the slots that run something; mean_s: what each waiting task takes.
     """
-    free_at = sorted([*running_left_s[:slots], *[0.0] * (slots - len(running_left_s))])
-    if mean_s <= 0.0:
-        return free_at[0]
 
-    def begun(until: float) -> int:
-        return sum(math.ceil((until - at) / mean_s) for at in free_at if at < until)
+    def __init__(self, running_left_s: list[float], slots: int, mean_s: float) -> None:
+        self._free_at = sorted([*running_left_s[:slots], *[0.0] * (slots - len(running_left_s))])
+        self._mean_s = mean_s
+        self._begun_in_all = self._begun(self._free_at[-1]) if mean_s > 0.0 else 0
+        self._turns_of_all = self._turns(slots) if mean_s > 0.0 else []
 
-    taking = slots if begun(free_at[-1]) <= ahead else bisect_right(free_at, ahead, key=begun)
-    all_free_at = free_at[taking - 1]
-    turns = sorted(at + math.ceil((all_free_at - at) / mean_s) * mean_s for at in free_at[:taking])
-    rounds, place = divmod(ahead - begun(all_free_at), taking)
-    return turns[place] + rounds * mean_s
+    def wait_s(self, ahead: int) -> float:
+        """Seconds until a slot takes the task with so many before it.
+
+        The slots that are free soon enough to take any of them take turns, once all of those are free.
+        """
+        if self._mean_s <= 0.0:
+            return self._free_at[0]
+        begun, turns = self._begun_in_all, self._turns_of_all
+        if ahead < begun:
+            taking = bisect_right(self._free_at, ahead, key=self._begun)
+            begun, turns = self._begun(self._free_at[taking - 1]), self._turns(taking)
+        rounds, place = divmod(ahead - begun, len(turns))
+        return turns[place] + rounds * self._mean_s
+
+    def _begun(self, until: float) -> int:
+        """Tasks that slots have taken before."""
+        mean_s = self._mean_s
+        return sum([math.ceil((until - at) / mean_s) for at in self._free_at if at < until])
+
+    def _turns(self, taking: int) -> list[float]:
+        """When the first slots are free once all of them were, in order."""
+        mean_s, free_at = self._mean_s, self._free_at[:taking]
+        return sorted([at + math.ceil((free_at[-1] - at) / mean_s) * mean_s for at in free_at])
 
 
 def left_s(expected_s: float, elapsed_s: float) -> float:
@@ -159,6 +178,7 @@ class Estimates:
         self.runs = RunTimes()
         self._slots = slots
         self._running: dict[str, tuple[Kind, float]] = {}
+        self._seen: tuple[float, int, Outlook | None] = (0.0, 0, None)
 
     def started(self, task: Task, now: float) -> None:
         self._running[task.id] = (kind_of(task), now)
@@ -182,10 +202,21 @@ class Estimates:
             wait = max((task.retry_at or now) - now, 0.0)
             return Place(None, None if expected_s is None else round(wait + expected_s, 1))
         position = self.line.position(task.entry_id)
-        mean_s = self.runs.mean
-        if expected_s is None or mean_s is None:
+        outlook = None if expected_s is None else self._outlook(now, instances)
+        if expected_s is None or outlook is None:
             return Place(position)
+        return Place(position, round(outlook.wait_s(position - 1) + expected_s, 1))
+
+    def _outlook(self, now: float, instances: int) -> Outlook | None:
+        """None while no run is known. Under load one serves many submits; what is told is rounded to more than its age."""
+        seen_at, seen_by, outlook = self._seen
+        if outlook is not None and 0.0 <= now - seen_at < OUTLOOK_AGE_S and seen_by == instances:
+            return outlook
+        mean_s = self.runs.mean
+        if mean_s is None:
+            return None
         expected = self.runs.expected
         running = [left_s(expected(kind) or mean_s, now - began) for kind, began in self._running.values()]
-        wait = wait_s(position - 1, running, self._slots * instances, mean_s)
-        return Place(position, round(wait + expected_s, 1))
+        outlook = Outlook(running, self._slots * instances, mean_s)
+        self._seen = (now, instances, outlook)
+        return outlook

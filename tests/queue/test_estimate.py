@@ -7,7 +7,7 @@ import random
 import pytest
 from support import submission
 
-from imagegen.queue.estimate import Estimates, WaitingLine, wait_s
+from imagegen.queue.estimate import Estimates, Outlook, WaitingLine
 from imagegen.tasks.task import State, Task
 
 
@@ -31,7 +31,7 @@ def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> 
     ("ahead", "running", "expected"), [(0, [], 0), (0, [3, 4], 3), (1, [3, 4], 4), (2, [3, 4], 13), (5, [3, 4], 24)]
 )
 def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: float) -> None:
-    assert wait_s(ahead, running, 2, 10.0) == expected
+    assert Outlook(running, 2, 10.0).wait_s(ahead) == expected
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -43,11 +43,11 @@ def test_the_wait_is_what_counting_each_task_would_give(seed: int) -> None:
     for _ in range(ahead):
         heapq.heapify(free_at)
         heapq.heapreplace(free_at, free_at[0] + mean_s)
-    assert wait_s(ahead, running, slots, float(mean_s)) == min(free_at)
+    assert Outlook(running, slots, float(mean_s)).wait_s(ahead) == min(free_at)
 
 
 def test_a_stuck_run_among_millions_of_short_ones_is_no_work() -> None:
-    assert wait_s(10**12, [10**6], 2, 1e-6) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
+    assert Outlook([10**6], 2, 1e-6).wait_s(10**12) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
 
 
 def test_nothing_is_guessed_before_a_task_of_the_kind_ran() -> None:
