@@ -208,7 +208,7 @@ class Estimates:
         return Place(position, round(outlook.wait_s(position - 1) + expected_s, 1))
 
     def _outlook(self, now: float, instances: int) -> Outlook | None:
-        """None while no run is known. Under load one serves many submits; what is told is rounded to more than its age."""
+        """None while no run is known. One serves many submits: what is told is rounded to more than its age."""
         seen_at, seen_by, outlook = self._seen
         if outlook is not None and 0.0 <= now - seen_at < OUTLOOK_AGE_S and seen_by == instances:
             return outlook
