@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from loguru import logger
 from redis.exceptions import RedisError
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.connection import BLOCK_S, Connection, unavailable
 from imagegen.queue.items import submit_item
 from imagegen.queue.leases import Leases
@@ -43,12 +45,23 @@ class Reader:
                 self._holdings.wanted.clear()
                 await self._holdings.wanted.wait()
             try:
-                entries = await self._scripts.read_entries(self._holdings.instance, free, BLOCK_S)
-            except (RedisError, OSError, TimeoutError) as error:
+                entries = await self._read(free)
+            except (RedisError, OSError, TimeoutError, QueueUnavailable) as error:
                 await self._recover(error)
                 continue
             self._connection.health.succeeded()
             await self._deliver(entries, free)
+
+    async def _read(self, count: int) -> list[Entry]:
+        """What is known to wait comes with the answers to what else is asked now; only for the rest a read blocks."""
+        line = self._holdings.estimates.line
+        if line:
+            entries = await self._scripts.read_waiting(self._holdings.instance, count)
+            if len(entries) < count:
+                line.replace((), time.time())
+            if entries:
+                return entries
+        return await self._scripts.read_entries(self._holdings.instance, count, BLOCK_S)
 
     async def _deliver(self, entries: list[Entry], free: int) -> None:
         if len(entries) < free:
@@ -60,7 +73,9 @@ class Reader:
 
     async def _recover(self, error: BaseException) -> None:
         """After a failed read: the group is made again where it is gone, and what got lost on the way is looked for."""
-        if unavailable(error):
+        if isinstance(error, QueueUnavailable):
+            await asyncio.sleep(0.1)
+        elif unavailable(error):
             self._connection.health.failed(error)
             await asyncio.sleep(0.1)
         elif not any(word in str(error) for word in _GROUP_GONE):

@@ -153,6 +153,16 @@ class Scripts:
         self._spent("takeover", 1)
         return found
 
+    async def read_waiting(self, consumer: str, count: int) -> list[Entry]:
+        """The next entries for us that wait already, asked for together with what else goes out in this turn.
+
+        Raises QueueUnavailable, RedisError.
+        """
+        command = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, "STREAMS", self._keys.stream, ">")
+        (answer,) = await self._wire.answers(Asked([command], once=True))
+        self._spent("claim", 1)
+        return _delivered(answer)
+
     async def read_entries(self, consumer: str, count: int, block_s: float) -> list[Entry]:
         """The next entries for us, waiting for the first up to `block_s`. Raises RedisError."""
         block = ("COUNT", count, "BLOCK", int(block_s * 1000))
@@ -164,7 +174,7 @@ class Scripts:
             reads.hang_up()  # else the server would give entries to nobody
             raise
         self._spent("claim", 1)
-        return [] if answer is None else [(entry_id.decode(), _pairs(flat)) for entry_id, flat in answer[0][1]]
+        return _delivered(answer)
 
     async def make_group(self) -> bool:
         """Makes stream and group; False where they were there."""
@@ -266,6 +276,10 @@ def outbox_name(task_id: str, generation: int, number: int | None = None) -> str
 def outbox_due_ms() -> int:
     """When another instance may care for what goes into the outbox now."""
     return int((time.time() + OUTBOX_GRACE_S) * 1000)
+
+
+def _delivered(answer: Any) -> list[Entry]:
+    return [] if answer is None else [(entry_id.decode(), _pairs(flat)) for entry_id, flat in answer[0][1]]
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

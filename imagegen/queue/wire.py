@@ -44,10 +44,11 @@ class Script:
 
 
 class Asked(NamedTuple):
-    """Commands that are sent together; script: the one that the only command runs."""
+    """Commands that are sent together; script: the one that the only command runs; once: a repeat would do harm."""
 
     commands: Sequence[Command]
     script: Script | None = None
+    once: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -65,7 +66,7 @@ class _Exchange:
 class Wire:
     """Made when it is first needed, and again after a loss; what was sent and not answered is then sent again.
 
-    So only what can be repeated without harm may be asked. pool: whose settings it is made with; sends: how often
+    So what can't be repeated without harm has to say so. pool: whose settings it is made with; sends: how often
     something is sent at most. on_answer: called with each success; on_failure: turns an error into what `done` gets.
     """
 
@@ -217,8 +218,9 @@ class Wire:
         cut, self._sent = self._sent, deque()
         for exchange in cut:
             exchange.replies.clear()
-        self._unsent.extendleft(exchange for exchange in reversed(cut) if exchange.sends < self._sends)
-        self._fail([exchange for exchange in cut if exchange.sends >= self._sends], error)
+        ended = [one for one in cut if one.asked.once or one.sends >= self._sends]
+        self._unsent.extendleft(one for one in reversed(cut) if one not in ended)
+        self._fail(ended, error)
         if self._unsent:
             self._schedule()
 
