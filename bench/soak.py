@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from bench.http import GENERATE
 from bench.report import Options, Table, command, spread
-from bench.servers import RedisServer, Service
+from bench.servers import RedisServer, Service, ask
 from imagegen.images.disk import SWEEP_INTERVAL_S
 from imagegen.queue.claim import run_life_s
 from imagegen.queue.keys import GROUP, Keys
@@ -26,17 +27,22 @@ LEASE_S = 5
 EVERY_S = 10.0
 MIB = 2**20
 KEYS = Keys("imagegen")
-COLUMNS = ("at s", "RSS MiB", "files open", "threads", "pictures", "Redis keys", "Redis MiB", "consumers", "unfinished")
+COLUMNS = (
+    *("at s", "RSS MiB", "files open", "threads", "asyncio tasks"),
+    *("pictures", "Redis keys", "Redis MiB", "consumers", "unfinished"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """files: open ones, 0 where the system has no /proc, as threads; pictures: files that are kept on disk."""
+    """files: open ones, 0 where the system has no /proc, as threads; tasks: of the event loop, as the service tells;
+    pictures: files that are kept on disk."""
 
     at_s: float
     rss_mib: float
     files: int
     threads: int
+    tasks: int
     pictures: int
     keys: int
     redis_mib: float
@@ -45,7 +51,7 @@ class Sample:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        counts = (self.files, self.threads, self.pictures, self.keys)
+        counts = (self.files, self.threads, self.tasks, self.pictures, self.keys)
         there = (self.consumers, self.unfinished)
         return (
             f"{self.at_s:.0f}",
@@ -87,12 +93,22 @@ def sample(server: RedisServer, service: Service, began: float) -> Sample:
         service.rss_bytes / MIB,
         len(list(proc.glob("fd/*"))),
         len(list(proc.glob("task/*"))),
+        asyncio_tasks(service.port),
         sum(len(names) for _, _, names in os.walk(service.data / "images")),  # folders may go while it looks
         int(server.client.dbsize()),
         server.used_bytes() / MIB,
         len(server.client.xinfo_consumers(KEYS.stream, GROUP)),
         server.unfinished(),
     )
+
+
+def asyncio_tasks(port: int) -> int:
+    """Of the service's event loop. Raises RuntimeError where it does not tell."""
+    _, metrics = ask(port, "GET", "/metrics")
+    found = re.search(rb"^imagegen_asyncio_tasks (\d+)", metrics, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("the service does not tell its asyncio tasks")
+    return int(found[1])
 
 
 def sampled(server: RedisServer, service: Service, began: float, for_s: float) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections import Counter
@@ -88,6 +89,7 @@ class _Page(Collector):
         yield _gauge("uptime_seconds", "Since the start of this process.", meter.uptime_s)
         loops = "Loops that live; the process ends with any of them."
         yield _fill(_gauges("loops", loops, "loop"), observed.loops_by_kind())
+        yield _gauge("asyncio_tasks", "Tasks of the event loop, one a connection among them.", len(asyncio.all_tasks()))
         yield from _tasks(meter)
         yield from _queue(self._waiting, observed.backlog.here())
         yield from _upstream(meter, observed.upstream)
