@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from bench.queue_alone import IN_FLIGHT, submissions, submit_all, working
+from bench.queue_alone import IN_FLIGHT, WARM_UP, submissions, submit_all, working
 from bench.report import Options, Table, command, percentile, spread
 from bench.servers import RedisServer, by_kind, difference
 
@@ -44,7 +44,7 @@ def queue(options: Options) -> None:
         "tasks/s min / median / max",
         "Redis commands a task (commandstats)",
     )
-    table.add(spread(found), by_kind(kinds, count))
+    table.add(spread(found), by_kind(kinds, WARM_UP + count))
     table.show(command("queue", options))
 
 

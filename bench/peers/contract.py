@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-WARM_UP = 200
+WARM_UP = 200  # as bench/queue_alone.py has it, which a peer's environment can't import
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import cast
 
 from bench.peers import installed
 from bench.peers.installed import NotMeasured
-from bench.queue_alone import IN_FLIGHT
+from bench.queue_alone import IN_FLIGHT, WARM_UP
 from bench.rates import CONCURRENCY, measured
 from bench.report import Options, Table, command, spread
 from bench.servers import RedisServer, difference
@@ -25,7 +25,7 @@ COUNTS = {"bullmq": 5_000, "arq": 1_000, "saq": 5_000, "taskiq": 5_000, "streaq"
 
 NOTES = (
     "tasks/s, ours/its: min / median / max of the rounds; in a round each queue runs once, in this order.",
-    "Timed from the first submit until the last result is stored; each peer is warmed up by 200 tasks before.",
+    "Timed from the first submit until the last result is stored; each queue is warmed up by 200 tasks before.",
     "Client and worker of each queue are in one process; versions in brackets are its client library's.",
     "Defaults but for the concurrency; logs at WARNING. arq has fewer tasks, as it starts about 200 a second.",
     "Commands: INFO commandstats, those inside scripts and functions too, the warm-up and the idle loops included.",
@@ -95,7 +95,7 @@ def _contestants(server: RedisServer, options: Options) -> dict[str, Callable[[]
 
 def _run_ours(server: RedisServer, count: int) -> Run:
     found, kinds = measured(server, count, 1)
-    return Run(count, found[0], sum(kinds.values()) / count, "this tree")
+    return Run(count, found[0], sum(kinds.values()) / (WARM_UP + count), "this tree")
 
 
 def _run_peer(server: RedisServer, name: str, count: int) -> Run:
