@@ -101,8 +101,8 @@ class Wire:
         packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
         self._unsent.append(_Exchange(packed, asked, done, deadline))
         self._schedule()
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_clock)
+        if self._timer is None or deadline < self._timer.when():
+            self._look_at(deadline)
 
     def answers(self, asked: Asked, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
         """The replies, as a future."""
@@ -224,18 +224,23 @@ class Wire:
         if self._unsent:
             self._schedule()
 
+    def _look_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_clock)
+
     def _look_at_clock(self) -> None:
         """Fails what is late. The reply to it may still come, so the connection can't be used any more."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         late = [one for one in (*self._sent, *self._unsent) if one.deadline <= now]
         self._unsent = deque(one for one in self._unsent if one.deadline > now)
         in_time = deque(one for one in self._sent if one.deadline > now)
         if len(in_time) < len(self._sent):
             self._sent = in_time
             self.hang_up()
-        left = min((one.deadline for one in (*self._sent, *self._unsent)), default=None)
-        self._timer = None if left is None else loop.call_at(left, self._look_at_clock)
+        self._timer = None
+        if left := [one.deadline for one in (*self._sent, *self._unsent)]:
+            self._look_at(min(left))
         self._fail(late, RedisTimeoutError("No answer in time"))
 
     def _fail(self, exchanges: Sequence[_Exchange] | deque[_Exchange], error: Exception) -> None:

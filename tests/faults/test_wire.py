@@ -105,6 +105,17 @@ async def test_a_call_that_hangs_ends_in_time_and_the_next_one_has_a_new_connect
     assert await echo(wire, "now") == "now"
 
 
+async def test_a_short_deadline_counts_beside_a_longer_one(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    proxy.black_hole = True
+    longer = asyncio.ensure_future(wire.call("ECHO", "a", within_s=30.0))
+    with pytest.raises(RedisTimeoutError):
+        await asyncio.wait_for(wire.call("ECHO", "b", within_s=0.1), 5.0)
+    proxy.black_hole = False
+    assert await asyncio.wait_for(longer, 5.0) == b"a"
+
+
 async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     proxy.refuse = True
