@@ -88,7 +88,8 @@ class DiskStore:
         self._writing.add(path)
         try:
             if expired := self._expired(now):
-                await _in_thread(_remove, expired, now)
+                with suppress(StoreUnavailable):  # the sweep says so; the new picture may be kept all the same
+                    await _in_thread(_remove, expired, now)
             if oldest := self._over_cap():
                 await _in_thread(_remove, oldest)
             await _in_thread(_write, path, image.data, expires_at_s)

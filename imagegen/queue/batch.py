@@ -36,18 +36,17 @@ class Batcher(Generic[Item, Answer]):
         self._answers = answers
         self._items: list[Item] = []
         self._futures: list[asyncio.Future[Answer]] = []
-        self._deadline = 0.0
+        self._deadlines: list[float] = []
         self._in_flight = 0
 
     def __call__(self, item: Item) -> asyncio.Future[Answer]:
         """Puts an item in; the future brings its answer, or the error of the whole batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        if not self._items:
-            self._deadline = loop.time() + DEADLINE_S
-            if self._in_flight < MAX_IN_FLIGHT:
-                self._wire.soon(self._flush)
+        if not self._items and self._in_flight < MAX_IN_FLIGHT:
+            self._wire.soon(self._flush)
         self._items.append(item)
+        self._deadlines.append(loop.time() + DEADLINE_S)
         self._futures.append(answer)
         return answer
 
@@ -55,9 +54,10 @@ class Batcher(Generic[Item, Answer]):
         while self._items and self._in_flight < MAX_IN_FLIGHT:
             items, self._items = self._items[:MAX_ITEMS], self._items[MAX_ITEMS:]
             futures, self._futures = self._futures[:MAX_ITEMS], self._futures[MAX_ITEMS:]
+            deadline, self._deadlines = self._deadlines[0], self._deadlines[MAX_ITEMS:]
             self._in_flight += 1
             try:
-                self._wire.ask(self._asked(items), partial(self._answered, items, futures), self._deadline)
+                self._wire.ask(self._asked(items), partial(self._answered, items, futures), deadline)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
                 self._answered(items, futures, error)
 

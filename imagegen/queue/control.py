@@ -87,6 +87,7 @@ class Control:
                 delay_s = min(delay_s * 2, 5.0)
 
     def _joined(self) -> None:
+        self._alone_since = time.time()  # another one may have come and gone unheard
         self.tell("hello")
         for hook in self.on_join:
             hook()

@@ -79,6 +79,11 @@ class Memory:
             self._keep(_with_joined(done, task))
         self._others.pop(task.id, None)
 
+    def look_later(self, task_id: str) -> None:
+        """Puts an unfinished task behind the others, whose turn it is to be looked at."""
+        if (task := self.live.pop(task_id, None)) is not None:
+            self.live[task_id] = task
+
     def forget(self, task_id: str) -> None:
         self.live.pop(task_id, None)
         self._others.pop(task_id, None)

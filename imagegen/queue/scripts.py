@@ -171,7 +171,7 @@ class Scripts:
         try:
             answer = await reads.call(*command, within_s=block_s + BLOCK_GRACE_S)
         except asyncio.CancelledError:
-            reads.hang_up()  # else the server would give entries to nobody
+            await reads.close()  # else the server would give entries to nobody
             raise
         self._spent("claim", 1)
         return _delivered(answer)

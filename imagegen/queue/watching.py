@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from loguru import logger
 
-from imagegen.errors import QueueUnavailable
+from imagegen.errors import ApiError
 from imagegen.queue.batch import MAX_ITEMS
 from imagegen.queue.control import Message, ids_of
 from imagegen.queue.feed import Feed
@@ -19,6 +19,7 @@ REFRESH_S = 10.0
 """How often what is watched or may be finished elsewhere is read, in case a message was lost: one command for all."""
 
 MAX_WATCHED = 20_000
+DOUBTFUL_AT_ONCE = MAX_ITEMS * 5
 
 
 class Watching:
@@ -44,14 +45,14 @@ class Watching:
         while True:
             await asyncio.sleep(REFRESH_S)
             foreign = [] if self._control.alone else [i for i in self._feed.ids if i not in self._holdings.claimed]
-            doubtful = self._reads.doubtful()[:MAX_ITEMS]
-            try:
-                tasks = await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}))
-            except QueueUnavailable:
-                continue
-            for task in tasks:
-                if task is not None:
-                    self._feed.publish(task)
+            doubtful = self._reads.doubtful()[:DOUBTFUL_AT_ONCE]
+            for found in await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}), return_exceptions=True):
+                if isinstance(found, Task):
+                    self._feed.publish(found)
+                elif found is not None and not isinstance(found, ApiError):
+                    raise found
+            for task_id in doubtful:
+                self._memory.look_later(task_id)
 
     def _changed(self, task: Task) -> None:
         """A task of ours changed."""

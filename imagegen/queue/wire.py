@@ -97,9 +97,17 @@ class Wire:
         self._schedule()
 
     def ask(self, asked: Asked, done: Done, deadline: float) -> None:
-        """Sends at the end of this turn; `done` is called when all replies are there, or at the deadline at last."""
+        """Sends at the end of this turn; `done` is called when all replies are there, or at the deadline at last.
+
+        What is late already is not sent: that would end the connection for all others.
+        """
+        loop = asyncio.get_running_loop()
         packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
-        self._unsent.append(_Exchange(packed, asked, done, deadline))
+        exchange = _Exchange(packed, asked, done, deadline)
+        if deadline <= loop.time():
+            loop.call_soon(self._fail, (exchange,), RedisTimeoutError("No answer in time"))
+            return
+        self._unsent.append(exchange)
         self._schedule()
         if self._timer is None or deadline < self._timer.when():
             self._look_at(deadline)
@@ -186,10 +194,12 @@ class Wire:
 
     def _take(self, connection: Any) -> None:
         """Takes the stream from redis-py's connection, which has nothing to close then."""
+        at_end = connection._reader.at_eof()  # noqa: SLF001
         self._writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
         self._protocol = _Protocol(self._got, self._lost)
         self._writer.transport.set_protocol(self._protocol)
-        if self._writer.transport.is_closing():  # it was lost before we could be told
+        if at_end or self._writer.transport.is_closing():  # it was lost before we could be told
+            self._writer.transport.abort()
             self._protocol.end(RedisConnectionError("Connection closed by server"))
 
     def _got(self, reply: Any) -> None:

@@ -42,10 +42,15 @@ class Told:
         """Keeps the body of a finished task; not one of orjson's, which would hold on to 4 KiB."""
         self._drop(self._kept.pop(asked, None))
         self._kept[asked] = task, body
-        self._bytes += _OWN_BYTES + len(body)
+        self._bytes += _size(task, body)
         while self._bytes > MAX_BYTES:
             self._drop(self._kept.popitem(last=False)[1])
 
     def _drop(self, kept: tuple[Task, bytes] | None) -> None:
         if kept is not None:
-            self._bytes -= _OWN_BYTES + len(kept[1])
+            self._bytes -= _size(*kept)
+
+
+def _size(task: Task, body: bytes) -> int:
+    """The task stays as long as its body, also where it is forgotten elsewhere."""
+    return _OWN_BYTES + len(task.request_json) + len(body)
