@@ -116,6 +116,17 @@ async def test_a_short_deadline_counts_beside_a_longer_one(make_wire, proxy) -> 
     assert await asyncio.wait_for(longer, 5.0) == b"a"
 
 
+async def test_what_is_late_already_is_not_sent_and_costs_nobody_the_connection(make_wire, proxy) -> None:
+    wire = make_wire(proxy.url)
+    await wire.call("PING")
+    chunks = chunks_seen(proxy)
+    late = asyncio.ensure_future(wire.call("ECHO", "late", within_s=-1.0))
+    assert await echo(wire, "now") == "now"
+    with pytest.raises(RedisTimeoutError):
+        await late
+    assert not any(b"late" in chunk for chunk in chunks)
+
+
 async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     proxy.refuse = True

@@ -83,3 +83,10 @@ async def test_a_reader_that_has_the_version_is_told_so_also_when_the_bytes_are_
         same = await service.get(path, headers={"If-None-Match": answer.headers["ETag"]})
         assert (answer.status, same.status, await same.read()) == (200, 304, b"")
     assert service.app[CONTEXT].told.get(Asked("task", first["taskId"], "http://x", "zh"), task("a")) is None
+
+
+def test_a_task_with_a_large_request_counts_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(told, "MAX_BYTES", 10_000)
+    kept, large = Told(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
+    kept.put(asked("a"), large, b"small")
+    assert kept.get(asked("a"), large) is None
