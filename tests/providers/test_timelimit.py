@@ -25,10 +25,10 @@ async def test_a_block_that_takes_too_long_is_a_timeout_and_its_task_goes_on():
 
 
 async def test_a_block_that_ends_in_time_is_left_alone():
-    limit = TimeLimit(0.05)
+    limit = TimeLimit(0.3)
     with limit.block():
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.4)  # nothing is to happen when its time would have been over
 
 
 async def test_each_block_has_its_whole_time_though_one_timer_serves_all():
@@ -41,18 +41,18 @@ async def test_each_block_has_its_whole_time_though_one_timer_serves_all():
 
     limit = TimeLimit(0.1)
     with limit.block():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     took_s = await asyncio.gather(*(one(delay_s) for delay_s in (0.0, 0.03, 0.06, 0.15)))
-    assert all(0.09 < taken < 0.5 for taken in took_s)
+    assert all(taken > 0.09 for taken in took_s)
 
 
 async def test_a_cancellation_from_elsewhere_stays_one():
-    running = asyncio.create_task(overdue(TimeLimit(0.05)))
-    await asyncio.sleep(0.01)
+    running = asyncio.create_task(overdue(TimeLimit(0.3)))
+    await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)  # nothing is to happen when its time would have been over
 
 
 async def test_a_cancellation_at_the_same_time_wins():
