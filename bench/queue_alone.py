@@ -73,7 +73,7 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
     room = open_queue(connection, rules, instance="bench")
     work = Work(room, takes_s)
     loops = {asyncio.create_task(loop) for loop in room.loops().values()}
-    loops |= {asyncio.create_task(work.loop()) for _ in range(concurrency)}
+    loops |= {asyncio.create_task(work.loop()) for _ in range(2 * concurrency)}  # as the pool has it
     try:
         work.takes_s = 0.0
         await asyncio.gather(submit_all(room, submissions(WARM_UP)), work.until_finished(WARM_UP))

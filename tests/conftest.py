@@ -62,11 +62,12 @@ async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstan
             lease_s: float = 30.0,
             result_ttl_s: float = 60.0,
             max_queue: int = 1000,
+            slots: int = 5,
             start: bool = True,
             url: str = redis_url,
         ) -> Instance:
             connection = Connection(url)
-            rules = QueueRules(prefix, lease_s, result_ttl_s, record_life_s=60.0, max_queue=max_queue)
+            rules = QueueRules(prefix, lease_s, result_ttl_s, record_life_s=60.0, max_queue=max_queue, slots=slots)
             instance = Instance(open_queue(connection, rules, instance=f"i{next(_numbers)}"))
             stack.push_async_callback(connection.close)
             stack.push_async_callback(instance.crash)

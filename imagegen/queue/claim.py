@@ -34,7 +34,7 @@ class Claim:
     task: as last published; run: how far it has come; written: the run as it stands in Redis, and stands: its bytes
     there, None before the first start.
     lost: somebody else has it, or nobody should; `abandon` is called then, to stop a call that is under way.
-    began_at: when the attempt that runs was started, monotonic.
+    in_slot: a loop works on it; began_at: when the attempt that runs was started, monotonic.
     """
 
     entry_id: str
@@ -45,6 +45,7 @@ class Claim:
     lost: bool = False
     abandon: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+    in_slot: bool = False
     began_at: float | None = None
 
     def lose(self) -> None:

@@ -13,7 +13,7 @@ from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.items import FinishItem, SwapItem
 from imagegen.queue.memory import Memory
-from imagegen.queue.records import Run, decode_record, final_record, shown_images, with_hooks
+from imagegen.queue.records import Run, decode_record, shown_images, with_hooks
 from imagegen.queue.scripts import Scripts
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
@@ -21,7 +21,10 @@ from imagegen.tasks.task import Reason, State, Task
 
 
 class Claims:
-    """What the pool may say to the queue. Each verb waits for Redis where it is away. clock: Unix time."""
+    """What the pool may say to the queue. Each verb waits for Redis where it is away.
+
+    slots: claims that may be worked on at once; clock: Unix time.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Claims:
         self._estimates = holdings.estimates
         self._meter = connection.meter
         self._clock = clock
+        self.slots = holdings.slots
         self.claim = holdings.claim
         self.quiet = holdings.quiet
         self.drop = holdings.drop
@@ -83,14 +87,12 @@ class Claims:
             self._publish(claim, edges.progressed(claim.task, percent, shown_images(claim.task, claim.run)))
 
     async def finish(self, claim: Claim, final: Task) -> Task:
-        """Writes a final task; returns the one that stands, which is another's where that came first."""
-        record, webhooks = final_record(final), bool(edges.to_tell(final))
-        item = FinishItem(final.id, claim.entry_id, final.generation, record, webhooks)
-        self._holdings.finishing()
-        try:
-            answer = await self._connection.until_back(self._scripts.finish, item)
-        finally:
-            self._holdings.finished()
+        """Writes a final task; returns the one that stands, which is another's where that came first.
+
+        Its slot is free from now on.
+        """
+        self._holdings.leave_slot(claim)
+        answer = await self._connection.until_back(self._scripts.finish, FinishItem(claim.entry_id, final))
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:
@@ -116,6 +118,7 @@ class Claims:
         self._estimates.ended(claim.task, None)
         waiting = edges.waiting(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
         self._publish(claim, waiting)
+        self._holdings.leave_slot(claim)
         claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._holdings.offer, claim)
 
     def defer(self, claim: Claim, reason: Reason, retry_at: float) -> None:
@@ -128,6 +131,7 @@ class Claims:
     def set_aside(self, claim: Claim, reason: Reason, retry_at: float) -> None:
         """Defers it and holds no slot; the task is offered again then."""
         self.defer(claim, reason, retry_at)
+        self._holdings.leave_slot(claim)
         delay_s = max(retry_at - self._clock(), 0.0)
         claim.timer = asyncio.get_running_loop().call_later(delay_s, self._holdings.offer, claim)
 

@@ -17,9 +17,13 @@ from imagegen.tasks.task import State, Task
 
 
 class Holdings:
-    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run."""
+    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run.
 
-    def __init__(self, memory: Memory, estimates: Estimates, instance: str) -> None:
+    slots: how many claims loops work on at once. A claim leaves its slot before its result is written, so that
+    the next one is read and begun meanwhile.
+    """
+
+    def __init__(self, memory: Memory, estimates: Estimates, instance: str, slots: int) -> None:
         self._memory = memory
         self.estimates = estimates
         self.instance = instance
@@ -30,20 +34,16 @@ class Holdings:
         self.busy = asyncio.Event()
         self._ready: deque[Claim] = deque()
         self._takers: deque[asyncio.Future[Claim | None]] = deque()
-        self._finishing = 0
+        self.slots = self._slots_left = slots
         self._quiet = False
         self._fresh = Run(instance)
 
     async def claim(self) -> Claim | None:
-        """Waits for a task to run. None once `quiet` was said."""
+        """Waits for a task to run and a slot for it. None once `quiet` was said."""
         while not self._quiet:
-            while self._ready:
-                claim = self._ready.popleft()
-                if not claim.lost:
-                    return claim
-                self.drop(claim)
             taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
+            self._hand_out()
             self.wanted.set()
             taken = await taker
             if taken is None or not taken.lost:
@@ -61,34 +61,35 @@ class Holdings:
 
     @property
     def free(self) -> int:
-        """Loops that wait for a claim."""
-        return sum(not taker.done() for taker in self._takers)
+        """Slots that a loop waits to fill."""
+        return min(self._slots_left, sum(not taker.done() for taker in self._takers))
 
     @property
     def room(self) -> int:
-        """Claims that loops have a hand for: they wait, or are about to once a result is written.
+        """Claims that are still wanted to fill them."""
+        return self.free - len(self._ready)
 
-        So the next entries are read while the results before them are written.
-        """
-        return self.free + self._finishing - len(self._ready)
-
-    def finishing(self) -> None:
-        """A loop begins to write its result."""
-        self._finishing += 1
-        self.wanted.set()
-
-    def finished(self) -> None:
-        """It is written, or will not be."""
-        self._finishing -= 1
+    def leave_slot(self, claim: Claim) -> None:
+        """Nothing runs for it any more; another may."""
+        if claim.in_slot:
+            claim.in_slot = False
+            self._slots_left += 1
+            self._hand_out()
+            self.wanted.set()
 
     def offer(self, claim: Claim) -> None:
         """Gives a claim to a loop that waits, or keeps it for the next."""
-        while self._takers:
+        self._ready.append(claim)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._ready and self._takers and self._slots_left > 0:
             taker = self._takers.popleft()
             if not taker.done():
+                claim = self._ready.popleft()
+                claim.in_slot = True
+                self._slots_left -= 1
                 taker.set_result(claim)
-                return
-        self._ready.append(claim)
 
     def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
         """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
@@ -119,6 +120,7 @@ class Holdings:
         return decode_entry(fields, entry_id)
 
     def let_go(self, claim: Claim) -> None:
+        self.leave_slot(claim)
         self.held.pop(claim.entry_id, None)
         self.estimates.ended(claim.task, None)
         if self.claimed.get(claim.task.id) is claim:

@@ -37,13 +37,10 @@ class SubmitAnswer(NamedTuple):
 
 
 class FinishItem(NamedTuple):
-    """webhooks: whether it brought some along that are to be told."""
+    """final: the task as it is to stand; entry_id: of the entry that carried it."""
 
-    task_id: str
     entry_id: str
-    generation: int
-    record: bytes
-    webhooks: bool = False
+    final: Task
 
 
 class Finished(NamedTuple):

@@ -31,7 +31,8 @@ from imagegen.queue.watching import Watching
 
 @dataclass(frozen=True, slots=True)
 class QueueRules:
-    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most; slots: loops."""
+    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most; slots: tasks that are
+    worked on at once."""
 
     prefix: str
     lease_s: float
@@ -104,7 +105,7 @@ def open_queue(
     )
     memory = Memory(clock=clock, monotonic=time.monotonic)
     estimates = Estimates(rules.slots)
-    holdings = Holdings(memory, estimates, instance)
+    holdings = Holdings(memory, estimates, instance, rules.slots)
     control = Control(connection, keys, instance)
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
     calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)

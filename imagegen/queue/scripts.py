@@ -95,17 +95,17 @@ class Scripts:
     def _finish(self, items: list[FinishItem]) -> Asked:
         keys = [self._keys.stream, self._keys.outbox]
         args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
-        for item in items:
-            keys += (self._keys.record(item.task_id), self._keys.hooks(item.task_id))
-            name = outbox_name(item.task_id, item.generation)
-            args += (item.entry_id, item.generation, item.record, name, "1" if item.webhooks else "")
+        for entry_id, final in items:
+            keys += (self._keys.record(final.id), self._keys.hooks(final.id))
+            name = outbox_name(final.id, final.generation)
+            args += (entry_id, final.generation, final_record(final), name, "1" if to_tell(final) else "")
         return self._scripts["finish"].asked(keys, args)
 
     def _finished(self, items: list[FinishItem], replies: list[Any]) -> list[Finished]:
         answers = [Finished(*answer) for answer in replies[0]]
         self._spent("finish", costs.finish(len(items)))
         joined = sum(bool(answer.hooks) for answer in answers)
-        self._spent("hooks", joined + (joined > 0 or any(item.webhooks for item in items)))
+        self._spent("hooks", joined + (joined > 0 or any(to_tell(item.final) for item in items)))
         return answers
 
     def _swap(self, items: list[SwapItem]) -> Asked:

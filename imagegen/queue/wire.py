@@ -156,6 +156,8 @@ class Wire:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
+        if self._unsent:
+            self._send()
         flushes, self._flushes = self._flushes, []
         for flush in flushes:
             flush()

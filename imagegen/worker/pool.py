@@ -20,7 +20,10 @@ from imagegen.worker.pacing import Pacing
 
 
 class Pool:
-    """`concurrency` loops, so that many calls at once and no more. working: the claims in their hands."""
+    """Loops that fill the queue's slots, so that many calls at once and no more. working: the claims in their hands.
+
+    There are twice as many loops: while one writes a result, another fills the slot that it has left.
+    """
 
     def __init__(
         self,
@@ -28,14 +31,12 @@ class Pool:
         attempts: Attempts,
         pacing: Pacing,
         *,
-        concurrency: int,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._claims = claims
         self._attempts = attempts
         self._pacing = pacing
-        self._concurrency = concurrency
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
@@ -44,7 +45,7 @@ class Pool:
 
     def start(self) -> list[asyncio.Task[None]]:
         """Starts the loops; they end only after `drain`."""
-        self._loops = [asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(self._concurrency)]
+        self._loops = [asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(2 * self._claims.slots)]
         return self._loops
 
     def quiet(self) -> None:
@@ -82,7 +83,7 @@ class Pool:
         rest = self._pacing.resting(claim.task.model)
         if (
             rest is None
-            or len(self._aside) >= self._concurrency
+            or len(self._aside) >= self._claims.slots
             or rest.retry_at >= self._attempts.rules.ends_at(claim.task)
         ):
             return False

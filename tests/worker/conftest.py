@@ -119,7 +119,6 @@ class Workshop:
 
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
-        concurrency = rules.pop("concurrency", 5)
         self.instance, self.provider, self.keeper = instance, provider, MemoryKeeper()
         self.pacing = Pacing(rate_per_min=rules.pop("rate_per_min", None), tempo=rules.pop("tempo", TEMPO))
         self.attempts = Attempts(
@@ -129,7 +128,7 @@ class Workshop:
             Rules(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
             self.pacing,
         )
-        self.pool = Pool(instance.claims, self.attempts, self.pacing, concurrency=concurrency, result_ttl_s=60.0)
+        self.pool = Pool(instance.claims, self.attempts, self.pacing, result_ttl_s=60.0)
         assert not rules
 
     async def drain(self, within_s: float) -> None:
@@ -166,12 +165,12 @@ MakeWorkshop = Callable[..., Workshop]
 
 @pytest.fixture
 async def make_workshop(make_instance) -> AsyncIterator[MakeWorkshop]:
-    """`make_workshop(*steps, default=…, per_call=…, pool=True, **rules)`: a pool that runs, unless told otherwise."""
+    """`make_workshop(*steps, default=…, pool=True, slots=…, **rules)`: a pool that runs, unless told otherwise."""
     made: list[Workshop] = []
 
-    def make(*steps: Step, default: Step | None = None, per_call: int = 4, pool: bool = True, **rules: object):
+    def make(*steps: Step, default: Step | None = None, per_call=4, pool=True, slots=5, **rules: object):
         provider = ScriptedProvider(list(steps), default, max_images_per_call=per_call)
-        workshop = Workshop(make_instance(), provider, **rules)
+        workshop = Workshop(make_instance(slots=slots), provider, **rules)
         if pool:
             workshop.pool.start()
         made.append(workshop)

@@ -6,6 +6,7 @@ import pytest
 from support import eventually
 
 from imagegen.providers.protocol import Call, Reply
+from imagegen.queue.items import Finished, FinishItem
 from imagegen.tasks.task import Reason, State
 from imagegen.worker.breaker import Tempo
 
@@ -57,9 +58,30 @@ async def healthy(workshop: Workshop) -> None:
 
 
 async def test_tasks_are_completed_so_many_at_once_and_no_more(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(default=Switch(call_s=0.01), concurrency=3)
+    workshop = make_workshop(default=Switch(call_s=0.01), slots=3)
     assert await states(workshop, await submit_many(workshop, 20)) == {State.COMPLETED}
     assert (len(workshop.provider.calls), workshop.provider.most) == (20, 3)
+
+
+async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
+    make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = make_workshop(slots=1, pool=False)
+    scripts, writes = workshop.instance.scripts, asyncio.Event()
+    finish = scripts.finish
+
+    async def late(item: FinishItem) -> Finished:
+        await writes.wait()
+        return await finish(item)
+
+    monkeypatch.setattr(scripts, "finish", late)
+    task_ids = await submit_many(workshop, 4)
+    workshop.pool.start()
+    await eventually(lambda: len(workshop.provider.calls) == 2)
+    await workshop.instance.connection.ping()
+    assert len(workshop.provider.calls) == len(workshop.instance.room.holdings.held) == 2
+    writes.set()
+    assert await states(workshop, task_ids) == {State.COMPLETED}
 
 
 async def test_a_task_that_always_fails_fails_after_its_attempts(make_workshop: MakeWorkshop) -> None:
@@ -85,7 +107,7 @@ async def test_a_second_loss_ends_the_task(make_workshop: MakeWorkshop) -> None:
 
 
 async def test_a_task_between_its_attempts_holds_no_slot(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(500), concurrency=1, base_s=60.0)
+    workshop = make_workshop(fault(500), slots=1, base_s=60.0)
     waiting = await workshop.submit("waits")
     await eventually(lambda: workshop.task(waiting).reason is Reason.RETRYING)
     assert await states(workshop, [await workshop.submit("goes on")]) == {State.COMPLETED}
@@ -208,7 +230,7 @@ async def test_a_task_that_was_set_aside_comes_back(make_workshop: MakeWorkshop)
 
 
 async def test_a_cancelled_task_that_was_set_aside_makes_room(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), concurrency=1)
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=1)
     await workshop.submit("first")
     await eventually(lambda: workshop.pacing.blocked("m"))
     aside = await workshop.submit("aside")
