@@ -101,7 +101,10 @@ class Claims:
         if final.state is State.COMPLETED:
             self._estimates.ended(final, self._clock())
         self._holdings.let_go(claim)
-        self._memory.put(final)
+        if final.state.final:
+            self._memory.put(final)
+        else:  # a new generation, which is known better here: its record has no request
+            self._memory.saw(final.id, final)
         if not answer.stands:
             self._memory.on_settled(final)
         return final

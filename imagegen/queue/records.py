@@ -9,8 +9,7 @@ ours is left alone: deploys overlap for minutes. The head of a task that webhook
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -25,20 +24,8 @@ VERSION = 1
 
 _encode = msgspec.json.Encoder().encode
 
-_WHERE_SET = (
-    ("progress", "progress"),
-    ("attempts", "attempts"),
-    ("started", "started_at"),
-    ("finished", "finished_at"),
-    ("expires", "expires_at"),
-    ("images", "images"),
-    ("stale", "stale_images"),
-    ("error", "error"),
-    ("warnings", "warnings"),
-    ("billed", "possibly_billed_twice"),
-    ("retry", "retry_at"),
-)
-"""Names in a record's JSON, and the attributes of a task."""
+_UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading something foreign raises."""
 
 
 class UnreadableRecord(ValueError):
@@ -49,8 +36,45 @@ class NewerRecord(ValueError):
     """A newer version of this service wrote it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class _Record(Struct, omit_defaults=True, gc=False):
+    """The JSON of a record. The request is left out while the entry carries it."""
+
+    id: str
+    model: str
+    created: float
+    progress: int = 0
+    attempts: int = 0
+    started: float | None = None
+    finished: float | None = None
+    expires: float | None = None
+    images: tuple[StoredImage, ...] = ()
+    stale: bool = False
+    error: TaskError | None = None
+    warnings: tuple[str, ...] = ()
+    billed: int = 0
+    retry: float | None = None
+    reason: Reason = Reason.QUEUED
+    webhooks: tuple[dict[str, Any], ...] = ()
+    request: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Entry(Struct, omit_defaults=True, gc=False):
+    """The JSON of an entry: all that an instance needs to run the task."""
+
+    id: str
+    digest: str
+    model: str
+    created: float
+    request: msgspec.Raw
+    images: tuple[StoredImage, ...] = ()
+    webhooks: tuple[dict[str, Any], ...] = ()
+
+
+_read_record = msgspec.json.Decoder(_Record).decode
+_read_entry = msgspec.json.Decoder(_Entry).decode
+
+
+class Head(NamedTuple):
     """The part of a record that scripts read."""
 
     state: State
@@ -59,36 +83,44 @@ class Head:
     sequence: int
     digest: str
 
-    def encode(self) -> bytes:
-        return f"{VERSION} {self.state} {self.entry_id} {self.generation} {self.sequence} {self.digest}\n".encode()
-
 
 def encode_task(task: Task, *, with_request: bool) -> bytes:
-    """The JSON of a record. The request is left out while the entry carries it."""
-    fields: dict[str, Any] = {"id": task.id, "model": task.model, "created": task.created_at}
-    if task.sequence != task.generation or task.images:  # else it was just submitted
-        for name, attribute in _WHERE_SET:
-            if value := getattr(task, attribute):
-                fields[name] = value
-    if task.reason is not Reason.QUEUED and task.reason:
-        fields["reason"] = task.reason
-    if task.deliveries:
-        fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
-    if with_request and task.request_json:
-        fields["request"] = msgspec.Raw(task.request_json)
-    return _encode(fields)
+    """The JSON of a record."""
+    return _encode(
+        _Record(
+            task.id,
+            task.model,
+            task.created_at,
+            task.progress,
+            task.attempts,
+            task.started_at,
+            task.finished_at,
+            task.expires_at,
+            task.images,
+            task.stale_images,
+            task.error,
+            task.warnings,
+            task.possibly_billed_twice,
+            task.retry_at,
+            task.reason or Reason.QUEUED,
+            _stored(task.deliveries),
+            msgspec.Raw(task.request_json) if with_request and task.request_json else msgspec.UNSET,
+        )
+    )
 
 
 def final_record(task: Task) -> bytes:
     """The whole record of a finished task."""
-    head = Head(task.state, "-", task.generation, task.sequence, task.digest)
-    return head.encode() + encode_task(task, with_request=True)
+    return _ownerless_head(task) + encode_task(task, with_request=True)
 
 
 def seen_record(task: Task) -> bytes:
     """A task as another instance is told of it; read by `decode_record`, but never stored."""
-    head = Head(task.state, "-", task.generation, task.sequence, task.digest)
-    return head.encode() + encode_task(task, with_request=False)
+    return _ownerless_head(task) + encode_task(task, with_request=False)
+
+
+def _ownerless_head(task: Task) -> bytes:
+    return f"{VERSION} {task.state} - {task.generation} {task.sequence} {task.digest}\n".encode()
 
 
 def decode_head(value: bytes) -> Head:
@@ -109,61 +141,52 @@ def decode_record(value: bytes) -> tuple[Head, Task]:
     """Reads a record. Raises NewerRecord or UnreadableRecord."""
     head = decode_head(value)
     try:
-        return head, _task(head, orjson.loads(value.partition(b"\n")[2]))
-    except (ValueError, KeyError, TypeError) as error:
+        return head, _task(head, _read_record(value.partition(b"\n")[2]))
+    except _UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 
-def _task(head: Head, fields: Mapping[str, Any]) -> Task:
-    error = fields.get("error")
+def _task(head: Head, record: _Record) -> Task:
+    pending = head.state is State.PENDING
     return Task(
-        id=fields["id"],
+        id=record.id,
         generation=head.generation,
         sequence=head.sequence,
         digest=head.digest,
-        model=fields["model"],
-        request_json=_encode(fields["request"]) if "request" in fields else b"",
-        created_at=fields["created"],
+        model=record.model,
+        request_json=bytes(record.request) if isinstance(record.request, msgspec.Raw) else b"",
+        created_at=record.created,
         state=head.state,
-        progress=fields.get("progress", 0),
-        attempts=fields.get("attempts", 0),
-        started_at=fields.get("started"),
-        finished_at=fields.get("finished"),
-        expires_at=fields.get("expires"),
-        images=images(fields.get("images", ())),
-        stale_images=fields.get("stale", False),
-        error=TaskError(**error) if error else None,
-        warnings=tuple(fields.get("warnings", ())),
-        possibly_billed_twice=fields.get("billed", 0),
-        reason=Reason(fields.get("reason", Reason.QUEUED)) if head.state is State.PENDING else None,
-        retry_at=fields.get("retry"),
-        entry_id=head.entry_id if head.state is State.PENDING else "",
-        deliveries=_deliveries(fields.get("webhooks", ())),
+        progress=record.progress,
+        attempts=record.attempts,
+        started_at=record.started,
+        finished_at=record.finished,
+        expires_at=record.expires,
+        images=record.images,
+        stale_images=record.stale,
+        error=record.error,
+        warnings=record.warnings,
+        possibly_billed_twice=record.billed,
+        reason=record.reason if pending else None,
+        retry_at=record.retry,
+        entry_id=head.entry_id if pending else "",
+        deliveries=_deliveries(record.webhooks),
     )
 
 
-def _deliveries(stored: Any) -> tuple[Delivery, ...]:
-    return tuple(Delivery.restore(one) for one in stored)
+def _stored(deliveries: tuple[Delivery, ...]) -> tuple[dict[str, Any], ...]:
+    return tuple([delivery.stored() for delivery in deliveries]) if deliveries else ()
 
 
-def images(stored: Any) -> tuple[StoredImage, ...]:
-    return tuple(StoredImage(**image) for image in stored)
+def _deliveries(stored: Iterable[Any]) -> tuple[Delivery, ...]:
+    return tuple([Delivery.restore(one) for one in stored]) if stored else ()
 
 
 def encode_entry(task: Task) -> bytes:
-    """The JSON of an entry: all that an instance needs to run the task."""
-    fields = {
-        "id": task.id,
-        "digest": task.digest,
-        "model": task.model,
-        "created": task.created_at,
-        "request": msgspec.Raw(task.request_json),
-    }
-    if task.stale_images:
-        fields["images"] = task.images
-    if task.deliveries:
-        fields["webhooks"] = [delivery.stored() for delivery in task.deliveries]
-    return _encode(fields)
+    """The JSON of an entry."""
+    request = msgspec.Raw(task.request_json)
+    stale = task.images if task.stale_images else ()
+    return _encode(_Entry(task.id, task.digest, task.model, task.created_at, request, stale, _stored(task.deliveries)))
 
 
 def named_in_entry(fields: Mapping[bytes, bytes]) -> str:
@@ -177,25 +200,24 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
         if int(fields[b"v"]) > VERSION:
             raise NewerRecord(fields[b"v"].decode())
         generation = int(fields[b"g"])
-        stored = orjson.loads(fields[b"d"])
-        previous = images(stored.get("images", ()))
+        entry = _read_entry(fields[b"d"])
         return Task(
-            id=stored["id"],
+            id=entry.id,
             generation=generation,
             sequence=generation,
-            digest=stored["digest"],
-            model=stored["model"],
-            request_json=_encode(stored["request"]),
-            created_at=stored["created"],
-            images=previous,
-            stale_images=bool(previous),
+            digest=entry.digest,
+            model=entry.model,
+            request_json=bytes(entry.request),
+            created_at=entry.created,
+            images=entry.images,
+            stale_images=bool(entry.images),
             reason=Reason.QUEUED,
             entry_id=entry_id,
-            deliveries=_deliveries(stored.get("webhooks", ())),
+            deliveries=_deliveries(entry.webhooks),
         )
     except NewerRecord:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise UnreadableRecord(repr(fields)[:200]) from error
 
 
@@ -224,6 +246,8 @@ class Run(Struct, frozen=True, gc=False):
         return entry_id.encode() + b" " + _encode(self)
 
 
+_read_run = msgspec.json.Decoder(Run).decode
+
 CANCELLED_RUN = _encode(Run(owner="", phase="cancelled"))
 """What a start finds where the task was cancelled just before, without the entry id."""
 
@@ -232,12 +256,8 @@ def decode_run(value: bytes) -> tuple[str, Run]:
     """Entry id and run. Raises UnreadableRecord."""
     try:
         entry_id, _, rest = value.partition(b" ")
-        fields = orjson.loads(rest)
-        fields["images"] = images(fields.get("images", ()))
-        for name in ("warnings", "without"):
-            fields[name] = tuple(fields.get(name, ()))
-        return entry_id.decode(), Run(**fields)
-    except (ValueError, TypeError) as error:
+        return entry_id.decode(), _read_run(rest)
+    except _UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 
@@ -278,7 +298,7 @@ def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
         return generation, _deliveries(orjson.loads(rest))
     except NewerRecord:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 

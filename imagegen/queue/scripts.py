@@ -191,6 +191,7 @@ class Scripts:
 
     async def pending(self) -> list[PendingEntry]:
         """All claimed entries, of every instance."""
+        self._spent("takeover", 1)
         try:
             async with self._connection.guarded():
                 rows: Any = await self._connection.commands.xpending_range(self._keys.stream, GROUP, "-", "+", 1000)
@@ -198,7 +199,6 @@ class Scripts:
             if "NOGROUP" in str(error):
                 return []
             raise
-        self._spent("takeover", 1)
         return [
             PendingEntry(row["message_id"].decode(), row["consumer"].decode(), row["time_since_delivered"] / 1000)
             for row in rows

@@ -357,6 +357,18 @@ async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -
     assert cancelled.request_json == submission("a").request_json
 
 
+async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_instance) -> None:
+    instance = make_instance()
+    await instance.queue.submit(submission("a"))
+    late = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.claims.start(late)
+    await instance.queue.cancel(late.task.id)
+    assert (await instance.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await end(instance, late)).state is State.PENDING
+    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    assert claim.task.request_json == submission("a").request_json
+
+
 async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.control.alone and not one.control.alone)
@@ -487,7 +499,7 @@ async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance
 async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make_instance) -> None:
     instance = make_instance(lease_s=0.6)
     commands = instance.connection.meter.commands
-    await eventually(lambda: commands["takeover"] == 1)
+    await eventually(lambda: commands["takeover"] == 1 and commands["control"])  # it has looked, and listens
     await instance.connection.commands.publish(instance.keys.control, word("busy"))
     await asyncio.sleep(0.3)
     await instance.connection.commands.publish(instance.keys.control, word("busy"))
