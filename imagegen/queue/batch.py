@@ -34,27 +34,22 @@ class Batcher(Generic[Item, Answer]):
         self._wire = wire
         self._asked = asked
         self._answers = answers
-        self._items: list[Item] = []
-        self._futures: list[asyncio.Future[Answer]] = []
-        self._deadlines: list[float] = []
+        self._waiting: list[tuple[Item, asyncio.Future[Answer], float]] = []
         self._in_flight = 0
 
     def __call__(self, item: Item) -> asyncio.Future[Answer]:
         """Puts an item in; the future brings its answer, or the error of the whole batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        if not self._items and self._in_flight < MAX_IN_FLIGHT:
+        if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
             self._wire.soon(self._flush)
-        self._items.append(item)
-        self._deadlines.append(loop.time() + DEADLINE_S)
-        self._futures.append(answer)
+        self._waiting.append((item, answer, loop.time() + DEADLINE_S))
         return answer
 
     def _flush(self) -> None:
-        while self._items and self._in_flight < MAX_IN_FLIGHT:
-            items, self._items = self._items[:MAX_ITEMS], self._items[MAX_ITEMS:]
-            futures, self._futures = self._futures[:MAX_ITEMS], self._futures[MAX_ITEMS:]
-            deadline, self._deadlines = self._deadlines[0], self._deadlines[MAX_ITEMS:]
+        while self._waiting and self._in_flight < MAX_IN_FLIGHT:
+            batch, self._waiting = self._waiting[:MAX_ITEMS], self._waiting[MAX_ITEMS:]
+            items, futures, deadline = [one[0] for one in batch], [one[1] for one in batch], batch[0][2]
             self._in_flight += 1
             try:
                 self._wire.ask(self._asked(items), partial(self._answered, items, futures), deadline)
@@ -65,7 +60,7 @@ class Batcher(Generic[Item, Answer]):
         self, items: list[Item], futures: list[asyncio.Future[Answer]], replies: list[Any] | Exception
     ) -> None:
         self._in_flight -= 1
-        if self._items:
+        if self._waiting:
             self._wire.soon(self._flush)
         try:
             if isinstance(replies, Exception):

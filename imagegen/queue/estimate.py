@@ -6,7 +6,7 @@ import math
 import statistics
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -78,7 +78,20 @@ class WaitingLine:
         return self._line[0][0] / 1000 if self._line else None
 
     def add(self, entry_id: str) -> None:
-        insort(self._line, entry_order(entry_id))
+        order, line = entry_order(entry_id), self._line
+        if not line or line[-1] < order:
+            line.append(order)
+        else:
+            insort(line, order)
+
+    def taken(self, entry_ids: Sequence[str]) -> None:
+        """Takes entries out that were claimed, mostly the first ones."""
+        orders = [entry_order(entry_id) for entry_id in entry_ids]
+        if self._line[: len(orders)] == orders:
+            del self._line[: len(orders)]
+        else:
+            for entry_id in entry_ids:
+                self.remove(entry_id)
 
     def remove(self, entry_id: str) -> None:
         if not entry_id:
@@ -106,9 +119,13 @@ class RunTimes:
         self._medians: dict[Kind, float] = {}
 
     def ran(self, kind: Kind, seconds: float) -> None:
-        for one in (kind, kind[:1]):
-            self._by_kind.setdefault(one, deque(maxlen=REMEMBERED_RUNS)).append(seconds)
-            self._by_kind.move_to_end(one)
+        for one in (kind, kind[:1]) if len(kind) > 1 else (kind,):
+            runs = self._by_kind.get(one)
+            if runs is None:
+                runs = self._by_kind[one] = deque(maxlen=REMEMBERED_RUNS)
+            else:
+                self._by_kind.move_to_end(one)
+            runs.append(seconds)
             self._medians.pop(one, None)
         self._all.append(seconds)
         while len(self._by_kind) > REMEMBERED_KINDS:

@@ -106,9 +106,9 @@ class Holdings:
                 self.held[entry_id] = self.claimed[claim.task.id] = claim
                 if claim.task is not self._memory.live.get(claim.task.id):
                     self._memory.put(claim.task)
-                self.estimates.line.remove(entry_id)
                 claims.append(claim)
         if claims:
+            self.estimates.line.taken([claim.entry_id for claim in claims])
             self.busy.set()
         return claims, unreadable
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -147,11 +146,8 @@ def waiting(task: Task, *, reason: Reason, retry_at: float | None, attempts: int
 
 def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str], *, now: float, ttl_s: float) -> Task:
     """All pictures that will come are kept."""
-    return _ended(
-        task,
-        State.COMPLETED,
-        now,
-        ttl_s,
+    return replace(
+        _ended(task, State.COMPLETED, now, ttl_s),
         progress=100,
         images=tuple(images),
         stale_images=False,
@@ -161,7 +157,7 @@ def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str]
 
 def failed(task: Task, error: TaskError, *, now: float, ttl_s: float) -> Task:
     """No picture will come."""
-    return _ended(task, State.FAILED, now, ttl_s, error=error)
+    return replace(_ended(task, State.FAILED, now, ttl_s), error=error)
 
 
 def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
@@ -169,7 +165,7 @@ def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
     return _ended(task, State.CANCELLED, now, ttl_s)
 
 
-def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -> Task:
+def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
     return replace(
         task,
         state=state,
@@ -179,7 +175,6 @@ def _ended(task: Task, state: State, now: float, ttl_s: float, **changes: Any) -
         entry_id="",
         reason=None,
         retry_at=None,
-        **changes,
     )
 
 
