@@ -7,9 +7,9 @@ import statistics
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from imagegen.tasks.task import State, Task
 
@@ -17,14 +17,13 @@ REMEMBERED_RUNS = 20
 REMEMBERED_KINDS = 500
 OUTLOOK_AGE_S = 0.05
 
-EntryOrder = tuple[int, int]
+_NUMBER_BITS = 64
 
 Kind = tuple[object, ...]
 """Model, width, height, n and steps: what decides how long a run takes. The model alone where no more is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True, gc=False):
     """position: 1 is next, None where the task does not wait in the queue; eta_s: seconds left, None while unknown."""
 
     position: int | None = None
@@ -34,13 +33,13 @@ class Place:
 NOWHERE = Place()
 
 
-def entry_order(entry_id: str) -> EntryOrder:
-    """Entry ids rise with time: milliseconds and a number."""
+def entry_order(entry_id: str) -> int:
+    """Entry ids rise with time: milliseconds, and a number of up to 64 bits among those of one of them."""
     milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number)
+    return (int(milliseconds) << _NUMBER_BITS) + int(number)
 
 
-class _Size(msgspec.Struct, gc=False):
+class _Size(Struct, gc=False):
     """What of a request's stored form says how long it takes; nothing else of it is read."""
 
     width: int | None = None
@@ -66,7 +65,7 @@ class WaitingLine:
     """
 
     def __init__(self) -> None:
-        self._line: list[EntryOrder] = []
+        self._line: list[int] = []
         self.read_at = 0.0
 
     def __len__(self) -> int:
@@ -75,7 +74,7 @@ class WaitingLine:
     @property
     def first_at(self) -> float | None:
         """When the next one came, Unix time; None where none waits."""
-        return self._line[0][0] / 1000 if self._line else None
+        return (self._line[0] >> _NUMBER_BITS) / 1000 if self._line else None
 
     def add(self, entry_id: str) -> None:
         order, line = entry_order(entry_id), self._line

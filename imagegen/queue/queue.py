@@ -118,7 +118,7 @@ class Queue:
         Raises InvalidRequest where the task has its fill, QueueUnavailable.
         """
         task: Task | None = submitted.task
-        if not submission.webhooks or submitted.cached in (Cached.MISS, Cached.REFRESH):
+        if submitted.cached in (Cached.MISS, Cached.REFRESH):
             return submitted
         while True:
             found = await self._scripts.read(submitted.task.id)

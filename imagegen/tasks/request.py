@@ -139,8 +139,7 @@ class GenerationRequest(BaseModel):
         The provider is part of it, so that a sandbox picture is never served as a real one; `scope` is the
         client's key name where each key has its own tasks.
         """
-        fields = self.stored()
-        fields["provider"] = provider
+        fields = {**self.stored(), "provider": provider}
         if scope is not None:
             fields["scope"] = scope
         scale = fields.get("guidance_scale")

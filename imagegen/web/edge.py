@@ -59,7 +59,7 @@ class Edge:
             finally:
                 took_s = monotonic() - began_at
                 meter.open_requests -= 1
-                meter.requests[(*_route(request), status)].observe(took_s)
+                meter.requests[*_route(request), status].observe(took_s)
                 if access_log:
                     _log_access(request, status, took_s)
 

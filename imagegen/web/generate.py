@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -27,8 +26,7 @@ from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 from imagegen.web.wish import Wish, digest_of, wish_of
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the client is told of its submit."""
 
     status: int
@@ -154,7 +152,7 @@ async def submit(context: Context, submission: Submission, *, fresh: bool = Fals
         if whole and not (fresh and task.created_at < began):
             break
         submitted = await context.queue.replace(submission, task, keep=whole)
-    return await context.queue.join(submission, submitted)
+    return await context.queue.join(submission, submitted) if submission.webhooks else submitted
 
 
 def refuse_while_draining(context: Context) -> None:

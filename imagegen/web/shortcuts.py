@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -29,7 +30,6 @@ T = TypeVar("T")
 MAX_PATHS, MAX_PATH_CHARS = 2_000, 200
 
 _BODILESS = frozenset({204, 304})
-_CAREFUL = tuple((name, f"{name}: {value}") for name, value in CAREFUL.items())
 
 
 class DirectLoop:
@@ -146,12 +146,16 @@ class QuickResponse(web.Response):
 
     def _head(self, request_id: str, length: int) -> str:
         headers = self._headers
-        lines = [f"HTTP/1.1 {self._status} {self._reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        lines += [line for name, line in _CAREFUL if name not in headers]
-        if X_REQUEST_ID not in headers:
-            lines.append(f"Server: {SERVER}\r\nX-Request-Id: {request_id}")
-        if hdrs.DATE not in headers:
-            lines.append(f"Date: {rfc822_formatted_time()}")
-        lines.append(f"Content-Length: {length}\r\n\r\n")
-        return "\r\n".join(lines)
+        careful, named, dated = _added(tuple(headers))
+        own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        name = "" if named else f"Server: {SERVER}\r\nX-Request-Id: {request_id}\r\n"
+        date = "" if dated else f"Date: {rfc822_formatted_time()}\r\n"
+        return f"HTTP/1.1 {self._status} {self._reason}\r\n{own}{careful}{name}{date}Content-Length: {length}\r\n\r\n"
+
+
+@lru_cache(maxsize=256)
+def _added(names: tuple[str, ...]) -> tuple[str, bool, bool]:
+    """The careful headers that an answer with these has not, and whether it has an id and a date."""
+    has = {name.lower() for name in names}
+    careful = "".join([f"{name}: {value}\r\n" for name, value in CAREFUL.items() if name.lower() not in has])
+    return careful, X_REQUEST_ID.lower() in has, hdrs.DATE.lower() in has
