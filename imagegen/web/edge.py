@@ -53,7 +53,14 @@ class Edge:
             began_at, status = monotonic(), _CLIENT_GONE
             meter.open_requests += 1
             try:
-                response = await _answered(handle, request)
+                try:
+                    host = request.headers.get(hdrs.HOST)
+                    if host is not None and not valid_host(host):
+                        raise BadRequest
+                    response = await handle(request)
+                except Exception as error:  # noqa: BLE001
+                    response = answer(request, error)
+                    dress(response.headers, request_id_of(request))
                 status = response.status
                 return response
             finally:
@@ -73,18 +80,6 @@ def install(app: web.Application, edge: Edge) -> None:
     """Gives an application its edge."""
     app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
-
-
-async def _answered(handle: Handle, request: web.Request) -> web.StreamResponse:
-    try:
-        host = request.headers.get(hdrs.HOST)
-        if host is not None and not valid_host(host):
-            raise BadRequest
-        return await handle(request)
-    except Exception as error:  # noqa: BLE001 - here every error becomes an answer
-        response = answer(request, error)
-        dress(response.headers, request_id_of(request))
-        return response
 
 
 def _route(request: web.Request) -> tuple[str, str]:

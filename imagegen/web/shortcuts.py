@@ -69,7 +69,7 @@ class Router:
     """
 
     def __init__(self, app: web.Application) -> None:
-        self._app = app
+        self._app, self._apps = app, [app]
         self._known: dict[tuple[str, str], tuple[web.AbstractRoute, dict[str, str]]] = {}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -81,8 +81,7 @@ class Router:
             return response
         route, found = known
         match = request._match_info = UrlMappingMatchInfo(found, route)
-        match.add_app(self._app)
-        match.freeze()
+        match._apps, match._current_app, match._frozen = self._apps, self._app, True
         return await route.handler(request)
 
     def _learn(self, name: tuple[str, str], match: UrlMappingMatchInfo) -> None:

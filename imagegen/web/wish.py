@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from aiohttp import hdrs, web
@@ -24,8 +23,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own."""
 
     request: web.Request
@@ -43,15 +41,16 @@ class Wish:
 
     def of_entry(self, index: int) -> Wish:
         """The wish for one entry of a batch. No key of a client's has a space in it."""
-        return self if self.key is None else replace(self, key=f"{self.key} {index}")
+        return self if self.key is None else self._replace(key=f"{self.key} {index}")
 
 
 def wish_of(request: web.Request) -> Wish:
     """Reads the headers. Raises InvalidRequest for a bad key."""
-    directives = ",".join(request.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
-    fresh = "no-cache" in directives and "no-cache" in map(str.strip, directives.split(","))
-    given = request.headers.getall(_IDEMPOTENCY_KEY, None)
-    return Wish(request, fresh, _key(given) if given else None)
+    headers, fresh = request.headers, False
+    if hdrs.CACHE_CONTROL in headers:
+        directives = ",".join(headers.getall(hdrs.CACHE_CONTROL)).lower()
+        fresh = "no-cache" in map(str.strip, directives.split(","))
+    return Wish(request, fresh, _key(headers.getall(_IDEMPOTENCY_KEY)) if _IDEMPOTENCY_KEY in headers else None)
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
