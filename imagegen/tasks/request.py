@@ -70,7 +70,7 @@ def _says(pattern: str) -> Any:
 _NO_CONTROLS = AfterValidator(_no_control_characters)
 _PRINTED = _says(r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")
 
-# The length stands with the string, before our own rule: behind it pydantic would check it by a call of Python.
+# Limits stand with the string or number, before our own rule: behind it pydantic would check them by calls of Python.
 _Text = StringConstraints(strict=True, strip_whitespace=True)
 _Prompt = StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=MAX_PROMPT_CHARS)
 _Model = StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=MAX_MODEL_CHARS)
@@ -78,10 +78,13 @@ _Model = StringConstraints(strict=True, strip_whitespace=True, min_length=1, max
 Text = Annotated[str, _Text, _NO_CONTROLS, _PRINTED]
 Prompt = Annotated[str, _Prompt, _NO_CONTROLS, _PRINTED]
 ModelId = Annotated[str, _Model, _NO_CONTROLS, _PRINTED]
-WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 ImageSource = Annotated[Text, AfterValidator(_image_source), _says(r"^(https?://|data:image/)[!-~]+$")]
 ImageSources = Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=MAX_REFERENCE_IMAGES)]
-Size = Annotated[WholeNumber, Field(ge=64, le=2048, multiple_of=8)]
+_WHOLE_NUMBER = BeforeValidator(_whole_number)
+Size = Annotated[int, Field(ge=64, le=2048), _WHOLE_NUMBER, Field(multiple_of=8)]  # in this order it is told of
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _WHOLE_NUMBER]
+Steps = Annotated[int, Field(ge=1, le=100), _WHOLE_NUMBER]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
 
 
 class GenerationRequest(BaseModel):
@@ -95,11 +98,11 @@ class GenerationRequest(BaseModel):
     model: Annotated[ModelId, Field(description="Any model id of the provider.")]
     width: Annotated[Size, Field(description="Pixels.")] = 512
     height: Annotated[Size, Field(description="Pixels.")] = 512
-    n: Annotated[WholeNumber, Field(ge=1, le=MAX_IMAGES, description="Pictures wanted.")] = 1
-    steps: Annotated[WholeNumber, Field(ge=1, le=100, description="Not sent where not given.")] | None = None
-    seed: Annotated[WholeNumber, Field(ge=0, le=MAX_SEED, description="The same seed, the same picture.")] | None = None
+    n: Annotated[Count, Field(description="Pictures wanted.")] = 1
+    steps: Annotated[Steps, Field(description="Not sent where not given.")] | None = None
+    seed: Annotated[Seed, Field(description="The same seed, the same picture.")] | None = None
     negative_prompt: Prompt | None = None
-    guidance_scale: Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100), BeforeValidator(_number)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None
     image_url: ImageSource | None = None
     reference_images: (
@@ -121,17 +124,20 @@ class GenerationRequest(BaseModel):
         return request.model_copy(update={"model": model}) if model else request
 
     def stored(self) -> dict[str, Any]:
-        """The fields that are set, in snake_case; `restore` reads it back."""
+        """The fields that are set, in snake_case."""
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
     def stored_json(self) -> bytes:
-        """`stored` as JSON, to be kept: the bytes that orjson makes hold on to the 4 KiB that it made them in."""
+        """`stored` as JSON, to be kept; `restore` reads it back.
+
+        The bytes that orjson makes would hold on to the 4 KiB that it made them in.
+        """
         return _encode(self.stored())
 
     @classmethod
-    def restore(cls, stored: Mapping[str, Any]) -> Self:
-        """Reads what `stored` wrote. Raises ValueError where it is none."""
-        return cls.model_validate(stored)
+    def restore(cls, stored_json: bytes) -> Self:
+        """Reads what `stored_json` made. Raises ValueError where it is none."""
+        return cls.model_validate_json(stored_json)
 
     def canonical(self, provider: str, scope: str | None) -> bytes:
         """One spelling of everything that changes the picture: sorted keys, no nulls, whole numbers as integers.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
-import orjson
 from loguru import logger
 from msgspec.structs import replace
 
@@ -92,7 +91,7 @@ class _Attempt:
 
     def __init__(self, room: Attempts, claim: Claim) -> None:
         self._room, self._claim = room, claim
-        self._request = GenerationRequest.restore(orjson.loads(claim.task.request_json))
+        self._request = GenerationRequest.restore(claim.task.request_json)
         self._model = self._request.model
         self._untried = [model for model in room.rules.fallback_models if model != self._model]
         self._refusal: UpstreamError | None = None

@@ -13,7 +13,7 @@ _PREFIX = "#/components/schemas/"
 _TOLD_APART = "View"
 """What the names of views end in, so that none is taken for the value that it shows."""
 
-_KEYWORDS = {"ge": "minimum", "le": "maximum", "multiple_of": "multipleOf"}
+_KEYWORDS = {"multiple_of": "multipleOf"}
 """pydantic's own words stay where a validator stands before a number's limits."""
 
 _TEXTS = {
