@@ -13,6 +13,9 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 MAX_ITEMS = 200
+MAX_BYTES = 2**20
+"""From so many on a batch takes no more: all calls share one connection, and small ones wait behind a large one."""
+
 MAX_IN_FLIGHT = 4
 MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
 """Items on their way together."""
@@ -21,7 +24,8 @@ MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
 class Batcher(Generic[Item, Answer]):
     """Collects items until the turn ends, then asks for them together; while four batches are under way, more collect.
 
-    asked: what is sent for some items; answers: one an item, in order, from the replies to that.
+    asked: what is sent for some items; answers: one an item, in order, from the replies to that; size: about the bytes
+    that an item takes, for items that may be large.
     An answer comes, or an error, within `DEADLINE_S` of the first item's arrival.
     """
 
@@ -30,10 +34,12 @@ class Batcher(Generic[Item, Answer]):
         wire: Wire,
         asked: Callable[[list[Item]], Asked],
         answers: Callable[[list[Item], list[Any]], Sequence[Answer]],
+        size: Callable[[Item], int] | None = None,
     ) -> None:
         self._wire = wire
         self._asked = asked
         self._answers = answers
+        self._size = size
         self._waiting: list[tuple[Item, asyncio.Future[Answer], float]] = []
         self._in_flight = 0
 
@@ -48,13 +54,25 @@ class Batcher(Generic[Item, Answer]):
 
     def _flush(self) -> None:
         while self._waiting and self._in_flight < MAX_IN_FLIGHT:
-            batch, self._waiting = self._waiting[:MAX_ITEMS], self._waiting[MAX_ITEMS:]
+            count = self._count()
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             items, futures, deadline = [one[0] for one in batch], [one[1] for one in batch], batch[0][2]
             self._in_flight += 1
             try:
                 self._wire.ask(self._asked(items), partial(self._answered, items, futures), deadline)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
                 self._answered(items, futures, error)
+
+    def _count(self) -> int:
+        """How many of those that wait go into the next batch."""
+        if self._size is None:
+            return MAX_ITEMS
+        size = 0
+        for count, (item, _, _) in enumerate(self._waiting[:MAX_ITEMS]):
+            if size >= MAX_BYTES:
+                return count
+            size += self._size(item)
+        return MAX_ITEMS
 
     def _answered(
         self, items: list[Item], futures: list[asyncio.Future[Answer]], replies: list[Any] | Exception

@@ -63,8 +63,12 @@ class Scripts:
         self.depth = depth
         self.meter = connection.meter
         self._spent = connection.meter.spent
-        self.submit = Batcher[SubmitItem, SubmitAnswer](self._wire, self._submit, self._submitted)
-        self.finish = Batcher[FinishItem, Finished](self._wire, self._finish, self._finished)
+        self.submit = Batcher[SubmitItem, SubmitAnswer](
+            self._wire, self._submit, self._submitted, lambda item: len(item.entry)
+        )
+        self.finish = Batcher[FinishItem, Finished](
+            self._wire, self._finish, self._finished, lambda item: len(item.final.request_json)
+        )
         self.swap = Batcher[SwapItem, bytes](self._wire, self._swap, self._swapped)
         self.first_run = Batcher[tuple[str, bytes], bytes | None](self._wire, self._first_run, self._first_ran)
         self.read = Batcher[str, Found](self._wire, self._read, self._found)

@@ -14,7 +14,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import eventually
 
-from imagegen.queue.batch import MAX_IN_FLIGHT, MAX_ITEMS, Batcher
+from imagegen.queue.batch import MAX_BYTES, MAX_IN_FLIGHT, MAX_ITEMS, Batcher
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.wire import Asked, Script, Wire
@@ -233,6 +233,19 @@ async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(c
     assert await asyncio.gather(*map(batcher, range(count))) == list(range(count))
     assert sizes == [MAX_ITEMS] * (MAX_IN_FLIGHT + 2) + [1]
     assert most == MAX_IN_FLIGHT
+
+
+async def test_a_batch_takes_large_items_only_up_to_so_many_bytes(connection: Connection) -> None:
+    taken: list[list[int]] = []
+
+    def asked(items: list[int]) -> Asked:
+        taken.append(items)
+        return Asked([("ECHO", item) for item in items])
+
+    batcher = Batcher(connection.wire, asked, lambda _items, replies: list(map(int, replies)), size=lambda item: item)
+    sizes = [MAX_BYTES * 3, 1, MAX_BYTES - 1, 5, 6]
+    assert await asyncio.gather(*map(batcher, sizes)) == sizes
+    assert taken == [sizes[:1], sizes[1:3], sizes[3:]]
 
 
 @pytest.mark.parametrize("side", ["asked", "answers"])
