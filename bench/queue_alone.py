@@ -16,6 +16,7 @@ from imagegen.queue.queue import Submission
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
+from imagegen.worker.pool import LOOPS_PER_SLOT
 
 IN_FLIGHT = 50
 WARM_UP = 200
@@ -73,7 +74,7 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
     room = open_queue(connection, rules, instance="bench")
     work = Work(room, takes_s)
     loops = {asyncio.create_task(loop) for loop in room.loops().values()}
-    loops |= {asyncio.create_task(work.loop()) for _ in range(2 * concurrency)}  # as the pool has it
+    loops |= {asyncio.create_task(work.loop()) for _ in range(LOOPS_PER_SLOT * concurrency)}
     try:
         work.takes_s = 0.0
         await asyncio.gather(submit_all(room, submissions(WARM_UP)), work.until_finished(WARM_UP))

@@ -1,7 +1,7 @@
 """Owns the look at the queue as a whole: depth, oldest age and who is there, for people and their monitoring.
 
-A look may come every few seconds for months, so it asks Redis only where this process can't know: while all its loops
-are busy and there are other instances. It does so at most once in `ASK_S`.
+A look may come every few seconds for months, so it asks Redis only where this process can't know: while all its slots
+are taken and there are other instances. It does so at most once in `ASK_S`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Waiting:
 @dataclass(frozen=True, slots=True)
 class Here:
     """What this instance holds and sees. in_flight: attempts that run; retrying: claims that wait for their next
-    attempt or their turn; free: loops that wait for a task; waiters: clients that wait for a change of a task."""
+    attempt or their turn; free: slots that wait for a task; waiters: clients that wait for a change of a task."""
 
     in_flight: int
     retrying: int
@@ -79,10 +79,9 @@ class Backlog:
     def here(self) -> Here:
         """Costs no command."""
         held = self._holdings.held.values()
-        in_flight = sum(claim.task.state is State.PROCESSING for claim in held)
         return Here(
-            in_flight,
-            len(held) - in_flight,
+            sum(claim.in_slot and claim.task.state is State.PROCESSING for claim in held),
+            sum(claim.task.state is not State.PROCESSING for claim in held),
             self._holdings.free,
             self._feed.count,
             1 + len(self._control.peers),
@@ -92,8 +91,8 @@ class Backlog:
     async def waiting(self) -> Waiting:
         """The tasks that wait, on whatever instance; the last that was known where Redis is away."""
         if self._connection.health.down_since is None:
-            if self._holdings.free:
-                return Waiting()  # a loop of ours waits for the next entry, so there is none
+            if self._holdings.free and not self._line:
+                return Waiting()  # a slot of ours waits for the next entry, so there is none
             if self._control.alone_since(self._line.read_at):
                 first_at = self._line.first_at
                 return Waiting(len(self._line), _age_s(first_at)) if first_at is not None else Waiting()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from imagegen.queue.claim import Claim, Start, adopt, handed_back
 from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
-from imagegen.queue.items import FinishItem, SwapItem
+from imagegen.queue.items import SwapItem, finish_item
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import Run, decode_record, shown_images, with_hooks
 from imagegen.queue.scripts import Scripts
@@ -91,20 +91,20 @@ class Claims:
 
         Its slot is free from now on.
         """
+        item = finish_item(claim.entry_id, final)
         self._holdings.leave_slot(claim)
-        answer = await self._connection.until_back(self._scripts.finish, FinishItem(claim.entry_id, final))
+        self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
+        answer = await self._connection.until_back(self._scripts.finish, item)
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:
             final = with_hooks(final, answer.hooks)
             self._count_end(claim, final)
-        if final.state is State.COMPLETED:
-            self._estimates.ended(final, self._clock())
-        self._holdings.let_go(claim)
         if final.state.final:
+            self._holdings.let_go(claim)
             self._memory.put(final)
-        else:  # a new generation, which is known better here: its record has no request
-            self._memory.saw(final.id, final)
+        else:  # a new generation; its record has no request, so it is no better than what may be known here of it
+            self._holdings.drop(claim)
         if not answer.stands:
             self._memory.on_settled(final)
         return final

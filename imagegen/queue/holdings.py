@@ -61,13 +61,8 @@ class Holdings:
 
     @property
     def free(self) -> int:
-        """Slots that a loop waits to fill."""
+        """Slots that a loop waits to fill; what is ready for them is given to them at once."""
         return min(self._slots_left, sum(not taker.done() for taker in self._takers))
-
-    @property
-    def room(self) -> int:
-        """Claims that are still wanted to fill them."""
-        return self.free - len(self._ready)
 
     def leave_slot(self, claim: Claim) -> None:
         """Nothing runs for it any more; another may."""
@@ -138,7 +133,7 @@ class Holdings:
         """The task was finished elsewhere, by a cancel say: what runs here stops."""
         claim = self.claimed.get(task.id)
         if claim is not None and claim.task.generation == task.generation:
-            waiting = claim.timer is not None
+            waiting = claim.timer is not None and not claim.in_slot
             claim.lose()
             if waiting:
                 self.let_go(claim)

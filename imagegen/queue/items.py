@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from imagegen.queue.records import encode_entry, encode_task
+from imagegen.queue.records import encode_entry, encode_task, final_record
 from imagegen.tasks.task import Task
 
 
@@ -37,10 +37,16 @@ class SubmitAnswer(NamedTuple):
 
 
 class FinishItem(NamedTuple):
-    """final: the task as it is to stand; entry_id: of the entry that carried it."""
+    """final: the task as it is to stand, and record: its bytes; entry_id: of the entry that carried it."""
 
     entry_id: str
     final: Task
+    record: bytes
+
+
+def finish_item(entry_id: str, final: Task) -> FinishItem:
+    """A final task as a finish. It is made before the batch, so that one that can't be made spoils no other."""
+    return FinishItem(entry_id, final, final_record(final))
 
 
 class Finished(NamedTuple):

@@ -117,13 +117,13 @@ class Leases:
             if claim := self.holdings.held.get(entry_id):
                 logger.bind(taskId=claim.task.id).warning("The claim was lost")
                 claim.lose()
-                if claim.timer is not None:
+                if claim.timer is not None and not claim.in_slot:
                     self.holdings.drop(claim)
         if set(unnamed) - self.holdings.left_alone:
             self._look.set()
 
     async def _take_over(self) -> float:
-        """Claims what nobody renewed, as far as loops wait. Returns the seconds until there may be more."""
+        """Claims what nobody renewed, as far as slots are free. Returns the seconds until there may be more."""
         holdings = self.holdings
         rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
         strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]

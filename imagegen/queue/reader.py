@@ -20,7 +20,7 @@ _GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
 
 
 class Reader:
-    """Asks for as many entries as loops wait, so that a crash leaves little behind and no instance is starved."""
+    """Asks for as many entries as slots are free, so that a crash leaves little behind and no instance is starved."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Reader:
         if not await self._connection.until_back(self._scripts.make_group):
             await self._connection.until_back(self._queue.refresh_line)
         while True:
-            while (free := self._holdings.room) <= 0:
+            while (free := self._holdings.free) <= 0:
                 self._holdings.wanted.clear()
                 await self._holdings.wanted.wait()
             try:
@@ -53,7 +53,7 @@ class Reader:
             await self._deliver(entries, free)
 
     async def _read(self, count: int) -> list[Entry]:
-        """What is known to wait comes with the answers to what else is asked now; only for the rest a read blocks."""
+        """What is known to wait is read on the connection that all calls share; only for the rest a read blocks."""
         line = self._holdings.estimates.line
         if line:
             entries = await self._scripts.read_waiting(self._holdings.instance, count)

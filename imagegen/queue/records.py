@@ -24,8 +24,10 @@ VERSION = 1
 
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError)
+_UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading something foreign raises."""
+
+_NO_REQUEST = msgspec.Raw()
 
 
 class UnreadableRecord(ValueError):
@@ -55,7 +57,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     retry: float | None = None
     reason: Reason = Reason.QUEUED
     webhooks: tuple[dict[str, Any], ...] = ()
-    request: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    request: msgspec.Raw = _NO_REQUEST
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -104,7 +106,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.retry_at,
             task.reason or Reason.QUEUED,
             _stored(task.deliveries),
-            msgspec.Raw(task.request_json) if with_request and task.request_json else msgspec.UNSET,
+            msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
         )
     )
 
@@ -154,7 +156,7 @@ def _task(head: Head, record: _Record) -> Task:
         sequence=head.sequence,
         digest=head.digest,
         model=record.model,
-        request_json=bytes(record.request) if isinstance(record.request, msgspec.Raw) else b"",
+        request_json=bytes(record.request),
         created_at=record.created,
         state=head.state,
         progress=record.progress,

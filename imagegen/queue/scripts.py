@@ -67,7 +67,7 @@ class Scripts:
             self._wire, self._submit, self._submitted, lambda item: len(item.entry)
         )
         self.finish = Batcher[FinishItem, Finished](
-            self._wire, self._finish, self._finished, lambda item: len(item.final.request_json)
+            self._wire, self._finish, self._finished, lambda item: len(item.record)
         )
         self.swap = Batcher[SwapItem, bytes](self._wire, self._swap, self._swapped)
         self.first_run = Batcher[tuple[str, bytes], bytes | None](self._wire, self._first_run, self._first_ran)
@@ -99,10 +99,10 @@ class Scripts:
     def _finish(self, items: list[FinishItem]) -> Asked:
         keys = [self._keys.stream, self._keys.outbox]
         args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
-        for entry_id, final in items:
+        for entry_id, final, record in items:
             keys += (self._keys.record(final.id), self._keys.hooks(final.id))
             name = outbox_name(final.id, final.generation)
-            args += (entry_id, final.generation, final_record(final), name, "1" if to_tell(final) else "")
+            args += (entry_id, final.generation, record, name, "1" if to_tell(final) else "")
         return self._scripts["finish"].asked(keys, args)
 
     def _finished(self, items: list[FinishItem], replies: list[Any]) -> list[Finished]:
@@ -158,7 +158,7 @@ class Scripts:
         return found
 
     async def read_waiting(self, consumer: str, count: int) -> list[Entry]:
-        """The next entries for us that wait already, asked for together with what else goes out in this turn.
+        """The next entries for us that wait already, asked for on the connection that all calls share.
 
         Raises QueueUnavailable, RedisError.
         """
@@ -195,14 +195,14 @@ class Scripts:
 
     async def pending(self) -> list[PendingEntry]:
         """All claimed entries, of every instance."""
-        self._spent("takeover", 1)
         try:
             async with self._connection.guarded():
                 rows: Any = await self._connection.commands.xpending_range(self._keys.stream, GROUP, "-", "+", 1000)
         except ResponseError as error:
-            if "NOGROUP" in str(error):
-                return []
-            raise
+            if "NOGROUP" not in str(error):
+                raise
+            rows = []
+        self._spent("takeover", 1)
         return [
             PendingEntry(row["message_id"].decode(), row["consumer"].decode(), row["time_since_delivered"] / 1000)
             for row in rows

@@ -1,4 +1,4 @@
-"""Owns the connection that many calls share: what is asked in one turn goes out in one write, answers come in order.
+"""Owns the connection that many calls share: what is asked in one turn goes out together, answers come in order.
 
 redis-py makes and greets it. Then it is spoken to from here, since redis-py's own way to an answer (a pool, a stream
 and some coroutines for each call) costs more than all else that is done for a task.
@@ -97,7 +97,7 @@ class Wire:
         self._schedule()
 
     def ask(self, asked: Asked, done: Done, deadline: float) -> None:
-        """Sends at the end of this turn; `done` is called when all replies are there, or at the deadline at last.
+        """Sends with what else is asked now; `done` is called when all replies are there, or at the deadline at last.
 
         What is late already is not sent: that would end the connection for all others.
         """

@@ -75,7 +75,7 @@ class Task(Struct, frozen=True, gc=False):
     sequence: rises with each change. In one generation: the submit, then a block of 1,000 for each start, then the
         final block a million above; the base is the submit time in microseconds, so that an id that expired and
         came again is always above what it was.
-    request_json: the request's stored fields as JSON (see GenerationRequest.stored).
+    request_json: the request's stored fields as JSON (see GenerationRequest.stored_json).
     digest: of the canonical request; compared on every hit.
     times: Unix seconds; None while it has not happened.
     entry_id: of the stream entry that carries it while it is unfinished; empty where that is not known.

@@ -58,7 +58,7 @@ class Edge:
                     if host is not None and not valid_host(host):
                         raise BadRequest
                     response = await handle(request)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - here every error becomes an answer
                     response = answer(request, error)
                     dress(response.headers, request_id_of(request))
                 status = response.status

@@ -117,7 +117,7 @@ def _queue(waiting: Waiting, here: Here) -> Iterator[Metric]:
     yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
     yield _gauge("attempts_in_flight", "Attempts that run here.", here.in_flight)
     yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", here.retrying)
-    yield _gauge("loops_free", "Loops here that wait for a task.", here.free)
+    yield _gauge("loops_free", "Slots here that wait for a task.", here.free)
     yield _gauge("waiters", "Clients here that wait for a change of a task.", here.waiters)
     yield _gauge("instances", "Instances on this queue, as far as they are heard of.", here.instances)
     yield _gauge("redis_up", "Whether Redis can be used.", here.redis_up)

@@ -147,9 +147,9 @@ class QuickResponse(web.Response):
         headers = self._headers
         careful, named, dated = _added(tuple(headers))
         own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        name = "" if named else f"Server: {SERVER}\r\nX-Request-Id: {request_id}\r\n"
+        ours = "" if named else f"Server: {SERVER}\r\nX-Request-Id: {request_id}\r\n"
         date = "" if dated else f"Date: {rfc822_formatted_time()}\r\n"
-        return f"HTTP/1.1 {self._status} {self._reason}\r\n{own}{careful}{name}{date}Content-Length: {length}\r\n\r\n"
+        return f"HTTP/1.1 {self._status} {self._reason}\r\n{own}{careful}{ours}{date}Content-Length: {length}\r\n\r\n"
 
 
 @lru_cache(maxsize=256)

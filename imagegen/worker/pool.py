@@ -18,12 +18,12 @@ from imagegen.tasks.task import Task, TaskError
 from imagegen.worker.attempt import Attempts
 from imagegen.worker.pacing import Pacing
 
+LOOPS_PER_SLOT = 2
+"""While one writes a result, another fills the slot that it has left."""
+
 
 class Pool:
-    """Loops that fill the queue's slots, so that many calls at once and no more. working: the claims in their hands.
-
-    There are twice as many loops: while one writes a result, another fills the slot that it has left.
-    """
+    """Loops that fill the queue's slots, so that many calls at once and no more. working: the claims in their hands."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class Pool:
 
     def start(self) -> list[asyncio.Task[None]]:
         """Starts the loops; they end only after `drain`."""
-        self._loops = [asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(2 * self._claims.slots)]
+        self._loops = [
+            asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(LOOPS_PER_SLOT * self._claims.slots)
+        ]
         return self._loops
 
     def quiet(self) -> None:

@@ -231,6 +231,15 @@ async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(ma
     waits.cancel()
 
 
+async def test_a_free_slot_hides_no_task_that_is_known_to_wait(make_instance) -> None:
+    instance = make_instance(start=False)
+    waits = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission("a"))
+    assert instance.room.backlog.here().free == 1
+    assert (await instance.room.backlog.waiting()).depth == 1
+    waits.cancel()
+
+
 async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
     await put(instance, "a", "b")
@@ -262,7 +271,10 @@ async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) ->
 async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.scripts.make_group()
-    (each,) = await started(instance, "a")
+    await put(instance, "a")
+    instance.room.holdings.offer(*await claim(instance))
+    each = await instance.claims.claim()
+    assert await instance.claims.start(each) is Start.STARTED
     assert instance.room.backlog.here().in_flight == 1
     await instance.claims.retry(each, Retry(60.0, Reason.RETRYING))
     assert instance.room.backlog.here().retrying == 1

@@ -250,11 +250,16 @@ async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance
     assert len(consumers) == 1
 
 
-async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_instance) -> None:
+@pytest.mark.parametrize(
+    "json",
+    ["junk", '{"id":"x","digest":"d","model":"m","created":1,"request":' + "[" * 2_000 + "]" * 2_000 + "}"],
+    ids=["junk", "nested too deep"],
+)
+async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_instance, json: str) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     waiting = asyncio.create_task(instance.claims.claim())
-    await redis.xadd(instance.keys.stream, {"v": "1", "d": "junk"})
+    await redis.xadd(instance.keys.stream, {"v": "1", "g": "5", "d": json})
     await eventually(lambda: redis.llen(instance.keys.dead))
     await instance.queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
@@ -355,6 +360,20 @@ async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -
     assert cancelled.sequence > claim.task.sequence
     assert (await end(one, claim)).state is State.CANCELLED
     assert cancelled.request_json == submission("a").request_json
+
+
+async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) -> None:
+    instance = make_instance()
+    for name in ("good", "bad"):
+        await instance.queue.submit(submission(name))
+    good, bad = [await asyncio.wait_for(instance.claims.claim(), 5) for _ in range(2)]
+    now = time.time()
+    no_text = edges.completed(bad.task, [IMAGE], ["\ud800"], now=now, ttl_s=60)
+    fine = edges.completed(good.task, [IMAGE], [], now=now, ttl_s=60)
+    ends = [instance.claims.finish(bad, no_text), instance.claims.finish(good, fine)]
+    failed, stands = await asyncio.gather(*ends, return_exceptions=True)
+    assert isinstance(failed, UnicodeEncodeError)
+    assert stands.state is State.COMPLETED
 
 
 async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_instance) -> None:

@@ -80,6 +80,8 @@ async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
     await eventually(lambda: len(workshop.provider.calls) == 2)
     await workshop.instance.connection.ping()
     assert len(workshop.provider.calls) == len(workshop.instance.room.holdings.held) == 2
+    here = workshop.instance.room.backlog.here()
+    assert (here.in_flight, here.retrying) == (0, 0)
     writes.set()
     assert await states(workshop, task_ids) == {State.COMPLETED}
 
@@ -227,6 +229,28 @@ async def test_a_task_that_was_set_aside_comes_back(make_workshop: MakeWorkshop)
     await eventually(lambda: len(workshop.pool._aside) == 5)
     assert await states(workshop, task_ids) == {State.COMPLETED}
     assert workshop.provider.calls[1:]
+
+
+async def test_a_cancelled_retry_keeps_its_slot_until_its_call_is_closed(make_workshop: MakeWorkshop) -> None:
+    closing, closed = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_close(_call: Call) -> Reply:
+        try:
+            return await hang(_call)
+        finally:
+            closing.set()
+            await closed.wait()
+
+    workshop = make_workshop(fault(500), slow_to_close, slots=1)
+    cancelled = await workshop.submit("cancelled")
+    await eventually(lambda: len(workshop.provider.calls) == 2)
+    after = await workshop.submit("after")
+    await workshop.instance.queue.cancel(cancelled)
+    await closing.wait()
+    await workshop.instance.connection.ping()
+    assert len(workshop.provider.calls) == 2
+    closed.set()
+    assert await states(workshop, [after]) == {State.COMPLETED}
 
 
 async def test_a_cancelled_task_that_was_set_aside_makes_room(make_workshop: MakeWorkshop) -> None:
