@@ -41,7 +41,7 @@ bench: $(DEV) ## measure; PEERS=1 measures other queues beside it
 	$(BIN)/python -m bench $(ARGS)
 
 faults: $(DEV) ## the long part of the fault harness
-	$(BIN)/python -m pytest -m faults --timeout=1800 tests/faults $(ARGS)
+	$(BIN)/python -m pytest -m faults -s --timeout=1800 tests/faults $(ARGS)
 
 clean: ## remove the virtual environment and all caches, keep .env and .imagegen
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info
