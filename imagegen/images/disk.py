@@ -7,22 +7,19 @@ what is there; the index in memory only knows which are oldest, so several proce
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import os
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from os import stat as stat_of
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from loguru import logger
 
 from imagegen.errors import StoreUnavailable
+from imagegen.images import files
+from imagegen.images.files import Kept
 from imagegen.images.store import CheckedImage
 from imagegen.tasks.image import StoredImage
 
@@ -33,21 +30,8 @@ SWEEP_INTERVAL_S = 300.0
 EXPIRED_AT_ONCE = 20
 """As many go together as make the way to a thread worth while; the rest goes with the sweep."""
 
-ORPHAN_S = 600.0
-"""An unfinished file older than this was left by a process that died while it wrote."""
-
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
-_WRITE_TRIES = 5
-_MISSING = (FileNotFoundError, NotADirectoryError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """One file of the index."""
-
-    size_bytes: int
-    expires_at_s: float
 
 
 class DiskStore:
@@ -68,7 +52,7 @@ class DiskStore:
         self._clock = clock
         self._others_live = others_live
         self.mark = ""
-        self._index: dict[Path, _Kept] = {}
+        self._index: dict[Path, Kept] = {}
         self._total_bytes = 0
         self._writing: set[Path] = set()
         self._sweep_failed = False
@@ -76,7 +60,7 @@ class DiskStore:
     async def start(self) -> None:
         """Makes the folder, and its mark. Raises StoreUnavailable."""
         await _in_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        self.mark = await _in_thread(_marked, self._folder.with_name(f"{self._folder.name}.mark"))
+        self.mark = await _in_thread(files.marked, self._folder.with_name(f"{self._folder.name}.mark"))
 
     async def close(self) -> None:
         """Nothing is open between calls."""
@@ -84,15 +68,15 @@ class DiskStore:
     async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
         """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
         path, now = Path(self._name(task_id, index, image.sha256, image.content_type)), self._clock()
-        self._add(path, _Kept(len(image.data), expires_at_s))
+        self._add(path, Kept(len(image.data), expires_at_s))
         self._writing.add(path)
         try:
             if expired := self._expired(now):
                 with suppress(StoreUnavailable):  # the sweep says so; the new picture may be kept all the same
-                    await _in_thread(_remove, expired, now)
+                    await _in_thread(files.remove, expired, now)
             if oldest := self._over_cap():
-                await _in_thread(_remove, oldest)
-            await _in_thread(_write, path, image.data, expires_at_s)
+                await _in_thread(files.remove, oldest)
+            await _in_thread(files.write, path, image.data, expires_at_s)
         except StoreUnavailable:
             self._forget(path)
             raise
@@ -106,7 +90,7 @@ class DiskStore:
         """
         if not image.sha256:
             return None
-        data = await _in_thread(_read, self._stored_path(task_id, image), image, self._clock())
+        data = await _in_thread(files.read, self._stored_path(task_id, image), image, self._clock())
         if data is None and self._elsewhere(image):
             raise StoreUnavailable
         return data
@@ -118,7 +102,7 @@ class DiskStore:
             return False
         try:  # a few microseconds in most cases, where a thread would cost a hundred
             now = self._clock()
-            missing = [image for image in here if not _is_there(self._stored_name(task_id, image), image, now)]
+            missing = [image for image in here if not files.is_there(self._stored_name(task_id, image), image, now)]
         except OSError as error:
             raise StoreUnavailable from error
         return all(map(self._elsewhere, missing))
@@ -126,7 +110,7 @@ class DiskStore:
     async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Sets the files' end; those that are gone stay gone."""
         paths = [self._stored_path(task_id, image) for image in images if image.sha256]
-        await _in_thread(_set_end, paths, expires_at_s)
+        await _in_thread(files.set_end, paths, expires_at_s)
 
     async def sweep(self) -> None:
         """Runs until it is cancelled: a round at once, then one every few minutes. A failing disk is logged once."""
@@ -145,15 +129,15 @@ class DiskStore:
         before = self._index.keys() - self._writing
         place = {path: number for number, path in enumerate(self._index)}
         now = self._clock()
-        found = await _in_thread(_scan, self._folder, now)
+        found = await _in_thread(files.scan, self._folder, now)
         for path in before - found.kept.keys():
             self._forget(path)
         for path, kept in found.kept.items():
             self._add(path, kept)
         oldest_first = sorted(self._index.items(), key=lambda item: (item[1].expires_at_s, place.get(item[0], -1)))
         self._index = dict(oldest_first)
-        await _in_thread(_remove, found.useless, now)
-        await _in_thread(_remove, self._over_cap())
+        await _in_thread(files.remove, found.useless, now)
+        await _in_thread(files.remove, self._over_cap())
 
     def _elsewhere(self, image: StoredImage) -> bool:
         """Whether an instance with a folder of its own keeps it."""
@@ -172,7 +156,7 @@ class DiskStore:
     def _stored_path(self, task_id: str, image: StoredImage) -> Path:
         return Path(self._stored_name(task_id, image))
 
-    def _add(self, path: Path, kept: _Kept) -> None:
+    def _add(self, path: Path, kept: Kept) -> None:
         self._forget(path)
         self._index[path] = kept
         self._total_bytes += kept.size_bytes
@@ -209,113 +193,8 @@ class DiskStore:
         return oldest
 
 
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """What lies in the folder: pictures, and files that nobody needs any more."""
-
-    kept: dict[Path, _Kept]
-    useless: list[Path]
-
-
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.to_thread(function, *args, **kwargs)
     except OSError as error:
         raise StoreUnavailable from error
-
-
-def _write(path: Path, data: bytes, expires_at_s: float) -> None:
-    """The name appears only once the bytes are on the disk: a power cut can't turn a paid picture into an empty one."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with _create(part) as file:
-            file.write(data)
-            file.flush()
-            os.utime(file.fileno(), (expires_at_s, expires_at_s))
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _create(path: Path) -> io.BufferedWriter:
-    """Opens a new file. A sweep, here or in another process, may remove the empty folder under our hands."""
-    for _ in range(_WRITE_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("xb")
-    raise FileNotFoundError(str(path))
-
-
-def _read(path: Path, image: StoredImage, now: float) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime <= now:
-                return None
-            data = file.read()
-    except _MISSING:
-        return None
-    if not hashlib.sha256(data).hexdigest().startswith(image.sha256):
-        with suppress(OSError):
-            path.unlink()
-        return None
-    return data if len(data) == image.size_bytes else None
-
-
-def _is_there(name: str, image: StoredImage, now: float) -> bool:
-    try:
-        found = stat_of(name)  # noqa: PTH116 - a Path costs more than the call
-    except _MISSING:
-        return False
-    return found.st_size == image.size_bytes and found.st_mtime > now
-
-
-def _marked(path: Path) -> str:
-    """The mark of the folder, made at its first use; all who share the folder share it."""
-    with suppress(FileExistsError), path.open("x", encoding="ascii") as file:
-        file.write(secrets.token_hex(8))
-    return path.read_text(encoding="ascii").strip()
-
-
-def _set_end(paths: Iterable[Path], expires_at_s: float) -> None:
-    for path in paths:
-        with suppress(*_MISSING):
-            os.utime(path, (expires_at_s, expires_at_s))
-
-
-def _remove(paths: Iterable[Path], expired_at_s: float | None = None) -> None:
-    """Removes files and the folders that this empties; with a time, only files that are still expired then."""
-    folders = set()
-    for path in paths:
-        with suppress(*_MISSING):
-            if expired_at_s is None or path.stat().st_mtime <= expired_at_s:
-                path.unlink()
-        folders.add(path.parent)
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _scan(folder: Path, now: float) -> _Scan:
-    found = _Scan({}, [])
-    for path, stat in _files(folder, depth=2):
-        if path.suffix == ".part":
-            if stat.st_mtime < now - ORPHAN_S:
-                found.useless.append(path)
-        elif stat.st_mtime <= now:
-            found.useless.append(path)
-        else:
-            found.kept[path] = _Kept(stat.st_size, stat.st_mtime)
-    return found
-
-
-def _files(folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
-    """The files exactly `depth` folders down; others are not ours. What vanishes meanwhile is left out."""
-    with suppress(*_MISSING), os.scandir(folder) as entries:
-        for entry in entries:
-            if depth and entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path), depth - 1)
-            elif not depth and entry.is_file(follow_symlinks=False):
-                with suppress(*_MISSING):
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)

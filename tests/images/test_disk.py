@@ -17,7 +17,8 @@ from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
-from imagegen.images.disk import EXPIRED_AT_ONCE, ORPHAN_S, DiskStore
+from imagegen.images.disk import EXPIRED_AT_ONCE, DiskStore
+from imagegen.images.files import ORPHAN_S
 from imagegen.images.store import CheckedImage
 from imagegen.images.upstream import UpstreamStore
 from imagegen.tasks.image import StoredImage
@@ -213,7 +214,7 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
 
     monkeypatch.setattr(Path, "open", fails)
     monkeypatch.setattr(Path, "stat", fails)
-    monkeypatch.setattr(disk, "stat_of", fails)
+    monkeypatch.setattr("imagegen.images.files.stat_of", fails)
     monkeypatch.setattr(os, "utime", fails)
     for ask in (
         store.save(TASK, 1, image, clock.now + 60),

@@ -179,15 +179,19 @@ async def test_a_request_runs_in_the_task_of_its_connection(client: Client) -> N
 
 
 async def test_a_stop_waits_for_the_request_that_runs() -> None:
-    entered = asyncio.Event()
+    entered, stopping = asyncio.Event(), asyncio.Event()
 
     async def slow(_: web.Request) -> web.Response:
         entered.set()
-        await asyncio.sleep(0.1)
+        await stopping.wait()
         return edge.json_response({})
+
+    async def say_so(_: web.Application) -> None:
+        stopping.set()
 
     app = app_of({})
     app.router.add_get("/slow", slow)
+    app.on_shutdown.append(say_so)
     async with edged(app) as server, TestClient(server) as client:
         answer = asyncio.create_task(client.get("/slow"))
         await entered.wait()
