@@ -12,7 +12,9 @@ from aiohttp import web
 from imagegen.addresses import check_host
 from imagegen.errors import Draining, FieldFault, InvalidRequest
 from imagegen.queue.queue import Cached, Submission, Submitted
-from imagegen.tasks.request import MAX_FAULTS, GenerationRequest
+from imagegen.tasks import fields
+from imagegen.tasks.fields import MAX_FAULTS
+from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import parse_object, read_body
@@ -116,7 +118,7 @@ def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[Gene
     """The request, and whom to tell. Raises InvalidRequest with the faults of both."""
     identity, webhooks = context.identity, tuple[Webhook, ...]()
     if "webhook" not in body:
-        return GenerationRequest.parse(body, default_model=identity.default_model, aliases=identity.aliases), webhooks
+        return fields.parse(body, default_model=identity.default_model, aliases=identity.aliases), webhooks
     faults: tuple[FieldFault, ...] = ()
     drawn = {name: value for name, value in body.items() if name != "webhook"}
     try:
@@ -124,7 +126,7 @@ def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[Gene
     except InvalidRequest as error:
         faults = error.details
     try:
-        wanted = GenerationRequest.parse(drawn, default_model=identity.default_model, aliases=identity.aliases)
+        wanted = fields.parse(drawn, default_model=identity.default_model, aliases=identity.aliases)
     except InvalidRequest as error:
         raise InvalidRequest(details=(*error.details, *faults)[:MAX_FAULTS]) from error
     if faults:

@@ -216,7 +216,7 @@ class _Attempt:
     def _form(self, share: Share) -> Call:
         request, without = self._request, frozenset(self._claim.run.without)
         if self._model != request.model:
-            request = request.model_copy(update={"model": self._model})
+            request = replace(request, model=self._model)
         return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
 
     def _failed(self, turn: Turn, error: UpstreamError) -> None:

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from imagegen.providers.protocol import Call
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.fields import parse
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -142,7 +142,7 @@ def watcher() -> Listener:
 @pytest.fixture
 def make_call() -> Callable[..., Call]:
     def make(*, count=1, seed=None, without=(), **fields) -> Call:
-        request = GenerationRequest.model_validate({"prompt": "a cat", "model": "m"} | fields)
+        request = parse({"prompt": "a cat"} | fields, default_model="m", aliases={})
         return Call(request, count=count, seed=seed, without=frozenset(without))
 
     return make

@@ -8,9 +8,9 @@ from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Call, Reply
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks import fields
 
-CALL = Call(GenerationRequest.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
+CALL = Call(fields.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
 
 
 class Provider:

@@ -17,14 +17,16 @@ from imagegen.providers.drawing.caption import lay_out
 from imagegen.providers.drawing.lettering import broken, fit, readable, text_width
 from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.sandbox import SandboxProvider
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.fields import parse
 
 SIZES = [(64, 64), (512, 512), (1024, 576), (576, 1024), (2048, 64), (64, 2048)]
 LONG = "A very detailed photograph of a market square in the rain, " * 60
 
 
 def call(prompt: str = "a fox in the snow", seed: int | None = None, index: int = 0, count: int = 1, **fields) -> Call:
-    return Call(GenerationRequest(prompt=prompt, model="any/model", **fields), count, first_index=index, seed=seed)
+    return Call(
+        parse({"prompt": prompt} | fields, default_model="any/model", aliases={}), count, first_index=index, seed=seed
+    )
 
 
 async def draw(watcher, *args, **fields) -> bytes:

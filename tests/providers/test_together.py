@@ -9,6 +9,7 @@ import socket
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.providers import post
@@ -76,7 +77,7 @@ async def test_everything_that_the_client_gave_is_sent(session, upstream, make_c
 async def test_the_seed_is_the_calls_and_never_the_requests(session, upstream, make_call, watcher):
     upstream.post(GENERATIONS, payload=ANSWER)
     call = make_call(seed=None)
-    await together(session).generate(call.__class__(call.request.model_copy(update={"seed": 5}), count=1), watcher)
+    await together(session).generate(call.__class__(replace(call.request, seed=5), count=1), watcher)
     assert "seed" not in upstream.request.fields
 
 

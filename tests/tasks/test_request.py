@@ -2,13 +2,83 @@ from __future__ import annotations
 
 import tracemalloc
 
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from imagegen.tasks.fields import parse
 from imagegen.tasks.request import GenerationRequest
+
+TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
+BODIES = some.fixed_dictionaries(
+    {"prompt": TEXTS},
+    optional={
+        "model": TEXTS,
+        "width": some.integers(8, 256).map(lambda eighths: eighths * 8),
+        "height": some.integers(8, 256).map(lambda eighths: eighths * 8),
+        "n": some.integers(1, 8),
+        "steps": some.integers(1, 100),
+        "seed": some.integers(0, 2**63 - 1),
+        "negative_prompt": TEXTS,
+        "guidance_scale": some.floats(0, 100) | some.integers(0, 100),
+        "output_format": some.sampled_from(["jpeg", "png", "webp"]),
+        "image_url": TEXTS.map("https://host/{}".format),
+        "reference_images": some.lists(TEXTS.map("data:image/png,{}".format), min_size=1, max_size=3),
+    },
+)
+
+DEFAULTS: dict[str, object] = {"model": "m", "width": 512, "height": 512, "n": 1}
+
+
+def requested(**fields: object) -> GenerationRequest:
+    return parse({"prompt": "a cat"} | fields, default_model="m", aliases={})
 
 
 def test_the_stored_form_takes_hardly_more_memory_than_its_bytes() -> None:
-    requests = [GenerationRequest(prompt=f"a cat {number}", model="m") for number in range(200)]
+    requests = [requested(prompt=f"a cat {number}") for number in range(200)]
     tracemalloc.start()
     kept = [request.stored_json() for request in requests]
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < sum(map(len, kept)) * 3
+
+
+@given(BODIES, some.none() | TEXTS)
+def test_the_canonical_form_is_the_json_of_what_is_set_with_sorted_keys(
+    body: dict[str, object], scope: str | None
+) -> None:
+    expected = DEFAULTS | body | {"provider": "p"} | ({} if scope is None else {"scope": scope})
+    scale = body.get("guidance_scale")
+    if isinstance(scale, float) and scale.is_integer():
+        expected["guidance_scale"] = int(scale)
+    assert requested(**body).canonical("p", scope) == orjson.dumps(expected, option=orjson.OPT_SORT_KEYS)
+
+
+@given(BODIES)
+def test_a_request_is_read_back_as_it_was_stored(body: dict[str, object]) -> None:
+    request = requested(**body)
+    assert GenerationRequest.restore(request.stored_json()) == request
+    assert orjson.loads(request.stored_json()) == DEFAULTS | body
+
+
+def test_what_is_always_known_is_always_stored() -> None:
+    assert requested().stored_json() == b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1}'
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"prompt":"a cat"}',
+        b'{"prompt":1,"model":"m","width":512,"height":512,"n":1}',
+        b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1,"odd":1}',
+        b'{"prompt":"\xff","model":"m","width":512,"height":512,"n":1}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_stored_request_is_refused(stored: bytes) -> None:
+    with pytest.raises(ValueError, match="no stored request"):
+        GenerationRequest.restore(stored)

@@ -11,8 +11,9 @@ import pytest
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 from imagegen.queue.queue import Submission
+from imagegen.tasks import fields as of_request
 from imagegen.tasks.image import ImageBytes, StoredImage
-from imagegen.tasks.request import GenerationRequest, digest, fingerprint
+from imagegen.tasks.request import digest, fingerprint
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.worker.attempt import Attempts
@@ -109,7 +110,7 @@ class MemoryKeeper:
 
 
 def submission(prompt: object = "a", **fields: object) -> Submission:
-    request = GenerationRequest.parse({"prompt": str(prompt), **fields}, default_model="m", aliases={})
+    request = of_request.parse({"prompt": str(prompt), **fields}, default_model="m", aliases={})
     canonical = request.canonical("scripted", None)
     return Submission(fingerprint(canonical, None), digest(canonical), request.model, request.stored_json())
 

@@ -7,19 +7,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_snake
 
-from imagegen.tasks.request import GenerationRequest, Size, Text
+from imagegen.tasks.fields import GenerationFields, ModelId, Size
 from imagegen.tasks.webhook import WebhookFields
 from imagegen.web.batch import MAX_ENTRIES
 from imagegen.web.v1.fields import DEFAULT_SIDE
 
+_Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
 
-class GenerationBody(GenerationRequest):
+
+class GenerationBody(GenerationFields):
     """A request for pictures. `null` is the same as absent."""
 
-    model: Annotated[
-        Text,
-        Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent."),
-    ] = ""
+    model: _Model = ""
     webhook: Annotated[WebhookFields, Field(description="Whom to tell when the task ends.")] | None = None
 
 
@@ -31,16 +30,13 @@ class BatchBody(BaseModel):
     requests: Annotated[list[GenerationBody], Field(min_length=1, max_length=MAX_ENTRIES)]
 
 
-class OpenAIBody(GenerationRequest):
+class OpenAIBody(GenerationFields):
     """The fields of OpenAI's and of Together's image APIs. What is `null` or empty is absent, and unknown fields that
     do no harm are passed over."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
 
-    model: Annotated[
-        Text,
-        Field(min_length=1, max_length=200, description="Any model id of the provider; `DEFAULT_MODEL` if absent."),
-    ] = ""
+    model: _Model = ""
     width: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     height: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from imagegen.errors import ApiError, FieldFault, InvalidJson, InvalidRequest
 from imagegen.queue.estimate import Place
 from imagegen.queue.queue import Cached, Submitted
+from imagegen.tasks import fields
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import Reason, State, Task, TaskError, cancelled, completed, failed, progressed, started
 from imagegen.tasks.webhook import Webhook, event_body, first_deliveries, tried
 from imagegen.web.context import Identity, image_urls
@@ -33,7 +33,7 @@ _AT = 1_767_225_600.0
 _SHA256 = "3c1e0a7d5b2f49688d7e6c5b4a39281706f5e4d3c2b1a0998877665544332211"
 
 _submission = Identity("together", MODEL, {}, None).submission(
-    GenerationRequest.parse(REQUEST, default_model=MODEL, aliases={}), None
+    fields.parse(REQUEST, default_model=MODEL, aliases={}), None
 )
 TASK_ID = _submission.task_id
 

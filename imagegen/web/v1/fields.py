@@ -11,14 +11,16 @@ from typing import Any
 from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import FieldFault, InvalidRequest
-from imagegen.tasks.request import MAX_FAULTS, GenerationRequest
+from imagegen.tasks import fields as plain
+from imagegen.tasks.fields import MAX_FAULTS, GenerationFields
+from imagegen.tasks.request import GenerationRequest
 
 DEFAULT_SIDE = 1024
 MAX_RATIO = 4
 
 _FORMATS = {"url": False, "b64_json": True, "base64": True}
 _OURS = {"num_inference_steps": "steps", "guidance": "guidance_scale"}
-_OURS |= {spelling: name for name in GenerationRequest.model_fields for spelling in (to_camel(name), name)}
+_OURS |= {spelling: name for name in GenerationFields.model_fields for spelling in (to_camel(name), name)}
 """Our name of each field that is passed on; of two spellings the later one here counts."""
 
 _NOT_TO_DROP = ("image", "mask", "image_base64", "image_strength", "image_loras", "condition_image", "frame_images")
@@ -54,7 +56,7 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
     if not isinstance(streamed, bool):
         faults.append(FieldFault("stream", "must be true or false"))
     try:
-        request = GenerationRequest.parse(fields, default_model=default_model, aliases=aliases)
+        request = plain.parse(fields, default_model=default_model, aliases=aliases)
     except InvalidRequest as error:
         faults += [_as_spelled(fault, spelled) for fault in error.details]
         raise InvalidRequest(details=faults[:MAX_FAULTS]) from error

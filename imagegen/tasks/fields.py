@@ -1,0 +1,172 @@
+"""Owns what a client may ask for: the fields, their limits, and what is said of each fault."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator
+from pydantic_core.core_schema import ModelSchema
+
+from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.tasks.request import MAX_SEED, GenerationRequest
+
+MAX_PROMPT_CHARS = 4_000
+MAX_MODEL_CHARS = 200
+MAX_IMAGES = 8
+MAX_REFERENCE_IMAGES = 16
+MAX_FAULTS = 50
+
+_WHOLE = re.compile(r"[+-]?\d{1,25}(\.0*)?")
+_DECIMAL = re.compile(r"[+-]?(\d{1,25}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+
+
+def _whole_number(value: object) -> object:
+    """`512`, `512.0` and `"512"` are one number; a boolean is none."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value.partition(".")[0])
+    raise PydanticCustomError("whole_number", "must be a whole number")
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PydanticCustomError("number", "must be a number")
+    return value
+
+
+def _image_source(value: str) -> str:
+    if not value.lower().startswith(("https://", "http://", "data:image/")):
+        raise PydanticCustomError("image_source", "must be an http(s) address or a data:image/ URI")
+    return value
+
+
+_CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
+"""Control characters but tab and newline."""
+
+_PRINTED = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
+"""Of what is sent: something is to be seen in it."""
+
+
+def _printed(max_chars: int) -> StringConstraints:
+    return StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=max_chars, pattern=_PRINTED)
+
+
+Prompt = Annotated[str, _printed(MAX_PROMPT_CHARS)]
+ModelId = Annotated[str, _printed(MAX_MODEL_CHARS)]
+ImageSource = Annotated[
+    str,
+    StringConstraints(strict=True, strip_whitespace=True, pattern=rf"^[^{_CONTROL}]*$"),
+    AfterValidator(_image_source),
+    Field(json_schema_extra={"pattern": r"^(https?://|data:image/)[!-~]+$"}),
+]
+
+# Limits stand with the number, before our own rule: behind it pydantic would check them by calls of Python.
+_WHOLE_NUMBER = BeforeValidator(_whole_number)
+Size = Annotated[int, Field(ge=64, le=2048), _WHOLE_NUMBER, Field(multiple_of=8)]  # in this order it is told of
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _WHOLE_NUMBER]
+Steps = Annotated[int, Field(ge=1, le=100), _WHOLE_NUMBER]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
+
+
+class GenerationFields(BaseModel):
+    """What changes the picture, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=())
+
+    prompt: Annotated[Prompt, Field(description="What to draw.")]
+    model: Annotated[ModelId, Field(description="Any model id of the provider.")]
+    width: Annotated[Size, Field(description="Pixels.")] = 512
+    height: Annotated[Size, Field(description="Pixels.")] = 512
+    n: Annotated[Count, Field(description="Pictures wanted.")] = 1
+    steps: Annotated[Steps, Field(description="Not sent where not given.")] | None = None
+    seed: Annotated[Seed, Field(description="The same seed, the same picture.")] | None = None
+    negative_prompt: Prompt | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100), BeforeValidator(_number)] | None = None
+    output_format: Literal["jpeg", "png", "webp"] | None = None
+    image_url: ImageSource | None = None
+    reference_images: (
+        Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=MAX_REFERENCE_IMAGES)] | None
+    ) = None
+
+
+def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str]) -> GenerationRequest:
+    """Reads a client's fields, in either spelling, `null` as absent. Raises InvalidRequest with every fault."""
+    fields, faults = _one_spelling(body)
+    fields.setdefault("model", default_model)
+    try:
+        wanted, _, _ = _validated(fields)
+    except ValidationError as error:
+        raise InvalidRequest(details=(faults + _faults(error))[:MAX_FAULTS]) from error
+    if faults:
+        raise InvalidRequest(details=faults[:MAX_FAULTS])
+    if (alias := aliases.get(wanted["model"])) is not None:
+        wanted["model"] = alias
+    return GenerationRequest(**wanted)
+
+
+# The fields alone: a model that holds them would take half of the time.
+_schema = cast(ModelSchema, GenerationFields.__pydantic_core_schema__)
+_validated = SchemaValidator(_schema["schema"], _schema["config"]).validate_python
+
+
+def _one_spelling(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldFault]]:
+    fields: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    faults = []
+    for key, value in body.items():
+        name = _SPELLINGS.get(key)
+        if name is None:
+            faults.append(FieldFault(_shown(key), _unknown(key, [*sorted(_SPELLINGS), "webhook"])))
+        elif name in spelled:
+            faults.append(FieldFault(key, f"is the same field as {spelled[name]}: send one of them"))
+        else:
+            spelled[name] = key
+            if value is not None:
+                fields[name] = value
+    return fields, faults
+
+
+def _unknown(key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key[:60], names, n=1)
+    return "is not a known field" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _shown(key: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in key[:60])
+
+
+def _faults(error: ValidationError) -> list[FieldFault]:
+    return [FieldFault(_path(e["loc"]), _sentence(e)) for e in error.errors(include_url=False)]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    first, *rest = location or ("",)
+    return to_camel(str(first)) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+
+
+def _sentence(error: ErrorDetails) -> str:
+    unit = "entries" if isinstance(error["input"], list | tuple) else "characters"
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "too_short" | "string_too_short":
+            return f"must have at least {error['ctx']['min_length']} {unit}"
+        case "too_long" | "string_too_long":
+            return f"must have at most {error['ctx']['max_length']} {unit}"
+        case "string_pattern_mismatch":
+            return "must not contain control characters but tab and newline"
+    return error["msg"].replace("Input should", "must").replace("must be a valid tuple", "must be a list")
+
+
+_SPELLINGS = {spelling: name for name in GenerationFields.model_fields for spelling in (name, to_camel(name))}
