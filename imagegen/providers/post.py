@@ -12,10 +12,10 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import aiohttp
 from aiohttp.connector import Connection
+from msgspec import Struct
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -33,7 +33,7 @@ class NotSent(Exception):
     """No byte of the request has left, so nothing can have been paid for; the cause says why."""
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True, gc=False):
     """headers: their names in any case, as aiohttp's are."""
 
     status: int

@@ -7,6 +7,7 @@ import statistics
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 from msgspec import Struct
@@ -33,6 +34,7 @@ class Place(Struct, frozen=True, gc=False):
 NOWHERE = Place()
 
 
+@lru_cache(maxsize=64)
 def entry_order(entry_id: str) -> int:
     """Entry ids rise with time: milliseconds, and a number of up to 64 bits among those of one of them."""
     milliseconds, _, number = entry_id.partition("-")
@@ -131,6 +133,10 @@ class RunTimes:
             gone, _ = self._by_kind.popitem(last=False)
             self._medians.pop(gone, None)
 
+    def expected_of(self, task: Task) -> float | None:
+        """As `expected`; what kind it is need not be read where nothing has run."""
+        return self.expected(kind_of(task)) if self._all else None
+
     def expected(self, kind: Kind) -> float | None:
         """The median of the last runs of the kind; None where there was none."""
         median = self._medians.get(kind)
@@ -207,12 +213,12 @@ class Estimates:
 
     def place(self, task: Task, now: float, instances: int = 1) -> Place:
         """Where an unfinished task stands."""
-        kind = kind_of(task)
-        expected_s = self.runs.expected(kind)
+        expected_s = self.runs.expected_of(task)
         if task.state is State.PROCESSING:
             if expected_s is None or task.started_at is None:
                 return NOWHERE
-            began = self._running.get(task.id, (kind, task.started_at))[1]
+            running = self._running.get(task.id)
+            began = running[1] if running else task.started_at
             return Place(None, round(left_s(expected_s, now - began), 1))
         if task.retry_at is not None or not task.entry_id:
             wait = max((task.retry_at or now) - now, 0.0)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from imagegen.queue.records import encode_entry, encode_task, final_record
 from imagegen.tasks.task import Task
 
 
-class SubmitItem(NamedTuple):
+class SubmitItem(Struct, frozen=True, gc=False):
     """replaced: the finished generation that is to be replaced, or nothing."""
 
     task_id: str
@@ -27,7 +28,7 @@ def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
     )
 
 
-class SubmitAnswer(NamedTuple):
+class SubmitAnswer(Struct, frozen=True, gc=False):
     """kind: see submit.lua; known: the record that stands, where one does."""
 
     kind: Literal["new", "again", "known", "full", "collision", "newer", "unreadable"]
@@ -36,7 +37,7 @@ class SubmitAnswer(NamedTuple):
     known: bytes
 
 
-class FinishItem(NamedTuple):
+class FinishItem(Struct, frozen=True, gc=False):
     """final: the task as it is to stand, and record: its bytes; entry_id: of the entry that carried it."""
 
     entry_id: str
@@ -49,14 +50,14 @@ def finish_item(entry_id: str, final: Task) -> FinishItem:
     return FinishItem(entry_id, final, final_record(final))
 
 
-class Finished(NamedTuple):
+class Finished(Struct, frozen=True, gc=False):
     """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
 
     stands: bytes
     hooks: bytes
 
 
-class SwapItem(NamedTuple):
+class SwapItem(Struct, frozen=True, gc=False):
     """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
 
     task_id: str
@@ -65,8 +66,7 @@ class SwapItem(NamedTuple):
     purpose: str = "start"
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseItem:
+class ReleaseItem(Struct, frozen=True, gc=False):
     task_id: str
     entry_id: str
     generation: int
@@ -74,8 +74,7 @@ class ReleaseItem:
     run: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PendingEntry:
+class PendingEntry(Struct, frozen=True, gc=False):
     """A claimed entry: who holds it, and since when it was not renewed."""
 
     entry_id: str

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
 
 from loguru import logger
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
@@ -43,7 +43,7 @@ class Cached(StrEnum):
     REFRESH = "REFRESH"
 
 
-class Submission(NamedTuple):
+class Submission(Struct, frozen=True, gc=False):
     """What a client submits: the request in its stored form, the two names of its canonical form, and whom to tell."""
 
     task_id: str
@@ -53,7 +53,7 @@ class Submission(NamedTuple):
     webhooks: tuple[Webhook, ...] = ()
 
 
-class Submitted(NamedTuple):
+class Submitted(Struct, frozen=True, gc=False):
     task: Task
     cached: Cached
 
@@ -95,7 +95,7 @@ class Queue:
         if running is not None:
             first = await running
             _same_request(first.task, submission)
-            return self._counted(first if first.cached is Cached.HIT else first._replace(cached=Cached.COALESCED))
+            return self._counted(first if first.cached is Cached.HIT else replace(first, cached=Cached.COALESCED))
         return self._counted(await self._put_in(submission))
 
     async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> Submitted:
@@ -105,7 +105,7 @@ class Queue:
         """
         running = self._joined(submission.task_id)
         if running is not None:
-            return self._counted((await running)._replace(cached=Cached.COALESCED))
+            return self._counted(replace(await running, cached=Cached.COALESCED))
         return self._counted(await self._put_in(submission, finished, keep=keep))
 
     def _counted(self, submitted: Submitted) -> Submitted:

@@ -99,10 +99,11 @@ class Scripts:
     def _finish(self, items: list[FinishItem]) -> Asked:
         keys = [self._keys.stream, self._keys.outbox]
         args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
-        for entry_id, final, record in items:
+        for item in items:
+            final = item.final
             keys += (self._keys.record(final.id), self._keys.hooks(final.id))
             name = outbox_name(final.id, final.generation)
-            args += (entry_id, final.generation, record, name, "1" if to_tell(final) else "")
+            args += (item.entry_id, final.generation, item.record, name, "1" if to_tell(final) else "")
         return self._scripts["finish"].asked(keys, args)
 
     def _finished(self, items: list[FinishItem], replies: list[Any]) -> list[Finished]:

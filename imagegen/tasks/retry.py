@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Reason, TaskError
@@ -18,16 +20,14 @@ LONGEST_ASKED_S = 120.0
 """The longest wait that an upstream's word is taken for; then it is asked again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(Struct, frozen=True, gc=False):
     """All pictures that will come are kept."""
 
     images: tuple[StoredImage, ...]
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True, gc=False):
     """Try again after `delay_s` seconds. `counts`: whether what was done is an attempt (waiting out a 429 is none)."""
 
     delay_s: float
@@ -35,28 +35,24 @@ class Retry:
     counts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True, gc=False):
     """No picture will come."""
 
     error: TaskError
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True, gc=False):
     """The claim is not ours any more (cancelled, taken over, finished elsewhere): nothing is to be said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unstarted:
+class Unstarted(Struct, frozen=True, gc=False):
     """The service stops before the claim's turn came: it stays as it is and is handed back."""
 
 
 Outcome = Succeeded | Retry | Failed | Lost | Unstarted
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True, gc=False):
     """How a task stands when a call has failed.
 
     attempts: begun ones, with this one; ambiguous: calls that were sent and brought no answer, with this one.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.addresses import check_host
 from imagegen.errors import Draining, FieldFault, InvalidRequest
@@ -28,7 +30,7 @@ from imagegen.web.waiting import applied, wait_until_final, wanted_wait_s
 from imagegen.web.wish import Wish, digest_of, wish_of
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     """What the client is told of its submit."""
 
     status: int
@@ -41,7 +43,7 @@ async def generate(request: web.Request) -> web.Response:
     context, wait_s, wish = request.app[CONTEXT], wanted_wait_s(request), wish_of(request)
     submitted = await order(context, await read_body(request), wish)
     if wait_s:
-        submitted = submitted._replace(task=await wait_until_final(context, submitted.task, wait_s, request))
+        submitted = replace(submitted, task=await wait_until_final(context, submitted.task, wait_s, request))
     elif submitted.cached is Cached.HIT:
         return await _hit(request, context, submitted)
     answer = await answer_of(request, submitted, waited=bool(wait_s))
@@ -116,9 +118,10 @@ def _submission(context: Context, body: Mapping[str, Any], wish: Wish) -> Submis
 
 def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
     """The request, and whom to tell. Raises InvalidRequest with the faults of both."""
-    identity, webhooks = context.identity, tuple[Webhook, ...]()
+    identity = context.identity
     if "webhook" not in body:
-        return fields.parse(body, default_model=identity.default_model, aliases=identity.aliases), webhooks
+        return fields.parse(body, default_model=identity.default_model, aliases=identity.aliases), ()
+    webhooks: tuple[Webhook, ...] = ()
     faults: tuple[FieldFault, ...] = ()
     drawn = {name: value for name, value in body.items() if name != "webhook"}
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -20,7 +20,9 @@ from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
+from aiohttp.web_response import REASON_PHRASES
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
+from msgspec import Struct
 from multidict import CIMultiDict
 
 from imagegen.web.headers import CAREFUL, SERVER, X_REQUEST_ID, request_id_of
@@ -109,21 +111,32 @@ class QuickResponse(web.Response):
     _zlib_executor = None
 
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
-        every = CIMultiDict(headers)
-        every[hdrs.CONTENT_TYPE] = "application/json; charset=utf-8"
-        web.StreamResponse.__init__(self, status=status, _real_headers=every)
-        self._body = body
+        self._state = {}
+        self._body, self._status, self._reason = body, status, REASON_PHRASES.get(status, "")
+        self._given = {**headers, hdrs.CONTENT_TYPE: "application/json; charset=utf-8"}
+
+    @cached_property
+    def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
+        """Made for who looks at them or adds some."""
+        return CIMultiDict(self._given)
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         match = request._match_info if isinstance(request, web.Request) else None
-        body, headers = self._body, self._headers
+        body = self._body
         if match is None or not isinstance(body, bytes) or not self._is_plain(request._message):
             return await super().prepare(request)
-        if len(match.current_app.on_response_prepare) > 1 or X_REQUEST_ID in headers or hdrs.SERVER in headers:
+        more = len(match._apps[0].on_response_prepare) > 1
+        fixed = self._fixed()
+        if more or fixed.named:
             await request._prepare_hook(self)
-        if not "".join(headers.values()).isprintable():
+            fixed = self._fixed()
+        headers = self._shown
+        own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if fixed.framed or own.count("\r") != len(headers) or own.count("\n") != len(headers) or "\0" in own:
             return await super().prepare(request)
-        head = self._head(request_id_of(cast(web.Request, request)), len(body)).encode()
+        request_id = "" if fixed.named else f"X-Request-Id: {request_id_of(cast(web.Request, request))}\r\n"
+        date = "" if fixed.dated else f"Date: {rfc822_formatted_time()}\r\n"
+        head = f"{fixed.start}{own}{fixed.more}{request_id}{date}Content-Length: {len(body)}\r\n\r\n".encode()
         self._keep_alive = self._eof_sent = True
         self._body_length = len(head) + len(body)
         writer = cast(StreamWriter, request._payload_writer)
@@ -132,7 +145,6 @@ class QuickResponse(web.Response):
         return None
 
     def _is_plain(self, message: RawRequestMessage) -> bool:
-        headers = self._headers
         return (
             message.version == HttpVersion11
             and not message.should_close
@@ -140,21 +152,39 @@ class QuickResponse(web.Response):
             and self._status not in _BODILESS
             and not (self._keep_alive is not None or self._cookies or self._compression or self._chunked)
             and not (self._eof_sent or self._payload_writer)
-            and not (hdrs.CONNECTION in headers or hdrs.CONTENT_LENGTH in headers or hdrs.TRANSFER_ENCODING in headers)
         )
 
-    def _head(self, request_id: str, length: int) -> str:
-        headers = self._headers
-        careful, named, dated = _added(tuple(headers))
-        own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        ours = "" if named else f"Server: {SERVER}\r\nX-Request-Id: {request_id}\r\n"
-        date = "" if dated else f"Date: {rfc822_formatted_time()}\r\n"
-        return f"HTTP/1.1 {self._status} {self._reason}\r\n{own}{careful}{ours}{date}Content-Length: {length}\r\n\r\n"
+    @property
+    def _shown(self) -> Mapping[str, str]:
+        return self._headers if "_headers" in self.__dict__ else self._given
+
+    def _fixed(self) -> _Fixed:
+        return _fixed(self._status, self._reason, tuple(self._shown))
+
+
+class _Fixed(Struct, frozen=True, gc=False):
+    """What of a head is the same for all answers with headers of these names.
+
+    start: the first line; more: the careful headers that are not among them, and the server's name.
+    named, dated: whether an id and a date are among them; framed: whether aiohttp has to see to their meaning.
+    """
+
+    start: str
+    more: str
+    named: bool
+    dated: bool
+    framed: bool
 
 
 @lru_cache(maxsize=256)
-def _added(names: tuple[str, ...]) -> tuple[str, bool, bool]:
-    """The careful headers that an answer with these has not, and whether it has an id and a date."""
+def _fixed(status: int, reason: str, names: tuple[str, ...]) -> _Fixed:
     has = {name.lower() for name in names}
-    careful = "".join([f"{name}: {value}\r\n" for name, value in CAREFUL.items() if name.lower() not in has])
-    return careful, X_REQUEST_ID.lower() in has, hdrs.DATE.lower() in has
+    named = bool(has & {X_REQUEST_ID.lower(), hdrs.SERVER.lower()})
+    more = "".join([f"{name}: {value}\r\n" for name, value in CAREFUL.items() if name.lower() not in has])
+    return _Fixed(
+        start=f"HTTP/1.1 {status} {reason}\r\n",
+        more=more if named else f"{more}Server: {SERVER}\r\n",
+        named=named,
+        dated=hdrs.DATE.lower() in has,
+        framed=bool(has & {hdrs.CONNECTION.lower(), hdrs.CONTENT_LENGTH.lower(), hdrs.TRANSFER_ENCODING.lower()}),
+    )

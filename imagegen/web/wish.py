@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
+from msgspec import Struct
+from msgspec.structs import replace
 from multidict import istr
 
 from imagegen.errors import FieldFault, InvalidRequest
@@ -23,7 +25,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
 
 
-class Wish(NamedTuple):
+class Wish(Struct, frozen=True):
     """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own."""
 
     request: web.Request
@@ -41,7 +43,7 @@ class Wish(NamedTuple):
 
     def of_entry(self, index: int) -> Wish:
         """The wish for one entry of a batch. No key of a client's has a space in it."""
-        return self if self.key is None else self._replace(key=f"{self.key} {index}")
+        return self if self.key is None else replace(self, key=f"{self.key} {index}")
 
 
 def wish_of(request: web.Request) -> Wish:

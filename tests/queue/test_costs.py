@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 import pytest
+from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueFull
@@ -93,7 +94,7 @@ async def submit_new(instance) -> None:
 
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
-    item = submit_item(task)._replace(generation=task.generation + 1)
+    item = replace(submit_item(task), generation=task.generation + 1)
     assert (await instance.scripts.submit(item)).kind == "known"
 
 

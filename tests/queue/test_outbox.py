@@ -35,7 +35,7 @@ def hook(path: str = "a", **changes: object) -> Webhook:
 
 
 def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
-    return submission(name)._replace(webhooks=webhooks)
+    return changed(submission(name), webhooks=webhooks)
 
 
 async def put_in(instance, name: str, *webhooks: Webhook) -> Task:

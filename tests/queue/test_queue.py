@@ -5,6 +5,7 @@ import time
 
 import orjson
 import pytest
+from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import InternalError, QueueFull
@@ -97,7 +98,7 @@ async def test_another_request_under_the_same_id_is_never_served(make_instance) 
     await one.queue.submit(submission("a"))
     for instance in (one, two):
         with pytest.raises(InternalError):
-            await instance.queue.submit(submission("a")._replace(digest="b" * 32))
+            await instance.queue.submit(replace(submission("a"), digest="b" * 32))
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.retry import LONGEST_ASKED_S, MAX_BACKOFF_S, Failed, Retry, RetryPolicy, Standing, never_reached

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import ClientConnectorError, web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer, unused_port
+from msgspec.structs import replace as changed
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 from support import eventually, submission
@@ -117,7 +118,7 @@ class Service:
         self.loop = asyncio.create_task(deliveries.deliver_forever())
 
     async def submit(self, name: str, *webhooks: Webhook) -> Cached:
-        wanted = submission(name)._replace(webhooks=webhooks)
+        wanted = changed(submission(name), webhooks=webhooks)
         submitted = await self.instance.queue.submit(wanted)
         await self.instance.queue.join(wanted, submitted)
         return submitted.cached
