@@ -188,17 +188,20 @@ class Queue:
         return Submitted(task, cached)
 
     async def _put_in(self, submission: Submission, replaced: Task | None = None, *, keep: bool = False) -> Submitted:
+        task = self._task(submission, replaced.images if replaced and keep else ())
         joined: list[asyncio.Future[Submitted]] = []
-        self._submitting[submission.task_id] = joined
+        self._submitting[task.id] = joined
         try:
-            submitted = await self._send(submission, replaced, replaced.images if replaced and keep else ())
+            answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
+            taken_in = answer.kind in ("new", "again")
+            submitted = self._taken_in(task, answer) if taken_in else self._met(submission, answer)
         except BaseException as error:
             for waiter in joined:
                 if not waiter.done():
                     waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
             raise
         finally:
-            del self._submitting[submission.task_id]
+            del self._submitting[task.id]
         for waiter in joined:
             if not waiter.done():
                 waiter.set_result(submitted)
@@ -213,10 +216,10 @@ class Queue:
         joined.append(waiter)
         return waiter
 
-    async def _send(self, submission: Submission, replaced: Task | None, stale: tuple[StoredImage, ...]) -> Submitted:
+    def _task(self, submission: Submission, stale: tuple[StoredImage, ...]) -> Task:
         now = self._clock()
         generation = int(now * 1e6)
-        task = Task(
+        return Task(
             submission.task_id,
             generation,
             generation,
@@ -227,19 +230,18 @@ class Queue:
             reason=Reason.QUEUED,
             images=stale,
             stale_images=bool(stale),
-            deliveries=first_deliveries(submission.webhooks),
+            deliveries=first_deliveries(submission.webhooks) if submission.webhooks else (),
         )
-        answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
-        if answer.kind in ("new", "again"):
-            if answer.generation != generation:
-                task = replace(task, generation=answer.generation, sequence=answer.generation)
-            task = replace(task, entry_id=answer.entry_id)
-            if self._memory.put(task) and answer.entry_id and task.id not in self._holdings.claimed:
-                self._estimates.line.add(answer.entry_id)
-            if answer.kind == "again":
-                self._control.tell("fresh", ids=[task.id])
-            return Submitted(task, Cached.REFRESH if stale else Cached.MISS)
-        return self._met(submission, answer)
+
+    def _taken_in(self, task: Task, answer: SubmitAnswer) -> Submitted:
+        """The answer to a submit whose task waits now."""
+        generation = answer.generation
+        task = replace(task, generation=generation, sequence=generation, entry_id=answer.entry_id)
+        if self._memory.put(task) and task.entry_id and task.id not in self._holdings.claimed:
+            self._estimates.line.add(task.entry_id)
+        if answer.kind == "again":
+            self._control.tell("fresh", ids=[task.id])
+        return Submitted(task, Cached.REFRESH if task.stale_images else Cached.MISS)
 
     def _met(self, submission: Submission, answer: SubmitAnswer) -> Submitted:
         if answer.kind == "full":

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
 from imagegen.web.errors import MAX_BODY_BYTES
+from imagegen.web.shortcuts import take_whole
 
 MAX_DEPTH = 32
 MAX_NUMBER_CHARS = 32
@@ -62,6 +63,9 @@ async def read_body(request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, ti
     _check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
+    body = take_whole(request.content)
+    if body is not None and len(body) <= max_bytes:
+        return body
     try:
         return await _read(request.content, max_bytes, timeout_s)
     except TimeoutError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import msgspec
@@ -65,7 +65,7 @@ async def _hit(request: web.Request, context: Context, submitted: Submitted) -> 
 
 
 def _found(submitted: Submitted) -> dict[str, str]:
-    return {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached.value}
+    return {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached}
 
 
 async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool = False) -> Answer:
@@ -83,16 +83,16 @@ async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool 
     return Answer(200 if hit else 202, view, headers)
 
 
-async def order(context: Context, raw: bytes, wish: Wish) -> Submitted:
+def order(context: Context, raw: bytes, wish: Wish) -> Awaitable[Submitted]:
     """Parses one body and puts it in the queue. Bytes that came before mean what they meant."""
     if wish.key is not None:
-        return await order_parsed(context, parse_object(raw), wish)
+        return order_parsed(context, parse_object(raw), wish)
     submission = context.seen.get(raw)
     if submission is None:
         submission = _submission(context, parse_object(raw), wish)
         if not submission.webhooks:
             context.seen.put(raw, submission)
-    return await submit(context, submission, fresh=wish.fresh)
+    return submit(context, submission, fresh=wish.fresh)
 
 
 async def order_parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> Submitted:

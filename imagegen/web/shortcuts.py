@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.helpers import rfc822_formatted_time
@@ -74,19 +74,22 @@ class Router:
         self._app, self._apps = app, [app]
         self._known: dict[tuple[str, str], tuple[web.AbstractRoute, dict[str, str]]] = {}
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        name = request._method, request._message.path
-        known = self._known.get(name)
+    def handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
+        known = self._known.get((request._method, request._message.path))
         if known is None or hdrs.EXPECT in request._headers:
-            response = await self._app._handle(request)
-            self._learn(name, request.match_info)
-            return response
+            return self._handle_unknown(request)
         route, found = known
         match = request._match_info = UrlMappingMatchInfo(found, route)
         match._apps, match._current_app, match._frozen = self._apps, self._app, True
-        return await route.handler(request)
+        return route._handler(request)
 
-    def _learn(self, name: tuple[str, str], match: UrlMappingMatchInfo) -> None:
+    async def _handle_unknown(self, request: web.Request) -> web.StreamResponse:
+        response = await self._app._handle(request)
+        self._learn(request)
+        return response
+
+    def _learn(self, request: web.Request) -> None:
+        name, match = (request._method, request._message.path), request.match_info
         path = name[1]
         if (
             match.http_exception
@@ -99,6 +102,19 @@ class Router:
         if len(self._known) >= MAX_PATHS:
             self._known.pop(next(iter(self._known)))
         self._known[name] = match.route, dict(match)
+
+
+def take_whole(content: StreamReader) -> bytes | None:
+    """Reads a body that came in one piece; None for any other, of which nothing is taken."""
+    if type(content) is not StreamReader or not content._eof or len(content._buffer) != 1:
+        return None
+    if content._buffer_offset or content._http_chunk_splits is not None or content._exception is not None:
+        return None
+    body = content._buffer.popleft()
+    content._size = 0
+    content._cursor += len(body)
+    content._protocol.resume_reading()
+    return body
 
 
 class QuickResponse(web.Response):
