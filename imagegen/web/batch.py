@@ -55,11 +55,11 @@ def _entries(body: Mapping[str, Any]) -> list[Any]:
 
 async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> Mapping[str, object]:
     """The POST answer for one entry, whatever it is."""
-    place = f"requests[{index}]"
+    context, place = request.app[CONTEXT], f"requests[{index}]"
     try:
         if not isinstance(entry, dict):
             raise InvalidRequest(details=[FieldFault(place, "must be an object")])
-        submitted = await order_parsed(request.app[CONTEXT], entry, wish.of_entry(index))
+        submitted = await order_parsed(context, entry, wish.of_entry(index))
     except InvalidRequest as error:
         error.details = tuple(
             fault if fault.field == place else replace(fault, field=f"{place}.{fault.field}") for fault in error.details
@@ -67,7 +67,7 @@ async def _one(request: web.Request, index: int, entry: object, wish: Wish) -> M
         return _refusal(request, error)
     except ApiError as error:
         return _refusal(request, error)
-    answer = await answer_of(request, submitted)
+    answer = await answer_of(request, context, submitted)
     return answer.view | {"statusCode": answer.status}
 
 

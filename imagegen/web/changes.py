@@ -45,5 +45,5 @@ async def retry(request: web.Request) -> web.Response:
     submitted = await submit(context, submission)
     if submitted.cached is Cached.HIT:
         raise NotRetryable
-    answer = await answer_of(request, submitted)
+    answer = await answer_of(request, context, submitted)
     return json_response(answer.view, status=answer.status, headers=answer.headers)

@@ -54,7 +54,7 @@ def base_url(request: web.Request, public_url: str | None, hops: Hops) -> str:
     if public_url:
         return public_url.rstrip("/")
     scheme, host = request.scheme, request.headers.get(hdrs.HOST, "")
-    if _trusts_peer(request, hops):
+    if hops and _trusts_peer(request, hops):
         forwarded_scheme = _forwarded(request, "X-Forwarded-Proto", hops).lower()
         scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
         forwarded_host = _forwarded(request, "X-Forwarded-Host", hops)
@@ -132,7 +132,7 @@ def _is_proxy(address: IPv4Address | IPv6Address) -> bool:
 
 def _trusts_peer(request: web.Request, hops: Hops) -> bool:
     if hops != "auto":
-        return hops >= 1
+        return True
     peer = _parse(request.remote or "")
     return peer is None or _is_proxy(peer)
 

@@ -14,11 +14,11 @@ from loguru import logger
 
 from imagegen import log
 from imagegen.errors import ApiError, BadRequest, InternalError
-from imagegen.metrics import Meter
+from imagegen.metrics import Histogram, Meter
 from imagegen.web.client import valid_host
 from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
 from imagegen.web.headers import add_headers, dress, name_request, request_id_of
-from imagegen.web.shortcuts import QuickResponse
+from imagegen.web.shortcuts import QuickResponse, route_of
 from imagegen.web.v1 import errors as v1_errors
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
@@ -47,6 +47,7 @@ class Edge:
     def around(self, handle: Handle) -> Handle:
         """Names the request, runs it, turns what it raised into an answer, counts it and logs one line."""
         meter, access_log = self.meter, self.access_log
+        counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
         async def edge(request: web.Request) -> web.StreamResponse:
             name_request(request)
@@ -66,7 +67,13 @@ class Edge:
             finally:
                 took_s = monotonic() - began_at
                 meter.open_requests -= 1
-                meter.requests[*_route(request), status].observe(took_s)
+                route = route_of(request)
+                histogram = counted.get((route, status)) if route else None
+                if histogram is None:
+                    histogram = meter.requests[*_names(route), status]
+                    if route and route.resource:
+                        counted[route, status] = histogram
+                histogram.observe(took_s)
                 if access_log:
                     _log_access(request, status, took_s)
 
@@ -82,13 +89,11 @@ def install(app: web.Application, edge: Edge) -> None:
     app.on_response_prepare.append(add_headers)
 
 
-def _route(request: web.Request) -> tuple[str, str]:
-    """Method and template of the route: of bounded sets, whatever clients send."""
-    match = request._match_info  # noqa: SLF001 - the public one may not be asked where nothing was looked up
-    if match is None:
+def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
+    """Method and template of a route: of bounded sets, whatever clients send."""
+    if route is None:
         return hdrs.METH_ANY, UNMATCHED
-    resource = match.route.resource
-    return match.route.method, UNMATCHED if resource is None else resource.canonical
+    return route.method, UNMATCHED if route.resource is None else route.resource.canonical
 
 
 def language(request: web.Request) -> Language:
@@ -100,7 +105,7 @@ def json_response(
     body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """The answer that holds one JSON object."""
-    return json_bytes(orjson.dumps(body), status=status, headers=headers)
+    return QuickResponse(orjson.dumps(body), status, headers or {})
 
 
 def json_bytes(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

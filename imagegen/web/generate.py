@@ -46,7 +46,7 @@ async def generate(request: web.Request) -> web.Response:
         submitted = replace(submitted, task=await wait_until_final(context, submitted.task, wait_s, request))
     elif submitted.cached is Cached.HIT:
         return await _hit(request, context, submitted)
-    answer = await answer_of(request, submitted, waited=bool(wait_s))
+    answer = await answer_of(request, context, submitted, waited=bool(wait_s))
     return json_response(answer.view, status=answer.status, headers=answer.headers | applied(wait_s))
 
 
@@ -57,7 +57,7 @@ async def _hit(request: web.Request, context: Context, submitted: Submitted) -> 
     body = context.told.get(asked, task)
     if body is not None:
         return json_bytes(body, headers=_found(submitted))
-    answer = await answer_of(request, submitted)
+    answer = await answer_of(request, context, submitted)
     body = msgspec.json.encode(answer.view)
     if task.state.final:
         context.told.put(asked, task, body)
@@ -68,14 +68,13 @@ def _found(submitted: Submitted) -> dict[str, str]:
     return {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached}
 
 
-async def answer_of(request: web.Request, submitted: Submitted, *, waited: bool = False) -> Answer:
+async def answer_of(request: web.Request, context: Context, submitted: Submitted, *, waited: bool = False) -> Answer:
     """The answer for a request that was taken. One who waited for the end is told the end."""
     task, hit = submitted.task, submitted.cached is Cached.HIT
     headers = _found(submitted)
     if waited and task.state.final:
         ended, more = await describe(request, task)
         return Answer(200, {**ended, "cached": hit}, headers | more)
-    context = request.app[CONTEXT]
     place = await context.queue.place(task)
     if not task.state.final:
         headers["Retry-After"] = str(retry_after_s(place))

@@ -104,6 +104,12 @@ class Router:
         self._known[name] = match.route, dict(match)
 
 
+def route_of(request: web.Request) -> web.AbstractRoute | None:
+    """What was found for it; None where nothing was looked up."""
+    match = request._match_info
+    return None if match is None else match._route
+
+
 def take_whole(content: StreamReader) -> bytes | None:
     """Reads a body that came in one piece; None for any other, of which nothing is taken."""
     if type(content) is not StreamReader or not content._eof or len(content._buffer) != 1:
@@ -113,7 +119,8 @@ def take_whole(content: StreamReader) -> bytes | None:
     body = content._buffer.popleft()
     content._size = 0
     content._cursor += len(body)
-    content._protocol.resume_reading()
+    if content._protocol._reading_paused:
+        content._protocol.resume_reading()
     return body
 
 
@@ -141,23 +148,23 @@ class QuickResponse(web.Response):
         body = self._body
         if match is None or not isinstance(body, bytes) or not self._is_plain(request._message):
             return await super().prepare(request)
-        more = len(match._apps[0].on_response_prepare) > 1
-        fixed = self._fixed()
-        if more or fixed.named:
+        headers, fixed = self._shown()
+        if fixed.named or len(match._apps[0].on_response_prepare) > 1:
             await request._prepare_hook(self)
-            fixed = self._fixed()
-        headers = self._shown
+            headers, fixed = self._shown()
         own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if fixed.framed or own.count("\r") != len(headers) or own.count("\n") != len(headers) or "\0" in own:
             return await super().prepare(request)
-        request_id = "" if fixed.named else f"X-Request-Id: {request_id_of(cast(web.Request, request))}\r\n"
+        if not fixed.named:
+            own = f"{own}X-Request-Id: {request_id_of(cast(web.Request, request))}\r\n"
         date = "" if fixed.dated else f"Date: {rfc822_formatted_time()}\r\n"
-        head = f"{fixed.start}{own}{fixed.more}{request_id}{date}Content-Length: {len(body)}\r\n\r\n".encode()
+        head = f"{fixed.start}{own}{fixed.more}{date}Content-Length: {len(body)}\r\n\r\n".encode()
         self._keep_alive = self._eof_sent = True
         self._body_length = len(head) + len(body)
         writer = cast(StreamWriter, request._payload_writer)
         writer._write(head + body)
-        await writer.drain()
+        if request._protocol._paused:
+            await writer.drain()
         return None
 
     def _is_plain(self, message: RawRequestMessage) -> bool:
@@ -170,12 +177,9 @@ class QuickResponse(web.Response):
             and not (self._eof_sent or self._payload_writer)
         )
 
-    @property
-    def _shown(self) -> Mapping[str, str]:
-        return self._headers if "_headers" in self.__dict__ else self._given
-
-    def _fixed(self) -> _Fixed:
-        return _fixed(self._status, self._reason, tuple(self._shown))
+    def _shown(self) -> tuple[Mapping[str, str], _Fixed]:
+        headers = self._headers if "_headers" in self.__dict__ else self._given
+        return headers, _fixed(self._status, self._reason, tuple(headers))
 
 
 class _Fixed(Struct, frozen=True, gc=False):
