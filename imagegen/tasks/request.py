@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
 
 MAX_SEED = 2**63 - 1
 
@@ -36,7 +35,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
 
     def stored(self) -> dict[str, Any]:
         """The fields that are set, in snake_case."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
 
     def stored_json(self) -> bytes:
         """`stored` as JSON, to be kept; `restore` reads it back."""

@@ -140,5 +140,5 @@ class Pool:
     async def _finish(self, claim: Claim, final: Task) -> None:
         self._pacing.finished(final.id)
         stands = await self._claims.finish(claim, final)
-        log = logger.bind(taskId=final.id, attempt=claim.run.attempts)
-        log.info("{}{}", stands.state, f": {stands.error.code}" if stands.error else "")
+        fault = f": {stands.error.code}" if stands.error else ""
+        logger.info("{}{}", stands.state, fault, taskId=final.id, attempt=claim.run.attempts)
