@@ -67,9 +67,10 @@ class Claims:
         if stands:
             return adopt(claim, stands)
         self._wrote(claim, run, value)
-        self._count_start(claim)
-        self._estimates.started(claim.task, self._clock())
-        self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=self._clock()))
+        now = self._clock()
+        self._count_start(claim, now)
+        self._estimates.started(claim.task, now)
+        self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=now))
         return Start.STARTED
 
     async def checkpoint(self, claim: Claim, run: Run) -> bool:
@@ -150,10 +151,10 @@ class Claims:
         claim.run = claim.written = run
         claim.stands = value
 
-    def _count_start(self, claim: Claim) -> None:
+    def _count_start(self, claim: Claim, now: float) -> None:
         claim.began_at = time.monotonic()
         if claim.run.starts == 1:
-            self._meter.waits.observe(max(self._clock() - claim.task.created_at, 0.0))
+            self._meter.waits.observe(max(now - claim.task.created_at, 0.0))
 
     def _count_attempt(self, claim: Claim, outcome: str) -> None:
         if claim.began_at is not None:
@@ -161,8 +162,9 @@ class Claims:
             claim.began_at = None
 
     def _count_end(self, claim: Claim, final: Task) -> None:
-        self._count_attempt(claim, final.state.value)
-        self._meter.finished(final.state.value, final.error.code if final.error else "", final.model)
+        state = str(final.state)
+        self._count_attempt(claim, state)
+        self._meter.finished(state, final.error.code if final.error else "", final.model)
         if final.state is State.COMPLETED:
             self._meter.stored([image.size_bytes for image in final.images])
 

@@ -71,7 +71,7 @@ class Pool:
             if not self._set_aside(claim):
                 self.working.add(claim)
                 try:
-                    await self._settle(claim, await self._outcome(claim))
+                    await self._say(claim, await self._outcome(claim))
                 finally:
                     self.working.discard(claim)
 
@@ -100,35 +100,31 @@ class Pool:
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
-    async def _settle(self, claim: Claim, outcome: Outcome) -> None:
-        try:
-            await self._say(claim, outcome)
-        except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
-            logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
-            self._claims.drop(claim)
-
     async def _say(self, claim: Claim, outcome: Outcome) -> None:
         now, ttl_s = self._clock(), self._result_ttl_s
         task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
-        match outcome:
-            case Succeeded(images, warnings):
-                await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
-            case Unstarted():
-                pass
-            case Lost():
-                self._pacing.finished(task.id)
-                self._claims.drop(claim)
-            case Retry():
-                claim.task = task
-                await self._claims.retry(claim, outcome)
-            case Failed(error) if task.stale_images:
-                warning = f"fresh images could not be generated ({error.code}); these are from before"
-                await self._keep_old(task)
-                await self._finish(
-                    claim, edges.completed(task, task.images, (*claim.run.warnings, warning), now=now, ttl_s=ttl_s)
-                )
-            case Failed(error):
-                await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
+        try:
+            match outcome:
+                case Succeeded(images, warnings):
+                    await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+                case Unstarted():
+                    pass
+                case Lost():
+                    self._pacing.finished(task.id)
+                    self._claims.drop(claim)
+                case Retry():
+                    claim.task = task
+                    await self._claims.retry(claim, outcome)
+                case Failed(error) if task.stale_images:
+                    warning = f"fresh images could not be generated ({error.code}); these are from before"
+                    warnings = (*claim.run.warnings, warning)
+                    await self._keep_old(task)
+                    await self._finish(claim, edges.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
+                case Failed(error):
+                    await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
+        except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
+            logger.bind(taskId=task.id).exception("The end of an attempt could not be written")
+            self._claims.drop(claim)
 
     async def _keep_old(self, task: Task) -> None:
         """The pictures of before stand once more, so they are to live as long as new ones."""
