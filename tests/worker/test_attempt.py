@@ -40,7 +40,7 @@ async def pause(workshop, model: str = "m", retry_after_s: float = 60.0) -> None
 
 async def settled(workshop, claim, outcome) -> None:
     """What the pool does with an outcome; returns when the claim is offered again."""
-    await workshop.pool._settle(claim, outcome)
+    await workshop.pool._say(claim, outcome)
     if isinstance(outcome, Retry):
         assert await asyncio.wait_for(workshop.instance.claims.claim(), 5) is claim
 
@@ -461,7 +461,7 @@ async def test_a_claim_that_is_lost_already_is_not_called_for(make_workshop: Mak
 async def test_what_was_handed_back_goes_on_with_the_pictures_it_has(make_workshop: MakeWorkshop) -> None:
     one = make_workshop(pictures(1), fault(500), per_call=1, pool=False, base_s=60.0)
     claim = await one.claim(n=2, seed=10)
-    await one.pool._settle(claim, await one.attempts.run(claim))
+    await one.pool._say(claim, await one.attempts.run(claim))
     one.instance.claims.quiet()
     await one.instance.crash()
     await one.instance.room.leave()
