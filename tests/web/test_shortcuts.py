@@ -104,6 +104,47 @@ async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent() -> None
             await client.get("/quick")
 
 
+HEAD = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+PIECES = {
+    "in one piece": ['Content-Length: 7\r\n\r\n{"a":1}'],
+    "in two, the head first": ["Content-Length: 7\r\n\r\n", '{"a":1}'],
+    "in two, cut in the body": ['Content-Length: 7\r\n\r\n{"a', '":1}'],
+    "as one chunk": ['Transfer-Encoding: chunked\r\n\r\n7\r\n{"a":1}\r\n0\r\n\r\n'],
+    "as two chunks": ['Transfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n'],
+}
+NOTHING = {"not at all": ["\r\n"], "empty": ["Content-Length: 0\r\n\r\n"]}
+
+
+@pytest.mark.parametrize("pieces", (PIECES | NOTHING).values(), ids=(PIECES | NOTHING).keys())
+async def test_a_body_is_the_one_that_aiohttp_reads_however_it_comes_and_the_next_request_is_whole(
+    pieces: list[str],
+) -> None:
+    async def quick(request: web.Request) -> web.Response:
+        return web.Response(body=shortcuts.take_whole(request.content) or await request.content.read())
+
+    async def long(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    app = web.Application()
+    app.router.add_post("/quick", quick)
+    app.router.add_post("/long", long)
+    async with edged(app) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        bodies = []
+        for path in ("/quick", "/long", "/quick"):
+            writer.write(HEAD.format(path).encode())
+            for piece in pieces:
+                writer.write(piece.encode())
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            found = re.search(rb"Content-Length: (\d+)", head)
+            assert found is not None
+            bodies.append(await reader.readexactly(int(found[1])))
+        writer.close()
+    assert bodies == [b'{"a":1}' if pieces in PIECES.values() else b""] * 3
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
     async def name(request: web.Request) -> web.Response:
