@@ -34,11 +34,14 @@ class Place(Struct, frozen=True, gc=False):
 NOWHERE = Place()
 
 
-@lru_cache(maxsize=64)
 def entry_order(entry_id: str) -> int:
     """Entry ids rise with time: milliseconds, and a number of up to 64 bits among those of one of them."""
     milliseconds, _, number = entry_id.partition("-")
     return (int(milliseconds) << _NUMBER_BITS) + int(number)
+
+
+# What is added to the line is mostly asked for at once.
+_order_lately = lru_cache(maxsize=64)(entry_order)
 
 
 class _Size(Struct, gc=False):
@@ -79,7 +82,7 @@ class WaitingLine:
         return (self._line[0] >> _NUMBER_BITS) / 1000 if self._line else None
 
     def add(self, entry_id: str) -> None:
-        order, line = entry_order(entry_id), self._line
+        order, line = _order_lately(entry_id), self._line
         if not line or line[-1] < order:
             line.append(order)
         else:
@@ -108,7 +111,7 @@ class WaitingLine:
 
     def position(self, entry_id: str) -> int:
         """1 for the next one."""
-        return bisect_left(self._line, entry_order(entry_id)) + 1
+        return bisect_left(self._line, _order_lately(entry_id)) + 1
 
 
 class RunTimes:

@@ -14,11 +14,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator
 from pydantic_core.core_schema import ModelSchema
 
 from imagegen.errors import FieldFault, InvalidRequest
-from imagegen.tasks.request import MAX_SEED, GenerationRequest
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest
 
 MAX_PROMPT_CHARS = 4_000
 MAX_MODEL_CHARS = 200
-MAX_IMAGES = 8
 MAX_REFERENCE_IMAGES = 16
 MAX_FAULTS = 50
 
@@ -80,7 +79,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
 
 
 class GenerationFields(BaseModel):
-    """What changes the picture, and nothing else."""
+    """What changes the picture, and nothing else, as a client sends it."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=())
 
@@ -115,7 +114,7 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
     return GenerationRequest(**wanted)
 
 
-# The fields alone: a model that holds them would take half of the time.
+# The fields alone: to make a model of them as well would be half of the cost.
 _schema = cast(ModelSchema, GenerationFields.__pydantic_core_schema__)
 _validated = SchemaValidator(_schema["schema"], _schema["config"]).validate_python
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+MAX_IMAGES = 8
 MAX_SEED = 2**63 - 1
 
 _encode = msgspec.json.Encoder().encode
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """What changes the picture, and nothing else, within the limits of `fields.GenerationFields`.
+    """What changes the picture, as it is kept. What is always known has no default, so that it is always written.
 
-    What is always known has no default, so that it is always written.
+    `fields.parse` sees to the limits; `restore` looks again only at `n`, which decides how many calls are paid for.
     """
 
     prompt: str
     model: str
     width: int
     height: int
-    n: int
+    n: Annotated[int, Meta(ge=1, le=MAX_IMAGES)]
     steps: int | None = None
     seed: int | None = None
     negative_prompt: str | None = None

@@ -64,7 +64,9 @@ async def read_body(request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, ti
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
     body = take_whole(request.content)
-    if body is not None and len(body) <= max_bytes:
+    if body is not None:
+        if len(body) > max_bytes:
+            raise BodyTooLarge(limit=max_bytes)
         return body
     try:
         return await _read(request.content, max_bytes, timeout_s)

@@ -132,7 +132,7 @@ def _is_proxy(address: IPv4Address | IPv6Address) -> bool:
 
 def _trusts_peer(request: web.Request, hops: Hops) -> bool:
     if hops != "auto":
-        return True
+        return hops >= 1
     peer = _parse(request.remote or "")
     return peer is None or _is_proxy(peer)
 

@@ -128,6 +128,7 @@ class QuickResponse(web.Response):
     """An answer of JSON whose head is made as one text, and sent with the body at once.
 
     That is done for HTTP/1.1 on a connection that stays; the result is what aiohttp would have sent.
+    headers: no name comes twice, whatever its case, and none is Content-Type.
     """
 
     _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
@@ -148,12 +149,12 @@ class QuickResponse(web.Response):
         body = self._body
         if match is None or not isinstance(body, bytes) or not self._is_plain(request._message):
             return await super().prepare(request)
-        headers, fixed = self._shown()
+        headers, fixed = self._headers_and_fixed()
         if fixed.named or len(match._apps[0].on_response_prepare) > 1:
             await request._prepare_hook(self)
-            headers, fixed = self._shown()
+            headers, fixed = self._headers_and_fixed()
         own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if fixed.framed or own.count("\r") != len(headers) or own.count("\n") != len(headers) or "\0" in own:
+        if fixed.framed or own.count("\r\n") != len(headers) or not own.replace("\r\n", "").isprintable():
             return await super().prepare(request)
         if not fixed.named:
             own = f"{own}X-Request-Id: {request_id_of(cast(web.Request, request))}\r\n"
@@ -177,7 +178,7 @@ class QuickResponse(web.Response):
             and not (self._eof_sent or self._payload_writer)
         )
 
-    def _shown(self) -> tuple[Mapping[str, str], _Fixed]:
+    def _headers_and_fixed(self) -> tuple[Mapping[str, str], _Fixed]:
         headers = self._headers if "_headers" in self.__dict__ else self._given
         return headers, _fixed(self._status, self._reason, tuple(headers))
 
@@ -186,7 +187,8 @@ class _Fixed(Struct, frozen=True, gc=False):
     """What of a head is the same for all answers with headers of these names.
 
     start: the first line; more: the careful headers that are not among them, and the server's name.
-    named, dated: whether an id and a date are among them; framed: whether aiohttp has to see to their meaning.
+    named: whether an id or a server's name is among them; dated: whether a date is.
+    framed: whether aiohttp has to see to the meaning of some.
     """
 
     start: str

@@ -101,9 +101,9 @@ class Pool:
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
     async def _say(self, claim: Claim, outcome: Outcome) -> None:
-        now, ttl_s = self._clock(), self._result_ttl_s
-        task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
         try:
+            now, ttl_s = self._clock(), self._result_ttl_s
+            task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
             match outcome:
                 case Succeeded(images, warnings):
                     await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
@@ -123,7 +123,7 @@ class Pool:
                 case Failed(error):
                     await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
         except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
-            logger.bind(taskId=task.id).exception("The end of an attempt could not be written")
+            logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
             self._claims.drop(claim)
 
     async def _keep_old(self, task: Task) -> None:

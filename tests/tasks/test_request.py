@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from imagegen.tasks.fields import parse
+from imagegen.tasks.fields import GenerationFields, parse
 from imagegen.tasks.request import GenerationRequest
 
 TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
@@ -62,6 +62,20 @@ def test_a_request_is_read_back_as_it_was_stored(body: dict[str, object]) -> Non
     assert orjson.loads(request.stored_json()) == DEFAULTS | body
 
 
+@pytest.mark.parametrize("name", GenerationFields.model_fields)
+def test_each_field_makes_another_task(name: str) -> None:
+    values: dict[str, list[object]] = {
+        "output_format": ["png", "jpeg"],
+        "image_url": ["https://host/a", "https://host/b"],
+        "reference_images": [["https://host/a"], ["https://host/b"]],
+    }
+    values |= {side: [64, 128] for side in ("width", "height")}
+    values |= {number: [1, 2] for number in ("n", "steps", "seed", "guidance_scale")}
+    first, second = [requested(**{name: value}) for value in values.get(name, ["a", "b"])]
+    assert first.canonical("p", None) != second.canonical("p", None)
+    assert first.stored_json() != second.stored_json()
+
+
 def test_what_is_always_known_is_always_stored() -> None:
     assert requested().stored_json() == b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1}'
 
@@ -75,6 +89,8 @@ def test_what_is_always_known_is_always_stored() -> None:
         b'{"prompt":"a cat"}',
         b'{"prompt":1,"model":"m","width":512,"height":512,"n":1}',
         b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1,"odd":1}',
+        b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":0}',
+        b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":9}',
         b'{"prompt":"\xff","model":"m","width":512,"height":512,"n":1}',
         b"[" * 100_000,
     ],

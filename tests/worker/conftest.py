@@ -11,7 +11,7 @@ import pytest
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 from imagegen.queue.queue import Submission
-from imagegen.tasks import fields as of_request
+from imagegen.tasks.fields import parse as parse_fields
 from imagegen.tasks.image import ImageBytes, StoredImage
 from imagegen.tasks.request import digest, fingerprint
 from imagegen.tasks.retry import RetryPolicy
@@ -110,7 +110,7 @@ class MemoryKeeper:
 
 
 def submission(prompt: object = "a", **fields: object) -> Submission:
-    request = of_request.parse({"prompt": str(prompt), **fields}, default_model="m", aliases={})
+    request = parse_fields({"prompt": str(prompt), **fields}, default_model="m", aliases={})
     canonical = request.canonical("scripted", None)
     return Submission(fingerprint(canonical, None), digest(canonical), request.model, request.stored_json())
 

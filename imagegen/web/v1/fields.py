@@ -11,8 +11,8 @@ from typing import Any
 from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import FieldFault, InvalidRequest
-from imagegen.tasks import fields as plain
 from imagegen.tasks.fields import MAX_FAULTS, GenerationFields
+from imagegen.tasks.fields import parse as parse_fields
 from imagegen.tasks.request import GenerationRequest
 
 DEFAULT_SIDE = 1024
@@ -56,7 +56,7 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
     if not isinstance(streamed, bool):
         faults.append(FieldFault("stream", "must be true or false"))
     try:
-        request = plain.parse(fields, default_model=default_model, aliases=aliases)
+        request = parse_fields(fields, default_model=default_model, aliases=aliases)
     except InvalidRequest as error:
         faults += [_as_spelled(fault, spelled) for fault in error.details]
         raise InvalidRequest(details=faults[:MAX_FAULTS]) from error
