@@ -120,10 +120,14 @@ NOTHING = {"not at all": ["\r\n"], "empty": ["Content-Length: 0\r\n\r\n"]}
 async def test_a_body_is_the_one_that_aiohttp_reads_however_it_comes_and_the_next_request_is_whole(
     pieces: list[str],
 ) -> None:
+    entered = asyncio.Event()
+
     async def quick(request: web.Request) -> web.Response:
+        entered.set()
         return web.Response(body=shortcuts.take_whole(request.content) or await request.content.read())
 
     async def long(request: web.Request) -> web.Response:
+        entered.set()
         return web.Response(body=await request.read())
 
     app = web.Application()
@@ -133,11 +137,11 @@ async def test_a_body_is_the_one_that_aiohttp_reads_however_it_comes_and_the_nex
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         bodies = []
         for path in ("/quick", "/long", "/quick"):
-            writer.write(HEAD.format(path).encode())
-            for piece in pieces:
+            entered.clear()
+            writer.write(HEAD.format(path).encode() + pieces[0].encode())
+            await asyncio.wait_for(entered.wait(), 5)  # the head is read, with what came of the body
+            for piece in pieces[1:]:
                 writer.write(piece.encode())
-                await writer.drain()
-                await asyncio.sleep(0.01)
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
             found = re.search(rb"Content-Length: (\d+)", head)
             assert found is not None
