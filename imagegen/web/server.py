@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp import HttpVersion11, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import _ErrInfo
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
@@ -19,7 +21,10 @@ from imagegen.web.shortcuts import Router, run_directly
 KEEPALIVE_S = 130.0
 """Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
 
-HEAD_TIMEOUT_S = 15.0
+HEAD_TIMEOUT_S = 10.0
+MAX_HEAD_BYTES = 64 * 1024
+"""Of the request line and all headers; aiohttp alone takes 128 headers of 8 KiB each."""
+
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
 
@@ -57,25 +62,64 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_head_timeout_s", "_head_timer")
+    __slots__ = ("_body", "_head_bytes", "_head_timeout_s", "_head_timer")
 
     def __init__(self, manager: web.Server, *, head_timeout_s: float, **options: Any) -> None:
         super().__init__(manager, **options)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._body: StreamReader = EMPTY_PAYLOAD
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         run_directly(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._head_bytes > MAX_HEAD_BYTES:
+            return
+        count, reads_head = self._request_count, self._body.is_eof()
         super().data_received(data)
+        self._bound_head(len(data), self._request_count - count, reads_head=reads_head)
         waiter = self._waiter
         awaits_head = self._request_count == 0 if waiter is None else not waiter.done()
         if not awaits_head:
             self._stop_head_timer()
         elif self._head_timer is None and data.strip(b"\r\n"):
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
+
+    def _bound_head(self, received: int, new_messages: int, *, reads_head: bool) -> None:
+        """Refuse a head over `MAX_HEAD_BYTES`, whether it is complete or not.
+
+        Args:
+            received: bytes given to the parser, which tells neither where a head ends nor how much of one it holds.
+            new_messages: messages that the parser made of them.
+            reads_head: whether no body was under way before.
+        """
+        if new_messages:
+            if self._head_bytes + received > MAX_HEAD_BYTES:
+                self._refuse_long_heads(new_messages)
+            self._body, self._head_bytes = self._messages[-1][1], 0
+        elif not reads_head or self._upgraded:
+            self._head_bytes = 0
+        else:
+            self._head_bytes += received
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._add_refusal()
+
+    def _refuse_long_heads(self, new_messages: int) -> None:
+        messages = [self._messages.pop() for _ in range(new_messages)]
+        for message, body in reversed(messages):
+            too_long = not isinstance(message, _ErrInfo) and _head_bytes(message) > MAX_HEAD_BYTES
+            self._messages.append((_too_long() if too_long else message, body))
+
+    def _add_refusal(self) -> None:
+        """Queue the answer; the rest is read, dropped and lingered for like a body, since a reset would undo it."""
+        self._body = StreamReader(self, 1, loop=self._loop)
+        self._request_count += 1
+        self._messages.append((_too_long(), self._body))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """aiohttp asks for it after each body that was read, and runs its parser in vain where nothing was paused."""
@@ -86,6 +130,8 @@ class _Connection(web.RequestHandler):
         self._stop_head_timer()
         request = self._current_request
         super().connection_lost(exc)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._body.feed_eof()
         if request is not None:
             tell_gone(request)
 
@@ -130,6 +176,15 @@ class _Connection(web.RequestHandler):
         self._head_timer = None
         logger.info("A request head took too long: connection closed")
         self.force_close()
+
+
+def _head_bytes(message: RawRequestMessage) -> int:
+    return len(message.path) + sum(len(name) + len(value) + len(": \r\n") for name, value in message.raw_headers)
+
+
+def _too_long() -> _ErrInfo:
+    error = LineTooLong(b"", MAX_HEAD_BYTES)
+    return _ErrInfo(status=error.code, exc=error, message=error.message)
 
 
 def _refusal(error: HttpProcessingError) -> ApiError:
