@@ -40,7 +40,9 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web import edge
 from imagegen.web.admin import ADMIN, AdminRule
+from imagegen.web.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
+from imagegen.web.listening import ListeningSite, base_address, open_sockets
 from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.routes import add_routes
@@ -241,14 +243,15 @@ def collect_less_garbage() -> None:
 async def serve(settings: Settings) -> int:
     """Runs the service until a signal; returns the exit code. Raises SettingsError."""
     stop = _stop_on_signals()
-    listening = _listen(settings.host, settings.port)
+    cap = connection_cap(raise_descriptor_limit(), settings.worker_concurrency)
+    sockets = open_sockets(settings.hosts, settings.port)
     app = create_app(settings)
-    runner = ImagegenRunner(app)
+    runner = ImagegenRunner(app, max_connections=cap)
     try:
         await runner.setup()
         collect_less_garbage()
-        await web.SockSite(runner, listening).start()
-        logger.info("imagegen {} listens on {}", __version__, _address(listening))
+        await ListeningSite(runner, sockets, runner.connections).start()
+        logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         died = asyncio.create_task(app[SUPERVISOR].died.wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -257,7 +260,8 @@ async def serve(settings: Settings) -> int:
         return 0 if app[SUPERVISOR].alive else 1
     finally:
         await runner.cleanup()
-        listening.close()
+        for listening in sockets:
+            listening.close()
 
 
 async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
@@ -282,27 +286,15 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        where = f"{host}:{port}"
-        raise SettingsError(f"HOST, PORT: can't listen on {where} ({error.strerror}); choose another PORT") from error
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def main() -> None:
     """The command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
         if settings.exposed_without_keys:
-            logger.warning("Anybody who reaches {} can spend your provider's credit: set API_KEYS", settings.host)
+            logger.warning(
+                "Anybody who reaches {} can spend your provider's credit: set API_KEYS", ", ".join(settings.hosts)
+            )
         code = asyncio.run(serve(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed

@@ -88,6 +88,14 @@ def host(text: str) -> str:
     return host
 
 
+def hosts(text: str) -> tuple[str, ...]:
+    """`127.0.0.1,::1`: at least one host."""
+    listed = list_of(host)(text)
+    if not listed:
+        raise ValueError("must name at least one host name or address")
+    return listed
+
+
 def is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

@@ -52,7 +52,7 @@ class Settings:
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
     """
 
-    host: str = _setting("HOST", "127.0.0.1", values.host)
+    hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
     port: int = _setting("PORT", 3000, values.integer(0, 65535))
     public_url: str | None = _optional("PUBLIC_URL", values.base_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
@@ -124,7 +124,7 @@ class Settings:
     def exposed_without_keys(self) -> bool:
         """Whether anybody who reaches the port spends the credit of a provider's key."""
         key = {"together": self.together_api_key, "openai": self.openai_api_key}.get(self.provider)
-        return key is not None and not self.api_keys and not _is_loopback(self.host)
+        return key is not None and not self.api_keys and not all(map(_is_loopback, self.hosts))
 
     def __repr__(self) -> str:
         shown = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))

@@ -171,19 +171,23 @@ def test_the_image_is_built_from_named_files_only() -> None:
     assert not [line for line in lines if line.startswith("!.")]
 
 
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+@pytest.mark.parametrize(
+    ("host", "status", "code"), [("0.0.0.0", 200, 0), ("0.0.0.0", 503, 1), ("::", 200, 0), ("[::1],127.0.0.1", 200, 0)]
+)
 async def test_the_health_check_of_the_image_follows_healthz(
-    dockerfile: list[str], aiohttp_server: Callable[[web.Application], Awaitable[TestServer]], status: int, code: int
+    dockerfile: list[str], aiohttp_server: Callable[..., Awaitable[TestServer]], host: str, status: int, code: int
 ) -> None:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(status=status)
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
-    server = await aiohttp_server(app)
+    server = await aiohttp_server(app, host="127.0.0.1" if host == "0.0.0.0" else "::1")
     program, *arguments = yaml.safe_load(instruction(dockerfile, "HEALTHCHECK").split(" CMD ")[1])
     assert program == "python"
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, env={"PORT": str(server.port)})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env={"HOST": host, "PORT": str(server.port)}
+    )
     assert await asyncio.wait_for(process.wait(), 20) == code
 
 

@@ -36,7 +36,7 @@ def faults(**environ: str) -> dict[str, str]:
 def test_nothing_set_gives_the_sandbox_on_loopback_with_an_embedded_redis() -> None:
     settings = load()
     assert settings == Settings()
-    assert (settings.host, settings.port, settings.provider) == ("127.0.0.1", 3000, "sandbox")
+    assert (settings.hosts, settings.port, settings.provider) == (("127.0.0.1",), 3000, "sandbox")
     assert (settings.redis_url, settings.data_dir) == (None, Path(".imagegen"))
     assert (settings.rate_limit_window_s, settings.rate_limit_max, settings.image_rate_limit_max) == (60.0, 10, 5)
     assert (settings.lease_s, settings.drain_s, settings.result_ttl_s, settings.task_deadline_s) == (
@@ -59,9 +59,10 @@ def test_settings_can_not_be_changed() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "attribute", "value"),
     [
-        ("HOST", "0.0.0.0", "host", "0.0.0.0"),
-        ("HOST", "[::1]", "host", "::1"),
-        ("HOST", "localhost", "host", "localhost"),
+        ("HOST", "0.0.0.0", "hosts", ("0.0.0.0",)),
+        ("HOST", "[::1]", "hosts", ("::1",)),
+        ("HOST", "localhost", "hosts", ("localhost",)),
+        ("HOST", "127.0.0.1, [::1],", "hosts", ("127.0.0.1", "::1")),
         ("PORT", "0", "port", 0),
         ("PORT", " 8080 ", "port", 8080),
         ("PUBLIC_URL", "https://example.org/images/", "public_url", "https://example.org/images"),
@@ -110,7 +111,7 @@ def test_a_good_value_is_taken(name: str, text: str, attribute: str, value: obje
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *[("HOST", text) for text in ("http://localhost", "localhost:3000", "a b")],
+        *[("HOST", text) for text in ("http://localhost", "localhost:3000", "a b", ",", "::1,a b")],
         *[("PORT", text) for text in ("65536", "-1", "http", "3000.5", "٣", "1_000")],
         *[
             ("PUBLIC_URL", text)
@@ -221,6 +222,8 @@ def test_no_redis_at_all_is_refused() -> None:
         ({"HOST": "127.0.0.2"}, False),
         ({"HOST": "::1"}, False),
         ({"HOST": "localhost"}, False),
+        ({"HOST": "127.0.0.1,::1"}, False),
+        ({"HOST": "127.0.0.1,::"}, True),
         ({"API_KEYS": "web:12345678"}, False),
         ({"PROVIDER": "sandbox"}, False),
         ({"TOGETHER_API_KEY": ""}, False),
@@ -361,7 +364,7 @@ def test_the_environment_comes_before_the_file_and_empty_in_it_hides_the_file(tm
         "PORT=4000\nexport HOST='::1'\nTOGETHER_API_KEY=paid # a comment\nLOG_LEVEL\n", encoding="utf-8-sig"
     )
     settings = Settings.load({"PORT": "5000", "TOGETHER_API_KEY": ""}, dotenv=file)
-    assert (settings.port, settings.host, settings.provider) == (5000, "::1", "sandbox")
+    assert (settings.port, settings.hosts, settings.provider) == (5000, ("::1",), "sandbox")
     assert Settings.load({}, dotenv=file).together_api_key == "paid"
 
 

@@ -12,6 +12,7 @@ from aiohttp.web_protocol import _ErrInfo
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
+from imagegen.web.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.edge import EDGE
 from imagegen.web.errors import error_response
 from imagegen.web.headers import dress, fresh_request_id
@@ -32,10 +33,19 @@ SHUTDOWN_S = 2.0
 class ImagegenRunner(web.AppRunner):
     """Runs an application, in its edge, on our connections; takes what `web.AppRunner` takes, with defaults of ours.
 
-    head_timeout_s: how long the head of a request may take from its first byte.
+    head_timeout_s: how long the head of a request may take from its first byte. idle_s: how long a connection may
+    stay open without one. max_connections: see `connections`.
     """
 
-    def __init__(self, app: web.Application, *, head_timeout_s: float = HEAD_TIMEOUT_S, **options: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        idle_s: float = IDLE_S,
+        max_connections: int = MAX_CONNECTIONS,
+        **options: Any,
+    ) -> None:
         defaults: dict[str, Any] = {
             "access_log": None,
             "auto_decompress": False,
@@ -45,6 +55,11 @@ class ImagegenRunner(web.AppRunner):
         }
         super().__init__(app, **{**defaults, **options})
         self._head_timeout_s = head_timeout_s
+        self.connections = Connections(max_connections, idle_s=idle_s)
+
+    async def cleanup(self) -> None:
+        self.connections.close()
+        await super().cleanup()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -52,6 +67,7 @@ class ImagegenRunner(web.AppRunner):
             self.app[EDGE].around(Router(self.app).handle),
             request_factory=server.request_factory,
             head_timeout_s=self._head_timeout_s,
+            connections=self.connections,
             **self._kwargs,
         )
 
@@ -62,10 +78,13 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_body", "_head_bytes", "_head_timeout_s", "_head_timer")
+    __slots__ = ("_body", "_connections", "_head_bytes", "_head_timeout_s", "_head_timer", "_used", "address")
 
-    def __init__(self, manager: web.Server, *, head_timeout_s: float, **options: Any) -> None:
+    def __init__(self, manager: web.Server, *, head_timeout_s: float, connections: Connections, **options: Any) -> None:
         super().__init__(manager, **options)
+        self._connections = connections
+        self._used = False
+        self.address = ""
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -74,6 +93,19 @@ class _Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         run_directly(self)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        self._connections.add(self)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self._waiter is not None and not self._waiter.done()
+
+    @property
+    def head_begun(self) -> bool:
+        """Whether a part of a request's head came."""
+        return self._head_timer is not None
 
     def data_received(self, data: bytes) -> None:
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -81,6 +113,9 @@ class _Connection(web.RequestHandler):
         count, reads_head = self._request_count, self._body.is_eof()
         super().data_received(data)
         self._bound_head(len(data), self._request_count - count, reads_head=reads_head)
+        if not self._used and self._request_count:
+            self._used = True
+            self._connections.use(self)
         waiter = self._waiter
         awaits_head = self._request_count == 0 if waiter is None else not waiter.done()
         if not awaits_head:
@@ -128,6 +163,7 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
+        self._connections.discard(self)
         request = self._current_request
         super().connection_lost(exc)
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -174,7 +210,8 @@ class _Connection(web.RequestHandler):
 
     def _give_up_head(self) -> None:
         self._head_timer = None
-        logger.info("A request head took too long: connection closed")
+        if self._connections.slow_heads.begins():
+            logger.info("A request head took too long: connection closed")
         self.force_close()
 
 

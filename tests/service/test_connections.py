@@ -1,0 +1,90 @@
+"""A service of 1,024 descriptors under a flood of connections, and the hosts that it listens on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, calls_about, run_to_its_end
+
+LIMITED = Path(__file__).parent / "limited.py"
+COUNT = 1_100
+ORDINARY = (" GET /", " POST /", "completed", "listens", "The embedded Redis runs")
+
+
+@pytest.fixture
+def flood() -> Iterator[Callable[[str, bytes], None]]:
+    """Opens many connections to a service, from one address, and says something on each."""
+    with ExitStack() as stack:
+
+        def flood(url: str, words: bytes) -> None:
+            host, port = url.removeprefix("http://").split(":")
+            for _ in range(COUNT):
+                made = stack.enter_context(socket.create_connection((host, int(port)), 5, ("127.0.0.2", 0)))
+                with suppress(OSError):
+                    made.send(words)
+
+        yield flood
+
+
+@pytest.mark.parametrize(
+    "words",
+    [b"", b"GET /healthz HTTP/1.1\r\nHo", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
+    ids=["silent", "half a head", "kept after an answer"],
+)
+def test_a_flood_of_connections_holds_up_no_other_client_and_costs_no_call(
+    start_service: Callable[..., Service],
+    upstream: EmulatorProcess,
+    flood: Callable[[str, bytes], None],
+    words: bytes,
+) -> None:
+    service = start_service(upstream.url, program=LIMITED, NOFILE="1024", MAX_ATTEMPTS="1")
+    name = f"in a flood {len(words)} "
+    ids = [service.accepted(prompt=name + str(number)) for number in range(10)]
+    flood(service.url, words)
+    ids += [service.accepted(prompt=name + str(number)) for number in range(10, 30)]
+    began = time.monotonic()
+    assert service.get("/api/health").status == 200
+    assert time.monotonic() - began < 0.5
+    assert service.get("/readyz").status == 200
+    for task_id in ids:
+        assert service.get(service.completed(task_id)["data"][0]["url"]).status == 200
+    assert len(calls_about(upstream, name)) == len(ids)
+    lines = [line for line in service.log.splitlines() if not any(word in line for word in ORDINARY)]
+    assert len(lines) <= 5, lines
+
+
+def test_a_flood_of_long_requests_of_one_client_leaves_room_for_another(
+    start_service: Callable[..., Service], flood: Callable[[str, bytes], None]
+) -> None:
+    service = start_service(program=LIMITED, NOFILE="1024", SANDBOX_DELAY="60", DRAIN_SECONDS="0")
+    task_id = service.accepted(prompt="slow")
+    flood(service.url, f"GET /api/images/{task_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    began = time.monotonic()
+    assert service.get("/api/health").status == 200
+    assert time.monotonic() - began < 0.5
+    assert service.ask("DELETE", f"/api/images/{task_id}").status == 200
+
+
+def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Service]) -> None:
+    service = start_service(HOST="127.0.0.1,::1")
+    port = int(service.url.rpartition(":")[2])
+    assert f"listens on http://127.0.0.1:{port} and http://[::1]:{port}" in service.log
+    connection = HTTPConnection("::1", port, timeout=5)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "127.0.0.1,203.0.113.7", "no.such.host.invalid", "a b", ","])
+def test_a_bad_host_is_one_message(tmp_path: Path, host: str) -> None:
+    ended = run_to_its_end(tmp_path, HOST=host, within_s=25)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("HOST")
+    assert len(ended.stderr.splitlines()) == 1

@@ -1,0 +1,256 @@
+"""The cap of client connections, over real sockets: who has to go, who may stay, and what the system refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from loguru import logger
+from support import eventually
+
+from imagegen.errors import SettingsError
+from imagegen.metrics import Meter
+from imagegen.web import edge
+from imagegen.web.connections import Connections, connection_cap
+from imagegen.web.listening import ListeningSite, base_address, open_sockets
+from imagegen.web.server import ImagegenRunner
+
+GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    seen: list[str] = []
+    sink = logger.add(seen.append, format="{level} {message}", level="INFO", diagnose=False)
+    yield seen
+    logger.remove(sink)
+
+
+class Client:
+    """One connection to the server, from any address of the loopback net."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def ask(self, request: bytes = GET) -> bytes:
+        self.writer.write(request)
+        return await asyncio.wait_for(self.reader.readuntil(b"}"), 2)
+
+    async def closed(self, within_s: float = 2.0) -> bool:
+        try:
+            return await asyncio.wait_for(self.reader.read(), within_s) == b""
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+
+
+class Server:
+    def __init__(self, runner: ImagegenRunner, port: int) -> None:
+        self.runner, self.port = runner, port
+        self.clients: list[Client] = []
+
+    async def connect(self, source: str = "127.0.0.1") -> Client:
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0)))
+        self.clients.append(client)
+        return client
+
+    async def fill(self, count: int, request: bytes = b"", source: str = "127.0.0.1") -> list[Client]:
+        """Connections that the server knows, in order."""
+        made = []
+        for _ in range(count):
+            before = len(self.runner.connections)
+            client = await self.connect(source)
+            client.writer.write(request)
+            await eventually(lambda before=before: len(self.runner.connections) > before)
+            made.append(client)
+        return made
+
+
+MakeServer = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def make_server() -> AsyncIterator[MakeServer]:
+    servers: list[Server] = []
+
+    async def hello(request: web.Request) -> web.Response:
+        return edge.json_response({})
+
+    async def held(request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return edge.json_response({})
+
+    async def make(cap: int = 4, **options: Any) -> Server:
+        app = web.Application()
+        app.router.add_get("/hello", hello)
+        app.router.add_get("/held", held)
+        edge.install(app, edge.Edge(Meter(), access_log=False))
+        runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
+        await runner.setup()
+        sockets = open_sockets(["127.0.0.1"], 0)
+        await ListeningSite(runner, sockets, runner.connections).start()
+        servers.append(Server(runner, sockets[0].getsockname()[1]))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        for client in server.clients:
+            client.writer.close()
+        await server.runner.cleanup()
+
+
+async def test_a_new_client_takes_the_place_of_the_oldest_connection_without_a_request(make_server) -> None:
+    server = await make_server(cap=4)
+    kept = await server.connect()
+    await kept.ask()
+    silent = await server.fill(3)
+    new = await server.connect()
+    assert (await new.ask()).startswith(b"HTTP/1.1 200")
+    assert await silent[0].closed()
+    assert (await kept.ask()).startswith(b"HTTP/1.1 200")
+    assert not await silent[1].closed(0.1)
+    assert len(server.runner.connections) == 4
+
+
+async def test_of_silent_connections_those_of_the_client_with_most_go_first(make_server) -> None:
+    server = await make_server(cap=5)
+    (lone,) = await server.fill(1, source="127.0.0.2")
+    many = await server.fill(4, source="127.0.0.3")
+    for _ in range(2):
+        await (await server.connect("127.0.0.4")).ask()
+    assert await many[0].closed()
+    assert await many[1].closed()
+    assert (await lone.ask()).startswith(b"HTTP/1.1 200")
+
+
+async def test_without_a_silent_one_the_longest_kept_idle_connection_goes(make_server) -> None:
+    server = await make_server(cap=3)
+    kept = [await server.connect() for _ in range(3)]
+    for client in kept:
+        await client.ask()
+    assert (await (await server.connect()).ask()).startswith(b"HTTP/1.1 200")
+    assert await kept[0].closed()
+
+
+async def test_requests_that_run_are_not_broken_off_and_who_has_no_room_is_told(make_server) -> None:
+    server = await make_server(cap=3)
+    running = await server.fill(3, HELD)
+    await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
+    refused = await server.connect()
+    assert (await refused.ask(b"")).startswith(b"HTTP/1.1 503")
+    assert await refused.closed()
+    assert not await running[0].closed(0.1)
+
+
+async def test_one_client_with_more_than_half_of_all_running_requests_makes_room_for_another(make_server) -> None:
+    server = await make_server(cap=4)
+    running = await server.fill(4, HELD, source="127.0.0.2")
+    await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
+    assert (await (await server.connect("127.0.0.3")).ask()).startswith(b"HTTP/1.1 200")
+    assert await running[0].closed()
+
+
+async def test_a_connection_without_a_request_is_closed_after_its_time_and_a_used_one_is_kept(make_server) -> None:
+    server = await make_server(cap=10, idle_s=0.2)
+    used = await server.connect()
+    await used.ask()
+    silent = await server.fill(2)
+    for client in silent:
+        assert await client.closed()
+    assert (await used.ask()).startswith(b"HTTP/1.1 200")
+    assert len(server.runner.connections) == 1
+
+
+async def test_a_head_that_began_in_time_is_left_to_its_own_time_limit(make_server) -> None:
+    server = await make_server(cap=10, idle_s=0.2, head_timeout_s=0.8)
+    client = await server.connect()
+    client.writer.write(GET[:10])
+    await asyncio.sleep(0.4)
+    client.writer.write(GET[10:])
+    assert (await client.ask(b"")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_shortage_is_one_line_of_log(make_server, lines: list[str]) -> None:
+    server = await make_server(cap=4)
+    for _ in range(30):
+        await server.connect()
+    await (await server.connect()).ask()
+    assert len(lines) == 1
+    assert "All 4 client connections are taken" in lines[0]
+
+
+class Scarce(socket.socket):
+    """A listening socket of a process that has no descriptors left, until `left` is positive."""
+
+    left = 0
+    calls = 0
+
+    def accept(self) -> Any:
+        type(self).calls += 1
+        if self.left <= 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_no_descriptor_left_is_one_line_and_a_pause_and_then_the_client_is_served(
+    make_server, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.web.listening.socket.socket", Scarce)
+    monkeypatch.setattr("imagegen.web.listening.PAUSE_S", 0.05)
+    monkeypatch.setattr(Scarce, "calls", 0)
+    server = await make_server()
+    client = await server.connect()
+    client.writer.write(GET)
+    await asyncio.sleep(0.5)
+    assert 2 <= Scarce.calls <= 15
+    monkeypatch.setattr(Scarce, "left", 1)
+    assert (await client.ask(b"")).startswith(b"HTTP/1.1 200")
+    assert lines == ["WARNING No connection can be accepted for now: Too many open files\n"]
+
+
+@pytest.mark.parametrize(("descriptors", "slots"), [(64, 5), (256, 5), (1024, 5), (1024, 100), (4096, 5), (10**6, 5)])
+def test_clients_never_get_the_descriptors_that_the_service_needs(descriptors: int, slots: int) -> None:
+    cap = connection_cap(descriptors, slots)
+    assert 0 < cap <= 10_000
+    assert cap <= descriptors * 3 // 4
+    if descriptors >= 1024:
+        assert descriptors - cap >= 160 + 3 * slots
+        assert cap >= 500
+
+
+def test_hosts_share_one_port_and_the_any_address_of_ipv6_takes_ipv4_too() -> None:
+    for hosts, ways in ((["::"], ["127.0.0.1", "::1"]), (["127.0.0.1", "::1"], ["127.0.0.1", "::1"])):
+        sockets = open_sockets(hosts, 0)
+        port = sockets[0].getsockname()[1]
+        assert {listening.getsockname()[1] for listening in sockets} == {port}
+        assert [base_address(listening) for listening in sockets] == [
+            f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts
+        ]
+        for way in ways:
+            socket.create_connection((way, port), 1).close()
+        for listening in sockets:
+            listening.close()
+
+
+def test_both_any_addresses_together_are_bound_side_by_side() -> None:
+    sockets = open_sockets(["::", "0.0.0.0"], 0)
+    assert len(sockets) == 2
+    for listening in sockets:
+        listening.close()
+
+
+@pytest.mark.parametrize("hosts", [["203.0.113.7"], ["127.0.0.1", "203.0.113.7"], ["no.such.host.invalid"]])
+def test_a_host_that_can_not_be_bound_is_one_fault_and_leaves_nothing_open(hosts: list[str]) -> None:
+    with pytest.raises(SettingsError, match="HOST"):
+        open_sockets(hosts, 0)
+
+
+async def test_a_registry_without_connections_has_nothing_to_close() -> None:
+    assert not Connections(0).admit("127.0.0.1")
