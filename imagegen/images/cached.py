@@ -7,12 +7,14 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
-from imagegen.images.store import CheckedImage, ImageStore
+from imagegen.images.health import StoreHealth
+from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, bytes_of, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024
@@ -55,7 +57,7 @@ class CachedStore:
     The caller runs the loops of both.
     """
 
-    mark = ""
+    store_id = ""
 
     def __init__(
         self,
@@ -65,10 +67,15 @@ class CachedStore:
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.health = StoreHealth("shared store")
         self._port = port
         self._cache = cache
         self._patience_s = patience_s
         self._clock = clock
+
+    @property
+    def spool_folder(self) -> Path | None:
+        return self._cache.spool_folder
 
     async def start(self) -> None:
         """Raises SettingsError where the port can't work as it is set up."""
@@ -82,31 +89,30 @@ class CachedStore:
         await self._cache.close()
         await self._port.close()
 
-    async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
+    async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Returns when the picture is safe; waits for a port that is away, then raises StoreUnavailable."""
-        stored = StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
         if expires_at_s <= self._clock():
             return
-        await self._put(task_id, stored, image.data, expires_at_s)
+        await self._put(task_id, image.stored_at(index), await in_file_thread(bytes_of, image), expires_at_s)
         await self._remember(task_id, index, image, expires_at_s)
 
-    async def load(self, task_id: str, image: StoredImage) -> bytes | None:
+    async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """The bytes, compared with their SHA-256. Raises StoreUnavailable."""
         if not image.sha256:
             return None
-        if data := await self._cached(task_id, image):
-            return data
+        if cached := await self._cached(task_id, image):
+            return cached
         try:
             data = await self._port.get(task_id, image)
         except QueueUnavailable as error:
             raise StoreUnavailable from error
         if data is None or not await asyncio.to_thread(_is_whole, data, image):
             return None
-        checked = CheckedImage(data, image.content_type, image.width, image.height, image.sha256)
+        checked = VerifiedImage(image.content_type, len(data), image.width, image.height, image.sha256, data)
         await self._remember(task_id, image.index, checked, self._clock() + CACHED_S)
-        return data
+        return OpenedImage(len(data), data)
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether the port has them all. A picture that stays upstream is not ours to miss. Raises StoreUnavailable."""
         ours = [image for image in images if image.sha256]
         if len(ours) + sum(image.url is not None for image in images) < len(images):
@@ -116,7 +122,7 @@ class CachedStore:
         except QueueUnavailable as error:
             raise StoreUnavailable from error
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Raises StoreUnavailable."""
         ours = [image for image in images if image.sha256]
         if not ours:
@@ -126,7 +132,7 @@ class CachedStore:
         except QueueUnavailable as error:
             raise StoreUnavailable from error
         with suppress(StoreUnavailable):
-            await self._cache.extend(task_id, ours, expires_at_s)
+            await self._cache.extend_expiry(task_id, ours, expires_at_s)
 
     async def _put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
         now = asyncio.get_running_loop().time
@@ -135,20 +141,22 @@ class CachedStore:
             try:
                 await self._port.put(task_id, image, data, expires_at_s)
             except _AWAY as error:
+                self.health.mark_failed(error.__cause__ or error)
                 if now() + delay_s > give_up_at:
                     raise StoreUnavailable from error
             else:
+                self.health.mark_ok()
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 5.0)
 
-    async def _cached(self, task_id: str, image: StoredImage) -> bytes | None:
+    async def _cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         try:
-            return await self._cache.load(task_id, image)
+            return await self._cache.open(task_id, image)
         except StoreUnavailable:
             return None
 
-    async def _remember(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
+    async def _remember(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         try:
             await self._cache.save(task_id, index, image, expires_at_s)
         except StoreUnavailable as error:

@@ -20,7 +20,8 @@ from loguru import logger
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
 from imagegen.images.files import Kept
-from imagegen.images.store import CheckedImage
+from imagegen.images.health import StoreHealth
+from imagegen.images.store import OpenedImage, VerifiedImage, bytes_of
 from imagegen.tasks.image import StoredImage
 
 P = ParamSpec("P")
@@ -51,7 +52,9 @@ class DiskStore:
         self._max_bytes = max_bytes
         self._clock = clock
         self._others_live = others_live
-        self.mark = ""
+        self.store_id = ""
+        self.health = StoreHealth(f"disk, {folder}")
+        self.spool_folder: Path | None = None
         self._index: dict[Path, Kept] = {}
         self._total_bytes = 0
         self._writing: set[Path] = set()
@@ -60,15 +63,15 @@ class DiskStore:
     async def start(self) -> None:
         """Makes the folder, and its mark. Raises StoreUnavailable."""
         await _in_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        self.mark = await _in_thread(files.marked, self._folder.with_name(f"{self._folder.name}.mark"))
+        self.store_id = await _in_thread(files.marked, self._folder.with_name(f"{self._folder.name}.mark"))
 
     async def close(self) -> None:
         """Nothing is open between calls."""
 
-    async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
+    async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
         path, now = Path(self._name(task_id, index, image.sha256, image.content_type)), self._clock()
-        self._add(path, Kept(len(image.data), expires_at_s))
+        self._add(path, Kept(image.size_bytes, expires_at_s))
         self._writing.add(path)
         try:
             if expired := self._expired(now):
@@ -76,14 +79,17 @@ class DiskStore:
                     await _in_thread(files.remove, expired, now)
             if oldest := self._over_cap():
                 await _in_thread(files.remove, oldest)
-            await _in_thread(files.write, path, image.data, expires_at_s)
-        except StoreUnavailable:
+            await _in_thread(files.write, path, bytes_of(image), expires_at_s)
+        except StoreUnavailable as error:
             self._forget(path)
+            self.health.mark_failed(error.__cause__ or error)
             raise
+        else:
+            self.health.mark_ok()
         finally:
             self._writing.discard(path)
 
-    async def load(self, task_id: str, image: StoredImage) -> bytes | None:
+    async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """The bytes, compared with their SHA-256; a damaged file is removed.
 
         Raises StoreUnavailable also where another instance that lives has the only copy.
@@ -93,9 +99,9 @@ class DiskStore:
         data = await _in_thread(files.read, self._stored_path(task_id, image), image, self._clock())
         if data is None and self._elsewhere(image):
             raise StoreUnavailable
-        return data
+        return None if data is None else OpenedImage(len(data), data)
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether each file is there, whole and not expired. A picture that stays upstream is not ours to miss."""
         here = [image for image in images if image.sha256]
         if len(here) + sum(image.url is not None for image in images) < len(images):
@@ -107,7 +113,7 @@ class DiskStore:
             raise StoreUnavailable from error
         return all(map(self._elsewhere, missing))
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Sets the files' end; those that are gone stay gone."""
         paths = [self._stored_path(task_id, image) for image in images if image.sha256]
         await _in_thread(files.set_end, paths, expires_at_s)
@@ -141,7 +147,7 @@ class DiskStore:
 
     def _elsewhere(self, image: StoredImage) -> bool:
         """Whether an instance with a folder of its own keeps it."""
-        return image.keeper not in ("", self.mark) and self._others_live()
+        return image.keeper not in ("", self.store_id) and self._others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
         """The path as a string, which is made in a tenth of the time."""

@@ -11,7 +11,7 @@ from imagegen import __version__
 from imagegen.addresses import AddressRefused, check_host, refusal_in
 from imagegen.errors import UpstreamError
 from imagegen.images.sniff import NotAnImage, sniff
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
@@ -61,7 +61,7 @@ class ImageFetcher:
         stall_s = timeout_s / TRIES
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
 
-    async def fetch(self, image: ImageLink | ImageBytes) -> CheckedImage:
+    async def fetch(self, image: ImageLink | ImageBytes) -> VerifiedImage:
         """The picture's checked bytes. Raises UpstreamError `upstream_bad_response`, which no repeat mends for free."""
         if isinstance(image, ImageLink):
             data = await self._download(image.url)

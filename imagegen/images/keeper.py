@@ -29,20 +29,11 @@ class Keeper:
         """Fetches, checks and stores it. Raises UpstreamError, StoreUnavailable."""
         image = await self._fetcher.fetch(picture)
         await self._store.save(task_id, index, image, self._clock() + self._life_s)
-        return StoredImage(
-            index,
-            image.content_type,
-            len(image.data),
-            image.width,
-            image.height,
-            image.sha256,
-            seed,
-            keeper=self._store.mark,
-        )
+        return image.stored_at(index, seed=seed, keeper=self._store.store_id)
 
     async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
         """Lets pictures live as long as if they were kept now. Raises StoreUnavailable."""
-        await self._store.extend(task_id, images, self._clock() + self._life_s)
+        await self._store.extend_expiry(task_id, images, self._clock() + self._life_s)
 
 
 class LinkKeeper:

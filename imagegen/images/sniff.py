@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 
 MAX_SIDE = 16_384
 MAX_PARTS = 65_536
@@ -42,7 +42,7 @@ class _Found:
     end: int
 
 
-def sniff(data: bytes) -> CheckedImage:
+def sniff(data: bytes) -> VerifiedImage:
     """Checks that `data` is one whole picture. Raises NotAnImage.
 
     What follows the picture's end is cut off, so that nothing but the picture is ever served.
@@ -56,7 +56,7 @@ def sniff(data: bytes) -> CheckedImage:
         raise NotAnImage(f"it has {found.width}x{found.height} pixels; a side may have 1 to {MAX_SIDE}")
     picture = data if found.end == len(data) else data[: found.end]
     digest = hashlib.sha256(picture).hexdigest()
-    return CheckedImage(picture, found.content_type, found.width, found.height, digest)
+    return VerifiedImage(found.content_type, len(picture), found.width, found.height, digest, picture)
 
 
 def _walk_for(data: bytes) -> Callable[[bytes], _Found]:

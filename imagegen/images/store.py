@@ -1,51 +1,156 @@
-"""Owns what every image store promises."""
+"""Contract of the image stores, and the values that go in and out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, ParamSpec, Protocol, TypeVar, cast
 
+from imagegen.images.health import StoreHealth
 from imagegen.tasks.image import StoredImage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PIECE_BYTES = 256 * 1024
+"""Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
+
+_threads = ThreadPoolExecutor(8, thread_name_prefix="image-files")
+
+
+async def in_file_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run blocking file work in threads of its own, so that no slow name lookup or other work delays it."""
+    call = asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*args, **kwargs))
+    return await call
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedImage:
-    """Bytes that are a whole PNG, JPEG or WebP picture: what `sniff` returns."""
+class VerifiedImage:
+    """A whole PNG, JPEG or WebP image, hashed and checked; exactly one of `data` and `path` is set.
 
-    data: bytes
+    sha256: of the bytes, 64 hex digits.
+    data: the bytes, of a small image or where the disk can't take it.
+    path: a file in the store's spool folder with exactly the bytes. `ImageStore.save` may move it away.
+    """
+
     content_type: str
+    size_bytes: int
     width: int
     height: int
     sha256: str
+    data: bytes | None = None
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.path is None):
+            raise ValueError("an image has either data or a path")
+
+    def stored_at(self, index: int, *, seed: int | None = None, keeper: str = "") -> StoredImage:
+        """Return the record of this image in its task."""
+        return StoredImage(
+            index, self.content_type, self.size_bytes, self.width, self.height, self.sha256, seed, keeper=keeper
+        )
+
+
+@dataclass(slots=True)
+class OpenedImage:
+    """An image that is open for reading; exactly one source is set. Close it after use.
+
+    data: the bytes, of a small image.
+    file: an open file, of which the first `size_bytes` bytes are the image.
+    pieces: returns the bytes from an offset, of a length, in pieces; may raise StoreUnavailable.
+    """
+
+    size_bytes: int
+    data: bytes | None = None
+    file: BinaryIO | None = None
+    pieces: Callable[[int, int], AsyncGenerator[bytes, None]] | None = None
+
+    async def read(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset`, `length` of them or all, in pieces. Raises StoreUnavailable, OSError."""
+        end = self.size_bytes if length is None else min(offset + length, self.size_bytes)
+        if self.data is not None:
+            yield self.data[offset:end]
+        elif self.pieces is not None:
+            async with aclosing(self.pieces(offset, end - offset)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        elif self.file is not None:
+            while offset < end:
+                piece = await in_file_thread(_read_at, self.file, offset, min(PIECE_BYTES, end - offset))
+                if not piece:
+                    raise OSError("an image file ended early")
+                yield piece
+                offset += len(piece)
+
+    async def read_all(self) -> bytes:
+        """Return all bytes. Raises StoreUnavailable, OSError."""
+        if self.data is not None:
+            return self.data
+        return b"".join([piece async for piece in self.read()])
+
+    def close(self) -> None:
+        """Close the file. May be repeated."""
+        if self.file is not None:
+            self.file.close()
+        self.data = self.pieces = None
+
+
+def bytes_of(image: VerifiedImage) -> bytes:
+    """Return an image's bytes; blocks if they are in a file. Raises OSError."""
+    return image.data if image.data is not None else cast(Path, image.path).read_bytes()
+
+
+def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 class ImageStore(Protocol):
-    """Keeps the bytes of pictures until they expire, or until the store is over its byte cap (oldest go first)."""
+    """Keeps the bytes of images until they expire, or until the store is over its byte cap (oldest go first)."""
 
     @property
-    def mark(self) -> str:
-        """Goes into `StoredImage.keeper`: whose alone the bytes are; empty where every instance can read them."""
+    def store_id(self) -> str:
+        """`StoredImage.keeper` of what is saved here: names the only place with the bytes; empty if all can read it."""
         ...
 
-    async def save(self, task_id: str, index: int, image: CheckedImage, expires_at_s: float) -> None:
-        """Keeps it until `expires_at_s` (Unix time). The same picture again is fine. Raises StoreUnavailable."""
+    @property
+    def health(self) -> StoreHealth:
+        """Whether images can be saved now. No new paid call starts while it is not `writable`."""
         ...
 
-    async def load(self, task_id: str, image: StoredImage) -> bytes | None:
-        """The bytes, or None where they are gone. Raises StoreUnavailable where that can't be told."""
+    @property
+    def spool_folder(self) -> Path | None:
+        """A folder for files that are passed to `save` as `VerifiedImage.path`; None if images stay in memory."""
         ...
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Whether every one of them can still be loaded. Raises StoreUnavailable."""
+    async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
+        """Save the image until `expires_at_s` (Unix time). Saving it again is allowed.
+
+        The file `image.path` may be moved away; after an error it is still there.
+
+        Raises: StoreUnavailable, after `health` was updated.
+        """
         ...
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Moves their end to `expires_at_s`: the task finished later than its first picture was saved."""
+    async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
+        """Open an image for reading; None if it is gone. Raises StoreUnavailable if that is not certain."""
+        ...
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Return whether each of the images can still be opened. Raises StoreUnavailable."""
+        ...
+
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Set when the images expire, if they are there. Raises StoreUnavailable."""
         ...
 
     async def start(self) -> None:
-        """Makes it ready: folders, index of what is there, the sweeping of what has expired."""
+        """Prepare the store. A store that can't be used now is no error, but is not healthy. Raises SettingsError."""
         ...
 
     async def close(self) -> None: ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from imagegen.images.health import StoreHealth
 from imagegen.images.store import ImageStore
 from imagegen.tasks.image import StoredImage
 
@@ -14,17 +16,25 @@ class UpstreamStore:
     def __init__(self, behind: ImageStore) -> None:
         self._behind = behind
         self.save = behind.save
-        self.load = behind.load
+        self.open = behind.open
         self.start = behind.start
         self.close = behind.close
 
     @property
-    def mark(self) -> str:
-        return self._behind.mark
+    def store_id(self) -> str:
+        return self._behind.store_id
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    @property
+    def health(self) -> StoreHealth:
+        return self._behind.health
+
+    @property
+    def spool_folder(self) -> Path | None:
+        return self._behind.spool_folder
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """A link is taken for alive."""
-        return await self._behind.holds(task_id, [image for image in images if image.url is None])
+        return await self._behind.contains_all(task_id, [image for image in images if image.url is None])
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        await self._behind.extend(task_id, [image for image in images if image.url is None], expires_at_s)
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        await self._behind.extend_expiry(task_id, [image for image in images if image.url is None], expires_at_s)

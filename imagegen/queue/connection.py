@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 from loguru import logger
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -27,6 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.metrics import Meter
+from imagegen.queue.server_info import ServerInfo
 from imagegen.queue.wire import DEADLINE_S, Wire
 
 BLOCK_S = 57.0
@@ -64,6 +65,9 @@ class Connection:
 
     The scripts can be repeated without harm, so commands are retried twice, quickly; redis-py's own default would
     retry ten times and take seconds. meter: told of each command by whoever sends it.
+
+    server: the server that answered last. on_new_server: called with (known, new) when a new connection leads to
+    another server, or to the same one with less data; before anything is sent on it. Callbacks must not raise.
     """
 
     def __init__(self, url: str, meter: Meter | None = None) -> None:
@@ -74,8 +78,10 @@ class Connection:
             raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
         self.health = Health()
         self.meter = meter or Meter()
+        self.server: ServerInfo | None = None
+        self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
         pool = self.commands.connection_pool
-        self.wire = Wire(pool, on_answer=self.health.succeeded, on_failure=self._refusal)
+        self.wire = Wire(pool, greet=self._identify, on_answer=self.health.succeeded, on_failure=self._refusal)
         self.reads = Wire(pool, sends=1)
 
     async def check_settings(self) -> None:
@@ -117,6 +123,18 @@ class Connection:
             except QueueUnavailable:
                 await self.health.wait(delay_s)
                 delay_s = min(delay_s * 2, 1.0)
+
+    async def _identify(self, connection: Any) -> None:
+        """Request INFO, which is not billed, and report another server. Without the right to INFO nothing is known."""
+        await connection.send_command("INFO")
+        try:
+            server = ServerInfo.parse((await connection.read_response()).decode(errors="replace"))
+        except ResponseError:
+            return
+        known, self.server = self.server, server
+        if known is not None and server.differs_from(known):
+            for callback in self.on_new_server:
+                callback(known, server)
 
     def _refusal(self, error: Exception) -> Exception:
         """What a caller is told of an error."""

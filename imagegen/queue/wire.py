@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,7 +67,8 @@ class Wire:
     """Made when it is first needed, and again after a loss; what was sent and not answered is then sent again.
 
     So what can't be repeated without harm has to say so. pool: whose settings it is made with; sends: how often
-    something is sent at most. on_answer: called with each success; on_failure: turns an error into what `done` gets.
+    something is sent at most. greet: awaited with each new connection of redis-py before anything else is sent on it.
+    on_answer: called with each success; on_failure: turns an error into what `done` gets.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Wire:
         pool: ConnectionPool,
         *,
         sends: int = 3,
+        greet: Callable[[Any], Awaitable[None]] | None = None,
         on_answer: Callable[[], None] = lambda: None,
         on_failure: Callable[[Exception], Exception] = lambda error: error,
     ) -> None:
         self._pool = pool
         self._sends = sends
+        self._greet = greet
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._flushes: list[Callable[[], None]] = []
@@ -183,6 +186,8 @@ class Wire:
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await connection.connect()
+                if self._greet is not None:
+                    await self._greet(connection)
         except (RedisError, OSError, TimeoutError) as error:
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)

@@ -152,7 +152,7 @@ async def submit(context: Context, submission: Submission, *, fresh: bool = Fals
     submitted = await context.queue.submit(submission)
     while submitted.cached is Cached.HIT:
         task = submitted.task
-        whole = await context.store.holds(task.id, task.images)
+        whole = await context.store.contains_all(task.id, task.images)
         if whole and not (fresh and task.created_at < began):
             break
         submitted = await context.queue.replace(submission, task, keep=whole)

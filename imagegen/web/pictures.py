@@ -29,9 +29,11 @@ async def get_picture(request: web.Request) -> web.StreamResponse:
     version = request.query.get("v")
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
-    data = await context.store.load(task.id, image)
-    if data is None:
+    opened = await context.store.open(task.id, image)
+    if opened is None:
         raise ImageExpired
+    data = await opened.read_all()
+    opened.close()
     return _response(request, task, image, data)
 
 

@@ -266,3 +266,27 @@ async def test_a_batch_that_can_not_be_made_or_read_fails_all_who_wait_and_no_ot
     both = await asyncio.gather(batcher("good"), batcher("bad"), return_exceptions=True)
     assert [type(one) for one in both] == [ValueError, ValueError]
     assert await batcher("good") == b"good"
+
+
+async def test_a_reconnect_to_another_server_is_reported_before_anything_is_sent_to_it(own_redis, tmp_path) -> None:
+    successor = EmbeddedRedis(tmp_path / "successor")
+    await successor.start()
+    async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
+        connection = Connection(proxy.url)
+        reported: list[tuple[str, str]] = []
+        connection.on_new_server.append(lambda known, new: reported.append((known.run_id, new.run_id)))
+        try:
+            await connection.wire.call("PING")
+            proxy.cut()
+            await eventually(lambda: not proxy.connected)
+            await connection.wire.call("PING")
+            assert reported == []
+            proxy.to(successor.url.removeprefix("unix://"))
+            proxy.cut()
+            await eventually(lambda: not proxy.connected)
+            assert await connection.wire.call("DBSIZE") == 0
+            assert len(reported) == 1
+            assert reported[0][0] != reported[0][1] == connection.server.run_id
+        finally:
+            await connection.close()
+            await successor.stop()

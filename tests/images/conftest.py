@@ -11,9 +11,9 @@ from PIL import Image
 
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 
-MakePicture = Callable[..., CheckedImage]
+MakePicture = Callable[..., VerifiedImage]
 
 _numbers = itertools.count()
 
@@ -60,7 +60,7 @@ def outside(bucket: Bucket):
 def make_picture() -> MakePicture:
     """`make_picture("teal", kind="WEBP", pad_bytes=1_000)`: a small checked picture, each colour another one."""
 
-    def make(colour: str = "teal", *, kind: str = "PNG", pad_bytes: int = 0) -> CheckedImage:
+    def make(colour: str = "teal", *, kind: str = "PNG", pad_bytes: int = 0) -> VerifiedImage:
         file = io.BytesIO()
         options = {"exif": b"Exif\0\0" + bytes(pad_bytes)} if pad_bytes else {}
         Image.new("RGB", (24, 16), colour).save(file, kind, **options)

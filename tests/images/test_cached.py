@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ import pytest
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., CheckedImage]
+MakePicture = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -71,8 +72,16 @@ async def store(port: Elsewhere, tmp_path: Path) -> CachedStore:
     return store
 
 
-def stored(image: CheckedImage, index: int = 0) -> StoredImage:
-    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
+    return image.stored_at(index)
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 def later() -> float:
@@ -85,7 +94,7 @@ async def test_a_saved_picture_is_served_from_the_disk(
     image = make_picture()
     await store.save(TASK, 0, image, later())
     port.away = QueueUnavailable()
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
     assert port.gets == 0
 
 
@@ -95,7 +104,7 @@ async def test_a_picture_survives_an_empty_disk_and_is_asked_for_once(
     image = make_picture()
     await store.save(TASK, 0, image, later())
     shutil.rmtree(tmp_path / "cache")
-    assert [await store.load(TASK, stored(image)) for _ in range(3)] == [image.data] * 3
+    assert [await load(store, TASK, stored(image)) for _ in range(3)] == [image.data] * 3
     assert port.gets == 1
 
 
@@ -108,7 +117,7 @@ async def test_what_was_only_fetched_is_asked_for_again_some_time(
     store = CachedStore(port, cache, clock=lambda: now[0])
     for passed_s in (0.0, CACHED_S - 1, 2.0):
         now[0] += passed_s
-        assert await store.load(TASK, stored(image)) == image.data
+        assert await load(store, TASK, stored(image)) == image.data
     assert port.gets == 2
 
 
@@ -118,7 +127,7 @@ async def test_what_is_held_is_not_decided_by_the_cache(
     image = make_picture()
     await store.save(TASK, 0, image, later())
     port.kept.clear()
-    assert not await store.holds(TASK, [stored(image)])
+    assert not await store.contains_all(TASK, [stored(image)])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
@@ -127,9 +136,9 @@ async def test_damaged_bytes_are_gone_and_never_served_or_cached(
 ) -> None:
     image = make_picture()
     port.kept[TASK, 0, image.sha256] = damage(image.data)
-    assert await store.load(TASK, stored(image)) is None
+    assert await load(store, TASK, stored(image)) is None
     port.kept[TASK, 0, image.sha256] = image.data
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_a_picture_waits_for_a_store_that_is_away(
@@ -138,7 +147,7 @@ async def test_a_picture_waits_for_a_store_that_is_away(
     store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_picture()
     port.failing_puts = 2
     await store.save(TASK, 0, image, later())
-    assert await store.holds(TASK, [stored(image)])
+    assert await store.contains_all(TASK, [stored(image)])
 
 
 async def test_a_save_gives_up_when_its_patience_ends_and_caches_nothing(
@@ -149,7 +158,7 @@ async def test_a_save_gives_up_when_its_patience_ends_and_caches_nothing(
     with pytest.raises(StoreUnavailable):
         await store.save(TASK, 0, image, later())
     port.away = None
-    assert await store.load(TASK, stored(image)) is None
+    assert await load(store, TASK, stored(image)) is None
 
 
 @pytest.mark.parametrize("away", [QueueUnavailable(), StoreUnavailable()])
@@ -159,14 +168,14 @@ async def test_a_port_that_is_away_is_a_store_that_is_away(
     kept = stored(make_picture())
     port.away = away
     calls: list[Awaitable[object]] = [
-        store.load(TASK, kept),
-        store.holds(TASK, [kept]),
-        store.extend(TASK, [kept], later()),
+        load(store, TASK, kept),
+        store.contains_all(TASK, [kept]),
+        store.extend_expiry(TASK, [kept], later()),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable):
             await call
-    assert await store.holds(TASK, [StoredImage(0, url="https://pics.example.org/1")])
+    assert await store.contains_all(TASK, [StoredImage(0, url="https://pics.example.org/1")])
 
 
 async def test_a_disk_that_fails_costs_a_question_and_no_picture(
@@ -176,8 +185,8 @@ async def test_a_disk_that_fails_costs_a_question_and_no_picture(
     store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0), make_picture()
     await store.start()
     await store.save(TASK, 0, image, later())
-    assert [await store.load(TASK, stored(image)) for _ in range(2)] == [image.data] * 2
-    await store.extend(TASK, [stored(image)], later())
+    assert [await load(store, TASK, stored(image)) for _ in range(2)] == [image.data] * 2
+    await store.extend_expiry(TASK, [stored(image)], later())
     assert port.gets == 2
 
 

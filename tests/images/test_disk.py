@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,11 @@ from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
 from imagegen.images.disk import EXPIRED_AT_ONCE, DiskStore
 from imagegen.images.files import ORPHAN_S
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.images.upstream import UpstreamStore
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., CheckedImage]
+MakePicture = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 
@@ -41,8 +42,16 @@ async def store(tmp_path: Path, clock: Clock) -> DiskStore:
     return store
 
 
-def stored(image: CheckedImage, index: int = 0) -> StoredImage:
-    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
+    return image.stored_at(index)
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -72,11 +81,11 @@ async def test_a_file_deleted_behind_its_back_is_gone(
     image = make_picture()
     await store.save(TASK, 0, image, clock.now + 60)
     shutil.rmtree(tmp_path / "data")
-    assert await store.load(TASK, stored(image)) is None
-    assert not await store.holds(TASK, [stored(image)])
+    assert await load(store, TASK, stored(image)) is None
+    assert not await store.contains_all(TASK, [stored(image)])
     await store.sweep_once()
     await store.save(TASK, 0, image, clock.now + 60)
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
@@ -88,8 +97,8 @@ async def test_a_damaged_file_is_never_served_and_goes(
     (path,) = files(tmp_path)
     path.write_bytes(damage(image.data))
     os.utime(path, (clock.now + 60,) * 2)
-    assert await store.load(TASK, stored(image)) is None
-    assert not await store.holds(TASK, [stored(image)])
+    assert await load(store, TASK, stored(image)) is None
+    assert not await store.contains_all(TASK, [stored(image)])
     assert files(tmp_path) == []
 
 
@@ -100,7 +109,7 @@ async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
     await store.save(TASK, 0, short, clock.now + 10)
     await store.save("f" * 32, 0, long, clock.now + 60)
     clock.now += 10
-    assert await store.load(TASK, stored(short)) is None
+    assert await load(store, TASK, stored(short)) is None
     await store.sweep_once()
     assert [path.parent.name for path in files(tmp_path)] == ["f" * 32]
     assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
@@ -112,7 +121,7 @@ async def test_what_has_expired_makes_room_for_new_pictures_without_a_sweep(
     image = make_picture()
     for number in range(EXPIRED_AT_ONCE + 5):
         await store.save(f"{number:032x}", 0, image, clock.now + 10)
-    await store.extend(f"{0:032x}", [stored(image)], clock.now + 60)
+    await store.extend_expiry(f"{0:032x}", [stored(image)], clock.now + 60)
     clock.now += 10
     await store.save(TASK, 0, image, clock.now + 60)
     left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE, EXPIRED_AT_ONCE + 5)), TASK]
@@ -142,11 +151,11 @@ async def test_files_of_an_earlier_run_count_after_the_first_sweep(
     again = DiskStore(tmp_path / "data" / "images", 13_500, clock=clock)
     await again.start()
     await again.sweep_once()
-    loaded = [await again.load(TASK, stored(image, index)) for index, image in enumerate(images)]
+    loaded = [await load(again, TASK, stored(image, index)) for index, image in enumerate(images)]
     assert loaded == [images[0].data, images[1].data, None]
     await again.save(TASK, 3, make_picture("gold", pad_bytes=6_000), clock.now + 70)
-    assert await again.load(TASK, stored(images[1], 1)) is None
-    assert await again.load(TASK, stored(images[0])) == images[0].data
+    assert await load(again, TASK, stored(images[1], 1)) is None
+    assert await load(again, TASK, stored(images[0])) == images[0].data
 
 
 async def test_two_processes_hold_one_cap_between_them(
@@ -218,9 +227,9 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
     monkeypatch.setattr(os, "utime", fails)
     for ask in (
         store.save(TASK, 1, image, clock.now + 60),
-        store.load(TASK, stored(image)),
-        store.holds(TASK, [stored(image)]),
-        store.extend(TASK, [stored(image)], clock.now + 90),
+        load(store, TASK, stored(image)),
+        store.contains_all(TASK, [stored(image)]),
+        store.extend_expiry(TASK, [stored(image)], clock.now + 90),
     ):
         with pytest.raises(StoreUnavailable):
             await ask
@@ -238,9 +247,9 @@ async def test_a_write_that_fails_half_way_leaves_nothing_behind(
         with pytest.raises(StoreUnavailable):
             await store.save(TASK, 0, image, clock.now + 60)
     assert files(tmp_path) == []
-    assert await store.load(TASK, stored(image)) is None
+    assert await load(store, TASK, stored(image)) is None
     await store.save(TASK, 0, image, clock.now + 60)
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_a_folder_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
@@ -264,7 +273,7 @@ async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_ma
     image = make_picture()
     await store.save(TASK, 0, image, clock.now + 60)
     assert len(swept) == 2
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_a_picture_saved_while_a_sweep_runs_still_counts(
@@ -283,12 +292,12 @@ async def test_the_upstream_store_keeps_only_what_came_without_a_link(
 ) -> None:
     upstream, image = UpstreamStore(store), make_picture()
     link = StoredImage(0, url="https://pics.example.org/0")
-    assert await upstream.holds(TASK, [link])
-    assert not await upstream.holds(TASK, [link, stored(image, 1)])
+    assert await upstream.contains_all(TASK, [link])
+    assert not await upstream.contains_all(TASK, [link, stored(image, 1)])
     await upstream.save(TASK, 1, image, 1e10)
-    assert await upstream.holds(TASK, [link, stored(image, 1)])
-    assert await upstream.load(TASK, stored(image, 1)) == image.data
-    await upstream.extend(TASK, [link, stored(image, 1)], 1.1e10)
+    assert await upstream.contains_all(TASK, [link, stored(image, 1)])
+    assert await load(upstream, TASK, stored(image, 1)) == image.data
+    await upstream.extend_expiry(TASK, [link, stored(image, 1)], 1.1e10)
 
 
 async def test_a_picture_in_another_instances_folder_is_unavailable_and_not_gone(
@@ -299,13 +308,13 @@ async def test_a_picture_in_another_instances_folder_is_unavailable_and_not_gone
     theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
     await ours.start()
     await theirs.start()
-    image = replace(stored(make_picture()), keeper=theirs.mark)
-    assert await ours.holds(TASK, [image])
+    image = replace(stored(make_picture()), keeper=theirs.store_id)
+    assert await ours.contains_all(TASK, [image])
     with pytest.raises(StoreUnavailable):
-        await ours.load(TASK, image)
+        await load(ours, TASK, image)
     others["live"] = False
-    assert not await ours.holds(TASK, [image])
-    assert await ours.load(TASK, image) is None
+    assert not await ours.contains_all(TASK, [image])
+    assert await load(ours, TASK, image) is None
 
 
 async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
@@ -313,5 +322,5 @@ async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
     for _ in range(2):
         store = DiskStore(tmp_path / "images", 10**6)
         await store.start()
-        marks.add(store.mark)
+        marks.add(store.store_id)
     assert len(marks) == 1

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from imagegen.images.keeper import Keeper, LinkKeeper
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 
 LINK, BYTES = ImageLink("https://example.com/a.png"), ImageBytes(b"picture")
 
 
 class Fetcher:
-    async def fetch(self, _image: ImageLink | ImageBytes) -> CheckedImage:
-        return CheckedImage(b"picture", "image/png", 8, 8, "a" * 64)
+    async def fetch(self, _image: ImageLink | ImageBytes) -> VerifiedImage:
+        return VerifiedImage("image/png", 7, 8, 8, "a" * 64, b"picture")
 
 
 class Store:
-    mark = "here"
+    store_id = "here"
 
     def __init__(self) -> None:
         self.saved: list[tuple[str, int, float]] = []
         self.extended: list[tuple[StoredImage, ...]] = []
 
-    async def save(self, task_id: str, index: int, _image: CheckedImage, expires_at_s: float) -> None:
+    async def save(self, task_id: str, index: int, _image: VerifiedImage, expires_at_s: float) -> None:
         self.saved.append((task_id, index, expires_at_s))
 
-    async def extend(self, _task_id: str, images, _expires_at_s: float) -> None:
+    async def extend_expiry(self, _task_id: str, images, _expires_at_s: float) -> None:
         self.extended.append(tuple(images))
 
 

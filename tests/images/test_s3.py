@@ -17,10 +17,10 @@ from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3Bytes
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., CheckedImage]
+MakePicture = Callable[..., VerifiedImage]
 MakeBytes = Callable[..., Awaitable[S3Bytes]]
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -41,15 +41,15 @@ async def make_bytes(bucket: Bucket) -> AsyncIterator[MakeBytes]:
         yield make
 
 
-def stored(image: CheckedImage, index: int = 0) -> StoredImage:
-    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
+    return image.stored_at(index)
 
 
 def later() -> float:
     return time.time() + LIFE_S
 
 
-async def put(port: S3Bytes, image: CheckedImage, index: int = 0) -> StoredImage:
+async def put(port: S3Bytes, image: VerifiedImage, index: int = 0) -> StoredImage:
     await port.put(TASK, stored(image, index), image.data, later())
     return stored(image, index)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, NotAnImage, sniff
-from imagegen.images.store import CheckedImage
+from imagegen.images.store import VerifiedImage
 
 WIDTH, HEIGHT = 96, 56
 
@@ -130,7 +130,7 @@ def test_random_bytes_after_a_magic_are_refused_not_a_crash(magic: bytes, rest: 
     assert sniffed(magic + rest) is None
 
 
-def sniffed(data: bytes) -> CheckedImage | None:
+def sniffed(data: bytes) -> VerifiedImage | None:
     try:
         return sniff(data)
     except NotAnImage:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 import pytest
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from imagegen.images.cached import BytesPort, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.s3 import S3Bytes
-from imagegen.images.store import CheckedImage, ImageStore
+from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.queue.bytes import RedisBytes
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
@@ -23,7 +23,7 @@ from imagegen.tasks.image import StoredImage
 Open = Callable[..., Awaitable[ImageStore]]
 """`await open_store(max_bytes=…)`: a started store; all of one test share what lies beneath (folder, Redis, bucket)."""
 
-MakePicture = Callable[..., CheckedImage]
+MakePicture = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
@@ -91,9 +91,17 @@ async def open_store(beneath: Disk | InRedis | InBucket):
         yield open_one
 
 
-def stored(image: CheckedImage, index: int = 0) -> StoredImage:
+def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     """What a task remembers of it."""
-    return StoredImage(index, image.content_type, len(image.data), image.width, image.height, image.sha256)
+    return image.stored_at(index)
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 def later() -> float:
@@ -104,52 +112,52 @@ def later() -> float:
 async def test_a_saved_picture_is_loaded_byte_for_byte(open_store: Open, make_picture: MakePicture, kind: str) -> None:
     store, image = await open_store(), make_picture(kind=kind)
     await store.save(TASK, 0, image, later())
-    assert await store.load(TASK, stored(image)) == image.data
-    assert await store.holds(TASK, [stored(image)])
+    assert await load(store, TASK, stored(image)) == image.data
+    assert await store.contains_all(TASK, [stored(image)])
 
 
 async def test_what_was_never_saved_is_not_there(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, later())
     for task, missing in ((OTHER, stored(image)), (TASK, stored(image, index=1)), (TASK, stored(make_picture("red")))):
-        assert await store.load(task, missing) is None
-        assert not await store.holds(task, [missing])
-    assert not await store.holds(TASK, [stored(image), stored(image, index=1)])
+        assert await load(store, task, missing) is None
+        assert not await store.contains_all(task, [missing])
+    assert not await store.contains_all(TASK, [stored(image), stored(image, index=1)])
 
 
 async def test_nothing_is_held_by_everybody(open_store: Open) -> None:
-    assert await (await open_store()).holds(TASK, [])
+    assert await (await open_store()).contains_all(TASK, [])
 
 
 async def test_a_picture_that_stayed_upstream_is_nobodys_loss(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     link = StoredImage(1, url="https://pics.example.org/1")
     await store.save(TASK, 0, image, later())
-    assert await store.load(TASK, link) is None
-    assert await store.holds(TASK, [stored(image), link])
-    await store.extend(TASK, [link], later())
+    assert await load(store, TASK, link) is None
+    assert await store.contains_all(TASK, [stored(image), link])
+    await store.extend_expiry(TASK, [link], later())
 
 
 async def test_the_same_picture_again_is_fine(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(max_bytes=10_000), make_picture(pad_bytes=4_000)
     for _ in range(5):
         await store.save(TASK, 0, image, later())
-    assert await store.load(TASK, stored(image)) == image.data
+    assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_two_pictures_of_one_place_stand_side_by_side(open_store: Open, make_picture: MakePicture) -> None:
     store, old, new = await open_store(), make_picture("red"), make_picture("blue")
     await store.save(TASK, 0, old, later())
     await store.save(TASK, 0, new, later())
-    assert await store.load(TASK, stored(old)) == old.data
-    assert await store.load(TASK, stored(new)) == new.data
+    assert await load(store, TASK, stored(old)) == old.data
+    assert await load(store, TASK, stored(new)) == new.data
 
 
 async def test_an_expired_picture_is_gone(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, time.time() - 1)
-    assert await store.load(TASK, stored(image)) is None
-    assert not await store.holds(TASK, [stored(image)])
+    assert await load(store, TASK, stored(image)) is None
+    assert not await store.contains_all(TASK, [stored(image)])
 
 
 async def test_extending_moves_the_end_of_each(open_store: Open, make_picture: MakePicture) -> None:
@@ -157,17 +165,17 @@ async def test_extending_moves_the_end_of_each(open_store: Open, make_picture: M
     for index, image in enumerate(images):
         await store.save(TASK, index, image, time.time() + 30)
     kept = [stored(image, index) for index, image in enumerate(images)]
-    await store.extend(TASK, kept, later())
-    assert await store.holds(TASK, kept)
-    await store.extend(TASK, kept, time.time() - 1)
-    assert not await store.holds(TASK, kept[:1])
-    assert not await store.holds(TASK, kept[1:])
+    await store.extend_expiry(TASK, kept, later())
+    assert await store.contains_all(TASK, kept)
+    await store.extend_expiry(TASK, kept, time.time() - 1)
+    assert not await store.contains_all(TASK, kept[:1])
+    assert not await store.contains_all(TASK, kept[1:])
 
 
 async def test_extending_what_is_gone_is_no_fault(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
-    await store.extend(TASK, [stored(image)], later())
-    assert await store.load(TASK, stored(image)) is None
+    await store.extend_expiry(TASK, [stored(image)], later())
+    assert await load(store, TASK, stored(image)) is None
 
 
 async def test_over_the_cap_the_oldest_go_first(open_store: Open, make_picture: MakePicture) -> None:
@@ -176,7 +184,7 @@ async def test_over_the_cap_the_oldest_go_first(open_store: Open, make_picture: 
     expires_at = later()
     for index, image in enumerate(images):
         await store.save(TASK, index, image, expires_at)
-    kept = [await store.load(TASK, stored(image, index)) for index, image in enumerate(images)]
+    kept = [await load(store, TASK, stored(image, index)) for index, image in enumerate(images)]
     assert kept == [None, None, *(image.data for image in images[2:])]
 
 
@@ -184,8 +192,8 @@ async def test_a_picture_over_the_cap_is_kept_alone(open_store: Open, make_pictu
     store, small, large = await open_store(max_bytes=3_000), make_picture("red"), make_picture(pad_bytes=9_000)
     await store.save(TASK, 0, small, later())
     await store.save(TASK, 1, large, later())
-    assert await store.load(TASK, stored(small)) is None
-    assert await store.load(TASK, stored(large, index=1)) == large.data
+    assert await load(store, TASK, stored(small)) is None
+    assert await load(store, TASK, stored(large, index=1)) == large.data
 
 
 async def test_another_process_finds_what_was_saved_before_and_after_its_start(
@@ -195,23 +203,23 @@ async def test_another_process_finds_what_was_saved_before_and_after_its_start(
     await first.save(TASK, 0, before, later())
     second = await open_store()
     await first.save(TASK, 1, after, later())
-    assert await second.load(TASK, stored(before)) == before.data
-    assert await second.load(TASK, stored(after, index=1)) == after.data
-    assert await second.holds(TASK, [stored(before), stored(after, index=1)])
+    assert await load(second, TASK, stored(before)) == before.data
+    assert await load(second, TASK, stored(after, index=1)) == after.data
+    assert await second.contains_all(TASK, [stored(before), stored(after, index=1)])
 
 
 async def test_bytes_that_differ_from_the_record_are_never_served(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, later())
     same_start = image.sha256[:12] + "0" * 52
-    assert await store.load(TASK, replace(stored(image), sha256=same_start)) is None
+    assert await load(store, TASK, replace(stored(image), sha256=same_start)) is None
     await store.save(TASK, 0, image, later())
-    assert await store.load(TASK, replace(stored(image), size_bytes=1)) is None
+    assert await load(store, TASK, replace(stored(image), size_bytes=1)) is None
 
 
 async def test_many_at_once_are_all_kept(open_store: Open, make_picture: MakePicture) -> None:
     store = await open_store()
     images = [make_picture(f"#0000{index:02x}") for index in range(30)]
     await asyncio.gather(*(store.save(TASK, index, image, later()) for index, image in enumerate(images)))
-    loaded = await asyncio.gather(*(store.load(TASK, stored(image, index)) for index, image in enumerate(images)))
+    loaded = await asyncio.gather(*(load(store, TASK, stored(image, index)) for index, image in enumerate(images)))
     assert loaded == [image.data for image in images]

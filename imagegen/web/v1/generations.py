@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from contextlib import closing
 
 from aiohttp import hdrs, web
 
@@ -102,9 +103,11 @@ async def _base64(context: Context, task: Task, image: StoredImage) -> str:
     """Raises StoreUnavailable, and InvalidRequest where only the provider has the bytes."""
     if image.url:
         raise InvalidRequest(details=[FieldFault("response_format", "this service keeps links only: ask for url")])
-    data = await context.store.load(task.id, image)
-    if data is None:
+    opened = await context.store.open(task.id, image)
+    if opened is None:
         raise StoreUnavailable
+    with closing(opened):
+        data = await opened.read_all()
     return base64.b64encode(data).decode()
 
 

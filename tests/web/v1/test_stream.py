@@ -11,7 +11,7 @@ import pytest
 from emulated import EmulatedUpstream
 
 from imagegen.app import CONTEXT
-from imagegen.images.store import ImageStore
+from imagegen.images.store import ImageStore, OpenedImage
 from tests.web.v1.conftest import Serve, Service
 
 Frame = tuple[str, dict[str, Any]]
@@ -86,7 +86,7 @@ async def test_bytes_that_are_gone_before_the_first_frame_are_an_ordinary_status
         return None
 
     store: ImageStore = service.app[CONTEXT].store
-    monkeypatch.setattr(store, "load", nothing)
+    monkeypatch.setattr(store, "open", nothing)
     answer = await service.generate(stream=True)
     assert (answer.status, (await answer.json())["error"]["code"]) == (503, "store_unavailable")
 
@@ -95,12 +95,12 @@ async def test_bytes_that_are_gone_later_end_the_stream_with_an_error(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = service.app[CONTEXT].store
-    load = store.load
+    opened = store.open
 
-    async def only_the_first(task_id: str, image: Any) -> bytes | None:
-        return None if image.index else await load(task_id, image)
+    async def only_the_first(task_id: str, image: Any) -> OpenedImage | None:
+        return None if image.index else await opened(task_id, image)
 
-    monkeypatch.setattr(store, "load", only_the_first)
+    monkeypatch.setattr(store, "open", only_the_first)
     got = frames(await (await service.generate(stream=True, n=2)).text())
     assert [(event, data.get("error", {}).get("code")) for event, data in got] == [
         ("image_generation.completed", None),

@@ -1,0 +1,69 @@
+"""Health of an image store: whether it can be written, why not, and one log line for each change."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+
+from loguru import logger
+
+MAX_CAUSE_CHARS = 200
+
+
+class StoreHealth:
+    """Whether images can be saved. name: of the store, for the log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cause = ""
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._listeners: list[Callable[[bool], None]] = []
+
+    @property
+    def writable(self) -> bool:
+        """Whether images can be saved, as far as is known."""
+        return self._writable.is_set()
+
+    def on_change(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(writable)` at each change."""
+        self._listeners.append(listener)
+
+    async def wait_writable(self) -> None:
+        """Wait until images can be saved."""
+        await self._writable.wait()
+
+    def mark_failed(self, error: BaseException | str) -> None:
+        """Record that images can't be saved. The first failure of an outage is logged."""
+        cause = error if isinstance(error, str) else describe(error)
+        first = self.writable
+        self.cause = self.cause or cause
+        if first:
+            self._writable.clear()
+            logger.warning(
+                "Images can't be saved ({}): {}; no new upstream call starts until they can", self.name, cause
+            )
+            self._tell(writable=False)
+
+    def mark_ok(self) -> None:
+        """Record that images can be saved."""
+        if self.writable:
+            return
+        cause, self.cause = self.cause, ""
+        self._writable.set()
+        logger.info("Images can be saved again ({}), after: {}", self.name, cause)
+        self._tell(writable=True)
+
+    def _tell(self, *, writable: bool) -> None:
+        for listener in self._listeners:
+            listener(writable)
+
+
+def describe(error: BaseException) -> str:
+    """Return a failure's text with its errno name, without paths that would tell one image's failure from another's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{errno.errorcode.get(error.errno, error.errno)} {os.strerror(error.errno)}"
+    text = f"{type(error).__name__}: {error}".strip(": ")
+    return text.splitlines()[0][:MAX_CAUSE_CHARS]

@@ -1,0 +1,56 @@
+"""Identity and state of a Redis server, parsed from its INFO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """One answer of INFO. A field that the server does not report is empty, or None for numbers.
+
+    run_id: new at each start of a server process.
+    replication_ids: of the data set; the second one is what a promoted replica continued.
+    offset: bytes of the replication stream so far; it never falls while the data set is the same.
+    """
+
+    run_id: str = ""
+    replication_ids: frozenset[str] = frozenset()
+    offset: int | None = None
+    version: str = ""
+    cluster: bool = False
+    role: str = ""
+    eviction_policy: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ServerInfo:
+        """Read what is known of the lines of INFO; the rest is ignored."""
+        lines = (line.partition(":") for line in text.splitlines())
+        fields = {name: value.strip() for name, colon, value in lines if colon}
+        return cls(
+            run_id=fields.get("run_id", ""),
+            replication_ids=frozenset(_replication_ids(fields)),
+            offset=_number(fields.get("master_repl_offset")),
+            version=fields.get("redis_version", ""),
+            cluster=fields.get("cluster_enabled") == "1" or fields.get("redis_mode") == "cluster",
+            role=fields.get("role", ""),
+            eviction_policy=fields.get("maxmemory_policy", ""),
+        )
+
+    def differs_from(self, known: ServerInfo) -> bool:
+        """Return whether this is another server than the known one, or the same with less data."""
+        if self.run_id != known.run_id:
+            return True
+        if self.offset is None or known.offset is None:
+            return False
+        return self.offset < known.offset or not self.replication_ids & known.replication_ids
+
+
+def _replication_ids(fields: Mapping[str, str]) -> list[str]:
+    found = (fields.get("master_replid", ""), fields.get("master_replid2", ""))
+    return [name for name in found if name.strip("0")]
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None

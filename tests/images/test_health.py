@@ -1,0 +1,54 @@
+"""The health of a store: one log line when it can't be written, one when it can again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+
+import pytest
+from loguru import logger
+
+from imagegen.images.health import StoreHealth, describe
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    yield lines
+    logger.remove(sink)
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", "/data/images/ab/task/0.png")
+
+
+async def test_an_outage_is_logged_once_with_its_errno_and_once_when_it_is_over(lines: list[str]) -> None:
+    health, changes = StoreHealth("disk"), []
+    health.on_change(changes.append)
+    health.mark_ok()
+    for _ in range(3):
+        health.mark_failed(full())
+    assert (health.writable, "ENOSPC" in health.cause, changes) == (False, True, [False])
+    health.mark_ok()
+    health.mark_ok()
+    assert (health.writable, health.cause, changes) == (True, "", [False, True])
+    assert [line.split()[0] for line in lines] == ["WARNING", "INFO"]
+    assert all("ENOSPC" in line for line in lines)
+
+
+async def test_waiting_ends_when_images_can_be_saved_again() -> None:
+    health = StoreHealth("disk")
+    await asyncio.wait_for(health.wait_writable(), 1)
+    health.mark_failed("full")
+    waiting = asyncio.create_task(health.wait_writable())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    health.mark_ok()
+    await asyncio.wait_for(waiting, 1)
+
+
+def test_a_cause_names_the_errno_and_no_path() -> None:
+    assert describe(full()) == "ENOSPC No space left on device"
+    assert describe(ValueError("odd\nand long")) == "ValueError: odd"

@@ -1,0 +1,47 @@
+"""Identity of a server: what INFO tells, and when another one answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagegen.queue.server_info import ServerInfo
+
+ID, OTHER = "a" * 40, "b" * 40
+
+
+def info(run_id: str = "r1", replid: str = ID, replid2: str = "0" * 40, offset: int = 100) -> ServerInfo:
+    return ServerInfo.parse(
+        f"# Server\r\nredis_version:7.0.15\r\nrun_id:{run_id}\r\nredis_mode:standalone\r\n# Replication\r\n"
+        f"role:master\r\nmaster_replid:{replid}\r\nmaster_replid2:{replid2}\r\nmaster_repl_offset:{offset}\r\n"
+        "maxmemory_policy:allkeys-lru\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "differs"),
+    [
+        (info(), False),
+        (info(offset=200), False),
+        (info(offset=99), True),
+        (info(run_id="r2"), True),
+        (info(replid=OTHER), True),
+        (info(replid=OTHER, replid2=ID), False),
+    ],
+)
+def test_another_server_or_one_with_less_data_is_recognised(new: ServerInfo, differs: bool) -> None:
+    assert new.differs_from(info()) is differs
+
+
+def test_a_server_that_tells_little_is_taken_for_the_same() -> None:
+    assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").differs_from(ServerInfo.parse(""))
+
+
+def test_version_role_mode_and_eviction_policy_are_read() -> None:
+    server = info()
+    assert (server.version, server.role, server.cluster, server.eviction_policy) == (
+        "7.0.15",
+        "master",
+        False,
+        "allkeys-lru",
+    )
+    assert ServerInfo.parse("cluster_enabled:1").cluster
