@@ -185,10 +185,13 @@ class UpstreamError(ImagegenError):
     code: one of the task error codes, `upstream_timeout` say.
     detail: for the client, at most 300 characters, no control characters, no secret.
     retryable: whether the same call may succeed later.
-    ambiguous: sent, and no answer came; so it may have been paid for.
+    ambiguous: sent, and no answer came, or only a gateway's; so it may have been paid for.
+    unreached: the provider was certainly not reached, so nothing can have been paid.
     retry_after_s: seconds the upstream asked to wait.
     parameter: the one request field (snake_case, as on Together's wire) that the model refused.
+    max_count: how many images a call may ask for, if the model refused their number; `parameter` is `n` then.
     status: the upstream's HTTP status, None where none came.
+    upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     """
 
     def __init__(
@@ -198,15 +201,21 @@ class UpstreamError(ImagegenError):
         *,
         retryable: bool = False,
         ambiguous: bool = False,
+        unreached: bool = False,
         retry_after_s: float | None = None,
         parameter: str | None = None,
+        max_count: int | None = None,
         status: int | None = None,
+        upstream_detail: str | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
         self.retryable = retryable
         self.ambiguous = ambiguous
+        self.unreached = unreached
         self.retry_after_s = retry_after_s
         self.parameter = parameter
+        self.max_count = max_count
         self.status = status
+        self.upstream_detail = detail if upstream_detail is None else upstream_detail

@@ -93,6 +93,16 @@ ERRORS: Final[Mapping[str, ErrorRow | TextRow]] = {
         code="model_not_available",
     ),
     "400_policy": ErrorRow(400, _POLICY, type=_POLICY, code=_POLICY),
+    "400_azure_policy": ErrorRow(
+        400,
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please "
+        "modify your prompt and retry.",
+        type=None,
+        code="content_filter",
+        has_id=False,
+    ),
+    "400_billing": ErrorRow(400, "Billing hard limit has been reached", code="billing_hard_limit_reached"),
+    "400_n": ErrorRow(400, "You must provide n=1 for this model.", has_id=False),
     "401": ErrorRow(
         401,
         "Invalid API key provided. You can find your API key at https://api.together.xyz/settings/api-keys.",
@@ -132,6 +142,13 @@ ERRORS: Final[Mapping[str, ErrorRow | TextRow]] = {
         "https://api.together.xyz/settings/billing to upgrade to a paid plan.",
         type="credit_limit",
         filling={"rate": 60.0},
+    ),
+    "429_quota": ErrorRow(
+        429,
+        "You exceeded your current quota, please check your plan and billing details.",
+        type="insufficient_quota",
+        code="insufficient_quota",
+        has_id=False,
     ),
     "429_dynamic": ErrorRow(429, "You have exceeded your dynamic rate limit.", type="dynamic_request_limited"),
     "500": ErrorRow(500, "Internal server error", type="server_error"),

@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -20,6 +20,7 @@ import orjson
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
+from imagegen.providers.refusals import NEVER_REACHED, highest_count, lasting, may_have_run
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 MAX_DETAIL_CHARS = 300
@@ -29,7 +30,7 @@ _SHORTEST_SECRET_CHARS = 4
 _LARGEST_NUMBER = 1e6
 """More is no count of seconds but a point in time, and no rate."""
 
-_REFUSED = frozenset({400, 404, 413, 415, 422})
+_REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
 _CODE_OF_STATUS = {
     401: "upstream_auth",
     402: "upstream_billing",
@@ -37,6 +38,9 @@ _CODE_OF_STATUS = {
     408: "upstream_error",
     425: "upstream_error",
     429: "upstream_rate_limited",
+    451: "content_policy",
+    460: "upstream_error",
+    499: "upstream_error",
     503: "upstream_overloaded",
     529: "upstream_overloaded",
 }
@@ -48,7 +52,6 @@ _MODEL = re.compile(
     r"model is not supported for image generation|unable to access (?:non-serverless )?model", re.IGNORECASE
 )
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
-_CONTENT = re.compile(r"nsfw|content[ _-]?policy|moderation|safety system|safety filter|unsafe content", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"(?:unsupported use of|un(?:known|supported|recognized) parameter:?|argument not supported:?) ['\"]?([a-z_]+)",
     re.IGNORECASE,
@@ -71,13 +74,25 @@ _OUR_NAMES = {
 }
 
 
+_OPERATOR_MUST_ACT = {
+    "upstream_auth": "The provider does not accept this service's key; the operator of this service must act",
+    "upstream_billing": "This service's account with the provider has no credit; the operator of this service must act",
+}
+"""What the client reads; the provider's advice is for the owner of the key."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Complaint:
-    """What an error answer says of itself; empty where it says nothing."""
+    """What an error answer says of itself; empty where it says nothing.
+
+    param: the request field that it names. codes: its code, type, name, status and reasons, lower case.
+    """
 
     message: str = ""
     kind: str = ""
     code: str = ""
+    param: str = ""
+    codes: tuple[str, ...] = ()
 
 
 def decipher(
@@ -93,7 +108,10 @@ def decipher(
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and fields.get("error")):
         raise refusal(status, headers, body, secret=secret, now_s=now_s)
-    return Reply(tuple([image for item in items if (image := _image(item)) is not None]), _limits(headers))
+    images = tuple([image for item in items if (image := _image(item)) is not None])
+    if not images and (fault := _fault_of_item(items)):
+        raise refusal(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
+    return Reply(images, _limits(headers))
 
 
 def refusal(
@@ -101,18 +119,25 @@ def refusal(
 ) -> UpstreamError:
     """Says what an answer that brought nothing means. It is classed by its status, not by its type:
     Together sends `credit_limit` with a 402 and with a 429."""
-    fields = _json_object(body)
+    fields = _error_object(body)
     complaint = _complaint(fields or {})
     meant = _meant_status(status, fields or {}, complaint)
-    parameter = _parameter(complaint) if meant in _REFUSED else None
+    max_count = _max_count(meant, complaint)
+    parameter = "n" if max_count else _parameter(complaint) if meant in _REFUSED else None
     code = "upstream_invalid_request" if parameter else _code(meant, complaint, is_json=fields is not None)
+    retryable = code in _RETRYABLE
+    said = _detail(status, body, fields, complaint, secret)
     return UpstreamError(
         code,
-        _detail(status, body, fields, complaint, secret),
-        retryable=code in _RETRYABLE,
-        retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if code in _RETRYABLE else None,
+        _client_detail(code, said),
+        retryable=retryable,
+        ambiguous=retryable and may_have_run(status, body, is_own_error=_is_own_error(fields)),
+        unreached=retryable and status in NEVER_REACHED,
+        retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if retryable else None,
         parameter=parameter,
+        max_count=max_count,
         status=status,
+        upstream_detail=said,
     )
 
 
@@ -139,6 +164,14 @@ def _items(fields: dict[str, object]) -> list[object] | None:
     if isinstance(data, list) and (data or not isinstance(images, list)):
         return data
     return images if isinstance(images, list) else None
+
+
+def _fault_of_item(items: list[object]) -> dict[str, object] | None:
+    """The error that stands in place of an image: https://www.volcengine.com/docs/82379/1541523"""
+    for item in items:
+        if isinstance(item, dict) and isinstance(error := item.get("error"), dict):
+            return {"error": error}
+    return None
 
 
 def _image(item: object) -> ImageLink | ImageBytes | None:
@@ -178,15 +211,52 @@ def _decoded(text: str) -> ImageBytes | None:
     return ImageBytes(data) if data else None
 
 
+def _error_object(body: bytes) -> dict[str, object] | None:
+    """The error answer; Google's OpenAI-compatible route wraps it in a list."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    first = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return first if isinstance(first, dict) else None
+
+
+def _is_own_error(fields: dict[str, object] | None) -> bool:
+    """Whether the service itself speaks: Cloudflare's problem details and a gateway's `message` are not its own."""
+    return fields is not None and bool(fields.get("error") or fields.get("detail")) and "cloudflare_error" not in fields
+
+
 def _complaint(fields: dict[str, object]) -> _Complaint:
-    error = fields.get("error")
+    error = fields.get("error") or fields.get("errors")
     inner = error if isinstance(error, dict) else fields
-    texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error)
+    base = fields.get("base_resp")  # MiniMax
+    base = base if isinstance(base, dict) else {}
+    texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error, base.get("status_msg"))
     return _Complaint(
         message=next((text for value in texts if (text := _sentence(value))), ""),
         kind=str(inner.get("type") or "").lower()[:100],
         code=str(inner.get("code") or "").lower()[:100],
+        param=str(inner.get("param") or "")[:100],
+        codes=tuple(_codes(fields, inner, base)),
     )
+
+
+def _codes(fields: dict[str, object], inner: dict[str, object], base: dict[str, object]) -> Iterator[str]:
+    """Every short word by which an error names its kind, wherever the services put it."""
+    places: list[object] = [inner.get(name) for name in ("code", "type", "name", "status", "error_type", "reason")]
+    places += [fields.get("code"), fields.get("error"), fields.get("error_type")]
+    for name in ("inner_error", "innererror"):  # Azure
+        nested = inner.get(name)
+        places.append(nested.get("code") if isinstance(nested, dict) else None)
+    for name in ("detail", "details", "errors"):  # fal's and Google's lists
+        entries = inner.get(name)
+        for entry in entries[:10] if isinstance(entries, list) else ():
+            places += [entry.get("type"), entry.get("reason")] if isinstance(entry, dict) else [entry]
+    if base.get("status_code"):
+        places.append(f"minimax:{base['status_code']}")
+    for value in places:
+        if isinstance(value, str | int) and not isinstance(value, bool) and len(text := str(value)) <= 100:
+            yield text.lower()
 
 
 def _sentence(value: object) -> str:
@@ -210,24 +280,37 @@ def _meant_status(status: int, fields: dict[str, object], complaint: _Complaint)
 
 
 def _code(status: int, complaint: _Complaint, *, is_json: bool) -> str:
+    message = complaint.message[:_LONGEST_READ_CHARS]
+    if code := lasting(status, complaint.codes, message):
+        return code
     if status in _CODE_OF_STATUS:
         return _CODE_OF_STATUS[status]
     if 500 <= status < 600:
         return "upstream_error"
     if status in _REFUSED or 200 <= status < 300:
-        return _code_of_text(status, complaint, is_json=is_json)
+        return _code_of_text(status, complaint, message, is_json=is_json)
     return "upstream_bad_response"
 
 
-def _code_of_text(status: int, complaint: _Complaint, *, is_json: bool) -> str:
-    message = complaint.message[:_LONGEST_READ_CHARS]
+def _code_of_text(status: int, complaint: _Complaint, message: str, *, is_json: bool) -> str:
     if complaint.code in _MODEL_CODES or _MODEL.search(message):
         return "model_not_available"
-    if any(_CONTENT.search(text) for text in (complaint.code, complaint.kind, message)):
-        return "content_policy"
     if status == 404 and is_json and not _ROUTE.match(message):
         return "model_not_available"
     return "upstream_invalid_request" if status in _REFUSED else "upstream_bad_response"
+
+
+def _max_count(status: int, complaint: _Complaint) -> int | None:
+    if status not in _REFUSED or lasting(status, complaint.codes, complaint.message[:_LONGEST_READ_CHARS]):
+        return None
+    return highest_count(complaint.param, complaint.message[:_LONGEST_READ_CHARS])
+
+
+def _client_detail(code: str, said: str) -> str:
+    """What the client reads: the provider's words, but of the service's own account only that there is trouble."""
+    if code == "upstream_billing" and (words := re.match(r"[^.,;:([<\n]{3,80}", said)):
+        return f"{_OPERATOR_MUST_ACT[code]} ({words[0].strip()})"
+    return _OPERATOR_MUST_ACT.get(code, said)
 
 
 def _parameter(complaint: _Complaint) -> str | None:

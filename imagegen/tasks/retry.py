@@ -68,8 +68,9 @@ class Standing(Struct, frozen=True, gc=False):
 
 
 def never_reached(error: UpstreamError) -> bool:
-    """Connection refused, name not found, TLS: nothing was sent, so nothing was paid for."""
-    return error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
+    """Connection refused, name not found, TLS, or a gateway that found no origin: nothing can have been paid."""
+    unsent = error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
+    return error.unreached or unsent
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,12 @@ async def test_a_watcher_that_fails_is_not_hushed_up(session, web_ui, make_call,
         ),
         (404, {"detail": "Not Found"}, "upstream_invalid_request", "Not Found"),
         (404, {"detail": "Model not found"}, "model_not_available", "Model not found"),
-        (401, {"detail": "Incorrect username or password"}, "upstream_auth", "Incorrect username or password"),
+        (
+            401,
+            {"detail": "Incorrect username or password"},
+            "upstream_auth",
+            "The provider does not accept this service's key; the operator of this service must act",
+        ),
         (200, {"parameters": {}}, "upstream_bad_response", "HTTP 200, nothing usable in it"),
     ],
 )

@@ -220,7 +220,7 @@ async def test_a_base_with_a_path_is_kept(session, upstream, make_call, watcher)
             "model_not_available",
             None,
         ),
-        (422, {"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "upstream_invalid_request", None),
+        (422, {"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "upstream_invalid_request", "n"),
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}, "upstream_auth", None),
     ],
 )

@@ -80,9 +80,12 @@ def model_not_found() -> web.Response:
 
 
 def can_be_mended(task: Task) -> bool:
-    """Whether the same request may bring a picture later, and what was lost was not paid for."""
+    """Whether the same request may bring a picture later, and none of its calls may have been paid for in vain.
+
+    A call that may have been paid counts whatever the last one ended with: the client's repeat would add to the bill.
+    """
     error = _error(task)
-    return error.retryable and error.code not in _MAYBE_PAID
+    return error.retryable and error.code not in _MAYBE_PAID and not task.possibly_billed_twice
 
 
 def failure_fields(task: Task) -> OpenAIErrorFields:

@@ -16,6 +16,9 @@ DEFAULT_READ_TIMEOUT_S = 60.0
 REPEAT_S = 180.0
 """Between two POSTs of one call of a client are at most our longest wait and the longest delay that we ask for."""
 
+UNSURE_REPEAT_S = 30.0
+"""The same for a POST that may as well be a new call."""
+
 _EARLIER = 0.9
 
 
@@ -32,19 +35,24 @@ def patience_s(headers: Mapping[str, str]) -> float:
 
 def is_repeat(headers: Mapping[str, str]) -> bool:
     """Whether the client may have sent this POST by itself; Together's 1.x says nothing of it."""
-    count = headers.get("x-stainless-retry-count", "0")
-    return count != "0" or headers.get("user-agent", "").startswith("Together/v1 ")
+    return _is_counted_repeat(headers) or headers.get("user-agent", "").startswith("Together/v1 ")
+
+
+def _is_counted_repeat(headers: Mapping[str, str]) -> bool:
+    return headers.get("x-stainless-retry-count", "0") != "0"
 
 
 async def ended_for_good(queue: Queue, task_id: str, headers: Mapping[str, str]) -> Task | None:
-    """The task, where a client's own repeat meets one that just ended and that no repeat mends.
+    """Return the failed or cancelled task that a client's own repeat meets; None if the repeat may start anew.
 
-    Put in afresh it would be paid for again, though nobody asked twice: the client's POST before this one ran into its
-    timeout, or the client does not know `x-should-retry`.
+    Queued again it would be paid for again, though nobody asked twice: the client's POST before this one ran into its
+    timeout, or the client repeats whatever failed. Of Together's 1.x a repeat looks like a new call, so a failure that
+    a new call may mend is kept from it for a shorter time.
     """
     if not is_repeat(headers):
         return None
     task = await queue.read(task_id)
-    if task is None or task.state not in (State.FAILED, State.CANCELLED) or can_be_mended(task):
+    if task is None or task.state not in (State.FAILED, State.CANCELLED):
         return None
-    return task if time.time() - (task.finished_at or 0.0) < REPEAT_S else None
+    unsure = can_be_mended(task) and not _is_counted_repeat(headers)
+    return task if time.time() - (task.finished_at or 0.0) < (UNSURE_REPEAT_S if unsure else REPEAT_S) else None

@@ -270,11 +270,36 @@ async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
     assert upstream.ledger.total == 2
 
 
-async def test_a_repeat_after_a_failure_that_passes_is_a_new_try(serve: Serve, upstream: EmulatedUpstream) -> None:
+async def test_a_clients_own_repeat_of_a_failed_call_gets_the_same_failure_and_a_new_call_is_a_new_try(
+    serve: Serve, upstream: EmulatedUpstream
+) -> None:
     service = await serve(max_attempts=1)
     upstream.script("503")
-    assert (await service.generate()).status == 503
-    assert (await service.generate(REPEAT)).status == 200
+    first = await service.generate()
+    again = await service.generate(REPEAT)
+    assert (again.status, await again.json()) == (503, await first.json())
+    assert upstream.ledger.total == 1
+    assert (await service.generate()).status == 200
+
+
+async def test_a_gateways_time_out_is_not_to_be_repeated_and_costs_two_calls_at_most(
+    serve: Serve, upstream: EmulatedUpstream
+) -> None:
+    service = await serve(retry_base_s=0.01)
+    first = await service.generate(prompt="{{fault:524}}")
+    assert (first.status, first.headers["x-should-retry"]) == (502, "false")
+    for headers in (REPEAT, REPEAT | {"x-stainless-retry-count": "2"}):
+        assert (await service.generate(headers, prompt="{{fault:524}}")).status == 502
+    assert upstream.ledger.total == 2
+
+
+async def test_a_call_that_may_have_been_paid_is_not_to_be_repeated_whatever_came_after_it(
+    serve: Serve, upstream: EmulatedUpstream
+) -> None:
+    service = await serve(retry_base_s=0.01, max_attempts=2)
+    upstream.script("504", "500")
+    answer = await service.generate()
+    assert (answer.status, answer.headers["x-should-retry"]) == (502, "false")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,245 @@
+"""Table of what image services mean by a refusal: the codes and the wording each of them uses. No I/O.
+
+A status alone misleads: an account without credit is a 402 at Together, a 429 at OpenAI, a 400 at DashScope, a 403 at
+fal. What lasts until the operator acts must not be retried, whatever its status.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+NEVER_REACHED = frozenset({521, 523, 525, 526, 530})
+"""Cloudflare found no origin: connection refused, no route, TLS handshake, certificate, no DNS record or tunnel. The
+request was never passed on, so nothing was paid.
+https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/"""
+
+GAVE_UP_WAITING = frozenset({408, 460, 499, 504, 520, 522, 524, 527, 598, 599})
+"""A gateway passed the request on, or may have, and then stopped waiting or got no usable answer; the origin may have
+made the image and charged for it. None of them comes from the origin's own application.
+
+408, 504, 598, 599: a gateway's time-outs (https://www.rfc-editor.org/rfc/rfc9110#name-504-gateway-timeout; the last two
+of Microsoft's and other proxies). 499, 460: nginx and AWS' load balancer closed "for the client", a gateway between us
+and the origin. 520, 524, 527: Cloudflare passed it on and got an empty answer, none in time, or lost the tunnel. 522:
+no connection *or* no acknowledgement within 90 s of a request that was sent (the page above). 500, 503 and 529 are not
+among them: an application answered, and refused or failed."""
+
+_UNSURE_GATEWAY = 502
+"""A gateway got an invalid answer, nginx' also if the origin's process died in the middle of its work. A service's own
+application sends it too, with its error object: that one is an answer."""
+
+_ENVOY_RESET = re.compile(r"disconnect/reset before headers", re.IGNORECASE)
+_ENVOY_NOT_SENT = re.compile(r"reset reason: (?:remote )?(?:connection failure|overflow)", re.IGNORECASE)
+"""Envoy's 503 for a connection that was lost after the request was sent, unless its reason says that it never was:
+https://www.envoyproxy.io/docs/envoy/latest/faq/debugging/why_is_envoy_sending_internal_responses"""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A task error code, and how services express it.
+
+    codes: exact values, lower case, of an error's code, type, name, status or reason.
+    wording: of its message; unless: wording that says that it passes.
+    """
+
+    code: str
+    codes: frozenset[str]
+    wording: re.Pattern[str]
+    unless: re.Pattern[str] | None = None
+
+
+def _words(*alternatives: str) -> re.Pattern[str]:
+    return re.compile("|".join(alternatives), re.IGNORECASE)
+
+
+BILLING = Meaning(
+    "upstream_billing",
+    frozenset(
+        {
+            "insufficient_quota",  # OpenAI, 429
+            "billing_hard_limit_reached",  # OpenAI images, 400
+            "billing_not_active",  # OpenAI, 429
+            "exceeded_current_quota_error",  # Moonshot, 429
+            "insufficient_balance",  # DeepInfra, Stability v1
+            "insufficient_credits",  # BFL, OpenRouter
+            "insufficientcredits",  # Runware
+            "insufficient_user_quota",  # one-api and new-api, 403
+            "pre_consume_token_quota_failed",  # new-api, 403
+            "arrearage",  # DashScope, 400
+            "prepaidbilloverdue",  # DashScope
+            "postpaidbilloverdue",  # DashScope
+            "commoditynotpurchased",  # DashScope
+            "allocationquota.freetieronly",  # DashScope, 403
+            "accountoverdueerror",  # Volcengine Ark, 403
+            "setlimitexceeded",  # Volcengine Ark, 429
+            "billing_disabled",  # Google's reason, 403
+            "payment_required",
+            "quota_exhausted",
+            "credits_exhausted",
+            "30001",  # SiliconFlow, 403
+            "1113",  # Zhipu, 429
+            "minimax:1008",
+        }
+    ),
+    _words(
+        r"exceeded your current quota",  # OpenAI, Google
+        r"billing hard limit",
+        r"exhausted balance",  # fal, 403
+        r"user is locked",  # fal, 403
+        r"insufficient (?:account )?(?:balance|credits?|funds|quota)",  # Replicate, BFL
+        r"balance (?:is|was) (?:insufficient|too low|exhausted)",  # SiliconFlow
+        r"(?:not enough|no (?:remaining )?|out of|ran out of) credits?\b",
+        r"credit (?:limit exceeded|balance is too low)",  # Together
+        r"used all (?:of )?(?:your |its )?(?:available |included )?credits",  # xAI
+        r"(?:monthly|daily) spend(?:ing)? (?:limit|cap)",  # xAI, Replicate
+        r"exceeded your monthly included credits",  # Hugging Face
+        r"prepayment credits are depleted",  # Google
+        r"requires billing to be enabled",  # Google
+        r"only accessible to billed users",  # Google's Imagen
+        r"without a billing account",
+        r"account is (?:in arrears|not in good standing|overdue)",  # DashScope
+        r"failure to pay past invoices",  # Fireworks, 412
+        r"overdue (?:balance|payment|bill)",
+        r"free tier of the model has been exhausted",  # DashScope
+        r"余额不足",
+        r"额度不足",
+        r"额度已用尽",
+        r"已?欠费",
+    ),
+    unless=_words(r"per (?:second|minute|hour)", r"(?:retry|try again) in \d", r"rate limit", r"too many requests"),
+)
+"""The account is out of credit. Google's 429 for a minute's quota has OpenAI's sentence, and says when to retry."""
+
+AUTH = Meaning(
+    "upstream_auth",
+    frozenset(
+        {
+            "invalid_api_key",  # OpenAI, Together
+            "invalidapikey",  # DashScope
+            "api_key_invalid",  # Google's reason, 400
+            "api_key_expired",
+            "account_deactivated",  # OpenAI
+            "authentication_error",
+            "unauthenticated",  # Google
+            "permission_denied",  # Google
+            "minimax:1004",
+            "minimax:2049",
+        }
+    ),
+    _words(
+        r"api key (?:not valid|expired|is invalid|was reported as leaked)",  # Google, 400
+        r"(?:invalid|incorrect) api[ _-]?key",
+        r"resource has been temporarily blocked",  # Azure
+        r"account (?:has been |is )?(?:deactivated|suspended|disabled)",
+        r"无效的令牌",  # one-api
+    ),
+)
+"""The key, or the account behind it, is not accepted."""
+
+CONTENT = Meaning(
+    "content_policy",
+    frozenset(
+        {
+            "content_policy_violation",  # OpenAI, fal, BFL behind Together
+            "moderation_blocked",  # OpenAI GPT image
+            "content_filter",  # Azure
+            "contentfilter",  # Azure
+            "content_filtered",  # Stability
+            "content_moderation",  # Stability, 403
+            "responsibleaipolicyviolation",  # Azure's inner error
+            "datainspectionfailed",  # DashScope
+            "data_inspection_failed",
+            "ipinfringementsuspect",  # DashScope
+            "inputtextsensitivecontentdetected",  # Volcengine Ark
+            "inputimagesensitivecontentdetected",
+            "outputimagesensitivecontentdetected",
+            "sensitivecontentdetected",
+            "image_safety",  # Google
+            "image_prohibited_content",
+            "prohibited_content",
+            "request moderated",  # BFL
+            "content moderated",
+            "1301",  # Zhipu
+            "minimax:1026",
+            "minimax:1027",
+        }
+    ),
+    _words(
+        r"nsfw",
+        r"content[ _-]?policy",
+        r"content management policy",  # Azure
+        r"content (?:safety )?filter",
+        r"content checker",  # fal
+        r"content moderation",  # xAI
+        r"(?:request|content) moderated",  # BFL
+        r"(?:by|failed|our) (?:the |our )?moderation",
+        r"moderation[ _](?:blocked|system|filter|check)",
+        r"safety (?:system|filter|policy|guidelines|reasons)",
+        r"unsafe (?:content|image|prompt)",
+        r"inappropriate content",  # DashScope
+        r"sensitive (?:content|information|words?)",  # Volcengine, MiniMax
+        r"prohibited content",
+        r"usage (?:guidelines|polic(?:y|ies))",  # xAI, OpenAI
+        r"responsible ai",  # Google, Azure
+        r"flagged (?:as|by|for)",
+        r"敏感",
+        r"违规",
+        r"内容安全",
+        r"不安全",
+    ),
+)
+"""The prompt or the image was refused for what it shows."""
+
+
+def lasting(status: int, codes: Collection[str], message: str) -> str | None:
+    """Return the task error code of a refusal that no repeat mends, told by its codes and wording; None otherwise.
+
+    codes: lower case. A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
+    """
+    passing = status in (408, 425, 429) or status >= 500
+    for meaning in (BILLING, AUTH, CONTENT):
+        if any(code.split(".")[0] in meaning.codes or code in meaning.codes for code in codes):
+            return meaning.code
+        if (meaning is CONTENT and passing) or not meaning.wording.search(message):
+            continue
+        if meaning.unless is None or not passing or not meaning.unless.search(message):
+            return meaning.code
+    return None
+
+
+def may_have_run(status: int, body: bytes, *, is_own_error: bool) -> bool:
+    """Return whether a call that got this answer may have been paid for all the same.
+
+    is_own_error: the answer is the service's own error object, not a page or a text of a gateway.
+    """
+    if status in GAVE_UP_WAITING:
+        return True
+    if status == _UNSURE_GATEWAY:
+        return not is_own_error
+    text = body[:2_000].decode(errors="replace") if status == 503 and not is_own_error else ""
+    return bool(_ENVOY_RESET.search(text)) and not _ENVOY_NOT_SENT.search(text)
+
+
+_COUNT = r"(?:n|num_images(?:_per_prompt)?|num_outputs|batch_size|sample_?count|number[ _]of[ _](?:images|outputs))"
+_ABOUT_COUNT = re.compile(
+    rf"(?:^|[\s'\"`(\[{{.,]){_COUNT}(?:$|[\s'\"`)\]}}:=<>,.])"
+    r"|(?:one|1|single) image (?:per|at a time|only)|multiple images|more than one image",
+    re.IGNORECASE,
+)
+_HIGHEST = re.compile(
+    r"(?:<=|≤|(?:between|from) 1 (?:and|to)|\b1 ?(?:-|–|\.\.)|less than or equal to|at most|no more than|up to"
+    r"|max(?:imum)?(?: of| is|:)?) ?(\d{1,3})\b",
+    re.IGNORECASE,
+)
+
+
+def highest_count(parameter: str, message: str) -> int | None:
+    """Return how many images a call may ask for, if a refusal is about their number; None if it is about another thing.
+
+    parameter: the one that the error names, if any. A refusal that names no number is taken for one image a call.
+    """
+    if not re.fullmatch(_COUNT, parameter, re.IGNORECASE) and not _ABOUT_COUNT.search(message):
+        return None
+    highest = _HIGHEST.search(message)
+    return max(int(highest[1]), 1) if highest else 1

@@ -1,0 +1,252 @@
+"""What each service's refusals mean, in the words and shapes that users and documentation quote."""
+# ruff: noqa: E501 - each answer on one line, as the service sends it
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.refusals import GAVE_UP_WAITING, NEVER_REACHED, highest_count
+from imagegen.providers.wire import decipher, refusal
+from imagegen.tasks.retry import never_reached
+
+GATEWAY_PAGE = b"<html><head><title>Bad gateway</title></head></html>"
+
+
+def openai(message: str, code: str | None = None, kind: str | None = None, param: str | None = None) -> dict:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def read(status: int, body: object) -> UpstreamError:
+    return refusal(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+OPENAI_QUOTA = (
+    "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
+    "read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
+)
+OPENAI_RATE = (
+    "Rate limit reached for gpt-image-1 in organization org-x on input-images per min (IPM): Limit 5, Used 5. Please "
+    "try again in 12s. You can increase your rate limit by adding a payment method to your account at "
+    "https://platform.openai.com/account/billing."
+)
+GOOGLE_MINUTE = (
+    "You exceeded your current quota, please check your plan and billing details. Quota exceeded for metric: "
+    "generate_requests_per_model, limit: 10. Please retry in 25.3s."
+)
+
+BILLING = {
+    "OpenAI quota": (429, openai(OPENAI_QUOTA, "insufficient_quota", "insufficient_quota")),
+    "OpenAI quota, only its sentence": (429, openai(OPENAI_QUOTA)),
+    "OpenAI hard limit": (
+        400, openai("Billing hard limit has been reached", "billing_hard_limit_reached", "invalid_request_error")
+    ),
+    "OpenAI not active": (429, openai("Your account is not active, please check your billing details.", "billing_not_active")),
+    "Together": (402, openai("Credit limit exceeded, please add credits", None, "credit_limit")),
+    "fal": (403, {"detail": "User is locked. Reason: Exhausted balance. Top up your balance at fal.ai/dashboard/billing."}),
+    "BFL": (402, {"detail": "Insufficient credits"}),
+    "BFL by another status": (400, {"error": "insufficient_credits", "message": "Add credits"}),
+    "DashScope": (
+        400,
+        {"code": "Arrearage", "message": "Access denied, please make sure your account is in good standing.", "request_id": "x"},
+    ),
+    "DashScope free tier": (
+        403, {"code": "AllocationQuota.FreeTierOnly", "message": "The free tier of the model has been exhausted."}
+    ),
+    "Replicate": (402, {"title": "Insufficient credit", "detail": "You have insufficient credit to run this model."}),
+    "Replicate by another status": (422, {"detail": "You have insufficient credit to run this model."}),
+    "SiliconFlow": (403, {"code": 30001, "message": "Sorry, your account balance is insufficient", "data": None}),
+    "Google": (403, {"error": {"code": 403, "message": "This API method requires billing to be enabled.", "status": "PERMISSION_DENIED"}}),
+    "Google prepaid": (429, [{"error": {"code": 429, "message": "Your prepayment credits are depleted.", "status": "RESOURCE_EXHAUSTED"}}]),
+    "Google Imagen": (400, {"error": {"code": 400, "message": "Imagen API is only accessible to billed users at this time."}}),
+    "xAI": (
+        429,
+        {"code": "The caller has run out of something", "error": "Your team x has either used all available credits or reached its monthly spending limit."},
+    ),
+    "Zhipu": (429, {"error": {"code": "1113", "message": "您的账户已欠费，请充值后重试"}}),
+    "Moonshot": (429, openai("Your account is suspended, please check your plan", None, "exceeded_current_quota_error")),
+    "Volcengine": (403, openai("The request failed because your account has an overdue balance.", "AccountOverdueError")),
+    "Fireworks": (
+        412, openai("Account x is suspended, possibly due to reaching the monthly spending limit or failure to pay past invoices.")
+    ),
+    "new-api": (403, openai("用户额度不足, 剩余额度: 0", "insufficient_user_quota", "new_api_error")),
+    "a relay's 503": (503, openai("no", "insufficient_quota")),
+    "MiniMax": (200, {"id": "x", "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
+}  # fmt: skip
+
+AUTH = {
+    "OpenAI": (401, openai("Incorrect API key provided: sk-***.", "invalid_api_key")),
+    "OpenAI by another status": (400, openai("Incorrect API key provided: sk-***.", "invalid_api_key")),
+    "Google": (
+        400,
+        {"error": {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT",
+                   "details": [{"reason": "API_KEY_INVALID"}]}},
+    ),
+    "Google expired": (400, [{"error": {"code": 400, "message": "API key expired. Please renew the API key."}}]),
+    "DashScope": (429, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}),
+    "Azure blocked": (
+        403,
+        {"error": {"code": "Forbidden", "message": "Your resource has been temporarily blocked because we detected behavior that may violate our content policy."}},
+    ),
+    "MiniMax": (200, {"base_resp": {"status_code": 1004, "status_msg": "login fail"}}),
+    "any 403": (403, b"error code: 1010"),
+}  # fmt: skip
+
+CONTENT = {
+    "Azure": (
+        400,
+        openai("The response was filtered due to the prompt triggering Azure OpenAI's content management policy. Please modify your prompt and retry.", "content_filter", param="prompt"),
+    ),
+    "Azure, only its wording": (400, openai("… triggering Microsoft's content management policy.")),
+    "Azure images": (
+        400,
+        {"error": {"code": "BadRequest", "inner_error": {"code": "ResponsibleAIPolicyViolation"}, "message": "no"}},
+    ),
+    "Azure contentFilter": (400, {"error": {"code": "contentFilter", "message": "Your task failed."}}),
+    "OpenAI": (400, openai("Your request was rejected as a result of our safety system.", "moderation_blocked")),
+    "fal": (
+        422,
+        {"detail": [{"loc": ["body", "prompt"], "msg": "The content could not be processed because it contained material flagged by a content checker.", "type": "content_policy_violation"}]},
+    ),
+    "BFL": (400, {"error": "Request Moderated"}),
+    "DashScope": (400, {"code": "DataInspectionFailed", "message": "Input data may contain inappropriate content."}),
+    "Volcengine": (
+        400, openai("The request failed because the input text may contain sensitive information.", "InputTextSensitiveContentDetected.PolicyViolation")
+    ),
+    "Volcengine, in place of an image": (
+        200, {"data": [{"error": {"code": "OutputImageSensitiveContentDetected", "message": "no"}}]}
+    ),
+    "Zhipu": (400, {"error": {"code": "1301", "message": "系统检测到输入或生成内容可能包含不安全或敏感内容"}}),
+    "MiniMax": (200, {"base_resp": {"status_code": 1026, "status_msg": "new_sensitive"}}),
+    "xAI": (403, {"code": "The caller does not have permission", "error": "Content violates usage guidelines. Team: x"}),
+    "Stability": (403, {"id": "x", "name": "content_moderation", "errors": ["Your request was flagged"]}),
+    "Google": (400, {"error": {"code": 400, "message": "Image generation failed: the prompt violates Google's Responsible AI practices"}}),
+    "ModelScope": (400, {"errors": {"message": "prompt contains prohibited content", "code": "x"}}),
+    "451": (451, b""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BILLING)
+def test_an_account_without_credit_is_told_by_every_services_words_and_not_retried(case: str) -> None:
+    found = read(*BILLING[case])
+    assert (found.code, found.retryable, found.retry_after_s) == ("upstream_billing", False, None)
+
+
+@pytest.mark.parametrize("case", AUTH)
+def test_a_refused_key_is_told_by_every_services_words_and_not_retried(case: str) -> None:
+    found = read(*AUTH[case])
+    assert (found.code, found.retryable) == ("upstream_auth", False)
+
+
+@pytest.mark.parametrize("case", CONTENT)
+def test_a_policy_refusal_is_told_by_every_services_words(case: str) -> None:
+    status, body = CONTENT[case]
+    with pytest.raises(UpstreamError) as caught:
+        decipher(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert (caught.value.code, caught.value.retryable) == ("content_policy", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (429, openai(OPENAI_RATE, "rate_limit_exceeded", "requests"), "upstream_rate_limited"),
+        (429, [openai(GOOGLE_MINUTE)], "upstream_rate_limited"),
+        (429, {"code": "Throttling.AllocationQuota", "message": "Allocated quota exceeded"}, "upstream_rate_limited"),
+        (429, openai("slow down, our safety system is busy"), "upstream_rate_limited"),
+        (503, openai("The moderation system is overloaded"), "upstream_overloaded"),
+        (400, openai("moderation must be one of auto, low", "invalid_value", param="moderation"), "upstream_invalid_request"),
+        (400, openai("Unknown parameter: 'moderation'."), "upstream_invalid_request"),
+        (412, b"{}", "upstream_invalid_request"),
+    ],
+)  # fmt: skip
+def test_what_passes_or_is_about_the_request_is_taken_for_nothing_else(status: int, body: object, code: str) -> None:
+    assert read(status, body).code == code
+
+
+@pytest.mark.parametrize("status", sorted(GAVE_UP_WAITING))
+@pytest.mark.parametrize("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
+def test_a_gateway_that_gave_up_waiting_leaves_open_whether_the_call_was_paid(status: int, body: object) -> None:
+    found = read(status, body)
+    assert (found.code, found.retryable, found.ambiguous, never_reached(found)) == ("upstream_error", True, True, False)
+
+
+@pytest.mark.parametrize("status", sorted(NEVER_REACHED))
+def test_a_gateway_that_found_no_origin_shows_that_nothing_was_paid(status: int) -> None:
+    found = read(status, GATEWAY_PAGE)
+    assert (found.code, found.retryable, found.ambiguous, never_reached(found)) == ("upstream_error", True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "ambiguous"),
+    [
+        (502, b"", True),
+        (502, GATEWAY_PAGE, True),
+        (502, {"message": "Internal server error"}, True),
+        (502, {"title": "Error 502", "detail": "The origin …", "cloudflare_error": True}, True),
+        (502, openai("the channel failed"), False),
+        (502, {"detail": "worker failed"}, False),
+        (503, b"upstream connect error or disconnect/reset before headers. reset reason: connection termination", True),
+        (503, b"upstream connect error or disconnect/reset before headers. reset reason: connection failure", False),
+        (503, b"upstream connect error or disconnect/reset before headers. reset reason: overflow", False),
+        (503, GATEWAY_PAGE, False),
+        (503, openai("overloaded"), False),
+        (529, b"", False),
+        (500, openai("Internal server error"), False),
+        (500, GATEWAY_PAGE, False),
+        (425, b"", False),
+    ],
+)
+def test_an_answer_of_the_service_itself_was_not_paid_and_one_in_its_place_may_have_been(
+    status: int, body: object, ambiguous: bool
+) -> None:
+    found = read(status, body)
+    assert (found.retryable, found.ambiguous, never_reached(found)) == (True, ambiguous, False)
+
+
+@pytest.mark.parametrize("status", sorted({401, 402, 403, 429}))
+def test_a_refusal_is_never_ambiguous(status: int) -> None:
+    assert not read(status, b"").ambiguous
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "count"),
+    [
+        (None, "You must provide n=1 for this model.", 1),
+        ("n", "Invalid 'n': integer above maximum value. Expected a value <= 1, but got 3 instead.", 1),
+        ("n", "not supported", 1),
+        (None, "n must be between 1 and 4", 4),
+        (None, "Only n=1 is supported for this model", 1),
+        (None, "Unknown parameter: 'tools[0].n'.", 1),
+        (None, "num_images must be at most 2", 2),
+        (None, "The number of images must be less than or equal to 6", 6),
+        (None, "This model only supports one image per request", 1),
+        (None, "Unsupported use of 'n' parameter. This parameter is not supported for the selected model.", 1),
+        (None, "height must be a multiple of 16", None),
+        (None, "steps must be between 1 and 4", None),
+        ("size", "Invalid value: '1x1'", None),
+    ],
+)  # fmt: skip
+def test_a_refused_number_of_images_names_how_many_a_call_may_ask_for(
+    param: str | None, message: str, count: int | None
+) -> None:
+    assert highest_count(param or "", message) == count
+    found = read(400, openai(message, param=param))
+    assert (found.max_count, found.parameter == "n") == (count, count is not None)
+    assert found.code == "upstream_invalid_request"
+
+
+def test_the_client_reads_of_a_refused_key_that_the_operator_must_act_and_the_log_what_the_provider_says() -> None:
+    found = read(
+        401, openai("Invalid API key provided. You can find your API key at https://api.together.xyz/settings.")
+    )
+    assert "operator" in found.detail
+    assert "find your API key" not in found.detail
+    assert found.upstream_detail.startswith("Invalid API key provided.")
+
+
+def test_the_client_reads_of_missing_credit_what_happened_and_no_advice() -> None:
+    found = read(402, openai("Credit limit exceeded, please [add credits](https://api.together.ai/settings/billing)."))
+    assert "operator" in found.detail
+    assert found.detail.endswith("(Credit limit exceeded)")
