@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -14,12 +13,15 @@ from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator
 from pydantic_core.core_schema import ModelSchema
 
 from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.nearest import nearest
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest
 
 MAX_PROMPT_CHARS = 4_000
 MAX_MODEL_CHARS = 200
 MAX_REFERENCE_IMAGES = 16
 MAX_FAULTS = 50
+MAX_HINTS = 3
+"""Unknown fields of one request that get a did-you-mean, which costs more than all other checks."""
 
 _WHOLE = re.compile(r"[+-]?\d{1,25}(\.0*)?")
 _DECIMAL = re.compile(r"[+-]?(\d{1,25}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
@@ -45,8 +47,15 @@ def _number(value: object) -> object:
 
 
 def _image_source(value: str) -> str:
-    if not value.lower().startswith(("https://", "http://", "data:image/")):
+    if not value[:16].lower().startswith(("https://", "http://", "data:image/")):
         raise PydanticCustomError("image_source", "must be an http(s) address or a data:image/ URI")
+    return value
+
+
+def _few_images(value: object) -> object:
+    """Count a list before pydantic looks into it, which makes a fault of each entry."""
+    if isinstance(value, list) and len(value) > MAX_REFERENCE_IMAGES:
+        raise PydanticCustomError("too_many", f"must have at most {MAX_REFERENCE_IMAGES} entries")
     return value
 
 
@@ -95,20 +104,30 @@ class GenerationFields(BaseModel):
     output_format: Literal["jpeg", "png", "webp"] | None = None
     image_url: ImageSource | None = None
     reference_images: (
-        Annotated[tuple[ImageSource, ...], Field(min_length=1, max_length=MAX_REFERENCE_IMAGES)] | None
+        Annotated[
+            tuple[ImageSource, ...],
+            Field(min_length=1, max_length=MAX_REFERENCE_IMAGES),
+            BeforeValidator(_few_images),
+        ]
+        | None
     ) = None
 
 
-def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str]) -> GenerationRequest:
-    """Reads a client's fields, in either spelling, `null` as absent. Raises InvalidRequest with every fault."""
-    fields, faults = _one_spelling(body)
+def parse(
+    body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], max_faults: int = MAX_FAULTS
+) -> GenerationRequest:
+    """Read a client's fields, in either spelling, `null` as absent.
+
+    Raises InvalidRequest with all faults, or the first `max_faults`.
+    """
+    fields, faults = _one_spelling(body, max_faults)
     fields.setdefault("model", default_model)
     try:
         wanted, _, _ = _validated(fields)
     except ValidationError as error:
-        raise InvalidRequest(details=(faults + _faults(error))[:MAX_FAULTS]) from error
+        raise InvalidRequest(details=(faults + _faults(error))[:max_faults]) from error
     if faults:
-        raise InvalidRequest(details=faults[:MAX_FAULTS])
+        raise InvalidRequest(details=faults)
     if (alias := aliases.get(wanted["model"])) is not None:
         wanted["model"] = alias
     return GenerationRequest(**wanted)
@@ -119,26 +138,31 @@ _schema = cast(ModelSchema, GenerationFields.__pydantic_core_schema__)
 _validated = SchemaValidator(_schema["schema"], _schema["config"]).validate_python
 
 
-def _one_spelling(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[FieldFault]]:
+def _one_spelling(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str, Any], list[FieldFault]]:
+    """Return the fields under our names, and the faults of the names. Raises InvalidRequest at `max_faults`."""
     fields: dict[str, Any] = {}
     spelled: dict[str, str] = {}
-    faults = []
+    faults: list[FieldFault] = []
     for key, value in body.items():
         name = _SPELLINGS.get(key)
         if name is None:
-            faults.append(FieldFault(_shown(key), _unknown(key, [*sorted(_SPELLINGS), "webhook"])))
+            faults.append(FieldFault(_shown(key), unknown_field(key, _NAMES if len(faults) < MAX_HINTS else ())))
         elif name in spelled:
             faults.append(FieldFault(key, f"is the same field as {spelled[name]}: send one of them"))
         else:
             spelled[name] = key
             if value is not None:
                 fields[name] = value
+        if len(faults) >= max_faults:
+            raise InvalidRequest(details=faults)
     return fields, faults
 
 
-def _unknown(key: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(key[:60], names, n=1)
-    return "is not a known field" + (f"; did you mean {near[0]}?" if near else "")
+def unknown_field(key: str, known: tuple[str, ...]) -> str:
+    """Return the sentence about an unknown field, with the known one that is near to it or means the same."""
+    meant = _OTHERS.get(key) if known is _NAMES else None
+    near = meant or nearest(key, known)
+    return "is not a known field" + (f"; did you mean {near}?" if near else "")
 
 
 def _shown(key: str) -> str:
@@ -169,3 +193,32 @@ def _sentence(error: ErrorDetails) -> str:
 
 
 _SPELLINGS = {spelling: name for name in GenerationFields.model_fields for spelling in (name, to_camel(name))}
+_NAMES = (*(to_camel(name) for name in GenerationFields.model_fields), "webhook")
+
+_OTHERS = {
+    "size": "width and height",
+    "image_size": "width and height",
+    "imageSize": "width and height",
+    "num_images": "n",
+    "numImages": "n",
+    "num_outputs": "n",
+    "number_of_images": "n",
+    "numberOfImages": "n",
+    "batch_size": "n",
+    "num_inference_steps": "steps",
+    "numInferenceSteps": "steps",
+    "inference_steps": "steps",
+    "guidance": "guidanceScale",
+    "cfg_scale": "guidanceScale",
+    "cfgScale": "guidanceScale",
+    "format": "outputFormat",
+    "response_format": "outputFormat",
+    "image": "imageUrl",
+    "init_image": "imageUrl",
+    "image_urls": "referenceImages",
+    "text": "prompt",
+    "model_id": "model",
+    "webhook_url": "webhook",
+    "callback_url": "webhook",
+}
+"""Fields of other image APIs, and ours that means the same."""

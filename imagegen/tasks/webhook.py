@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import IPv6Address
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -21,9 +21,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yarl import URL
 
 from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.nearest import nearest
 
 MAX_WEBHOOKS = 20
 MAX_URL_CHARS = 2_000
+MAX_EVENTS = 3
+MAX_FIELDS = 20
+"""Fields of one `webhook` that are looked at; more than it has are faults anyway."""
 RETRY_DELAYS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
 MAX_RETRY_AFTER_S = 3600.0
 JITTER = 0.2
@@ -61,6 +65,13 @@ def _event(value: object) -> object:
 Event = Annotated[Literal["image.completed", "image.failed", "image.cancelled"], BeforeValidator(_event)]
 
 
+def _few_events(value: object) -> object:
+    """Count a list before pydantic looks into it, which makes a fault of each entry."""
+    if isinstance(value, list) and len(value) > MAX_EVENTS:
+        raise PydanticCustomError("too_many", f"must have at most {MAX_EVENTS} entries")
+    return value
+
+
 class WebhookFields(BaseModel):
     """What a client sends as `webhook`."""
 
@@ -69,7 +80,9 @@ class WebhookFields(BaseModel):
     url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, description="Where to POST, by https.")]
     events: (
         Annotated[
-            tuple[Event, ...], Field(min_length=1, max_length=3, description="Which ends to tell of; all if absent.")
+            tuple[Event, ...],
+            Field(min_length=1, max_length=MAX_EVENTS, description="Which ends to tell of; all if absent."),
+            BeforeValidator(_few_events),
         ]
         | None
     ) = None
@@ -105,7 +118,7 @@ class Webhook:
         if not isinstance(sent, Mapping):
             raise InvalidRequest(details=[FieldFault("webhook", "must be an object with a url")])
         try:
-            fields = WebhookFields.model_validate(sent)
+            fields = WebhookFields.model_validate(dict(islice(sent.items(), MAX_FIELDS)))
         except ValidationError as error:
             raise InvalidRequest(details=[_fault(e) for e in error.errors(include_url=False)]) from error
         try:
@@ -159,8 +172,8 @@ def _fault(error: ErrorDetails) -> FieldFault:
         case "missing":
             return FieldFault(shown, "is required")
         case "extra_forbidden":
-            near = difflib.get_close_matches(str(name)[:60], WebhookFields.model_fields, n=1)
-            return FieldFault(shown, "is not a known field" + (f"; did you mean {near[0]}?" if near else ""))
+            near = nearest(str(name), WebhookFields.model_fields)
+            return FieldFault(shown, "is not a known field" + (f"; did you mean {near}?" if near else ""))
         case "string_too_long":
             return FieldFault(shown, f"must have at most {error['ctx']['max_length']} characters")
         case "string_too_short":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, cast
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from imagegen.errors import ApiError, FieldFault, InvalidRequest, RateLimited
+from imagegen.tasks.fields import MAX_FAULTS
 from imagegen.web.body import read_json
 from imagegen.web.context import CONTEXT
 from imagegen.web.edge import json_response, language
@@ -23,6 +26,9 @@ from imagegen.web.wish import Wish, wish_of
 
 MAX_ENTRIES = 50
 
+_MIN_FAULTS = 3
+"""Named of each bad entry, however many there are."""
+
 
 def batch(rates: RateLimits) -> Handler:
     """The handler; each entry is paid for from the budget for generations."""
@@ -30,6 +36,7 @@ def batch(rates: RateLimits) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         wish = wish_of(request)
         entries = _entries(await read_json(request))
+        wish = msgspec.structs.replace(wish, max_faults=max(_MIN_FAULTS, MAX_FAULTS // len(entries)))
         refuse_while_draining(request.app[CONTEXT])
         admission = await rates.admit(request, len(entries))
         taken = [_one(request, index, entry, wish) for index, entry in enumerate(entries[: admission.admitted])]
@@ -42,14 +49,16 @@ def batch(rates: RateLimits) -> Handler:
 
 
 def _entries(body: Mapping[str, Any]) -> list[Any]:
+    unknown = (name for name in body if name != "requests")
     faults = [
-        FieldFault(name[:60], "is not a known field; did you mean requests?") for name in body if name != "requests"
+        FieldFault(name[:60], "is not a known field; did you mean requests?")
+        for name in islice(unknown, MAX_FAULTS - 1)
     ]
     entries = body.get("requests")
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_ENTRIES:
         faults.append(FieldFault("requests", f"must be a list of 1 to {MAX_ENTRIES} requests"))
     if faults:
-        raise InvalidRequest(details=faults[:MAX_ENTRIES])
+        raise InvalidRequest(details=faults)
     return list(entries or ())
 
 

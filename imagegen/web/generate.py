@@ -15,12 +15,11 @@ from imagegen.addresses import check_host
 from imagegen.errors import Draining, FieldFault, InvalidRequest
 from imagegen.queue.queue import Cached, Submission, Submitted
 from imagegen.tasks import fields
-from imagegen.tasks.fields import MAX_FAULTS
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import parse_object, read_body
-from imagegen.web.context import CONTEXT, Context
+from imagegen.web.context import CONTEXT, Context, Identity
 from imagegen.web.edge import json_bytes, json_response, language
 from imagegen.web.shapes import EndedView, SubmittedView
 from imagegen.web.tasks import describe, retry_after_s
@@ -119,7 +118,7 @@ def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[Gene
     """The request, and whom to tell. Raises InvalidRequest with the faults of both."""
     identity = context.identity
     if "webhook" not in body:
-        return fields.parse(body, default_model=identity.default_model, aliases=identity.aliases), ()
+        return _fields(identity, body, wish.max_faults), ()
     webhooks: tuple[Webhook, ...] = ()
     faults: tuple[FieldFault, ...] = ()
     drawn = {name: value for name, value in body.items() if name != "webhook"}
@@ -128,12 +127,16 @@ def _parsed(context: Context, body: Mapping[str, Any], wish: Wish) -> tuple[Gene
     except InvalidRequest as error:
         faults = error.details
     try:
-        wanted = fields.parse(drawn, default_model=identity.default_model, aliases=identity.aliases)
+        wanted = _fields(identity, drawn, wish.max_faults)
     except InvalidRequest as error:
-        raise InvalidRequest(details=(*error.details, *faults)[:MAX_FAULTS]) from error
+        raise InvalidRequest(details=(*error.details, *faults)[: wish.max_faults]) from error
     if faults:
         raise InvalidRequest(details=faults)
     return wanted, webhooks
+
+
+def _fields(identity: Identity, body: Mapping[str, Any], max_faults: int) -> GenerationRequest:
+    return fields.parse(body, default_model=identity.default_model, aliases=identity.aliases, max_faults=max_faults)
 
 
 def _webhooks(context: Context, sent: object, wish: Wish) -> tuple[Webhook, ...]:

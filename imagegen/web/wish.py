@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from multidict import istr
 
 from imagegen.errors import FieldFault, InvalidRequest
+from imagegen.tasks.fields import MAX_FAULTS
 from imagegen.web.client import client_address
 from imagegen.web.context import CONTEXT
 
@@ -26,11 +27,15 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 class Wish(Struct, frozen=True):
-    """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own."""
+    """fresh: no picture from before (`Cache-Control: no-cache`); key: the `Idempotency-Key`, one of `client`'s own.
+
+    max_faults: as many are named at most.
+    """
 
     request: web.Request
     fresh: bool = False
     key: str | None = None
+    max_faults: int = MAX_FAULTS
 
     @property
     def client(self) -> str:

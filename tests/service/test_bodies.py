@@ -1,0 +1,208 @@
+"""What the worst bodies of 1 MiB cost the service: time of its event loop, memory, and the size of the answer."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+from service.conftest import StartService
+from service.running import Service
+
+MIB = 2**20
+MAX_LOOP_S = 0.020
+MAX_MEMORY_BYTES = 16 * MIB
+MAX_ANSWER_BYTES = 32 * 1024
+SEED = 20261128
+ROUTES = ("/api/images/generate", "/api/images/batch", "/v1/images/generations")
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's /proc")
+
+
+def filled(before: str, unit: str, after: str, size: int = MIB) -> bytes:
+    """A body of `size` bytes that repeats one entry."""
+    head, tail = before.encode(), after.encode()
+    each = unit.encode() + b","
+    return head + (each * ((size - len(head) - len(tail)) // len(each))).removesuffix(b",") + tail
+
+
+def text_of(before: str, unit: str, after: str) -> bytes:
+    """The same within a string."""
+    return (before + unit * ((MIB - len(before) - len(after)) // len(unit.encode())) + after).encode()[:MIB]
+
+
+def many_names(before: str, after: str, value: str = "0") -> bytes:
+    names = ",".join(f'"{number:06x}":{value}' for number in range((MIB - 100) // (len(value) + 10)))
+    return f"{before}{names}{after}".encode()
+
+
+NAMED = {
+    "zeros as reference images": filled('{"prompt":"x","referenceImages":[', "0", "]}"),
+    "short strings as reference images": filled('{"prompt":"x","referenceImages":[', '"a"', "]}"),
+    "9,000 zeros as reference images": filled('{"prompt":"x","referenceImages":[', "0", "]}", 18_000),
+    "55,000 unknown fields": many_names("{", "}"),
+    "9,000 unknown fields": filled("{" + ",".join(f'"u{n}":0' for n in range(9_000)) + ',"prompt":"', "", '"}', 1),
+    "webhook events": filled('{"prompt":"x","webhook":{"url":"https://h.example/","events":[', '"a"', "]}}"),
+    "9,000 webhook events": filled('{"prompt":"x","webhook":{"url":"https://h","events":[', "1", "]}}", 18_000),
+    "fields of a webhook": many_names('{"prompt":"x","webhook":{', "}}"),
+    "9,000 fields of a webhook": many_names('{"prompt":"x","webhook":{', "}}")[:99_000].rpartition(b",")[0] + b"}}",
+    "empty objects": filled('{"a":[', "{}", "]}"),
+    "empty lists": filled('{"a":[', "[]", "]}"),
+    "objects of one member": filled('{"a":[', '{"":0}', "]}"),
+    "fractions": filled('{"a":[', "0.5", "]}"),
+    "numbers of 18 digits": filled('{"a":[', "123456789012345678", "]}"),
+    "numbers of 32 digits": filled('{"a":[', "0." + "1" * 30, "]}"),
+    "one number of 1 MiB": filled('{"width":', "1" * (MIB - 20), "}"),
+    "the same key": filled("{", '"prompt":"x"', "}"),
+    "9,000 times the same key": filled("{", '"p":0', "}", 54_000),
+    "opening brackets": b"[" * MIB,
+    "opening members": b'{"a":' * (MIB // 5),
+    "32 levels": filled('{"a":[', "[" * 30 + "]" * 30, "]}"),
+    "quotes": b'"' * MIB,
+    "backslashes": b'{"prompt":"' + b"\\\\" * (MIB // 2 - 10) + b'"}',
+    "escaped quotes": b'{"prompt":"' + b'\\"' * (MIB // 2 - 10) + b'"}',
+    "commas in a prompt": text_of('{"prompt":"', ",{[", '"}'),
+    "unicode escapes": text_of('{"prompt":"', "\\u4e00", '"}'),
+    "emoji escapes": text_of('{"prompt":"', "\\ud83d\\ude00", '"}'),
+    "a wide prompt": text_of('{"prompt":"😀', "a", '"}'),
+    "spaces around a prompt": text_of('{"prompt":"', " ", 'x"}'),
+    "a name of 1 MiB": text_of('{"', "n", '":0}'),
+    "control characters": text_of('{"prompt":"', "\\u0000", '"}'),
+    "a long model": text_of('{"prompt":"x","model":"', "m", '"}'),
+    "a long size": text_of('{"prompt":"x","size":"', " ", '1x1"}'),
+    "a long width": text_of('{"prompt":"x","width":"1.', "0", '"}'),
+    "a long secret": text_of('{"prompt":"x","webhook":{"url":"https://h.example/","secret":"whsec_', "A", '"}}'),
+    "a long webhook address": text_of('{"prompt":"x","webhook":{"url":"https://h.example/', "a", '"}}'),
+    "a long image": text_of('{"prompt":"x","imageUrl":"data:image/png;base64,', "A", '"}'),
+    "a batch of bad entries": ('{"requests":[' + ",".join(
+        "{" + ",".join(f'"num_imagez{n}{k}":0' for k in range(190)) + "}" for n in range(50)
+    ) + "]}").encode(),
+    "a batch of long prompts": filled('{"requests":[', '{"prompt":"' + "p" * 20_000 + '","width":7}', "]}"),
+    "a batch of zeros": filled('{"requests":[', "0", "]}"),
+}  # fmt: skip
+
+
+class Shapes:
+    """Random bodies: fields that are known and that are not, with values that are bad in size, kind and depth."""
+
+    NAMES = ("prompt", "model", "width", "n", "seed", "imageUrl", "referenceImages", "webhook", "requests", "extra")
+    ATOMS = ("0", "-1", "1e5", "true", "null", '""', '"a"', "[]", "{}", '{"a":{}}', "[[]]", '"\\u00e9"', '"é"', "1.0")
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def body(self) -> bytes:
+        pick = self._random
+        left = pick.choice((2_000, 60_000, MIB))
+        names = [*pick.sample(self.NAMES, pick.randint(0, 4)), "filler"]
+        body = f"{{{','.join(f'{json.dumps(name)}:{self._value(left // len(names))}' for name in names)}}}".encode()
+        return body[: pick.randrange(len(body))] if pick.random() < 0.1 else body[:MIB]
+
+    def _value(self, size: int) -> str:
+        pick, atom = self._random, self._random.choice(self.ATOMS)
+        match pick.randrange(5):
+            case 0:
+                return f"[{','.join([atom] * (size // (len(atom) + 1)))}]"
+            case 1:
+                names = (f'"{number:x}":{atom}' for number in range(size // (len(atom) + 9)))
+                return f"{{{','.join(names)}}}"
+            case 2:
+                return f'"{pick.choice(("a", " ", ",", "é", "😀", "{", ":")) * (size // 4)}"'
+            case 3:
+                return f"{'[' * pick.randint(1, 40)}{atom}{']' * pick.randint(1, 40)}"
+        return "9" * pick.choice((1, 19, 20, 32, 33, size))
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module: StartService) -> Service:
+    return start_for_module(SANDBOX_DELAY="0")
+
+
+@pytest.fixture(scope="module")
+def slowness() -> float:
+    """How much slower than the machine of the figures this one is, 1 at least."""
+    best_s = min(_timed_s() for _ in range(5))
+    return max(1.0, best_s / 0.020)
+
+
+def _timed_s() -> float:
+    began = time.thread_time()
+    sum(number * number for number in range(250_000))
+    return time.thread_time() - began
+
+
+def loop_s(service: Service) -> float:
+    """Time that the main thread has run."""
+    return int(Path(f"/proc/{service.pid}/task/{service.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def memory(service: Service, name: str) -> int:
+    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def forget_peak(service: Service) -> None:
+    Path(f"/proc/{service.pid}/clear_refs").write_text("5")
+
+
+def check(service: Service, route: str, body: bytes, slowness: float) -> None:
+    """Send a body up to five times: the cheapest one shows what it costs, for others of this machine disturb it."""
+    costs_s = []
+    for _ in range(5):
+        forget_peak(service)
+        before, began_s = memory(service, "VmRSS"), loop_s(service)
+        answer = service.ask("POST", route, body, headers={"Prefer": "respond-async"})
+        costs_s.append(loop_s(service) - began_s)
+        grown = memory(service, "VmHWM") - before
+        assert answer.status in (200, 202, 400, 404), answer.body[:300]
+        assert len(answer.body) <= MAX_ANSWER_BYTES or route.endswith("batch")
+        assert len(answer.json.get("details", ())) <= 50
+        assert grown <= MAX_MEMORY_BYTES, f"{grown / MIB:.1f} MiB"
+        if costs_s[-1] <= MAX_LOOP_S * slowness:
+            break
+    assert min(costs_s) <= MAX_LOOP_S * slowness, f"{min(costs_s) * 1e3:.0f} ms"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", NAMED)
+def test_no_body_costs_more_than_20_ms_of_the_loop_nor_16_mib(
+    service: Service, slowness: float, route: str, name: str
+) -> None:
+    check(service, route, NAMED[name], slowness)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_random_body_costs_more(service: Service, slowness: float, route: str) -> None:
+    shapes = Shapes(SEED)
+    for number in range(60):
+        body = shapes.body()
+        try:
+            check(service, route, body, slowness)
+        except AssertionError as error:
+            raise AssertionError(f"body {number} of seed {SEED}, {len(body)} bytes, {body[:80]!r}: {error}") from error
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("zeros as reference images", "referenceImages"),
+        ("9,000 zeros as reference images", "referenceImages"),
+        ("webhook events", "webhook"),
+        ("9,000 webhook events", "webhook.events"),
+        ("a batch of zeros", "requests"),
+        ("55,000 unknown fields", "body"),
+    ],
+)
+def test_the_answer_names_what_has_too_many_entries(service: Service, name: str, field: str) -> None:
+    answer = service.ask("POST", ROUTES["requests" in field], NAMED[name])
+    assert answer.error == (400, "invalid_request")
+    assert field in [fault["field"] for fault in answer.json["details"]]
+
+
+def test_a_batch_of_bad_entries_is_answered_shortly(service: Service) -> None:
+    body = {"requests": [{f"num_imagez{n}{k}": 0 for k in range(190)} for n in range(50)]}
+    answer = service.ask("POST", "/api/images/batch", json.dumps(body).encode())
+    assert len(answer.body) < 8 * MAX_ANSWER_BYTES
+    assert {result["statusCode"] for result in answer.json["results"]} == {400}
