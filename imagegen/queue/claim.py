@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from imagegen.queue.estimate import entry_order
 from imagegen.queue.items import ReleaseItem
-from imagegen.queue.records import Run, decode_run, encode_entry, shown_images
+from imagegen.queue.records import Run, UnreadableRecord, decode_run, encode_entry, shown_images
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
@@ -35,6 +36,8 @@ class Claim:
     there, None before the first start.
     lost: somebody else has it, or nobody should; `abandon` is called then, to stop a call that is under way.
     in_slot: a loop works on it; began_at: when the attempt that runs was started, monotonic.
+    confirmed_at: when Redis last confirmed that the claim is ours, monotonic; contested: another instance may have
+    held it before and may not know that it lost it.
     """
 
     entry_id: str
@@ -47,6 +50,8 @@ class Claim:
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     in_slot: bool = False
     began_at: float | None = None
+    confirmed_at: float = -math.inf
+    contested: bool = False
 
     def lose(self) -> None:
         self.lost = True
@@ -63,20 +68,25 @@ def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -
     """Puts into a claim that was taken over what the instance before had done, from the run it wrote.
 
     Returns whether a call was cut off that may have been paid.
-    A run that is gone though the entry rested longer than a run lives is taken for a call that may have been paid.
-    Raises UnreadableRecord.
+    A run that is gone though the entry rested longer than a run lives, or that can't be read, is taken for a call that
+    may have been paid.
     """
-    run, claim.stands = claim.run, stands
+    run, claim.stands, claim.contested = claim.run, stands, True
     cut_off = stands is None and idle_s >= run_life_s(lease_s)
+    if stands is not None:
+        try:
+            entry_id, theirs = decode_run(stands)
+        except UnreadableRecord:
+            cut_off = True
+        else:
+            if entry_id == claim.entry_id:
+                run, cut_off = theirs, theirs.phase == "calling"
     if cut_off:
-        run = replace(run, starts=1, attempts=1)
-    elif stands is not None:
-        entry_id, theirs = decode_run(stands)
-        if entry_id == claim.entry_id:
-            run, cut_off = theirs, theirs.phase == "calling"
+        run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))
     claim.run = replace(run, phase="waiting", ambiguous=run.ambiguous + cut_off)
     claim.task = replace(
         claim.task,
+        attempts=claim.run.attempts,
         sequence=max(claim.task.sequence, claim.task.generation + (run.starts + 1) * ATTEMPT_BLOCK - 1),
         possibly_billed_twice=claim.run.ambiguous,
         images=shown_images(claim.task, claim.run),
@@ -85,14 +95,18 @@ def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -
 
 
 def adopt(claim: Claim, stands: bytes) -> Start:
-    """Another run stands where ours should: an older generation's, one that was handed back, or a thief's."""
+    """Another run stands where ours should: an older generation's, one that was handed back, or a thief's.
+
+    Raises UnreadableRecord.
+    """
     entry_id, run = decode_run(stands)
     if entry_id == claim.entry_id:
         if run.phase != "released":
             claim.lose()
             return Start.LOST
         claim.run = run
-        claim.task = replace(claim.task, images=shown_images(claim.task, run))
+        claim.contested = claim.contested or run.ambiguous > 0  # an owner from before may still be under way
+        claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
     elif entry_order(entry_id) > entry_order(claim.entry_id):
         claim.lose()
         return Start.LOST

@@ -7,17 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
+from redis.exceptions import ResponseError
 
-from imagegen.queue.claim import Claim, Start, adopt, handed_back
+from imagegen.queue.claim import Claim, Start, adopt, handed_back, inherit
 from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
-from imagegen.queue.items import SwapItem, finish_item
+from imagegen.queue.items import FencedStart, SwapItem, finish_item, raised
 from imagegen.queue.memory import Memory
-from imagegen.queue.records import Run, decode_record, shown_images, with_hooks
+from imagegen.queue.records import Run, decode_record, readable_run, shown_images, with_hooks
 from imagegen.queue.scripts import Scripts
+from imagegen.queue.unreadable import wrong_type
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import Reason, State, Task
+
+SURE_SHARE = 0.8
+"""Of a lease: so long after Redis confirmed a claim nobody can have taken it over."""
 
 
 class Claims:
@@ -33,6 +38,7 @@ class Claims:
         memory: Memory,
         holdings: Holdings,
         *,
+        lease_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
@@ -41,6 +47,8 @@ class Claims:
         self._holdings = holdings
         self._estimates = holdings.estimates
         self._meter = connection.meter
+        self._lease_s = lease_s
+        self._unreadable = scripts.unreadable
         self._clock = clock
         self.slots = holdings.slots
         self.claim = holdings.claim
@@ -60,10 +68,13 @@ class Claims:
             retry_at=None,
         )
         value = run.encode(claim.entry_id)
-        if claim.stands is None:
-            stands = await self._connection.until_back(self._scripts.first_run, (claim.task.id, value))
-        else:
-            stands = await self._swap(claim, run, value)
+        stands = await self._connection.until_back(self._write, claim, run, value)
+        if stands is None:
+            claim.lose()
+            return Start.LOST
+        if stands and claim.contested:  # whoever held it before has started it after we took it over
+            self._meter.ambiguous += inherit(claim, stands, 0.0, self._lease_s)
+            return Start.ADOPTED
         if stands:
             return adopt(claim, stands)
         self._wrote(claim, run, value)
@@ -76,7 +87,7 @@ class Claims:
     async def checkpoint(self, claim: Claim, run: Run) -> bool:
         """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
         value = run.encode(claim.entry_id)
-        if await self._swap(claim, run, value):
+        if await self._connection.until_back(self._write, claim, run, value) != b"":
             claim.lose()
             return False
         self._wrote(claim, run, value)
@@ -99,7 +110,7 @@ class Claims:
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:
-            final = with_hooks(final, answer.hooks)
+            final = with_hooks(raised(final, answer), answer.hooks)
             self._count_end(claim, final)
         if final.state.final:
             self._holdings.let_go(claim)
@@ -172,7 +183,29 @@ class Claims:
         claim.task = task
         self._memory.put(task)
 
-    async def _swap(self, claim: Claim, run: Run, value: bytes) -> bytes:
+    async def _write(self, claim: Claim, run: Run, value: bytes) -> bytes | None:
+        """Writes a run in place of the one that we know. `b''` where it was written, else the run that stands; None
+        where the claim is not ours. A run that nobody can read is replaced. Raises QueueUnavailable."""
+        known = claim.stands
+        while True:
+            stands = await self._write_over(claim, run, value, known)
+            if not stands or readable_run(stands):
+                return stands
+            self._unreadable.report("run", claim.task.id, stands)
+            known = stands
+
+    async def _write_over(self, claim: Claim, run: Run, value: bytes, known: bytes | None) -> bytes | None:
+        """As `_write`. Who may have lost the claim asks Redis whether it is ours: a paid call may follow."""
+        task = claim.task
+        if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
+            item = FencedStart(task.id, task.generation, claim.entry_id, known or b"", value, run.ambiguous)
+            return await self._scripts.start_fenced(self._holdings.instance, item)
+        if known is None:
+            try:
+                return await self._scripts.first_run((task.id, value)) or b""
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                self._unreadable.report("run", task.id, "of another type")
         purpose = "start" if run.phase == "calling" else "retry"
-        item = SwapItem(claim.task.id, claim.stands or b"", value, purpose)
-        return await self._connection.until_back(self._scripts.swap, item)
+        return await self._scripts.swap(SwapItem(task.id, known or b"", value, purpose))

@@ -49,6 +49,11 @@ def swap(answer: bytes) -> int:
     return 1 if answer else 2
 
 
+def start_fenced(commands: int) -> int:
+    """XPENDING and GET; GET of the run, SET of it, SET of the record, as far as the script came."""
+    return 1 + commands
+
+
 def renew(held: int) -> int:
     """XPENDING, PEXPIRE a task, one XCLAIM."""
     return 2 + held + bool(held)

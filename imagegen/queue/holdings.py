@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 
@@ -88,10 +89,10 @@ class Holdings:
 
     def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
         """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
-        claims, unreadable = [], []
+        claims, unreadable, now = [], [], time.monotonic()
         for entry_id, fields in entries:
             try:
-                claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh)
+                claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh, confirmed_at=now)
             except NewerRecord:
                 self.left_alone.add(entry_id)
             except UnreadableRecord as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.queue.records import encode_entry, encode_task, final_record
 from imagegen.tasks.task import Task
@@ -31,7 +32,7 @@ def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
 class SubmitAnswer(Struct, frozen=True, gc=False):
     """kind: see submit.lua; known: the record that stands, where one does."""
 
-    kind: Literal["new", "again", "known", "full", "collision", "newer", "unreadable"]
+    kind: Literal["new", "again", "known", "full", "collision", "newer"]
     entry_id: str
     generation: int
     known: bytes
@@ -51,10 +52,12 @@ def finish_item(entry_id: str, final: Task) -> FinishItem:
 
 
 class Finished(Struct, frozen=True, gc=False):
-    """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined."""
+    """stands: `b''` where it was stored, else the record that stands; hooks: the log, where webhooks joined; billed:
+    calls that may have been paid twice, where another instance knew of more of them, else 0."""
 
     stands: bytes
     hooks: bytes
+    billed: int = 0
 
 
 class SwapItem(Struct, frozen=True, gc=False):
@@ -64,6 +67,23 @@ class SwapItem(Struct, frozen=True, gc=False):
     known: bytes
     value: bytes
     purpose: str = "start"
+
+
+def raised(final: Task, answer: Finished) -> Task:
+    """The final task with the count of calls that may have been paid twice as it was stored."""
+    return replace(final, possibly_billed_twice=answer.billed) if answer.billed else final
+
+
+class FencedStart(Struct, frozen=True, gc=False):
+    """A run of a task that another instance may hold, or may have run before; billed: calls that may have been paid
+    twice, known: the run that we believe to stand, value: the one to write."""
+
+    task_id: str
+    generation: int
+    entry_id: str
+    known: bytes
+    value: bytes
+    billed: int
 
 
 class ReleaseItem(Struct, frozen=True, gc=False):

@@ -109,7 +109,7 @@ class Leases:
     async def gather_strays(self) -> None:
         """Claims what was read for us and got lost on the way, so that it can be handed back."""
         _, strays = await self._scripts.renew(self.holdings.instance, self.holdings.named())
-        await self._take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
+        await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
     async def _renew(self) -> None:
         lost, unnamed = await self._scripts.renew(self.holdings.instance, self.holdings.named())
@@ -129,8 +129,8 @@ class Leases:
         strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
         others = [row for row in rows if row.consumer != holdings.instance]
         expired = [row for row in others if row.idle_s >= self._lease_s]
-        lost_ones = await self._take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S)
-        taken = await self._take(_idle(expired[: holdings.free]), min_idle_s=self._lease_s)
+        lost_ones = await self.take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S)
+        taken = await self.take(_idle(expired[: holdings.free]), min_idle_s=self._lease_s)
         for claim in (*lost_ones, *taken):
             logger.bind(taskId=claim.task.id).info("Took over a task that nobody renewed")
             self._connection.meter.takeovers += 1
@@ -141,7 +141,7 @@ class Leases:
             return STRAY_S
         return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
 
-    async def _take(self, idle_s: dict[str, float], *, min_idle_s: float) -> Sequence[Claim]:
+    async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> Sequence[Claim]:
         if not idle_s:
             return ()
         claims = await self.hold(await self._scripts.take(self.holdings.instance, list(idle_s), min_idle_s))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
 from imagegen.queue.estimate import NOWHERE, Place
 from imagegen.queue.idempotency import IdempotencyKeys
-from imagegen.queue.items import SubmitAnswer, submit_item
+from imagegen.queue.items import SubmitAnswer, raised, submit_item
 from imagegen.queue.listing import Listing
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.reads import Reads, newer
@@ -143,7 +143,7 @@ class Queue:
             final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
             answer = await self._scripts.cancel(final, CANCELLED_RUN)
             if answer is not None and answer.stands == b"":
-                final = with_hooks(final, answer.hooks)
+                final = with_hooks(raised(final, answer), answer.hooks)
                 self._scripts.meter.finished(final.state.value, "", final.model)
                 self._holdings.lose(final)
                 self._estimates.line.remove(task.entry_id)

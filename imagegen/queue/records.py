@@ -8,6 +8,7 @@ ours is left alone: deploys overlap for minutes. The head of a task that webhook
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeE
 """What reading something foreign raises."""
 
 _NO_REQUEST = msgspec.Raw()
+
+_ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class UnreadableRecord(ValueError):
@@ -258,9 +261,20 @@ def decode_run(value: bytes) -> tuple[str, Run]:
     """Entry id and run. Raises UnreadableRecord."""
     try:
         entry_id, _, rest = value.partition(b" ")
+        if not _ENTRY_ID.fullmatch(entry_id):
+            raise ValueError(entry_id)
         return entry_id.decode(), _read_run(rest)
     except _UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
+
+
+def readable_run(value: bytes) -> bool:
+    """Whether `decode_run` reads it."""
+    try:
+        decode_run(value)
+    except UnreadableRecord:
+        return False
+    return True
 
 
 def shown_images(task: Task, run: Run) -> tuple[StoredImage, ...]:
@@ -279,10 +293,18 @@ def as_seen(task: Task, run: Run) -> Task:
         started_at=run.started_at,
         progress=5 if calling else 0,
         images=shown_images(task, run),
-        possibly_billed_twice=run.ambiguous,
-        reason=None if calling else Reason(run.reason or Reason.QUEUED),
+        possibly_billed_twice=max(run.ambiguous, task.possibly_billed_twice),
+        reason=None if calling else _reason(run.reason),
         retry_at=run.retry_at,
     )
+
+
+def _reason(reason: str | None) -> Reason:
+    """A reason that only a newer version knows is shown as the plainest one."""
+    try:
+        return Reason(reason or Reason.QUEUED)
+    except ValueError:
+        return Reason.RETRYING
 
 
 def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:

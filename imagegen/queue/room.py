@@ -122,7 +122,7 @@ def open_queue(
         scripts,
         memory,
         holdings,
-        Claims(connection, scripts, memory, holdings, clock=clock),
+        Claims(connection, scripts, memory, holdings, lease_s=rules.lease_s, clock=clock),
         queue,
         Reader(connection, scripts, memory, leases, queue),
         leases,

@@ -14,9 +14,19 @@ from imagegen.queue import costs
 from imagegen.queue.batch import Batcher
 from imagegen.queue.connection import Connection
 from imagegen.queue.depth import Depth
-from imagegen.queue.items import Finished, FinishItem, PendingEntry, ReleaseItem, SubmitAnswer, SubmitItem, SwapItem
+from imagegen.queue.items import (
+    FencedStart,
+    Finished,
+    FinishItem,
+    PendingEntry,
+    ReleaseItem,
+    SubmitAnswer,
+    SubmitItem,
+    SwapItem,
+)
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.records import VERSION, final_record
+from imagegen.queue.unreadable import Unreadable
 from imagegen.queue.wire import Asked, Script
 from imagegen.tasks.task import Task, to_tell
 
@@ -57,11 +67,11 @@ class Scripts:
         self._run_life_ms = int(run_life_s * 1000)
         self._wire = connection.wire
         self._scripts = {
-            name: Script(lua(name))
-            for name in ("submit", "start", "finish", "swap", "renew", "release", "cancel", "bury", "waiting")
-        }
+            name: Script(lua(name)) for name in ("submit", "start", "swap", "renew", "release", "bury", "waiting")
+        } | {name: Script(lua("billed") + lua(name)) for name in ("finish", "cancel", "start_fenced")}
         self.depth = depth
         self.meter = connection.meter
+        self.unreadable = Unreadable(connection.meter)
         self._spent = connection.meter.spent
         self.submit = Batcher[SubmitItem, SubmitAnswer](
             self._wire, self._submit, self._submitted, lambda item: len(item.entry)
@@ -141,6 +151,14 @@ class Scripts:
         answers = cast(list[bytes | None], replies[0] if len(items) >= MANY_STARTS else replies)
         self._spent("start", costs.start(len(items), MANY_STARTS))
         return [None if answer == value else answer for answer, (_, value) in zip(answers, items, strict=True)]
+
+    async def start_fenced(self, consumer: str, item: FencedStart) -> bytes | None:
+        """Writes a run if the entry is ours. `b''` where it was written, else the run that stands; None: not ours."""
+        keys = [self._keys.stream, self._keys.record(item.task_id), self._keys.run(item.task_id)]
+        args = [GROUP, consumer, item.entry_id, item.generation, self._run_life_ms, item.known, item.value, item.billed]
+        kind, stands, commands = await self._run("start_fenced", keys, args)
+        self._spent("takeover", costs.start_fenced(commands))
+        return None if kind == b"lost" else cast(bytes, stands)
 
     def _read(self, ids: list[str]) -> Asked:
         kinds = (self._keys.record, self._keys.run, self._keys.hooks)

@@ -103,7 +103,7 @@ class Pool:
     async def _say(self, claim: Claim, outcome: Outcome) -> None:
         try:
             now, ttl_s = self._clock(), self._result_ttl_s
-            task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
+            task = replace(claim.task, attempts=claim.run.attempts, possibly_billed_twice=claim.run.ambiguous)
             match outcome:
                 case Succeeded(images, warnings):
                     await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))

@@ -8,7 +8,7 @@ from support import eventually
 
 from imagegen.errors import StoreUnavailable, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
-from imagegen.queue.records import decode_run
+from imagegen.queue.records import Run, decode_run
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Failed, Lost, Retry, Succeeded, Unstarted
 from imagegen.tasks.task import Reason, State
@@ -434,7 +434,7 @@ async def test_a_checkpoint_that_finds_the_claim_lost_ends_the_attempt_and_cance
 ) -> None:
     async def stolen(call) -> Reply:
         key = workshop.instance.keys.run(claim.task.id)
-        await workshop.instance.connection.commands.set(key, b"9-0 {}")
+        await workshop.instance.connection.commands.set(key, Run("another").encode("9-0"))
         return pictures(call.count)
 
     async def and_then() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 from support import eventually
 
 from imagegen.providers.protocol import Call, Reply
@@ -317,3 +318,15 @@ async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed
     await eventually(lambda: all(two.instance.memory.finished(task_id) for task_id in task_ids))
     tasks = await two.finished(*task_ids)
     assert {(task.state, task.attempts, task.possibly_billed_twice) for task in tasks} == {(State.COMPLETED, 1, 0)}
+
+
+async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(pool=False)
+    claim = await workshop.claim()
+    claim.run = replace(claim.run, starts=2, attempts=2, ambiguous=2)
+    holdings = workshop.instance.room.holdings
+    holdings.leave_slot(claim)
+    holdings.offer(claim)
+    workshop.pool.start()
+    (task,) = await workshop.finished(claim.task.id)
+    assert (task.error.code, task.attempts, task.possibly_billed_twice) == ("interrupted", 2, 2)

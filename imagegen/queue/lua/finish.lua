@@ -3,20 +3,27 @@
 --
 -- The first write is a deletion, so that a paid result is stored even when Redis is out of memory.
 --
+-- The count of calls that may have been paid twice is the higher one of ours and of the record that was there.
+--
 -- KEYS  1 stream; 2 outbox; then two a task: record, hooks
 -- ARGV  1 group; 2 life of the records in ms; 3 when the outbox falls due, Unix ms;
 --       then five a task: entry id, generation, record, its name in the outbox, '1' if it brought webhooks along
--- returns two a task: '' stored, else the record that stands; the hooks where webhooks joined, else ''
+-- returns three a task: '' stored, else the record that stands; the hooks where webhooks joined, else '';
+--         the count of calls that may have been paid twice where it was raised, else 0
 local stream, outbox, group = KEYS[1], KEYS[2], ARGV[1]
 local done, due, answers = {}, {}, {}
 
-local function store(record, value)
+local function store(record, value, generation)
   local before = redis.pcall('SET', record, value, 'PX', ARGV[2], 'GET')
   if type(before) == 'table' then -- something foreign was there, which has no place here
     redis.call('SET', record, value, 'PX', ARGV[2])
-    return ''
+    return '', 0
   end
-  return before or ''
+  before = before or ''
+  local count = billed_before(before, generation)
+  if count <= billed_in(value) then return before, 0 end
+  redis.call('SET', record, with_billed(value, count), 'PX', ARGV[2])
+  return before, count
 end
 
 for i = 0, (#KEYS - 2) / 2 - 1 do
@@ -24,25 +31,29 @@ for i = 0, (#KEYS - 2) / 2 - 1 do
   local entry, generation, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local stands
   if redis.call('XDEL', stream, entry) == 0 then
-    stands = redis.call('GET', record)
+    stands = redis.pcall('GET', record)
+    if type(stands) == 'table' then stands = nil end
     if stands then
-      local state, other, their_generation = string.match(stands, '^%d+ (%l+) (%S+) (%d+) ')
-      if (state == 'pending' or state == 'processing') and their_generation == generation then
+      local version, state, other, their_generation = string.match(stands, '^(%d+) (%l+) (%S+) (%d+) ')
+      if not version then
+        stands = nil -- nobody can read it
+      elseif (state == 'pending' or state == 'processing') and their_generation == generation then
         if redis.call('XDEL', stream, other) == 1 then done[#done + 1] = other end
         stands = nil
       end
     end
   end
   if stands then
-    answers[i + 1] = {stands, ''}
+    answers[i + 1] = {stands, '', 0}
   else
-    local joined = string.match(store(record, value), '^[^\n]* %+\n') and redis.pcall('GET', hooks)
+    local before, count = store(record, value, generation)
+    local joined = string.match(before, '^[^\n]* %+\n') and redis.pcall('GET', hooks)
     if type(joined) ~= 'string' then joined = '' end
     if joined ~= '' or ARGV[at + 4] == '1' then
       due[#due + 1] = ARGV[3]
       due[#due + 1] = ARGV[at + 3]
     end
-    answers[i + 1] = {'', joined}
+    answers[i + 1] = {'', joined, count}
   end
   done[#done + 1] = entry
 end

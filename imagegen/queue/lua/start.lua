@@ -5,6 +5,11 @@
 -- returns one answer a task: false written, else the run that stands
 local answers = {}
 for i = 1, #KEYS do
-  answers[i] = redis.call('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
+  local stands = redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
+  if type(stands) == 'table' then -- something foreign is there, which has no place here
+    redis.call('SET', KEYS[i], ARGV[i + 1], 'PX', ARGV[1])
+    stands = false
+  end
+  answers[i] = stands
 end
 return answers

@@ -9,7 +9,7 @@
 --       the finished generation that is to be replaced, or '' (a failed or cancelled task always comes again),
 --       schema version
 -- returns {depth or -1, {kind, entry id, generation, known record} a task}
---       kind: 'new', 'again' (it was there before), 'known', 'full', 'collision', 'newer', 'unreadable'
+--       kind: 'new', 'again' (it was there before), 'known', 'full', 'collision', 'newer'
 local stream, room, depth = KEYS[1], tonumber(ARGV[2]), -1
 if ARGV[3] ~= '' then
   local pending = redis.pcall('XPENDING', stream, ARGV[1])
@@ -27,16 +27,18 @@ end
 
 -- What a known record means for this submit: a kind, or nil where the task is to be queued afresh.
 local function judge(known, generation, digest, replaced, version)
-  if type(known) == 'table' then return 'unreadable' end
+  local afresh = tonumber(generation)
+  if type(known) == 'table' then return nil, afresh end -- something foreign, which has no place here
   local their_version, state, their_entry, their_generation, sequence, their_digest =
     string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)[ +]*\n')
-  if not state then return 'unreadable' end
-  if tonumber(their_version) > tonumber(version) then return 'newer' end
+  if tonumber(their_version or string.match(known, '^(%d%d?) %l') or 0) > tonumber(version) then return 'newer' end
+  if not state then return nil, afresh end -- nobody can read it
   if their_digest ~= digest then return 'collision' end
   if their_generation == generation then return 'new' end
   -- An unfinished task whose entry is gone (a stream that was deleted) would wait for ever: it comes again.
   local unfinished = state == 'pending' or state == 'processing'
-  if unfinished and #redis.call('XRANGE', stream, their_entry, their_entry) == 1 then return 'known' end
+  local row = unfinished and redis.pcall('XRANGE', stream, their_entry, their_entry)
+  if row and not row.err and #row == 1 then return 'known' end
   if state == 'completed' and replaced ~= their_generation then return 'known' end
   return nil, math.max(tonumber(generation), tonumber(sequence) + 1)
 end

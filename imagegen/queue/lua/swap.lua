@@ -6,8 +6,8 @@
 local answers = {}
 for i = 1, #KEYS do
   local known, value = ARGV[i * 2], ARGV[i * 2 + 1]
-  local stands = redis.call('GET', KEYS[i])
-  if not stands or stands == known or stands == value then
+  local stands = redis.pcall('GET', KEYS[i])
+  if type(stands) ~= 'string' or stands == known or stands == value then
     redis.call('SET', KEYS[i], value, 'PX', ARGV[1])
     answers[i] = ''
   else

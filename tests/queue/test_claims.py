@@ -1,0 +1,209 @@
+"""Who owns a task, and what is recorded of calls that may have been paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from msgspec.structs import replace
+from support import submission
+
+from imagegen.queue.claim import Start
+from imagegen.queue.records import Run, decode_record
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Reason, State, TaskError
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+
+
+async def end(instance, claim, outcome="completed"):
+    """Finishes as the pool does: with the count of the claim's own checkpoint."""
+    now = time.time()
+    task = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+    if outcome == "completed":
+        task = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+    return await instance.claims.finish(claim, task)
+
+
+async def claimed(instance, name="a"):
+    await instance.queue.submit(submission(name))
+    return await asyncio.wait_for(instance.claims.claim(), 5)
+
+
+async def take_over(instance, claim):
+    """What an instance does with an entry that nobody renewed for a lease."""
+    (taken,) = await instance.room.leases.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    return taken
+
+
+async def stored(instance, task_id: str):
+    """The task as it stands in Redis."""
+    return decode_record(await instance.connection.commands.get(instance.keys.record(task_id)))[1]
+
+
+@pytest.fixture
+async def two(make_instance):
+    """Two instances without side loops but the reader of the first; the second takes over when a test says so."""
+    one, other = make_instance(), make_instance(start=False)
+    return one, other
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_owner(two, outcome: str) -> None:
+    one, other = two
+    stale = await claimed(one)
+    assert await one.claims.start(stale) is Start.STARTED
+    taken = await take_over(other, stale)
+    assert await other.claims.start(taken) is Start.STARTED
+    final = await end(one, stale, outcome)
+    assert (final.state.value, final.possibly_billed_twice) == (outcome, 1)
+    assert (await stored(one, final.id)).possibly_billed_twice == 1
+    assert (await end(other, taken)).possibly_billed_twice == 1
+
+
+async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    taken = await take_over(other, stale)
+    await other.claims.start(taken)
+    taken.run = replace(taken.run, ambiguous=2)
+    await other.claims.retry(taken, Retry(60.0, Reason.RETRYING))
+    assert (await end(one, stale)).possibly_billed_twice == 2
+
+
+async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    await other.claims.start(await take_over(other, stale))
+    cancelled = await one.queue.cancel(stale.task.id)
+    assert (cancelled.state, cancelled.possibly_billed_twice) == (State.CANCELLED, 1)
+    assert (await stored(one, stale.task.id)).possibly_billed_twice == 1
+
+
+async def test_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    taken = await take_over(other, stale)
+    await end(one, stale)
+    assert await other.claims.start(taken) is Start.LOST
+
+
+async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    taken = await take_over(other, stale)
+    await other.claims.start(taken)
+    await end(one, stale)
+    assert not await other.claims.checkpoint(taken, taken.run)
+    assert taken.lost
+
+
+async def test_who_claims_what_a_new_owner_gave_back_makes_no_call_after_the_stale_owner_finished(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    taken = await take_over(other, stale)
+    await other.claims.hand_back([taken])
+    third = await asyncio.wait_for(one.claims.claim(), 5)
+    assert await one.claims.start(third) is Start.ADOPTED
+    assert (await end(one, stale)).state is State.COMPLETED
+    assert await one.claims.start(third) is Start.LOST
+
+
+async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_instance) -> None:
+    one, other = make_instance(lease_s=1.0), make_instance(start=False)
+    stale = await claimed(one)
+    await one.crash()
+    stale.confirmed_at -= 1.0
+    await take_over(other, stale)
+    assert await one.claims.start(stale) is Start.LOST
+
+
+async def test_an_owner_that_has_not_lost_its_claim_goes_on_after_a_long_silence(make_instance) -> None:
+    one = make_instance(lease_s=1.0)
+    claim = await claimed(one)
+    claim.confirmed_at -= 1.0
+    assert await one.claims.start(claim) is Start.STARTED
+
+
+async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_have_been_paid(two) -> None:
+    one, other = two
+    stale = await claimed(one)
+    taken = await take_over(other, stale)
+    assert await one.claims.start(stale) is Start.STARTED  # it was on its way to Redis when the lease ended
+    assert await other.claims.start(taken) is Start.ADOPTED
+    assert await other.claims.start(taken) is Start.STARTED
+    assert taken.run.ambiguous == 1
+    assert (await end(one, stale)).possibly_billed_twice == 1
+
+
+async def test_a_finish_costs_no_command_more_where_nothing_is_to_be_merged(two) -> None:
+    one, _ = two
+    claim = await claimed(one)
+    await one.claims.start(claim)
+    before = await calls_of(one, "get")
+    await end(one, claim)
+    assert await calls_of(one, "get") == before
+
+
+async def calls_of(instance, name: str) -> int:
+    stats = await instance.connection.commands.info("commandstats")
+    return int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"])
+
+
+@pytest.mark.parametrize("garbage", [b"", b"junk", b"\xff\xfe", b"1-0 {}", b"1-0 " + b"[" * 5_000, b'1-0 {"owner":3}'])
+async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_have_been_paid(two, garbage) -> None:
+    one, other = two
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    await one.connection.commands.set(one.keys.run(stale.task.id), garbage)
+    taken = await take_over(other, stale)
+    assert taken.run.ambiguous == 1
+    assert await other.claims.start(taken) is Start.STARTED
+    assert (await end(other, taken)).possibly_billed_twice == 1
+
+
+@pytest.mark.parametrize("garbage", [b"junk", None])
+async def test_an_owner_writes_its_checkpoint_over_what_nobody_can_read(two, garbage) -> None:
+    one, _ = two
+    claim = await claimed(one)
+    await spoil(one, one.keys.run(claim.task.id), garbage)
+    while (came := await one.claims.start(claim)) is Start.ADOPTED:
+        pass
+    assert came is Start.STARTED
+    await spoil(one, one.keys.run(claim.task.id), garbage)
+    assert await one.claims.checkpoint(claim, Run("me", starts=2))
+
+
+async def spoil(instance, key: str, garbage: bytes | None) -> None:
+    """Puts bytes, or another type, where our value should be."""
+    commands = instance.connection.commands
+    await commands.delete(key)
+    await (commands.set(key, garbage) if garbage is not None else commands.sadd(key, "x"))
+
+
+@pytest.mark.parametrize("garbage", [b"junk", b"99 of something", None])
+async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbage) -> None:
+    one, _ = two
+    claims = [await claimed(one, name) for name in ("a", "b")]
+    for claim in claims:
+        await one.claims.start(claim)
+    await spoil(one, one.keys.record(claims[0].task.id), garbage)
+    finals = await asyncio.gather(*(end(one, claim) for claim in claims))
+    assert [final.state for final in finals] == [State.COMPLETED] * 2
+
+
+@pytest.mark.parametrize("garbage", [b"junk", None])
+async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> None:
+    _, other = two
+    await other.scripts.make_group()
+    await spoil(other, other.keys.record(submission("a").task_id), garbage)
+    await other.queue.submit(submission("a"))
+    assert (await stored(other, submission("a").task_id)).state is State.PENDING
