@@ -1,0 +1,65 @@
+-- Queues waiting tasks again whose entry or record Redis has lost. A task that an instance runs is left to it.
+--
+-- KEYS  1 stream; then two a task: record, run
+-- ARGV  1 life of an unfinished record in ms; then six a task: entry id, generation, digest, schema version,
+--       entry JSON, record JSON
+-- returns three a task: 'queued' (a new entry, or a new record for its entry), 'there' (nothing was missing), 'runs' or
+--         'over' (finished, or submitted again); its entry id; 1 if its record was missing
+local stream, answers = KEYS[1], {}
+
+local function exists(entry)
+  return entry ~= '' and entry ~= '-' and #redis.call('XRANGE', stream, entry, entry) == 1
+end
+
+local function older(entry, other)
+  local ms, number = string.match(entry, '^(%d+)-(%d+)$')
+  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+  if not ms or not other_ms then return false end
+  ms, other_ms = tonumber(ms), tonumber(other_ms)
+  return ms < other_ms or (ms == other_ms and tonumber(number) < tonumber(other_number))
+end
+
+local function requeue(record_key, run_key, at)
+  local entry, generation, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local known = redis.pcall('GET', record_key)
+  if type(known) == 'table' then return 'over', entry, 0 end
+  local missing = known and 0 or 1
+  local their_version, state, their_entry, theirs
+  if known then
+    their_version, state, their_entry, theirs = string.match(known, '^(%d+) (%l+) (%S+) (%d+) ')
+    if not state or tonumber(their_version) > tonumber(version) then return 'over', entry, 0 end
+    local unfinished = state == 'pending' or state == 'processing'
+    if tonumber(theirs) > tonumber(generation) or (theirs == generation and not unfinished) then
+      return 'over', entry, 0
+    end
+    if theirs ~= generation then
+      known = nil
+    elseif exists(their_entry) then
+      return 'there', their_entry, 0
+    end
+  end
+
+  local now = exists(entry) and entry
+  if not now then
+    local run, run_entry, run_json = redis.pcall('GET', run_key), nil, nil
+    if type(run) == 'string' then run_entry, run_json = string.match(run, '^(%S+) (.*)$') end
+    if run_entry and older(run_entry, known and their_entry or entry) then run_json = nil end
+    local released = run_json and string.find(run_json, '"phase":"released"', 1, true)
+    if run_json and not released then return 'runs', entry, missing end
+    now = redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', ARGV[at + 4])
+    if released then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
+  end
+  if known then
+    local before, after = string.match(known, '^(%d+ %l+ )%S+( .*)$')
+    redis.call('SET', record_key, before .. now .. after, 'KEEPTTL')
+  else
+    local head = '1 pending ' .. now .. ' ' .. generation .. ' ' .. generation .. ' ' .. digest .. '\n'
+    redis.call('SET', record_key, head .. ARGV[at + 5], 'PX', ARGV[1])
+  end
+  return 'queued', now, missing
+end
+
+for i = 0, (#KEYS - 1) / 2 - 1 do
+  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 2 + i * 6)}) do answers[#answers + 1] = value end
+end
+return answers

@@ -1,0 +1,238 @@
+"""Recovery from writes that Redis lost: each instance writes back what it knows.
+
+Signs of a loss: a reconnect that leads to another server (a failover, a restart), a group or stream that is gone, a claim
+that is not pending for us any more, a waiting task whose entry was deleted, and a peer's message.
+
+Running claims come first, then results, and only after the peers had time for theirs the waiting tasks: so what a peer
+runs is not queued a second time. No paid call begins meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from loguru import logger
+from msgspec.structs import replace
+from redis.exceptions import RedisError
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.claim import Claim
+from imagegen.queue.connection import Connection
+from imagegen.queue.control import Control, Message
+from imagegen.queue.holdings import Holdings
+from imagegen.queue.memory import Memory
+from imagegen.queue.outbox import Outbox
+from imagegen.queue.restore import RestoreCalls, in_batches
+from imagegen.queue.scripts import Scripts
+from imagegen.tasks.task import State, Task
+from imagegen.tasks.webhook import merged
+
+SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
+"""How long peers have to write their running claims back: at least, and at most while one has not answered."""
+
+RECENT_S = 600.0
+"""Results of this age are always looked at; older ones while some of the newer ones were missing."""
+
+CHECK_AGAIN_S = 10.0
+"""A waiting task that was found whole is checked again after this time, then after twice that, and so on."""
+
+
+class Recovery:
+    """result_ttl_s: within it a missing record can't be one that expired. clock: Unix time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        calls: RestoreCalls,
+        scripts: Scripts,
+        memory: Memory,
+        holdings: Holdings,
+        control: Control,
+        outbox: Outbox,
+        *,
+        result_ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._calls = calls
+        self._scripts = scripts
+        self._memory = memory
+        self._holdings = holdings
+        self._control = control
+        self._outbox = outbox
+        self._result_ttl_s = result_ttl_s
+        self._clock = clock
+        self._meter = connection.meter
+        self._noticed = asyncio.Event()
+        self._running = False
+        self._publish = False
+        self._ended_at = -math.inf
+        self._restored_at: dict[str, float] = {}
+        self._check_at: dict[str, tuple[float, float]] = {}
+        self._probing: asyncio.Task[None] | None = None
+        connection.on_new_server.append(lambda _known, _new: self.notice("another server answers"))
+        control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
+        control.on_join.append(self._probe)
+
+    def notice(self, cause: str, *, publish: bool = False) -> None:
+        """Begin a recovery. publish: peers can't see the cause themselves."""
+        if not self._running:
+            return
+        logger.debug("Writes may be lost: {}", cause)
+        self._publish |= publish
+        self._connection.recovered.clear()
+        self._noticed.set()
+
+    async def recover_forever(self) -> None:
+        """Write back what was lost, each time that a loss is noticed."""
+        self._running = True
+        try:
+            while True:
+                await self._noticed.wait()
+                self._noticed.clear()
+                self._connection.recovered.clear()
+                try:
+                    await self._connection.until_back(self._recover)
+                except RedisError as error:
+                    logger.error("Lost writes can't be written back: {}", error)
+                self._ended_at = time.monotonic()
+                if not self._noticed.is_set():
+                    self._connection.recovered.set()
+        finally:
+            self._running = False
+            self._connection.recovered.set()
+
+    async def restore_claims(self, claims: Sequence[Claim]) -> tuple[int, list[Claim]]:
+        """Restore claims. Returns how many had something missing, and those that are not ours any more."""
+        count, lost = 0, []
+        for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
+            answers = await self._calls.claims(self._holdings.instance, batch)
+            for claim, answer in zip(batch, answers, strict=True):
+                if self._holdings.held.get(claim.entry_id) is not claim:
+                    continue
+                if answer.kind == "lost":
+                    lost.append(claim)
+                elif answer.kind == "restored":
+                    count += 1
+                    self._holdings.carry(claim, answer.entry_id)
+                    claim.stands = answer.run or None
+        self._meter.written_back["running"] += count
+        return count, lost
+
+    async def check_waiting(self, tasks: Iterable[Task]) -> None:
+        """Queue those of the waiting tasks again whose entry is gone. Each is checked more and more seldom."""
+        now, due = time.monotonic(), []
+        for task in tasks:
+            check_at, wait_s = self._check_at.get(task.id, (0.0, CHECK_AGAIN_S))
+            if now >= check_at:
+                self._check_at[task.id] = (now + wait_s, wait_s * 2)
+                due.append(task)
+        if len(self._check_at) > 2 * len(self._memory.live):
+            self._check_at = {name: at for name, at in self._check_at.items() if name in self._memory.live}
+        if due and (count := await self._requeue(due)):
+            logger.warning("Redis lost the entries of {} waiting tasks; they are queued again", count)
+
+    async def _recover(self) -> None:
+        began = time.monotonic()
+        if self._publish:
+            self._control.tell("lost")
+        await self._scripts.make_group()
+        running, lost = await self.restore_claims(list(self._holdings.held.values()))
+        for claim in lost:
+            self._holdings.abandon(claim)
+        self._control.tell("restored")
+        finished = await self._restore_results()
+        if (running or finished) and not self._publish:
+            self._control.tell("lost")
+        await self._settle(began)
+        self._publish = False
+        waiting = await self._requeue(self._waiting())
+        if names := self._outbox.names:
+            await self._calls.outbox(names)
+        if running or finished or waiting:
+            text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
+            logger.warning(text, waiting, running, finished)
+
+    async def _restore_results(self) -> int:
+        now, count = self._clock(), 0
+        for batch in in_batches(self._memory.results()):
+            answers = await self._calls.results(batch, now)
+            missing = sum(answer > 0 for answer in answers)
+            self._meter.vanished += answers.count(1)
+            self._meter.written_back["finished"] += missing
+            count += missing
+            if not missing and (batch[-1].finished_at or now) < now - RECENT_S:
+                break
+        return count
+
+    async def _settle(self, began: float) -> None:
+        """Wait until the peers have restored what they run."""
+        while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
+            peers = self._control.peers
+            if passed_s >= SETTLE_S and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
+                return
+            await asyncio.sleep(0.05)
+
+    def _waiting(self) -> list[Task]:
+        """Waiting tasks that were submitted here, and that nobody can have finished so long ago that they expired."""
+        claimed = self._holdings.claimed
+        return [task for task in self._memory.live.values() if task.id not in claimed]
+
+    async def _requeue(self, tasks: Sequence[Task]) -> int:
+        count, oldest = 0, self._clock() - self._result_ttl_s
+        tasks = [task for task in tasks if task.request_json and task.state is State.PENDING]
+        tasks = [task for task in tasks if task.created_at > oldest]
+        for batch in in_batches(tasks):
+            for task, answer in zip(batch, await self._calls.requeue(batch), strict=True):
+                self._meter.vanished += answer.record_missing
+                if answer.kind == "over":
+                    self._memory.forget(task.id)
+                elif answer.kind in ("queued", "there"):
+                    self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
+                count += answer.kind == "queued"
+        self._meter.written_back["waiting"] += count
+        return count
+
+    def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
+        """A waiting task is carried by this entry now."""
+        if self._memory.live.get(task.id) is not task or task.id in self._holdings.claimed:
+            return
+        line = self._holdings.estimates.line
+        if entry_id != task.entry_id:
+            line.remove(task.entry_id)
+            self._memory.put(replace(task, entry_id=entry_id))
+            if fresh:
+                line.add(entry_id)
+
+    def _with_webhooks(self, claim: Claim) -> Claim:
+        """Put the webhooks that joined into the claim: their log may be lost with the rest."""
+        known = self._memory.live.get(claim.task.id)
+        if known is not None and known.generation == claim.task.generation and known.deliveries:
+            claim.task = replace(claim.task, deliveries=merged(claim.task.deliveries, known.deliveries))
+        return claim
+
+    def _heard_lost(self, _message: Message) -> None:
+        """A recovery that runs, or ended just now, has seen the same loss."""
+        if self._noticed.is_set() or not self._connection.recovered.is_set():
+            return
+        if time.monotonic() - self._ended_at > MAX_SETTLE_S:
+            self.notice("a peer noticed a loss")
+        else:
+            self._control.tell("restored")
+
+    def _heard_restored(self, message: Message) -> None:
+        self._restored_at[str(message.get("from"))] = time.monotonic()
+
+    def _probe(self) -> None:
+        """The subscription was made anew: make sure that the other connections are, too, and see the server behind."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._ping(), name="recovery-probe")
+
+    async def _ping(self) -> None:
+        try:
+            await self._connection.wire.call("PING")
+        except (RedisError, QueueUnavailable, OSError):
+            logger.debug("Redis does not answer the probe")

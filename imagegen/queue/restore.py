@@ -1,0 +1,133 @@
+"""Calls of Redis that write lost data back: claims, results and waiting tasks, each conditional and safe to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from imagegen.queue.batch import MAX_BYTES, MAX_ITEMS
+from imagegen.queue.claim import Claim
+from imagegen.queue.connection import Connection
+from imagegen.queue.keys import GROUP, Keys
+from imagegen.queue.records import VERSION, encode_entry, encode_task, final_record
+from imagegen.queue.scripts import lua, outbox_due_ms
+from imagegen.queue.wire import Script
+from imagegen.tasks.task import Task
+
+PURPOSE = "restore"
+
+COMMANDS_PER_TASK = 4
+"""About so many are run for each task that is looked at; these calls are rare, so nobody counts them exactly."""
+
+Item = TypeVar("Item", Task, Claim)
+
+
+class RestoredClaim(Struct, frozen=True, gc=False):
+    """kind: `held` (nothing was missing), `restored`, or `lost`; run: the bytes in Redis, empty if there are none."""
+
+    kind: str
+    entry_id: str
+    run: bytes
+
+
+class Requeued(Struct, frozen=True, gc=False):
+    """kind: `queued`, `there` (nothing was missing), `runs` or `over`; record_missing: Redis had no record of it."""
+
+    kind: str
+    entry_id: str
+    record_missing: bool
+
+
+class RestoreCalls:
+    """run_life_s, record_life_s: of a run and of an unfinished task's record. All calls raise QueueUnavailable."""
+
+    def __init__(self, connection: Connection, keys: Keys, *, run_life_s: float, record_life_s: float) -> None:
+        self._keys = keys
+        self._run_life_ms = int(run_life_s * 1000)
+        self._record_life_ms = int(record_life_s * 1000)
+        self._wire = connection.wire
+        self._spent = connection.meter.spent
+        self._claims, self._results, self._requeue = (
+            Script(lua(name)) for name in ("restore_claims", "restore_results", "requeue")
+        )
+
+    async def claims(self, consumer: str, claims: Sequence[Claim]) -> list[RestoredClaim]:
+        """Restore the entry, pending entry, run and record of claims that `consumer` holds."""
+        keys = [self._keys.stream]
+        args: list[Any] = [GROUP, consumer, self._run_life_ms, self._record_life_ms]
+        for claim in claims:
+            task = claim.task
+            keys += (self._keys.record(task.id), self._keys.run(task.id))
+            run = b"" if claim.stands is None else claim.stands.partition(b" ")[2]
+            args += (claim.entry_id, task.generation, task.digest, VERSION, encode_entry(task), _record(task), run)
+        rows = await self._call(self._claims, keys, args, len(claims))
+        return [RestoredClaim(kind.decode(), entry.decode(), run) for kind, entry, run in _threes(rows)]
+
+    async def results(self, tasks: Sequence[Task], now: float) -> list[int]:
+        """Write results back. Returns one a task: 0 if nothing was missing, 1 if it was, 2 if an older state stood."""
+        keys, args = [self._keys.stream], [GROUP]
+        for task in tasks:
+            keys.append(self._keys.record(task.id))
+            life_ms = max(int(((task.expires_at or now) - now) * 1000), 1)
+            args += (task.generation, final_record(task), life_ms)  # type: ignore[arg-type]
+        return list(await self._call(self._results, keys, args, len(tasks)))
+
+    async def requeue(self, tasks: Sequence[Task]) -> list[Requeued]:
+        """Queue waiting tasks again whose entry or record is missing."""
+        keys, args = [self._keys.stream], [self._record_life_ms]
+        for task in tasks:
+            keys += (self._keys.record(task.id), self._keys.run(task.id))
+            args += (task.entry_id, task.generation, task.digest, VERSION, encode_entry(task), _record(task))  # type: ignore[arg-type]
+        rows = await self._call(self._requeue, keys, args, len(tasks))
+        return [Requeued(kind.decode(), entry.decode(), bool(missing)) for kind, entry, missing in _threes(rows)]
+
+    async def outbox(self, names: Sequence[str]) -> None:
+        """Put names into the outbox again that are missing there."""
+        scores = [word for name in names for word in (outbox_due_ms(), name)]
+        await self._wire.call("ZADD", self._keys.outbox, "NX", *scores)
+        self._spent(PURPOSE, 1)
+
+    async def last_delivered(self) -> str:
+        """Return the id of the last entry that the group delivered to any instance; `0-0` if there is no group."""
+        groups = await self._wire.call("XINFO", "GROUPS", self._keys.stream)
+        self._spent("read", 1)
+        for flat in groups:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            if fields.get(b"name") == GROUP.encode():
+                return str(fields[b"last-delivered-id"].decode())
+        return "0-0"
+
+    async def give_to(self, consumer: str, entry_id: str) -> None:
+        """Make an entry pending for another consumer, which has started its task."""
+        await self._wire.call("XCLAIM", self._keys.stream, GROUP, consumer, 0, entry_id, "JUSTID")
+        self._spent(PURPOSE, 1)
+
+    async def _call(self, script: Script, keys: list[str], args: list[Any], tasks: int) -> Any:
+        rows = await self._wire.run(script, keys, args)
+        self._spent(PURPOSE, 1 + tasks * COMMANDS_PER_TASK)
+        return rows
+
+
+def in_batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Split into batches that one script may take: limited in count and in bytes."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        task = item.task if isinstance(item, Claim) else item
+        batch.append(item)
+        size += 2 * len(task.request_json)
+        if len(batch) >= MAX_ITEMS or size >= MAX_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _record(task: Task) -> bytes:
+    return encode_task(task, with_request=False)
+
+
+def _threes(rows: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    return zip(rows[::3], rows[1::3], rows[2::3], strict=True)
