@@ -15,13 +15,16 @@ MONTH_S = 30 * 86_400.0
 
 PURPOSES = (
     "submit", "read", "claim", "start", "finish", "retry", "renew", "takeover", "release", "cancel",
-    "control", "idempotency", "limits", "pictures", "hooks", "list", "stats", "other",
+    "control", "idempotency", "limits", "pictures", "hooks", "list", "stats", "restore", "other",
 )  # fmt: skip
 """What a Redis command may be for. The inner commands of scripts count, as Upstash bills them; AUTH, HELLO, CLIENT,
 INFO, PING and the loading of scripts don't."""
 
 SUBMITS = ("MISS", "COALESCED", "HIT", "REFRESH", "FULL")
 """What a submit met: the values of `X-Cache`, and a full queue."""
+
+WRITTEN_BACK = ("waiting", "running", "finished")
+"""Tasks that are written back after Redis has lost them."""
 
 OTHER_MODEL = "other"
 
@@ -87,6 +90,8 @@ class Meter:
         self.ambiguous = 0
         self.takeovers = 0
         self.dead_letters = 0
+        self.vanished = 0
+        self.written_back = Counter(dict.fromkeys(WRITTEN_BACK, 0))
         self.pictures = 0
         self.picture_bytes = 0
 

@@ -14,7 +14,7 @@ from imagegen.queue.connection import Connection
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.items import FencedStart, SwapItem, finish_item, raised
 from imagegen.queue.memory import Memory
-from imagegen.queue.records import Run, decode_record, readable_run, shown_images, with_hooks
+from imagegen.queue.records import Run, decode_record, decode_run, readable_run, shown_images, with_hooks
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.unreadable import wrong_type
 from imagegen.tasks import task as edges
@@ -57,6 +57,7 @@ class Claims:
 
     async def start(self, claim: Claim) -> Start:
         """Counts the attempt and sets the owner, before money is spent."""
+        await self._connection.recovered.wait()
         run = replace(
             claim.run,
             owner=self._holdings.instance,
@@ -76,7 +77,7 @@ class Claims:
             self._meter.ambiguous += inherit(claim, stands, 0.0, self._lease_s)
             return Start.ADOPTED
         if stands:
-            return adopt(claim, stands)
+            return await self._adopt(claim, stands)
         self._wrote(claim, run, value)
         now = self._clock()
         self._count_start(claim, now)
@@ -86,6 +87,7 @@ class Claims:
 
     async def checkpoint(self, claim: Claim, run: Run) -> bool:
         """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
+        await self._connection.recovered.wait()
         value = run.encode(claim.entry_id)
         if await self._connection.until_back(self._write, claim, run, value) != b"":
             claim.lose()
@@ -157,6 +159,14 @@ class Claims:
         ours = [claim for claim in claims if not claim.lost]
         self._meter.ambiguous += sum(claim.run.phase == "calling" and claim.stands is not None for claim in ours)
         await self._scripts.release(self._holdings.instance, [handed_back(claim) for claim in ours], leaving=leaving)
+
+    async def _adopt(self, claim: Claim, stands: bytes) -> Start:
+        """Look at the run that stands. An entry that was delivered twice goes back to the owner of the run."""
+        adopted = adopt(claim, stands)
+        entry_id, run = decode_run(stands)
+        if adopted is Start.LOST and entry_id == claim.entry_id and run.owner:
+            await self._connection.until_back(self._scripts.give_to, run.owner, entry_id)
+        return adopted
 
     def _wrote(self, claim: Claim, run: Run, value: bytes) -> None:
         claim.run = claim.written = run

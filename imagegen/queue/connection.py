@@ -68,6 +68,8 @@ class Connection:
 
     server: the server that answered last. on_new_server: called with (known, new) when a new connection leads to
     another server, or to the same one with less data; before anything is sent on it. Callbacks must not raise.
+
+    recovered: set, but not while lost writes are written back; no paid call may begin then.
     """
 
     def __init__(self, url: str, meter: Meter | None = None) -> None:
@@ -77,12 +79,14 @@ class Connection:
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
         self.health = Health()
+        self.recovered = asyncio.Event()
+        self.recovered.set()
         self.meter = meter or Meter()
         self.server: ServerInfo | None = None
         self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
         pool = self.commands.connection_pool
         self.wire = Wire(pool, greet=self._identify, on_answer=self.health.succeeded, on_failure=self._refusal)
-        self.reads = Wire(pool, sends=1)
+        self.reads = Wire(pool, sends=1, greet=self._identify)
 
     async def check_settings(self) -> None:
         """Asks once, so that a wrong password stops the start. Raises SettingsError; an unreachable Redis is fine."""

@@ -22,6 +22,9 @@ from imagegen.queue.keys import Keys
 PING_S = 30.0
 """How often a silent subscription is asked whether it lives; PING is not billed."""
 
+_TO_ANYBODY = ("hello", "lost")
+"""Kinds that are published also where no peer is known."""
+
 Message = Mapping[str, Any]
 Handler = Callable[[Message], None]
 
@@ -55,7 +58,7 @@ class Control:
 
     def tell(self, kind: str, **content: Any) -> None:
         """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
-        if self.peers or kind == "hello":
+        if self.peers or kind in _TO_ANYBODY:
             sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
@@ -123,7 +126,7 @@ class Control:
                 self._connection.meter.spent("control", 1)
         except QueueUnavailable:
             return
-        if heard <= 1 and kind != "hello":
+        if heard <= 1 and kind not in _TO_ANYBODY:
             self.peers.clear()
             self._alone_since = time.time()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from loguru import logger
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.estimate import Estimates
+from imagegen.queue.estimate import Estimates, entry_order
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import NewerRecord, Run, UnreadableRecord, decode_entry, named_in_entry
 from imagegen.queue.scripts import Entry
@@ -20,6 +20,8 @@ from imagegen.tasks.task import State, Task
 class Holdings:
     """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run.
 
+    delivered: order of the last entry that is known to be delivered to any instance. restoring: lost claims are
+    written back now, so entries of what is held here may come once more.
     slots: how many claims loops work on at once. A claim leaves its slot before its result is written, so that
     the next one is read and begun meanwhile.
     """
@@ -38,6 +40,8 @@ class Holdings:
         self.slots = self._slots_left = slots
         self._quiet = False
         self._fresh = Run(instance)
+        self.delivered = 0
+        self.restoring = False
 
     async def claim(self) -> Claim | None:
         """Waits for a task to run and a slot for it. None once `quiet` was said."""
@@ -91,6 +95,9 @@ class Holdings:
         """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
         claims, unreadable, now = [], [], time.monotonic()
         for entry_id, fields in entries:
+            self.delivered = max(self.delivered, entry_order(entry_id))
+            if self._is_restored(entry_id, fields):
+                continue
             try:
                 claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh, confirmed_at=now)
             except NewerRecord:
@@ -107,6 +114,13 @@ class Holdings:
             self.estimates.line.taken([claim.entry_id for claim in claims])
             self.busy.set()
         return claims, unreadable
+
+    def _is_restored(self, entry_id: str, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether it is the entry of a claim that was restored, delivered once more."""
+        if entry_id in self.held:
+            return True
+        claim = self.claimed.get(named_in_entry(fields)) if self.restoring else None
+        return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.generation).encode()
 
     def _submitted_here(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
         """The task of an entry; what was submitted here is known already. Raises NewerRecord or UnreadableRecord."""
@@ -138,6 +152,25 @@ class Holdings:
             claim.lose()
             if waiting:
                 self.let_go(claim)
+
+    def carry(self, claim: Claim, entry_id: str) -> None:
+        """Another entry carries a claim's task now."""
+        if entry_id != claim.entry_id:
+            self.held.pop(claim.entry_id, None)
+            claim.entry_id = entry_id
+            self.held[entry_id] = claim
+
+    def abandon(self, claim: Claim) -> None:
+        """Another instance has the claim: stop what runs for it."""
+        logger.bind(taskId=claim.task.id).warning("The claim was lost")
+        claim.lose()
+        if claim.timer is not None and not claim.in_slot:
+            self.drop(claim)
+
+    @property
+    def nothing_waits(self) -> bool:
+        """Whether a slot of ours waits for the next entry, so that there is none."""
+        return self.free > 0 and not self.estimates.line
 
     def named(self) -> list[tuple[str, str]]:
         """Task and entry ids of all that is held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from loguru import logger
 
@@ -39,6 +39,8 @@ class Leases:
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
+        self.restore: Callable[[Sequence[Claim]], Awaitable[tuple[int, list[Claim]]]] | None = None
+        self.on_loss: Callable[[], None] = lambda: None
         control.on["busy"] = self._heard_busy
         control.on_peer.append(self._met_peer)
 
@@ -113,12 +115,13 @@ class Leases:
 
     async def _renew(self) -> None:
         lost, unnamed = await self._scripts.renew(self.holdings.instance, self.holdings.named())
-        for entry_id in lost:
-            if claim := self.holdings.held.get(entry_id):
-                logger.bind(taskId=claim.task.id).warning("The claim was lost")
-                claim.lose()
-                if claim.timer is not None and not claim.in_slot:
-                    self.holdings.drop(claim)
+        gone = [claim for entry_id in lost if (claim := self.holdings.held.get(entry_id))]
+        if gone and self.restore is not None:
+            restored, gone = await self.restore(gone)
+            if restored:
+                self.on_loss()
+        for claim in gone:
+            self.holdings.abandon(claim)
         if set(unnamed) - self.holdings.left_alone:
             self._look.set()
 

@@ -68,7 +68,8 @@ class Memory:
         for known in (self._finished.get(task.id, (None,))[0], self.other(task.id)[1]):
             if known is not None and known.sequence >= task.sequence:
                 return
-        self.live.pop(task.id, None)
+        if task.state.final:
+            self.live.pop(task.id, None)
         self._others[task.id] = (task, self._monotonic())
 
     def joined(self, task: Task) -> None:
@@ -100,6 +101,12 @@ class Memory:
             return None
         self._finished.move_to_end(task_id)
         return task
+
+    def results(self) -> list[Task]:
+        """Finished tasks that have not expired, the last one first."""
+        now = self._clock()
+        tasks = [task for task, _ in self._finished.values() if task.expires_at is None or task.expires_at > now]
+        return sorted(tasks, key=lambda task: task.finished_at or 0.0, reverse=True)
 
     def other(self, task_id: str) -> tuple[bool, Task | None]:
         """Whether it was read within the last second, and what was found."""

@@ -68,8 +68,8 @@ class Outbox:
         self._connection = connection
         self._calls = calls
         self._scripts = scripts
-        self._memory = memory
-        self._control = control
+        self.memory = self._memory = memory
+        self.control = self._control = control
         self._clock = clock
         self._held: dict[str, _Held] = {}
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()
@@ -83,6 +83,11 @@ class Outbox:
     def look_soon(self) -> None:
         """An instance went: what it cared for may be left behind."""
         self._look.set()
+
+    @property
+    def names(self) -> list[str]:
+        """What this instance delivers."""
+        return list(self._held)
 
     def elsewhere(self, task: Task) -> bool:
         """Whether another instance knows more of the deliveries of a finished task."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from loguru import logger
 from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.connection import BLOCK_S, Connection, unavailable
-from imagegen.queue.items import submit_item
 from imagegen.queue.leases import Leases
-from imagegen.queue.memory import Memory
 from imagegen.queue.queue import Queue
 from imagegen.queue.scripts import Entry, Scripts
 
@@ -26,16 +25,15 @@ class Reader:
         self,
         connection: Connection,
         scripts: Scripts,
-        memory: Memory,
         leases: Leases,
         queue: Queue,
     ) -> None:
         self._connection = connection
         self._scripts = scripts
-        self._memory = memory
         self._holdings = leases.holdings
         self._leases = leases
         self._queue = queue
+        self.on_loss: Callable[[], None] = lambda: None
 
     async def read_forever(self) -> None:
         if not await self._connection.until_back(self._scripts.make_group):
@@ -72,24 +70,17 @@ class Reader:
             self._holdings.offer(claim)
 
     async def _recover(self, error: BaseException) -> None:
-        """After a failed read: the group is made again where it is gone, and what got lost on the way is looked for."""
+        """After a failed read: make the group again if it is gone, and look for what was lost on the way."""
+        gone = any(word in str(error) for word in _GROUP_GONE)
         if isinstance(error, QueueUnavailable):
             await asyncio.sleep(0.1)
         elif unavailable(error):
             self._connection.health.failed(error)
             await asyncio.sleep(0.1)
-        elif not any(word in str(error) for word in _GROUP_GONE):
+        elif not gone:
             logger.error("The reader failed: {}", error)
             await asyncio.sleep(1.0)
-        if await self._connection.until_back(self._scripts.make_group):
-            logger.warning("The store was emptied; the group is made again")
-            await self._requeue()
+        if await self._connection.until_back(self._scripts.make_group) or gone:
+            logger.warning("The stream or its group was deleted; it is made again")
+            self.on_loss()
         self._leases.look_soon()
-
-    async def _requeue(self) -> None:
-        """What waited, and was submitted here, is put in again from memory."""
-        held = {task_id for task_id, _ in self._holdings.named()}
-        waiting = [task for task in self._memory.live.values() if task.id not in held]
-        for task in waiting:
-            item = submit_item(task)
-            await self._connection.until_back(self._scripts.submit, item)

@@ -1,7 +1,7 @@
 """Recovery from writes that Redis lost: each instance writes back what it knows.
 
-Signs of a loss: a reconnect that leads to another server (a failover, a restart), a group or stream that is gone, a claim
-that is not pending for us any more, a waiting task whose entry was deleted, and a peer's message.
+Signs of a loss: a reconnect that leads to another server (a failover, a restart), a group or stream that is gone, a
+claim that is not pending for us any more, a waiting task whose entry was deleted, and a peer's message.
 
 Running claims come first, then results, and only after the peers had time for theirs the waiting tasks: so what a peer
 runs is not queued a second time. No paid call begins meanwhile.
@@ -20,10 +20,8 @@ from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
-from imagegen.queue.connection import Connection
-from imagegen.queue.control import Control, Message
-from imagegen.queue.holdings import Holdings
-from imagegen.queue.memory import Memory
+from imagegen.queue.control import Message
+from imagegen.queue.leases import Leases
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.restore import RestoreCalls, in_batches
 from imagegen.queue.scripts import Scripts
@@ -45,23 +43,18 @@ class Recovery:
 
     def __init__(
         self,
-        connection: Connection,
         calls: RestoreCalls,
         scripts: Scripts,
-        memory: Memory,
-        holdings: Holdings,
-        control: Control,
+        leases: Leases,
         outbox: Outbox,
         *,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._connection = connection
+        self._connection = connection = calls.connection
         self._calls = calls
         self._scripts = scripts
-        self._memory = memory
-        self._holdings = holdings
-        self._control = control
+        self._memory, self._holdings, self._control = outbox.memory, leases.holdings, outbox.control
         self._outbox = outbox
         self._result_ttl_s = result_ttl_s
         self._clock = clock
@@ -74,8 +67,10 @@ class Recovery:
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
         connection.on_new_server.append(lambda _known, _new: self.notice("another server answers"))
-        control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
-        control.on_join.append(self._probe)
+        self._control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
+        self._control.on_join.append(self._probe)
+        leases.restore = self.restore_claims
+        leases.on_loss = lambda: self.notice("claims were not pending any more", publish=True)
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
         """Begin a recovery. publish: peers can't see the cause themselves."""
@@ -109,13 +104,19 @@ class Recovery:
         """Restore claims. Returns how many had something missing, and those that are not ours any more."""
         count, lost = 0, []
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
-            answers = await self._calls.claims(self._holdings.instance, batch)
+            self._holdings.restoring = True
+            try:
+                answers = await self._calls.claims(self._holdings.instance, batch)
+            finally:
+                self._holdings.restoring = False
             for claim, answer in zip(batch, answers, strict=True):
                 if self._holdings.held.get(claim.entry_id) is not claim:
                     continue
                 if answer.kind == "lost":
                     lost.append(claim)
-                elif answer.kind == "restored":
+                    continue
+                claim.confirmed_at = time.monotonic()
+                if answer.kind == "restored":
                     count += 1
                     self._holdings.carry(claim, answer.entry_id)
                     claim.stands = answer.run or None

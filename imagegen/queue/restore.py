@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -21,7 +21,7 @@ PURPOSE = "restore"
 COMMANDS_PER_TASK = 4
 """About so many are run for each task that is looked at; these calls are rare, so nobody counts them exactly."""
 
-Item = TypeVar("Item", Task, Claim)
+Item = TypeVar("Item", bound=Task | Claim)
 
 
 class RestoredClaim(Struct, frozen=True, gc=False):
@@ -44,6 +44,7 @@ class RestoreCalls:
     """run_life_s, record_life_s: of a run and of an unfinished task's record. All calls raise QueueUnavailable."""
 
     def __init__(self, connection: Connection, keys: Keys, *, run_life_s: float, record_life_s: float) -> None:
+        self.connection = connection
         self._keys = keys
         self._run_life_ms = int(run_life_s * 1000)
         self._record_life_ms = int(record_life_s * 1000)
@@ -99,30 +100,23 @@ class RestoreCalls:
                 return str(fields[b"last-delivered-id"].decode())
         return "0-0"
 
-    async def give_to(self, consumer: str, entry_id: str) -> None:
-        """Make an entry pending for another consumer, which has started its task."""
-        await self._wire.call("XCLAIM", self._keys.stream, GROUP, consumer, 0, entry_id, "JUSTID")
-        self._spent(PURPOSE, 1)
-
     async def _call(self, script: Script, keys: list[str], args: list[Any], tasks: int) -> Any:
         rows = await self._wire.run(script, keys, args)
         self._spent(PURPOSE, 1 + tasks * COMMANDS_PER_TASK)
         return rows
 
 
-def in_batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def in_batches(items: Iterable[Item]) -> list[list[Item]]:
     """Split into batches that one script may take: limited in count and in bytes."""
-    batch: list[Item] = []
+    batches: list[list[Item]] = []
     size = 0
     for item in items:
-        task = item.task if isinstance(item, Claim) else item
-        batch.append(item)
-        size += 2 * len(task.request_json)
-        if len(batch) >= MAX_ITEMS or size >= MAX_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        if not batches or len(batches[-1]) >= MAX_ITEMS or size >= MAX_BYTES:
+            batches.append([])
+            size = 0
+        size += 2 * len((item.task if isinstance(item, Claim) else item).request_json)
+        batches[-1].append(item)
+    return batches
 
 
 def _record(task: Task) -> bytes:

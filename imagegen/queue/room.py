@@ -25,6 +25,8 @@ from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue import Queue
 from imagegen.queue.reader import Reader
 from imagegen.queue.reads import Reads
+from imagegen.queue.recovery import Recovery
+from imagegen.queue.restore import RestoreCalls
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.watching import Watching
 
@@ -60,6 +62,7 @@ class QueueRoom:
     watching: Watching
     backlog: Backlog
     outbox: Outbox
+    recovery: Recovery
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """The side loops by name; `reader` is to be stopped before `leave`."""
@@ -69,6 +72,7 @@ class QueueRoom:
             "takeover": self.leases.take_over_forever(),
             "control": self.control.listen_forever(),
             "watching": self.watching.refresh_forever(),
+            "recovery": self.recovery.recover_forever(),
             "outbox": self.outbox.look_forever(),
             "outbox-renewal": self.outbox.renew_forever(),
         }
@@ -112,10 +116,14 @@ def open_queue(
     outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
     leases.on_takeover = outbox.look_soon
     reads = Reads(scripts, memory, holdings, control, outbox.elsewhere)
+    restore = RestoreCalls(connection, keys, run_life_s=run_life_s(rules.lease_s), record_life_s=rules.record_life_s)
+    recovery = Recovery(restore, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue = Queue(scripts, reads, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
     queue.outbox = outbox
     feed = Feed()
+    reader = Reader(connection, scripts, leases, queue)
+    reader.on_loss = lambda: recovery.notice("the stream or its group was deleted", publish=True)
     return QueueRoom(
         connection,
         keys,
@@ -124,11 +132,12 @@ def open_queue(
         holdings,
         Claims(connection, scripts, memory, holdings, lease_s=rules.lease_s, clock=clock),
         queue,
-        Reader(connection, scripts, memory, leases, queue),
+        reader,
         leases,
         control,
         feed,
         Watching(reads, feed),
         Backlog(connection, keys, holdings, control, feed, line=estimates.line),
         outbox,
+        recovery,
     )

@@ -255,6 +255,15 @@ class Scripts:
         self._spent("release", costs.release([item.run for item in items], given, leaving=leaving))
         return given
 
+    async def give_to(self, consumer: str, entry_id: str) -> None:
+        """Make a pending entry pending for another consumer, which has started its task."""
+        try:
+            await self._wire.call("XCLAIM", self._keys.stream, GROUP, consumer, 0, entry_id, "JUSTID")
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+        self._spent("restore", 1)
+
     async def cancel(self, final: Task, tombstone: bytes) -> Finished | None:
         """Cancels this generation; None where there is no record."""
         of_task = (self._keys.record, self._keys.run, self._keys.hooks)

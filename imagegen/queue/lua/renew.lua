@@ -6,8 +6,7 @@
 local stream, group, consumer = KEYS[1], ARGV[1], ARGV[2]
 local ours, named, lost, unnamed, held = {}, {}, {}, {}, {}
 local rows = redis.pcall('XPENDING', stream, group, '-', '+', 1000, consumer)
-if rows.err then return {{}, {}} end -- the store was emptied: the result will be kept all the same
-for _, row in ipairs(rows) do ours[row[1]] = true end
+for _, row in ipairs(rows.err and {} or rows) do ours[row[1]] = true end
 for i = 4, #ARGV do
   named[ARGV[i]] = true
   if ours[ARGV[i]] then
