@@ -37,6 +37,8 @@ for i = 0, (#KEYS - 2) / 2 - 1 do
       local version, state, other, their_generation = string.match(stands, '^(%d+) (%l+) (%S+) (%d+) ')
       if not version then
         stands = nil -- nobody can read it
+      elseif tonumber(their_generation) < tonumber(generation) then
+        stands = nil -- the submit of this generation was lost
       elseif (state == 'pending' or state == 'processing') and their_generation == generation then
         if redis.call('XDEL', stream, other) == 1 then done[#done + 1] = other end
         stands = nil
