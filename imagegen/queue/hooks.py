@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar, cast
 
 from imagegen.queue import costs
 from imagegen.queue.connection import Connection
@@ -12,6 +13,19 @@ from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua, outbox_due_ms
 from imagegen.queue.wire import Script, Word
 from imagegen.tasks.task import Task
+
+T = TypeVar("T")
+
+
+POSTPONED_AT_ONCE = 5_000
+"""Names in one command; more would hold Redis up for longer than a few milliseconds."""
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items, the last one shorter (`itertools.batched` is of Python 3.12)."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 class HookCalls:
@@ -45,9 +59,9 @@ class HookCalls:
         self._spent("hooks", 1 if known is None else 1 + costs.swap(found or b""))
         return None if found == log else cast(bytes | None, found)
 
-    async def first(self, count: int) -> list[tuple[str, float]]:
-        """The names in the outbox that fall due first, and when, Unix time."""
-        rows = await self._wire.call("ZRANGE", self._keys.outbox, 0, count - 1, "WITHSCORES")
+    async def first(self, count: int, start: int = 0) -> list[tuple[str, float]]:
+        """The names in the outbox that fall due first, from the one numbered `start` on, and when, Unix time."""
+        rows = await self._wire.call("ZRANGE", self._keys.outbox, start, start + count - 1, "WITHSCORES")
         self._spent("hooks", 1)
         return [(name.decode(), float(due_ms) / 1000) for name, due_ms in zip(rows[::2], rows[1::2], strict=True)]
 
@@ -60,11 +74,12 @@ class HookCalls:
 
     async def postpone(self, due_at: Mapping[str, float]) -> None:
         """Moves what is in the outbox under these names to another time."""
-        scores: list[Word] = []
-        for name, at in due_at.items():
-            scores += (int(at * 1000), name)
-        await self._wire.call("ZADD", self._keys.outbox, "XX", *scores)
-        self._spent("hooks", 1)
+        for rows in batched(due_at.items(), POSTPONED_AT_ONCE):
+            scores: list[Word] = []
+            for name, at in rows:
+                scores += (int(at * 1000), name)
+            await self._wire.call("ZADD", self._keys.outbox, "XX", *scores)
+            self._spent("hooks", 1)
 
     async def settle(self, name: str) -> None:
         """Takes a name out of the outbox: nothing waits under it any more."""

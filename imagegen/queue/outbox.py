@@ -1,4 +1,7 @@
-"""Owns the outbox: which webhooks of finished tasks are still to be told, and which instance cares for them.
+"""Outbox: the webhooks of finished tasks that are still to be sent, and which instance owns them.
+
+Each destination has its own bounded share of memory. What is over it is kept by name (see `lines`) and read from Redis
+when there is room, so that a slow receiver with thousands of webhooks takes no room from others.
 
 What this instance finished is delivered from memory, and costs three commands: a name in the outbox, written with the
 result; the delivery log; the name's removal. A name falls due, for any instance to take, when nobody moved it on.
@@ -7,9 +10,9 @@ result; the delivery log; the name's removal. A name falls due, for any instance
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loguru import logger
@@ -18,7 +21,8 @@ from redis.exceptions import ResponseError
 
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
-from imagegen.queue.hooks import HookCalls
+from imagegen.queue.hooks import HookCalls, batched
+from imagegen.queue.lines import Lines
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import (
     NewerRecord,
@@ -30,10 +34,21 @@ from imagegen.queue.records import (
 )
 from imagegen.queue.scripts import OUTBOX_GRACE_S, Scripts, outbox_name
 from imagegen.tasks.task import Task, to_tell
-from imagegen.tasks.webhook import Delivery, Webhook, joined, merged
+from imagegen.tasks.webhook import Delivery, Webhook, destination_of, joined, merged
 
 MAX_HELD = 2_000
-"""Names cared for at once; the rest waits in the outbox."""
+"""Entries with their task in memory; the rest waits by name."""
+
+MAX_HELD_EACH = 200
+"""Deliveries in memory of one destination."""
+
+FEW_EACH = 2
+"""Deliveries that a destination may have in memory though others fill it, up to twice `MAX_HELD`."""
+
+AHEAD_S = 30.0
+"""A delivery whose next try is further away makes room for others of its destination."""
+
+TAKEN_AT_ONCE = 500
 
 LOOK_S = 600.0
 RENEW_S = 20.0
@@ -41,11 +56,12 @@ HELLO_S = 1.0
 """Peers answer our hello within this time; where none does, nobody else cares for what is in the outbox."""
 
 _SHOWN = 20
+PAGE = 1_000
 
 
 @dataclass(slots=True)
 class _Held:
-    """open: numbers of the deliveries that are not done; until: when the name falls due, Unix time."""
+    """open: the deliveries that are not done, by number; until: when the name falls due for others, Unix time."""
 
     task: Task
     open: dict[int, Delivery]
@@ -72,6 +88,9 @@ class Outbox:
         self.control = self._control = control
         self._clock = clock
         self._held: dict[str, _Held] = {}
+        self._held_at: Counter[str] = Counter()
+        self._lines = Lines()
+        self._room_made = asyncio.Event()
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()
         self._busy = asyncio.Event()
         self._look = asyncio.Event()
@@ -91,10 +110,10 @@ class Outbox:
 
     def elsewhere(self, task: Task) -> bool:
         """Whether another instance knows more of the deliveries of a finished task."""
-        return any(_name(task, one) not in self._held for one in to_tell(task))
+        return not all(self._owns(_name(task, one)) for one in to_tell(task))
 
     async def next(self) -> tuple[Task, Delivery]:
-        """A finished task and one of its deliveries, to be made at its `due_at`; each comes once."""
+        """A finished task and one of its deliveries, to be made at its `due_at`; each try comes once."""
         return await self._ready.get()
 
     async def tried(self, task: Task, delivery: Delivery) -> None:
@@ -109,12 +128,16 @@ class Outbox:
         await self._connection.until_back(self._log, held)
         if not delivery.pending:
             del held.open[delivery.number]
-        if held.open:
-            held.until = min(one.due_at or self._clock() for one in held.open.values()) + OUTBOX_GRACE_S
-            await self._connection.until_back(self._calls.postpone, {name: held.until})
-        else:
+            self._free([delivery])
+        if not held.open:
             await self._connection.until_back(self._calls.settle, name)
             self._held.pop(name, None)
+        else:
+            held.until = min(one.due_at or self._clock() for one in held.open.values()) + OUTBOX_GRACE_S
+            await self._connection.until_back(self._calls.postpone, {name: held.until})
+            if delivery.pending and not self._put_aside(name, held, delivery):
+                self._ready.put_nowait((held.task, delivery))
+        self._room_made.set()
 
     async def join(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
         """Adds webhooks to a task as it was read, with its log; those of a finished one are called at once.
@@ -139,33 +162,52 @@ class Outbox:
 
     async def release(self) -> None:
         """Leaves all to others, at the end. Raises QueueUnavailable."""
-        if self._held:
-            await self._calls.postpone(dict.fromkeys(self._held, self._clock()))
-            self._held.clear()
+        names = [*self._held, *self._lines.until]
+        self._held.clear()
+        self._held_at.clear()
+        self._lines.clear()
+        await self._calls.postpone(dict.fromkeys(names, self._clock()))
 
     async def renew_forever(self) -> None:
         """Moves names on that wait for long; costs nothing while nothing does."""
         while True:
-            while not self._held:
+            while not self._held and not self._lines.until:
                 self._busy.clear()
                 await self._busy.wait()
             await asyncio.sleep(RENEW_S)
             now = self._clock()
-            soon = [held for held in self._held.items() if held[1].until < now + OUTBOX_GRACE_S / 2]
-            if soon:
-                until = {name: now + OUTBOX_GRACE_S for name, _ in soon}
-                await self._connection.until_back(self._calls.postpone, until)
-                for name, held in soon:
-                    held.until = until[name]
+            before, until = now + OUTBOX_GRACE_S / 2, now + OUTBOX_GRACE_S
+            held = [entry for entry in self._held.items() if entry[1].until < before]
+            waiting = [name for name, due_at in self._lines.until.items() if due_at < before]
+            if held or waiting:
+                names = [*(name for name, _ in held), *waiting]
+                await self._connection.until_back(self._calls.postpone, dict.fromkeys(names, until))
+                for _, entry in held:
+                    entry.until = until
+                self._lines.until.update((name, until) for name in waiting if name in self._lines)
+
+    async def refill_forever(self) -> None:
+        """Reads what waits by name, as soon as its destination has room; costs one command for many."""
+        while True:
+            self._room_made.clear()
+            due_before = self._clock() + AHEAD_S
+            while names := self._lines.take(due_before, self._refill_at, TAKEN_AT_ONCE):
+                await asyncio.gather(*(self._connection.until_back(self._adopt, name) for name in names))
+            wait_s = self._lines.next_due(self._refill_at) - due_before
+            try:
+                async with asyncio.timeout(min(max(wait_s, 0.05), LOOK_S)):
+                    await self._room_made.wait()
+            except TimeoutError:
+                pass
 
     async def look_forever(self) -> None:
         """Takes over what nobody cares for: at the start, when it falls due, after a takeover, and now and then."""
         await self._here.wait()
         await asyncio.sleep(HELLO_S)
-        until = math.inf if self._control.alone else None
+        take = self._take_all if self._control.alone else self._take
         while True:
-            wait_s = await self._connection.until_back(self._take, until)
-            until = None
+            wait_s = await self._connection.until_back(take)
+            take = self._take
             try:
                 async with asyncio.timeout(wait_s):
                     await self._look.wait()
@@ -173,30 +215,50 @@ class Outbox:
                 pass
             self._look.clear()
 
-    async def _take(self, until: float | None) -> float:
-        """Takes over what is due, or falls due by `until`. Returns the seconds until there may be more."""
-        room = MAX_HELD - len(self._held)
-        if room <= 0:
-            return RENEW_S
+    async def _take_all(self) -> float:
+        """Takes over everything, since no other instance is there. Returns the seconds until there may be more."""
+        names: list[str] = []
+        while rows := await self._calls.first(PAGE, len(names)):
+            names += [name for name, _ in rows]
+            if len(rows) < PAGE:
+                break
+        for some in batched((name for name in names if not self._owns(name)), TAKEN_AT_ONCE):
+            await self._calls.postpone(dict.fromkeys(some, self._clock() + OUTBOX_GRACE_S))
+            await self._adopt_all(some)
+        return LOOK_S
+
+    async def _take(self) -> float:
+        """Takes over what is due. Returns the seconds until there may be more."""
         now = self._clock()
         rows = await self._calls.first(_SHOWN)
-        others = [due_at for name, due_at in rows if name not in self._held]
+        others = [due_at for name, due_at in rows if not self._owns(name)]
         if not others:
             return OUTBOX_GRACE_S if len(rows) == _SHOWN else LOOK_S
-        if others[0] > now and until is None:
+        if others[0] > now:
             return min(others[0] - now + 0.01, LOOK_S)
-        names = [name for name in await self._calls.adopt(until or now, room) if name not in self._held]
-        await asyncio.gather(*map(self._adopt, names))
+        names = [name for name in await self._calls.adopt(now, TAKEN_AT_ONCE) if not self._owns(name)]
+        await self._adopt_all(names)
         return 0.1
 
-    async def _adopt(self, name: str) -> None:
-        """Holds what waits under a name; one whose task is gone or came again is dropped."""
+    async def _adopt_all(self, names: Sequence[str]) -> None:
+        """Holds what waits under names that were just taken; those without any room are left for later."""
+        if names:
+            logger.info("Took over webhooks of {} tasks that nobody cared for", len(names))
+        kept = await asyncio.gather(*map(self._adopt, names))
+        if rest := [name for name, is_kept in zip(names, kept, strict=True) if not is_kept]:
+            await self._calls.postpone(dict.fromkeys(rest, self._clock() + LOOK_S))
+
+    async def _adopt(self, name: str) -> bool:
+        """Holds what waits under a name; one whose task is gone or came again is dropped.
+
+        Returns False where there is no room for it.
+        """
         task_id, generation, *_ = (*name.split(":"), "")
         record, _, log = await self._scripts.read(task_id)
         try:
             task = None if record is None else with_hooks(decode_record(record)[1], log)
         except NewerRecord:
-            return
+            return True
         except UnreadableRecord as error:
             logger.bind(taskId=task_id).error("Webhooks are dropped, the record can't be read: {}", error)
             task = None
@@ -205,21 +267,68 @@ class Outbox:
         waiting = [one for one in to_tell(task) if _name(task, one) == name] if task else []
         if task is None or not waiting:
             await self._calls.settle(name)
-            return
-        logger.bind(taskId=task_id).info("Took over webhooks that nobody cared for: {}", len(waiting))
-        self._hold(name, task, waiting)
+            return True
+        return self._hold(name, task, waiting)
 
     def _settled(self, task: Task) -> None:
         """A task was finished here: its name is in the outbox since then."""
         if waiting := to_tell(task):
             self._hold(outbox_name(task.id, task.generation), task, waiting)
 
-    def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> None:
-        if len(self._held) < MAX_HELD and name not in self._held:
-            self._held[name] = _Held(task, {one.number: one for one in waiting}, self._clock() + OUTBOX_GRACE_S)
-            self._busy.set()
-            for one in waiting:
-                self._ready.put_nowait((task, one))
+    def _owns(self, name: str) -> bool:
+        return name in self._held or name in self._lines
+
+    def _room_at(self, destination: str) -> int:
+        """How many deliveries of a destination may come into memory now."""
+        here, held = self._held_at[destination], len(self._held)
+        if held < MAX_HELD:
+            return min(MAX_HELD_EACH - here, MAX_HELD - held)
+        return FEW_EACH - here if held < 2 * MAX_HELD else 0
+
+    def _refill_at(self, destination: str) -> int:
+        """The same for what waits by name: none until half of the room is free, so that many are read at once."""
+        return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._room_at(destination)
+
+    def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> bool:
+        """Takes deliveries into memory, or their name if there is no room. Returns False if there is none for it."""
+        if self._owns(name):
+            return True
+        destinations, until = _destinations(waiting), self._clock() + OUTBOX_GRACE_S
+        due_at = min(one.due_at or task.finished_at or 0.0 for one in waiting)
+        self._busy.set()
+        if self._waits_by_name(due_at, destinations) or not any(self._room_at(one) > 0 for one in destinations):
+            self._room_made.set()
+            return self._lines.add(name, due_at, destinations, until)
+        self._held[name] = _Held(task, {one.number: one for one in waiting}, until)
+        for one in waiting:
+            self._held_at[destination_of(one.webhook.url)] += 1
+            self._ready.put_nowait((task, one))
+        return True
+
+    def _waits_by_name(self, due_at: float, destinations: Iterable[str]) -> bool:
+        """Whether the next try is far away, and memory is used by others."""
+        if due_at < self._clock() + AHEAD_S:
+            return False
+        used = max(self._held_at[destination] for destination in destinations)
+        return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
+
+    def _put_aside(self, name: str, held: _Held, delivery: Delivery) -> bool:
+        """Keeps only the name of a delivery that waits for long, where its place is needed."""
+        due_at, destinations = delivery.due_at or 0.0, _destinations([delivery])
+        if len(held.open) > 1 or not self._waits_by_name(due_at, destinations):
+            return False
+        if not self._lines.add(name, due_at, destinations, held.until):
+            return False
+        del self._held[name]
+        self._free([delivery])
+        return True
+
+    def _free(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            destination = destination_of(delivery.webhook.url)
+            self._held_at[destination] -= 1
+            if self._held_at[destination] <= 0:
+                del self._held_at[destination]
 
     async def _log(self, held: _Held) -> None:
         """Writes the delivery log, with what others wrote meanwhile; one of a newer generation is left alone."""
@@ -238,6 +347,10 @@ class Outbox:
                 return
             if generation == task.generation:
                 task = replace(task, deliveries=merged(task.deliveries, told))
+
+
+def _destinations(deliveries: Iterable[Delivery]) -> set[str]:
+    return {destination_of(delivery.webhook.url) for delivery in deliveries}
 
 
 def _name(task: Task, delivery: Delivery) -> str:

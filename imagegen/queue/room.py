@@ -75,6 +75,7 @@ class QueueRoom:
             "recovery": self.recovery.recover_forever(),
             "outbox": self.outbox.look_forever(),
             "outbox-renewal": self.outbox.renew_forever(),
+            "outbox-refill": self.outbox.refill_forever(),
         }
 
     async def hand_back_idle(self, working: Collection[Claim]) -> None:

@@ -156,6 +156,16 @@ def parse_url(text: str, check_host: CheckHost | None) -> URL:
     return url
 
 
+def destination_of(url: str) -> str:
+    """Return what shares one receiver: scheme, host, port and the path's first segment; empty for a bad address."""
+    try:
+        parsed = parse_url(url, None)
+    except ValueError:
+        return ""
+    segment = parsed.raw_path.split("/", 2)[1] if parsed.raw_path.startswith("/") else ""
+    return f"{parsed.scheme}://{(parsed.raw_host or '').rstrip('.')}:{parsed.port}/{segment}"
+
+
 def _is_ipv6(host: str) -> bool:
     try:
         IPv6Address(host)

@@ -1,4 +1,4 @@
-"""Owns the calling of webhooks: one signed POST a try, to public addresses only, never many to one host at once."""
+"""Calls of webhooks: one signed POST a try, to public addresses only, fair by destination (see `destinations`)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -27,17 +26,19 @@ from imagegen.tasks.webhook import (
     Delivery,
     DeliveryStatus,
     Webhook,
+    destination_of,
     event_body,
     message_id,
     parse_url,
     tried,
 )
+from imagegen.worker.destinations import AT_ONCE, SLOW_S, Destinations, Try
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 4_096
-PER_HOST = 2
-AT_ONCE = 20
-"""Tries under way; waiting ones and those between two tries don't count."""
+_TOO_MANY = 429
+
+Work = tuple[Task, Delivery]
 
 BodyOf = Callable[[Task, Webhook], Mapping[str, Any]]
 """The GET body of a task, with links for this webhook."""
@@ -53,10 +54,16 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """status: None where no answer came."""
+    """status: None where no answer came; refused: since the address may not be called."""
 
     status: int | None
     retry_after_s: float | None = None
+    refused: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the receiver is in trouble."""
+        return not self.refused and (self.status is None or self.status >= 500 or self.status == _TOO_MANY)
 
 
 @asynccontextmanager
@@ -105,6 +112,7 @@ class Sender:
                 return Answer(response.status, _retry_after_s(response.headers.get("Retry-After"), self.clock()))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             log.info("A webhook was not reached: {}", _reason(error))
+            return Answer(None, refused=type(error) is ValueError or refusal_in(error) is not None)
         except Exception:
             log.exception("A webhook could not be sent")
         return Answer(None)
@@ -143,53 +151,75 @@ class Deliveries:
         self._sender = sender
         self._delays_s = delays_s
         self._clock = clock
-        self._at_once = asyncio.Semaphore(AT_ONCE)
-        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._under_way: set[asyncio.Future[None]] = set()
+        self._destinations = Destinations[Work]()
+        self._changed = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def deliver_forever(self) -> None:
         async with asyncio.TaskGroup() as group:
-            while True:
-                task, delivery = await self._outbox.next()
-                group.create_task(self._deliver(task, delivery), name=f"webhook-{task.id}")
+            receiving = group.create_task(self._receive(), name="webhooks-receive")
+            try:
+                while True:
+                    self._changed.clear()
+                    while running := self._destinations.start(self._clock()):
+                        started = group.create_task(self._run(running), name=f"webhook-{running.item[0].id}")
+                        self._under_way.add(started)
+                        started.add_done_callback(self._under_way.discard)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._destinations.wait_s(self._clock())):
+                            await self._changed.wait()
+            finally:
+                receiving.cancel()
 
     async def drain(self, deadline_s: float) -> None:
         """Waits for the tries that are under way; what comes after is for the next start."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=deadline_s)
 
-    async def _deliver(self, task: Task, delivery: Delivery) -> None:
-        log, host = logger.bind(taskId=task.id), _host_of(delivery)
-        try:
-            while delivery.pending:
-                await asyncio.sleep(max((delivery.due_at or 0.0) - self._clock(), 0.0))
-                of_host = self._hosts.setdefault(host, asyncio.Semaphore(PER_HOST))
-                async with of_host, self._at_once:
-                    delivery = await self._try(task, delivery)
-        except Exception:
-            log.exception("A webhook is left to the next start")
-        if delivery.status is DeliveryStatus.FAILED:
-            log.warning("A webhook at {} failed for good", host)
+    async def _receive(self) -> None:
+        """Queues what the outbox gives."""
+        while True:
+            task, delivery = await self._outbox.next()
+            due_at = delivery.due_at or task.finished_at or 0.0
+            self._destinations.add(destination_of(delivery.webhook.url), due_at, (task, delivery), self._clock())
+            self._changed.set()
 
-    async def _try(self, task: Task, delivery: Delivery) -> Delivery:
-        under_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._under_way.add(under_way)
+    async def _run(self, running: Try[Work]) -> None:
+        """Makes one try, and keeps its outcome."""
+        task, delivery = running.item
+        log, loop = logger.bind(taskId=task.id), asyncio.get_running_loop()
+        began, answer, took_s = loop.time(), Answer(None), 0.0
+        slow = loop.call_later(SLOW_S, self._slow_down, running)
         try:
             answer = await self._sender.send(task, delivery)
-            delivery = tried(
-                delivery,
-                answer.status,
-                answer.retry_after_s,
-                now=self._clock(),
-                random=random.random,
-                delays_s=self._delays_s,
-            )
-            await self._outbox.tried(task, delivery)
-            return delivery
+            took_s = loop.time() - began
+            slow.cancel()
+            await self._record(task, delivery, answer)
+        except Exception:
+            log.exception("A webhook is left to the next start")
         finally:
-            self._under_way.discard(under_way)
-            if not under_way.done():
-                under_way.set_result(None)
+            slow.cancel()
+            self._destinations.end(
+                running, self._clock(), took_s=took_s, failed=answer.failed, retry_after_s=answer.retry_after_s
+            )
+            self._changed.set()
+
+    def _slow_down(self, running: Try[Work]) -> None:
+        self._destinations.slow_down(running, self._clock())
+        self._changed.set()
+
+    async def _record(self, task: Task, delivery: Delivery, answer: Answer) -> None:
+        after = tried(
+            delivery,
+            answer.status,
+            answer.retry_after_s,
+            now=self._clock(),
+            random=random.random,
+            delays_s=self._delays_s,
+        )
+        await self._outbox.tried(task, after)
+        if after.status is DeliveryStatus.FAILED:
+            logger.bind(taskId=task.id).warning("A webhook at {} failed for good", _host_of(delivery))
 
 
 def _untold(task: Task) -> Task:

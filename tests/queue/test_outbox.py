@@ -12,6 +12,7 @@ from msgspec.structs import replace as changed
 from support import eventually, submission
 
 from imagegen.errors import InvalidRequest
+from imagegen.queue import lines as lines_module
 from imagegen.queue import outbox as outbox_module
 from imagegen.queue.claim import Start
 from imagegen.queue.queue import Cached, Submission
@@ -420,3 +421,66 @@ def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
         assert with_hooks(bare, other) == bare
     with pytest.raises(UnreadableRecord):
         decode_hooks(b"1 17\n[{}]")
+
+
+async def test_what_waits_by_name_is_read_in_bulk_in_order_and_left_to_a_restart_at_the_end(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 20)
+    count, one = 100, make_instance()
+    ids = []
+    for name in range(count):
+        await put_in(one, name, hook())
+        ids.append((await finish(one)).id)
+    outbox, meter = one.room.outbox, one.connection.meter
+    assert len(outbox._held) == 20
+    assert len(await waiting(one)) == count
+    before = meter.commands["hooks"] + meter.commands["read"]
+    told = [(await deliver(one))[0].id for _ in range(70)]
+    assert told == ids[:70]
+    assert meter.commands["hooks"] + meter.commands["read"] - before <= 70 * 2.2
+    await one.room.leave()
+    await one.crash()
+    two = make_instance()
+    told = [(await deliver(two))[0].id for _ in range(30)]
+    assert sorted(told) == sorted(ids[70:])
+    assert await waiting(two) == {}
+
+
+async def test_a_destination_without_room_for_another_name_leaves_it_to_redis(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 1)
+    monkeypatch.setattr(lines_module, "MAX_NAMES_EACH", 1)
+    one = make_instance()
+    for name in range(4):
+        await put_in(one, name, hook())
+        await finish(one)
+    outbox = one.room.outbox
+    assert (len(outbox._held), len(outbox._lines.until), len(await waiting(one))) == (1, 1, 4)
+    for _ in range(2):
+        await deliver(one)
+    redis = one.connection.commands
+    await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), 0), xx=True)
+    outbox.look_soon()
+    for _ in range(2):
+        await deliver(one)
+    await eventually(lambda: gone(one))
+
+
+async def test_what_waits_for_long_makes_room_for_what_is_due(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 2)
+    one = make_instance()
+    for name in range(4):
+        await put_in(one, name, hook())
+        await finish(one)
+    for _ in range(4):
+        await fail_once(one, due_in_s=600)
+    assert len(one.room.outbox._held) <= 2
+    await put_in(one, "new", hook())
+    final = await finish(one)
+    while True:
+        task, delivery = await asyncio.wait_for(one.room.outbox.next(), 5)
+        if task.id == final.id:
+            break
+    assert delivery.due_at is None

@@ -1,0 +1,182 @@
+"""Who may be called next: many receivers, quick, slow and dead ones, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+import pytest
+
+from imagegen.worker import destinations as module
+from imagegen.worker.destinations import (
+    AT_ONCE,
+    FIRST_AT_ONCE,
+    HEALTHY_AT_ONCE,
+    HOST_AT_ONCE,
+    MAX_PAUSE_S,
+    SLOW_EACH,
+    SLOW_S,
+    Destinations,
+    Try,
+)
+
+
+class Receivers:
+    """A simulation: each destination takes so many seconds a try, None for never an answer within 10 s."""
+
+    def __init__(self, took_s: dict[str, float | None]) -> None:
+        self.took_s = took_s
+        self.schedule: Destinations[tuple[str, int]] = Destinations()
+        self.now = 0.0
+        self.events: list[tuple[float, int, str, Try[tuple[str, int]], float]] = []
+        self.started: dict[str, list[float]] = {name: [] for name in took_s}
+        self.done: dict[str, list[float]] = {name: [] for name in took_s}
+        self.order: list[tuple[str, int]] = []
+        self.most = 0
+        self._count = 0
+
+    def add(self, name: str, count: int, due_at: float | None = None) -> None:
+        for number in range(count):
+            self.schedule.add(name, self.now if due_at is None else due_at, (name, number), self.now)
+
+    def run(self, until: float) -> None:
+        while True:
+            while running := self.schedule.start(self.now):
+                name = running.item[0]
+                took = self.took_s[name]
+                self.order.append(running.item)
+                self.started[name].append(self.now)
+                self._push(self.now + (10.0 if took is None else took), "end", running)
+                if took is None or took > SLOW_S:
+                    self._push(self.now + SLOW_S, "slow", running)
+            self.most = max(self.most, sum(event[2] == "end" for event in self.events))
+            wait_s = self.schedule.wait_s(self.now)
+            at = min(self.events[0][0] if self.events else until, until if wait_s is None else self.now + wait_s)
+            if at >= until:
+                self.now = until
+                return
+            self.now = at
+            while self.events and self.events[0][0] <= self.now:
+                _, _, kind, running, began = heapq.heappop(self.events)
+                name = running.item[0]
+                if kind == "slow":
+                    self.schedule.slow_down(running, self.now)
+                else:
+                    failed = self.took_s[name] is None
+                    self.schedule.end(running, self.now, took_s=self.now - began, failed=failed)
+                    self.done[name].append(self.now)
+
+    def _push(self, at: float, kind: str, running: Try[tuple[str, int]]) -> None:
+        self._count += 1
+        heapq.heappush(self.events, (at, self._count, kind, running, self.now))
+
+
+def url(host: object, segment: object = "hook") -> str:
+    return f"https://{host}:443/{segment}"
+
+
+def test_a_slow_receiver_with_thousands_takes_two_places_and_the_healthy_are_called_at_once() -> None:
+    world = Receivers({url("slow"): 9.0, url("good"): 0.05})
+    world.add(url("slow"), 2_100)
+    world.run(30.0)
+    world.add(url("good"), 5)
+    world.run(31.0)
+    assert len(world.done[url("good")]) == 5
+    assert len(world.started[url("slow")]) <= SLOW_EACH * 5
+    assert world.most <= SLOW_EACH + HEALTHY_AT_ONCE
+
+
+@pytest.mark.parametrize("took_s", [9.0, None], ids=["slow", "silent"])
+@pytest.mark.parametrize("known", [False, True])
+def test_any_number_of_slow_hosts_leave_room_for_a_healthy_one(took_s: float | None, known: bool) -> None:
+    slow = [url(f"slow{n}") for n in range(60)]
+    world = Receivers(dict.fromkeys(slow, took_s) | {url("good"): 0.05})
+    for name in slow:
+        world.add(name, 50)
+    if known:
+        world.run(100.0)
+    world.add(url("good"), 5)
+    world.run(world.now + 2.0)
+    assert len(world.done[url("good")]) == 5
+    assert world.most <= AT_ONCE
+
+
+def test_one_host_with_many_paths_takes_only_its_share() -> None:
+    paths = [url("slow", n) for n in range(500)]
+    world = Receivers(dict.fromkeys(paths, 9.0) | {url("good"): 0.05})
+    for name in paths:
+        world.add(name, 2)
+    world.run(0.5)
+    world.add(url("good"), 5)
+    world.run(2.0)
+    assert len(world.done[url("good")]) == 5
+    assert sum(map(len, world.started.values())) <= HOST_AT_ONCE + 5
+    world.run(20_000.0)
+    assert sum(map(len, world.done.values())) == 1_005
+
+
+def test_another_path_of_a_slow_receivers_host_is_called_at_once() -> None:
+    world = Receivers({url("host", "slow"): 9.0, url("host", "good"): 0.05})
+    world.add(url("host", "slow"), 100)
+    world.run(5.0)
+    world.add(url("host", "good"), 5)
+    world.run(6.0)
+    assert len(world.done[url("host", "good")]) == 5
+
+
+def test_a_healthy_receiver_gets_more_at_once_after_its_first_answer() -> None:
+    world = Receivers({url("good"): 0.1})
+    world.add(url("good"), 100)
+    world.run(0.05)
+    assert len(world.started[url("good")]) == FIRST_AT_ONCE
+    world.run(0.15)
+    assert len(world.started[url("good")]) == FIRST_AT_ONCE + HEALTHY_AT_ONCE
+    world.run(5.0)
+    assert len(world.done[url("good")]) == 100
+
+
+def test_a_silent_receiver_is_left_alone_for_longer_and_longer_and_comes_back_at_once() -> None:
+    world = Receivers({url("silent"): None})
+    world.add(url("silent"), 100)
+    world.run(200.0)
+    starts = world.started[url("silent")][FIRST_AT_ONCE:]
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == 10.0 + MAX_PAUSE_S
+    world.took_s[url("silent")] = 0.01
+    world.run(250.0)
+    assert len(world.done[url("silent")]) == 100
+
+
+def test_what_is_due_first_is_called_first_within_a_destination() -> None:
+    world = Receivers({url("good"): 0.1})
+    for number, due_at in enumerate([3.0, 1.0, 2.0]):
+        world.schedule.add(url("good"), due_at, (url("good"), number), 0.0)
+    world.run(10.0)
+    assert [number for _, number in world.order] == [1, 2, 0]
+    assert world.started[url("good")] == [1.0, 2.0, 3.0]
+
+
+def test_a_receiver_that_asks_for_time_is_left_alone_as_a_whole() -> None:
+    schedule: Destinations[int] = Destinations()
+    for number in range(3):
+        schedule.add(url("busy"), 0.0, number, 0.0)
+    running = schedule.start(0.0)
+    assert running is not None
+    schedule.end(running, 0.1, took_s=0.1, failed=True, retry_after_s=20.0)
+    assert schedule.start(20.0) is None
+    assert schedule.wait_s(0.1) == pytest.approx(20.0)
+    assert schedule.start(20.1) is not None
+
+
+def test_destinations_without_work_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 10)
+    names = [url(n) for n in range(50)]
+    world = Receivers({name: None if n % 2 else 0.1 for n, name in enumerate(names)})
+    for name in names:
+        world.add(name, 1)
+    world.run(1_000.0)
+    assert sum(map(len, world.done.values())) == 50
+    assert len(world.schedule._all) <= 10
+    assert not world.schedule._blocked
+    assert not +world.schedule._of_host
