@@ -177,7 +177,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     rules = Rules(policy, settings.task_deadline_s, settings.fallback_models)
     pacing = Pacing(rate_per_min=settings.upstream_rate_per_min)
     attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules, pacing)
-    pool = Pool(room.claims, attempts, pacing, result_ttl_s=settings.result_ttl_s)
+    pool = Pool(room.claims, attempts, pacing, result_ttl_s=settings.result_ttl_s, alone=lambda: room.control.alone)
     app[PACING] = pacing
     app[WORK] = Work(room, pool, supervisor)
     app[WORK].start()

@@ -145,12 +145,20 @@ class Claims:
                 claim, edges.waiting(claim.task, reason=reason, retry_at=retry_at, attempts=claim.run.attempts)
             )
 
-    def set_aside(self, claim: Claim, reason: Reason, retry_at: float) -> None:
-        """Defers it and holds no slot; the task is offered again then."""
+    def park(self, claim: Claim, reason: Reason, retry_at: float, *, until: float) -> None:
+        """Defers it and holds no slot, until `resume`, or until it is offered again at that Unix time."""
         self.defer(claim, reason, retry_at)
         self._holdings.leave_slot(claim)
-        delay_s = max(retry_at - self._clock(), 0.0)
+        delay_s = max(until - self._clock(), 0.0)
         claim.timer = asyncio.get_running_loop().call_later(delay_s, self._holdings.offer, claim)
+
+    def resume(self, claim: Claim) -> None:
+        """Offers a parked claim to the next free slot."""
+        if claim.timer is not None:
+            claim.timer.cancel()
+        claim.timer = None
+        if not claim.lost:
+            self._holdings.offer(claim)
 
     async def hand_back(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
         """Gives claims back, which wakes another instance at once; leaving: this instance goes with them."""

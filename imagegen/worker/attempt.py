@@ -223,13 +223,23 @@ class _Attempt:
         """Returns where the call is to be repeated at once in another form; else raises."""
         bad = error.code == "upstream_bad_response"
         mended = self._left_out(error) or self._fell_back(error)
-        outcome = None if bad or mended else self._judge(self._refusal or error, upstream_dead=turn.dead)
+        excused = turn.dead and self._is_excused()
+        outcome = None if bad or mended else self._judge(self._refusal or error, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._room.pacing.failed(turn, error, unfinished=unfinished)
         if outcome:
             raise _Ended(outcome) from error
         if bad:
             raise error
+
+    def _is_excused(self) -> bool:
+        """Return whether a failure of an upstream that is taken for dead is no attempt of this task.
+
+        The first failure counts all the same, and so does each of a task that failed while others succeeded: else
+        tasks that always fail would be called for without end.
+        """
+        attempts, most = self._claim.run.attempts, self._room.rules.policy.max_attempts
+        return not self._room.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
 
     def _left_out(self, error: UpstreamError) -> bool:
         """Whether the one parameter that the model may refuse is left out from now on."""

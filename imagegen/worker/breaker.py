@@ -19,9 +19,12 @@ _FULL_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
-    """Seconds. probe_s: between the starts of two probes; longest_s: the longest pause that is believed;
-    step_s: after trouble the calls at once double each time this has passed."""
+    """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream; each
+    further pause is twice as long, up to probe_s. It is short because a few faulty tasks look like a dead upstream.
+    longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
+    """
 
+    first_probe_s: float = 0.5
     probe_s: float = 5.0
     longest_s: float = 120.0
     step_s: float = 1.0
@@ -40,6 +43,7 @@ class Gate:
         self._period = 0
         self._running = 0
         self._out = 0
+        self._pause_s = tempo.probe_s
         self.resting = False
         self.dead = False
         self.reason = Reason.UPSTREAM_RATE_LIMITED
@@ -64,10 +68,19 @@ class Gate:
         steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._tempo.step_s)
         return math.inf if steps >= _FULL_STEPS else 2**steps
 
+    def room(self, now: float) -> float:
+        """How many calls may begin now; infinite if nothing is known against the upstream."""
+        if now < self._until:
+            return 0
+        if self._ramp_from is None and not self.resting:
+            return math.inf
+        return max(self._width(now) - self._running, 0)
+
     def enter(self, now: float) -> int:
         """A call is made; returns the period that it belongs to."""
         if self.resting:
-            self._until = now + self._tempo.probe_s
+            self._until = now + self._pause_s
+            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
         self._running += 1
         self._out += 1
         return self._period
@@ -93,7 +106,9 @@ class Gate:
         new = not self.dead
         if new:
             self.dead = True
-            self.rest(now, self._tempo.probe_s, Reason.UPSTREAM_OVERLOADED)
+            self._pause_s = min(self._tempo.first_probe_s, self._tempo.probe_s)
+            self.rest(now, self._pause_s, Reason.UPSTREAM_OVERLOADED)
+            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
         return new
 
     def hold(self, now: float, for_s: float) -> None:
@@ -109,6 +124,7 @@ class Gate:
         if not self.resting or not (self.dead or period == self._period):
             return False
         self.resting = self.dead = False
+        self._pause_s = self._tempo.probe_s
         self._until = now
         self._ramp_from = now - self._tempo.step_s
         return True
@@ -123,21 +139,39 @@ class Gate:
 
 
 class Streaks:
-    """Unfinished tasks whose last call failed since their model last showed life."""
+    """Unfinished tasks whose last call failed since their model last showed life, and tasks under suspicion.
+
+    A task that failed and whose model showed life afterwards is suspect: others succeed, so its failures are its own.
+    They prove nothing against the upstream, and count as its attempts even while the upstream is taken for dead.
+    """
 
     def __init__(self) -> None:
         self._model_of: dict[str, str] = {}
+        self._suspects: set[str] = set()
 
     def failed(self, task_id: str, model: str) -> int:
-        """A call failed and its task goes on. Returns how many such tasks this model has."""
+        """A call failed and its task goes on. Returns how many such tasks are evidence against this model."""
+        if task_id in self._suspects:
+            return 0
         self._model_of[task_id] = model
         return sum(failing == model for failing in self._model_of.values())
 
     def alive(self, model: str) -> None:
         if self._model_of:
-            self.finished([task_id for task_id, failing in self._model_of.items() if failing == model])
+            failing = [task_id for task_id, failing in self._model_of.items() if failing == model]
+            self._suspects.update(failing)
+            for task_id in failing:
+                del self._model_of[task_id]
+
+    def has_failed(self, task_id: str) -> bool:
+        """Return whether a call for this unfinished task failed here."""
+        return task_id in self._model_of or task_id in self._suspects
+
+    def is_suspect(self, task_id: str) -> bool:
+        return task_id in self._suspects
 
     def finished(self, task_ids: Iterable[str]) -> None:
         """Tasks that are no more prove nothing: each may have been at fault itself."""
         for task_id in task_ids:
             self._model_of.pop(task_id, None)
+            self._suspects.discard(task_id)

@@ -64,7 +64,10 @@ class _Waiter:
 
 
 class Pacing:
-    """One for each provider. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time."""
+    """One for each provider. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
+
+    on_change: called when a call has ended, so that more calls may be possible.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Pacing:
         self._waiters: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_quiet = False
+        self.on_change: Callable[[], None] = lambda: None
 
     def take(self, model: str) -> Turn | None:
         """The turn for one call, if it may be made now."""
@@ -138,6 +142,35 @@ class Pacing:
             return None
         return self._said(resting[1], resting[0], now)
 
+    def room(self, model: str) -> float:
+        """How many calls for this model may begin now, whatever the rate; infinite if nothing is known against it."""
+        gate, now = self._models.get(model), self._clock()
+        room = self._upstream.room(now) if gate is None else min(self._upstream.room(now), gate.room(now))
+        return room if room == math.inf else room - sum(waiter.model == model for waiter in self._waiters)
+
+    def room_of_upstream(self) -> float:
+        """The same for all models together."""
+        return self._upstream.room(self._clock()) - len(self._waiters)
+
+    def opens_in_s(self, model: str) -> float:
+        """Return the seconds until a call for this model may begin; infinite while a running call decides that."""
+        now = self._clock()
+        return max(gate.opens_at(now) for gate in self._gates(model)) - now
+
+    def closed(self, model: str) -> Blocked:
+        """Return what stands in the way of all but a few calls for this model, and when the next may begin."""
+        now = self._clock()
+        gate = max(self._gates(model), key=lambda gate: (gate.opens_at(now), gate.room(now) < math.inf))
+        return self._said(gate.reason, gate.opens_at(now), now)
+
+    def has_failed(self, task_id: str) -> bool:
+        """Return whether a call for this unfinished task failed here."""
+        return self._streaks.has_failed(task_id)
+
+    def is_suspect(self, task_id: str) -> bool:
+        """Return whether this task failed while its model worked for others, so that its failures are its own."""
+        return self._streaks.is_suspect(task_id)
+
     def answered(self, turn: Turn, limits: UpstreamLimits) -> None:
         """A call brought an answer."""
         now = self._clock()
@@ -160,7 +193,7 @@ class Pacing:
             pause_s = self._tempo.probe_s if error.retry_after_s is None else error.retry_after_s
             if gate.rest(now, pause_s, Reason.UPSTREAM_RATE_LIMITED):
                 logger.warning("The upstream's rate limit is reached for {}", turn.model)
-        elif error.status is not None and error.status < 500:
+        elif error.status is not None and error.status < 500 and not error.retryable:
             self._alive(turn, now)
         elif error.retryable and unfinished:
             failing = self._streaks.failed(unfinished, turn.model)
@@ -176,6 +209,7 @@ class Pacing:
         for gate, period in turn.places:
             gate.leave(period)
         self._dispatch()
+        self.on_change()
 
     def _alive(self, turn: Turn, now: float) -> None:
         self._streaks.alive(turn.model)
@@ -193,6 +227,9 @@ class Pacing:
             gate = self._models[model] = Gate(self._tempo)
         return gate
 
+    def _gates(self, model: str) -> tuple[Gate, Gate]:
+        return self._upstream, self._models.get(model, self._upstream)
+
     def _opens_at(self, model: str, now: float) -> float:
         opens_at, gate = self._upstream.opens_at(now), self._models.get(model)
         return max(self._next_at, opens_at, gate.opens_at(now) if gate else now)
@@ -204,8 +241,7 @@ class Pacing:
 
     def _resting(self, model: str, now: float) -> tuple[float, Reason] | None:
         """When the upstream lets a call in, and what stands in the way until then."""
-        gate = self._models.get(model, self._upstream)
-        opens_at, reason = max((one.opens_at(now), one.reason) for one in (self._upstream, gate))
+        opens_at, reason = max((gate.opens_at(now), gate.reason) for gate in self._gates(model))
         return (opens_at, reason) if opens_at > now else None
 
     def _said(self, reason: Reason, at: float, now: float) -> Blocked:

@@ -17,13 +17,17 @@ from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded, Unstar
 from imagegen.tasks.task import Task, TaskError
 from imagegen.worker.attempt import Attempts
 from imagegen.worker.pacing import Pacing
+from imagegen.worker.parking import Parking
 
 LOOPS_PER_SLOT = 2
 """While one writes a result, another fills the slot that it has left."""
 
 
 class Pool:
-    """Loops that fill the queue's slots, so that many calls at once and no more. working: the claims in their hands."""
+    """Loops that fill the queue's slots, so that many calls at once and no more.
+
+    alone: whether no other instance could run what is parked here. working: the claims in the loops' hands.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class Pool:
         pacing: Pacing,
         *,
         result_ttl_s: float,
+        alone: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._claims = claims
@@ -40,7 +45,7 @@ class Pool:
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
-        self._aside: set[Claim] = set()
+        self.parking = Parking(claims, pacing, attempts.rules.ends_at, alone=alone, clock=clock)
         self.working: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -65,33 +70,16 @@ class Pool:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.parking.stop()
 
     async def _loop(self) -> None:
         while (claim := await self._claims.claim()) is not None:
-            if not self._set_aside(claim):
+            if self.parking.admits(claim):
                 self.working.add(claim)
                 try:
                     await self._say(claim, await self._outcome(claim))
                 finally:
                     self.working.discard(claim)
-
-    def _set_aside(self, claim: Claim) -> bool:
-        """Whether it gave up its slot because its model rests: so others get theirs, up to as many as there are slots.
-
-        No loop takes more than that, so that other instances are not starved; the others wait in their slots.
-        """
-        if self._aside:
-            self._aside = {other for other in self._aside if other is not claim and not other.lost}
-        rest = self._pacing.resting(claim.task.model)
-        if (
-            rest is None
-            or len(self._aside) >= self._claims.slots
-            or rest.retry_at >= self._attempts.rules.ends_at(claim.task)
-        ):
-            return False
-        self._aside.add(claim)
-        self._claims.set_aside(claim, *rest)
-        return True
 
     async def _outcome(self, claim: Claim) -> Outcome:
         try:

@@ -129,7 +129,8 @@ class Workshop:
             Rules(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
             self.pacing,
         )
-        self.pool = Pool(instance.claims, self.attempts, self.pacing, result_ttl_s=60.0)
+        control = instance.room.control
+        self.pool = Pool(instance.claims, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: control.alone)
         assert not rules
 
     async def drain(self, within_s: float) -> None:

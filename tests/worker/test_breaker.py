@@ -98,21 +98,33 @@ def test_any_answer_ends_the_rest_of_a_dead_upstream() -> None:
     before = gate.enter(0.0)
     assert gate.die(1.0)
     assert not gate.die(1.0)
-    assert (gate.dead, gate.reason, gate.opens_at(1.0)) == (True, DEAD, 6.0)
+    assert (gate.dead, gate.reason, gate.opens_at(1.0)) == (True, DEAD, 1.5)
     assert gate.alive(2.0, before)
     assert not gate.dead
     assert open_places(gate, 2.0) == 2
 
 
-def test_a_dead_upstream_is_asked_every_five_seconds() -> None:
+def test_a_dead_upstream_is_probed_soon_and_then_every_five_seconds() -> None:
     gate, asked, now = Gate(TEMPO), [], 0.0
     gate.die(0.0)
-    while now < 60.0:
+    while now < 30.0:
         if gate.opens_at(now) <= now:
             gate.leave(gate.enter(now))
             asked.append(now)
         now += 0.25
-    assert asked == [5.0 * i for i in range(1, 12)]
+    assert asked == [0.5, 1.5, 3.5, 7.5, 12.5, 17.5, 22.5, 27.5]
+
+
+def test_room_is_what_may_begin_now() -> None:
+    gate = Gate(TEMPO)
+    assert gate.room(0.0) == math.inf
+    gate.die(0.0)
+    assert (gate.room(0.4), gate.room(0.5)) == (0, 1)
+    probe = gate.enter(0.5)
+    assert gate.room(2.0) == 0
+    gate.alive(2.0, probe)
+    gate.leave(probe)
+    assert (gate.room(2.0), gate.room(3.0), gate.room(20.0)) == (2, 4, math.inf)
 
 
 def test_what_the_upstream_holds_back_comes_again_slowly_and_without_a_probe() -> None:
@@ -151,6 +163,19 @@ def test_life_clears_the_failing_tasks_of_that_model() -> None:
     streaks.alive("m")
     assert streaks.failed("c", "m") == 1
     assert streaks.failed("d", "other") == 2
+
+
+def test_a_task_that_failed_while_others_succeeded_is_suspect_and_no_evidence_until_it_is_finished() -> None:
+    streaks = Streaks()
+    streaks.failed("a", "m")
+    assert streaks.has_failed("a")
+    assert not streaks.is_suspect("a")
+    streaks.alive("m")
+    assert streaks.is_suspect("a")
+    assert streaks.failed("a", "m") == 0
+    assert streaks.failed("b", "m") == 1
+    streaks.finished(("a",))
+    assert not streaks.has_failed("a")
 
 
 def test_a_finished_task_is_not_counted() -> None:

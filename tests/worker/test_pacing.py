@@ -18,7 +18,7 @@ BROKEN = UpstreamError("upstream_error", "500", retryable=True, status=500)
 LOSS = UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=True)
 REFUSED = UpstreamError("upstream_error", "no connection", retryable=True)
 INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
-QUICK = Tempo(probe_s=0.1, longest_s=0.5, step_s=0.02)
+QUICK = Tempo(0.1, 0.1, longest_s=0.5, step_s=0.02)
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def test_five_unfinished_tasks_that_fail_in_a_row_open_the_breaker(
 ) -> None:
     die(pacing, error=error)
     assert not call(pacing)
-    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
+    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1000.5)
     assert call(pacing, model="other")
-    clock.now = 5.0
+    clock.now = 0.5
     with pacing.take("m") as probe:
         assert probe.dead
         assert pacing.take("m") is None
@@ -160,8 +160,8 @@ def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:
 
 def test_two_calls_that_never_reached_it_open_the_breaker_for_all_models(clock: Clock, pacing: Pacing) -> None:
     assert [call(pacing, REFUSED, model=str(i)) for i in range(3)] == [True, True, False]
-    assert pacing.blocked("any") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
-    clock.now = 5.0
+    assert pacing.blocked("any") == (Reason.UPSTREAM_OVERLOADED, 1000.5)
+    clock.now = 0.5
     assert call(pacing, BROKEN, task="t")
     assert call(pacing)
 

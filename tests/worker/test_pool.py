@@ -9,6 +9,7 @@ from support import eventually
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.items import Finished, FinishItem
 from imagegen.tasks.task import Reason, State
+from imagegen.worker import parking
 from imagegen.worker.breaker import Tempo
 
 from .conftest import MakeWorkshop, Workshop, fault, loss, pictures, refused
@@ -39,6 +40,13 @@ async def trouble(workshop: Workshop, task_ids: list[str], at_most: int) -> None
     minutes = (asyncio.get_running_loop().time() - began) / 1.2
     assert len(workshop.provider.calls) <= at_most * minutes
     assert not any(workshop.task(task_id).state is State.COMPLETED for task_id in task_ids)
+
+
+async def pause(workshop: Workshop) -> None:
+    """Its first call is refused for a minute, and its task cancelled."""
+    first = await workshop.submit("first")
+    await eventually(lambda: workshop.pacing.blocked("m"))
+    await workshop.instance.queue.cancel(first)
 
 
 async def submit_many(workshop: Workshop, count: int) -> list[str]:
@@ -212,7 +220,7 @@ async def test_a_model_that_rests_does_not_block_another(make_workshop: MakeWork
     first = await workshop.submit("first", model="busy")
     await eventually(lambda: workshop.pacing.blocked("busy"))
     paused = [await workshop.submit(i, model="busy") for i in range(8)]
-    await eventually(lambda: len(workshop.pool._aside) == 5)
+    await eventually(lambda: len(workshop.pool.parking) == 8)
     assert await states(workshop, [await workshop.submit("other")]) == {State.COMPLETED}
     for task_id in (first, *paused):
         task = workshop.task(task_id)
@@ -227,7 +235,7 @@ async def test_a_task_that_was_set_aside_comes_back(make_workshop: MakeWorkshop)
     first = await workshop.submit("first")
     await eventually(lambda: workshop.pacing.blocked("m"))
     task_ids = [first] + [await workshop.submit(i) for i in range(8)]
-    await eventually(lambda: len(workshop.pool._aside) == 5)
+    await eventually(lambda: len(workshop.pool.parking) >= 8)
     assert await states(workshop, task_ids) == {State.COMPLETED}
     assert workshop.provider.calls[1:]
 
@@ -254,15 +262,21 @@ async def test_a_cancelled_retry_keeps_its_slot_until_its_call_is_closed(make_wo
     assert await states(workshop, [after]) == {State.COMPLETED}
 
 
-async def test_a_cancelled_task_that_was_set_aside_makes_room(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=1)
-    await workshop.submit("first")
-    await eventually(lambda: workshop.pacing.blocked("m"))
-    aside = await workshop.submit("aside")
-    await eventually(lambda: workshop.pool._aside)
-    await workshop.instance.queue.cancel(aside)
+async def test_a_cancelled_task_that_is_parked_makes_room(
+    make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parking, "MAX_PARKED", 1)
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=2)
+    await pause(workshop)
+    parked = await workshop.submit("parked")
+    await eventually(lambda: len(workshop.pool.parking) == 1)
+    in_slot = await workshop.submit("in its slot")
+    await eventually(lambda: workshop.pacing._waiters)
+    assert len(workshop.pool.parking) == 1
+    await workshop.instance.queue.cancel(parked)
     await workshop.submit("next")
-    await eventually(lambda: {claim.task.id for claim in workshop.pool._aside} not in ({aside}, set()))
+    await eventually(lambda: {claim.task.id for claim in workshop.pool.parking._parked} not in ({parked}, set()))
+    assert workshop.task(in_slot).reason is Reason.UPSTREAM_RATE_LIMITED
 
 
 async def test_a_task_that_waits_is_ended_by_its_deadline_alone(make_workshop: MakeWorkshop) -> None:
@@ -310,7 +324,7 @@ async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed
     await one.submit("first")
     await eventually(lambda: one.pacing.blocked("m"))
     task_ids = [await one.submit(i) for i in range(8)]
-    await eventually(lambda: len(one.pool._aside) + len(one.pacing._waiters) >= 8)
+    await eventually(lambda: len(one.pool.parking) >= 8)
     await asyncio.wait_for(one.drain(25.0), 1.0)
     await one.instance.crash()
     await one.instance.room.leave()
@@ -330,3 +344,100 @@ async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_worksh
     workshop.pool.start()
     (task,) = await workshop.finished(claim.task.id)
     assert (task.error.code, task.attempts, task.possibly_billed_twice) == ("interrupted", 2, 2)
+
+
+class Faulty:
+    """An upstream that works, but for prompts that name a fault; those always get this error."""
+
+    def __init__(self, error: Exception, call_s: float = 0.005) -> None:
+        self.error, self.call_s = error, call_s
+
+    async def __call__(self, call: Call) -> Reply:
+        await asyncio.sleep(self.call_s)
+        if "faulty" in call.request.prompt:
+            raise self.error
+        return pictures(call.count)
+
+
+def mixed(faulty: int, good: int, order: str) -> list[str]:
+    """Prompts in this order: the faulty ones first, or between the good ones."""
+    bad, fine = [f"faulty {i}" for i in range(faulty)], [f"good {i}" for i in range(good)]
+    if order == "first":
+        return bad + fine
+    step = len(fine) // len(bad)
+    beside = [prompt for i, one in enumerate(bad) for prompt in (*fine[i * step : (i + 1) * step], one)]
+    return beside + fine[len(bad) * step :]
+
+
+@pytest.mark.parametrize("order", ["first", "spread"])
+@pytest.mark.parametrize("faulty", [5, 12])
+@pytest.mark.parametrize("error", [fault(500), fault(502, ambiguous=True), loss()], ids=["500", "502", "loss"])
+async def test_tasks_that_always_fail_end_and_keep_no_good_one_waiting(
+    make_workshop: MakeWorkshop, error: Exception, faulty: int, order: str
+) -> None:
+    tempo = Tempo(0.05, 0.5, longest_s=0.5, step_s=0.05)
+    workshop = make_workshop(default=Faulty(error), base_s=0.3, tempo=tempo)
+    prompts = mixed(faulty, 30, order)
+    ids = dict(zip(prompts, [await workshop.submit(prompt) for prompt in prompts], strict=True))
+    good = [ids[prompt] for prompt in prompts if "good" in prompt]
+    assert await states(workshop, good, within_s=1.5) == {State.COMPLETED}
+    bad = await workshop.finished(*(ids[prompt] for prompt in prompts if "faulty" in prompt), within_s=5.0)
+    most = 2 if error.ambiguous else 3
+    assert {(task.state, task.attempts) for task in bad} == {(State.FAILED, most)}
+    assert len(workshop.provider.calls) <= 30 + faulty * most
+
+
+async def test_what_fails_for_one_model_is_nothing_against_another(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=Faulty(fault(500)), base_s=60.0, tempo=Tempo())
+    for i in range(8):
+        await workshop.submit(f"faulty {i}", model="broken")
+    await eventually(lambda: workshop.pacing.blocked("broken"))
+    assert await states(workshop, await submit_many(workshop, 10), within_s=2.0) == {State.COMPLETED}
+
+
+async def test_a_dead_upstream_costs_no_task_more_than_one_attempt(make_workshop: MakeWorkshop) -> None:
+    upstream = Switch(fault(500))
+    workshop = make_workshop(default=upstream, base_s=0.02, tempo=Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02))
+    task_ids = await submit_many(workshop, 8)
+    await eventually(lambda: len(workshop.provider.calls) > 40)
+    upstream.error = None
+    tasks = await workshop.finished(*task_ids)
+    assert {task.state for task in tasks} == {State.COMPLETED}
+    assert max(task.attempts for task in tasks) <= 2
+
+
+async def test_tasks_of_a_model_that_rests_take_no_slot_from_others_however_many_are_in_front(
+    make_workshop: MakeWorkshop,
+) -> None:
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=2)
+    await workshop.submit("first", model="busy")
+    await eventually(lambda: workshop.pacing.blocked("busy"))
+    waiting = [await workshop.submit(i, model="busy") for i in range(300)]
+    assert await states(workshop, [await workshop.submit("other")], within_s=3.0) == {State.COMPLETED}
+    assert {workshop.task(task_id).reason for task_id in waiting} == {Reason.UPSTREAM_RATE_LIMITED}
+    assert len(workshop.provider.calls) == 2
+
+
+async def test_a_deadline_ends_a_parked_task(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), deadline_s=0.5)
+    await pause(workshop)
+    [task] = await workshop.finished(await workshop.submit("parked"), within_s=2.0)
+    assert (task.state, task.error.code) == (State.FAILED, "upstream_rate_limited")
+    assert task.finished_at - task.created_at < 1.0
+    assert len(workshop.pool.parking) == 0
+
+
+async def test_what_is_parked_beyond_what_runs_soon_is_released_to_other_instances(
+    make_workshop: MakeWorkshop,
+) -> None:
+    tempo = Tempo(0.05, 0.1, longest_s=5.0, step_s=0.01)
+    one = make_workshop(fault(429, retry_after_s=0.5), default=Switch(call_s=0.1), slots=2, tempo=tempo)
+    await one.submit("first")
+    await eventually(lambda: one.pacing.blocked("m"))
+    task_ids = [await one.submit(i) for i in range(40)]
+    await eventually(lambda: len(one.pool.parking) == 40)
+    two = make_workshop(slots=5)
+    await eventually(lambda: not one.instance.room.control.alone)
+    await eventually(lambda: len(two.provider.calls) >= 20)
+    await eventually(lambda: all(two.instance.memory.finished(i) or one.instance.memory.finished(i) for i in task_ids))
+    assert len(one.provider.calls) + len(two.provider.calls) == 42

@@ -1,0 +1,203 @@
+"""Claims that wait without a slot because the upstream takes no calls for their model now."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Container
+
+from loguru import logger
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.claim import Claim
+from imagegen.queue.claims import Claims
+from imagegen.tasks.task import Task
+from imagegen.worker.pacing import Pacing
+
+MAX_PARKED = 2_000
+"""Claims of one instance. The stream is read in order, so what waits behind more than these of a model that takes no
+calls waits too: in front of it, further ones keep their slots. Each costs a renewal three times a lease, in pages."""
+
+KEPT_PER_SLOT = 2
+"""When a model takes calls again and there are other instances, those get what is parked here beyond this."""
+
+RELEASED_AT_ONCE = 200
+LOOK_AGAIN_S = 1.0
+TELL_AGAIN_S = 60.0
+
+
+class Parking:
+    """Parks and resumes claims, so that a model that rests takes no slot from others.
+
+    While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
+    first, from the front and from the back of the line by turns, and one whose task is suspect last: so a few tasks
+    that always fail can't stand for the upstream.
+    ends_at: a task's deadline, Unix time; it is offered again then. alone: whether there is no other instance.
+    """
+
+    def __init__(
+        self,
+        claims: Claims,
+        pacing: Pacing,
+        ends_at: Callable[[Task], float],
+        *,
+        alone: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._claims = claims
+        self._pacing = pacing
+        self._ends_at = ends_at
+        self._alone = alone
+        self._clock = clock
+        self._lines: dict[str, _Line] = {}
+        self._parked: set[Claim] = set()
+        self._resumed: dict[Claim, str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._releases: set[asyncio.Task[None]] = set()
+        pacing.on_change = self._wake
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    def admits(self, claim: Claim) -> bool:
+        """Return whether this claim may use its slot now; if not, it is parked."""
+        model, pacing = claim.task.model, self._pacing
+        if self._parked:
+            self._parked.discard(claim)
+        resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
+        room = pacing.room(model)
+        if room == math.inf or pacing.is_quiet:
+            return True
+        if room >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
+            return True
+        if self._is_full() or self._ends_at(claim.task) <= self._clock():
+            return True
+        self._park(claim)
+        self._wake()
+        return False
+
+    async def stop(self) -> None:
+        """Resume nothing any more, and wait for releases that are under way."""
+        self._pacing.on_change = lambda: None
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*self._releases, return_exceptions=True)
+
+    def _park(self, claim: Claim) -> None:
+        task = claim.task
+        has_failed = claim.run.attempts > 0 or self._pacing.has_failed(task.id)
+        line = self._lines.setdefault(task.model, _Line(self._clock()))
+        line.add(claim, has_failed=has_failed, is_suspect=self._pacing.is_suspect(task.id))
+        self._parked.add(claim)
+        self._claims.park(claim, *self._pacing.closed(task.model), until=self._ends_at(task))
+
+    def _is_full(self) -> bool:
+        if len(self._parked) >= MAX_PARKED:
+            self._parked = {claim for claim in self._parked if not claim.lost}
+        return len(self._parked) >= MAX_PARKED
+
+    def _room(self, model: str) -> float:
+        """How many claims may be resumed: calls that may begin, less those that are about to, a slot for each."""
+        if any(claim.lost for claim in self._resumed):
+            self._resumed = {claim: its for claim, its in self._resumed.items() if not claim.lost}
+        about_to = sum(its == model for its in self._resumed.values())
+        room = min(self._pacing.room(model) - about_to, self._pacing.room_of_upstream() - len(self._resumed))
+        return room if room == math.inf else min(room, self._claims.slots - len(self._resumed))
+
+    def _wake(self) -> None:
+        """Resume what may be called for now, and look again when more may be."""
+        if not self._lines or self._pacing.is_quiet:
+            return
+        next_s = LOOK_AGAIN_S
+        for model, line in tuple(self._lines.items()):
+            room = self._room(model)
+            if room == math.inf:
+                self._resume_all(line)
+            while room >= 1 and (claim := line.pop(self._parked)):
+                self._parked.discard(claim)
+                self._resumed[claim] = model
+                self._claims.resume(claim)
+                room -= 1
+            if line.is_empty(self._parked):
+                del self._lines[model]
+                continue
+            self._tell_again(model, line)
+            if (opens_in_s := self._pacing.opens_in_s(model)) > 0:
+                next_s = min(next_s, opens_in_s)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(next_s, self._wake) if self._lines else None
+
+    def _resume_all(self, line: _Line) -> None:
+        """Nothing is known against the model any more; what other instances could run is released to them."""
+        claims = line.take_all(self._parked)
+        self._parked.difference_update(claims)
+        kept = len(claims) if self._alone() else KEPT_PER_SLOT * self._claims.slots
+        for claim in claims[:kept]:
+            self._claims.resume(claim)
+        if surplus := claims[kept:]:
+            release = asyncio.create_task(self._release(surplus), name="release-parked")
+            self._releases.add(release)
+            release.add_done_callback(self._releases.discard)
+
+    async def _release(self, claims: list[Claim]) -> None:
+        """Release in pieces that no other script has to wait long for."""
+        for first in range(0, len(claims), RELEASED_AT_ONCE):
+            try:
+                await self._claims.hand_back(claims[first : first + RELEASED_AT_ONCE])
+            except QueueUnavailable:
+                logger.info("Parked tasks could not be released; they are taken again when Redis is back")
+
+    def _tell_again(self, model: str, line: _Line) -> None:
+        """Publish when the next look comes, now and then: what was said at first may be long past."""
+        now = self._clock()
+        if now - line.told_at >= TELL_AGAIN_S:
+            line.told_at = now
+            for claim in line.all(self._parked):
+                self._claims.defer(claim, *self._pacing.closed(model))
+
+
+class _Line:
+    """The parked claims of one model, in order of arrival; claims that are parked no more stay in it until passed."""
+
+    def __init__(self, told_at: float) -> None:
+        self.told_at = told_at
+        self._untried: deque[Claim] = deque()
+        self._failed: deque[Claim] = deque()
+        self._suspect: deque[Claim] = deque()
+        self._from_back = False
+
+    def add(self, claim: Claim, *, has_failed: bool, is_suspect: bool) -> None:
+        (self._suspect if is_suspect else self._failed if has_failed else self._untried).append(claim)
+
+    def pop(self, parked: Container[Claim]) -> Claim | None:
+        """Take the claim that says most of the upstream; None if there is none."""
+        for queue in (self._untried, self._failed, self._suspect):
+            while queue:
+                from_back = queue is self._untried and self._from_back
+                claim = queue.pop() if from_back else queue.popleft()
+                if _waits(claim, parked):
+                    self._from_back = not self._from_back
+                    return claim
+        return None
+
+    def all(self, parked: Container[Claim]) -> list[Claim]:
+        waiting = [claim for claim in (*self._untried, *self._failed, *self._suspect) if _waits(claim, parked)]
+        return list(dict.fromkeys(waiting))
+
+    def take_all(self, parked: Container[Claim]) -> list[Claim]:
+        claims = self.all(parked)
+        for queue in (self._untried, self._failed, self._suspect):
+            queue.clear()
+        return claims
+
+    def is_empty(self, parked: Container[Claim]) -> bool:
+        for queue in (self._untried, self._failed, self._suspect):
+            while queue and not _waits(queue[0], parked):
+                queue.popleft()
+        return not (self._untried or self._failed or self._suspect)
+
+
+def _waits(claim: Claim, parked: Container[Claim]) -> bool:
+    return claim in parked and not claim.lost
