@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 from loguru import logger
 
-from imagegen import __version__, chosen, log
+from imagegen import __version__, chosen, log, start_checks
 from imagegen.addresses import guarded_connector
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore
@@ -252,6 +252,8 @@ async def serve(settings: Settings) -> int:
         collect_less_garbage()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
+        for line in start_checks.overview(settings, base_address(sockets[0])):
+            logger.info("{}", line)
         died = asyncio.create_task(app[SUPERVISOR].died.wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -288,9 +290,13 @@ def _stop_on_signals() -> asyncio.Event:
 
 def main() -> None:
     """The command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
+    start_checks.open_standard_streams()
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
+        start_checks.check_data_dir(settings.data_dir)
+        for line in start_checks.warnings(settings):
+            logger.warning("{}", line)
         if settings.exposed_without_keys:
             logger.warning(
                 "Anybody who reaches {} can spend your provider's credit: set API_KEYS", ", ".join(settings.hosts)

@@ -12,15 +12,18 @@ MAX_NAME_CHARS = 40
 _ALIKE = 0.75
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that `name` is most likely a misspelling of, None if none is near."""
+def nearest(name: str, known: Iterable[str], alike: float = _ALIKE) -> str | None:
+    """Return the known name that `name` is most likely a misspelling of, None if none is near.
+
+    alike: from 0 to 1, how much of both must be the same.
+    """
     if len(name) > MAX_NAME_CHARS:
         return None
     own, names = _letters(name), _by_letters(tuple(known))
     if own in names:
         return names[own]
     few = [letters for letters in names if _shares_letters(own, letters)]
-    close = difflib.get_close_matches(own, few, n=1, cutoff=_ALIKE) if few else ()
+    close = difflib.get_close_matches(own, few, n=1, cutoff=alike) if few else ()
     return names[close[0]] if close else None
 
 

@@ -11,6 +11,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -21,13 +22,43 @@ TEN_YEARS_S = 315_360_000
 MIB = 1024**2
 
 
-def plain(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must not hold control characters")
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
+"""Characters without a width, which copying from a web page or a chat leaves in a text."""
+
+_AROUND = re.compile(rf"^[\s{_INVISIBLE}]+|[\s{_INVISIBLE}]+$")
+_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+
+
+def unwrapped(text: str) -> str:
+    """Return a setting's text without spaces and invisible characters around it, nor a pair of quotes.
+
+    `docker run --env-file` keeps quotes as a part of the value. Raises ValueError for a quote at one end only.
+    """
+    text = _AROUND.sub("", text)
+    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
+        return _AROUND.sub("", text[1:-1])
+    if text and (text[0] in _QUOTES or text[-1] in {*_QUOTES, *_QUOTES.values()}):
+        raise ValueError("has a quote at one end only: write it without quotes, or with the same one at both ends")
     return text
 
 
+def plain(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not hold control characters")
+    if " #" in text:
+        raise ValueError("holds a # after a space: no comment can stand behind a value")
+    return text
+
+
+def folder(text: str) -> Path:
+    try:
+        return Path(plain(text)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text[:100]!r} has a ~ for a home folder that is not known; write the whole path") from error
+
+
 def secret(text: str) -> str:
+    text = text.translate(dict.fromkeys(map(ord, _INVISIBLE)))
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("must be visible ASCII characters without spaces")
     return text
@@ -125,27 +156,38 @@ def rate_per_min(text: str) -> float:
 
 
 def web_address(text: str, rule: str) -> SplitResult:
-    """The parts of an http(s) address with no user, query and fragment."""
+    """Return the parts of an http(s) address that has no query and no fragment."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:  # its own text quotes the address, which may hold a password
         raise ValueError(rule) from None
     good = parts.scheme in {"http", "https"} and parts.hostname and port != 0 and re.fullmatch(r"[!-~]+", text)
-    if not good or "@" in parts.netloc or "?" in text or "#" in text:
+    if not good or "?" in text or "#" in text:
         raise ValueError(rule)
     return parts
 
 
 def base_url(text: str) -> str:
-    web_address(text, "must be an http:// or https:// address in ASCII, without user, query and fragment")
+    rule = "must be an http:// or https:// address in ASCII, without user, query and fragment"
+    if "@" in web_address(text, rule).netloc:
+        raise ValueError(rule)
+    return text.rstrip("/")
+
+
+def base_url_with_login(text: str) -> str:
+    """A base address that may have `user:password@`, for basic authentication."""
+    rule = "must be an http:// or https:// address in ASCII, without query and fragment"
+    login, at, _ = web_address(text, rule).netloc.rpartition("@")
+    if at and (not login.partition(":")[0] or re.search(r"[^A-Za-z0-9._~!$&'()*+,;=:%-]|%(?![0-9A-Fa-f]{2})", login)):
+        raise ValueError(f"{rule}; special characters of its user and password as %40 for @, %2F for / and so on")
     return text.rstrip("/")
 
 
 def origin(text: str) -> str:
     rule = "must be exact origins, as https://example.org or http://localhost:8080, with no path and no *"
     parts = web_address(text, rule)
-    if parts.path:
+    if parts.path or "@" in parts.netloc:
         raise ValueError(rule)
     return text.lower()
 

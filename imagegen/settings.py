@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from imagegen import setting_values as values
 from imagegen.errors import SettingsError
+from imagegen.nearest import nearest
 from imagegen.redis_url import redis_py_url
 
 _T = TypeVar("_T")
@@ -21,6 +24,24 @@ _T = TypeVar("_T")
 _MIB = 1024**2
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+MAX_FILE_BYTES = _MIB
+"""Of a settings file."""
+
+_ALIKE = 0.88
+"""Other programs have settings too, XDG_DATA_DIRS for example: one or two letters may differ."""
+
+_OTHERS = {
+    "OPENAI_BASE_URL": "OPENAI_API_URL",
+    "OPENAI_API_BASE": "OPENAI_API_URL",
+    "TOGETHER_BASE_URL": "TOGETHER_API_URL",
+    "TOGETHER_KEY": "TOGETHER_API_KEY",
+    "TOGETHER_AI_KEY": "TOGETHER_API_KEY",
+    "REDIS_URI": "REDIS_URL",
+    "UPSTASH_REDIS_REST_URL": "REDIS_URL",
+    "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
+}
+"""Names that other programs use for a setting of ours."""
 
 UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
 """Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
@@ -50,6 +71,7 @@ class Settings:
     """All settings, checked and resolved; its `repr` masks secrets.
 
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
+    misspelled: names that were set and are none of ours, each with the one that is probably meant.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -64,10 +86,10 @@ class Settings:
     redis_prefix: str = _setting("REDIS_PREFIX", "imagegen", values.prefix)
     embedded_redis: str = _setting("EMBEDDED_REDIS", "auto", values.one_of("auto", "force", "off"))
     redis_server: str | None = _optional("REDIS_SERVER", values.plain)
-    data_dir: Path = _setting("DATA_DIR", Path(".imagegen"), lambda text: Path(values.plain(text)).expanduser())
-    openai_api_url: str | None = _optional("OPENAI_API_URL", values.base_url)
+    data_dir: Path = _setting("DATA_DIR", Path(".imagegen"), values.folder)
+    openai_api_url: str | None = _optional("OPENAI_API_URL", values.base_url_with_login, secret=True)
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
-    a1111_url: str | None = _optional("A1111_URL", values.base_url)
+    a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     fallback_models: tuple[str, ...] = _setting("FALLBACK_MODELS", (), values.list_of(values.plain))
@@ -103,6 +125,7 @@ class Settings:
     log_level: str = _setting("LOG_LEVEL", "INFO", values.one_of(*LOG_LEVELS))
     log_format: str = _setting("LOG_FORMAT", "text", values.one_of("text", "json"))
     on_render: bool = False
+    misspelled: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
@@ -113,7 +136,8 @@ class Settings:
         faults: dict[str, str] = {}
         texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
         given = _parse(cls, texts, faults)
-        settings = _resolve(cls(**given, on_render=bool(texts.get("RENDER"))), set(given), faults)
+        settings = cls(**given, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
+        settings = _resolve(settings, set(given), faults)
         for name, fault in _contradictions(settings):
             faults.setdefault(name, fault)
         if faults:
@@ -142,39 +166,73 @@ def _rules(cls: type[Settings]) -> dict[str, _Rule]:
 
 
 def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
-    if path is None or not path.is_file():
+    try:
+        if path is None or not (text := _text_of(path)):
+            return {}
+    except ValueError as error:
+        faults[str(path)] = str(error)
         return {}
     from dotenv.parser import parse_stream  # noqa: PLC0415 - it takes 20 ms, and most starts have no file
 
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = list(parse_stream(file))
-    except (OSError, UnicodeDecodeError) as error:
-        faults[str(path)] = f"can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}"
-        return {}
+    lines = list(parse_stream(io.StringIO(text)))
     for line in lines:
         if line.error:
             faults[f"{path}, line {line.original.line}"] = "is not of the form NAME=value"
     return {line.key: line.value or "" for line in lines if line.key}
 
 
+def _text_of(path: Path) -> str:
+    """Return the text of the settings file, nothing if there is none. Raises ValueError if it can't be read."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            why = "Docker makes one where a file that is to be mounted does not exist"
+            raise ValueError(f"is a folder, and must be a file of NAME=value lines; {why}")
+        if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+            raise ValueError("is no regular file, and must be one of NAME=value lines")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        remedy = "let this user read it, or move it away"
+        raise ValueError(f"can't be read: {error.strerror or type(error).__name__}; {remedy}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ValueError(f"can't be read: it is over {MAX_FILE_BYTES} bytes")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("can't be read: it is not UTF-8") from error
+    if "\0" in text:
+        raise ValueError("can't be read: it is no text")
+    return text
+
+
+def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The names that are set and nearly one of ours, sorted."""
+    known = setting_names()
+    unknown = sorted(name for name, text in texts.items() if text and name not in known)
+    meant = ((name, _OTHERS.get(name) or nearest(name, known, alike=_ALIKE)) for name in unknown)
+    return tuple((name, near) for name, near in meant if near)
+
+
 def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
     """The values that are given and good, by attribute."""
-    values = {}
+    given = {}
     for attribute, rule in _rules(cls).items():
-        if not (text := texts.get(rule.name, "").strip()):
-            continue
         try:
+            if not (text := values.unwrapped(texts.get(rule.name, ""))):
+                continue
             value = rule.parse(text)
         except ValueError as error:
             faults[rule.name] = str(error)
             continue
         if value == rule.default or not UNBUILT & {rule.name, f"{rule.name}={value}"}:
-            values[attribute] = value
+            given[attribute] = value
         else:
             what = "this setting" if rule.name in UNBUILT else repr(value)
             faults[rule.name] = f"{what} has no effect yet, its feature is not built; leave it out"
-    return values
+    return given
 
 
 def _resolve(settings: Settings, given: set[str], faults: dict[str, str]) -> Settings:
@@ -207,6 +265,8 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, value in ({"S3_BUCKET": settings.s3_bucket} | keys).items():
         if settings.image_store == "s3" and not value:
             yield name, "is not set, and IMAGE_STORE=s3 needs it"
+    if settings.openai_api_key and "@" in (settings.openai_api_url or ""):
+        yield "OPENAI_API_KEY", "is set, and OPENAI_API_URL has a user; name one of them"
     if settings.redis_url is None:
         yield from _embedded_faults(settings)
 

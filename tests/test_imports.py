@@ -15,7 +15,7 @@ FLOORS = [  # a room imports only from floors below its own
     {"settings", "log", "addresses", "supervisor", "tasks"},
     {"providers", "images", "queue"},
     {"web", "worker"},
-    {"work", "chosen"},
+    {"work", "chosen", "start_checks"},
     {"app", "__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,84 @@ def test_an_empty_value_is_not_set(name: str) -> None:
     assert load(**{name: "  "}) == Settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "attribute", "value"),
+    [
+        ("DATA_DIR", '"/data"', "data_dir", Path("/data")),
+        ("DATA_DIR", " '/my data' \r\n", "data_dir", Path("/my data")),
+        ("DATA_DIR", "\u201c/data\u201d", "data_dir", Path("/data")),
+        ("DATA_DIR", """/it's/"quoted"/x""", "data_dir", Path("""/it's/"quoted"/x""")),
+        ("TOGETHER_API_KEY", "'sk-1'", "together_api_key", "sk-1"),
+        ("TOGETHER_API_KEY", "\ufeffsk\u200b-1\u00a0\r", "together_api_key", "sk-1"),
+        ("TOGETHER_API_KEY", '" sk-1 "', "together_api_key", "sk-1"),
+        ("REDIS_URL", '"rediss://default:p\'w@h:6379"', "redis_url", "rediss://default:p'w@h:6379"),
+        ("PORT", '"8080"', "port", 8080),
+        ("PORT", '""', "port", 3000),
+        ("WEBHOOK_ALLOW_PRIVATE", "'true'", "webhook_allow_private", True),
+        ("MODEL_ALIASES", '"a=b,c=d"', "model_aliases", {"a": "b", "c": "d"}),
+        ("RENDER", '""', "on_render", False),
+    ],
+)
+def test_quotes_and_invisible_characters_around_a_value_are_taken_off(
+    name: str, text: str, attribute: str, value: object, tmp_path: Path
+) -> None:
+    assert getattr(load(**{name: text}), attribute) == value
+    file = tmp_path / ".env"
+    file.write_text(f"{name}={text.strip()}\n")
+    assert getattr(Settings.load({}, dotenv=file), attribute) == value
+
+
+@pytest.mark.parametrize("text", ['"/data', "/data'", '"', "\"/data'", "\u201c/data"])
+@pytest.mark.parametrize("name", ["DATA_DIR", "TOGETHER_API_KEY", "REDIS_URL"])
+def test_a_quote_at_one_end_only_is_a_fault_that_does_not_show_the_value(name: str, text: str) -> None:
+    found = faults(**{name: text})
+    assert list(found) == [name]
+    assert "quote" in found[name]
+    assert "data" not in found[name]
+
+
+def test_a_comment_behind_a_path_is_a_fault() -> None:
+    assert "comment" in faults(DATA_DIR="/data # the volume")["DATA_DIR"]
+
+
+def test_a_home_folder_that_is_not_known_is_a_fault() -> None:
+    assert "whole path" in faults(DATA_DIR="~nobody-of-this-name/images")["DATA_DIR"]
+
+
+@pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])
+def test_an_upstream_address_may_have_a_user_and_a_password(name: str) -> None:
+    settings = load(**{name: "http://me:p%40ss%2F@h:7860/"})
+    assert getattr(settings, name.lower()) == "http://me:p%40ss%2F@h:7860"
+    assert "p%40ss" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:hunter2@h", "http://me:hunter2@x@h", "http://me:hunter2%zz@h", "http://me:hunter2/x@h"]
+)
+@pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])
+def test_a_bad_login_in_an_address_is_refused_without_showing_it(name: str, url: str) -> None:
+    found = faults(**{name: url})
+    assert list(found) == [name]
+    assert "hunter2" not in found[name]
+
+
+def test_a_key_and_a_login_for_one_upstream_are_a_fault() -> None:
+    assert list(faults(OPENAI_API_URL="http://me:pw@h", OPENAI_API_KEY="k")) == ["OPENAI_API_KEY"]
+
+
+def test_names_that_are_nearly_settings_are_found() -> None:
+    others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME")
+    near = {
+        "TOGETHER_APIKEY": "TOGETHER_API_KEY",
+        "RATE_LIMITMAX": "RATE_LIMIT_MAX",
+        "port": "PORT",
+        "LEASE_SECOND": "LEASE_SECONDS",
+        "OPENAI_BASE_URL": "OPENAI_API_URL",
+    }
+    environ = dict.fromkeys([*others, *near], "1")
+    assert dict(load(**environ).misspelled) == near
+
+
 # Settings that depend on each other
 
 
@@ -332,6 +412,8 @@ SECRETS = {
     "REDIS_URL": "rediss://default:hunter2-redis@h",
     "REDIS_TOKEN": "hunter2-token",
     "OPENAI_API_KEY": "hunter2-openai",
+    "OPENAI_API_URL": "http://hunter2-host",
+    "A1111_URL": "http://me:hunter2-a1111@h",
     "S3_ACCESS_KEY_ID": "hunter2-id",
     "S3_SECRET_ACCESS_KEY": "hunter2-s3",
     "API_KEYS": "web:hunter2-web",
@@ -386,6 +468,33 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
     file.write_bytes(b"PORT=\xff\n")
     with pytest.raises(SettingsError, match=r"\.env: can't be read: it is not UTF-8"):
+        Settings.load({}, dotenv=file)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (Path.mkdir, "is a folder"),
+        (os.mkfifo, "no regular file"),
+        (lambda file: file.write_bytes(b"PORT=4000\0"), "no text"),
+        (lambda file: file.write_bytes(b"#" * (2**20 + 1)), "over 1048576 bytes"),
+        (lambda file: file.symlink_to(file), "can't be read"),
+    ],
+)
+def test_what_stands_in_the_place_of_the_file_and_is_none_is_a_fault(
+    make: Callable[[Path], object], told: str, tmp_path: Path
+) -> None:
+    make(tmp_path / ".env")
+    with pytest.raises(SettingsError, match=r"\.env: ") as caught:
+        Settings.load({}, dotenv=tmp_path / ".env")
+    assert told in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_must_not_be_read_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.touch(mode=0)
+    with pytest.raises(SettingsError, match=r"\.env: can't be read: Permission denied"):
         Settings.load({}, dotenv=file)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.client import Upstream
+from imagegen.providers.client import Upstream, basic_authorization
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 
 _TXT2IMG = "sdapi/v1/txt2img"
@@ -48,7 +47,7 @@ class A1111Provider:
             url.with_user(None),
             _TXT2IMG,
             timeout_s,
-            authorization=_basic(url),
+            authorization=basic_authorization(url),
             secret=url.password or "",
         )
         self._default_model = default_model
@@ -123,9 +122,3 @@ def fields_of(call: Call, default_model: str) -> dict[str, object]:
 def _fraction(progress: object) -> float:
     value = progress.get("progress") if isinstance(progress, dict) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-
-
-def _basic(url: URL) -> str | None:
-    if url.user is None:
-        return None
-    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()

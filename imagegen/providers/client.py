@@ -8,6 +8,7 @@ used again, the request counts as sent.
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -116,6 +117,13 @@ def _headers(authorization: str | None) -> dict[str, str]:
     """A blank User-Agent gets a 403 from the proxies before Together."""
     headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
     return headers | ({"Authorization": authorization} if authorization else {})
+
+
+def basic_authorization(url: URL) -> str | None:
+    """Return the header's value for the user and password of an address, None if it has no user."""
+    if url.user is None:
+        return None
+    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
 
 
 def _not_reached(cause: BaseException | None) -> UpstreamError:

@@ -11,7 +11,7 @@ import aiohttp
 from msgspec import structs
 from yarl import URL
 
-from imagegen.providers.client import Upstream
+from imagegen.providers.client import Upstream, basic_authorization
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 from imagegen.providers.wire import read_models
 from imagegen.tasks.request import GenerationRequest
@@ -106,12 +106,14 @@ class OpenAICompatibleProvider:
         timeout_s: float,
         dialect: Dialect | None = None,
     ) -> None:
-        base = URL(base_url.strip().rstrip("/")).with_user(None)
+        url = URL(base_url.strip().rstrip("/"))
+        base = url.with_user(None)
         if base.path in ("", "/"):
             base = base.with_path("/v1")
-        authorization = f"Bearer {api_key}" if api_key else None
+        authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
+        secret = api_key or url.password or ""
         self._upstream = Upstream(
-            session, base, "images/generations", timeout_s, authorization=authorization, secret=api_key or ""
+            session, base, "images/generations", timeout_s, authorization=authorization, secret=secret
         )
         self._dialect = dialect or dialect_of(base)
         self.max_images_per_call = self._dialect.max_images_per_call

@@ -198,6 +198,16 @@ async def test_the_key_goes_along_only_where_there_is_one(session, upstream, mak
     assert upstream.request.headers.get("Authorization") == sent
 
 
+async def test_the_addresss_user_and_password_become_basic_auth_and_are_in_no_link(
+    session, upstream, make_call, watcher
+):
+    upstream.post("http://gpu-box:11434/v1/images/generations", payload={"data": []})
+    own = provider(session, "http://me:p%40ss@gpu-box:11434", None)
+    await own.generate(make_call(), watcher)
+    assert upstream.request.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    assert own.own_hosts == {"gpu-box:11434"}
+
+
 async def test_a_base_with_a_path_is_kept(session, upstream, make_call, watcher):
     upstream.post("http://api.deepinfra.com/v1/openai/images/generations", payload={"data": []})
     await provider(session, "http://api.deepinfra.com/v1/openai/").generate(make_call(), watcher)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from emulated import EmulatorProcess
-from service.running import KEY, Service, at_once, free_port, redis_server, run_to_its_end
+from service.running import (
+    KEY,
+    RUN,
+    Service,
+    at_once,
+    environment,
+    eventually,
+    free_port,
+    redis_server,
+    run_to_its_end,
+)
 
 
 def refused(tmp_path: Path, **settings: str) -> str:
@@ -95,6 +106,63 @@ def test_no_embedded_redis_where_it_is_off_or_its_disk_is_not_kept(tmp_path: Pat
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "DATA_DIR" in refused(tmp_path, DATA_DIR=str(tmp_path / "file"))
+
+
+def test_a_data_folder_that_can_not_be_made_is_named_with_a_redis_elsewhere_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    faulty = [str(tmp_path / "file" / "below"), "/dev/null", "/proc/imagegen", str(tmp_path / ("x" * 300))]
+    settings = [{"DATA_DIR": path, "REDIS_URL": f"redis://127.0.0.1:{free_port()}"} for path in faulty]
+    starts = [partial(refused, tmp_path / f"{n}", **each) for n, each in enumerate(settings)]
+    for said in at_once(starts):
+        assert said.startswith("DATA_DIR: ")
+        assert len(said.splitlines()) == 1
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {RUN}"
+    environ = environment(tmp_path, {"DATA_DIR": "data"})
+    ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert ended.stderr.startswith("DATA_DIR: data is below the working folder")
+
+
+def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir(parents=True)
+    assert refused(tmp_path).startswith(".env: is a folder")
+
+
+def test_it_runs_with_its_standard_streams_closed(tmp_path: Path) -> None:
+    """No socket takes the place of one of them, into which a library would then print."""
+    port = free_port()
+    command = f"exec {sys.executable} {RUN} <&- >&- 2>&-"
+    environ = environment(tmp_path, {"PORT": str(port)})
+    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=environ) as process:
+        try:
+            service = Service(tmp_path, {})
+            service.url = f"http://127.0.0.1:{port}"
+            eventually(lambda: service.answers("/readyz"), 20)
+            streams = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
+            assert streams == {"/dev/null"}
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+def test_the_start_tells_what_is_set_and_which_names_are_none(start_service: Callable[..., Service]) -> None:
+    service = start_service(TOGETHER_APIKEY="hunter2-misspelled", OPENAI_API_KEY="hunter2-unused")
+    log = eventually(lambda: service.log if "/docs" in service.log else "")
+    assert "TOGETHER_APIKEY is no setting of this service and has no effect: did you mean TOGETHER_API_KEY?" in log
+    assert "OPENAI_API_KEY has no effect while the sandbox draws the images" in log
+    assert "Provider sandbox, default model black-forest-labs/FLUX.1-schnell, images in" in log
+    assert f"The API is shown at {service.url}/docs" in log
+    assert "hunter2" not in log
+
+
+def test_values_in_the_quotes_that_docker_keeps(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = start_service(DATA_DIR=f'"{tmp_path / "quoted"}"', REDIS_PREFIX="'quoted'")
+    assert service.made(prompt="in quotes")["status"] == "completed"
+    assert (tmp_path / "quoted").is_dir()
+    assert not list(service.folder.glob('"*'))
 
 
 def test_a_wrong_password_of_redis(tmp_path: Path) -> None:

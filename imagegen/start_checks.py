@@ -1,0 +1,92 @@
+"""Checks before the service is built: each fault of the machine is one message that names the setting to change."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from imagegen.errors import SettingsError
+from imagegen.settings import Settings
+
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of a disk or a machine that may be over while the service runs."""
+
+
+def open_standard_streams() -> None:
+    """Open what the parent has closed of descriptors 0, 1 and 2, so that no socket or file becomes one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)  # noqa: FBT003 - takes no keyword
+
+
+def check_data_dir(path: Path) -> None:
+    """Make the data folder and a file in it. Raises SettingsError if this can't ever work."""
+    try:
+        folder = path.absolute()
+    except OSError as error:
+        where = f"{path} is below the working folder, which can't be used ({error.strerror})"
+        raise SettingsError(f"DATA_DIR: {where}; set an absolute path, or start in another folder") from error
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno not in _PASSING:
+            why = f"{folder} can't be used as a folder to write to ({error.strerror})"
+            raise SettingsError(f"DATA_DIR: {why}; make it writable for this user, or set another one") from error
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Yield a line for each setting that does not do what its writer expects."""
+    for name, meant in settings.misspelled:
+        yield f"{name} is no setting of this service and has no effect: did you mean {meant}?"
+    unused = {
+        "OPENAI_API_KEY": settings.openai_api_key and "PROVIDER=openai and OPENAI_API_URL",
+        "OPENAI_API_URL": settings.openai_api_url and "PROVIDER=openai",
+        "A1111_URL": settings.a1111_url and "PROVIDER=a1111",
+    }
+    for name, remedy in unused.items():
+        if remedy and settings.provider == "sandbox":
+            yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
+
+
+def overview(settings: Settings, address: str) -> Iterator[str]:
+    """Yield the lines that tell an operator what this service is set to; no secret is in them.
+
+    address: where it listens.
+    """
+    yield f"Provider {settings.provider}, default model {settings.default_model}, images in {_store(settings)}"
+    general, generation = settings.rate_limit_max, settings.image_rate_limit_max
+    limits = [f"{limit} {what}" for limit, what in ((general, "requests"), (generation, "generations")) if limit]
+    each = f"{' and '.join(limits)} in {settings.rate_limit_window_s:g} s" if limits else "none"
+    yield f"Redis {_redis(settings)}, limits of a client: {each}, {settings.worker_concurrency} upstream calls at once"
+    yield f"The API is shown at {settings.public_url or address}/docs"
+    if settings.provider == "sandbox":
+        yield "The sandbox draws the images itself: for real ones set TOGETHER_API_KEY, or PROVIDER and what it needs"
+
+
+def _store(settings: Settings) -> str:
+    return {
+        "disk": f"{settings.data_dir / 'images'}",
+        "s3": f"the bucket {settings.s3_bucket}",
+        "redis": "Redis",
+        "upstream": "the provider's own links",
+    }[settings.image_store]
+
+
+def _redis(settings: Settings) -> str:
+    if settings.redis_url is None:
+        return f"embedded in {settings.data_dir}"
+    parts = urlsplit(settings.redis_url)
+    return parts.netloc.rpartition("@")[2] or parts.path
