@@ -31,6 +31,7 @@ from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Provider
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.probe import check_server
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
 from imagegen.queue.windows import RedisWindows
 from imagegen.settings import Settings
@@ -102,8 +103,8 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
         embedded = EmbeddedRedis(settings.data_dir, settings.redis_server)
         await embedded.start()
         url = embedded.url
-    connection = Connection(url, app[METER])
-    await connection.check_settings()
+    connection = Connection(url, app[METER], prefix=settings.redis_prefix)
+    await check_server(connection, settings.redis_prefix)
     app[CONNECTION] = connection
     watching = asyncio.create_task(embedded.watch(), name="embedded-redis") if embedded else None
     if watching:

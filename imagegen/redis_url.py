@@ -1,13 +1,74 @@
-"""Owns the forms that REDIS_URL may have with REDIS_TOKEN, and makes of each the URL that redis-py takes."""
+"""Forms that REDIS_URL may have with REDIS_TOKEN, and the URL that redis-py takes for each."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import SplitResult, parse_qs, quote, urlsplit
+from dataclasses import dataclass
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
-_FORMS = "redis://…, rediss://…, unix:///…, or Upstash's https://… with REDIS_TOKEN"
+_FORMS = (
+    "redis://…, rediss://…, unix:///…, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE, "
+    "or Upstash's https://… with REDIS_TOKEN"
+)
+_SENTINEL = "+sentinel"
+_SENTINEL_PORT = 26379
 _UPSTASH = "upstash.io"
 _UPSTASH_PORT = 6379
+
+_OPTIONS = frozenset({"db", "username", "password", "client_name", "socket_keepalive", "socket_read_size"})
+_TLS_OPTIONS = frozenset(
+    {
+        "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
+        "ssl_check_hostname", "ssl_min_version", "ssl_ciphers",
+    }
+)  # fmt: skip
+_SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """A redis+sentinel:// address in parts. master_url: how the master is reached, but for its host and port."""
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    master_url: str
+    tls: bool
+    username: str | None
+    password: str | None
+
+
+def sentinel_url(url: str) -> SentinelUrl | None:
+    """Return the parts of a redis+sentinel:// or rediss+sentinel:// address; None for any other address.
+
+    Raises ValueError with a text that holds no part of the URL, since that may be a password.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme not in {f"redis{_SENTINEL}", f"rediss{_SENTINEL}"} or not separator:
+        return None
+    rest, _, query = rest.partition("?")
+    netloc, _, path = rest.partition("/")
+    login, _, places = netloc.rpartition("@")
+    service, _, database = path.partition("/")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if not service or "/" in database:
+        raise ValueError(
+            "a sentinel address ends with the name of the service: redis+sentinel://HOST:26379/SERVICE?db=0"
+        )
+    username, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
+    if database:
+        options.setdefault("db", database)
+    tls = scheme.startswith("rediss")
+    query = f"?{urlencode(options)}" if options else ""
+    master_url = f"{'rediss' if tls else 'redis'}://{f'{login}@' if login else ''}localhost{query}"
+    hosts = tuple(_sentinel_host(place) for place in places.split(","))
+    return SentinelUrl(hosts, unquote(service), master_url, tls, username, password)
+
+
+def _sentinel_host(place: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", place)
+    if found is None or not 0 < int(found[3] or _SENTINEL_PORT) < 2**16:
+        raise ValueError("its sentinels must be written as HOST:PORT,HOST:PORT")
+    return found[1] or found[2], int(found[3] or _SENTINEL_PORT)
 
 
 def redis_py_url(url: str, token: str | None) -> str:
@@ -15,21 +76,59 @@ def redis_py_url(url: str, token: str | None) -> str:
 
     Raises ValueError with a text that says what is wrong and holds no part of the URL, since that may be a password.
     """
+    _check_characters(url)
+    if (parsed := sentinel_url(url)) is not None:
+        return _sentinel_with_password(url, parsed, token)
     parts = _split(url)
     if parts.scheme == "https":
         return _from_rest_address(parts, token)
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(f"its scheme is not known; allowed: {_FORMS}")
     _check_place(parts)
+    _check_options(parts.query, tls=parts.scheme == "rediss")
     # Upstash speaks TLS only and resets plain connections: https://upstash.com/docs/redis/troubleshooting/econn_reset
     scheme = "rediss" if parts.scheme == "redis" and _is_upstash(parts.hostname or "") else parts.scheme
     query = f"?{parts.query}" if parts.query else ""
     return f"{scheme}://{_with_password(parts, token)}{parts.path}{query}"
 
 
-def _split(url: str) -> SplitResult:
+def _check_characters(url: str) -> None:
     if not url.isprintable() or " " in url:
         raise ValueError(f"it holds a space or control character; allowed: {_FORMS}")
+
+
+def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
+    """Raise ValueError for what redis-py would refuse, or ignore, only when it connects."""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if sentinel else set())
+    for name in options:
+        if name in known:
+            continue
+        if name == "ssl" or name in _TLS_OPTIONS:
+            raise ValueError(f"its option {name} is not for this scheme; TLS is switched on by rediss:// alone")
+        raise ValueError(f"an option in it is not known; allowed: {', '.join(sorted(known))}")
+    if not options.get("db", "0").isdecimal():
+        raise ValueError("its option db must be the number of a database")
+
+
+def _sentinel_with_password(url: str, parsed: SentinelUrl, token: str | None) -> str:
+    scheme, _, rest = url.partition("://")
+    _check_options(urlsplit(f"redis://{rest.partition('/')[2]}").query, tls=parsed.tls, sentinel=True)
+    if "#" in url:
+        raise ValueError("it holds a #; write it as %23 in a password")
+    master = _split(parsed.master_url)
+    if not re.fullmatch(r"(/[0-9]*)?", master.path):
+        raise ValueError("after the service only the number of a database may follow")
+    login = _with_password(master, token).rpartition("@")[0]
+    return f"{scheme}://{f'{login}@' if login else ''}{rest.partition('?')[0].rpartition('@')[2]}{_query(rest)}"
+
+
+def _query(rest: str) -> str:
+    query = rest.partition("?")[2]
+    return f"?{query}" if query else ""
+
+
+def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -65,7 +164,7 @@ def _from_rest_address(parts: SplitResult, token: str | None) -> str:
 
 def _with_password(parts: SplitResult, token: str | None) -> str:
     place = parts.netloc.rpartition("@")[2]
-    if token is None or parts.password or "password" in parse_qs(parts.query):
+    if token is None or parts.password or "password" in dict(parse_qsl(parts.query)):
         return parts.netloc
     return f"{parts.username or 'default'}:{quote(token, safe='')}@{place}"
 

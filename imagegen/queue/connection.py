@@ -3,68 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, TypeVarTuple
 
 from loguru import logger
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
-from imagegen.errors import QueueUnavailable, SettingsError
+from imagegen.errors import QueueUnavailable
 from imagegen.metrics import Meter
+from imagegen.queue.commands import Commands
+from imagegen.queue.redis_errors import remedy, shown, unavailable
 from imagegen.queue.server_info import ServerInfo
-from imagegen.queue.wire import DEADLINE_S, Wire
+from imagegen.queue.servers import Servers
+from imagegen.queue.subscription import Subscriptions
+from imagegen.queue.wire import DEADLINE_S, Script, Wire, WireEvents
+
+__all__ = ["BLOCK_S", "Connection", "Health", "unavailable"]
 
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
 
+SELDOM_CONNECTIONS = 4
+"""For what is asked seldom. They are connected when several large values are under way at once."""
+
+REFUSED_S = 10.0
+"""How long a lasting refusal counts: other commands, which succeed, must not report Redis as back in between."""
+
+RECONNECT_S = 1.0
+
 _Answer = TypeVar("_Answer")
 _Given = TypeVarTuple("_Given")
-
-_UNUSABLE = ("OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS")
-_UPSTASH_REFUSALS = (
-    "capacity quota exceeded",
-    "requests limit exceeded",
-    "request limit exceeded",
-    "max concurrent connections",
-)
-"""https://upstash.com/docs/redis/troubleshooting: plain ERR replies that mean the plan's end."""
-
-
-def unavailable(error: BaseException) -> bool:
-    """Whether it says that Redis can't be used now, and not that we asked wrongly."""
-    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError | TimeoutError | BusyLoadingError):
-        return True
-    if isinstance(error, OutOfMemoryError | ReadOnlyError):
-        return True
-    text = str(error)
-    return isinstance(error, ResponseError) and (
-        any(f"{word} " in text[:120] or text.startswith(word) for word in _UNUSABLE)
-        or any(words in text for words in _UPSTASH_REFUSALS)
-    )
 
 
 class Connection:
     """The ways to one Redis. wire: for what is asked often; reads: for the one blocked read of the stream; commands:
-    a client for what is asked seldom; blocking: one for the subscription.
+    a client for what is asked seldom; subscriptions: for the control channel.
 
-    The scripts can be repeated without harm, so commands are retried twice, quickly; redis-py's own default would
-    retry ten times and take seconds. meter: told of each command by whoever sends it.
+    The scripts can be repeated without harm, so what was sent and not answered is sent again. meter: told of each
+    command by whoever sends it. prefix: the hash tag of our keys.
 
     server: the server that answered last. on_new_server: called with (known, new) when a new connection leads to
     another server, or to the same one with less data; before anything is sent on it. Callbacks must not raise.
@@ -72,47 +52,45 @@ class Connection:
     recovered: set, but not while lost writes are written back; no paid call may begin then.
     """
 
-    def __init__(self, url: str, meter: Meter | None = None) -> None:
-        try:
-            self.commands = _client(url, size=8, read_timeout_s=None, retries=2, cap_s=0.2)
-            self.blocking = _client(url, size=3, read_timeout_s=BLOCK_S + 5.0, retries=0, cap_s=0.2)
-        except (ValueError, TypeError, RedisError) as error:
-            raise SettingsError(f"REDIS_URL: it can't be used: {error}") from error
+    def __init__(self, url: str, meter: Meter | None = None, *, prefix: str = "imagegen") -> None:
+        """Raises SettingsError for a URL that can't work; nothing is connected yet."""
+        self.servers = servers = Servers(url, prefix)
         self.health = Health()
         self.recovered = asyncio.Event()
         self.recovered.set()
         self.meter = meter or Meter()
         self.server: ServerInfo | None = None
+        self._reconnected_at = -math.inf
         self.on_new_server: list[Callable[[ServerInfo, ServerInfo], None]] = []
-        pool = self.commands.connection_pool
-        self.wire = Wire(pool, greet=self._identify, on_answer=self.health.succeeded, on_failure=self._refusal)
-        self.reads = Wire(pool, sends=1, greet=self._identify)
+        silent = WireEvents(on_silent=self._reconnect)
+        reader = WireEvents(self._identify, on_silent=self._reconnect)
+        shared = WireEvents(self._identify, self.health.succeeded, self._refusal, self._reconnect)
+        self.wire = Wire(servers, events=shared)
+        self.reads = Wire(servers, sends=1, events=reader)
+        self._seldom = [Wire(servers, events=silent) for _ in range(SELDOM_CONNECTIONS)]
+        self.commands = Commands(self._seldom)
+        self.subscriptions = Subscriptions(servers, self._reconnect)
 
-    async def check_settings(self) -> None:
-        """Asks once, so that a wrong password stops the start. Raises SettingsError; an unreachable Redis is fine."""
+    async def probe(self, script: Script, keys: Sequence[str]) -> Any:
+        """Run a script on a connection of its own, whose failure counts as no outage. Raises RedisError, OSError."""
+        wire = Wire(self.servers, sends=1, events=WireEvents(greet=self._identify))
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                await self.ping()
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise SettingsError(f"REDIS_URL, REDIS_TOKEN: Redis refuses the user or password ({error}).") from error
-        except ResponseError as error:
-            if any(word in str(error) for word in ("WRONGPASS", "NOAUTH", "invalid username-password", "AUTH")):
-                raise SettingsError(f"REDIS_URL, REDIS_TOKEN: Redis refuses the user or password ({error}).") from error
-            self.health.failed(error)
-        except (RedisError, OSError, TimeoutError) as error:
-            self.health.failed(error)
+            return await wire.run(script, keys, [])
+        finally:
+            self.servers.on_change.remove(wire.leave)
+            await wire.close()
 
     async def ping(self) -> None:
         await self.commands.ping()
 
     async def answers(self) -> bool:
-        """Whether Redis answers now."""
+        """Whether Redis answers now, and has not just refused what the queue needs."""
         try:
             async with self.guarded():
                 await self.ping()
         except QueueUnavailable:
             return False
-        return True
+        return not self.health.refused
 
     def guarded(self) -> _Guard:
         """One deadline over what is inside; raises QueueUnavailable where Redis can't be used."""
@@ -135,10 +113,31 @@ class Connection:
             server = ServerInfo.parse((await connection.read_response()).decode(errors="replace"))
         except ResponseError:
             return
+        if self.servers.sentinel_service is not None and server.role == "slave":
+            raise RedisConnectionError("The sentinel named a replica as the master")
+        if server.cluster:
+            await self.servers.learn_nodes(connection)
         known, self.server = self.server, server
-        if known is not None and server.differs_from(known):
+        if known is not None and server.run_id != known.run_id and self._may_reconnect():
+            self._reconnect()
+        if known is not None and server.replaces(known):
             for callback in self.on_new_server:
                 callback(known, server)
+
+    def _may_reconnect(self) -> bool:
+        """Return whether the last time is a while ago: an address that leads now here, now there is no reason to."""
+        now, last = time.monotonic(), self._reconnected_at
+        self._reconnected_at = now
+        return now - last > RECONNECT_S
+
+    def _reconnect(self) -> None:
+        """Make the other connections anew: one was silent, or leads to another server, so they may be dead as well.
+
+        What was sent and not answered is sent again; a blocked read begins anew.
+        """
+        for wire in (self.wire, self.reads, *self._seldom):
+            wire.hang_up()
+        self.subscriptions.hang_up()
 
     def _refusal(self, error: Exception) -> Exception:
         """What a caller is told of an error."""
@@ -150,10 +149,11 @@ class Connection:
         return refusal
 
     async def close(self) -> None:
-        await self.wire.close()
-        await self.reads.close()
-        for client in (self.commands, self.blocking):
-            await client.aclose()
+        for wire in (self.wire, self.reads, *self._seldom):
+            await wire.close()
+        self.subscriptions.hang_up()
+        await self.commands.aclose()
+        await self.servers.close()
 
 
 class _Guard:
@@ -185,17 +185,26 @@ class Health:
 
     def __init__(self) -> None:
         self.down_since: float | None = None
+        self._refused_until = -math.inf
         self._back = asyncio.Event()
         self._back.set()
 
+    @property
+    def refused(self) -> bool:
+        """Whether Redis has just refused a command for a reason that does not pass by itself."""
+        return self.down_since is not None and time.monotonic() < self._refused_until
+
     def failed(self, error: BaseException) -> None:
+        to_do = remedy(error)
+        if to_do is not None:
+            self._refused_until = time.monotonic() + REFUSED_S
         if self.down_since is None:
             self.down_since = time.monotonic()
             self._back.clear()
-            logger.warning("Redis can't be used: {}", _shown(error))
+            logger.warning("Redis can't be used: {}{}", shown(error), f"; {to_do}" if to_do else "")
 
     def succeeded(self) -> None:
-        if self.down_since is not None:
+        if self.down_since is not None and not self.refused:
             logger.info("Redis is back after {:.1f} s", time.monotonic() - self.down_since)
             self.down_since = None
             self._back.set()
@@ -210,22 +219,3 @@ class Health:
                 await self._back.wait()
         except TimeoutError:
             return
-
-
-def _shown(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}".strip(": ")
-    return text.splitlines()[0][:200]
-
-
-def _client(url: str, *, size: int, read_timeout_s: float | None, retries: int, cap_s: float) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=size,
-        timeout=DEADLINE_S,
-        protocol=2,
-        socket_connect_timeout=DEADLINE_S,
-        socket_timeout=read_timeout_s,
-        health_check_interval=25,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=cap_s), retries),
-    )
-    return Redis.from_pool(pool)

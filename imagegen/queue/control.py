@@ -15,12 +15,12 @@ import orjson
 from loguru import logger
 from redis.exceptions import RedisError
 
-from imagegen.errors import QueueUnavailable
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
+from imagegen.queue.redis_errors import RIGHTS_REMEDY, remedy, shown, unavailable
 
-PING_S = 30.0
-"""How often a silent subscription is asked whether it lives; PING is not billed."""
+RETRY_S, MAX_RETRY_S = 60.0, 600.0
+"""How often a channel that Redis refuses is tried again."""
 
 _TO_ANYBODY = ("hello", "lost")
 """Kinds that are published also where no peer is known."""
@@ -32,6 +32,7 @@ Handler = Callable[[Message], None]
 class Control:
     """peers: other instances heard of. Handlers are put in `on` by kind before `listen_forever` runs.
 
+    silent: whether Redis refuses the channel; then nobody knows of peers, and what matters is polled.
     on_join: called after each (re)connect, for messages may have been missed. on_peer: called for each new peer, which
     has heard nothing yet.
     """
@@ -43,22 +44,24 @@ class Control:
         self._sending: set[asyncio.Task[None]] = set()
         self.peers: dict[str, float] = {}
         self._alone_since = 0.0
+        self._retry_s = RETRY_S
+        self.silent = False
         self.on: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
 
     @property
     def alone(self) -> bool:
-        """Whether no other instance is known."""
-        return not self.peers
+        """Whether no other instance is known, and one would be."""
+        return not self.peers and not self.silent
 
     def alone_since(self, unix_s: float) -> bool:
         """Whether no other instance was known at any time from then on."""
-        return not self.peers and unix_s >= self._alone_since
+        return self.alone and unix_s >= self._alone_since
 
     def tell(self, kind: str, **content: Any) -> None:
         """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
-        if self.peers or kind in _TO_ANYBODY:
+        if (self.peers and not self.silent) or kind in _TO_ANYBODY:
             sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
@@ -73,21 +76,39 @@ class Control:
         delay_s = 0.1
         while True:
             try:
-                async with self._connection.blocking.pubsub() as pubsub:
-                    await pubsub.subscribe(self._channel)
+                async with self._connection.subscriptions.subscribed(self._channel) as subscription:
                     self._connection.meter.spent("control", 1)
                     self._joined()
                     delay_s = 0.1
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=PING_S)
-                        if message is None:
-                            await pubsub.ping()
-                        elif message["type"] == "message":
-                            self._heard(message["data"])
+                        self._heard(await subscription.next())
             except (RedisError, OSError, TimeoutError) as error:
+                if remedy(error) == RIGHTS_REMEDY:
+                    self._refused(error)
+                    await asyncio.sleep(self._retry_s)
+                    self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
+                    continue
                 logger.debug("The control channel was lost: {}", error)
                 await self._connection.health.wait(delay_s)
                 delay_s = min(delay_s * 2, 5.0)
+
+    def _refused(self, error: Exception) -> None:
+        """Work without the channel: the Redis user may not publish, or not subscribe."""
+        if self.silent:
+            return
+        self.silent = True
+        self.peers.clear()
+        user = self._connection.servers.user
+        logger.warning(
+            "REDIS_URL: Redis lets user {} not use the channel of the instances ({}). They poll instead, which is "
+            "slower and costs more commands. To allow it: ACL SETUSER {} &{} +publish +subscribe",
+            user,
+            shown(error),
+            user,
+            self._channel,
+        )
+        for hook in self.on_join:
+            hook()
 
     def _joined(self) -> None:
         self._alone_since = time.time()  # another one may have come and gone unheard
@@ -121,12 +142,18 @@ class Control:
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
         message = orjson.dumps({"from": self._instance, "kind": kind, **content})
         try:
-            async with self._connection.guarded():
-                heard = await self._connection.commands.publish(self._channel, message)
-                self._connection.meter.spent("control", 1)
-        except QueueUnavailable:
+            heard = await self._connection.commands.publish(self._channel, message)
+        except (RedisError, OSError, TimeoutError) as error:
+            if remedy(error) == RIGHTS_REMEDY:
+                self._refused(error)
+            elif unavailable(error):
+                self._connection.health.failed(error)
             return
-        if heard <= 1 and kind not in _TO_ANYBODY:
+        self._connection.meter.spent("control", 1)
+        if self.silent:
+            self.silent = False
+            logger.info("The instances can use their channel again")
+        if heard <= 1 and kind not in _TO_ANYBODY and not self._connection.servers.clustered:
             self.peers.clear()
             self._alone_since = time.time()
 

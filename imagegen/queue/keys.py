@@ -34,6 +34,10 @@ class Keys:
         No end, but empty where all is delivered."""
         return f"{{{self.prefix}}}:outbox"
 
+    def probe(self, kind: str) -> str:
+        """Any: what the start tries its commands on. Deleted at once, or after a minute."""
+        return f"{{{self.prefix}}}:probe:{kind}"
+
     def record(self, task_id: str) -> str:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"

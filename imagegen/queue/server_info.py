@@ -38,8 +38,14 @@ class ServerInfo:
             eviction_policy=fields.get("maxmemory_policy", ""),
         )
 
-    def differs_from(self, known: ServerInfo) -> bool:
-        """Return whether this is another server than the known one, or the same with less data."""
+    def replaces(self, known: ServerInfo) -> bool:
+        """Return whether this is another server than the known one, or the same with less data.
+
+        A cluster's node that shares no history with the known one took over the slot with all its keys; its data is
+        the same.
+        """
+        if self.cluster and not self.replication_ids & known.replication_ids:
+            return False
         if self.run_id != known.run_id:
             return True
         if self.offset is None or known.offset is None:

@@ -1,7 +1,6 @@
 """Owns the connection that many calls share: what is asked in one turn goes out together, answers come in order.
 
-redis-py makes and greets it. Then it is spoken to from here, since redis-py's own way to an answer (a pool, a stream
-and some coroutines for each call) costs more than all else that is done for a task.
+redis-py opens it. A cluster's redirects are followed, so that a moved slot or a failed node is a matter of time.
 """
 
 from __future__ import annotations
@@ -11,17 +10,23 @@ import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import hiredis
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import DefaultParser
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-DEADLINE_S = 2.0
-"""Over connecting, repeats and reply, so that no HTTP answer hangs on Redis."""
+from imagegen.queue.protocol import ReplyProtocol, take_over
+from imagegen.queue.servers import DEADLINE_S, Address, Servers
+
+__all__ = ["DEADLINE_S", "Asked", "Command", "Done", "Script", "Wire", "WireEvents", "Word"]
+
+MAX_REDIRECTS = 40
+"""Of one command, by MOVED, ASK and TRYAGAIN of a cluster; a slot answers TRYAGAIN until all its keys have moved."""
+
+TRY_AGAIN_S = 0.05
 
 Word = str | bytes | int | float
 Command = tuple[Word, ...]
@@ -53,46 +58,67 @@ class Asked(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Exchange:
-    """deadline: event-loop time; sends: how often it was sent; replies: those that have come."""
+    """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster sent it elsewhere;
+    replies: those that have come."""
 
     packed: bytes
     asked: Asked
     done: Done
     deadline: float
     sends: int = 0
+    redirects: int = 0
     replies: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WireEvents:
+    """What is called from a wire. greet: awaited with each new connection of redis-py before anything else is sent on
+    it. on_answer: called with each success. on_failure: turns an error into what `done` gets. on_silent: called when
+    the server leaves a command without a reply."""
+
+    greet: Callable[[Any], Awaitable[None]] | None = None
+    on_answer: Callable[[], None] = lambda: None
+    on_failure: Callable[[Exception], Exception] = lambda error: error
+    on_silent: Callable[[], None] = lambda: None
 
 
 class Wire:
     """Made when it is first needed, and again after a loss; what was sent and not answered is then sent again.
 
-    So what can't be repeated without harm has to say so. pool: whose settings it is made with; sends: how often
-    something is sent at most. greet: awaited with each new connection of redis-py before anything else is sent on it.
-    on_answer: called with each success; on_failure: turns an error into what `done` gets.
+    So what can't be repeated without harm has to say so. Redirects of a cluster are followed, each command by itself.
+    servers: open its connections; address: of the one node to connect to, whatever the cluster says; sends: how often
+    something is sent at most.
     """
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        servers: Servers,
         *,
+        address: Address | None = None,
         sends: int = 3,
-        greet: Callable[[Any], Awaitable[None]] | None = None,
-        on_answer: Callable[[], None] = lambda: None,
-        on_failure: Callable[[Exception], Exception] = lambda error: error,
+        events: WireEvents | None = None,
     ) -> None:
-        self._pool = pool
+        self._servers = servers
+        self._address = address
         self._sends = sends
-        self._greet = greet
-        self._on_answer = on_answer
-        self._on_failure = on_failure
+        self._events = events or WireEvents()
         self._flushes: list[Callable[[], None]] = []
         self._scheduled = False
         self._unsent: deque[_Exchange] = deque()
         self._sent: deque[_Exchange] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._protocol: _Protocol | None = None
+        self._transport: asyncio.Transport | None = None
+        self._protocol: ReplyProtocol | None = None
+        self._leaving = False
+        self._nodes: dict[Address, Wire] = {}
+        if address is None:
+            servers.on_change.append(self.leave)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._sent) + len(self._unsent)
 
     def soon(self, flush: Callable[[], None]) -> None:
         """Calls `flush` once all that this turn of the event loop brings is there, to ask what has gathered."""
@@ -104,9 +130,11 @@ class Wire:
 
         What is late already is not sent: that would end the connection for all others.
         """
-        loop = asyncio.get_running_loop()
         packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
-        exchange = _Exchange(packed, asked, done, deadline)
+        self._enqueue(_Exchange(packed, asked, done, deadline))
+
+    def _enqueue(self, exchange: _Exchange) -> None:
+        loop, deadline = asyncio.get_running_loop(), exchange.deadline
         if deadline <= loop.time():
             loop.call_soon(self._fail, (exchange,), RedisTimeoutError("No answer in time"))
             return
@@ -137,9 +165,15 @@ class Wire:
 
     def hang_up(self) -> None:
         """Ends the connection; what was sent and not answered is sent again as far as that is allowed."""
-        if self._writer is not None and self._protocol is not None:
-            self._writer.transport.abort()
+        if self._transport is not None and self._protocol is not None:
+            self._transport.abort()
             self._protocol.end(RedisConnectionError("Hung up"))
+
+    def leave(self) -> None:
+        """Send nothing more on this connection, and end it once all that was sent is answered."""
+        self._leaving = self._transport is not None
+        if self._leaving and not self._sent:
+            self.hang_up()
 
     async def close(self) -> None:
         """Fails what is not answered yet."""
@@ -152,6 +186,9 @@ class Wire:
         self.hang_up()
         for exchange in left:
             exchange.done(RedisConnectionError("Closed"))
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -169,7 +206,9 @@ class Wire:
             self._send()
 
     def _send(self) -> None:
-        if self._writer is None:
+        if self._leaving:
+            return
+        if self._transport is None:
             if self._connecting is None:
                 self._connecting = asyncio.create_task(self._connect(), name="redis-wire")
             return
@@ -179,35 +218,32 @@ class Wire:
             out.append(exchange.packed)
         self._sent += self._unsent
         self._unsent.clear()
-        self._writer.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     async def _connect(self) -> None:
-        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: Any = None
         try:
             async with asyncio.timeout(DEADLINE_S):
-                await connection.connect()
-                if self._greet is not None:
-                    await self._greet(connection)
-        except (RedisError, OSError, TimeoutError) as error:
+                connection = await self._open()
+                if self._events.greet is not None:
+                    await self._events.greet(connection)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)
         else:
-            self._take(connection)
+            self._protocol = ReplyProtocol(self._got, self._lost)
+            self._transport = take_over(connection, self._protocol)
         finally:
             self._connecting = None
-            await connection.disconnect(nowait=True)
+            if connection is not None:
+                await connection.disconnect(nowait=True)
         if self._unsent:
             self._send()
 
-    def _take(self, connection: Any) -> None:
-        """Takes the stream from redis-py's connection, which has nothing to close then."""
-        at_end = connection._reader.at_eof()  # noqa: SLF001
-        self._writer, connection._reader, connection._writer = connection._writer, None, None  # noqa: SLF001
-        self._protocol = _Protocol(self._got, self._lost)
-        self._writer.transport.set_protocol(self._protocol)
-        if at_end or self._writer.transport.is_closing():  # it was lost before we could be told
-            self._writer.transport.abort()
-            self._protocol.end(RedisConnectionError("Connection closed by server"))
+    async def _open(self) -> Any:
+        if self._address is not None:
+            return await self._servers.connect_to(self._address)
+        return await self._servers.connect()
 
     def _got(self, reply: Any) -> None:
         exchange = self._sent[0]
@@ -215,23 +251,74 @@ class Wire:
         if len(exchange.replies) == len(exchange.asked.commands):
             self._sent.popleft()
             self._answered(exchange)
+        if self._leaving and not self._sent:
+            self.hang_up()
 
     def _answered(self, exchange: _Exchange) -> None:
         error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
         script = exchange.asked.script
         if error is None:
-            self._on_answer()
+            self._events.on_answer()
             exchange.done(exchange.replies)
         elif isinstance(error, NoScriptError) and script is not None:
             ((_, _, *rest),) = exchange.asked.commands
             self.ask(Asked([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
+        elif self._address is None and any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):
+            self._redirect(exchange, error)
         else:
             self._fail((exchange,), error)
-            if isinstance(error, ReadOnlyError):  # after a failover another server may answer under this name
-                self.hang_up()
+            if isinstance(error, ReadOnlyError | ClusterDownError):  # another server may do after a failover
+                self._servers.doubt()
+                self.leave()
+
+    def _redirect(self, exchange: _Exchange, error: Exception) -> None:
+        """Send again the commands that another node, or a later moment, has to answer; no other may run twice."""
+        if exchange.redirects >= MAX_REDIRECTS:
+            self._fail((exchange,), error)
+            return
+        replies = exchange.replies
+        again = {i: reply for i, reply in enumerate(replies) if isinstance(reply, AskError | TryAgainError)}
+
+        def place(index: int, result: list[Any] | Exception) -> None:
+            replies[index] = result if isinstance(result, Exception) else result[0]
+            del again[index]
+            if not again:
+                self._answered(exchange)
+
+        for index, reply in list(again.items()):
+            command = exchange.asked.commands[index]
+            asked = Asked([command], exchange.asked.script, exchange.asked.once)
+            packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+            done = partial(place, index)
+            one = _Exchange(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
+            self._send_elsewhere(one, reply)
+
+    def _send_elsewhere(self, exchange: _Exchange, reply: Exception) -> None:
+        if isinstance(reply, MovedError):
+            self._servers.moved(reply.host, reply.port)
+            self.leave()
+            self._enqueue(exchange)
+        elif isinstance(reply, AskError):
+            self._ask_node((reply.host or self._servers.address[0], reply.port), exchange)
+        else:
+            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
+
+    def _ask_node(self, address: Address, exchange: _Exchange) -> None:
+        """Send a command to the node that takes over its slot; ASKING counts for the next command alone."""
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Wire(self._servers, address=address, sends=self._sends)
+
+        def done(result: list[Any] | Exception) -> None:
+            exchange.replies = [result if isinstance(result, Exception) else result[1]]
+            self._answered(exchange)
+
+        command = exchange.asked.commands[0]
+        node.ask(Asked([("ASKING",), command], once=exchange.asked.once), done, exchange.deadline)
 
     def _lost(self, error: Exception) -> None:
-        self._protocol = self._writer = None
+        self._protocol = self._transport = None
+        self._leaving = False
         cut, self._sent = self._sent, deque()
         for exchange in cut:
             exchange.replies.clear()
@@ -255,6 +342,7 @@ class Wire:
         if len(in_time) < len(self._sent):
             self._sent = in_time
             self.hang_up()
+            self._events.on_silent()
         self._timer = None
         if left := [one.deadline for one in (*self._sent, *self._unsent)]:
             self._look_at(min(left))
@@ -262,32 +350,6 @@ class Wire:
 
     def _fail(self, exchanges: Sequence[_Exchange] | deque[_Exchange], error: Exception) -> None:
         if exchanges:
-            told = self._on_failure(error)
+            told = self._events.on_failure(error)
             for exchange in exchanges:
                 exchange.done(told)
-
-
-class _Protocol(asyncio.Protocol):
-    """One connection: reads replies until it is ended, from here or by the other side."""
-
-    def __init__(self, got: Callable[[Any], None], lost: Callable[[Exception], None]) -> None:
-        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=DefaultParser.parse_error)
-        self._got = got
-        self._lost = lost
-        self._ended = False
-
-    def end(self, error: Exception) -> None:
-        if not self._ended:
-            self._ended = True
-            self._lost(error)
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        try:
-            while not self._ended and (reply := self._reader.gets()) is not False:
-                self._got(reply)
-        except InvalidResponse as error:
-            self.end(error)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.end(error or RedisConnectionError("Connection closed by server"))

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 from faults.proxy import FaultProxy
-from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -17,6 +16,7 @@ from support import eventually
 from imagegen.queue.batch import MAX_BYTES, MAX_IN_FLIGHT, MAX_ITEMS, Batcher
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.queue.servers import Servers
 from imagegen.queue.wire import Asked, Script, Wire
 
 MakeWire = Callable[..., Wire]
@@ -27,8 +27,7 @@ async def make_wire() -> AsyncIterator[MakeWire]:
     async with AsyncExitStack() as stack:
 
         def make(url: str, **options: object) -> Wire:
-            pool = BlockingConnectionPool.from_url(url, protocol=2, socket_connect_timeout=2.0)
-            wire = Wire(pool, **options)
+            wire = Wire(Servers(url), **options)
             stack.push_async_callback(wire.close)
             return wire
 

@@ -120,7 +120,7 @@ async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
 
 async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
     claiming = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.connection.blocking.connection_pool._in_use_connections)
+    await eventually(lambda: instance.room.connection.subscriptions.active)
     await put_in(instance, name, *webhooks)
     claim = await asyncio.wait_for(claiming, 5)
     await instance.claims.start(claim)

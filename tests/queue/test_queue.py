@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import orjson
 import pytest
 from msgspec.structs import replace
+from redis.asyncio import Redis
 from support import eventually, submission
 
 from imagegen.errors import InternalError, QueueFull
@@ -496,12 +498,18 @@ def word(kind: str) -> bytes:
     return orjson.dumps({"from": "another", "kind": kind})
 
 
-async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance) -> None:
+@pytest.fixture
+async def listener(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance, listener: Redis) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await instance.queue.submit(submission("a"))
     await asyncio.wait_for(instance.claims.claim(), 5)
-    heard = redis.pubsub()
+    heard = listener.pubsub()
     await heard.subscribe(instance.keys.control)
     await redis.publish(instance.keys.control, word("hello"))
 
@@ -526,10 +534,9 @@ async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make
     await eventually(lambda: commands["takeover"] == 3)
 
 
-async def test_alone_nothing_is_published_after_the_hello(make_instance) -> None:
+async def test_alone_nothing_is_published_after_the_hello(make_instance, listener: Redis) -> None:
     instance = make_instance()
-    redis = instance.connection.commands
-    heard = redis.pubsub()
+    heard = listener.pubsub()
     await heard.subscribe(instance.keys.control)
     await instance.queue.submit(submission("a"))
     await run_one(instance)

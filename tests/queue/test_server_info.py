@@ -29,11 +29,11 @@ def info(run_id: str = "r1", replid: str = ID, replid2: str = "0" * 40, offset: 
     ],
 )
 def test_another_server_or_one_with_less_data_is_recognised(new: ServerInfo, differs: bool) -> None:
-    assert new.differs_from(info()) is differs
+    assert new.replaces(info()) is differs
 
 
 def test_a_server_that_tells_little_is_taken_for_the_same() -> None:
-    assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").differs_from(ServerInfo.parse(""))
+    assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").replaces(ServerInfo.parse(""))
 
 
 def test_version_role_mode_and_eviction_policy_are_read() -> None:
@@ -45,3 +45,9 @@ def test_version_role_mode_and_eviction_policy_are_read() -> None:
         "allkeys-lru",
     )
     assert ServerInfo.parse("cluster_enabled:1").cluster
+
+
+def test_a_cluster_node_that_took_over_the_slot_with_its_keys_is_no_loss_but_a_promoted_replica_may_be() -> None:
+    cluster = "cluster_enabled:1\r\nrun_id:r2\r\nmaster_repl_offset:5\r\nmaster_replid:"
+    assert not ServerInfo.parse(f"{cluster}{OTHER}").replaces(info())
+    assert ServerInfo.parse(f"{cluster}{OTHER}\r\nmaster_replid2:{ID}").replaces(info())

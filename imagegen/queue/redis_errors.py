@@ -1,0 +1,110 @@
+"""Meaning of the errors of Redis: unavailable now, or refused until an operator acts.
+
+They are told by redis-py's classes, since redis-py removes the first word of what it has a class for (CLUSTERDOWN,
+MASTERDOWN, TRYAGAIN, MOVED, ASK, NOPERM, LOADING, ...). Only what has no class there is told by its text.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    AuthorizationError,
+    ClusterDownError,
+    InvalidResponse,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_UNAVAILABLE = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    OSError,
+    TimeoutError,
+    InvalidResponse,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ClusterDownError,
+    TryAgainError,
+    AskError,
+)
+_UNAVAILABLE_WORDS = ("MISCONF", "BUSY", "NOREPLICAS", "OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+"""First words that redis-py keeps, or that stand within the error of a script."""
+
+_UPSTASH_LIMITS = (
+    "capacity quota exceeded",
+    "requests limit exceeded",
+    "request limit exceeded",
+    "max concurrent connections",
+)
+"""https://upstash.com/docs/redis/troubleshooting: plain ERR replies that mean the plan's end."""
+
+LOGIN_REMEDY = "set the right user and password in REDIS_URL or REDIS_TOKEN"
+RIGHTS_REMEDY = "give the user in REDIS_URL the rights to all keys, channels and commands that the queue needs"
+OLD_REMEDY = "use Redis 7.0 or newer, or Valkey"
+DATABASE_REMEDY = "set the number of a database that exists in REDIS_URL, or leave it out"
+TLS_REMEDY = "check the scheme (redis:// or rediss://), the port and ssl_ca_certs in REDIS_URL"
+
+_REMEDIES_BY_TEXT = (
+    (("WRONGPASS", "NOAUTH", "invalid username-password"), LOGIN_REMEDY),
+    (("The user executing the script", "NOPERM"), RIGHTS_REMEDY),
+    (("unknown command", "Unknown Redis command", "unknown subcommand"), f"{OLD_REMEDY}, with no command renamed"),
+    (("syntax error",), OLD_REMEDY),
+    (("DB index is out of range", "invalid DB index", "SELECT is not allowed in cluster mode"), DATABASE_REMEDY),
+)
+
+
+def unavailable(error: BaseException) -> bool:
+    """Return whether the error means that Redis can't be used now, and not that a command was wrong."""
+    if isinstance(error, _UNAVAILABLE):
+        return True
+    if not isinstance(error, ResponseError):
+        return False
+    if remedy(error) is not None:
+        return True
+    text = str(error)
+    return (
+        text.startswith(_UNAVAILABLE_WORDS)
+        or any(f"{word} " in text[:120] for word in _UNAVAILABLE_WORDS if word != "BUSY")
+        or any(words in text for words in _UPSTASH_LIMITS)
+    )
+
+
+def remedy(error: BaseException) -> str | None:
+    """Return what an operator has to do where Redis will refuse for ever; None if it may pass by itself."""
+    for cause in _causes(error):
+        if isinstance(cause, AuthenticationError | AuthorizationError | AuthenticationWrongNumberOfArgsError):
+            return LOGIN_REMEDY
+        if isinstance(cause, NoPermissionError):
+            return RIGHTS_REMEDY
+        if isinstance(cause, ssl.SSLCertVerificationError) or "WRONG_VERSION_NUMBER" in str(cause):
+            return TLS_REMEDY
+        if isinstance(cause, ResponseError):
+            text = str(cause)
+            for words, found in _REMEDIES_BY_TEXT:
+                if any(word in text for word in words):
+                    return found
+    return None
+
+
+def shown(error: BaseException) -> str:
+    """Return an error as one short line."""
+    text = f"{type(error).__name__}: {error}".strip(": ")
+    return text.splitlines()[0][:200]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(5):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
