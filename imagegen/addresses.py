@@ -10,8 +10,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
-from aiohttp.resolver import ThreadedResolver
 from aiohttp.tracing import Trace
+
+from imagegen.resolver import Resolver
 
 # https://www.iana.org/assignments/iana-ipv4-special-registry; `is_global` alone differs between Python versions.
 _REFUSED_V4 = tuple(
@@ -102,7 +103,7 @@ class PublicResolver(AbstractResolver):
 
     def __init__(self, allowed: frozenset[str] = frozenset(), inner: AbstractResolver | None = None) -> None:
         self._allowed = allowed
-        self._inner = inner or ThreadedResolver()
+        self._inner = inner or Resolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -34,6 +34,7 @@ from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.probe import check_server
 from imagegen.queue.room import QueueRoom, QueueRules, open_queue
 from imagegen.queue.windows import RedisWindows
+from imagegen.resolver import EventLoop, Resolver
 from imagegen.settings import Settings
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
@@ -59,6 +60,7 @@ from imagegen.worker.webhooks import Deliveries, Sender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
+RESOLVER = web.AppKey("resolver", Resolver)
 CONNECTION = web.AppKey("connection", Connection)
 QUEUE = web.AppKey("queue", QueueRoom)
 STORE = web.AppKey("store", ImageStore)
@@ -70,7 +72,7 @@ METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
 RATES = web.AppKey("rates", RateLimits)
 
-WEBHOOKS_S = 2.0
+WEBHOOKS_S = 1.0
 """For tries under way at the end, so that they need not be repeated after the restart."""
 
 UPSTREAM_KEEPALIVE_S = 15.0
@@ -88,13 +90,19 @@ def create_app(settings: Settings) -> web.Application:
     app[RATES] = chosen.rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])
-    app.cleanup_ctx.extend([_supervision, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
+    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
     return app
 
 
 async def _supervision(app: web.Application) -> AsyncIterator[None]:
     yield
     await app[SUPERVISOR].stop()
+
+
+async def _resolver(app: web.Application) -> AsyncIterator[None]:
+    app[RESOLVER] = Resolver()
+    yield
+    await app[RESOLVER].close()
 
 
 async def _redis(app: web.Application) -> AsyncIterator[None]:
@@ -159,11 +167,13 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     jar = aiohttp.DummyCookieJar()
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
         cookie_jar=jar,
     ) as session:
         provider = MeteredProvider(chosen.provider(settings, session), app[METER])
-        async with aiohttp.ClientSession(connector=guarded_connector(provider.own_hosts), cookie_jar=jar) as links:
+        async with aiohttp.ClientSession(
+            connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER]), cookie_jar=jar
+        ) as links:
             fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
             keeper = Keeper(fetcher, app[STORE], chosen.image_life_s(settings))
             app[PROVIDER] = provider
@@ -193,7 +203,7 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
         return task_view(task, image_urls(webhook.base), language="zh", max_attempts=settings.max_attempts)
 
-    async with webhook_session(private=private) as session:
+    async with webhook_session(private=private, resolver=app[RESOLVER]) as session:
         sender = Sender(session, body_of, settings.webhook_secret, private=private)
         app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender)
         app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())
@@ -302,7 +312,8 @@ def main() -> None:
             logger.warning(
                 "Anybody who reaches {} can spend your provider's credit: set API_KEYS", ", ".join(settings.hosts)
             )
-        code = asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=EventLoop) as runner:
+            code = runner.run(serve(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
         code = 2

@@ -1,0 +1,143 @@
+"""DNS resolver of outgoing calls, apart from the thread pool that serves the disk: a silent server blocks nothing else.
+
+Names are resolved by c-ares without threads (it reads /etc/hosts, resolv.conf and search domains); what it does not
+find may be known to the system alone (mDNS, NIS), which is asked on few threads of our own. Redis' name is resolved by
+the system, on the same threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import aiodns
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+DEADLINE_S = 5.0
+"""For one name, all tries of all servers."""
+
+TRY_S = 2.0
+TRIES = 2
+SYSTEM_AT_ONCE = 8
+"""Threads that ask the system; each may hang for as long as its resolv.conf says."""
+
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+_SILENT = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECANCELLED})
+
+AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
+
+
+class SystemResolver:
+    """The system's getaddrinfo, on daemon threads: nothing waits for them at the end of the process."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(SYSTEM_AT_ONCE)
+
+    async def getaddrinfo(
+        self, host: bytes | str | None, port: bytes | str | int | None, **hints: int
+    ) -> list[AddressInfo]:
+        """Return what `socket.getaddrinfo` returns. A thread that hangs keeps its place until it returns."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[AddressInfo]] = loop.create_future()
+
+        def finish(found: list[Any], error: Exception | None) -> None:
+            self._free.release()
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(found)
+
+        def work() -> None:
+            found: list[Any] = []
+            error = None
+            try:
+                found = socket.getaddrinfo(host, port, **hints)
+            except Exception as failure:  # noqa: BLE001 - raised again where it is waited for
+                error = failure
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(finish, found, error)
+
+        threading.Thread(target=work, name="resolver", daemon=True).start()
+        return await future
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """The event loop of the service: names are not resolved in the pool of threads that serves the disk."""
+
+    _system: SystemResolver | None = None
+
+    async def getaddrinfo(  # type: ignore[override]
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - asyncio's signature
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[AddressInfo]:
+        if self._system is None:
+            self._system = SystemResolver()
+        return await self._system.getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
+
+
+class Resolver(AbstractResolver):
+    """Resolver for aiohttp's connectors, with a deadline for each name; make it in a running loop.
+
+    nameservers: `host` or `host:port`; the system's if not given.
+    """
+
+    def __init__(self, nameservers: Sequence[str] | None = None, *, deadline_s: float = DEADLINE_S) -> None:
+        self._dns = aiodns.DNSResolver(nameservers, timeout=TRY_S, tries=TRIES)
+        self._system = SystemResolver()
+        self._deadline_s = deadline_s
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name.
+
+        Raises:
+            OSError: there are none, or no answer came in time.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                found = await self._addresses(host, port, family)
+        except TimeoutError as error:
+            raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {self._deadline_s:g} s") from error
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=_NUMERIC)
+            for address, family in found
+        ]
+
+    async def close(self) -> None:
+        await self._dns.close()
+
+    async def _addresses(self, host: str, port: int, family: int) -> list[tuple[str, int]]:
+        try:
+            found = await self._dns.getaddrinfo(
+                host, port=port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM
+            )
+            return [(_text(node.addr[0]), int(node.family)) for node in found.nodes]
+        except aiodns.error.DNSError as error:
+            if error.args[0] in _SILENT:
+                raise socket.gaierror(socket.EAI_AGAIN, "no DNS server answered") from error
+        infos = await self._system.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        return [(_scoped(info[4]), int(info[0])) for info in infos]
+
+
+def _text(address: bytes | str) -> str:
+    return address.decode("ascii") if isinstance(address, bytes) else address
+
+
+def _scoped(address: tuple[Any, ...]) -> str:
+    """Return the host of a socket address, with the zone that a link-local one needs."""
+    zone = address[3] if len(address) > 3 else 0
+    return f"{address[0]}%{zone}" if zone and "%" not in address[0] else str(address[0])

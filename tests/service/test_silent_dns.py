@@ -1,0 +1,45 @@
+"""Webhooks to names whose DNS never answers, next to images, tasks and the end of the service."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from service.running import Service, eventually
+
+SILENT = Path(__file__).parent / "silent_dns.py"
+HOSTS = 12
+
+
+def test_names_without_an_answer_hold_up_no_image_no_task_and_not_the_end(
+    start_service: Callable[..., Service],
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
+        dns.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{dns.getsockname()[1]}"
+        service = start_service(program=SILENT, SILENT_DNS=server, SANDBOX_DELAY="0.1")
+        url = service.made(prompt="an image")["data"][0]["url"]
+        for number in range(HOSTS):
+            hook = {"url": f"https://silent{number}.example.com/hook"}
+            service.made(prompt=f"silent {number}", webhook=hook)
+        dns.settimeout(5)
+        dns.recv(512)
+        took_s = []
+        for _ in range(60):
+            began = time.monotonic()
+            assert service.get(url).status == 200
+            took_s.append(time.monotonic() - began)
+        print(f"image reads: median {sorted(took_s)[30] * 1000:.1f} ms, slowest {max(took_s) * 1000:.1f} ms")
+        assert sorted(took_s)[-2] < 0.05
+        began = time.monotonic()
+        service.made(prompt="a task meanwhile")
+        assert time.monotonic() - began < 2
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+        print(f"the end took {time.monotonic() - began:.2f} s")
+        assert time.monotonic() - began < 2
+        eventually(lambda: "Traceback" not in service.log)

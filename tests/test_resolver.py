@@ -1,0 +1,140 @@
+"""Names whose DNS never answers, next to what the disk's threads and other names need."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import aiohttp
+import pytest
+
+from imagegen import resolver as module
+from imagegen.addresses import AddressRefused, PublicResolver
+from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a DNS server that never answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+class Answers(asyncio.DatagramProtocol):
+    """A DNS server that knows no name but `known.example.com` with one IPv4 address."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        end = data.index(b"\0", 12) + 5
+        asks_a, known = data[end - 4 : end - 2] == b"\0\1", b"\5known\7example" in data
+        answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + self.address if asks_a and known else b""
+        head = data[:2] + (b"\x81\x80" if known else b"\x81\x83") + b"\0\1" + (b"\0\1" if answer else b"\0\0")
+        self.transport.sendto(head + b"\0\0\0\0" + data[12:end] + answer, addr)
+
+    address = b"\x7f\0\0\1"
+
+
+@pytest.fixture
+async def answering() -> AsyncIterator[str]:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Answers, local_addr=("127.0.0.1", 0))
+    yield "{}:{}".format(*transport.get_extra_info("sockname"))
+    transport.close()
+
+
+async def test_names_whose_dns_is_silent_end_in_time_and_take_no_thread(silent: str) -> None:
+    resolver = Resolver([silent], deadline_s=0.3)
+    threads = threading.active_count()
+    began = time.monotonic()
+    asked = [asyncio.ensure_future(resolver.resolve(f"host{n}.example.com", 443)) for n in range(100)]
+    await asyncio.sleep(0.1)
+    assert threading.active_count() == threads
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.1) == 7
+    assert (await resolver.resolve("localhost", 80))[0]["host"] in ("127.0.0.1", "::1")
+    for error in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(error, OSError)
+    assert time.monotonic() - began < 1.5
+    await resolver.close()
+
+
+async def test_a_connector_gets_an_error_of_names_for_a_silent_server(silent: str) -> None:
+    resolver = Resolver([silent], deadline_s=0.1)
+    connector = aiohttp.TCPConnector(resolver=resolver)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(aiohttp.ClientConnectorDNSError):
+            await session.get("http://host.example.com/")
+    await resolver.close()
+
+
+async def test_a_name_is_resolved_by_its_dns_server_and_local_names_without_one(answering: str) -> None:
+    resolver = Resolver([answering])
+    (result,) = await resolver.resolve("known.example.com", 443, socket.AF_UNSPEC)
+    assert (result["host"], result["port"], result["hostname"]) == ("127.0.0.1", 443, "known.example.com")
+    for name in ("localhost", socket.gethostname()):
+        expected = {info[4][0] for info in socket.getaddrinfo(name, 1)}
+        assert {result["host"] for result in await resolver.resolve(name, 1, socket.AF_UNSPEC)} & expected
+    await resolver.close()
+
+
+async def test_the_guard_judges_what_the_dns_server_says(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = Resolver([answering])
+    guard = PublicResolver(inner=resolver)
+    with pytest.raises(AddressRefused):
+        await guard.resolve("known.example.com", 443)
+    monkeypatch.setattr(Answers, "address", bytes([93, 184, 215, 14]))
+    other = Resolver([answering])
+    assert [result["host"] for result in await PublicResolver(inner=other).resolve("known.example.com", 443)] == [
+        "93.184.215.14"
+    ]
+    await resolver.close()
+    await other.close()
+
+
+async def test_what_dns_does_not_know_is_asked_of_the_system(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def system(host: str, port: int, **hints: int) -> list[object]:
+        if host != "gpu.local":
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.168.1.9", port))]
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", system)
+    resolver = Resolver([answering])
+    assert [result["host"] for result in await resolver.resolve("gpu.local", 7860)] == ["192.168.1.9"]
+    with pytest.raises(socket.gaierror):
+        await resolver.resolve("no.such.name", 7860)
+    await resolver.close()
+
+
+def test_the_loop_resolves_apart_from_the_disks_threads_and_its_end_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocked = threading.Event()
+    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_args, **_hints: blocked.wait(20))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        asking = [asyncio.ensure_future(loop.getaddrinfo("redis.example.com", 6379)) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        assert sum(thread.name == "resolver" for thread in threading.enumerate()) == SYSTEM_AT_ONCE
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.5) == 7
+        for one in asking:
+            one.cancel()
+
+    began = time.monotonic()
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(main())
+    assert time.monotonic() - began < 2
+    blocked.set()
+
+
+def test_the_loop_resolves_names_as_the_system_does() -> None:
+    async def main() -> object:
+        return await asyncio.get_running_loop().getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
+
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        assert runner.run(main()) == socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
