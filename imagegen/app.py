@@ -134,6 +134,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         record_life_s=settings.task_deadline_s + settings.result_ttl_s,
         max_queue=settings.max_queue,
         slots=settings.worker_concurrency,
+        deadline_s=settings.task_deadline_s,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     room = open_queue(app[CONNECTION], rules, instance=instance)

@@ -22,6 +22,8 @@ from imagegen.queue.redis_errors import RIGHTS_REMEDY, remedy, shown, unavailabl
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
 """How often a channel that Redis refuses is tried again."""
 
+HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
+
 _TO_ANYBODY = ("hello", "lost")
 """Kinds that are published also where no peer is known."""
 
@@ -46,6 +48,7 @@ class Control:
         self._alone_since = 0.0
         self._retry_s = RETRY_S
         self.silent = False
+        self._hellos = 0
         self.on: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
@@ -58,6 +61,11 @@ class Control:
     def alone_since(self, unix_s: float) -> bool:
         """Whether no other instance was known at any time from then on."""
         return self.alone and unix_s >= self._alone_since
+
+    def doubt(self) -> None:
+        """Another instance may be there though none was heard: greet it, and believe no longer that it is not."""
+        self._alone_since = time.time()
+        self.tell("hello")
 
     def tell(self, kind: str, **content: Any) -> None:
         """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
@@ -139,6 +147,12 @@ class Control:
         if handler := self.on.get(kind):
             handler(message)
 
+    def _repeat_hello(self, kind: str) -> None:
+        """A greeting that was not sent is sent again: without it the peers believe that we are not there."""
+        if kind == "hello" and self._hellos < MAX_HELLOS:
+            self._hellos += 1
+            asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.tell, "hello")
+
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
         message = orjson.dumps({"from": self._instance, "kind": kind, **content})
         try:
@@ -148,7 +162,9 @@ class Control:
                 self._refused(error)
             elif unavailable(error):
                 self._connection.health.failed(error)
+                self._repeat_hello(kind)
             return
+        self._hellos = 0
         self._connection.meter.spent("control", 1)
         if self.silent:
             self.silent = False

@@ -29,7 +29,7 @@ def submit(answers: Iterable[tuple[str, str, bytes]], room: int) -> int:
             commands += _NEW
         else:
             commands += _MET if room > 0 else _MET_WHILE_FULL
-            commands += kind == "known" and known.split(b" ", 2)[1] in _UNFINISHED
+            commands += kind in ("known", "gone") and known.split(b" ", 2)[1] in _UNFINISHED
         room -= bool(entry_id)
     return commands
 

@@ -12,7 +12,7 @@ from imagegen.tasks.task import Task
 
 
 class SubmitItem(Struct, frozen=True, gc=False):
-    """replaced: the finished generation that is to be replaced, or nothing."""
+    """replaced: the generation that is to be replaced, finished or without an entry, or nothing."""
 
     task_id: str
     generation: int
@@ -32,7 +32,7 @@ def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
 class SubmitAnswer(Struct, frozen=True, gc=False):
     """kind: see submit.lua; known: the record that stands, where one does."""
 
-    kind: Literal["new", "again", "known", "full", "collision", "newer"]
+    kind: Literal["new", "again", "known", "full", "collision", "newer", "gone"]
     entry_id: str
     generation: int
     known: bytes

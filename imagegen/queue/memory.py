@@ -13,6 +13,7 @@ from imagegen.tasks.webhook import merged
 FINISHED_BYTES = 32 * 2**20
 OTHERS_AGE_S = 1.0
 OTHERS_COUNT = 5_000
+DROPPED_COUNT = 10_000
 
 
 class Memory:
@@ -28,6 +29,7 @@ class Memory:
         self.live: dict[str, Task] = {}
         self._finished: OrderedDict[str, tuple[Task, int]] = OrderedDict()
         self._finished_bytes = 0
+        self._dropped: OrderedDict[str, float] = OrderedDict()
         self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
         self.on_change: Callable[[Task], None] = lambda _task: None
         self.on_settled: Callable[[Task], None] = lambda _task: None
@@ -102,6 +104,10 @@ class Memory:
         self._finished.move_to_end(task_id)
         return task
 
+    def vanished(self, task_id: str) -> bool:
+        """Whether a finished task that was dropped for its bytes has no record before its time; true once a task."""
+        return self._dropped.pop(task_id, 0.0) > self._clock()
+
     def results(self) -> list[Task]:
         """Finished tasks that have not expired, the last one first."""
         now = self._clock()
@@ -122,8 +128,12 @@ class Memory:
         self._finished_bytes += size
         now = self._clock()
         while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
-            _, (_, gone) = self._finished.popitem(last=False)
+            task_id, (dropped, gone) = self._finished.popitem(last=False)
             self._finished_bytes -= gone
+            if dropped.expires_at is not None and dropped.expires_at > now:
+                self._dropped[task_id] = dropped.expires_at
+                if len(self._dropped) > DROPPED_COUNT:
+                    self._dropped.popitem(last=False)
 
     def _oldest_expired(self, now: float) -> bool:
         oldest, _ = next(iter(self._finished.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from loguru import logger
@@ -21,6 +21,7 @@ from imagegen.queue.reads import Reads, newer
 from imagegen.queue.records import (
     CANCELLED_RUN,
     decode_entry,
+    decode_head,
     decode_record,
     seen_record,
     with_hooks,
@@ -59,7 +60,10 @@ class Submitted(Struct, frozen=True, gc=False):
 
 
 class Queue:
-    """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator."""
+    """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator.
+
+    on_gone: awaited when a submit meets an unfinished task whose entry is gone, before the task is queued again.
+    """
 
     idempotency: IdempotencyKeys
     listing: Listing
@@ -80,6 +84,7 @@ class Queue:
         self._clock = clock
         self._line_asked_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[Submitted]]] = {}
+        self.on_gone: Callable[[], Awaitable[None]] = _do_nothing
         self._own, self._decoded = reads.own, reads.decoded
         self.get, self.newest, self.read = reads.get, reads.newest, reads.read
 
@@ -193,6 +198,9 @@ class Queue:
         self._submitting[task.id] = joined
         try:
             answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
+            if answer.kind == "gone":
+                await self.on_gone()
+                answer = await self._scripts.submit(submit_item(task, decode_head(answer.known).generation))
             taken_in = answer.kind in ("new", "again")
             submitted = self._taken_in(task, answer) if taken_in else self._met(submission, answer)
         except BaseException as error:
@@ -256,6 +264,10 @@ class Queue:
         _same_request(task, submission)
         self._memory.saw(task.id, task)
         return Submitted(task, Cached.HIT if task.state.final else Cached.COALESCED)
+
+
+async def _do_nothing() -> None:
+    return
 
 
 def _same_request(task: Task, submission: Submission) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 
 from loguru import logger
@@ -11,16 +12,24 @@ from loguru import logger
 from imagegen.errors import InternalError, QueueUnavailable
 from imagegen.queue.control import Control
 from imagegen.queue.holdings import Holdings
+from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.memory import Memory
 from imagegen.queue.records import NewerRecord, UnreadableRecord, as_seen, decode_record, decode_run, with_hooks
 from imagegen.queue.scripts import Found, Scripts
 from imagegen.tasks.task import Task
 
+TRUST_S = 10.0
+"""So long what is known of a waiting task is answered without asking Redis, since the last check."""
+
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Reads:
-    """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them."""
+    """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them.
+
+    checked_at: when it was last checked that no other instance takes what waits here, Unix time; missing: ids of
+    unfinished tasks that are known here and have no record in Redis.
+    """
 
     def __init__(
         self,
@@ -28,13 +37,19 @@ class Reads:
         memory: Memory,
         holdings: Holdings,
         control: Control,
+        *,
         elsewhere: Callable[[Task], bool],
+        interrupted: Interrupted,
     ) -> None:
         self._scripts = scripts
         self.memory = memory
         self.holdings = holdings
         self.control = control
         self._elsewhere = elsewhere
+        self.interrupted = interrupted
+        self._meter = scripts.meter
+        self.checked_at = 0.0
+        self.missing: set[str] = set()
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
 
     async def get(self, task_id: str) -> Task | None:
@@ -57,9 +72,14 @@ class Reads:
     def own(self, task_id: str) -> Task | None:
         """An unfinished task that is known best here: it runs here, or nobody else can have taken it."""
         task = self.memory.live.get(task_id)
-        if task is None or task_id in self.holdings.claimed or self.control.alone_since(task.created_at):
+        if task is None or task_id in self.holdings.claimed:
             return task
-        return None
+        fresh = time.time() - max(task.created_at, self.checked_at) <= TRUST_S
+        return task if fresh and self.control.alone_since(task.created_at) else None
+
+    def unclaimed(self) -> list[Task]:
+        """Unfinished tasks that are known here and do not run here."""
+        return [task for task in self.memory.live.values() if task.id not in self.holdings.claimed]
 
     def doubtful(self) -> list[str]:
         """Tasks that were submitted here and that another instance may have taken, the oldest first."""
@@ -73,6 +93,13 @@ class Reads:
     async def read(self, task_id: str) -> Task | None:
         """The task as Redis has it, whatever is known here."""
         task = self.decoded(task_id, await self._scripts.read(task_id))
+        if task is None and (known := self.memory.live.get(task_id)) is not None:
+            self.missing.add(task_id)
+            return known
+        if task is None:
+            self._meter.vanished += self.memory.vanished(task_id)
+        elif not task.state.final:
+            task = await self.interrupted.ended(task)
         self.memory.saw(task_id, task)
         return task
 

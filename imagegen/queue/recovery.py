@@ -123,6 +123,16 @@ class Recovery:
         self._meter.written_back["running"] += count
         return count, lost
 
+    async def wait_restored(self) -> None:
+        """Let peers restore what they run, after a sign that they may have to; not again within `MAX_SETTLE_S`."""
+        if time.monotonic() - self._ended_at > MAX_SETTLE_S:
+            self.notice("an unfinished task has no entry", publish=True)
+        try:
+            async with asyncio.timeout(MAX_SETTLE_S):
+                await self._connection.recovered.wait()
+        except TimeoutError:
+            raise QueueUnavailable(headers={"Retry-After": "2"}) from None
+
     async def check_waiting(self, tasks: Iterable[Task]) -> None:
         """Queue those of the waiting tasks again whose entry is gone. Each is checked more and more seldom."""
         now, due = time.monotonic(), []
@@ -173,7 +183,7 @@ class Recovery:
         """Wait until the peers have restored what they run."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
             peers = self._control.peers
-            if passed_s >= SETTLE_S and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
+            if passed_s >= SETTLE_S and not self._control.silent and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
                 return
             await asyncio.sleep(0.05)
 

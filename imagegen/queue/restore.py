@@ -90,16 +90,6 @@ class RestoreCalls:
         await self._wire.call("ZADD", self._keys.outbox, "NX", *scores)
         self._spent(PURPOSE, 1)
 
-    async def last_delivered(self) -> str:
-        """Return the id of the last entry that the group delivered to any instance; `0-0` if there is no group."""
-        groups = await self._wire.call("XINFO", "GROUPS", self._keys.stream)
-        self._spent("read", 1)
-        for flat in groups:
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            if fields.get(b"name") == GROUP.encode():
-                return str(fields[b"last-delivered-id"].decode())
-        return "0-0"
-
     async def _call(self, script: Script, keys: list[str], args: list[Any], tasks: int) -> Any:
         rows = await self._wire.run(script, keys, args)
         self._spent(PURPOSE, 1 + tasks * COMMANDS_PER_TASK)

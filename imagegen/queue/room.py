@@ -17,6 +17,7 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.holdings import Holdings
 from imagegen.queue.hooks import HookCalls
 from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.keys import Keys
 from imagegen.queue.leases import Leases
 from imagegen.queue.listing import Listing
@@ -34,7 +35,7 @@ from imagegen.queue.watching import Watching
 @dataclass(frozen=True, slots=True)
 class QueueRules:
     """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most; slots: tasks that are
-    worked on at once."""
+    worked on at once; deadline_s: from the submit of a task to its end."""
 
     prefix: str
     lease_s: float
@@ -42,6 +43,7 @@ class QueueRules:
     record_life_s: float
     max_queue: int
     slots: int = 5
+    deadline_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,19 @@ def open_queue(
     calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
     outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
     leases.on_takeover = outbox.look_soon
-    reads = Reads(scripts, memory, holdings, control, outbox.elsewhere)
+    interrupted = Interrupted(
+        scripts, memory, control, deadline_s=rules.deadline_s, result_ttl_s=rules.result_ttl_s, clock=clock
+    )
+    reads = Reads(scripts, memory, holdings, control, elsewhere=outbox.elsewhere, interrupted=interrupted)
     restore = RestoreCalls(connection, keys, run_life_s=run_life_s(rules.lease_s), record_life_s=rules.record_life_s)
     recovery = Recovery(restore, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue = Queue(scripts, reads, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
     queue.outbox = outbox
+    queue.on_gone = recovery.wait_restored
     feed = Feed()
+    watching = Watching(reads, feed, scripts.last_delivered)
+    watching.on_unstarted = recovery.check_waiting
     reader = Reader(connection, scripts, leases, queue)
     reader.on_loss = lambda: recovery.notice("the stream or its group was deleted", publish=True)
     return QueueRoom(
@@ -137,7 +145,7 @@ def open_queue(
         leases,
         control,
         feed,
-        Watching(reads, feed),
+        watching,
         Backlog(connection, keys, holdings, control, feed, line=estimates.line),
         outbox,
         recovery,

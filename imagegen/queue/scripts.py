@@ -255,6 +255,21 @@ class Scripts:
         self._spent("release", costs.release([item.run for item in items], given, leaving=leaving))
         return given
 
+    async def last_delivered(self) -> str:
+        """Return the id of the last entry that the group delivered to any instance; `0-0` if there is no group."""
+        try:
+            groups = await self._wire.call("XINFO", "GROUPS", self._keys.stream)
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            groups = []
+        self._spent("read", 1)
+        for flat in groups:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            if fields.get(b"name") == GROUP.encode():
+                return str(fields[b"last-delivered-id"].decode())
+        return "0-0"
+
     async def give_to(self, consumer: str, entry_id: str) -> None:
         """Make a pending entry pending for another consumer, which has started its task."""
         try:

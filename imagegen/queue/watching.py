@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from loguru import logger
 
-from imagegen.errors import ApiError
+from imagegen.errors import ApiError, QueueUnavailable
 from imagegen.queue.batch import MAX_ITEMS
 from imagegen.queue.control import Message, ids_of
+from imagegen.queue.estimate import entry_order
 from imagegen.queue.feed import Feed
-from imagegen.queue.reads import Reads
+from imagegen.queue.reads import TRUST_S, Reads
 from imagegen.queue.records import NewerRecord, UnreadableRecord, decode_record, seen_record
 from imagegen.tasks.task import Task
 
-REFRESH_S = 10.0
+REFRESH_S = 8.0
 """How often what is watched or may be finished elsewhere is read, in case a message was lost: one command for all."""
 
 MAX_WATCHED = 20_000
@@ -23,15 +25,20 @@ DOUBTFUL_AT_ONCE = MAX_ITEMS * 5
 
 
 class Watching:
-    """Joins memory, feed and control channel."""
+    """Joins memory, feed and control channel.
 
-    def __init__(self, reads: Reads, feed: Feed) -> None:
+    on_unstarted: awaited with waiting tasks whose entries may be gone.
+    """
+
+    def __init__(self, reads: Reads, feed: Feed, last_delivered: Callable[[], Awaitable[str]]) -> None:
         memory, holdings, control = reads.memory, reads.holdings, reads.control
         self._reads = reads
         self._memory = memory
         self._feed = feed
         self._control = control
         self._holdings = holdings
+        self._last_delivered = last_delivered
+        self.on_unstarted: Callable[[Sequence[Task]], Awaitable[None]] = _do_nothing
         self._watched: dict[str, None] = {}
         memory.on_change = self._changed
         feed.on_first = self._watch
@@ -44,15 +51,61 @@ class Watching:
         here and may have been finished elsewhere, so that it does not stay in memory."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            foreign = [] if self._control.alone else [i for i in self._feed.ids if i not in self._holdings.claimed]
+            await self._check_alone()
+            foreign = [task_id for task_id in self._feed.ids if self._reads.own(task_id) is None]
             doubtful = self._reads.doubtful()[:DOUBTFUL_AT_ONCE]
-            for found in await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}), return_exceptions=True):
-                if isinstance(found, Task):
-                    self._feed.publish(found)
-                elif found is not None and not isinstance(found, ApiError):
-                    raise found
+            found = await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}), return_exceptions=True)
+            for task in found:
+                if isinstance(task, Task):
+                    self._feed.publish(task)
+                elif task is not None and not isinstance(task, ApiError):
+                    raise task
             for task_id in doubtful:
                 self._memory.look_later(task_id)
+            try:
+                await self._check_entries([task for task in found if isinstance(task, Task)])
+            except QueueUnavailable:
+                logger.debug("Entries of waiting tasks can't be checked now")
+
+    async def _check_alone(self) -> None:
+        """Check that no other instance takes what waits here, where none was heard of: its greeting may be lost.
+
+        The group delivers entries in order, so that one command tells which of them were delivered to anybody.
+        """
+        now = time.time()
+        tasks = self._reads.unclaimed() if self._control.alone else []
+        waiting = [task for task in tasks[:DOUBTFUL_AT_ONCE] if task.created_at < now - TRUST_S + REFRESH_S]
+        if not waiting:
+            self._reads.checked_at = now
+            return
+        try:
+            if not any(map(self._passed, waiting)):
+                await self._ask_delivered()
+        except QueueUnavailable:
+            return
+        if any(map(self._passed, waiting)):
+            self._control.doubt()
+        else:
+            self._reads.checked_at = now
+
+    async def _check_entries(self, tasks: Sequence[Task]) -> None:
+        """Check the entries of tasks that should have been started, and were not."""
+        live, missing = self._memory.live, self._reads.missing
+        unstarted = [live[task.id] for task in tasks if task.id in live and task.sequence == task.generation]
+        if any(not self._passed(task) for task in unstarted):
+            await self._ask_delivered()
+        suspects = [task for task in unstarted if task.id in missing or self._passed(task)]
+        missing.clear()
+        await self.on_unstarted([task for task in suspects if task.id not in self._holdings.claimed])
+
+    def _passed(self, task: Task) -> bool:
+        """Whether a task's entry does not wait any more, as far as is known."""
+        delivered = not task.entry_id or entry_order(task.entry_id) <= self._holdings.delivered
+        return delivered or self._holdings.nothing_waits
+
+    async def _ask_delivered(self) -> None:
+        delivered = entry_order(await self._last_delivered())
+        self._holdings.delivered = max(self._holdings.delivered, delivered)
 
     def _changed(self, task: Task) -> None:
         """A task of ours changed."""
@@ -101,3 +154,7 @@ class Watching:
         for task_id in ids_of(message):
             if task_id not in self._holdings.claimed:
                 self._memory.forget(task_id)
+
+
+async def _do_nothing(_tasks: Sequence[Task]) -> None:
+    return

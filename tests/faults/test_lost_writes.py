@@ -142,3 +142,62 @@ async def test_a_failover_that_loses_the_last_writes_loses_no_task_and_pays_for_
         assert calls.broken_off == []
         assert [one for one in everything if calls.paid[one] != 1] == []
         await eventually(lambda: at_rest(instances[0]))
+
+
+LOSSES = {
+    "flushall": lambda redis, keys: redis.flushall(),
+    "stream": lambda redis, keys: redis.delete(keys.stream),
+    "group": lambda redis, keys: redis.xgroup_destroy(keys.stream, "pool"),
+    "entries": lambda redis, keys: redis.xtrim(keys.stream, maxlen=0, approximate=False),
+}
+
+
+@pytest.fixture
+def quick_checks(monkeypatch) -> None:
+    """What is done every few seconds is done more often."""
+    monkeypatch.setattr("imagegen.queue.watching.REFRESH_S", 0.2)
+    monkeypatch.setattr("imagegen.queue.watching.TRUST_S", 0.25)
+    monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
+
+
+def all_ended(calls: Calls, ids) -> bool:
+    return calls.ended.issuperset(ids)
+
+
+@pytest.mark.usefixtures("quick_checks")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twice(
+    make_instance, own_redis, calls, loss: str, count: int
+) -> None:
+    instances = [make_instance(url=own_redis.url, slots=4 // count, lease_s=1.5) for _ in range(count)]
+    await eventually(lambda: all(len(i.control.peers) == count - 1 for i in instances))
+    for instance in instances:
+        calls.run_on(instance, 4 // count)
+    calls.go_on.set()
+    finished = await put_in(instances, [f"finished {i}" for i in range(4)])
+    await eventually(lambda: calls.ended.issuperset(finished))
+    calls.go_on.clear()
+    running = await put_in(instances, [f"running {i}" for i in range(4)])
+    await eventually(lambda: all(calls.paid[one] for one in running))
+    waiting = await put_in(instances, [f"waiting {i}" for i in range(20)])
+    redis = instances[0].connection.commands
+    await LOSSES[loss](redis, instances[0].keys)
+
+    async def pending_again() -> bool:
+        if not await redis.exists(instances[0].keys.stream):
+            return False
+        groups = await redis.xinfo_groups(instances[0].keys.stream)
+        return [group["pending"] for group in groups] == [len(running)]
+
+    await eventually(pending_again, within_s=10)
+    calls.go_on.set()
+    everything = [*finished, *running, *waiting]
+    await eventually(lambda: all_ended(calls, everything), within_s=20)
+    for instance in instances:
+        for task_id in everything:
+            instance.memory.forget(task_id)
+    await eventually(lambda: all_final(instances, everything), within_s=10)
+    assert calls.broken_off == []
+    assert [one for one in everything if calls.paid[one] != 1] == []
+    await eventually(lambda: at_rest(instances[0]))

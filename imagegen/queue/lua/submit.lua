@@ -6,10 +6,12 @@
 -- KEYS  1 stream; then one record a task
 -- ARGV  1 group; 2 room in the queue; 3 MAX_QUEUE if the depth is to be measured, else ''; 4 record's life in ms;
 --       then six a task: generation, digest, entry JSON, record JSON,
---       the finished generation that is to be replaced, or '' (a failed or cancelled task always comes again),
+--       the generation that is to be replaced, finished or without an entry, or '' (a failed or cancelled task
+--       always comes again),
 --       schema version
 -- returns {depth or -1, {kind, entry id, generation, known record} a task}
---       kind: 'new', 'again' (it was there before), 'known', 'full', 'collision', 'newer'
+--       kind: 'new', 'again' (it was there before), 'known', 'full', 'collision', 'newer',
+--       'gone' (unfinished and without an entry)
 local stream, room, depth = KEYS[1], tonumber(ARGV[2]), -1
 if ARGV[3] ~= '' then
   local pending = redis.pcall('XPENDING', stream, ARGV[1])
@@ -35,10 +37,12 @@ local function judge(known, generation, digest, replaced, version)
   if not state then return nil, afresh end -- nobody can read it
   if their_digest ~= digest then return 'collision' end
   if their_generation == generation then return 'new' end
-  -- An unfinished task whose entry is gone (a stream that was deleted) would wait for ever: it comes again.
+  -- An unfinished task whose entry is gone (a stream that was deleted) would wait for ever: it comes again, but not
+  -- before an instance that runs it had time to restore the entry.
   local unfinished = state == 'pending' or state == 'processing'
   local row = unfinished and redis.pcall('XRANGE', stream, their_entry, their_entry)
   if row and not row.err and #row == 1 then return 'known' end
+  if unfinished and replaced ~= their_generation then return 'gone' end
   if state == 'completed' and replaced ~= their_generation then return 'known' end
   return nil, math.max(tonumber(generation), tonumber(sequence) + 1)
 end

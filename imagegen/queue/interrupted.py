@@ -1,0 +1,62 @@
+"""End of tasks that no instance can run any more: the entry, and with it the request, is gone and so is the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from loguru import logger
+
+from imagegen.queue.control import Control
+from imagegen.queue.memory import Memory
+from imagegen.queue.records import CANCELLED_RUN, seen_record, with_hooks
+from imagegen.queue.scripts import Scripts
+from imagegen.tasks import task as edges
+from imagegen.tasks.task import Task, TaskError
+
+GRACE_S = 5.0
+"""After the deadline: so long whoever has the task may take to end it."""
+
+ERROR = TaskError("interrupted", "Redis lost the task before it could be finished", retryable=True)
+
+
+class Interrupted:
+    """deadline_s: seconds from the submit to a task's end; clock: Unix time."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        memory: Memory,
+        control: Control,
+        *,
+        deadline_s: float,
+        result_ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._scripts = scripts
+        self._memory = memory
+        self._control = control
+        self._deadline_s = deadline_s
+        self._result_ttl_s = result_ttl_s
+        self._clock = clock
+
+    async def ended(self, task: Task) -> Task:
+        """Fail a task as Redis has it if its deadline is over, no attempt runs and its entry is gone; else return it
+        as it is. Costs nothing before the deadline. Raises QueueUnavailable."""
+        now = self._clock()
+        unstarted = not task.state.final and task.sequence == task.generation
+        if not unstarted or now < task.created_at + self._deadline_s + GRACE_S:
+            return task
+        if task.entry_id and await self._scripts.entry(task.entry_id) is not None:
+            return task
+        final = edges.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
+        answer = await self._scripts.cancel(final, CANCELLED_RUN)
+        if answer is None or answer.stands:
+            return task
+        logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
+        final = with_hooks(final, answer.hooks)
+        self._scripts.meter.finished(final.state.value, ERROR.code, final.model)
+        self._memory.put(final)
+        self._memory.on_settled(final)
+        self._control.tell("change", record=seen_record(final).decode())
+        return final
