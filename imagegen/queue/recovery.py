@@ -183,7 +183,11 @@ class Recovery:
         """Wait until the peers have restored what they run."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
             peers = self._control.peers
-            if passed_s >= SETTLE_S and not self._control.silent and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers):
+            if (
+                passed_s >= SETTLE_S
+                and not self._control.silent
+                and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers)
+            ):
                 return
             await asyncio.sleep(0.05)
 
