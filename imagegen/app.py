@@ -19,7 +19,7 @@ from loguru import logger
 from imagegen import __version__, chosen, log, start_checks
 from imagegen.addresses import guarded_connector
 from imagegen.errors import SettingsError
-from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore
+from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.keeper import Keeper, LinkKeeper
@@ -44,8 +44,10 @@ from imagegen.web import edge
 from imagegen.web.admin import ADMIN, AdminRule
 from imagegen.web.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
+from imagegen.web.imagesend import ImageSender
 from imagegen.web.listening import ListeningSite, base_address, open_sockets
 from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+from imagegen.web.pictures import IMAGE_SENDER
 from imagegen.web.ratelimit import RateLimits
 from imagegen.web.routes import add_routes
 from imagegen.web.server import ImagegenRunner
@@ -149,7 +151,13 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     shared = chosen.shared_bytes(settings, app[QUEUE])
     folder = settings.data_dir / ("cache" if shared else "images")
     cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
-    disk = DiskStore(folder, cap, others_live=lambda: not app[QUEUE].control.alone)
+    disk = DiskStore(
+        folder,
+        cap,
+        life_s=chosen.image_life_s(settings),
+        health=cache_health() if shared else None,
+        others_live=lambda: not app[QUEUE].control.alone,
+    )
     store: ImageStore = disk
     if shared:
         store = CachedStore(shared, disk)
@@ -157,9 +165,13 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         store = UpstreamStore(disk)
     await store.start()
     supervisor.run("image-sweeper", disk.sweep())
+    supervisor.run("image-disk-watch", disk.watch())
+    if isinstance(store, CachedStore):
+        supervisor.run("image-store-watch", store.watch())
     if isinstance(shared, S3Bytes):
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
+    app[IMAGE_SENDER] = ImageSender()
     yield
     await store.close()
 
@@ -214,10 +226,17 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
 async def _context(app: web.Application) -> AsyncIterator[None]:
     settings, connection, supervisor = app[SETTINGS], app[CONNECTION], app[SUPERVISOR]
 
-    async def ready() -> bool:
-        return supervisor.alive and not readiness.draining and await connection.answers()
+    async def causes() -> list[str]:
+        images = app[STORE].health
+        failing = {
+            "a loop of the service died": not supervisor.alive,
+            "the service is about to stop": readiness.draining,
+            "Redis does not answer": not await connection.answers(),
+            f"images can't be saved: {images.cause}": not images.writable,
+        }
+        return [cause for cause, fails in failing.items() if fails]
 
-    readiness = Readiness(ready)
+    readiness = Readiness(causes)
     app[CONTEXT] = Context(
         queue=app[QUEUE].queue,
         feed=app[QUEUE].feed,

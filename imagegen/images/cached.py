@@ -1,60 +1,87 @@
-"""Owns the store whose bytes live away from here, with a bounded cache on the disk in front of them."""
+"""Store of images that are kept away from here, in Redis or in a bucket, with a bounded cache on the disk."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
-from imagegen.images.health import StoreHealth
-from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, bytes_of, in_file_thread
+from imagegen.images.files import SMALL_BYTES
+from imagegen.images.health import StoreHealth, describe
+from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024
 CACHED_S = 600.0
-"""How long a picture that another instance saved is served from the disk before it is asked for again."""
+"""How long an image that another instance saved is served from the disk before it is requested again."""
 
 PATIENCE_S = 600.0
-"""How long a save waits for a store that is away. The picture is paid for, and a retry would pay for another."""
+"""How long a save waits for a store that is away. The image is paid for, and a retry would pay for another."""
+
+PROBE_INTERVAL_S = 2.0
 
 _AWAY = (QueueUnavailable, StoreUnavailable)
 
 
-class BytesPort(Protocol):
-    """Where the bytes live: in Redis, in a bucket. All of it raises QueueUnavailable or StoreUnavailable.
+def cache_health() -> StoreHealth:
+    """Return the health of a disk cache, which no upstream call depends on."""
+    return StoreHealth("the disk cache", "they are read from the store each time")
 
-    The images that it is given have a `sha256` and a size; what it brings is checked by the caller.
+
+class BytesPort(Protocol):
+    """Where the bytes are kept: Redis, a bucket. All methods raise QueueUnavailable or StoreUnavailable.
+
+    The images that it is given have a `sha256` and a size.
     """
 
-    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
-        """Keeps it until `expires_at_s`, and the whole under its byte cap. The same picture again is fine."""
+    async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
+        """Save the bytes, or those of a file, until `expires_at_s`. Saving them again is allowed."""
         ...
 
-    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
-        """What lies there, None where nothing does."""
+    def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset` in pieces: fewer than `length` if some are gone. They are not verified."""
         ...
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool: ...
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Return whether each image is there with its size."""
+        ...
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None: ...
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Set when the images expire; those that are gone stay gone."""
+        ...
+
+    async def probe(self) -> None:
+        """Write something small."""
+        ...
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
-class CachedStore:
-    """IMAGE_STORE=redis and s3. What the cache can't do costs a question, and never a picture.
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """Outcome of fetching an image: its bytes, or whether it is whole, and then in the cache if that works."""
 
-    The cache serves what it has, also while the port is away; `holds` is the port's word, so that all instances agree.
-    The caller runs the loops of both.
+    data: bytes | None = None
+    whole: bool = False
+
+
+class CachedStore:
+    """`IMAGE_STORE=redis` and `s3`. A cache that fails costs a request to the port, and never an image.
+
+    What is in the cache is served also while the port is away; `contains_all` is the port's answer, so that all
+    instances agree. The caller runs the loops of both, and `watch`.
     """
 
     store_id = ""
@@ -67,101 +94,214 @@ class CachedStore:
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.health = StoreHealth("shared store")
+        self.health = StoreHealth("the image store")
         self._port = port
         self._cache = cache
         self._patience_s = patience_s
         self._clock = clock
+        self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
+        self._reads_failed = False
 
     @property
     def spool_folder(self) -> Path | None:
-        return self._cache.spool_folder
+        """The folder of the cache, if files can be written there now."""
+        return self._cache.spool_folder if self._cache.health.writable else None
 
     async def start(self) -> None:
-        """Raises SettingsError where the port can't work as it is set up."""
-        await self._port.start()
+        """Start both. Raises SettingsError where the port can't work as it is set up."""
+        await self._cache.start()
         try:
-            await self._cache.start()
-        except StoreUnavailable as error:
-            logger.warning("Pictures are not cached on the disk: {}", error.__cause__)
+            await self._port.start()
+        except _AWAY as error:
+            self.health.mark_failed(error.__cause__ or error)
+
+    async def watch(self) -> None:
+        """Probe until cancelled a port that failed, until it can be written."""
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_S)
+            if not self.health.writable:
+                await self.check()
+
+    async def check(self) -> None:
+        """Probe the port once."""
+        try:
+            await self._port.probe()
+        except _AWAY as error:
+            self.health.mark_failed(error.__cause__ or error)
+        else:
+            self.health.mark_ok()
 
     async def close(self) -> None:
+        """Close both."""
+        for fetching in self._fetching.values():
+            fetching.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
         await self._cache.close()
         await self._port.close()
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
-        """Returns when the picture is safe; waits for a port that is away, then raises StoreUnavailable."""
-        if expires_at_s <= self._clock():
-            return
-        await self._put(task_id, image.stored_at(index), await in_file_thread(bytes_of, image), expires_at_s)
-        await self._remember(task_id, index, image, expires_at_s)
+        """Save the image in the port, then in the cache."""
+        if expires_at_s > self._clock():
+            await self._put(task_id, image.stored_at(index), image, expires_at_s)
+            await self._save_in_cache(task_id, index, image, expires_at_s)
+        if image.path is not None:
+            await in_file_thread(image.path.unlink, missing_ok=True)
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
-        """The bytes, compared with their SHA-256. Raises StoreUnavailable."""
+        """Open the image in the cache, where it is put first; it is read from the port in pieces if that fails."""
         if not image.sha256:
             return None
-        if cached := await self._cached(task_id, image):
+        if cached := await self._open_cached(task_id, image):
             return cached
         try:
-            data = await self._port.get(task_id, image)
-        except QueueUnavailable as error:
-            raise StoreUnavailable from error
-        if data is None or not await asyncio.to_thread(_is_whole, data, image):
-            return None
-        checked = VerifiedImage(image.content_type, len(data), image.width, image.height, image.sha256, data)
-        await self._remember(task_id, image.index, checked, self._clock() + CACHED_S)
-        return OpenedImage(len(data), data)
+            fetched = await self._fetch(task_id, image)
+            if fetched.data is not None:
+                return OpenedImage(image.size_bytes, fetched.data)
+            if fetched.whole and (cached := await self._open_cached(task_id, image)):
+                return cached
+            if not fetched.whole or not await self._port.contains_all(task_id, [image]):
+                return None
+        except _AWAY as error:
+            raise self._unavailable(error) from error
+        return OpenedImage(image.size_bytes, pieces=lambda offset, length: self._read(task_id, image, offset, length))
+
+    async def contains(self, task_id: str, image: StoredImage) -> bool:
+        """Return whether the cache or the port has the image."""
+        with suppress(StoreUnavailable):
+            if image.sha256 and await self._cache.contains(task_id, image):
+                return True
+        return bool(image.sha256) and await self.contains_all(task_id, [image])
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Whether the port has them all. A picture that stays upstream is not ours to miss. Raises StoreUnavailable."""
+        """Return whether the port has them all. An image that stays upstream is not missing here."""
         ours = [image for image in images if image.sha256]
         if len(ours) + sum(image.url is not None for image in images) < len(images):
             return False
         try:
-            return not ours or await self._port.holds(task_id, ours)
-        except QueueUnavailable as error:
-            raise StoreUnavailable from error
+            return not ours or await self._port.contains_all(task_id, ours)
+        except _AWAY as error:
+            raise self._unavailable(error) from error
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Raises StoreUnavailable."""
+        """Set the expiry in both."""
         ours = [image for image in images if image.sha256]
         if not ours:
             return
         try:
-            await self._port.extend(task_id, ours, expires_at_s)
-        except QueueUnavailable as error:
-            raise StoreUnavailable from error
+            await self._port.extend_expiry(task_id, ours, expires_at_s)
+        except _AWAY as error:
+            raise self._unavailable(error) from error
         with suppress(StoreUnavailable):
             await self._cache.extend_expiry(task_id, ours, expires_at_s)
 
-    async def _put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
+    async def _put(self, task_id: str, stored: StoredImage, image: VerifiedImage, expires_at_s: float) -> None:
         now = asyncio.get_running_loop().time
         give_up_at, delay_s = now() + self._patience_s, 0.25
+        source = image.source
         while True:
+            if isinstance(source, Path) and not await in_file_thread(source.exists):
+                raise SpooledImageLost
             try:
-                await self._port.put(task_id, image, data, expires_at_s)
+                await self._port.put(task_id, stored, source, expires_at_s)
             except _AWAY as error:
                 self.health.mark_failed(error.__cause__ or error)
                 if now() + delay_s > give_up_at:
                     raise StoreUnavailable from error
             else:
-                self.health.mark_ok()
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 5.0)
 
-    async def _cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
+    async def _open_cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         try:
             return await self._cache.open(task_id, image)
         except StoreUnavailable:
             return None
 
-    async def _remember(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
+    async def _save_in_cache(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
+        if not self._cache.health.writable:
+            return
         try:
             await self._cache.save(task_id, index, image, expires_at_s)
         except StoreUnavailable as error:
-            logger.debug("A picture is not cached on the disk: {}", error.__cause__)
+            logger.debug("An image is not cached on the disk: {}", error.__cause__)
+
+    async def _fetch(self, task_id: str, image: StoredImage) -> _Fetched:
+        """Fetch the image once for all who wait for it."""
+        key = (task_id, image.index, image.sha256)
+        fetching = self._fetching.get(key)
+        if fetching is None:
+            fetching = self._fetching[key] = asyncio.create_task(self._fetch_once(task_id, image))
+            fetching.add_done_callback(lambda done: self._fetched(key, done))
+        return await asyncio.shield(fetching)
+
+    def _fetched(self, key: tuple[str, int, str], done: asyncio.Task[_Fetched]) -> None:
+        self._fetching.pop(key, None)
+        if not done.cancelled() and done.exception() is None:
+            self._reads_failed = False
+
+    async def _fetch_once(self, task_id: str, image: StoredImage) -> _Fetched:
+        expires_at_s = self._clock() + CACHED_S
+        if image.size_bytes <= SMALL_BYTES:
+            data = b"".join([piece async for piece in self._port.get(task_id, image, 0, image.size_bytes)])
+            if len(data) != image.size_bytes or hashlib.sha256(data).hexdigest() != image.sha256:
+                return _Fetched()
+            verified = VerifiedImage(image.content_type, len(data), image.width, image.height, image.sha256, data)
+            await self._save_in_cache(task_id, image.index, verified, expires_at_s)
+            return _Fetched(data)
+        if (folder := self.spool_folder) is None:
+            return _Fetched(whole=True)
+        path = folder / f"{secrets.token_hex(6)}.fetched"
+        try:
+            if not await self._download(task_id, image, path):
+                return _Fetched()
+            verified = VerifiedImage(
+                image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path
+            )
+            await self._save_in_cache(task_id, image.index, verified, expires_at_s)
+        except OSError as error:
+            logger.debug("An image is not cached on the disk: {}", error)
+        finally:
+            with suppress(OSError):
+                await in_file_thread(path.unlink, missing_ok=True)
+        return _Fetched(whole=True)
+
+    async def _download(self, task_id: str, image: StoredImage, path: Path) -> bool:
+        """Write the image into a file; return whether it is whole. Raises OSError where the disk fails."""
+        digest, size_bytes = hashlib.sha256(), 0
+        file = await in_file_thread(FileIO, path, "xb")
+        try:
+            async with aclosing(self._port.get(task_id, image, 0, image.size_bytes)) as pieces:
+                async for piece in pieces:
+                    await in_file_thread(_write_hashed, file, digest, piece)
+                    size_bytes += len(piece)
+        finally:
+            file.close()
+        return size_bytes == image.size_bytes and digest.hexdigest() == image.sha256
+
+    async def _read(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        """Yield pieces straight from the port. Of a whole image, the last one comes only if the hash is right."""
+        digest, whole, left = hashlib.sha256(), length == image.size_bytes, length
+        try:
+            async with aclosing(self._port.get(task_id, image, offset, length)) as pieces:
+                async for piece in pieces:
+                    left -= len(piece)
+                    if whole:
+                        await in_file_thread(digest.update, piece)
+                        if left <= 0 and digest.hexdigest() != image.sha256:
+                            raise StoreUnavailable
+                    yield piece
+        except _AWAY as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        """Log the first failing read of an outage, unless a failing save told of it."""
+        if not self._reads_failed and self.health.writable:
+            logger.warning("Images can't be read from the image store: {}", describe(error.__cause__ or error))
+        self._reads_failed = True
+        return StoreUnavailable()
 
 
-def _is_whole(data: bytes, image: StoredImage) -> bool:
-    return len(data) == image.size_bytes and hashlib.sha256(data).hexdigest().startswith(image.sha256)
+def _write_hashed(file: FileIO, digest: hashlib._Hash, piece: bytes) -> None:
+    digest.update(piece)
+    file.write(piece)

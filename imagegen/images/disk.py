@@ -1,7 +1,11 @@
-"""Owns the pictures kept as files: where they lie, how long they stay, and how many bytes they may take.
+"""Store of images as files in a folder, `IMAGE_STORE=disk`, and the cache in front of other stores.
 
-`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`; a file's mtime is the time when it expires. Files decide
-what is there; the index in memory only knows which are oldest, so several processes may share a folder.
+`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`. Beside the folder: `<folder>.expiry`, the index of when
+images expire; `<folder>.mark`, the id of the folder; `spool/`, files that are not saved yet. Files decide what exists;
+the index in memory only holds which are oldest, so several processes may share a folder.
+
+A file's content is hashed when this process reads it for the first time, and again when its inode, size or times differ
+from then; what this process wrote itself was hashed before. Its size is compared at each read.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -19,107 +23,149 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
-from imagegen.images.files import Kept
+from imagegen.images.checkedfiles import CheckedFiles
+from imagegen.images.diskindex import EXPIRED_AT_ONCE, DiskIndex, Kept
+from imagegen.images.diskwatch import DiskWatch
+from imagegen.images.expiry import STEP_S, ExpiryIndex
+from imagegen.images.files import FoundFile, Signature
 from imagegen.images.health import StoreHealth
-from imagegen.images.store import OpenedImage, VerifiedImage, bytes_of
+from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 SWEEP_INTERVAL_S = 300.0
-EXPIRED_AT_ONCE = 20
-"""As many go together as make the way to a thread worth while; the rest goes with the sweep."""
+
+ORPHAN_S = 600.0
+"""An unfinished file that a sweep finds again after this time was left by a process that died while it wrote."""
 
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
+_OUR_NAME = re.compile(r"\d{1,4}-[0-9a-f]{12}\.(?:png|jpg|webp|bin)")
 
 
 class DiskStore:
-    """IMAGE_STORE=disk. `sweep` is a loop that the caller runs; until its first round, files of earlier runs are
-    served but do not count towards `max_bytes`. others_live: whether another instance may hold what we miss."""
+    """Store of images in one folder. The caller runs the loops `sweep` and `watch`.
+
+    Until the first sweep, files of earlier runs are served, but do not count towards `max_bytes`.
+
+    Args:
+        life_s: how long an image is kept whose expiry is unknown, from when a sweep finds it.
+        others_live: returns whether another instance may have what is missing here.
+    """
 
     def __init__(
         self,
         folder: Path,
         max_bytes: int,
         *,
+        life_s: float = 86_400.0,
+        health: StoreHealth | None = None,
         clock: Callable[[], float] = time.time,
         others_live: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.health = health or StoreHealth(f"the folder {folder}")
         self._folder = folder
         self._root = str(folder)
-        self._max_bytes = max_bytes
+        self._life_s = life_s
         self._clock = clock
         self._others_live = others_live
-        self.store_id = ""
-        self.health = StoreHealth(f"disk, {folder}")
-        self.spool_folder: Path | None = None
-        self._index: dict[Path, Kept] = {}
-        self._total_bytes = 0
-        self._writing: set[Path] = set()
+        self._index = DiskIndex(max_bytes)
+        self._expiry = ExpiryIndex(folder.with_name(f"{folder.name}.expiry"))
+        self._checked = CheckedFiles()
+        self._watch = DiskWatch(folder, self.health, clock)
+        self._parts: dict[str, float] = {}
         self._sweep_failed = False
 
+    @property
+    def store_id(self) -> str:
+        """The id of the folder; empty until the folder could be written."""
+        return self._watch.folder_id
+
+    @property
+    def spool_folder(self) -> Path:
+        """The folder for files that are not saved yet, on the same file system as the images."""
+        return self._watch.spool.path
+
     async def start(self) -> None:
-        """Makes the folder, and its mark. Raises StoreUnavailable."""
-        await _in_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        self.store_id = await _in_thread(files.marked, self._folder.with_name(f"{self._folder.name}.mark"))
+        """Make the folder and probe it. A folder that can't be used is not healthy, and is tried again by `watch`."""
+        await self._watch.start()
 
     async def close(self) -> None:
-        """Nothing is open between calls."""
+        """Remove the spool folder of this process."""
+        await in_file_thread(self._watch.spool.remove)
+
+    async def watch(self) -> None:
+        """Check until cancelled whether images can be saved."""
+        await self._watch.run()
+
+    async def check(self) -> None:
+        """Check once whether images can be saved."""
+        await self._watch.check()
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
-        """Writes the file, after the oldest ones made room for it. The newest picture always stays."""
-        path, now = Path(self._name(task_id, index, image.sha256, image.content_type)), self._clock()
-        self._add(path, Kept(image.size_bytes, expires_at_s))
-        self._writing.add(path)
-        try:
-            if expired := self._expired(now):
-                with suppress(StoreUnavailable):  # the sweep says so; the new picture may be kept all the same
-                    await _in_thread(files.remove, expired, now)
-            if oldest := self._over_cap():
-                await _in_thread(files.remove, oldest)
-            await _in_thread(files.write, path, bytes_of(image), expires_at_s)
-        except StoreUnavailable as error:
-            self._forget(path)
-            self.health.mark_failed(error.__cause__ or error)
-            raise
-        else:
-            self.health.mark_ok()
-        finally:
-            self._writing.discard(path)
+        """Write the file, after the oldest ones made room for it. The newest image always stays."""
+        name = self._name(task_id, index, image.sha256, image.content_type)
+        with self._index.writing(name, image.size_bytes, expires_at_s):
+            try:
+                signature = await self._make_room_and_write(name, task_id, image, expires_at_s)
+            except StoreUnavailable as error:
+                self._forget([name])
+                if not isinstance(error, SpooledImageLost):
+                    self._watch.save_failed(image.size_bytes, error.__cause__ or error)
+                raise
+        self._watch.saved(image.size_bytes)
+        self._checked.add(name, image.sha256, signature, image.data if _is_small(image.size_bytes) else None)
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
-        """The bytes, compared with their SHA-256; a damaged file is removed.
+        """Open the file; None if it is gone or damaged.
 
         Raises StoreUnavailable also where another instance that lives has the only copy.
         """
         if not image.sha256:
             return None
-        data = await _in_thread(files.read, self._stored_path(task_id, image), image, self._clock())
-        if data is None and self._elsewhere(image):
-            raise StoreUnavailable
-        return None if data is None else OpenedImage(len(data), data)
+        name = self._stored_name(task_id, image)
+        if await self._is_expired(name):
+            self._check_elsewhere(image)
+            return None
+        if (data := self._cached(name, image)) is not None:
+            return OpenedImage(image.size_bytes, data)
+        known = self._checked.signature(name, image.sha256)
+        read = await _in_thread(files.read_image, self._root, name, image, known)
+        if read is None:
+            self._forget([name])
+            self._check_elsewhere(image)
+            return None
+        self._checked.add(name, image.sha256, read.signature, read.data)
+        return OpenedImage(image.size_bytes, read.data, read.file)
+
+    async def contains(self, task_id: str, image: StoredImage) -> bool:
+        """Return whether the file is there. Raises StoreUnavailable also as `open` does."""
+        if image.sha256 and await self._is_there(task_id, image):
+            return True
+        self._check_elsewhere(image)
+        return False
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Whether each file is there, whole and not expired. A picture that stays upstream is not ours to miss."""
+        """Return whether each file is there with its size. An image that stays upstream is not missing here."""
         here = [image for image in images if image.sha256]
         if len(here) + sum(image.url is not None for image in images) < len(images):
             return False
-        try:  # a few microseconds in most cases, where a thread would cost a hundred
-            now = self._clock()
-            missing = [image for image in here if not files.is_there(self._stored_name(task_id, image), image, now)]
-        except OSError as error:
-            raise StoreUnavailable from error
+        missing = [image for image in here if not await self._is_there(task_id, image)]
         return all(map(self._elsewhere, missing))
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
-        """Sets the files' end; those that are gone stay gone."""
-        paths = [self._stored_path(task_id, image) for image in images if image.sha256]
-        await _in_thread(files.set_end, paths, expires_at_s)
+        """Set when the files expire; those that are gone stay gone."""
+        names = {self._stored_name(task_id, image): image for image in images if image.sha256}
+        there = {name: image for name, image in names.items() if self._has_file(name, image)}
+        for name, image in there.items():
+            self._index.add(name, image.size_bytes, expires_at_s)
+        if there:
+            await _in_thread(self._note_expiry, task_id, list(there), expires_at_s)
 
     async def sweep(self) -> None:
-        """Runs until it is cancelled: a round at once, then one every few minutes. A failing disk is logged once."""
+        """Sweep until cancelled: at once, then every few minutes. A failing disk is logged once."""
         while True:
             try:
                 await self.sweep_once()
@@ -131,26 +177,127 @@ class DiskStore:
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep_once(self) -> None:
-        """Removes what has expired, learns what other processes did in the folder, and holds it under the cap."""
-        before = self._index.keys() - self._writing
-        place = {path: number for number, path in enumerate(self._index)}
-        now = self._clock()
-        found = await _in_thread(files.scan, self._folder, now)
-        for path in before - found.kept.keys():
-            self._forget(path)
-        for path, kept in found.kept.items():
-            self._add(path, kept)
-        oldest_first = sorted(self._index.items(), key=lambda item: (item[1].expires_at_s, place.get(item[0], -1)))
-        self._index = dict(oldest_first)
-        await _in_thread(files.remove, found.useless, now)
-        await _in_thread(files.remove, self._over_cap())
+        """Remove what is known to have expired, add what other processes saved, and hold the folder under the cap."""
+        before, order, now = self._index.settled(), self._index.order(), self._clock()
+        found = await _in_thread(self._scan)
+        parts = {name for name in found if name.endswith(files.PART_SUFFIX)}
+        self._forget(before - found.keys())
+        unknown: dict[str, float] = {}
+        for name, file in found.items():
+            if name not in parts:
+                self._index.add(name, file.size_bytes, self._expiry_of(name, file, now, unknown))
+        self._index.place(order)
+        self._parts = {name: self._parts.get(name, now) for name in parts}
+        orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
+        expired = self._index.take_expired(now)
+        useless = [*orphans, *expired, *self._index.take_over_cap()]
+        await _in_thread(self._finish_sweep, useless, unknown, {_task_of(name) for name in found})
+
+    def _scan(self) -> dict[str, FoundFile]:
+        self._expiry.refresh()
+        found = files.scan(self._folder)
+        return {
+            name: file
+            for name, file in found.items()
+            if name.endswith(files.PART_SUFFIX) or _OUR_NAME.fullmatch(os.path.basename(name))  # noqa: PTH119
+        }
+
+    def _expiry_of(self, name: str, file: FoundFile, now: float, unknown: dict[str, float]) -> float:
+        """Return when a file that was found expires. Where nothing tells it, it lives as long as a new one.
+
+        A modification time in the future is an expiry too: versions before this one have it nowhere else. One in the
+        past says nothing, since copying a folder sets it.
+        """
+        kept, noted_s = self._index.get(name), self._expiry.known(_task_of(name))
+        stamped_s = file.modified_s if now < file.modified_s <= now + 2 * self._life_s else 0.0
+        if kept is not None and abs(stamped_s - kept.expires_at_s) < 1:
+            return kept.expires_at_s
+        if kept is not None:
+            return max(self._later(name, kept) or kept.expires_at_s, stamped_s)
+        if noted_s is not None:
+            return file.modified_s if noted_s - STEP_S < file.modified_s <= noted_s else max(noted_s, stamped_s)
+        unknown[_task_of(name)] = stamped_s or now + self._life_s
+        return unknown[_task_of(name)]
+
+    def _finish_sweep(self, useless: list[str], unknown: dict[str, float], found_tasks: set[str]) -> None:
+        for task_id, expires_at_s in unknown.items():
+            self._expiry.note(task_id, expires_at_s)
+        files.remove(useless)
+        self._expiry.forget_expired(self._clock(), keep=found_tasks)
+
+    async def _make_room_and_write(
+        self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float
+    ) -> Signature:
+        expired, over_cap = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE), self._index.take_over_cap()
+
+        def write() -> Signature:
+            if expired or over_cap:
+                with suppress(OSError):
+                    self._remove_superfluous(expired, over_cap)
+            if image.path is not None and not image.path.exists():
+                raise SpooledImageLost
+            self._expiry.note(task_id, expires_at_s)
+            return files.write_image(self._folder, Path(name), image, expires_at_s)
+
+        return await _in_thread(write)
+
+    def _remove_superfluous(self, expired: dict[str, Kept], over_cap: list[str]) -> None:
+        """Remove files, but those whose expiry another process extended."""
+        if expired:
+            self._expiry.refresh()
+        files.remove([*(name for name, kept in expired.items() if not self._later(name, kept)), *over_cap])
+
+    def _note_expiry(self, task_id: str, names: list[str], expires_at_s: float) -> None:
+        self._expiry.note(task_id, expires_at_s)
+        for name in names:
+            files.stamp(name, expires_at_s)
+
+    def _later(self, name: str, kept: Kept) -> float | None:
+        """Return a later expiry than the one in memory, which another process noted."""
+        noted_s = self._expiry.known(_task_of(name))
+        return noted_s if noted_s is not None and noted_s >= kept.expires_at_s + STEP_S else None
+
+    async def _is_expired(self, name: str) -> bool:
+        kept, now = self._index.get(name), self._clock()
+        if kept is None or kept.expires_at_s > now:
+            return False
+        await _in_thread(self._expiry.refresh)
+        later_s = self._later(name, kept)
+        if later_s is None or later_s <= now:
+            return True
+        self._index.add(name, kept.size_bytes, later_s)
+        return False
+
+    async def _is_there(self, task_id: str, image: StoredImage) -> bool:
+        name = self._stored_name(task_id, image)
+        return self._has_file(name, image) and not await self._is_expired(name)
+
+    def _has_file(self, name: str, image: StoredImage) -> bool:
+        """Stat in the loop's own thread: some microseconds, where another thread would cost a hundred."""
+        try:
+            return files.stat_file(self._root, name) == image.size_bytes
+        except OSError as error:
+            raise StoreUnavailable from error
+
+    def _cached(self, name: str, image: StoredImage) -> bytes | None:
+        """Return the bytes in memory, if the file is still the one that they were read from."""
+        data, signature = self._checked.data(name, image.sha256), self._checked.signature(name, image.sha256)
+        if data is None or len(data) != image.size_bytes:
+            return None
+        with suppress(OSError):
+            return data if Signature.of(os.stat(name)) == signature else None  # noqa: PTH116
+        return None
+
+    def _check_elsewhere(self, image: StoredImage) -> None:
+        if self._elsewhere(image):
+            raise StoreUnavailable
 
     def _elsewhere(self, image: StoredImage) -> bool:
-        """Whether an instance with a folder of its own keeps it."""
+        """Return whether an instance with a folder of its own keeps it."""
         return image.keeper not in ("", self.store_id) and self._others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
-        """The path as a string, which is made in a tenth of the time."""
+        """Return the path as a string, which is made in a tenth of the time."""
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"not a task id: {task_id!r}")
         name = f"{index}-{sha256[:12]}.{_EXTENSIONS.get(content_type, 'bin')}"
@@ -159,48 +306,22 @@ class DiskStore:
     def _stored_name(self, task_id: str, image: StoredImage) -> str:
         return self._name(task_id, image.index, image.sha256, image.content_type)
 
-    def _stored_path(self, task_id: str, image: StoredImage) -> Path:
-        return Path(self._stored_name(task_id, image))
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._index.forget(name)
+            self._checked.forget(name)
 
-    def _add(self, path: Path, kept: Kept) -> None:
-        self._forget(path)
-        self._index[path] = kept
-        self._total_bytes += kept.size_bytes
 
-    def _forget(self, path: Path) -> None:
-        if kept := self._index.pop(path, None):
-            self._total_bytes -= kept.size_bytes
+def _task_of(name: str) -> str:
+    return os.path.basename(os.path.dirname(name))  # noqa: PTH119, PTH120
 
-    def _expired(self, now: float) -> list[Path]:
-        """Takes what has expired off the old end of the index, some at a time; else it would grow until the sweep."""
-        expired: list[Path] = []
-        for path, kept in self._index.items():
-            if kept.expires_at_s > now or path in self._writing or len(expired) == EXPIRED_AT_ONCE:
-                break
-            expired.append(path)
-        if len(expired) < EXPIRED_AT_ONCE:
-            return []
-        for path in expired:
-            self._forget(path)
-        return expired
 
-    def _over_cap(self) -> list[Path]:
-        """Takes the oldest off the index until the rest fits; what is being written stays."""
-        oldest: list[Path] = []
-        excess_bytes = self._total_bytes - self._max_bytes
-        for path, kept in self._index.items():
-            if excess_bytes <= 0 or len(oldest) == len(self._index) - 1:
-                break
-            if path not in self._writing:
-                oldest.append(path)
-                excess_bytes -= kept.size_bytes
-        for path in oldest:
-            self._forget(path)
-        return oldest
+def _is_small(size_bytes: int) -> bool:
+    return size_bytes <= files.SMALL_BYTES
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
-        return await asyncio.to_thread(function, *args, **kwargs)
+        return await in_file_thread(function, *args, **kwargs)
     except OSError as error:
         raise StoreUnavailable from error

@@ -1,141 +1,245 @@
-"""Owns what is done to the files of pictures: whole or not there, and what lies in a folder. It blocks.
+"""Blocking work on the files of images: write, open, scan, remove. Functions raise OSError unless they say otherwise.
 
-A file's mtime is the time when it expires. Functions raise OSError where nothing else is said.
+Nothing here depends on what some mounts lack (SMB, NFS, s3fs, gcsfuse): neither on times of files nor on fsync.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from os import stat as stat_of
+from io import BufferedWriter, FileIO
 from pathlib import Path
+from typing import NamedTuple
 
+from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-ORPHAN_S = 600.0
-"""An unfinished file older than this was left by a process that died while it wrote."""
+SMALL_BYTES = 256 * 1024
+"""Images up to this size are read at once, larger ones are sent from their open file."""
+
+PART_SUFFIX = ".part"
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 _WRITE_TRIES = 5
-_MISSING = (FileNotFoundError, NotADirectoryError)
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EROFS}
+
+
+class Signature(NamedTuple):
+    """What changes when a file's content is changed, as far as the file system shows it."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Signature:
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One picture's file."""
+class FoundFile:
+    """A file that a scan found."""
 
     size_bytes: int
-    expires_at_s: float
+    modified_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """What lies in the folder: pictures, and files that nobody needs any more."""
+class ReadFile:
+    """A file whose content is that of its image: as an open file, or its bytes if it is small."""
 
-    kept: dict[Path, Kept]
-    useless: list[Path]
+    signature: Signature
+    file: FileIO | None
+    data: bytes | None
 
 
-def write(path: Path, data: bytes, expires_at_s: float) -> None:
-    """The name appears only once the bytes are on the disk: a power cut can't turn a paid picture into an empty one."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def write_image(root: Path, path: Path, image: VerifiedImage, expires_at_s: float) -> Signature:
+    """Write an image's file under `root`. Its name appears once all bytes are on the disk.
+
+    A file in the spool folder is moved; if the move is impossible, it is copied. After an error `image.path` is still
+    there, and nothing else is.
+    """
+    if image.path is not None:
+        with image.path.open("rb") as file:
+            sync(file.fileno())
+            stamp(file.fileno(), expires_at_s)
+        with suppress(*MISSING):
+            return _move(image.path, path)
+        make_folder(root, path.parent)
+        try:
+            return _move(image.path, path)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOENT):
+                raise
+    signature = _copy(root, path, image, expires_at_s)
+    if image.path is not None:
+        image.path.unlink(missing_ok=True)
+    return signature
+
+
+def _move(source: Path, target: Path) -> Signature:
+    source.replace(target)
+    return Signature.of(target.stat())
+
+
+def _copy(root: Path, path: Path, image: VerifiedImage, expires_at_s: float) -> Signature:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
     try:
-        with _create(part) as file:
-            file.write(data)
+        with _create(root, part) as file:
+            for piece in pieces_of(image):
+                file.write(piece)
             file.flush()
-            os.utime(file.fileno(), (expires_at_s, expires_at_s))
-            os.fsync(file.fileno())
-        part.replace(path)
+            stamp(file.fileno(), expires_at_s)
+            sync(file.fileno())
+        return _move(part, path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
 
 
-def _create(path: Path) -> io.BufferedWriter:
-    """Opens a new file. A sweep, here or in another process, may remove the empty folder under our hands."""
+def pieces_of(image: VerifiedImage, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    """Yield an image's bytes in pieces; those in memory come as one."""
+    if image.data is not None:
+        yield image.data
+    elif image.path is not None:
+        with image.path.open("rb", buffering=0) as file:
+            while piece := file.read(piece_bytes):
+                yield piece
+
+
+def _create(root: Path, path: Path) -> BufferedWriter:
+    """Open a new file. A sweep, here or in another process, may remove its empty folder at any time."""
     for _ in range(_WRITE_TRIES):
         with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(root, path.parent)
             return path.open("xb")
-    raise FileNotFoundError(str(path))
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def read(path: Path, image: StoredImage, now: float) -> bytes | None:
-    """The bytes, compared with their SHA-256; a damaged file is removed. None where there is no whole one."""
+def make_folder(root: Path, folder: Path) -> None:
+    """Make a folder at or under `root`. Nothing above `root` is made: without it the volume is gone."""
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime <= now:
-                return None
-            data = file.read()
-    except _MISSING:
-        return None
-    if not hashlib.sha256(data).hexdigest().startswith(image.sha256):
-        with suppress(OSError):
-            path.unlink()
-        return None
-    return data if len(data) == image.size_bytes else None
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        if folder == root:
+            raise
+        make_folder(root, folder.parent)
+        folder.mkdir(exist_ok=True)
 
 
-def is_there(name: str, image: StoredImage, now: float) -> bool:
-    """Whether the file is whole and not expired, by its size and time."""
+def sync(descriptor: int) -> None:
+    """Flush a file to the disk; a mount that has no such call is as safe as it can be."""
     try:
-        found = stat_of(name)  # noqa: PTH116 - a Path costs more than the call
-    except _MISSING:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+
+
+def stamp(file: int | str, expires_at_s: float) -> None:
+    """Set the modification time to the expiry for versions that read it there; a mount that refuses is fine."""
+    with suppress(OSError):
+        os.utime(file, (expires_at_s, expires_at_s))
+
+
+def read_image(root: str, path: str, image: StoredImage, known: Signature | None) -> ReadFile | None:
+    """Open an image's file and check it; None if it is gone or damaged. A damaged file is removed.
+
+    known: the signature at the last check of the content. While it is the same, the content is not hashed again.
+    """
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 - a Path costs more than the call; closed by owner
+    except MISSING:
+        os.stat(root)  # noqa: PTH116 - without the folder itself, nothing is certain
+        return None
+    try:
+        signature = Signature.of(os.fstat(file.fileno()))
+        if signature.size_bytes > image.size_bytes:
+            file.close()
+            return None
+        data = file.read(image.size_bytes) if image.size_bytes <= SMALL_BYTES else None
+        if _is_whole(file, data, image, trusted=signature == known):
+            if data is None:
+                return ReadFile(signature, file, None)
+            file.close()
+            return ReadFile(signature, None, data)
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    with suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+    return None
+
+
+def _is_whole(file: FileIO, data: bytes | None, image: StoredImage, *, trusted: bool) -> bool:
+    if data is not None and len(data) != image.size_bytes:
         return False
-    return found.st_size == image.size_bytes and found.st_mtime > now
+    if trusted:
+        return True
+    digest = hashlib.sha256(data) if data is not None else _hash(file, image.size_bytes)
+    return digest.hexdigest() == image.sha256
 
 
-def marked(path: Path) -> str:
-    """The mark of the folder, made at its first use; all who share the folder share it."""
+def _hash(file: FileIO, size_bytes: int) -> hashlib._Hash:
+    digest, offset = hashlib.sha256(), 0
+    while offset < size_bytes and (piece := os.pread(file.fileno(), PIECE_BYTES, offset)):
+        digest.update(piece)
+        offset += len(piece)
+    return digest
+
+
+def read_marker(path: Path) -> str:
+    """Return the id of a folder from its marker file, which is made at the first use and shared by all users."""
     with suppress(FileExistsError), path.open("x", encoding="ascii") as file:
         file.write(secrets.token_hex(8))
     return path.read_text(encoding="ascii").strip()
 
 
-def set_end(paths: Iterable[Path], expires_at_s: float) -> None:
-    """Sets when files expire; those that are gone stay gone."""
-    for path in paths:
-        with suppress(*_MISSING):
-            os.utime(path, (expires_at_s, expires_at_s))
+def stat_file(root: str, path: str) -> int | None:
+    """Return a file's size; None if it is gone."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - a Path costs more than the call
+    except MISSING:
+        os.stat(root)  # noqa: PTH116 - without the folder itself, nothing is certain
+        return None
 
 
-def remove(paths: Iterable[Path], expired_at_s: float | None = None) -> None:
-    """Removes files and the folders that this empties; with a time, only files that are still expired then."""
+def remove(paths: Iterable[str]) -> None:
+    """Remove files and the folders that this empties."""
     folders = set()
-    for path in paths:
-        with suppress(*_MISSING):
-            if expired_at_s is None or path.stat().st_mtime <= expired_at_s:
-                path.unlink()
+    for path in map(Path, paths):
+        with suppress(*MISSING):
+            path.unlink()
         folders.add(path.parent)
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
-def scan(folder: Path, now: float) -> Scan:
-    """What lies two folders down."""
-    found = Scan({}, [])
-    for path, stat in _files(folder, depth=2):
-        if path.suffix == ".part":
-            if stat.st_mtime < now - ORPHAN_S:
-                found.useless.append(path)
-        elif stat.st_mtime <= now:
-            found.useless.append(path)
-        else:
-            found.kept[path] = Kept(stat.st_size, stat.st_mtime)
-    return found
+def scan(folder: Path) -> dict[str, FoundFile]:
+    """Return the files exactly two folders down; others are not ours. What vanishes meanwhile is left out."""
+    return {path: FoundFile(stat.st_size, stat.st_mtime) for path, stat in _files(folder, depth=2)}
 
 
-def _files(folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
-    """The files exactly `depth` folders down; others are not ours. What vanishes meanwhile is left out."""
-    with suppress(*_MISSING), os.scandir(folder) as entries:
+def _files(folder: Path | str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    with suppress(*MISSING), os.scandir(folder) as entries:
         for entry in entries:
             if depth and entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path), depth - 1)
+                yield from _files(entry.path, depth - 1)
             elif not depth and entry.is_file(follow_symlinks=False):
-                with suppress(*_MISSING):
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)
+                with suppress(*MISSING):
+                    yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and what is in it, as far as possible."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -13,10 +13,16 @@ MAX_CAUSE_CHARS = 200
 
 
 class StoreHealth:
-    """Whether images can be saved. name: of the store, for the log."""
+    """Whether images can be saved.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the store, for the log.
+        consequence: of a failure, for the log.
+    """
+
+    def __init__(self, name: str, consequence: str = "no new upstream call starts until they can") -> None:
         self.name = name
+        self._consequence = consequence
         self.cause = ""
         self._writable = asyncio.Event()
         self._writable.set()
@@ -39,12 +45,10 @@ class StoreHealth:
         """Record that images can't be saved. The first failure of an outage is logged."""
         cause = error if isinstance(error, str) else describe(error)
         first = self.writable
-        self.cause = self.cause or cause
+        self.cause = cause
         if first:
             self._writable.clear()
-            logger.warning(
-                "Images can't be saved ({}): {}; no new upstream call starts until they can", self.name, cause
-            )
+            logger.warning("Images can't be saved in {}: {}; {}", self.name, cause, self._consequence)
             self._tell(writable=False)
 
     def mark_ok(self) -> None:
@@ -53,7 +57,7 @@ class StoreHealth:
             return
         cause, self.cause = self.cause, ""
         self._writable.set()
-        logger.info("Images can be saved again ({}), after: {}", self.name, cause)
+        logger.info("Images can be saved in {} again; the last fault was: {}", self.name, cause)
         self._tell(writable=True)
 
     def _tell(self, *, writable: bool) -> None:

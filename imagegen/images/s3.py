@@ -9,16 +9,21 @@ is free at most services; a lifecycle rule of the bucket can do it too, where th
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import aiohttp
 from loguru import logger
 
 from imagegen.errors import SettingsError, StoreUnavailable
+from imagegen.images.store import PIECE_BYTES, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 3600.0
@@ -27,11 +32,13 @@ SWEEP_MARGIN_S = 3600.0
 
 CALL_S = 30.0
 LISTING_S = 600.0
+SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
 
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_PASSING = {408, 429, 500, 502, 503, 504}
+_PASSING = {408, 425, 429}
+_PROBE = b"imagegen probe\n"
 _END = "imagegen-expires-at"
 
 _HINTS = {
@@ -92,58 +99,89 @@ class S3Bytes:
         self._client: Any = None
         self._index: dict[str, _Kept] = {}
         self._total_bytes = 0
-        self._away = False
 
     async def start(self) -> None:
-        """Asks the bucket once. Raises SettingsError where it refuses us; a service that is away is fine."""
+        """List, write, read and delete once.
+
+        Raises: SettingsError if the bucket refuses us; StoreUnavailable if it is away, which may pass.
+        """
         try:
             opening = self._session.create_client("s3", **_client_options(self._bucket))
             self._client = await self._stack.enter_async_context(opening)
             async with asyncio.timeout(CALL_S):
                 await self._client.list_objects_v2(Bucket=self._bucket.name, Prefix=self._bucket.prefix, MaxKeys=1)
+                await self._write_and_delete(f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}")
         except self._refused as error:
-            if _status(error) not in _PASSING:
+            if not _passes(_status(error)):
                 hint = _HINTS.get(_code(error), "S3_ENDPOINT, S3_BUCKET: the service refuses us")
                 raise SettingsError(f"{hint} ({error})") from error
-            self._note_away(error)
+            raise StoreUnavailable from error
         except self._wrong as error:
             raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
         except self._failures as error:
-            self._note_away(error)
+            raise StoreUnavailable from error
 
     async def close(self) -> None:
         await self._stack.aclose()
 
-    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
-        """Writes the object, then deletes the oldest that are over the cap. Raises StoreUnavailable."""
+    async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
+        """Write the object, a file in pieces, then delete the oldest that are over the cap. Raises StoreUnavailable."""
         key = self._key(task_id, image)
-        async with self._calling():
+        async with self._calling(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S), _opened(source) as body:
             await self._client.put_object(
                 Bucket=self._bucket.name,
                 Key=key,
-                Body=data,
+                Body=body,
+                ContentLength=image.size_bytes,
+                ContentMD5=await in_file_thread(_md5, source),
                 ContentType=image.content_type,
                 Metadata={_END: f"{expires_at_s:.3f}"},
             )
-        self._add(key, _Kept(len(data), self._clock()))
+        self._add(key, _Kept(image.size_bytes, self._clock()))
         with suppress(StoreUnavailable):  # the picture is safe; what is left over is found by the next sweep
             await self._delete(self._over_cap(key))
 
-    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
-        """The object's bytes, or None where it is gone or over its end. Raises StoreUnavailable."""
-        key, data = self._key(task_id, image), None
-        with suppress(_Missing):
+    async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
+        part = {} if length == image.size_bytes else {"Range": f"bytes={offset}-{offset + length - 1}"}
+        try:
             async with self._calling():
-                found = await self._client.get_object(Bucket=self._bucket.name, Key=key)
-                async with found["Body"] as body:
-                    data = await body.read() if self._stands(found, image) else None
-        return data
+                found = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
+        except _Missing:
+            return
+        body = found["Body"]
+        try:
+            if not self._stands(found, image):
+                return
+            while True:
+                async with self._calling():
+                    piece = await body.read(PIECE_BYTES)
+                if not piece:
+                    return
+                yield piece
+        finally:
+            body.close()
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    async def probe(self) -> None:
+        """Write an object, read it back and delete it. Raises StoreUnavailable."""
+        key = f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}"
+        async with self._calling():
+            await self._write_and_delete(key)
+
+    async def _write_and_delete(self, key: str) -> None:
+        await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=_PROBE)
+        found = await self._client.get_object(Bucket=self._bucket.name, Key=key)
+        async with found["Body"] as body:
+            content = await body.read()
+        await self._client.delete_object(Bucket=self._bucket.name, Key=key)
+        if content != _PROBE:
+            raise OSError("an object reads back differently from what was written")
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether each object is there, of its size and before its end. Raises StoreUnavailable."""
         return all(await asyncio.gather(*(self._has(task_id, image) for image in images)))
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Copies each object onto itself with a new end, since metadata can't be changed. Raises StoreUnavailable."""
         await asyncio.gather(*(self._set_end(self._key(task_id, image), image, expires_at_s) for image in images))
 
@@ -218,19 +256,9 @@ class S3Bytes:
         except self._refused as error:
             if _code(error) in _MISSING:
                 raise _Missing from error
-            self._note_away(error)
             raise StoreUnavailable from error
         except self._failures as error:
-            self._note_away(error)
             raise StoreUnavailable from error
-        if self._away:
-            self._away = False
-            logger.info("The bucket is back")
-
-    def _note_away(self, error: Exception) -> None:
-        if not self._away:
-            self._away = True
-            logger.warning("The bucket can't be used: {}", f"{type(error).__name__}: {error}"[:300])
 
     def _key(self, task_id: str, image: StoredImage) -> str:
         extension = _EXTENSIONS.get(image.content_type, "bin")
@@ -238,7 +266,9 @@ class S3Bytes:
 
     def _stands(self, found: Mapping[str, Any], image: StoredImage) -> bool:
         end = found["Metadata"].get(_END, "")
-        return found["ContentLength"] == image.size_bytes and _seconds(end) > self._clock()
+        of_range = str(found.get("ContentRange", "")).rpartition("/")[2]
+        size_bytes = int(of_range) if of_range.isdecimal() else found["ContentLength"]
+        return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
     def _add(self, key: str, kept: _Kept) -> None:
         self._forget(key)
@@ -265,7 +295,10 @@ class S3Bytes:
 
 
 def _client_options(bucket: Bucket) -> dict[str, Any]:
-    """Path-style addresses and no checksums of AWS's own, since other services may lack the rest."""
+    """Return path-style addresses and no checksums of AWS's own, since other services may lack the rest.
+
+    Bodies are not part of the signature, which would hash them in the loop's thread; a Content-MD5 protects them.
+    """
     from aiobotocore.config import AioConfig  # noqa: PLC0415
 
     return {
@@ -278,12 +311,40 @@ def _client_options(bucket: Bucket) -> dict[str, Any]:
             read_timeout=10,
             max_pool_connections=20,
             retries={"mode": "standard", "total_max_attempts": 3},
-            s3={"addressing_style": "path" if bucket.endpoint else "auto"},
+            s3={"addressing_style": "path" if bucket.endpoint else "auto", "payload_signing_enabled": False},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             ignore_configured_endpoint_urls=True,
         ),
     }
+
+
+@asynccontextmanager
+async def _opened(source: bytes | Path) -> AsyncIterator[bytes | BinaryIO]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    file = await in_file_thread(source.open, "rb")
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _md5(source: bytes | Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(source, bytes):
+        digest.update(source)
+    else:
+        with source.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def _passes(status: int) -> bool:
+    """Return whether a refusal may pass by itself."""
+    return status >= 500 or status in _PASSING
 
 
 def _code(error: Any) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, ParamSpec, Protocol, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar, cast
 
+from imagegen.errors import StoreUnavailable
 from imagegen.images.health import StoreHealth
 from imagegen.tasks.image import StoredImage
 
@@ -26,6 +29,10 @@ async def in_file_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kw
     """Run blocking file work in threads of its own, so that no slow name lookup or other work delays it."""
     call = asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*args, **kwargs))
     return await call
+
+
+class SpooledImageLost(StoreUnavailable):
+    """The file `VerifiedImage.path` is not there any more; saving it again can't help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,13 @@ class VerifiedImage:
         if (self.data is None) == (self.path is None):
             raise ValueError("an image has either data or a path")
 
+    @property
+    def source(self) -> bytes | Path:
+        """The bytes, or the file with them."""
+        if self.data is not None:
+            return self.data
+        return cast(Path, self.path)
+
     def stored_at(self, index: int, *, seed: int | None = None, keeper: str = "") -> StoredImage:
         """Return the record of this image in its task."""
         return StoredImage(
@@ -67,7 +81,7 @@ class OpenedImage:
 
     size_bytes: int
     data: bytes | None = None
-    file: BinaryIO | None = None
+    file: FileIO | None = None
     pieces: Callable[[int, int], AsyncGenerator[bytes, None]] | None = None
 
     async def read(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -100,14 +114,8 @@ class OpenedImage:
         self.data = self.pieces = None
 
 
-def bytes_of(image: VerifiedImage) -> bytes:
-    """Return an image's bytes; blocks if they are in a file. Raises OSError."""
-    return image.data if image.data is not None else cast(Path, image.path).read_bytes()
-
-
-def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+def _read_at(file: FileIO, offset: int, length: int) -> bytes:
+    return os.pread(file.fileno(), length, offset)
 
 
 class ImageStore(Protocol):
@@ -133,7 +141,7 @@ class ImageStore(Protocol):
 
         The file `image.path` may be moved away; after an error it is still there.
 
-        Raises: StoreUnavailable, after `health` was updated.
+        Raises: StoreUnavailable, after `health` was updated; SpooledImageLost.
         """
         ...
 
@@ -143,6 +151,10 @@ class ImageStore(Protocol):
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Return whether each of the images can still be opened. Raises StoreUnavailable."""
+        ...
+
+    async def contains(self, task_id: str, image: StoredImage) -> bool:
+        """Return whether `open` finds the image, without reading it. Raises StoreUnavailable."""
         ...
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:

@@ -1,12 +1,18 @@
-"""Owns the bytes of pictures in Redis: parts under keys that expire, and one index that holds them under a cap."""
+"""Bytes of images in Redis: parts under keys that expire, and one index that holds them under a cap."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import cast
 
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from imagegen.errors import StoreUnavailable
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua
@@ -15,6 +21,8 @@ from imagegen.tasks.image import StoredImage
 PART_BYTES = 2 * 1024 * 1024
 """Upstash takes 10 MB a request, and one part has to pass within the deadline of a call. Readers count on this size:
 another one would hide the larger pictures that are stored already."""
+
+PROBE_LIFE_MS = 10_000
 
 TAKEN_AT_ONCE = 100
 """In keep.lua."""
@@ -46,30 +54,39 @@ class RedisBytes:
     async def close(self) -> None:
         """The connection is not ours."""
 
-    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
-        """Keeps it until `expires_at_s` (Unix time), after the oldest made room. Raises QueueUnavailable."""
-        name = _name(task_id, image)
-        await self._make_room(f"{name}:{len(data)}", len(data), expires_at_s)
-        for part, key in enumerate(self._parts(name, len(data))):
-            async with self._connection.guarded():
-                await self._connection.commands.set(
-                    key, data[part * PART_BYTES : (part + 1) * PART_BYTES], pxat=int(expires_at_s * 1000)
-                )
+    async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
+        """Save the bytes, or those of a file, until `expires_at_s` (Unix time), after the oldest made room.
+
+        Raises: QueueUnavailable; StoreUnavailable if Redis has no memory for it or the file can't be read.
+        """
+        name, size_bytes = _name(task_id, image), image.size_bytes
+        await self._make_room(f"{name}:{size_bytes}", size_bytes, expires_at_s)
+        for part, key in enumerate(self._parts(name, size_bytes)):
+            data = await _part(source, part)
+            async with self._connection.guarded(), _memory_checked():
+                await self._connection.commands.set(key, data, pxat=int(expires_at_s * 1000))
             self._spent(1)
 
-    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
-        """The bytes, or None where some of them are gone. Raises QueueUnavailable."""
-        parts: list[bytes] = []
-        for key in self._parts(_name(task_id, image), image.size_bytes):
+    async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset` in pieces: fewer than `length` if a part is gone. Raises QueueUnavailable."""
+        keys = list(self._parts(_name(task_id, image), image.size_bytes))
+        end = offset + length
+        for number in range(offset // PART_BYTES, -(-end // PART_BYTES)):
             async with self._connection.guarded():
-                part = cast(bytes | None, await self._connection.commands.get(key))
+                part = cast(bytes | None, await self._connection.commands.get(keys[number]))
             self._spent(1)
             if part is None:
-                return None
-            parts.append(part)
-        return b"".join(parts)
+                return
+            start = number * PART_BYTES
+            yield part[max(offset - start, 0) : end - start] if start < offset or end < start + len(part) else part
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    async def probe(self) -> None:
+        """Write a small value. Raises QueueUnavailable, StoreUnavailable."""
+        async with self._connection.guarded(), _memory_checked():
+            await self._connection.commands.set(self._keys.picture("probe", 0), b"1", px=PROBE_LIFE_MS)
+        self._spent(1)
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether every part of each is there; one command. Raises QueueUnavailable."""
         keys = self._all_parts(task_id, images)
         if not keys:
@@ -79,7 +96,7 @@ class RedisBytes:
         self._spent(1)
         return count == len(keys)
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         """Moves their end; one command a part. Raises QueueUnavailable."""
         keys = self._all_parts(task_id, images)
         async with self._connection.guarded():
@@ -96,7 +113,7 @@ class RedisBytes:
         moved = expires_at_s > self._index_end_s
         floor_bytes = self._max_bytes - self._max_bytes // SLACK
         args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved))
-        async with self._connection.guarded():
+        async with self._connection.guarded(), _memory_checked():
             taken = cast(list[bytes], await self._keep(keys=[self._keys.pictures], args=args))
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // TAKEN_AT_ONCE) if taken else 0))
@@ -111,6 +128,33 @@ class RedisBytes:
 
     def _parts(self, name: str, size_bytes: int) -> Iterator[str]:
         return (self._keys.picture(name, part) for part in range(-(-size_bytes // PART_BYTES)))
+
+
+async def _part(source: bytes | Path, part: int) -> bytes:
+    """Return one part of the bytes or of a file. Raises StoreUnavailable."""
+    if isinstance(source, bytes):
+        return source[part * PART_BYTES : (part + 1) * PART_BYTES]
+    try:
+        return await asyncio.to_thread(_read, source, part * PART_BYTES)
+    except OSError as error:
+        raise StoreUnavailable from error
+
+
+def _read(path: Path, offset: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(PART_BYTES)
+
+
+@asynccontextmanager
+async def _memory_checked() -> AsyncIterator[None]:
+    """Raise StoreUnavailable if Redis has no memory left: it answers, so it is not away."""
+    try:
+        yield
+    except ResponseError as error:
+        if "OOM " in str(error)[:120] or isinstance(error, OutOfMemoryError):
+            raise StoreUnavailable from error
+        raise
 
 
 def _name(task_id: str, image: StoredImage) -> str:

@@ -45,10 +45,13 @@ class Identity:
 
 
 class Readiness:
-    """Whether this instance should get traffic. ask: set by the app, asks Redis and the loops."""
+    """Whether this instance should get traffic.
 
-    def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
-        self.ask = ask
+    causes: set by the app; returns why it should not, in words without secrets, nothing if it should.
+    """
+
+    def __init__(self, causes: Callable[[], Awaitable[list[str]]]) -> None:
+        self.causes = causes
         self.draining = False
 
 

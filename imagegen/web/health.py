@@ -25,7 +25,8 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Traffic should come: Redis answers, the loops live, no drain."""
-    ready = await request.app[CONTEXT].readiness.ask()
-    answer: ReadyView = {"status": "ready" if ready else "not ready"}
-    return json_response(answer, status=200 if ready else 503)
+    """Tell whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
+    causes = await request.app[CONTEXT].readiness.causes()
+    if not causes:
+        return json_response(ReadyView(status="ready"))
+    return json_response(ReadyView(status="not ready", causes=causes), status=503)

@@ -1,24 +1,29 @@
-"""Owns the serving of image bytes: GET /api/images/{taskId}/{index}."""
+"""Route of image bytes: GET and HEAD /api/images/{taskId}/{index}."""
 
 from __future__ import annotations
 
 import re
 import time
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from imagegen.errors import ImageExpired, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
-from imagegen.web.context import CONTEXT
+from imagegen.web.context import CONTEXT, Context
+from imagegen.web.imagesend import ImageSender
 from imagegen.web.tasks import matches
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
+
+_INDEX = re.compile(r"0|[1-9][0-9]?")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_MAX_DIGITS = 18
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 async def get_picture(request: web.Request) -> web.StreamResponse:
-    """One picture's bytes. Raises TaskNotFound, ImageExpired, StoreUnavailable."""
+    """Send one image's bytes. Raises TaskNotFound, ImageExpired, StoreUnavailable."""
     context = request.app[CONTEXT]
     task = await context.queue.get(request.match_info["task_id"])
     image = _image(task, request.match_info["index"])
@@ -29,24 +34,53 @@ async def get_picture(request: web.Request) -> web.StreamResponse:
     version = request.query.get("v")
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
-    opened = await context.store.open(task.id, image)
-    if opened is None:
-        raise ImageExpired
-    data = await opened.read_all()
-    opened.close()
-    return _response(request, task, image, data)
+    return await _answer(request, context, task, image)
 
 
 def _image(task: Task | None, index: str) -> StoredImage | None:
-    if task is None or not re.fullmatch(r"\d{1,2}", index):
+    if task is None or not _INDEX.fullmatch(index):
         return None
     return next((image for image in task.images if image.index == int(index)), None)
 
 
-def _response(request: web.Request, task: Task, image: StoredImage, data: bytes) -> web.Response:
-    etag = f'"{image.sha256[:32]}"'
+async def _answer(request: web.Request, context: Context, task: Task, image: StoredImage) -> web.StreamResponse:
+    """Answer from the record alone if no bytes are to be sent."""
+    etag, size_bytes = f'"{image.sha256[:32]}"', image.size_bytes
+    headers = _headers(request, task, image, etag)
+    if matches(request.headers.get(hdrs.IF_NONE_MATCH), etag):
+        return await _without_body(context, task, image, web.Response(status=304, headers=headers))
+    headers[hdrs.CONTENT_TYPE] = image.content_type
+    if request.method == hdrs.METH_HEAD:
+        head = web.Response(headers={**headers, hdrs.CONTENT_LENGTH: str(size_bytes)})
+        return await _without_body(context, task, image, head)
+    status, part = 200, range(size_bytes)
+    wanted = request.headers.get(hdrs.RANGE)
+    if wanted is not None and request.headers.get(hdrs.IF_RANGE, etag) == etag:
+        found = requested_range(wanted, size_bytes)
+        if found is not None and not found:
+            del headers[hdrs.CONTENT_TYPE]
+            refusal = web.Response(status=416, headers={**headers, hdrs.CONTENT_RANGE: f"bytes */{size_bytes}"})
+            return await _without_body(context, task, image, refusal)
+        if found is not None:
+            status, part = 206, found
+            headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
+    opened = await context.store.open(task.id, image)
+    if opened is None:
+        raise ImageExpired
+    return await request.app[IMAGE_SENDER].send(request, opened, part, status, headers)
+
+
+async def _without_body(
+    context: Context, task: Task, image: StoredImage, response: web.StreamResponse
+) -> web.StreamResponse:
+    if not await context.store.contains(task.id, image):
+        raise ImageExpired
+    return response
+
+
+def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) -> dict[str, str]:
     extension = _EXTENSIONS.get(image.content_type, "bin")
-    headers = {
+    return {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": _cache_control(request, task),
@@ -54,17 +88,6 @@ def _response(request: web.Request, task: Task, image: StoredImage, data: bytes)
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
-    if matches(request.headers.get("If-None-Match"), etag):
-        return web.Response(status=304, headers=headers)
-    wanted = _range(request, etag, len(data))
-    if wanted is None:
-        return web.Response(body=data, headers=headers, content_type=image.content_type)
-    first, last = wanted
-    if first > last:
-        headers["Content-Range"] = f"bytes */{len(data)}"
-        return web.Response(status=416, headers=headers)
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-    return web.Response(status=206, body=data[first : last + 1], headers=headers, content_type=image.content_type)
 
 
 def _cache_control(request: web.Request, task: Task) -> str:
@@ -73,15 +96,24 @@ def _cache_control(request: web.Request, task: Task) -> str:
     return f"public, max-age={max(int(task.expires_at - time.time()), 0)}, immutable"
 
 
-def _range(request: web.Request, etag: str, size: int) -> tuple[int, int] | None:
-    """First and last byte wanted; first > last where it can't be had; None for the whole (RFC 9110, 14.2)."""
-    found = _RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
-    if not found or found[0] == "bytes=-" or request.headers.get("If-Range", etag) != etag:
+def requested_range(header: str, size_bytes: int) -> range | None:
+    """Return the bytes that a Range header asks for (RFC 9110, 14.2).
+
+    Empty if they can't be had, which is a 416; None if the header is to be ignored: several ranges, or no valid one.
+    """
+    found = _RANGE.fullmatch(header.replace(" ", ""))
+    if not found or not (found[1] or found[2]):
         return None
     if not found[1]:
-        length = min(int(found[2]), size)
-        return (size - length, size - 1) if length else (1, 0)
-    first, last = int(found[1]), min(int(found[2]) if found[2] else size - 1, size - 1)
-    if found[2] and int(found[2]) < first:
+        return range(max(size_bytes - _number(found[2]), 0), size_bytes)
+    first = _number(found[1])
+    last = _number(found[2]) if found[2] else size_bytes - 1
+    if found[2] and last < first:
         return None
-    return (first, last) if first < size else (1, 0)
+    return range(first, min(last + 1, size_bytes)) if first < size_bytes else range(0)
+
+
+def _number(digits: str) -> int:
+    """Return the number; all those over the size of any file are the same."""
+    digits = digits.lstrip("0")
+    return 10**_MAX_DIGITS if len(digits) > _MAX_DIGITS else int(digits or 0)

@@ -198,6 +198,7 @@ class ReadyView(TypedDict):
     """Whether traffic should come."""
 
     status: Literal["ready", "not ready"]
+    causes: NotRequired[list[str]]
 
 
 class WebhookEvent(TypedDict):

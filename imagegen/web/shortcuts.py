@@ -125,10 +125,10 @@ def take_whole(content: StreamReader) -> bytes | None:
 
 
 class QuickResponse(web.Response):
-    """An answer of JSON whose head is made as one text, and sent with the body at once.
+    """An answer, of JSON or an image, whose head is made as one text, and sent with the body at once.
 
     That is done for HTTP/1.1 on a connection that stays; the result is what aiohttp would have sent.
-    headers: no name comes twice, whatever its case, and none is Content-Type.
+    headers: no name comes twice, whatever its case; without a Content-Type, it is JSON.
     """
 
     _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
@@ -137,7 +137,8 @@ class QuickResponse(web.Response):
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         self._state = {}
         self._body, self._status, self._reason = body, status, REASON_PHRASES.get(status, "")
-        self._given = {**headers, hdrs.CONTENT_TYPE: "application/json; charset=utf-8"}
+        self._given = {**headers}
+        self._given.setdefault(hdrs.CONTENT_TYPE, "application/json; charset=utf-8")
 
     @cached_property
     def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
-from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.images.store import PIECE_BYTES, ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
@@ -36,23 +37,30 @@ class Elsewhere:
     async def close(self) -> None:
         pass
 
-    async def put(self, task_id: str, image: StoredImage, data: bytes, expires_at_s: float) -> None:
+    async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
         if self.failing_puts:
             self.failing_puts -= 1
             raise QueueUnavailable
         self._answers()
+        data = source if isinstance(source, bytes) else source.read_bytes()  # noqa: ASYNC240
         self.kept[task_id, image.index, image.sha256] = data
 
-    async def get(self, task_id: str, image: StoredImage) -> bytes | None:
+    async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         self._answers()
         self.gets += 1
-        return self.kept.get((task_id, image.index, image.sha256))
+        data = self.kept.get((task_id, image.index, image.sha256), b"")
+        for start in range(offset, min(offset + length, len(data)), PIECE_BYTES):
+            yield data[start : min(start + PIECE_BYTES, offset + length)]
+            await asyncio.sleep(0)
 
-    async def holds(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         self._answers()
         return all((task_id, image.index, image.sha256) in self.kept for image in images)
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        self._answers()
+
+    async def probe(self) -> None:
         self._answers()
 
     def _answers(self) -> None:
@@ -66,10 +74,11 @@ def port() -> Elsewhere:
 
 
 @pytest.fixture
-async def store(port: Elsewhere, tmp_path: Path) -> CachedStore:
+async def store(port: Elsewhere, tmp_path: Path) -> AsyncIterator[CachedStore]:
     store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0)
     await store.start()
-    return store
+    yield store
+    await store.close()
 
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
-from imagegen.images.disk import EXPIRED_AT_ONCE, DiskStore
-from imagegen.images.files import ORPHAN_S
+from imagegen.images.disk import ORPHAN_S, DiskStore
+from imagegen.images.diskindex import EXPIRED_AT_ONCE
 from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.images.upstream import UpstreamStore
 from imagegen.tasks.image import StoredImage
@@ -36,10 +36,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> DiskStore:
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
     store = DiskStore(tmp_path / "data" / "images", 1_000_000, clock=clock)
     await store.start()
-    return store
+    yield store
+    await store.close()
 
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
@@ -80,7 +81,7 @@ async def test_a_file_deleted_behind_its_back_is_gone(
 ) -> None:
     image = make_picture()
     await store.save(TASK, 0, image, clock.now + 60)
-    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "images" / "01")
     assert await load(store, TASK, stored(image)) is None
     assert not await store.contains_all(TASK, [stored(image)])
     await store.sweep_once()
@@ -124,20 +125,25 @@ async def test_what_has_expired_makes_room_for_new_pictures_without_a_sweep(
     await store.extend_expiry(f"{0:032x}", [stored(image)], clock.now + 60)
     clock.now += 10
     await store.save(TASK, 0, image, clock.now + 60)
-    left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE, EXPIRED_AT_ONCE + 5)), TASK]
+    left = [f"{0:032x}", *(f"{number:032x}" for number in range(EXPIRED_AT_ONCE + 1, EXPIRED_AT_ONCE + 5)), TASK]
     assert sorted(path.parent.name for path in files(tmp_path)) == sorted(left)
 
 
 async def test_a_sweep_leaves_what_is_not_ours_and_takes_orphans_of_a_dead_writer(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
-    await store.save(TASK, 0, make_picture(), clock.now + 60)
+    await store.save(TASK, 0, make_picture(), clock.now + ORPHAN_S + 60)
     folder = tmp_path / "data" / "images"
     ours = files(tmp_path)[0]
     stranger, orphan, fresh = folder / "README", ours.with_name(".0-a.png.1.part"), ours.with_name(".0-a.png.2.part")
-    for path, age_s in ((stranger, 10**6), (orphan, ORPHAN_S + 1), (fresh, 1)):
+    for path in (stranger, orphan):
         path.write_bytes(b"x")
-        os.utime(path, (clock.now - age_s,) * 2)
+        os.utime(path, (0, 0))
+    await store.sweep_once()
+    assert files(tmp_path) == sorted([stranger, ours, orphan])
+    clock.now += ORPHAN_S
+    fresh.write_bytes(b"x")
+    os.utime(fresh, (0, 0))
     await store.sweep_once()
     assert files(tmp_path) == sorted([stranger, ours, fresh])
 
@@ -223,8 +229,8 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
 
     monkeypatch.setattr(Path, "open", fails)
     monkeypatch.setattr(Path, "stat", fails)
-    monkeypatch.setattr("imagegen.images.files.stat_of", fails)
-    monkeypatch.setattr(os, "utime", fails)
+    monkeypatch.setattr(os, "stat", fails)
+    monkeypatch.setattr("builtins.open", fails)
     for ask in (
         store.save(TASK, 1, image, clock.now + 60),
         load(store, TASK, stored(image)),
@@ -252,10 +258,19 @@ async def test_a_write_that_fails_half_way_leaves_nothing_behind(
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_folder_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(
+    tmp_path: Path, make_picture: MakePicture
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable):
-        await DiskStore(tmp_path / "file" / "images", 1).start()
+    store = DiskStore(tmp_path / "file" / "images", 10**6)
+    await store.start()
+    assert not store.health.writable
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    await store.check()
+    assert store.health.writable
+    await store.save(TASK, 0, make_picture(), time.time() + 60)
+    await store.close()
 
 
 async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_made_again(
@@ -263,11 +278,11 @@ async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_ma
 ) -> None:
     opened, swept = Path.open, []
 
-    def swept_then_opened(path: Path, mode: str) -> object:
-        if len(swept) < 2:
+    def swept_then_opened(path: Path, mode: str, **options: int) -> object:
+        if len(swept) < 2 and path.suffix == ".part":
             swept.append(path)
             path.parent.rmdir()
-        return opened(path, mode)
+        return opened(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", swept_then_opened)
     image = make_picture()

@@ -13,7 +13,8 @@ PAGES = "Pages"
 _TEXT = {"type": "string"}
 _PAGE_HEADERS = ("ETag", "Cache-Control")
 _UNCHANGED = Answer(304, "The client has it.", headers=_PAGE_HEADERS)
-_READY, _NOT_READY = {"ready": {"status": "ready"}}, {"not ready": {"status": "not ready"}}
+_READY = {"ready": {"status": "ready"}}
+_NOT_READY = {"not ready": {"status": "not ready", "causes": ["images can't be saved: ENOSPC No space left on device"]}}
 
 API_HEALTH = Operation(
     "get",
@@ -54,7 +55,7 @@ READY = Operation(
     "getReady",
     OPERATE,
     "See whether traffic should come",
-    "Redis answers, the loops live, and the service is not about to stop.",
+    "Redis answers, the loops live, images can be saved, and the service is not about to stop.",
     (
         Answer(200, "It should.", ReadyView, _READY),
         Answer(503, "It should not.", ReadyView, _NOT_READY),
