@@ -275,13 +275,13 @@ async def test_pictures_that_stand_are_kept_as_long_as_their_task(start_paid, up
     old = await generated(service)
     kept: list[float] = []
     store = service.app[STORE]
-    extend = store.extend
+    extend = store.extend_expiry
 
     async def noted(task_id: str, images, expires_at_s: float) -> None:
         kept.append(expires_at_s)
         await extend(task_id, images, expires_at_s)
 
-    monkeypatch.setattr(store, "extend", noted)
+    monkeypatch.setattr(store, "extend_expiry", noted)
     upstream.script("401")
     await generated(service, Cache_Control="no-cache")
     task = await service.app[CONTEXT].queue.get(old["taskId"])
