@@ -135,7 +135,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         settings.result_ttl_s,
         record_life_s=settings.task_deadline_s + settings.result_ttl_s,
         max_queue=settings.max_queue,
-        slots=settings.worker_concurrency,
+        slots=chosen.call_slots(settings),
         deadline_s=settings.task_deadline_s,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -254,7 +254,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         Recent(app[METER]),
         app[QUEUE].backlog,
         UpstreamRules(
-            settings.worker_concurrency,
+            chosen.call_slots(settings),
             settings.upstream_rate_per_min,
             lambda: app[PACING].blocked(settings.default_model),
         ),
@@ -283,7 +283,7 @@ async def serve(settings: Settings) -> int:
         collect_less_garbage()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
-        for line in start_checks.overview(settings, base_address(sockets[0])):
+        for line in start_checks.overview(settings, base_address(sockets[0]), chosen.call_slots(settings)):
             logger.info("{}", line)
         died = asyncio.create_task(app[SUPERVISOR].died.wait())
         stopped = asyncio.create_task(stop.wait())

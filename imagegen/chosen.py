@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import aiohttp
+from yarl import URL
 
 from imagegen.images.s3 import Bucket, S3Bytes
 from imagegen.providers.a1111 import A1111Provider
-from imagegen.providers.openai import OpenAICompatibleProvider
+from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
@@ -40,6 +41,20 @@ def shared_bytes(settings: Settings, room: QueueRoom) -> RedisBytes | S3Bytes | 
 def image_life_s(settings: Settings) -> float:
     """A picture is kept from when it is stored, a task from when it is finished, which is later."""
     return settings.result_ttl_s + 2 * settings.upstream_timeout_s
+
+
+def call_slots(settings: Settings) -> int:
+    """How many calls this instance makes at once: WORKER_CONCURRENCY, but no more than the provider works on at once.
+
+    What is more waits in the stream, where it runs into no time limit and other instances can take it.
+    """
+    most: int | None = None
+    match settings.provider:
+        case "a1111":
+            most = A1111Provider.max_concurrent_calls
+        case "openai" if settings.openai_api_url:
+            most = dialect_of(URL(settings.openai_api_url)).max_concurrent_calls
+    return settings.worker_concurrency if most is None else min(most, settings.worker_concurrency)
 
 
 def provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:

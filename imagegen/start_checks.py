@@ -61,16 +61,16 @@ def warnings(settings: Settings) -> Iterator[str]:
             yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
 
 
-def overview(settings: Settings, address: str) -> Iterator[str]:
+def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]:
     """Yield the lines that tell an operator what this service is set to; no secret is in them.
 
-    address: where it listens.
+    address: where it listens. call_slots: upstream calls at once.
     """
     yield f"Provider {settings.provider}, default model {settings.default_model}, images in {_store(settings)}"
     general, generation = settings.rate_limit_max, settings.image_rate_limit_max
     limits = [f"{limit} {what}" for limit, what in ((general, "requests"), (generation, "generations")) if limit]
     each = f"{' and '.join(limits)} in {settings.rate_limit_window_s:g} s" if limits else "none"
-    yield f"Redis {_redis(settings)}, limits of a client: {each}, {settings.worker_concurrency} upstream calls at once"
+    yield f"Redis {_redis(settings)}, limits of a client: {each}, {call_slots} upstream calls at once"
     yield f"The API is shown at {settings.public_url or address}/docs"
     if settings.provider == "sandbox":
         yield "The sandbox draws the images itself: for real ones set TOGETHER_API_KEY, or PROVIDER and what it needs"

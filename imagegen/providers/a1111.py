@@ -30,6 +30,8 @@ class A1111Provider:
     """
 
     name = "a1111"
+    max_concurrent_calls = 1
+    """The web UI makes one image at a time, behind a lock; a second call would spend its time limit in that queue."""
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import monotonic
 
+from loguru import logger
+
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallWatcher, Provider, Reply
@@ -13,12 +15,22 @@ OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
 
 
+KEY_SETTINGS = {"together": "TOGETHER_API_KEY", "openai": "OPENAI_API_KEY", "a1111": "A1111_URL"}
+"""By provider: the setting with the key, for the operator who must act."""
+
+_REFUSALS = {
+    "upstream_auth": "The provider refuses the key of {}: {}",
+    "upstream_billing": "The provider's account that belongs to the key of {} has no credit: {}",
+}
+
+
 class MeteredProvider:
-    """Does what the other does, and counts how each call ended and how long it took."""
+    """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key."""
 
     def __init__(self, provider: Provider, meter: Meter) -> None:
         self._provider = provider
         self._meter = meter
+        self._warned: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -37,12 +49,24 @@ class MeteredProvider:
         try:
             reply = await self._provider.generate(call, watcher)
             code = OK
+            if self._warned:
+                self._warned.clear()
+                logger.info("The provider accepts the key again")
         except UpstreamError as error:
             code, ambiguous = error.code, error.ambiguous
+            if code in _REFUSALS:
+                self._warn(error)
             raise
         finally:
             self._meter.called(code, monotonic() - began_at, ambiguous=ambiguous)
         return reply
+
+    def _warn(self, error: UpstreamError) -> None:
+        """One line for the operator, until the provider accepts a call again."""
+        if error.code not in self._warned:
+            self._warned.add(error.code)
+            setting = KEY_SETTINGS.get(self.name, self.name)
+            logger.warning(_REFUSALS[error.code], setting, error.upstream_detail)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return await self._provider.models()

@@ -29,6 +29,7 @@ class Dialect:
     steps_name, format_name: its words for `steps` and `output_format`.
     negative_name: its word for `negative_prompt`; None where it follows the prompt after a `|`.
     response_format: what to ask for, None where the field is refused or unknown.
+    max_concurrent_calls: what the service works on at once; None if it has no such limit.
     refused: fields (in our words) that it has no place for; they are left out, with a warning.
     """
 
@@ -38,6 +39,7 @@ class Dialect:
     negative_name: str | None = "negative_prompt"
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     max_images_per_call: int = 1
+    max_concurrent_calls: int | None = None
     refused: frozenset[str] = frozenset()
 
     def for_model(self, model: str) -> Dialect:
@@ -74,7 +76,7 @@ _DIALECTS = {
 }
 
 _LOCAL_DIALECTS = {
-    1234: Dialect(refused=_ADJUSTMENTS | _SOURCES),  # sd.cpp's sd-server
+    1234: Dialect(max_concurrent_calls=1, refused=_ADJUSTMENTS | _SOURCES),  # sd.cpp's sd-server
     8000: Dialect(steps_name="num_inference_steps", max_images_per_call=10),  # vLLM-Omni
     8080: Dialect(steps_name="step", negative_name=None),  # LocalAI
 }

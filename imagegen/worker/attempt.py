@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
@@ -29,6 +30,9 @@ from imagegen.worker.watcher import Watcher
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
 
+MAX_KNOWN_COUNTS = 200
+"""Models; clients may name any."""
+
 
 class Keeper(Protocol):
     """Keeps pictures."""
@@ -46,6 +50,22 @@ class Keeper(Protocol):
         ...
 
 
+class Counts:
+    """How many images a call may ask for, by model, as learned from refusals; those cost nothing."""
+
+    def __init__(self) -> None:
+        self._most: dict[str, int] = {}
+
+    def most(self, model: str, per_call: int) -> int:
+        return min(per_call, self._most.get(model, per_call))
+
+    def refused(self, model: str, count: int, most: int) -> None:
+        """The model refused a call for so many images; `most`: how many it says that it takes."""
+        if len(self._most) >= MAX_KNOWN_COUNTS:
+            self._most.clear()
+        self._most[model] = max(min(most, count - 1), 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Attempts:
     """Runs claims against one provider. clock: Unix time."""
@@ -56,6 +76,7 @@ class Attempts:
     rules: Rules
     pacing: Pacing
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
+    counts: Counts = field(default_factory=Counts, init=False)
 
     async def run(self, claim: Claim) -> Outcome:
         """One attempt, from the wait for its turn to the outcome.
@@ -82,6 +103,10 @@ class _Ended(Exception):
         self.outcome = outcome
 
 
+class _Refused(Exception):
+    """The model takes fewer images a call: the calls are planned anew."""
+
+
 class _Adopted(Exception):
     """Another instance had begun the task: what it did is in the claim now, so the attempt is planned anew."""
 
@@ -100,7 +125,10 @@ class _Attempt:
 
     async def run(self) -> Outcome:
         try:
-            await self._collect()
+            while True:
+                with suppress(_Refused):
+                    await self._collect()
+                    break
         except _Ended as ended:
             return ended.outcome
         except UpstreamError as error:
@@ -124,6 +152,7 @@ class _Attempt:
     async def _collect(self) -> None:
         """Makes the calls that are still needed; what they leave out is asked for once more, and never again."""
         n, seed, per_call = self._request.n, self._request.seed, self._room.provider.max_images_per_call
+        per_call = self._room.counts.most(self._model, per_call)
         last = None
         if not self._claim.run.asked_again:
             for share in shares(n, self._places, per_call, seed):
@@ -165,7 +194,7 @@ class _Attempt:
                 try:
                     reply = await self._room.provider.generate(self._form(share), watcher)
                 except UpstreamError as error:
-                    self._failed(turn, error)
+                    self._failed(turn, error, len(share.indexes))
                 else:
                     self._room.pacing.answered(turn, reply.limits)
                     self._warn(*reply.warnings)
@@ -219,8 +248,12 @@ class _Attempt:
             request = replace(request, model=self._model)
         return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
 
-    def _failed(self, turn: Turn, error: UpstreamError) -> None:
+    def _failed(self, turn: Turn, error: UpstreamError, count: int) -> None:
         """Returns where the call is to be repeated at once in another form; else raises."""
+        if error.max_count is not None and count > 1:
+            self._room.counts.refused(self._model, count, error.max_count)
+            self._room.pacing.failed(turn, error, unfinished=None)
+            raise _Refused
         bad = error.code == "upstream_bad_response"
         mended = self._left_out(error) or self._fell_back(error)
         excused = turn.dead and self._is_excused()
@@ -295,8 +328,12 @@ class _Attempt:
         )
         outcome = room.rules.policy.judge(error, standing, random.random)
         log = logger.bind(taskId=claim.task.id, attempt=claim.run.attempts)
-        log.info("The attempt brought {}: {}", error.code, outcome)
+        log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
         return outcome
+
+
+def _what_follows(outcome: Retry | Failed) -> str:
+    return f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
 
 
 def _resting(reason: Reason, for_s: float) -> UpstreamError:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
+from loguru import logger
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
@@ -74,3 +76,31 @@ async def test_all_else_is_the_other_providers() -> None:
     assert await provider.models() == ({"id": "m"},)
     await provider.close()
     assert inner.closed
+
+
+async def test_a_refused_key_is_one_warning_with_its_setting_until_a_call_is_accepted_again() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
+    provider = Provider(error)
+    provider.name = "together"
+    metered = MeteredProvider(provider, Meter())
+    for fault in (error, error, None, error):
+        provider.error = fault
+        with suppress(UpstreamError):
+            await metered.generate(CALL, Watcher())
+    logger.remove(sink)
+    refused = "WARNING The provider refuses the key of TOGETHER_API_KEY: Invalid API key\n"
+    assert lines == [refused, "INFO The provider accepts the key again\n", refused]
+
+
+async def test_an_account_without_credit_is_one_warning_too() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    metered = MeteredProvider(Provider(UpstreamError("upstream_billing", "no credit", status=402)), Meter())
+    for _ in range(3):
+        with suppress(UpstreamError):
+            await metered.generate(CALL, Watcher())
+    logger.remove(sink)
+    assert len(lines) == 1
+    assert lines[0].startswith("WARNING")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from loguru import logger
 from msgspec.structs import replace
 from support import eventually
 
@@ -479,3 +480,46 @@ async def test_nothing_is_called_for_where_all_pictures_are_there(make_workshop:
     claim.run = replace(claim.run, images=(StoredImage(0),))
     assert await workshop.attempts.run(claim) == Succeeded((StoredImage(0),))
     assert workshop.provider.calls == []
+
+
+def too_many(most: int) -> UpstreamError:
+    detail = f"n must be between 1 and {most}"
+    return UpstreamError("upstream_invalid_request", detail, status=400, parameter="n", max_count=most)
+
+
+async def test_images_that_a_model_makes_one_a_call_are_asked_for_in_as_many_calls(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(too_many(1), pool=False)
+    claim = await workshop.claim(n=3, seed=10)
+    outcome = await workshop.attempts.run(claim)
+    assert [(call.count, call.first_index, call.seed) for call in workshop.provider.calls] == [
+        (3, 0, 10), (1, 0, 10), (1, 1, 11), (1, 2, 12)
+    ]  # fmt: skip
+    assert [image.seed for image in outcome.images] == [10, 11, 12]
+    assert (outcome.warnings, claim.run.attempts) == ((), 1)
+
+
+async def test_how_many_images_a_model_makes_a_call_is_learned_once(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(too_many(2), pool=False)
+    for prompt in ("a", "b"):
+        assert len((await workshop.attempts.run(await workshop.claim(prompt, n=4))).images) == 4
+    assert [call.count for call in workshop.provider.calls] == [4, 2, 2, 2, 2]
+    await workshop.attempts.run(await workshop.claim("c", n=4, model="another"))
+    assert workshop.provider.calls[-1].count == 4
+
+
+async def test_a_count_that_is_refused_down_to_one_fails_the_task(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(default=too_many(8), pool=False)
+    outcome = await workshop.attempts.run(await workshop.claim(n=3))
+    assert outcome.error.code == "upstream_invalid_request"
+    assert [call.count for call in workshop.provider.calls] == [3, 2, 1]
+
+
+async def test_a_failed_attempt_is_logged_in_plain_words(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(fault(500), pool=False)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    await workshop.attempts.run(await workshop.claim())
+    logger.remove(sink)
+    [line] = [line for line in lines if "attempt failed" in line]
+    assert "upstream_error (HTTP 500); retry in" in line
+    assert "Retry(" not in line

@@ -1,0 +1,77 @@
+"""An upstream that makes one image at a time: what waits for it runs into no time limit."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import orjson
+import pytest
+from service.running import eventually
+
+from imagegen.emulator.pictures import Picture, draw
+
+CALL_S = 0.4
+IMAGE = base64.b64encode(draw(Picture("png", 64, 64, "0" * 32))).decode()
+
+
+class WebUi(ThreadingHTTPServer):
+    """What of AUTOMATIC1111's web UI counts here: its lock around each image."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.lock = threading.Lock()
+        self.running = self.most = self.calls = 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: WebUi
+
+    def do_GET(self) -> None:
+        self._answer({"progress": 0.5})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        server = self.server
+        server.calls += 1
+        server.running += 1
+        server.most = max(server.most, server.running)
+        with server.lock:
+            time.sleep(CALL_S)
+        server.running -= 1
+        self._answer({"images": [IMAGE]})
+
+    def _answer(self, body: object) -> None:
+        data = orjson.dumps(body)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def web_ui() -> Iterator[WebUi]:
+    with WebUi() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_tasks_wait_for_an_upstream_that_serves_one_call_at_a_time_without_a_time_limit(
+    start_service, web_ui: WebUi
+) -> None:
+    url = f"http://127.0.0.1:{web_ui.server_port}"
+    service = start_service(PROVIDER="a1111", A1111_URL=url, UPSTREAM_TIMEOUT=str(2.5 * CALL_S), MAX_ATTEMPTS="1")
+    ids = [service.accepted(prompt=f"serial {i}") for i in range(6)]
+    eventually(lambda: web_ui.running)
+    assert service.task(ids[5]).get("queuePosition", 0) >= 4
+    assert [service.completed(task_id)["attempts"] for task_id in ids] == [1] * 6
+    assert (web_ui.calls, web_ui.most) == (6, 1)
