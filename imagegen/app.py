@@ -42,6 +42,7 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web import edge
 from imagegen.web.admin import ADMIN, AdminRule
+from imagegen.web.client import public_prefix
 from imagegen.web.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
 from imagegen.web.imagesend import ImageSender
@@ -88,7 +89,7 @@ def create_app(settings: Settings) -> web.Application:
     app[SUPERVISOR] = Supervisor()
     app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
-    edge.install(app, edge.Edge(app[METER], access_log=log.enabled("INFO")))
+    edge.install(app, edge.Edge(app[METER], log.enabled("INFO"), prefix=public_prefix(settings.public_url)))
     app[RATES] = chosen.rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])

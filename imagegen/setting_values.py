@@ -175,6 +175,15 @@ def base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def public_url(text: str) -> str:
+    """The base of links: its path may be in front of the paths that are routed."""
+    url = base_url(text)
+    path = urlsplit(url).path
+    if path and not re.fullmatch(r"(/(?!\.+(/|$))[A-Za-z0-9._~-]+)+", path):
+        raise ValueError("must have no other path than letters, digits and . _ ~ - between single slashes")
+    return url
+
+
 def base_url_with_login(text: str) -> str:
     """A base address that may have `user:password@`, for basic authentication."""
     rule = "must be an http:// or https:// address in ASCII, without query and fragment"

@@ -76,7 +76,7 @@ class Settings:
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
     port: int = _setting("PORT", 3000, values.integer(0, 65535))
-    public_url: str | None = _optional("PUBLIC_URL", values.base_url)
+    public_url: str | None = _optional("PUBLIC_URL", values.public_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
     together_api_url: str = _setting("TOGETHER_API_URL", "https://api.together.xyz", values.base_url)
     provider: str = _setting("PROVIDER", "sandbox", values.one_of("together", "openai", "a1111", "sandbox"))

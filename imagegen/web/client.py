@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -17,6 +18,7 @@ UNKNOWN = "unknown"
 """The client of a connection without an address, a unix socket say."""
 
 _X_FORWARDED_FOR = "X-Forwarded-For"
+_X_FORWARDED_PREFIX = "X-Forwarded-Prefix"
 _MAX_CHAIN = 32
 
 # https://www.cloudflare.com/ips/
@@ -30,6 +32,7 @@ _INSIDE = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 127.0.0.0/8 169.254.0.0/16 10
 _PROXY_NETWORKS = tuple(ip_network(text) for text in f"{_INSIDE} {_CLOUDFLARE}".split())
 
 _HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_PREFIX = re.compile(r"(?:/(?!\.+(?:/|$))[A-Za-z0-9._~-]{1,100}){1,8}")
 _V4_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}")
 _V6_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
 
@@ -50,7 +53,7 @@ def client_address(request: web.Request, hops: Hops) -> str:
 
 
 def base_url(request: web.Request, public_url: str | None, hops: Hops) -> str:
-    """Scheme and authority of absolute links, with no slash at the end; no byte of a bad header gets into it."""
+    """Return the base of absolute links, with no slash at the end; no byte of a bad header gets into it."""
     if public_url:
         return public_url.rstrip("/")
     scheme, host = request.scheme, request.headers.get(hdrs.HOST, "")
@@ -59,7 +62,23 @@ def base_url(request: web.Request, public_url: str | None, hops: Hops) -> str:
         scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
         forwarded_host = _forwarded(request, "X-Forwarded-Host", hops)
         host = forwarded_host if valid_host(forwarded_host) else host
-    return f"{scheme}://{host if valid_host(host) else _own_address(request)}"
+    return f"{scheme}://{host if valid_host(host) else _own_address(request)}{path_prefix(request, None, hops)}"
+
+
+def path_prefix(request: web.Request, public_url: str | None, hops: Hops) -> str:
+    """Return the path in front of ours as clients see it: that of PUBLIC_URL, else what a trusted proxy names."""
+    if public_url:
+        return public_prefix(public_url)
+    if not hops or _X_FORWARDED_PREFIX not in request.headers or not _trusts_peer(request, hops):
+        return ""
+    prefix = _forwarded(request, _X_FORWARDED_PREFIX, hops).rstrip("/")
+    return prefix if _PREFIX.fullmatch(prefix) else ""
+
+
+@lru_cache(maxsize=16)
+def public_prefix(public_url: str | None) -> str:
+    """Return the path of PUBLIC_URL, with no slash at the end."""
+    return urlsplit(public_url or "").path.rstrip("/")
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, digest, fingerprint
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web.client import Hops, base_url
+from imagegen.web.client import Hops, base_url, path_prefix
 from imagegen.web.seen import SeenBodies
 from imagegen.web.told import Told
 
@@ -77,6 +77,10 @@ class Context:
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.hops)
+
+    def local_url(self, request: web.Request, path: str) -> str:
+        """Return the link to a path of ours without scheme and host, for `Location`."""
+        return path_prefix(request, self.public_url, self.hops) + path
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from imagegen.errors import RouteNotFound
+from imagegen.web.context import CONTEXT
 from imagegen.web.tasks import matches
 
 _FOLDER = Path(__file__).parent / "static" / "docs"
@@ -30,8 +31,10 @@ class _File(NamedTuple):
 
 
 async def get_document(request: web.Request) -> web.Response:
-    """The OpenAPI document, the same for everybody."""
-    return _response(request, await asyncio.to_thread(_document))
+    """The OpenAPI document; its server is PUBLIC_URL, or the path in front of ours."""
+    context = request.app[CONTEXT]
+    server = context.public_url or context.local_url(request, "") or "/"
+    return _response(request, await asyncio.to_thread(_document, server))
 
 
 async def get_page(request: web.Request) -> web.Response:
@@ -44,9 +47,9 @@ async def get_file(request: web.Request) -> web.Response:
     return await _file(request, request.match_info["file"])
 
 
-async def home(_request: web.Request) -> web.Response:
+async def home(request: web.Request) -> web.Response:
     """There is no page here yet."""
-    raise web.HTTPFound("/docs")
+    raise web.HTTPFound(request.app[CONTEXT].local_url(request, "/docs"))
 
 
 async def _file(request: web.Request, name: str) -> web.Response:
@@ -64,11 +67,11 @@ def _response(request: web.Request, file: _File) -> web.Response:
     return web.Response(body=file.body, headers=headers, content_type=file.content_type, charset=charset)
 
 
-@cache
-def _document() -> _File:
+@lru_cache(maxsize=4)
+def _document(server: str) -> _File:
     from imagegen.web.openapi.document import build  # noqa: PLC0415 - no start of the service should wait for it
 
-    return _made(orjson.dumps(build()), "application/json")
+    return _made(orjson.dumps(build(server)), "application/json")
 
 
 @cache

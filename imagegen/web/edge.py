@@ -22,6 +22,7 @@ from imagegen.web.shortcuts import QuickResponse, route_of
 from imagegen.web.v1 import errors as v1_errors
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
+_SLASHES = re.compile("/+")
 _MAX_LOGGED_CHARS = 200
 _CLIENT_GONE = 499
 
@@ -39,10 +40,23 @@ class Edge:
 
     No middleware, since those cost each request as much as all that is done here. meter: counts every request.
     access_log: whether INFO is logged at all; where it is not, no time is spent on the line.
+    prefix: path of PUBLIC_URL, which a proxy in front may or may not have taken off.
     """
 
     meter: Meter
     access_log: bool
+    prefix: str = ""
+
+    def tidy_path(self, raw_path: str) -> str:
+        """Return the path that is routed: without the prefix, and on `/v1` without empty segments."""
+        prefix = self.prefix
+        if prefix and raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in ("", "/"):
+            raw_path = raw_path[len(prefix) :] or "/"
+        if "//" in raw_path or (raw_path.endswith("/") and raw_path != "/"):
+            path = _SLASHES.sub("/", raw_path).rstrip("/")
+            if v1_errors.speaks_openai(path):
+                return path
+        return raw_path
 
     def around(self, handle: Handle) -> Handle:
         """Names the request, runs it, turns what it raised into an answer, counts it and logs one line."""
@@ -123,8 +137,13 @@ def answer(request: web.Request, error: Exception) -> web.StreamResponse:
         return web.Response(status=_CLIENT_GONE)
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _plain(error)
-    in_envelope = v1_errors.error_response if v1_errors.speaks_openai(request.path) else error_response
+    in_envelope = v1_errors.error_response if v1_errors.speaks_openai(_routed_path(request)) else error_response
     return in_envelope(_as_api_error(request, error), request_id_of(request), language(request))
+
+
+def _routed_path(request: web.Request) -> str:
+    route = route_of(request)
+    return request.path if route is None or route.resource is None else route.resource.canonical
 
 
 def _as_api_error(request: web.Request, error: Exception) -> ApiError:

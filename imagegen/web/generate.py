@@ -55,7 +55,7 @@ async def _hit(request: web.Request, context: Context, submitted: Submitted) -> 
     asked = Asked("hit", task.id, context.base_url(request), language(request))
     body = context.told.get(asked, task)
     if body is not None:
-        return json_bytes(body, headers=_found(submitted))
+        return json_bytes(body, headers=_found(request, context, submitted))
     answer = await answer_of(request, context, submitted)
     body = msgspec.json.encode(answer.view)
     if task.state.final:
@@ -63,14 +63,15 @@ async def _hit(request: web.Request, context: Context, submitted: Submitted) -> 
     return json_bytes(body, status=answer.status, headers=answer.headers)
 
 
-def _found(submitted: Submitted) -> dict[str, str]:
-    return {"Location": f"/api/images/{submitted.task.id}", "X-Cache": submitted.cached}
+def _found(request: web.Request, context: Context, submitted: Submitted) -> dict[str, str]:
+    location = context.local_url(request, f"/api/images/{submitted.task.id}")
+    return {"Location": location, "X-Cache": submitted.cached}
 
 
 async def answer_of(request: web.Request, context: Context, submitted: Submitted, *, waited: bool = False) -> Answer:
     """The answer for a request that was taken. One who waited for the end is told the end."""
     task, hit = submitted.task, submitted.cached is Cached.HIT
-    headers = _found(submitted)
+    headers = _found(request, context, submitted)
     if waited and task.state.final:
         ended, more = await describe(request, task)
         return Answer(200, {**ended, "cached": hit}, headers | more)

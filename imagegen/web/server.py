@@ -62,9 +62,9 @@ class ImagegenRunner(web.AppRunner):
         await super().cleanup()
 
     async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
+        server, edge = await super()._make_server(), self.app[EDGE]
         return _Server(
-            self.app[EDGE].around(Router(self.app).handle),
+            edge.around(Router(self.app, edge.tidy_path).handle),
             request_factory=server.request_factory,
             head_timeout_s=self._head_timeout_s,
             connections=self.connections,

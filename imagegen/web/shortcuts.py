@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
@@ -24,6 +24,7 @@ from aiohttp.web_response import REASON_PHRASES
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 from msgspec import Struct
 from multidict import CIMultiDict
+from yarl import URL
 
 from imagegen.web.headers import CAREFUL, SERVER, X_REQUEST_ID, request_id_of
 
@@ -68,10 +69,11 @@ class Router:
     is frozen; the search walks up the path, with an expression for each route there.
 
     A request with a query, an expectation, or for an application with middlewares goes the long way.
+    tidy: maps a raw path, without its query, to the one that is looked up.
     """
 
-    def __init__(self, app: web.Application) -> None:
-        self._app, self._apps = app, [app]
+    def __init__(self, app: web.Application, tidy: Callable[[str], str] = str) -> None:
+        self._app, self._apps, self._tidy = app, [app], tidy
         self._known: dict[tuple[str, str], tuple[web.AbstractRoute, dict[str, str]]] = {}
 
     def handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
@@ -84,6 +86,10 @@ class Router:
         return route._handler(request)
 
     async def _handle_unknown(self, request: web.Request) -> web.StreamResponse:
+        raw_path = request._rel_url.raw_path
+        if (path := self._tidy(raw_path)) != raw_path:
+            query = request._rel_url.raw_query_string
+            request._rel_url = URL.build(path=path, query_string=query, encoded=True)
         response = await self._app._handle(request)
         self._learn(request)
         return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from typing import Any
+from urllib.parse import urljoin
 
 import orjson
 import pytest
@@ -288,9 +289,10 @@ async def test_the_page_asks_no_other_host_and_has_nothing_inline(service: Clien
     assert "unsafe" not in policy
     seen, todo = {"/docs": await page.text()}, {"/docs"}
     while todo:
-        text = seen[todo.pop()]
+        text = seen[path := todo.pop()]
         assert "://" not in text
-        for name in re.findall(r'["\'](/docs/[\w.]+)["\']', text):
+        for relative in re.findall(r'["\']((?:docs|\.)/[\w.]+)["\']', text):
+            name = urljoin(path, relative)
             if name not in seen:
                 response = await service.get(name)
                 assert response.status == 200
@@ -299,6 +301,12 @@ async def test_the_page_asks_no_other_host_and_has_nothing_inline(service: Clien
     assert len(seen) >= 5
     assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", seen["/docs"])
     assert not any("innerHTML" in text for text in seen.values())
+
+
+async def test_the_documents_server_is_the_public_address(start_service: Any) -> None:
+    service = await start_service(public_url="https://h/imagegen")
+    document = await (await service.get("/openapi.json")).json()
+    assert document["servers"] == [{"url": "https://h/imagegen"}]
 
 
 async def test_the_root_leads_to_the_page(service: Client) -> None:

@@ -195,7 +195,7 @@ async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.M
     app = app_of({})
     routers: list[shortcuts.Router] = []
     make = shortcuts.Router
-    monkeypatch.setattr("imagegen.web.server.Router", lambda app: routers.append(make(app)) or routers[-1])
+    monkeypatch.setattr("imagegen.web.server.Router", lambda *parts: routers.append(make(*parts)) or routers[-1])
     app.router.add_get("/{any}/x", hello)
     async with TestClient(edged(app)) as client:
         for name in ("a", "b", "c", "d" * 300):

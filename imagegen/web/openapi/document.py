@@ -14,8 +14,8 @@ from imagegen.web.openapi.texts import INTRODUCTION, TAGS
 OPERATIONS = (*images.OPERATIONS, *compatible.OPERATIONS, *service.OPERATIONS)
 
 
-def build() -> Json:
-    """The document, from scratch: some 50 ms of work."""
+def build(server: str = "/") -> Json:
+    """Return the document, from scratch: some 50 ms of work. server: the base of all paths in it."""
     builder = Builder([*OPERATIONS, *HOOKS])
     document: Json = {
         "openapi": "3.1.0",
@@ -26,7 +26,7 @@ def build() -> Json:
             "description": INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": server}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": _by_path(OPERATIONS, builder),
         "webhooks": _by_path(HOOKS, builder),

@@ -66,10 +66,10 @@ def failure_response(task: Task) -> web.Response:
     return _envelope(status, failure_fields(task), headers)
 
 
-def unfinished_response(task: Task, wait_s: float) -> web.Response:
+def unfinished_response(task: Task, wait_s: float, location: str) -> web.Response:
     """The answer where the client's patience ends first: its repeat joins the task, best after `wait_s` seconds."""
     text = f"The image is not ready yet. Task {task.id} goes on: send the same request again to get its result"
-    headers = {"retry-after": retry_after(wait_s), "location": f"/api/images/{task.id}"}
+    headers = {"retry-after": retry_after(wait_s), "location": location}
     return _envelope(503, error_fields(503, text, "unfinished", None), headers)
 
 

@@ -72,7 +72,8 @@ async def _without_pictures(request: web.Request, context: Context, task: Task) 
     if task.state.final:
         return failure_response(task)
     place = await context.queue.place(task)
-    response = unfinished_response(task, (place.eta_s or 0.0) - patience_s(request.headers))
+    location = context.local_url(request, f"/api/images/{task.id}")
+    response = unfinished_response(task, (place.eta_s or 0.0) - patience_s(request.headers), location)
     if context.readiness.draining:
         response.force_close()
     return response
@@ -129,7 +130,7 @@ async def _accepted(context: Context, request: web.Request, task: Task) -> web.R
         "cancel_url": f"{here}/cancel",
     }
     headers = {
-        hdrs.LOCATION: path,
+        hdrs.LOCATION: context.local_url(request, path),
         "Preference-Applied": "respond-async",
         "retry-after": str(retry_after_s(await context.queue.place(task))),
     }

@@ -59,7 +59,7 @@ async def test_bodies_that_are_none_are_refused_in_the_envelope(service: Service
 
 
 async def test_unknown_routes_and_methods_are_in_the_envelope(service: Service) -> None:
-    for path in ("/v1", "/v1/nothing", "/v1/images/edits", "/images/variations", "/v1/images/generations/"):
+    for path in ("/v1", "/v1/nothing", "/v1/images/edits", "/images/variations", "/v1/images/nothing/"):
         answer = await service.ask("POST", path)
         assert (answer.status, (await answer.json())["error"]["code"]) == (404, "route_not_found")
     wrong = await service.ask("GET", "/v1/images/generations")

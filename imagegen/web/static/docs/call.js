@@ -1,6 +1,6 @@
 // Owns the calling of a route: its form, the curl command that does the same, and the answer.
 
-import { code, make, pretty } from "/docs/elements.js";
+import { base, code, make, pretty } from "./elements.js";
 
 export class Call {
   // schemas: to resolve references; examples: names and values of bodies.
@@ -61,7 +61,7 @@ export class Call {
     }
     if (this.body) headers["Content-Type"] = "application/json";
     const asked = query.toString();
-    const url = location.origin + path + (asked && `?${asked}`);
+    const url = base + path + (asked && `?${asked}`);
     return { url, method: this.method, headers, body: this.body?.value };
   }
 

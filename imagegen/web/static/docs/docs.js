@@ -1,8 +1,8 @@
 // Renders /openapi.json: what is said first, and the routes by tag.
 
-import { Call } from "/docs/call.js";
-import { code, inline, make, pretty, prose } from "/docs/elements.js";
-import { Schemas, unfolding } from "/docs/schema.js";
+import { Call } from "./call.js";
+import { base, code, inline, make, pretty, prose } from "./elements.js";
+import { Schemas, unfolding } from "./schema.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 
@@ -90,11 +90,11 @@ function openNamed() {
 }
 
 async function main() {
-  const api = await (await fetch("/openapi.json")).json();
+  const api = await (await fetch("openapi.json")).json();
   const schemas = new Schemas(api);
   const byId = (id) => document.getElementById(id);
-  byId("version").replaceChildren(`${api.info.summary} Version ${api.info.version}, OpenAPI ${api.openapi}: `, make("a", { href: "/openapi.json" }, "/openapi.json"));
-  byId("introduction").append(...prose(api.info.description.replaceAll("$BASE", location.origin)));
+  byId("version").replaceChildren(`${api.info.summary} Version ${api.info.version}, OpenAPI ${api.openapi}: `, make("a", { href: "openapi.json" }, "/openapi.json"));
+  byId("introduction").append(...prose(api.info.description.replaceAll("$BASE", base)));
   const entries = [];
   const routes = routesOf(api);
   for (const tag of api.tags) {

@@ -1,5 +1,8 @@
 // Owns the making of elements. Texts become text nodes only, so nothing in the document can become markup.
 
+// Where the service is, also behind a proxy that puts a path in front of it.
+export const base = new URL(".", location.href).href.replace(/\/$/, "");
+
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {

@@ -1,6 +1,6 @@
 // Owns the showing of schemas, as tables of fields that unfold.
 
-import { inline, make } from "/docs/elements.js";
+import { inline, make } from "./elements.js";
 
 const MAX_DEPTH = 4;
 const LIMITS = [
