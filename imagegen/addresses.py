@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import unicodedata
@@ -12,6 +13,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
+from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.resolver import Resolver
 
 # https://www.iana.org/assignments/iana-ipv4-special-registry; `is_global` alone differs between Python versions.
@@ -41,6 +43,10 @@ _REFUSED_V4 = tuple(
 _ROUTED_V6 = IPv6Network("2000::/3")
 _REFUSED_V6 = tuple(IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 
+JUDGED_S = 2.0
+"""How long a name is looked up that goes through a proxy."""
+
+_NO_PROXIES = Proxies()
 _MAX_HOST_CHARS = 253
 _IDEOGRAPHIC_DOT = "\u3002"
 _NAME = re.compile(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}")
@@ -98,16 +104,24 @@ class PublicResolver(AbstractResolver):
     """Resolves names, and refuses a name of which one address is not public.
 
     What it returns is what is connected to, with no second lookup: so a name that changes its address (DNS rebinding)
-    gains nothing. `allowed` holds `host` or `host:port` that may be anywhere.
+    gains nothing. `allowed` holds `host` or `host:port` that may be anywhere, and so may the hosts of the proxies.
     """
 
-    def __init__(self, allowed: frozenset[str] = frozenset(), inner: AbstractResolver | None = None) -> None:
+    def __init__(
+        self,
+        allowed: frozenset[str] = frozenset(),
+        inner: AbstractResolver | None = None,
+        proxies: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
         self._allowed = allowed
         self._inner = inner or Resolver()
+        self._proxies = proxies
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
+        if (host, port) in self._proxies:
+            return await self._inner.resolve(host, port, family)
         check_host(host, port, self._allowed)
         try:
             found = await self._inner.resolve(host, port, family)
@@ -123,28 +137,54 @@ class PublicResolver(AbstractResolver):
         await self._inner.close()
 
 
-class _GuardedConnector(TCPConnector):
-    """A connector that refuses what is not public, literal addresses too. The error is a ClientConnectorError."""
+class _GuardedConnector(ProxyConnector):
+    """A connector that refuses what is not public, literal addresses too. The error is a ClientConnectorError.
 
-    def __init__(
-        self, allowed: frozenset[str] = frozenset(), *, inner: AbstractResolver | None = None, limit: int = 100
-    ) -> None:
-        super().__init__(resolver=PublicResolver(allowed, inner), use_dns_cache=False, limit=limit)
+    Through a proxy, which resolves names itself, a name is refused if it can be resolved here to an address that is
+    not public; one that only the proxy can resolve is left to the proxy's own rules.
+    """
+
+    def __init__(self, allowed: frozenset[str], proxies: Proxies, inner: AbstractResolver | None, limit: int) -> None:
+        inner = inner or Resolver()
+        resolver = PublicResolver(allowed, inner, proxies.hosts)
+        super().__init__(proxies, resolver=resolver, use_dns_cache=False, limit=limit)
+        self._judge = PublicResolver(allowed, inner)
         self._allowed = allowed
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+        host, port = req.url.raw_host or "", req.port or 0
         try:
-            check_host(req.url.raw_host or "", req.port or 0, self._allowed)
+            check_host(host, port, self._allowed)
+            if self._proxies:
+                await self._check_route(req, host, port)
         except AddressRefused as error:
             raise ClientConnectorDNSError(req.connection_key, error) from error
         return await super().connect(req, traces, timeout)
 
+    async def _check_route(self, req: ClientRequest, host: str, port: int) -> None:
+        """Refuse a name that is not public though a proxy would resolve it, and a proxy that is called itself."""
+        if self._proxies.of(req.url) is None:
+            if (host, port) in self._proxies.hosts and not _is_allowed(host, port, self._allowed):
+                raise AddressRefused(f"{host!r} is a proxy")
+            return
+        try:
+            async with asyncio.timeout(JUDGED_S):
+                await self._judge.resolve(host, port, socket.AF_UNSPEC)
+        except AddressRefused:
+            raise
+        except (OSError, TimeoutError):
+            return
+
 
 def guarded_connector(
-    allowed: frozenset[str] = frozenset(), *, inner: AbstractResolver | None = None, limit: int = 100
+    allowed: frozenset[str] = frozenset(),
+    *,
+    proxies: Proxies = _NO_PROXIES,
+    inner: AbstractResolver | None = None,
+    limit: int = 100,
 ) -> TCPConnector:
     """A connector to public addresses and the `allowed` hosts only; `inner` looks names up, `limit` bounds sockets."""
-    return _GuardedConnector(allowed, inner=inner, limit=limit)
+    return _GuardedConnector(allowed, proxies, inner, limit)
 
 
 def _is_allowed(host: str, port: int, allowed: frozenset[str]) -> bool:

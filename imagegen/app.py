@@ -29,6 +29,7 @@ from imagegen.images.upstream import UpstreamStore
 from imagegen.metrics import Meter, Recent
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Provider
+from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.connection import Connection
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.probe import check_server
@@ -179,14 +180,17 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
+    proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
+    if proxies:
+        logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
     jar = aiohttp.DummyCookieJar()
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
+        connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
         cookie_jar=jar,
     ) as session:
         provider = MeteredProvider(chosen.provider(settings, session), app[METER])
         async with aiohttp.ClientSession(
-            connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER]), cookie_jar=jar
+            connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
         ) as links:
             fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
             keeper = Keeper(fetcher, app[STORE], chosen.image_life_s(settings))
@@ -213,11 +217,13 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
 async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     private = settings.webhook_allow_private
+    if settings.webhook_proxy:
+        logger.info("Webhooks go through the proxy {}", Proxies(https=settings.webhook_proxy).masked)
 
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
         return task_view(task, image_urls(webhook.base), language="zh", max_attempts=settings.max_attempts)
 
-    async with webhook_session(private=private, resolver=app[RESOLVER]) as session:
+    async with webhook_session(private=private, resolver=app[RESOLVER], proxy=settings.webhook_proxy) as session:
         sender = Sender(session, body_of, settings.webhook_secret, private=private)
         app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender)
         app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())

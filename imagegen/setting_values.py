@@ -193,6 +193,22 @@ def base_url_with_login(text: str) -> str:
     return text.rstrip("/")
 
 
+def proxy(text: str) -> str:
+    """An address of an HTTP proxy; a bare `host:port` is one too, as for curl."""
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    if scheme not in {"", "http", "https"}:
+        raise ValueError("must be an http:// or https:// proxy; others, such as socks5://, are not supported")
+    address = base_url_with_login(text if scheme else f"http://{text}")
+    if urlsplit(address).path:
+        raise ValueError("must be http://host:port without a path")
+    return address
+
+
+def proxy_exceptions(text: str) -> tuple[str, ...]:
+    """`localhost,.example.com,10.0.0.0/8`, by commas or spaces, in lower case."""
+    return tuple(dict.fromkeys(part.lower() for part in re.split(r"[,\s]+", text) if part))
+
+
 def origin(text: str) -> str:
     rule = "must be exact origins, as https://example.org or http://localhost:8080, with no path and no *"
     parts = web_address(text, rule)

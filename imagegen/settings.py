@@ -43,6 +43,9 @@ _OTHERS = {
 }
 """Names that other programs use for a setting of ours."""
 
+_PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""Other programs read these in lower case too, which counts where the upper case is not set."""
+
 UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
 """Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
 
@@ -122,6 +125,10 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), values.list_of(values.origin))
     webhook_secret: str | None = _optional("WEBHOOK_SECRET", values.webhook_secret, secret=True)
     webhook_allow_private: bool = _setting("WEBHOOK_ALLOW_PRIVATE", default=False, parse=values.flag)
+    webhook_proxy: str | None = _optional("WEBHOOK_PROXY", values.proxy, secret=True)
+    https_proxy: str | None = _optional("HTTPS_PROXY", values.proxy, secret=True)
+    http_proxy: str | None = _optional("HTTP_PROXY", values.proxy, secret=True)
+    no_proxy: tuple[str, ...] = _setting("NO_PROXY", (), values.proxy_exceptions)
     log_level: str = _setting("LOG_LEVEL", "INFO", values.one_of(*LOG_LEVELS))
     log_format: str = _setting("LOG_FORMAT", "text", values.one_of("text", "json"))
     on_render: bool = False
@@ -135,6 +142,9 @@ class Settings:
         """
         faults: dict[str, str] = {}
         texts = {**_read_dotenv(dotenv, faults), **(os.environ if environ is None else environ)}
+        texts |= {
+            name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
+        }
         given = _parse(cls, texts, faults)
         settings = cls(**given, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
         settings = _resolve(settings, set(given), faults)

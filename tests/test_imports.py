@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
-    {"errors", "metrics", "nearest", "redis_url", "resolver", "setting_values"},
+    {"errors", "metrics", "nearest", "proxies", "redis_url", "resolver", "setting_values"},
     {"settings", "log", "addresses", "supervisor", "tasks"},
     {"providers", "images", "queue"},
     {"web", "worker"},
@@ -75,7 +75,7 @@ def test_only_queue_and_app_use_redis() -> None:
 
 
 def test_only_those_who_call_out_use_the_http_client() -> None:
-    allowed = {"app", "chosen", "addresses", "providers", "images", "worker/webhooks"}
+    allowed = {"app", "chosen", "addresses", "proxies", "providers", "images", "worker/webhooks"}
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()

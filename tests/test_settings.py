@@ -517,3 +517,22 @@ def test_the_values_in_the_example_are_the_defaults(tmp_path: Path) -> None:
     }
     depends = {"PROVIDER", "IMAGE_STORE_MAX_BYTES"}
     assert blank - depends == without_default
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "WEBHOOK_PROXY"])
+def test_a_proxy_is_an_address_with_or_without_scheme_and_login(name: str) -> None:
+    field = name.lower()
+    assert getattr(load(**{name: "http://user:p%40ss@proxy:3128/"}), field) == "http://user:p%40ss@proxy:3128"
+    assert getattr(load(**{name: "proxy:3128"}), field) == "http://proxy:3128"
+    assert "p%40ss" not in repr(load(**{name: "http://user:p%40ss@proxy:3128"}))
+    for bad in ("socks5://user:hunter2@proxy:1", "http://user:hunter2@h:x", "http://h:1/path", "http://u:hunter2@h?a"):
+        assert list(faults(**{name: bad})) == [name]
+        assert "hunter2" not in faults(**{name: bad})[name]
+
+
+def test_proxies_count_in_lower_case_where_the_upper_case_is_not_set() -> None:
+    assert load(http_proxy="a:1", https_proxy="b:2", no_proxy="c, .D  e").http_proxy == "http://a:1"
+    assert load(https_proxy="b:2", HTTPS_PROXY="c:3").https_proxy == "http://c:3"
+    assert load(https_proxy="b:2", HTTPS_PROXY="").https_proxy == "http://b:2"
+    assert load(no_proxy="c, .D  e").no_proxy == ("c", ".d", "e")
+    assert load(webhook_proxy="a:1").webhook_proxy is None

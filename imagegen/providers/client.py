@@ -29,6 +29,8 @@ USER_AGENT = f"imagegen/{__version__}"
 _LOOK_UP_S = 15.0
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ClientProxyConnectionError, "no connection to its proxy"),
+    (aiohttp.ClientHttpProxyError, "its proxy refused to connect"),
     (aiohttp.ClientConnectorDNSError, "its name was not found"),
     (aiohttp.ClientSSLError, "TLS failed"),
     (aiohttp.ServerFingerprintMismatch, "TLS failed"),
@@ -38,7 +40,11 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 )
 """Why nothing was sent; for all else there was no connection."""
 
+_PROXY_LOGIN = 407
+"""Only a proxy answers so: https://www.rfc-editor.org/rfc/rfc9110.html#name-407-proxy-authentication-re"""
+
 _NEVER_SENT = (
+    aiohttp.ClientHttpProxyError,
     aiohttp.ClientConnectorError,
     aiohttp.ServerFingerprintMismatch,
     aiohttp.ConnectionTimeoutError,
@@ -86,6 +92,8 @@ class Upstream:
             raise _not_http() from error
         except (aiohttp.ClientError, OSError) as error:
             raise _loss(error, self._timeout_s) from error
+        if answer.status == _PROXY_LOGIN:
+            raise _no_login()
         return decipher(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
     async def look_up(self, path: str) -> object:
@@ -94,6 +102,8 @@ class Upstream:
         if 200 <= answer.status < 300:
             with suppress(orjson.JSONDecodeError):
                 return orjson.loads(answer.body)
+        if answer.status == _PROXY_LOGIN:
+            raise _no_login()
         raise refusal(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
     async def _get(self, url: URL, timeout_s: float) -> Answer:
@@ -128,8 +138,15 @@ def basic_authorization(url: URL) -> str | None:
 
 def _not_reached(cause: BaseException | None) -> UpstreamError:
     """What can't have reached the upstream can't have been paid for."""
+    if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status == _PROXY_LOGIN:
+        return _no_login()
     reason = next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "no connection")
     return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
+
+
+def _no_login() -> UpstreamError:
+    detail = "The provider can't be reached: its proxy wants another login"
+    return UpstreamError("upstream_error", detail, retryable=True, unreached=True)
 
 
 def _not_http() -> UpstreamError:

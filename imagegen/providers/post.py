@@ -103,11 +103,12 @@ class Post:
 
     @cached_property
     def _head(self) -> bytes:
-        """All of a request but the length of its body, and the body."""
+        """All of a request but the length of its body, and the body; made once the connector knows the proxy."""
         headers = [(name, value) for name, value in self._request.headers.items() if name != "Content-Length"]
         if any(_NOT_IN_A_HEADER.search(name + value) for name, value in headers):
             raise ValueError("a header has control characters")
-        lines = [f"POST {self._url.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+        target = str(self._url) if self._request.proxy and not self._request.is_ssl() else self._url.raw_path_qs
+        lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
         return "\r\n".join([*lines, "Content-Length: "]).encode()
 
 

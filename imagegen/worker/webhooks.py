@@ -20,6 +20,7 @@ from standardwebhooks import Webhook as Signer
 
 from imagegen import __version__
 from imagegen.addresses import check_host, guarded_connector, refusal_in
+from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import (
     RETRY_DELAYS_S,
@@ -68,13 +69,14 @@ class Answer:
 
 @asynccontextmanager
 async def webhook_session(
-    *, private: bool, resolver: AbstractResolver | None = None
+    *, private: bool, resolver: AbstractResolver | None = None, proxy: str | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session for webhooks: no cookies, no proxy of the environment, public addresses only unless `private`."""
+    """A session for webhooks: no cookies, public addresses only unless `private`, and no proxy but `proxy`."""
+    proxies = Proxies(proxy, proxy)
     if private:
-        connector = aiohttp.TCPConnector(limit=AT_ONCE, use_dns_cache=False, resolver=resolver)
+        connector: aiohttp.TCPConnector = ProxyConnector(proxies, limit=AT_ONCE, use_dns_cache=False, resolver=resolver)
     else:
-        connector = guarded_connector(inner=resolver, limit=AT_ONCE)
+        connector = guarded_connector(inner=resolver, limit=AT_ONCE, proxies=proxies)
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
