@@ -18,12 +18,14 @@ from loguru import logger
 
 from imagegen import __version__, chosen, log, start_checks
 from imagegen.addresses import guarded_connector
+from imagegen.bytebudget import ByteBudget
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.keeper import Keeper, LinkKeeper
 from imagegen.images.s3 import S3Bytes
+from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
 from imagegen.metrics import Meter, Recent
@@ -192,8 +194,15 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
             connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
         ) as links:
-            fetcher = ImageFetcher(links, own_hosts=provider.own_hosts, timeout_s=settings.upstream_timeout_s)
-            keeper = Keeper(fetcher, app[STORE], chosen.image_life_s(settings))
+            spool = Spool(app[STORE], ByteBudget())
+            fetcher = ImageFetcher(
+                links,
+                spool,
+                own_hosts=provider.own_hosts,
+                timeout_s=settings.upstream_timeout_s,
+                base_url=provider.base_url,
+            )
+            keeper = Keeper(fetcher, spool, app[STORE], chosen.image_life_s(settings))
             app[PROVIDER] = provider
             app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper
             yield

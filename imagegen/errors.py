@@ -5,7 +5,9 @@ ImagegenError
 ├── ApiError               an answer of the HTTP API (API.md section 4): status, code, texts, headers
 │   ├── InvalidJson, InvalidRequest, BadRequest, NotRetryable, AlreadyFinished, …
 │   └── QueueUnavailable, QueueFull, Draining
-└── UpstreamError          why a call to a provider, or the fetching of its picture, brought nothing
+├── UpstreamError          why a call to a provider, or the fetching of its picture, brought nothing
+│   └── ImageRejected      a paid image that can't be used
+└── DownloadFailed         a link that may work later
 """
 
 from __future__ import annotations
@@ -219,3 +221,26 @@ class UpstreamError(ImagegenError):
         self.max_count = max_count
         self.status = status
         self.upstream_detail = detail if upstream_detail is None else upstream_detail
+
+
+class ImageRejected(UpstreamError):
+    """A paid image that can't be used: its link is dead, or its bytes are no supported image.
+
+    lasting: another call would most likely bring the same, as opposed to damage on the way.
+    """
+
+    def __init__(self, detail: str, *, lasting: bool) -> None:
+        super().__init__("upstream_bad_response", detail)
+        self.lasting = lasting
+
+
+class DownloadFailed(ImagegenError):
+    """A link failed in a way that may pass; the image is paid for, so the same link is tried again later.
+
+    retry_after_s: seconds the host asked to wait.
+    """
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s

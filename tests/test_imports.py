@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
-    {"errors", "metrics", "nearest", "proxies", "redis_url", "resolver", "setting_values"},
+    {"bytebudget", "errors", "metrics", "nearest", "proxies", "redis_url", "resolver", "setting_values"},
     {"settings", "log", "addresses", "supervisor", "tasks"},
     {"providers", "images", "queue"},
     {"web", "worker"},

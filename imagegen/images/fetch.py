@@ -1,155 +1,237 @@
-"""Owns how a provider's picture becomes checked bytes: its link is fetched with care, or its bytes are taken."""
+"""Download and check of the images that a provider gives: as links, as bytes, or as base64 in its answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import aiohttp
+import pybase64
 from yarl import URL
 
 from imagegen import __version__
-from imagegen.addresses import AddressRefused, check_host, refusal_in
-from imagegen.errors import UpstreamError
+from imagegen.addresses import check_host, refusal_in
+from imagegen.errors import DownloadFailed, ImageRejected
+from imagegen.images.links import own_address, parsed
 from imagegen.images.sniff import NotAnImage, sniff
-from imagegen.images.store import VerifiedImage
-from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
+from imagegen.images.store import VerifiedImage, in_file_thread
+from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 MAX_REDIRECTS = 3
 TRIES = 3
 BACKOFF_S = 0.25
 MAX_DETAIL_CHARS = 300
+NEW_LINK_S = 60.0
+"""A link may be handed out moments before its host knows the image; a 404 of an older one is final."""
 
-_INLINE_BYTES = 256 * 1024
-"""A larger picture is checked in a thread, so that the loop never stands for more than a millisecond."""
+_FLUSH_BYTES = 1024 * 1024
+"""Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
 
-# Together's CDN answers 403 to a blank User-Agent; `identity` because pictures are compressed already.
+_READ_BYTES = 256 * 1024
+_DECODED_CHARS = 256 * 1024
+
+# Together's CDN answers 403 to a blank User-Agent; `identity` because images are compressed already.
 _HEADERS = {
     "User-Agent": f"imagegen/{__version__}",
     "Accept": "image/png,image/jpeg,image/webp,*/*;q=0.1",
     "Accept-Encoding": "identity",
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
-# 404 too: a link may be handed out moments before its CDN knows the picture.
-_PASSING = {404, 408, 425, 429}
-
-
-class _LinkFailed(Exception):
-    """One try of a link failed in a way that may pass."""
+_PASSING = {408, 425, 429}
 
 
 class ImageFetcher:
-    """Brings one picture. A failing link is tried again, since that costs nothing and the picture is paid for.
+    """Brings one image into the spool. A failing link is tried again: that costs nothing, and the image is paid for.
 
     session: over a guarded_connector that allows `own_hosts`, with no cookies and no credentials of its own.
     own_hosts: `host` or `host:port` that may be fetched from though their addresses are not public.
-    timeout_s: for one picture, all tries and redirects together.
+    base_url: of the upstream; its relative links, and those that name it otherwise, are resolved against it.
+    timeout_s: for the tries of one `fetch` together.
     """
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        spool: Spool,
         *,
         own_hosts: frozenset[str],
         timeout_s: float,
+        base_url: URL | None = None,
         max_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self._session = session
+        self._spool = spool
         self._own_hosts = own_hosts
+        self._base_url = base_url
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         stall_s = timeout_s / TRIES
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
 
-    async def fetch(self, image: ImageLink | ImageBytes) -> VerifiedImage:
-        """The picture's checked bytes. Raises UpstreamError `upstream_bad_response`, which no repeat mends for free."""
-        if isinstance(image, ImageLink):
-            data = await self._download(image.url)
-        else:
-            data = image.data
-            self._check_size(len(data))
-        try:
-            return sniff(data) if len(data) <= _INLINE_BYTES else await asyncio.to_thread(sniff, data)
-        except NotAnImage as error:
-            raise _bad(f"The upstream's picture can't be used: {error}") from error
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        """Return the checked image; pass it to `Spool.discard` after use. age_s: seconds since its link came.
 
-    async def _download(self, link: str) -> bytes:
+        Raises:
+            ImageRejected: it can't be used.
+            DownloadFailed: its link may work later.
+            StoreUnavailable: neither disk nor memory can hold it now.
+        """
+        try:
+            if isinstance(image, ImageLink):
+                return await self._download(image.url, age_s)
+            if isinstance(image, ImageBase64):
+                return await self._decode(image.text)
+            self._check_size(len(image.data))
+            if len(image.data) <= SMALL_BYTES:
+                return sniff(image.data)
+            return await self._pour(self._spool.sink(must_hold=True), [image.data])
+        except NotAnImage as error:
+            raise ImageRejected(
+                _shown(f"The upstream's image can't be used: {error}"), lasting=error.lasting
+            ) from error
+
+    def resolve(self, link: ImageLink) -> ImageLink:
+        """Return the link as an absolute one."""
+        if self._base_url is None or "://" in link.url:
+            return link
+        return ImageLink(str(_absolute(link.url, self._base_url)))
+
+    async def _download(self, link: str, age_s: float) -> VerifiedImage:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._try_often(_parsed(link))
+                return await self._try_often(_absolute(link, self._base_url), age_s)
         except TimeoutError as error:
-            raise _bad(f"The picture could not be fetched within {self._timeout_s:g} s") from error
+            raise DownloadFailed(f"the image could not be fetched within {self._timeout_s:g} s") from error
 
-    async def _try_often(self, url: URL) -> bytes:
+    async def _try_often(self, url: URL, age_s: float) -> VerifiedImage:
         for number in range(1, TRIES):
             try:
-                return await self._follow(url)
-            except _LinkFailed:
-                await asyncio.sleep(BACKOFF_S * number)
-        try:
-            return await self._follow(url)
-        except _LinkFailed as error:
-            raise _bad(f"The picture's link failed {TRIES} times: {error}") from error
+                return await self._follow(url, age_s)
+            except DownloadFailed as error:
+                if error.retry_after_s is not None and error.retry_after_s > BACKOFF_S * number:
+                    raise
+            except NotAnImage as error:
+                if error.lasting:
+                    raise
+            await asyncio.sleep(BACKOFF_S * number)
+        return await self._follow(url, age_s)
 
-    async def _follow(self, url: URL) -> bytes:
+    async def _follow(self, url: URL, age_s: float) -> VerifiedImage:
+        from_upstream = True
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._get(url)
-            if isinstance(answer, bytes):
+            answer = await self._get(url, age_s, from_upstream=from_upstream)
+            if isinstance(answer, VerifiedImage):
                 return answer
-            url = answer
-        raise _bad(f"The picture's link redirects more than {MAX_REDIRECTS} times")
+            url, from_upstream = answer, self._is_own(url)
+        raise _rejected(f"The image's link redirects more than {MAX_REDIRECTS} times")
 
-    async def _get(self, url: URL) -> bytes | URL:
-        """The body, or where it is said to be."""
-        self._check(url)
-        host = url.raw_host
+    async def _get(self, url: URL, age_s: float, *, from_upstream: bool) -> VerifiedImage | URL:
+        """Return the image, or where it is said to be. from_upstream: whether the upstream itself gave this address."""
+        self._check_form(url)
         try:
-            async with self._session.get(
-                url, headers=_HEADERS, allow_redirects=False, timeout=self._timeout
-            ) as response:
-                if response.status in _REDIRECTS:
-                    return _parsed(response.headers.get("Location", ""), url)
-                if response.status >= 500 or response.status in _PASSING:
-                    raise _LinkFailed(f"{host} answered {response.status}")
-                if response.status != 200:
-                    raise _bad(f"The picture's link is dead: {host} answered {response.status}")
-                return await self._read(response)
+            check_host(url.raw_host or "", url.port or 0, self._own_hosts)
+            return await self._request(url, age_s)
         except (aiohttp.ClientError, OSError) as error:
-            if refused := refusal_in(error):
-                raise _bad(f"The picture's link is refused: {refused}") from error
-            raise _LinkFailed(f"{host}: {_reason(error)}") from error
+            refused, own = refusal_in(error), None
+            unknown_name = isinstance(error, aiohttp.ClientConnectorDNSError)
+            if from_upstream and self._base_url and (refused or unknown_name):
+                own = await own_address(url, self._base_url)
+            if own is None or own == url:
+                if refused:
+                    raise _rejected(f"The image's link is refused: {refused}") from error
+                raise DownloadFailed(f"{url.raw_host}: {_reason(error)}") from error
+        return await self._get(own, age_s, from_upstream=False)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        self._check_size(response.content_length or 0)
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            self._check_size(len(data))
-        return bytes(data)
+    async def _request(self, url: URL, age_s: float) -> VerifiedImage | URL:
+        async with self._session.get(
+            url, headers=_HEADERS, allow_redirects=False, timeout=self._timeout, read_bufsize=_READ_BYTES
+        ) as response:
+            status, host = response.status, url.raw_host
+            if status == 200:
+                return await self._read(response)
+            if status in _REDIRECTS:
+                return _absolute(response.headers.get("Location", ""), url)
+            if status >= 500 or status in _PASSING or (status == 404 and age_s < NEW_LINK_S):
+                asked_s = _seconds(response.headers.get("Retry-After", ""))
+                raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
+            raise _rejected(f"The image's link is dead: {host} answered {status}")
 
-    def _check(self, url: URL) -> None:
-        if url.scheme not in ("http", "https") or not url.raw_host:
-            raise _bad("The picture's link is not an http or https address")
-        if url.raw_user is not None or url.raw_password is not None:
-            raise _bad("The picture's link carries a user name")
+    async def _read(self, response: aiohttp.ClientResponse) -> VerifiedImage:
+        length = response.content_length
+        self._check_size(length or 0)
+        if length is not None and length <= SMALL_BYTES and "Content-Encoding" not in response.headers:
+            return sniff(await response.read())
+        pieces: list[bytes] = []
+        pending = total = 0
+        sink = self._spool.sink()
         try:
-            check_host(url.raw_host, url.port or 0, self._own_hosts)
-        except AddressRefused as error:
-            raise _bad(f"The picture's link is refused: {error}") from error
+            async for piece in response.content.iter_any():
+                pieces.append(piece)
+                pending += len(piece)
+                total += len(piece)
+                self._check_size(total)
+                if pending >= _FLUSH_BYTES:
+                    await in_file_thread(sink.write, pieces)
+                    pieces, pending = [], 0
+            if total <= SMALL_BYTES:
+                return sniff(b"".join(pieces))
+            return await in_file_thread(sink.finish, pieces)
+        finally:
+            if not sink.closed:
+                await in_file_thread(sink.discard)
+
+    async def _decode(self, text: memoryview) -> VerifiedImage:
+        self._check_size(len(text) // 4 * 3)
+        if len(text) <= SMALL_BYTES:
+            return sniff(b"".join(_decoded(text)))
+        return await self._pour(self._spool.sink(must_hold=True), _decoded(text))
+
+    @staticmethod
+    async def _pour(sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
+        try:
+            return await in_file_thread(sink.finish, pieces)
+        finally:
+            if not sink.closed:
+                await in_file_thread(sink.discard)
+
+    def _is_own(self, url: URL) -> bool:
+        host, port = url.raw_host or "", url.port
+        return not self._own_hosts.isdisjoint({host, f"{host}:{port}", f"[{host}]:{port}"})
+
+    def _check_form(self, url: URL) -> None:
+        if url.scheme not in ("http", "https") or not url.raw_host:
+            raise _rejected("The image's link is not an http or https address")
+        if url.raw_user is not None or url.raw_password is not None:
+            raise _rejected("The image's link carries a user name")
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
-            raise _bad(f"The upstream's picture is over {self._max_bytes} bytes")
+            raise _rejected(f"The upstream's image is over {self._max_bytes} bytes")
 
 
-def _parsed(link: str, base: URL | None = None) -> URL:
-    """The link as it was written where that is possible: a signature covers each character of it."""
-    as_written = link.isascii() and link.isprintable() and " " not in link
+def _decoded(text: memoryview) -> Iterator[bytes]:
+    """Yield the bytes of a base64 text in pieces; its padding may be missing. Raises NotAnImage."""
+    whole = len(text) // 4 * 4
     try:
-        url = URL(link, encoded=as_written)
-        return url if base is None or not link else base.join(url)
+        for at in range(0, whole, _DECODED_CHARS):
+            yield pybase64.b64decode(text[at : min(at + _DECODED_CHARS, whole)], validate=True)
+        if rest := bytes(text[whole:]):
+            yield pybase64.b64decode(rest + b"=" * (4 - len(rest)), validate=True)
     except ValueError as error:
-        raise _bad("The picture's link is not a valid address") from error
+        raise NotAnImage("it is not valid base64") from error
+
+
+def _absolute(link: str, base: URL | None) -> URL:
+    try:
+        return parsed(link, base)
+    except ValueError as error:
+        raise _rejected("The image's link is not a valid address") from error
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _reason(error: Exception) -> str:
@@ -160,6 +242,9 @@ def _reason(error: Exception) -> str:
     return "the answer broke off"
 
 
-def _bad(detail: str) -> UpstreamError:
-    shown = "".join(c if c.isprintable() else "?" for c in detail)
-    return UpstreamError("upstream_bad_response", shown[:MAX_DETAIL_CHARS])
+def _rejected(detail: str) -> ImageRejected:
+    return ImageRejected(_shown(detail), lasting=True)
+
+
+def _shown(detail: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in detail)[:MAX_DETAIL_CHARS]

@@ -1,39 +1,66 @@
-"""Owns the way of a picture from an answer into the store."""
+"""Way of an image from an upstream's answer into the store."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
 from imagegen.images.fetch import ImageFetcher
-from imagegen.images.store import ImageStore
-from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
+from imagegen.images.spool import Spool
+from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.tasks.image import GivenImage, ImageLink, StoredImage
 
 
 class Keeper:
-    """life_s: how long a picture is kept from when it is stored."""
+    """Fetches images into the spool, and saves them in the store. life_s: how long an image is kept from then on."""
 
     def __init__(
-        self, fetcher: ImageFetcher, store: ImageStore, life_s: float, *, clock: Callable[[], float] = time.time
+        self,
+        fetcher: ImageFetcher,
+        spool: Spool,
+        store: ImageStore,
+        life_s: float,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._fetcher = fetcher
+        self._spool = spool
         self._store = store
         self._life_s = life_s
         self._clock = clock
+        self.fetch = fetcher.fetch
+        self.discard = spool.discard
 
-    def as_it_is(self, _index: int, _picture: ImageLink | ImageBytes, _seed: int | None) -> StoredImage | None:
-        """None: bytes are fetched, and kept here."""
+    @property
+    def writable(self) -> bool:
+        """Whether images of new calls could be saved."""
+        return self._store.health.writable
+
+    async def wait_writable(self, within_s: float) -> None:
+        """Wait until images can be saved, `within_s` seconds at most."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._store.health.wait_writable()
+        except TimeoutError:
+            pass
+
+    def as_it_is(self, _index: int, _image: GivenImage, _seed: int | None) -> StoredImage | None:
+        """Return None: bytes are fetched, and kept here."""
         return None
 
-    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
-        """Fetches, checks and stores it. Raises UpstreamError, StoreUnavailable."""
-        image = await self._fetcher.fetch(picture)
+    async def save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
+        """Save a fetched image. Raises StoreUnavailable."""
         await self._store.save(task_id, index, image, self._clock() + self._life_s)
         return image.stored_at(index, seed=seed, keeper=self._store.store_id)
 
     async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
-        """Lets pictures live as long as if they were kept now. Raises StoreUnavailable."""
+        """Let images live as long as if they were saved now. Raises StoreUnavailable."""
         await self._store.extend_expiry(task_id, images, self._clock() + self._life_s)
+
+    def resolve(self, link: ImageLink) -> ImageLink:
+        """Return the link as an absolute one. Raises ImageRejected."""
+        return self._fetcher.resolve(link)
 
 
 class LinkKeeper:
@@ -41,11 +68,27 @@ class LinkKeeper:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self.keep = keeper.keep
+        self._bytes_came = False
+        self.save = keeper.save
+        self.discard = keeper.discard
+        self.wait_writable = keeper.wait_writable
 
-    def as_it_is(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage | None:
-        """A picture that came as a link."""
-        return StoredImage(index, seed=seed, url=picture.url) if isinstance(picture, ImageLink) else None
+    @property
+    def writable(self) -> bool:
+        """Whether images of new calls could be saved: links need no store."""
+        return not self._bytes_came or self._keeper.writable
+
+    def as_it_is(self, index: int, image: GivenImage, seed: int | None) -> StoredImage | None:
+        """Return an image that came as a link."""
+        if isinstance(image, ImageLink):
+            return StoredImage(index, seed=seed, url=self._keeper.resolve(image).url)
+        self._bytes_came = True
+        return None
+
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        """Check bytes that came without a link. Raises as `ImageFetcher.fetch`."""
+        return await self._keeper.fetch(image, age_s=age_s)
 
     async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+        """Let images that are kept here live longer. Raises StoreUnavailable."""
         await self._keeper.extend(task_id, [image for image in images if image.url is None])

@@ -1,17 +1,17 @@
-"""Owns what counts as a picture: whole PNG, JPEG and WebP files, told by their bytes and walked without decoding."""
+"""Check of image bytes: whole PNG, JPEG and WebP files, read in pieces as they arrive and never decoded."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
 from zlib import crc32
 
 from imagegen.images.store import VerifiedImage
 
 MAX_SIDE = 16_384
+MAX_PIXELS = 50_000_000
 MAX_PARTS = 65_536
 """Chunks or segments in one file: keeps the walk over a hostile file short."""
 
@@ -19,208 +19,313 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _PNG_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
-_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_EOI, _SOS = 0xD9, 0xDA
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB}
-_JPEG_MARKER = re.compile(rb"\xff+([^\xff])")
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_IN_A_SCAN = frozenset({0x00, *range(0xD0, 0xD8)})
+"""What follows 0xFF within the pixels of a scan: a stuffed zero or a restart marker."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LOOK_BYTES = 1_024
+_SHOWN_BYTES = 1_024
+_MAGIC_BYTES = 12
 
 
 class NotAnImage(ValueError):
-    """The bytes are no whole picture; the text says why and reads well after "the picture can't be used:"."""
+    """The bytes are no whole image of a supported kind. The text reads well after "the image can't be used:".
 
+    lasting: another call would bring the same (a GIF, too many pixels), as opposed to damage on the way.
+    """
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a walk learned; the picture ends at byte `end`."""
-
-    content_type: str
-    width: int
-    height: int
-    end: int
+    def __init__(self, text: str, *, lasting: bool = False) -> None:
+        super().__init__(text)
+        self.lasting = lasting
 
 
 def sniff(data: bytes) -> VerifiedImage:
-    """Checks that `data` is one whole picture. Raises NotAnImage.
-
-    What follows the picture's end is cut off, so that nothing but the picture is ever served.
-    """
-    walk = _walk_for(data)
-    try:
-        found = walk(data)
-    except struct.error as error:
-        raise NotAnImage("it is cut off") from error
-    if not (0 < found.width <= MAX_SIDE and 0 < found.height <= MAX_SIDE):
-        raise NotAnImage(f"it has {found.width}x{found.height} pixels; a side may have 1 to {MAX_SIDE}")
-    picture = data if found.end == len(data) else data[: found.end]
-    digest = hashlib.sha256(picture).hexdigest()
-    return VerifiedImage(found.content_type, len(picture), found.width, found.height, digest, picture)
+    """Return the image that `data` is, without what follows its end. Raises NotAnImage."""
+    checker = ImageChecker()
+    length = checker.feed(data)
+    return checker.finish(data if length == len(data) else data[:length])
 
 
-def _walk_for(data: bytes) -> Callable[[bytes], _Found]:
-    if data.startswith(_PNG_MAGIC):
-        return _walk_png
-    if data.startswith(b"\xff\xd8\xff"):
-        return _walk_jpeg
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _walk_webp
-    if not data:
-        raise NotAnImage("it is empty")
-    raise NotAnImage(_what_else(data[:_LOOK_BYTES]))
+_NEED, _SKIP, _SCAN = range(3)
+_Request = tuple[int, int]
+_Walk = Generator[_Request, bytes, None]
+"""A format's walk over its file. It yields `(_NEED, n)` and is sent the next n bytes, `(_SKIP, n)` to pass over them,
+or `(_SCAN, 0)` to pass over the pixels of a JPEG scan and be sent the marker behind them."""
 
 
-def _what_else(start: bytes) -> str:
-    text = start.removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
-    if text.startswith(b"<"):
-        return "it is an SVG, not a PNG, JPEG or WebP" if b"<svg" in text else "it is an HTML or XML page"
-    if text.startswith(b"gif8"):
-        return "it is a GIF, not a PNG, JPEG or WebP"
-    return "it is JSON" if text.startswith((b"{", b"[")) else "it is not a PNG, JPEG or WebP"
+class ImageChecker:
+    """Incremental check and SHA-256 of one image file."""
 
+    def __init__(self) -> None:
+        self.content_type = ""
+        self.width = self.height = 0
+        self.size_bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._start = b""
+        self._held = bytearray()
+        self._left = 0
+        self._crc: int | None = None
+        self._after_ff = False
+        self._scanned = 0
+        self._ended = False
+        self._walk = self._walk_any()
+        self._kind, self._length = next(self._walk)
 
-def _walk_png(data: bytes) -> _Found:
-    """https://www.w3.org/TR/png-3/#5DataRep"""
-    width, height, depth, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
-    if depth not in _PNG_DEPTHS.get(colour, ()) or methods[0] or methods[1] or methods[2] > 1:
-        raise NotAnImage("its PNG header is broken")
-    palette, pixel_bytes = False, 0
-    for kind, length, end in _png_chunks(data):
-        palette = palette or kind == b"PLTE"
-        if kind == b"IDAT":
-            pixel_bytes += length
-        elif kind == b"IEND":
-            if not pixel_bytes or length or (colour == 3 and not palette):
-                raise NotAnImage("the PNG has no picture in it")
-            return _Found("image/png", width, height, end)
-    raise NotAnImage("it has too many parts")
+    def feed(self, data: bytes | bytearray | memoryview) -> int:
+        """Check the next bytes of the file. Returns how many belong to the image. Raises NotAnImage."""
+        if len(self._start) < _SHOWN_BYTES:
+            self._start += bytes(data[: _SHOWN_BYTES - len(self._start)])
+        with memoryview(data) as view:
+            at = self._advance(view)
+            with view[:at] as used:
+                self._sha256.update(used)
+        self.size_bytes += at
+        return at
 
+    def finish(self, data: bytes) -> VerifiedImage:
+        """Return the image whose bytes were fed and are `data`. Raises NotAnImage if it is not whole."""
+        self.check_ended()
+        return VerifiedImage(self.content_type, self.size_bytes, self.width, self.height, self.digest, data)
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, length and end of each chunk, after its check sum was compared."""
-    view, at = memoryview(data), len(_PNG_MAGIC)
-    for number in range(MAX_PARTS):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        (check_sum,) = struct.unpack_from(">I", data, end - 4)
-        if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
-            raise NotAnImage("its PNG header is broken")
-        if crc32(view[at + 4 : end - 4]) != check_sum:
-            raise NotAnImage("a check sum in the PNG is wrong")
-        if not kind[0] & 0x20 and kind not in _PNG_CRITICAL:
-            raise NotAnImage("the PNG has a chunk that no reader knows")
-        yield kind, length, end
-        at = end
+    def check_ended(self) -> None:
+        """Raise NotAnImage if the file is not whole."""
+        if not self._start:
+            raise NotAnImage("it is empty")
+        if not self.content_type and not _begins_an_image(self._start):
+            raise _foreign(self._start)
+        if not self._ended:
+            raise NotAnImage("it is cut off")
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the image's bytes so far, 64 hex digits."""
+        return self._sha256.hexdigest()
 
-def _walk_jpeg(data: bytes) -> _Found:
-    """https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B"""
-    size, scans, at = None, 0, 2
-    for _ in range(MAX_PARTS):
-        marker, at = _jpeg_marker(data, at)
-        if marker == _EOI:
-            if size is None or not scans:
-                raise NotAnImage("the JPEG has no picture in it")
-            return _Found("image/jpeg", *size, at)
-        (length,) = struct.unpack_from(">H", data, at)
-        if marker < 0xC0 or 0xD0 <= marker <= _SOI or length < 2 or (marker in _JPEG_FRAMES and size):
-            raise NotAnImage("its JPEG markers are broken")
-        if marker in _JPEG_FRAMES:
-            size = _jpeg_size(data, at, length)
-        at += length
-        if marker == _SOS:
-            if size is None:
-                raise NotAnImage("its JPEG markers are broken")
-            at, scans = _jpeg_scan_end(data, at), scans + 1
-    raise NotAnImage("it has too many parts")
+    def _advance(self, view: memoryview) -> int:
+        at, end = 0, len(view)
+        while at < end and not self._ended:
+            if self._kind == _SCAN:
+                at = self._scan(view, at)
+                continue
+            length = min(self._length - self._left, end - at)
+            if self._kind == _NEED:
+                self._held += view[at : at + length]
+            elif self._crc is not None:
+                self._crc = crc32(view[at : at + length], self._crc)
+            at += length
+            self._left += length
+            if self._left == self._length:
+                self._resume(bytes(self._held))
+        return at
 
+    def _resume(self, answer: bytes) -> None:
+        """Continue the walk up to its next request that takes bytes."""
+        self._held.clear()
+        self._left = 0
+        try:
+            self._kind, self._length = self._walk.send(answer)
+            while self._kind != _SCAN and not self._length:
+                self._kind, self._length = self._walk.send(b"")
+        except StopIteration:
+            self._ended = True
 
-def _jpeg_marker(data: bytes, at: int) -> tuple[int, int]:
-    """The marker at `at` (any number of fill bytes before it is legal) and the place after it."""
-    match = _JPEG_MARKER.match(data, at)
-    if match is None:
-        raise NotAnImage("it is cut off" if at >= len(data) - 1 else "its JPEG markers are broken")
-    return match[1][0], match.end()
+    def _scan(self, view: memoryview, at: int) -> int:
+        """Pass over a scan's pixels; the marker behind them may be split over two pieces."""
+        if self._after_ff:
+            while view[at] == 0xFF:
+                at += 1
+                if at == len(view):
+                    return at
+            self._after_ff = False
+            if view[at] not in _IN_A_SCAN:
+                return self._end_of_scan(view, at)
+            self._scanned += 1
+            at += 1
+        match = _JPEG_SCAN_END.search(view, at)
+        if match is not None:
+            self._scanned += match.start() - at
+            return self._end_of_scan(view, match.start() + 1)
+        self._after_ff = at < len(view) and view[len(view) - 1] == 0xFF
+        self._scanned += len(view) - at - self._after_ff
+        return len(view)
 
+    def _end_of_scan(self, view: memoryview, at: int) -> int:
+        if not self._scanned:
+            raise NotAnImage("the JPEG has no image in it")
+        self._resume(bytes(view[at : at + 1]))
+        return at + 1
 
-def _jpeg_size(data: bytes, at: int, length: int) -> tuple[int, int]:
-    _, height, width, components = struct.unpack_from(">BHHB", data, at + 2)
-    if components not in (1, 2, 3, 4) or length != 8 + 3 * components:
-        raise NotAnImage("its JPEG header is broken")
-    return width, height
+    def _set_size(self, width: int, height: int) -> None:
+        """Take the size from a header. Raises NotAnImage before any pixel is read."""
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise NotAnImage(f"it has {width}x{height} pixels; a side may have 1 to {MAX_SIDE}", lasting=True)
+        if width * height > MAX_PIXELS:
+            raise NotAnImage(f"it has {width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million", lasting=True)
+        self.width, self.height = width, height
 
-
-def _jpeg_scan_end(data: bytes, at: int) -> int:
-    """The first marker after the pixels of a scan; stuffed zeros and restart markers are within them."""
-    match = _JPEG_SCAN_END.search(data, at)
-    if match is None:
-        raise NotAnImage("it is cut off")
-    if match.start() == at:
-        raise NotAnImage("the JPEG has no picture in it")
-    return match.start()
-
-
-def _walk_webp(data: bytes) -> _Found:
-    """https://developers.google.com/speed/webp/docs/riff_container"""
-    (riff_bytes,) = struct.unpack_from("<I", data, 4)
-    end = 8 + riff_bytes
-    if end > len(data):
-        raise NotAnImage("it is cut off")
-    chunks = list(_webp_chunks(data, end))
-    first, at, length = chunks[0] if chunks else (b"", 12, 0)
-    if first in _WEBP_FRAMES:
-        width, height = _WEBP_FRAMES[first](data, at, length)
-    elif first == b"VP8X" and length >= 10:
-        width, height = _webp_canvas(data, at, chunks)
-    else:
-        raise NotAnImage("the WebP has no picture in it")
-    return _Found("image/webp", width, height, end)
-
-
-def _webp_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start of the content and its length, for each chunk."""
-    at = 12
-    for _ in range(MAX_PARTS):
-        if at >= end:
+    def _walk_any(self) -> _Walk:
+        start = yield _NEED, 3
+        if start == b"\xff\xd8\xff":
+            self.content_type = "image/jpeg"
+            yield from self._walk_jpeg()
             return
-        kind, length = struct.unpack_from("<4sI", data, at)
-        if at + 8 + length > end:
-            raise NotAnImage("its WebP chunks are broken")
-        yield kind, at + 8, length
-        at += 8 + length + length % 2
-    raise NotAnImage("it has too many parts")
+        start += yield _NEED, _MAGIC_BYTES - 3
+        if start.startswith(_PNG_MAGIC):
+            self.content_type = "image/png"
+            yield from self._walk_png(start[len(_PNG_MAGIC) :])
+        elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            self.content_type = "image/webp"
+            yield from self._walk_webp(int.from_bytes(start[4:8], "little") + 8)
+        else:
+            raise _foreign(self._start)
+
+    def _walk_png(self, start: bytes) -> _Walk:
+        """https://www.w3.org/TR/png-3/#5DataRep"""
+        palette, pixel_bytes, colour = False, 0, 0
+        for number in range(MAX_PARTS):
+            head = start + (yield _NEED, 8 - len(start))
+            start = b""
+            length, kind = struct.unpack(">I4s", head)
+            if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
+                raise NotAnImage("its PNG header is broken")
+            if not kind[0] & 0x20 and kind not in _PNG_CRITICAL:
+                raise NotAnImage("the PNG has a chunk that no reader knows")
+            self._crc = crc32(kind)
+            if number == 0:
+                header = yield _NEED, length
+                self._crc = crc32(header, self._crc)
+                colour = self._read_png_header(header)
+            else:
+                yield _SKIP, length
+            checksum, self._crc = self._crc, None
+            if (yield _NEED, 4) != struct.pack(">I", checksum):
+                raise NotAnImage("a check sum in the PNG is wrong")
+            palette = palette or kind == b"PLTE"
+            pixel_bytes += length if kind == b"IDAT" else 0
+            if kind == b"IEND":
+                if not pixel_bytes or length or (colour == 3 and not palette):
+                    raise NotAnImage("the PNG has no image in it")
+                return
+        raise NotAnImage("it has too many parts")
+
+    def _read_png_header(self, header: bytes) -> int:
+        width, height, depth, colour, *methods = struct.unpack(">IIBBBBB", header)
+        if depth not in _PNG_DEPTHS.get(colour, ()) or methods[0] or methods[1] or methods[2] > 1:
+            raise NotAnImage("its PNG header is broken")
+        self._set_size(width, height)
+        return int(colour)
+
+    def _walk_jpeg(self) -> _Walk:
+        """https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B; the first 0xFF behind SOI was read."""
+        scans, marker = 0, (yield from self._jpeg_marker())
+        for _ in range(MAX_PARTS):
+            if marker == _EOI:
+                if not self.width or not scans:
+                    raise NotAnImage("the JPEG has no image in it")
+                return
+            length = int.from_bytes((yield _NEED, 2), "big") - 2
+            if marker < 0xC0 or 0xD0 <= marker <= 0xD8 or length < 0 or (marker in _JPEG_FRAMES and self.width):
+                raise NotAnImage("its JPEG markers are broken")
+            if marker in _JPEG_FRAMES:
+                self._read_jpeg_frame((yield _NEED, min(length, 6)), length)
+                yield _SKIP, length - 6
+            else:
+                yield _SKIP, length
+            if marker != _SOS:
+                if (yield _NEED, 1) != b"\xff":
+                    raise NotAnImage("its JPEG markers are broken")
+                marker = yield from self._jpeg_marker()
+            elif not self.width:
+                raise NotAnImage("its JPEG markers are broken")
+            else:
+                scans, self._scanned, self._after_ff = scans + 1, 0, False
+                marker = (yield _SCAN, 0)[0]
+        raise NotAnImage("it has too many parts")
+
+    def _jpeg_marker(self) -> Generator[_Request, bytes, int]:
+        """Return the marker behind a 0xFF; any number of fill bytes before it is legal."""
+        for _ in range(MAX_PARTS):
+            if (marker := (yield _NEED, 1)[0]) != 0xFF:
+                return marker
+        raise NotAnImage("it has too many parts")
+
+    def _read_jpeg_frame(self, frame: bytes, length: int) -> None:
+        if len(frame) < 6 or frame[5] not in (1, 2, 3, 4) or length != 6 + 3 * frame[5]:
+            raise NotAnImage("its JPEG header is broken")
+        height, width = struct.unpack_from(">HH", frame, 1)
+        self._set_size(width, height)
+
+    def _walk_webp(self, end: int) -> _Walk:
+        """https://developers.google.com/speed/webp/docs/riff_container; `end`: of the file, as its header says."""
+        at, first, animated, found = _MAGIC_BYTES, b"", False, False
+        for _ in range(MAX_PARTS):
+            if at >= end:
+                if not found:
+                    raise NotAnImage("the WebP has no image in it")
+                return
+            kind, length = struct.unpack("<4sI", (yield _NEED, 8))
+            at += 8
+            if at + length > end:
+                raise NotAnImage("its WebP chunks are broken")
+            start = yield _NEED, min(length, 10)
+            if not first:
+                first, animated = kind, kind == b"VP8X" and bool(start[:1]) and bool(start[0] & 0x02)
+                self._read_webp_first(kind, start, length)
+                found = kind in _WEBP_FRAMES
+            elif kind == b"ANMF" and animated and length > 16 + 8:
+                found = True
+            elif kind in _WEBP_FRAMES and not animated and not found:
+                if _WEBP_FRAMES[kind](start, length) != (self.width, self.height):
+                    raise NotAnImage("its WebP header is broken")
+                found = True
+            padded = min(length + length % 2, end - at)
+            yield _SKIP, padded - len(start)
+            at += padded
+        raise NotAnImage("it has too many parts")
+
+    def _read_webp_first(self, kind: bytes, start: bytes, length: int) -> None:
+        if kind in _WEBP_FRAMES:
+            self._set_size(*_WEBP_FRAMES[kind](start, length))
+        elif kind == b"VP8X" and length >= 10:
+            self._set_size(int.from_bytes(start[4:7], "little") + 1, int.from_bytes(start[7:10], "little") + 1)
+        else:
+            raise NotAnImage("the WebP has no image in it")
 
 
-def _webp_canvas(data: bytes, at: int, chunks: list[tuple[bytes, int, int]]) -> tuple[int, int]:
-    flags, width, height = struct.unpack_from("<I3s3s", data, at)
-    canvas = int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
-    animated = flags & 0x02
-    for kind, start, length in chunks:
-        if kind == b"ANMF" and animated and length > 16 + 8:
-            return canvas
-        if kind in _WEBP_FRAMES and not animated:
-            if _WEBP_FRAMES[kind](data, start, length) != canvas:
-                raise NotAnImage("its WebP header is broken")
-            return canvas
-    raise NotAnImage("the WebP has no picture in it")
-
-
-def _vp8_size(data: bytes, at: int, length: int) -> tuple[int, int]:
+def _vp8_size(start: bytes, length: int) -> tuple[int, int]:
     """https://www.rfc-editor.org/rfc/rfc6386#section-9.1"""
-    tag_low, tag_high, start_code, width, height = struct.unpack_from("<HB3sHH", data, at)
+    if len(start) < 10:
+        raise NotAnImage("its WebP header is broken")
+    tag_low, tag_high, start_code, width, height = struct.unpack("<HB3sHH", start)
     first_partition_bytes = (tag_high << 16 | tag_low) >> 5
     if tag_low & 1 or start_code != b"\x9d\x01\x2a" or 10 + first_partition_bytes > length:
         raise NotAnImage("its WebP header is broken")
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _vp8l_size(data: bytes, at: int, length: int) -> tuple[int, int]:
+def _vp8l_size(start: bytes, length: int) -> tuple[int, int]:
     """https://developers.google.com/speed/webp/docs/webp_lossless_bitstream_specification"""
-    signature, bits = struct.unpack_from("<BI", data, at)
-    if signature != 0x2F or bits >> 29 or length < 6:
+    if length < 6 or start[0] != 0x2F or (bits := int.from_bytes(start[1:5], "little")) >> 29:
         raise NotAnImage("its WebP header is broken")
     return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
 
 
 _WEBP_FRAMES = {b"VP8 ": _vp8_size, b"VP8L": _vp8l_size}
+
+
+def _begins_an_image(start: bytes) -> bool:
+    return any(start[: len(magic)] == magic[: len(start)] for magic in (_PNG_MAGIC, b"\xff\xd8\xff", b"RIFF"))
+
+
+def _foreign(start: bytes) -> NotAnImage:
+    """Return the reason why a file is of no supported kind, from its first bytes."""
+    text = start.removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
+    if text.startswith(b"<"):
+        what = "it is an SVG, not a PNG, JPEG or WebP" if b"<svg" in text else "it is an HTML or XML page"
+    elif text.startswith(b"gif8"):
+        what = "it is a GIF, not a PNG, JPEG or WebP"
+    else:
+        what = "it is JSON" if text.startswith((b"{", b"[")) else "it is not a PNG, JPEG or WebP"
+    return NotAnImage(what, lasting=True)

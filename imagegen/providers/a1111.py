@@ -57,6 +57,7 @@ class A1111Provider:
         self._running = 0
         self.max_images_per_call = max_images_per_call
         self.own_hosts = self._upstream.own_hosts
+        self.base_url = self._upstream.base_url
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         async with self._progress_told(watcher):

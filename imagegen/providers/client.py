@@ -79,6 +79,11 @@ class Upstream:
         self._post = Post(session, URL(f"{base}/{generations}"), self._headers, timeout_s)
 
     @property
+    def base_url(self) -> URL:
+        """The base URL with a slash at its end, so that relative links lead below it."""
+        return URL(f"{self._base}/")
+
+    @property
     def own_hosts(self) -> frozenset[str]:
         return frozenset({self._base.host_port_subcomponent or ""})
 

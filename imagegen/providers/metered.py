@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from loguru import logger
+from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
@@ -43,6 +44,10 @@ class MeteredProvider:
     @property
     def own_hosts(self) -> frozenset[str]:
         return self._provider.own_hosts
+
+    @property
+    def base_url(self) -> URL | None:
+        return self._provider.base_url
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False

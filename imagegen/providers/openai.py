@@ -120,6 +120,7 @@ class OpenAICompatibleProvider:
         self._dialect = dialect or dialect_of(base)
         self.max_images_per_call = self._dialect.max_images_per_call
         self.own_hosts = self._upstream.own_hosts
+        self.base_url = self._upstream.base_url
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         dialect = self._dialect.for_model(call.request.model)

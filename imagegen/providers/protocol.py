@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from msgspec import Struct
+from yarl import URL
 
-from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.tasks.image import GivenImage
 from imagegen.tasks.request import GenerationRequest
 
 
@@ -41,7 +42,7 @@ class UpstreamLimits(Struct, frozen=True):
 class Reply(Struct, frozen=True):
     """What one call brought. `images` may hold fewer than were asked for, or none."""
 
-    images: tuple[ImageLink | ImageBytes, ...]
+    images: tuple[GivenImage, ...]
     limits: UpstreamLimits = UpstreamLimits()
     warnings: tuple[str, ...] = ()
 
@@ -62,6 +63,7 @@ class Provider(Protocol):
     name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `a1111`).
     max_images_per_call: what one call may ask for.
     own_hosts: `host` or `host:port` whose image links may be fetched though they are not public addresses.
+    base_url: against which relative image links are resolved; None if there are none.
     """
 
     @property
@@ -72,6 +74,9 @@ class Provider(Protocol):
 
     @property
     def own_hosts(self) -> frozenset[str]: ...
+
+    @property
+    def base_url(self) -> URL | None: ...
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""

@@ -52,6 +52,7 @@ class SandboxProvider:
     name = "sandbox"
     max_images_per_call = 1
     own_hosts: frozenset[str] = frozenset()
+    base_url = None
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s

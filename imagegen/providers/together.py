@@ -38,6 +38,7 @@ class TogetherProvider:
         self._response_format = response_format
         self.max_images_per_call = max_images_per_call
         self.own_hosts = self._upstream.own_hosts
+        self.base_url = self._upstream.base_url
 
     async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
         fields = fields_of(call, self._response_format)

@@ -80,7 +80,9 @@ def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -
             cut_off = True
         else:
             if entry_id == claim.entry_id:
-                run, cut_off = theirs, theirs.phase == "calling"
+                run, cut_off = theirs, theirs.calling
+                if theirs.phase == "calling" and theirs.links:
+                    run = replace(theirs, attempts=theirs.attempts - 1)
     if cut_off:
         run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))
     claim.run = replace(run, phase="waiting", ambiguous=run.ambiguous + cut_off)
@@ -120,6 +122,6 @@ def handed_back(claim: Claim) -> ReleaseItem:
     stored = b""
     if claim.stands is not None:
         if run.phase == "calling":
-            run = replace(run, ambiguous=run.ambiguous + 1, attempts=run.attempts - 1)
+            run = replace(run, ambiguous=run.ambiguous + run.calling, attempts=run.attempts - 1)
         stored = replace(run, phase="released").encode("").strip()
     return ReleaseItem(task.id, claim.entry_id, task.generation, encode_entry(task), stored)

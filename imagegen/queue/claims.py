@@ -145,6 +145,11 @@ class Claims:
                 claim, edges.waiting(claim.task, reason=reason, retry_at=retry_at, attempts=claim.run.attempts)
             )
 
+    def stall(self, claim: Claim, reason: Reason | None, retry_at: float | None) -> None:
+        """Publish from memory why a begun attempt waits in its slot; no reason: it goes on."""
+        if not claim.lost:
+            self._publish(claim, edges.stalled(claim.task, reason=reason, retry_at=retry_at))
+
     def park(self, claim: Claim, reason: Reason, retry_at: float, *, until: float) -> None:
         """Defers it and holds no slot, until `resume`, or until it is offered again at that Unix time."""
         self.defer(claim, reason, retry_at)
@@ -165,7 +170,7 @@ class Claims:
         for claim in claims:
             self._holdings.let_go(claim)
         ours = [claim for claim in claims if not claim.lost]
-        self._meter.ambiguous += sum(claim.run.phase == "calling" and claim.stands is not None for claim in ours)
+        self._meter.ambiguous += sum(claim.run.calling and claim.stands is not None for claim in ours)
         await self._scripts.release(self._holdings.instance, [handed_back(claim) for claim in ours], leaving=leaving)
 
     async def _adopt(self, claim: Claim, stands: bytes) -> Start:

@@ -17,7 +17,7 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.tasks.image import StoredImage
+from imagegen.tasks.image import PaidImage, StoredImage
 from imagegen.tasks.task import Reason, State, Task, TaskError
 from imagegen.tasks.webhook import Delivery, merged
 
@@ -232,6 +232,8 @@ class Run(Struct, frozen=True, gc=False):
     owner: the instance that runs it; phase: `calling` (a call may be under way), `waiting` (before a retry),
     `released` (handed back) or `cancelled`. starts counts every start, attempts those that count, ambiguous the
     calls that were sent and brought no answer; asked_again: the missing pictures were asked for once more.
+    links: images that were paid for and are still to be fetched; while there are any, no call is under way.
+    short: places that an answer left empty, not asked for again yet; given_up: places that are not asked for again.
     """
 
     owner: str
@@ -246,6 +248,14 @@ class Run(Struct, frozen=True, gc=False):
     started_at: float | None = None
     reason: str | None = None
     retry_at: float | None = None
+    links: tuple[PaidImage, ...] = ()
+    short: tuple[int, ...] = ()
+    given_up: tuple[int, ...] = ()
+
+    @property
+    def calling(self) -> bool:
+        """Whether a paid call may be under way, or its images may be in its owner's memory alone."""
+        return self.phase == "calling" and not self.links
 
     def encode(self, entry_id: str) -> bytes:
         return entry_id.encode() + b" " + _encode(self)
@@ -294,7 +304,7 @@ def as_seen(task: Task, run: Run) -> Task:
         progress=5 if calling else 0,
         images=shown_images(task, run),
         possibly_billed_twice=max(run.ambiguous, task.possibly_billed_twice),
-        reason=None if calling else _reason(run.reason),
+        reason=None if calling and not run.reason else _reason(run.reason),
         retry_at=run.retry_at,
     )
 

@@ -17,6 +17,31 @@ class ImageBytes(Struct, frozen=True, gc=False):
     data: bytes
 
 
+class ImageBase64(Struct, frozen=True, gc=False):
+    """An image whose bytes came in the answer as base64; neither decoded nor checked yet.
+
+    text: a part of the answer's body, without whitespace; it keeps the whole body in memory.
+    """
+
+    text: memoryview
+
+
+GivenImage = ImageLink | ImageBytes | ImageBase64
+"""An image as an upstream gives it."""
+
+
+class PaidImage(Struct, frozen=True, gc=False):
+    """An image that was paid for and whose bytes are not here yet, as a checkpoint carries it.
+
+    index: its place in the task, from 0; seed: that was sent for it; received_at: when its link came, Unix time.
+    """
+
+    index: int
+    url: str
+    received_at: float
+    seed: int | None = None
+
+
 class StoredImage(Struct, frozen=True, gc=False):
     """One picture of a task.
 

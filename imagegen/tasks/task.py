@@ -54,6 +54,7 @@ class Reason(StrEnum):
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
     UPSTREAM_OVERLOADED = "upstream_overloaded"
     RETRYING = "retrying"
+    STORE_UNAVAILABLE = "store_unavailable"
     DRAINING = "draining"
 
 
@@ -142,6 +143,11 @@ def waiting(task: Task, *, reason: Reason, retry_at: float | None, attempts: int
         reason=reason,
         retry_at=retry_at,
     )
+
+
+def stalled(task: Task, *, reason: Reason | None, retry_at: float | None) -> Task:
+    """Return a running task that waits for something within its attempt; no reason: it goes on."""
+    return replace(task, sequence=task.sequence + 1, reason=reason, retry_at=retry_at)
 
 
 def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str], *, now: float, ttl_s: float) -> Task:

@@ -7,24 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Protocol
 
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.errors import StoreUnavailable, UpstreamError
+from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Call, Provider, Reply
 from imagegen.queue.claim import Claim, Start
 from imagegen.queue.claims import Claims
-from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.plan import Share, second_shares, shares
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Standing, Succeeded, Unstarted
-from imagegen.tasks.task import Reason, image_progress
+from imagegen.tasks.task import Reason
 from imagegen.worker.abandon import Abandonable, Abandoned
 from imagegen.worker.pacing import Pacing, Turn
 from imagegen.worker.rules import Rules
+from imagegen.worker.saving import Given, Keeper, Overdue, Saver, Waiting, given_again
 from imagegen.worker.watcher import Watcher
 
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
@@ -34,20 +32,11 @@ MAX_KNOWN_COUNTS = 200
 """Models; clients may name any."""
 
 
-class Keeper(Protocol):
-    """Keeps pictures."""
+MAX_BARREN_CALLS = 2
+"""Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
 
-    def as_it_is(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage | None:
-        """A picture that needs no keeping; None where it is for `keep`."""
-        ...
-
-    async def keep(self, task_id: str, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> StoredImage:
-        """Raises UpstreamError where it is none, StoreUnavailable where it can't be kept."""
-        ...
-
-    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
-        """Lets pictures live as long as if they were kept now."""
-        ...
+STORE_CHECK_S = 1.0
+"""How often a claim that waits for the store looks whether the instance stops."""
 
 
 class Counts:
@@ -122,20 +111,35 @@ class _Attempt:
         self._refusal: UpstreamError | None = None
         self._begun = False
         self._paid_in_vain = False
+        self._fault: UpstreamError | None = None
+        self._again = False
+        self._saver = Saver(
+            room.claims,
+            room.keeper,
+            claim,
+            self._request.n,
+            room.rules.ends_at(claim.task),
+            lambda: room.pacing.is_quiet,
+            self._rejected,
+            room.clock,
+        )
 
     async def run(self) -> Outcome:
         try:
+            if self._claim.run.links:
+                await self._fetch_paid()
             while True:
                 with suppress(_Refused):
                     await self._collect()
                     break
         except _Ended as ended:
             return ended.outcome
+        except Waiting as waiting:
+            return waiting.retry
+        except Overdue:
+            return self._room.rules.overdue(self._claim.task)
         except UpstreamError as error:
             return self._judge(error)
-        except StoreUnavailable as error:
-            logger.bind(taskId=self._claim.task.id).error("A picture could not be kept: {}", error)
-            return self._judge(UpstreamError("internal_error", "the picture could not be kept", retryable=True))
         if missing := self._missing:
             self._warn(f"only {self._request.n - missing} of {self._request.n} images came")
         return Succeeded(self._claim.run.images, self._claim.run.warnings)
@@ -149,38 +153,87 @@ class _Attempt:
         """How many pictures are still wanted."""
         return self._request.n - len(self._claim.run.images)
 
+    async def _fetch_paid(self) -> None:
+        """Save the images that an earlier attempt paid for; no call is made before that."""
+        spent = self._room.rules.spent(self._claim.task, replace(self._claim.run, links=()), self._room.clock())
+        await self._store_writable()
+        await self._write()
+        await self._save([given_again(paid) for paid in self._claim.run.links], again=self._claim.run.asked_again)
+        if spent and self._missing and not self._claim.run.images:
+            raise _Ended(spent)
+        if spent:
+            self._give_up(range(self._request.n))
+
     async def _collect(self) -> None:
-        """Makes the calls that are still needed; what they leave out is asked for once more, and never again."""
+        """Make the calls that are still needed; what they leave out is asked for once more, and never again."""
         n, seed, per_call = self._request.n, self._request.seed, self._room.provider.max_images_per_call
         per_call = self._room.counts.most(self._model, per_call)
-        last = None
-        if not self._claim.run.asked_again:
-            for share in shares(n, self._places, per_call, seed):
+        run, last, barren = self._claim.run, self._fault, 0
+        if not run.asked_again:
+            for share in shares(n, self._places.union(run.short, run.given_up), per_call, seed):
                 last = await self._one_share(share) or last
-        if self._missing:
+                barren += 1
+                if not self._claim.run.images and barren >= MAX_BARREN_CALLS:
+                    if isinstance(last, ImageRejected) and last.lasting:
+                        raise last
+                    break
+        settled = self._places.union(self._claim.run.given_up)
+        if len(settled) < n:
             self._change(asked_again=True)
             sent = {image.seed for image in self._claim.run.images}
-            for share in second_shares(n, self._places, per_call, seed, sent):
-                last = await self._one_share(share) or last
+            for share in second_shares(n, settled, per_call, seed, sent):
+                kept = len(self._claim.run.images)
+                last = await self._one_share(share, again=True) or last
+                if len(self._claim.run.images) == kept:
+                    break
         if not self._claim.run.images:
-            raise last or UpstreamError("upstream_bad_response", "the upstream answered without a picture")
+            raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
 
-    async def _one_share(self, share: Share) -> UpstreamError | None:
-        """One call and its pictures. A bad answer is no end yet and is returned: the pictures are asked for again."""
-        fault = None
+    async def _one_share(self, share: Share, *, again: bool = False) -> UpstreamError | None:
+        """Make one call and save its images. A bad answer is no end yet and is returned.
+
+        again: whether its places were asked for before, so that they are not asked for a third time.
+        """
         try:
             reply = await self._call(share)
         except UpstreamError as error:
             self._paid_in_vain = True
+            self._leave_out(share.indexes, again=again)
             return error
-        for index, picture in zip(share.indexes, reply.images, strict=False):
-            try:
-                await self._keep(index, picture, share.seed)
-            except UpstreamError as error:
-                fault = error
+        now = self._room.clock()
+        images = [
+            Given(index, image, share.seed, now) for index, image in zip(share.indexes, reply.images, strict=False)
+        ]
+        if len(images) < len(share.indexes):
+            self._leave_out(share.indexes[len(images) :], again=again)
+        await self._save(images, again=again)
         if self._missing and not self._places.issuperset(share.indexes):
             self._paid_in_vain = True
-        return fault
+        return self._fault
+
+    async def _save(self, images: Sequence[Given], *, again: bool) -> None:
+        """Save images that are paid for; again: whether their places were asked for before."""
+        self._fault, self._again = None, again
+        await self._saver.save(images)
+
+    def _rejected(self, given: Given, error: ImageRejected) -> None:
+        """Ask again for an image that can't be used only if that may help."""
+        self._fault = error
+        if error.lasting:
+            self._give_up([given.index])
+        else:
+            self._leave_out([given.index], again=self._again)
+
+    def _leave_out(self, places: Sequence[int], *, again: bool) -> None:
+        """Note that an answer had no image for these places."""
+        if again:
+            self._give_up(places)
+        else:
+            self._change(short=tuple(sorted({*self._claim.run.short, *places})))
+
+    def _give_up(self, places: Sequence[int]) -> None:
+        """Note that these places are not to be asked for again."""
+        self._change(given_up=tuple(sorted({*self._claim.run.given_up, *places})))
 
     async def _call(self, share: Share) -> Reply:
         """A paid call, repeated at once where the model refuses a parameter or is not there.
@@ -188,7 +241,7 @@ class _Attempt:
         Raises UpstreamError for a bad answer, _Ended for all else that brought nothing.
         """
         while True:
-            with self._room.pacing.take(self._model) or await self._turn() as turn:
+            with self._turn_now() or await self._turn() as turn:
                 await self._write()
                 watcher = Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
                 try:
@@ -202,11 +255,37 @@ class _Attempt:
                         self._warn(f"{self._request.model} is not available: {self._model} was used")
                     return reply
 
+    def _turn_now(self) -> Turn | None:
+        """Return the turn for a call, if one may be made now."""
+        return self._room.pacing.take(self._model) if self._room.keeper.writable else None
+
     async def _turn(self) -> Turn:
-        """Waits until the next call may be made."""
+        """Wait until the next call may be made."""
         while True:
+            await self._store_writable()
             if turn := await self._room.pacing.turn(self._model, self._wait_s()):
-                return turn
+                if self._room.keeper.writable:
+                    return turn
+                turn.close()
+
+    async def _store_writable(self) -> None:
+        """Wait until images can be saved. Raises _Ended if the deadline comes or the instance stops."""
+        room, claim = self._room, self._claim
+        waited = False
+        while not room.keeper.writable:
+            self._check_time()
+            if not waited:
+                self._say_waiting(Reason.STORE_UNAVAILABLE, room.clock() + STORE_CHECK_S)
+            waited = True
+            await room.keeper.wait_writable(min(STORE_CHECK_S, room.rules.ends_at(claim.task) - room.clock()))
+        if waited and self._begun:
+            room.claims.stall(claim, None, None)
+
+    def _say_waiting(self, reason: Reason, retry_at: float) -> None:
+        if self._begun:
+            self._room.claims.stall(self._claim, reason, retry_at)
+        else:
+            self._room.claims.defer(self._claim, reason, retry_at)
 
     def _wait_s(self) -> float:
         """How long to wait before looking again. Raises _Ended where the call is not to be waited for.
@@ -215,11 +294,7 @@ class _Attempt:
         """
         room, claim, now = self._room, self._claim, self._room.clock()
         ends_at = room.rules.ends_at(claim.task)
-        if now >= ends_at:
-            raise _Ended(room.rules.overdue(claim.task))
-        if room.pacing.is_quiet:
-            pause = Retry(0.0, Reason.DRAINING, counts=self._paid_in_vain)
-            raise _Ended(pause if self._begun else Unstarted())
+        self._check_time()
         blocked = room.pacing.blocked(self._model)
         if blocked is None:
             return 0.0
@@ -228,6 +303,15 @@ class _Attempt:
         elif rest := room.pacing.resting(self._model):
             raise _Ended(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
         return min(blocked.retry_at, ends_at) - now
+
+    def _check_time(self) -> None:
+        """Raise _Ended if the deadline has come, or the instance stops."""
+        room, claim = self._room, self._claim
+        if room.clock() >= room.rules.ends_at(claim.task):
+            raise _Ended(room.rules.overdue(claim.task))
+        if room.pacing.is_quiet:
+            pause = Retry(0.0, Reason.DRAINING, counts=self._paid_in_vain)
+            raise _Ended(pause if self._begun else Unstarted())
 
     async def _write(self) -> None:
         """Before each paid call: the first one counts the attempt, the others say how far it has come."""
@@ -292,17 +376,6 @@ class _Attempt:
             return False
         self._model = self._untried.pop(0)
         return True
-
-    async def _keep(self, index: int, picture: ImageLink | ImageBytes, seed: int | None) -> None:
-        """Tells of the picture when it came and when it is kept; of one that needs no keeping that is one event."""
-        claim, room, wanted = self._claim, self._room, self._request.n
-        kept = len(claim.run.images)
-        stored = room.keeper.as_it_is(index, picture, seed)
-        if stored is None:
-            room.claims.progress(claim, image_progress(kept + 1, kept, wanted))
-            stored = await room.keeper.keep(claim.task.id, index, picture, seed)
-        self._change(images=tuple(sorted((*claim.run.images, stored), key=attrgetter("index"))))
-        room.claims.progress(claim, image_progress(kept + 1, kept + 1, wanted))
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""

@@ -29,7 +29,9 @@ class Rules:
         return Failed(TaskError(code, f"the task could not be finished within {self.deadline_s:g} s", retryable=True))
 
     def spent(self, task: Task, run: Run, now: float) -> Failed | None:
-        """A task that must not be called for again."""
+        """A task that must not be called for again; images that are paid for may still be fetched."""
+        if run.links:
+            return self.overdue(task) if now >= self.ends_at(task) else None
         if run.ambiguous >= MAX_AMBIGUOUS or run.attempts >= self.policy.max_attempts:
             return Failed(TaskError("interrupted", "the service stopped while the task ran", retryable=True))
         return self.overdue(task) if now >= self.ends_at(task) else None

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
+import pybase64
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from PIL import Image
+from yarl import URL
 
 from imagegen.addresses import guarded_connector
-from imagegen.errors import UpstreamError
-from imagegen.images import fetch
+from imagegen.bytebudget import ByteBudget
+from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
+from imagegen.images import fetch, spool
 from imagegen.images.fetch import ImageFetcher
-from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.images.spool import Spool
+from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -72,11 +79,35 @@ def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "BACKOFF_S", 0.0)
 
 
+@dataclass
+class Folder:
+    """What a spool needs of a store."""
+
+    spool_folder: Path | None = None
+
+
+MEMORY = Folder()
+
+
+def make_fetcher(
+    session: aiohttp.ClientSession,
+    own_hosts: frozenset[str] = frozenset(),
+    *,
+    timeout_s: float = 5.0,
+    store: Folder = MEMORY,
+    memory: ByteBudget | None = None,
+    **options: object,
+) -> ImageFetcher:
+    return ImageFetcher(
+        session, Spool(store, memory or ByteBudget()), own_hosts=own_hosts, timeout_s=timeout_s, **options
+    )
+
+
 @pytest.fixture
 async def fetcher(upstream: Upstream) -> AsyncIterator[ImageFetcher]:
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        yield ImageFetcher(session, own_hosts=own, timeout_s=5, max_bytes=1_000_000)
+        yield make_fetcher(session, own, base_url=URL(f"http://{upstream.host}/v1"), max_bytes=1_000_000)
 
 
 def open_session(own_hosts: frozenset[str], resolver: AbstractResolver | None = None) -> aiohttp.ClientSession:
@@ -117,12 +148,19 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
     return await resets(request)
 
 
-async def refusal(fetcher: ImageFetcher, image: ImageLink | ImageBytes) -> UpstreamError:
-    with pytest.raises(UpstreamError) as caught:
+async def refusal(fetcher: ImageFetcher, image: GivenImage) -> ImageRejected:
+    with pytest.raises(ImageRejected) as caught:
         await fetcher.fetch(image)
     assert caught.value.code == "upstream_bad_response"
     assert not caught.value.retryable
     assert not caught.value.ambiguous
+    return caught.value
+
+
+async def failure(fetcher: ImageFetcher, link: ImageLink, age_s: float = 0.0) -> DownloadFailed:
+    """The link may work later."""
+    with pytest.raises(DownloadFailed) as caught:
+        await fetcher.fetch(link, age_s=age_s)
     return caught.value
 
 
@@ -185,17 +223,46 @@ async def test_a_fourth_redirect_or_a_loop_is_refused(fetcher: ImageFetcher, ups
 
 
 @pytest.mark.parametrize(
-    "location",
+    "link",
     [
+        "/ok?size=1",
+        "../ok",
         "http://127.0.0.1:{port}/ok",
         "http://127.1:{port}/ok",
-        "http://0:{port}/ok",
+        "http://0.0.0.0:{port}/ok",
         "http://2130706433:{port}/ok",
-        "http://0x7f000001:{port}/ok",
-        "http://localhost:{port}/ok",
+        "http://localhost/ok",
+        "https://localhost:{port}/ok",
         "http://[::1]:{port}/ok",
         "http://[::ffff:127.0.0.1]:{port}/ok",
+        "http://comfyui:8188/ok",
         "//127.0.0.1:{port}/ok",
+    ],
+)
+async def test_a_link_that_names_the_upstream_otherwise_is_fetched_from_the_upstream_alone(
+    fetcher: ImageFetcher, upstream: Upstream, stranger: Upstream, link: str
+) -> None:
+    assert (await fetcher.fetch(ImageLink(link.format(port=stranger.port)))).data == PNG
+    assert [request.path for request in upstream.requests] == ["/ok"]
+    assert stranger.requests == []
+
+
+async def test_what_another_host_redirects_to_is_not_resolved_against_the_upstream(
+    upstream: Upstream, stranger: Upstream
+) -> None:
+    stranger.paths["/go"] = redirects(f"http://localhost:{upstream.port}/ok")
+    async with open_session(frozenset({upstream.host, stranger.host})) as session:
+        own = frozenset({upstream.host})
+        fetcher = make_fetcher(session, own | {stranger.host}, base_url=URL(f"http://{upstream.host}"))
+        fetcher._own_hosts = own | {stranger.host}
+        fetcher._is_own = lambda url: url.port == upstream.port  # type: ignore[method-assign]
+        await refusal(fetcher, stranger.link("/go"))
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
         "http://169.254.169.254/latest/meta-data/",
         "http://10.0.0.1/",
         "http://user:secret@{own}/ok",
@@ -230,7 +297,7 @@ class Everywhere(AbstractResolver):
 
 async def test_a_name_that_resolves_to_a_private_address_is_refused_without_another_try(stranger: Upstream) -> None:
     async with open_session(frozenset(), Everywhere()) as session:
-        fetcher = ImageFetcher(session, own_hosts=frozenset(), timeout_s=5)
+        fetcher = make_fetcher(session)
         error = await refusal(fetcher, ImageLink(f"http://pics.example.org:{stranger.port}/ok"))
     assert "not public" in error.detail
     assert stranger.requests == []
@@ -239,16 +306,30 @@ async def test_a_name_that_resolves_to_a_private_address_is_refused_without_anot
 async def test_the_providers_own_name_may_be_private(stranger: Upstream) -> None:
     own = frozenset({f"gpu.example.org:{stranger.port}"})
     async with open_session(own, Everywhere()) as session:
-        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=5)
+        fetcher = make_fetcher(session, own, timeout_s=5)
         image = await fetcher.fetch(ImageLink(f"http://gpu.example.org:{stranger.port}/ok"))
     assert image.width == 24
 
 
 @pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504, 529])
-async def test_a_failing_link_is_tried_three_times(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
+async def test_a_failing_link_is_tried_three_times_and_may_work_later(
+    fetcher: ImageFetcher, upstream: Upstream, status: int
+) -> None:
     upstream.paths["/x"] = answers(status)
-    assert str(status) in (await refusal(fetcher, upstream.link("/x"))).detail
+    assert str(status) in (await failure(fetcher, upstream.link("/x"))).detail
     assert len(upstream.requests) == 3
+
+
+async def test_a_host_that_asks_for_time_gets_it(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths["/x"] = answers(503, headers={"Retry-After": "7"})
+    assert (await failure(fetcher, upstream.link("/x"))).retry_after_s == 7.0
+    assert len(upstream.requests) == 1
+
+
+async def test_a_link_that_is_not_found_a_minute_later_is_dead(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    upstream.paths["/x"] = answers(404)
+    with pytest.raises(ImageRejected):
+        await fetcher.fetch(upstream.link("/x"), age_s=61.0)
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 400, 401, 403, 410])
@@ -269,29 +350,34 @@ async def test_a_link_that_recovers_is_fetched_from_its_start(
 
 
 @pytest.mark.parametrize("fault", [resets, breaks_off])
-async def test_a_link_that_always_breaks_off_is_refused(
+async def test_a_link_that_always_breaks_off_may_work_later(
     fetcher: ImageFetcher, upstream: Upstream, fault: Handler
 ) -> None:
     upstream.paths["/x"] = fault
-    assert "failed 3 times" in (await refusal(fetcher, upstream.link("/x"))).detail
+    assert "broke off" in (await failure(fetcher, upstream.link("/x"))).detail
 
 
-async def test_a_closed_port_is_refused_after_three_tries(upstream: Upstream) -> None:
+async def test_no_connection_may_be_one_later(upstream: Upstream) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
         async with open_session(frozenset({host})) as session:
-            fetcher = ImageFetcher(session, own_hosts=frozenset({host}), timeout_s=5)
-            assert "no connection" in (await refusal(fetcher, ImageLink(f"http://{host}/ok"))).detail
+            fetcher = make_fetcher(session, frozenset({host}), timeout_s=5)
+            assert "no connection" in (await failure(fetcher, ImageLink(f"http://{host}/ok"))).detail
 
 
-@pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>no", b"<svg/>", PNG[: len(PNG) // 2], b"", b"GIF89a123"])
-async def test_content_that_is_no_picture_is_refused_at_once(
-    fetcher: ImageFetcher, upstream: Upstream, body: bytes
+@pytest.mark.parametrize(
+    ("body", "tries"),
+    [(b"<!DOCTYPE html><p>no", 1), (b"<svg/>", 1), (b"GIF89a123", 1), (PNG[: len(PNG) // 2], 3), (b"", 3)],
+)
+async def test_content_of_another_kind_is_refused_at_once_and_damage_after_three_tries(
+    fetcher: ImageFetcher, upstream: Upstream, body: bytes, tries: int
 ) -> None:
     upstream.paths["/x"] = answers(body=body, content_type="image/png")
-    assert "can't be used" in (await refusal(fetcher, upstream.link("/x"))).detail
-    assert len(upstream.requests) == 1
+    error = await refusal(fetcher, upstream.link("/x"))
+    assert "can't be used" in error.detail
+    assert error.lasting is (tries == 1)
+    assert len(upstream.requests) == tries
 
 
 async def test_a_declared_length_over_the_cap_is_refused_before_reading(
@@ -346,9 +432,9 @@ async def test_a_stalled_or_trickling_link_ends_at_the_deadline(upstream: Upstre
     upstream.paths["/x"] = slow
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=0.3)
+        fetcher = make_fetcher(session, own, timeout_s=0.3)
         started = asyncio.get_running_loop().time()
-        error = await refusal(fetcher, upstream.link("/x"))
+        error = await failure(fetcher, upstream.link("/x"))
         assert asyncio.get_running_loop().time() - started < 1.5
         assert "0.3 s" in error.detail or "no answer in time" in error.detail
     released.set()
@@ -364,7 +450,7 @@ async def test_a_stalled_try_leaves_time_for_the_next(upstream: Upstream) -> Non
     upstream.paths["/x"] = in_turn(stalls, upstream.paths["/ok"])
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        fetcher = ImageFetcher(session, own_hosts=own, timeout_s=0.9)
+        fetcher = make_fetcher(session, own, timeout_s=0.9)
         assert (await fetcher.fetch(upstream.link("/x"))).width == 24
     released.set()
 
@@ -398,7 +484,116 @@ async def test_no_text_shows_the_links_path_or_query(fetcher: ImageFetcher, upst
         "s3cret",
         "ftp://s3cret.example/?s3cret",
     ]:
-        error = await refusal(fetcher, ImageLink(link))
+        with pytest.raises((ImageRejected, DownloadFailed)) as caught:
+            await fetcher.fetch(ImageLink(link))
+        error = caught.value
         assert "s3cret" not in error.detail.replace("s3cret.example", "")
         assert error.detail.isprintable()
         assert len(error.detail) <= 300
+
+
+def noise(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), os.urandom(side * side * 3)).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+LARGE = noise(700)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_large_image_is_in_a_spool_file_and_takes_no_memory(
+    upstream: Upstream, tmp_path: Path, chunked: bool
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={} if chunked else {"Content-Length": str(len(LARGE))})
+        await response.prepare(request)
+        await response.write(LARGE)
+        return response
+
+    upstream.paths["/x"] = answer
+    own, memory = frozenset({upstream.host}), ByteBudget()
+    async with open_session(own) as session:
+        fetcher = make_fetcher(session, own, store=Folder(tmp_path), memory=memory)
+        image = await fetcher.fetch(upstream.link("/x"))
+    assert image.data is None
+    assert image.path is not None
+    assert contents(image.path) == LARGE
+    assert (image.size_bytes, image.width, memory.held) == (len(LARGE), 700, 0)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def contents(path: Path | None) -> bytes:
+    assert path is not None
+    return path.read_bytes()
+
+
+def base64_image(data: bytes) -> ImageBase64:
+    return ImageBase64(memoryview(pybase64.b64encode(data)))
+
+
+async def test_base64_is_decoded_into_a_spool_file_with_or_without_padding(tmp_path: Path) -> None:
+    async with open_session(frozenset()) as session:
+        fetcher = make_fetcher(session, store=Folder(tmp_path))
+        for text in (pybase64.b64encode(LARGE), pybase64.b64encode(LARGE).rstrip(b"=")):
+            image = await fetcher.fetch(ImageBase64(memoryview(text)))
+            assert image.path is not None
+            assert contents(image.path) == LARGE
+        assert (await fetcher.fetch(base64_image(PNG))).data == PNG
+        for text in (b"not base64!!", pybase64.b64encode(LARGE)[:-9] + b"*" * 9):
+            assert not (await refusal(fetcher, ImageBase64(memoryview(text)))).lasting
+    assert len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("given", [ImageBytes(LARGE), base64_image(LARGE), None])
+@pytest.mark.parametrize("after_bytes", [0, 600_000])
+async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: GivenImage | None, after_bytes: int
+) -> None:
+    room = after_bytes
+
+    def write(file: int, data: memoryview) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = real(file, data[:room])
+        room -= done
+        return done
+
+    real = os.write
+    monkeypatch.setattr(spool.os, "write", write)
+    upstream.paths["/x"] = answers(body=LARGE)
+    own, memory = frozenset({upstream.host}), ByteBudget()
+    async with open_session(own) as session:
+        fetcher = make_fetcher(session, own, store=Folder(tmp_path), memory=memory)
+        image = await fetcher.fetch(given or upstream.link("/x"))
+    assert image.data == LARGE
+    assert memory.held == len(LARGE)
+    assert names(tmp_path) == []
+    fetcher._spool.discard(image)
+    assert memory.held == 0
+
+
+async def test_a_link_is_left_for_later_where_neither_disk_nor_memory_has_room(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.paths["/x"] = answers(body=LARGE)
+    (tmp_path / "file").write_bytes(b"")
+    own, memory = frozenset({upstream.host}), ByteBudget(1_000_000)
+    assert memory.try_take(900_000)
+    async with open_session(own) as session:
+        fetcher = make_fetcher(session, own, store=Folder(tmp_path / "file"), memory=memory)
+        with pytest.raises(StoreUnavailable):
+            await fetcher.fetch(upstream.link("/x"))
+    assert memory.held == 900_000
+
+
+async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.paths["/x"] = answers(body=LARGE[:-20])
+    own = frozenset({upstream.host})
+    async with open_session(own) as session:
+        await refusal(make_fetcher(session, own, store=Folder(tmp_path)), upstream.link("/x"))
+    assert names(tmp_path) == []

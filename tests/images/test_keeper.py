@@ -1,23 +1,35 @@
-"""Which pictures are kept here, and which stay where their links lead."""
+"""Which images are kept here, and which stay where their links lead."""
 
 from __future__ import annotations
 
+from imagegen.images.health import StoreHealth
 from imagegen.images.keeper import Keeper, LinkKeeper
 from imagegen.images.store import VerifiedImage
-from imagegen.tasks.image import ImageBytes, ImageLink, StoredImage
+from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 
 LINK, BYTES = ImageLink("https://example.com/a.png"), ImageBytes(b"picture")
+IMAGE = VerifiedImage("image/png", 7, 8, 8, "a" * 64, b"picture")
 
 
 class Fetcher:
-    async def fetch(self, _image: ImageLink | ImageBytes) -> VerifiedImage:
-        return VerifiedImage("image/png", 7, 8, 8, "a" * 64, b"picture")
+    async def fetch(self, _image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        assert age_s == 0.0
+        return IMAGE
+
+    def resolve(self, link: ImageLink) -> ImageLink:
+        return link if "://" in link.url else ImageLink(f"http://upstream{link.url}")
+
+
+class Spool:
+    def discard(self, _image: VerifiedImage) -> None:
+        """Holds nothing."""
 
 
 class Store:
     store_id = "here"
 
     def __init__(self) -> None:
+        self.health = StoreHealth("here")
         self.saved: list[tuple[str, int, float]] = []
         self.extended: list[tuple[StoredImage, ...]] = []
 
@@ -29,24 +41,47 @@ class Store:
 
 
 def keeper(store: Store) -> Keeper:
-    return Keeper(Fetcher(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
+    return Keeper(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
 
 
-async def test_every_picture_is_kept_where_bytes_are_kept() -> None:
+async def test_every_image_is_fetched_and_saved_where_bytes_are_kept() -> None:
     store = Store()
-    assert [keeper(store).as_it_is(0, picture, 7) for picture in (LINK, BYTES)] == [None, None]
-    kept = await keeper(store).keep("t", 1, LINK, 7)
+    assert [keeper(store).as_it_is(0, image, 7) for image in (LINK, BYTES)] == [None, None]
+    kept = await keeper(store).save("t", 1, await keeper(store).fetch(LINK), 7)
     assert kept == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, keeper="here")
     assert store.saved == [("t", 1, 1_060.0)]
 
 
-async def test_a_link_needs_no_keeping_where_links_are_handed_out_but_bytes_do() -> None:
+async def test_a_link_needs_no_saving_where_links_are_handed_out_but_bytes_do() -> None:
     store = Store()
     links = LinkKeeper(keeper(store))
     assert links.as_it_is(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
     assert links.as_it_is(1, BYTES, 7) is None
-    assert (await links.keep("t", 1, BYTES, 7)).sha256 == "a" * 64
+    assert (await links.save("t", 1, await links.fetch(BYTES), 7)).sha256 == "a" * 64
     assert store.saved == [("t", 1, 1_060.0)]
+
+
+async def test_a_relative_link_is_handed_out_as_an_absolute_one() -> None:
+    given = LinkKeeper(keeper(Store())).as_it_is(0, ImageLink("/a.png"), None)
+    assert given == StoredImage(0, url="http://upstream/a.png")
+
+
+async def test_links_need_no_store_that_works_until_bytes_came() -> None:
+    store = Store()
+    links = LinkKeeper(keeper(store))
+    store.health.mark_failed("full")
+    assert links.writable
+    assert not keeper(store).writable
+    links.as_it_is(0, BYTES, None)
+    assert not links.writable
+
+
+async def test_a_wait_for_the_store_ends_when_it_works_or_the_time_is_over() -> None:
+    store = Store()
+    store.health.mark_failed("full")
+    await keeper(store).wait_writable(0.01)
+    store.health.mark_ok()
+    await keeper(store).wait_writable(60.0)
 
 
 async def test_only_what_is_kept_here_lives_longer() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, NotAnImage, sniff
+from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, ImageChecker, NotAnImage, sniff
 from imagegen.images.store import VerifiedImage
 
 WIDTH, HEIGHT = 96, 56
@@ -96,6 +96,17 @@ def test_a_picture_that_is_cut_off_anywhere_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_an_image_is_checked_the_same_in_pieces_of_any_size(name: str) -> None:
+    kind, data = FILES[name]
+    for piece_bytes in (1, 2, 3, 7, 1000):
+        checker = ImageChecker()
+        pieces = [data[at : at + piece_bytes] for at in range(0, len(data), piece_bytes)]
+        assert sum(map(checker.feed, pieces)) == len(data)
+        assert checker.finish(data) == sniff(data)
+        assert checker.content_type == kind
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_what_follows_the_picture_is_cut_off(name: str) -> None:
     kind, data = FILES[name]
     for junk in (b"\0", b"\r\n", b"<script>alert(1)</script>", data, b"\xff\xd9" * 5, b"PK\x03\x04"):
@@ -157,7 +168,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (b"RIFF\x24\0\0\0WAVEfmt ", "not a PNG"),
         (b"\0" * 5_000, "not a PNG"),
         (b" " + FILES["jpeg baseline"][1], "not a PNG"),
-        (b"\xff\xd8\xff\xd9", "no picture"),
+        (b"\xff\xd8\xff\xd9", "no image"),
         (b"\x89PNG\r\n\x1a\n", "cut off"),
     ],
 )
@@ -298,3 +309,25 @@ def _seconds(data: bytes) -> float:
     start = time.perf_counter()
     sniff(data)
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        png(width=8_000, height=8_000),
+        png(width=16_384, height=16_384),
+        SOI + frame(width=8_000, height=8_000),
+        webp(vp8x(8_000, 8_000)),
+    ],
+)
+def test_more_than_50_megapixels_are_refused_by_the_header_alone(header: bytes) -> None:
+    with pytest.raises(NotAnImage, match="50 million") as caught:
+        ImageChecker().feed(header[:40])
+    assert caught.value.lasting
+
+
+@pytest.mark.parametrize(("data", "lasting"), [(b"GIF89a", True), (SVG, True), (png()[:-1], False), (b"", False)])
+def test_a_wrong_kind_is_told_apart_from_damage(data: bytes, lasting: bool) -> None:
+    with pytest.raises(NotAnImage) as caught:
+        sniff(data)
+    assert caught.value.lasting is lasting

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 
 from imagegen.errors import UpstreamError
+from imagegen.images.health import StoreHealth
+from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import Call, CallWatcher, Reply
 from imagegen.queue.queue import Submission
 from imagegen.tasks.fields import parse as parse_fields
-from imagegen.tasks.image import ImageBytes, StoredImage
+from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.request import digest, fingerprint
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
@@ -29,6 +32,10 @@ Step = Reply | Exception | Callable[[Call], Awaitable[Reply]]
 
 def pictures(count: int = 1, **changes: object) -> Reply:
     return Reply(tuple(ImageBytes(b"picture") for _ in range(count)), **changes)
+
+
+def links(count: int = 1, host: str = "images.example.com") -> Reply:
+    return Reply(tuple(ImageLink(f"https://{host}/{number}") for number in range(count)))
 
 
 def fault(status: int, **changes: object) -> UpstreamError:
@@ -58,6 +65,7 @@ class ScriptedProvider:
     name: str = "scripted"
     max_images_per_call: int = 4
     own_hosts: frozenset[str] = frozenset()
+    base_url: None = None
     calls: list[Call] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     running: int = 0
@@ -96,17 +104,41 @@ class ScriptedProvider:
 
 @dataclass
 class MemoryKeeper:
-    """Keeps nothing but says so; plays `faults` first, None for none."""
+    """Saves nothing but says so; plays `faults` of fetches and `store_faults` of saves first, None for none."""
 
     faults: list[Exception | None] = field(default_factory=list)
+    store_faults: list[Exception | None] = field(default_factory=list)
+    fetched: list[GivenImage] = field(default_factory=list)
+    held: int = 0
+    health: StoreHealth = field(default_factory=lambda: StoreHealth("memory"))
 
-    def as_it_is(self, _index: int, _picture: object, _seed: int | None) -> None:
-        """All pictures are for `keep`."""
+    @property
+    def writable(self) -> bool:
+        return self.health.writable
 
-    async def keep(self, task_id: str, index: int, picture: object, seed: int | None) -> StoredImage:
+    async def wait_writable(self, within_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.health.wait_writable(), within_s)
+
+    def as_it_is(self, _index: int, _image: GivenImage, _seed: int | None) -> StoredImage | None:
+        """All images are for `fetch` and `save`."""
+        return None
+
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        assert age_s >= 0
+        self.fetched.append(image)
         if self.faults and (error := self.faults.pop(0)):
             raise error
-        return StoredImage(index, "image/png", 10, 8, 8, "a" * 64, seed)
+        self.held += 1
+        return VerifiedImage("image/png", 10, 8, 8, "a" * 64, b"a picture!")
+
+    async def save(self, _task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
+        if self.store_faults and (error := self.store_faults.pop(0)):
+            raise error
+        return image.stored_at(index, seed=seed)
+
+    def discard(self, _image: VerifiedImage) -> None:
+        self.held -= 1
 
 
 def submission(prompt: object = "a", **fields: object) -> Submission:

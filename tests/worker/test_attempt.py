@@ -7,7 +7,7 @@ from loguru import logger
 from msgspec.structs import replace
 from support import eventually
 
-from imagegen.errors import StoreUnavailable, UpstreamError
+from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.queue.records import Run, decode_run
 from imagegen.tasks.image import StoredImage
@@ -190,7 +190,7 @@ async def test_a_bad_answer_is_asked_for_once_more(make_workshop: MakeWorkshop) 
 
 async def test_a_picture_that_is_none_is_asked_for_once_more_and_spoils_no_other(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pool=False)
-    workshop.keeper.faults = [UpstreamError("upstream_bad_response", "not a picture"), None]
+    workshop.keeper.faults = [ImageRejected("cut off", lasting=False), None]
     outcome = await workshop.attempts.run(await workshop.claim(n=2))
     assert [call.first_index for call in workshop.provider.calls] == [0, 0]
     assert [image.index for image in outcome.images] == [0, 1]
@@ -252,14 +252,6 @@ async def test_a_loss_is_recorded_and_the_second_one_ends_the_task(make_workshop
     outcome = await workshop.attempts.run(claim)
     assert outcome.error.code == "upstream_timeout"
     assert claim.run.ambiguous == 2
-
-
-async def test_a_picture_that_cannot_be_kept_is_tried_again(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(pool=False)
-    workshop.keeper.faults = [StoreUnavailable()]
-    claim = await workshop.claim()
-    outcome = await workshop.attempts.run(claim)
-    assert (outcome.reason, outcome.counts) == (Reason.RETRYING, True)
 
 
 async def test_a_task_that_a_crash_left_without_attempts_is_interrupted(make_workshop: MakeWorkshop) -> None:

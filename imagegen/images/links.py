@@ -1,0 +1,105 @@
+"""Links to images: as they are written, where they really lead, and how long they live."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+from yarl import URL
+
+from imagegen.addresses import is_public
+
+LINK_LIFE_S = 600.0
+"""How long a link lives if it says nothing: the shortest life that a vendor documents (BFL)."""
+
+MAX_LINK_LIFE_S = 7 * 86_400.0
+
+_STAMPS = (("x-amz-date", "x-amz-expires"), ("x-goog-date", "x-goog-expires"), ("x-oss-date", "x-oss-expires"))
+_UNIX_ENDS = ("expires", "exp", "expiry", "x-expires")
+_DIGITS = re.compile(r"[0-9]{1,12}")
+
+
+def parsed(link: str, base: URL | None = None) -> URL:
+    """Return the link as it was written if possible: a signature covers each character of it.
+
+    A relative link is resolved against `base`. Raises ValueError.
+    """
+    as_written = link.isascii() and link.isprintable() and " " not in link
+    url = URL(link, encoded=as_written)
+    return url if base is None or not link else base.join(url)
+
+
+def expires_at(link: str, received_at: float) -> float:
+    """Return the Unix time until which a link that came at `received_at` may live.
+
+    The query of a signed link tells it: `X-Amz-Date` and `X-Amz-Expires` (seconds; also Google's and Alibaba's names),
+    `Expires` (Unix time: S3 version 2, CloudFront), `se` (Azure). Other links are taken to live LINK_LIFE_S.
+    """
+    try:
+        query = {name.lower(): value for name, value in URL(link).query.items()}
+    except ValueError:
+        return received_at + LINK_LIFE_S
+    told = _told_end(query)
+    if told is None or not received_at < told <= received_at + MAX_LINK_LIFE_S:
+        return received_at + LINK_LIFE_S
+    return told
+
+
+def _told_end(query: dict[str, str]) -> float | None:
+    for date, life in _STAMPS:
+        signed_at = _moment(query.get(date, ""), "%Y%m%dT%H%M%SZ")
+        if signed_at is not None and _DIGITS.fullmatch(query.get(life, "")):
+            return signed_at + int(query[life])
+    for name in _UNIX_ENDS:
+        if _DIGITS.fullmatch(query.get(name, "")):
+            return float(query[name])
+    return _moment(query.get("se", ""), "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _moment(text: str, form: str) -> float | None:
+    try:
+        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+async def own_address(url: URL, base: URL) -> URL | None:
+    """Return where a link leads that names the upstream itself by another name or port; None if it names another.
+
+    An upstream on a private network writes links as it knows itself (`http://localhost:8188/…`, its container's name
+    or address). Their path is at the address by which we reach it, and nowhere else is asked.
+    """
+    here = await _addresses(base.host or "")
+    if here and all(map(is_public, here)):
+        return None
+    host = (url.host or "").lower().rstrip(".")
+    there = await _addresses(host)
+    if not (_is_local_name(host) or any(map(_is_loopback, there)) or here & there):
+        return None
+    return base.origin().join(URL(url.raw_path_qs, encoded=True))
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether it is a name without a domain: this machine's, or one of a private network's own."""
+    return bool(host) and "." not in host and ":" not in host and not host[0].isdigit()
+
+
+def _is_loopback(address: str) -> bool:
+    parsed_address = ip_address(address)
+    inside = getattr(parsed_address, "ipv4_mapped", None) or parsed_address
+    return bool(inside.is_loopback or inside.is_unspecified)
+
+
+async def _addresses(host: str) -> frozenset[str]:
+    try:
+        return frozenset({str(ip_address(host.partition("%")[0]))})
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return frozenset()
+    return frozenset(str(entry[4][0]).partition("%")[0] for entry in found)

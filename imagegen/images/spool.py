@@ -1,0 +1,161 @@
+"""Spool of images that are on their way: checked, hashed and held while their bytes come, in a file or in memory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from imagegen.bytebudget import ByteBudget
+from imagegen.errors import StoreUnavailable
+from imagegen.images.sniff import ImageChecker
+from imagegen.images.store import ImageStore, VerifiedImage
+
+SMALL_BYTES = 256 * 1024
+"""An image up to this size stays in memory, and is checked without a thread: that takes a fraction of a millisecond."""
+
+
+class Spool:
+    """Holds images for one store. memory: bounds the bytes that are held in memory for want of a file."""
+
+    def __init__(self, store: ImageStore, memory: ByteBudget) -> None:
+        self._store = store
+        self._memory = memory
+
+    def sink(self, *, must_hold: bool = False) -> ImageSink:
+        """Return a sink for one image. must_hold: it stays in memory without a file, also over the budget."""
+        return ImageSink(self._store.spool_folder, self._memory, must_hold=must_hold)
+
+    def discard(self, image: VerifiedImage) -> None:
+        """Forget an image that was saved, or that nobody needs."""
+        if image.path is not None:
+            with suppress(OSError):
+                image.path.unlink(missing_ok=True)
+        elif image.size_bytes > SMALL_BYTES:
+            self._memory.give(image.size_bytes)
+
+
+class ImageSink:
+    """One image whose bytes come in pieces. Its methods block and may run in different threads.
+
+    closed: whether it was finished or discarded.
+    """
+
+    def __init__(self, folder: Path | None, memory: ByteBudget, *, must_hold: bool) -> None:
+        self._memory = memory
+        self._must_hold = must_hold
+        self._checker = ImageChecker()
+        self._path = folder / f"{secrets.token_hex(12)}.part" if folder else None
+        self._file: int | None = None
+        self._bytes: bytearray | None = None
+        self._taken = 0
+        self.closed = False
+        self._lock = Lock()
+
+    def write(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Check and hold the next bytes. Raises NotAnImage; StoreUnavailable if neither disk nor memory has room."""
+        with self._lock:
+            for piece in pieces:
+                used = self._checker.feed(piece)
+                if used and not self.closed:
+                    self._hold(piece if used == len(piece) else memoryview(piece)[:used])
+
+    def finish(self, pieces: Iterable[bytes | memoryview] = ()) -> VerifiedImage:
+        """Return the whole image, after the last bytes. Raises as `write` does."""
+        self.write(pieces)
+        with self._lock:
+            checker = self._checker
+            checker.check_ended()
+            self._close_file()
+            self.closed = True
+            facts = (checker.content_type, checker.size_bytes, checker.width, checker.height, checker.digest)
+            if self._bytes is None:
+                return VerifiedImage(*facts, path=self._path)
+            data, self._bytes = bytes(self._bytes), None
+            if checker.size_bytes > SMALL_BYTES:
+                self._take(checker.size_bytes)
+            elif self._taken:
+                self._memory.give(self._taken)
+            self._taken = 0
+            return VerifiedImage(*facts, data=data)
+
+    def discard(self) -> None:
+        """Forget what came. After `finish` it does nothing."""
+        with self._lock:
+            if not self.closed:
+                self.closed = True
+                self._close_file()
+                self._remove_file()
+                self._bytes = None
+                self._memory.give(self._taken)
+                self._taken = 0
+
+    def _hold(self, piece: bytes | memoryview) -> None:
+        if self._bytes is None and self._path is not None:
+            try:
+                if self._file is None:
+                    self._file = _create(self._path)
+                _write_all(self._file, piece)
+            except OSError as error:
+                self._move_to_memory(error, len(piece))
+            else:
+                return
+        elif self._bytes is None:
+            self._bytes = bytearray()
+        self._take(len(self._bytes or b"") + len(piece))
+        self._bytes = self._bytes or bytearray()
+        self._bytes += piece
+
+    def _move_to_memory(self, error: OSError, piece_bytes: int) -> None:
+        """Continue in memory: the disk is full or broken, and the image is paid for."""
+        before = self._checker.size_bytes - piece_bytes
+        data = bytearray()
+        if self._file is not None:
+            try:
+                self._take(before)
+                while len(data) < before and (read := os.pread(self._file, before - len(data), len(data))):
+                    data += read
+            except OSError as unreadable:
+                raise StoreUnavailable from unreadable
+            finally:
+                self._close_file()
+                self._remove_file()
+        if len(data) != before:
+            raise StoreUnavailable from error
+        self._bytes = data
+
+    def _take(self, total: int) -> None:
+        """Reserve memory for `total` bytes in all."""
+        missing = total - self._taken
+        if missing > 0 and not self._memory.try_take(missing, force=self._must_hold):
+            raise StoreUnavailable
+        self._taken = max(self._taken, total)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _remove_file(self) -> None:
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o644)
+
+
+def _write_all(file: int, piece: bytes | memoryview) -> None:
+    with memoryview(piece) as view:
+        at = 0
+        while at < len(view):
+            at += os.write(file, view[at:])

@@ -1,0 +1,275 @@
+"""Saving of the images that a claim has paid for, however long the image host or the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Protocol
+
+from loguru import logger
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
+from imagegen.images.links import expires_at
+from imagegen.images.store import VerifiedImage
+from imagegen.queue.claim import Claim
+from imagegen.queue.claims import Claims
+from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Reason, image_progress
+
+CHECKPOINT_AFTER_S = 1.0
+"""A download that takes longer is written to the checkpoint, so that a crash does not lose what was paid."""
+
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
+"""Delay before a link is tried again: half of its age within these bounds."""
+
+MAX_STALL_S = 5.0
+"""Longest wait between two tries to save an image: the store's health may not notice that it works again."""
+
+QUIET_CHECK_S = 0.5
+
+
+class Keeper(Protocol):
+    """Fetches and saves images."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether images of new calls could be saved."""
+        ...
+
+    async def wait_writable(self, within_s: float) -> None:
+        """Wait until images can be saved, `within_s` seconds at most."""
+        ...
+
+    def as_it_is(self, index: int, image: GivenImage, seed: int | None) -> StoredImage | None:
+        """Return an image that needs no saving; None if it is for `fetch` and `save`. Raises ImageRejected."""
+        ...
+
+    async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
+        """Return the checked image. Raises ImageRejected, DownloadFailed, StoreUnavailable."""
+        ...
+
+    async def save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
+        """Save a fetched image. Raises StoreUnavailable."""
+        ...
+
+    def discard(self, image: VerifiedImage) -> None:
+        """Forget a fetched image, saved or not."""
+        ...
+
+    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+        """Let images live as long as if they were saved now."""
+        ...
+
+
+class Given(Struct, frozen=True, gc=False):
+    """An image that a call brought for a place in the task."""
+
+    index: int
+    image: GivenImage
+    seed: int | None
+    received_at: float
+
+
+def given_again(paid: PaidImage) -> Given:
+    """Return an image of a checkpoint as it was given."""
+    return Given(paid.index, ImageLink(paid.url), paid.seed, paid.received_at)
+
+
+class Waiting(Exception):
+    """The attempt can't go on now and gives up its slot; what is missing is in the checkpoint."""
+
+    def __init__(self, retry: Retry) -> None:
+        super().__init__(retry)
+        self.retry = retry
+
+
+class Overdue(Exception):
+    """The task's deadline came while its images could not be saved."""
+
+
+@dataclass(eq=False, slots=True)
+class Saver:
+    """Brings the paid images of one claim into the store. wanted: images of the task; ends_at: its deadline, Unix time.
+
+    is_quiet: whether the instance is stopping; on_rejected: told of images that can't be used.
+    """
+
+    claims: Claims
+    keeper: Keeper
+    claim: Claim
+    wanted: int
+    ends_at: float
+    is_quiet: Callable[[], bool]
+    on_rejected: Callable[[Given, ImageRejected], None]
+    clock: Callable[[], float] = time.time
+    jitter: Callable[[], float] = random.random
+    _writing: asyncio.Task[bool] | None = field(default=None, init=False)
+
+    async def save(self, images: Sequence[Given]) -> None:
+        """Save images. Those that can't be used are passed to `on_rejected`.
+
+        Raises:
+            Waiting: links failed in a way that may pass, or the instance stops and nothing would be lost.
+            Overdue: the deadline came.
+        """
+        rest: list[Given] = []
+        for given in images:
+            try:
+                stored = self.keeper.as_it_is(given.index, given.image, given.seed)
+            except ImageRejected as error:
+                self.on_rejected(given, error)
+                continue
+            if stored is None:
+                rest.append(given)
+            else:
+                self._add(given, stored)
+        if rest:
+            await self._save_bytes(rest)
+
+    async def _save_bytes(self, images: Sequence[Given]) -> None:
+        """Bytes that came in the answer come first: their loss would be final."""
+        links = [given for given in images if isinstance(given.image, ImageLink)]
+        failures: list[tuple[Given, DownloadFailed]] = []
+        for given in sorted(images, key=lambda given: isinstance(given.image, ImageLink)):
+            if links and given is links[0]:
+                self._note_links(links)
+            kept = len(self.claim.run.images)
+            self.claims.progress(self.claim, image_progress(kept + 1, kept, self.wanted))
+            try:
+                self._add(given, await self._into_store(given))
+            except ImageRejected as error:
+                self._reject(given, error)
+            except DownloadFailed as error:
+                if self.clock() < self._link_end(given):
+                    failures.append((given, error))
+                else:
+                    self._reject(given, ImageRejected(f"The image's link died: {error}", lasting=True))
+        if failures:
+            raise Waiting(self._later(failures))
+
+    def _reject(self, given: Given, error: ImageRejected) -> None:
+        self._forget_link(given)
+        self.on_rejected(given, error)
+
+    def _add(self, given: Given, stored: StoredImage) -> None:
+        claim = self.claim
+        images = (*claim.run.images, stored)
+        if len(images) > 1:
+            images = tuple(sorted(images, key=attrgetter("index")))
+        claim.run = replace(claim.run, images=images)
+        self._forget_link(given)
+        self.claims.progress(claim, image_progress(len(images), len(images), self.wanted))
+
+    async def _into_store(self, given: Given) -> StoredImage:
+        image, tries = None, 0
+        try:
+            while True:
+                try:
+                    image = image or await self._fetch(given)
+                    stored = await self.keeper.save(self.claim.task.id, given.index, image, given.seed)
+                except StoreUnavailable as error:
+                    if image is not None and self._comes_again(given, image):
+                        self.keeper.discard(image)
+                        image = None
+                    await self._stall(tries, error)
+                    tries += 1
+                else:
+                    if tries:
+                        self._resume()
+                    return stored
+        finally:
+            if image is not None:
+                self.keeper.discard(image)
+
+    @staticmethod
+    def _comes_again(given: Given, image: VerifiedImage) -> bool:
+        """Whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
+        if image.path is not None:
+            return not image.path.exists()
+        return not isinstance(given.image, ImageLink)
+
+    async def _fetch(self, given: Given) -> VerifiedImage:
+        """Return the checked image; a link whose download takes long is checkpointed meanwhile."""
+        age_s = max(self.clock() - given.received_at, 0.0)
+        if not self.claim.run.links or self.claim.run is self.claim.written:
+            return await self.keeper.fetch(given.image, age_s=age_s)
+        timer = asyncio.get_running_loop().call_later(CHECKPOINT_AFTER_S, self._checkpoint_soon)
+        try:
+            return await self.keeper.fetch(given.image, age_s=age_s)
+        finally:
+            timer.cancel()
+            if self._writing is not None:
+                writing, self._writing = self._writing, None
+                await writing
+
+    def _checkpoint_soon(self) -> None:
+        self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.run))
+
+    async def _stall(self, tries: int, error: StoreUnavailable) -> None:
+        """Wait in the slot until the store may work again: no other claim could use the slot meanwhile."""
+        claim, now = self.claim, self.clock()
+        if now >= self.ends_at:
+            raise Overdue
+        retry_at = now + MAX_STALL_S
+        if not tries:
+            logger.bind(taskId=claim.task.id).info("The image waits for its store: {}", error.__cause__ or error)
+            claim.run = replace(claim.run, reason=Reason.STORE_UNAVAILABLE, retry_at=retry_at)
+            if claim.run.links:
+                await self.claims.checkpoint(claim, claim.run)
+            self.claims.stall(claim, Reason.STORE_UNAVAILABLE, retry_at)
+        if claim.run.links and self.is_quiet():
+            raise Waiting(Retry(0.0, Reason.DRAINING, counts=False))
+        await self._wait(min(0.25 * 2**tries, MAX_STALL_S, self.ends_at - now))
+
+    async def _wait(self, within_s: float) -> None:
+        """Wait for the store, and look now and then whether the instance stops."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + within_s
+        if self.keeper.writable:  # it works for others, so the cause may be this image's own
+            await asyncio.sleep(within_s)
+        while not self.keeper.writable and (left_s := until - clock()) > 0:
+            if self.claim.run.links and self.is_quiet():
+                return
+            await self.keeper.wait_writable(min(left_s, QUIET_CHECK_S))
+
+    def _resume(self) -> None:
+        self.claim.run = replace(self.claim.run, reason=None, retry_at=None)
+        self.claims.stall(self.claim, None, None)
+
+    def _note_links(self, links: Sequence[Given]) -> None:
+        """Put links into the checkpoint's next state; once they are there, no call is under way."""
+        paid = [
+            PaidImage(given.index, given.image.url, given.received_at, given.seed)
+            for given in links
+            if isinstance(given.image, ImageLink)
+        ]
+        if tuple(paid) != self.claim.run.links:
+            self.claim.run = replace(self.claim.run, links=tuple(paid))
+
+    def _forget_link(self, given: Given) -> None:
+        links = self.claim.run.links
+        if links:
+            self.claim.run = replace(self.claim.run, links=tuple([paid for paid in links if paid.index != given.index]))
+
+    def _link_end(self, given: Given) -> float:
+        link = given.image
+        return expires_at(link.url, given.received_at) if isinstance(link, ImageLink) else 0.0
+
+    def _later(self, failures: Sequence[tuple[Given, DownloadFailed]]) -> Retry:
+        """Return when the links are tried again: the longer they fail the later, but before the first one dies."""
+        now = self.clock()
+        age_s = now - min(given.received_at for given, _ in failures)
+        asked_s = max((error.retry_after_s or 0.0 for _, error in failures), default=0.0)
+        delay_s = min(max(age_s / 2, MIN_RETRY_S), MAX_RETRY_S) * (0.75 + 0.5 * self.jitter())
+        left_s = min(self._link_end(given) for given, _ in failures) - now
+        delay_s = min(max(delay_s, min(asked_s, MAX_RETRY_S)), max(left_s - 1.0, 0.5))
+        log = logger.bind(taskId=self.claim.task.id)
+        log.info("Paid images can't be fetched now, {:.1f} s until the next try: {}", delay_s, failures[0][1])
+        return Retry(delay_s, Reason.RETRYING, counts=False)
