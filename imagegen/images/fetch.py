@@ -93,10 +93,12 @@ class ImageFetcher:
             ) from error
 
     def resolve(self, link: ImageLink) -> ImageLink:
-        """Return the link as an absolute one."""
-        if self._base_url is None or "://" in link.url:
+        """Return the link as an absolute one. Raises ImageRejected."""
+        if link.url.startswith(("http://", "https://")):
             return link
-        return ImageLink(str(_absolute(link.url, self._base_url)))
+        url = _absolute(link.url, self._base_url)
+        self._check_form(url)
+        return ImageLink(str(url))
 
     async def _download(self, link: str, age_s: float) -> VerifiedImage:
         try:

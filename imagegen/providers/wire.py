@@ -24,6 +24,7 @@ from imagegen.providers.refusals import NEVER_REACHED, highest_count, lasting, m
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 MAX_DETAIL_CHARS = 300
+MAX_LINK_CHARS = 16_384
 
 _LONGEST_READ_CHARS = 4_000
 _SHORTEST_SECRET_CHARS = 4
@@ -182,7 +183,7 @@ def _image(item: object) -> ImageLink | ImageBytes | None:
     for name in ("b64_json", "base64", "image"):
         if isinstance(text := item.get(name), str) and (image := _decoded(text)):
             return image
-    return _linked(url) if isinstance(url := item.get("url"), str) else None
+    return _link(url) if isinstance(url := item.get("url"), str) else None
 
 
 def _linked(text: str) -> ImageLink | ImageBytes | None:
@@ -195,6 +196,13 @@ def _linked(text: str) -> ImageLink | ImageBytes | None:
     except ValueError:
         return None
     return ImageLink(text) if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _link(text: str) -> ImageLink | ImageBytes | None:
+    """Read a field that can only be a link: a relative one, or one whose refusal the fetcher words."""
+    if not text or len(text) > MAX_LINK_CHARS or text[:5].lower() == "data:":
+        return _linked(text)
+    return ImageLink(text)
 
 
 def _decoded(text: str) -> ImageBytes | None:

@@ -28,10 +28,6 @@ from imagegen.worker.watcher import Watcher
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
 
-MAX_KNOWN_COUNTS = 200
-"""Models; clients may name any."""
-
-
 MAX_BARREN_CALLS = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
 
@@ -113,6 +109,7 @@ class _Attempt:
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
+        self._unusable: set[int] = set()
         self._saver = Saver(
             room.claims,
             room.keeper,
@@ -178,6 +175,8 @@ class _Attempt:
                         raise last
                     break
         settled = self._places.union(self._claim.run.given_up)
+        if self._claim.run.images and not self._claim.run.asked_again:
+            settled -= self._unusable  # others could be used, so the cause need not repeat
         if len(settled) < n:
             self._change(asked_again=True)
             sent = {image.seed for image in self._claim.run.images}
@@ -220,6 +219,7 @@ class _Attempt:
         """Ask again for an image that can't be used only if that may help."""
         self._fault = error
         if error.lasting:
+            self._unusable.add(given.index)
             self._give_up([given.index])
         else:
             self._leave_out([given.index], again=self._again)
