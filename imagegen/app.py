@@ -24,6 +24,7 @@ from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.keeper import Keeper, LinkKeeper
+from imagegen.images.links import Origin
 from imagegen.images.s3 import S3Bytes
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
@@ -195,13 +196,8 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
         ) as links:
             spool = Spool(app[STORE], ByteBudget())
-            fetcher = ImageFetcher(
-                links,
-                spool,
-                own_hosts=provider.own_hosts,
-                timeout_s=settings.upstream_timeout_s,
-                base_url=provider.base_url,
-            )
+            origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
+            fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
             keeper = Keeper(fetcher, spool, app[STORE], chosen.image_life_s(settings))
             app[PROVIDER] = provider
             app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper

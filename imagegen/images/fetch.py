@@ -12,7 +12,7 @@ from yarl import URL
 from imagegen import __version__
 from imagegen.addresses import check_host, refusal_in
 from imagegen.errors import DownloadFailed, ImageRejected
-from imagegen.images.links import own_address, parsed
+from imagegen.images.links import Origin, parsed
 from imagegen.images.sniff import NotAnImage, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
 from imagegen.images.store import VerifiedImage, in_file_thread
@@ -45,9 +45,7 @@ _PASSING = {408, 425, 429}
 class ImageFetcher:
     """Brings one image into the spool. A failing link is tried again: that costs nothing, and the image is paid for.
 
-    session: over a guarded_connector that allows `own_hosts`, with no cookies and no credentials of its own.
-    own_hosts: `host` or `host:port` that may be fetched from though their addresses are not public.
-    base_url: of the upstream; its relative links, and those that name it otherwise, are resolved against it.
+    session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials of its own.
     timeout_s: for the tries of one `fetch` together.
     """
 
@@ -55,16 +53,14 @@ class ImageFetcher:
         self,
         session: aiohttp.ClientSession,
         spool: Spool,
+        origin: Origin,
         *,
-        own_hosts: frozenset[str],
         timeout_s: float,
-        base_url: URL | None = None,
         max_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self._session = session
         self._spool = spool
-        self._own_hosts = own_hosts
-        self._base_url = base_url
+        self._origin = origin
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         stall_s = timeout_s / TRIES
@@ -96,14 +92,14 @@ class ImageFetcher:
         """Return the link as an absolute one. Raises ImageRejected."""
         if link.url.startswith(("http://", "https://")):
             return link
-        url = _absolute(link.url, self._base_url)
+        url = _absolute(link.url, self._origin.base_url)
         self._check_form(url)
         return ImageLink(str(url))
 
     async def _download(self, link: str, age_s: float) -> VerifiedImage:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._try_often(_absolute(link, self._base_url), age_s)
+                return await self._try_often(_absolute(link, self._origin.base_url), age_s)
         except TimeoutError as error:
             raise DownloadFailed(f"the image could not be fetched within {self._timeout_s:g} s") from error
 
@@ -126,20 +122,20 @@ class ImageFetcher:
             answer = await self._get(url, age_s, from_upstream=from_upstream)
             if isinstance(answer, VerifiedImage):
                 return answer
-            url, from_upstream = answer, self._is_own(url)
+            url, from_upstream = answer, self._origin.owns(url)
         raise _rejected(f"The image's link redirects more than {MAX_REDIRECTS} times")
 
     async def _get(self, url: URL, age_s: float, *, from_upstream: bool) -> VerifiedImage | URL:
         """Return the image, or where it is said to be. from_upstream: whether the upstream itself gave this address."""
         self._check_form(url)
         try:
-            check_host(url.raw_host or "", url.port or 0, self._own_hosts)
+            check_host(url.raw_host or "", url.port or 0, self._origin.own_hosts)
             return await self._request(url, age_s)
         except (aiohttp.ClientError, OSError) as error:
             refused, own = refusal_in(error), None
             unknown_name = isinstance(error, aiohttp.ClientConnectorDNSError)
-            if from_upstream and self._base_url and (refused or unknown_name):
-                own = await own_address(url, self._base_url)
+            if from_upstream and (refused or unknown_name):
+                own = await self._origin.own_address(url)
             if own is None or own == url:
                 if refused:
                     raise _rejected(f"The image's link is refused: {refused}") from error
@@ -197,10 +193,6 @@ class ImageFetcher:
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)
-
-    def _is_own(self, url: URL) -> bool:
-        host, port = url.raw_host or "", url.port
-        return not self._own_hosts.isdisjoint({host, f"{host}:{port}", f"[{host}]:{port}"})
 
     def _check_form(self, url: URL) -> None:
         if url.scheme not in ("http", "https") or not url.raw_host:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
 
+from aiohttp.abc import AbstractResolver
+from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from imagegen.addresses import is_public
@@ -20,6 +22,42 @@ MAX_LINK_LIFE_S = 7 * 86_400.0
 _STAMPS = (("x-amz-date", "x-amz-expires"), ("x-goog-date", "x-goog-expires"), ("x-oss-date", "x-oss-expires"))
 _UNIX_ENDS = ("expires", "exp", "expiry", "x-expires")
 _DIGITS = re.compile(r"[0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """An upstream as the links in its answers see it.
+
+    own_hosts: `host` or `host:port` that may be fetched from though their addresses are not public.
+    base_url: its relative links, and those that name it otherwise, are resolved against it.
+    resolver: finds the addresses of its names.
+    """
+
+    own_hosts: frozenset[str] = frozenset()
+    base_url: URL | None = None
+    resolver: AbstractResolver = field(default_factory=ThreadedResolver)
+
+    def owns(self, url: URL) -> bool:
+        """Return whether this is the address by which we reach it."""
+        host, port = url.raw_host or "", url.port
+        return not self.own_hosts.isdisjoint({host, f"{host}:{port}", f"[{host}]:{port}"})
+
+    async def own_address(self, url: URL) -> URL | None:
+        """Return where a link leads that names the upstream itself by another name or port; None if it names another.
+
+        An upstream on a private network writes links as it knows itself (`http://localhost:8188/…`, its container's
+        name or address). Their path is at the address by which we reach it, and nowhere else is asked.
+        """
+        if self.base_url is None:
+            return None
+        here = await _addresses(self.base_url.host or "", self.resolver)
+        if here and all(map(is_public, here)):
+            return None
+        host = (url.host or "").lower().rstrip(".")
+        there = await _addresses(host, self.resolver)
+        if not (_is_local_name(host) or any(map(_is_loopback, there)) or here & there):
+            return None
+        return self.base_url.origin().join(URL(url.raw_path_qs, encoded=True))
 
 
 def parsed(link: str, base: URL | None = None) -> URL:
@@ -66,22 +104,6 @@ def _moment(text: str, form: str) -> float | None:
         return None
 
 
-async def own_address(url: URL, base: URL) -> URL | None:
-    """Return where a link leads that names the upstream itself by another name or port; None if it names another.
-
-    An upstream on a private network writes links as it knows itself (`http://localhost:8188/…`, its container's name
-    or address). Their path is at the address by which we reach it, and nowhere else is asked.
-    """
-    here = await _addresses(base.host or "")
-    if here and all(map(is_public, here)):
-        return None
-    host = (url.host or "").lower().rstrip(".")
-    there = await _addresses(host)
-    if not (_is_local_name(host) or any(map(_is_loopback, there)) or here & there):
-        return None
-    return base.origin().join(URL(url.raw_path_qs, encoded=True))
-
-
 def _is_local_name(host: str) -> bool:
     """Whether it is a name without a domain: this machine's, or one of a private network's own."""
     return bool(host) and "." not in host and ":" not in host and not host[0].isdigit()
@@ -93,13 +115,13 @@ def _is_loopback(address: str) -> bool:
     return bool(inside.is_loopback or inside.is_unspecified)
 
 
-async def _addresses(host: str) -> frozenset[str]:
+async def _addresses(host: str, resolver: AbstractResolver) -> frozenset[str]:
     try:
         return frozenset({str(ip_address(host.partition("%")[0]))})
     except ValueError:
         pass
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = await resolver.resolve(host, 0, socket.AF_UNSPEC)
     except (OSError, UnicodeError):
         return frozenset()
-    return frozenset(str(entry[4][0]).partition("%")[0] for entry in found)
+    return frozenset(result["host"].partition("%")[0] for result in found)

@@ -28,6 +28,9 @@ from imagegen.worker.watcher import Watcher
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
 
+MAX_KNOWN_COUNTS = 200
+"""Models; clients may name any."""
+
 MAX_BARREN_CALLS = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
 

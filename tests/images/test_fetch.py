@@ -26,6 +26,7 @@ from imagegen.bytebudget import ByteBudget
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
 from imagegen.images import fetch, spool
 from imagegen.images.fetch import ImageFetcher
+from imagegen.images.links import Origin
 from imagegen.images.spool import Spool
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
@@ -96,11 +97,11 @@ def make_fetcher(
     timeout_s: float = 5.0,
     store: Folder = MEMORY,
     memory: ByteBudget | None = None,
+    base_url: URL | None = None,
     **options: object,
 ) -> ImageFetcher:
-    return ImageFetcher(
-        session, Spool(store, memory or ByteBudget()), own_hosts=own_hosts, timeout_s=timeout_s, **options
-    )
+    origin = Origin(own_hosts, base_url)
+    return ImageFetcher(session, Spool(store, memory or ByteBudget()), origin, timeout_s=timeout_s, **options)
 
 
 @pytest.fixture
@@ -248,14 +249,12 @@ async def test_a_link_that_names_the_upstream_otherwise_is_fetched_from_the_upst
 
 
 async def test_what_another_host_redirects_to_is_not_resolved_against_the_upstream(
-    upstream: Upstream, stranger: Upstream
+    upstream: Upstream, stranger: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger.paths["/go"] = redirects(f"http://localhost:{upstream.port}/ok")
     async with open_session(frozenset({upstream.host, stranger.host})) as session:
-        own = frozenset({upstream.host})
-        fetcher = make_fetcher(session, own | {stranger.host}, base_url=URL(f"http://{upstream.host}"))
-        fetcher._own_hosts = own | {stranger.host}
-        fetcher._is_own = lambda url: url.port == upstream.port  # type: ignore[method-assign]
+        fetcher = make_fetcher(session, frozenset({upstream.host}), base_url=URL(f"http://{upstream.host}"))
+        monkeypatch.setattr(fetch, "check_host", lambda *_: None)
         await refusal(fetcher, stranger.link("/go"))
     assert upstream.requests == []
 
