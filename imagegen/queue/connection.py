@@ -16,6 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from imagegen.errors import QueueUnavailable
 from imagegen.metrics import Meter
 from imagegen.queue.commands import Commands
+from imagegen.queue.keys import Keys
 from imagegen.queue.redis_errors import remedy, shown, unavailable
 from imagegen.queue.server_info import ServerInfo
 from imagegen.queue.servers import Servers
@@ -30,8 +31,9 @@ BLOCK_S = 57.0
 SELDOM_CONNECTIONS = 4
 """For what is asked seldom. They are connected when several large values are under way at once."""
 
-REFUSED_S = 10.0
-"""How long a lasting refusal counts: other commands, which succeed, must not report Redis as back in between."""
+REFUSED_S, PARTLY_S = 10.0, 3.0
+"""How long a refusal counts, one that lasts or one by a server that is full, read-only or part of a cluster that is
+down: other commands succeed there, and must not report Redis as back in between."""
 
 RECONNECT_S = 1.0
 
@@ -55,6 +57,7 @@ class Connection:
     def __init__(self, url: str, meter: Meter | None = None, *, prefix: str = "imagegen") -> None:
         """Raises SettingsError for a URL that can't work; nothing is connected yet."""
         self.servers = servers = Servers(url, prefix)
+        self._some_key = Keys(prefix).probe("text")
         self.health = Health()
         self.recovered = asyncio.Event()
         self.recovered.set()
@@ -81,7 +84,11 @@ class Connection:
             await wire.close()
 
     async def ping(self) -> None:
-        await self.commands.ping()
+        """PING, which is not billed; in a cluster one that the owner of our slot has to answer. Raises RedisError."""
+        if self.servers.clustered:
+            await self.commands.exists(self._some_key)
+        else:
+            await self.commands.ping()
 
     async def answers(self) -> bool:
         """Whether Redis answers now, and has not just refused what the queue needs."""
@@ -191,13 +198,13 @@ class Health:
 
     @property
     def refused(self) -> bool:
-        """Whether Redis has just refused a command for a reason that does not pass by itself."""
+        """Whether Redis has just refused a command that it had to take."""
         return self.down_since is not None and time.monotonic() < self._refused_until
 
     def failed(self, error: BaseException) -> None:
         to_do = remedy(error)
-        if to_do is not None:
-            self._refused_until = time.monotonic() + REFUSED_S
+        if to_do is not None or isinstance(error, ResponseError):
+            self._refused_until = time.monotonic() + (PARTLY_S if to_do is None else REFUSED_S)
         if self.down_since is None:
             self.down_since = time.monotonic()
             self._back.clear()

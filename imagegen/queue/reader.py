@@ -15,6 +15,9 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.queue import Queue
 from imagegen.queue.scripts import Entry, Scripts
 
+REFUSED_RETRY_S = 3.0
+"""Between two reads that Redis refuses for a reason that does not pass by itself."""
+
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
 
 
@@ -76,11 +79,12 @@ class Reader:
             await asyncio.sleep(0.1)
         elif unavailable(error):
             self._connection.health.failed(error)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(REFUSED_RETRY_S if self._connection.health.refused else 0.1)
         elif not gone:
             logger.error("The reader failed: {}", error)
             await asyncio.sleep(1.0)
-        if await self._connection.until_back(self._scripts.make_group) or gone:
-            logger.warning("The stream or its group was deleted; it is made again")
+        if (made := await self._connection.until_back(self._scripts.make_group)) or gone:
+            if made or not self._connection.servers.clustered:  # a cluster's slot that moves takes the stream along
+                logger.warning("The stream or its group was deleted; it is made again")
             self.on_loss()
         self._leases.look_soon()

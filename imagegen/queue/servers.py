@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
@@ -23,6 +24,9 @@ DEADLINE_S = 2.0
 
 NODE_TIMEOUT_S = 0.7
 """Of a connect to one of several cluster nodes or sentinels, so that the others have their turn within DEADLINE_S."""
+
+SENTINEL_LOOK_S = 2.0
+"""How often a sentinel is asked for the master; the Redis that bills commands is not asked."""
 
 MAX_NODES = 12
 """Cluster nodes that are remembered."""
@@ -45,6 +49,7 @@ class Servers:
         self.on_change: list[Callable[[], None]] = []
         self.sentinel_service: str | None = None
         self._sentinel: Sentinel | None = None
+        self._watching: asyncio.Task[None] | None = None
         try:
             parsed = sentinel_url(url)
             if parsed is not None:
@@ -69,8 +74,9 @@ class Servers:
     async def connect(self) -> Any:
         """Return an open connection of redis-py. Raises RedisError, OSError, TimeoutError."""
         if self._sentinel is not None:
-            host, port = await self._sentinel.discover_master(self.sentinel_service or "")
-            self.address = (host, int(port))
+            self._set(await self._master(self._sentinel))
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch_master(self._sentinel), name="sentinel")
             return await self._open(self.address)
         if not self._nodes:
             return await self._open(self.address)
@@ -117,11 +123,39 @@ class Servers:
 
     async def close(self) -> None:
         """Close the connections to sentinels."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         for client in self._sentinel.sentinels if self._sentinel is not None else ():
             await client.aclose()
 
+    async def _master(self, sentinel: Sentinel) -> Address:
+        """Return the master as the first sentinel that answers names it.
+
+        Not as redis-py's `discover_master`, which names the old master until the failover is over.
+        """
+        faults = []
+        for client in sentinel.sentinels:
+            try:
+                named: Any = await client.sentinel_get_master_addr_by_name(self.sentinel_service or "")
+            except (RedisError, OSError, TimeoutError) as error:
+                faults.append(str(error))
+                continue
+            if named:
+                return _text(named[0]), int(named[1])
+            faults.append("unknown service")
+        raise MasterNotFoundError(f"No sentinel names a master: {'; '.join(faults)}")
+
+    async def _watch_master(self, sentinel: Sentinel) -> None:
+        """Leave a master that was replaced and lives on; its sentinels may take ten seconds to demote it."""
+        while True:
+            await asyncio.sleep(SENTINEL_LOOK_S)
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                self._set(await self._master(sentinel))
+
     def _set(self, address: Address) -> None:
-        self._remember([address])
+        if self._sentinel is None:
+            self._remember([address])
         if address != self.address:
             self.address = address
             for callback in self.on_change:

@@ -1,0 +1,115 @@
+"""Redis Cluster of three real nodes: any of them in REDIS_URL, a slot that moves under load, a node that dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, eventually
+from service.topology import Cluster, bundled, cluster, debian, kill, url_of
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture(scope="module", params=["Valkey 9", "Redis 7.0"])
+def nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    program = bundled() if request.param == "Valkey 9" else debian()
+    with cluster(tmp_path_factory.mktemp("cluster"), program=program) as nodes:
+        yield nodes
+
+
+def submit_all(services: list[Service], prompts: list[str]) -> tuple[list[str], Counter[int]]:
+    """Submit each prompt until it is accepted, from eight clients; return the ids and the count of each status."""
+    statuses: Counter[int] = Counter()
+
+    def submit(number: int) -> str:
+        while True:
+            answer = services[number % len(services)].submit(prompt=prompts[number])
+            statuses[answer.status] += 1
+            if answer.status in (200, 202):
+                return str(answer.json["taskId"])
+            assert answer.error == (503, "queue_unavailable")
+            assert int(answer.headers["Retry-After"]) >= 1
+            time.sleep(0.1)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(submit, range(len(prompts)))), statuses
+
+
+@pytest.mark.parametrize("tasks", [250, pytest.param(1000, marks=pytest.mark.faults)])
+def test_no_task_is_lost_nor_paid_twice_while_the_slot_moves_under_load(
+    start_service: StartService, upstream: EmulatorProcess, nodes: Cluster, tasks: int
+) -> None:
+    others = nodes.others
+    services = [
+        start_service(upstream.url, REDIS_URL=url_of(node), WORKER_CONCURRENCY="20", LEASE_SECONDS="3")
+        for node in (others[0], nodes.owner)
+    ]
+    prompts = [f"moved {tasks} {nodes.nodes[0]!r} {number}" for number in range(tasks)]
+    calls_before = len(upstream.ledger()["calls"])
+    moved: list[int] = []
+
+    def migrate() -> None:
+        moved.extend(nodes.migrate(target, pause_s=0.002) for target in others)
+
+    mover = threading.Thread(target=migrate)
+    mover.start()
+    ids, _ = submit_all(services, prompts)
+    mover.join()
+    assert sum(moved) > 0
+    finished = [services[number % 2].finished(task_id)["status"] for number, task_id in enumerate(ids)]
+    assert Counter(finished) == {"completed": tasks}
+    assert len(upstream.ledger()["calls"]) - calls_before == tasks
+    for service in services:
+        service.end()
+
+
+def test_a_waiter_on_another_instance_is_told_after_the_slot_has_moved(
+    start_service: StartService, upstream: EmulatorProcess, nodes: Cluster
+) -> None:
+    one, two = (start_service(upstream.url, REDIS_URL=url_of(node)) for node in nodes.nodes[:2])
+    nodes.migrate(nodes.others[0])
+    task_id = one.accepted(prompt=f"waited for elsewhere {nodes.owner!r} {{{{fault:ok delay_s=0.5}}}}")
+    assert two.get(f"/api/images/{task_id}?wait=10").json["status"] == "completed"
+    one.end()
+    two.end()
+
+
+def test_a_cluster_that_is_down_is_an_outage_with_one_line(
+    start_service: StartService, upstream: EmulatorProcess, nodes: Cluster
+) -> None:
+    service = start_service(upstream.url, REDIS_URL=url_of(nodes.others[0]))
+    silent, numbers = nodes.others[1], itertools.count()
+    process = int(silent.info("server")["process_id"])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        eventually(lambda: service.submit(prompt=f"in an outage {next(numbers)}").status == 503)
+        eventually(lambda: service.get("/readyz").status == 503)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    eventually(lambda: service.get("/readyz").status == 200)
+    assert service.made(prompt="after an outage")["status"] == "completed"
+    assert service.log.count("Redis can't be used") == 1
+    service.end()
+
+
+def test_a_node_that_dies_is_replaced_by_its_replica_and_its_tasks_go_on(
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    with cluster(tmp_path / "cluster", replicas=1) as nodes:
+        service = start_service(upstream.url, REDIS_URL=url_of(nodes.others[0]), LEASE_SECONDS="3")
+        ids = [service.accepted(prompt=f"through a failover {number}") for number in range(10)]
+        kill(nodes.owner)
+        ids += submit_all([service], [f"after a failover {number}" for number in range(10)])[0]
+        assert {service.finished(task_id)["status"] for task_id in ids} == {"completed"}
+        assert service.log.count("Redis can't be used") == 1
+        service.end()
