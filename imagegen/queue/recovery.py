@@ -23,7 +23,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.control import Message
 from imagegen.queue.leases import Leases
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.restore import RestoreCalls, in_batches
+from imagegen.queue.restore import Requeued, RestoreCalls, in_batches
 from imagegen.queue.scripts import Scripts
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import merged
@@ -134,7 +134,7 @@ class Recovery:
             raise QueueUnavailable(headers={"Retry-After": "2"}) from None
 
     async def check_waiting(self, tasks: Iterable[Task]) -> None:
-        """Queue those of the waiting tasks again whose entry is gone. Each is checked more and more seldom."""
+        """Begin a recovery if entries of waiting tasks are gone. Each task is checked more and more seldom."""
         now, due = time.monotonic(), []
         for task in tasks:
             check_at, wait_s = self._check_at.get(task.id, (0.0, CHECK_AGAIN_S))
@@ -143,8 +143,12 @@ class Recovery:
                 due.append(task)
         if len(self._check_at) > 2 * len(self._memory.live):
             self._check_at = {name: at for name, at in self._check_at.items() if name in self._memory.live}
-        if due and (count := await self._requeue(due)):
-            logger.warning("Redis lost the entries of {} waiting tasks; they are queued again", count)
+        for batch in in_batches(self._restorable(due)):
+            for task, answer in zip(batch, await self._calls.check(batch), strict=True):
+                if answer.kind == "missing":
+                    self.notice("waiting tasks have no entry", publish=True)
+                else:
+                    self._take_in(task, answer)
 
     async def _recover(self) -> None:
         began = time.monotonic()
@@ -192,24 +196,31 @@ class Recovery:
             await asyncio.sleep(0.05)
 
     def _waiting(self) -> list[Task]:
-        """Waiting tasks that were submitted here, and that nobody can have finished so long ago that they expired."""
+        """Waiting tasks that were submitted here."""
         claimed = self._holdings.claimed
         return [task for task in self._memory.live.values() if task.id not in claimed]
 
     async def _requeue(self, tasks: Sequence[Task]) -> int:
-        count, oldest = 0, self._clock() - self._result_ttl_s
-        tasks = [task for task in tasks if task.request_json and task.state is State.PENDING]
-        tasks = [task for task in tasks if task.created_at > oldest]
-        for batch in in_batches(tasks):
+        count = 0
+        for batch in in_batches(self._restorable(tasks)):
             for task, answer in zip(batch, await self._calls.requeue(batch), strict=True):
                 self._meter.vanished += answer.record_missing
-                if answer.kind == "over":
-                    self._memory.forget(task.id)
-                elif answer.kind in ("queued", "there"):
-                    self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
+                self._take_in(task, answer)
                 count += answer.kind == "queued"
         self._meter.written_back["waiting"] += count
         return count
+
+    def _restorable(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those that can be queued again: a missing record can't be one that was finished and has expired."""
+        oldest = self._clock() - self._result_ttl_s
+        waiting = (task for task in tasks if task.request_json and task.state is State.PENDING)
+        return [task for task in waiting if task.created_at > oldest]
+
+    def _take_in(self, task: Task, answer: Requeued) -> None:
+        if answer.kind == "over":
+            self._memory.forget(task.id)
+        elif answer.kind in ("queued", "there"):
+            self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
 
     def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
         """A waiting task is carried by this entry now."""

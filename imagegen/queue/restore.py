@@ -33,7 +33,10 @@ class RestoredClaim(Struct, frozen=True, gc=False):
 
 
 class Requeued(Struct, frozen=True, gc=False):
-    """kind: `queued`, `there` (nothing was missing), `runs` or `over`; record_missing: Redis had no record of it."""
+    """kind: `queued` or `missing`, `there` (nothing was missing), `runs` or `over`.
+
+    record_missing: Redis had no record of the task.
+    """
 
     kind: str
     entry_id: str
@@ -77,7 +80,14 @@ class RestoreCalls:
 
     async def requeue(self, tasks: Sequence[Task]) -> list[Requeued]:
         """Queue waiting tasks again whose entry or record is missing."""
-        keys, args = [self._keys.stream], [self._record_life_ms]
+        return await self._waiting(tasks, self._record_life_ms)
+
+    async def check(self, tasks: Sequence[Task]) -> list[Requeued]:
+        """As `requeue`, but nothing is changed: what would be queued is `missing`."""
+        return await self._waiting(tasks, "")
+
+    async def _waiting(self, tasks: Sequence[Task], record_life_ms: int | str) -> list[Requeued]:
+        keys, args = [self._keys.stream], [record_life_ms]
         for task in tasks:
             keys += (self._keys.record(task.id), self._keys.run(task.id))
             args += (task.entry_id, task.generation, task.digest, VERSION, encode_entry(task), _record(task))  # type: ignore[arg-type]

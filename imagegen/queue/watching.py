@@ -51,7 +51,7 @@ class Watching:
         here and may have been finished elsewhere, so that it does not stay in memory."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            await self._check_alone()
+            await self.check_alone()
             foreign = [task_id for task_id in self._feed.ids if self._reads.own(task_id) is None]
             doubtful = self._reads.doubtful()[:DOUBTFUL_AT_ONCE]
             found = await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}), return_exceptions=True)
@@ -67,7 +67,7 @@ class Watching:
             except QueueUnavailable:
                 logger.debug("Entries of waiting tasks can't be checked now")
 
-    async def _check_alone(self) -> None:
+    async def check_alone(self) -> None:
         """Check that no other instance takes what waits here, where none was heard of: its greeting may be lost.
 
         The group delivers entries in order, so that one command tells which of them were delivered to anybody.

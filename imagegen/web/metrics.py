@@ -134,6 +134,9 @@ def _upstream(meter: Meter, rules: UpstreamRules) -> Iterator[Metric]:
 
 def _redis(meter: Meter) -> Iterator[Metric]:
     yield _fill(_counters("redis_commands", "Redis commands, those inside of scripts too.", "purpose"), meter.commands)
+    yield _counter("redis_records_vanished", "Records of tasks that Redis lost before their time.", meter.vanished)
+    written_back = _counters("redis_written_back", "Tasks that Redis had lost and that were written back.", "state")
+    yield _fill(written_back, meter.written_back)
     projected = "Redis commands in 30 days, if all goes on like so far."
     yield _gauge("redis_commands_month_projected", projected, meter.commands_a_month)
 

@@ -277,6 +277,11 @@ class RedisStats(TypedDict):
     commands: Mapping[str, Count]
     commandsTotal: Count
     monthProjected: Count
+    vanished: Annotated[Count, Field(description="Records of tasks that Redis lost before their time.")]
+    writtenBack: Annotated[
+        Mapping[str, Count],
+        Field(description="Waiting, running and finished tasks that were written back after Redis had lost them."),
+    ]
 
 
 class PictureStats(TypedDict):

@@ -114,6 +114,8 @@ def _redis(meter: Meter, here: Here) -> RedisStats:
         "commands": {purpose: count for purpose, count in meter.commands.items() if count},
         "commandsTotal": meter.commands.total(),
         "monthProjected": round(meter.commands_a_month),
+        "vanished": meter.vanished,
+        "writtenBack": dict(meter.written_back),
     }
 
 

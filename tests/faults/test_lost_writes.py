@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from faults.proxy import FaultProxy
 from faults.servers import RedisServer, primary_and_replica, promote
+from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Start
+from imagegen.queue.queue import Cached
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
+from imagegen.tasks.webhook import Webhook
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -201,3 +204,151 @@ async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twic
     assert calls.broken_off == []
     assert [one for one in everything if calls.paid[one] != 1] == []
     await eventually(lambda: at_rest(instances[0]))
+
+
+async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance, own_redis, calls) -> None:
+    owner, other = (make_instance(url=own_redis.url, slots=1, lease_s=1.5) for _ in range(2))
+    await eventually(lambda: owner.control.peers and other.control.peers)
+    waiting = asyncio.create_task(owner.claims.claim())
+    await owner.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(waiting, 5)
+    assert await owner.claims.start(claim) is Start.STARTED
+    await owner.connection.commands.flushall()
+    await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
+    await owner.crash()
+
+    async def taken():
+        while True:
+            mine = await other.claims.claim()
+            if await other.claims.start(mine) is Start.STARTED:
+                return mine
+            other.claims.drop(mine)
+
+    mine = await asyncio.wait_for(taken(), 10)
+    assert (mine.task.id, mine.task.generation) == (claim.task.id, claim.task.generation)
+    assert mine.run.ambiguous == 1
+
+
+async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_it(make_instance, own_redis) -> None:
+    owner = make_instance(url=own_redis.url, slots=1)
+    waiting = asyncio.create_task(owner.claims.claim())
+    await owner.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(waiting, 5)
+    assert await owner.claims.start(claim) is Start.STARTED
+    other = make_instance(url=own_redis.url)
+    await eventually(lambda: owner.control.peers)
+    await owner.connection.commands.xtrim(owner.keys.stream, maxlen=0, approximate=False)
+    submitted = await other.queue.submit(submission("a"))
+    assert submitted.cached is Cached.COALESCED
+    assert submitted.task.generation == claim.task.generation
+    assert not claim.lost
+
+
+async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_instance, own_redis) -> None:
+    before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
+    await before.scripts.make_group()
+    task = (await before.queue.submit(submission("a"))).task
+    await before.connection.commands.delete(before.keys.stream)
+    after = make_instance(url=own_redis.url, deadline_s=0.5)
+    assert (await after.queue.get(task.id)).state is State.PENDING
+
+    async def failed() -> bool:
+        return (await after.queue.get(task.id)).state is State.FAILED
+
+    await eventually(failed, within_s=10)
+    error = (await after.queue.get(task.id)).error
+    assert (error.code, error.retryable) == ("interrupted", True)
+    assert (await after.queue.submit(submission("a"))).cached is Cached.MISS
+
+
+async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_at_it(make_instance, own_redis) -> None:
+    instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
+    await instance.scripts.make_group()
+    task = (await instance.queue.submit(submission("a"))).task
+    instance.memory.forget(task.id)
+    assert (await instance.queue.get(task.id)).state is State.PENDING
+
+
+async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instance, own_redis) -> None:
+    instance = make_instance(url=own_redis.url)
+    webhook = Webhook("https://hooks.example.com/a", "http://here")
+    waiting = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(replace(submission("a"), webhooks=(webhook,)))
+    claim = await asyncio.wait_for(waiting, 5)
+    assert await instance.claims.start(claim) is Start.STARTED
+    await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    redis = instance.connection.commands
+    assert await redis.zcard(instance.keys.outbox) == 1
+    waiting = asyncio.create_task(instance.claims.claim())
+    await eventually(lambda: instance.room.holdings.free)
+    await redis.flushall()
+
+    async def due() -> bool:
+        return bool(await redis.zcard(instance.keys.outbox)) and bool(
+            await redis.exists(instance.keys.record(claim.task.id))
+        )
+
+    await eventually(due)
+    waiting.cancel()
+
+
+async def test_records_that_an_eviction_took_are_counted_and_written_back(
+    make_instance, own_redis, quick_checks
+) -> None:
+    instance = make_instance(url=own_redis.url)
+    instance.claims.quiet()
+    tasks = [(await instance.queue.submit(submission(i))).task for i in range(3)]
+    await instance.connection.commands.delete(*(instance.keys.record(task.id) for task in tasks[:2]))
+    for task in tasks:
+        assert (await instance.queue.read(task.id)).state is State.PENDING
+
+    async def written_back() -> bool:
+        return await instance.connection.commands.exists(*(instance.keys.record(task.id) for task in tasks)) == 3
+
+    await eventually(written_back)
+    assert instance.connection.meter.vanished == 2
+    assert await instance.connection.commands.xlen(instance.keys.stream) == 3
+
+
+async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
+    make_instance, own_redis, calls, quick_checks, monkeypatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.control.Control.tell", lambda *_args, **_content: None)
+    first, second = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
+    calls.run_on(first, 1)
+    await put_in([first], ["runs"])
+    await eventually(lambda: len(calls.paid) == 1)
+    task_id, other_id = await put_in([first], ["taken by the other", "taken by the other later"])
+    assert first.control.alone
+    assert second.control.alone
+    claim = await asyncio.wait_for(second.claims.claim(), 5)
+    assert claim.task.id == task_id
+    assert await second.claims.start(claim) is Start.STARTED
+    await second.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    await eventually(lambda: is_final(first, task_id))
+    assert (await first.queue.get(other_id)).state is State.PENDING
+
+
+async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check(
+    make_instance, own_redis, quick_checks
+) -> None:
+    instance = make_instance(url=own_redis.url, slots=1)
+    instance.claims.quiet()
+    await eventually(lambda: instance.connection.subscriptions.active)
+    for number in range(20):
+        await instance.queue.submit(submission(number))
+    checks, asked = 0, instance.room.watching.check_alone
+
+    async def counted() -> None:
+        nonlocal checks
+        await asked()
+        checks += 1
+
+    instance.room.watching.check_alone = counted
+    await eventually(lambda: checks == 1)
+    before = instance.connection.meter.commands.total()
+    while checks < 5:
+        await asyncio.sleep(0.01)
+        for number in range(20):
+            assert (await instance.queue.get(submission(number).task_id)).state is State.PENDING
+    assert instance.connection.meter.commands.total() - before <= 5

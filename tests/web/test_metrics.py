@@ -141,7 +141,8 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
     meter.called("upstream_timeout", 3.0, ambiguous=True)
     meter.attempts["failed"].observe(0.3)
     meter.waits.observe(0.002)
-    meter.takeovers, meter.dead_letters = 2, 1
+    meter.takeovers, meter.dead_letters, meter.vanished = 2, 1, 4
+    meter.written_back["running"] += 3
     meter.stored([100, 200])
     meter.spent("submit", 7)
     samples = await scrape(await start())
@@ -157,6 +158,8 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
     assert value(samples, "wait_seconds_count") == 1
     assert value(samples, "takeovers_total") == 2
     assert value(samples, "dead_letters_total") == 1
+    assert value(samples, "redis_records_vanished_total") == 4
+    assert value(samples, "redis_written_back_total", state="running") == 3
     assert value(samples, "picture_bytes_total") == 300
     assert value(samples, "redis_commands_total", purpose="submit") == 7
     assert value(samples, "redis_commands_month_projected") > 0
@@ -224,6 +227,8 @@ async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
     assert told["redis"]["commands"] == {"claim": 4}
     assert told["redis"]["commandsTotal"] == 4
     assert told["redis"]["monthProjected"] > 0
+    assert told["redis"]["vanished"] == 0
+    assert told["redis"]["writtenBack"] == {"waiting": 0, "running": 0, "finished": 0}
     assert told["deadLetters"] == {"sinceStart": 0, "kept": 0}
     assert told["http"] == {"open": 1, "byStatus": {"200": 1}}
 

@@ -1,10 +1,11 @@
 -- Queues waiting tasks again whose entry or record Redis has lost. A task that an instance runs is left to it.
 --
 -- KEYS  1 stream; then two a task: record, run
--- ARGV  1 life of an unfinished record in ms; then six a task: entry id, generation, digest, schema version,
+-- ARGV  1 life of an unfinished record in ms, '' to change nothing; then six a task: entry id, generation, digest, schema version,
 --       entry JSON, record JSON
--- returns three a task: 'queued' (a new entry, or a new record for its entry), 'there' (nothing was missing), 'runs' or
---         'over' (finished, or submitted again); its entry id; 1 if its record was missing
+-- returns three a task: 'queued' (a new entry, or a new record for its entry), 'missing' (the same, but for ARGV 1),
+--         'there' (nothing was missing), 'runs' or 'over' (finished, or submitted again); its entry id; 1 if its record
+--         was missing
 local stream, answers = KEYS[1], {}
 
 local function exists(entry)
@@ -46,9 +47,11 @@ local function requeue(record_key, run_key, at)
     if run_entry and older(run_entry, known and their_entry or entry) then run_json = nil end
     local released = run_json and string.find(run_json, '"phase":"released"', 1, true)
     if run_json and not released then return 'runs', entry, missing end
+    if ARGV[1] == '' then return 'missing', entry, missing end
     now = redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', ARGV[at + 4])
     if released then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
   end
+  if ARGV[1] == '' then return 'missing', entry, missing end
   if known then
     local before, after = string.match(known, '^(%d+ %l+ )%S+( .*)$')
     redis.call('SET', record_key, before .. now .. after, 'KEEPTTL')
