@@ -28,7 +28,7 @@ SURE_SHARE = 0.8
 class Claims:
     """What the pool may say to the queue. Each verb waits for Redis where it is away.
 
-    slots: claims that may be worked on at once; clock: Unix time.
+    slots: claims that may be worked on at once; clock: Unix time. on_given: called when a claim went to its owner.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Claims:
         self.claim = holdings.claim
         self.quiet = holdings.quiet
         self.drop = holdings.drop
+        self.on_given: Callable[[], None] = lambda: None
 
     async def start(self, claim: Claim) -> Start:
         """Counts the attempt and sets the owner, before money is spent."""
@@ -179,6 +180,7 @@ class Claims:
         entry_id, run = decode_run(stands)
         if adopted is Start.LOST and entry_id == claim.entry_id and run.owner:
             await self._connection.until_back(self._scripts.give_to, run.owner, entry_id)
+            self.on_given()
         return adopted
 
     def _wrote(self, claim: Claim, run: Run, value: bytes) -> None:

@@ -70,6 +70,7 @@ class Recovery:
         self._control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
         self._control.on_join.append(self._probe)
         leases.restore = self.restore_claims
+        self._look = leases.look_soon
         leases.on_loss = lambda: self.notice("claims were not pending any more", publish=True)
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
@@ -165,6 +166,7 @@ class Recovery:
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
+        self._look()
         if names := self._outbox.names:
             await self._calls.outbox(names)
         if running or finished or waiting:
@@ -251,6 +253,7 @@ class Recovery:
 
     def _heard_restored(self, message: Message) -> None:
         self._restored_at[str(message.get("from"))] = time.monotonic()
+        self._look()
 
     def _probe(self) -> None:
         """The subscription was made anew: make sure that the other connections are, too, and see the server behind."""

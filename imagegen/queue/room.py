@@ -133,13 +133,15 @@ def open_queue(
     watching.on_unstarted = recovery.check_waiting
     reader = Reader(connection, scripts, leases, queue)
     reader.on_loss = lambda: recovery.notice("the stream or its group was deleted", publish=True)
+    claims = Claims(connection, scripts, memory, holdings, lease_s=rules.lease_s, clock=clock)
+    claims.on_given = leases.look_soon
     return QueueRoom(
         connection,
         keys,
         scripts,
         memory,
         holdings,
-        Claims(connection, scripts, memory, holdings, lease_s=rules.lease_s, clock=clock),
+        claims,
         queue,
         reader,
         leases,
