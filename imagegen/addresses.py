@@ -83,7 +83,7 @@ def check_host(host: str, port: int, allowed: frozenset[str] = frozenset()) -> N
     """
     if _is_allowed(host, port, allowed):
         return
-    name = _plain(host)
+    name = plain_host(host)
     last = name.rpartition(".")[2]
     if ":" in name or "%" in name or _NUMERIC_LABEL.fullmatch(last):
         if not is_public(name):
@@ -194,7 +194,7 @@ def _is_allowed(host: str, port: int, allowed: frozenset[str]) -> bool:
     return not allowed.isdisjoint({name, f"[{name}]", f"{name}:{port}", f"[{name}]:{port}"})
 
 
-def _plain(host: str) -> str:
+def plain_host(host: str) -> str:
     """The host as a resolver would read it: compatible characters folded, one trailing dot taken off."""
     folded = unicodedata.normalize("NFKC", host).replace(_IDEOGRAPHIC_DOT, ".").lower()
     return folded.removeprefix("[").removesuffix("]").removesuffix(".")

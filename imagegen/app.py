@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -30,6 +30,7 @@ from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.images.upstream import UpstreamStore
 from imagegen.metrics import Meter, Recent
+from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies, ProxyConnector
@@ -67,6 +68,7 @@ from imagegen.worker.webhooks import Deliveries, Sender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
+OWN = web.AppKey("own", OwnAddresses)
 RESOLVER = web.AppKey("resolver", Resolver)
 CONNECTION = web.AppKey("connection", Connection)
 QUEUE = web.AppKey("queue", QueueRoom)
@@ -86,10 +88,14 @@ UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
 
 
-def create_app(settings: Settings) -> web.Application:
-    """The whole service. Its parts start in this order and end in reverse: the pool first, while Redis lives."""
+def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) -> web.Application:
+    """The whole service. Its parts start in this order and end in reverse: the pool first, while Redis lives.
+
+    listening: addresses and ports of its sockets.
+    """
     app = web.Application()
     app[SETTINGS] = settings
+    app[OWN] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
     app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
@@ -228,8 +234,9 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
         return task_view(task, image_urls(webhook.base), language="zh", max_attempts=settings.max_attempts)
 
-    async with webhook_session(private=private, resolver=app[RESOLVER], proxy=settings.webhook_proxy) as session:
-        sender = Sender(session, body_of, settings.webhook_secret, private=private)
+    resolver = ForeignResolver(app[OWN], app[RESOLVER])
+    async with webhook_session(private=private, resolver=resolver, proxy=settings.webhook_proxy) as session:
+        sender = Sender(session, body_of, settings.webhook_secret, private=private, check_own=app[OWN].check)
         app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender)
         app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())
         yield
@@ -260,6 +267,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_attempts=settings.max_attempts,
         list_models=app[PROVIDER].models,
         private_webhooks=settings.webhook_allow_private,
+        own=app[OWN],
     )
     app[OBSERVED] = Observed(
         app[METER],
@@ -288,7 +296,7 @@ async def serve(settings: Settings) -> int:
     stop = _stop_on_signals()
     cap = connection_cap(raise_descriptor_limit(), settings.worker_concurrency)
     sockets = open_sockets(settings.hosts, settings.port)
-    app = create_app(settings)
+    app = create_app(settings, [listening.getsockname()[:2] for listening in sockets])
     runner = ImagegenRunner(app, max_connections=cap)
     try:
         await runner.setup()

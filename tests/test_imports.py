@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
     {"bytebudget", "errors", "metrics", "nearest", "proxies", "redis_url", "resolver", "setting_values"},
     {"settings", "log", "addresses", "supervisor", "tasks"},
-    {"providers", "images", "queue"},
+    {"providers", "images", "queue", "own_addresses"},
     {"web", "worker"},
     {"work", "chosen", "start_checks"},
     {"app", "__main__"},

@@ -102,18 +102,30 @@ class WebhookFields(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Whom to tell of a task's end. events: empty for all; base: of the links in what is sent."""
+    """Whom to tell of a task's end. events: empty for all; base: of the links in what is sent.
+
+    owner: names the client that registered it; empty where that is not known.
+    """
 
     url: str
     base: str
     events: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
+    owner: str = ""
 
     @classmethod
-    def parse(cls, sent: object, base: str, check_host: CheckHost | None) -> Self:
+    def parse(
+        cls,
+        sent: object,
+        base: str,
+        check_host: CheckHost | None,
+        *,
+        check_own: CheckHost | None = None,
+        owner: str = "",
+    ) -> Self:
         """Reads a client's `webhook`. Raises InvalidRequest that names `webhook.url` and the like.
 
-        check_host: None lifts it, and the need for https.
+        check_host: None lifts it, and the need for https. check_own: refuses this service itself.
         """
         if not isinstance(sent, Mapping):
             raise InvalidRequest(details=[FieldFault("webhook", "must be an object with a url")])
@@ -122,10 +134,12 @@ class Webhook:
         except ValidationError as error:
             raise InvalidRequest(details=[_fault(e) for e in error.errors(include_url=False)]) from error
         try:
-            parse_url(fields.url, check_host)
+            url = parse_url(fields.url, check_host)
+            if check_own is not None:
+                _check(check_own, url)
         except ValueError as error:
             raise InvalidRequest(details=[FieldFault("webhook.url", str(error))]) from error
-        return cls(fields.url, base, tuple(dict.fromkeys(fields.events or ())), fields.secret)
+        return cls(fields.url, base, tuple(dict.fromkeys(fields.events or ())), fields.secret, owner)
 
     def wants(self, state: str) -> bool:
         """Whether it is to be told of this end."""
@@ -149,11 +163,15 @@ def parse_url(text: str, check_host: CheckHost | None) -> URL:
     if "[" in url.raw_authority and not _is_ipv6(url.raw_host):
         raise ValueError("has no valid host")
     if check_host is not None:
-        try:
-            check_host(url.raw_host, url.port)
-        except OSError as error:
-            raise ValueError(f"is refused: {error}") from error
+        _check(check_host, url)
     return url
+
+
+def _check(check_host: CheckHost, url: URL) -> None:
+    try:
+        check_host(url.raw_host or "", url.port or 0)
+    except OSError as error:
+        raise ValueError(f"is refused: {error}") from error
 
 
 def destination_of(url: str) -> str:
@@ -223,6 +241,7 @@ class Delivery:
             "base": webhook.base,
             "events": webhook.events,
             "secret": webhook.secret,
+            "by": webhook.owner,
             "status": None if self.pending else self.status,
             "attempts": self.attempts,
             "last": self.last_status,
@@ -235,7 +254,13 @@ class Delivery:
     def restore(cls, stored: Mapping[str, Any]) -> Self:
         """Reads what `stored` wrote. Raises KeyError, ValueError or TypeError where it is none."""
         return cls(
-            Webhook(stored["url"], stored.get("base", ""), tuple(stored.get("events", ())), stored.get("secret")),
+            Webhook(
+                stored["url"],
+                stored.get("base", ""),
+                tuple(stored.get("events", ())),
+                stored.get("secret"),
+                stored.get("by", ""),
+            ),
             stored.get("n", 0),
             DeliveryStatus(stored.get("status", DeliveryStatus.PENDING)),
             stored.get("attempts", 0),

@@ -7,6 +7,7 @@ from aiohttp import web
 from imagegen.errors import AlreadyFinished, NotRetryable
 from imagegen.queue.queue import Cached, Submission
 from imagegen.tasks.task import State
+from imagegen.web.client import client_address, owner_name
 from imagegen.web.context import CONTEXT
 from imagegen.web.edge import json_response
 from imagegen.web.generate import answer_of, submit
@@ -31,7 +32,10 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 async def retry(request: web.Request) -> web.Response:
-    """Queues a failed or cancelled task afresh under its id. Raises NotRetryable."""
+    """Queues a failed or cancelled task afresh under its id. Raises NotRetryable.
+
+    Of its webhooks only those of the client that asks are called again.
+    """
     context = request.app[CONTEXT]
     task = await context.queue.newest(request.match_info["task_id"])
     if task is not None and not task.state.final:
@@ -40,7 +44,8 @@ async def retry(request: web.Request) -> web.Response:
         return not_found(request)
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
         raise NotRetryable
-    webhooks = tuple(delivery.webhook for delivery in task.deliveries)
+    owner = owner_name(client_address(request, context.hops))
+    webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
     submission = Submission(task.id, task.digest, task.model, task.request_json, webhooks)
     submitted = await submit(context, submission)
     if submitted.cached is Cached.HIT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
 from urllib.parse import urlsplit
@@ -63,6 +64,17 @@ def base_url(request: web.Request, public_url: str | None, hops: Hops) -> str:
         forwarded_host = _forwarded(request, "X-Forwarded-Host", hops)
         host = forwarded_host if valid_host(forwarded_host) else host
     return f"{scheme}://{host if valid_host(host) else _own_address(request)}{path_prefix(request, None, hops)}"
+
+
+def bases(request: web.Request, base: str) -> tuple[str, ...]:
+    """Return the bases by which clients may reach this service: of links, and of every header that names a host."""
+    hosts = [request.headers.get(hdrs.HOST, ""), *request.headers.getall("X-Forwarded-Host", ())[:2]]
+    return (base, *(f"{request.scheme}://{host}" for host in hosts if valid_host(host)))
+
+
+def owner_name(client: str) -> str:
+    """Return the name that stands for a client in what is stored."""
+    return blake2s(client.encode(), digest_size=8).hexdigest()
 
 
 def path_prefix(request: web.Request, public_url: str | None, hops: Hops) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from imagegen.images.store import ImageStore
+from imagegen.own_addresses import OwnAddresses
 from imagegen.queue.feed import Feed
 from imagegen.queue.queue import Queue, Submission
 from imagegen.tasks.image import StoredImage
@@ -59,7 +60,7 @@ class Readiness:
 class Context:
     """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`.
 
-    list_models: asks the provider. private_webhooks: webhooks may be anywhere, and plain http.
+    list_models: asks the provider. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
     queue: Queue
@@ -72,6 +73,7 @@ class Context:
     max_attempts: int
     list_models: ListModels = _no_models
     private_webhooks: bool = False
+    own: OwnAddresses = field(default_factory=OwnAddresses)
     seen: SeenBodies = field(default_factory=SeenBodies)
     told: Told = field(default_factory=Told)
 

@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 from aiohttp import hdrs, web
 from loguru import logger
+from multidict import istr
 
 from imagegen import log
-from imagegen.errors import ApiError, BadRequest, InternalError
+from imagegen.errors import ApiError, BadRequest, Forbidden, InternalError
 from imagegen.metrics import Histogram, Meter
 from imagegen.web.client import valid_host
 from imagegen.web.errors import Language, error_response, from_http_exception, preferred_language
@@ -24,6 +25,7 @@ from imagegen.web.v1 import errors as v1_errors
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _SLASHES = re.compile("/+")
 _MAX_LOGGED_CHARS = 200
+_WEBHOOK_ID = istr("webhook-id")
 _CLIENT_GONE = 499
 
 UNMATCHED = "unmatched"
@@ -72,6 +74,8 @@ class Edge:
                     host = request.headers.get(hdrs.HOST)
                     if host is not None and not valid_host(host):
                         raise BadRequest
+                    if _WEBHOOK_ID in request.headers and _is_own_webhook(request):
+                        raise Forbidden
                     response = await handle(request)
                 except Exception as error:  # noqa: BLE001 - here every error becomes an answer
                     response = answer(request, error)
@@ -101,6 +105,11 @@ def install(app: web.Application, edge: Edge) -> None:
     """Gives an application its edge."""
     app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
+
+
+def _is_own_webhook(request: web.Request) -> bool:
+    """Whether a service like this one sent it: a webhook that led here could start paid calls for ever."""
+    return request.headers.get(hdrs.USER_AGENT, "").startswith("imagegen/")
 
 
 def _names(route: web.AbstractRoute | None) -> tuple[str, str]:

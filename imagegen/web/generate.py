@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.body import parse_object, read_body
+from imagegen.web.client import bases, owner_name
 from imagegen.web.context import CONTEXT, Context, Identity
 from imagegen.web.edge import json_bytes, json_response, language
 from imagegen.web.shapes import EndedView, SubmittedView
@@ -143,7 +145,14 @@ def _fields(identity: Identity, body: Mapping[str, Any], max_faults: int) -> Gen
 def _webhooks(context: Context, sent: object, wish: Wish) -> tuple[Webhook, ...]:
     if sent is None:
         return ()
-    return (Webhook.parse(sent, wish.base, None if context.private_webhooks else check_host),)
+    webhook = Webhook.parse(
+        sent,
+        wish.base,
+        None if context.private_webhooks else check_host,
+        check_own=partial(context.own.check, urls=bases(wish.request, wish.base)),
+        owner=owner_name(wish.client),
+    )
+    return (webhook,)
 
 
 async def submit(context: Context, submission: Submission, *, fresh: bool = False) -> Submitted:

@@ -24,6 +24,7 @@ from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import (
     RETRY_DELAYS_S,
+    CheckHost,
     Delivery,
     DeliveryStatus,
     Webhook,
@@ -90,12 +91,16 @@ async def webhook_session(
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """secret: of webhooks that brought none; without any, nothing is signed. private: see `webhook_session`."""
+    """secret: of webhooks that brought none; without any, nothing is signed. private: see `webhook_session`.
+
+    check_own: raises OSError for a host that is this service itself.
+    """
 
     session: aiohttp.ClientSession
     body_of: BodyOf
     secret: str | None = field(default=None, repr=False)
     private: bool = False
+    check_own: CheckHost | None = None
     timeout_s: float = TIMEOUT_S
     clock: Callable[[], float] = time.time
 
@@ -104,6 +109,8 @@ class Sender:
         log = logger.bind(taskId=task.id)
         try:
             url = parse_url(delivery.webhook.url, None if self.private else check_host)
+            if self.check_own is not None:
+                self.check_own(url.raw_host or "", url.port or 0)
             body = event_body(task.state, task.finished_at or 0.0, self.body_of(_untold(task), delivery.webhook))
             async with (
                 asyncio.timeout(self.timeout_s),

@@ -135,3 +135,42 @@ async def test_a_cache_hit_on_another_instance_is_told_at_once(start_service, re
     for service in (two, one):
         assert len((await delivered_view(service, task_id))["webhook"]) == 1
     assert len(receiver.got) == 1
+
+
+async def test_this_service_is_no_receiver(start_service) -> None:
+    service = await start_service(webhook_allow_private=True, public_url="https://images.example.com")
+    own, host = str(service.make_url("/api/images/x/retry")), f"Other.example:{service.port}"
+    for url, headers in (
+        (own, {}),
+        ("http://images.example.com/hook", {}),
+        ("https://IMAGES.example.com./hook", {}),
+        (f"http://other.example:{service.port}/hook", {"Host": host}),
+        ("https://proxied.example/hook", {"Host": "proxied.example"}),
+        ("https://proxied.example/hook", {"X-Forwarded-Host": "proxied.example"}),
+    ):
+        asked = {"prompt": "a lighthouse", "webhook": {"url": url}}
+        async with service.post("/api/images/generate", json=asked, headers=headers) as response:
+            assert response.status == 400, url
+            assert [fault["field"] for fault in (await response.json())["details"]] == ["webhook.url"]
+
+
+async def test_a_webhook_of_a_service_like_this_one_is_refused(service) -> None:
+    headers = {"webhook-id": "msg_1", "User-Agent": "imagegen/1.0"}
+    async with service.post("/api/images/generate", json={"prompt": "a lighthouse"}, headers=headers) as response:
+        assert (response.status, (await response.json())["code"]) == (403, "forbidden")
+
+
+async def test_a_retry_calls_only_the_webhooks_of_the_client_that_asks(start_service, receiver) -> None:
+    service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3, trusted_proxy_hops=1)
+    asked = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
+    theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}
+    async with service.post("/api/images/generate", json=asked, headers=theirs) as response:
+        task_id = (await response.json())["taskId"]
+    await post(service, None, f"/api/images/{task_id}/cancel")
+    await eventually(lambda: len(receiver.got) == 1)
+    async with service.post(f"/api/images/{task_id}/retry", headers=ours) as response:
+        assert response.status == 202
+    async with service.get(f"/api/images/{task_id}?wait=10") as response:
+        view = await response.json()
+    assert (view["status"], view.get("webhook", [])) == ("completed", [])
+    assert len(receiver.got) == 1

@@ -30,7 +30,9 @@ _ANSWERS = (
 _DESCRIPTION = (
     "Sent when the task ended, to every webhook that a submit brought along; at once where it was finished already. "
     "Any other answer than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
-    "redirects are not followed. The address must be public and `https`. A task has at most "
+    "redirects are not followed. The address must be public and `https`, and not this service's own. Destinations "
+    "(scheme, host, port and the path's first segment) do not wait for each other; one that is slow or fails is called "
+    "less often. A retry calls only the webhooks of the client that asks for it. A task has at most "
     f"{MAX_WEBHOOKS} webhooks; how far each is, is in `webhook` of the task."
 )
 
