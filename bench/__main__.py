@@ -7,7 +7,7 @@ import os
 
 from loguru import logger
 
-from bench import commands, footprint, http, rates, recovery, soak
+from bench import commands, footprint, http, images, rates, recovery, soak
 from bench.peers import run as peers
 from bench.report import Options, machine
 
@@ -17,6 +17,7 @@ BENCHES = {
     "pace": rates.pace,
     "commands": commands.main,
     "http": http.main,
+    "images": images.main,
     "footprint": footprint.main,
     "recovery": recovery.main,
     "soak": soak.main,

@@ -1,4 +1,4 @@
-"""The least an aiohttp service can do: parse JSON, answer JSON. `python -m bench.bare PORT`."""
+"""The least an aiohttp service can do: parse JSON, answer JSON, send bytes. `python -m bench.bare PORT [BYTES]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import orjson
 from aiohttp import web
 
 ANSWER = {"success": True, "status": "completed", "progress": 100, "data": [{"url": "http://localhost/picture"}]}
+
+IMAGE = web.AppKey("image", bytes)
 
 
 async def post(request: web.Request) -> web.Response:
@@ -19,8 +21,14 @@ async def get(_request: web.Request) -> web.Response:
     return web.Response(body=orjson.dumps(ANSWER), content_type="application/json")
 
 
+async def image(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[IMAGE], content_type="image/png")
+
+
 if __name__ == "__main__":
     app = web.Application()
+    app[IMAGE] = bytes(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    app.router.add_get("/image", image)
     app.router.add_post("/", post)
     app.router.add_get("/", get)
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)

@@ -39,14 +39,16 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def data_received(self, data: bytes) -> None:
-        self._got += data
-        if not self._need:
+        if self._need:
+            self._need -= len(data)
+        else:
+            self._got += data
             end = self._got.find(b"\r\n\r\n")
             if end < 0:
                 return
             at = self._got.index(b"Content-Length: ") + 16
-            self._need = end + 4 + int(self._got[at : self._got.index(b"\r", at)])
-        if len(self._got) >= self._need:
+            self._need = end + 4 + int(self._got[at : self._got.index(b"\r", at)]) - len(self._got)
+        if self._need <= 0:
             self._statuses[self._got[9:12].decode()] += 1
             self._got, self._need = b"", 0
             self._next()

@@ -19,6 +19,7 @@ TITLES = {
     "latency": "Submit to start",
     "http": "HTTP end to end",
     "commands": "Redis commands, inner ones too",
+    "images": "CPU of a task with a real image",
     "footprint": "Start and memory",
     "recovery": "Recovery",
     "soak": "Soak",
