@@ -18,7 +18,9 @@ from aiohttp.connector import Connection
 from msgspec import Struct
 from yarl import URL
 
+from imagegen.bytebudget import ByteBudget
 from imagegen.errors import UpstreamError
+from imagegen.providers.largebody import LARGE_BYTES, LargeBody
 from imagegen.providers.timelimit import TimeLimit
 
 MAX_BODY_BYTES = 48 * 2**20
@@ -26,6 +28,11 @@ MAX_BODY_BYTES = 48 * 2**20
 
 _CONNECT_S = 10.0
 _CHUNK_BYTES = 2**16
+_READ_BYTES = 2**18
+_WAIT_FOR_MEMORY_S = 10.0
+"""How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
+
+_bodies = ByteBudget()
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -38,7 +45,7 @@ class Answer(Struct, frozen=True, gc=False):
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray
 
 
 class Post:
@@ -88,7 +95,7 @@ class Post:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise NotSent
-        protocol.set_response_params(read_until_eof=True)
+        protocol.set_response_params(read_until_eof=True, read_bufsize=_READ_BYTES)
         transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         on_sent()
         message, content = await protocol.read()
@@ -118,11 +125,13 @@ def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
 
 
-async def bounded(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
+async def bounded(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
     """The whole body. Raises UpstreamError where it is over the limit."""
     length = int(headers.get("Content-Length", 0))
     if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in headers:
-        return content.read_nowait() if content.is_eof() else await content.read()
+        if content.is_eof():
+            return content.read_nowait()
+        return await content.read() if length <= LARGE_BYTES else await _large(content, length)
     if length <= MAX_BODY_BYTES:
         body = bytearray()
         async for chunk in content.iter_chunked(_CHUNK_BYTES):
@@ -132,3 +141,15 @@ async def bounded(status: int, headers: Mapping[str, str], content: aiohttp.Stre
         else:
             return bytes(body)
     raise UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)
+
+
+async def _large(content: aiohttp.StreamReader, length: int) -> LargeBody:
+    """Read a large body into one block: joining its pieces would take the memory twice."""
+    await _bodies.take(length, _WAIT_FOR_MEMORY_S)
+    body = LargeBody(length)
+    body.budget = _bodies
+    at = 0
+    async for piece in content.iter_any():
+        body[at : at + len(piece)] = piece
+        at += len(piece)
+    return body

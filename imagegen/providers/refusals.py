@@ -208,7 +208,7 @@ def lasting(status: int, codes: Collection[str], message: str) -> str | None:
     return None
 
 
-def may_have_run(status: int, body: bytes, *, is_own_error: bool) -> bool:
+def may_have_run(status: int, body: bytes | bytearray, *, is_own_error: bool) -> bool:
     """Return whether a call that got this answer may have been paid for all the same.
 
     is_own_error: the answer is the service's own error object, not a page or a text of a gateway.

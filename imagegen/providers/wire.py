@@ -6,8 +6,6 @@ them keeps to its own specification.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -17,11 +15,13 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import orjson
+import pybase64
 
 from imagegen.errors import UpstreamError
+from imagegen.providers.largebody import LARGE_BYTES, large_items
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusals import NEVER_REACHED, highest_count, lasting, may_have_run
-from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
 MAX_DETAIL_CHARS = 300
 MAX_LINK_CHARS = 16_384
@@ -97,7 +97,7 @@ class _Complaint:
 
 
 def decipher(
-    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "", now_s: float | None = None
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> Reply:
     """Reads the answer to a generation. Raises UpstreamError where it is none.
 
@@ -105,6 +105,10 @@ def decipher(
     headers: found by their names in any case, as aiohttp's are; secret: what no text may show;
     now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
     """
+    if len(body) > LARGE_BYTES and 200 <= status < 300:
+        images = tuple([image for item in large_items(body) or () if (image := _image(item)) is not None])
+        if images:
+            return Reply(images, _limits(headers))
     fields = _json_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and fields.get("error")):
@@ -116,7 +120,7 @@ def decipher(
 
 
 def refusal(
-    status: int, headers: Mapping[str, str], body: bytes, *, secret: str = "", now_s: float | None = None
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> UpstreamError:
     """Says what an answer that brought nothing means. It is classed by its status, not by its type:
     Together sends `credit_limit` with a 402 and with a 429."""
@@ -152,7 +156,7 @@ def read_models(listing: object) -> tuple[Mapping[str, object], ...]:
     )
 
 
-def _json_object(body: bytes) -> dict[str, object] | None:
+def _json_object(body: bytes | bytearray) -> dict[str, object] | None:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -175,13 +179,18 @@ def _fault_of_item(items: list[object]) -> dict[str, object] | None:
     return None
 
 
-def _image(item: object) -> ImageLink | ImageBytes | None:
+def _image(item: object) -> GivenImage | None:
+    if isinstance(item, ImageBase64):
+        return item
     if isinstance(item, str):
         return _linked(item) or _decoded(item)
     if not isinstance(item, dict):
         return None
     for name in ("b64_json", "base64", "image"):
-        if isinstance(text := item.get(name), str) and (image := _decoded(text)):
+        text = item.get(name)
+        if isinstance(text, ImageBase64):
+            return text
+        if isinstance(text, str) and (image := _decoded(text)):
             return image
     return _link(url) if isinstance(url := item.get("url"), str) else None
 
@@ -213,13 +222,13 @@ def _decoded(text: str) -> ImageBytes | None:
     if "\n" in text:
         text = "".join(text.split())
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        data = pybase64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
         return None
     return ImageBytes(data) if data else None
 
 
-def _error_object(body: bytes) -> dict[str, object] | None:
+def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
     """The error answer; Google's OpenAI-compatible route wraps it in a list."""
     try:
         value = orjson.loads(body)
@@ -327,7 +336,9 @@ def _parameter(complaint: _Complaint) -> str | None:
     return None if name in ("", "prompt", "model") else _OUR_NAMES.get(name, name)
 
 
-def _detail(status: int, body: bytes, fields: dict[str, object] | None, complaint: _Complaint, secret: str) -> str:
+def _detail(
+    status: int, body: bytes | bytearray, fields: dict[str, object] | None, complaint: _Complaint, secret: str
+) -> str:
     if 300 <= status < 400:
         return f"HTTP {status}, a redirect, which is not followed"
     if not body.strip():

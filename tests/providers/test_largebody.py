@@ -1,0 +1,84 @@
+"""How large answers are read: their base64 stays in the body, and the memory of bodies is bounded."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+
+import aiohttp
+import pybase64
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from imagegen.bytebudget import ByteBudget
+from imagegen.providers import post
+from imagegen.providers.largebody import LargeBody, large_items
+from imagegen.providers.post import Post
+from imagegen.providers.wire import decipher
+from imagegen.tasks.image import ImageBase64, ImageLink
+
+DATA = os.urandom(600_001)
+TEXT = pybase64.b64encode(DATA).decode()
+
+
+def decoded(image: object) -> bytes:
+    assert isinstance(image, ImageBase64)
+    text = bytes(image.text)
+    return pybase64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+
+
+@pytest.mark.parametrize("name", ["b64_json", "base64", "image"])
+@pytest.mark.parametrize("place", ["data", "images"])
+@pytest.mark.parametrize(
+    "form", [TEXT, TEXT.rstrip("="), f"data:image/png;base64,{TEXT}", "\n".join([TEXT[:400], TEXT[400:]])]
+)
+def test_the_base64_of_a_large_answer_is_found_in_place(name: str, place: str, form: str) -> None:
+    body = json.dumps({"created": 1, place: [{name: form, "index": 0}], "usage": {"a": [1]}}).encode()
+    (image,) = decipher(200, {}, body).images
+    assert decoded(image) == DATA
+
+
+def test_escaped_slashes_and_plain_texts_are_read_too() -> None:
+    body = json.dumps({"images": [TEXT, TEXT]}).replace("/", "\\/").encode()
+    assert [decoded(image) for image in decipher(200, {}, body).images] == [DATA, DATA]
+    body = json.dumps({"images": [TEXT], "info": "x"}).encode()
+    assert decoded(decipher(200, {}, body).images[0]) == DATA
+
+
+def test_links_beside_large_fields_and_missing_fields_are_read() -> None:
+    items = [{"url": "https://a/b", "b64_json": None}, {"b64_json": TEXT, "url": "https://a/c"}, {"other": 1}]
+    images = decipher(200, {}, json.dumps({"data": items}).encode()).images
+    assert images[0] == ImageLink("https://a/b")
+    assert decoded(images[1]) == DATA
+    assert len(images) == 2
+
+
+@pytest.mark.parametrize("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
+def test_what_has_no_list_of_images_is_left_to_the_usual_reading(body: bytes) -> None:
+    assert large_items(body) is None
+
+
+async def test_a_large_body_is_counted_until_its_last_image_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"b64_json": TEXT}]})
+
+    budget = ByteBudget()
+    monkeypatch.setattr(post, "_bodies", budget)
+    app = web.Application()
+    app.router.add_post("/", answer)
+    async with TestServer(app, host="127.0.0.1") as server, aiohttp.ClientSession() as session:
+        url = URL(f"http://127.0.0.1:{server.port}/")
+        answered = await Post(session, url, {}, 10.0).send(b"{}", lambda: None)
+    assert isinstance(answered.body, LargeBody)
+    assert budget.held == len(answered.body) > len(TEXT)
+    reply = decipher(answered.status, answered.headers, answered.body)
+    del answered
+    gc.collect()
+    assert budget.held > len(TEXT)
+    assert decoded(reply.images[0]) == DATA
+    del reply
+    gc.collect()
+    assert budget.held == 0
