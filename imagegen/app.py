@@ -71,6 +71,7 @@ SUPERVISOR = web.AppKey("supervisor", Supervisor)
 OWN = web.AppKey("own", OwnAddresses)
 RESOLVER = web.AppKey("resolver", Resolver)
 CONNECTION = web.AppKey("connection", Connection)
+EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueRoom)
 STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
@@ -127,14 +128,16 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
     connection = Connection(url, app[METER], prefix=settings.redis_prefix)
     await check_server(connection, settings.redis_prefix)
     app[CONNECTION] = connection
-    watching = asyncio.create_task(embedded.watch(), name="embedded-redis") if embedded else None
-    if watching:
-        app[SUPERVISOR].watch([watching])
+    app[EMBEDDED] = embedded
+    watching = []
+    if embedded:
+        watching.append(asyncio.create_task(embedded.watch(), name="embedded-redis"))
+        watching.append(asyncio.create_task(embedded.watch_folder(), name="embedded-folder"))
+    app[SUPERVISOR].watch(watching)
     yield
     await connection.close()
-    if embedded and watching:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+    if embedded:
+        await app[SUPERVISOR].stop(watching)
         await embedded.stop()
 
 
@@ -246,11 +249,12 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
     settings, connection, supervisor = app[SETTINGS], app[CONNECTION], app[SUPERVISOR]
 
     async def causes() -> list[str]:
-        images = app[STORE].health
+        images, embedded = app[STORE].health, app[EMBEDDED]
         failing = {
             "a loop of the service died": not supervisor.alive,
             "the service is about to stop": readiness.draining,
             "Redis does not answer": not await connection.answers(),
+            "the data folder of the embedded Redis is gone": embedded is not None and not embedded.intact,
             f"images can't be saved: {images.cause}": not images.writable,
         }
         return [cause for cause, fails in failing.items() if fails]

@@ -48,6 +48,7 @@ class Here:
     waiters: int
     instances: int
     redis_up: bool
+    eviction_policy: str = ""
 
 
 class Backlog:
@@ -86,6 +87,7 @@ class Backlog:
             self._feed.count,
             1 + len(self._control.peers),
             self._connection.health.down_since is None,
+            self._connection.server.eviction_policy if self._connection.server else "",
         )
 
     async def waiting(self) -> Waiting:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from loguru import logger
 
 from imagegen.errors import SettingsError
+from imagegen.queue.aof import repair
 from imagegen.queue.server_binary import ServerBinary, find_binary
 
 _SILENT_S = 10.0
@@ -32,6 +33,9 @@ _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
 _STOP_S = 10.0
 _MAX_LOG_BYTES = 1024**2
+
+_FOLDER_LOOK_S = 2.0
+"""How often the data folder is looked at: two calls of the system."""
 
 _STEADY_S = 1.0
 _FIRST_PAUSE_S = 0.01
@@ -64,6 +68,18 @@ class _Home:
     def log(self) -> Path:
         return self.folder / "server.log"
 
+    def marks(self) -> tuple[int, ...]:
+        """Return what tells the folders of the data from others in their place, or emptied ones; nothing for those
+        that are gone. The single files are not looked at: the server replaces them as it goes."""
+        found = []
+        for folder in (self.folder, self.folder / "appendonlydir"):
+            try:
+                status = folder.stat()
+                found += [status.st_dev, status.st_ino, any(folder.iterdir())]
+            except OSError:
+                continue
+        return tuple(found)
+
     def try_lock(self) -> int | None:
         """The open lock file; None where another process, or a server that outlives it, holds the lock."""
         with _usable(self.folder):
@@ -95,6 +111,8 @@ class EmbeddedRedis:
         self._named = binary
         self._lock: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._marks: tuple[int, ...] = ()
+        self._said_gone = False
 
     @property
     def url(self) -> str:
@@ -151,6 +169,7 @@ class EmbeddedRedis:
         if self._lock is None:
             self._lock = await self._lock_or_attach()
         if self._lock is None:
+            self._marks = self._home.marks()
             return
         if self._child is None or self._child.poll() is not None:
             if self._child is not None:
@@ -175,7 +194,26 @@ class EmbeddedRedis:
         return lock
 
     async def _run(self, lock: int) -> None:
-        """Starts the child and waits until it answers."""
+        """Start the child and wait until it answers; cut the end of its append-only file once, if that is damaged."""
+        try:
+            await self._start_child(lock)
+        except SettingsError:
+            with _usable(self._home.folder):
+                repaired = repair(self._home.folder)
+            if repaired is None:
+                raise
+            logger.warning(
+                "The embedded Redis could not read the end of its data, as a power cut leaves it: {} of {} bytes were "
+                "cut, after the last whole command; the file as it was is kept as {}",
+                repaired.cut_bytes,
+                repaired.size_bytes,
+                repaired.kept,
+            )
+            await self._start_child(lock)
+        self._marks = self._home.marks()
+        self._said_gone = False
+
+    async def _start_child(self, lock: int) -> None:
         home, began_at = self._home, time.monotonic()
         with _usable(home.folder):
             home.socket.unlink(missing_ok=True)
@@ -197,6 +235,27 @@ class EmbeddedRedis:
             await asyncio.sleep(_POLL_S)
         took_ms = (time.monotonic() - began_at) * 1000
         logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the data folder is still the one that the server writes to; what it takes is lost otherwise."""
+        gone = bool(self._marks) and self._home.marks() != self._marks
+        if gone and not self._said_gone:
+            logger.error(
+                "DATA_DIR: {} was deleted or replaced under the running Redis: what it takes now is lost with the "
+                "process. Put the folder back, or restart the service",
+                self._home.folder,
+            )
+        if self._said_gone and not gone:
+            logger.info("DATA_DIR: {} is back", self._home.folder)
+        self._said_gone = gone
+        return not gone
+
+    async def watch_folder(self) -> None:
+        """Look now and then whether the data folder is there, so that the log says when it went. Never returns."""
+        while True:
+            await asyncio.sleep(_FOLDER_LOOK_S)
+            _ = self.intact
 
 
 def _spawn(binary: ServerBinary, home: _Home, lock: int) -> subprocess.Popen[bytes]:

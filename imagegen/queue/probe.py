@@ -12,10 +12,10 @@ from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.redis_errors import OLD_REMEDY, RIGHTS_REMEDY, remedy, shown, unavailable
 from imagegen.queue.scripts import lua
+from imagegen.queue.server_info import eviction_warning
 from imagegen.queue.wire import Script
 
 KINDS = ("stream", "text", "set", "list")
-SAFE_POLICY = "noeviction"
 
 COMMANDS = 31
 """That the script runs, with its own call."""
@@ -112,10 +112,5 @@ def _listed(commands: Sequence[str]) -> str:
 
 def _warn_of_eviction(connection: Connection) -> None:
     policy = connection.server.eviction_policy if connection.server else ""
-    if policy not in {"", SAFE_POLICY}:
-        logger.warning(
-            "REDIS_URL: this Redis has maxmemory-policy {}: when its memory is full it deletes keys, and accepted "
-            "tasks and paid images are lost with them. Set maxmemory-policy {}",
-            policy,
-            SAFE_POLICY,
-        )
+    if warning := eviction_warning(policy):
+        logger.warning("REDIS_URL: {}", warning)

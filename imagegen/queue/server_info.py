@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SAFE_POLICY = "noeviction"
+
+
+def eviction_warning(policy: str) -> str | None:
+    """Return what a maxmemory-policy does to tasks; None for the one that is safe, or for an unknown one."""
+    if policy in {"", SAFE_POLICY}:
+        return None
+    return (
+        f"this Redis has maxmemory-policy {policy}: when its memory is full it deletes keys, and accepted tasks and "
+        f"paid images are lost with them. Set maxmemory-policy {SAFE_POLICY}"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:

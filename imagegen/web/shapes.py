@@ -271,9 +271,14 @@ class UpstreamStats(TypedDict):
 
 
 class RedisStats(TypedDict):
-    """Commands, those inside of scripts too, by what they were for."""
+    """Commands, those inside of scripts too, by what they were for.
+
+    maxmemoryPolicy: what Redis does when its memory is full, null where it does not say; warning: why that loses tasks.
+    """
 
     up: bool
+    maxmemoryPolicy: str | None
+    warning: str | None
     commands: Mapping[str, Count]
     commandsTotal: Count
     monthProjected: Count

@@ -9,6 +9,7 @@ from aiohttp import web
 from imagegen import __version__
 from imagegen.metrics import Meter
 from imagegen.queue.backlog import Here, Waiting
+from imagegen.queue.server_info import eviction_warning
 from imagegen.web.edge import json_response
 from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
 from imagegen.web.shapes import (
@@ -111,6 +112,8 @@ def _upstream(meter: Meter, rules: UpstreamRules) -> UpstreamStats:
 def _redis(meter: Meter, here: Here) -> RedisStats:
     return {
         "up": here.redis_up,
+        "maxmemoryPolicy": here.eviction_policy or None,
+        "warning": eviction_warning(here.eviction_policy),
         "commands": {purpose: count for purpose, count in meter.commands.items() if count},
         "commandsTotal": meter.commands.total(),
         "monthProjected": round(meter.commands_a_month),

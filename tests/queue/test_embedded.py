@@ -22,6 +22,7 @@ from support import eventually
 
 from imagegen.errors import SettingsError
 from imagegen.queue import server_binary as module
+from imagegen.queue.aof import repair, whole_bytes
 from imagegen.queue.embedded import EmbeddedRedis
 from imagegen.queue.server_binary import find_binary
 
@@ -424,3 +425,84 @@ async def test_a_lock_without_a_server_behind_it_is_no_endless_wait(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SettingsError, match=r"^DATA_DIR: another process holds .* does not answer"):
             await EmbeddedRedis(tmp_path).start()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Warnings and errors that are logged during the test."""
+    lines: list[str] = []
+    handler = logger.add(lines.append, format="{message}", level="WARNING")
+    yield lines
+    logger.remove(handler)
+
+
+async def _written(folder: Path, count: int) -> Path:
+    """The append-only file of a server that took so many values and is gone."""
+    server = EmbeddedRedis(folder)
+    await server.start()
+    async with Redis.from_url(server.url) as redis:
+        for number in range(count):
+            await redis.set(f"key{number}", "x" * 100)
+        async with redis.pipeline(transaction=True) as pipeline:
+            pipeline.set("both", 1)
+            pipeline.set("of them", 2)
+            await pipeline.execute()
+    await server.stop()
+    (path,) = folder.glob("*/appendonlydir/*.incr.aof")  # noqa: ASYNC240
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tail", "cut", "keys"),
+    [
+        (b"\0" * 4096, 0, 52),
+        (b"\0" * 4096, 10, 50),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\n\xff\xfe\xfd\xfc\xfb", 0, 52),
+        (b"no command at all" * 100, 200, 49),
+    ],
+    ids=["zeros", "zeros within a transaction", "half a command of garbage", "garbage after a cut"],
+)
+async def test_a_damaged_end_of_the_data_is_cut_and_kept_beside_what_is_whole(
+    tmp_path: Path, logged: list[str], tail: bytes, cut: int, keys: int
+) -> None:
+    path = await _written(tmp_path, 50)
+    whole = path.read_bytes()
+    damaged = whole[: len(whole) - cut] + tail
+    path.write_bytes(damaged)
+    (path.parent.parent / "redis.sock").touch()
+    (path.parent.parent / "server.pid").write_text("1")
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    try:
+        async with Redis.from_url(server.url) as redis:
+            assert await redis.dbsize() == keys
+            await redis.set("new", 1)
+        (kept,) = path.parent.glob("*.broken-*")
+        assert kept.read_bytes() == damaged
+        assert len([line for line in logged if "could not read the end" in line and str(kept) in line]) == 1
+    finally:
+        await server.stop()
+
+
+async def test_what_is_whole_is_left_as_it_is(tmp_path: Path) -> None:
+    path = await _written(tmp_path, 3)
+    assert repair(path.parent.parent) is None
+    assert whole_bytes(path) == path.stat().st_size
+
+
+async def test_a_data_folder_that_is_deleted_or_replaced_is_noticed_once(tmp_path: Path, logged: list[str]) -> None:
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    try:
+        assert server.intact
+        (folder,) = tmp_path.glob("*/appendonlydir")  # noqa: ASYNC240
+        folder.rename(tmp_path / "elsewhere")
+        assert not server.intact
+        folder.mkdir()
+        assert not server.intact
+        assert len([line for line in logged if "was deleted or replaced" in line]) == 1
+        folder.rmdir()
+        (tmp_path / "elsewhere").rename(folder)
+        assert server.intact
+    finally:
+        await server.stop()

@@ -24,6 +24,7 @@ from service.running import eventually, free_port
 
 from imagegen.queue.server_binary import find_binary
 
+SERVERS = Path(__file__).resolve().parents[2] / ".servers"
 SLOT = key_slot(b"{imagegen}")
 
 
@@ -38,6 +39,14 @@ def debian() -> str:
     if path is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
     return path
+
+
+def packaged(package: str, program: str) -> str:
+    """A server of a package in .servers, where `make servers` puts it; skips the test where it is not there."""
+    path = SERVERS / package / "bin" / program
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"{program} of the package {package} is not there (make servers)")
+    return str(path)
 
 
 @contextmanager

