@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,20 @@ MAX_BYTES = 2**20
 MAX_IN_FLIGHT = 4
 MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
 """Items on their way together."""
+
+
+def batched(items: Sequence[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
+    """Yield the items in order, in batches of at most `most` items and about `MAX_BYTES` bytes."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item) if size else 0
+        if len(batch) >= most or total >= MAX_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 class Batcher(Generic[Item, Answer]):

@@ -188,11 +188,15 @@ class _Guard:
 
 
 class Health:
-    """Knows whether Redis can be used: one log line when it goes, one with the downtime when it is back."""
+    """Knows whether Redis can be used: one log line when it goes, one with the downtime when it is back.
+
+    down_since, back_at: when the present outage began, and when the last one ended; monotonic.
+    """
 
     def __init__(self) -> None:
         self.down_since: float | None = None
         self._refused_until = -math.inf
+        self.back_at = -math.inf
         self._back = asyncio.Event()
         self._back.set()
 
@@ -213,7 +217,7 @@ class Health:
     def succeeded(self) -> None:
         if self.down_since is not None and not self.refused:
             logger.info("Redis is back after {:.1f} s", time.monotonic() - self.down_since)
-            self.down_since = None
+            self.down_since, self.back_at = None, time.monotonic()
             self._back.set()
 
     async def wait(self, at_most_s: float) -> None:

@@ -59,6 +59,11 @@ def renew(held: int) -> int:
     return 2 + held + bool(held)
 
 
+def retire(consumers: int, removed: int) -> int:
+    """XPENDING a consumer, XGROUP DELCONSUMER for each that holds nothing."""
+    return 1 + consumers + removed
+
+
 def release(records: Sequence[bytes], given: int, *, leaving: bool) -> int:
     """XPENDING, and six a task that was ours, but none for a run that was never written."""
     unwritten = sum(not run for run in records) if given else 0

@@ -69,6 +69,11 @@ class Holdings:
         """Slots that a loop waits to fill; what is ready for them is given to them at once."""
         return min(self._slots_left, sum(not taker.done() for taker in self._takers))
 
+    @property
+    def ready(self) -> int:
+        """Claims that wait for a slot."""
+        return len(self._ready)
+
     def leave_slot(self, claim: Claim) -> None:
         """Nothing runs for it any more; another may."""
         if claim.in_slot:

@@ -94,6 +94,14 @@ class ReleaseItem(Struct, frozen=True, gc=False):
     run: bytes
 
 
+class Consumer(Struct, frozen=True, gc=False):
+    """A consumer of the group: how many entries it holds, and seconds since its last read or claim."""
+
+    name: str
+    pending: int
+    idle_s: float
+
+
 class PendingEntry(Struct, frozen=True, gc=False):
     """A claimed entry: who holds it, and since when it was not renewed."""
 

@@ -1,4 +1,4 @@
-"""Owns the leases: renewing ours, and taking over claims that nobody renewed."""
+"""Leases of the claims that this instance holds, and their renewal."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from loguru import logger
-
-from imagegen.queue.claim import Claim, inherit
+from imagegen.queue.claim import Claim
 from imagegen.queue.connection import Connection
-from imagegen.queue.control import Control, Message
+from imagegen.queue.control import Control
 from imagegen.queue.holdings import Holdings
-from imagegen.queue.items import PendingEntry
 from imagegen.queue.scripts import Entry, Scripts
-
-EARLY_S, EARLY_CHECK_S, CHECK_S = 120.0, 30.0, 180.0
-"""Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""
-
-STRAY_S = 1.0
-"""An entry that is pending for us so long, and that we do not hold, got lost on its way to us."""
 
 
 class Leases:
-    """lease_s: how long a claim lives unrenewed."""
+    """Claims of this instance and their renewal. lease_s: how long a claim lives unrenewed; look: set when something
+    may be there to take over."""
 
     def __init__(
         self, connection: Connection, scripts: Scripts, holdings: Holdings, control: Control, lease_s: float
@@ -33,20 +25,16 @@ class Leases:
         self._scripts = scripts
         self.holdings = holdings
         self._lease_s = lease_s
-        self._look = asyncio.Event()
+        self.look = asyncio.Event()
         self._control = control
         self._told_busy_at = -math.inf
-        self._peer_timer: asyncio.TimerHandle | None = None
-        self._peer_until = -math.inf
-        self.on_takeover: Callable[[], None] = lambda: None
         self.restore: Callable[[Sequence[Claim]], Awaitable[tuple[int, list[Claim]]]] | None = None
         self.on_loss: Callable[[], None] = lambda: None
-        control.on["busy"] = self._heard_busy
         control.on_peer.append(self._met_peer)
 
     def look_soon(self) -> None:
         """Something may be there to take over."""
-        self._look.set()
+        self.look.set()
 
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
@@ -70,20 +58,6 @@ class Leases:
             self._told_busy_at = -math.inf
             self._tell_busy()
 
-    def _heard_busy(self, _message: Message) -> None:
-        """A word that comes while we wait after an earlier one puts the look off no further, but asks for one more."""
-        loop = asyncio.get_running_loop()
-        self._peer_until = loop.time() + self._lease_s
-        if self._peer_timer is None:
-            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
-
-    def _look_at_peers(self) -> None:
-        self._peer_timer = None
-        self._look.set()
-        loop = asyncio.get_running_loop()
-        if self._peer_until > loop.time():
-            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
-
     async def renew_forever(self) -> None:
         """Renews what is held, three times a lease; costs nothing while nothing is held."""
         holdings = self.holdings
@@ -95,26 +69,12 @@ class Leases:
             if holdings.held:
                 await self._connection.until_back(self._renew)
 
-    async def take_over_forever(self) -> None:
-        """Looks for expired claims: at start, when the earliest lease ends, and now and then."""
-        began = time.monotonic()
-        while True:
-            next_s = await self._connection.until_back(self._take_over)
-            regular_s = EARLY_CHECK_S if time.monotonic() - began < EARLY_S else CHECK_S
-            try:
-                async with asyncio.timeout(min(next_s, regular_s)):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
-            self._look.clear()
-
-    async def gather_strays(self) -> None:
-        """Claims what was read for us and got lost on the way, so that it can be handed back."""
-        _, strays = await self._scripts.renew(self.holdings.instance, self.holdings.named())
-        await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
-
     async def _renew(self) -> None:
+        sent_at, renewed = time.monotonic(), list(self.holdings.held.values())
         lost, unnamed = await self._scripts.renew(self.holdings.instance, self.holdings.named())
+        for held in renewed:
+            if held.entry_id not in lost:
+                held.confirmed_at = sent_at
         gone = [claim for entry_id in lost if (claim := self.holdings.held.get(entry_id))]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
@@ -123,38 +83,4 @@ class Leases:
         for claim in gone:
             self.holdings.abandon(claim)
         if set(unnamed) - self.holdings.left_alone:
-            self._look.set()
-
-    async def _take_over(self) -> float:
-        """Claims what nobody renewed, as far as slots are free. Returns the seconds until there may be more."""
-        holdings = self.holdings
-        rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
-        strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
-        others = [row for row in rows if row.consumer != holdings.instance]
-        expired = [row for row in others if row.idle_s >= self._lease_s]
-        lost_ones = await self.take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S)
-        taken = await self.take(_idle(expired[: holdings.free]), min_idle_s=self._lease_s)
-        for claim in (*lost_ones, *taken):
-            logger.bind(taskId=claim.task.id).info("Took over a task that nobody renewed")
-            self._connection.meter.takeovers += 1
-            holdings.offer(claim)
-        if taken:
-            self.on_takeover()
-        if strays or len(expired) > len(taken):
-            return STRAY_S
-        return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
-
-    async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> Sequence[Claim]:
-        if not idle_s:
-            return ()
-        claims = await self.hold(await self._scripts.take(self.holdings.instance, list(idle_s), min_idle_s))
-        if claims:
-            runs = await self._scripts.runs([claim.task.id for claim in claims])
-            for claim, stands in zip(claims, runs, strict=True):
-                cut_off = inherit(claim, stands, idle_s[claim.entry_id], self._lease_s)
-                self._connection.meter.ambiguous += cut_off
-        return claims
-
-
-def _idle(rows: Iterable[PendingEntry]) -> dict[str, float]:
-    return {row.entry_id: row.idle_s for row in rows}
+            self.look.set()

@@ -29,6 +29,7 @@ from imagegen.queue.reads import Reads
 from imagegen.queue.recovery import Recovery
 from imagegen.queue.restore import RestoreCalls
 from imagegen.queue.scripts import Scripts
+from imagegen.queue.takeover import Takeover
 from imagegen.queue.watching import Watching
 
 
@@ -59,6 +60,7 @@ class QueueRoom:
     queue: Queue
     reader: Reader
     leases: Leases
+    takeover: Takeover
     control: Control
     feed: Feed
     watching: Watching
@@ -71,7 +73,7 @@ class QueueRoom:
         return {
             "reader": self.reader.read_forever(),
             "renewal": self.leases.renew_forever(),
-            "takeover": self.leases.take_over_forever(),
+            "takeover": self.takeover.take_over_forever(),
             "control": self.control.listen_forever(),
             "watching": self.watching.refresh_forever(),
             "recovery": self.recovery.recover_forever(),
@@ -85,12 +87,12 @@ class QueueRoom:
 
         The reader is to be stopped before. Raises QueueUnavailable.
         """
-        await self.leases.gather_strays()
+        await self.takeover.gather_strays()
         await self.claims.hand_back([claim for claim in self.holdings.held.values() if claim not in working])
 
     async def leave(self) -> None:
         """Hands back all that is held, and our name. Raises QueueUnavailable."""
-        await self.leases.gather_strays()
+        await self.takeover.gather_strays()
         await self.claims.hand_back(list(self.holdings.held.values()), leaving=True)
         await self.outbox.release()
         self.control.tell("bye")
@@ -117,7 +119,8 @@ def open_queue(
     leases = Leases(connection, scripts, holdings, control, rules.lease_s)
     calls = HookCalls(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
     outbox = Outbox(connection, calls, scripts, memory, control, clock=clock)
-    leases.on_takeover = outbox.look_soon
+    takeover = Takeover(connection, scripts, leases, control, rules.lease_s)
+    takeover.on_takeover = outbox.look_soon
     interrupted = Interrupted(
         scripts, memory, control, deadline_s=rules.deadline_s, result_ttl_s=rules.result_ttl_s, clock=clock
     )
@@ -145,6 +148,7 @@ def open_queue(
         queue,
         reader,
         leases,
+        takeover,
         control,
         feed,
         watching,

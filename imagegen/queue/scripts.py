@@ -11,10 +11,12 @@ from typing import Any, cast
 from redis.exceptions import ResponseError
 
 from imagegen.queue import costs
-from imagegen.queue.batch import Batcher
+from imagegen.queue.batch import Batcher, batched
 from imagegen.queue.connection import Connection
 from imagegen.queue.depth import Depth
+from imagegen.queue.estimate import entry_order
 from imagegen.queue.items import (
+    Consumer,
     FencedStart,
     Finished,
     FinishItem,
@@ -36,6 +38,12 @@ Found = tuple[bytes | None, bytes | None, bytes | None]
 """Record, run and hooks of a task."""
 
 DEAD_LIST_LIFE_S = 7 * 86_400
+
+PAGE = 1_000
+"""Claimed entries that one command lists."""
+
+MAX_RENEWED, MAX_RELEASED, MAX_RETIRED = 500, 100, 100
+"""What one script handles at most, so that Redis answers others within some ms."""
 
 MANY_STARTS = 3
 """From so many at once a script is worth its own price: it takes a third of the time."""
@@ -66,9 +74,9 @@ class Scripts:
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
         self._run_life_ms = int(run_life_s * 1000)
         self._wire = connection.wire
-        self._scripts = {
-            name: Script(lua(name)) for name in ("submit", "start", "swap", "renew", "release", "bury", "waiting")
-        } | {name: Script(lua("billed") + lua(name)) for name in ("finish", "cancel", "start_fenced")}
+        self._scripts = {name: Script(lua(name)) for name in ("submit", "start", "swap", "bury", "waiting", "retire")}
+        self._scripts |= {name: Script(lua("billed") + lua(name)) for name in ("finish", "cancel", "start_fenced")}
+        self._scripts |= {name: Script(lua("owned") + lua(name)) for name in ("renew", "release")}
         self.depth = depth
         self.meter = connection.meter
         self.unreadable = Unreadable(connection.meter)
@@ -213,19 +221,46 @@ class Scripts:
         return True
 
     async def pending(self) -> list[PendingEntry]:
-        """All claimed entries, of every instance."""
+        """Return all claimed entries, of every instance, in order. One command for each thousand of them."""
+        entries: list[PendingEntry] = []
+        low = "-"
+        while True:
+            rows = await self._pending_page(low)
+            entries += [
+                PendingEntry(entry_id.decode(), consumer.decode(errors="replace"), idle_ms / 1000)
+                for entry_id, consumer, idle_ms, _ in rows
+            ]
+            if len(rows) < PAGE:
+                return entries
+            low = f"({entries[-1].entry_id}"
+
+    async def _pending_page(self, low: str) -> list[tuple[bytes, bytes, int, int]]:
         try:
-            async with self._connection.guarded():
-                rows: Any = await self._connection.commands.xpending_range(self._keys.stream, GROUP, "-", "+", 1000)
+            rows = await self._wire.call("XPENDING", self._keys.stream, GROUP, low, "+", PAGE)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             rows = []
         self._spent("takeover", 1)
-        return [
-            PendingEntry(row["message_id"].decode(), row["consumer"].decode(), row["time_since_delivered"] / 1000)
-            for row in rows
-        ]
+        return cast(list[tuple[bytes, bytes, int, int]], rows)
+
+    async def consumers(self) -> list[Consumer]:
+        """Return the consumers of the group; none where there is no group."""
+        try:
+            rows = await self._wire.call("XINFO", "CONSUMERS", self._keys.stream, GROUP)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            rows = []
+        self._spent("takeover", 1)
+        fields = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
+        return [Consumer(of[b"name"].decode(errors="replace"), of[b"pending"], of[b"idle"] / 1000) for of in fields]
+
+    async def retire(self, consumers: Sequence[str]) -> int:
+        """Remove those of the consumers that hold nothing. Returns how many were removed."""
+        removed = cast(int, await self._run("retire", [self._keys.stream], [GROUP, *consumers[:MAX_RETIRED]]))
+        self._spent("takeover", costs.retire(min(len(consumers), MAX_RETIRED), removed))
+        return removed
 
     async def take(self, consumer: str, entry_ids: Sequence[str], min_idle_s: float) -> list[Entry]:
         """Claims those of the entries that nobody renewed for `min_idle_s`; two takers never both get one."""
@@ -238,16 +273,34 @@ class Scripts:
 
     async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> tuple[set[str], list[str]]:
         """Renews (task id, entry id)s. Returns the entry ids that were lost, and those held but not named."""
-        keys = [self._keys.stream, *(self._keys.run(task_id) for task_id, _ in claims)]
-        args = [GROUP, consumer, self._run_life_ms, *(entry_id for _, entry_id in claims)]
-        lost, unnamed = await self._run("renew", keys, args)
-        self._spent("renew", costs.renew(len(claims) - len(lost)))
-        return {entry.decode() for entry in lost}, [entry.decode() for entry in unnamed]
+        lost: set[str] = set()
+        unnamed: list[str] = []
+        pages = list(batched(sorted(claims, key=_entry_order), MAX_RENEWED)) or [[]]
+        low = "-"
+        for number, page in enumerate(pages, 1):
+            high = "+" if number == len(pages) else page[-1][1]
+            keys = [self._keys.stream, *(self._keys.run(task_id) for task_id, _ in page)]
+            args = [GROUP, consumer, self._run_life_ms, low, high, *(entry_id for _, entry_id in page)]
+            gone, strange = await self._run("renew", keys, args)
+            self._spent("renew", costs.renew(len(page) - len(gone)))
+            lost |= {entry.decode() for entry in gone}
+            unnamed += [entry.decode() for entry in strange]
+            low = f"({high}"
+        return lost, unnamed
 
     async def release(self, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:
         """Hands entries of a consumer back, which itself may be leaving. Returns how many were its to give."""
+        given = 0
+        ordered = sorted(items, key=lambda item: entry_order(item.entry_id))
+        pages = list(batched(ordered, MAX_RELEASED, lambda item: len(item.entry))) or [[]]
+        for number, page in enumerate(pages, 1):
+            given += await self._release(consumer, page, leaving=leaving and number == len(pages))
+        return given
+
+    async def _release(self, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool) -> int:
         keys = [self._keys.stream]
         args: list[Any] = [GROUP, consumer, "1" if leaving else "", self._run_life_ms]
+        args += (items[0].entry_id, items[-1].entry_id) if items else ("-", "+")
         for item in items:
             keys += (self._keys.record(item.task_id), self._keys.run(item.task_id))
             args += (item.entry_id, VERSION, item.generation, item.entry, item.run)
@@ -308,6 +361,10 @@ class Scripts:
         await self._run("bury", [self._keys.stream, self._keys.dead], [GROUP, entry_id, held, DEAD_LIST_LIFE_S])
         self._spent("other", costs.BURY)
         self.meter.dead_letters += 1
+
+
+def _entry_order(claim: tuple[str, str]) -> int:
+    return entry_order(claim[1])
 
 
 def lua(name: str) -> str:

@@ -35,7 +35,7 @@ async def claimed(instance, name="a"):
 
 async def take_over(instance, claim):
     """What an instance does with an entry that nobody renewed for a lease."""
-    (taken,) = await instance.room.leases.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    (taken,) = await instance.room.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     return taken
 
 

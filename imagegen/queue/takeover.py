@@ -1,0 +1,215 @@
+"""Takeover of claims that their owners stopped to renew, and removal of consumers that are gone.
+
+The idle time of an entry is measured by Redis, also while nobody can reach Redis. So after an entry was found expired,
+Redis must have answered for `CONFIRM_S` before it is taken: an owner that lives renews within that time. After an
+outage that this instance noticed, owners have a whole lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from loguru import logger
+
+from imagegen.queue.batch import batched
+from imagegen.queue.claim import Claim, inherit
+from imagegen.queue.connection import Connection
+from imagegen.queue.control import Control, Message
+from imagegen.queue.items import Consumer, PendingEntry
+from imagegen.queue.leases import Leases
+from imagegen.queue.scripts import Scripts
+
+EARLY_S, FIRST_CHECK_S, EARLY_CHECK_S, CHECK_S = 120.0, 6.0, 30.0, 180.0
+"""Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""
+
+STRAY_S = 1.0
+"""An entry that is pending for us so long, and that we do not hold, got lost on its way to us."""
+
+CONFIRM_S = 3.5
+"""A try to renew that gets no answer takes 2 s, and the next one follows within 1 s."""
+
+GONE_S, SILENT_S = 5.0, 65.0
+"""A consumer that holds nothing is gone if it asked for nothing so long: where no peer has its name, and at all. A
+living one reads every 57 s."""
+
+MAX_TAKEN = 100
+"""Entries that one command takes over, since their requests come with them."""
+
+
+class Takeover:
+    """lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken."""
+
+    def __init__(
+        self, connection: Connection, scripts: Scripts, leases: Leases, control: Control, lease_s: float
+    ) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._leases = leases
+        self._holdings = leases.holdings
+        self._control = control
+        self._lease_s = lease_s
+        self._confirm_s = min(CONFIRM_S, lease_s)
+        self._answering_since = self._answered_at = -math.inf
+        self._expired: dict[str, float] = {}
+        self._proven: set[str] = set()
+        self._unclaimed: dict[str, float] = {}
+        self._peer_timer: asyncio.TimerHandle | None = None
+        self._peer_until = -math.inf
+        self.on_takeover: Callable[[], None] = lambda: None
+        control.on["busy"] = self._heard_busy
+
+    async def take_over_forever(self) -> None:
+        """Look for expired claims: at the start, when the earliest lease ends, and now and then."""
+        began = time.monotonic()
+        check_s, step = FIRST_CHECK_S, self._check
+        while True:
+            next_s = await self._connection.until_back(step)
+            step = self._look
+            try:
+                async with asyncio.timeout(min(next_s, check_s)):
+                    await self._leases.look.wait()
+            except TimeoutError:
+                if next_s >= check_s:
+                    step = self._check
+                    check_s = EARLY_CHECK_S if time.monotonic() - began < EARLY_S else CHECK_S
+                elif self._expired:
+                    step = self._go_on
+            self._leases.look.clear()
+
+    async def gather_strays(self) -> None:
+        """Claim what was read for us and got lost on the way, so that it can be handed back."""
+        _, strays = await self._scripts.renew(self._holdings.instance, self._holdings.named())
+        await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
+
+    async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> list[Claim]:
+        """Claim those of the entries that nobody renewed for `min_idle_s`, with what their owners had done.
+
+        Args:
+            idle_s: seconds since the last renewal, by entry id.
+        """
+        self._unclaimed |= idle_s
+        taken: list[Claim] = []
+        for entry_ids in batched(list(idle_s), MAX_TAKEN):
+            entries = await self._scripts.take(self._holdings.instance, entry_ids, min_idle_s)
+            claims = await self._leases.hold(entries)
+            # The entries are ours now and nobody else will look at them: this does not end before they are complete.
+            ids = [claim.task.id for claim in claims]
+            runs = await self._connection.until_back(self._scripts.runs, ids) if ids else []
+            for claim, stands in zip(claims, runs, strict=True):
+                idle = max(idle_s[claim.entry_id], self._unclaimed.pop(claim.entry_id, 0.0))
+                self._connection.meter.ambiguous += inherit(claim, stands, idle, self._lease_s)
+            taken += claims
+        return taken
+
+    async def _check(self) -> float:
+        """Look at the consumers; at what they hold only where another one holds something, or one lost something."""
+        consumers = await self._scripts.consumers()
+        others = [consumer for consumer in consumers if consumer.name != self._holdings.instance]
+        gone = [consumer.name for consumer in others if self._is_gone(consumer)]
+        if gone:
+            await self._scripts.retire(gone)
+        here = sum(consumer.pending for consumer in consumers if consumer.name == self._holdings.instance)
+        if any(consumer.pending for consumer in others) or here > len(self._holdings.held):
+            return await self._look()
+        return CHECK_S
+
+    def _is_gone(self, consumer: Consumer) -> bool:
+        if consumer.pending:
+            return False
+        silent_s = SILENT_S if consumer.name in self._control.peers else GONE_S
+        return consumer.idle_s >= silent_s
+
+    async def _look(self) -> float:
+        """Look at all that is claimed. Return the seconds until there may be something to take over."""
+        holdings = self._holdings
+        sent_at = time.monotonic()
+        rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
+        strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
+        others = [row for row in rows if row.consumer != holdings.instance]
+        self._unclaimed = {row.entry_id: idle for row in rows if (idle := self._unclaimed.get(row.entry_id))}
+        self._offer(await self.take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S))
+        self._expired = _idle(row for row in others if row.idle_s >= self._lease_s)
+        self._proven &= self._expired.keys()
+        if self._expired:
+            return await self._prove_and_take(sent_at)
+        if strays:
+            return STRAY_S
+        return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
+
+    async def _go_on(self) -> float:
+        """Go on with what was found expired. Return the seconds until the next step."""
+        sent_at = time.monotonic()
+        if not self._proven.issuperset(self._expired):
+            await self._connection.wire.call("PING")  # which is not billed
+        return await self._prove_and_take(sent_at)
+
+    async def _prove_and_take(self, sent_at: float) -> float:
+        if not self._proven.issuperset(self._expired):
+            left_s = self._until_proven_s(sent_at)
+            if left_s > 0:
+                return self._probe_in_s(left_s)
+            self._proven = set(self._expired)
+        return await self._take_expired()
+
+    def _until_proven_s(self, sent_at: float) -> float:
+        """Return for how many seconds Redis must go on to answer, after an answer to what was sent at `sent_at`."""
+        back_at = self._connection.health.back_at
+        if sent_at - self._answered_at > self._confirm_s / 2 or back_at > self._answering_since:
+            self._answering_since = sent_at
+        self._answered_at = now = time.monotonic()
+        if now - sent_at > self._confirm_s / 2:
+            self._answering_since = now
+        return max(self._answering_since + self._confirm_s, back_at + self._lease_s) - now
+
+    def _probe_in_s(self, left_s: float) -> float:
+        """Return when to ask Redis again: often in the last seconds, and not before."""
+        return max(left_s - self._confirm_s * 1.25, min(self._confirm_s / 4, left_s))
+
+    async def _take_expired(self) -> float:
+        """Take as many of the expired entries as there is room for. Return the seconds until there may be more."""
+        room = self._room
+        some = dict(list(self._expired.items())[:room])
+        claims = await self.take(some, min_idle_s=self._lease_s)
+        for entry_id in some:
+            del self._expired[entry_id]
+        self._offer(claims)
+        if claims:
+            self.on_takeover()
+        if self._expired:
+            return STRAY_S / 10 if room else STRAY_S / 2
+        return 0.0
+
+    @property
+    def _room(self) -> int:
+        """Entries to take: for free slots, and some more where nobody had a free slot for a whole lease."""
+        holdings = self._holdings
+        if max(self._expired.values()) < self._lease_s * 2:
+            return holdings.free
+        return max(holdings.free, holdings.slots - holdings.ready)
+
+    def _offer(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            logger.bind(taskId=claim.task.id).info("Took over a task that nobody renewed")
+            self._connection.meter.takeovers += 1
+            self._holdings.offer(claim)
+
+    def _heard_busy(self, _message: Message) -> None:
+        """A word that comes while we wait after an earlier one puts the look off no further, but asks for one more."""
+        loop = asyncio.get_running_loop()
+        self._peer_until = loop.time() + self._lease_s
+        if self._peer_timer is None:
+            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
+
+    def _look_at_peers(self) -> None:
+        self._peer_timer = None
+        self._leases.look.set()
+        loop = asyncio.get_running_loop()
+        if self._peer_until > loop.time():
+            self._peer_timer = loop.call_at(self._peer_until, self._look_at_peers)
+
+
+def _idle(rows: Iterable[PendingEntry]) -> dict[str, float]:
+    return {row.entry_id: row.idle_s for row in rows}

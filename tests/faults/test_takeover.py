@@ -1,0 +1,228 @@
+"""Renewal, release and takeover of any number of claims, also after an outage; consumers that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from support import eventually, submission
+
+from imagegen.queue import takeover
+from imagegen.queue.claim import Claim
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import Reason
+
+LEASE_S = 1.2
+
+
+async def fill(instance, count: int) -> list[Claim]:
+    """Submits tasks and claims them; all wait for a retry."""
+    await asyncio.gather(*(instance.queue.submit(submission(number)) for number in range(count)))
+    claims = []
+    while len(claims) < count:
+        claims += await instance.room.leases.hold(
+            await instance.scripts.read_entries(instance.room.holdings.instance, 500, 0.01)
+        )
+    assert len(claims) == count
+    return claims
+
+
+async def owners(instance) -> dict[str, str]:
+    """Who holds which entry."""
+    return {row.entry_id: row.consumer for row in await instance.scripts.pending()}
+
+
+async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance) -> None:
+    one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
+    await one.scripts.make_group()
+    claims = await fill(one, 2_300)
+    entry_ids = [claim.entry_id for claim in claims]
+    lost, unnamed = await one.scripts.renew(one.room.holdings.instance, one.room.holdings.named())
+    assert (lost, unnamed) == (set(), [])
+    assert list(await owners(one)) == entry_ids
+    await one.claims.hand_back(claims, leaving=True)
+    assert await owners(one) == {}
+    assert await one.connection.commands.xlen(one.keys.stream) == 2_300
+    assert await one.connection.commands.xinfo_consumers(one.keys.stream, "pool") == []
+
+
+async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thousands(make_instance) -> None:
+    one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
+    await one.scripts.make_group()
+    claims = await fill(one, 1_700)
+    stolen = {claims[3].entry_id, claims[1_650].entry_id}
+    await one.scripts.take("thief", list(stolen), 0.0)
+    forgotten = one.room.holdings.held.pop(claims[900].entry_id)
+    lost, unnamed = await one.scripts.renew(one.room.holdings.instance, one.room.holdings.named())
+    assert lost == stolen
+    assert unnamed == [forgotten.entry_id]
+
+
+async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance) -> None:
+    one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
+    await one.scripts.make_group()
+    claims = await fill(one, 1_300)
+    named = [(claim.task.id, claim.entry_id) for claim in (claims[0], claims[-1])]
+    lost, _ = await one.scripts.renew(one.room.holdings.instance, named)
+    assert lost == set()
+
+
+async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) -> None:
+    one = make_instance(lease_s=LEASE_S, max_queue=5_000, start=False)
+    await one.scripts.make_group()
+    claims = await fill(one, 1_200)
+    two = make_instance(lease_s=LEASE_S, slots=100)
+    taken: set[str] = set()
+    retry = Retry(600.0, Reason.RETRYING)
+
+    async def loop() -> None:
+        while (claim := await two.claims.claim()) is not None:
+            taken.add(claim.task.id)
+            await two.claims.retry(claim, retry)
+
+    loops = [asyncio.create_task(loop()) for _ in range(100)]
+    await eventually(lambda: len(taken) == 1_200, within_s=20.0)
+    assert taken == {claim.task.id for claim in claims}
+    for each in loops:
+        each.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def two_busy(make_instance, url: str):
+    """Two instances that hold one claim each, know of each other, and have looked at the start."""
+    both = [make_instance(lease_s=LEASE_S, url=url, slots=1) for _ in range(2)]
+    await eventually(lambda: not any(instance.control.alone for instance in both))
+    waiting = [asyncio.create_task(instance.claims.claim()) for instance in both]
+    await eventually(lambda: all(instance.room.holdings.free for instance in both))
+    for name in ("a", "b"):
+        await both[0].queue.submit(submission(name))
+    claims = await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    for instance, claim in zip(both, claims, strict=True):
+        await instance.claims.start(claim)
+    more = [asyncio.create_task(instance.claims.claim()) for instance in both]  # there is room for what is taken over
+    for instance, claim in zip(both, claims, strict=True):
+        instance.room.holdings.leave_slot(claim)
+    return both, claims, more
+
+
+async def unharmed(both, claims, more) -> None:
+    """Nothing was taken over, and all is renewed again, for longer than a takeover would need."""
+    before = {claim.entry_id: instance.room.holdings.instance for instance, claim in zip(both, claims, strict=True)}
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LEASE_S * 3
+
+    async def renewed() -> bool:
+        rows = await both[0].connection.until_back(both[0].scripts.pending)
+        return loop.time() > until and all(row.idle_s < LEASE_S for row in rows)
+
+    await eventually(renewed, within_s=20.0)
+    assert await owners(both[0]) == before
+    assert [instance.connection.meter.takeovers for instance in both] == [0, 0]
+    assert not any(claim.lost for claim in claims)
+    for each in more:
+        each.cancel()
+
+
+@pytest.mark.parametrize("leases", [1.2, pytest.param(2.0, marks=pytest.mark.faults)])
+async def test_an_outage_that_nobody_could_see_takes_no_claim_from_who_lives(
+    make_instance, own_redis, leases: float
+) -> None:
+    both, claims, more = await two_busy(make_instance, own_redis.url)
+    await both[0].connection.commands.client_pause(int(LEASE_S * leases * 1000))
+    await unharmed(both, claims, more)
+
+
+@pytest.mark.faults
+async def test_a_redis_that_was_stopped_takes_no_claim_from_who_lives(make_instance, own_redis) -> None:
+    both, claims, more = await two_busy(make_instance, own_redis.url)
+    os.kill(own_redis.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(LEASE_S * 1.5)
+    finally:
+        os.kill(own_redis.pid, signal.SIGCONT)
+    await unharmed(both, claims, more)
+
+
+@pytest.mark.parametrize("fault", ["refuse", pytest.param("black_hole", marks=pytest.mark.faults)])
+async def test_a_network_that_was_away_takes_no_claim_from_who_lives(make_instance, proxy, fault: str) -> None:
+    both, claims, more = await two_busy(make_instance, proxy.url)
+    setattr(proxy, fault, True)
+    if fault == "refuse":
+        proxy.cut()
+    await asyncio.sleep(LEASE_S * 1.5)
+    setattr(proxy, fault, False)
+    await unharmed(both, claims, more)
+
+
+async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:
+    one, two = make_instance(lease_s=LEASE_S), make_instance(lease_s=LEASE_S)
+    await eventually(lambda: not one.control.alone and not two.control.alone)
+    runs = asyncio.create_task(one.claims.claim())
+    await one.queue.submit(submission("a"))
+    await asyncio.wait_for(runs, 5)
+    await one.crash()
+    await asyncio.wait_for(two.claims.claim(), LEASE_S * 2 + 1.0)
+
+
+async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_instance, proxy) -> None:
+    """The entries are ours then, so that nobody else looks at them."""
+    dead = make_instance(lease_s=LEASE_S, start=False)
+    await dead.scripts.make_group()
+    await fill(dead, 1)
+    two = make_instance(lease_s=LEASE_S, url=proxy.url)
+    claims = asyncio.create_task(two.claims.claim())
+    proxy.drop_reply = lambda request: b"MGET" in request
+    await eventually(lambda: proxy.dropped, within_s=10.0)
+    proxy.drop_reply = lambda _request: False
+    assert (await asyncio.wait_for(claims, 5)).task.id == submission(0).task_id
+
+
+async def consumer_names(instance) -> set[str]:
+    rows = await instance.connection.commands.xinfo_consumers(instance.keys.stream, "pool")
+    return {row["name"].decode() for row in rows}
+
+
+async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(make_instance, monkeypatch) -> None:
+    monkeypatch.setattr(takeover, "GONE_S", 0.3)
+    monkeypatch.setattr(takeover, "FIRST_CHECK_S", 0.5)
+    monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)
+    dead = [make_instance(lease_s=LEASE_S, start=False) for _ in range(4)]
+    await dead[0].scripts.make_group()
+    await dead[0].queue.submit(submission("a"))
+    for instance in dead:
+        await instance.scripts.read_entries(instance.room.holdings.instance, 1, 0.001)
+    lives = make_instance(lease_s=LEASE_S)
+    taken = await asyncio.wait_for(lives.claims.claim(), 5)
+    assert taken.task.id == submission("a").task_id
+    mine = lives.room.holdings.instance
+
+    async def alone() -> bool:
+        return await consumer_names(lives) == {mine}
+
+    await eventually(alone)
+
+
+async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instance) -> None:
+    one, two = make_instance(), make_instance(start=False)
+    waiting = asyncio.create_task(one.claims.claim())
+    await eventually(lambda: one.room.holdings.free)
+
+    async def blocked() -> bool:
+        return one.room.holdings.instance in await consumer_names(two)
+
+    await eventually(blocked)
+    assert await two.scripts.retire([one.room.holdings.instance]) == 1
+    await two.queue.submit(submission("a"))
+    assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
+    (owner,) = (await owners(two)).values()
+    assert owner == one.room.holdings.instance
+
+
+async def test_no_consumer_that_holds_something_is_removed(make_instance) -> None:
+    one = make_instance(start=False)
+    await one.scripts.make_group()
+    (claim,) = await fill(one, 1)
+    assert await one.scripts.retire([one.room.holdings.instance]) == 0
+    assert await owners(one) == {claim.entry_id: one.room.holdings.instance}
