@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from loguru import logger
 
@@ -18,7 +19,7 @@ from imagegen.queue.batch import batched
 from imagegen.queue.claim import Claim, inherit
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control, Message
-from imagegen.queue.items import Consumer, PendingEntry
+from imagegen.queue.items import Consumer, PendingEntry, SwapItem
 from imagegen.queue.leases import Leases
 from imagegen.queue.scripts import Scripts
 
@@ -54,8 +55,10 @@ class Takeover:
         self._confirm_s = min(CONFIRM_S, lease_s)
         self._answering_since = self._answered_at = -math.inf
         self._expired: dict[str, float] = {}
+        """When each was renewed last, monotonic, by entry id; the oldest entry first."""
         self._proven: set[str] = set()
-        self._unclaimed: dict[str, float] = {}
+        self._renewed_at: dict[str, float] = {}
+        """Of entries that we tried to take, since Redis forgets it then."""
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
@@ -90,7 +93,9 @@ class Takeover:
         Args:
             idle_s: seconds since the last renewal, by entry id.
         """
-        self._unclaimed |= idle_s
+        now = time.monotonic()
+        for entry_id, idle in idle_s.items():
+            self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
             entries = await self._scripts.take(self._holdings.instance, entry_ids, min_idle_s)
@@ -98,11 +103,24 @@ class Takeover:
             # The entries are ours now and nobody else will look at them: this does not end before they are complete.
             ids = [claim.task.id for claim in claims]
             runs = await self._connection.until_back(self._scripts.runs, ids) if ids else []
-            for claim, stands in zip(claims, runs, strict=True):
-                idle = max(idle_s[claim.entry_id], self._unclaimed.pop(claim.entry_id, 0.0))
-                self._connection.meter.ambiguous += inherit(claim, stands, idle, self._lease_s)
+            await asyncio.gather(*map(self._inherit, claims, runs))
             taken += claims
         return taken
+
+    async def _inherit(self, claim: Claim, stands: bytes | None) -> None:
+        """Write what the owner before had done as a run of ours, so that it is known if we die before the start."""
+        idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
+        cut_off = inherit(claim, stands, idle_s, self._lease_s)
+        self._connection.meter.ambiguous += cut_off
+        while cut_off or stands is not None:
+            run = claim.run
+            value = run.encode(claim.entry_id)
+            item = SwapItem(claim.task.id, stands or b"", value, "takeover")
+            stands = await self._connection.until_back(self._scripts.swap, item)
+            if not stands:
+                claim.stands, claim.written = value, run
+                return
+            self._connection.meter.ambiguous += inherit(claim, stands, idle_s, self._lease_s)
 
     async def _check(self) -> float:
         """Look at the consumers; at what they hold only where another one holds something, or one lost something."""
@@ -129,9 +147,9 @@ class Takeover:
         rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
         strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
         others = [row for row in rows if row.consumer != holdings.instance]
-        self._unclaimed = {row.entry_id: idle for row in rows if (idle := self._unclaimed.get(row.entry_id))}
+        self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}
         self._offer(await self.take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S))
-        self._expired = _idle(row for row in others if row.idle_s >= self._lease_s)
+        self._expired = {row.entry_id: sent_at - row.idle_s for row in others if row.idle_s >= self._lease_s}
         self._proven &= self._expired.keys()
         if self._expired:
             return await self._prove_and_take(sent_at)
@@ -170,8 +188,8 @@ class Takeover:
 
     async def _take_expired(self) -> float:
         """Take as many of the expired entries as there is room for. Return the seconds until there may be more."""
-        room = self._room
-        some = dict(list(self._expired.items())[:room])
+        room, now = self._room, time.monotonic()
+        some = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), room)}
         claims = await self.take(some, min_idle_s=self._lease_s)
         for entry_id in some:
             del self._expired[entry_id]
@@ -184,9 +202,10 @@ class Takeover:
 
     @property
     def _room(self) -> int:
-        """Entries to take: for free slots, and some more where nobody had a free slot for a whole lease."""
+        """Entries to take: for free slots; where nobody had one for a while, some that wait for the next ones."""
         holdings = self._holdings
-        if max(self._expired.values()) < self._lease_s * 2:
+        waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s
+        if waited_s < self._confirm_s * 2:
             return holdings.free
         return max(holdings.free, holdings.slots - holdings.ready)
 

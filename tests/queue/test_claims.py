@@ -207,3 +207,25 @@ async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> 
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
     await other.queue.submit(submission("a"))
     assert (await stored(other, submission("a").task_id)).state is State.PENDING
+
+
+async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_start(make_instance) -> None:
+    one, other, third = make_instance(lease_s=1.0), make_instance(start=False), make_instance(start=False)
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    await one.crash()
+    await take_over(other, stale)
+    key = one.keys.run(stale.task.id)
+    assert await one.connection.commands.pttl(key) > 7_000  # as if it were written just now
+    taken = await take_over(third, stale)
+    assert taken.run.ambiguous == 1
+
+
+async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_next(make_instance) -> None:
+    one, other, third = make_instance(), make_instance(start=False), make_instance(start=False)
+    stale = await claimed(one)
+    await one.claims.start(stale)
+    await one.connection.commands.delete(one.keys.run(stale.task.id))
+    await other.room.takeover.take({stale.entry_id: 1_000.0}, min_idle_s=0.0)
+    taken = await take_over(third, stale)
+    assert taken.run.ambiguous == 1
