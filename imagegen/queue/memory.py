@@ -12,6 +12,7 @@ from imagegen.tasks.webhook import merged
 
 FINISHED_BYTES = 32 * 2**20
 OTHERS_AGE_S = 1.0
+UNKNOWN_AGE_S = 10.0
 OTHERS_COUNT = 5_000
 DROPPED_COUNT = 10_000
 
@@ -54,7 +55,9 @@ class Memory:
         return True
 
     def saw(self, task_id: str, task: Task | None) -> None:
-        """What Redis says of a task that is not ours."""
+        """What Redis says of a task that is not ours; it may have been submitted here while Redis was asked."""
+        if task is None and (task_id in self.live or task_id in self._finished):
+            return
         if task is not None and task.state.final:
             self.live.pop(task_id, None)
             self._keep(task)
@@ -114,12 +117,21 @@ class Memory:
         tasks = [task for task, _ in self._finished.values() if task.expires_at is None or task.expires_at > now]
         return sorted(tasks, key=lambda task: task.finished_at or 0.0, reverse=True)
 
-    def other(self, task_id: str) -> tuple[bool, Task | None]:
-        """Whether it was read within the last second, and what was found."""
+    def other(
+        self, task_id: str, alone_since: Callable[[float], bool] = lambda _unix_s: True
+    ) -> tuple[bool, Task | None]:
+        """Return whether what was read of a task still counts, and what it was.
+
+        A task counts for a second. That there was none counts for ten, and only if nobody else can have submitted it.
+
+        alone_since: whether no other instance was there from a time on (Unix seconds).
+        """
         found = self._others.get(task_id)
-        if found is None or self._monotonic() - found[1] > OTHERS_AGE_S:
+        if found is None:
             return False, None
-        return True, found[0]
+        task, age_s = found[0], self._monotonic() - found[1]
+        counts = age_s <= OTHERS_AGE_S if task else age_s <= UNKNOWN_AGE_S and alone_since(self._clock() - age_s)
+        return counts, task if counts else None
 
     def _keep(self, task: Task) -> None:
         self._drop(task.id)

@@ -86,7 +86,7 @@ class Queue:
         self._submitting: dict[str, list[asyncio.Future[Submitted]]] = {}
         self.on_gone: Callable[[], Awaitable[None]] = _do_nothing
         self._own, self._decoded = reads.own, reads.decoded
-        self.get, self.newest, self.read = reads.get, reads.newest, reads.read
+        self.get, self.newest, self.read, self.is_free = reads.get, reads.newest, reads.read, reads.is_free
 
     async def submit(self, submission: Submission) -> Submitted:
         """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.

@@ -59,7 +59,7 @@ class Reads:
             return task
         if not _TASK_ID.fullmatch(task_id):
             return None
-        known, task = self.memory.other(task_id)
+        known, task = self.memory.other(task_id, self.control.alone_since)
         if known:
             return task
         reading = self._reading.get(task_id)
@@ -68,6 +68,15 @@ class Reads:
             self._reading[task_id] = reading
             reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
         return await asyncio.shield(reading)
+
+    def is_free(self, task_id: str) -> bool:
+        """Return whether `get` asks Redis nothing."""
+        return (
+            self.own(task_id) is not None
+            or self.memory.finished(task_id) is not None
+            or not _TASK_ID.fullmatch(task_id)
+            or self.memory.other(task_id, self.control.alone_since)[0]
+        )
 
     def own(self, task_id: str) -> Task | None:
         """An unfinished task that is known best here: it runs here, or nobody else can have taken it."""

@@ -37,6 +37,11 @@ async def get_picture(request: web.Request) -> web.StreamResponse:
     return await _answer(request, context, task, image)
 
 
+def is_free(request: web.Request) -> bool:
+    """Return whether finding the task of this image costs no Redis command."""
+    return request.app[CONTEXT].queue.is_free(request.match_info["task_id"])
+
+
 def _image(task: Task | None, index: str) -> StoredImage | None:
     if task is None or not _INDEX.fullmatch(index):
         return None

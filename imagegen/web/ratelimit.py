@@ -17,8 +17,8 @@ from aiohttp.typedefs import Handler
 from aiohttplimiter import Limiter
 from limits.aio.strategies import MovingWindowRateLimiter
 
-from imagegen.errors import RateLimited
-from imagegen.web.windows import Standing, Window, WindowPort
+from imagegen.errors import RateLimited, TaskNotFound
+from imagegen.web.windows import LocalWindowPort, Standing, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,14 @@ class RateLimits:
     identify: whose budget it is, say the name of the key, else the address.
     """
 
-    def __init__(self, limits: Limits, port: WindowPort, identify: Callable[[web.Request], str]) -> None:
+    def __init__(self, limits: Limits, port: LocalWindowPort, identify: Callable[[web.Request], str]) -> None:
         self._port = port
         self._identify = identify
         self._general = _rules("general", limits.general, limits.window_s)
+        self._misses = _rules("misses", limits.general, limits.window_s)
         self._generation = _rules("generation", limits.generation, limits.window_s)
 
-    def use(self, port: WindowPort) -> None:
+    def use(self, port: LocalWindowPort) -> None:
         """Counts there from now on, in Redis say, which is not connected when the routes are made."""
         self._port = port
 
@@ -100,6 +101,41 @@ class RateLimits:
     def generation(self, handler: Handler) -> Handler:
         """For the POST of one generation: both rules in one step, and a refused request spends from neither."""
         return self._limited(handler, "generation", self._general + self._generation)
+
+    def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> Handler:
+        """For a route that counts only if it finds nothing, in this process alone: no miss costs a command for that.
+
+        is_free: whether a request asks Redis nothing, and is never refused beforehand.
+        """
+        if not self._general:
+            return handler
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if not is_free(request):
+                self._look_at_misses(request)
+            try:
+                return await handler(request)
+            except TaskNotFound:
+                self._count_miss(request)
+                raise
+
+        return handle
+
+    def _look_at_misses(self, request: web.Request) -> None:
+        rules = self._misses
+        standings = self._port.hit_now([rule.window(self._identify(request)) for rule in rules], 0)
+        if standings[0].remaining <= 0:
+            request[_BUDGET] = _Budget(rules, [standings[0]._replace(retry_s=standings[0].reset_s)])
+            _refuse(request, None)
+
+    def _count_miss(self, request: web.Request) -> None:
+        """A client whose limit is used up is told of that and not of the miss."""
+        client = self._identify(request)
+        self._port.hit_now([rule.window(client) for rule in self._misses], 1)
+        standings = self._port.hit_now([rule.window(client) for rule in self._general], 1)
+        request[_BUDGET] = budget = _Budget(self._general, standings)
+        if budget.retry_s > 0:
+            _refuse(request, None)
 
     async def admit(self, request: web.Request, wanted: int) -> Admission:
         """Pay for up to `wanted` generations of a batch (1 at least); those over the limit spend nothing."""

@@ -45,6 +45,13 @@ class WindowPort(Protocol):
         """One (remaining, reset_s, retry_s) a window, in order."""
 
 
+class LocalWindowPort(WindowPort, Protocol):
+    """One that can also count in this process alone."""
+
+    def hit_now(self, windows: Sequence[Window], cost: int) -> list[Standing]:
+        """What `hit` does, without asking anybody else; a cost of 0 only looks."""
+
+
 class MemoryWindows:
     """Exact moving windows in this process; past `max_clients` the client that was longest away is forgotten."""
 
@@ -118,6 +125,10 @@ class SharedWindows:
         if not _passed(shared):
             self._memory.refund(windows, cost)
         return shared
+
+    def hit_now(self, windows: Sequence[Window], cost: int) -> list[Standing]:
+        """In this process alone; a client that is over its limit here is refused by `hit` too."""
+        return self._memory.hit_now(windows, cost)
 
     def _note_away(self, error: Exception) -> None:
         now = self._clock()

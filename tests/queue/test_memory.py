@@ -77,3 +77,20 @@ def test_what_has_expired_goes_when_others_come(memory: Memory, clock: Clock) ->
 def test_one_that_has_expired_already_is_forgotten_at_once(memory: Memory, clock: Clock) -> None:
     memory.put(finished(0, clock, ttl_s=-1.0))
     assert remembered(memory, 1) == []
+
+
+def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit(memory: Memory, clock: Clock) -> None:
+    memory.saw("a" * 32, None)
+    read_at = clock.now
+    for age_s, counts in ((0.0, True), (9.0, True), (11.0, False)):
+        clock.now = read_at + age_s
+        assert memory.other("a" * 32) == (counts, None)
+        assert memory.other("a" * 32, lambda _unix_s: False) == (False, None)
+
+
+def test_that_there_was_no_task_is_not_kept_of_one_that_was_submitted_meanwhile(memory: Memory, clock: Clock) -> None:
+    task = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
+    memory.put(task)
+    memory.saw(task.id, None)
+    assert memory.other(task.id) == (False, None)
+    assert memory.live[task.id] is task

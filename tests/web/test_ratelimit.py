@@ -13,7 +13,7 @@ from edged import edged
 
 from imagegen.web.client import client_address
 from imagegen.web.ratelimit import Limits, RateLimits
-from imagegen.web.windows import MemoryWindows, WindowPort
+from imagegen.web.windows import LocalWindowPort, MemoryWindows
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
@@ -52,7 +52,7 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
             *,
             window_s: float = 60.0,
             hops: int = 0,
-            port: WindowPort | None = None,
+            port: LocalWindowPort | None = None,
         ) -> Client:
             app = web.Application()
             rates = RateLimits(

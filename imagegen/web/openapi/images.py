@@ -11,6 +11,7 @@ from imagegen.errors import (
     NotRetryable,
     QueueFull,
     QueueUnavailable,
+    RateLimited,
     RouteNotFound,
     StoreUnavailable,
     TaskNotFound,
@@ -188,7 +189,8 @@ PICTURE = Operation(
     "getPicture",
     FOLLOW,
     "Get the bytes of a picture",
-    "Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives.",
+    "Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives. Pictures count against no "
+    "limit, but a request for one that does not exist counts against the general limit (`RATE_LIMIT_MAX`).",
     (
         Answer(200, "The picture.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
         Answer(206, "A part of it.", {}, headers=(*_PICTURE_HEADERS, "Content-Range"), media=_PICTURES),
@@ -197,7 +199,7 @@ PICTURE = Operation(
         Answer(416, "It has no such bytes.", headers=(*_PICTURE_HEADERS, "Content-Range")),
     ),
     (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
-    errors=(TaskNotFound, RouteNotFound, ImageExpired, StoreUnavailable, QueueUnavailable),
+    errors=(TaskNotFound, RouteNotFound, ImageExpired, RateLimited, StoreUnavailable, QueueUnavailable),
 )
 
 

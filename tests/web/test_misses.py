@@ -1,0 +1,97 @@
+"""What a client gets for tasks that do not exist: few Redis commands, and soon a refusal."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+from web.conftest import Client, acquainted
+
+from imagegen.app import CONNECTION
+from imagegen.tasks.fields import parse
+from imagegen.web.context import CONTEXT
+
+BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
+
+
+def commands(service: Client) -> int:
+    """Those for reading tasks and for limits so far; others are spent in the background."""
+    spent = service.app[CONNECTION].meter.commands  # type: ignore[union-attr]
+    return spent["read"] + spent["limits"]
+
+
+def random_id() -> str:
+    return secrets.token_hex(16)
+
+
+def id_of(service: Client, body: dict[str, Any]) -> str:
+    identity = service.app[CONTEXT].identity  # type: ignore[union-attr]
+    request = parse(body, default_model=identity.default_model, aliases={})
+    return identity.submission(request, None).task_id
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+async def test_images_that_do_not_exist_count_against_the_limit_and_existing_ones_do_not(
+    start_service: Any, store: str
+) -> None:
+    service = await start_service(rate_limit_max=4, rate_limit_store=store)
+    done = await (await service.post("/api/images/generate?wait=10", json=BODY)).json()
+    link = done["data"][0]["url"].removeprefix(str(service.make_url("")).rstrip("/"))
+    before = commands(service)
+    statuses = [(await service.get(f"/api/images/{random_id()}/0")).status for _ in range(8)]
+    assert statuses == [404, 404, 404, 429, 429, 429, 429, 429]
+    assert commands(service) - before <= 4
+    for _ in range(6):
+        assert (await service.get(link)).status == 200
+    refused = await service.get(f"/api/images/{random_id()}/0")
+    assert int(refused.headers["Retry-After"]) > 0
+    assert (await refused.json())["code"] == "rate_limited"
+    assert (await service.get(f"/api/images/{done['taskId']}")).status == 429
+
+
+async def test_without_a_limit_misses_are_answered_as_before(service: Client) -> None:
+    assert {(await service.get(f"/api/images/{random_id()}/0")).status for _ in range(20)} == {404}
+
+
+@pytest.mark.parametrize("path", ["/api/images/{}", "/api/images/{}/0", "/api/images/{}/events"])
+async def test_an_unknown_id_costs_one_command_however_often_it_is_asked_for(service: Client, path: str) -> None:
+    unknown = path.format(random_id())
+    before = commands(service)
+    for _ in range(10):
+        assert (await service.get(unknown)).status == 404
+    assert commands(service) - before == 1
+
+
+async def test_a_task_is_found_that_was_unknown_a_moment_ago(service: Client) -> None:
+    task_id = id_of(service, BODY)
+    assert (await service.get(f"/api/images/{task_id}")).status == 404
+    assert (await service.post("/api/images/generate", json=BODY)).status == 202
+    assert (await service.get(f"/api/images/{task_id}")).status == 200
+
+
+async def test_a_task_is_found_that_was_unknown_here_and_was_submitted_to_another_instance(start_two: Any) -> None:
+    one, two = await start_two()
+    task_id = id_of(one, BODY)
+    assert (await one.get(f"/api/images/{task_id}")).status == 404
+    assert (await two.post("/api/images/generate", json=BODY)).status == 202
+    assert (await one.get(f"/api/images/{task_id}")).status == 200
+
+
+async def test_a_task_is_found_that_was_unknown_before_the_other_instance_came(start_service: Any) -> None:
+    one = await start_service()
+    task_id = id_of(one, BODY)
+    assert (await one.get(f"/api/images/{task_id}")).status == 404
+    two = await start_service()
+    await acquainted(one, two)
+    assert (await two.post("/api/images/generate", json=BODY)).status == 202
+    assert (await one.get(f"/api/images/{task_id}")).status == 200
+
+
+async def test_documents_and_unknown_routes_cost_no_command_with_limits_in_redis(start_service: Any) -> None:
+    service = await start_service(rate_limit_max=2, rate_limit_store="redis")
+    before = commands(service)
+    for _ in range(3):
+        for path in ("/openapi.json", "/docs", "/docs/docs.js", "/", "/nothing", "/api/health", "/healthz"):
+            assert (await service.get(path, allow_redirects=False)).status in (200, 302, 404)
+    assert commands(service) == before
