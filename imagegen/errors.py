@@ -88,7 +88,7 @@ class Forbidden(ApiError):
 
 class RouteNotFound(ApiError):
     status, code = 404, "route_not_found"
-    zh, en = "接口不存在", "No such route"
+    zh, en = "接口不存在，所有接口见/docs", "No such route; /docs shows all of them"
 
 
 class TaskNotFound(ApiError):

@@ -23,8 +23,10 @@ MAX_FAULTS = 50
 MAX_HINTS = 3
 """Unknown fields of one request that get a did-you-mean, which costs more than all other checks."""
 
-_WHOLE = re.compile(r"[+-]?\d{1,25}(\.0*)?")
-_DECIMAL = re.compile(r"[+-]?(\d{1,25}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_TEXTS = ("prompt", "negative_prompt")
+_NEVER_EMPTY = frozenset({"prompt", "model"})
+_WHOLE = re.compile(r"[+-]?[0-9]{1,25}(\.0*)?")
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 def _whole_number(value: object) -> object:
@@ -116,12 +118,15 @@ class GenerationFields(BaseModel):
 def parse(
     body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], max_faults: int = MAX_FAULTS
 ) -> GenerationRequest:
-    """Read a client's fields, in either spelling, `null` as absent.
+    """Read a client's fields, in either spelling; `null` and what a form leaves empty are absent.
 
     Raises InvalidRequest with all faults, or the first `max_faults`.
     """
     fields, faults = _one_spelling(body, max_faults)
     fields.setdefault("model", default_model)
+    for name in _TEXTS:
+        if type(text := fields.get(name)) is str and "\r" in text:
+            fields[name] = text.replace("\r\n", "\n").replace("\r", "\n")
     try:
         wanted, _, _ = _validated(fields)
     except ValidationError as error:
@@ -151,11 +156,15 @@ def _one_spelling(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str, A
             faults.append(FieldFault(key, f"is the same field as {spelled[name]}: send one of them"))
         else:
             spelled[name] = key
-            if value is not None:
+            if value or not _is_absent(name, value):
                 fields[name] = value
         if len(faults) >= max_faults:
             raise InvalidRequest(details=faults)
     return fields, faults
+
+
+def _is_absent(name: str, value: object) -> bool:
+    return value is None or (name not in _NEVER_EMPTY and value in ("", []))
 
 
 def unknown_field(key: str, known: tuple[str, ...]) -> str:

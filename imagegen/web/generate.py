@@ -143,7 +143,7 @@ def _fields(identity: Identity, body: Mapping[str, Any], max_faults: int) -> Gen
 
 
 def _webhooks(context: Context, sent: object, wish: Wish) -> tuple[Webhook, ...]:
-    if sent is None:
+    if sent is None or sent == "":
         return ()
     webhook = Webhook.parse(
         sent,

@@ -17,7 +17,7 @@ from imagegen.web.tasks import describe
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
-_CURSOR = re.compile(r"([0-9]{1,18})-([0-9a-f]{32})")
+_CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{32})")
 
 
 async def list_tasks(request: web.Request) -> web.Response:
@@ -26,7 +26,7 @@ async def list_tasks(request: web.Request) -> web.Response:
     status, cursor, limit = query.get("status"), query.get("cursor"), query.get("limit", str(DEFAULT_LIMIT))
     if status is not None and status not in tuple(State):
         faults.append(FieldFault("status", f"must be one of {', '.join(State)}"))
-    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_LIMIT:
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", limit) or int(limit) > MAX_LIMIT:
         faults.append(FieldFault("limit", f"must be a whole number from 1 to {MAX_LIMIT}"))
     found = None if cursor is None else _CURSOR.fullmatch(cursor)
     if cursor is not None and found is None:

@@ -23,7 +23,7 @@ def add_routes(app: web.Application, rates: RateLimits) -> None:
     router.add_post(f"{task}/cancel", cancel)
     router.add_post(f"{task}/retry", rates.generation(changes.retry))
     router.add_get(f"{task}/events", rates.general(events.task_events), allow_head=False)
-    router.add_get(rf"{task}/{{index:\d+}}", rates.misses(pictures.get_picture, pictures.is_free))
+    router.add_get(rf"{task}/{{index:[0-9]+}}", rates.misses(pictures.get_picture, pictures.is_free))
     router.add_get("/api/stats", rates.general(admin_only(stats.get_stats)))
     router.add_get("/metrics", admin_only(metrics.get_metrics))
     router.add_get("/api/health", health.api_health)

@@ -16,7 +16,7 @@ from imagegen.web.presence import is_gone, wake_when_gone
 MAX_WAIT_S = 60
 
 _PREFER_HEADER = istr("Prefer")
-_PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
+_PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
 
 
 def wanted_wait_s(request: web.Request) -> int:
@@ -27,7 +27,7 @@ def wanted_wait_s(request: web.Request) -> int:
     """
     query = request.query.get("wait") if request.rel_url.raw_query_string else None
     if query is not None:
-        if not re.fullmatch(r"[0-9]{1,3}", query) or not 1 <= int(query) <= MAX_WAIT_S:
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", query) or int(query) > MAX_WAIT_S:
             raise InvalidRequest(details=[FieldFault("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
         return int(query)
     preferences = request.headers.getall(_PREFER_HEADER, None)

@@ -26,8 +26,8 @@ _OURS |= {spelling: name for name in GenerationFields.model_fields for spelling 
 _NOT_TO_DROP = ("image", "mask", "image_base64", "image_strength", "image_loras", "condition_image", "frame_images")
 """Fields that decide what is drawn: without them a picture would be paid for that nobody asked for."""
 
-_SIZE = re.compile(r"\s*(\d{1,5})\s*[xX]\s*(\d{1,5})\s*")
-_RATIO = re.compile(r"\s*(\d{1,4})\s*:\s*(\d{1,4})\s*")
+_SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
+_RATIO = re.compile(r"\s*([0-9]{1,4})\s*:\s*([0-9]{1,4})\s*")
 
 
 @dataclass(frozen=True, slots=True)

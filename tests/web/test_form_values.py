@@ -1,0 +1,99 @@
+"""What clients send that means the same as something plainer: newlines of other systems, empty form fields, digits."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from web.conftest import Client
+
+BODY = {"prompt": "a lighthouse\nin a storm", "width": 64, "height": 64}
+
+
+async def submitted(service: Client, body: dict[str, Any], path: str = "/api/images/generate") -> str:
+    response = await service.post(path, json=body)
+    assert response.status in (200, 202), await response.text()
+    return str((await response.json())["taskId"])
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+async def test_newlines_of_every_system_are_one_request(service: Client, newline: str) -> None:
+    other = BODY | {"prompt": f"a lighthouse{newline}in a storm{newline}"}
+    assert await submitted(service, other) == await submitted(service, BODY)
+    negative = {"negativePrompt": "one\ntwo"}
+    assert await submitted(service, BODY | {"negativePrompt": f"one{newline}two"}) == await submitted(
+        service, BODY | negative
+    )
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"negativePrompt": ""},
+        {"seed": ""},
+        {"referenceImages": []},
+        {"imageUrl": "", "outputFormat": "", "steps": "", "n": "", "width": ""},
+        {"webhook": ""},
+    ],
+)
+async def test_what_a_form_leaves_empty_is_absent(service: Client, empty: dict[str, Any]) -> None:
+    plain = {"prompt": "a form", "height": 64}
+    assert await submitted(service, {**plain, **empty}) == await submitted(service, plain)
+    batch = await (await service.post("/api/images/batch", json={"requests": [{**plain, **empty}]})).json()
+    assert batch["results"][0]["taskId"] == await submitted(service, plain)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("prompt", ""), ("prompt", []), ("model", ""), ("seed", {}), ("n", False), ("n", 0)]
+)
+async def test_what_must_not_be_empty_is_refused(service: Client, field: str, value: object) -> None:
+    response = await service.post("/api/images/generate", json={**BODY, field: value})
+    assert response.status == 400
+    assert [fault["field"] for fault in (await response.json())["details"]] == [field]
+
+
+@pytest.mark.parametrize("digits", ["٦٤", "６４"])
+async def test_digits_are_ascii(service: Client, digits: str) -> None:
+    assert (await service.post("/api/images/generate", json=BODY | {"width": digits})).status == 400
+    assert (await service.post("/v1/images/generations", json={"prompt": "x", "size": f"{digits}x64"})).status == 400
+    assert (await service.post(f"/api/images/generate?wait={quote(digits)}", json=BODY)).status == 400
+
+
+@pytest.mark.parametrize("index", ["٠", "00", "01", "+0", "0.0", " 0"])
+async def test_an_index_is_a_plain_ascii_number(service: Client, index: str) -> None:
+    done = await (await service.post("/api/images/generate?wait=10", json=BODY)).json()
+    assert (await service.get(f"/api/images/{done['taskId']}/0")).status == 200
+    assert (await service.get(f"/api/images/{done['taskId']}/{quote(index)}")).status == 404
+
+
+@pytest.mark.parametrize("query", ["wait=05", "wait=%D9%A5", "wait=+5", "wait=5.0"])
+async def test_a_wait_is_a_plain_ascii_number(service: Client, query: str) -> None:
+    assert (await service.get(f"/api/images/{'0' * 32}?{query}")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("size", "width and height"),
+        ("num_inference_steps", "steps"),
+        ("num_images", "n"),
+        ("promtp", "prompt"),
+        ("Negative-Prompt", "negativePrompt"),
+    ],
+)
+async def test_a_field_of_another_api_is_answered_with_ours(service: Client, field: str, meant: str) -> None:
+    answer = await (await service.post("/api/images/generate", json={**BODY, field: 1})).json()
+    assert [fault["message"].endswith(f"did you mean {meant}?") for fault in answer["details"]] == [True]
+
+
+async def test_json_that_can_not_be_parsed_is_named_with_its_place(service: Client) -> None:
+    json = {"Content-Type": "application/json", "Accept-Language": "en"}
+    answer = await (await service.post("/api/images/generate", data=b'{\n  "prompt": "x",\n}', headers=json)).json()
+    assert answer["code"] == "invalid_json"
+    assert "line 3, column 1" in answer["message"] or "line 2" in answer["message"]
+
+
+async def test_an_unknown_route_is_answered_with_the_place_of_the_documents(service: Client) -> None:
+    answer = await (await service.get("/api/image", headers={"Accept-Language": "en"})).json()
+    assert (answer["code"], "/docs" in answer["message"]) == ("route_not_found", True)
