@@ -14,6 +14,9 @@ FAILING_TASKS = 5
 UNREACHED_CALLS = 2
 """So many calls in a row that never reached it do, too."""
 
+WARN_AGAIN_S = 60.0
+"""Between two warnings of one gate."""
+
 _FULL_STEPS = 10
 
 
@@ -47,6 +50,15 @@ class Gate:
         self.resting = False
         self.dead = False
         self.reason = Reason.UPSTREAM_RATE_LIMITED
+        self.warned_at = -math.inf
+        self.warned = False
+
+    def warns(self, now: float) -> bool:
+        """Return whether an operator is to read of this trouble: one that comes and goes is told once in a while."""
+        self.warned = now - self.warned_at >= WARN_AGAIN_S
+        if self.warned:
+            self.warned_at = now
+        return self.warned
 
     def opens_at(self, now: float) -> float:
         """When the next call may be made: `now` or later; infinite while a probe's answer decides that."""

@@ -184,20 +184,20 @@ class Pacing:
         now, gate = self._clock(), self._gate(turn.model)
         if never_reached(error):
             self._unreached += 1
-            if self._unreached >= UNREACHED_CALLS and self._upstream.die(now):
+            if self._unreached >= UNREACHED_CALLS and self._upstream.die(now) and self._upstream.warns(now):
                 logger.warning("The upstream can't be reached; it is asked every {:g} s", self._tempo.probe_s)
             return
         self._unreached = 0
         self._upstream.alive(now, turn.places[0][1])
         if error.code == "upstream_rate_limited":
             pause_s = self._tempo.probe_s if error.retry_after_s is None else error.retry_after_s
-            if gate.rest(now, pause_s, Reason.UPSTREAM_RATE_LIMITED):
+            if gate.rest(now, pause_s, Reason.UPSTREAM_RATE_LIMITED) and gate.warns(now):
                 logger.warning("The upstream's rate limit is reached for {}", turn.model)
         elif error.status is not None and error.status < 500 and not error.retryable:
             self._alive(turn, now)
         elif error.retryable and unfinished:
             failing = self._streaks.failed(unfinished, turn.model)
-            if failing >= FAILING_TASKS and gate.die(now):
+            if failing >= FAILING_TASKS and gate.die(now) and gate.warns(now):
                 logger.warning("The upstream is dead for {}; it is asked every {:g} s", turn.model, self._tempo.probe_s)
 
     def finished(self, task_id: str) -> None:
@@ -214,7 +214,7 @@ class Pacing:
     def _alive(self, turn: Turn, now: float) -> None:
         self._streaks.alive(turn.model)
         for gate, period in turn.places:
-            if gate.alive(now, period):
+            if gate.alive(now, period) and gate.warned:
                 logger.info("The upstream takes calls again")
 
     def _gate(self, model: str) -> Gate:

@@ -50,7 +50,7 @@ class Parking:
         self._ends_at = ends_at
         self._alone = alone
         self._clock = clock
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, Line] = {}
         self._parked: set[Claim] = set()
         self._resumed: dict[Claim, str] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +87,7 @@ class Parking:
     def _park(self, claim: Claim) -> None:
         task = claim.task
         has_failed = claim.run.attempts > 0 or self._pacing.has_failed(task.id)
-        line = self._lines.setdefault(task.model, _Line(self._clock()))
+        line = self._lines.setdefault(task.model, Line(self._clock()))
         line.add(claim, has_failed=has_failed, is_suspect=self._pacing.is_suspect(task.id))
         self._parked.add(claim)
         self._claims.park(claim, *self._pacing.closed(task.model), until=self._ends_at(task))
@@ -129,7 +129,7 @@ class Parking:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(next_s, self._wake) if self._lines else None
 
-    def _resume_all(self, line: _Line) -> None:
+    def _resume_all(self, line: Line) -> None:
         """Nothing is known against the model any more; what other instances could run is released to them."""
         claims = line.take_all(self._parked)
         self._parked.difference_update(claims)
@@ -149,7 +149,7 @@ class Parking:
             except QueueUnavailable:
                 logger.info("Parked tasks could not be released; they are taken again when Redis is back")
 
-    def _tell_again(self, model: str, line: _Line) -> None:
+    def _tell_again(self, model: str, line: Line) -> None:
         """Publish when the next look comes, now and then: what was said at first may be long past."""
         now = self._clock()
         if now - line.told_at >= TELL_AGAIN_S:
@@ -158,7 +158,7 @@ class Parking:
                 self._claims.defer(claim, *self._pacing.closed(model))
 
 
-class _Line:
+class Line:
     """The parked claims of one model, in order of arrival; claims that are parked no more stay in it until passed."""
 
     def __init__(self, told_at: float) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from itertools import count, pairwise
 
 import pytest
+from loguru import logger
 from support import Clock
 
 from imagegen.errors import UpstreamError
@@ -148,6 +150,37 @@ def test_any_sign_of_life_starts_the_count_anew(pacing: Pacing, sign: UpstreamEr
     for i in range(4):
         call(pacing, BROKEN, task=str(i))
     assert pacing.blocked("m") is None
+
+
+@pytest.mark.parametrize("status", [408, 425, 499])
+def test_a_gateway_that_gave_up_is_no_sign_of_life(pacing: Pacing, status: int) -> None:
+    gave_up = UpstreamError("upstream_error", str(status), retryable=True, ambiguous=True, status=status)
+    for i in range(5):
+        call(pacing, gave_up, task=str(i))
+    assert pacing.blocked("m").reason is Reason.UPSTREAM_OVERLOADED
+
+
+def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacing: Pacing) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
+    for now in (0.0, 10.0, 20.0, 61.0):
+        clock.now = now
+        call(pacing, limited(1.0))
+        clock.now = now + 5.0
+        call(pacing)
+    logger.remove(sink)
+    assert [line.split()[0] for line in lines] == ["WARNING", "INFO"] * 2
+
+
+def test_the_upstreams_own_room_is_that_of_all_models(clock: Clock, pacing: Pacing) -> None:
+    assert pacing.room("m") == pacing.room_of_upstream() == math.inf
+    for i in range(2):
+        call(pacing, REFUSED, model=str(i))
+    assert (pacing.room("m"), pacing.room_of_upstream()) == (0, 0)
+    clock.now = 0.5
+    assert (pacing.room("m"), pacing.room_of_upstream(), pacing.opens_in_s("m")) == (1, 1, 0.0)
+    with pacing.take("m"):
+        assert (pacing.room("other"), pacing.closed("other").reason) == (0, Reason.UPSTREAM_OVERLOADED)
 
 
 def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:

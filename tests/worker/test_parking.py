@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from imagegen.queue.claim import Claim
+from imagegen.queue.records import Run
+from imagegen.tasks.task import Task
+from imagegen.worker.parking import Line
+
+
+def claim(name: str) -> Claim:
+    return Claim(f"{name}-0", Task(name, 1, 1, "", "m", b"", 0.0), Run("here"))
+
+
+def line(*claims: Claim, failed: tuple[Claim, ...] = (), suspect: tuple[Claim, ...] = ()) -> Line:
+    made = Line(0.0)
+    for each in (*suspect, *failed, *claims):
+        made.add(each, has_failed=each in failed or each in suspect, is_suspect=each in suspect)
+    return made
+
+
+def test_claims_that_never_failed_probe_first_from_both_ends_by_turns_and_suspects_last() -> None:
+    a, b, c, d, failed, suspect = map(claim, ("a", "b", "c", "d", "failed", "suspect"))
+    waiting, parked = line(a, b, c, d, failed=(failed,), suspect=(suspect,)), {a, b, c, d, failed, suspect}
+    assert [waiting.pop(parked) for _ in range(7)] == [a, d, b, c, failed, suspect, None]
+
+
+def test_claims_that_are_lost_or_parked_no_more_are_passed_over() -> None:
+    a, b, c = map(claim, ("a", "b", "c"))
+    waiting = line(a, b, c)
+    b.lose()
+    assert waiting.all({b, c}) == [c]
+    assert waiting.pop({b, c}) is c
+    assert waiting.is_empty({b, c})
+
+
+def test_all_that_wait_are_taken_once() -> None:
+    a, b, c = map(claim, ("a", "b", "c"))
+    waiting = line(a, c, failed=(b,))
+    waiting.add(a, has_failed=True, is_suspect=False)
+    assert waiting.take_all({a, b, c}) == [a, c, b]
+    assert waiting.is_empty({a, b, c})
