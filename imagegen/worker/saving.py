@@ -30,7 +30,8 @@ MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
 """Delay before a link is tried again: half of its age within these bounds."""
 
 MAX_STALL_S = 5.0
-"""Longest wait between two tries to save an image: the store's health may not notice that it works again."""
+"""Longest wait between two tries to save an image in a store that works for others; the first wait for one that does
+not, doubled each time: its health should notice before that it works again."""
 
 QUIET_CHECK_S = 0.5
 
@@ -172,6 +173,8 @@ class Saver:
         try:
             while True:
                 try:
+                    if image is None and not self.keeper.writable and not isinstance(given.image, ImageLink):
+                        raise StoreUnavailable  # the bytes are in the answer: decoded they would take memory twice
                     image = image or await self._fetch(given)
                     stored = await self.keeper.save(self.claim.task.id, given.index, image, given.seed)
                 except StoreUnavailable as error:
@@ -226,15 +229,14 @@ class Saver:
             self.claims.stall(claim, Reason.STORE_UNAVAILABLE, retry_at)
         if claim.run.links and self.is_quiet():
             raise Waiting(Retry(0.0, Reason.DRAINING, counts=False))
-        await self._wait(min(0.25 * 2**tries, MAX_STALL_S, self.ends_at - now))
+        await self._wait(tries)
 
-    async def _wait(self, within_s: float) -> None:
+    async def _wait(self, tries: int) -> None:
         """Wait for the store, and look now and then whether the instance stops."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + within_s
         if self.keeper.writable:  # it works for others, so the cause may be this image's own
-            await asyncio.sleep(within_s)
-        while not self.keeper.writable and (left_s := until - clock()) > 0:
+            await asyncio.sleep(min(0.25 * 2 ** min(tries, 10), MAX_STALL_S, max(self.ends_at - self.clock(), 0.0)))
+        until = min(self.clock() + MAX_STALL_S * 2 ** min(tries, 10), self.ends_at)
+        while not self.keeper.writable and (left_s := until - self.clock()) > 0:
             if self.claim.run.links and self.is_quiet():
                 return
             await self.keeper.wait_writable(min(left_s, QUIET_CHECK_S))
