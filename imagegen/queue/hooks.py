@@ -63,14 +63,23 @@ class HookCalls:
         """The names in the outbox that fall due first, from the one numbered `start` on, and when, Unix time."""
         rows = await self._wire.call("ZRANGE", self._keys.outbox, start, start + count - 1, "WITHSCORES")
         self._spent("hooks", 1)
-        return [(name.decode(), float(due_ms) / 1000) for name, due_ms in zip(rows[::2], rows[1::2], strict=True)]
+        names = await self._readable(rows[::2])
+        return [(name, float(due_ms) / 1000) for name, due_ms in zip(names, rows[1::2], strict=True)]
 
     async def adopt(self, until: float, most: int) -> list[str]:
         """Takes over what falls due by `until`, Unix time; of two takers one gets it."""
         upto = "+inf" if math.isinf(until) else int(until * 1000)
         found = await self._wire.run(self._adopt, [self._keys.outbox], [upto, outbox_due_ms(), most])
         self._spent("hooks", 2 + bool(found))
-        return [name.decode() for name in found]
+        return await self._readable(found)
+
+    async def _readable(self, names: Sequence[bytes]) -> list[str]:
+        """Return the names as text; what is no text is no name of ours, and is removed."""
+        foreign = [name for name in names if not name.isascii()]
+        if foreign:
+            await self._wire.call("ZREM", self._keys.outbox, *foreign)
+            self._spent("hooks", 1)
+        return [name.decode("ascii", "replace") for name in names]
 
     async def postpone(self, due_at: Mapping[str, float]) -> None:
         """Moves what is in the outbox under these names to another time."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 from loguru import logger
 from msgspec.structs import replace
@@ -35,6 +36,9 @@ from imagegen.queue.records import (
 from imagegen.queue.scripts import OUTBOX_GRACE_S, Scripts, outbox_name
 from imagegen.tasks.task import Task, to_tell
 from imagegen.tasks.webhook import Delivery, Webhook, destination_of, joined, merged
+
+_Given = TypeVarTuple("_Given")
+_Answer = TypeVar("_Answer")
 
 MAX_HELD = 2_000
 """Entries with their task in memory; the rest waits by name."""
@@ -91,6 +95,7 @@ class Outbox:
         self._held_at: Counter[str] = Counter()
         self._lines = Lines()
         self._room_made = asyncio.Event()
+        self._reported = False
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()
         self._busy = asyncio.Event()
         self._look = asyncio.Event()
@@ -181,7 +186,7 @@ class Outbox:
             waiting = [name for name, due_at in self._lines.until.items() if due_at < before]
             if held or waiting:
                 names = [*(name for name, _ in held), *waiting]
-                await self._connection.until_back(self._calls.postpone, dict.fromkeys(names, until))
+                await self._usable(self._calls.postpone, dict.fromkeys(names, until))
                 for _, entry in held:
                     entry.until = until
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
@@ -206,7 +211,7 @@ class Outbox:
         await asyncio.sleep(HELLO_S)
         take = self._take_all if self._control.alone else self._take
         while True:
-            wait_s = await self._connection.until_back(take)
+            wait_s = await self._usable(take) or LOOK_S
             take = self._take
             try:
                 async with asyncio.timeout(wait_s):
@@ -214,6 +219,16 @@ class Outbox:
             except TimeoutError:
                 pass
             self._look.clear()
+
+    async def _usable(self, call: Callable[[*_Given], Awaitable[_Answer]], *given: *_Given) -> _Answer | None:
+        """Repeat a call until Redis can be used; return None if something foreign is in the outbox's place."""
+        try:
+            return await self._connection.until_back(call, *given)
+        except ResponseError as error:
+            if not self._reported:
+                logger.error("The outbox can't be used, webhooks are delivered from memory alone: {}", error)
+            self._reported = True
+            return None
 
     async def _take_all(self) -> float:
         """Takes over everything, since no other instance is there. Returns the seconds until there may be more."""

@@ -484,3 +484,20 @@ async def test_what_waits_for_long_makes_room_for_what_is_due(make_instance, mon
         if task.id == final.id:
             break
     assert delivery.due_at is None
+
+
+async def test_something_foreign_in_the_outbox_or_in_its_place_ends_no_loop(make_instance) -> None:
+    one = make_instance(start=False)
+    redis, key = one.connection.commands, one.keys.outbox
+    await redis.zadd(key, {b"\xff\xfe": 1, "": 2, "x" * 1000: 3})
+    one.start()
+    await eventually(lambda: gone(one))
+    await redis.set(key, "foreign")
+    one.room.outbox.look_soon()
+    await put_in(one, "a", hook())
+    await finish(one)
+    _, delivery = await asyncio.wait_for(one.room.outbox.next(), 5)
+    assert delivery.webhook == hook()
+    await asyncio.sleep(0.2)
+    assert not any(loop.done() for loop in one.loops)
+    await redis.delete(key)
