@@ -20,6 +20,7 @@ from imagegen.queue.outbox import Outbox
 from imagegen.queue.reads import Reads, newer
 from imagegen.queue.records import (
     CANCELLED_RUN,
+    calls_under_way,
     decode_entry,
     decode_head,
     decode_record,
@@ -199,8 +200,7 @@ class Queue:
         try:
             answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
             if answer.kind == "gone":
-                await self.on_gone()
-                answer = await self._scripts.submit(submit_item(task, decode_head(answer.known).generation))
+                task, answer = await self._submit_gone(task, answer)
             taken_in = answer.kind in ("new", "again")
             submitted = self._taken_in(task, answer) if taken_in else self._met(submission, answer)
         except BaseException as error:
@@ -214,6 +214,15 @@ class Queue:
             if not waiter.done():
                 waiter.set_result(submitted)
         return submitted
+
+    async def _submit_gone(self, task: Task, answer: SubmitAnswer) -> tuple[Task, SubmitAnswer]:
+        """Queue a task again that has no entry, unless whoever runs it restores it. A call that was under way, and
+        whose instance is gone, may be paid for twice."""
+        await self.on_gone()
+        replaced = decode_head(answer.known).generation
+        (run,) = await self._scripts.runs([task.id])
+        task = replace(task, possibly_billed_twice=calls_under_way(run))
+        return task, await self._scripts.submit(submit_item(task, replaced))
 
     def _joined(self, task_id: str) -> asyncio.Future[Submitted] | None:
         """What comes of the submit of this task that is under way; None where there is none."""

@@ -287,6 +287,17 @@ def readable_run(value: bytes) -> bool:
     return True
 
 
+def calls_under_way(stands: bytes | None) -> int:
+    """Return how many calls of a run may have been paid for, the one that is under way included."""
+    if stands is None:
+        return 0
+    try:
+        _, run = decode_run(stands)
+    except UnreadableRecord:
+        return 1
+    return run.ambiguous + (run.phase == "calling")
+
+
 def shown_images(task: Task, run: Run) -> tuple[StoredImage, ...]:
     """What an unfinished task shows: the pictures of before stand until the new ones are all there."""
     return task.images if task.stale_images else run.images

@@ -352,3 +352,24 @@ async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check
         for number in range(20):
             assert (await instance.queue.get(submission(number).task_id)).state is State.PENDING
     assert instance.connection.meter.commands.total() - before <= 5
+
+
+async def test_a_task_that_was_under_way_when_all_was_lost_is_recorded_as_maybe_billed_twice(
+    make_instance, own_redis
+) -> None:
+    before = make_instance(url=own_redis.url)
+    waiting = asyncio.create_task(before.claims.claim())
+    await before.queue.submit(submission("a"))
+    claim = await asyncio.wait_for(waiting, 5)
+    assert await before.claims.start(claim) is Start.STARTED
+    await before.crash()
+    await before.connection.commands.delete(before.keys.stream)
+    after = make_instance(url=own_redis.url)
+    waiting = asyncio.create_task(after.claims.claim())
+    assert (await after.queue.submit(submission("a"))).cached is Cached.MISS
+    again = await asyncio.wait_for(waiting, 5)
+    while (start := await after.claims.start(again)) is Start.ADOPTED:
+        pass
+    assert start is Start.STARTED
+    final = edges.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    assert (await after.claims.finish(again, final)).possibly_billed_twice == 1
