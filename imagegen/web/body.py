@@ -156,17 +156,24 @@ def _bound_values(body: bytes) -> None:
     if outside is not None and _count_values(outside) <= MAX_VALUES:
         return
     try:
-        _RAW.decode(body)
         members = _LARGE.decode(body)
     except RecursionError as error:
         raise _JsonFault(*_TOO_DEEP) from error
     except msgspec.ValidationError as error:
-        raise _JsonFault(*_NOT_OBJECT) from error
+        raise _JsonFault(*(_NOT_OBJECT if _is_shallow(body) else _TOO_DEEP)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _JsonFault(*_UNREADABLE) from error
     largest = max(members.__struct_fields__, key=lambda name: len(getattr(members, name)))
     field = largest if len(getattr(members, largest)) > len(body) // 2 else "body"
     raise InvalidRequest(details=[FieldFault(field, f"has too many entries: a request has at most {MAX_VALUES}")])
+
+
+def _is_shallow(body: bytes) -> bool:
+    try:
+        _RAW.decode(body)
+    except (RecursionError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return not isinstance(error, RecursionError)
+    return True
 
 
 def _count_values(text: bytes) -> int:
