@@ -221,10 +221,10 @@ def may_have_run(status: int, body: bytes | bytearray, *, is_own_error: bool) ->
     return bool(_ENVOY_RESET.search(text)) and not _ENVOY_NOT_SENT.search(text)
 
 
-_COUNT = r"(?:n|num_images(?:_per_prompt)?|num_outputs|batch_size|sample_?count|number[ _]of[ _](?:images|outputs))"
+_COUNT = r"(?:n|num_images(?:_per_prompt)?|num_outputs|batch[ _]size|sample_?count|number[ _]of[ _](?:images|outputs))"
 _ABOUT_COUNT = re.compile(
     rf"(?:^|[\s'\"`(\[{{.,]){_COUNT}(?:$|[\s'\"`)\]}}:=<>,.])"
-    r"|(?:one|1|single) image (?:per|at a time|only)|multiple images|more than one image",
+    r"|(?:one|1|single) image (?:per|at a time|only)|multiple images|too many images|more than one image",
     re.IGNORECASE,
 )
 _HIGHEST = re.compile(

@@ -56,12 +56,10 @@ def error_response(error: ApiError, _request_id: str, _language: str) -> web.Res
 
 
 def failure_response(task: Task) -> web.Response:
-    """The answer for a task that will bring no picture."""
-    headers: dict[str, str] = {}
+    """The answer for a task that will bring no picture; the client's own repeat would get the same failure."""
+    headers = {"x-should-retry": "false"}
     status = _failed_status(task)
-    if not can_be_mended(task):
-        headers["x-should-retry"] = "false"
-    elif status in {429, 503}:
+    if status in {429, 503} and can_be_mended(task):
         headers["retry-after"] = retry_after(_FAILED_RETRY_AFTER_S)
     return _envelope(status, failure_fields(task), headers)
 

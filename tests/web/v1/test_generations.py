@@ -208,28 +208,27 @@ async def test_a_cancelled_task_is_a_conflict_that_no_repeat_mends(
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "code", "kind", "param", "mendable"),
+    ("fault", "status", "code", "kind", "param"),
     [
-        ("422_nsfw", 400, "content_policy", "invalid_request_error", "prompt", False),
-        ("400_multiple", 400, "upstream_invalid_request", "invalid_request_error", None, False),
-        ("404_model", 404, "model_not_available", "invalid_request_error", "model", False),
-        ("401", 502, "upstream_auth", "server_error", None, False),
-        ("402", 502, "upstream_billing", "server_error", None, False),
-        ("503", 503, "upstream_overloaded", "server_error", None, True),
-        ("500", 502, "upstream_error", "server_error", None, True),
-        ("no_images", 502, "upstream_bad_response", "server_error", None, None),
+        ("422_nsfw", 400, "content_policy", "invalid_request_error", "prompt"),
+        ("400_multiple", 400, "upstream_invalid_request", "invalid_request_error", None),
+        ("404_model", 404, "model_not_available", "invalid_request_error", "model"),
+        ("401", 502, "upstream_auth", "server_error", None),
+        ("402", 502, "upstream_billing", "server_error", None),
+        ("503", 503, "upstream_overloaded", "server_error", None),
+        ("500", 502, "upstream_error", "server_error", None),
+        ("no_images", 502, "upstream_bad_response", "server_error", None),
     ],
 )
 async def test_a_failed_task_answers_as_an_error(
-    serve: Serve, fault: str, status: int, code: str, kind: str, param: str | None, mendable: bool | None
+    serve: Serve, fault: str, status: int, code: str, kind: str, param: str | None
 ) -> None:
     service = await serve(max_attempts=1)
     answer = await service.generate(prompt=f"{{{{fault:{fault}}}}}")
     error = (await answer.json())["error"]
     assert error.pop("message")
     assert (answer.status, error) == (status, {"type": kind, "param": param, "code": code})
-    if mendable is not None:
-        assert answer.headers.get("x-should-retry") == (None if mendable else "false")
+    assert answer.headers["x-should-retry"] == "false"
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
