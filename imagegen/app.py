@@ -51,7 +51,7 @@ from imagegen.web.client import public_prefix
 from imagegen.web.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
 from imagegen.web.imagesend import ImageSender
-from imagegen.web.listening import ListeningSite, base_address, open_sockets
+from imagegen.web.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
 from imagegen.web.pictures import IMAGE_SENDER
 from imagegen.web.ratelimit import RateLimits
@@ -307,7 +307,7 @@ async def serve(settings: Settings) -> int:
         collect_less_garbage()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
-        for line in start_checks.overview(settings, base_address(sockets[0]), chosen.call_slots(settings)):
+        for line in start_checks.overview(settings, local_address(sockets[0]), chosen.call_slots(settings)):
             logger.info("{}", line)
         died = asyncio.create_task(app[SUPERVISOR].died.wait())
         stopped = asyncio.create_task(stop.wait())

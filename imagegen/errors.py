@@ -169,6 +169,11 @@ class QueueFull(ApiError):
     zh, en = "队列已满，请稍后再试", "The queue is full, please try again later"
 
 
+class TooManyConnections(ApiError):
+    status, code, retryable, closes = 503, "too_many_connections", True, True
+    zh, en = "连接数已满，请稍后重试", "All connections are taken, try again later"
+
+
 class Draining(ApiError):
     status, code, retryable, closes = 503, "draining", True, True
     zh, en = "服务正在重启，请稍后再试", "The service is restarting, please try again"

@@ -7,23 +7,21 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import orjson
 from aiohttp import web
 from loguru import logger
 
-from imagegen.errors import SettingsError
+from imagegen.errors import SettingsError, TooManyConnections
 from imagegen.web.connections import EXHAUSTED, Connections, Outage
+from imagegen.web.headers import fresh_request_id
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 64
+FULL_RETRY_S = 5
 PAUSE_S = 0.25
 """How long no connection is accepted after the system refused one for want of descriptors."""
 
 _ANY_V4, _ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - compared, not bound
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n"
-    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-)
-_FULL_BODY = b'{"success":false,"statusCode":503,"code":"too_many_connections","retryable":true}'
 
 
 def open_sockets(hosts: Sequence[str], port: int) -> list[socket.socket]:
@@ -84,6 +82,12 @@ def base_address(listening: socket.socket) -> str:
     """Return the address of a listening socket as a URL."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def local_address(listening: socket.socket) -> str:
+    """Return the URL by which this machine reaches a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://localhost:{port}" if host in (_ANY_V4, _ANY_V6) else base_address(listening)
 
 
 class ListeningSite(web.BaseSite):
@@ -179,10 +183,31 @@ class _Acceptor:
 
 def _refuse(accepted: socket.socket) -> None:
     """Tell a client that there is no room, as far as that goes without waiting."""
+    request_id = fresh_request_id()
+    error = TooManyConnections()
+    body = orjson.dumps(
+        {
+            "success": False,
+            "statusCode": error.status,
+            "code": error.code,
+            "message": error.message("zh"),
+            "retryable": error.retryable,
+            "requestId": request_id,
+            "details": [],
+        }
+    )
+    lines = [
+        f"HTTP/1.1 {error.status} Service Unavailable",
+        f"X-Request-Id: {request_id}",
+        f"Retry-After: {FULL_RETRY_S}",
+        "Connection: close",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(body)}",
+    ]
     try:
-        accepted.send(_FULL % (len(_FULL_BODY), _FULL_BODY))
+        accepted.send("\r\n".join([*lines, "", ""]).encode() + body)
         accepted.shutdown(socket.SHUT_WR)
-    except OSError as error:
-        logger.debug("A client could not be told that there is no room: {}", error)
+    except OSError as failure:
+        logger.debug("A client could not be told that there is no room: {}", failure)
     finally:
         accepted.close()

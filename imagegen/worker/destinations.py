@@ -105,7 +105,8 @@ class Destinations(Generic[Item]):
         while self._timers and self._timers[0][0] <= now:
             timed = heapq.heappop(self._timers)[2]
             timed.timer_at = math.inf
-            self._place(timed, now)
+            if self._all.get(timed.name) is timed:
+                self._place(timed, now)
         if self._under_way >= AT_ONCE:
             return None
         if self._in_quick < QUICK_AT_ONCE and (destination := self._next_of(self._quick)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -144,7 +145,11 @@ async def test_requests_that_run_are_not_broken_off_and_who_has_no_room_is_told(
     running = await server.fill(3, HELD)
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
     refused = await server.connect()
-    assert (await refused.ask(b"")).startswith(b"HTTP/1.1 503")
+    head, _, body = (await refused.ask(b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    answer = json.loads(body)
+    assert (answer["code"], answer["retryable"], len(answer)) == ("too_many_connections", True, 7)
+    assert f"X-Request-Id: {answer['requestId']}".encode() in head
     assert await refused.closed()
     assert not await running[0].closed(0.1)
 

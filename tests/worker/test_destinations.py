@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 
 import pytest
 
@@ -180,3 +181,43 @@ def test_destinations_without_work_are_forgotten(monkeypatch: pytest.MonkeyPatch
     assert len(world.schedule._all) <= 10
     assert not world.schedule._blocked
     assert not +world.schedule._of_host
+
+
+def test_a_timer_of_a_forgotten_destination_takes_no_turn_from_the_new_one() -> None:
+    schedule: Destinations[int] = Destinations()
+    schedule.add(url("a"), 0.0, 0, 0.0)
+    schedule.add(url("a"), 0.0, 1, 0.0)
+    first = schedule.start(0.0)
+    assert first is not None
+    schedule.end(first, 1.0, took_s=5.0, failed=True)  # a pause until 6.0, for which a timer is set
+    paused = schedule._all[url("a")]
+    paused.paused_until = 0.0
+    schedule.add(url("a"), 1.0, 2, 1.0)
+    for now in (2.0, 3.0):
+        running = schedule.start(now)
+        assert running is not None
+        schedule.end(running, now, took_s=0.1, failed=False)
+    assert url("a") not in schedule._all
+    schedule.add(url("a"), 6.0, 3, 6.0)
+    assert schedule.start(6.5) is not None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_waits_for_ever_whatever_the_receivers_do(seed: int) -> None:
+    dice = random.Random(seed)
+    names = [url(f"host{dice.randrange(30)}", n) for n in range(120)]
+    world = Receivers({name: dice.choice([0.01, 0.2, 1.5, 9.0, None]) for name in names})
+    added = 0
+    for _ in range(150):
+        name, count = dice.choice(names), dice.randrange(1, 8)
+        world.add(name, count, world.now + dice.choice([0.0, 0.0, 3.0, 40.0]))
+        added += count
+        world.took_s[dice.choice(names)] = dice.choice([0.01, 0.2, 1.5, 9.0, None])
+        world.run(world.now + dice.random() * 2)
+        assert world.most <= AT_ONCE
+    world.took_s = dict.fromkeys(names, 0.01)
+    world.run(world.now + 300.0)
+    assert sum(map(len, world.done.values())) == added
+    assert world.schedule.start(world.now) is None
+    assert not world.schedule._blocked
+    assert (world.schedule._under_way, world.schedule._in_quick, world.schedule._in_slow) == (0, 0, 0)
