@@ -576,6 +576,29 @@ async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
     assert memory.held == 0
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
+async def test_an_image_stays_in_memory_where_no_file_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(spool.os, "open", fail)
+    async with open_session(frozenset()) as session:
+        image = await make_fetcher(session, store=Folder(tmp_path)).fetch(ImageBytes(LARGE))
+    assert image.data == LARGE
+
+
+async def test_a_shortage_of_descriptors_is_no_fault_of_the_link(
+    fetcher: ImageFetcher, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", fail)
+    assert "no connection" in (await failure(fetcher, upstream.link("/ok"))).detail
+
+
 async def test_a_link_is_left_for_later_where_neither_disk_nor_memory_has_room(
     upstream: Upstream, tmp_path: Path
 ) -> None:

@@ -1,0 +1,100 @@
+"""A paid image is kept: its host may be away for a while, and so may the disk."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from emulated import EmulatorProcess
+from service.running import Service, at_once, calls_about, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE_BYTES = 2_100_000
+LOG_BYTES = 1_000_000
+"""What a file may have while images are refused: more than the service's log."""
+
+
+def test_images_whose_host_fails_for_a_while_are_paid_once(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url, WORKER_CONCURRENCY="5")
+    prompts = [f"host away {number} {{{{fault:image_500 link_times=4}}}}" for number in range(10)]
+    ids = at_once([lambda prompt=prompt: service.accepted(prompt=prompt) for prompt in prompts])
+    tasks = [service.completed(task_id) for task_id in ids]
+    assert {(task["attempts"], task.get("possiblyBilledTwice")) for task in tasks} == {(1, None)}
+    assert len(calls_about(upstream, "host away")) == 10
+
+
+def test_a_kill_while_the_host_of_paid_images_is_away_costs_nothing(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url)
+    task_id = service.accepted(prompt="killed {{fault:image_500 link_times=7}}")
+    eventually(lambda: service.task(task_id)["reason"] == "retrying")
+    service.kill()
+    task = service.start().completed(task_id)
+    assert "possiblyBilledTwice" not in task
+    assert len(calls_about(upstream, "killed")) == 1
+
+
+@contextmanager
+def image_host(form: str) -> Iterator[str]:
+    """An upstream whose images are large."""
+    command = [sys.executable, "-m", "bench.imagehost", str(IMAGE_BYTES), form, "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
+
+
+@contextmanager
+def no_large_files(service: Service) -> Iterator[None]:
+    """The service can't write files as large as its images are."""
+    before = resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (LOG_BYTES, resource.RLIM_INFINITY))
+    yield
+    with suppress(ProcessLookupError):
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+@pytest.mark.parametrize("form", ["link", "base64"])
+def test_images_that_the_disk_refuses_wait_and_are_paid_once(start_service, form: str) -> None:
+    with image_host(form) as url:
+        service: Service = start_service(url, WORKER_CONCURRENCY="3")
+        with no_large_files(service):
+            ids = at_once([lambda number=number: service.accepted(prompt=f"full {number}") for number in range(8)])
+            eventually(lambda: sum(service.task(task_id)["reason"] == "store_unavailable" for task_id in ids) >= 3)
+            assert service.get("/readyz").status == 503
+            assert {service.task(task_id)["status"] for task_id in ids} <= {"pending", "processing"}
+            assert calls(service) <= 3
+        tasks = [service.completed(task_id) for task_id in ids]
+        assert {(task["attempts"], task.get("possiblyBilledTwice")) for task in tasks} == {(1, None)}
+        assert {task["data"][0]["bytes"] for task in tasks} == {service_bytes(service, tasks[0])}
+        assert calls(service) == 8
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service) -> None:
+    with image_host("link") as url:
+        service: Service = start_service(url, WORKER_CONCURRENCY="2")
+        with no_large_files(service):
+            task_id = service.accepted(prompt="stopped")
+            eventually(lambda: service.task(task_id)["reason"] == "store_unavailable")
+            service.signal(signal.SIGTERM)
+            assert service.wait() == 0
+        task = service.start().completed(task_id)
+        assert "possiblyBilledTwice" not in task
+        assert calls(service) == 0
+
+
+def calls(service: Service) -> int:
+    """The upstream calls of this process."""
+    return sum(service.get("/api/stats").json["upstream"]["calls"].values())
+
+
+def service_bytes(service: Service, task: dict) -> int:
+    return len(service.get(task["data"][0]["url"]).body)
