@@ -109,7 +109,7 @@ class Claims:
         item = finish_item(claim.entry_id, final)
         self._holdings.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
-        answer = await self._connection.until_back(self._scripts.finish, item)
+        answer = await self._connection.until_back(self._scripts.mended, self._scripts.finish, item)
         if answer.stands:
             _, final = decode_record(answer.stands)
         else:

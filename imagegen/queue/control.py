@@ -27,6 +27,9 @@ HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 _TO_ANYBODY = ("hello", "lost")
 """Kinds that are published also where no peer is known."""
 
+MAX_PEERS = 1_000
+"""Instances remembered, whatever names come on the channel."""
+
 Message = Mapping[str, Any]
 Handler = Callable[[Message], None]
 
@@ -52,6 +55,7 @@ class Control:
         self.on: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
         self.on_peer: list[Callable[[], None]] = []
+        self._met_unreadable = False
 
     @property
     def alone(self) -> bool:
@@ -128,11 +132,14 @@ class Control:
         try:
             message = orjson.loads(data)
             sender, kind = message["from"], message["kind"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            logger.warning("A message on the control channel can't be read")
-            return
-        if sender == self._instance:
-            return
+            if not (isinstance(sender, str) and isinstance(kind, str)):
+                raise TypeError(kind)
+            if sender != self._instance:
+                self._handle(message, sender, kind)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # of another's making
+            self._unreadable()
+
+    def _handle(self, message: Message, sender: str, kind: str) -> None:
         known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
@@ -144,8 +151,16 @@ class Control:
         if not known and kind != "bye":
             for hook in self.on_peer:
                 hook()
+        while len(self.peers) > MAX_PEERS:
+            del self.peers[next(iter(self.peers))]
         if handler := self.on.get(kind):
             handler(message)
+
+    def _unreadable(self) -> None:
+        """Log once that a foreign message came; more of them say nothing new."""
+        if not self._met_unreadable:
+            self._met_unreadable = True
+            logger.warning("A message on the control channel can't be read; more of them are passed over silently")
 
     def _repeat_hello(self, kind: str) -> None:
         """A greeting that was not sent is sent again: without it the peers believe that we are not there."""

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from redis.exceptions import RedisError
+
 from imagegen.queue.claim import Claim
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
@@ -40,7 +42,7 @@ class Leases:
         """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
         claims, unreadable = self.holdings.hold(entries)
         for entry_id, what in unreadable:
-            await self._connection.until_back(self._scripts.bury, entry_id, what)
+            await self._connection.until_back(self._scripts.mended, self._scripts.bury, entry_id, what)
         if claims:
             self._tell_busy()
         return claims
@@ -67,7 +69,10 @@ class Leases:
                 await holdings.busy.wait()
             await asyncio.sleep(self._lease_s / 3)
             if holdings.held:
-                await self._connection.until_back(self._renew)
+                try:
+                    await self._connection.until_back(self._scripts.mended, self._renew)
+                except RedisError as error:
+                    self._scripts.unreadable.report("renewal", type(error).__name__, error)
 
     async def _renew(self) -> None:
         sent_at, renewed = time.monotonic(), list(self.holdings.held.values())

@@ -198,7 +198,9 @@ class Queue:
         joined: list[asyncio.Future[Submitted]] = []
         self._submitting[task.id] = joined
         try:
-            answer = await self._scripts.submit(submit_item(task, replaced.generation if replaced else None))
+            answer = await self._scripts.mended(
+                self._scripts.submit, submit_item(task, replaced.generation if replaced else None)
+            )
             if answer.kind == "gone":
                 task, answer = await self._submit_gone(task, answer)
             taken_in = answer.kind in ("new", "again")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from redis.exceptions import ResponseError
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue import costs
 from imagegen.queue.batch import Batcher, batched
 from imagegen.queue.connection import Connection
@@ -28,7 +29,7 @@ from imagegen.queue.items import (
 )
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.records import VERSION, final_record
-from imagegen.queue.unreadable import Unreadable
+from imagegen.queue.unreadable import Unreadable, wrong_type
 from imagegen.queue.wire import Asked, Script
 from imagegen.tasks.task import Task, to_tell
 
@@ -36,6 +37,9 @@ Entry = tuple[str, dict[bytes, bytes]]
 
 Found = tuple[bytes | None, bytes | None, bytes | None]
 """Record, run and hooks of a task."""
+
+_Answer = TypeVar("_Answer")
+_Given = TypeVarTuple("_Given")
 
 DEAD_LIST_LIFE_S = 7 * 86_400
 
@@ -74,7 +78,9 @@ class Scripts:
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
         self._run_life_ms = int(run_life_s * 1000)
         self._wire = connection.wire
-        self._scripts = {name: Script(lua(name)) for name in ("submit", "start", "swap", "bury", "waiting", "retire")}
+        self._scripts = {
+            name: Script(lua(name)) for name in ("submit", "start", "swap", "bury", "waiting", "retire", "aside")
+        }
         self._scripts |= {name: Script(lua("billed") + lua(name)) for name in ("finish", "cancel", "start_fenced")}
         self._scripts |= {name: Script(lua("owned") + lua(name)) for name in ("renew", "release")}
         self.depth = depth
@@ -213,12 +219,34 @@ class Scripts:
             try:
                 await self._connection.commands.xgroup_create(self._keys.stream, GROUP, id="0", mkstream=True)
             except ResponseError as error:
+                if wrong_type(error):
+                    await self._put_aside()
+                    raise QueueUnavailable from error  # the caller comes again
                 if "BUSYGROUP" not in str(error):
                     raise
                 self._spent("other", 1)
                 return False
         self._spent("other", 1)
         return True
+
+    async def mended(self, call: Callable[[*_Given], Awaitable[_Answer]], *given: *_Given) -> _Answer:
+        """Make a call; once more if a key that all tasks share was of another type, after it was moved aside."""
+        try:
+            return await call(*given)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            await self._put_aside()
+        return await call(*given)
+
+    async def _put_aside(self) -> None:
+        """Move shared keys of another type aside."""
+        shared = {self._keys.stream: "stream", self._keys.outbox: "zset", self._keys.dead: "list"}
+        keys = [name for key in shared for name in (key, f"{key}:aside")]
+        moved = await self._run("aside", keys, [DEAD_LIST_LIFE_S, *shared.values()])
+        self._spent("other", 1 + len(shared) + 2 * len(moved))
+        for key in moved:
+            self.unreadable.report("key", f"{key.decode()} ({time.monotonic():.0f} s)", "of another type, moved aside")
 
     async def pending(self) -> list[PendingEntry]:
         """Return all claimed entries, of every instance, in order. One command for each thousand of them."""

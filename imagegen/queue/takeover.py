@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from loguru import logger
+from redis.exceptions import RedisError
 
 from imagegen.queue.batch import batched
 from imagegen.queue.claim import Claim, inherit
@@ -69,7 +70,11 @@ class Takeover:
         began = time.monotonic()
         check_s, step = FIRST_CHECK_S, self._check
         while True:
-            next_s = await self._connection.until_back(step)
+            try:
+                next_s = await self._connection.until_back(self._scripts.mended, step)
+            except RedisError as error:
+                self._scripts.unreadable.report("takeover", type(error).__name__, error)
+                next_s = EARLY_CHECK_S
             step = self._look
             try:
                 async with asyncio.timeout(min(next_s, check_s)):

@@ -1,0 +1,132 @@
+"""Foreign values in every key of ours: each costs its own task at most, and no loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+from support import eventually, submission
+
+from imagegen.queue.claim import Start
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+CHANCE = random.Random(5)
+GARBAGE = [
+    b"",
+    b"junk",
+    b"\xff\xfe\x00",
+    b"[" * 5_000,
+    b"99 pending 1-0 5 5 aa\n{}",
+    b"1 pending x-y 5 5 aa\n{}",
+    b'1-0 {"owner":"x","phase":"calling","ambiguous":99,"reason":"of a newer version"}',
+    CHANCE.randbytes(200),
+]
+KINDS = ["string", "list", "set", "hash", "zset", "stream"]
+
+
+async def put(instance, key: str, kind: str, garbage: bytes) -> None:
+    """Puts a value of a kind where ours should be."""
+    redis = instance.connection.commands
+    await redis.delete(key)
+    match kind:
+        case "string":
+            await redis.set(key, garbage)
+        case "list":
+            await redis.rpush(key, garbage)
+        case "set":
+            await redis.sadd(key, garbage)
+        case "hash":
+            await redis.hset(key, "field", garbage)
+        case "zset":
+            await redis.zadd(key, {garbage: 1.0})
+        case _:
+            await redis.xadd(key, {"field": garbage or b"x"})
+
+
+async def runs_tasks(instance, name: str) -> None:
+    """A new task is taken, run and finished, and all loops live."""
+    await instance.queue.submit(submission(name))
+    while True:
+        claim = await asyncio.wait_for(instance.claims.claim(), 10)
+        while (came := await instance.claims.start(claim)) is Start.ADOPTED:
+            pass
+        assert came is Start.STARTED
+        now = time.time()
+        final = await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+        assert final.state is State.COMPLETED
+        if claim.task.id == submission(name).task_id:
+            break
+    assert [loop.get_name() for loop in instance.loops if loop.done()] == []
+
+
+def keys_of(instance, name: str) -> dict[str, str]:
+    keys, task_id = instance.keys, submission(name).task_id
+    return {
+        "record": keys.record(task_id),
+        "run": keys.run(task_id),
+        "hooks": keys.hooks(task_id),
+        "outbox": keys.outbox,
+        "dead": keys.dead,
+        "stream": keys.stream,
+    }
+
+
+@pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
+async def test_an_instance_starts_and_runs_tasks_over_a_value_of_any_type(make_instance, which) -> None:
+    for number, kind in enumerate(KINDS):
+        instance = make_instance(start=False)
+        await put(instance, keys_of(instance, f"task {number}")[which], kind, b"junk")
+        instance.start()
+        await runs_tasks(instance, f"task {number}")
+        await instance.crash()
+
+
+@pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
+async def test_a_running_instance_goes_on_over_a_value_of_any_type(make_instance, which) -> None:
+    instance = make_instance(lease_s=1.0)
+    await runs_tasks(instance, "before")
+    for number, kind in enumerate(KINDS):
+        await put(instance, keys_of(instance, f"task {number}")[which], kind, b"junk")
+        await runs_tasks(instance, f"task {number}")
+
+
+@pytest.mark.parametrize("which", ["record", "run", "hooks"])
+async def test_a_running_instance_goes_on_over_any_bytes(make_instance, which) -> None:
+    instance = make_instance()
+    for number, garbage in enumerate(GARBAGE):
+        name = f"task {number}"
+        if which == "record" and garbage.endswith(b"\n{}"):
+            continue  # of a newer version, or of another request: both are left alone
+        await put(instance, keys_of(instance, name)[which], "string", garbage)
+        await runs_tasks(instance, name)
+
+
+async def test_foreign_entries_and_names_are_passed_over(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await runs_tasks(instance, "before")
+    for garbage in GARBAGE:
+        await redis.zadd(instance.keys.outbox, {garbage: CHANCE.choice([float("-inf"), 0.0, float("inf")])})
+        await redis.xadd(instance.keys.stream, {"v": garbage or b"1", "g": garbage or b"1", "d": garbage})
+        await redis.xadd(instance.keys.stream, {b"v": b"1", b"g": b"1", b"d": garbage})
+    instance.room.outbox.look_soon()
+    await runs_tasks(instance, "after")
+    assert instance.connection.meter.dead_letters >= len(GARBAGE)
+
+
+async def test_foreign_messages_are_passed_over(make_instance) -> None:
+    instance = make_instance()
+    redis = instance.connection.commands
+    await eventually(lambda: instance.connection.meter.commands["control"])
+    texts = [b'{"from":[],"kind":"busy"}', b'{"from":"x","kind":{}}', b"3", b'{"from":"x","kind":"watch","ids":[{}]}']
+    texts += [b'{"from":"x","kind":"change","record":[1]}', b'{"from":"x","kind":"change","record":"\\ud800"}']
+    texts += [b'{"from":"x","kind":"lost","ids":3}', *GARBAGE]
+    texts += [b'{"from":"y","kind":"%s"}' % kind.encode() for kind in instance.control.on]
+    for text in texts:
+        await redis.publish(instance.keys.control, text)
+    await runs_tasks(instance, "a")
