@@ -26,6 +26,9 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 """Of the request line and all headers; aiohttp alone takes 128 headers of 8 KiB each."""
 
+_HEAD_PIECE = MAX_HEAD_BYTES + 1
+"""What the parser may get before it is known whether a head ends in it."""
+
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
 
@@ -110,6 +113,11 @@ class _Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._head_bytes > MAX_HEAD_BYTES:
             return
+        if len(data) > _HEAD_PIECE and self._body.is_eof():  # asyncio reads up to 256 KiB at once
+            self.data_received(data[:_HEAD_PIECE])
+            data = data[_HEAD_PIECE:]
+            if self._head_bytes > MAX_HEAD_BYTES:
+                return
         count, reads_head = self._request_count, self._body.is_eof()
         super().data_received(data)
         self._bound_head(len(data), self._request_count - count, reads_head=reads_head)
