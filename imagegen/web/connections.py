@@ -82,6 +82,11 @@ class ClientConnection(Protocol):
         ...
 
     @property
+    def receiving(self) -> bool:
+        """Whether the rest of a request's body is to come."""
+        ...
+
+    @property
     def head_begun(self) -> bool:
         """Whether a part of a request's head came; that has a time limit of its own."""
         ...
@@ -139,8 +144,9 @@ class Connections:
     def make_room(self, address: str | None = None) -> bool:
         """Close the connection that is missed least; return False if all of them are needed.
 
-        That is one that never sent a request, of the client with most of them, else the oldest idle one of the client
-        with most connections, else the oldest of a client that holds more than half, unless it is `address` itself.
+        That is one that never sent a request, of the client with most of them, else the oldest idle one, else the
+        oldest with an unfinished request, both of the client with most connections, else the oldest of a client that
+        holds more than half, unless it is `address` itself.
         """
         self._log_shortage()
         if self._unused_by:
@@ -149,6 +155,7 @@ class Connections:
         else:
             holders = Counter(connection.address for connection in self._open)
             idle = [connection for connection in self._open if connection.idle]
+            idle = idle or [connection for connection in self._open if connection.receiving]
             most, count = holders.most_common(1)[0] if holders else ("", 0)
             if idle:
                 victim = max(idle, key=lambda connection: holders[connection.address])

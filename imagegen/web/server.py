@@ -106,6 +106,11 @@ class _Connection(web.RequestHandler):
         return self._waiter is not None and not self._waiter.done()
 
     @property
+    def receiving(self) -> bool:
+        """Whether the rest of a request's body is to come."""
+        return not self._body.is_eof()
+
+    @property
     def head_begun(self) -> bool:
         """Whether a part of a request's head came."""
         return self._head_timer is not None

@@ -88,10 +88,14 @@ async def make_server() -> AsyncIterator[MakeServer]:
         await asyncio.sleep(30)
         return edge.json_response({})
 
+    async def body(request: web.Request) -> web.Response:
+        return edge.json_response({"bytes": len(await request.read())})
+
     async def make(cap: int = 4, **options: Any) -> Server:
         app = web.Application()
         app.router.add_get("/hello", hello)
         app.router.add_get("/held", held)
+        app.router.add_post("/body", body)
         edge.install(app, edge.Edge(Meter(), access_log=False))
         runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
         await runner.setup()
@@ -152,6 +156,16 @@ async def test_requests_that_run_are_not_broken_off_and_who_has_no_room_is_told(
     assert f"X-Request-Id: {answer['requestId']}".encode() in head
     assert await refused.closed()
     assert not await running[0].closed(0.1)
+
+
+async def test_stalled_bodies_make_room_before_requests_that_run(make_server) -> None:
+    server = await make_server(cap=3)
+    (running,) = await server.fill(1, HELD)
+    stalled = await server.fill(2, b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab")
+    await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
+    assert (await (await server.connect()).ask()).startswith(b"HTTP/1.1 200")
+    assert await stalled[0].closed()
+    assert not await running.closed(0.1)
 
 
 async def test_one_client_with_more_than_half_of_all_running_requests_makes_room_for_another(make_server) -> None:
