@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 from loguru import logger
@@ -19,6 +20,8 @@ OK, ABANDONED = "ok", "abandoned"
 KEY_SETTINGS = {"together": "TOGETHER_API_KEY", "openai": "OPENAI_API_KEY", "a1111": "A1111_URL"}
 """By provider: the setting with the key, for the operator who must act."""
 
+WARN_AGAIN_S = 60.0
+
 _REFUSALS = {
     "upstream_auth": "The provider refuses the key of {}: {}",
     "upstream_billing": "The provider's account that belongs to the key of {} has no credit: {}",
@@ -28,10 +31,12 @@ _REFUSALS = {
 class MeteredProvider:
     """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key."""
 
-    def __init__(self, provider: Provider, meter: Meter) -> None:
+    def __init__(self, provider: Provider, meter: Meter, *, clock: Callable[[], float] = monotonic) -> None:
         self._provider = provider
         self._meter = meter
-        self._warned: set[str] = set()
+        self._clock = clock
+        self._warned_at: dict[str, float] = {}
+        self._refusing: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -54,8 +59,8 @@ class MeteredProvider:
         try:
             reply = await self._provider.generate(call, watcher)
             code = OK
-            if self._warned:
-                self._warned.clear()
+            if self._refusing:
+                self._refusing.clear()
                 logger.info("The provider accepts the key again")
         except UpstreamError as error:
             code, ambiguous = error.code, error.ambiguous
@@ -67,11 +72,13 @@ class MeteredProvider:
         return reply
 
     def _warn(self, error: UpstreamError) -> None:
-        """One line for the operator, until the provider accepts a call again."""
-        if error.code not in self._warned:
-            self._warned.add(error.code)
+        """One line for the operator until a call is accepted again, at most once a minute: one model may be refused."""
+        code, now = error.code, self._clock()
+        if code not in self._refusing and now - self._warned_at.get(code, -math.inf) >= WARN_AGAIN_S:
+            self._refusing.add(code)
+            self._warned_at[code] = now
             setting = KEY_SETTINGS.get(self.name, self.name)
-            logger.warning(_REFUSALS[error.code], setting, error.upstream_detail)
+            logger.warning(_REFUSALS[code], setting, error.upstream_detail)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return await self._provider.models()

@@ -84,14 +84,15 @@ async def test_a_refused_key_is_one_warning_with_its_setting_until_a_call_is_acc
     error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
     provider = Provider(error)
     provider.name = "together"
-    metered = MeteredProvider(provider, Meter())
-    for fault in (error, error, None, error):
-        provider.error = fault
+    now = [0.0]
+    metered = MeteredProvider(provider, Meter(), clock=lambda: now[0])
+    for fault, seconds in ((error, 0.0), (error, 90.0), (None, 91.0), (error, 92.0), (None, 93.0), (error, 100.0)):
+        provider.error, now[0] = fault, seconds
         with suppress(UpstreamError):
             await metered.generate(CALL, Watcher())
     logger.remove(sink)
     refused = "WARNING The provider refuses the key of TOGETHER_API_KEY: Invalid API key\n"
-    assert lines == [refused, "INFO The provider accepts the key again\n", refused]
+    assert lines == [refused, "INFO The provider accepts the key again\n", refused, lines[1]]
 
 
 async def test_an_account_without_credit_is_one_warning_too() -> None:

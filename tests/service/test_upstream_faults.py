@@ -216,6 +216,52 @@ def test_a_second_refused_parameter_fails_the_task(service: Service, upstream: E
     assert len(calls_about(upstream, "two refused")) == 2
 
 
+def test_images_that_a_model_makes_one_a_call_come_by_as_many_calls(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    task = service.made(prompt="one image a call {{fault:400_n times=1}}", n=3, seed=5, model="m/one-image")
+    assert [entry["index"] for entry in task["data"]] == [0, 1, 2]
+    assert "warnings" not in task
+    assert [call["n"] for call in calls_about(upstream, "one image a call")] == [3, 1, 1, 1]
+
+
+def test_a_refused_key_is_one_warning_and_the_client_reads_that_the_operator_must_act(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url)
+    tasks = [service.finished(service.accepted(prompt=f"key {i} {{{{fault:401}}}}")) for i in range(3)]
+    assert all("operator" in task["message"] and "find your API key" not in task["message"] for task in tasks)
+    warnings = [line for line in service.log.splitlines() if "WARNING" in line and "TOGETHER_API_KEY" in line]
+    assert len(warnings) == 1
+    assert "find your API key" in warnings[0]
+
+
+@pytest.mark.parametrize("fault", ["500", "502", "reset"])
+def test_tasks_that_always_fail_end_and_do_not_stop_the_others(
+    start_service, upstream: EmulatorProcess, fault: str
+) -> None:
+    service: Service = start_service(upstream.url, RETRY_BASE_SECONDS="0.5")
+    bad = [service.accepted(prompt=f"always {i} {fault} {{{{fault:{fault}}}}}") for i in range(8)]
+    good = [service.accepted(prompt=f"beside {i} {fault}") for i in range(20)]
+    for task_id in good:
+        service.completed(task_id, within_s=8.0)
+    calls = 3 if fault == "500" else 2
+    assert {service.finished(task_id)["attempts"] for task_id in bad} == {calls}
+    assert len(calls_about(upstream, f"{fault} {{{{fault:{fault}}}}}")) == 8 * calls
+
+
+def test_tasks_of_a_model_that_rests_do_not_keep_those_of_others_waiting(
+    start_service, upstream: EmulatorProcess
+) -> None:
+    service: Service = start_service(upstream.url)
+    first = service.accepted(prompt="rests {{fault:429_retry_after retry_after=60}}", model="m/rests")
+    eventually(lambda: service.task(first).get("reason") == "upstream_rate_limited")
+    resting = [service.accepted(prompt=f"behind it {i}", model="m/rests") for i in range(30)]
+    assert service.completed(service.accepted(prompt="another model", model="m/works"), within_s=3.0)
+    assert {service.task(task_id)["reason"] for task_id in resting} == {"upstream_rate_limited"}
+    assert calls_about(upstream, "behind it") == []
+
+
 def test_missing_images_are_asked_for_once_more(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="two of four {{fault:fewer_images images=2 times=1}}", n=4, seed=5, model="m/fewer")
     assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
