@@ -14,6 +14,9 @@ from imagegen.images.store import in_file_thread
 
 CHECK_INTERVAL_S = 1.0
 MAX_CHECK_INTERVAL_S = 30.0
+FLAP_S = 10.0
+"""A failure this soon after a recovery shows that the check does not see what fails."""
+
 SLOW_CHECK_S = 10.0
 """A check of the disk that takes longer is a failure of the disk."""
 
@@ -60,18 +63,21 @@ class DiskWatch:
     async def run(self) -> None:
         """Check until cancelled; seldomer if each recovery is soon followed by a failure."""
         loop = asyncio.get_running_loop()
-        retry_s, recovered_at_s = CHECK_INTERVAL_S, -MAX_CHECK_INTERVAL_S
+        retry_s, recovered_at_s = CHECK_INTERVAL_S, -FLAP_S
         while True:
-            failed = not self._health.writable
-            await asyncio.sleep(retry_s if failed else CHECK_INTERVAL_S)
-            await self.check()
-            if failed and self._health.writable:
-                flaps = loop.time() - recovered_at_s < 2 * MAX_CHECK_INTERVAL_S
-                retry_s = min(2 * retry_s, MAX_CHECK_INTERVAL_S) if flaps else CHECK_INTERVAL_S
-                recovered_at_s = loop.time()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            if self._health.writable:
+                await self.check()
+                continue
+            flaps = loop.time() - recovered_at_s < FLAP_S
+            retry_s = min(2 * retry_s, MAX_CHECK_INTERVAL_S) if flaps else CHECK_INTERVAL_S
+            await asyncio.sleep(retry_s - CHECK_INTERVAL_S)
+            while not await self.check():
+                await asyncio.sleep(retry_s)
+            recovered_at_s = loop.time()
 
-    async def check(self) -> None:
-        """Check the free space, and after a failure everything else."""
+    async def check(self) -> bool:
+        """Check the free space, and after a failure everything else; return whether images can be saved."""
         call = asyncio.ensure_future(in_file_thread(self._inspect, self._needed()))
         _, late = await asyncio.wait({call}, timeout=SLOW_CHECK_S)
         if late:
@@ -84,6 +90,7 @@ class DiskWatch:
             self._health.mark_failed(error)
         else:
             self._health.mark_ok()
+        return self._health.writable
 
     def _inspect(self, needed_bytes: int) -> None:
         files.make_folder(self._folder, self._folder)

@@ -70,18 +70,26 @@ def write_image(root: Path, path: Path, image: VerifiedImage, expires_at_s: floa
         with image.path.open("rb") as file:
             sync(file.fileno())
             stamp(file.fileno(), expires_at_s)
-        with suppress(*MISSING):
-            return _move(image.path, path)
-        make_folder(root, path.parent)
-        try:
-            return _move(image.path, path)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.ENOENT):
-                raise
+        if (signature := _try_move(root, image.path, path)) is not None:
+            return signature
     signature = _copy(root, path, image, expires_at_s)
     if image.path is not None:
         image.path.unlink(missing_ok=True)
     return signature
+
+
+def _try_move(root: Path, source: Path, target: Path) -> Signature | None:
+    """Move a file; None if it is on another file system, or the folder of the target vanishes again and again."""
+    for _ in range(_WRITE_TRIES):
+        try:
+            return _move(source, target)
+        except FileNotFoundError:
+            make_folder(root, target.parent)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            return None
+    return None
 
 
 def _move(source: Path, target: Path) -> Signature:

@@ -28,7 +28,9 @@ class SpoolFolder:
         self.close()
         self.path.parent.mkdir(exist_ok=True)
         self.path.mkdir(exist_ok=True)
-        self._lock = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR)
+        self._lock = os.open(
+            self.path / LOCK_NAME, os.O_CREAT | os.O_RDONLY
+        )  # open for writing, it would forbid a remount
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -52,7 +54,7 @@ class SpoolFolder:
 
 def _is_abandoned(folder: Path) -> bool:
     try:
-        with FileIO(folder / LOCK_NAME, "r+") as lock:
+        with FileIO(folder / LOCK_NAME) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK_NAME).stat())
     except OSError:

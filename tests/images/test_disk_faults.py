@@ -1,0 +1,475 @@
+"""Disks as they are in the field: full, read-only, failing, slow, copied, without times, deleted under the process."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from support import Clock, eventually
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images import diskwatch, files
+from imagegen.images.disk import DiskStore
+from imagegen.images.files import SMALL_BYTES
+from imagegen.images.spoolfolder import SpoolFolder
+from imagegen.images.store import SpooledImageLost, VerifiedImage
+from imagegen.tasks.image import StoredImage
+
+MakePicture = Callable[..., VerifiedImage]
+OpenDisk = Callable[..., "asyncio.Future[DiskStore]"]
+
+TASK = "0123456789abcdef0123456789abcdef"
+LIFE_S = 1_000.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(float(int(time.time())))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged at INFO and above."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="INFO")
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.fixture
+async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
+    """`await open_disk(folder)`: a started store in `folder/images`."""
+    stores: list[DiskStore] = []
+
+    async def make(folder: Path = tmp_path / "data") -> DiskStore:
+        store = DiskStore(folder / "images", 10**8, life_s=LIFE_S, clock=clock)
+        stores.append(store)
+        await store.start()
+        return store
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the space that is left."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def remount(folder: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+
+
+async def load(store: DiskStore, image: StoredImage) -> bytes | None:
+    opened = await store.open(TASK, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
+
+
+def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
+    """The same image, in a file of the spool folder."""
+    assert image.data is not None
+    path = store.spool_folder / "image"
+    path.write_bytes(image.data)
+    return VerifiedImage(image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path)
+
+
+def fails_with(code: int) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+async def test_neither_times_of_files_nor_fsync_are_needed(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "utime", fails_with(code))
+    monkeypatch.setattr(os, "fsync", fails_with(code))
+    store, image, moved = await open_disk(), make_picture(), make_picture("red")
+    assert store.health.writable
+    await store.save(TASK, 0, image, clock.now + 600)
+    await store.save(TASK, 1, spooled(store, moved), clock.now + 600)
+    await store.extend_expiry(TASK, [image.stored_at(0)], clock.now + 700)
+    again = await open_disk()
+    for each in (store, again):
+        await each.sweep_once()
+        assert await load(each, image.stored_at(0)) == image.data
+        assert await load(each, moved.stored_at(1)) == moved.data
+
+
+async def test_a_copy_without_times_has_the_images_and_forgets_none_before_its_expiry(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, image, clock.now + 600)
+    shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)
+    for path in (tmp_path / "copy").rglob("*.png"):
+        os.utime(path, (1, 1))
+    copied = await open_disk(tmp_path / "copy")
+    await copied.sweep_once()
+    assert await load(copied, image.stored_at(0)) == image.data
+    assert await copied.contains_all(TASK, [image.stored_at(0)])
+    clock.now += 700
+    await copied.sweep_once()
+    assert list((tmp_path / "copy" / "images").rglob("*.png")) == []
+
+
+async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one_also_over_restarts(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, image, clock.now + 600)
+    await store.close()
+    (tmp_path / "data" / "images.expiry").unlink()
+    (path,) = (tmp_path / "data" / "images").rglob("*.png")
+    os.utime(path, (clock.now - 5_000,) * 2)
+    await (await open_disk()).sweep_once()
+    clock.now += LIFE_S - 100
+    again = await open_disk()
+    await again.sweep_once()
+    assert await load(again, image.stored_at(0)) == image.data
+    clock.now += 200
+    await (await open_disk()).sweep_once()
+    assert not path.exists()
+
+
+async def test_a_file_of_the_version_before_lives_until_its_modification_time(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    assert image.data is not None
+    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(image.data)
+    os.utime(path, (clock.now + 300,) * 2)
+    store = await open_disk()
+    await store.sweep_once()
+    assert await load(store, image.stored_at(0)) == image.data
+    clock.now += 400
+    await store.sweep_once()
+    assert not path.exists()
+
+
+async def test_a_file_keeps_the_name_and_time_by_which_the_version_before_reads_it(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, spooled(store, image), clock.now + 600)
+    path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
+    assert path.stat().st_mtime == clock.now + 600
+    await store.extend_expiry(TASK, [image.stored_at(0)], clock.now + 900)
+    assert path.stat().st_mtime == clock.now + 900
+
+
+async def test_what_another_process_saved_again_is_not_removed_by_one_that_holds_it_for_expired(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
+) -> None:
+    ours, theirs, image = await open_disk(), await open_disk(), make_picture()
+    await ours.save(TASK, 0, image, clock.now + 10)
+    clock.now += 300
+    await theirs.save(TASK, 0, image, clock.now + 600)
+    assert await ours.contains_all(TASK, [image.stored_at(0)])
+    await ours.sweep_once()
+    assert await load(ours, image.stored_at(0)) == image.data
+
+
+async def test_odd_lines_in_the_index_of_expiries_are_skipped(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, image, clock.now + 600)
+    with (tmp_path / "data" / "images.expiry").open("ab") as file:
+        file.write(b"\0\0\0\n" + TASK.encode() + b" soon\n\xff\xfe 12\nhalf a li")
+    again = await open_disk()
+    await again.sweep_once()
+    assert await load(again, image.stored_at(0)) == image.data
+
+
+async def test_a_full_disk_is_not_healthy_and_is_again_soon_after_space_is_freed(
+    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
+) -> None:
+    store, image = await open_disk(small_disk), make_picture(pad_bytes=60_000)
+    watching = asyncio.create_task(store.watch())
+    fill(small_disk / "filler")
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 0, make_picture("red", pad_bytes=60_000), clock.now + 600)
+    assert not store.health.writable
+    assert "ENOSPC" in store.health.cause
+    with suppress(StoreUnavailable):
+        await store.save(TASK, 9, image, clock.now + 600)
+    (small_disk / "filler").unlink()
+    await eventually(lambda: store.health.writable)
+    await store.save(TASK, 9, image, clock.now + 600)
+    assert await load(store, image.stored_at(9)) == image.data
+    watching.cancel()
+    said = [line for line in lines if "Images can" in line]
+    assert [line.split()[0] for line in said] == ["WARNING", "INFO"]
+    assert "ENOSPC" in said[0]
+
+
+async def test_a_disk_is_not_healthy_below_the_mark_of_free_space_though_it_is_not_full(
+    open_disk: OpenDisk, small_disk: Path
+) -> None:
+    store = await open_disk(small_disk)
+    (small_disk / "filler").write_bytes(bytes(2_030_000))
+    await store.check()
+    assert not store.health.writable
+    (small_disk / "filler").write_bytes(bytes(1_000_000))
+    await store.check()
+    assert store.health.writable
+
+
+async def test_an_image_that_did_not_fit_needs_its_own_size_before_the_disk_is_healthy(
+    open_disk: OpenDisk, small_disk: Path, clock: Clock
+) -> None:
+    store = await open_disk(small_disk)
+    large = VerifiedImage("image/png", 3_000_000, 8, 8, "a" * 64, bytes(3_000_000))
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 0, large, clock.now + 600)
+    await store.check()
+    assert not store.health.writable
+    assert [path for path in (small_disk / "images").rglob("*") if path.is_file()] == []
+    remount(small_disk, "size=9m")
+    await store.check()
+    assert store.health.writable
+    await store.save(TASK, 0, large, clock.now + 600)
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EFBIG])
+async def test_a_quota_that_is_not_seen_as_space_keeps_the_disk_unhealthy(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store, image = await open_disk(), make_picture()
+    with monkeypatch.context() as quota:
+        quota.setattr(files, "write_image", fails_with(code))
+        quota.setattr(os, "posix_fallocate", fails_with(code))
+        with pytest.raises(StoreUnavailable):
+            await store.save(TASK, 0, image, clock.now + 600)
+        await store.check()
+        assert errno.errorcode[code] in store.health.cause
+    await store.check()
+    assert store.health.writable
+
+
+async def test_a_read_only_disk_is_not_healthy_but_serves_what_it_has(
+    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(small_disk), make_picture()
+    await store.save(TASK, 0, image, clock.now + 600)
+    remount(small_disk, "ro")
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 1, image, clock.now + 600)
+    again = await open_disk(small_disk)
+    for each in (store, again):
+        await each.check()
+        assert (each.health.writable, "EROFS" in each.health.cause) == (False, True)
+        assert await load(each, image.stored_at(0)) == image.data
+    remount(small_disk, "rw")
+    await again.check()
+    assert again.health.writable
+    await again.save(TASK, 1, spooled(again, image), clock.now + 600)
+
+
+@pytest.mark.parametrize(
+    ("patched", "named"),
+    [((Path, "replace"), "renaming"), ((os, "fsync"), "writing"), ((shutil, "disk_usage"), "free space")],
+)
+async def test_a_probe_names_the_step_that_fails(
+    open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch, patched: tuple[object, str], named: str
+) -> None:
+    monkeypatch.setattr(*patched, fails_with(errno.EIO))
+    store = await open_disk()
+    assert (store.health.writable, "EIO" in store.health.cause, named in store.health.cause) == (False, True, True)
+
+
+async def test_a_probe_finds_a_disk_that_returns_other_bytes(
+    open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.images.probe._CONTENT", bytearray(b"x" * 8))
+    opened = Path.open
+
+    def spoiling(path: Path, *args: object, **options: object) -> object:
+        if args == ("rb",) and ".probe" in path.name:
+            path.write_bytes(b"y" * 8)
+        return opened(path, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", spoiling)
+    assert "reads back differently" in (await open_disk()).health.cause
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+async def test_a_file_that_can_not_be_opened_is_not_gone(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, spooled(store, image), clock.now + 600)
+    with monkeypatch.context() as failing:
+        failing.setattr("builtins.open", fails_with(code))
+        with pytest.raises(StoreUnavailable):
+            await store.open(TASK, image.stored_at(0))
+    assert await load(store, image.stored_at(0)) == image.data
+
+
+async def test_a_folder_that_is_deleted_is_not_healthy_and_no_image_of_it_is_said_to_be_gone(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
+) -> None:
+    store, image = await open_disk(), make_picture()
+    await store.save(TASK, 0, image, clock.now + 600)
+    shutil.rmtree(tmp_path / "data")
+    for _ in range(3):
+        await store.check()
+    assert (store.health.writable, "ENOENT" in store.health.cause) == (False, True)
+    with pytest.raises(StoreUnavailable):
+        await store.open(TASK, image.stored_at(0))
+    with pytest.raises(StoreUnavailable):
+        await store.contains_all(TASK, [image.stored_at(0)])
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 1, image, clock.now + 600)
+    assert not (tmp_path / "data").exists()
+    assert len([line for line in lines if "Images can" in line]) == 1
+    (tmp_path / "data").mkdir()
+    await store.check()
+    assert store.health.writable
+    await store.save(TASK, 1, spooled(store, image), clock.now + 600)
+    assert await load(store, image.stored_at(0)) is None
+
+
+async def test_a_disk_that_does_not_answer_is_not_healthy(open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, hangs = await open_disk(), threading.Event()
+    monkeypatch.setattr(diskwatch, "SLOW_CHECK_S", 0.05)
+    monkeypatch.setattr(diskwatch, "check_space", lambda *_: hangs.wait(10))
+    checking = asyncio.create_task(store.check())
+    await eventually(lambda: not store.health.writable)
+    assert "ETIMEDOUT" in store.health.cause
+    hangs.set()
+    await checking
+    assert store.health.writable
+
+
+async def test_a_disk_that_fails_after_each_recovery_is_tried_seldomer(
+    open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_disk()
+    monkeypatch.setattr(diskwatch, "CHECK_INTERVAL_S", 0.01)
+    watching = asyncio.create_task(store.watch())
+    delays = []
+    for _ in range(4):
+        store.health.mark_failed(OSError(errno.EIO, "broken"))
+        began = time.monotonic()
+        await eventually(lambda: store.health.writable)
+        delays.append(time.monotonic() - began)
+    watching.cancel()
+    assert delays[3] > 0.03
+
+
+@pytest.mark.parametrize("pad_bytes", [0, SMALL_BYTES])
+async def test_a_file_changed_to_others_of_its_length_is_never_served(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, pad_bytes: int
+) -> None:
+    data = os.urandom(100 + pad_bytes)
+    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
+    store = await open_disk()
+    await store.save(TASK, 0, image, clock.now + 600)
+    assert await load(store, image.stored_at(0)) == data
+    (path,) = (tmp_path / "data" / "images").rglob("*.png")
+    before = path.stat()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert await load(store, image.stored_at(0)) is None
+    assert not path.exists()
+
+
+async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: Clock) -> None:
+    data = os.urandom(SMALL_BYTES + 1)
+    image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
+    store = await open_disk()
+    await store.save(TASK, 0, image, clock.now + 600)
+    opened = await store.open(TASK, image.stored_at(0))
+    assert opened is not None
+    assert opened.data is None
+    assert b"".join([piece async for piece in opened.read(1, 3)]) == data[1:4]
+    opened.close()
+    assert opened.file is not None
+    assert opened.file.closed
+
+
+async def test_an_image_in_the_spool_is_moved_and_over_file_systems_it_is_copied(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, image = await open_disk(), make_picture()
+    moved = spooled(store, image)
+    assert moved.path is not None
+    inode = moved.path.stat().st_ino
+    await store.save(TASK, 0, moved, clock.now + 600)
+    assert [path.stat().st_ino for path in (tmp_path / "data" / "images").rglob("0-*")] == [inode]
+    replace = Path.replace
+
+    def across(path: Path, target: Path) -> Path:
+        if path.name == "image":
+            raise OSError(errno.EXDEV, "other file system")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", across)
+    copied = spooled(store, image)
+    await store.save(TASK, 1, copied, clock.now + 600)
+    assert await load(store, image.stored_at(1)) == image.data
+    assert copied.path is not None
+    assert not copied.path.exists()
+
+
+async def test_a_spooled_image_that_is_lost_says_nothing_of_the_disk(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
+) -> None:
+    store = await open_disk()
+    image = spooled(store, make_picture())
+    assert image.path is not None
+    image.path.unlink()
+    with pytest.raises(SpooledImageLost):
+        await store.save(TASK, 0, image, clock.now + 600)
+    assert store.health.writable
+
+
+def test_the_spool_folder_of_a_process_that_ended_is_removed_and_no_other(tmp_path: Path) -> None:
+    dead, alive, ours = (SpoolFolder(tmp_path / "spool") for _ in range(3))
+    for folder in (dead, alive, ours):
+        folder.make()
+        (folder.path / "image").write_bytes(b"x")
+    dead.close()
+    ours.remove_abandoned()
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == sorted([alive.path.name, ours.path.name])
+    alive.remove()
+    ours.remove()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
