@@ -72,8 +72,10 @@ class DiskWatch:
             flaps = loop.time() - recovered_at_s < FLAP_S
             retry_s = min(2 * retry_s, MAX_CHECK_INTERVAL_S) if flaps else CHECK_INTERVAL_S
             await asyncio.sleep(retry_s - CHECK_INTERVAL_S)
-            while not await self.check():
+            healthy = await self.check()
+            while not healthy:
                 await asyncio.sleep(retry_s)
+                healthy = await self.check()
             recovered_at_s = loop.time()
 
     async def check(self) -> bool:

@@ -28,9 +28,8 @@ class SpoolFolder:
         self.close()
         self.path.parent.mkdir(exist_ok=True)
         self.path.mkdir(exist_ok=True)
-        self._lock = os.open(
-            self.path / LOCK_NAME, os.O_CREAT | os.O_RDONLY
-        )  # open for writing, it would forbid a remount
+        # A file that is open for writing would keep an operator from remounting the disk read-only.
+        self._lock = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDONLY)
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
