@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from io import FileIO
-from typing import BinaryIO, cast
 
 from aiohttp import web
+from aiohttp.http_writer import StreamWriter
 from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store import PIECE_BYTES, OpenedImage
+from imagegen.web.presence import wake_when_gone
+from imagegen.web.sendfile import FileTransfer, SendfileUnsupported
 from imagegen.web.shortcuts import QuickResponse
 
 STALL_S = 60.0
-"""A client that takes not even one piece in this time is cut off."""
+"""A client that takes nothing for this time is cut off."""
 
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Bytes of images in memory that clients have not taken yet, of all clients together."""
 
+MIN_TRANSFERS, DESCRIPTORS_PER_TRANSFER = 32, 8
+"""At least so many files are sent at once; else an eighth of the descriptors, since each takes two."""
+
 
 class ImageSender:
-    """Sends images. Over `max_waiting_bytes`, the clients that have waited longest are cut off.
+    """Sends images to clients. Over a limit, the client that has waited longest is cut off.
 
-    stall_s: how long a client may take for a piece of PIECE_BYTES.
+    Args:
+        stall_s: how long a client may take nothing.
+        max_waiting_bytes: of images in memory.
+        max_transfers: files that are sent at once; None: by the limit of descriptors.
     """
 
-    def __init__(self, *, stall_s: float = STALL_S, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        stall_s: float = STALL_S,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+        max_transfers: int | None = None,
+    ) -> None:
         self._stall_s = stall_s
-        self._max_waiting_bytes = max_waiting_bytes
-        self._waiting: dict[asyncio.Transport, int] = {}
-        self._waiting_bytes = 0
+        self._waiting = _Limit(max_waiting_bytes)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        by_limit = MIN_TRANSFERS if descriptors < 0 else max(MIN_TRANSFERS, descriptors // DESCRIPTORS_PER_TRANSFER)
+        self._transfers = _Limit(max_transfers or by_limit)
 
     async def send(
         self, request: web.Request, opened: OpenedImage, part: range, status: int, headers: Mapping[str, str]
@@ -41,45 +57,44 @@ class ImageSender:
 
         headers: with the Content-Type, and no framing.
         """
-        transport = request.transport
-        if transport is None:
+        if (data := opened.data) is not None:
             opened.close()
-            raise ConnectionResetError
+            return _ImageResponse(
+                data if len(part) == len(data) else data[part.start : part.stop], status, headers, self
+            )
         try:
-            if opened.data is not None:
-                body = opened.data if len(part) == len(opened.data) else opened.data[part.start : part.stop]
-                return await self._send_whole(request, transport, QuickResponse(body, status, headers))
             response = web.StreamResponse(status=status, headers=headers)
             response.content_length = len(part)
             await response.prepare(request)
-            await self._send_pieces(response, transport, opened, part)
+            await self._send_pieces(request, response, opened, part)
             return response
         finally:
             opened.close()
 
-    async def _send_whole(
-        self, request: web.Request, transport: asyncio.Transport, response: QuickResponse
-    ) -> web.StreamResponse:
-        body = response.body
-        with self._counted(transport, len(body) if isinstance(body, bytes) else 0):
+    async def wait_taken(self, request: web.BaseRequest) -> None:
+        """Wait until the system has taken all that was written; cut off a client that does not let it."""
+        transport = request.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        with self._waiting.counted(transport, transport.get_write_buffer_size()):
+            transport.set_write_buffer_limits(high=0)
             try:
                 async with asyncio.timeout(self._stall_s):
-                    await response.prepare(request)
-                    await response.write_eof()
-                    await _flush(request, transport)
+                    await request.writer.drain()
             except TimeoutError:
                 _cut(transport)
-        return response
+            else:
+                transport.set_write_buffer_limits()
 
     async def _send_pieces(
-        self, response: web.StreamResponse, transport: asyncio.Transport, opened: OpenedImage, part: range
+        self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
     ) -> None:
-        offset = part.start
+        transport = request.transport
+        if transport is None:
+            return
         try:
-            if opened.file is not None:
-                offset = await self._send_file(transport, opened.file, part)
-            if offset < part.stop:
-                await self._write_pieces(response, transport, opened, range(offset, part.stop))
+            if opened.file is None or not await self._send_file(request, transport, opened.file, part):
+                await self._write_pieces(request, response, opened, part)
         except TimeoutError:
             _cut(transport)
         except (OSError, StoreUnavailable) as error:
@@ -87,47 +102,71 @@ class ImageSender:
                 logger.warning("An image could not be read to its end: {}", error.__cause__ or error)
             transport.abort()
 
-    async def _send_file(self, transport: asyncio.Transport, file: FileIO, part: range) -> int:
-        """Send from the file by the system's own call; return the offset that it came to."""
-        loop = asyncio.get_running_loop()
-        for offset in range(part.start, part.stop, PIECE_BYTES):
-            length = min(PIECE_BYTES, part.stop - offset)
+    async def _send_file(self, request: web.Request, transport: asyncio.Transport, file: FileIO, part: range) -> bool:
+        """Send from the file by the system's own call; return whether that is possible."""
+        await self.wait_taken(request)
+        try:
+            transfer = FileTransfer(transport, file, part, stall_s=self._stall_s)
+        except SendfileUnsupported:
+            return False
+        wake_when_gone(request, transfer.abort)
+        with self._transfers.counted(transport, 1):
             try:
-                async with asyncio.timeout(self._stall_s):
-                    sent = await loop.sendfile(transport, cast(BinaryIO, file), offset, length, fallback=False)
-            except (NotImplementedError, RuntimeError) as error:
-                if transport.is_closing():
-                    raise ConnectionResetError from error
-                return offset
-            if sent < length:
-                raise OSError("an image file ended early")
-        return part.stop
+                await transfer.run()
+            except SendfileUnsupported:
+                return False
+        return True
 
     async def _write_pieces(
-        self, response: web.StreamResponse, transport: asyncio.Transport, opened: OpenedImage, part: range
+        self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
     ) -> None:
         sent = 0
-        with self._counted(transport, PIECE_BYTES):
-            async with aclosing(opened.read(part.start, len(part))) as pieces:
-                async for piece in _small(pieces):
-                    async with asyncio.timeout(self._stall_s):
-                        await response.write(piece)
-                    sent += len(piece)
+        async with aclosing(opened.read(part.start, len(part))) as pieces:
+            async for piece in _small(pieces):
+                await response.write(piece)
+                await self.wait_taken(request)
+                sent += len(piece)
         if sent < len(part):
             raise OSError("an image ended early")
 
+
+class _ImageResponse(QuickResponse):
+    """Answer with a small image."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str], sender: ImageSender) -> None:
+        super().__init__(body, status, headers)
+        self._sender = sender
+
+    async def _wait_written(self, request: web.BaseRequest, writer: StreamWriter) -> None:  # noqa: ARG002
+        await self._sender.wait_taken(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        request = self._req
+        await super().write_eof(data)
+        if request is not None:
+            await self._sender.wait_taken(request)
+
+
+class _Limit:
+    """Sum of what connections hold, below a maximum: above it, the one that holds for longest is cut off."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._held: dict[asyncio.Transport, int] = {}
+        self._sum = 0
+
     @contextmanager
-    def _counted(self, transport: asyncio.Transport, size_bytes: int) -> Iterator[None]:
-        self._waiting[transport] = size_bytes
-        self._waiting_bytes += size_bytes
-        while self._waiting_bytes > self._max_waiting_bytes and len(self._waiting) > 1:
-            longest = next(iter(self._waiting))
-            self._waiting_bytes -= self._waiting.pop(longest)
+    def counted(self, transport: asyncio.Transport, amount: int) -> Iterator[None]:
+        self._held[transport] = amount
+        self._sum += amount
+        while self._sum > self._maximum and len(self._held) > 1:
+            longest = next(iter(self._held))
+            self._sum -= self._held.pop(longest)
             _cut(longest)
         try:
             yield
         finally:
-            self._waiting_bytes -= self._waiting.pop(transport, 0)
+            self._sum -= self._held.pop(transport, 0)
 
 
 async def _small(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -135,17 +174,6 @@ async def _small(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         for offset in range(0, len(piece), PIECE_BYTES):
             yield piece[offset : offset + PIECE_BYTES]
-
-
-async def _flush(request: web.Request, transport: asyncio.Transport) -> None:
-    """Wait until the system has taken all that was written."""
-    if not transport.get_write_buffer_size():
-        return
-    transport.set_write_buffer_limits(high=0)
-    try:
-        await request.writer.drain()
-    finally:
-        transport.set_write_buffer_limits()
 
 
 def _cut(transport: asyncio.Transport) -> None:

@@ -17,6 +17,7 @@ from imagegen.web.tasks import matches
 IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
 
 _INDEX = re.compile(r"0|[1-9][0-9]?")
+_OWN_QUERY = re.compile(r"v=[0-9a-f]{12}")
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 18
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -31,7 +32,7 @@ async def get_picture(request: web.Request) -> web.StreamResponse:
         raise TaskNotFound
     if image.url:
         raise web.HTTPFound(image.url)
-    version = request.query.get("v")
+    version = _version(request)
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
     return await _answer(request, context, task, image)
@@ -40,6 +41,12 @@ async def get_picture(request: web.Request) -> web.StreamResponse:
 def is_free(request: web.Request) -> bool:
     """Return whether finding the task of this image costs no Redis command."""
     return request.app[CONTEXT].queue.is_free(request.match_info["task_id"])
+
+
+def _version(request: web.Request) -> str | None:
+    """Return the `v` of the query, which seldom has anything else."""
+    query = request.rel_url.raw_query_string
+    return query[2:] if _OWN_QUERY.fullmatch(query) else request.query.get("v")
 
 
 def _image(task: Task | None, index: str) -> StoredImage | None:
@@ -96,7 +103,7 @@ def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) ->
 
 
 def _cache_control(request: web.Request, task: Task) -> str:
-    if "v" not in request.query or task.expires_at is None:
+    if task.expires_at is None or _version(request) is None:
         return "no-cache"
     return f"public, max-age={max(int(task.expires_at - time.time()), 0)}, immutable"
 

@@ -68,7 +68,8 @@ class Router:
     """Runs the handler of a request. What aiohttp's router found for a path lately is true of it again, as its table
     is frozen; the search walks up the path, with an expression for each route there.
 
-    A request with a query, an expectation, or for an application with middlewares goes the long way.
+    What follows a question mark has no part in it. A request with an expectation, or for an application with
+    middlewares, goes the long way.
     tidy: maps a raw path, without its query, to the one that is looked up.
     """
 
@@ -77,7 +78,7 @@ class Router:
         self._known: dict[tuple[str, str], tuple[web.AbstractRoute, dict[str, str]]] = {}
 
     def handle(self, request: web.Request) -> Awaitable[web.StreamResponse]:
-        known = self._known.get((request._method, request._message.path))
+        known = self._known.get((request._method, request._message.path.partition("?")[0]))
         if known is None or hdrs.EXPECT in request._headers:
             return self._handle_unknown(request)
         route, found = known
@@ -95,15 +96,9 @@ class Router:
         return response
 
     def _learn(self, request: web.Request) -> None:
-        name, match = (request._method, request._message.path), request.match_info
+        name, match = (request._method, request._message.path.partition("?")[0]), request.match_info
         path = name[1]
-        if (
-            match.http_exception
-            or self._app.middlewares
-            or len(match.apps) > 1
-            or "?" in path
-            or len(path) > MAX_PATH_CHARS
-        ):
+        if match.http_exception or self._app.middlewares or len(match.apps) > 1 or len(path) > MAX_PATH_CHARS:
             return
         if len(self._known) >= MAX_PATHS:
             self._known.pop(next(iter(self._known)))
@@ -171,9 +166,13 @@ class QuickResponse(web.Response):
         self._body_length = len(head) + len(body)
         writer = cast(StreamWriter, request._payload_writer)
         writer._write(head + body)
+        await self._wait_written(request, writer)
+        return None
+
+    async def _wait_written(self, request: web.BaseRequest, writer: StreamWriter) -> None:
+        """Wait until little enough of the answer is left to be sent."""
         if request._protocol._paused:
             await writer.drain()
-        return None
 
     def _is_plain(self, message: RawRequestMessage) -> bool:
         return (

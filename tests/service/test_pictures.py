@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from emulated import EmulatorProcess
 from PIL import Image
-from service.running import Answer, Service, at_once, calls_about, eventually
+from service.running import Answer, Service, at_once, calls_about, eventually, free_port
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +243,38 @@ def test_progress_is_caused_by_what_happens(service: Service, upstream: Emulator
 def test_the_service_goes_on(service: Service) -> None:
     assert service.made(prompt="after all that", n=2)["status"] == "completed"
     assert service.get("/readyz").status == 200
+
+
+def test_a_range_of_any_length_of_digits_is_answered(service: Service) -> None:
+    (entry,) = service.made(prompt="long digits")["data"]
+    size = entry["bytes"]
+    beyond = service.get(entry["url"], Range=f"bytes={'9' * 4301}-")
+    assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{size}")
+    assert service.get(entry["url"], Range=f"bytes=0-{'9' * 4301}").status == 206
+    several = service.get(entry["url"], Range="bytes=0-1,4-5")
+    assert (several.status, len(several.body)) == (200, size)
+
+
+def test_a_head_of_an_image_has_its_length_and_no_body(service: Service) -> None:
+    (entry,) = service.made(prompt="only the head")["data"]
+    path = entry["url"].partition("://")[2].partition("/")[2]
+    connection = HTTPConnection(service.url.partition("://")[2], timeout=10)
+    connection.request("HEAD", f"/{path}")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read(), answer.headers["Content-Length"]) == (200, b"", str(entry["bytes"]))
+    assert answer.headers["Content-Type"] == entry["contentType"]
+    connection.close()
+
+
+@pytest.mark.parametrize("index", ["٠", "00", "+0", "0x0", "100"])
+def test_an_index_is_a_plain_number(service: Service, index: str) -> None:
+    task_id = service.made(prompt="plain numbers")["taskId"]
+    assert service.get(f"/api/images/{task_id}/{quote(index)}").status == 404
+
+
+def test_a_deleted_data_folder_makes_the_service_not_ready(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{free_port()}", ready=False)
+    shutil.rmtree(service.folder.parent / "data")
+    causes = eventually(lambda: [cause for cause in service.get("/readyz").json["causes"] if "images" in cause])
+    assert "ENOENT" in causes[0]
+    assert service.log.count("Images can't be saved") == 1

@@ -1,0 +1,244 @@
+"""Images on their way to clients: whole, in parts, to those who leave, and to those who stop reading."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from io import FileIO
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from support import eventually
+
+from imagegen.images.store import OpenedImage
+from imagegen.metrics import Meter
+from imagegen.web import edge
+from imagegen.web.imagesend import ImageSender
+from imagegen.web.pictures import requested_range
+from imagegen.web.server import ImagegenRunner
+
+LARGE = os.urandom(12_000_000)
+Serve = Callable[..., Awaitable["Served"]]
+
+
+class Served:
+    """A server that sends one image, and what it opened for that."""
+
+    def __init__(self, opens: Callable[[], OpenedImage], sender: ImageSender) -> None:
+        self.opened: list[OpenedImage] = []
+        self.port = 0
+        self._opens = opens
+        self._sender = sender
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        opened = self._opens()
+        self.opened.append(opened)
+        part = range(*map(int, request.query.get("part", f"0,{opened.size_bytes}").split(",")))
+        return await self._sender.send(request, opened, part, 200, {"Content-Type": "image/png"})
+
+    async def get(self, query: str = "", **options: object) -> bytes:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}/{query}", **options) as answer,  # type: ignore[arg-type]
+        ):
+            assert answer.headers["Content-Type"] == "image/png"
+            return await answer.read()
+
+    async def stalled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client that sent its request and reads nothing."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        return reader, writer
+
+    @property
+    def closed(self) -> bool:
+        """Whether all that was opened is closed again."""
+        return all(opened.data is None and (opened.file is None or opened.file.closed) for opened in self.opened)
+
+
+@pytest.fixture
+def opens(tmp_path: Path) -> dict[str, Callable[[], OpenedImage]]:
+    """The sources of a large image: a file, memory, pieces of a store elsewhere."""
+    (tmp_path / "image").write_bytes(LARGE)
+
+    async def pieces(offset: int, length: int) -> AsyncIterator[bytes]:
+        for start in range(offset, offset + length, 2_000_000):
+            yield LARGE[start : min(start + 2_000_000, offset + length)]
+
+    return {
+        "file": lambda: OpenedImage(len(LARGE), file=FileIO(tmp_path / "image")),
+        "data": lambda: OpenedImage(len(LARGE), LARGE),
+        "pieces": lambda: OpenedImage(len(LARGE), pieces=pieces),  # type: ignore[arg-type]
+    }
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    async with AsyncExitStack() as stack:
+
+        async def start(opens: Callable[[], OpenedImage], **limits: float) -> Served:
+            served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
+            app = web.Application()
+            edge.install(app, edge.Edge(Meter(), access_log=False))
+            app.router.add_get("/", served.handle)
+            runner = ImagegenRunner(app)
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            listening = socket.create_server(("127.0.0.1", 0))
+            await web.SockSite(runner, listening).start()
+            served.port = listening.getsockname()[1]
+            return served
+
+        yield start
+
+
+@pytest.mark.parametrize("source", ["file", "data", "pieces"])
+async def test_an_image_arrives_whole_and_in_parts(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
+) -> None:
+    served = await serve(opens[source])
+    assert await served.get() == LARGE
+    assert await served.get("?part=5,9000000") == LARGE[5:9_000_000]
+    assert await served.get("?part=11999999,12000000") == LARGE[-1:]
+    assert await served.get(headers={"Connection": "close"}) == LARGE
+    assert served.closed
+
+
+async def test_a_platform_without_sendfile_sends_the_file_in_pieces(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(opens["file"])
+
+    def unsupported(*_: object) -> int:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(os, "sendfile", unsupported)
+    assert await served.get() == LARGE
+    monkeypatch.delattr(os, "sendfile")
+    assert await served.get("?part=1,300000") == LARGE[1:300_000]
+    assert served.closed
+
+
+@pytest.mark.parametrize("source", ["file", "data", "pieces"])
+async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
+) -> None:
+    served = await serve(opens[source], stall_s=0.2)
+    _, writer = await served.stalled()
+    await eventually(lambda: served.opened)
+    await eventually(lambda: served.closed)
+    writer.close()
+    assert await served.get() == LARGE
+
+
+async def test_a_slow_client_that_goes_on_reading_is_not_cut(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["file"], stall_s=1.5)
+    began = asyncio.get_running_loop().time()
+    async with aiohttp.ClientSession(read_bufsize=65_536) as session:
+        answer = await session.get(f"http://127.0.0.1:{served.port}/")
+        size = 0
+        async for piece in answer.content.iter_chunked(262_144):
+            size += len(piece)
+            await asyncio.sleep(0.04)
+    assert size == len(LARGE)
+    assert asyncio.get_running_loop().time() - began > 1.5
+
+
+@pytest.mark.parametrize("source", ["file", "pieces"])
+async def test_an_image_is_closed_as_soon_as_its_client_leaves(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
+) -> None:
+    served = await serve(opens[source])
+    for _ in range(20):
+        _, writer = await served.stalled()
+        before = len(served.opened)
+        await eventually(lambda before=before: len(served.opened) > before)
+        writer.transport.abort()
+    await eventually(lambda: served.closed)
+
+
+async def test_over_the_limit_the_client_that_waits_longest_is_cut(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["file"], max_transfers=2)
+    writers = []
+    for number in range(3):
+        writers.append((await served.stalled())[1])
+        await eventually(lambda number=number: len(served.opened) == number + 1)
+    await eventually(lambda: served.opened[0].file is not None and served.opened[0].file.closed)
+    assert [opened.file is not None and opened.file.closed for opened in served.opened[1:]] == [False, False]
+    for writer in writers:
+        writer.transport.abort()
+    await eventually(lambda: served.closed)
+
+
+async def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], tmp_path: Path
+) -> None:
+    served = await serve(opens["file"])
+    os.truncate(tmp_path / "image", 1_000_000)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await served.get()
+
+
+async def test_stalled_readers_and_leavers_cost_no_memory(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["file"])
+    await served.get()
+    gc.collect()
+    before = resident_bytes()
+    gc.disable()
+    try:
+        for _ in range(3):
+            writers = [(await served.stalled())[1] for _ in range(40)]
+            count = len(served.opened)
+            await eventually(lambda count=count: len(served.opened) >= count)
+            for writer in writers:
+                writer.transport.abort()
+            await eventually(lambda: served.closed)
+        assert resident_bytes() - before < 20_000_000
+    finally:
+        gc.enable()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("bytes=0-9", range(10)),
+        ("bytes=90-", range(90, 100)),
+        ("bytes=-5", range(95, 100)),
+        ("bytes=5-999", range(5, 100)),
+        ("bytes=0-" + "9" * 4301, range(100)),
+        ("bytes=-" + "9" * 4301, range(100)),
+        ("bytes=" + "9" * 4301 + "-", range(0)),
+        ("bytes=100-", range(0)),
+        ("bytes=-0", range(0)),
+        ("bytes=00099-", range(99, 100)),
+        ("bytes=9-5", None),
+        ("bytes=0-1,5-6", None),
+        ("bytes=-", None),
+        ("bytes=٠-", None),
+        ("items=0-1", None),
+    ],
+)
+def test_a_range_is_read_as_it_is_defined_whatever_its_length(header: str, part: range | None) -> None:
+    found = requested_range(header, 100)
+    assert (found is None) == (part is None)
+    assert list(found or ()) == list(part or ())
