@@ -25,9 +25,6 @@ CACHE_MAX_BYTES = 128 * 1024 * 1024
 CACHED_S = 600.0
 """How long an image that another instance saved is served from the disk before it is requested again."""
 
-PATIENCE_S = 600.0
-"""How long a save waits for a store that is away. The image is paid for, and a retry would pay for another."""
-
 PROBE_INTERVAL_S = 2.0
 
 _AWAY = (QueueUnavailable, StoreUnavailable)
@@ -91,13 +88,11 @@ class CachedStore:
         port: BytesPort,
         cache: ImageStore,
         *,
-        patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.health = StoreHealth("the image store")
         self._port = port
         self._cache = cache
-        self._patience_s = patience_s
         self._clock = clock
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
         self._reads_failed = False
@@ -195,22 +190,14 @@ class CachedStore:
             await self._cache.extend_expiry(task_id, ours, expires_at_s)
 
     async def _put(self, task_id: str, stored: StoredImage, image: VerifiedImage, expires_at_s: float) -> None:
-        now = asyncio.get_running_loop().time
-        give_up_at, delay_s = now() + self._patience_s, 0.25
         source = image.source
-        while True:
-            if isinstance(source, Path) and not await in_file_thread(source.exists):
-                raise SpooledImageLost
-            try:
-                await self._port.put(task_id, stored, source, expires_at_s)
-            except _AWAY as error:
-                self.health.mark_failed(error.__cause__ or error)
-                if now() + delay_s > give_up_at:
-                    raise StoreUnavailable from error
-            else:
-                return
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 5.0)
+        if isinstance(source, Path) and not await in_file_thread(source.exists):
+            raise SpooledImageLost
+        try:
+            await self._port.put(task_id, stored, source, expires_at_s)
+        except _AWAY as error:
+            self.health.mark_failed(error.__cause__ or error)
+            raise StoreUnavailable from error
 
     async def _open_cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -14,6 +16,7 @@ import pytest
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
+from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
@@ -75,7 +78,7 @@ def port() -> Elsewhere:
 
 @pytest.fixture
 async def store(port: Elsewhere, tmp_path: Path) -> AsyncIterator[CachedStore]:
-    store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0)
+    store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000))
     await store.start()
     yield store
     await store.close()
@@ -150,23 +153,66 @@ async def test_damaged_bytes_are_gone_and_never_served_or_cached(
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_picture_waits_for_a_store_that_is_away(
-    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
-) -> None:
-    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_picture()
-    port.failing_puts = 2
-    await store.save(TASK, 0, image, later())
-    assert await store.contains_all(TASK, [stored(image)])
-
-
-async def test_a_save_gives_up_when_its_patience_ends_and_caches_nothing(
+async def test_a_save_that_fails_is_told_at_once_and_healed_by_the_next_probe(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture
 ) -> None:
     image = make_picture()
     port.away = QueueUnavailable()
     with pytest.raises(StoreUnavailable):
         await store.save(TASK, 0, image, later())
+    await store.check()
+    assert not store.health.writable
     port.away = None
+    assert await load(store, TASK, stored(image)) is None
+    await store.check()
+    assert store.health.writable
+    await store.save(TASK, 0, image, later())
+    assert await store.contains_all(TASK, [stored(image)])
+
+
+def large_image() -> VerifiedImage:
+    data = os.urandom(SMALL_BYTES * 3)
+    return VerifiedImage("image/png", len(data), 8, 8, hashlib.sha256(data).hexdigest(), data)
+
+
+async def test_a_large_image_is_saved_from_its_file_and_fetched_once_for_all_who_wait(
+    store: CachedStore, port: Elsewhere, tmp_path: Path
+) -> None:
+    image = large_image()
+    assert store.spool_folder is not None
+    path = store.spool_folder / "large"
+    path.write_bytes(image.source if isinstance(image.source, bytes) else b"")
+    spooled = VerifiedImage("image/png", image.size_bytes, 8, 8, image.sha256, path=path)
+    await store.save(TASK, 0, spooled, later())
+    assert not path.exists()
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    loaded = await asyncio.gather(*(load(store, TASK, stored(image)) for _ in range(20)))
+    assert loaded == [image.data] * 20
+    assert port.gets == 1
+    assert [path.name for path in store.spool_folder.iterdir()] == ["lock"]
+
+
+async def test_a_large_image_is_read_in_pieces_where_the_cache_is_full(
+    store: CachedStore, port: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = large_image()
+    await store.save(TASK, 0, image, later())
+    assert store.spool_folder is not None
+    cache = store._cache
+    await cache.close()
+    shutil.rmtree(Path(cache._root))
+    cache.health.mark_failed("ENOSPC")
+    assert store.spool_folder is None
+    assert await load(store, TASK, stored(image)) == image.data
+    opened = await store.open(TASK, stored(image))
+    assert opened is not None
+    assert image.data is not None
+    assert b"".join([piece async for piece in opened.read(7, 300_000)]) == image.data[7:300_007]
+    port.kept[TASK, 0, image.sha256] = image.data[:-1] + bytes([image.data[-1] ^ 1])
+    with pytest.raises(StoreUnavailable):
+        await load(store, TASK, stored(image))
+    port.kept.clear()
     assert await load(store, TASK, stored(image)) is None
 
 
@@ -191,7 +237,7 @@ async def test_a_disk_that_fails_costs_a_question_and_no_picture(
     port: Elsewhere, tmp_path: Path, make_picture: MakePicture
 ) -> None:
     (tmp_path / "cache").write_text("a file in the way")
-    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000), patience_s=0), make_picture()
+    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_picture()
     await store.start()
     await store.save(TASK, 0, image, later())
     assert [await load(store, TASK, stored(image)) for _ in range(2)] == [image.data] * 2

@@ -47,7 +47,7 @@ class Away:
         self.numbers = itertools.count()
 
     def cached(self, port: BytesPort) -> ImageStore:
-        return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1), patience_s=0)
+        return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1))
 
 
 class InRedis(Away):
