@@ -17,7 +17,7 @@ from imagegen.queue.wire import Script
 
 KINDS = ("stream", "text", "set", "list")
 
-COMMANDS = 31
+COMMANDS = 33
 """That the script runs, with its own call."""
 
 

@@ -15,6 +15,9 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.queue import Queue
 from imagegen.queue.scripts import Entry, Scripts
 
+OVERDUE_S = 1.5
+"""How long a blocked read may leave an entry that waits for it alone."""
+
 REFUSED_RETRY_S = 3.0
 """Between two reads that Redis refuses for a reason that does not pass by itself."""
 
@@ -30,12 +33,18 @@ class Reader:
         scripts: Scripts,
         leases: Leases,
         queue: Queue,
+        alone: Callable[[], bool],
     ) -> None:
         self._connection = connection
         self._scripts = scripts
         self._holdings = leases.holdings
         self._leases = leases
         self._queue = queue
+        self._alone = alone
+        self._blocked_reads = 0
+        self._blocked = False
+        self._overdue: asyncio.TimerHandle | None = None
+        scripts.on_added = self._expect_entry
         self.on_loss: Callable[[], None] = lambda: None
 
     async def read_forever(self) -> None:
@@ -62,7 +71,23 @@ class Reader:
                 line.replace((), time.time())
             if entries:
                 return entries
-        return await self._scripts.read_entries(self._holdings.instance, count, BLOCK_S)
+        self._blocked, self._blocked_reads = True, self._blocked_reads + 1
+        try:
+            return await self._scripts.read_entries(self._holdings.instance, count, BLOCK_S)
+        finally:
+            self._blocked = False
+
+    def _expect_entry(self) -> None:
+        """A task was queued from here while a read blocks: with no other instance, this read has to return it."""
+        if self._blocked and self._overdue is None:
+            self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)
+
+    def _replace_silent(self, number: int) -> None:
+        """End a read that still blocks: its connection is dead, and nobody said so."""
+        self._overdue = None
+        if self._blocked and self._blocked_reads == number and self._alone():
+            logger.debug("The blocked read returned nothing though a task waits; it is sent again")
+            self._connection.reads.hang_up()
 
     async def _deliver(self, entries: list[Entry], free: int) -> None:
         if len(entries) < free:

@@ -134,7 +134,7 @@ def open_queue(
     feed = Feed()
     watching = Watching(reads, feed, scripts.last_delivered)
     watching.on_unstarted = recovery.check_waiting
-    reader = Reader(connection, scripts, leases, queue)
+    reader = Reader(connection, scripts, leases, queue, lambda: control.alone)
     reader.on_loss = lambda: recovery.notice("the stream or its group was deleted", publish=True)
     claims = Claims(connection, scripts, memory, holdings, lease_s=rules.lease_s, clock=clock)
     claims.on_given = leases.look_soon

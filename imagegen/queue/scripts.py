@@ -84,6 +84,7 @@ class Scripts:
         self._scripts |= {name: Script(lua("billed") + lua(name)) for name in ("finish", "cancel", "start_fenced")}
         self._scripts |= {name: Script(lua("owned") + lua(name)) for name in ("renew", "release")}
         self.depth = depth
+        self.on_added: Callable[[], None] = lambda: None
         self.meter = connection.meter
         self.unreadable = Unreadable(connection.meter)
         self._spent = connection.meter.spent
@@ -118,6 +119,8 @@ class Scripts:
             self._spent("submit", costs.MEASURED)
         self._spent("submit", costs.submit([(answer.kind, answer.entry_id, answer.known) for answer in told], room))
         self.depth.submitted(added, measured if measured >= 0 else None)
+        if added:
+            self.on_added()
         return told
 
     def _finish(self, items: list[FinishItem]) -> Asked:

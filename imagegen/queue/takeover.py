@@ -37,6 +37,9 @@ GONE_S, SILENT_S = 5.0, 65.0
 """A consumer that holds nothing is gone if it asked for nothing so long: where no peer has its name, and at all. A
 living one reads every 57 s."""
 
+UNTOLD_CHECK_S = 10.0
+"""How often to look at least, or once a lease, where Redis refuses the channel of the instances."""
+
 MAX_TAKEN = 100
 """Entries that one command takes over, since their requests come with them."""
 
@@ -76,6 +79,8 @@ class Takeover:
                 self._scripts.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
             step = self._look
+            if self._control.silent:  # no peer tells that it is busy
+                check_s = min(check_s, max(self._lease_s, UNTOLD_CHECK_S))
             try:
                 async with asyncio.timeout(min(next_s, check_s)):
                     await self._leases.look.wait()

@@ -20,6 +20,9 @@ from imagegen.tasks.task import Task
 REFRESH_S = 8.0
 """How often what is watched or may be finished elsewhere is read, in case a message was lost: one command for all."""
 
+POLL_S = 1.0
+"""The shortest time between two reads of what is waited for, where Redis refuses the channel; it doubles each time."""
+
 MAX_WATCHED = 20_000
 DOUBTFUL_AT_ONCE = MAX_ITEMS * 5
 
@@ -40,6 +43,8 @@ class Watching:
         self._last_delivered = last_delivered
         self.on_unstarted: Callable[[Sequence[Task]], Awaitable[None]] = _do_nothing
         self._watched: dict[str, None] = {}
+        self._polled: set[str] = set()
+        self._poll_every = self._polls_left = 1
         memory.on_change = self._changed
         feed.on_first = self._watch
         control.on |= {"watch": self._heard_watch, "change": self._heard_change, "fresh": self._heard_fresh}
@@ -50,9 +55,9 @@ class Watching:
         """Reads again what is waited for here and runs elsewhere, while there is an elsewhere; and what was submitted
         here and may have been finished elsewhere, so that it does not stay in memory."""
         while True:
-            await asyncio.sleep(REFRESH_S)
+            await self._rest()
             await self.check_alone()
-            foreign = [task_id for task_id in self._feed.ids if self._reads.own(task_id) is None]
+            foreign = self._foreign()
             doubtful = self._reads.doubtful()[:DOUBTFUL_AT_ONCE]
             found = await asyncio.gather(*map(self._reads.read, {*foreign, *doubtful}), return_exceptions=True)
             for task in found:
@@ -66,6 +71,27 @@ class Watching:
                 await self._check_entries([task for task in found if isinstance(task, Task)])
             except QueueUnavailable:
                 logger.debug("Entries of waiting tasks can't be checked now")
+
+    async def _rest(self) -> None:
+        """Wait for REFRESH_S. Where no channel tells of changes, read what is waited for meanwhile, ever less often."""
+        end = time.monotonic() + REFRESH_S
+        while self._control.silent and end - time.monotonic() > POLL_S:
+            await asyncio.sleep(POLL_S)
+            foreign = set(self._foreign())
+            fresh = foreign - self._polled
+            self._polls_left -= 1
+            if foreign and (fresh or self._polls_left <= 0):
+                self._poll_every = 1 if fresh else min(self._poll_every * 2, round(REFRESH_S / POLL_S))
+                self._polls_left = self._poll_every
+                for task in await asyncio.gather(*map(self._reads.read, foreign), return_exceptions=True):
+                    if isinstance(task, Task):
+                        self._feed.publish(task)
+            self._polled = foreign
+        await asyncio.sleep(max(end - time.monotonic(), 0.0))
+
+    def _foreign(self) -> list[str]:
+        """Return the tasks that are waited for here and may change elsewhere."""
+        return [task_id for task_id in self._feed.ids if self._reads.own(task_id) is None]
 
     async def check_alone(self) -> None:
         """Check that no other instance takes what waits here, where none was heard of: its greeting may be lost.

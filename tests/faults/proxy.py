@@ -25,6 +25,7 @@ class FaultProxy:
         self._path = path
         self._tls = tls
         self._pairs: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.latency_s = 0.0
@@ -52,6 +53,10 @@ class FaultProxy:
     def connected(self) -> bool:
         """Whether anybody is."""
         return bool(self._pairs)
+
+    def silence(self) -> None:
+        """Pass nothing more on the connections that are open, and leave them open; new ones work."""
+        self._silent |= self._pairs
 
     def to(self, path: str) -> None:
         """New connections go to another server."""
@@ -108,7 +113,7 @@ class FaultProxy:
         while chunk := await reader.read(2**16):
             if self.drop_reply(chunk):
                 state["drop"] = True
-            if self.black_hole:
+            if self.black_hole or writer in self._silent:
                 continue
             writer.write(chunk)
             await writer.drain()
@@ -123,7 +128,7 @@ class FaultProxy:
                 raise ConnectionResetError
             if self.latency_s:
                 await asyncio.sleep(self.latency_s)
-            if self.black_hole:
+            if self.black_hole or writer in self._silent:
                 continue
             writer.write(chunk)
             await writer.drain()

@@ -186,3 +186,39 @@ async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> N
     await instance.connection.commands.script_flush()
     await instance.queue.submit(submission("b"))
     assert (await run_one(instance)).state is State.COMPLETED
+
+
+async def test_a_task_starts_within_five_seconds_though_every_open_connection_went_silent(make_instance, proxy) -> None:
+    instance = make_instance(url=proxy.url)
+    waiting = asyncio.create_task(instance.claims.claim())
+    await instance.queue.submit(submission("first"))
+    await waiting
+    waiting = asyncio.create_task(instance.claims.claim())
+    await eventually(lambda: instance.connection.reads.under_way and instance.connection.subscriptions.active)
+    proxy.silence()
+    began = time.monotonic()
+    while True:
+        try:
+            await instance.queue.submit(submission("second"))
+            break
+        except QueueUnavailable:
+            continue
+    claim = await asyncio.wait_for(waiting, 5.0)
+    assert claim.task.id == submission("second").task_id
+    assert time.monotonic() - began < 5.0
+
+
+async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_is_overdue(
+    make_instance, proxy
+) -> None:
+    instance = make_instance(url=proxy.url)
+    await eventually(lambda: instance.connection.subscriptions.active)
+    waiting = asyncio.create_task(instance.claims.claim())
+    await eventually(lambda: instance.connection.reads.under_way)
+    proxy.silence()
+    instance.connection.wire.hang_up()  # all others are made anew at once
+    for wire in instance.connection._seldom:
+        wire.hang_up()
+    await instance.queue.submit(submission("overdue"))
+    claim = await asyncio.wait_for(waiting, 5.0)
+    assert claim.task.id == submission("overdue").task_id
