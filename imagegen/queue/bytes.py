@@ -16,6 +16,7 @@ from imagegen.errors import StoreUnavailable
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import Keys
 from imagegen.queue.scripts import lua
+from imagegen.queue.wire import Script
 from imagegen.tasks.image import StoredImage
 
 PART_BYTES = 2 * 1024 * 1024
@@ -46,7 +47,7 @@ class RedisBytes:
         self._clock = clock
         self._spent = partial(connection.meter.spent, "pictures")
         self._index_end_s = 0.0
-        self._keep = connection.commands.register_script(lua("keep"))
+        self._keep = Script(lua("keep"))
 
     async def start(self) -> None:
         """Nothing has to be ready."""
@@ -114,7 +115,9 @@ class RedisBytes:
         floor_bytes = self._max_bytes - self._max_bytes // SLACK
         args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved))
         async with self._connection.guarded(), _memory_checked():
-            taken = cast(list[bytes], await self._keep(keys=[self._keys.pictures], args=args))
+            taken = cast(
+                list[bytes], await self._connection.commands.run_script(self._keep, [self._keys.pictures], args)
+            )
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // TAKEN_AT_ONCE) if taken else 0))
         names = [oldest.decode().rpartition(":") for oldest in taken]

@@ -10,7 +10,7 @@ from redis.asyncio.client import Pipeline
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
-from imagegen.queue.wire import Asked, Command, Wire
+from imagegen.queue.wire import Asked, Command, Script, Wire, Word
 
 
 class Commands(Redis):
@@ -39,6 +39,10 @@ class Commands(Redis):
         """Send commands together and return their parsed replies. Raises the first error."""
         replies = await self._wire().answers(Asked([_packable(args) for args, _ in stack]))
         return [await self._parsed(args[0], reply, opts) for (args, opts), reply in zip(stack, replies, strict=True)]
+
+    async def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Word]) -> Any:
+        """Run a script, without SCRIPT LOAD, which not every server offers. Raises RedisError, OSError, TimeoutError."""
+        return await self._wire().run(script, keys, args)
 
     def _wire(self) -> Wire:
         return min(self._wires, key=lambda wire: wire.under_way)

@@ -549,3 +549,30 @@ async def test_alone_nothing_is_published_after_the_hello(make_instance, listene
 async def drained(pubsub):
     while (message := await pubsub.get_message(timeout=0.05)) is not None:
         yield message
+
+
+async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_and_ever_less_often(
+    make_instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "REFRESH_S", 30.0)
+    monkeypatch.setattr(watching, "POLL_S", 0.05)
+    one, two = make_instance(start=False), make_instance(start=False)
+    two.control.silent = True
+    await one.scripts.make_group()
+    task = (await one.queue.submit(submission("a"))).task
+    refreshing = asyncio.create_task(two.room.watching.refresh_forever())
+    with two.feed.subscribe([task.id]) as waiter:
+        reads = two.connection.meter.commands
+        await eventually(lambda: reads["read"] >= 3)
+        before = reads["read"]
+        await asyncio.sleep(0.4)
+        assert reads["read"] - before <= 3
+        waiting = asyncio.create_task(one.claims.claim())
+        reader = asyncio.create_task(one.room.reader.read_forever())
+        claim = await asyncio.wait_for(waiting, 5)
+        await one.claims.start(claim)
+        await one.claims.finish(claim, edges.completed(claim.task, [], [], now=time.time(), ttl_s=60))
+        async with asyncio.timeout(5):
+            while not (await waiter.changes(5))[-1].state.final:
+                pass
+    await Supervisor().stop([refreshing, reader])

@@ -87,7 +87,7 @@ def test_other_servers_work(
 
 def test_few_rights_are_enough(start_service: StartService, upstream: EmulatorProcess, redis: Redis) -> None:
     for user in ("least", "upstash"):
-        service = start_service(upstream.url, REDIS_URL=url_of(redis, f"{user}:word@"))
+        service = start_service(upstream.url, REDIS_URL=url_of(redis, f"{user}:word@"), IMAGE_STORE="redis")
         assert service.made(prompt=f"by {user}")["status"] == "completed"
         assert "WARNING" not in service.log
         service.end()
