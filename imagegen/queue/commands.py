@@ -41,7 +41,7 @@ class Commands(Redis):
         return [await self._parsed(args[0], reply, opts) for (args, opts), reply in zip(stack, replies, strict=True)]
 
     async def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Word]) -> Any:
-        """Run a script, without SCRIPT LOAD, which not every server offers. Raises RedisError, OSError, TimeoutError."""
+        """Run a script without SCRIPT LOAD, which not every server offers. Raises RedisError, OSError, TimeoutError."""
         return await self._wire().run(script, keys, args)
 
     def _wire(self) -> Wire:
