@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 MEASURED = 2
 """XPENDING and XLEN, where a submit measures the depth."""
 
-WAITING = 3
 BURY = 6
 
 _NEW, _AGAIN, _MET, _MET_WHILE_FULL = 2, 5, 3, 1

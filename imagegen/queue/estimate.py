@@ -66,20 +66,31 @@ def kind_of(task: Task) -> Kind:
 class WaitingLine:
     """The entries that wait, in order. Exact where one instance submits and claims all; else made anew now and then.
 
+    Of a long queue that others filled only the first entries are known; those behind them are counted, and their
+    places are estimated from the times in their ids, as if they had come evenly.
+
     read_at: when it was made anew, Unix time.
     """
 
     def __init__(self) -> None:
         self._line: list[int] = []
+        self._behind = 0
+        self._behind_from = self._behind_to = 0
         self.read_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._line) + self._behind
+
+    @property
+    def vague(self) -> bool:
+        """Whether the next entries are not known one by one, though there are some."""
+        return self._behind > 0 and (not self._line or self._line[0] > self._behind_from)
 
     @property
     def first_at(self) -> float | None:
         """When the next one came, Unix time; None where none waits."""
-        return (self._line[0] >> _NUMBER_BITS) / 1000 if self._line else None
+        first = self._behind_from if self.vague else self._line[0] if self._line else None
+        return None if first is None else (first >> _NUMBER_BITS) / 1000
 
     def add(self, entry_id: str) -> None:
         order, line = _order_lately(entry_id), self._line
@@ -104,14 +115,37 @@ class WaitingLine:
         at = bisect_left(self._line, order)
         if at < len(self._line) and self._line[at] == order:
             del self._line[at]
+        elif self._behind and self._behind_from < order <= self._behind_to:
+            self._behind -= 1
 
-    def replace(self, entry_ids: Iterable[str], read_at: float) -> None:
+    def replace(self, entry_ids: Iterable[str], read_at: float, *, behind: int = 0, last: str = "") -> None:
+        """Set the line anew.
+
+        Args:
+            behind: entries after the last one of `entry_ids`.
+            last: the id of the last of them.
+        """
         self.read_at = read_at
         self._line = sorted(map(entry_order, entry_ids))
+        self._behind = behind
+        if behind:
+            self._behind_from, self._behind_to = self._line[-1], entry_order(last)
 
     def position(self, entry_id: str) -> int:
-        """1 for the next one."""
-        return bisect_left(self._line, _order_lately(entry_id)) + 1
+        """Return 1 for the next entry."""
+        order = _order_lately(entry_id)
+        return bisect_left(self._line, order) + self._behind_before(order) + 1
+
+    def _behind_before(self, order: int) -> int:
+        """Return how many of the entries that are only counted come before this one, about."""
+        if not self._behind or order <= self._behind_from:
+            return 0
+        if order > self._behind_to:
+            return self._behind
+        if order == self._behind_to:
+            return self._behind - 1
+        share = (order - self._behind_from) / (self._behind_to - self._behind_from)
+        return min(int(self._behind * share), self._behind - 1)
 
 
 class RunTimes:

@@ -94,6 +94,14 @@ class ReleaseItem(Struct, frozen=True, gc=False):
     run: bytes
 
 
+class WaitingEntries(Struct, frozen=True, gc=False):
+    """ids: of the first entries that nobody claimed; behind: how many come after them, last: the id of the last one."""
+
+    ids: list[str]
+    behind: int = 0
+    last: str = ""
+
+
 class Consumer(Struct, frozen=True, gc=False):
     """A consumer of the group: how many entries it holds, and seconds since its last read or claim."""
 

@@ -164,7 +164,8 @@ class Queue:
         """Where an unfinished task stands; exact alone, at most 10 s old with other instances."""
         if task.state.final:
             return NOWHERE
-        doubtful = not self._control.alone_since(self._estimates.line.read_at)
+        line = self._estimates.line
+        doubtful = line.vague or not self._control.alone_since(line.read_at)
         if doubtful and self._clock() - self._line_asked_at > LINE_AGE_S:
             try:
                 await self.refresh_line()
@@ -175,7 +176,8 @@ class Queue:
     async def refresh_line(self) -> None:
         """Reads which entries wait. Raises QueueUnavailable."""
         self._line_asked_at = now = self._clock()
-        self._estimates.line.replace(await self._scripts.waiting(self._scripts.depth.limit), now)
+        waiting = await self._scripts.waiting()
+        self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
 
     async def _with_request(self, task: Task) -> Task:
         """The task with its request, which only the entry has while the task is unfinished."""

@@ -26,6 +26,7 @@ from imagegen.queue.items import (
     SubmitAnswer,
     SubmitItem,
     SwapItem,
+    WaitingEntries,
 )
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.records import VERSION, final_record
@@ -45,6 +46,9 @@ DEAD_LIST_LIFE_S = 7 * 86_400
 
 PAGE = 1_000
 """Claimed entries that one command lists."""
+
+MAX_WAITING_SHOWN = 200
+"""Waiting entries that are known one by one: each is read with its request."""
 
 MAX_RENEWED, MAX_RELEASED, MAX_RETIRED = 500, 100, 100
 """What one script handles at most, so that Redis answers others within some ms."""
@@ -381,11 +385,11 @@ class Scripts:
         self._spent("read", 1)
         return found[0][1] if found else None
 
-    async def waiting(self, most: int) -> list[str]:
-        """The ids of entries that nobody claimed yet, the oldest first."""
-        found = await self._run("waiting", [self._keys.stream], [GROUP, most])
-        self._spent("read", costs.WAITING)
-        return [entry_id.decode() for entry_id in found]
+    async def waiting(self) -> WaitingEntries:
+        """Return the first entries that nobody claimed yet, the oldest first, and how many are behind them."""
+        found, behind, last, commands = await self._run("waiting", [self._keys.stream], [GROUP, MAX_WAITING_SHOWN])
+        self._spent("read", commands)
+        return WaitingEntries([entry_id.decode() for entry_id in found], behind, last.decode())
 
     async def bury(self, entry_id: str, held: str) -> None:
         """Moves an entry that nobody can read to the dead-letter list."""

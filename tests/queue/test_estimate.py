@@ -103,3 +103,19 @@ async def test_positions_are_known_after_a_restart(make_instance) -> None:
     async with asyncio.timeout(5):
         while await position() != 3:
             await asyncio.sleep(0)
+
+
+def test_places_behind_the_known_entries_are_estimated_from_the_times_in_their_ids() -> None:
+    line = Estimates(1).line
+    line.replace([f"{1000 + i}-0" for i in range(100)], 0.0, behind=900, last="10000-0")
+    assert len(line) == 1_000
+    assert line.position("1050-0") == 51
+    assert line.position("10000-0") == 1_000
+    assert line.position("10001-0") == 1_001
+    places = [line.position(f"{at}-0") for at in range(1_100, 10_000, 100)]
+    assert places == sorted(places)
+    assert places[len(places) // 2] == pytest.approx(550, abs=20)
+    line.taken([f"{1000 + i}-0" for i in range(100)])
+    assert (line.vague, len(line), line.position("10000-0")) == (True, 900, 900)
+    line.taken(["1200-0"])
+    assert len(line) == 899

@@ -576,3 +576,14 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
             while not (await waiter.changes(5))[-1].state.final:
                 pass
     await Supervisor().stop([refreshing, reader])
+
+
+async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_counted(make_instance) -> None:
+    one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
+    await one.scripts.make_group()
+    last = (await asyncio.gather(*(one.queue.submit(submission(number)) for number in range(1_500))))[-1].task
+    waiting = await two.scripts.waiting()
+    assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
+    await two.queue.refresh_line()
+    assert len(two.room.holdings.estimates.line) == 1_500
+    assert (await two.queue.place(last)).position == 1_500
