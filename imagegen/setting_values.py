@@ -51,8 +51,12 @@ def plain(text: str) -> str:
 
 
 def folder(text: str) -> Path:
+    """A path. A container's user without a name has the home folder `/` or none, which nobody means."""
+    path = Path(plain(text))
     try:
-        return Path(plain(text)).expanduser()
+        if text.startswith("~") and Path(path.parts[0]).expanduser() == Path("/"):
+            raise RuntimeError
+        return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{text[:100]!r} has a ~ for a home folder that is not known; write the whole path") from error
 

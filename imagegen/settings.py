@@ -194,7 +194,7 @@ def _read_dotenv(path: Path | None, faults: dict[str, str]) -> dict[str, str]:
 def _text_of(path: Path) -> str:
     """Return the text of the settings file, nothing if there is none. Raises ValueError if it can't be read."""
     try:
-        mode = path.stat().st_mode
+        mode = _mode_of(path)
         if stat.S_ISDIR(mode):
             why = "Docker makes one where a file that is to be mounted does not exist"
             raise ValueError(f"is a folder, and must be a file of NAME=value lines; {why}")
@@ -216,6 +216,16 @@ def _text_of(path: Path) -> str:
     if "\0" in text:
         raise ValueError("can't be read: it is no text")
     return text
+
+
+def _mode_of(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        why = f"{path.parent} can't be entered ({error.strerror})"
+        raise ValueError(
+            f"can't be looked for, since {why}; let this user enter that folder, or start in another"
+        ) from error
 
 
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -214,8 +214,12 @@ def test_a_comment_behind_a_path_is_a_fault() -> None:
     assert "comment" in faults(DATA_DIR="/data # the volume")["DATA_DIR"]
 
 
-def test_a_home_folder_that_is_not_known_is_a_fault() -> None:
-    assert "whole path" in faults(DATA_DIR="~nobody-of-this-name/images")["DATA_DIR"]
+@pytest.mark.parametrize(
+    ("home", "path"), [("/home/me", "~nobody-of-this-name/images"), ("", "~/images"), ("/", "~/x")]
+)
+def test_a_home_folder_that_is_not_known_is_a_fault(monkeypatch: pytest.MonkeyPatch, home: str, path: str) -> None:
+    monkeypatch.setenv("HOME", home)
+    assert "whole path" in faults(DATA_DIR=path)["DATA_DIR"]
 
 
 @pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])

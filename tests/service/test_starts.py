@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 from emulated import EmulatorProcess
 from service.running import (
     KEY,
@@ -124,6 +126,27 @@ def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=20, check=False)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith("DATA_DIR: data is below the working folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv")
+@pytest.mark.parametrize(
+    ("prepare", "setting"),
+    [
+        ("touch .env && chmod 0 .env", ".env: can't be read"),
+        ("mkdir in && cd in && chmod 0 .", ".env: can't be looked for"),
+        ("mkdir data && chmod 555 data", "DATA_DIR: "),
+    ],
+)
+def test_what_this_user_may_not_read_or_write_is_named(tmp_path: Path, prepare: str, setting: str) -> None:
+    """Root without its capabilities is a user like others."""
+    plain = "setpriv --bounding-set=-all --inh-caps=-all" if os.geteuid() == 0 else "env"
+    command = f"{prepare} && exec {plain} {sys.executable} {RUN}"
+    environ = environment(tmp_path, {"DATA_DIR": "data"})
+    ended = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert ended.stderr.startswith(setting)
 
 
 def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
