@@ -53,9 +53,9 @@ def start_fenced(commands: int) -> int:
     return 1 + commands
 
 
-def renew(held: int) -> int:
-    """XPENDING, PEXPIRE a task, one XCLAIM."""
-    return 2 + held + bool(held)
+def renew(held: int, runs: int) -> int:
+    """XPENDING, PEXPIRE a run, one XCLAIM."""
+    return 2 + runs + bool(held)
 
 
 def retire(consumers: int, removed: int) -> int:

@@ -178,5 +178,5 @@ class Holdings:
         return self.free > 0 and not self.estimates.line
 
     def named(self) -> list[tuple[str, str]]:
-        """Task and entry ids of all that is held."""
-        return [(claim.task.id, claim.entry_id) for claim in self.held.values()]
+        """Task and entry ids of all that is held; no task id for a claim that was never started, as it has no run."""
+        return [(claim.task.id if claim.stands else "", claim.entry_id) for claim in self.held.values()]

@@ -307,17 +307,22 @@ class Scripts:
         return _entries(found)
 
     async def renew(self, consumer: str, claims: Sequence[tuple[str, str]]) -> tuple[set[str], list[str]]:
-        """Renews (task id, entry id)s. Returns the entry ids that were lost, and those held but not named."""
+        """Renews (task id, entry id)s; without a task id there is no run to renew, and no command is spent on one.
+
+        Returns the entry ids that were lost, and those held but not named.
+        """
         lost: set[str] = set()
         unnamed: list[str] = []
         pages = list(batched(sorted(claims, key=_entry_order), MAX_RENEWED)) or [[]]
         low = "-"
         for number, page in enumerate(pages, 1):
             high = "+" if number == len(pages) else page[-1][1]
-            keys = [self._keys.stream, *(self._keys.run(task_id) for task_id, _ in page)]
+            stream = self._keys.stream
+            keys = [stream, *(self._keys.run(task_id) if task_id else stream for task_id, _ in page)]
             args = [GROUP, consumer, self._run_life_ms, low, high, *(entry_id for _, entry_id in page)]
             gone, strange = await self._run("renew", keys, args)
-            self._spent("renew", costs.renew(len(page) - len(gone)))
+            held = [task_id for task_id, entry_id in page if entry_id.encode() not in gone]
+            self._spent("renew", costs.renew(len(held), sum(map(bool, held))))
             lost |= {entry.decode() for entry in gone}
             unnamed += [entry.decode() for entry in strange]
             low = f"({high}"

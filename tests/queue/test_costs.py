@@ -142,6 +142,7 @@ async def renew(instance) -> None:
     await instance.scripts.renew(instance.room.backlog.instance, [])
     entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending()]
     await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
+    await instance.scripts.renew("i", [("", entry_id) for entry_id, _ in entries])
 
 
 async def take_over(instance) -> None:

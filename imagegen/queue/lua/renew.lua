@@ -1,6 +1,6 @@
 -- Renews the leases of the entries that are still ours.
 --
--- KEYS  1 stream; then one run a task
+-- KEYS  1 stream; then one run a task, or the stream again for a task that has none
 -- ARGV  1 group; 2 consumer; 3 life of a run in ms; 4 and 5 the range of entry ids that is looked at;
 --       then the entry ids, one a task, all in the range and at most 500
 -- returns {the entry ids that are not ours any more, the entry ids that are ours but were not named}
@@ -13,7 +13,7 @@ for i = 6, #ARGV do
   named[entry] = true
   if ours[entry] or owns(stream, group, consumer, entry, list) then
     held[#held + 1] = entry
-    redis.call('PEXPIRE', KEYS[i - 4], ARGV[3])
+    if KEYS[i - 4] ~= stream then redis.call('PEXPIRE', KEYS[i - 4], ARGV[3]) end
   else
     lost[#lost + 1] = entry
   end
