@@ -28,7 +28,8 @@ class Reads:
     """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them.
 
     checked_at: when it was last checked that no other instance takes what waits here, Unix time; missing: ids of
-    unfinished tasks that are known here and have no record in Redis.
+    unfinished tasks that are known here and have no record in Redis; recovering: whether lost records are written back
+    now, here or by a peer.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Reads:
         self._elsewhere = elsewhere
         self.interrupted = interrupted
         self._meter = scripts.meter
+        self.recovering: Callable[[], bool] = lambda: False
         self.checked_at = 0.0
         self.missing: set[str] = set()
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
@@ -105,6 +107,8 @@ class Reads:
         if task is None and (known := self.memory.live.get(task_id)) is not None:
             self.missing.add(task_id)
             return known
+        if task is None and self.recovering():
+            raise QueueUnavailable(headers={"Retry-After": "2"})  # whoever knows it may not have written it back yet
         if task is None:
             self._meter.vanished += self.memory.vanished(task_id)
         elif not task.state.final:

@@ -31,6 +31,8 @@ from imagegen.tasks.webhook import merged
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 """How long peers have to write their running claims back: at least, and at most while one has not answered."""
 
+PEERS_LATER_S = 5.0
+
 RECENT_S = 600.0
 """Results of this age are always looked at; older ones while some of the newer ones were missing."""
 
@@ -61,7 +63,7 @@ class Recovery:
         self._meter = connection.meter
         self._noticed = asyncio.Event()
         self._running = False
-        self._publish = False
+        self._publish = self._claims_restored = False
         self._ended_at = -math.inf
         self._restored_at: dict[str, float] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
@@ -69,6 +71,7 @@ class Recovery:
         connection.on_new_server.append(lambda _known, _new: self.notice("another server answers"))
         self._control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
         self._control.on_join.append(self._probe)
+        self._control.on_peer.append(self._met_peer)
         leases.restore = self.restore_claims
         self._look = leases.look_soon
         leases.on_loss = lambda: self.notice("claims were not pending any more", publish=True)
@@ -124,6 +127,11 @@ class Recovery:
         self._meter.written_back["running"] += count
         return count, lost
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether what is missing may still be written back, here or by a peer that is later than we are."""
+        return not self._connection.recovered.is_set() or time.monotonic() - self._ended_at < PEERS_LATER_S
+
     async def wait_restored(self) -> None:
         """Let peers restore what they run, after a sign that they may have to; not again within `MAX_SETTLE_S`."""
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
@@ -152,13 +160,14 @@ class Recovery:
                     self._take_in(task, answer)
 
     async def _recover(self) -> None:
-        began = time.monotonic()
+        began, self._claims_restored = time.monotonic(), False
         if self._publish:
             self._control.tell("lost")
         await self._scripts.make_group()
         running, lost = await self.restore_claims(list(self._holdings.held.values()))
         for claim in lost:
             self._holdings.abandon(claim)
+        self._claims_restored = True
         self._control.tell("restored")
         finished = await self._restore_results()
         if (running or finished) and not self._publish:
@@ -249,6 +258,11 @@ class Recovery:
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
             self.notice("a peer noticed a loss")
         else:
+            self._control.tell("restored")
+
+    def _met_peer(self) -> None:
+        """A peer that has joined anew may wait for what was published before."""
+        if self._claims_restored and self.unsettled:
             self._control.tell("restored")
 
     def _heard_restored(self, message: Message) -> None:

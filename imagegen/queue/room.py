@@ -131,6 +131,7 @@ def open_queue(
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)
     queue.outbox = outbox
     queue.on_gone = recovery.wait_restored
+    reads.recovering = lambda: recovery.unsettled
     feed = Feed()
     watching = Watching(reads, feed, scripts.last_delivered)
     watching.on_unstarted = recovery.check_waiting
