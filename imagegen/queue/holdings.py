@@ -101,8 +101,6 @@ class Holdings:
         claims, unreadable, now = [], [], time.monotonic()
         for entry_id, fields in entries:
             self.delivered = max(self.delivered, entry_order(entry_id))
-            if self._is_restored(entry_id, fields):
-                continue
             try:
                 claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh, confirmed_at=now)
             except NewerRecord:
@@ -120,10 +118,11 @@ class Holdings:
             self.busy.set()
         return claims, unreadable
 
-    def _is_restored(self, entry_id: str, fields: Mapping[bytes, bytes]) -> bool:
-        """Whether it is the entry of a claim that was restored, delivered once more."""
-        if entry_id in self.held:
-            return True
+    def redelivered(self, entry: Entry) -> bool:
+        """Whether the group delivers an entry that is held already: it was made again, or the claim was restored."""
+        entry_id, fields = entry
+        if (held := self.held.get(entry_id)) is not None:
+            return not held.lost
         claim = self.claimed.get(named_in_entry(fields)) if self.restoring else None
         return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.generation).encode()
 

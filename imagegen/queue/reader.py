@@ -94,7 +94,8 @@ class Reader:
             self._scripts.depth.nothing_waits()
         else:
             self._scripts.depth.taken(len(entries))
-        for claim in await self._leases.hold(entries):
+        fresh = [entry for entry in entries if not self._holdings.redelivered(entry)]
+        for claim in await self._leases.hold(fresh):
             self._holdings.offer(claim)
 
     async def _recover(self, error: BaseException) -> None:
