@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -109,3 +110,14 @@ def test_a_record_that_can_not_be_read_is_an_internal_error_of_that_task_alone(
         assert task_id in said
         assert service.made(prompt="another one")["status"] == "completed"
         service.end()
+
+
+def test_a_data_folder_that_is_deleted_makes_the_service_unready_with_one_line(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(DATA_DIR=str(tmp_path / "gone"), allowed=("DATA_DIR",))
+    service.made(prompt="before it is deleted")
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    eventually(lambda: service.get("/readyz").status == 503)
+    assert service.get("/healthz").status == 200
+    assert service.log.count("was deleted or replaced under the running Redis") == 1
