@@ -126,7 +126,8 @@ class DiskStore:
         if not image.sha256:
             return None
         name = self._stored_name(task_id, image)
-        if await self._is_expired(name):
+        kept = self._index.get(name)
+        if kept is not None and kept.expires_at_s <= self._clock() and await self._is_expired(name):
             self._check_elsewhere(image)
             return None
         if (data := self._cached(name, image)) is not None:
@@ -215,7 +216,7 @@ class DiskStore:
         if kept is not None:
             return max(self._later(name, kept) or kept.expires_at_s, stamped_s)
         if noted_s is not None:
-            return file.modified_s if noted_s - STEP_S < file.modified_s <= noted_s else max(noted_s, stamped_s)
+            return file.modified_s if noted_s - 2 * STEP_S < file.modified_s <= noted_s else max(noted_s, stamped_s)
         unknown[_task_of(name)] = stamped_s or now + self._life_s
         return unknown[_task_of(name)]
 
@@ -301,7 +302,7 @@ class DiskStore:
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"not a task id: {task_id!r}")
         name = f"{index}-{sha256[:12]}.{_EXTENSIONS.get(content_type, 'bin')}"
-        return os.path.join(self._root, task_id[:2], task_id, name)  # noqa: PTH118
+        return f"{self._root}{os.sep}{task_id[:2]}{os.sep}{task_id}{os.sep}{name}"
 
     def _stored_name(self, task_id: str, image: StoredImage) -> str:
         return self._name(task_id, image.index, image.sha256, image.content_type)
