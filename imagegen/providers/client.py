@@ -20,6 +20,7 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import UpstreamError
+from imagegen.providers.largebody import load_json
 from imagegen.providers.post import Answer, NotSent, Post, bounded, connect_timeout
 from imagegen.providers.protocol import CallWatcher, Reply
 from imagegen.providers.wire import decipher, refusal
@@ -106,7 +107,7 @@ class Upstream:
         answer = await self._get(URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
         if 200 <= answer.status < 300:
             with suppress(orjson.JSONDecodeError):
-                return orjson.loads(answer.body)
+                return load_json(answer.body)
         if answer.status == _PROXY_LOGIN:
             raise _no_login()
         raise refusal(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+import orjson
 from msgspec import Raw, Struct
 
 from imagegen.bytebudget import ByteBudget
@@ -25,6 +26,11 @@ class LargeBody(bytearray):
     def __del__(self) -> None:
         if self.budget is not None:
             self.budget.give(len(self))
+
+
+def load_json(body: bytes | bytearray) -> object:
+    """Parse a body. Raises orjson.JSONDecodeError."""
+    return orjson.loads(body if type(body) is bytes else memoryview(body))  # it takes no subclass of bytearray
 
 
 class _Entry(Struct, gc=False):

@@ -18,7 +18,7 @@ import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.largebody import LARGE_BYTES, large_items
+from imagegen.providers.largebody import LARGE_BYTES, large_items, load_json
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusals import NEVER_REACHED, highest_count, lasting, may_have_run
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
@@ -158,7 +158,7 @@ def read_models(listing: object) -> tuple[Mapping[str, object], ...]:
 
 def _json_object(body: bytes | bytearray) -> dict[str, object] | None:
     try:
-        value = orjson.loads(body)
+        value = load_json(body)
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
@@ -231,7 +231,7 @@ def _decoded(text: str) -> ImageBytes | None:
 def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
     """The error answer; Google's OpenAI-compatible route wraps it in a list."""
     try:
-        value = orjson.loads(body)
+        value = load_json(body)
     except orjson.JSONDecodeError:
         return None
     first = value[0] if isinstance(value, list) and len(value) == 1 else value

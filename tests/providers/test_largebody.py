@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from imagegen.bytebudget import ByteBudget
+from imagegen.errors import UpstreamError
 from imagegen.providers import post
 from imagegen.providers.largebody import LargeBody, large_items
 from imagegen.providers.post import Post
@@ -59,6 +60,18 @@ def test_links_beside_large_fields_and_missing_fields_are_read() -> None:
 @pytest.mark.parametrize("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
 def test_what_has_no_list_of_images_is_left_to_the_usual_reading(body: bytes) -> None:
     assert large_items(body) is None
+
+
+def test_a_large_answer_that_is_no_list_of_images_is_read_as_a_small_one() -> None:
+    body = LargeBody(
+        json.dumps({"error": {"message": "very long " * 40_000, "type": "invalid_request_error"}}).encode()
+    )
+    with pytest.raises(UpstreamError, match="very long"):
+        decipher(400, {}, body)
+    body = LargeBody(json.dumps({"data": [{"url": "https://a/b"}], "more": "x" * 300_000}).encode())
+    assert decipher(200, {}, body).images == (ImageLink("https://a/b"),)
+    with pytest.raises(UpstreamError):
+        decipher(200, {}, LargeBody(b"<html>" * 100_000))
 
 
 async def test_a_large_body_is_counted_until_its_last_image_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
