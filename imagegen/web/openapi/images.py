@@ -260,7 +260,10 @@ LIST = Operation(
     (
         Parameter("status", "query", "Only tasks in this state.", {"type": "string", "enum": [*State]}),
         Parameter(
-            "cursor", "query", "The `nextCursor` of the page before.", _TEXT | {"pattern": "^[0-9]{1,18}-[0-9a-f]{32}$"}
+            "cursor",
+            "query",
+            "The `nextCursor` of the page before.",
+            _TEXT | {"pattern": "^(0|[1-9][0-9]{0,17})-[0-9a-f]{32}$"},
         ),
         Parameter(
             "limit",
