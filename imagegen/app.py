@@ -218,9 +218,17 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, room, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
     rules = Rules(policy, settings.task_deadline_s, settings.fallback_models)
-    pacing = Pacing(rate_per_min=settings.upstream_rate_per_min)
-    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules, pacing)
-    pool = Pool(room.claims, attempts, pacing, result_ttl_s=settings.result_ttl_s, alone=lambda: room.control.alone)
+    clock = room.connection.clock
+    pacing = Pacing(rate_per_min=settings.upstream_rate_per_min, wall=clock)
+    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules, pacing, clock=clock)
+    pool = Pool(
+        room.claims,
+        attempts,
+        pacing,
+        result_ttl_s=settings.result_ttl_s,
+        alone=lambda: room.control.alone,
+        clock=clock,
+    )
     app[PACING] = pacing
     app[WORK] = Work(room, pool, supervisor)
     app[WORK].start()
@@ -240,7 +248,7 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     resolver = ForeignResolver(app[OWN], app[RESOLVER])
     async with webhook_session(private=private, resolver=resolver, proxy=settings.webhook_proxy) as session:
         sender = Sender(session, body_of, settings.webhook_secret, private=private, check_own=app[OWN].check)
-        app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender)
+        app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
         app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())
         yield
 

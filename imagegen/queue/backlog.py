@@ -97,7 +97,11 @@ class Backlog:
                 return Waiting()  # a slot of ours waits for the next entry, so there is none
             if self._control.alone_since(self._line.read_at):
                 first_at = self._line.first_at
-                return Waiting(len(self._line), _age_s(first_at)) if first_at is not None else Waiting()
+                return (
+                    Waiting(len(self._line), _age_s(first_at, self._connection.clock()))
+                    if first_at is not None
+                    else Waiting()
+                )
         return await self._asked.get()
 
     async def dead_letters(self) -> int:
@@ -111,7 +115,7 @@ class Backlog:
             claimed, last = await self._claimed()
             first: Any = await commands.xrange(self._keys.stream, f"({last}" if last else "-", "+", count=1)
         self._connection.meter.spent("stats", 3)
-        age_s = _age_s(int(first[0][0].partition(b"-")[0]) / 1000) if first else 0.0
+        age_s = _age_s(int(first[0][0].partition(b"-")[0]) / 1000, self._connection.clock()) if first else 0.0
         return Waiting(max(length - claimed, 0), age_s)
 
     async def _claimed(self) -> tuple[int, str]:
@@ -131,8 +135,8 @@ class Backlog:
         return count
 
 
-def _age_s(since: float) -> float:
-    return max(time.time() - since, 0.0)
+def _age_s(since: float, now: float) -> float:
+    return max(now - since, 0.0)
 
 
 class _NowAndThen(Generic[Value]):

@@ -18,6 +18,7 @@ from imagegen.metrics import Meter
 from imagegen.queue.commands import Commands
 from imagegen.queue.keys import Keys
 from imagegen.queue.redis_errors import remedy, shown, unavailable
+from imagegen.queue.server_clock import ServerClock
 from imagegen.queue.server_info import ServerInfo
 from imagegen.queue.servers import Servers
 from imagegen.queue.subscription import Subscriptions
@@ -59,6 +60,7 @@ class Connection:
         self.servers = servers = Servers(url, prefix)
         self._some_key = Keys(prefix).probe("text")
         self.health = Health()
+        self.clock = ServerClock()
         self.recovered = asyncio.Event()
         self.recovered.set()
         self.meter = meter or Meter()
@@ -124,6 +126,8 @@ class Connection:
             raise RedisConnectionError("The sentinel named a replica as the master")
         if server.cluster:
             await self.servers.learn_nodes(connection)
+        if server.time is not None:
+            self.clock.learn(server.time)
         known, self.server = self.server, server
         if known is not None and server.run_id != known.run_id and self._may_reconnect():
             self._reconnect()

@@ -68,7 +68,7 @@ class Control:
 
     def doubt(self) -> None:
         """Another instance may be there though none was heard: greet it, and believe no longer that it is not."""
-        self._alone_since = time.time()
+        self._alone_since = self._connection.clock()
         self.tell("hello")
 
     def tell(self, kind: str, **content: Any) -> None:
@@ -123,7 +123,7 @@ class Control:
             hook()
 
     def _joined(self) -> None:
-        self._alone_since = time.time()  # another one may have come and gone unheard
+        self._alone_since = self._connection.clock()  # another one may have come and gone unheard
         self.tell("hello")
         for hook in self.on_join:
             hook()
@@ -143,7 +143,7 @@ class Control:
         known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
-            self._alone_since = time.time()
+            self._alone_since = self._connection.clock()
         else:
             self.peers[sender] = time.monotonic()
         if kind == "hello":
@@ -186,7 +186,7 @@ class Control:
             logger.info("The instances can use their channel again")
         if heard <= 1 and kind not in _TO_ANYBODY and not self._connection.servers.clustered:
             self.peers.clear()
-            self._alone_since = time.time()
+            self._alone_since = self._connection.clock()
 
 
 def ids_of(message: Message) -> Iterable[str]:

@@ -38,13 +38,14 @@ class HookCalls:
         self._wire = connection.wire
         self._join, self._adopt, self._swap = (Script(lua(name)) for name in ("join", "adopt", "swap"))
         self._spent = connection.meter.spent
+        self._clock = connection.clock
 
     async def join(self, task: Task, known: bytes, log: bytes, names: Sequence[str]) -> bool:
         """Adds webhooks: the log in place of `known`. False where that, or the task's end, changed meanwhile."""
         keys = [self._keys.outbox, self._keys.record(task.id), self._keys.hooks(task.id)]
         final = task.state.final
         life_ms = self._result_ttl_ms if final else self._record_life_ms
-        args = [task.generation, "1" if final else "", known, log, life_ms, outbox_due_ms(), *names]
+        args = [task.generation, "1" if final else "", known, log, life_ms, outbox_due_ms(self._clock()), *names]
         added = bool(await self._wire.run(self._join, keys, args))
         self._spent("hooks", 5 if added else 3)
         return added
@@ -69,7 +70,7 @@ class HookCalls:
     async def adopt(self, until: float, most: int) -> list[str]:
         """Takes over what falls due by `until`, Unix time; of two takers one gets it."""
         upto = "+inf" if math.isinf(until) else int(until * 1000)
-        found = await self._wire.run(self._adopt, [self._keys.outbox], [upto, outbox_due_ms(), most])
+        found = await self._wire.run(self._adopt, [self._keys.outbox], [upto, outbox_due_ms(self._clock()), most])
         self._spent("hooks", 2 + bool(found))
         return await self._readable(found)
 

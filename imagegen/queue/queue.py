@@ -25,6 +25,7 @@ from imagegen.queue.records import (
     decode_head,
     decode_record,
     seen_record,
+    server_time,
     with_hooks,
 )
 from imagegen.queue.scripts import Scripts
@@ -258,6 +259,8 @@ class Queue:
         """The answer to a submit whose task waits now."""
         generation = answer.generation
         task = replace(task, generation=generation, sequence=generation, entry_id=answer.entry_id)
+        if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
+            task = replace(task, created_at=came_at)
         if self._memory.put(task) and task.entry_id and task.id not in self._holdings.claimed:
             self._estimates.line.add(task.entry_id)
         if answer.kind == "again":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from loguru import logger
@@ -68,7 +67,7 @@ class Reader:
         if line:
             entries = await self._scripts.read_waiting(self._holdings.instance, count)
             if len(entries) < count:
-                line.replace((), time.time())
+                line.replace((), self._connection.clock())
             if entries:
                 return entries
         self._blocked, self._blocked_reads = True, self._blocked_reads + 1

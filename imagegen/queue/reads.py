@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Callable
 
 from loguru import logger
@@ -50,6 +49,7 @@ class Reads:
         self.interrupted = interrupted
         self._meter = scripts.meter
         self.recovering: Callable[[], bool] = lambda: False
+        self.clock = scripts.clock
         self.checked_at = 0.0
         self.missing: set[str] = set()
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
@@ -85,7 +85,7 @@ class Reads:
         task = self.memory.live.get(task_id)
         if task is None or task_id in self.holdings.claimed:
             return task
-        fresh = time.time() - max(task.created_at, self.checked_at) <= TRUST_S
+        fresh = self.clock() - max(task.created_at, self.checked_at) <= TRUST_S
         return task if fresh and self.control.alone_since(task.created_at) else None
 
     def unclaimed(self) -> list[Task]:

@@ -23,6 +23,9 @@ from imagegen.tasks.webhook import Delivery, merged
 
 VERSION = 1
 
+MAX_SKEW_S = 5.0
+"""A submit is that long under way at most; a larger difference to the entry's id is another clock's."""
+
 _encode = msgspec.json.Encoder().encode
 
 _UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -64,7 +67,10 @@ class _Record(Struct, omit_defaults=True, gc=False):
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
-    """The JSON of an entry: all that an instance needs to run the task."""
+    """The JSON of an entry: all that an instance needs to run the task.
+
+    queued: when the task came, by the server's clock, where an earlier entry carried it; else the entry's id tells.
+    """
 
     id: str
     digest: str
@@ -73,6 +79,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     request: msgspec.Raw
     images: tuple[StoredImage, ...] = ()
     webhooks: tuple[dict[str, Any], ...] = ()
+    queued: float | None = None
 
 
 _read_record = msgspec.json.Decoder(_Record).decode
@@ -191,7 +198,10 @@ def encode_entry(task: Task) -> bytes:
     """The JSON of an entry."""
     request = msgspec.Raw(task.request_json)
     stale = task.images if task.stale_images else ()
-    return _encode(_Entry(task.id, task.digest, task.model, task.created_at, request, stale, _stored(task.deliveries)))
+    queued = task.created_at if task.entry_id else None
+    return _encode(
+        _Entry(task.id, task.digest, task.model, task.created_at, request, stale, _stored(task.deliveries), queued)
+    )
 
 
 def named_in_entry(fields: Mapping[bytes, bytes]) -> str:
@@ -213,7 +223,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             digest=entry.digest,
             model=entry.model,
             request_json=bytes(entry.request),
-            created_at=entry.created,
+            created_at=_came_at(entry, entry_id),
             images=entry.images,
             stale_images=bool(entry.images),
             reason=Reason.QUEUED,
@@ -224,6 +234,18 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
         raise
     except _UNREADABLE as error:
         raise UnreadableRecord(repr(fields)[:200]) from error
+
+
+def _came_at(entry: _Entry, entry_id: str) -> float:
+    if entry.queued is not None:
+        return entry.queued
+    return server_time(entry.created, entry_id) if entry_id else entry.created
+
+
+def server_time(created_at: float, entry_id: str) -> float:
+    """Return when a task came by the server's clock: as its submitter says, unless the entry's id says otherwise."""
+    added_at = int(entry_id.partition("-")[0]) / 1000
+    return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
 
 
 class Run(Struct, frozen=True, gc=False):

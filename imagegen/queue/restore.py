@@ -96,7 +96,7 @@ class RestoreCalls:
 
     async def outbox(self, names: Sequence[str]) -> None:
         """Put names into the outbox again that are missing there."""
-        scores = [word for name in names for word in (outbox_due_ms(), name)]
+        scores = [word for name in names for word in (outbox_due_ms(self.connection.clock()), name)]
         await self._wire.call("ZADD", self._keys.outbox, "NX", *scores)
         self._spent(PURPOSE, 1)
 

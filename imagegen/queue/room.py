@@ -100,9 +100,10 @@ class QueueRoom:
 
 
 def open_queue(
-    connection: Connection, rules: QueueRules, *, instance: str, clock: Callable[[], float] = time.time
+    connection: Connection, rules: QueueRules, *, instance: str, clock: Callable[[], float] | None = None
 ) -> QueueRoom:
     """Wires the parts; nothing is asked of Redis yet. `instance`: our consumer name, unlike any other's."""
+    clock = clock or connection.clock
     keys = Keys(rules.prefix)
     scripts = Scripts(
         connection,

@@ -90,6 +90,7 @@ class Scripts:
         self.depth = depth
         self.on_added: Callable[[], None] = lambda: None
         self.meter = connection.meter
+        self.clock = connection.clock
         self.unreadable = Unreadable(connection.meter)
         self._spent = connection.meter.spent
         self.submit = Batcher[SubmitItem, SubmitAnswer](
@@ -118,6 +119,8 @@ class Scripts:
         room, ((measured, rows),) = self.depth.room, replies
         told = [SubmitAnswer(kind.decode(), entry.decode(), int(gen or 0), known) for kind, entry, gen, known in rows]
         added = sum(bool(answer.entry_id) for answer in told)
+        if told and (entry_id := told[-1].entry_id):
+            self._connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         if measured >= 0:
             room = self.depth.limit - measured
             self._spent("submit", costs.MEASURED)
@@ -129,7 +132,7 @@ class Scripts:
 
     def _finish(self, items: list[FinishItem]) -> Asked:
         keys = [self._keys.stream, self._keys.outbox]
-        args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms()]
+        args: list[Any] = [GROUP, self._result_ttl_ms, outbox_due_ms(self._connection.clock())]
         for item in items:
             final = item.final
             keys += (self._keys.record(final.id), self._keys.hooks(final.id))
@@ -377,7 +380,11 @@ class Scripts:
         of_task = (self._keys.record, self._keys.run, self._keys.hooks)
         keys = [self._keys.stream, self._keys.outbox, *(key(final.id) for key in of_task)]
         args = [GROUP, final.generation, final_record(final), self._result_ttl_ms, tombstone, self._run_life_ms]
-        args += [outbox_due_ms(), outbox_name(final.id, final.generation), "1" if to_tell(final) else ""]
+        args += [
+            outbox_due_ms(self._connection.clock()),
+            outbox_name(final.id, final.generation),
+            "1" if to_tell(final) else "",
+        ]
         answer = await self._run("cancel", keys, args)
         finished = None if answer is None else Finished(*answer)
         self._spent("cancel", costs.cancel(finished.stands if finished else None))
@@ -417,9 +424,9 @@ def outbox_name(task_id: str, generation: int, number: int | None = None) -> str
     return f"{task_id}:{generation}" if number is None else f"{task_id}:{generation}:{number}"
 
 
-def outbox_due_ms() -> int:
+def outbox_due_ms(now: float) -> int:
     """When another instance may care for what goes into the outbox now."""
-    return int((time.time() + OUTBOX_GRACE_S) * 1000)
+    return int((now + OUTBOX_GRACE_S) * 1000)
 
 
 def _delivered(answer: Any) -> list[Entry]:

@@ -34,6 +34,7 @@ class ServerInfo:
     cluster: bool = False
     role: str = ""
     eviction_policy: str = ""
+    time: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> ServerInfo:
@@ -48,6 +49,7 @@ class ServerInfo:
             cluster=fields.get("cluster_enabled") == "1" or fields.get("redis_mode") == "cluster",
             role=fields.get("role", ""),
             eviction_policy=fields.get("maxmemory_policy", ""),
+            time=None if (micros := _number(fields.get("server_time_usec"))) is None else micros / 1e6,
         )
 
     def replaces(self, known: ServerInfo) -> bool:

@@ -98,7 +98,7 @@ class Watching:
 
         The group delivers entries in order, so that one command tells which of them were delivered to anybody.
         """
-        now = time.time()
+        now = self._reads.clock()
         tasks = self._reads.unclaimed() if self._control.alone else []
         waiting = [task for task in tasks[:DOUBTFUL_AT_ONCE] if task.created_at < now - TRUST_S + REFRESH_S]
         if not waiting:

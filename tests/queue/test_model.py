@@ -116,6 +116,9 @@ class TwoInstances(RuleBasedStateMachine):
             return multiple()
         entries = self.run(room.scripts.take(room.holdings.instance, [row.entry_id for row in rows], 0.0))
         assert len(entries) == len(rows)
+        for row in rows:  # a renewal found it lost before
+            if stale := room.holdings.held.get(row.entry_id):
+                room.holdings.let_go(stale)
         claims, _ = room.holdings.hold(entries)
         runs = self.run(room.scripts.runs([claim.task.id for claim in claims]))
         for claim, stands in zip(claims, runs, strict=True):
