@@ -157,7 +157,7 @@ async def fail_over(world: World) -> None:
 
 
 async def silence(world: World) -> None:
-    """Keep the connections to Redis open and pass nothing for a while, then cut them: no byte is lost between others."""
+    """Keep the connections to Redis open and pass nothing for a while, then cut them."""
     world.pair.proxy.black_hole = True
     await asyncio.sleep(world.chance.uniform(0.5, LEASE_S))
     world.pair.proxy.cut()
