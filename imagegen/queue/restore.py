@@ -53,9 +53,8 @@ class RestoreCalls:
         self._record_life_ms = int(record_life_s * 1000)
         self._wire = connection.wire
         self._spent = connection.meter.spent
-        self._claims, self._results, self._requeue = (
-            Script(lua(name)) for name in ("restore_claims", "restore_results", "requeue")
-        )
+        self._claims, self._requeue = (Script(lua("entries") + lua(name)) for name in ("restore_claims", "requeue"))
+        self._results = Script(lua("restore_results"))
 
     async def claims(self, consumer: str, claims: Sequence[Claim]) -> list[RestoredClaim]:
         """Restore the entry, pending entry, run and record of claims that `consumer` holds."""

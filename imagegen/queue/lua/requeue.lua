@@ -8,18 +8,6 @@
 --         was missing
 local stream, answers = KEYS[1], {}
 
-local function exists(entry)
-  return entry ~= '' and entry ~= '-' and #redis.call('XRANGE', stream, entry, entry) == 1
-end
-
-local function older(entry, other)
-  local ms, number = string.match(entry, '^(%d+)-(%d+)$')
-  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
-  if not ms or not other_ms then return false end
-  ms, other_ms = tonumber(ms), tonumber(other_ms)
-  return ms < other_ms or (ms == other_ms and tonumber(number) < tonumber(other_number))
-end
-
 local function requeue(record_key, run_key, at)
   local entry, generation, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local known = redis.pcall('GET', record_key)
@@ -35,12 +23,12 @@ local function requeue(record_key, run_key, at)
     end
     if theirs ~= generation then
       known = nil
-    elseif exists(their_entry) then
+    elseif exists(stream, their_entry) then
       return 'there', their_entry, 0
     end
   end
 
-  local now = exists(entry) and entry
+  local now = exists(stream, entry) and entry
   if not now then
     local run, run_entry, run_json = redis.pcall('GET', run_key), nil, nil
     if type(run) == 'string' then run_entry, run_json = string.match(run, '^(%S+) (.*)$') end
@@ -53,11 +41,9 @@ local function requeue(record_key, run_key, at)
   end
   if ARGV[1] == '' then return 'missing', entry, missing end
   if known then
-    local before, after = string.match(known, '^(%d+ %l+ )%S+( .*)$')
-    redis.call('SET', record_key, before .. now .. after, 'KEEPTTL')
+    redis.call('SET', record_key, with_entry(known, now), 'KEEPTTL')
   else
-    local head = '1 pending ' .. now .. ' ' .. generation .. ' ' .. generation .. ' ' .. digest .. '\n'
-    redis.call('SET', record_key, head .. ARGV[at + 5], 'PX', ARGV[1])
+    redis.call('SET', record_key, waiting_record(now, generation, digest, ARGV[at + 5]), 'PX', ARGV[1])
   end
   return 'queued', now, missing
 end

@@ -13,18 +13,6 @@ local owner = '"owner":"' .. consumer .. '"'
 local answers = {}
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 
-local function exists(entry)
-  return entry ~= '-' and #redis.call('XRANGE', stream, entry, entry) == 1
-end
-
-local function older(entry, other)
-  local ms, number = string.match(entry, '^(%d+)-(%d+)$')
-  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
-  if not ms or not other_ms then return false end
-  ms, other_ms = tonumber(ms), tonumber(other_ms)
-  return ms < other_ms or (ms == other_ms and tonumber(number) < tonumber(other_number))
-end
-
 -- The record's state, entry and generation; nil where it is of an older generation, or none.
 local function current_record(known, generation)
   if type(known) ~= 'string' then return nil end
@@ -46,9 +34,9 @@ local function restore(record_key, run_key, at)
   local ours = run_json and (string.find(run_json, owner, 1, true) or run_json == ARGV[at + 6])
 
   local now
-  if state and their_entry ~= entry and exists(their_entry) then
+  if state and their_entry ~= entry and exists(stream, their_entry) then
     now = their_entry
-  elseif exists(entry) then
+  elseif exists(stream, entry) then
     now = entry
   end
   local holder
@@ -70,11 +58,9 @@ local function restore(record_key, run_key, at)
   end
   if not state then
     kind = 'restored'
-    local head = '1 pending ' .. now .. ' ' .. generation .. ' ' .. generation .. ' ' .. digest .. '\n'
-    redis.call('SET', record_key, head .. ARGV[at + 5], 'PX', record_life)
+    redis.call('SET', record_key, waiting_record(now, generation, digest, ARGV[at + 5]), 'PX', record_life)
   elseif their_entry ~= now then
-    local before, after = string.match(known, '^(%d+ %l+ )%S+( .*)$')
-    redis.call('SET', record_key, before .. now .. after, 'KEEPTTL')
+    redis.call('SET', record_key, with_entry(known, now), 'KEEPTTL')
   end
   local json = run_json or ARGV[at + 6]
   if json == '' then return kind, now, '' end
