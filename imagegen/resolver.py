@@ -64,7 +64,11 @@ class SystemResolver:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(finish, found, error)
 
-        threading.Thread(target=work, name="resolver", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="resolver", daemon=True).start()
+        except RuntimeError as error:  # the system refuses another thread
+            self._free.release()
+            raise socket.gaierror(socket.EAI_AGAIN, "no thread is free to resolve it") from error
         return await future
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from imagegen import resolver as module
 from imagegen.addresses import AddressRefused, PublicResolver
-from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver
+from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver, SystemResolver
 
 
 @pytest.fixture
@@ -108,6 +108,22 @@ async def test_what_dns_does_not_know_is_asked_of_the_system(answering: str, mon
     with pytest.raises(socket.gaierror):
         await resolver.resolve("no.such.name", 7860)
     await resolver.close()
+
+
+async def test_a_thread_that_the_system_refuses_is_an_error_of_names_and_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = SystemResolver()
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(SYSTEM_AT_ONCE):
+            with pytest.raises(socket.gaierror):
+                await resolver.getaddrinfo("localhost", 80)
+    assert await asyncio.wait_for(resolver.getaddrinfo("127.0.0.1", 80), 5)
 
 
 def test_the_loop_resolves_apart_from_the_disks_threads_and_its_end_waits_for_none(
