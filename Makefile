@@ -16,7 +16,7 @@ export PEERS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test servers check format bench faults clean
+.PHONY: help install run test coverage servers check format bench faults clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,11 +29,15 @@ run: $(RUNTIME) ## start the service on http://127.0.0.1:3000 (settings: .env, s
 test: $(DEV) servers ## run the tests; ARGS='-k name' passes on to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
+coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a floor
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+
 servers: $(SERVERS) ## put servers of other versions into .servers, for the tests that need them
 
-check: $(DEV) ## lint, formatting and types
+check: $(DEV) ## lint, formatting, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: $(DEV) ## put the code into its standard form
