@@ -1,0 +1,107 @@
+"""The documents name what exists: files, settings, routes, metrics, versions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from imagegen.metrics import Meter
+from imagegen.queue.backlog import Here, Waiting
+from imagegen.settings import setting_names
+from imagegen.web.metrics import Observed, UpstreamRules, _Page
+from imagegen.web.openapi.document import build
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_link_within_the_repository_leads_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/api.md", "SECURITY.md"])
+def test_a_document_names_only_settings_that_exist(name: str) -> None:
+    others = {"ALL_PROXY"}  # named to say that it is not read
+    named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", read(name)))
+    assert named - others <= set(setting_names())
+
+
+def test_the_contract_names_each_route_of_the_openapi_document() -> None:
+    named = {tuple(route.split(" ", 1)) for route in re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", read("docs/api.md"))}
+    documented = {
+        (method.upper(), path)
+        for path, operations in build()["paths"].items()
+        for method in operations
+        if method in ("get", "post", "delete")
+    }
+    assert {(method, path.partition("?")[0]) for method, path in named} == documented
+
+
+def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
+    schemas, text = build()["components"]["schemas"], read("docs/api.md")
+    for code in schemas["TaskError"]["properties"]["code"]["enum"] + schemas["Reason"]["enum"]:
+        assert f"`{code}`" in text, code
+
+
+class _Nothing:
+    """A backlog of a process that does nothing."""
+
+    instance = "one"
+
+    def here(self) -> Here:
+        return Here(in_flight=0, retrying=0, free=5, waiters=0, instances=1, redis_up=True, eviction_policy="")
+
+
+async def test_the_operations_page_describes_each_metric_and_no_other() -> None:
+    observed = Observed(
+        Meter(), None, _Nothing(), UpstreamRules(5, None, lambda: None), loops=lambda: ["reader"], max_queue=10
+    )  # type: ignore[arg-type]
+    page = _Page(observed, Waiting(0, 0.0))
+    shipped = {f"{family.name}{'_total' * (family.type == 'counter')}" for family in page.collect()}
+    shipped = {f"{name}_info" if name == "imagegen" else name for name in shipped}
+    described = {
+        name
+        for row in re.findall(r"^\| (`imagegen_.*?) \|", read("docs/operations.md"), re.MULTILINE)
+        for name in re.findall(r"`(imagegen_[a-z_]+)", row)
+    }
+    assert described == shipped
+
+
+def test_alerts_use_metrics_that_are_described() -> None:
+    alerts = read("docs/operations.md").partition("## Alerts")[2].partition("## Log")[0]
+    table = read("docs/operations.md").partition("## Metrics")[2].partition("## Alerts")[0]
+    named = set(re.findall(r"imagegen_[a-z_]+", alerts))
+    assert named
+    assert not [name for name in named if f"`{name}" not in table]
+
+
+def test_the_commit_hooks_have_the_versions_of_the_constraints() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", read("constraints.txt"), re.MULTILINE))
+    hooks = [hook for repo in yaml.safe_load(read(".pre-commit-config.yaml"))["repos"] for hook in repo["hooks"]]
+    assert {"ruff-check", "ruff-format", "codespell", "zizmor"} == {hook["id"] for hook in hooks}
+    for hook in hooks:
+        for requirement in hook["additional_dependencies"]:
+            name, _, version = requirement.partition("==")
+            assert version
+            assert pins.get(name, version) == version
