@@ -362,7 +362,8 @@ def main() -> None:
             logger.warning("{}", line)
         if settings.exposed_without_keys:
             logger.warning(
-                "Anybody who reaches {} can spend your provider's credit: set API_KEYS", ", ".join(settings.hosts)
+                "Anybody who reaches {} can spend your provider's credit: put a gateway that checks callers in front",
+                ", ".join(settings.hosts),
             )
         with asyncio.Runner(loop_factory=EventLoop) as runner:
             code = runner.run(serve(settings))
