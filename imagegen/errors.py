@@ -2,7 +2,7 @@
 
 ImagegenError
 ├── SettingsError          a start that can't succeed: exit code 2, one message that says what to do
-├── ApiError               an answer of the HTTP API (API.md section 4): status, code, texts, headers
+├── ApiError               an answer of the HTTP API (docs/api.md): status, code, texts, headers
 │   ├── InvalidJson, InvalidRequest, BadRequest, NotRetryable, AlreadyFinished, …
 │   └── QueueUnavailable, QueueFull, Draining
 ├── UpstreamError          why a call to a provider, or the fetching of its picture, brought nothing
@@ -187,7 +187,7 @@ class StoreUnavailable(ApiError):
 
 
 class UpstreamError(ImagegenError):
-    """A call to a provider that brought no picture, said in the words of API.md section 4.
+    """A call to a provider that brought no picture, in the words of docs/api.md.
 
     code: one of the task error codes, `upstream_timeout` say.
     detail: for the client, at most 300 characters, no control characters, no secret.

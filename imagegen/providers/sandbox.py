@@ -5,7 +5,7 @@ The same prompt, seed, index, size and format bring the same bytes. What is draw
 Words in a prompt that let a developer try the rarer ways, here only:
 
     [slow:5]                      the picture takes 5 seconds (at most 600)
-    [fail:content_policy]         every call fails with this task error code (API.md section 4)
+    [fail:content_policy]         every call fails with this task error code (docs/api.md)
     [fail:upstream_error:2]       the first two calls fail, the third draws
 
 `upstream_rate_limited` fails once where no number is given: waiting out a 429 is no attempt, so it would never end.

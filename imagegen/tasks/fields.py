@@ -90,7 +90,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
 
 
 class GenerationFields(BaseModel):
-    """What changes the picture, and nothing else, as a client sends it."""
+    """What changes the image, and nothing else, as a client sends it."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=())
 
@@ -98,9 +98,9 @@ class GenerationFields(BaseModel):
     model: Annotated[ModelId, Field(description="Any model id of the provider.")]
     width: Annotated[Size, Field(description="Pixels.")] = 512
     height: Annotated[Size, Field(description="Pixels.")] = 512
-    n: Annotated[Count, Field(description="Pictures wanted.")] = 1
+    n: Annotated[Count, Field(description="Images wanted.")] = 1
     steps: Annotated[Steps, Field(description="Not sent where not given.")] | None = None
-    seed: Annotated[Seed, Field(description="The same seed, the same picture.")] | None = None
+    seed: Annotated[Seed, Field(description="The same seed, the same image.")] | None = None
     negative_prompt: Prompt | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100), BeforeValidator(_number)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None

@@ -59,7 +59,7 @@ class Reason(StrEnum):
 
 
 class TaskError(Struct, frozen=True, gc=False):
-    """Why a task failed: a code of API.md section 4, a text for people, and whether asking again may help."""
+    """Why a task failed: a code of docs/api.md, a text for people, and whether asking again may help."""
 
     code: str
     detail: str

@@ -1,4 +1,4 @@
-"""Owns the gate of the admin routes (API.md section 7, `ADMIN_TOKEN`)."""
+"""Owns the gate of the admin routes (docs/api.md, `ADMIN_TOKEN`)."""
 
 from __future__ import annotations
 

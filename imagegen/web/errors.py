@@ -1,4 +1,4 @@
-"""Owns what an error looks like on `/api`: the JSON body of API.md section 4, in the client's language."""
+"""Owns what an error looks like on `/api`: the JSON body of docs/api.md, in the client's language."""
 
 from __future__ import annotations
 

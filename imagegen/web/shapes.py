@@ -41,7 +41,7 @@ Message = Annotated[str, Field(description="For people: Chinese, or English wher
 
 
 class ImageView(TypedDict):
-    """One picture. Where only the provider keeps the bytes, there are just `url`, `index` and `seed`."""
+    """One image. Where only the provider keeps the bytes, there are just `url`, `index` and `seed`."""
 
     url: Annotated[Link, Field(description="On this service, and absolute; with its `?v=` it may be cached.")]
     index: Annotated[Count, Field(description="Its place in the task, from 0.")]
@@ -53,12 +53,12 @@ class ImageView(TypedDict):
     height: NotRequired[Count]
     sha256: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     expiresAt: NotRequired[Moment | None]
-    seed: Annotated[int | None, Field(description="The seed that was sent for this picture.")]
+    seed: Annotated[int | None, Field(description="The seed that was sent for this image.")]
     stale: NotRequired[Annotated[Literal[True], Field(description="From before the fresh generation that now runs.")]]
 
 
 class TaskErrorView(TypedDict):
-    """Why no picture came."""
+    """Why no image came."""
 
     code: Annotated[str, Field(json_schema_extra={"enum": list(TASK_ERRORS)})]
     retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
@@ -93,12 +93,10 @@ class TaskView(TypedDict):
     retryAt: NotRequired[Moment | None]
     queuePosition: NotRequired[Position | None]
     etaSeconds: NotRequired[Eta | None]
-    data: NotRequired[
-        Annotated[list[ImageView], Field(description="The pictures that are ready, also before the end.")]
-    ]
+    data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="What was changed on the way.")]]
     possiblyBilledTwice: NotRequired[
-        Annotated[Count, Field(description="Calls that were sent and never answered, so perhaps paid for in vain.")]
+        Annotated[Count, Field(description="Calls without an answer of the provider that may have been paid for.")]
     ]
     webhook: NotRequired[list[DeliveryView]]
 
@@ -290,7 +288,7 @@ class RedisStats(TypedDict):
 
 
 class PictureStats(TypedDict):
-    """Pictures of tasks that were completed here."""
+    """Images of tasks that were completed here."""
 
     count: Count
     bytes: Count

@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def error(self) -> tuple[int, str]:
-        """Status and code of an error of API.md section 4, whose shape is checked on the way."""
+        """Status and code of an error of docs/api.md, whose shape is checked on the way."""
         seen = self.json
         assert set(seen) == {"success", "statusCode", "code", "message", "retryable", "requestId", "details"}
         assert (seen["success"], seen["statusCode"]) == (False, self.status)

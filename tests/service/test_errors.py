@@ -1,4 +1,4 @@
-"""What a client sees of requests that are wrong: the rows of API.md section 4, over the wire."""
+"""What a client sees of requests that are wrong: the rows of docs/api.md, over the wire."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ _Model = Annotated[ModelId, Field(description="Any model id of the provider; `DE
 
 
 class GenerationBody(GenerationFields):
-    """A request for pictures. `null` is the same as absent."""
+    """A request for images. `null` is the same as absent."""
 
     model: _Model = ""
     webhook: Annotated[WebhookFields, Field(description="Whom to tell when the task ends.")] | None = None
 
 
 class BatchBody(BaseModel):
-    """Many requests for pictures."""
+    """Many requests for images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,4 +42,4 @@ class OpenAIBody(GenerationFields):
     size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None
     aspect_ratio: Annotated[str, Field(description="Such as `16:9`, at most 4:1; of about a megapixel.")] | None = None
     response_format: Literal["url", "b64_json", "base64"] | None = None
-    stream: Annotated[bool, Field(description="Answer by events, one for each picture.")] | None = None
+    stream: Annotated[bool, Field(description="Answer by events, one for each image.")] | None = None

@@ -142,7 +142,7 @@ class Builder:
         examples |= {code: samples.failure(status, code) for code in codes}
         text = _ERROR_TEXTS.get(status) or " ".join(f"{samples.told(kind)}." for kind in kinds)
         return {
-            "description": text or "No picture came.",
+            "description": text or "No image came.",
             "headers": _headers(*_ERROR_HEADERS.get(status, ()), *(["x-should-retry"] if envelope == "openai" else [])),
             "content": {JSON: _content(choices[0] if len(choices) == 1 else {"anyOf": choices}, examples)},
         }

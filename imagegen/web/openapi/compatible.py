@@ -28,15 +28,16 @@ GENERATE = Operation(
     "/v1/images/generations",
     "createImage",
     COMPATIBLE,
-    "Generate pictures, as OpenAI's and Together's clients ask for them",
+    "Generate images, as OpenAI's and Together's clients ask for them",
     "The same queue as `/api/images/generate`: the same canonical request is the same task, so a client that times out "
-    "and repeats its POST joins the task that runs, and pays once. The answer comes when the pictures are there; a "
-    "little before the client would give up it is a 503 `unfinished` with `retry-after`, and the task goes on.\n\n"
-    "No size given is 1024x1024. With `stream: true` the pictures come as events `image_generation.completed`.",
+    "and repeats its POST joins the task that runs, and pays once. The answer comes when the images are there; a "
+    "little before the client would give up it is a 503 `unfinished` with `retry-after`, and the task goes on. "
+    "A failed task has `x-should-retry: false`: a client's own repeat gets the same failure and starts no attempt.\n\n"
+    "No size given is 1024x1024. With `stream: true` the images come as events `image_generation.completed`.",
     (
         Answer(
             200,
-            "The pictures; by `stream: true` as events.",
+            "The images; by `stream: true` as events.",
             PicturesAnswer,
             {"links": samples.PICTURES},
             ("Cache-Control",),

@@ -22,7 +22,7 @@ TASK = Parameter(
     example=samples.TASK_ID,
 )
 INDEX = Parameter(
-    "index", "path", "The picture's place in the task.", {"type": "integer", "minimum": 0}, required=True, example=0
+    "index", "path", "The image's place in the task.", {"type": "integer", "minimum": 0}, required=True, example=0
 )
 MODEL = Parameter(
     "modelId",
@@ -59,7 +59,7 @@ PREFER = Parameter(
 PREFER_ASYNC = Parameter(
     "Prefer",
     "header",
-    "`respond-async` asks for 202 and a link in place of the pictures, with `wait=N` after so many seconds.",
+    "`respond-async` asks for 202 and a link in place of the images, with `wait=N` after so many seconds.",
     _TEXT,
     example="respond-async",
 )
@@ -82,8 +82,8 @@ IDEMPOTENCY_KEY = Parameter(
 CACHE_CONTROL = Parameter(
     "Cache-Control",
     "header",
-    "`no-cache` asks for fresh pictures under the same id; one who comes while the task runs joins it. The old "
-    "pictures stay in `data` with `stale:true` until the new ones are kept, and stand if the fresh run fails.",
+    "`no-cache` asks for fresh images under the same id; one who comes while the task runs joins it. The old "
+    "images stay in `data` with `stale:true` until the new ones are kept, and stand if the fresh run fails.",
     _TEXT,
     example="no-cache",
 )
@@ -98,7 +98,7 @@ LAST_EVENT_ID = Parameter(
     _TEXT,
 )
 RANGE = Parameter("Range", "header", "One range of bytes.", _TEXT, example="bytes=0-1023")
-IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whole picture comes.", _TEXT)
+IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whole image comes.", _TEXT)
 LANGUAGE = Parameter(
     "Accept-Language",
     "header",
@@ -115,7 +115,7 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Cache-Control": ("How long this may be kept.", _TEXT),
     "Preference-Applied": ("The preference that was followed.", _TEXT),
     "X-Cache": (
-        "`MISS`: a new task. `COALESCED`: joined. `HIT`: completed before. `REFRESH`: drawn afresh.",
+        "`MISS`: a new task. `COALESCED`: joined. `HIT`: completed before. `REFRESH`: made again.",
         {"type": "string", "enum": ["MISS", "COALESCED", "HIT", "REFRESH"]},
     ),
     "RateLimit-Policy": ("The limits that count here, by name.", _TEXT),

@@ -56,14 +56,15 @@ GENERATE = Operation(
     "/api/images/generate",
     "generate",
     SUBMIT,
-    "Submit a request for pictures",
+    "Submit a request for images",
     "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
     "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent,"
     ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
     "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
-    "it failed or was cancelled it is queued afresh under the same id.\n\n"
+    "it failed or was cancelled it is queued again under the same id.\n\n"
     "snake_case spellings of the fields are taken too; both spellings of one field, and unknown fields, are refused. "
-    "The prompt is trimmed at its ends.",
+    "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
+    "values and 32 levels.",
     (
         Answer(
             202,
@@ -119,7 +120,7 @@ READ = Operation(
     "Read a task, or wait for its end",
     "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, an event stream "
     "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
-    "rises only when something happened (claimed, sent, each picture received, kept), never by a timer.",
+    "rises only when something happened (claimed, sent, each image received, kept), never by a timer.",
     (
         Answer(
             200,
@@ -143,7 +144,7 @@ FOLLOW_ONE = Operation(
     FOLLOW,
     "Follow a task by server-sent events",
     "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, and then "
-    "the stream ends. `data` is what GET of the task answers; in `image` it is that picture's entry. `id` is the "
+    "the stream ends. `data` is what GET of the task answers; in `image` it is that image's entry. `id` is the "
     "sequence. A comment comes every 15 s.",
     (
         Answer(
@@ -188,11 +189,11 @@ PICTURE = Operation(
     "/api/images/{taskId}/{index}",
     "getPicture",
     FOLLOW,
-    "Get the bytes of a picture",
-    "Take the `url` from `data`: with its `?v=` a picture may be cached as long as it lives. Pictures count against no "
+    "Get the bytes of an image",
+    "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "
     "limit, but a request for one that does not exist counts against the general limit (`RATE_LIMIT_MAX`).",
     (
-        Answer(200, "The picture.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
+        Answer(200, "The image.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
         Answer(206, "A part of it.", {}, headers=(*_PICTURE_HEADERS, "Content-Range"), media=_PICTURES),
         Answer(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
         Answer(304, "The client has it.", headers=_PICTURE_HEADERS),
@@ -232,7 +233,8 @@ RETRY = Operation(
     "retryTask",
     CHANGE,
     "Try a failed or cancelled task again",
-    "It is queued afresh under the same id, its attempts from zero.",
+    "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that asks are "
+    "called at its end.",
     (
         Answer(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
         _NOT_FOUND,

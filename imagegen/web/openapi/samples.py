@@ -132,8 +132,8 @@ def error(kind: type[ApiError], envelope: str) -> Any:
 
 
 def failure(status: int, code: str) -> Any:
-    """An answer on `/v1` for a task that brought no picture, or not yet."""
-    return {"error": error_fields(status, "Why there is no picture", code, None)}
+    """An answer on `/v1` for a task that brought no image, or not yet."""
+    return {"error": error_fields(status, "Why there is no image", code, None)}
 
 
 def told(kind: type[ApiError]) -> str:

@@ -55,7 +55,8 @@ READY = Operation(
     "getReady",
     OPERATE,
     "See whether traffic should come",
-    "Redis answers, the loops live, images can be saved, and the service is not about to stop.",
+    "Redis answers, the loops live, images can be saved, and the service is not about to stop. `causes` names what "
+    "fails.",
     (
         Answer(200, "It should.", ReadyView, _READY),
         Answer(503, "It should not.", ReadyView, _NOT_READY),

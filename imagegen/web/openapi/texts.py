@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 INTRODUCTION = """\
-POST a prompt, get the id of a task at once, fetch the pictures when they are there. A picture is paid for once, and \
+POST a prompt, get the id of a task at once, fetch the images when they are there. An image is paid for once, and \
 an accepted task is never lost.
 
 ```sh
@@ -14,8 +14,8 @@ curl -s "$BASE/api/images/$TASK_ID?wait=60"
 ```
 
 **States.** `pending` → `processing` → `completed`, `failed` or `cancelled`. `pending` is also the wait before another \
-attempt; `reason` and `retryAt` say why and until when. A finished task is kept for `RESULT_TTL` seconds (a day), its \
-pictures with it.
+attempt; `reason` and `retryAt` say why and until when; `store_unavailable` means that images can't be saved now. \
+A finished task is kept for `RESULT_TTL` seconds (a day), its images with it.
 
 **Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
 is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. That \
@@ -32,7 +32,8 @@ unfinished answer says by `Retry-After` when to come again.
 
 **Limits** are kept for each client in a moving window. Every call under `/api` and `/v1` counts as one against the \
 general limit, and one that may start a generation against a second limit too; a wait and an event stream count once, \
-however long they take. Pictures, health, metrics and pages count against none. `RateLimit` says what is left, \
+however long they take. Images, health, metrics and pages count against \
+none, but a request for an image that does not exist does. `RateLimit` says what is left, \
 `Retry-After` of a 429 when to come again.
 
 **Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
@@ -40,13 +41,14 @@ Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-
 What is no HTTP request gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
 `method_not_allowed` with `Allow`. Every GET but an event stream can be asked by HEAD.
 
-**Warning of a second bill.** Where a call to the provider was sent and no answer came, it may have been paid for. It \
-is repeated once at most, and the task says so in `possiblyBilledTwice`.
+**Warning of a second bill.** Where a call to the provider was sent and no answer came, or only a gateway's \
+(a time-out, a closed connection), it may have been paid for. It is repeated at most once, and the task says so in \
+`possiblyBilledTwice`.
 """
 
 TAGS: Mapping[str, str] = {
-    "Submit": "Ask for pictures.",
-    "Follow": "Read, wait for or watch a task, and get its pictures.",
+    "Submit": "Ask for images.",
+    "Follow": "Read, wait for or watch a task, and get its images.",
     "Change": "Cancel a task or try it again.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",

@@ -1,1 +1,1 @@
-"""`/v1`: drop-in for the clients of OpenAI and Together (API.md section 3)."""
+"""`/v1`: drop-in for the clients of OpenAI and Together (docs/api.md)."""

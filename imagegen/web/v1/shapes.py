@@ -16,7 +16,7 @@ ErrorType = Literal[
 
 
 class PictureEntry(TypedDict):
-    """One picture, as a link or as bytes."""
+    """One image, as a link or as bytes."""
 
     index: Count
     type: Literal["url", "b64_json"]
@@ -25,7 +25,7 @@ class PictureEntry(TypedDict):
 
 
 class PicturesAnswer(TypedDict):
-    """The pictures of a task."""
+    """The images of a task."""
 
     id: TaskId
     object: Literal["list"]
