@@ -90,7 +90,7 @@ UPSTREAM_KEEPALIVE_S = 15.0
 
 
 def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) -> web.Application:
-    """The whole service. Its parts start in this order and end in reverse: the pool first, while Redis lives.
+    """Return the whole service. Its parts start in this order and end in reverse: the pool first, while Redis lives.
 
     listening: addresses and ports of its sockets.
     """

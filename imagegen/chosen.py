@@ -44,7 +44,7 @@ def image_life_s(settings: Settings) -> float:
 
 
 def call_slots(settings: Settings) -> int:
-    """How many calls this instance makes at once: WORKER_CONCURRENCY, but no more than the provider works on at once.
+    """Return how many calls this instance makes at once: WORKER_CONCURRENCY, or the provider's own limit if lower.
 
     What is more waits in the stream, where it runs into no time limit and other instances can take it.
     """

@@ -196,7 +196,7 @@ class UpstreamError(ImagegenError):
     unreached: the provider was certainly not reached, so nothing can have been paid.
     retry_after_s: seconds the upstream asked to wait.
     parameter: the one request field (snake_case, as on Together's wire) that the model refused.
-    max_count: how many images a call may ask for, if the model refused their number; `parameter` is `n` then.
+    max_count: how many images a call may request, if the model refused their number; `parameter` is `n` then.
     status: the upstream's HTTP status, None where none came.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     """
@@ -231,7 +231,7 @@ class UpstreamError(ImagegenError):
 class ImageRejected(UpstreamError):
     """A paid image that can't be used: its link is dead, or its bytes are no supported image.
 
-    lasting: another call would most likely bring the same, as opposed to damage on the way.
+    lasting: another call would most likely return the same, as opposed to damage on the way.
     """
 
     def __init__(self, detail: str, *, lasting: bool) -> None:
@@ -242,7 +242,7 @@ class ImageRejected(UpstreamError):
 class DownloadFailed(ImagegenError):
     """A link failed in a way that may pass; the image is paid for, so the same link is tried again later.
 
-    retry_after_s: seconds the host asked to wait.
+    retry_after_s: seconds that the host requires to wait.
     """
 
     def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:

@@ -37,6 +37,6 @@ def _letters(name: str) -> str:
 
 
 def _shares_letters(name: str, other: str) -> bool:
-    """A filter before difflib, which takes 10 microseconds a pair."""
+    """Filter before difflib, which takes 10 microseconds a pair."""
     own, others = set(name), set(other)
     return len(own & others) >= _ALIKE * max(len(own), len(others))

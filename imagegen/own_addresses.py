@@ -30,10 +30,10 @@ class OwnAddresses:
         self._public_urls = (public_url,) if public_url else ()
 
     def check(self, host: str, port: int, urls: Collection[str] = ()) -> None:
-        """Refuse a host that is this service, as far as that is told without DNS.
+        """Refuse a host that is this service, as far as that is known without DNS.
 
         Args:
-            host: as it stands in a URL.
+            host: as a URL has it.
             port: of the URL.
             urls: other bases by which clients reach this service now.
 
@@ -88,7 +88,7 @@ class ForeignResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """The inner resolver belongs to its maker."""
+        """Do nothing: the inner resolver belongs to its maker."""
 
 
 def _literal(name: str) -> str | None:
@@ -105,12 +105,12 @@ def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def _same(listening: IPv4Address | IPv6Address, called: IPv4Address | IPv6Address) -> bool:
-    """Whether a call reaches a socket; one of the unspecified address reaches loopback."""
+    """Return whether a call reaches a socket; one of the unspecified address reaches loopback."""
     return called == _unmapped(listening) or (called.is_unspecified and listening.is_loopback)
 
 
 def _is_local(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of this machine's: a socket can be bound to it."""
+    """Return whether an address is one of this machine's: a socket can be bound to it."""
     if address.is_loopback or address.is_unspecified:
         return True
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6

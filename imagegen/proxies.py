@@ -94,7 +94,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _matches(exception: str, host: str, port: int | None) -> bool:
-    """Whether an entry of NO_PROXY names a host; a domain names what is below it too, as for curl."""
+    """Return whether an entry of NO_PROXY names a host; a domain names what is below it too, as for curl."""
     if exception == "*":
         return True
     with suppress(ValueError):

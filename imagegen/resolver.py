@@ -23,7 +23,7 @@ DEADLINE_S = 5.0
 TRY_S = 2.0
 TRIES = 2
 SYSTEM_AT_ONCE = 8
-"""Threads that ask the system; each may hang for as long as its resolv.conf says."""
+"""Threads in getaddrinfo; each may hang for as long as resolv.conf allows."""
 
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 _SILENT = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECANCELLED})

@@ -51,7 +51,7 @@ def plain(text: str) -> str:
 
 
 def folder(text: str) -> Path:
-    """A path. A container's user without a name has the home folder `/` or none, which nobody means."""
+    """Parse a path. A container's user without a name has the home folder `/` or none, which is never meant."""
     path = Path(plain(text))
     try:
         if text.startswith("~") and Path(path.parts[0]).expanduser() == Path("/"):
@@ -180,7 +180,7 @@ def base_url(text: str) -> str:
 
 
 def public_url(text: str) -> str:
-    """The base of links: its path may be in front of the paths that are routed."""
+    """Parse the base of links: its path may be in front of the paths that are routed."""
     url = base_url(text)
     path = urlsplit(url).path
     if path and not re.fullmatch(r"(/(?!\.+(/|$))[A-Za-z0-9._~-]+)+", path):
@@ -189,7 +189,7 @@ def public_url(text: str) -> str:
 
 
 def base_url_with_login(text: str) -> str:
-    """A base address that may have `user:password@`, for basic authentication."""
+    """Parse a base address that may have `user:password@`, for basic authentication."""
     rule = "must be an http:// or https:// address in ASCII, without query and fragment"
     login, at, _ = web_address(text, rule).netloc.rpartition("@")
     if at and (not login.partition(":")[0] or re.search(r"[^A-Za-z0-9._~!$&'()*+,;=:%-]|%(?![0-9A-Fa-f]{2})", login)):
@@ -198,7 +198,7 @@ def base_url_with_login(text: str) -> str:
 
 
 def proxy(text: str) -> str:
-    """An address of an HTTP proxy; a bare `host:port` is one too, as for curl."""
+    """Parse an address of an HTTP proxy; a bare `host:port` is one too, as for curl."""
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme not in {"", "http", "https"}:
         raise ValueError("must be an http:// or https:// proxy; others, such as socks5://, are not supported")

@@ -41,7 +41,7 @@ _OTHERS = {
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
 }
-"""Names that other programs use for a setting of ours."""
+"""Names that other programs use for one of these settings."""
 
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
@@ -74,7 +74,7 @@ class Settings:
     """All settings, checked and resolved; its `repr` masks secrets.
 
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
-    misspelled: names that were set and are none of ours, each with the one that is probably meant.
+    misspelled: names that were set and are no settings, each with the one that is probably meant.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -229,7 +229,7 @@ def _mode_of(path: Path) -> int:
 
 
 def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The names that are set and nearly one of ours, sorted."""
+    """Return the names that are set and nearly that of a setting, sorted."""
     known = setting_names()
     unknown = sorted(name for name, text in texts.items() if text and name not in known)
     meant = ((name, _OTHERS.get(name) or nearest(name, known, alike=_ALIKE)) for name in unknown)

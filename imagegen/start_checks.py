@@ -62,7 +62,7 @@ def warnings(settings: Settings) -> Iterator[str]:
 
 
 def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]:
-    """Yield the lines that tell an operator what this service is set to; no secret is in them.
+    """Yield the lines of the log that show how this service is set; no secret is in them.
 
     address: where it listens. call_slots: upstream calls at once.
     """

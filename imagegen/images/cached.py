@@ -282,7 +282,7 @@ class CachedStore:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        """Log the first failing read of an outage, unless a failing save told of it."""
+        """Log the first failing read of an outage, unless a failing save was logged."""
         if not self._reads_failed and self.health.writable:
             logger.warning("Images can't be read from the image store: {}", describe(error.__cause__ or error))
         self._reads_failed = True

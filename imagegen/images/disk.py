@@ -204,10 +204,10 @@ class DiskStore:
         }
 
     def _expiry_of(self, name: str, file: FoundFile, now: float, unknown: dict[str, float]) -> float:
-        """Return when a file that was found expires. Where nothing tells it, it lives as long as a new one.
+        """Return when a file that was found expires. If that is not recorded, it lives as long as a new one.
 
         A modification time in the future is an expiry too: versions before this one have it nowhere else. One in the
-        past says nothing, since copying a folder sets it.
+        past means nothing, since copying a folder sets it.
         """
         kept, noted_s = self._index.get(name), self._expiry.known(_task_of(name))
         stamped_s = file.modified_s if now < file.modified_s <= now + 2 * self._life_s else 0.0

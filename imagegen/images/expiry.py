@@ -40,7 +40,7 @@ class ExpiryIndex:
                 file.write(f"{task_id} {rounded}\n".encode())
 
     def known(self, task_id: str) -> float | None:
-        """Return when the images of a task expire, None if no line tells it."""
+        """Return when the images of a task expire, None if no line has it."""
         return self._known.get(task_id)
 
     def refresh(self) -> None:

@@ -43,7 +43,7 @@ _PASSING = {408, 425, 429}
 
 
 class ImageFetcher:
-    """Brings one image into the spool. A failing link is tried again: that costs nothing, and the image is paid for.
+    """Downloads or decodes one image into the spool. A failing link is tried again: the image is paid for.
 
     session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials of its own.
     timeout_s: for the tries of one `fetch` together.
@@ -126,7 +126,7 @@ class ImageFetcher:
         raise _rejected(f"The image's link redirects more than {MAX_REDIRECTS} times")
 
     async def _get(self, url: URL, age_s: float, *, from_upstream: bool) -> VerifiedImage | URL:
-        """Return the image, or where it is said to be. from_upstream: whether the upstream itself gave this address."""
+        """Return the image, or where it redirects to. from_upstream: whether the upstream itself gave this address."""
         self._check_form(url)
         try:
             check_host(url.raw_host or "", url.port or 0, self._origin.own_hosts)

@@ -1,4 +1,4 @@
-"""Blocking work on the files of images: write, open, scan, remove. Functions raise OSError unless they say otherwise.
+"""Blocking work on the files of images: write, open, scan, remove. Functions raise OSError if not noted otherwise.
 
 Nothing here depends on what some mounts lack (SMB, NFS, s3fs, gcsfuse): neither on times of files nor on fsync.
 """

@@ -49,7 +49,7 @@ class StoreHealth:
         if first:
             self._writable.clear()
             logger.warning("Images can't be saved in {}: {}; {}", self.name, cause, self._consequence)
-            self._tell(writable=False)
+            self._notify(writable=False)
 
     def mark_ok(self) -> None:
         """Record that images can be saved."""
@@ -58,15 +58,15 @@ class StoreHealth:
         cause, self.cause = self.cause, ""
         self._writable.set()
         logger.info("Images can be saved in {} again; the last fault was: {}", self.name, cause)
-        self._tell(writable=True)
+        self._notify(writable=True)
 
-    def _tell(self, *, writable: bool) -> None:
+    def _notify(self, *, writable: bool) -> None:
         for listener in self._listeners:
             listener(writable)
 
 
 def describe(error: BaseException) -> str:
-    """Return a failure's text with its errno name, without paths that would tell one image's failure from another's."""
+    """Return a failure's text with its errno name, without paths, so that failures of several images look the same."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)} {os.strerror(error.errno)}"
     text = f"{type(error).__name__}: {error}".strip(": ")

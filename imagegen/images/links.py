@@ -15,7 +15,7 @@ from yarl import URL
 from imagegen.addresses import is_public
 
 LINK_LIFE_S = 600.0
-"""How long a link lives if it says nothing: the shortest life that a vendor documents (BFL)."""
+"""How long a link lives that names no end: the shortest life that a vendor documents (BFL)."""
 
 MAX_LINK_LIFE_S = 7 * 86_400.0
 
@@ -46,7 +46,7 @@ class Origin:
         """Return where a link leads that names the upstream itself by another name or port; None if it names another.
 
         An upstream on a private network writes links as it knows itself (`http://localhost:8188/…`, its container's
-        name or address). Their path is at the address by which we reach it, and nowhere else is asked.
+        name or address). Their path is at the address by which we reach it; no other address is requested.
         """
         if self.base_url is None:
             return None
@@ -73,20 +73,20 @@ def parsed(link: str, base: URL | None = None) -> URL:
 def expires_at(link: str, received_at: float) -> float:
     """Return the Unix time until which a link that came at `received_at` may live.
 
-    The query of a signed link tells it: `X-Amz-Date` and `X-Amz-Expires` (seconds; also Google's and Alibaba's names),
+    The query of a signed link has it: `X-Amz-Date` and `X-Amz-Expires` (seconds; also Google's and Alibaba's names),
     `Expires` (Unix time: S3 version 2, CloudFront), `se` (Azure). Other links are taken to live LINK_LIFE_S.
     """
     try:
         query = {name.lower(): value for name, value in URL(link).query.items()}
     except ValueError:
         return received_at + LINK_LIFE_S
-    told = _told_end(query)
-    if told is None or not received_at < told <= received_at + MAX_LINK_LIFE_S:
+    end_at = _signed_end(query)
+    if end_at is None or not received_at < end_at <= received_at + MAX_LINK_LIFE_S:
         return received_at + LINK_LIFE_S
-    return told
+    return end_at
 
 
-def _told_end(query: dict[str, str]) -> float | None:
+def _signed_end(query: dict[str, str]) -> float | None:
     for date, life in _STAMPS:
         signed_at = _moment(query.get(date, ""), "%Y%m%dT%H%M%SZ")
         if signed_at is not None and _DIGITS.fullmatch(query.get(life, "")):
@@ -105,7 +105,7 @@ def _moment(text: str, form: str) -> float | None:
 
 
 def _is_local_name(host: str) -> bool:
-    """Whether it is a name without a domain: this machine's, or one of a private network's own."""
+    """Return whether it is a name without a domain: this machine's, or one of a private network's own."""
     return bool(host) and "." not in host and ":" not in host and not host[0].isdigit()
 
 

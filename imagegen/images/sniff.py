@@ -258,7 +258,7 @@ class ImageChecker:
         self._set_size(width, height)
 
     def _walk_webp(self, end: int) -> _Walk:
-        """https://developers.google.com/speed/webp/docs/riff_container; `end`: of the file, as its header says."""
+        """https://developers.google.com/speed/webp/docs/riff_container; `end`: of the file, by its header."""
         at, first, animated, found = _MAGIC_BYTES, b"", False, False
         for _ in range(MAX_PARTS):
             if at >= end:

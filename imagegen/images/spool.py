@@ -30,7 +30,7 @@ class Spool:
         return ImageSink(self._store.spool_folder, self._memory, must_hold=must_hold)
 
     def discard(self, image: VerifiedImage) -> None:
-        """Forget an image that was saved, or that nobody needs."""
+        """Forget an image that was saved or is not needed."""
         if image.path is not None:
             with suppress(OSError):
                 image.path.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def _not_reached(cause: BaseException | None) -> UpstreamError:
 
 
 def _no_login() -> UpstreamError:
-    detail = "The provider can't be reached: its proxy wants another login"
+    detail = "The provider can't be reached: its proxy refuses the login"
     return UpstreamError("upstream_error", detail, retryable=True, unreached=True)
 
 

@@ -31,7 +31,7 @@ application sends it too, with its error object: that one is an answer."""
 
 _ENVOY_RESET = re.compile(r"disconnect/reset before headers", re.IGNORECASE)
 _ENVOY_NOT_SENT = re.compile(r"reset reason: (?:remote )?(?:connection failure|overflow)", re.IGNORECASE)
-"""Envoy's 503 for a connection that was lost after the request was sent, unless its reason says that it never was:
+"""Envoy's 503 for a connection that was lost after the request was sent, unless its reason is that it never was:
 https://www.envoyproxy.io/docs/envoy/latest/faq/debugging/why_is_envoy_sending_internal_responses"""
 
 
@@ -40,7 +40,7 @@ class Meaning:
     """A task error code, and how services express it.
 
     codes: exact values, lower case, of an error's code, type, name, status or reason.
-    wording: of its message; unless: wording that says that it passes.
+    wording: of its message; unless: wording of a refusal that passes.
     """
 
     code: str
@@ -109,7 +109,7 @@ BILLING = Meaning(
     ),
     unless=_words(r"per (?:second|minute|hour)", r"(?:retry|try again) in \d", r"rate limit", r"too many requests"),
 )
-"""The account is out of credit. Google's 429 for a minute's quota has OpenAI's sentence, and says when to retry."""
+"""The account is out of credit. Google's 429 for a minute's quota has OpenAI's sentence, and a time to retry."""
 
 AUTH = Meaning(
     "upstream_auth",
@@ -193,7 +193,7 @@ CONTENT = Meaning(
 
 
 def lasting(status: int, codes: Collection[str], message: str) -> str | None:
-    """Return the task error code of a refusal that no repeat mends, told by its codes and wording; None otherwise.
+    """Return the task error code of a refusal that no repeat mends, by its codes and wording; None otherwise.
 
     codes: lower case. A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
     """
@@ -235,7 +235,7 @@ _HIGHEST = re.compile(
 
 
 def highest_count(parameter: str, message: str) -> int | None:
-    """Return how many images a call may ask for, if a refusal is about their number; None if it is about another thing.
+    """Return how many images a call may request, if a refusal is about their number; None if it is about another thing.
 
     parameter: the one that the error names, if any. A refusal that names no number is taken for one image a call.
     """

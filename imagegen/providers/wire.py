@@ -172,7 +172,7 @@ def _items(fields: dict[str, object]) -> list[object] | None:
 
 
 def _fault_of_item(items: list[object]) -> dict[str, object] | None:
-    """The error that stands in place of an image: https://www.volcengine.com/docs/82379/1541523"""
+    """Return the error in place of an image: https://www.volcengine.com/docs/82379/1541523"""
     for item in items:
         if isinstance(item, dict) and isinstance(error := item.get("error"), dict):
             return {"error": error}
@@ -229,7 +229,7 @@ def _decoded(text: str) -> ImageBytes | None:
 
 
 def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
-    """The error answer; Google's OpenAI-compatible route wraps it in a list."""
+    """Return the error object of an answer; Google's OpenAI-compatible route wraps it in a list."""
     try:
         value = load_json(body)
     except orjson.JSONDecodeError:
@@ -239,7 +239,7 @@ def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
 
 
 def _is_own_error(fields: dict[str, object] | None) -> bool:
-    """Whether the service itself speaks: Cloudflare's problem details and a gateway's `message` are not its own."""
+    """Return whether the error is the service's own: Cloudflare's problem details, a gateway's `message` are not."""
     return fields is not None and bool(fields.get("error") or fields.get("detail")) and "cloudflare_error" not in fields
 
 
@@ -324,7 +324,7 @@ def _max_count(status: int, complaint: _Complaint) -> int | None:
 
 
 def _client_detail(code: str, said: str) -> str:
-    """What the client reads: the provider's words, but of the service's own account only that there is trouble."""
+    """Return what the client reads: the provider's words, but no details of this service's own account."""
     if code == "upstream_billing" and (words := re.match(r"[^.,;:([<\n]{3,80}", said)):
         return f"{_OPERATOR_MUST_ACT[code]} ({words[0].strip()})"
     return _OPERATOR_MUST_ACT.get(code, said)

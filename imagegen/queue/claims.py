@@ -22,7 +22,7 @@ from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import Reason, State, Task
 
 SURE_SHARE = 0.8
-"""Of a lease: so long after Redis confirmed a claim nobody can have taken it over."""
+"""Of a lease: until this time after Redis confirmed a claim, no other instance can have taken it over."""
 
 
 class Claims:
@@ -74,7 +74,7 @@ class Claims:
         if stands is None:
             claim.lose()
             return Start.LOST
-        if stands and claim.contested:  # whoever held it before has started it after we took it over
+        if stands and claim.contested:  # its owner before started it after we took it over
             self._meter.ambiguous += inherit(claim, stands, 0.0, self._lease_s)
             return Start.ADOPTED
         if stands:
@@ -152,14 +152,14 @@ class Claims:
             self._publish(claim, edges.stalled(claim.task, reason=reason, retry_at=retry_at))
 
     def park(self, claim: Claim, reason: Reason, retry_at: float, *, until: float) -> None:
-        """Defers it and holds no slot, until `resume`, or until it is offered again at that Unix time."""
+        """Defer a claim and hold no slot, until `resume`, or until it is offered again at that Unix time."""
         self.defer(claim, reason, retry_at)
         self._holdings.leave_slot(claim)
         delay_s = max(until - self._clock(), 0.0)
         claim.timer = asyncio.get_running_loop().call_later(delay_s, self._holdings.offer, claim)
 
     def resume(self, claim: Claim) -> None:
-        """Offers a parked claim to the next free slot."""
+        """Offer a parked claim to the next free slot."""
         if claim.timer is not None:
             claim.timer.cancel()
         claim.timer = None
@@ -209,8 +209,11 @@ class Claims:
         self._memory.put(task)
 
     async def _write(self, claim: Claim, run: Run, value: bytes) -> bytes | None:
-        """Writes a run in place of the one that we know. `b''` where it was written, else the run that stands; None
-        where the claim is not ours. A run that nobody can read is replaced. Raises QueueUnavailable."""
+        """Write a run in place of the one that we know; an unreadable one is replaced too.
+
+        Return `b''` if it was written, else the run that is there; None if the claim is not ours.
+        Raises QueueUnavailable.
+        """
         known = claim.stands
         while True:
             stands = await self._write_over(claim, run, value, known)
@@ -220,7 +223,7 @@ class Claims:
             known = stands
 
     async def _write_over(self, claim: Claim, run: Run, value: bytes, known: bytes | None) -> bytes | None:
-        """As `_write`. Who may have lost the claim asks Redis whether it is ours: a paid call may follow."""
+        """Write as `_write` does. If the claim may be lost, Redis checks that it is ours: a paid call may follow."""
         task = claim.task
         if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
             item = FencedStart(task.id, task.generation, claim.entry_id, known or b"", value, run.ambiguous)

@@ -142,9 +142,9 @@ class Connection:
         return now - last > RECONNECT_S
 
     def _reconnect(self) -> None:
-        """Make the other connections anew: one was silent, or leads to another server, so they may be dead as well.
+        """Replace the other connections: one was silent, or leads to another server, so they may be dead as well.
 
-        What was sent and not answered is sent again; a blocked read begins anew.
+        What was sent and not answered is sent again; a blocked read begins again.
         """
         for wire in (self.wire, self.reads, *self._seldom):
             wire.hang_up()

@@ -37,7 +37,7 @@ Handler = Callable[[Message], None]
 class Control:
     """peers: other instances heard of. Handlers are put in `on` by kind before `listen_forever` runs.
 
-    silent: whether Redis refuses the channel; then nobody knows of peers, and what matters is polled.
+    silent: whether Redis refuses the channel; then peers are unknown, and what matters is polled.
     on_join: called after each (re)connect, for messages may have been missed. on_peer: called for each new peer, which
     has heard nothing yet.
     """
@@ -67,7 +67,7 @@ class Control:
         return self.alone and unix_s >= self._alone_since
 
     def doubt(self) -> None:
-        """Another instance may be there though none was heard: greet it, and believe no longer that it is not."""
+        """Another instance may be there though it sent nothing: greet it, and no longer assume to be alone."""
         self._alone_since = self._connection.clock()
         self.tell("hello")
 
@@ -157,13 +157,13 @@ class Control:
             handler(message)
 
     def _unreadable(self) -> None:
-        """Log once that a foreign message came; more of them say nothing new."""
+        """Log once that a foreign message came; more of them mean nothing new."""
         if not self._met_unreadable:
             self._met_unreadable = True
             logger.warning("A message on the control channel can't be read; more of them are passed over silently")
 
     def _repeat_hello(self, kind: str) -> None:
-        """A greeting that was not sent is sent again: without it the peers believe that we are not there."""
+        """Send a greeting again that was not sent: without it this instance is unknown to its peers."""
         if kind == "hello" and self._hellos < MAX_HELLOS:
             self._hellos += 1
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.tell, "hello")

@@ -252,7 +252,7 @@ class EmbeddedRedis:
         return not gone
 
     async def watch_folder(self) -> None:
-        """Look now and then whether the data folder is there, so that the log says when it went. Never returns."""
+        """Check now and then whether the data folder is there, so that its loss is logged in time. Never returns."""
         while True:
             await asyncio.sleep(_FOLDER_LOOK_S)
             _ = self.intact

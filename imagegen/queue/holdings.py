@@ -119,7 +119,7 @@ class Holdings:
         return claims, unreadable
 
     def redelivered(self, entry: Entry) -> bool:
-        """Whether the group delivers an entry that is held already: it was made again, or the claim was restored."""
+        """Return whether an entry is delivered that is held already: the group or the claim was restored."""
         entry_id, fields = entry
         if (held := self.held.get(entry_id)) is not None:
             return not held.lost
@@ -173,7 +173,7 @@ class Holdings:
 
     @property
     def nothing_waits(self) -> bool:
-        """Whether a slot of ours waits for the next entry, so that there is none."""
+        """Whether a slot here waits for the next entry, so that there is none."""
         return self.free > 0 and not self.estimates.line
 
     def named(self) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ class HookCalls:
         return None if found == log else cast(bytes | None, found)
 
     async def first(self, count: int, start: int = 0) -> list[tuple[str, float]]:
-        """The names in the outbox that fall due first, from the one numbered `start` on, and when, Unix time."""
+        """Return the names in the outbox that fall due first, from the one numbered `start` on, and when, Unix time."""
         rows = await self._wire.call("ZRANGE", self._keys.outbox, start, start + count - 1, "WITHSCORES")
         self._spent("hooks", 1)
         names = await self._readable(rows[::2])
@@ -75,7 +75,7 @@ class HookCalls:
         return await self._readable(found)
 
     async def _readable(self, names: Sequence[bytes]) -> list[str]:
-        """Return the names as text; what is no text is no name of ours, and is removed."""
+        """Return the names as text; what is no text is a foreign name, and is removed."""
         foreign = [name for name in names if not name.isascii()]
         if foreign:
             await self._wire.call("ZREM", self._keys.outbox, *foreign)

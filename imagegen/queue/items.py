@@ -70,7 +70,7 @@ class SwapItem(Struct, frozen=True, gc=False):
 
 
 def raised(final: Task, answer: Finished) -> Task:
-    """The final task with the count of calls that may have been paid twice as it was stored."""
+    """Return the final task with the count of calls that may have been paid twice as it was stored."""
     return replace(final, possibly_billed_twice=answer.billed) if answer.billed else final
 
 
@@ -95,7 +95,7 @@ class ReleaseItem(Struct, frozen=True, gc=False):
 
 
 class WaitingEntries(Struct, frozen=True, gc=False):
-    """ids: of the first entries that nobody claimed; behind: how many come after them, last: the id of the last one."""
+    """ids: of the first unclaimed entries; behind: how many come after them, last: the id of the last one."""
 
     ids: list[str]
     behind: int = 0

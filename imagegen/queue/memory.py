@@ -108,7 +108,7 @@ class Memory:
         return task
 
     def vanished(self, task_id: str) -> bool:
-        """Whether a finished task that was dropped for its bytes has no record before its time; true once a task."""
+        """Return whether a finished task dropped for its bytes has no record before its time; true once a task."""
         return self._dropped.pop(task_id, 0.0) > self._clock()
 
     def results(self) -> list[Task]:
@@ -122,7 +122,8 @@ class Memory:
     ) -> tuple[bool, Task | None]:
         """Return whether what was read of a task still counts, and what it was.
 
-        A task counts for a second. That there was none counts for ten, and only if nobody else can have submitted it.
+        A task counts for a second. That there was none counts for ten, and only if no other instance can have
+        submitted it.
 
         alone_since: whether no other instance was there from a time on (Unix seconds).
         """

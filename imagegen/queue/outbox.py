@@ -192,7 +192,7 @@ class Outbox:
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
 
     async def refill_forever(self) -> None:
-        """Reads what waits by name, as soon as its destination has room; costs one command for many."""
+        """Read what waits by name, as soon as its destination has room; costs one command for many."""
         while True:
             self._room_made.clear()
             due_before = self._clock() + AHEAD_S
@@ -231,7 +231,7 @@ class Outbox:
             return None
 
     async def _take_all(self) -> float:
-        """Takes over everything, since no other instance is there. Returns the seconds until there may be more."""
+        """Take over everything, since no other instance is there. Return the seconds until there may be more."""
         names: list[str] = []
         while rows := await self._calls.first(PAGE, len(names)):
             names += [name for name, _ in rows]
@@ -243,7 +243,7 @@ class Outbox:
         return LOOK_S
 
     async def _take(self) -> float:
-        """Takes over what is due. Returns the seconds until there may be more."""
+        """Take over what is due. Return the seconds until there may be more."""
         now = self._clock()
         rows = await self._calls.first(_SHOWN)
         others = [due_at for name, due_at in rows if not self._owns(name)]
@@ -256,15 +256,15 @@ class Outbox:
         return 0.1
 
     async def _adopt_all(self, names: Sequence[str]) -> None:
-        """Holds what waits under names that were just taken; those without any room are left for later."""
+        """Hold what waits under names that were just taken; those without any room are left for later."""
         if names:
-            logger.info("Took over webhooks of {} tasks that nobody cared for", len(names))
+            logger.info("Took over webhooks of {} tasks from an instance that is gone", len(names))
         kept = await asyncio.gather(*map(self._adopt, names))
         if rest := [name for name, is_kept in zip(names, kept, strict=True) if not is_kept]:
             await self._calls.postpone(dict.fromkeys(rest, self._clock() + LOOK_S))
 
     async def _adopt(self, name: str) -> bool:
-        """Holds what waits under a name; one whose task is gone or came again is dropped.
+        """Hold what waits under a name; one whose task is gone or came again is dropped.
 
         Returns False where there is no room for it.
         """
@@ -294,7 +294,7 @@ class Outbox:
         return name in self._held or name in self._lines
 
     def _room_at(self, destination: str) -> int:
-        """How many deliveries of a destination may come into memory now."""
+        """Return how many deliveries of a destination may come into memory now."""
         here, held = self._held_at[destination], len(self._held)
         if held < MAX_HELD:
             return min(MAX_HELD_EACH - here, MAX_HELD - held)
@@ -305,7 +305,7 @@ class Outbox:
         return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._room_at(destination)
 
     def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> bool:
-        """Takes deliveries into memory, or their name if there is no room. Returns False if there is none for it."""
+        """Take deliveries into memory, or their name if there is no room. Return False if there is none for it."""
         if self._owns(name):
             return True
         destinations, until = _destinations(waiting), self._clock() + OUTBOX_GRACE_S
@@ -321,14 +321,14 @@ class Outbox:
         return True
 
     def _waits_by_name(self, due_at: float, destinations: Iterable[str]) -> bool:
-        """Whether the next try is far away, and memory is used by others."""
+        """Return whether the next try is far away, and memory is used by others."""
         if due_at < self._clock() + AHEAD_S:
             return False
         used = max(self._held_at[destination] for destination in destinations)
         return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
 
     def _put_aside(self, name: str, held: _Held, delivery: Delivery) -> bool:
-        """Keeps only the name of a delivery that waits for long, where its place is needed."""
+        """Keep only the name of a delivery that waits for long, where its place is needed."""
         due_at, destinations = delivery.due_at or 0.0, _destinations([delivery])
         if len(held.open) > 1 or not self._waits_by_name(due_at, destinations):
             return False

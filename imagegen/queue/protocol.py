@@ -16,7 +16,7 @@ class ReplyProtocol(asyncio.Protocol):
     """Passes on each reply until it is ended, from here or by the other side.
 
     redis-py's own way to a reply (a pool, a stream and some coroutines for each call) costs more than all else that
-    is done for a task. writer: kept, since a stream's writer closes the transport when nobody refers to it.
+    is done for a task. writer: kept, since a stream's writer closes the transport when nothing refers to it.
     """
 
     def __init__(self, got: Callable[[Any], None], lost: Callable[[Exception], None]) -> None:
@@ -51,7 +51,7 @@ def take_over(connection: Any, protocol: ReplyProtocol) -> asyncio.Transport:
     protocol.writer = writer
     transport = cast(asyncio.Transport, writer.transport)
     transport.set_protocol(protocol)
-    if at_end or transport.is_closing():  # it was lost before the protocol could be told
+    if at_end or transport.is_closing():  # it was lost before the protocol was set
         transport.abort()
         asyncio.get_running_loop().call_soon(protocol.end, RedisConnectionError("Connection closed by server"))
     return transport

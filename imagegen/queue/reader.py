@@ -82,7 +82,7 @@ class Reader:
             self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)
 
     def _replace_silent(self, number: int) -> None:
-        """End a read that still blocks: its connection is dead, and nobody said so."""
+        """End a read that still blocks: its connection is dead, and no error came."""
         self._overdue = None
         if self._blocked and self._blocked_reads == number and self._alone():
             logger.debug("The blocked read returned nothing though a task waits; it is sent again")

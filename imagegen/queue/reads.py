@@ -72,7 +72,7 @@ class Reads:
         return await asyncio.shield(reading)
 
     def is_free(self, task_id: str) -> bool:
-        """Return whether `get` asks Redis nothing."""
+        """Return whether `get` needs no command of Redis."""
         return (
             self.own(task_id) is not None
             or self.memory.finished(task_id) is not None

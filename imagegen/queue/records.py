@@ -69,7 +69,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
 class _Entry(Struct, omit_defaults=True, gc=False):
     """The JSON of an entry: all that an instance needs to run the task.
 
-    queued: when the task came, by the server's clock, where an earlier entry carried it; else the entry's id tells.
+    queued: when the task came, by the server's clock, where an earlier entry carried it; else the entry's id has it.
     """
 
     id: str
@@ -243,7 +243,7 @@ def _came_at(entry: _Entry, entry_id: str) -> float:
 
 
 def server_time(created_at: float, entry_id: str) -> float:
-    """Return when a task came by the server's clock: as its submitter says, unless the entry's id says otherwise."""
+    """Return when a task came by the server's clock: that of its submitter, unless the entry's id differs."""
     added_at = int(entry_id.partition("-")[0]) / 1000
     return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
 
@@ -301,7 +301,7 @@ def decode_run(value: bytes) -> tuple[str, Run]:
 
 
 def readable_run(value: bytes) -> bool:
-    """Whether `decode_run` reads it."""
+    """Return whether `decode_run` reads it."""
     try:
         decode_run(value)
     except UnreadableRecord:
@@ -343,7 +343,7 @@ def as_seen(task: Task, run: Run) -> Task:
 
 
 def _reason(reason: str | None) -> Reason:
-    """A reason that only a newer version knows is shown as the plainest one."""
+    """Return the reason; one of a newer version becomes the plainest one."""
     try:
         return Reason(reason or Reason.QUEUED)
     except ValueError:

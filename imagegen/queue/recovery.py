@@ -234,7 +234,7 @@ class Recovery:
             self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
 
     def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
-        """A waiting task is carried by this entry now."""
+        """Note the entry that carries a waiting task now."""
         if self._memory.live.get(task.id) is not task or task.id in self._holdings.claimed:
             return
         line = self._holdings.estimates.line
@@ -252,7 +252,7 @@ class Recovery:
         return claim
 
     def _heard_lost(self, _message: Message) -> None:
-        """A recovery that runs, or ended just now, has seen the same loss."""
+        """Begin a recovery, unless one that runs or ended just now has seen the same loss."""
         if self._noticed.is_set() or not self._connection.recovered.is_set():
             return
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
@@ -261,7 +261,7 @@ class Recovery:
             self._control.tell("restored")
 
     def _met_peer(self) -> None:
-        """A peer that has joined anew may wait for what was published before."""
+        """Publish again what a peer that joins now may wait for."""
         if self._claims_restored and self.unsettled:
             self._control.tell("restored")
 
@@ -270,7 +270,7 @@ class Recovery:
         self._look()
 
     def _probe(self) -> None:
-        """The subscription was made anew: make sure that the other connections are, too, and see the server behind."""
+        """Check the shared connection after the subscription was replaced, and which server is behind it."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._ping(), name="recovery-probe")
 

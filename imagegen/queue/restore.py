@@ -19,7 +19,7 @@ from imagegen.tasks.task import Task
 PURPOSE = "restore"
 
 COMMANDS_PER_TASK = 4
-"""About so many are run for each task that is looked at; these calls are rare, so nobody counts them exactly."""
+"""Estimate for each task that is looked at; these calls are rare, so they are not counted exactly."""
 
 Item = TypeVar("Item", bound=Task | Claim)
 
@@ -82,7 +82,7 @@ class RestoreCalls:
         return await self._waiting(tasks, self._record_life_ms)
 
     async def check(self, tasks: Sequence[Task]) -> list[Requeued]:
-        """As `requeue`, but nothing is changed: what would be queued is `missing`."""
+        """Return what `requeue` would do, without a change: what would be queued is `missing`."""
         return await self._waiting(tasks, "")
 
     async def _waiting(self, tasks: Sequence[Task], record_life_ms: int | str) -> list[Requeued]:

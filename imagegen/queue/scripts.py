@@ -177,7 +177,7 @@ class Scripts:
         return [None if answer == value else answer for answer, (_, value) in zip(answers, items, strict=True)]
 
     async def start_fenced(self, consumer: str, item: FencedStart) -> bytes | None:
-        """Writes a run if the entry is ours. `b''` where it was written, else the run that stands; None: not ours."""
+        """Write a run if the entry is ours. Return `b''` if written, else the run that is there; None: not ours."""
         keys = [self._keys.stream, self._keys.record(item.task_id), self._keys.run(item.task_id)]
         args = [GROUP, consumer, item.entry_id, item.generation, self._run_life_ms, item.known, item.value, item.billed]
         kind, stands, commands = await self._run("start_fenced", keys, args)
@@ -398,7 +398,7 @@ class Scripts:
         return found[0][1] if found else None
 
     async def waiting(self) -> WaitingEntries:
-        """Return the first entries that nobody claimed yet, the oldest first, and how many are behind them."""
+        """Return the first unclaimed entries, the oldest first, and how many are behind them."""
         found, behind, last, commands = await self._run("waiting", [self._keys.stream], [GROUP, MAX_WAITING_SHOWN])
         self._spent("read", commands)
         return WaitingEntries([entry_id.decode() for entry_id in found], behind, last.decode())

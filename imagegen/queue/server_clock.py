@@ -14,7 +14,7 @@ TOLERANCE_S = 2.0
 
 
 class ServerClock:
-    """Callable that returns the Unix time of the server in seconds; this machine's time until a reply told it."""
+    """Callable that returns the Unix time of the server in seconds; this machine's time until a reply had it."""
 
     def __init__(
         self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic

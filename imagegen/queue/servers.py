@@ -26,7 +26,7 @@ NODE_TIMEOUT_S = 0.7
 """Of a connect to one of several cluster nodes or sentinels, so that the others have their turn within DEADLINE_S."""
 
 SENTINEL_LOOK_S = 2.0
-"""How often a sentinel is asked for the master; the Redis that bills commands is not asked."""
+"""Interval at which a sentinel is asked for the master; that costs the Redis that bills commands none."""
 
 MAX_NODES = 12
 """Cluster nodes that are remembered."""
@@ -214,7 +214,7 @@ class Servers:
 
 
 def _pool(url: str) -> ConnectionPool:
-    """A pool that is never asked for a connection: it holds what redis-py makes of the URL."""
+    """Return a pool that never opens a connection: it holds what redis-py makes of the URL."""
     return ConnectionPool.from_url(
         url,
         protocol=2,

@@ -43,7 +43,7 @@ class Subscription:
         await self._reply(DEADLINE_S)
 
     def hang_up(self) -> None:
-        """End the connection; whoever waits for a message is told."""
+        """End the connection; a wait for a message ends with an error."""
         self._transport.abort()
         self._protocol.end(RedisConnectionError("Hung up"))
 

@@ -1,8 +1,8 @@
 """Takeover of claims that their owners stopped to renew, and removal of consumers that are gone.
 
-The idle time of an entry is measured by Redis, also while nobody can reach Redis. So after an entry was found expired,
-Redis must have answered for `CONFIRM_S` before it is taken: an owner that lives renews within that time. After an
-outage that this instance noticed, owners have a whole lease.
+The idle time of an entry is measured by Redis, also while no instance can reach Redis. So after an entry was found
+expired, Redis must have answered for `CONFIRM_S` before it is taken: an owner that lives renews within that time.
+After an outage that this instance noticed, owners have a whole lease.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONFIRM_S = 3.5
 """A try to renew that gets no answer takes 2 s, and the next one follows within 1 s."""
 
 GONE_S, SILENT_S = 5.0, 65.0
-"""A consumer that holds nothing is gone if it asked for nothing so long: where no peer has its name, and at all. A
+"""A consumer that holds nothing is gone if it sent no command for this time: if no peer has its name, and at all. A
 living one reads every 57 s."""
 
 UNTOLD_CHECK_S = 10.0
@@ -79,7 +79,7 @@ class Takeover:
                 self._scripts.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
             step = self._look
-            if self._control.silent:  # no peer tells that it is busy
+            if self._control.silent:  # no peer publishes that it is busy
                 check_s = min(check_s, max(self._lease_s, UNTOLD_CHECK_S))
             try:
                 async with asyncio.timeout(min(next_s, check_s)):
@@ -98,7 +98,7 @@ class Takeover:
         await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
     async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> list[Claim]:
-        """Claim those of the entries that nobody renewed for `min_idle_s`, with what their owners had done.
+        """Claim those of the entries that were not renewed for `min_idle_s`, with what their owners had done.
 
         Args:
             idle_s: seconds since the last renewal, by entry id.
@@ -110,7 +110,7 @@ class Takeover:
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
             entries = await self._scripts.take(self._holdings.instance, entry_ids, min_idle_s)
             claims = await self._leases.hold(entries)
-            # The entries are ours now and nobody else will look at them: this does not end before they are complete.
+            # The entries are ours now, no other instance will look at them: this does not end before they are complete.
             ids = [claim.task.id for claim in claims]
             runs = await self._connection.until_back(self._scripts.runs, ids) if ids else []
             await asyncio.gather(*map(self._inherit, claims, runs))
@@ -118,7 +118,7 @@ class Takeover:
         return taken
 
     async def _inherit(self, claim: Claim, stands: bytes | None) -> None:
-        """Write what the owner before had done as a run of ours, so that it is known if we die before the start."""
+        """Write what the owner before had done as our own run, so that it is known if we die before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
         cut_off = inherit(claim, stands, idle_s, self._lease_s)
         self._connection.meter.ambiguous += cut_off
@@ -212,7 +212,7 @@ class Takeover:
 
     @property
     def _room(self) -> int:
-        """Entries to take: for free slots; where nobody had one for a while, some that wait for the next ones."""
+        """Entries to take: for free slots; if none was free for a while, some that wait for the next ones."""
         holdings = self._holdings
         waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s
         if waited_s < self._confirm_s * 2:
@@ -221,12 +221,12 @@ class Takeover:
 
     def _offer(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            logger.bind(taskId=claim.task.id).info("Took over a task that nobody renewed")
+            logger.bind(taskId=claim.task.id).info("Took over a task whose owner did not renew its lease")
             self._connection.meter.takeovers += 1
             self._holdings.offer(claim)
 
     def _heard_busy(self, _message: Message) -> None:
-        """A word that comes while we wait after an earlier one puts the look off no further, but asks for one more."""
+        """Look a lease from now; while a look is due already, it stays, and one more follows."""
         loop = asyncio.get_running_loop()
         self._peer_until = loop.time() + self._lease_s
         if self._peer_timer is None:

@@ -32,5 +32,5 @@ class Unreadable:
 
 
 def wrong_type(error: Exception) -> bool:
-    """Whether a key holds another type than a command needs."""
+    """Return whether a key holds another type than a command needs."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)

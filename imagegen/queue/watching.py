@@ -73,7 +73,7 @@ class Watching:
                 logger.debug("Entries of waiting tasks can't be checked now")
 
     async def _rest(self) -> None:
-        """Wait for REFRESH_S. Where no channel tells of changes, read what is waited for meanwhile, ever less often."""
+        """Wait for REFRESH_S. If no channel carries changes, read what is waited for meanwhile, ever less often."""
         end = time.monotonic() + REFRESH_S
         while self._control.silent and end - time.monotonic() > POLL_S:
             await asyncio.sleep(POLL_S)
@@ -94,9 +94,9 @@ class Watching:
         return [task_id for task_id in self._feed.ids if self._reads.own(task_id) is None]
 
     async def check_alone(self) -> None:
-        """Check that no other instance takes what waits here, where none was heard of: its greeting may be lost.
+        """Check that no other instance takes what waits here, if none is known: its greeting may be lost.
 
-        The group delivers entries in order, so that one command tells which of them were delivered to anybody.
+        The group delivers entries in order, so one command returns which of them were delivered to any instance.
         """
         now = self._reads.clock()
         tasks = self._reads.unclaimed() if self._control.alone else []
@@ -125,7 +125,7 @@ class Watching:
         await self.on_unstarted([task for task in suspects if task.id not in self._holdings.claimed])
 
     def _passed(self, task: Task) -> bool:
-        """Whether a task's entry does not wait any more, as far as is known."""
+        """Return whether a task's entry does not wait any more, as far as is known."""
         delivered = not task.entry_id or entry_order(task.entry_id) <= self._holdings.delivered
         return delivered or self._holdings.nothing_waits
 

@@ -227,7 +227,7 @@ class Wire:
                 connection = await self._open()
                 if self._events.greet is not None:
                     await self._events.greet(connection)
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait get it
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)
         else:

@@ -73,12 +73,12 @@ def bases(request: web.Request, base: str) -> tuple[str, ...]:
 
 
 def owner_name(client: str) -> str:
-    """Return the name that stands for a client in what is stored."""
+    """Return the name under which a client's data is stored."""
     return blake2s(client.encode(), digest_size=8).hexdigest()
 
 
 def path_prefix(request: web.Request, public_url: str | None, hops: Hops) -> str:
-    """Return the path in front of ours as clients see it: that of PUBLIC_URL, else what a trusted proxy names."""
+    """Return the path prefix that clients see: that of PUBLIC_URL, else what a trusted proxy names."""
     if public_url:
         return public_prefix(public_url)
     if not hops or _X_FORWARDED_PREFIX not in request.headers or not _trusts_peer(request, hops):

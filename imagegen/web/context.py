@@ -60,7 +60,7 @@ class Readiness:
 class Context:
     """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`.
 
-    list_models: asks the provider. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
+    list_models: requests them. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
     queue: Queue
@@ -81,7 +81,7 @@ class Context:
         return base_url(request, self.public_url, self.hops)
 
     def local_url(self, request: web.Request, path: str) -> str:
-        """Return the link to a path of ours without scheme and host, for `Location`."""
+        """Return the link to one of our paths without scheme and host, for `Location`."""
         return path_prefix(request, self.public_url, self.hops) + path
 
 

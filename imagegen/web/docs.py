@@ -31,7 +31,7 @@ class _File(NamedTuple):
 
 
 async def get_document(request: web.Request) -> web.Response:
-    """The OpenAPI document; its server is PUBLIC_URL, or the path in front of ours."""
+    """The OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
     context = request.app[CONTEXT]
     server = context.public_url or context.local_url(request, "") or "/"
     return _response(request, await asyncio.to_thread(_document, server))

@@ -108,7 +108,7 @@ def install(app: web.Application, edge: Edge) -> None:
 
 
 def _is_own_webhook(request: web.Request) -> bool:
-    """Whether a service like this one sent it: a webhook that led here could start paid calls for ever."""
+    """Return whether a service like this one sent it: a webhook that led here could start paid calls for ever."""
     return request.headers.get(hdrs.USER_AGENT, "").startswith("imagegen/")
 
 

@@ -25,7 +25,7 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Tell whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
+    """Answer whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
     causes = await request.app[CONTEXT].readiness.causes()
     if not causes:
         return json_response(ReadyView(status="ready"))

@@ -25,7 +25,7 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Bytes of images in memory that clients have not taken yet, of all clients together."""
 
 MIN_TRANSFERS, DESCRIPTORS_PER_TRANSFER = 32, 8
-"""At least so many files are sent at once; else an eighth of the descriptors, since each takes two."""
+"""Minimum of files sent at once; otherwise an eighth of the descriptors, since each file takes two."""
 
 
 class ImageSender:

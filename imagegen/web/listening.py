@@ -182,7 +182,7 @@ class _Acceptor:
 
 
 def _refuse(accepted: socket.socket) -> None:
-    """Tell a client that there is no room, as far as that goes without waiting."""
+    """Answer 503 and close, as far as that goes without waiting."""
     request_id = fresh_request_id()
     error = TooManyConnections()
     body = orjson.dumps(
@@ -208,6 +208,6 @@ def _refuse(accepted: socket.socket) -> None:
         accepted.send("\r\n".join([*lines, "", ""]).encode() + body)
         accepted.shutdown(socket.SHUT_WR)
     except OSError as failure:
-        logger.debug("A client could not be told that there is no room: {}", failure)
+        logger.debug("A refused client could not be sent its answer: {}", failure)
     finally:
         accepted.close()

@@ -109,7 +109,7 @@ def _cache_control(request: web.Request, task: Task) -> str:
 
 
 def requested_range(header: str, size_bytes: int) -> range | None:
-    """Return the bytes that a Range header asks for (RFC 9110, 14.2).
+    """Return the bytes that a Range header requests (RFC 9110, 14.2).
 
     Empty if they can't be had, which is a 416; None if the header is to be ignored: several ranges, or no valid one.
     """

@@ -105,7 +105,7 @@ class RateLimits:
     def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> Handler:
         """For a route that counts only if it finds nothing, in this process alone: no miss costs a command for that.
 
-        is_free: whether a request asks Redis nothing, and is never refused beforehand.
+        is_free: whether a request costs no Redis command, and is never refused beforehand.
         """
         if not self._general:
             return handler
@@ -129,7 +129,7 @@ class RateLimits:
             _refuse(request, None)
 
     def _count_miss(self, request: web.Request) -> None:
-        """A client whose limit is used up is told of that and not of the miss."""
+        """Count a miss. A client whose limit is used up gets that answer and not the 404."""
         client = self._identify(request)
         self._port.hit_now([rule.window(client) for rule in self._misses], 1)
         standings = self._port.hit_now([rule.window(client) for rule in self._general], 1)

@@ -140,7 +140,7 @@ class _Connection(web.RequestHandler):
         """Refuse a head over `MAX_HEAD_BYTES`, whether it is complete or not.
 
         Args:
-            received: bytes given to the parser, which tells neither where a head ends nor how much of one it holds.
+            received: bytes given to the parser, which shows neither where a head ends nor how much of one it holds.
             new_messages: messages that the parser made of them.
             reads_head: whether no body was under way before.
         """

@@ -271,7 +271,7 @@ class UpstreamStats(TypedDict):
 class RedisStats(TypedDict):
     """Commands, those inside of scripts too, by what they were for.
 
-    maxmemoryPolicy: what Redis does when its memory is full, null where it does not say; warning: why that loses tasks.
+    maxmemoryPolicy: what Redis does when its memory is full, null if unknown; warning: why that loses tasks.
     """
 
     up: bool

@@ -49,7 +49,7 @@ class LocalWindowPort(WindowPort, Protocol):
     """One that can also count in this process alone."""
 
     def hit_now(self, windows: Sequence[Window], cost: int) -> list[Standing]:
-        """What `hit` does, without asking anybody else; a cost of 0 only looks."""
+        """Count as `hit` does, without Redis; a cost of 0 only looks."""
 
 
 class MemoryWindows:

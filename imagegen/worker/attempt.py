@@ -39,7 +39,7 @@ STORE_CHECK_S = 1.0
 
 
 class Counts:
-    """How many images a call may ask for, by model, as learned from refusals; those cost nothing."""
+    """Limits of images a call, by model, as learned from refusals; those cost nothing."""
 
     def __init__(self) -> None:
         self._most: dict[str, int] = {}
@@ -48,7 +48,7 @@ class Counts:
         return min(per_call, self._most.get(model, per_call))
 
     def refused(self, model: str, count: int, most: int) -> None:
-        """The model refused a call for so many images; `most`: how many it says that it takes."""
+        """Learn from a refused call for `count` images; `most`: the highest count that the refusal names."""
         if len(self._most) >= MAX_KNOWN_COUNTS:
             self._most.clear()
         self._most[model] = max(min(most, count - 1), 1)
@@ -92,7 +92,7 @@ class _Ended(Exception):
 
 
 class _Refused(Exception):
-    """The model takes fewer images a call: the calls are planned anew."""
+    """The model takes fewer images a call: the calls are planned again."""
 
 
 class _Adopted(Exception):

@@ -54,7 +54,7 @@ class Gate:
         self.warned = False
 
     def warns(self, now: float) -> bool:
-        """Return whether an operator is to read of this trouble: one that comes and goes is told once in a while."""
+        """Return whether to log a warning: trouble that comes and goes is logged once in a while."""
         self.warned = now - self.warned_at >= WARN_AGAIN_S
         if self.warned:
             self.warned_at = now
@@ -81,7 +81,7 @@ class Gate:
         return math.inf if steps >= _FULL_STEPS else 2**steps
 
     def room(self, now: float) -> float:
-        """How many calls may begin now; infinite if nothing is known against the upstream."""
+        """Return how many calls may begin now; infinite if nothing is known against the upstream."""
         if now < self._until:
             return 0
         if self._ramp_from is None and not self.resting:

@@ -1,4 +1,4 @@
-"""Fair schedule of webhook tries, by destination: a slow or dead receiver delays nobody else's webhooks.
+"""Fair schedule of webhook tries, by destination: a slow or dead receiver delays no other webhooks.
 
 Each try starts in the quick lane and leaves it after `SLOW_S`, so that others may start. A destination that was slow
 or failed starts only in the slow lane, few at once, and after each failure it is left alone for longer.
@@ -137,8 +137,8 @@ class Destinations(Generic[Item]):
             running: the try.
             now: the time.
             took_s: seconds until its answer.
-            failed: whether no answer came, or one that says that the receiver has trouble.
-            retry_after_s: for how long the receiver wants no more.
+            failed: whether no answer came, or one that shows that the receiver has trouble.
+            retry_after_s: seconds for which the receiver takes no more.
         """
         destination = running.destination
         destination.under_way -= 1
@@ -225,6 +225,7 @@ class Destinations(Generic[Item]):
         if destination.troubled:
             self._all[destination.name] = destination
             if len(self._all) > MAX_REMEMBERED:
-                idle = next((one for one in self._all.values() if not one.waiting and not one.under_way), None)
+                known = self._all.values()
+                idle = next((other for other in known if not other.waiting and not other.under_way), None)
                 if idle is not None:
                     del self._all[idle.name]

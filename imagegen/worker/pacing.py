@@ -143,13 +143,13 @@ class Pacing:
         return self._said(resting[1], resting[0], now)
 
     def room(self, model: str) -> float:
-        """How many calls for this model may begin now, whatever the rate; infinite if nothing is known against it."""
+        """Return how many calls for this model may begin now, whatever the rate; infinite if it is not in trouble."""
         gate, now = self._models.get(model), self._clock()
         room = self._upstream.room(now) if gate is None else min(self._upstream.room(now), gate.room(now))
         return room if room == math.inf else room - sum(waiter.model == model for waiter in self._waiters)
 
     def room_of_upstream(self) -> float:
-        """The same for all models together."""
+        """Return the same for all models together."""
         return self._upstream.room(self._clock()) - len(self._waiters)
 
     def opens_in_s(self, model: str) -> float:
@@ -158,7 +158,7 @@ class Pacing:
         return max(gate.opens_at(now) for gate in self._gates(model)) - now
 
     def closed(self, model: str) -> Blocked:
-        """Return what stands in the way of all but a few calls for this model, and when the next may begin."""
+        """Return why all but a few calls for this model have to wait, and when the next may begin."""
         now = self._clock()
         gate = max(self._gates(model), key=lambda gate: (gate.opens_at(now), gate.room(now) < math.inf))
         return self._said(gate.reason, gate.opens_at(now), now)

@@ -24,7 +24,7 @@ KEPT_PER_SLOT = 2
 
 RELEASED_AT_ONCE = 200
 LOOK_AGAIN_S = 1.0
-TELL_AGAIN_S = 60.0
+PUBLISH_AGAIN_S = 60.0
 
 
 class Parking:
@@ -98,7 +98,7 @@ class Parking:
         return len(self._parked) >= MAX_PARKED
 
     def _room(self, model: str) -> float:
-        """How many claims may be resumed: calls that may begin, less those that are about to, a slot for each."""
+        """Return how many claims may be resumed: calls that may begin, less those about to, a slot for each."""
         if any(claim.lost for claim in self._resumed):
             self._resumed = {claim: its for claim, its in self._resumed.items() if not claim.lost}
         about_to = sum(its == model for its in self._resumed.values())
@@ -122,7 +122,7 @@ class Parking:
             if line.is_empty(self._parked):
                 del self._lines[model]
                 continue
-            self._tell_again(model, line)
+            self._publish_again(model, line)
             if (opens_in_s := self._pacing.opens_in_s(model)) > 0:
                 next_s = min(next_s, opens_in_s)
         if self._timer is not None:
@@ -149,11 +149,11 @@ class Parking:
             except QueueUnavailable:
                 logger.info("Parked tasks could not be released; they are taken again when Redis is back")
 
-    def _tell_again(self, model: str, line: Line) -> None:
-        """Publish when the next look comes, now and then: what was said at first may be long past."""
+    def _publish_again(self, model: str, line: Line) -> None:
+        """Publish again, once a while, when the next look comes: the first time that was published may be past."""
         now = self._clock()
-        if now - line.told_at >= TELL_AGAIN_S:
-            line.told_at = now
+        if now - line.published_at >= PUBLISH_AGAIN_S:
+            line.published_at = now
             for claim in line.all(self._parked):
                 self._claims.defer(claim, *self._pacing.closed(model))
 
@@ -161,8 +161,8 @@ class Parking:
 class Line:
     """The parked claims of one model, in order of arrival; claims that are parked no more stay in it until passed."""
 
-    def __init__(self, told_at: float) -> None:
-        self.told_at = told_at
+    def __init__(self, published_at: float) -> None:
+        self.published_at = published_at
         self._untried: deque[Claim] = deque()
         self._failed: deque[Claim] = deque()
         self._suspect: deque[Claim] = deque()
@@ -172,7 +172,7 @@ class Line:
         (self._suspect if is_suspect else self._failed if has_failed else self._untried).append(claim)
 
     def pop(self, parked: Container[Claim]) -> Claim | None:
-        """Take the claim that says most of the upstream; None if there is none."""
+        """Take the claim that is the best probe of the upstream; None if there is none."""
         for queue in (self._untried, self._failed, self._suspect):
             while queue:
                 from_back = queue is self._untried and self._from_back

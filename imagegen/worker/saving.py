@@ -97,9 +97,9 @@ class Overdue(Exception):
 
 @dataclass(eq=False, slots=True)
 class Saver:
-    """Brings the paid images of one claim into the store. wanted: images of the task; ends_at: its deadline, Unix time.
+    """Saves the paid images of one claim in the store. wanted: images of the task; ends_at: its deadline, Unix time.
 
-    is_quiet: whether the instance is stopping; on_rejected: told of images that can't be used.
+    is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used.
     """
 
     claims: Claims
@@ -135,7 +135,7 @@ class Saver:
             await self._save_bytes(rest)
 
     async def _save_bytes(self, images: Sequence[Given]) -> None:
-        """Bytes that came in the answer come first: their loss would be final."""
+        """Save images, those whose bytes came in the answer first: their loss would be final."""
         links = [given for given in images if isinstance(given.image, ImageLink)]
         failures: list[tuple[Given, DownloadFailed]] = []
         for given in sorted(images, key=lambda given: isinstance(given.image, ImageLink)):
@@ -193,7 +193,7 @@ class Saver:
 
     @staticmethod
     def _comes_again(given: Given, image: VerifiedImage) -> bool:
-        """Whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
+        """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
         if image.path is not None:
             return not image.path.exists()
         return not isinstance(given.image, ImageLink)

@@ -186,7 +186,7 @@ class Deliveries:
             await asyncio.wait(self._under_way, timeout=deadline_s)
 
     async def _receive(self) -> None:
-        """Queues what the outbox gives."""
+        """Queue what the outbox returns."""
         while True:
             task, delivery = await self._outbox.next()
             due_at = delivery.due_at or task.finished_at or 0.0
@@ -194,7 +194,7 @@ class Deliveries:
             self._changed.set()
 
     async def _run(self, running: Try[Work]) -> None:
-        """Makes one try, and keeps its outcome."""
+        """Make one try, and record its outcome."""
         task, delivery = running.item
         log, loop = logger.bind(taskId=task.id), asyncio.get_running_loop()
         began, answer, took_s = loop.time(), Answer(None), 0.0

@@ -3,7 +3,7 @@
 --
 -- The first write is a deletion, so that a paid result is stored even when Redis is out of memory.
 --
--- The count of calls that may have been paid twice is the higher one of ours and of the record that was there.
+-- The count of calls that may have been paid twice is the higher one of the new record and of the record that was there.
 --
 -- KEYS  1 stream; 2 outbox; then two a task: record, hooks
 -- ARGV  1 group; 2 life of the records in ms; 3 when the outbox falls due, Unix ms;
@@ -36,7 +36,7 @@ for i = 0, (#KEYS - 2) / 2 - 1 do
     if stands then
       local version, state, other, their_generation = string.match(stands, '^(%d+) (%l+) (%S+) (%d+) ')
       if not version then
-        stands = nil -- nobody can read it
+        stands = nil -- unreadable
       elseif tonumber(their_generation) < tonumber(generation) then
         stands = nil -- the submit of this generation was lost
       elseif (state == 'pending' or state == 'processing') and their_generation == generation then

@@ -1,4 +1,4 @@
--- Functions that tell which entries a consumer holds; this text goes before the scripts that use them.
+-- Functions that return which entries a consumer holds; this text goes before the scripts that use them.
 
 local PAGE = 1000
 

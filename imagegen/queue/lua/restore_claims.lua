@@ -1,7 +1,7 @@
 -- Restores claims whose record, entry, pending entry or run Redis has lost. A claim that another instance took over, and
 -- a task that was finished or submitted again, are left alone.
 --
--- A restored claim's entry can be delivered once more to anybody, since the group has not read past it. Its run is
+-- A restored claim's entry can be delivered once more to any consumer, since the group has not read past it. Its run is
 -- there then, so that whoever starts it finds that it is ours.
 --
 -- KEYS  1 stream; then two a task: record, run

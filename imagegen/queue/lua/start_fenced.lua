@@ -9,7 +9,7 @@ local entry, generation, life, expected, value, count = unpack(ARGV, 3)
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], entry, entry, 1)
 local record = redis.pcall('GET', KEYS[2])
 if type(record) ~= 'string' then record = '' end
-if pending.err or #pending == 0 then -- finished, or the server lost its data: then nobody else has it
+if pending.err or #pending == 0 then -- finished, or the server lost its data: then no other instance has it
   local state, named, theirs = string.match(record, '^%d+ (%l+) (%S+) (%d+) ')
   local unfinished = state == 'pending' or state == 'processing'
   if state and not (unfinished and named == entry and theirs == generation) then return {'lost', '', 2} end

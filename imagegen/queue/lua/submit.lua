@@ -34,7 +34,7 @@ local function judge(known, generation, digest, replaced, version)
   local their_version, state, their_entry, their_generation, sequence, their_digest =
     string.match(known, '^(%d+) (%l+) (%S+) (%d+) (%d+) (%x+)[ +]*\n')
   if tonumber(their_version or string.match(known, '^(%d%d?) %l') or 0) > tonumber(version) then return 'newer' end
-  if not state then return nil, afresh end -- nobody can read it
+  if not state then return nil, afresh end -- unreadable
   if their_digest ~= digest then return 'collision' end
   if their_generation == generation then return 'new' end
   -- An unfinished task whose entry is gone (a stream that was deleted) would wait for ever: it comes again, but not

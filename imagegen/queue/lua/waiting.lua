@@ -1,7 +1,7 @@
--- Lists the ids of the first entries that nobody claimed yet, and counts those behind them.
+-- Lists the ids of the first unclaimed entries, and counts those behind them.
 --
 -- KEYS  1 stream
--- ARGV  1 group; 2 at most so many ids: each comes with its request, so few are looked at
+-- ARGV  1 group; 2 maximum of ids: each comes with its request, so few are looked at
 -- returns {ids; number of entries behind them; id of the last entry, '' where none is behind; commands}
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then return {{}, 0, '', 2} end

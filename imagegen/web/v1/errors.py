@@ -78,7 +78,7 @@ def model_not_found() -> web.Response:
 
 
 def can_be_mended(task: Task) -> bool:
-    """Whether the same request may bring a picture later, and none of its calls may have been paid for in vain.
+    """Whether the same request may bring a picture later, and no call of it may have been paid for without an image.
 
     A call that may have been paid counts whatever the last one ended with: the client's repeat would add to the bill.
     """

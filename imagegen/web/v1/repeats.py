@@ -43,9 +43,9 @@ def _is_counted_repeat(headers: Mapping[str, str]) -> bool:
 
 
 async def ended_for_good(queue: Queue, task_id: str, headers: Mapping[str, str]) -> Task | None:
-    """Return the failed or cancelled task that a client's own repeat meets; None if the repeat may start anew.
+    """Return the failed or cancelled task that a client's own repeat meets; None if the repeat may start again.
 
-    Queued again it would be paid for again, though nobody asked twice: the client's POST before this one ran into its
+    Queued again it would be paid for again, though it was requested once: the client's POST before ran into its
     timeout, or the client repeats whatever failed. Of Together's 1.x a repeat looks like a new call, so a failure that
     a new call may mend is kept from it for a shorter time.
     """
