@@ -59,9 +59,18 @@ class Claim:
             self.abandon()
 
 
-def run_life_s(lease_s: float) -> float:
-    """How long a run stands unrenewed: well over the time in which its claim is taken over."""
+MAX_OUTAGE_S = 600.0
+"""So long all instances may be away, and what is paid for already is not paid for again."""
+
+
+def owner_life_s(lease_s: float) -> float:
+    """Return the seconds after its last renewal in which a run's owner may still be at work."""
     return lease_s * 2 + 5
+
+
+def run_life_s(lease_s: float) -> float:
+    """Return the seconds that a run is kept without a renewal."""
+    return owner_life_s(lease_s) + MAX_OUTAGE_S
 
 
 def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:

@@ -41,11 +41,15 @@ class Interrupted:
         self._clock = clock
 
     async def ended(self, task: Task) -> Task:
-        """Fail a task as Redis has it if its deadline is over, no attempt runs and its entry is gone; else return it
-        as it is. Costs nothing before the deadline. Raises QueueUnavailable."""
+        """Fail a task as Redis has it if its deadline is over and its entry is gone; else return it as it is.
+
+        An owner that lives writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
+        """
         now = self._clock()
-        unstarted = not task.state.final and task.sequence == task.generation
-        if not unstarted or now < task.created_at + self._deadline_s + GRACE_S:
+        ends_at = task.created_at + self._deadline_s + GRACE_S
+        if task.sequence != task.generation:
+            ends_at += self._scripts.owner_life_s
+        if task.state.final or now < ends_at:
             return task
         if task.entry_id and await self._scripts.entry(task.entry_id) is not None:
             return task

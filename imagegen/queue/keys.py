@@ -43,7 +43,8 @@ class Keys:
         return f"{{{self.prefix}}}:task:{task_id}"
 
     def run(self, task_id: str) -> str:
-        """String: who runs the task and how far, written before each paid call. Two leases, renewed."""
+        """String: who runs the task and how far, written before each paid call. Two leases and ten minutes, renewed;
+        of a claim that was handed back as long as the record."""
         return f"{{{self.prefix}}}:run:{task_id}"
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from imagegen.queue.batch import MAX_BYTES, MAX_ITEMS
-from imagegen.queue.claim import Claim
+from imagegen.queue.claim import Claim, owner_life_s, run_life_s
 from imagegen.queue.connection import Connection
 from imagegen.queue.keys import GROUP, Keys
 from imagegen.queue.records import VERSION, encode_entry, encode_task, final_record
@@ -44,12 +44,13 @@ class Requeued(Struct, frozen=True, gc=False):
 
 
 class RestoreCalls:
-    """run_life_s, record_life_s: of a run and of an unfinished task's record. All calls raise QueueUnavailable."""
+    """lease_s: life of a claim; record_life_s: of an unfinished task's record. All calls raise QueueUnavailable."""
 
-    def __init__(self, connection: Connection, keys: Keys, *, run_life_s: float, record_life_s: float) -> None:
+    def __init__(self, connection: Connection, keys: Keys, *, lease_s: float, record_life_s: float) -> None:
         self.connection = connection
         self._keys = keys
-        self._run_life_ms = int(run_life_s * 1000)
+        self._run_life_ms = int(run_life_s(lease_s) * 1000)
+        self._ownerless_ms = self._run_life_ms - int(owner_life_s(lease_s) * 1000)
         self._record_life_ms = int(record_life_s * 1000)
         self._wire = connection.wire
         self._spent = connection.meter.spent
@@ -86,7 +87,7 @@ class RestoreCalls:
         return await self._waiting(tasks, "")
 
     async def _waiting(self, tasks: Sequence[Task], record_life_ms: int | str) -> list[Requeued]:
-        keys, args = [self._keys.stream], [record_life_ms]
+        keys, args = [self._keys.stream], [record_life_ms, self._ownerless_ms]
         for task in tasks:
             keys += (self._keys.record(task.id), self._keys.run(task.id))
             args += (task.entry_id, task.generation, task.digest, VERSION, encode_entry(task), _record(task))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 
 from imagegen.queue.backlog import Backlog
-from imagegen.queue.claim import Claim, run_life_s
+from imagegen.queue.claim import Claim
 from imagegen.queue.claims import Claims
 from imagegen.queue.connection import Connection
 from imagegen.queue.control import Control
@@ -110,7 +110,7 @@ def open_queue(
         keys,
         record_life_s=rules.record_life_s,
         result_ttl_s=rules.result_ttl_s,
-        run_life_s=run_life_s(rules.lease_s),
+        lease_s=rules.lease_s,
         depth=Depth(rules.max_queue),
     )
     memory = Memory(clock=clock, monotonic=time.monotonic)
@@ -126,7 +126,7 @@ def open_queue(
         scripts, memory, control, deadline_s=rules.deadline_s, result_ttl_s=rules.result_ttl_s, clock=clock
     )
     reads = Reads(scripts, memory, holdings, control, elsewhere=outbox.elsewhere, interrupted=interrupted)
-    restore = RestoreCalls(connection, keys, run_life_s=run_life_s(rules.lease_s), record_life_s=rules.record_life_s)
+    restore = RestoreCalls(connection, keys, lease_s=rules.lease_s, record_life_s=rules.record_life_s)
     recovery = Recovery(restore, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue = Queue(scripts, reads, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), Listing(connection, keys)

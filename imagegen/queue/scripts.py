@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from imagegen.errors import QueueUnavailable
 from imagegen.queue import costs
 from imagegen.queue.batch import Batcher, batched
+from imagegen.queue.claim import owner_life_s, run_life_s
 from imagegen.queue.connection import Connection
 from imagegen.queue.depth import Depth
 from imagegen.queue.estimate import entry_order
@@ -64,7 +65,7 @@ OUTBOX_GRACE_S = 60.0
 
 
 class Scripts:
-    """record_life_s: of an unfinished task's record; result_ttl_s: of a finished one's; run_life_s: of a run."""
+    """record_life_s: of an unfinished task's record; result_ttl_s: of a finished one's; lease_s: of a claim."""
 
     def __init__(
         self,
@@ -73,14 +74,15 @@ class Scripts:
         *,
         record_life_s: float,
         result_ttl_s: float,
-        run_life_s: float,
+        lease_s: float,
         depth: Depth,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._record_life_ms = int(record_life_s * 1000)
         self._result_ttl_ms = max(int(result_ttl_s * 1000), 1)
-        self._run_life_ms = int(run_life_s * 1000)
+        self._run_life_ms = int(run_life_s(lease_s) * 1000)
+        self.owner_life_s = owner_life_s(lease_s)
         self._wire = connection.wire
         self._scripts = {
             name: Script(lua(name)) for name in ("submit", "start", "swap", "bury", "waiting", "retire", "aside")
@@ -342,7 +344,7 @@ class Scripts:
 
     async def _release(self, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool) -> int:
         keys = [self._keys.stream]
-        args: list[Any] = [GROUP, consumer, "1" if leaving else "", self._run_life_ms]
+        args: list[Any] = [GROUP, consumer, "1" if leaving else "", self._record_life_ms]
         args += (items[0].entry_id, items[-1].entry_id) if items else ("-", "+")
         for item in items:
             keys += (self._keys.record(item.task_id), self._keys.run(item.task_id))

@@ -226,6 +226,6 @@ async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_nex
     stale = await claimed(one)
     await one.claims.start(stale)
     await one.connection.commands.delete(one.keys.run(stale.task.id))
-    await other.room.takeover.take({stale.entry_id: 1_000.0}, min_idle_s=0.0)
+    await other.room.takeover.take({stale.entry_id: 10_000.0}, min_idle_s=0.0)
     taken = await take_over(third, stale)
     assert taken.run.ambiguous == 1

@@ -2,7 +2,7 @@
 -- another has taken over stays with it.
 --
 -- KEYS  1 stream; then two a task: record, run
--- ARGV  1 group; 2 consumer; 3 '1' if the consumer is to be removed where it holds nothing more; 4 life of a run in ms;
+-- ARGV  1 group; 2 consumer; 3 '1' if the consumer is to be removed where it holds nothing more; 4 life of what is handed back, in ms;
 --       5 and 6 the first and the last of the entry ids; then five a task: entry id, version, generation, entry JSON, run JSON
 -- returns the number of entries handed back
 local stream, group, consumer, count = KEYS[1], ARGV[1], ARGV[2], 0

@@ -1,8 +1,8 @@
 -- Queues waiting tasks again whose entry or record Redis has lost. A task that an instance runs is left to it.
 --
 -- KEYS  1 stream; then two a task: record, run
--- ARGV  1 life of an unfinished record in ms, '' to change nothing; then six a task: entry id, generation, digest, schema version,
---       entry JSON, record JSON
+-- ARGV  1 life of an unfinished record in ms, '' to change nothing; 2 the rest of its life in ms at which a run's owner is
+--       gone; then six a task: entry id, generation, digest, schema version, entry JSON, record JSON
 -- returns three a task: 'queued' (a new entry, or a new record for its entry), 'missing' (the same, but for ARGV 1),
 --         'there' (nothing was missing), 'runs' or 'over' (finished, or submitted again); its entry id; 1 if its record
 --         was missing
@@ -34,10 +34,12 @@ local function requeue(record_key, run_key, at)
     if type(run) == 'string' then run_entry, run_json = string.match(run, '^(%S+) (.*)$') end
     if run_entry and older(run_entry, known and their_entry or entry) then run_json = nil end
     local released = run_json and string.find(run_json, '"phase":"released"', 1, true)
-    if run_json and not released then return 'runs', entry, missing end
+    if run_json and not released and redis.call('PTTL', run_key) > tonumber(ARGV[2]) then
+      return 'runs', entry, missing
+    end
     if ARGV[1] == '' then return 'missing', entry, missing end
     now = redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', ARGV[at + 4])
-    if released then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
+    if run_json then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
   end
   if ARGV[1] == '' then return 'missing', entry, missing end
   if known then
@@ -49,6 +51,6 @@ local function requeue(record_key, run_key, at)
 end
 
 for i = 0, (#KEYS - 1) / 2 - 1 do
-  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 2 + i * 6)}) do answers[#answers + 1] = value end
+  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 3 + i * 6)}) do answers[#answers + 1] = value end
 end
 return answers

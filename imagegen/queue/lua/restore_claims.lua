@@ -32,6 +32,8 @@ local function restore(record_key, run_key, at)
   if type(run) == 'string' then run_entry, run_json = string.match(run, '^(%S+) (.*)$') end
   if run_entry and older(run_entry, entry) then run_entry, run_json = nil, nil end
   local ours = run_json and (string.find(run_json, owner, 1, true) or run_json == ARGV[at + 6])
+  -- The run of a claim that was handed back is nobody's: who starts it adopts it.
+  local released = run_json and not ours and string.find(run_json, '"phase":"released"', 1, true)
 
   local now
   if state and their_entry ~= entry and exists(stream, their_entry) then
@@ -46,8 +48,8 @@ local function restore(record_key, run_key, at)
   end
   if holder ~= consumer then
     -- Another instance has started it, or holds what we have not started.
-    if run_json and not ours then return 'lost', entry, '' end
-    if holder and not run_json and ARGV[at + 6] == '' then return 'lost', entry, '' end
+    if run_json and not ours and not released then return 'lost', entry, '' end
+    if holder and (not run_json or released) and ARGV[at + 6] == '' then return 'lost', entry, '' end
   end
 
   local kind = 'held'
@@ -61,6 +63,10 @@ local function restore(record_key, run_key, at)
     redis.call('SET', record_key, waiting_record(now, generation, digest, ARGV[at + 5]), 'PX', record_life)
   elseif their_entry ~= now then
     redis.call('SET', record_key, with_entry(known, now), 'KEEPTTL')
+  end
+  if released then
+    if run_entry ~= now then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
+    return kind, now, ''
   end
   local json = run_json or ARGV[at + 6]
   if json == '' then return kind, now, '' end

@@ -1,0 +1,80 @@
+"""What becomes of how far a task has come when its owner is gone: for long, or together with the stream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from support import eventually, submission
+
+from imagegen.queue.claim import MAX_OUTAGE_S, Start
+
+LEASE_S = 1.5
+
+
+async def claimed(instance):
+    await instance.queue.submit(submission("a"))
+    return await asyncio.wait_for(instance.claims.claim(), 5)
+
+
+async def started(instance, claim=None):
+    """The first claim that the instance can start."""
+    while True:
+        claim = claim or await instance.claims.claim()
+        start = Start.ADOPTED
+        while start is Start.ADOPTED:
+            start = await instance.claims.start(claim)
+        if start is Start.STARTED:
+            return claim
+        instance.claims.drop(claim)
+        claim = None
+
+
+async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance) -> None:
+    one = make_instance(lease_s=LEASE_S)
+    claim = await started(one, await claimed(one))
+    assert await one.connection.commands.pttl(one.keys.run(claim.task.id)) > MAX_OUTAGE_S * 1_000
+
+
+async def test_the_checkpoint_of_a_task_that_was_handed_back_lives_as_long_as_its_record(make_instance) -> None:
+    one = make_instance(lease_s=LEASE_S)
+    claim = await started(one, await claimed(one))
+    one.claims.quiet()
+    await one.claims.hand_back([claim])
+    redis, keys = one.connection.commands, one.keys
+    run, record = await redis.pttl(keys.run(claim.task.id)), await redis.pttl(keys.record(claim.task.id))
+    assert abs(run - record) < 5_000
+
+
+async def test_a_task_that_was_handed_back_keeps_its_counts_when_its_next_claim_is_restored(
+    make_instance, own_redis
+) -> None:
+    before = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
+    claim = await started(before, await claimed(before))
+    before.claims.quiet()
+    await before.claims.hand_back([claim])
+    await before.crash()
+    owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
+    claim = await asyncio.wait_for(owner.claims.claim(), 5)
+    await owner.connection.commands.delete(owner.keys.stream)
+    await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
+    assert await started(owner, claim) is claim
+    assert (claim.run.attempts, claim.run.ambiguous) == (1, 1)
+
+
+async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
+    make_instance, own_redis, monkeypatch
+) -> None:
+    monkeypatch.setattr("imagegen.queue.watching.REFRESH_S", 0.2)
+    monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
+    submitter, owner = (make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S) for _ in range(2))
+    await eventually(lambda: submitter.control.peers and owner.control.peers)
+    claiming = asyncio.create_task(owner.claims.claim())
+    await submitter.queue.submit(submission("a"))
+    claim = await started(owner, await asyncio.wait_for(claiming, 5))
+    await owner.crash()
+    redis = submitter.connection.commands
+    await redis.pexpire(owner.keys.run(claim.task.id), int(MAX_OUTAGE_S * 1_000) - 1)  # as its silence does
+    await redis.delete(owner.keys.stream)
+    mine = await asyncio.wait_for(started(submitter), 20)
+    assert mine.task.id == claim.task.id
+    assert mine.run.ambiguous == 1
