@@ -73,6 +73,11 @@ def never_reached(error: UpstreamError) -> bool:
     return error.unreached or unsent
 
 
+def is_server_error(error: UpstreamError) -> bool:
+    """Return whether the provider itself answered this call with a server error, such as 500, and not with overload."""
+    return error.code == "upstream_error" and error.status is not None and not (error.ambiguous or error.unreached)
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """max_attempts: calls that count; base_s: the first delay, doubled each time, with jitter."""

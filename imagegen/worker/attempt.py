@@ -343,7 +343,7 @@ class _Attempt:
             raise _Refused
         bad = error.code == "upstream_bad_response"
         mended = self._left_out(error) or self._fell_back(error)
-        excused = turn.dead and self._is_excused()
+        excused = self._room.pacing.excuses(turn, error) and self._is_excused()
         outcome = None if bad or mended else self._judge(self._refusal or error, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._room.pacing.failed(turn, error, unfinished=unfinished)

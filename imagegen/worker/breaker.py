@@ -25,12 +25,15 @@ class Tempo:
     """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream; each
     further pause is twice as long, up to probe_s. It is short because a few faulty tasks look like a dead upstream.
     longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
+    excused_s: how long an upstream that answers every call with a server error is taken for dead. After that each
+    such answer counts as an attempt of its task, because a few tasks that always fail look the same.
     """
 
     first_probe_s: float = 0.5
     probe_s: float = 5.0
     longest_s: float = 120.0
     step_s: float = 1.0
+    excused_s: float = 60.0
 
 
 class Gate:
@@ -49,6 +52,7 @@ class Gate:
         self._pause_s = tempo.probe_s
         self.resting = False
         self.dead = False
+        self._dead_since = 0.0
         self.reason = Reason.UPSTREAM_RATE_LIMITED
         self.warned_at = -math.inf
         self.warned = False
@@ -118,10 +122,15 @@ class Gate:
         new = not self.dead
         if new:
             self.dead = True
+            self._dead_since = now
             self._pause_s = min(self._tempo.first_probe_s, self._tempo.probe_s)
             self.rest(now, self._pause_s, Reason.UPSTREAM_OVERLOADED)
             self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
         return new
+
+    def excuses_answers(self, now: float) -> bool:
+        """Return whether a server error that is answered now is blamed on the upstream and not on its task."""
+        return self.dead and now - self._dead_since < self._tempo.excused_s
 
     def hold(self, now: float, for_s: float) -> None:
         """The upstream said that it takes no more for so long; after that the calls come back slowly."""

@@ -14,7 +14,7 @@ from loguru import logger
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
-from imagegen.tasks.retry import never_reached
+from imagegen.tasks.retry import is_server_error, never_reached
 from imagegen.tasks.task import Reason
 from imagegen.worker.breaker import FAILING_TASKS, UNREACHED_CALLS, Gate, Streaks, Tempo
 
@@ -36,11 +36,6 @@ class Turn:
     model: str
     places: tuple[tuple[Gate, int], ...]
     closed: bool = False
-
-    @property
-    def dead(self) -> bool:
-        """Whether the upstream was found dead: what fails now is no attempt."""
-        return any(gate.dead for gate, _ in self.places)
 
     def close(self) -> None:
         if not self.closed:
@@ -170,6 +165,14 @@ class Pacing:
     def is_suspect(self, task_id: str) -> bool:
         """Return whether this task failed while its model worked for others, so that its failures are its own."""
         return self._streaks.is_suspect(task_id)
+
+    def excuses(self, turn: Turn, error: UpstreamError) -> bool:
+        """Return whether this failure is blamed on an upstream that was found dead, so that it is no attempt."""
+        gates = [gate for gate, _ in turn.places]
+        if is_server_error(error):
+            now = self._clock()
+            return any(gate.excuses_answers(now) for gate in gates)
+        return any(gate.dead for gate in gates)
 
     def answered(self, turn: Turn, limits: UpstreamLimits) -> None:
         """A call brought an answer."""

@@ -129,7 +129,7 @@ def test_five_unfinished_tasks_that_fail_in_a_row_open_the_breaker(
     assert call(pacing, model="other")
     clock.now = 0.5
     with pacing.take("m") as probe:
-        assert probe.dead
+        assert pacing.excuses(probe, error)
         assert pacing.take("m") is None
 
 

@@ -406,6 +406,26 @@ async def test_a_dead_upstream_costs_no_task_more_than_one_attempt(make_workshop
     assert max(task.attempts for task in tasks) <= 2
 
 
+@pytest.mark.parametrize("tasks", [5, 10])
+async def test_tasks_that_always_fail_with_nothing_beside_them_end_after_the_time_that_an_outage_is_excused(
+    make_workshop: MakeWorkshop, tasks: int
+) -> None:
+    tempo = Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.5)
+    workshop = make_workshop(default=Switch(fault(500)), base_s=0.02, tempo=tempo)
+    ended = await workshop.finished(*await submit_many(workshop, tasks), within_s=5.0)
+    assert {(task.state, task.error.code, task.attempts) for task in ended} == {(State.FAILED, "upstream_error", 3)}
+
+
+async def test_an_overloaded_upstream_is_excused_for_as_long_as_it_lasts(make_workshop: MakeWorkshop) -> None:
+    upstream = Switch(fault(503))
+    tempo = Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.0)
+    workshop = make_workshop(default=upstream, base_s=0.02, tempo=tempo)
+    task_ids = await submit_many(workshop, 8)
+    await eventually(lambda: len(workshop.provider.calls) > 40)
+    upstream.error = None
+    assert await states(workshop, task_ids) == {State.COMPLETED}
+
+
 async def test_tasks_of_a_model_that_rests_take_no_slot_from_others_however_many_are_in_front(
     make_workshop: MakeWorkshop,
 ) -> None:
