@@ -14,8 +14,8 @@ from imagegen.addresses import check_host, refusal_in
 from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.images.links import Origin, parsed
 from imagegen.images.sniff import NotAnImage, sniff
-from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
-from imagegen.images.store import VerifiedImage, in_file_thread
+from imagegen.images.spool import ImageSink, Spool
+from imagegen.images.store import SMALL_BYTES, VerifiedImage, in_file_thread
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024

@@ -12,10 +12,7 @@ from threading import Lock
 from imagegen.bytebudget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images.sniff import ImageChecker
-from imagegen.images.store import ImageStore, VerifiedImage
-
-SMALL_BYTES = 256 * 1024
-"""An image up to this size stays in memory, and is checked without a thread: that takes a fraction of a millisecond."""
+from imagegen.images.store import SMALL_BYTES, ImageStore, VerifiedImage
 
 
 class Spool:
