@@ -21,9 +21,8 @@ from support import Clock, eventually
 from imagegen.errors import StoreUnavailable
 from imagegen.images import diskwatch, files
 from imagegen.images.disk import DiskStore
-from imagegen.images.files import SMALL_BYTES
 from imagegen.images.spoolfolder import SpoolFolder
-from imagegen.images.store import SpooledImageLost, VerifiedImage
+from imagegen.images.store import SMALL_BYTES, SpooledImageLost, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
