@@ -105,3 +105,24 @@ def test_the_commit_hooks_have_the_versions_of_the_constraints() -> None:
             name, _, version = requirement.partition("==")
             assert version
             assert pins.get(name, version) == version
+
+
+def test_each_log_line_that_is_explained_is_written_somewhere() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "imagegen").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go on in the next line
+    table = read("docs/operations.md").partition("## Log")[2].partition("## Limits")[0]
+    lines = [
+        line for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for line in re.findall(r"`([^`]+)`", row)
+    ]
+    assert lines
+    for line in lines:
+        for part in re.split(r"…", line):
+            assert part.strip(" ?:;") in source, line
+
+
+def test_the_causes_of_readyz_are_explained() -> None:
+    source, text = read("imagegen/app.py"), read("docs/operations.md")
+    causes = re.findall(r'"([A-Za-z][^"]*)": (?:not |readiness|embedded)', source)
+    assert len(causes) == 5
+    for cause in causes:
+        assert f"`{cause.partition('{')[0]}" in text, cause
