@@ -249,8 +249,10 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     async with webhook_session(private=private, resolver=resolver, proxy=settings.webhook_proxy) as session:
         sender = Sender(session, body_of, settings.webhook_secret, private=private, check_own=app[OWN].check)
         app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
-        app[SUPERVISOR].run("webhooks", app[DELIVERIES].deliver_forever())
+        delivering = [asyncio.create_task(app[DELIVERIES].deliver_forever(), name="webhooks")]
+        app[SUPERVISOR].watch(delivering)
         yield
+        await app[SUPERVISOR].stop(delivering)
 
 
 async def _context(app: web.Application) -> AsyncIterator[None]:

@@ -43,3 +43,19 @@ def test_names_without_an_answer_hold_up_no_image_no_task_and_not_the_end(
         print(f"the end took {time.monotonic() - began:.2f} s")
         assert time.monotonic() - began < 2
         eventually(lambda: "Traceback" not in service.log)
+
+
+def test_webhooks_that_are_under_way_or_wait_at_the_end_are_left_to_the_next_start_without_a_traceback(
+    start_service: Callable[..., Service],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        service = start_service(SANDBOX_DELAY="0", WEBHOOK_ALLOW_PRIVATE="true")
+        for number in range(40):
+            hook = {"url": f"http://127.0.0.1:{silent.getsockname()[1]}/{number}/hook"}
+            service.made(prompt=f"silent {number}", webhook=hook)
+        silent.settimeout(5)
+        silent.accept()[0].close()
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+        assert "Session is closed" not in service.log
+        assert "Traceback" not in service.log
