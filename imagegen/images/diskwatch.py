@@ -38,6 +38,8 @@ class DiskWatch:
         self._clock = clock
         self._largest_bytes = 0
         self._needed_bytes, self._needed_until_s = 0, 0.0
+        self._mark = folder.with_name(f"{folder.name}.mark")
+        self._device: int | None = None
 
     async def start(self) -> None:
         """Make the folder and probe it."""
@@ -95,14 +97,22 @@ class DiskWatch:
         return self._health.writable
 
     def _inspect(self, needed_bytes: int) -> None:
-        files.make_folder(self._folder, self._folder)
+        self._check_volume()
+        self._folder.mkdir(exist_ok=True)
         check_space(self._folder, self._largest_bytes, needed_bytes)
         if self._health.writable and self.folder_id:
             return
         check_access(self._folder, needed_bytes)
         self.spool.make()
         self.spool.remove_abandoned()
-        self.folder_id = self.folder_id or files.read_marker(self._folder.with_name(f"{self._folder.name}.mark"))
+        self.folder_id = self.folder_id or files.read_marker(self._mark)
+
+    def _check_volume(self) -> None:
+        """Raise ProbeFailed if the volume was unmounted: images are not to be saved in the folder below it."""
+        device = self._folder.parent.stat().st_dev
+        if self._device not in (None, device) and not self._mark.exists():
+            raise ProbeFailed("ENOENT its volume is gone: the folder is on another file system, without its mark")
+        self._device = device
 
     def _needed(self) -> int:
         return self._needed_bytes if self._clock() < self._needed_until_s else 0

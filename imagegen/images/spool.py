@@ -12,7 +12,10 @@ from threading import Lock
 from imagegen.bytebudget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images.sniff import ImageChecker
-from imagegen.images.store import SMALL_BYTES, ImageStore, VerifiedImage
+from imagegen.images.store import ImageStore, VerifiedImage
+
+SMALL_BYTES = 256 * 1024
+"""An image up to this size stays in memory, and is checked without a thread: that takes a fraction of a millisecond."""
 
 
 class Spool:
@@ -147,7 +150,7 @@ def _create(path: Path) -> int:
     try:
         return os.open(path, flags, 0o644)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir()  # without the folder above, the volume is gone
         return os.open(path, flags, 0o644)
 
 

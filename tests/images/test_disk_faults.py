@@ -18,11 +18,14 @@ import pytest
 from loguru import logger
 from support import Clock, eventually
 
+from imagegen.bytebudget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images import diskwatch, files
 from imagegen.images.disk import DiskStore
+from imagegen.images.files import SMALL_BYTES
+from imagegen.images.spool import Spool
 from imagegen.images.spoolfolder import SpoolFolder
-from imagegen.images.store import SMALL_BYTES, SpooledImageLost, VerifiedImage
+from imagegen.images.store import SpooledImageLost, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
@@ -361,6 +364,32 @@ async def test_a_folder_that_is_deleted_is_not_healthy_and_no_image_of_it_is_sai
     assert store.health.writable
     await store.save(TASK, 1, spooled(store, image), clock.now + 600)
     assert await load(store, image.stored_at(0)) is None
+
+
+async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
+    open_disk: OpenDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_disk()
+    mark, mounted = tmp_path / "data" / "images.mark", Path.stat
+    monkeypatch.setattr(Path, "exists", lambda path: path != mark)
+    monkeypatch.setattr(
+        Path, "stat", lambda path: os.stat_result((*mounted(path)[:2], mounted(path).st_dev + 1, *mounted(path)[3:]))
+    )
+    await store.check()
+    assert (store.health.writable, "its volume is gone" in store.health.cause) == (False, True)
+    monkeypatch.undo()
+    await store.check()
+    assert store.health.writable
+
+
+async def test_an_image_under_way_does_not_make_a_deleted_data_folder_again(
+    open_disk: OpenDisk, tmp_path: Path, make_picture: MakePicture
+) -> None:
+    store, image = await open_disk(), make_picture()
+    shutil.rmtree(tmp_path / "data")
+    sink = Spool(store, ByteBudget(2**20)).sink()
+    assert sink.finish([image.data or b""]).path is None
+    assert not (tmp_path / "data").exists()
 
 
 async def test_a_disk_that_does_not_answer_is_not_healthy(open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch) -> None:
