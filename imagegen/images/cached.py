@@ -16,8 +16,9 @@ from typing import Protocol
 from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
+from imagegen.images.files import SMALL_BYTES
 from imagegen.images.health import StoreHealth, describe
-from imagegen.images.store import SMALL_BYTES, ImageStore, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024

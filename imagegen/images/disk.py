@@ -29,7 +29,7 @@ from imagegen.images.diskwatch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
 from imagegen.images.health import StoreHealth
-from imagegen.images.store import SMALL_BYTES, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 P = ParamSpec("P")
@@ -318,7 +318,7 @@ def _task_of(name: str) -> str:
 
 
 def _is_small(size_bytes: int) -> bool:
-    return size_bytes <= SMALL_BYTES
+    return size_bytes <= files.SMALL_BYTES
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -14,8 +14,8 @@ from imagegen.addresses import check_host, refusal_in
 from imagegen.errors import DownloadFailed, ImageRejected
 from imagegen.images.links import Origin, parsed
 from imagegen.images.sniff import NotAnImage, sniff
-from imagegen.images.spool import ImageSink, Spool
-from imagegen.images.store import SMALL_BYTES, VerifiedImage, in_file_thread
+from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
+from imagegen.images.store import VerifiedImage, in_file_thread
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
@@ -25,6 +25,10 @@ BACKOFF_S = 0.25
 MAX_DETAIL_CHARS = 300
 NEW_LINK_S = 60.0
 """A link may be handed out moments before its host knows the image; a 404 of an older one is final."""
+
+SETTLING_S = 10.0
+"""A refusal or a damaged image may pass within this time: buckets answer 403 to what they do not have yet, and caches
+pass on what they have so far."""
 
 _FLUSH_BYTES = 1024 * 1024
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
@@ -40,6 +44,7 @@ _HEADERS = {
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PASSING = {408, 425, 429}
+_GRACE_S = {403: SETTLING_S, 404: NEW_LINK_S}
 
 
 class ImageFetcher:
@@ -84,9 +89,10 @@ class ImageFetcher:
                 return sniff(image.data)
             return await self._pour(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
-            raise ImageRejected(
-                _shown(f"The upstream's image can't be used: {error}"), lasting=error.lasting
-            ) from error
+            detail = _shown(f"The upstream's image can't be used: {error}")
+            if isinstance(image, ImageLink) and not error.lasting and age_s < SETTLING_S:
+                raise DownloadFailed(detail) from error
+            raise ImageRejected(detail, lasting=error.lasting) from error
 
     def resolve(self, link: ImageLink) -> ImageLink:
         """Return the link as an absolute one. Raises ImageRejected."""
@@ -151,7 +157,7 @@ class ImageFetcher:
                 return await self._read(response)
             if status in _REDIRECTS:
                 return _absolute(response.headers.get("Location", ""), url)
-            if status >= 500 or status in _PASSING or (status == 404 and age_s < NEW_LINK_S):
+            if status >= 500 or status in _PASSING or age_s < _GRACE_S.get(status, 0.0):
                 asked_s = _seconds(response.headers.get("Retry-After", ""))
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
             raise _rejected(f"The image's link is dead: {host} answered {status}")

@@ -17,8 +17,11 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from imagegen.images.store import PIECE_BYTES, SMALL_BYTES, VerifiedImage
+from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
+
+SMALL_BYTES = 256 * 1024
+"""Images up to this size are read at once, larger ones are sent from their open file."""
 
 PART_SUFFIX = ".part"
 MISSING = (FileNotFoundError, NotADirectoryError)

@@ -19,9 +19,6 @@ from imagegen.tasks.image import StoredImage
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SMALL_BYTES = 256 * 1024
-"""An image up to this size is held in memory, and is checked and read at once: that takes under a millisecond."""
-
 PIECE_BYTES = 256 * 1024
 """Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
 

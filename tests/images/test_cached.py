@@ -8,15 +8,16 @@ import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from images.reading import load
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
-from imagegen.images.store import PIECE_BYTES, SMALL_BYTES, VerifiedImage
+from imagegen.images.files import SMALL_BYTES
+from imagegen.images.store import PIECE_BYTES, ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
@@ -85,6 +86,14 @@ async def store(port: Elsewhere, tmp_path: Path) -> AsyncIterator[CachedStore]:
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     return image.stored_at(index)
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 def later() -> float:

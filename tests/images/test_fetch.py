@@ -149,9 +149,9 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
     return await resets(request)
 
 
-async def refusal(fetcher: ImageFetcher, image: GivenImage) -> ImageRejected:
+async def refusal(fetcher: ImageFetcher, image: GivenImage, age_s: float = 0.0) -> ImageRejected:
     with pytest.raises(ImageRejected) as caught:
-        await fetcher.fetch(image)
+        await fetcher.fetch(image, age_s=age_s)
     assert caught.value.code == "upstream_bad_response"
     assert not caught.value.retryable
     assert not caught.value.ambiguous
@@ -331,7 +331,17 @@ async def test_a_link_that_is_not_found_a_minute_later_is_dead(fetcher: ImageFet
         await fetcher.fetch(upstream.link("/x"), age_s=61.0)
 
 
-@pytest.mark.parametrize("status", [201, 204, 206, 400, 401, 403, 410])
+@pytest.mark.parametrize("answer", [answers(403), answers(body=PNG[:50]), answers(body=b"")])
+async def test_a_new_link_that_is_refused_or_damaged_may_work_some_seconds_later(
+    fetcher: ImageFetcher, upstream: Upstream, answer: Handler
+) -> None:
+    upstream.paths["/x"] = answer
+    await failure(fetcher, upstream.link("/x"))
+    with pytest.raises(ImageRejected):
+        await fetcher.fetch(upstream.link("/x"), age_s=11.0)
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 400, 401, 410])
 async def test_a_dead_link_is_not_tried_again(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
     upstream.paths["/x"] = answers(status)
     await refusal(fetcher, upstream.link("/x"))
@@ -373,7 +383,7 @@ async def test_content_of_another_kind_is_refused_at_once_and_damage_after_three
     fetcher: ImageFetcher, upstream: Upstream, body: bytes, tries: int
 ) -> None:
     upstream.paths["/x"] = answers(body=body, content_type="image/png")
-    error = await refusal(fetcher, upstream.link("/x"))
+    error = await refusal(fetcher, upstream.link("/x"), age_s=0.0 if tries == 1 else 11.0)
     assert "can't be used" in error.detail
     assert error.lasting is (tries == 1)
     assert len(upstream.requests) == tries
@@ -617,5 +627,5 @@ async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_pat
     upstream.paths["/x"] = answers(body=LARGE[:-20])
     own = frozenset({upstream.host})
     async with open_session(own) as session:
-        await refusal(make_fetcher(session, own, store=Folder(tmp_path)), upstream.link("/x"))
+        await refusal(make_fetcher(session, own, store=Folder(tmp_path)), upstream.link("/x"), age_s=11.0)
     assert names(tmp_path) == []

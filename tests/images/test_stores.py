@@ -6,10 +6,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 import pytest
-from images.reading import load
 from msgspec.structs import replace
 
 from imagegen.images.cached import BytesPort, CachedStore
@@ -95,6 +94,14 @@ async def open_store(beneath: Disk | InRedis | InBucket):
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     """What a task remembers of it."""
     return image.stored_at(index)
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 def later() -> float:

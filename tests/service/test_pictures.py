@@ -113,7 +113,15 @@ LASTING = [
 DAMAGED = ["image_truncated_png", "image_truncated_jpeg", "image_empty", "image_huge", "null_url", "garbage_base64"]
 """What another call may mend."""
 
-PASSING = ["image_short", "image_404", "image_500", "image_reset", "image_hang", "image_slow interval_s=0.1"]
+PASSING = [
+    "image_short",
+    "image_403",
+    "image_404",
+    "image_500",
+    "image_reset",
+    "image_hang",
+    "image_slow interval_s=0.1",
+]
 """Links that may work later."""
 
 SPOILED = LASTING + DAMAGED + PASSING
