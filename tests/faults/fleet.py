@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from imagegen.queue.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0
 DEAD_PRIMARY = ("127.0.0.1", "1")
 """A replica of this address keeps its data and receives nothing."""
 
@@ -80,6 +80,13 @@ class ServiceProcess:
         assert self.process is not None
         self.process.kill()
         await self.process.wait()
+
+    @property
+    def resident_mib(self) -> int:
+        """Resident memory of the process."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
 
     async def ensure_dead(self) -> None:
         """Kill the process where it still runs, also a frozen one."""

@@ -1,129 +1,106 @@
-"""A seeded soup of faults against two instances: its world, its load, and the invariants that hold at its end.
+"""A seeded soup of faults against two instances: its worlds, and the faults that are played in them.
 
 One fault at a time is played while clients go on submitting; after each the service has a moment to recover. What is
 played, and when, follows from one seed.
+
+What only a killed process knew can't be written back, so that a loss of writes comes no sooner than `CALM_S` after a
+crash, and a crash no sooner than that after a loss.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import signal
 import subprocess
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import aiohttp
-from aiohttp import web
 from emulated import EmulatorProcess
 from faults.fleet import RedisPair, ServiceProcess
+from faults.invariants import Rest
+from faults.load import CALL_S, SLOTS, Load, Receivers
+from redis.asyncio import Redis
+from service.topology import Cluster, cluster, port_of, url_of
 
 LEASE_S = 2.0
-SLOTS = 4
-CALL_S = 0.15
 MAX_ATTEMPTS = 3
-PREFIX = "soup"
+PREFIX = "imagegen"
+DEADLINE_S = 120.0
+"""A task whose entry nobody can restore fails then; on a busy machine instances need half a minute to start."""
+
 DISK_BYTES = 64 * 2**20
 RECOVERY_S = 1.5
-REST_TIMEOUT_S = 120.0
-FINAL = frozenset({"completed", "failed", "cancelled"})
-POISON = "{{fault:500}}"
-
-_LOG_FAULT = re.compile(r"Traceback|never retrieved|never awaited|nforeseen|CRITICAL")
-
-
-@dataclass
-class Load:
-    """Clients that submit, read, watch and leave; they remember each accepted task and every state that they saw."""
-
-    http: aiohttp.ClientSession
-    services: list[ServiceProcess]
-    webhook_urls: list[str]
-    chance: random.Random
-    accepted: dict[str, str] = field(default_factory=dict)
-    finals: dict[str, dict[str, Any]] = field(default_factory=dict)
-    revived: list[str] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
-    number: int = 0
-
-    async def submit_forever(self) -> None:
-        while True:
-            await self.submit()
-            await asyncio.sleep(CALL_S / SLOTS)
-
-    async def submit(self) -> None:
-        """Submit one new task to one instance, else to the other."""
-        self.number += 1
-        poison = POISON if self.number % 40 == 0 else ""
-        body: dict[str, Any] = {"prompt": f"soup task {self.number} {poison}".rstrip()}
-        if self.number % 7 == 0:
-            body["webhook"] = {"url": self.chance.choice(self.webhook_urls)}
-        for service in self.chance.sample(self.services, len(self.services)):
-            if await self._accepted(service, body):
-                return
-
-    async def _accepted(self, service: ServiceProcess, body: dict[str, Any]) -> bool:
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with self.http.post(f"{service.url}/api/images/generate", json=body) as response:
-                if response.status in (200, 202):
-                    self.accepted[(await response.json())["taskId"]] = body["prompt"]
-                    return True
-                self.refused[f"{response.status} {(await response.json())['code']}"] += 1
-        return False
-
-    async def read_forever(self) -> None:
-        """Read accepted tasks at random; a final state must stay."""
-        while True:
-            await asyncio.sleep(0.05)
-            if self.accepted:
-                await self.read(self.chance.choice(list(self.accepted)), self.chance.choice(self.services))
-
-    async def read(self, task_id: str, service: ServiceProcess) -> dict[str, Any] | None:
-        """Return the task as an instance answers it; None where it gives no answer."""
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with self.http.get(f"{service.url}/api/images/{task_id}") as response:
-                task: dict[str, Any] = await response.json()
-                if response.status != 200:
-                    return {"status": task.get("status", "")} if response.status == 404 else None
-                if task_id in self.finals and task["status"] not in FINAL:
-                    self.revived.append(task_id)
-                if task["status"] in FINAL:
-                    self.finals[task_id] = task
-                return task
-        return None
-
-    async def leave_forever(self) -> None:
-        """Open images and event streams, and leave before they end."""
-        while True:
-            await asyncio.sleep(0.1)
-            if self.accepted:
-                task_id, service = self.chance.choice(list(self.accepted)), self.chance.choice(self.services)
-                path = self.chance.choice((f"{task_id}/0", f"{task_id}/events"))
-                with suppress(aiohttp.ClientError, TimeoutError):
-                    async with self.http.get(f"{service.url}/api/images/{path}") as response:
-                        await response.content.read(10)
+CALM_S = 6.0
+MIGRATION_PAUSE_S = 0.002
 
 
 @dataclass
 class World:
     """All that a fault can be played on. data: the folder of the images; small_disk: whether it can be filled."""
 
-    pair: RedisPair
     services: list[ServiceProcess]
     emulator: EmulatorProcess
     load: Load
     data: Path
     small_disk: bool
     chance: random.Random
+    timeline: list[tuple[float, str]] = field(default_factory=list)
 
     @property
     def victim(self) -> ServiceProcess:
         return self.chance.choice(self.services)
+
+    @property
+    def redis(self) -> Redis:
+        """A client of the server that has the keys, past every proxy."""
+        raise NotImplementedError
+
+    async def rest(self, *, quiet_within_s: float) -> str:
+        """Check the invariants; return a line of figures."""
+        rest = Rest(
+            self.redis,
+            PREFIX,
+            self.load,
+            self.emulator,
+            MAX_ATTEMPTS,
+            DEADLINE_S + 20,
+            quiet_within_s,
+            self.timeline,
+        )
+        return await rest.check()
+
+
+@dataclass
+class PairWorld(World):
+    """A primary and its replica behind one address."""
+
+    pair: RedisPair = field(kw_only=True)
+
+    @property
+    def redis(self) -> Redis:
+        return self.pair.primary.client
+
+
+@dataclass
+class ClusterWorld(World):
+    """Three nodes; the slot of the service's keys moves among them."""
+
+    cluster: Cluster = field(kw_only=True)
+    clients: dict[int, Redis] = field(kw_only=True)
+
+    @property
+    def redis(self) -> Redis:
+        return self.clients[port_of(self.cluster.owner)]
+
+
+AnyWorld = TypeVar("AnyWorld", bound=World)
 
 
 async def kill(world: World) -> None:
@@ -139,6 +116,18 @@ async def restart(world: World) -> None:
     await victim.start(world.load.http)
 
 
+async def stop_all(world: World) -> None:
+    """End every instance at the same moment."""
+    codes = await asyncio.gather(*(service.end() for service in world.services))
+    assert set(codes) == {0}
+    await asyncio.gather(*(service.start(world.load.http) for service in world.services))
+
+
+async def kill_all(world: World) -> None:
+    await asyncio.gather(*(service.kill() for service in world.services))
+    await asyncio.gather(*(service.start(world.load.http) for service in world.services))
+
+
 async def freeze(world: World) -> None:
     victim = world.victim
     victim.signal(signal.SIGSTOP)
@@ -146,17 +135,17 @@ async def freeze(world: World) -> None:
     victim.signal(signal.SIGCONT)
 
 
-async def freeze_redis(world: World) -> None:
+async def freeze_redis(world: PairWorld) -> None:
     world.pair.primary.signal(signal.SIGSTOP)
     await asyncio.sleep(LEASE_S * world.chance.uniform(0.5, 2.0))
     world.pair.primary.signal(signal.SIGCONT)
 
 
-async def fail_over(world: World) -> None:
+async def fail_over(world: PairWorld) -> None:
     await world.pair.fail_over(lose_s=world.chance.uniform(0.2, 1.0))
 
 
-async def silence(world: World) -> None:
+async def silence(world: PairWorld) -> None:
     """Keep the connections to Redis open and pass nothing for a while, then cut them."""
     world.pair.proxy.black_hole = True
     await asyncio.sleep(world.chance.uniform(0.5, LEASE_S))
@@ -164,18 +153,24 @@ async def silence(world: World) -> None:
     world.pair.proxy.black_hole = False
 
 
-async def cut(world: World) -> None:
+async def silence_old(world: PairWorld) -> None:
+    """Pass nothing more on the connections that are open; new ones work."""
+    world.pair.proxy.silence()
+    await asyncio.sleep(world.chance.uniform(0.5, LEASE_S))
+
+
+async def cut(world: PairWorld) -> None:
     world.pair.proxy.cut(reset=world.chance.random() < 0.5)
 
 
-async def drop_replies(world: World) -> None:
+async def drop_replies(world: PairWorld) -> None:
     proxy = world.pair.proxy
     proxy.drop_some(0.2, world.chance.randrange(2**31))
     await asyncio.sleep(LEASE_S)
     proxy.drop_reply = lambda _request: False
 
 
-async def delete_stream(world: World) -> None:
+async def delete_stream(world: PairWorld) -> None:
     await world.pair.primary.client.delete(f"{{{PREFIX}}}:tasks")
 
 
@@ -190,8 +185,9 @@ async def fill_disk(world: World) -> None:
 
 
 async def overload_upstream(world: World) -> None:
-    fault = world.chance.choice(("503", "429 retry_after=1", "reset_before_read"))
-    world.emulator.script({"fault": fault.split()[0], "times": 20, **({"retry_after": 1} if " " in fault else {})})
+    """Each rest of a second after a 429 ends with one call."""
+    some = ({"fault": "503", "times": 20}, {"fault": "429", "retry_after": 1, "times": 4})
+    world.emulator.script(world.chance.choice((*some, {"fault": "reset_before_read", "times": 20})))
 
 
 async def open_idle_connections(world: World) -> None:
@@ -205,26 +201,68 @@ async def open_idle_connections(world: World) -> None:
         writer.close()
 
 
-Fault = Callable[[World], Awaitable[None]]
+async def restart_receivers(world: World) -> None:
+    await world.load.receivers.stop()
+    await asyncio.sleep(world.chance.uniform(0.2, 1.0))
+    await world.load.receivers.start()
 
-FAULTS: tuple[Fault, ...] = (
+
+async def migrate(world: ClusterWorld) -> None:
+    """Move the slot of the service's keys to another node, key by key."""
+    target = world.chance.choice(world.cluster.others)
+    await asyncio.to_thread(world.cluster.migrate, target, pause_s=MIGRATION_PAUSE_S)
+
+
+async def kill_while_migrating(world: ClusterWorld) -> None:
+    moving = asyncio.create_task(migrate(world))
+    await kill(world)
+    await moving
+
+
+async def cut_clients(world: ClusterWorld) -> None:
+    """End every client connection of the node that has the keys."""
+    await world.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+Fault = Callable[[AnyWorld], Awaitable[None]]
+
+CRASHES: frozenset[str] = frozenset({"kill", "kill_all", "kill_while_migrating", "stop_all", "restart"})
+LOSSES: frozenset[str] = frozenset({"fail_over", "delete_stream"})
+
+COMMON: tuple[Fault[World], ...] = (
     kill,
+    kill_all,
     restart,
+    stop_all,
     freeze,
-    freeze_redis,
-    fail_over,
-    silence,
-    cut,
-    drop_replies,
-    delete_stream,
     fill_disk,
     overload_upstream,
     open_idle_connections,
+    restart_receivers,
+)
+OF_PAIR: tuple[Fault[PairWorld], ...] = (
+    *COMMON,
+    freeze_redis,
+    fail_over,
+    silence,
+    silence_old,
+    cut,
+    drop_replies,
+    delete_stream,
+)
+OF_CLUSTER: tuple[Fault[ClusterWorld], ...] = (
+    migrate,
+    kill_while_migrating,
+    cut_clients,
+    migrate,
+    kill_all,
+    freeze,
+    overload_upstream,
 )
 
 
 @contextmanager
-def small_disk(folder: Path) -> Any:
+def small_disk(folder: Path) -> Iterator[bool]:
     """Mount a small file system on the folder where that is allowed; yield whether it was."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
@@ -237,151 +275,102 @@ def small_disk(folder: Path) -> Any:
 
 
 @asynccontextmanager
-async def receivers() -> AsyncIterator[list[str]]:
-    """Serve two webhook receivers: one that answers at once, one that takes nine seconds."""
-
-    async def take(request: web.Request) -> web.Response:
-        await asyncio.sleep(float(request.match_info["delay_s"]))
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_post("/{delay_s}/", take)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        yield [f"{base}/0/", f"{base}/9/"]
-    finally:
-        await runner.cleanup()
+async def pair_world(folder: Path, seed: int) -> AsyncIterator[PairWorld]:
+    """Two instances, and a Redis that fails over."""
+    async with AsyncExitStack() as stack:
+        pair = await stack.enter_async_context(RedisPair(folder))
+        url = pair.proxy.url
+        async with _world(folder, seed, [url, url]) as world:
+            yield PairWorld(**vars(world), pair=pair)
 
 
 @asynccontextmanager
-async def soup_world(folder: Path, seed: int) -> AsyncIterator[World]:
-    """Start Redis, the emulated upstream and two instances; end them with exit code 0."""
+async def cluster_world(folder: Path, seed: int) -> AsyncIterator[ClusterWorld]:
+    """Two instances that know different nodes of a cluster."""
+    with cluster(folder / "cluster") as nodes:
+        urls = [url_of(node) for node in nodes.nodes[:2]]
+        clients = {port_of(node): Redis(port=port_of(node)) for node in nodes.nodes}
+        async with AsyncExitStack() as stack:
+            for client in clients.values():
+                stack.push_async_callback(client.aclose)
+            world = await stack.enter_async_context(_world(folder, seed, urls))
+            yield ClusterWorld(**vars(world), cluster=nodes, clients=clients)
+
+
+@asynccontextmanager
+async def _world(folder: Path, seed: int, redis_urls: Sequence[str]) -> AsyncIterator[World]:
+    """Start the emulated upstream, receivers and one instance for each address; end them with exit code 0."""
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
         data = folder / "data"
         has_small_disk = stack.enter_context(small_disk(data))
         emulator = stack.enter_context(EmulatorProcess("--image", "png", "--delay", str(CALL_S)))
-        pair = await stack.enter_async_context(RedisPair(folder))
-        webhook_urls = await stack.enter_async_context(receivers())
-        settings = {
-            "REDIS_URL": pair.proxy.url,
-            "REDIS_PREFIX": PREFIX,
-            "TOGETHER_API_KEY": "k",
-            "TOGETHER_API_URL": emulator.url,
-            "DATA_DIR": str(data),
-            "LEASE_SECONDS": str(LEASE_S),
-            "RETRY_BASE_SECONDS": "0.1",
-            "MAX_ATTEMPTS": str(MAX_ATTEMPTS),
-            "WORKER_CONCURRENCY": str(SLOTS),
-            "RATE_LIMIT_MAX": "0",
-            "IMAGE_RATE_LIMIT_MAX": "0",
-            "WEBHOOK_ALLOW_PRIVATE": "true",
-            "LOG_LEVEL": "INFO",
-        }
-        services = [ServiceProcess(settings, folder / f"service{i}.log") for i in range(2)]
+        receivers = await stack.enter_async_context(Receivers())
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
+        services = [
+            ServiceProcess(_settings(url, emulator.url, data), folder / f"service{number}.log")
+            for number, url in enumerate(redis_urls)
+        ]
         for service in services:
             stack.push_async_callback(service.ensure_dead)
         await asyncio.gather(*(service.start(http) for service in services))
-        load = Load(http, services, webhook_urls, chance)
-        yield World(pair, services, emulator, load, data, has_small_disk, chance)
-        assert [await service.end() for service in services] == [0, 0]
+        load = Load(http, services, receivers, chance)
+        yield World(services, emulator, load, data, has_small_disk, chance)
+        assert await asyncio.gather(*(service.end() for service in services)) == [0] * len(services)
 
 
-async def play(world: World, duration_s: float) -> Counter[str]:
-    """Play faults one after the other, each kind once before any comes twice; return how often each was played."""
-    loop, counts = asyncio.get_running_loop(), Counter[str]()
-    load = world.load
-    clients = [asyncio.create_task(c) for c in (load.submit_forever(), load.read_forever(), load.leave_forever())]
-    ends_at = loop.time() + duration_s
+def _settings(redis_url: str, upstream_url: str, data: Path) -> dict[str, str]:
+    return {
+        "REDIS_URL": redis_url,
+        "REDIS_PREFIX": PREFIX,
+        "TOGETHER_API_KEY": "k",
+        "TOGETHER_API_URL": upstream_url,
+        "DATA_DIR": str(data),
+        "LEASE_SECONDS": str(LEASE_S),
+        "RETRY_BASE_SECONDS": "0.1",
+        "MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+        "TASK_DEADLINE": str(DEADLINE_S),
+        "WORKER_CONCURRENCY": str(SLOTS),
+        "RATE_LIMIT_MAX": "0",
+        "IMAGE_RATE_LIMIT_MAX": "0",
+        "WEBHOOK_ALLOW_PRIVATE": "true",
+        "LOG_LEVEL": "INFO",
+    }
+
+
+async def play(
+    world: AnyWorld, faults: Sequence[Fault[AnyWorld]], duration_s: float, *, at_least: int = 0, tasks: int = 0
+) -> Counter[str]:
+    """Play faults one after the other, each kind once before any comes twice; return how often each was played.
+
+    at_least: how many faults, and tasks: how many accepted tasks, must be there before the end.
+    """
+    counts, played_at = Counter[str](), {"crash": 0.0, "loss": 0.0}
+    clients = asyncio.create_task(world.load.run())
+    ends_at = time.monotonic() + duration_s
+    order: list[Fault[AnyWorld]] = []
     try:
-        while loop.time() < ends_at:
-            for fault in world.chance.sample(FAULTS, len(FAULTS)):
-                if loop.time() >= ends_at:
-                    break
-                await fault(world)
-                counts[fault.__name__] += 1
-                await asyncio.sleep(RECOVERY_S * world.chance.uniform(0.3, 1.0))
-            for client in clients:
-                if client.done():
-                    client.result()
+        while time.monotonic() < ends_at or counts.total() < at_least or len(world.load.accepted) < tasks:
+            order = order or world.chance.sample(faults, len(faults))
+            fault = order.pop()
+            await _keep_apart(fault.__name__, played_at)
+            world.timeline.append((time.time(), fault.__name__))
+            await fault(world)
+            world.timeline.append((time.time(), "-"))
+            counts[fault.__name__] += 1
+            await asyncio.sleep(RECOVERY_S * world.chance.uniform(0.3, 1.0))
+            if clients.done():
+                clients.result()
     finally:
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        clients.cancel()
+        await asyncio.gather(clients, return_exceptions=True)
     return counts
 
 
-async def check_invariants(world: World) -> str:
-    """Wait for rest, then check every invariant; return a line of figures."""
-    load = world.load
-    tasks = await _all_final(load)
-    missing = [task_id for task_id, task in tasks.items() if task["status"] not in FINAL]
-    assert missing == [], [tasks[task_id] for task_id in missing[:5]]
-    assert load.revived == []
-    failed = {task_id: task["error"]["code"] for task_id, task in tasks.items() if task["status"] == "failed"}
-    unexpected = {i: code for i, code in failed.items() if POISON not in load.accepted[i] and code != "interrupted"}
-    assert unexpected == {}
-    excess, recorded = _check_payments(world, tasks)
-    await _check_images(load, tasks)
-    await _check_redis_at_rest(world)
-    for service in world.services:
-        faults = [line for line in service.log.read_text().splitlines() if _LOG_FAULT.search(line)]
-        assert faults == []
-    return (
-        f"{len(tasks)} accepted, {len(failed)} failed {dict(Counter(failed.values()))}, "
-        f"{excess} excess paid calls, {recorded} recorded, refused {dict(load.refused)}"
-    )
-
-
-async def _all_final(load: Load) -> dict[str, dict[str, Any]]:
-    tasks: dict[str, dict[str, Any]] = {}
-    loop = asyncio.get_running_loop()
-    ends_at = loop.time() + REST_TIMEOUT_S
-    for number, task_id in enumerate(load.accepted):
-        service = load.services[number % 2]
-        while (task := await load.read(task_id, service)) is None or task["status"] in ("pending", "processing"):
-            if loop.time() > ends_at:
-                break
-            await asyncio.sleep(0.05)
-        tasks[task_id] = task or {"status": "no answer"}
-    return tasks
-
-
-def _check_payments(world: World, tasks: dict[str, dict[str, Any]]) -> tuple[int, int]:
-    """No image is paid for beyond the planned one and the recorded losses; answers of 5xx brought none."""
-    accepted = world.load.accepted
-    paid = Counter(
-        call["prompt"]
-        for call in world.emulator.ledger()["calls"]
-        if call["paid"] and call["outcome"] not in (500, 503)
-    )
-    recorded = {accepted[task_id]: int(task.get("possiblyBilledTwice", 0)) for task_id, task in tasks.items()}
-    beyond = {p: (paid[p], recorded[p]) for p in recorded if paid[p] > 1 + recorded[p]}
-    assert beyond == {}, f"paid calls, and those recorded as ambiguous: {beyond}"
-    return sum(max(paid[prompt] - 1, 0) for prompt in recorded), sum(recorded.values())
-
-
-async def _check_images(load: Load, tasks: dict[str, dict[str, Any]]) -> None:
-    """Every image of a completed task is there, on both instances."""
-    for number, (task_id, task) in enumerate(tasks.items()):
-        if task["status"] == "completed":
-            service = load.services[number % 2]
-            async with load.http.get(f"{service.url}/api/images/{task_id}/0") as response:
-                body = await response.read()
-                assert (response.status, len(body)) == (200, task["data"][0]["bytes"]), (task, body[:200])
-
-
-async def _check_redis_at_rest(world: World) -> None:
-    """The stream is empty, nothing is pending, and each key but the stream and the outbox ends by itself."""
-    redis, stream = world.pair.primary.client, f"{{{PREFIX}}}:tasks"
-    assert await redis.xrange(stream) == []
-    assert (await redis.xpending(stream, "pool"))["pending"] == 0
-    outbox = f"{{{PREFIX}}}:outbox".encode()
-    keys = [key async for key in redis.scan_iter(f"{{{PREFIX}}}:*")]
-    endless = [key for key in keys if await redis.ttl(key) == -1 and key not in (stream.encode(), outbox)]
-    assert endless == []
+async def _keep_apart(name: str, played_at: dict[str, float]) -> None:
+    """Wait until a crash and a loss are far enough from each other."""
+    kind = "crash" if name in CRASHES else "loss" if name in LOSSES else ""
+    if kind:
+        other = "loss" if kind == "crash" else "crash"
+        await asyncio.sleep(max(played_at[other] + CALM_S - time.monotonic(), 0.0))
+        played_at[kind] = time.monotonic()

@@ -1,4 +1,4 @@
-"""All faults that are known, mixed by a seed, against two instances and a Redis that fails over."""
+"""All faults that are known, mixed by a seed, against two instances, and a Redis that fails over or is a cluster."""
 
 from __future__ import annotations
 
@@ -6,24 +6,43 @@ import os
 from pathlib import Path
 
 import pytest
-from faults.soup import check_invariants, play, soup_world
+from faults.soup import OF_CLUSTER, OF_PAIR, cluster_world, pair_world, play
 
 SEED = int(os.environ.get("SOUP_SEED", "20261128"))
+DURATION_S = float(os.environ.get("SOUP_SECONDS", "60"))
 
 
-async def simmer(folder: Path, duration_s: float) -> None:
-    async with soup_world(folder, SEED) as world:
-        counts = await play(world, duration_s)
+async def simmer(folder: Path, duration_s: float, quiet_within_s: float) -> None:
+    async with pair_world(folder, SEED) as world:
+        counts = await play(world, OF_PAIR, duration_s)
         print(f"seed {SEED}: {dict(counts)}")
-        print(await check_invariants(world))
+        print(await world.rest(quiet_within_s=quiet_within_s))
 
 
-@pytest.mark.timeout(240)
+async def simmer_in_cluster(folder: Path, duration_s: float, tasks: int, quiet_within_s: float) -> None:
+    async with cluster_world(folder, SEED) as world:
+        counts = await play(world, OF_CLUSTER, duration_s, at_least=len(OF_CLUSTER), tasks=tasks)
+        print(f"seed {SEED}: {dict(counts)}")
+        print(await world.rest(quiet_within_s=quiet_within_s))
+
+
+@pytest.mark.timeout(400)
 async def test_every_invariant_holds_after_a_minute_of_mixed_faults(tmp_path: Path) -> None:
-    await simmer(tmp_path, 60)
+    await simmer(tmp_path, DURATION_S, 10)
+
+
+@pytest.mark.timeout(400)
+async def test_every_invariant_holds_after_mixed_faults_in_a_cluster_whose_slots_move(tmp_path: Path) -> None:
+    await simmer_in_cluster(tmp_path, 0, 0, 10)
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1500)
 async def test_every_invariant_holds_after_ten_minutes_of_mixed_faults(tmp_path: Path) -> None:
-    await simmer(tmp_path, 600)
+    await simmer(tmp_path, 600, 200)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+async def test_a_thousand_tasks_hold_every_invariant_in_a_cluster_whose_slots_move(tmp_path: Path) -> None:
+    await simmer_in_cluster(tmp_path, 60, 1000, 200)
