@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COUNTED = frozenset({"auth", "hello", "client", "info", "ping", "config", "memory", "select", "command", "dbsize"})
 """Free at Upstash, or ours and not the service's."""
 
+START_WITHIN_S = 90.0
+"""A start takes about a second of processor time; several are started side by side, also on a busy machine."""
+
 
 class RedisServer:
     """A server of our own on a free loopback port, without persistence."""
@@ -127,7 +130,7 @@ class Child:
     ) -> None:
         with ExitStack() as pipes:
             for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
+                if pipe is not None and not pipe.closed:
                     pipes.enter_context(pipe)
             self.process.terminate()
             try:
@@ -172,7 +175,7 @@ class Service(Child):
 
     def __enter__(self) -> Self:
         try:
-            until(self._answers, 20.0)
+            until(self._answers, START_WITHIN_S)
         except BaseException:
             self.__exit__(None, None, None)
             raise
