@@ -238,7 +238,7 @@ class DiskStore:
             if image.path is not None and not image.path.exists():
                 raise SpooledImageLost
             self._expiry.note(task_id, expires_at_s)
-            return files.write_image(self._folder, Path(name), image, expires_at_s)
+            return files.write_image(self._folder, name, image, expires_at_s)
 
         return await _in_thread(write)
 

@@ -18,6 +18,8 @@ STEP_S = 60
 COMPACT_BYTES = 256 * 1024
 """A smaller file is left as it is."""
 
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+
 
 class ExpiryIndex:
     """All methods block, and may be called from several threads. Failing writes are ignored."""
@@ -36,8 +38,12 @@ class ExpiryIndex:
             if self._known.get(task_id) == rounded:
                 return
             self._known[task_id] = rounded
-            with suppress(OSError), self._path.open("ab", buffering=0) as file:
-                file.write(f"{task_id} {rounded}\n".encode())
+            with suppress(OSError):
+                file = os.open(self._path, _APPEND, 0o666)
+                try:
+                    os.write(file, f"{task_id} {rounded}\n".encode())
+                finally:
+                    os.close(file)
 
     def known(self, task_id: str) -> float | None:
         """Return when the images of a task expire, None if no line has it."""

@@ -12,10 +12,11 @@ from yarl import URL
 from imagegen import __version__
 from imagegen.addresses import check_host, refusal_in
 from imagegen.errors import DownloadFailed, ImageRejected
+from imagegen.images.httpget import LinkClient, LinkResponse
 from imagegen.images.links import Origin, parsed
 from imagegen.images.sniff import NotAnImage, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
-from imagegen.images.store import VerifiedImage, in_file_thread
+from imagegen.images.store import VerifiedImage, in_check_thread, in_file_thread
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
@@ -33,7 +34,6 @@ pass on what they have so far."""
 _FLUSH_BYTES = 1024 * 1024
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
 
-_READ_BYTES = 256 * 1024
 _DECODED_CHARS = 256 * 1024
 
 # Together's CDN answers 403 to a blank User-Agent; `identity` because images are compressed already.
@@ -63,13 +63,11 @@ class ImageFetcher:
         timeout_s: float,
         max_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
-        self._session = session
         self._spool = spool
         self._origin = origin
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
-        stall_s = timeout_s / TRIES
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+        self._client = LinkClient(session, _HEADERS, timeout_s / TRIES)
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
         """Return the checked image; pass it to `Spool.discard` after use. age_s: seconds since its link came.
@@ -149,9 +147,7 @@ class ImageFetcher:
         return await self._get(own, age_s, from_upstream=False)
 
     async def _request(self, url: URL, age_s: float) -> VerifiedImage | URL:
-        async with self._session.get(
-            url, headers=_HEADERS, allow_redirects=False, timeout=self._timeout, read_bufsize=_READ_BYTES
-        ) as response:
+        async def read(response: LinkResponse) -> VerifiedImage | URL:
             status, host = response.status, url.raw_host
             if status == 200:
                 return await self._read(response)
@@ -162,11 +158,13 @@ class ImageFetcher:
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
             raise _rejected(f"The image's link is dead: {host} answered {status}")
 
-    async def _read(self, response: aiohttp.ClientResponse) -> VerifiedImage:
+        return await self._client.get(url, read)
+
+    async def _read(self, response: LinkResponse) -> VerifiedImage:
         length = response.content_length
         self._check_size(length or 0)
         if length is not None and length <= SMALL_BYTES and "Content-Encoding" not in response.headers:
-            return sniff(await response.read())
+            return sniff(await response.content.read())
         pieces: list[bytes] = []
         pending = total = 0
         sink = self._spool.sink()
@@ -177,11 +175,11 @@ class ImageFetcher:
                 total += len(piece)
                 self._check_size(total)
                 if pending >= _FLUSH_BYTES:
-                    await in_file_thread(sink.write, pieces)
+                    await in_check_thread(sink.write, pieces)
                     pieces, pending = [], 0
             if total <= SMALL_BYTES:
                 return sniff(b"".join(pieces))
-            return await in_file_thread(sink.finish, pieces)
+            return await in_check_thread(sink.finish, pieces)
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)
@@ -195,7 +193,7 @@ class ImageFetcher:
     @staticmethod
     async def _pour(sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
         try:
-            return await in_file_thread(sink.finish, pieces)
+            return await in_check_thread(sink.finish, pieces)
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)

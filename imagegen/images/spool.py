@@ -11,6 +11,7 @@ from threading import Lock
 
 from imagegen.bytebudget import ByteBudget
 from imagegen.errors import StoreUnavailable
+from imagegen.images.files import NEW_FILE, write_all
 from imagegen.images.sniff import ImageChecker
 from imagegen.images.store import ImageStore, VerifiedImage
 
@@ -98,7 +99,7 @@ class ImageSink:
             try:
                 if self._file is None:
                     self._file = _create(self._path)
-                _write_all(self._file, piece)
+                write_all(self._file, piece)
             except OSError as error:
                 self._move_to_memory(error, len(piece))
             else:
@@ -146,16 +147,8 @@ class ImageSink:
 
 
 def _create(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        return os.open(path, flags, 0o644)
+        return os.open(path, NEW_FILE, 0o644)
     except FileNotFoundError:
         path.parent.mkdir()  # without the folder above, the volume is gone
-        return os.open(path, flags, 0o644)
-
-
-def _write_all(file: int, piece: bytes | memoryview) -> None:
-    with memoryview(piece) as view:
-        at = 0
-        while at < len(view):
-            at += os.write(file, view[at:])
+        return os.open(path, NEW_FILE, 0o644)

@@ -229,6 +229,7 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
 
     monkeypatch.setattr(Path, "open", fails)
     monkeypatch.setattr(Path, "stat", fails)
+    monkeypatch.setattr(os, "open", fails)
     monkeypatch.setattr(os, "stat", fails)
     monkeypatch.setattr("builtins.open", fails)
     for ask in (
@@ -276,15 +277,15 @@ async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(
 async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_made_again(
     store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, swept = Path.open, []
+    opened, swept = os.open, []
 
-    def swept_then_opened(path: Path, mode: str, **options: int) -> object:
-        if len(swept) < 2 and path.suffix == ".part":
+    def swept_then_opened(path: str, *options: int) -> int:
+        if len(swept) < 2 and Path(path).suffix == ".part":
             swept.append(path)
-            path.parent.rmdir()
-        return opened(path, mode, **options)
+            Path(path).parent.rmdir()
+        return opened(path, *options)
 
-    monkeypatch.setattr(Path, "open", swept_then_opened)
+    monkeypatch.setattr(os, "open", swept_then_opened)
     image = make_picture()
     await store.save(TASK, 0, image, clock.now + 60)
     assert len(swept) == 2

@@ -629,3 +629,56 @@ async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_pat
     async with open_session(own) as session:
         await refusal(make_fetcher(session, own, store=Folder(tmp_path)), upstream.link("/x"), age_s=11.0)
     assert names(tmp_path) == []
+
+
+async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher, upstream: Upstream) -> None:
+    peers: set[object] = set()
+
+    async def noted(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.add(request.transport.get_extra_info("peername"))
+        return web.Response(body=PNG)
+
+    upstream.paths |= {"/a": noted, "/b": noted}
+    for path in ("/a", "/b", "/a"):
+        await fetcher.fetch(upstream.link(path))
+    assert len(upstream.requests) == 3
+    assert len(peers) == 1
+
+
+async def test_a_connection_that_the_host_closed_while_it_was_idle_is_replaced_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    requests: list[int] = []
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(requests)
+        while head := await reader.read(4_096):
+            assert head.endswith(b"\r\n\r\n")
+            requests.append(number)
+            if requests.count(number) > 1:
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(PNG), PNG))
+        writer.close()
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, open_session(frozenset({host})) as session:
+        fetcher = make_fetcher(session, frozenset({host}))
+        for _ in range(2):
+            assert (await fetcher.fetch(ImageLink(f"http://{host}/x"))).data == PNG
+    assert requests == [0, 0, 2]
+
+
+async def test_a_response_that_is_not_http_is_left_for_later() -> None:
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4_096)
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, open_session(frozenset({host})) as session:
+        with pytest.raises(DownloadFailed):
+            await make_fetcher(session, frozenset({host})).fetch(ImageLink(f"http://{host}/x"))
