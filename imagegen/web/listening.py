@@ -27,13 +27,16 @@ _ANY_V4, _ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - compared, not bound
 def open_sockets(hosts: Sequence[str], port: int) -> list[socket.socket]:
     """Bind a socket for each address of the hosts; `::` takes IPv4 too. Port 0 is chosen once for all of them.
 
+    An address that two of the hosts have, or that an any-address among them takes, is bound once.
+
     Raises:
         SettingsError: a host is unknown or can't be bound.
     """
     sockets: list[socket.socket] = []
     try:
-        for host in hosts:
-            sockets += _bind(host, sockets[0].getsockname()[1] if sockets else port, dual=_ANY_V4 not in hosts)
+        for host in sorted(hosts, key=lambda host: host not in (_ANY_V4, _ANY_V6)):
+            port = sockets[0].getsockname()[1] if sockets else port
+            sockets += _bind(host, port, sockets, dual=_ANY_V4 not in hosts)
     except BaseException:
         for listening in sockets:
             listening.close()
@@ -41,8 +44,8 @@ def open_sockets(hosts: Sequence[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _bind(host: str, port: int, *, dual: bool) -> list[socket.socket]:
-    """Bind every address of a host; of a name with several, at least one."""
+def _bind(host: str, port: int, others: Sequence[socket.socket], *, dual: bool) -> list[socket.socket]:
+    """Bind every address of a host that `others` don't take; of a name with several, at least one."""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -50,16 +53,30 @@ def _bind(host: str, port: int, *, dual: bool) -> list[socket.socket]:
         raise SettingsError(f"HOST: {host!r} is no address of this machine and no name that resolves") from error
     bound: list[socket.socket] = []
     failure: OSError | None = None
-    for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+    addresses = dict.fromkeys((info[0], info[4]) for info in found)
+    wanted = [(family, address) for family, address in addresses if not _is_taken(family, address, others)]
+    for family, address in wanted:
         at = (address[0], bound[0].getsockname()[1], *address[2:]) if bound else address
         try:
             bound.append(_listen(family, at, dual=dual and host == _ANY_V6))
         except OSError as error:
             failure = error
-    if not bound:
+    if wanted and not bound:
         reason = failure.strerror if failure else "no address"
         raise SettingsError(f"HOST, PORT: can't listen on {where} ({reason}); choose another HOST or PORT") from failure
     return bound
+
+
+def _is_taken(family: int, address: tuple[object, ...], sockets: Sequence[socket.socket]) -> bool:
+    """Return whether one of these sockets takes the connections to this address."""
+    for listening in sockets:
+        host, _, *scope = listening.getsockname()
+        same = host == address[0] and tuple(scope) == address[2:]
+        if listening.family == family and (same or host in (_ANY_V4, _ANY_V6)):
+            return True
+        if host == _ANY_V6 and not listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return True
+    return False
 
 
 def _listen(family: int, address: tuple[object, ...], *, dual: bool) -> socket.socket:

@@ -265,6 +265,21 @@ def test_both_any_addresses_together_are_bound_side_by_side() -> None:
         listening.close()
 
 
+@pytest.mark.parametrize(
+    ("hosts", "bound"),
+    [
+        (["localhost", "127.0.0.1"], ["127.0.0.1"]),
+        (["127.0.0.1", "0.0.0.0"], ["0.0.0.0"]),
+        (["127.0.0.1", "::1", "::"], ["::"]),
+    ],
+)
+def test_an_address_that_two_hosts_have_is_bound_once(hosts: list[str], bound: list[str]) -> None:
+    sockets = open_sockets(hosts, 0)
+    assert {listening.getsockname()[0] for listening in sockets} - {"::1"} == set(bound)
+    for listening in sockets:
+        listening.close()
+
+
 @pytest.mark.parametrize("hosts", [["203.0.113.7"], ["127.0.0.1", "203.0.113.7"], ["no.such.host.invalid"]])
 def test_a_host_that_can_not_be_bound_is_one_fault_and_leaves_nothing_open(hosts: list[str]) -> None:
     with pytest.raises(SettingsError, match="HOST"):
