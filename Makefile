@@ -12,6 +12,9 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+# More than processors, since many tests wait for time to pass.
+TEST_PROCESSES ?= 3
+
 export PEERS
 
 .DEFAULT_GOAL := help
@@ -26,8 +29,8 @@ install: $(RUNTIME) ## create .venv and install the service
 run: $(RUNTIME) ## start the service on http://127.0.0.1:3000 (settings: .env, see .env.example)
 	@exec $(BIN)/python run.py
 
-test: $(DEV) servers ## run the tests; ARGS='-k name' passes on to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) servers ## run the tests, TEST_PROCESSES at once; ARGS='-k name' passes on to pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a floor
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)

@@ -131,7 +131,7 @@ class Reads:
         except NewerRecord as error:
             raise newer(task_id) from error
         except UnreadableRecord as error:
-            logger.bind(taskId=task_id).error("The record can't be read: {}", error)
+            self._scripts.unreadable.report("record", task_id, error)
             raise InternalError from error
 
 

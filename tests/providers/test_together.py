@@ -16,7 +16,7 @@ from imagegen.providers import post
 from imagegen.providers.client import USER_AGENT
 from imagegen.providers.protocol import Provider
 from imagegen.providers.together import TogetherProvider
-from imagegen.tasks.image import ImageBytes, ImageLink
+from imagegen.tasks.image import ImageLink
 
 KEY = "tgp_v1_not-a-real-key"
 ROOT = "http://api.together.xyz"
@@ -109,7 +109,8 @@ async def test_base64_is_asked_for_where_it_is_chosen(session, upstream, make_ca
     picture = b"bytes" * 100_000
     upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(picture).decode()}]})
     reply = await together(session, response_format="base64").generate(make_call(), watcher)
-    assert reply.images == (ImageBytes(picture),)
+    (image,) = reply.images
+    assert base64.b64decode(image.text) == picture
     assert upstream.request.fields["response_format"] == "base64"
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 from service.running import Service, calls_about, eventually, free_port, redis_server
 
 LOST_REDIS = ("The embedded Redis died",)
-UNREADABLE = ("A record stands in the way of this task",)
+UNREADABLE = ("in Redis can't be read",)
 
 
 def test_a_redis_that_can_not_be_reached_is_waited_for(
@@ -92,7 +92,7 @@ def test_no_answer_hangs_on_a_redis_that_hangs(
     assert len(calls_about(upstream, "while it hangs")) == 1
 
 
-def test_a_record_that_can_not_be_read_is_an_internal_error_of_that_task_alone(
+def test_a_record_that_cannot_be_read_is_an_error_logged_once_until_its_task_is_submitted_again(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -103,12 +103,13 @@ def test_a_record_that_can_not_be_read_is_an_internal_error_of_that_task_alone(
         for key in redis.scan_iter(f"*{task_id}*"):
             redis.set(key, "no record at all")
         service.start()
-        answer = service.submit(prompt="spoiled in Redis")
-        assert answer.error == (500, "internal_error")
-        assert not any(text in answer.body for text in (b"Traceback", b".py", b"no record"))
-        (said,) = [line for line in service.log.splitlines() if " ERROR " in line]
-        assert task_id in said
+        answers = [service.get(f"/api/images/{task_id}") for _ in range(3)]
+        assert [answer.error for answer in answers] == [(500, "internal_error")] * 3
+        assert not any(text in answers[0].body for text in (b"Traceback", b".py", b"no record"))
+        (line,) = [line for line in service.log.splitlines() if " ERROR " in line]
+        assert task_id in line
         assert service.made(prompt="another one")["status"] == "completed"
+        assert service.made(prompt="spoiled in Redis")["taskId"] == task_id
         service.end()
 
 
