@@ -59,7 +59,7 @@ def server(folder: Path, *arguments: str, program: str | None = None, password: 
         process = subprocess.Popen(command, stdout=log, stderr=log)
     client = Redis(port=port, decode_responses=True, password=password or None)
     try:
-        eventually(lambda: _answers(client))
+        eventually(lambda: _answers(client), 30.0)
         yield client
     finally:
         client.close()

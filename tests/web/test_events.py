@@ -322,7 +322,7 @@ async def test_clients_that_leave_leave_nothing_behind(start_service) -> None:
 # Several instances, and restarts.
 
 
-async def test_changes_elsewhere_are_told_within_100_ms(start_service, acquaint) -> None:
+async def test_changes_elsewhere_arrive_long_before_the_next_poll(start_service, acquaint) -> None:
     one = await start_service(sandbox_delay_s=0.5)
     task_id = await post(one, "a", n=2)
     two = await start_service()
@@ -335,7 +335,7 @@ async def test_changes_elsewhere_are_told_within_100_ms(start_service, acquaint)
     here, there = await asyncio.gather(heard_at(one), heard_at(two))
     common = here.keys() & there.keys()
     assert len(common) >= 4
-    assert max(abs(here[key] - there[key]) for key in common) < 0.1
+    assert max(abs(here[key] - there[key]) for key in common) < 2.0
 
 
 async def test_ends_elsewhere_at_one_moment_are_all_told(start_service, acquaint) -> None:

@@ -199,11 +199,12 @@ async def test_unfinished_heads_hold_no_more_than_their_limit(server: Server) ->
         for writer in writers:
             writer.write(flood[:60_000])
             await writer.drain()
-        answers = await asyncio.gather(*(server.send(flood) for _ in range(20)))
+        answers = await asyncio.gather(*(server.send(flood) for _ in range(20)), return_exceptions=True)
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert all(answer.status == 431 for (answer,) in answers)
+    # The rest of the flood is not read, so the system may reset the connection before the client reads the refusal.
+    assert all(isinstance(got, ConnectionError) or got[0].status == 431 for got in answers)
     assert held < 20 * 150_000
     for writer in writers:
         writer.close()
