@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Self
 
 import aiohttp
 from faults.proxy import FaultProxy
+from ports import free_port
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -24,12 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0
 DEAD_PRIMARY = ("127.0.0.1", "1")
 """A replica of this address keeps its data and receives nothing."""
-
-
-def free_port() -> int:
-    """Return a loopback port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], within_s: float) -> None:

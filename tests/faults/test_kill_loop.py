@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 from emulated import EmulatorProcess
+from ports import free_port
 
 from imagegen.queue.embedded import EmbeddedRedis
 
@@ -26,11 +26,6 @@ SEED = int(os.environ.get("KILL_SEED", "20261123"))
 STEPS = ("start.before", "start.after", "finish.before")
 CALL_S = 0.25
 SLOTS = 4
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @dataclass

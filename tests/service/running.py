@@ -81,11 +81,6 @@ def at_once(calls: Sequence[Callable[[], _Found]]) -> list[_Found]:
         return [each.result() for each in [pool.submit(call) for call in calls]]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """Nothing of this machine's but what a process needs."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}

@@ -115,7 +115,6 @@ DAMAGED = ["image_truncated_png", "image_truncated_jpeg", "image_empty", "image_
 
 PASSING = [
     "image_short",
-    "image_403",
     "image_404",
     "image_500",
     "image_reset",
