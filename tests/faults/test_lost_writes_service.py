@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 from emulated import EmulatedUpstream
 from faults.proxy import FaultProxy
-from faults.servers import RedisServer, free_port, primary_and_replica, promote
+from faults.servers import RedisServer, primary_and_replica, promote
+from ports import free_port
 from support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]

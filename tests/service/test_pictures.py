@@ -13,7 +13,8 @@ from urllib.parse import quote
 import pytest
 from emulated import EmulatorProcess
 from PIL import Image
-from service.running import Answer, Service, at_once, calls_about, eventually, free_port
+from ports import free_port
+from service.running import Answer, Service, at_once, calls_about, eventually
 
 
 @pytest.fixture(scope="module")

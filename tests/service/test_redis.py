@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emulated import EmulatorProcess
+from ports import free_port
 from redis import Redis
-from service.running import Service, calls_about, eventually, free_port, redis_server
+from service.running import Service, calls_about, eventually, redis_server
 
 LOST_REDIS = ("The embedded Redis died",)
 UNREADABLE = ("in Redis can't be read",)

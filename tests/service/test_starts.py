@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from emulated import EmulatorProcess
+from ports import free_port
 from service.running import (
     KEY,
     RUN,
@@ -19,7 +20,6 @@ from service.running import (
     at_once,
     environment,
     eventually,
-    free_port,
     redis_server,
     run_to_its_end,
 )

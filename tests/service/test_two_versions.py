@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from emulated import EmulatorProcess
-from service.running import Service, calls_about, eventually, free_port, redis_server
+from ports import free_port
+from service.running import Service, calls_about, eventually, redis_server
 
 NEWER = Path(__file__).with_name("newer.py")
 LONG = "{{fault:ok delay_s=1.5}}"

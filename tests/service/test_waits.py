@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from emulated import EmulatorProcess
-from service.running import Service, calls_about, eventually, free_port
+from ports import free_port
+from service.running import Service, calls_about, eventually
 from service.wire import JSON, connect, head, last_answer
 
 UNREACHED_S = 15.0

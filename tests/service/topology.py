@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
-from service.running import eventually, free_port
+from service.running import eventually
 
 from imagegen.queue.server_binary import find_binary
 
