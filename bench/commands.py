@@ -24,7 +24,7 @@ from bench.servers import (
     until,
     url_of,
 )
-from imagegen.queue.room import QueueRoom
+from imagegen.queue.instance import QueueInstance
 
 CONCURRENCY = 10
 MONTH_MIN = 30 * 24 * 60
@@ -45,7 +45,7 @@ WHAT_FOR = (
     "finish: evalsha + xdel (the fence) + set (the result) + xack, one for all of a batch",
 )
 
-Doing = Callable[[QueueRoom, Work], Awaitable[None]]
+Doing = Callable[[QueueInstance, Work], Awaitable[None]]
 Kinds = Mapping[str, float]
 
 
@@ -74,9 +74,9 @@ async def counted(server: RedisServer, doing: Doing) -> dict[str, int]:
 
 
 def trickle(count: int, every_s: float) -> Doing:
-    async def doing(room: QueueRoom, work: Work) -> None:
+    async def doing(room: QueueInstance, work: Work) -> None:
         for submission in submissions(count):
-            await room.queue.submit(submission)
+            await room.client_queue.submit(submission)
             await asyncio.sleep(every_s)
         await work.until_finished(count)
 
@@ -84,26 +84,26 @@ def trickle(count: int, every_s: float) -> Doing:
 
 
 def nothing(for_s: float) -> Doing:
-    async def doing(_room: QueueRoom, _work: Work) -> None:
+    async def doing(_room: QueueInstance, _work: Work) -> None:
         await asyncio.sleep(for_s)
 
     return doing
 
 
 def burst(count: int) -> Doing:
-    async def doing(room: QueueRoom, work: Work) -> None:
+    async def doing(room: QueueInstance, work: Work) -> None:
         await asyncio.gather(submit_all(room, submissions(count)), work.until_finished(count))
 
     return doing
 
 
 def reads(count: int) -> Doing:
-    async def doing(room: QueueRoom, work: Work) -> None:
+    async def doing(room: QueueInstance, work: Work) -> None:
         submission = submissions(1)[0]
-        await room.queue.submit(submission)
+        await room.client_queue.submit(submission)
         await work.until_finished(1)
         for _ in range(count):
-            await room.queue.get(submission.task_id)
+            await room.client_queue.get(submission.task_id)
 
     return doing
 

@@ -9,11 +9,11 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-from imagegen.app import collect_less_garbage
-from imagegen.queue.claim import Start
-from imagegen.queue.connection import Connection
-from imagegen.queue.queue import Submission
-from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.app import tune_gc
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import Submission
+from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
+from imagegen.redis_client.connection import Connection
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.worker.pool import LOOPS_PER_SLOT
@@ -37,8 +37,8 @@ def submissions(count: int) -> list[Submission]:
 class Work:
     """What the loops do with a claim: nothing, or wait `takes_s`. started_at: when each task's attempt began."""
 
-    def __init__(self, room: QueueRoom, takes_s: float) -> None:
-        self._claims = room.claims
+    def __init__(self, room: QueueInstance, takes_s: float) -> None:
+        self._claims = room.worker_queue
         self.takes_s = takes_s
         self.started_at: dict[str, float] = {}
         self.finished = 0
@@ -48,7 +48,7 @@ class Work:
     async def loop(self) -> None:
         claims = self._claims
         while (claim := await claims.claim()) is not None:
-            if await claims.start(claim) is not Start.STARTED:
+            if await claims.start(claim) is not StartResult.STARTED:
                 raise RuntimeError("a claim was lost")
             self.started_at[claim.task.id] = time.perf_counter()
             if self.takes_s:
@@ -66,11 +66,11 @@ class Work:
 
 
 @asynccontextmanager
-async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIterator[tuple[QueueRoom, Work]]:
+async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIterator[tuple[QueueInstance, Work]]:
     """A queue of its own with its side loops and so many workers, as the service runs it; warmed up by 200 tasks."""
-    collect_less_garbage()
+    tune_gc()
     connection = Connection(url)
-    rules = QueueRules(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
+    rules = QueueConfig(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
     room = open_queue(connection, rules, instance="bench")
     work = Work(room, takes_s)
     loops = {asyncio.create_task(loop) for loop in room.loops().values()}
@@ -89,12 +89,12 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
         await connection.close()
 
 
-async def submit_all(room: QueueRoom, wanted: Iterable[Submission]) -> None:
+async def submit_all(room: QueueInstance, wanted: Iterable[Submission]) -> None:
     """Submits with so many in flight."""
     left = iter(wanted)
 
     async def submitter() -> None:
         for submission in left:
-            await room.queue.submit(submission)
+            await room.client_queue.submit(submission)
 
     await asyncio.gather(*(submitter() for _ in range(IN_FLIGHT)))

@@ -65,7 +65,7 @@ async def _waits_ms(url: str, count: int, every_s: float) -> list[float]:
     async with working(url, CONCURRENCY) as (room, work):
         for submission in submissions(count):
             submitted[submission.task_id] = time.perf_counter()
-            await room.queue.submit(submission)
+            await room.client_queue.submit(submission)
             await asyncio.sleep(every_s)
         await work.until_finished(count)
         return [(work.started_at[name] - at) * 1000 for name, at in submitted.items()]

@@ -19,8 +19,8 @@ from typing import IO, Any, Self
 
 import redis
 
-from imagegen.queue.keys import Keys
-from imagegen.queue.server_binary import find_binary
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 

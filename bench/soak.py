@@ -16,8 +16,8 @@ from bench.http import GENERATE
 from bench.report import Options, Table, command, spread
 from bench.servers import RedisServer, Service, ask
 from imagegen.images.disk import SWEEP_INTERVAL_S
-from imagegen.queue.claim import run_life_s
-from imagegen.queue.keys import GROUP, Keys
+from imagegen.queue.claim import checkpoint_ttl_s
+from imagegen.redis_client.keys import GROUP, Keys
 
 TASKS_A_SECOND = 50
 TTL_S = 10
@@ -132,7 +132,7 @@ def main(options: Options) -> None:
         loaded = sampled(server, service, began, load_s)
         client.stop.set()
         client.join()
-        time.sleep(max(ttl_s, 0.0 if options.tiny else run_life_s(lease_s)) + 1)
+        time.sleep(max(ttl_s, 0.0 if options.tiny else checkpoint_ttl_s(lease_s)) + 1)
         later = {"after the TTL": sample(server, service, began)}
         if options.full:
             time.sleep(SWEEP_INTERVAL_S)

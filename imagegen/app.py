@@ -17,72 +17,72 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, chosen, log, start_checks
-from imagegen.addresses import guarded_connector
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
-from imagegen.images.keeper import Keeper, LinkKeeper
-from imagegen.images.links import Origin
-from imagegen.images.s3 import S3Bytes
+from imagegen.images.image_links import Origin
+from imagegen.images.link_store import UpstreamStore
+from imagegen.images.s3 import S3BlobStore
+from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
-from imagegen.images.upstream import UpstreamStore
-from imagegen.metrics import Meter, Recent
+from imagegen.lifecycle import Lifecycle
+from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies, ProxyConnector
-from imagegen.queue.connection import Connection
-from imagegen.queue.embedded import EmbeddedRedis
-from imagegen.queue.probe import check_server
-from imagegen.queue.room import QueueRoom, QueueRules, open_queue
-from imagegen.queue.windows import RedisWindows
+from imagegen.queue.command_check import check_server
+from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
+from imagegen.ratelimit.limits import RateLimits
+from imagegen.ratelimit.redis import RedisRateLimitStore
+from imagegen.ratelimit.stores import FallbackRateLimitStore, MemoryRateLimitStore
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.resolver import EventLoop, Resolver
 from imagegen.settings import Settings
+from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web import edge
-from imagegen.web.admin import ADMIN, AdminRule
-from imagegen.web.client import public_prefix
-from imagegen.web.connections import connection_cap, raise_descriptor_limit
-from imagegen.web.context import CONTEXT, Context, Identity, Readiness, image_urls
-from imagegen.web.imagesend import ImageSender
-from imagegen.web.listening import ListeningSite, base_address, local_address, open_sockets
-from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
-from imagegen.web.pictures import IMAGE_SENDER
-from imagegen.web.ratelimit import RateLimits
+from imagegen.web.api.images import IMAGE_SENDER
+from imagegen.web.api.serializers import task_view
+from imagegen.web.context import SERVICES, Readiness, Services, TaskIdentity, image_url_builder
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
+from imagegen.web.http.forwarded import public_prefix
+from imagegen.web.http.image_sending import ImageSender
+from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
+from imagegen.web.http.server import ImagegenRunner
+from imagegen.web.ops.admin import ADMIN, AdminAuth
+from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.web.server import ImagegenRunner
-from imagegen.web.views import task_view
-from imagegen.web.windows import MemoryWindows, SharedWindows
-from imagegen.work import Work
-from imagegen.worker.attempt import Attempts
+from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
-from imagegen.worker.rules import Rules
-from imagegen.worker.webhooks import Deliveries, Sender, webhook_session
+from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
-OWN = web.AppKey("own", OwnAddresses)
+OWN_ADDRESSES = web.AppKey("own", OwnAddresses)
 RESOLVER = web.AppKey("resolver", Resolver)
 CONNECTION = web.AppKey("connection", Connection)
 EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
-QUEUE = web.AppKey("queue", QueueRoom)
+QUEUE = web.AppKey("queue", QueueInstance)
 STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
-KEEPER = web.AppKey[Keeper | LinkKeeper]("keeper")
-WORK = web.AppKey("work", Work)
-DELIVERIES = web.AppKey("deliveries", Deliveries)
+IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("keeper")
+LIFECYCLE = web.AppKey("work", Lifecycle)
+DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
 RATES = web.AppKey("rates", RateLimits)
 
-WEBHOOKS_S = 1.0
+WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """For tries under way at the end, so that they need not be repeated after the restart."""
 
 UPSTREAM_KEEPALIVE_S = 15.0
@@ -96,11 +96,13 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[OWN] = OwnAddresses(listening, settings.public_url)
+    app[OWN_ADDRESSES] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
-    app[ADMIN] = AdminRule(settings.admin_token, on_render=settings.on_render)
+    app[ADMIN] = AdminAuth(settings.admin_token, on_render=settings.on_render)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
-    edge.install(app, edge.Edge(app[METER], log.enabled("INFO"), prefix=public_prefix(settings.public_url)))
+    edge.install(
+        app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix=public_prefix(settings.public_url))
+    )
     app[RATES] = chosen.rate_limits(settings)
     app[RATES].install(app)
     add_routes(app, app[RATES])
@@ -143,7 +145,7 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
 
 async def _queue(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
-    rules = QueueRules(
+    rules = QueueConfig(
         settings.redis_prefix,
         settings.lease_s,
         settings.result_ttl_s,
@@ -156,7 +158,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     room = open_queue(app[CONNECTION], rules, instance=instance)
     app[QUEUE] = room
     if settings.rate_limit_store == "redis":
-        app[RATES].use(SharedWindows(RedisWindows(room.connection, room.keys), MemoryWindows()))
+        app[RATES].use(FallbackRateLimitStore(RedisRateLimitStore(room.connection, room.keys), MemoryRateLimitStore()))
     yield
 
 
@@ -170,7 +172,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         cap,
         life_s=chosen.image_life_s(settings),
         health=cache_health() if shared else None,
-        others_live=lambda: not app[QUEUE].control.alone,
+        others_live=lambda: not app[QUEUE].notifier.alone,
     )
     store: ImageStore = disk
     if shared:
@@ -182,7 +184,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     supervisor.run("image-disk-watch", disk.watch())
     if isinstance(store, CachedStore):
         supervisor.run("image-store-watch", store.watch())
-    if isinstance(shared, S3Bytes):
+    if isinstance(shared, S3BlobStore):
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
     app[IMAGE_SENDER] = ImageSender()
@@ -207,9 +209,9 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             spool = Spool(app[STORE], ByteBudget())
             origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
             fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
-            keeper = Keeper(fetcher, spool, app[STORE], chosen.image_life_s(settings))
+            keeper = StoringSaver(fetcher, spool, app[STORE], chosen.image_life_s(settings))
             app[PROVIDER] = provider
-            app[KEEPER] = LinkKeeper(keeper) if settings.image_store == "upstream" else keeper
+            app[IMAGE_SAVER] = LinkOnlySaver(keeper) if settings.image_store == "upstream" else keeper
             yield
             await provider.close()
 
@@ -217,23 +219,23 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, room, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
-    rules = Rules(policy, settings.task_deadline_s, settings.fallback_models)
+    rules = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models)
     clock = room.connection.clock
     pacing = Pacing(rate_per_min=settings.upstream_rate_per_min, wall=clock)
-    attempts = Attempts(room.claims, app[PROVIDER], app[KEEPER], rules, pacing, clock=clock)
+    attempts = AttemptRunner(room.worker_queue, app[PROVIDER], app[IMAGE_SAVER], rules, pacing, clock=clock)
     pool = Pool(
-        room.claims,
+        room.worker_queue,
         attempts,
         pacing,
         result_ttl_s=settings.result_ttl_s,
-        alone=lambda: room.control.alone,
+        alone=lambda: room.notifier.alone,
         clock=clock,
     )
     app[PACING] = pacing
-    app[WORK] = Work(room, pool, supervisor)
-    app[WORK].start()
+    app[LIFECYCLE] = Lifecycle(room, pool, supervisor)
+    app[LIFECYCLE].start()
     yield
-    await app[WORK].leave()
+    await app[LIFECYCLE].stop()
 
 
 async def _webhooks(app: web.Application) -> AsyncIterator[None]:
@@ -243,12 +245,16 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
         logger.info("Webhooks go through the proxy {}", Proxies(https=settings.webhook_proxy).masked)
 
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
-        return task_view(task, image_urls(webhook.base), language="zh", max_attempts=settings.max_attempts)
+        return task_view(
+            task, image_url_builder(webhook.link_base_url), language="zh", max_attempts=settings.max_attempts
+        )
 
-    resolver = ForeignResolver(app[OWN], app[RESOLVER])
+    resolver = ForeignResolver(app[OWN_ADDRESSES], app[RESOLVER])
     async with webhook_session(private=private, resolver=resolver, proxy=settings.webhook_proxy) as session:
-        sender = Sender(session, body_of, settings.webhook_secret, private=private, check_own=app[OWN].check)
-        app[DELIVERIES] = Deliveries(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
+        sender = WebhookSender(
+            session, body_of, settings.webhook_secret, allow_private=private, check_own=app[OWN_ADDRESSES].check
+        )
+        app[DELIVERIES] = WebhookDispatcher(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
         delivering = [asyncio.create_task(app[DELIVERIES].deliver_forever(), name="webhooks")]
         app[SUPERVISOR].watch(delivering)
         yield
@@ -263,31 +269,33 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         failing = {
             "a loop of the service died": not supervisor.alive,
             "the service is about to stop": readiness.draining,
-            "Redis does not answer": not await connection.answers(),
+            "Redis does not answer": not await connection.is_reachable(),
             "the data folder of the embedded Redis is gone": embedded is not None and not embedded.intact,
             f"images can't be saved: {images.cause}": not images.writable,
         }
         return [cause for cause, fails in failing.items() if fails]
 
     readiness = Readiness(causes)
-    app[CONTEXT] = Context(
-        queue=app[QUEUE].queue,
+    app[SERVICES] = Services(
+        queue=app[QUEUE].client_queue,
         feed=app[QUEUE].feed,
         store=app[STORE],
-        identity=Identity(app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret),
+        identity=TaskIdentity(
+            app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret
+        ),
         readiness=readiness,
         public_url=settings.public_url,
-        hops=settings.trusted_proxy_hops,
+        trusted_hops=settings.trusted_proxy_hops,
         max_attempts=settings.max_attempts,
         list_models=app[PROVIDER].models,
         private_webhooks=settings.webhook_allow_private,
-        own=app[OWN],
+        own=app[OWN_ADDRESSES],
     )
-    app[OBSERVED] = Observed(
+    app[OBSERVED] = Telemetry(
         app[METER],
-        Recent(app[METER]),
-        app[QUEUE].backlog,
-        UpstreamRules(
+        RecentRates(app[METER]),
+        app[QUEUE].monitor,
+        ProviderLimits(
             chosen.call_slots(settings),
             settings.upstream_rate_per_min,
             lambda: app[PACING].blocked(settings.default_model),
@@ -298,7 +306,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
-def collect_less_garbage() -> None:
+def tune_gc() -> None:
     """Spares the collector what stays anyway: modules, and tasks that are known here; it took a quarter of the time."""
     gc.collect()
     gc.freeze()
@@ -314,12 +322,12 @@ async def serve(settings: Settings) -> int:
     runner = ImagegenRunner(app, max_connections=cap)
     try:
         await runner.setup()
-        collect_less_garbage()
+        tune_gc()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), chosen.call_slots(settings)):
             logger.info("{}", line)
-        died = asyncio.create_task(app[SUPERVISOR].died.wait())
+        died = asyncio.create_task(app[SUPERVISOR].failed.wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
         died.cancel()
@@ -333,17 +341,17 @@ async def serve(settings: Settings) -> int:
 
 async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
     """Finishes what runs, while reads are still answered; a second signal hands back at once."""
-    app[CONTEXT].readiness.draining = True
+    app[SERVICES].readiness.draining = True
     app[QUEUE].feed.wake_all()
     stop.clear()
     again = asyncio.create_task(stop.wait())
-    draining = asyncio.create_task(app[WORK].drain(drain_s))
+    draining = asyncio.create_task(app[LIFECYCLE].drain(drain_s))
     await asyncio.wait([again, draining], return_when=asyncio.FIRST_COMPLETED)
     again.cancel()
     draining.cancel()
     await asyncio.gather(again, draining, return_exceptions=True)
-    await app[DELIVERIES].drain(WEBHOOKS_S)
-    await app[WORK].leave()
+    await app[DELIVERIES].drain(WEBHOOK_DRAIN_TIMEOUT_S)
+    await app[LIFECYCLE].stop()
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -7,34 +7,34 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
-from imagegen.images.s3 import Bucket, S3Bytes
+from imagegen.images.redis_blobs import RedisBlobStore
+from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import TogetherProvider
-from imagegen.queue.bytes import RedisBytes
-from imagegen.queue.room import QueueRoom
+from imagegen.queue.instance import QueueInstance
+from imagegen.ratelimit.limits import Limits, RateLimits
+from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.settings import Settings
-from imagegen.web.client import client_address
-from imagegen.web.ratelimit import Limits, RateLimits
-from imagegen.web.windows import MemoryWindows
+from imagegen.web.http.forwarded import client_address
 
 
 def rate_limits(settings: Settings) -> RateLimits:
     """Counted in this process, until the app says otherwise."""
     limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
-    return RateLimits(limits, MemoryWindows(), partial(client_address, hops=settings.trusted_proxy_hops))
+    return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
 
 
-def shared_bytes(settings: Settings, room: QueueRoom) -> RedisBytes | S3Bytes | None:
+def shared_bytes(settings: Settings, room: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
     """Where the pictures of all instances lie together, if anywhere."""
     if settings.image_store == "redis":
-        return RedisBytes(room.connection, room.keys, settings.image_store_max_bytes)
+        return RedisBlobStore(room.connection, room.keys, settings.image_store_max_bytes)
     key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if settings.image_store == "s3" and key and secret and bucket:
         where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        return S3Bytes(where, max_bytes=settings.image_store_max_bytes, life_s=image_life_s(settings))
+        return S3BlobStore(where, max_bytes=settings.image_store_max_bytes, life_s=image_life_s(settings))
     return None
 
 

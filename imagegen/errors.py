@@ -26,7 +26,7 @@ class SettingsError(ImagegenError):
 
 
 @dataclass(frozen=True, slots=True)
-class FieldFault:
+class FieldError:
     """One fault of a request: the field as the client spelled it (`requests[2].width`) and the rule it breaks."""
 
     field: str
@@ -41,13 +41,13 @@ class ApiError(ImagegenError):
     zh: ClassVar[str] = "服务器内部错误"
     en: ClassVar[str] = "Internal server error"
     retryable: ClassVar[bool] = False
-    closes: ClassVar[bool] = False
+    closes_connection: ClassVar[bool] = False
     """Whether the connection ends with the answer."""
 
     def __init__(
         self,
         *,
-        details: Sequence[FieldFault] = (),
+        details: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
         **values: object,
     ) -> None:
@@ -72,7 +72,7 @@ class InvalidRequest(ApiError):
 
 
 class BadRequest(ApiError):
-    status, code, closes = 400, "bad_request", True
+    status, code, closes_connection = 400, "bad_request", True
     zh, en = "无法解析的HTTP请求", "The HTTP request could not be parsed"
 
 
@@ -104,7 +104,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTimeout(ApiError):
-    status, code, retryable, closes = 408, "body_timeout", True, True
+    status, code, retryable, closes_connection = 408, "body_timeout", True, True
     zh, en = "读取请求体超时", "The request body did not arrive in time"
 
 
@@ -124,7 +124,7 @@ class ImageExpired(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    status, code, closes = 413, "body_too_large", True
+    status, code, closes_connection = 413, "body_too_large", True
     zh, en = "请求体过大，最多{limit}字节", "The request body is over {limit} bytes"
 
 
@@ -134,7 +134,7 @@ class UnsupportedMediaType(ApiError):
 
 
 class ExpectationFailed(ApiError):
-    status, code, closes = 417, "expectation_failed", True
+    status, code, closes_connection = 417, "expectation_failed", True
     zh, en = "不支持的Expect头", "This Expect header is not supported"
 
 
@@ -149,7 +149,7 @@ class RateLimited(ApiError):
 
 
 class HeadersTooLarge(ApiError):
-    status, code, closes = 431, "headers_too_large", True
+    status, code, closes_connection = 431, "headers_too_large", True
     zh, en = "请求头过大", "The request line or headers are too large"
 
 
@@ -170,12 +170,12 @@ class QueueFull(ApiError):
 
 
 class TooManyConnections(ApiError):
-    status, code, retryable, closes = 503, "too_many_connections", True, True
+    status, code, retryable, closes_connection = 503, "too_many_connections", True, True
     zh, en = "连接数已满，请稍后重试", "All connections are taken, try again later"
 
 
 class Draining(ApiError):
-    status, code, retryable, closes = 503, "draining", True, True
+    status, code, retryable, closes_connection = 503, "draining", True, True
     zh, en = "服务正在重启，请稍后再试", "The service is restarting, please try again"
 
 

@@ -45,13 +45,13 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
     logging.basicConfig(handlers=[InterceptHandler()], level=number, force=True)
 
 
-def access(method: str, path: str, status: int, took_s: float, request_id: str) -> None:
+def log_access(method: str, path: str, status: int, took_s: float, request_id: str) -> None:
     """Logs one answer at INFO, which the caller has found enabled. method, path: printable ASCII.
 
     A record of loguru costs as much as a small answer. So where nobody else listens the line is written without one.
     """
     if _lines is not None and len(getattr(logger, "_core").handlers) == 1 and "://" not in path:  # noqa: B009
-        _lines.put_access(method, path, status, took_s * 1000, request_id)
+        _lines.write_access_line(method, path, status, took_s * 1000, request_id)
     else:
         logger.info(
             "{method} {path} {status} {ms:.1f} ms",
@@ -63,7 +63,7 @@ def access(method: str, path: str, status: int, took_s: float, request_id: str) 
         )
 
 
-def enabled(level: str) -> bool:
+def is_enabled(level: str) -> bool:
     """Whether a record of this level would be shown, for callers who would have to work for it."""
     return logging.getLogger().isEnabledFor(logger.level(level).no)
 
@@ -127,7 +127,7 @@ class _Lines:
             self._waiting.append(line)
             self._flush()
 
-    def put_access(self, method: str, path: str, status: int, ms: float, request_id: str) -> None:
+    def write_access_line(self, method: str, path: str, status: int, ms: float, request_id: str) -> None:
         """Writes it before the next turn is over, or at once where no event loop runs."""
         line = self._access_line(method, path, status, ms, request_id)
         with self._lock:
@@ -152,7 +152,7 @@ class _Lines:
             self._stream.write(text)
             self._stream.flush()
         except BrokenPipeError:
-            _forget(self._stream)
+            _detach_broken_pipe(self._stream)
         except (OSError, ValueError):  # a full disk, a closed stream: the service goes on without a log
             return
 
@@ -160,7 +160,7 @@ class _Lines:
 _lines: _Lines | None = None
 
 
-def _forget(stream: TextIO) -> None:
+def _detach_broken_pipe(stream: TextIO) -> None:
     """Nobody reads the pipe any more. What is left in the buffer would else spoil the exit code.
 
     https://docs.python.org/3/library/signal.html#note-on-sigpipe
@@ -175,7 +175,7 @@ def _forget(stream: TextIO) -> None:
 
 
 def _text_line(record: Record) -> str:
-    message = _clean(record["message"])
+    message = _sanitize(record["message"])
     line = f"{_time(record)} {record['level'].name:<8} {message}{_text_extras(record['extra'], message)}"
     trace = _trace(record)
     return f"{line}\n{_indented(trace)}" if trace else line
@@ -183,32 +183,32 @@ def _text_line(record: Record) -> str:
 
 def _text_extras(extra: Mapping[str, Any], message: str) -> str:
     """loguru adds what the message was formatted with, too; that is there already, floats in another form."""
-    shown = ((name, _clean(str(value))) for name, value in extra.items() if not isinstance(value, float))
+    shown = ((name, _sanitize(str(value))) for name, value in extra.items() if not isinstance(value, float))
     return "".join(f" {name}={value}" for name, value in shown if value not in message)
 
 
 def _indented(trace: str) -> str:
-    return "\n".join(f"    {_clean(line)}" for line in trace.splitlines())
+    return "\n".join(f"    {_sanitize(line)}" for line in trace.splitlines())
 
 
 def _json_line(record: Record) -> str:
     fields: dict[str, Any] = {"time": _time(record), "level": record["level"].name}
-    fields["message"] = _clean(record["message"], keep=_C0)
-    fields |= {name: _plain(value) for name, value in record["extra"].items() if name not in fields}
+    fields["message"] = _sanitize(record["message"], keep=_C0)
+    fields |= {name: _json_safe(value) for name, value in record["extra"].items() if name not in fields}
     if trace := _trace(record):
-        fields["exception"] = _clean(trace, keep=_C0)
+        fields["exception"] = _sanitize(trace, keep=_C0)
     return orjson.dumps(fields).decode()
 
 
 def _text_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
     message = f"{method} {path} {status} {ms:.1f} ms"
     extra = "" if request_id in message else f" requestId={request_id}"
-    return f"{_moment(time.time())} INFO     {message}{extra}"
+    return f"{_format_timestamp(time.time())} INFO     {message}{extra}"
 
 
 def _json_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
     fields = {
-        "time": _moment(time.time()),
+        "time": _format_timestamp(time.time()),
         "level": "INFO",
         "message": f"{method} {path} {status} {ms:.1f} ms",
         "method": method,
@@ -220,24 +220,24 @@ def _json_access(method: str, path: str, status: int, ms: float, request_id: str
     return orjson.dumps(fields).decode()
 
 
-def _plain(value: object) -> object:
+def _json_safe(value: object) -> object:
     """What JSON can hold: numbers and the like as they are, all else as text."""
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
         return value
-    return _clean(str(value), keep=_C0)
+    return _sanitize(str(value), keep=_C0)
 
 
 def _time(record: Record) -> str:
-    return _moment(record["time"].timestamp())
+    return _format_timestamp(record["time"].timestamp())
 
 
-def _moment(unix_s: float) -> str:
+def _format_timestamp(unix_s: float) -> str:
     second = int(unix_s)
-    return f"{_second(second)}.{int((unix_s - second) * 1000):03d}Z"
+    return f"{_format_second(second)}.{int((unix_s - second) * 1000):03d}Z"
 
 
 @lru_cache(maxsize=2)
-def _second(unix_s: int) -> str:
+def _format_second(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -248,7 +248,7 @@ def _trace(record: Record) -> str:
     return "".join(traceback.format_exception(error.type, error.value, error.traceback)).rstrip()
 
 
-def _clean(text: str, keep: frozenset[str] = frozenset()) -> str:
+def _sanitize(text: str, keep: frozenset[str] = frozenset()) -> str:
     """Short enough, without passwords in addresses and without characters that could forge or hide a line."""
     if len(text) > _MAX_CHARS:
         text = f"{text[: _MAX_CHARS // 2]} … {text[-_MAX_CHARS // 2 :]}"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 MONTH_S = 30 * 86_400.0
 
-PURPOSES = (
+COMMAND_PURPOSES = (
     "submit", "read", "claim", "start", "finish", "retry", "renew", "takeover", "release", "cancel",
     "control", "idempotency", "limits", "pictures", "hooks", "list", "stats", "restore", "other",
 )  # fmt: skip
@@ -61,7 +61,7 @@ Request = tuple[str, str, int]
 """What requests are told apart by: method, template of the route, status."""
 
 
-class Ended(NamedTuple):
+class TaskLabels(NamedTuple):
     """What finished tasks are told apart by; `code` is empty where there was no error."""
 
     state: str
@@ -79,9 +79,9 @@ class Meter:
         self._models = frozenset(models)
         self._clock = clock
         self._started_at = clock()
-        self.commands = Counter(dict.fromkeys(PURPOSES, 0))
+        self.commands = Counter(dict.fromkeys(COMMAND_PURPOSES, 0))
         self.submits = Counter(dict.fromkeys(SUBMITS, 0))
-        self.tasks: Counter[Ended] = Counter()
+        self.tasks: Counter[TaskLabels] = Counter()
         self.attempts: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(CALL_BOUNDS_S))
         self.calls: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(CALL_BOUNDS_S))
         self.requests: defaultdict[Request, Histogram] = defaultdict(lambda: Histogram(REQUEST_BOUNDS_S))
@@ -92,8 +92,8 @@ class Meter:
         self.dead_letters = 0
         self.vanished = 0
         self.written_back = Counter(dict.fromkeys(WRITTEN_BACK, 0))
-        self.pictures = 0
-        self.picture_bytes = 0
+        self.images = 0
+        self.image_bytes = 0
 
     @property
     def uptime_s(self) -> float:
@@ -104,25 +104,25 @@ class Meter:
         """The commands of 30 days, if all go on like those so far; it says little in the first minutes."""
         return self.commands.total() / max(self.uptime_s, 1.0) * MONTH_S
 
-    def spent(self, purpose: str, commands: int) -> None:
+    def redis_commands_sent(self, purpose: str, commands: int) -> None:
         """Commands were sent to Redis."""
         self.commands[purpose] += commands
 
     def finished(self, state: str, code: str, model: str) -> None:
         """A task became final by our write."""
-        self.tasks[Ended(state, code, model if model in self._models else OTHER_MODEL)] += 1
+        self.tasks[TaskLabels(state, code, model if model in self._models else OTHER_MODEL)] += 1
 
-    def called(self, code: str, seconds: float, *, ambiguous: bool = False) -> None:
+    def observe_provider_call(self, code: str, seconds: float, *, ambiguous: bool = False) -> None:
         """A call to the provider ended: `ok`, an error code, or `abandoned`."""
         self.calls[code].observe(seconds)
         self.ambiguous += ambiguous
 
-    def stored(self, sizes_bytes: Collection[int]) -> None:
+    def images_stored(self, sizes_bytes: Collection[int]) -> None:
         """Pictures of a completed task are kept."""
-        self.pictures += len(sizes_bytes)
-        self.picture_bytes += sum(sizes_bytes)
+        self.images += len(sizes_bytes)
+        self.image_bytes += sum(sizes_bytes)
 
-    def ended(self) -> Mapping[str, int]:
+    def finished_by_state(self) -> Mapping[str, int]:
         """Finished tasks by state."""
         states = dict.fromkeys(("completed", "failed", "cancelled"), 0)
         for key, count in self.tasks.items():
@@ -140,7 +140,7 @@ class Rates(NamedTuple):
     commands: float
 
 
-class Recent:
+class RecentRates:
     """Turns the counters into rates: what changed since somebody asked about a minute ago, else since the start."""
 
     _KEPT = 12

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from imagegen.addresses import AddressRefused, plain_host
+from imagegen.ssrf import AddressBlocked, plain_host
 
 _WEB_PORTS = frozenset({80, 443})
 
@@ -47,7 +47,7 @@ class OwnAddresses:
                 own_port = parts.port or (443 if parts.scheme == "https" else 80)
                 ports = self._ports | (_WEB_PORTS if own_port in _WEB_PORTS else {own_port})
                 if parts.hostname and plain_host(parts.hostname) == name and port in ports:
-                    raise AddressRefused(f"{host!r} is this service")
+                    raise AddressBlocked(f"{host!r} is this service")
         if name.rpartition(".")[2] == "localhost":
             addresses = ["127.0.0.1", "::1"]
         else:
@@ -69,7 +69,7 @@ class OwnAddresses:
             return
         for listening, own_port in self._listening:
             if own_port == port and (_same(listening, called) or (listening.is_unspecified and _is_local(called))):
-                raise AddressRefused(f"{address!r} is this service")
+                raise AddressBlocked(f"{address!r} is this service")
 
 
 class ForeignResolver(AbstractResolver):

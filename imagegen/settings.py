@@ -14,10 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from imagegen import setting_values as values
+from imagegen import setting_parsers as values
+from imagegen.did_you_mean import nearest
 from imagegen.errors import SettingsError
-from imagegen.nearest import nearest
-from imagegen.redis_url import redis_py_url
+from imagegen.redis_client.url import redis_py_url
 
 _T = TypeVar("_T")
 
@@ -46,7 +46,7 @@ _OTHERS = {
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
-UNBUILT: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
+NOT_IMPLEMENTED: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
 """Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
 
 
@@ -83,19 +83,19 @@ class Settings:
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
     together_api_url: str = _setting("TOGETHER_API_URL", "https://api.together.xyz", values.base_url)
     provider: str = _setting("PROVIDER", "sandbox", values.one_of("together", "openai", "a1111", "sandbox"))
-    default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain)
-    redis_url: str | None = _optional("REDIS_URL", values.plain, secret=True)
+    default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain_text)
+    redis_url: str | None = _optional("REDIS_URL", values.plain_text, secret=True)
     redis_token: str | None = _optional("REDIS_TOKEN", values.secret, secret=True)
     redis_prefix: str = _setting("REDIS_PREFIX", "imagegen", values.prefix)
     embedded_redis: str = _setting("EMBEDDED_REDIS", "auto", values.one_of("auto", "force", "off"))
-    redis_server: str | None = _optional("REDIS_SERVER", values.plain)
+    redis_server: str | None = _optional("REDIS_SERVER", values.plain_text)
     data_dir: Path = _setting("DATA_DIR", Path(".imagegen"), values.folder)
     openai_api_url: str | None = _optional("OPENAI_API_URL", values.base_url_with_login, secret=True)
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
     a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
-    fallback_models: tuple[str, ...] = _setting("FALLBACK_MODELS", (), values.list_of(values.plain))
+    fallback_models: tuple[str, ...] = _setting("FALLBACK_MODELS", (), values.comma_separated(values.plain_text))
     rate_limit_window_s: float = _setting("RATE_LIMIT_WINDOW", 60.0, values.milliseconds)
     rate_limit_max: int = _setting("RATE_LIMIT_MAX", 10, values.integer(0, 10**9))
     image_rate_limit_max: int = _setting("IMAGE_RATE_LIMIT_MAX", 5, values.integer(0, 10**9))
@@ -113,18 +113,18 @@ class Settings:
     image_store: str = _setting("IMAGE_STORE", "disk", values.one_of("disk", "redis", "s3", "upstream"))
     image_store_max_bytes: int = _setting("IMAGE_STORE_MAX_BYTES", 1024 * _MIB, values.byte_count)
     s3_endpoint: str | None = _optional("S3_ENDPOINT", values.base_url)
-    s3_bucket: str | None = _optional("S3_BUCKET", values.plain)
-    s3_region: str | None = _optional("S3_REGION", values.plain)
+    s3_bucket: str | None = _optional("S3_BUCKET", values.plain_text)
+    s3_region: str | None = _optional("S3_REGION", values.plain_text)
     s3_access_key_id: str | None = _optional("S3_ACCESS_KEY_ID", values.secret, secret=True)
     s3_secret_access_key: str | None = _optional("S3_SECRET_ACCESS_KEY", values.secret, secret=True)
     api_keys: Mapping[str, str] = _setting("API_KEYS", MappingProxyType({}), values.api_keys, secret=True)
     admin_token: str | None = _optional("ADMIN_TOKEN", values.secret, secret=True)
     cache_scope: str = _setting("CACHE_SCOPE", "shared", values.one_of("shared", "key"))
-    task_id_secret: str | None = _optional("TASK_ID_SECRET", values.plain, secret=True)
-    trusted_proxy_hops: int | Literal["auto"] = _setting("TRUSTED_PROXY_HOPS", 0, values.hops)
-    cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), values.list_of(values.origin))
+    task_id_secret: str | None = _optional("TASK_ID_SECRET", values.plain_text, secret=True)
+    trusted_proxy_hops: int | Literal["auto"] = _setting("TRUSTED_PROXY_HOPS", 0, values.proxy_hops)
+    cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), values.comma_separated(values.origin))
     webhook_secret: str | None = _optional("WEBHOOK_SECRET", values.webhook_secret, secret=True)
-    webhook_allow_private: bool = _setting("WEBHOOK_ALLOW_PRIVATE", default=False, parse=values.flag)
+    webhook_allow_private: bool = _setting("WEBHOOK_ALLOW_PRIVATE", default=False, parse=values.boolean)
     webhook_proxy: str | None = _optional("WEBHOOK_PROXY", values.proxy, secret=True)
     https_proxy: str | None = _optional("HTTPS_PROXY", values.proxy, secret=True)
     http_proxy: str | None = _optional("HTTP_PROXY", values.proxy, secret=True)
@@ -148,7 +148,7 @@ class Settings:
         given = _parse(cls, texts, faults)
         settings = cls(**given, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
         settings = _resolve(settings, set(given), faults)
-        for name, fault in _contradictions(settings):
+        for name, fault in _cross_field_errors(settings):
             faults.setdefault(name, fault)
         if faults:
             raise SettingsError("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
@@ -247,10 +247,10 @@ def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]
         except ValueError as error:
             faults[rule.name] = str(error)
             continue
-        if value == rule.default or not UNBUILT & {rule.name, f"{rule.name}={value}"}:
+        if value == rule.default or not NOT_IMPLEMENTED & {rule.name, f"{rule.name}={value}"}:
             given[attribute] = value
         else:
-            what = "this setting" if rule.name in UNBUILT else repr(value)
+            what = "this setting" if rule.name in NOT_IMPLEMENTED else repr(value)
             faults[rule.name] = f"{what} has no effect yet, its feature is not built; leave it out"
     return given
 
@@ -271,7 +271,7 @@ def _resolve(settings: Settings, given: set[str], faults: dict[str, str]) -> Set
     return settings
 
 
-def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
+def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     """Settings that are good alone and not together: the name, and what is wrong."""
     needed = {
         "together": {"TOGETHER_API_KEY": settings.together_api_key},
@@ -288,10 +288,10 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.openai_api_key and "@" in (settings.openai_api_url or ""):
         yield "OPENAI_API_KEY", "is set, and OPENAI_API_URL has a user; name one of them"
     if settings.redis_url is None:
-        yield from _embedded_faults(settings)
+        yield from _embedded_redis_errors(settings)
 
 
-def _embedded_faults(settings: Settings) -> Iterator[tuple[str, str]]:
+def _embedded_redis_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.redis_token:
         yield "REDIS_TOKEN", "is set without REDIS_URL; set both, or none for the embedded Redis"
     elif settings.embedded_redis == "off":

@@ -8,7 +8,7 @@ from typing import Any
 
 from loguru import logger
 
-CANCEL_AGAIN_S = 0.2
+RECANCEL_INTERVAL_S = 0.2
 
 
 class Supervisor:
@@ -16,7 +16,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._loops: set[asyncio.Task[Any]] = set()
-        self.died = asyncio.Event()
+        self.failed = asyncio.Event()
 
     def run(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
         """Starts a loop and watches it."""
@@ -25,11 +25,11 @@ class Supervisor:
     def watch(self, loops: Iterable[asyncio.Task[Any]]) -> None:
         for loop in loops:
             self._loops.add(loop)
-            loop.add_done_callback(self._ended)
+            loop.add_done_callback(self._on_done)
 
     @property
     def alive(self) -> bool:
-        return not self.died.is_set()
+        return not self.failed.is_set()
 
     @property
     def names(self) -> list[str]:
@@ -43,19 +43,19 @@ class Supervisor:
         """
         stopping = set(self._loops if loops is None else loops)
         for loop in stopping:
-            loop.remove_done_callback(self._ended)
+            loop.remove_done_callback(self._on_done)
         running = stopping
         while running:
             for loop in running:
                 loop.cancel()
-            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+            _, running = await asyncio.wait(running, timeout=RECANCEL_INTERVAL_S)
         await asyncio.gather(*stopping, return_exceptions=True)
         self._loops.difference_update(stopping)
 
-    def _ended(self, loop: asyncio.Task[Any]) -> None:
+    def _on_done(self, loop: asyncio.Task[Any]) -> None:
         self._loops.discard(loop)
         if loop.cancelled():
             return
         if error := loop.exception():
             logger.opt(exception=error).critical("The loop {} died", loop.get_name())
-            self.died.set()
+            self.failed.set()

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from imagegen.queue.connection import Connection
-from imagegen.queue.embedded import EmbeddedRedis
-from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
 
 _numbers = itertools.count()
@@ -33,10 +33,10 @@ def prefix() -> str:
 class Instance:
     """The queue room of one process, with its side loops."""
 
-    def __init__(self, room: QueueRoom) -> None:
+    def __init__(self, room: QueueInstance) -> None:
         self.connection, self.keys, self.scripts = room.connection, room.keys, room.scripts
-        self.memory, self.claims, self.queue = room.memory, room.claims, room.queue
-        self.control, self.feed = room.control, room.feed
+        self.memory, self.claims, self.queue = room.task_cache, room.worker_queue, room.client_queue
+        self.control, self.feed = room.notifier, room.feed
         self.room = room
         self.loops: list[asyncio.Task[None]] = []
 
@@ -69,7 +69,7 @@ async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstan
         ) -> Instance:
             connection = Connection(url)
             life_s = {"record_life_s": 60.0, "deadline_s": deadline_s}
-            rules = QueueRules(prefix, lease_s, result_ttl_s, max_queue=max_queue, slots=slots, **life_s)
+            rules = QueueConfig(prefix, lease_s, result_ttl_s, max_queue=max_queue, slots=slots, **life_s)
             instance = Instance(open_queue(connection, rules, instance=f"i{next(_numbers)}"))
             stack.push_async_callback(connection.close)
             stack.push_async_callback(instance.crash)

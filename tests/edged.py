@@ -8,8 +8,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from imagegen.metrics import Meter
-from imagegen.web import edge
-from imagegen.web.server import ImagegenRunner
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.server import ImagegenRunner
 
 
 class EdgedServer(TestServer):
@@ -23,5 +23,5 @@ class EdgedServer(TestServer):
 
 def edged(app: web.Application, meter: Meter | None = None, *, access_log: bool = False) -> EdgedServer:
     """A server of an application that gets its edge here."""
-    edge.install(app, edge.Edge(meter or Meter(), access_log=access_log))
+    edge.install(app, edge.RequestPipeline(meter or Meter(), access_log=access_log))
     return EdgedServer(app)

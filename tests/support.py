@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 
-from imagegen.queue.queue import Submission
+from imagegen.queue.client_queue import Submission
 
 
 async def eventually(holds: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:

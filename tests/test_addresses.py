@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from imagegen.addresses import AddressRefused, PublicResolver, check_host, guarded_connector, is_public, refusal_in
+from imagegen.ssrf import AddressBlocked, PublicResolver, blocked_cause, check_host, guarded_connector, is_public
 
 PUBLIC = [
     "1.1.1.1", "8.8.8.8", "93.184.215.14", "104.16.0.1", "151.101.1.69", "172.15.255.255", "172.32.0.1", "192.0.1.1",
@@ -67,7 +67,7 @@ def test_parsed_addresses_are_taken_too() -> None:
 
 @pytest.mark.parametrize("host", HOSTILE_HOSTS)
 def test_a_host_that_is_hostile_by_its_looks_is_refused(host: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         check_host(host, 443)
 
 
@@ -95,7 +95,7 @@ def test_an_allowed_host_passes_on_its_port_only(allowed: str, host: str, port: 
     if passes:
         check_host(host, port, frozenset({allowed}))
     else:
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressBlocked):
             check_host(host, port, frozenset({allowed}))
 
 
@@ -129,7 +129,7 @@ async def test_a_name_with_public_addresses_resolves() -> None:
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 async def test_a_name_of_which_one_address_is_not_public_is_refused(address: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         await PublicResolver(inner=Names(pics_test=[["93.184.215.14", address]])).resolve("pics.test", 443)
 
 
@@ -138,13 +138,13 @@ async def test_an_allowed_name_may_be_anywhere_but_another_name_of_the_same_addr
     resolver = PublicResolver(frozenset({"gpu.test:7860"}), names)
     assert await resolver.resolve("gpu.test", 7860)
     for host, port in (("gpu.test", 22), ("evil.test", 7860)):
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressBlocked):
             await resolver.resolve(host, port)
 
 
 async def test_a_literal_never_reaches_the_inner_resolver() -> None:
     names = Names()
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         await PublicResolver(inner=names).resolve("0x7f.1", 80)
     assert names.asked == 0
 
@@ -155,7 +155,7 @@ async def test_a_name_that_no_codec_takes_is_refused_not_a_crash() -> None:
             host.encode("ascii")
             return []
 
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         await PublicResolver(inner=Strict()).resolve("ä.test", 80)
 
 
@@ -197,7 +197,7 @@ class TestConnector:
         async with aiohttp.ClientSession(connector=guarded_connector()) as session:
             with pytest.raises(aiohttp.ClientConnectorError) as caught:
                 await session.get(URL(f"http://{host}:{listener.port}/"))
-        assert refusal_in(caught.value)
+        assert blocked_cause(caught.value)
         assert hits(listener) == 0
 
     async def test_a_rebinding_name_is_judged_at_each_look_up(self, listener: TestServer) -> None:
@@ -207,7 +207,7 @@ class TestConnector:
             for _ in range(3):
                 with pytest.raises(aiohttp.ClientConnectorError) as caught:
                     await session.get(f"http://rebind.test:{listener.port}/")
-                assert refusal_in(caught.value)
+                assert blocked_cause(caught.value)
         assert names.asked == 4
         assert hits(listener) == 0
 
@@ -241,5 +241,5 @@ class TestConnector:
             async with aiohttp.ClientSession(connector=connector) as session:
                 with pytest.raises(aiohttp.ClientConnectorError) as caught:
                     await session.get(f"http://127.0.0.1:{port}/")
-        assert refusal_in(caught.value) is None
-        assert refusal_in(asyncio.CancelledError()) is None
+        assert blocked_cause(caught.value) is None
+        assert blocked_cause(asyncio.CancelledError()) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 
 
 async def test_what_fits_is_taken_at_once_and_the_rest_waits_in_order() -> None:

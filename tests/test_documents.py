@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from imagegen.metrics import Meter
-from imagegen.queue.backlog import Here, Waiting
+from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import setting_names
-from imagegen.web.metrics import Observed, UpstreamRules, _Page
 from imagegen.web.openapi.document import build
+from imagegen.web.ops.metrics import ProviderLimits, Telemetry, _MetricsCollector
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -60,7 +60,7 @@ def test_the_contract_names_each_route_of_the_openapi_document() -> None:
 
 def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
     schemas, text = build()["components"]["schemas"], read("docs/api.md")
-    for code in schemas["TaskError"]["properties"]["code"]["enum"] + schemas["Reason"]["enum"]:
+    for code in schemas["TaskError"]["properties"]["code"]["enum"] + schemas["WaitReason"]["enum"]:
         assert f"`{code}`" in text, code
 
 
@@ -69,15 +69,17 @@ class _Nothing:
 
     instance = "one"
 
-    def here(self) -> Here:
-        return Here(in_flight=0, retrying=0, free=5, waiters=0, instances=1, redis_up=True, eviction_policy="")
+    def local_status(self) -> InstanceStatus:
+        return InstanceStatus(
+            in_flight=0, retrying=0, free=5, waiters=0, instances=1, redis_up=True, eviction_policy=""
+        )
 
 
 async def test_the_operations_page_describes_each_metric_and_no_other() -> None:
-    observed = Observed(
-        Meter(), None, _Nothing(), UpstreamRules(5, None, lambda: None), loops=lambda: ["reader"], max_queue=10
+    observed = Telemetry(
+        Meter(), None, _Nothing(), ProviderLimits(5, None, lambda: None), loops=lambda: ["reader"], max_queue=10
     )  # type: ignore[arg-type]
-    page = _Page(observed, Waiting(0, 0.0))
+    page = _MetricsCollector(observed, BacklogSize(0, 0.0))
     shipped = {f"{family.name}{'_total' * (family.type == 'counter')}" for family in page.collect()}
     shipped = {f"{name}_info" if name == "imagegen" else name for name in shipped}
     described = {

@@ -11,11 +11,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
-    {"bytebudget", "errors", "metrics", "nearest", "proxies", "redis_url", "resolver", "setting_values"},
-    {"settings", "log", "addresses", "supervisor", "tasks"},
-    {"providers", "images", "queue", "own_addresses"},
+    {"byte_budget", "did_you_mean", "errors", "metrics", "proxies", "resolver", "setting_parsers"},
+    {"redis_client"},
+    {"settings", "log", "ssrf", "supervisor", "tasks"},
+    {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"web", "worker"},
-    {"work", "chosen", "start_checks"},
+    {"lifecycle", "chosen", "start_checks"},
     {"app", "__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}
@@ -71,11 +72,11 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 def test_only_queue_and_app_use_redis() -> None:
-    assert rooms(users("redis")) <= {"queue", "app"}
+    assert rooms(users("redis")) <= {"redis_client", "queue", "images", "app"}
 
 
 def test_only_those_who_call_out_use_the_http_client() -> None:
-    allowed = {"app", "chosen", "addresses", "proxies", "providers", "images", "worker/webhooks"}
+    allowed = {"app", "chosen", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()

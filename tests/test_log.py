@@ -148,11 +148,11 @@ def test_records_below_the_level_are_not_shown_and_can_be_asked_for(configure: C
     logging.getLogger("library").info("no")
     logger.warning("yes")
     assert "no" not in out.getvalue()
-    assert not log.enabled("INFO")
-    assert log.enabled("WARNING")
+    assert not log.is_enabled("INFO")
+    assert log.is_enabled("WARNING")
     configure("DEBUG")
-    assert log.enabled("DEBUG")
-    assert not log.enabled("TRACE")
+    assert log.is_enabled("DEBUG")
+    assert not log.is_enabled("TRACE")
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
@@ -273,7 +273,7 @@ def test_a_process_whose_standard_error_is_closed_lives_and_ends_well(closing: s
 
 
 def put_access(request_id: str = "93dd8a6ec50b9199", path: str = "/api/images/a") -> None:
-    log.access("GET", path, 200, 0.0015, request_id)
+    log.log_access("GET", path, 200, 0.0015, request_id)
 
 
 @pytest.mark.parametrize("fmt", ["text", "json"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from support import Clock
 
-from imagegen.metrics import MONTH_S, PURPOSES, Ended, Histogram, Meter, Recent
+from imagegen.metrics import COMMAND_PURPOSES, MONTH_S, Histogram, Meter, RecentRates, TaskLabels
 
 
 def test_a_value_on_a_bound_counts_below_it_and_a_large_one_above_all() -> None:
@@ -27,45 +27,48 @@ def test_models_that_were_not_named_are_one() -> None:
     meter = Meter(["flux"])
     for model in ("flux", "a", "b"):
         meter.finished("failed", "upstream_error", model)
-    assert meter.tasks == {Ended("failed", "upstream_error", "flux"): 1, Ended("failed", "upstream_error", "other"): 2}
-    assert meter.ended() == {"completed": 0, "failed": 3, "cancelled": 0}
+    assert meter.tasks == {
+        TaskLabels("failed", "upstream_error", "flux"): 1,
+        TaskLabels("failed", "upstream_error", "other"): 2,
+    }
+    assert meter.finished_by_state() == {"completed": 0, "failed": 3, "cancelled": 0}
 
 
 def test_the_month_is_projected_from_all_commands_since_the_start() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
-    meter.spent("claim", 3)
-    meter.spent("submit", 3)
+    meter.redis_commands_sent("claim", 3)
+    meter.redis_commands_sent("submit", 3)
     clock.now += 600.0
     assert meter.commands_a_month == pytest.approx(6 / 600 * MONTH_S)
 
 
 def test_every_purpose_is_there_before_it_is_used() -> None:
-    assert set(Meter().commands) == set(PURPOSES)
+    assert set(Meter().commands) == set(COMMAND_PURPOSES)
 
 
 def test_calls_are_counted_by_code_and_ambiguous_ones_besides() -> None:
     meter = Meter()
-    meter.called("ok", 0.2)
-    meter.called("upstream_timeout", 120.0, ambiguous=True)
+    meter.observe_provider_call("ok", 0.2)
+    meter.observe_provider_call("upstream_timeout", 120.0, ambiguous=True)
     assert {code: histogram.count for code, histogram in meter.calls.items()} == {"ok": 1, "upstream_timeout": 1}
     assert meter.ambiguous == 1
 
 
 def test_pictures_are_counted_with_their_bytes() -> None:
     meter = Meter()
-    meter.stored([10, 20])
-    assert (meter.pictures, meter.picture_bytes) == (2, 30)
+    meter.images_stored([10, 20])
+    assert (meter.images, meter.image_bytes) == (2, 30)
 
 
 def test_the_first_rates_are_those_since_the_start() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
-    recent = Recent(meter)
+    recent = RecentRates(meter)
     meter.submits["MISS"] += 10
     meter.finished("completed", "", "m")
     meter.requests["GET", "/", 200].observe(0.1)
-    meter.spent("submit", 30)
+    meter.redis_commands_sent("submit", 30)
     clock.now += 120.0
     rates = recent.rates()
     assert rates.window_s == 120.0
@@ -75,7 +78,7 @@ def test_the_first_rates_are_those_since_the_start() -> None:
 def test_rates_are_those_of_about_the_last_minute_where_somebody_asks_often() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
-    recent = Recent(meter)
+    recent = RecentRates(meter)
     meter.submits["MISS"] += 1000
     for _ in range(300):
         clock.now += 1.0
@@ -87,7 +90,7 @@ def test_rates_are_those_of_about_the_last_minute_where_somebody_asks_often() ->
 def test_rates_reach_back_to_the_last_question_where_somebody_asks_seldom() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
-    recent = Recent(meter)
+    recent = RecentRates(meter)
     clock.now += 600.0
     recent.rates()
     clock.now += 600.0

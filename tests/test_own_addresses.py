@@ -7,8 +7,8 @@ import socket
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from imagegen.addresses import AddressRefused
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
+from imagegen.ssrf import AddressBlocked
 
 LOOPBACK = OwnAddresses([("127.0.0.1", 3000)], "https://images.example.com/base")
 EVERYWHERE = OwnAddresses([("0.0.0.0", 3000), ("::", 3000)])
@@ -29,7 +29,7 @@ EVERYWHERE = OwnAddresses([("0.0.0.0", 3000), ("::", 3000)])
     ],
 )
 def test_what_reaches_this_service_is_refused(own: OwnAddresses, host: str, port: int) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         own.check(host, port)
 
 
@@ -54,7 +54,7 @@ def test_other_services_are_not(own: OwnAddresses, host: str, port: int) -> None
 
 
 def test_the_hosts_that_a_client_uses_now_count_too() -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         LOOPBACK.check("other.example.com", 443, ["http://OTHER.example.com"])
     LOOPBACK.check("other.example.com", 8443, ["http://other.example.com"])
 
@@ -70,6 +70,6 @@ async def test_a_name_that_resolves_to_this_service_is_refused() -> None:
             """Holds nothing."""
 
     resolver = ForeignResolver(LOOPBACK, Names())
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         await resolver.resolve("rebound.example.com", 3000)
     assert len(await resolver.resolve("rebound.example.com", 3001)) == 1

@@ -13,11 +13,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from forwarding import ForwardProxy
 from yarl import URL
 
-from imagegen.addresses import AddressRefused, guarded_connector, refusal_in
 from imagegen.errors import UpstreamError
-from imagegen.providers.client import Upstream
+from imagegen.providers.http_client import ProviderClient
 from imagegen.proxies import Proxies, ProxyConnector
-from imagegen.tasks.retry import never_reached
+from imagegen.ssrf import AddressBlocked, blocked_cause, guarded_connector
+from imagegen.tasks.retry import was_never_sent
 
 PROXY = "http://proxy.example:3128"
 
@@ -101,10 +101,10 @@ async def test_a_paid_post_and_a_look_up_go_through_the_proxy_with_its_login(por
     with ForwardProxy({"api.vendor.example": port}, login="user:p@ss") as proxy:
         connector = ProxyConnector(Proxies(http=f"http://user:p%40ss@{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
-            upstream = Upstream(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
+            upstream = ProviderClient(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
             for _ in range(2):
                 assert (await upstream.generate({"prompt": "a"}, Watcher())).images == ()
-            assert await upstream.look_up("models") == {"data": [], "host": "api.vendor.example", "proxied": False}
+            assert await upstream.get_json("models") == {"data": [], "host": "api.vendor.example", "proxied": False}
     assert proxy.asked == ["POST http://api.vendor.example/v1/images/generations"] * 2 + [
         "GET http://api.vendor.example/v1/models"
     ]
@@ -115,12 +115,12 @@ async def test_a_refused_tunnel_means_that_nothing_was_sent(status: int) -> None
     with ForwardProxy({}, status=status) as proxy:
         connector = ProxyConnector(Proxies(https=f"http://{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
-            upstream = Upstream(session, URL("https://api.vendor.example/v1"), "images/generations", 5)
+            upstream = ProviderClient(session, URL("https://api.vendor.example/v1"), "images/generations", 5)
             watcher = Watcher()
-            for call in (upstream.generate({"prompt": "a"}, watcher), upstream.look_up("models")):
+            for call in (upstream.generate({"prompt": "a"}, watcher), upstream.get_json("models")):
                 with pytest.raises(UpstreamError) as caught:
                     await call
-                assert never_reached(caught.value)
+                assert was_never_sent(caught.value)
                 assert "proxy" in caught.value.detail
             assert watcher.sent_count == 0
     assert proxy.asked == ["CONNECT api.vendor.example:443"] * 2
@@ -130,10 +130,10 @@ async def test_a_login_that_a_plain_proxy_refuses_means_that_nothing_was_paid(po
     with ForwardProxy({"api.vendor.example": port}, login="user:right") as proxy:
         connector = ProxyConnector(Proxies(http=f"http://user:wrong@{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
-            upstream = Upstream(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
+            upstream = ProviderClient(session, URL("http://api.vendor.example/v1"), "images/generations", 5)
             with pytest.raises(UpstreamError) as caught:
                 await upstream.generate({"prompt": "a"}, Watcher())
-    assert never_reached(caught.value)
+    assert was_never_sent(caught.value)
 
 
 async def test_a_proxy_that_is_away_means_that_nothing_was_sent() -> None:
@@ -141,19 +141,19 @@ async def test_a_proxy_that_is_away_means_that_nothing_was_sent() -> None:
         gone = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession(connector=ProxyConnector(Proxies(http=gone, https=gone))) as session:
         for scheme in ("http", "https"):
-            upstream = Upstream(session, URL(f"{scheme}://api.vendor.example/v1"), "images/generations", 5)
+            upstream = ProviderClient(session, URL(f"{scheme}://api.vendor.example/v1"), "images/generations", 5)
             with pytest.raises(UpstreamError, match="no connection to its proxy") as caught:
                 await upstream.generate({"prompt": "a"}, Watcher())
-            assert never_reached(caught.value)
+            assert was_never_sent(caught.value)
 
 
-async def fetch(session: aiohttp.ClientSession, url: str) -> AddressRefused | int | None:
+async def fetch(session: aiohttp.ClientSession, url: str) -> AddressBlocked | int | None:
     """The status, the refusal, or None for another error."""
     try:
         async with session.get(url) as response:
             return response.status
     except aiohttp.ClientError as error:
-        return refusal_in(error)
+        return blocked_cause(error)
 
 
 async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_address(port: int) -> None:
@@ -174,14 +174,14 @@ async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_add
                 f"http://127.0.0.1:{proxy_port}/a.png",
                 f"http://proxy.example:{proxy_port}/a.png",
             ):
-                assert isinstance(await fetch(session, refused), AddressRefused), refused
+                assert isinstance(await fetch(session, refused), AddressBlocked), refused
             assert proxy.asked == asked
 
 
 async def test_a_name_that_is_not_resolved_in_time_is_left_to_the_proxy(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegen.addresses.JUDGED_S", 0.05)
+    monkeypatch.setattr("imagegen.ssrf.ROUTE_CACHE_S", 0.05)
 
     class Silent(Names):
         async def resolve(self, *args: object, **options: object) -> list[ResolveResult]:

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from imagegen import resolver as module
-from imagegen.addresses import AddressRefused, PublicResolver
 from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver, SystemResolver
+from imagegen.ssrf import AddressBlocked, PublicResolver
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_a_name_is_resolved_by_its_dns_server_and_local_names_without_one(
 async def test_the_guard_judges_what_the_dns_server_says(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver = Resolver([answering])
     guard = PublicResolver(inner=resolver)
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressBlocked):
         await guard.resolve("known.example.com", 443)
     monkeypatch.setattr(Answers, "address", bytes([93, 184, 215, 14]))
     other = Resolver([answering])

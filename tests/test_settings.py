@@ -22,7 +22,7 @@ WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 @pytest.fixture
 def all_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNBUILT", frozenset())
+    monkeypatch.setattr(module, "NOT_IMPLEMENTED", frozenset())
 
 
 def load(**environ: str) -> Settings:
@@ -333,19 +333,21 @@ def test_a_paid_key_on_an_open_port_is_noticed(environ: dict[str, str], exposed:
 def test_a_setting_whose_feature_is_not_built_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, unbuilt: str, environ: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(module, "UNBUILT", frozenset({unbuilt}))
+    monkeypatch.setattr(module, "NOT_IMPLEMENTED", frozenset({unbuilt}))
     found = faults(**environ)
     assert list(found) == list(environ)
     assert "not built" in found[next(iter(environ))]
 
 
 def test_the_default_of_an_unbuilt_setting_may_be_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNBUILT", frozenset({"CACHE_SCOPE", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"}))
+    monkeypatch.setattr(
+        module, "NOT_IMPLEMENTED", frozenset({"CACHE_SCOPE", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"})
+    )
     assert load(CACHE_SCOPE="shared", WEBHOOK_ALLOW_PRIVATE="false", IMAGE_STORE="disk") == Settings()
 
 
 def test_only_settings_can_be_unbuilt() -> None:
-    assert {name.partition("=")[0] for name in module.UNBUILT} <= set(setting_names())
+    assert {name.partition("=")[0] for name in module.NOT_IMPLEMENTED} <= set(setting_names())
 
 
 # REDIS_URL and REDIS_TOKEN

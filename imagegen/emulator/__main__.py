@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from . import faults
+from .fault_schedule import UnknownFault
 from .generation import IMAGE_MODES
-from .script import UnknownFault
 from .server import Emulator, Options
 
 

@@ -8,13 +8,13 @@ from typing import Final
 
 import orjson
 
-from . import answers
-from .answers import Answer, Entry
+from . import responses as answers
+from .fault_schedule import UNREAD, Fault, UnknownFault
 from .generation import Generation
-from .links import IMAGE_FAULTS
-from .script import UNREAD, Fault, UnknownFault
+from .image_files import IMAGE_FAULTS
+from .responses import Entry, Response
 
-Plan = Callable[[Generation, Fault], Answer]
+Plan = Callable[[Generation, Fault], Response]
 
 _ALIASES: Final = {
     "400": "400_unsupported",
@@ -28,7 +28,7 @@ _ALIASES: Final = {
 _LONG_BYTES: Final = 10_000_000
 
 
-def plan(generation: Generation, fault: Fault) -> Answer:
+def plan(generation: Generation, fault: Fault) -> Response:
     """The answer that the fault brings. Raises UnknownFault."""
     return _with_headers(_plan_of(fault.name)(generation, fault), fault)
 
@@ -54,12 +54,12 @@ def _plan_of(name: str) -> Plan:
     raise UnknownFault(f"no fault named {name!r}; GET /_emulator/faults lists them")
 
 
-def _row(generation: Generation, fault: Fault) -> Answer:
+def _row(generation: Generation, fault: Fault) -> Response:
     row = _ALIASES.get(fault.name, fault.name)
     return answers.error(row, generation.request_id, **{"model": generation.asked.model, **fault.options})
 
 
-def _with_headers(answer: Answer, fault: Fault) -> Answer:
+def _with_headers(answer: Response, fault: Fault) -> Response:
     headers: dict[str, str] = {}
     if answer.status == 429 and fault.name not in ("429_text", "429_retry_after"):
         reset = f"{fault.number('reset', 1):g}"
@@ -72,16 +72,16 @@ def _with_headers(answer: Answer, fault: Fault) -> Answer:
     return answer.with_headers(headers) if headers else answer
 
 
-def _any_status(generation: Generation, fault: Fault) -> Answer:
+def _any_status(generation: Generation, fault: Fault) -> Response:
     status = int(fault.number("status", int(fault.name) if fault.name.isdigit() else 500))
     body = fault.options.get("body")
     if isinstance(body, str):
-        return Answer(status, body.encode(), fault.text("content_type", answers.TEXT))
+        return Response(status, body.encode(), fault.text("content_type", answers.TEXT))
     if body is None:
         data = answers.error_body(f"Status {status}", "server_error", None, generation.request_id)
     else:
         data = orjson.dumps(body)
-    return Answer(status, data, fault.text("content_type", answers.JSON))
+    return Response(status, data, fault.text("content_type", answers.JSON))
 
 
 def _delivered(delivery: str) -> Plan:
@@ -89,13 +89,13 @@ def _delivered(delivery: str) -> Plan:
 
 
 def _json_200(body: object) -> Plan:
-    return lambda _generation, _fault: Answer(200, orjson.dumps(body))
+    return lambda _generation, _fault: Response(200, orjson.dumps(body))
 
 
 def _changed(change: Callable[[Generation, Fault, Entry], None]) -> Plan:
     """Every entry, or the one at the option `index`, is changed by `change`."""
 
-    def made(generation: Generation, fault: Fault) -> Answer:
+    def made(generation: Generation, fault: Fault) -> Response:
         entries = generation.entries()
         for position, entry in enumerate(entries):
             if fault.number("index", position) == position:
@@ -122,19 +122,19 @@ def _garbled(_generation: Generation, fault: Fault, entry: Entry) -> None:
     entry["b64_json"] = fault.text("body", "%%% this is no base64 %%%")
 
 
-def _fewer(generation: Generation, fault: Fault) -> Answer:
+def _fewer(generation: Generation, fault: Fault) -> Response:
     wanted = int(fault.number("images", max(0, generation.asked.n - 1)))
     return generation.answer(generation.entries(count=wanted))
 
 
-def _long_error(generation: Generation, fault: Fault) -> Answer:
+def _long_error(generation: Generation, fault: Fault) -> Response:
     message = "very long \x1b[31m" + "x" * int(fault.number("bytes", _LONG_BYTES))
     body = answers.error_body(message, "invalid_request_error", None, generation.request_id)
-    return Answer(int(fault.number("status", 400)), body)
+    return Response(int(fault.number("status", 400)), body)
 
 
-def _error_in_200(generation: Generation, _fault: Fault) -> Answer:
-    return Answer(200, answers.error_body("Internal server error", "server_error", None, generation.request_id))
+def _error_in_200(generation: Generation, _fault: Fault) -> Response:
+    return Response(200, answers.error_body("Internal server error", "server_error", None, generation.request_id))
 
 
 FAULTS: Final[Mapping[str, Plan]] = {
@@ -149,8 +149,8 @@ FAULTS: Final[Mapping[str, Plan]] = {
     "truncated": _delivered("truncated"),
     "huge_body": _delivered("huge_body"),
     "gzip_bomb": _delivered("gzip_bomb"),
-    "empty": lambda _generation, _fault: Answer(200, b""),
-    "not_json": lambda _generation, _fault: Answer(200, b"<html><body>Just a moment...</body></html>", answers.HTML),
+    "empty": lambda _generation, _fault: Response(200, b""),
+    "not_json": lambda _generation, _fault: Response(200, b"<html><body>Just a moment...</body></html>", answers.HTML),
     "broken_json": lambda generation, _fault: replace(generation.answer(), body=generation.answer().body[:-3]),
     "error_in_200": _error_in_200,
     "no_images": lambda generation, _fault: generation.answer([]),
@@ -164,7 +164,7 @@ FAULTS: Final[Mapping[str, Plan]] = {
     "javascript_url": _url("javascript:alert(1)"),
     "file_url": _url("file:///etc/passwd"),
     "private_url": _url("http://10.0.0.1/a.png"),
-    "redirect": lambda _generation, fault: Answer(
+    "redirect": lambda _generation, fault: Response(
         302, b"", answers.TEXT, {"Location": fault.text("target", "http://127.0.0.1:9/")}
     ),
     "long_error": _long_error,

@@ -10,12 +10,14 @@ from string import ascii_letters, digits
 from time import monotonic
 from typing import Final
 
-from . import answers, models, pictures
-from .answers import Answer, Entry
-from .asked import Asked
-from .links import Links, spoiled_bytes
-from .pictures import Picture
-from .script import Fault
+from . import images as pictures
+from . import models
+from . import responses as answers
+from .fault_schedule import Fault
+from .image_files import Links, spoiled_bytes
+from .images import DrawnImage
+from .request import ImageRequest
+from .responses import Entry, Response
 
 IMAGE_MODES: Final = ("jpeg", "png", "tiny", "none")
 
@@ -30,7 +32,7 @@ def new_ids(rng: random.Random) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Studio:
+class ImageSettings:
     """What all generations share. `image` is one of IMAGE_MODES."""
 
     rng: random.Random
@@ -42,10 +44,10 @@ class Studio:
 class Generation:
     """One request about to be answered."""
 
-    asked: Asked
+    asked: ImageRequest
     request_id: str
     base_url: str
-    studio: Studio
+    studio: ImageSettings
 
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
         """`count` pictures, else as many as asked for; an image fault spoils them; `same`: all alike."""
@@ -53,25 +55,25 @@ class Generation:
         wanted = self.asked.n if count is None else count
         return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]
 
-    def answer(self, entries: Sequence[Entry] | None = None) -> Answer:
+    def answer(self, entries: Sequence[Entry] | None = None) -> Response:
         return answers.pictures(self.request_id, self.asked.model, self.entries() if entries is None else entries)
 
     def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
-        picture = self._picture(pictures.digest_of(self.asked.prompt, seed, shown))
+        picture = self._image(pictures.digest_of(self.asked.prompt, seed, shown))
         if self.asked.wants_base64:
             encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
             return answers.base64_entry(index, encoded, inference_s)
         return answers.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)
 
-    def _picture(self, digest: str) -> Picture:
+    def _image(self, digest: str) -> DrawnImage:
         mode = self.studio.image
         if mode in ("tiny", "none"):
-            return Picture("png", _TINY_SIDE, _TINY_SIDE, digest)
-        return Picture(self.asked.output_format or mode, *models.size_of(self.asked), digest)
+            return DrawnImage("png", _TINY_SIDE, _TINY_SIDE, digest)
+        return DrawnImage(self.asked.output_format or mode, *models.size_of(self.asked), digest)
 
-    def _link(self, picture: Picture, fault: Fault | None) -> str:
+    def _link(self, picture: DrawnImage, fault: Fault | None) -> str:
         links = self.studio.links
         if self.studio.image == "none":
             return f"/shrt/{links.new_token()}"

@@ -51,7 +51,7 @@ class Ledger:
     def paid(self) -> list[Call]:
         return [call for call in self.calls if call.paid]
 
-    def about(self, text: str) -> list[Call]:
+    def matching(self, text: str) -> list[Call]:
         """The calls whose prompt holds `text`."""
         return [call for call in self.calls if text in call.prompt]
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import answers
-from .answers import Answer
-from .asked import Asked
+from . import responses as answers
+from .request import ImageRequest
+from .responses import Response
 
 _CHOOSY: Final = frozenset(
     ("steps", "guidance_scale", "negative_prompt", "image_url", "reference_images", "image_loras", "prompt_upsampling")
@@ -76,7 +76,7 @@ KNOWN: Final[Mapping[str, Model]] = {
 }
 
 # What a call to it gets since it went: schnell-Free by 2026-01, FLUX.1-dev 2026-02, krea-dev 2026-05-27.
-VANISHED: Final[Mapping[str, str]] = {
+RETIRED: Final[Mapping[str, str]] = {
     "black-forest-labs/FLUX.1-schnell-Free": "404_model",
     "black-forest-labs/FLUX.1-dev": "400_non_serverless",
     "black-forest-labs/FLUX.1-krea-dev": "400_non_serverless",
@@ -86,9 +86,9 @@ VANISHED: Final[Mapping[str, str]] = {
 _MAX_IMAGES: Final = 4
 
 
-def refusal(asked: Asked, request_id: str, revived: Collection[str] = ()) -> Answer | None:
+def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
     """Why the model would not do it, or None. `revived` are vanished models that are served all the same."""
-    gone = VANISHED.get(asked.model)
+    gone = RETIRED.get(asked.model)
     if gone is not None and asked.model not in revived:
         return answers.error(gone, request_id, model=asked.model)
     model = KNOWN.get(asked.model, _ANY)
@@ -102,12 +102,12 @@ def refusal(asked: Asked, request_id: str, revived: Collection[str] = ()) -> Ans
     return None if model.sized_by_ratio else _size_refusal(asked, model, request_id)
 
 
-def size_of(asked: Asked) -> tuple[int, int]:
+def size_of(asked: ImageRequest) -> tuple[int, int]:
     """The size of the pictures that come."""
     return (1024, 1024) if KNOWN.get(asked.model, _ANY).sized_by_ratio else (asked.width, asked.height)
 
 
-def _size_refusal(asked: Asked, model: Model, request_id: str) -> Answer | None:
+def _size_refusal(asked: ImageRequest, model: Model, request_id: str) -> Response | None:
     if model.sizes:
         if (asked.width, asked.height) in model.sizes:
             return None

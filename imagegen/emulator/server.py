@@ -12,14 +12,16 @@ from typing import Final
 import orjson
 from aiohttp import hdrs, web
 
-from . import answers, faults, models, wire
-from .answers import Answer
-from .asked import Asked, BadBody, parse
-from .generation import Generation, Studio, new_ids
+from . import delivery as wire
+from . import faults, models
+from . import responses as answers
+from .fault_schedule import UNREAD, Fault, FaultSchedule, UnknownFault
+from .generation import Generation, ImageSettings, new_ids
+from .image_files import Links
 from .ledger import Call, Ledger
-from .links import Links
-from .pace import Pace
-from .script import UNREAD, Fault, Script, UnknownFault
+from .rate_limit import TokenBucket
+from .request import BadBody, ImageRequest, parse
+from .responses import Response
 
 _GENERATION_PATHS: Final = frozenset(("/v1/images/generations", "/images/generations"))
 _MODEL_PATHS: Final = frozenset(("/v1/models", "/models"))
@@ -57,9 +59,9 @@ class Emulator:
         self.ledger = Ledger()
         self._rng = rng
         self._links = Links(rng, options.link_ttl_s)
-        self._studio = Studio(rng, self._links, options.image)
-        self._pace = Pace(options.rate_per_minute)
-        self._script = Script(faults.check, random.Random(options.seed))
+        self._studio = ImageSettings(rng, self._links, options.image)
+        self._pace = TokenBucket(options.rate_per_minute)
+        self._script = FaultSchedule(faults.check, random.Random(options.seed))
         self._script.set_default(options.fault, options.fail_rate, monotonic())
         self._port = options.port
         self._runner: web.ServerRunner | None = None
@@ -127,16 +129,16 @@ class Emulator:
         }
         return await self._answer(request, answer.with_headers(headers), call)
 
-    def _refusal_unread(self, request: web.BaseRequest, request_id: str) -> Answer | None:
+    def _refusal_unread(self, request: web.BaseRequest, request_id: str) -> Response | None:
         """What needs no look into the body."""
         if not self._has_key(request):
             return answers.error("401", request_id)
         if (request.content_length or 0) > _MAX_BODY_BYTES:
             return answers.error("413", request_id)
         fault = self._script.take_unread(monotonic())
-        return None if fault is None else Answer(0, b"", delivery=fault.name)
+        return None if fault is None else Response(0, b"", delivery=fault.name)
 
-    def _judge(self, raw: bytes, request_id: str, base_url: str) -> tuple[Answer, Call]:
+    def _judge(self, raw: bytes, request_id: str, base_url: str) -> tuple[Response, Call]:
         try:
             asked = parse(raw)
         except BadBody as failure:
@@ -147,21 +149,21 @@ class Emulator:
             answer = answers.invalid(f"emulator: {failure}", request_id)
         return answer, _call_of(asked, answer)
 
-    def _decide(self, generation: Generation) -> Answer:
+    def _decide(self, generation: Generation) -> Response:
         """The script and the prompt's marker come first, then the rate limit, the model's limits, a good answer."""
         fault = self._script.take(generation.asked.prompt, monotonic())
         answer = self._decide_unscripted(generation) if fault is None else faults.plan(generation, fault)
         delay_s = self.options.delay_s if fault is None else fault.number("delay_s", self.options.delay_s)
         return replace(answer, delay_s=delay_s) if delay_s else answer
 
-    def _decide_unscripted(self, generation: Generation) -> Answer:
+    def _decide_unscripted(self, generation: Generation) -> Response:
         asked, pace = generation.asked, self._pace
         if not pace.admit(monotonic()):
             options = {"rate": pace.per_minute, "reset": pace.reset_s(), "headers": pace.headers()}
             return faults.plan(generation, Fault("429_model", options))
         return models.refusal(asked, generation.request_id, self.options.revived) or generation.answer()
 
-    async def _answer(self, request: web.BaseRequest, answer: Answer, call: Call | None = None) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, answer: Response, call: Call | None = None) -> web.StreamResponse:
         there = False
         try:
             if answer.delay_s:
@@ -178,23 +180,23 @@ class Emulator:
             if call is not None:
                 self.ledger.closed(call, client_there=there)
 
-    def _list_models(self, request: web.BaseRequest) -> Answer:
+    def _list_models(self, request: web.BaseRequest) -> Response:
         if not self._has_key(request):
             return answers.error("401", "")
-        served = [name for name in models.KNOWN if name not in models.VANISHED or name in self.options.revived]
+        served = [name for name in models.KNOWN if name not in models.RETIRED or name in self.options.revived]
         # A bare array, as the `together` package up to 2.x wants it.
-        return Answer(
+        return Response(
             200, orjson.dumps([{"id": name, "object": "model", "created": 0, "type": "image"} for name in served])
         )
 
-    async def _operate(self, request: web.BaseRequest, path: str) -> Answer:
+    async def _operate(self, request: web.BaseRequest, path: str) -> Response:
         match (request.method, path.removeprefix("/_emulator/")):
             case ("GET", "ledger"):
-                return Answer(200, self.ledger.to_json())
+                return Response(200, self.ledger.to_json())
             case ("DELETE", "ledger"):
                 self.ledger.clear()
             case ("GET", "script"):
-                return Answer(200, orjson.dumps(self._script.pending(monotonic())))
+                return Response(200, orjson.dumps(self._script.pending(monotonic())))
             case ("DELETE", "script"):
                 self.clear_script()
             case ("POST", "script"):
@@ -202,18 +204,18 @@ class Emulator:
             case ("POST", "expire"):
                 self.expire_links()
             case ("GET", "faults"):
-                return Answer(200, orjson.dumps(faults.names()))
+                return Response(200, orjson.dumps(faults.names()))
             case _:
                 return answers.error("404_path", "")
-        return Answer(204, b"")
+        return Response(204, b"")
 
-    def _add_steps(self, raw: bytes) -> Answer:
+    def _add_steps(self, raw: bytes) -> Response:
         try:
             sent = orjson.loads(raw)
             self.script(sent if isinstance(sent, list) else [sent])
         except (orjson.JSONDecodeError, UnknownFault) as failure:
             return answers.invalid(f"emulator: {failure}", "")
-        return Answer(204, b"")
+        return Response(204, b"")
 
     def _has_key(self, request: web.BaseRequest) -> bool:
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
@@ -224,7 +226,7 @@ def _base_url(request: web.BaseRequest) -> str:
     return f"http://{request.headers.get(hdrs.HOST, 'localhost')}"
 
 
-def _call_of(asked: Asked, answer: Answer) -> Call:
+def _call_of(asked: ImageRequest, answer: Response) -> Call:
     refused = answer.delivery == UNREAD or (answer.delivery == "plain" and 400 <= answer.status < 500)
     return Call(
         received_at=time(),

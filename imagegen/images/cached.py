@@ -17,8 +17,8 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.health import StoreHealth, describe
 from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store_health import StoreHealth, describe
 from imagegen.tasks.image import StoredImage
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024
@@ -27,7 +27,7 @@ CACHED_S = 600.0
 
 PROBE_INTERVAL_S = 2.0
 
-_AWAY = (QueueUnavailable, StoreUnavailable)
+_UNAVAILABLE = (QueueUnavailable, StoreUnavailable)
 
 
 def cache_health() -> StoreHealth:
@@ -35,7 +35,7 @@ def cache_health() -> StoreHealth:
     return StoreHealth("the disk cache", "they are read from the store each time")
 
 
-class BytesPort(Protocol):
+class BlobStore(Protocol):
     """Where the bytes are kept: Redis, a bucket. All methods raise QueueUnavailable or StoreUnavailable.
 
     The images that it is given have a `sha256` and a size.
@@ -85,13 +85,13 @@ class CachedStore:
 
     def __init__(
         self,
-        port: BytesPort,
+        port: BlobStore,
         cache: ImageStore,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.health = StoreHealth("the image store")
-        self._port = port
+        self._blobs = port
         self._cache = cache
         self._clock = clock
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
@@ -106,8 +106,8 @@ class CachedStore:
         """Start both. Raises SettingsError where the port can't work as it is set up."""
         await self._cache.start()
         try:
-            await self._port.start()
-        except _AWAY as error:
+            await self._blobs.start()
+        except _UNAVAILABLE as error:
             self.health.mark_failed(error.__cause__ or error)
 
     async def watch(self) -> None:
@@ -120,8 +120,8 @@ class CachedStore:
     async def check(self) -> None:
         """Probe the port once."""
         try:
-            await self._port.probe()
-        except _AWAY as error:
+            await self._blobs.probe()
+        except _UNAVAILABLE as error:
             self.health.mark_failed(error.__cause__ or error)
         else:
             self.health.mark_ok()
@@ -132,7 +132,7 @@ class CachedStore:
             fetching.cancel()
         await asyncio.gather(*self._fetching.values(), return_exceptions=True)
         await self._cache.close()
-        await self._port.close()
+        await self._blobs.close()
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
         """Save the image in the port, then in the cache."""
@@ -154,9 +154,9 @@ class CachedStore:
                 return OpenedImage(image.size_bytes, fetched.data)
             if fetched.whole and (cached := await self._open_cached(task_id, image)):
                 return cached
-            if not fetched.whole or not await self._port.contains_all(task_id, [image]):
+            if not fetched.whole or not await self._blobs.contains_all(task_id, [image]):
                 return None
-        except _AWAY as error:
+        except _UNAVAILABLE as error:
             raise self._unavailable(error) from error
         return OpenedImage(image.size_bytes, pieces=lambda offset, length: self._read(task_id, image, offset, length))
 
@@ -173,8 +173,8 @@ class CachedStore:
         if len(ours) + sum(image.url is not None for image in images) < len(images):
             return False
         try:
-            return not ours or await self._port.contains_all(task_id, ours)
-        except _AWAY as error:
+            return not ours or await self._blobs.contains_all(task_id, ours)
+        except _UNAVAILABLE as error:
             raise self._unavailable(error) from error
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
@@ -183,8 +183,8 @@ class CachedStore:
         if not ours:
             return
         try:
-            await self._port.extend_expiry(task_id, ours, expires_at_s)
-        except _AWAY as error:
+            await self._blobs.extend_expiry(task_id, ours, expires_at_s)
+        except _UNAVAILABLE as error:
             raise self._unavailable(error) from error
         with suppress(StoreUnavailable):
             await self._cache.extend_expiry(task_id, ours, expires_at_s)
@@ -194,8 +194,8 @@ class CachedStore:
         if isinstance(source, Path) and not await in_file_thread(source.exists):
             raise SpooledImageLost
         try:
-            await self._port.put(task_id, stored, source, expires_at_s)
-        except _AWAY as error:
+            await self._blobs.put(task_id, stored, source, expires_at_s)
+        except _UNAVAILABLE as error:
             self.health.mark_failed(error.__cause__ or error)
             raise StoreUnavailable from error
 
@@ -230,7 +230,7 @@ class CachedStore:
     async def _fetch_once(self, task_id: str, image: StoredImage) -> _Fetched:
         expires_at_s = self._clock() + CACHED_S
         if image.size_bytes <= SMALL_BYTES:
-            data = b"".join([piece async for piece in self._port.get(task_id, image, 0, image.size_bytes)])
+            data = b"".join([piece async for piece in self._blobs.get(task_id, image, 0, image.size_bytes)])
             if len(data) != image.size_bytes or hashlib.sha256(data).hexdigest() != image.sha256:
                 return _Fetched()
             verified = VerifiedImage(image.content_type, len(data), image.width, image.height, image.sha256, data)
@@ -258,7 +258,7 @@ class CachedStore:
         digest, size_bytes = hashlib.sha256(), 0
         file = await in_file_thread(FileIO, path, "xb")
         try:
-            async with aclosing(self._port.get(task_id, image, 0, image.size_bytes)) as pieces:
+            async with aclosing(self._blobs.get(task_id, image, 0, image.size_bytes)) as pieces:
                 async for piece in pieces:
                     await in_file_thread(_write_hashed, file, digest, piece)
                     size_bytes += len(piece)
@@ -270,7 +270,7 @@ class CachedStore:
         """Yield pieces straight from the port. Of a whole image, the last one comes only if the hash is right."""
         digest, whole, left = hashlib.sha256(), length == image.size_bytes, length
         try:
-            async with aclosing(self._port.get(task_id, image, offset, length)) as pieces:
+            async with aclosing(self._blobs.get(task_id, image, offset, length)) as pieces:
                 async for piece in pieces:
                     left -= len(piece)
                     if whole:
@@ -278,7 +278,7 @@ class CachedStore:
                         if left <= 0 and digest.hexdigest() != image.sha256:
                             raise StoreUnavailable
                     yield piece
-        except _AWAY as error:
+        except _UNAVAILABLE as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:

@@ -23,13 +23,13 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
-from imagegen.images.checkedfiles import CheckedFiles
-from imagegen.images.diskindex import EXPIRED_AT_ONCE, DiskIndex, Kept
-from imagegen.images.diskwatch import DiskWatch
+from imagegen.images.checked_files import CheckedFiles
+from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
+from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
-from imagegen.images.health import StoreHealth
 from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage
 
 P = ParamSpec("P")
@@ -209,7 +209,7 @@ class DiskStore:
         A modification time in the future is an expiry too: versions before this one have it nowhere else. One in the
         past means nothing, since copying a folder sets it.
         """
-        kept, noted_s = self._index.get(name), self._expiry.known(_task_of(name))
+        kept, noted_s = self._index.get(name), self._expiry.expiry_of(_task_of(name))
         stamped_s = file.modified_s if now < file.modified_s <= now + 2 * self._life_s else 0.0
         if kept is not None and abs(stamped_s - kept.expires_at_s) < 1:
             return kept.expires_at_s
@@ -242,7 +242,7 @@ class DiskStore:
 
         return await _in_thread(write)
 
-    def _remove_superfluous(self, expired: dict[str, Kept], over_cap: list[str]) -> None:
+    def _remove_superfluous(self, expired: dict[str, IndexEntry], over_cap: list[str]) -> None:
         """Remove files, but those whose expiry another process extended."""
         if expired:
             self._expiry.refresh()
@@ -253,9 +253,9 @@ class DiskStore:
         for name in names:
             files.stamp(name, expires_at_s)
 
-    def _later(self, name: str, kept: Kept) -> float | None:
+    def _later(self, name: str, kept: IndexEntry) -> float | None:
         """Return a later expiry than the one in memory, which another process noted."""
-        noted_s = self._expiry.known(_task_of(name))
+        noted_s = self._expiry.expiry_of(_task_of(name))
         return noted_s if noted_s is not None and noted_s >= kept.expires_at_s + STEP_S else None
 
     async def _is_expired(self, name: str) -> bool:
@@ -295,7 +295,7 @@ class DiskStore:
 
     def _elsewhere(self, image: StoredImage) -> bool:
         """Return whether an instance with a folder of its own keeps it."""
-        return image.keeper not in ("", self.store_id) and self._others_live()
+        return image.store_id not in ("", self.store_id) and self._others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
         """Return the path as a string, which is made in a tenth of the time."""

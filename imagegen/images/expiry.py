@@ -26,7 +26,7 @@ class ExpiryIndex:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, int] = {}
+        self._expiry_by_name: dict[str, int] = {}
         self._offset = 0
         self._inode = 0
         self._lock = threading.Lock()
@@ -35,9 +35,9 @@ class ExpiryIndex:
         """Record when the images of a task expire."""
         rounded = -int(-expires_at_s // STEP_S) * STEP_S
         with self._lock:
-            if self._known.get(task_id) == rounded:
+            if self._expiry_by_name.get(task_id) == rounded:
                 return
-            self._known[task_id] = rounded
+            self._expiry_by_name[task_id] = rounded
             with suppress(OSError):
                 file = os.open(self._path, _APPEND, 0o666)
                 try:
@@ -45,9 +45,9 @@ class ExpiryIndex:
                 finally:
                     os.close(file)
 
-    def known(self, task_id: str) -> float | None:
+    def expiry_of(self, task_id: str) -> float | None:
         """Return when the images of a task expire, None if no line has it."""
-        return self._known.get(task_id)
+        return self._expiry_by_name.get(task_id)
 
     def refresh(self) -> None:
         """Read the lines that were added since the last call, by other processes too. Raises OSError."""
@@ -65,11 +65,13 @@ class ExpiryIndex:
     def forget_expired(self, now: float, keep: set[str]) -> None:
         """Drop expired tasks but those of `keep`, and rewrite the file if most of its lines are out of date."""
         with self._lock:
-            self._known = {task: end_s for task, end_s in self._known.items() if end_s > now or task in keep}
-            needed_bytes = sum(len(task_id) + 12 for task_id in self._known)
+            self._expiry_by_name = {
+                task: end_s for task, end_s in self._expiry_by_name.items() if end_s > now or task in keep
+            }
+            needed_bytes = sum(len(task_id) + 12 for task_id in self._expiry_by_name)
             if self._offset < max(COMPACT_BYTES, 2 * needed_bytes):
                 return
-            lines = "".join(f"{task_id} {expires_at_s}\n" for task_id, expires_at_s in self._known.items())
+            lines = "".join(f"{task_id} {expires_at_s}\n" for task_id, expires_at_s in self._expiry_by_name.items())
             part = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
             try:
                 part.write_text(lines, encoding="ascii")
@@ -82,4 +84,4 @@ class ExpiryIndex:
         """Read one line; what is not one, as a crash may leave it, is skipped."""
         task_id, _, expires_at_s = line.decode("ascii", "replace").partition(" ")
         if expires_at_s.isascii() and expires_at_s.isdigit() and len(expires_at_s) < 12:
-            self._known[task_id] = int(expires_at_s)
+            self._expiry_by_name[task_id] = int(expires_at_s)

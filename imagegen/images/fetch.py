@@ -10,18 +10,18 @@ import pybase64
 from yarl import URL
 
 from imagegen import __version__
-from imagegen.addresses import check_host, refusal_in
 from imagegen.errors import DownloadFailed, ImageRejected
-from imagegen.images.httpget import LinkClient, LinkResponse
-from imagegen.images.links import Origin, parsed
+from imagegen.images.image_links import Origin, parse_link
+from imagegen.images.link_client import LinkClient, LinkResponse
 from imagegen.images.sniff import NotAnImage, sniff
 from imagegen.images.spool import SMALL_BYTES, ImageSink, Spool
 from imagegen.images.store import VerifiedImage, in_check_thread, in_file_thread
+from imagegen.ssrf import blocked_cause, check_host
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageLink
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 MAX_REDIRECTS = 3
-TRIES = 3
+MAX_TRIES = 3
 BACKOFF_S = 0.25
 MAX_DETAIL_CHARS = 300
 NEW_LINK_S = 60.0
@@ -43,7 +43,7 @@ _HEADERS = {
     "Accept-Encoding": "identity",
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
-_PASSING = {408, 425, 429}
+_TRANSIENT = {408, 425, 429}
 _GRACE_S = {403: SETTLING_S, 404: NEW_LINK_S}
 
 
@@ -67,7 +67,7 @@ class ImageFetcher:
         self._origin = origin
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
-        self._client = LinkClient(session, _HEADERS, timeout_s / TRIES)
+        self._client = LinkClient(session, _HEADERS, timeout_s / MAX_TRIES)
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
         """Return the checked image; pass it to `Spool.discard` after use. age_s: seconds since its link came.
@@ -85,9 +85,9 @@ class ImageFetcher:
             self._check_size(len(image.data))
             if len(image.data) <= SMALL_BYTES:
                 return sniff(image.data)
-            return await self._pour(self._spool.sink(must_hold=True), [image.data])
+            return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
-            detail = _shown(f"The upstream's image can't be used: {error}")
+            detail = _printable(f"The upstream's image can't be used: {error}")
             if isinstance(image, ImageLink) and not error.lasting and age_s < SETTLING_S:
                 raise DownloadFailed(detail) from error
             raise ImageRejected(detail, lasting=error.lasting) from error
@@ -103,12 +103,12 @@ class ImageFetcher:
     async def _download(self, link: str, age_s: float) -> VerifiedImage:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._try_often(_absolute(link, self._origin.base_url), age_s)
+                return await self._download_with_retries(_absolute(link, self._origin.base_url), age_s)
         except TimeoutError as error:
             raise DownloadFailed(f"the image could not be fetched within {self._timeout_s:g} s") from error
 
-    async def _try_often(self, url: URL, age_s: float) -> VerifiedImage:
-        for number in range(1, TRIES):
+    async def _download_with_retries(self, url: URL, age_s: float) -> VerifiedImage:
+        for number in range(1, MAX_TRIES):
             try:
                 return await self._follow(url, age_s)
             except DownloadFailed as error:
@@ -136,7 +136,7 @@ class ImageFetcher:
             check_host(url.raw_host or "", url.port or 0, self._origin.own_hosts)
             return await self._request(url, age_s)
         except (aiohttp.ClientError, OSError) as error:
-            refused, own = refusal_in(error), None
+            refused, own = blocked_cause(error), None
             unknown_name = isinstance(error, aiohttp.ClientConnectorDNSError)
             if from_upstream and (refused or unknown_name):
                 own = await self._origin.own_address(url)
@@ -153,7 +153,7 @@ class ImageFetcher:
                 return await self._read(response)
             if status in _REDIRECTS:
                 return _absolute(response.headers.get("Location", ""), url)
-            if status >= 500 or status in _PASSING or age_s < _GRACE_S.get(status, 0.0):
+            if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, 0.0):
                 asked_s = _seconds(response.headers.get("Retry-After", ""))
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
             raise _rejected(f"The image's link is dead: {host} answered {status}")
@@ -188,10 +188,10 @@ class ImageFetcher:
         self._check_size(len(text) // 4 * 3)
         if len(text) <= SMALL_BYTES:
             return sniff(b"".join(_decoded(text)))
-        return await self._pour(self._spool.sink(must_hold=True), _decoded(text))
+        return await self._write_decoded(self._spool.sink(must_hold=True), _decoded(text))
 
     @staticmethod
-    async def _pour(sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
+    async def _write_decoded(sink: ImageSink, pieces: Iterator[bytes] | list[bytes]) -> VerifiedImage:
         try:
             return await in_check_thread(sink.finish, pieces)
         finally:
@@ -223,7 +223,7 @@ def _decoded(text: memoryview) -> Iterator[bytes]:
 
 def _absolute(link: str, base: URL | None) -> URL:
     try:
-        return parsed(link, base)
+        return parse_link(link, base)
     except ValueError as error:
         raise _rejected("The image's link is not a valid address") from error
 
@@ -241,8 +241,8 @@ def _reason(error: Exception) -> str:
 
 
 def _rejected(detail: str) -> ImageRejected:
-    return ImageRejected(_shown(detail), lasting=True)
+    return ImageRejected(_printable(detail), lasting=True)
 
 
-def _shown(detail: str) -> str:
+def _printable(detail: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in detail)[:MAX_DETAIL_CHARS]

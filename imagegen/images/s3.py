@@ -39,7 +39,7 @@ _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _PASSING = {408, 425, 429}
 _PROBE = b"imagegen probe\n"
-_END = "imagegen-expires-at"
+_EXPIRES_METADATA = "imagegen-expires-at"
 
 _HINTS = {
     "NoSuchBucket": "S3_BUCKET, S3_ENDPOINT: there is no such bucket",
@@ -68,12 +68,12 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _BlobEntry:
     size_bytes: int
     saved_at_s: float
 
 
-class S3Bytes:
+class S3BlobStore:
     """IMAGE_STORE=s3: one request a picture to put, to get and to ask for. `sweep` is a loop that the caller runs.
 
     life_s: how long a picture is kept at most; max_bytes: of all, the newest one always stays.
@@ -92,12 +92,12 @@ class S3Bytes:
         self._life_s = life_s
         self._clock = clock
         self._session = get_session()
-        self._wrong = (ParamValidationError, ValueError)
+        self._cause = (ParamValidationError, ValueError)
         self._refused: type[Exception] = ClientError
         self._failures = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)  # a cut body is aiohttp's own
         self._stack = AsyncExitStack()
         self._client: Any = None
-        self._index: dict[str, _Kept] = {}
+        self._index: dict[str, _BlobEntry] = {}
         self._total_bytes = 0
 
     async def start(self) -> None:
@@ -116,7 +116,7 @@ class S3Bytes:
                 hint = _HINTS.get(_code(error), "S3_ENDPOINT, S3_BUCKET: the service refuses us")
                 raise SettingsError(f"{hint} ({error})") from error
             raise StoreUnavailable from error
-        except self._wrong as error:
+        except self._cause as error:
             raise SettingsError(f"S3_ENDPOINT, S3_BUCKET, S3_REGION: they can't be used: {error}") from error
         except self._failures as error:
             raise StoreUnavailable from error
@@ -127,7 +127,7 @@ class S3Bytes:
     async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
         """Write the object, a file in pieces, then delete the oldest that are over the cap. Raises StoreUnavailable."""
         key = self._key(task_id, image)
-        async with self._calling(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S), _opened(source) as body:
+        async with self._request(CALL_S + image.size_bytes / SLOWEST_BYTES_PER_S), _opened(source) as body:
             await self._client.put_object(
                 Bucket=self._bucket.name,
                 Key=key,
@@ -135,9 +135,9 @@ class S3Bytes:
                 ContentLength=image.size_bytes,
                 ContentMD5=await in_file_thread(_md5, source),
                 ContentType=image.content_type,
-                Metadata={_END: f"{expires_at_s:.3f}"},
+                Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
-        self._add(key, _Kept(image.size_bytes, self._clock()))
+        self._add(key, _BlobEntry(image.size_bytes, self._clock()))
         with suppress(StoreUnavailable):  # the picture is safe; what is left over is found by the next sweep
             await self._delete(self._over_cap(key))
 
@@ -145,16 +145,16 @@ class S3Bytes:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
         part = {} if length == image.size_bytes else {"Range": f"bytes={offset}-{offset + length - 1}"}
         try:
-            async with self._calling():
+            async with self._request():
                 found = await self._client.get_object(Bucket=self._bucket.name, Key=self._key(task_id, image), **part)
         except _Missing:
             return
         body = found["Body"]
         try:
-            if not self._stands(found, image):
+            if not self._is_current(found, image):
                 return
             while True:
-                async with self._calling():
+                async with self._request():
                     piece = await body.read(PIECE_BYTES)
                 if not piece:
                     return
@@ -165,7 +165,7 @@ class S3Bytes:
     async def probe(self) -> None:
         """Write an object, read it back and delete it. Raises StoreUnavailable."""
         key = f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}"
-        async with self._calling():
+        async with self._request():
             await self._write_and_delete(key)
 
     async def _write_and_delete(self, key: str) -> None:
@@ -208,32 +208,32 @@ class S3Bytes:
             self._forget(key)
         await self._delete([*expired, *self._over_cap()])
 
-    async def _list(self) -> dict[str, _Kept]:
-        found: dict[str, _Kept] = {}
+    async def _list(self) -> dict[str, _BlobEntry]:
+        found: dict[str, _BlobEntry] = {}
         pages = self._client.get_paginator("list_objects_v2")
-        async with self._calling(LISTING_S):
+        async with self._request(LISTING_S):
             async for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{self._bucket.prefix}/"):
                 for item in page.get("Contents", ()):
-                    found[item["Key"]] = _Kept(item["Size"], item["LastModified"].timestamp())
+                    found[item["Key"]] = _BlobEntry(item["Size"], item["LastModified"].timestamp())
         return found
 
     async def _has(self, task_id: str, image: StoredImage) -> bool:
         try:
-            async with self._calling():
+            async with self._request():
                 found = await self._client.head_object(Bucket=self._bucket.name, Key=self._key(task_id, image))
         except _Missing:
             return False
-        return self._stands(found, image)
+        return self._is_current(found, image)
 
     async def _set_end(self, key: str, image: StoredImage, expires_at_s: float) -> None:
         with suppress(_Missing):
-            async with self._calling():
+            async with self._request():
                 await self._client.copy_object(
                     Bucket=self._bucket.name,
                     Key=key,
                     CopySource={"Bucket": self._bucket.name, "Key": key},
                     ContentType=image.content_type,
-                    Metadata={_END: f"{expires_at_s:.3f}"},
+                    Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
                     MetadataDirective="REPLACE",
                 )
 
@@ -244,11 +244,11 @@ class S3Bytes:
 
     async def _delete_one(self, key: str) -> None:
         with suppress(_Missing):
-            async with self._calling():
+            async with self._request():
                 await self._client.delete_object(Bucket=self._bucket.name, Key=key)
 
     @asynccontextmanager
-    async def _calling(self, deadline_s: float = CALL_S) -> AsyncIterator[None]:
+    async def _request(self, deadline_s: float = CALL_S) -> AsyncIterator[None]:
         """Raises _Missing where the object is not there, StoreUnavailable for all else that fails."""
         try:
             async with asyncio.timeout(deadline_s):
@@ -264,13 +264,13 @@ class S3Bytes:
         extension = _EXTENSIONS.get(image.content_type, "bin")
         return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{extension}"
 
-    def _stands(self, found: Mapping[str, Any], image: StoredImage) -> bool:
-        end = found["Metadata"].get(_END, "")
+    def _is_current(self, found: Mapping[str, Any], image: StoredImage) -> bool:
+        end = found["Metadata"].get(_EXPIRES_METADATA, "")
         of_range = str(found.get("ContentRange", "")).rpartition("/")[2]
         size_bytes = int(of_range) if of_range.isdecimal() else found["ContentLength"]
         return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
-    def _add(self, key: str, kept: _Kept) -> None:
+    def _add(self, key: str, kept: _BlobEntry) -> None:
         self._forget(key)
         self._index[key] = kept
         self._total_bytes += kept.size_bytes

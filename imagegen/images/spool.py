@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images.files import NEW_FILE, write_all
 from imagegen.images.sniff import ImageChecker

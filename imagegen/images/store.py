@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar, cast
 
 from imagegen.errors import StoreUnavailable
-from imagegen.images.health import StoreHealth
+from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage
 
 P = ParamSpec("P")
@@ -73,10 +73,10 @@ class VerifiedImage:
             return self.data
         return cast(Path, self.path)
 
-    def stored_at(self, index: int, *, seed: int | None = None, keeper: str = "") -> StoredImage:
+    def stored_at(self, index: int, *, seed: int | None = None, store_id: str = "") -> StoredImage:
         """Return the record of this image in its task."""
         return StoredImage(
-            index, self.content_type, self.size_bytes, self.width, self.height, self.sha256, seed, keeper=keeper
+            index, self.content_type, self.size_bytes, self.width, self.height, self.sha256, seed, store_id=store_id
         )
 
 

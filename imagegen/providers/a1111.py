@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.client import Upstream, basic_authorization
-from imagegen.providers.protocol import Call, CallWatcher, Reply
+from imagegen.providers.http_client import ProviderClient, basic_authorization
+from imagegen.providers.protocol import Call, CallObserver, Reply
 
 _TXT2IMG = "sdapi/v1/txt2img"
 _PROGRESS = "sdapi/v1/progress?skip_current_image=true"
@@ -44,7 +44,7 @@ class A1111Provider:
         poll_s: float = 1.0,
     ) -> None:
         url = URL(base_url.strip().rstrip("/"))
-        self._upstream = Upstream(
+        self._upstream = ProviderClient(
             session,
             url.with_user(None),
             _TXT2IMG,
@@ -59,7 +59,7 @@ class A1111Provider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         async with self._progress_told(watcher):
             reply = await self._upstream.generate(fields_of(call, self._default_model), watcher)
         dropped = [name for name in _NO_PLACE if getattr(call.request, name) is not None]
@@ -67,7 +67,7 @@ class A1111Provider:
         return replace(reply, images=reply.images[: call.count], warnings=warnings)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        listing = await self._upstream.look_up(_MODELS)
+        listing = await self._upstream.get_json(_MODELS)
         entries = listing if isinstance(listing, list) else []
         names = [entry.get("model_name") for entry in entries if isinstance(entry, dict)]
         return tuple({"id": name, "type": "image"} for name in names if isinstance(name, str))
@@ -76,7 +76,7 @@ class A1111Provider:
         """The session is the app's."""
 
     @asynccontextmanager
-    async def _progress_told(self, watcher: CallWatcher) -> AsyncIterator[None]:
+    async def _progress_told(self, watcher: CallObserver) -> AsyncIterator[None]:
         self._running += 1
         loop = asyncio.create_task(self._tell_progress(watcher), name="a1111-progress")
         try:
@@ -88,13 +88,13 @@ class A1111Provider:
             if not loop.cancelled():
                 loop.result()
 
-    async def _tell_progress(self, watcher: CallWatcher) -> None:
+    async def _tell_progress(self, watcher: CallObserver) -> None:
         """The web UI says how far its one running job is, not whose it is: heard only while it can be no other's."""
         told = 0.0
         while True:
             await asyncio.sleep(self._poll_s)
             with suppress(UpstreamError):
-                fraction = _fraction(await self._upstream.look_up(_PROGRESS))
+                fraction = _fraction(await self._upstream.get_json(_PROGRESS))
                 if self._running == 1 and told < fraction <= 1:
                     told = fraction
                     watcher.progress(fraction)

@@ -11,7 +11,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
-from imagegen.providers.protocol import Call, CallWatcher, Provider, Reply
+from imagegen.providers.protocol import Call, CallObserver, Provider, Reply
 
 OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
@@ -54,7 +54,7 @@ class MeteredProvider:
     def base_url(self) -> URL | None:
         return self._provider.base_url
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False
         try:
             reply = await self._provider.generate(call, watcher)
@@ -68,7 +68,7 @@ class MeteredProvider:
                 self._warn(error)
             raise
         finally:
-            self._meter.called(code, monotonic() - began_at, ambiguous=ambiguous)
+            self._meter.observe_provider_call(code, monotonic() - began_at, ambiguous=ambiguous)
         return reply
 
     def _warn(self, error: UpstreamError) -> None:

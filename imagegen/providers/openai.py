@@ -11,9 +11,9 @@ import aiohttp
 from msgspec import structs
 from yarl import URL
 
-from imagegen.providers.client import Upstream, basic_authorization
-from imagegen.providers.protocol import Call, CallWatcher, Reply
-from imagegen.providers.wire import read_models
+from imagegen.providers.http_client import ProviderClient, basic_authorization
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
 
 _ADJUSTMENTS = frozenset({"steps", "seed", "negative_prompt", "guidance_scale"})
@@ -114,7 +114,7 @@ class OpenAICompatibleProvider:
             base = base.with_path("/v1")
         authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
         secret = api_key or url.password or ""
-        self._upstream = Upstream(
+        self._upstream = ProviderClient(
             session, base, "images/generations", timeout_s, authorization=authorization, secret=secret
         )
         self._dialect = dialect or dialect_of(base)
@@ -122,7 +122,7 @@ class OpenAICompatibleProvider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         dialect = self._dialect.for_model(call.request.model)
         reply = await self._upstream.generate(fields_of(call, dialect), watcher)
         # Only Together counts `x-ratelimit-limit` per second.
@@ -132,7 +132,7 @@ class OpenAICompatibleProvider:
         )
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        return read_models(await self._upstream.look_up("models"))
+        return parse_models(await self._upstream.get_json("models"))
 
     async def close(self) -> None:
         """The session is the app's."""

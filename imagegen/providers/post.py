@@ -18,9 +18,9 @@ from aiohttp.connector import Connection
 from msgspec import Struct
 from yarl import URL
 
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
-from imagegen.providers.largebody import LARGE_BYTES, LargeBody
+from imagegen.providers.large_body import LARGE_BYTES, LargeBody
 from imagegen.providers.timelimit import TimeLimit
 
 MAX_BODY_BYTES = 48 * 2**20
@@ -40,7 +40,7 @@ class NotSent(Exception):
     """No byte of the request has left, so nothing can have been paid for; the cause says why."""
 
 
-class Answer(Struct, frozen=True, gc=False):
+class RawResponse(Struct, frozen=True, gc=False):
     """headers: their names in any case, as aiohttp's are."""
 
     status: int
@@ -48,7 +48,7 @@ class Answer(Struct, frozen=True, gc=False):
     body: bytes | bytearray
 
 
-class Post:
+class PaidPost:
     """One URL, and the headers that go with each request to it and to no other host.
 
     session: its connector is used. timeout_s: over everything, from the wait for a connection to the body's last byte.
@@ -61,7 +61,7 @@ class Post:
         self._limit = TimeLimit(timeout_s)
         self._connect_timeout = connect_timeout(timeout_s)
 
-    async def send(self, body: bytes, on_sent: Callable[[], None]) -> Answer:
+    async def send(self, body: bytes, on_sent: Callable[[], None]) -> RawResponse:
         """`on_sent` is called when the request was handed to the system.
 
         Raises NotSent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the answer is
@@ -91,7 +91,7 @@ class Post:
         except (aiohttp.ClientError, OSError) as error:
             raise NotSent from error
 
-    async def _exchange(self, connection: Connection, body: bytes, on_sent: Callable[[], None]) -> Answer:
+    async def _exchange(self, connection: Connection, body: bytes, on_sent: Callable[[], None]) -> RawResponse:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise NotSent
@@ -101,7 +101,7 @@ class Post:
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
             message, content = await protocol.read()
-        return Answer(message.code, message.headers, await bounded(message.code, message.headers, content))
+        return RawResponse(message.code, message.headers, await read_limited(message.code, message.headers, content))
 
     @cached_property
     def _request(self) -> aiohttp.ClientRequest:
@@ -125,7 +125,7 @@ def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
 
 
-async def bounded(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
+async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
     """The whole body. Raises UpstreamError where it is over the limit."""
     length = int(headers.get("Content-Length", 0))
     if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in headers:

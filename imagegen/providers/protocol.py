@@ -47,7 +47,7 @@ class Reply(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class CallWatcher(Protocol):
+class CallObserver(Protocol):
     """Told by a provider of things that really happened during a call."""
 
     def sent(self) -> None:
@@ -78,7 +78,7 @@ class Provider(Protocol):
     @property
     def base_url(self) -> URL | None: ...
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""
         ...
 

@@ -20,11 +20,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import Call, CallWatcher, Reply
+from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.tasks.image import ImageBytes
 
 if TYPE_CHECKING:
-    from imagegen.providers.drawing.picture import Picture
+    from imagegen.providers.drawing.render import Drawing
 
 _MAX_SLOW_S = 600.0
 _MAX_REMEMBERED = 1_000
@@ -58,7 +58,7 @@ class SandboxProvider:
         self._delay_s = delay_s
         self._failures: OrderedDict[tuple[str, int | None, int], int] = OrderedDict()
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         """Draws the call's pictures one after the other. Raises UpstreamError where the prompt asks for it."""
         watcher.sent()
         delay_s = _slow_s(call.request.prompt, self._delay_s)
@@ -93,7 +93,7 @@ class SandboxProvider:
         return error
 
 
-async def _draw(call: Call, nth: int, delay_s: float, watcher: CallWatcher) -> ImageBytes:
+async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver) -> ImageBytes:
     """One picture in four steps, spread over `delay_s`; each is told when it is really done."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -104,12 +104,12 @@ async def _draw(call: Call, nth: int, delay_s: float, watcher: CallWatcher) -> I
     def done(part: float) -> None:
         watcher.progress((nth + part) / call.count)
 
-    picture = await asyncio.to_thread(_picture, call, nth)
+    picture = await asyncio.to_thread(_image, call, nth)
     await rest(0.2)
     await asyncio.to_thread(picture.paint)
     done(0.4)
     await rest(0.5)
-    await asyncio.to_thread(picture.frost)
+    await asyncio.to_thread(picture.blur_card)
     done(0.6)
     await rest(0.75)
     await asyncio.to_thread(picture.write_words)
@@ -120,13 +120,13 @@ async def _draw(call: Call, nth: int, delay_s: float, watcher: CallWatcher) -> I
     return ImageBytes(data)
 
 
-def _picture(call: Call, nth: int) -> Picture:
+def _image(call: Call, nth: int) -> Drawing:
     # Pillow costs start time and memory that only those who draw should pay.
-    from imagegen.providers.drawing.picture import Picture, Wish  # noqa: PLC0415
+    from imagegen.providers.drawing.render import Drawing, DrawingSpec  # noqa: PLC0415
 
     request = call.request
-    return Picture(
-        Wish(
+    return Drawing(
+        DrawingSpec(
             prompt=request.prompt,
             seed=None if call.seed is None else call.seed + nth,
             index=call.first_index + nth,

@@ -9,9 +9,9 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.providers.client import Upstream
-from imagegen.providers.protocol import Call, CallWatcher, Reply
-from imagegen.providers.wire import read_models
+from imagegen.providers.http_client import ProviderClient
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.response_parser import parse_models
 
 _SIZE = frozenset({"width", "height"})
 
@@ -32,7 +32,7 @@ class TogetherProvider:
         response_format: Literal["base64", "url"] = "url",
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
-        self._upstream = Upstream(
+        self._upstream = ProviderClient(
             session, base, "images/generations", timeout_s, authorization=f"Bearer {api_key}", secret=api_key
         )
         self._response_format = response_format
@@ -40,13 +40,13 @@ class TogetherProvider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         fields = fields_of(call, self._response_format)
         reply = await self._upstream.generate(fields, watcher)
         return reply if len(reply.images) <= call.count else replace(reply, images=reply.images[: call.count])
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        return read_models(await self._upstream.look_up("models"))
+        return parse_models(await self._upstream.get_json("models"))
 
     async def close(self) -> None:
         """The session is the app's."""
@@ -57,7 +57,7 @@ def fields_of(call: Call, response_format: str) -> dict[str, object]:
 
     The fields of a request have Together's names.
     """
-    fields = call.request.stored() | {"n": call.count, "seed": call.seed, "response_format": response_format}
+    fields = call.request.to_dict() | {"n": call.count, "seed": call.seed, "response_format": response_format}
     if call.count == 1:
         del fields["n"]
     if call.seed is None:

@@ -10,13 +10,13 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from imagegen.queue.estimate import entry_order
+from imagegen.queue.codec import Checkpoint, UnreadableRecord, decode_checkpoint, encode_entry, shown_images
+from imagegen.queue.eta import entry_order
 from imagegen.queue.items import ReleaseItem
-from imagegen.queue.records import Run, UnreadableRecord, decode_run, encode_entry, shown_images
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
-class Start(Enum):
+class StartResult(Enum):
     """What came of a start.
 
     STARTED: written; the paid call may be made. LOST: the claim is not ours any more.
@@ -25,7 +25,7 @@ class Start(Enum):
 
     STARTED = 1
     LOST = 2
-    ADOPTED = 3
+    INHERITED = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -42,21 +42,21 @@ class Claim:
 
     entry_id: str
     task: Task
-    run: Run
-    stands: bytes | None = None
-    written: Run | None = None
+    checkpoint: Checkpoint
+    stored_bytes: bytes | None = None
+    stored_checkpoint: Checkpoint | None = None
     lost: bool = False
-    abandon: Callable[[], None] | None = None
+    on_lost: Callable[[], None] | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
-    in_slot: bool = False
+    occupies_slot: bool = False
     began_at: float | None = None
     confirmed_at: float = -math.inf
     contested: bool = False
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         self.lost = True
-        if self.abandon is not None:
-            self.abandon()
+        if self.on_lost is not None:
+            self.on_lost()
 
 
 MAX_OUTAGE_S = 600.0
@@ -68,23 +68,23 @@ def owner_life_s(lease_s: float) -> float:
     return lease_s * 2 + 5
 
 
-def run_life_s(lease_s: float) -> float:
+def checkpoint_ttl_s(lease_s: float) -> float:
     """Return the seconds that a run is kept without a renewal."""
     return owner_life_s(lease_s) + MAX_OUTAGE_S
 
 
-def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:
+def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:
     """Puts into a claim that was taken over what the instance before had done, from the run it wrote.
 
     Returns whether a call was cut off that may have been paid.
     A run that is gone though the entry rested longer than a run lives, or that can't be read, is taken for a call that
     may have been paid.
     """
-    run, claim.stands, claim.contested = claim.run, stands, True
-    cut_off = stands is None and idle_s >= run_life_s(lease_s)
+    run, claim.stored_bytes, claim.contested = claim.checkpoint, stands, True
+    cut_off = stands is None and idle_s >= checkpoint_ttl_s(lease_s)
     if stands is not None:
         try:
-            entry_id, theirs = decode_run(stands)
+            entry_id, theirs = decode_checkpoint(stands)
         except UnreadableRecord:
             cut_off = True
         else:
@@ -94,43 +94,43 @@ def inherit(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -
                     run = replace(theirs, attempts=theirs.attempts - 1)
     if cut_off:
         run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))
-    claim.run = replace(run, phase="waiting", ambiguous=run.ambiguous + cut_off)
+    claim.checkpoint = replace(run, phase="waiting", ambiguous_calls=run.ambiguous_calls + cut_off)
     claim.task = replace(
         claim.task,
-        attempts=claim.run.attempts,
-        sequence=max(claim.task.sequence, claim.task.generation + (run.starts + 1) * ATTEMPT_BLOCK - 1),
-        possibly_billed_twice=claim.run.ambiguous,
-        images=shown_images(claim.task, claim.run),
+        attempts=claim.checkpoint.attempts,
+        sequence=max(claim.task.sequence, claim.task.epoch + (run.starts + 1) * ATTEMPT_BLOCK - 1),
+        possibly_billed_twice=claim.checkpoint.ambiguous_calls,
+        images=shown_images(claim.task, claim.checkpoint),
     )
     return cut_off
 
 
-def adopt(claim: Claim, stands: bytes) -> Start:
+def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
     """Another run stands where ours should: an older generation's, one that was handed back, or a thief's.
 
     Raises UnreadableRecord.
     """
-    entry_id, run = decode_run(stands)
+    entry_id, run = decode_checkpoint(stands)
     if entry_id == claim.entry_id:
         if run.phase != "released":
-            claim.lose()
-            return Start.LOST
-        claim.run = run
-        claim.contested = claim.contested or run.ambiguous > 0  # an owner from before may still be under way
+            claim.mark_lost()
+            return StartResult.LOST
+        claim.checkpoint = run
+        claim.contested = claim.contested or run.ambiguous_calls > 0  # an owner from before may still be under way
         claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
     elif entry_order(entry_id) > entry_order(claim.entry_id):
-        claim.lose()
-        return Start.LOST
-    claim.stands = stands
-    return Start.ADOPTED
+        claim.mark_lost()
+        return StartResult.LOST
+    claim.stored_bytes = stands
+    return StartResult.INHERITED
 
 
-def handed_back(claim: Claim) -> ReleaseItem:
+def to_release_item(claim: Claim) -> ReleaseItem:
     """The claim as it is handed back: a call that was cut off may have been paid, but is no attempt."""
-    run, task = claim.run, claim.task
+    run, task = claim.checkpoint, claim.task
     stored = b""
-    if claim.stands is not None:
+    if claim.stored_bytes is not None:
         if run.phase == "calling":
-            run = replace(run, ambiguous=run.ambiguous + run.calling, attempts=run.attempts - 1)
+            run = replace(run, ambiguous_calls=run.ambiguous_calls + run.calling, attempts=run.attempts - 1)
         stored = replace(run, phase="released").encode("").strip()
-    return ReleaseItem(task.id, claim.entry_id, task.generation, encode_entry(task), stored)
+    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored)

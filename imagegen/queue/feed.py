@@ -59,7 +59,7 @@ class Feed:
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[Subscription]] = {}
-        self.on_first: Callable[[Iterable[str]], None] = lambda _ids: None
+        self.on_first_subscriber: Callable[[Iterable[str]], None] = lambda _ids: None
 
     def subscribe(self, ids: Iterable[str]) -> Subscription:
         return Subscription(self, ids)
@@ -89,7 +89,7 @@ class Feed:
         for task_id in waiter.ids:
             self._waiters.setdefault(task_id, set()).add(waiter)
         if first:
-            self.on_first(first)
+            self.on_first_subscriber(first)
 
     def remove(self, waiter: Subscription) -> None:
         for task_id in waiter.ids:

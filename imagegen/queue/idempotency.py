@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from imagegen.errors import IdempotencyMismatch, QueueUnavailable
-from imagegen.queue.batch import Batcher
-from imagegen.queue.connection import Connection
-from imagegen.queue.keys import Keys
-from imagegen.queue.wire import Asked
+from imagegen.redis_client.batcher import Batcher
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.multiplexer import CommandBatch
 
 KEY_LIFE_S = 86_400
 
@@ -23,11 +23,13 @@ class IdempotencyKeys:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._keys = keys
-        self._under_way: dict[str, asyncio.Event] = {}
-        self._claim = Batcher[tuple[str, bytes], bytes | None](connection.wire, self._asked, self._known)
+        self._in_progress: dict[str, asyncio.Event] = {}
+        self._claim = Batcher[tuple[str, bytes], bytes | None](connection.multiplexer, self._encode, self._decode)
 
     @asynccontextmanager
-    async def use(self, client: str, key: str, task_id: str, body_digest: str) -> AsyncIterator[str | None]:
+    async def first_use_or_existing(
+        self, client: str, key: str, task_id: str, body_digest: str
+    ) -> AsyncIterator[str | None]:
         """What is inside runs once a key: yields None to the first use, and to a repeat the first one's task id.
 
         A first use that fails is none; a repeat at the same moment waits for it. Raises IdempotencyMismatch where
@@ -43,28 +45,28 @@ class IdempotencyKeys:
         first_id, first_digest, _ = known.decode().split(" ")
         if first_digest != body_digest:
             raise IdempotencyMismatch
-        if under_way := self._under_way.get(name):
+        if under_way := self._in_progress.get(name):
             await under_way.wait()
         yield first_id
 
     @asynccontextmanager
     async def _first_use(self, name: str) -> AsyncIterator[None]:
-        self._under_way[name] = done = asyncio.Event()
+        self._in_progress[name] = done = asyncio.Event()
         try:
             yield
         except BaseException:
             with suppress(QueueUnavailable):
-                async with self._connection.guarded():
+                async with self._connection.deadline():
                     await self._connection.commands.delete(name)
-                    self._connection.meter.spent("idempotency", 1)
+                    self._connection.meter.redis_commands_sent("idempotency", 1)
             raise
         finally:
-            del self._under_way[name]
+            del self._in_progress[name]
             done.set()
 
-    def _asked(self, items: list[tuple[str, bytes]]) -> Asked:
-        return Asked([("SET", name, value, "NX", "GET", "PX", KEY_LIFE_S * 1000) for name, value in items])
+    def _encode(self, items: list[tuple[str, bytes]]) -> CommandBatch:
+        return CommandBatch([("SET", name, value, "NX", "GET", "PX", KEY_LIFE_S * 1000) for name, value in items])
 
-    def _known(self, items: list[tuple[str, bytes]], replies: list[bytes | None]) -> list[bytes | None]:
-        self._connection.meter.spent("idempotency", len(items))
+    def _decode(self, items: list[tuple[str, bytes]], replies: list[bytes | None]) -> list[bytes | None]:
+        self._connection.meter.redis_commands_sent("idempotency", len(items))
         return replies

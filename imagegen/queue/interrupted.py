@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from imagegen.queue.control import Control
-from imagegen.queue.memory import Memory
-from imagegen.queue.records import CANCELLED_RUN, seen_record, with_hooks
+from imagegen.queue.codec import CANCELLED_RUN, broadcast_record, with_delivery_log
+from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import Scripts
+from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks import task as edges
 from imagegen.tasks.task import Task, TaskError
 
@@ -26,16 +26,16 @@ class Interrupted:
     def __init__(
         self,
         scripts: Scripts,
-        memory: Memory,
-        control: Control,
+        task_cache: TaskCache,
+        notifier: Notifier,
         *,
         deadline_s: float,
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._scripts = scripts
-        self._memory = memory
-        self._control = control
+        self._task_cache = task_cache
+        self._notifier = notifier
         self._deadline_s = deadline_s
         self._result_ttl_s = result_ttl_s
         self._clock = clock
@@ -47,9 +47,9 @@ class Interrupted:
         """
         now = self._clock()
         ends_at = task.created_at + self._deadline_s + GRACE_S
-        if task.sequence != task.generation:
+        if task.sequence != task.epoch:
             ends_at += self._scripts.owner_life_s
-        if task.state.final or now < ends_at:
+        if task.state.is_final or now < ends_at:
             return task
         if task.entry_id and await self._scripts.entry(task.entry_id) is not None:
             return task
@@ -58,9 +58,9 @@ class Interrupted:
         if answer is None or answer.stands:
             return task
         logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
-        final = with_hooks(final, answer.hooks)
+        final = with_delivery_log(final, answer.hooks)
         self._scripts.meter.finished(final.state.value, ERROR.code, final.model)
-        self._memory.put(final)
-        self._memory.on_settled(final)
-        self._control.tell("change", record=seen_record(final).decode())
+        self._task_cache.put(final)
+        self._task_cache.on_finished_here(final)
+        self._notifier.publish("change", record=broadcast_record(final).decode())
         return final

@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.queue.records import encode_entry, encode_task, final_record
+from imagegen.queue.codec import encode_entry, encode_task, final_record
 from imagegen.tasks.task import Task
 
 
@@ -25,11 +25,11 @@ class SubmitItem(Struct, frozen=True, gc=False):
 def submit_item(task: Task, replaced: int | None = None) -> SubmitItem:
     """A pending task as a submit."""
     return SubmitItem(
-        task.id, task.generation, task.digest, encode_entry(task), encode_task(task, with_request=False), replaced
+        task.id, task.epoch, task.digest, encode_entry(task), encode_task(task, with_request=False), replaced
     )
 
 
-class SubmitAnswer(Struct, frozen=True, gc=False):
+class SubmitReply(Struct, frozen=True, gc=False):
     """kind: see submit.lua; known: the record that stands, where one does."""
 
     kind: Literal["new", "again", "known", "full", "collision", "newer", "gone"]
@@ -60,7 +60,7 @@ class Finished(Struct, frozen=True, gc=False):
     billed: int = 0
 
 
-class SwapItem(Struct, frozen=True, gc=False):
+class CompareAndSetItem(Struct, frozen=True, gc=False):
     """known: what we believe to stand; value: what is to stand; purpose: what it is counted for."""
 
     task_id: str
@@ -94,7 +94,7 @@ class ReleaseItem(Struct, frozen=True, gc=False):
     run: bytes
 
 
-class WaitingEntries(Struct, frozen=True, gc=False):
+class WaitingEntryIds(Struct, frozen=True, gc=False):
     """ids: of the first unclaimed entries; behind: how many come after them, last: the id of the last one."""
 
     ids: list[str]

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from redis.exceptions import RedisError
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.connection import Connection
-from imagegen.queue.control import Control
-from imagegen.queue.holdings import Holdings
+from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import Entry, Scripts
+from imagegen.redis_client.connection import Connection
 
 
 class Leases:
@@ -21,71 +21,73 @@ class Leases:
     may be there to take over."""
 
     def __init__(
-        self, connection: Connection, scripts: Scripts, holdings: Holdings, control: Control, lease_s: float
+        self, connection: Connection, scripts: Scripts, dispatcher: ClaimDispatcher, notifier: Notifier, lease_s: float
     ) -> None:
         self._connection = connection
         self._scripts = scripts
-        self.holdings = holdings
+        self.dispatcher = dispatcher
         self._lease_s = lease_s
         self.look = asyncio.Event()
-        self._control = control
-        self._told_busy_at = -math.inf
+        self._notifier = notifier
+        self._published_busy_at = -math.inf
         self.restore: Callable[[Sequence[Claim]], Awaitable[tuple[int, list[Claim]]]] | None = None
         self.on_loss: Callable[[], None] = lambda: None
-        control.on_peer.append(self._met_peer)
+        notifier.on_peer.append(self._on_peer_joined)
 
-    def look_soon(self) -> None:
+    def check_now(self) -> None:
         """Something may be there to take over."""
         self.look.set()
 
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
         """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
-        claims, unreadable = self.holdings.hold(entries)
+        claims, unreadable = self.dispatcher.hold(entries)
         for entry_id, what in unreadable:
-            await self._connection.until_back(self._scripts.mended, self._scripts.bury, entry_id, what)
+            await self._connection.retry_until_available(
+                self._scripts.mended, self._scripts.dead_letter, entry_id, what
+            )
         if claims:
-            self._tell_busy()
+            self._publish_busy()
         return claims
 
-    def _tell_busy(self) -> None:
+    def _publish_busy(self) -> None:
         """The peers look after a lease's time whether we still live; so a word each lease is enough."""
         now = time.monotonic()
-        if now - self._told_busy_at > self._lease_s * 0.8:
-            self._told_busy_at = -math.inf if self._control.alone else now
-            self._control.tell("busy")
+        if now - self._published_busy_at > self._lease_s * 0.8:
+            self._published_busy_at = -math.inf if self._notifier.alone else now
+            self._notifier.publish("busy")
 
-    def _met_peer(self) -> None:
+    def _on_peer_joined(self) -> None:
         """One that came later has to know, too."""
-        if self.holdings.held:
-            self._told_busy_at = -math.inf
-            self._tell_busy()
+        if self.dispatcher.held:
+            self._published_busy_at = -math.inf
+            self._publish_busy()
 
     async def renew_forever(self) -> None:
         """Renews what is held, three times a lease; costs nothing while nothing is held."""
-        holdings = self.holdings
+        dispatcher = self.dispatcher
         while True:
-            while not holdings.held:
-                holdings.busy.clear()
-                await holdings.busy.wait()
+            while not dispatcher.held:
+                dispatcher.non_empty.clear()
+                await dispatcher.non_empty.wait()
             await asyncio.sleep(self._lease_s / 3)
-            if holdings.held:
+            if dispatcher.held:
                 try:
-                    await self._connection.until_back(self._scripts.mended, self._renew)
+                    await self._connection.retry_until_available(self._scripts.mended, self._renew)
                 except RedisError as error:
                     self._scripts.unreadable.report("renewal", type(error).__name__, error)
 
     async def _renew(self) -> None:
-        sent_at, renewed = time.monotonic(), list(self.holdings.held.values())
-        lost, unnamed = await self._scripts.renew(self.holdings.instance, self.holdings.named())
+        sent_at, renewed = time.monotonic(), list(self.dispatcher.held.values())
+        lost, unnamed = await self._scripts.renew(self.dispatcher.instance, self.dispatcher.ids())
         for held in renewed:
             if held.entry_id not in lost:
                 held.confirmed_at = sent_at
-        gone = [claim for entry_id in lost if (claim := self.holdings.held.get(entry_id))]
+        gone = [claim for entry_id in lost if (claim := self.dispatcher.held.get(entry_id))]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:
                 self.on_loss()
         for claim in gone:
-            self.holdings.abandon(claim)
-        if set(unnamed) - self.holdings.left_alone:
+            self.dispatcher.abandon(claim)
+        if set(unnamed) - self.dispatcher.skipped_entry_ids:
             self.look.set()

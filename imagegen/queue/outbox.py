@@ -20,25 +20,25 @@ from loguru import logger
 from msgspec.structs import replace
 from redis.exceptions import ResponseError
 
-from imagegen.queue.connection import Connection
-from imagegen.queue.control import Control
-from imagegen.queue.hooks import HookCalls, batched
-from imagegen.queue.lines import Lines
-from imagegen.queue.memory import Memory
-from imagegen.queue.records import (
+from imagegen.queue.codec import (
     NewerRecord,
     UnreadableRecord,
     decode_hooks,
     decode_record,
     encode_hooks,
-    with_hooks,
+    with_delivery_log,
 )
+from imagegen.queue.delivery_lines import Lines
+from imagegen.queue.delivery_store import DeliveryStore, batched
+from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import OUTBOX_GRACE_S, Scripts, outbox_name
-from imagegen.tasks.task import Task, to_tell
-from imagegen.tasks.webhook import Delivery, Webhook, destination_of, joined, merged
+from imagegen.queue.task_cache import TaskCache
+from imagegen.redis_client.connection import Connection
+from imagegen.tasks.task import Task, pending_deliveries
+from imagegen.tasks.webhook import Delivery, Webhook, destination_of, merge_deliveries, with_added_webhooks
 
-_Given = TypeVarTuple("_Given")
-_Answer = TypeVar("_Answer")
+_Args = TypeVarTuple("_Args")
+_Reply = TypeVar("_Reply")
 
 MAX_HELD = 2_000
 """Entries with their task in memory; the rest waits by name."""
@@ -54,17 +54,17 @@ AHEAD_S = 30.0
 
 TAKEN_AT_ONCE = 500
 
-LOOK_S = 600.0
+CHECK_INTERVAL_S = 600.0
 RENEW_S = 20.0
-HELLO_S = 1.0
+PEER_REPLY_S = 1.0
 """Peers answer our hello within this time; where none does, nobody else cares for what is in the outbox."""
 
-_SHOWN = 20
+_PAGE_SIZE = 20
 PAGE = 1_000
 
 
 @dataclass(slots=True)
-class _Held:
+class _OwnedName:
     """open: the deliveries that are not done, by number; until: when the name falls due for others, Unix time."""
 
     task: Task
@@ -78,20 +78,20 @@ class Outbox:
     def __init__(
         self,
         connection: Connection,
-        calls: HookCalls,
+        calls: DeliveryStore,
         scripts: Scripts,
-        memory: Memory,
-        control: Control,
+        task_cache: TaskCache,
+        notifier: Notifier,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._calls = calls
         self._scripts = scripts
-        self.memory = self._memory = memory
-        self.control = self._control = control
+        self.task_cache = self._task_cache = task_cache
+        self.notifier = self._notifier = notifier
         self._clock = clock
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, _OwnedName] = {}
         self._held_at: Counter[str] = Counter()
         self._lines = Lines()
         self._room_made = asyncio.Event()
@@ -100,11 +100,11 @@ class Outbox:
         self._busy = asyncio.Event()
         self._look = asyncio.Event()
         self._here = asyncio.Event()
-        memory.on_settled = self._settled
-        control.on["bye"] = lambda _message: self.look_soon()
-        control.on_join.append(self._here.set)
+        task_cache.on_finished_here = self._settled
+        notifier.handlers["bye"] = lambda _message: self.check_now()
+        notifier.on_join.append(self._here.set)
 
-    def look_soon(self) -> None:
+    def check_now(self) -> None:
         """An instance went: what it cared for may be left behind."""
         self._look.set()
 
@@ -113,33 +113,33 @@ class Outbox:
         """What this instance delivers."""
         return list(self._held)
 
-    def elsewhere(self, task: Task) -> bool:
+    def is_owned_elsewhere(self, task: Task) -> bool:
         """Whether another instance knows more of the deliveries of a finished task."""
-        return not all(self._owns(_name(task, one)) for one in to_tell(task))
+        return not all(self._owns(_name(task, one)) for one in pending_deliveries(task))
 
     async def next(self) -> tuple[Task, Delivery]:
         """A finished task and one of its deliveries, to be made at its `due_at`; each try comes once."""
         return await self._ready.get()
 
-    async def tried(self, task: Task, delivery: Delivery) -> None:
+    async def record_attempt(self, task: Task, delivery: Delivery) -> None:
         """Keeps what a try brought, and forgets the delivery where it is done. Waits for Redis where it is away."""
         name = _name(task, delivery)
         held = self._held.get(name)
         if held is None:
             return
-        held.task = replace(held.task, deliveries=merged(held.task.deliveries, [delivery]))
+        held.task = replace(held.task, deliveries=merge_deliveries(held.task.deliveries, [delivery]))
         held.open[delivery.number] = delivery
-        self._memory.joined(held.task)
-        await self._connection.until_back(self._log, held)
+        self._task_cache.merge_webhooks(held.task)
+        await self._connection.retry_until_available(self._log, held)
         if not delivery.pending:
             del held.open[delivery.number]
             self._free([delivery])
         if not held.open:
-            await self._connection.until_back(self._calls.settle, name)
+            await self._connection.retry_until_available(self._calls.remove, name)
             self._held.pop(name, None)
         else:
             held.until = min(one.due_at or self._clock() for one in held.open.values()) + OUTBOX_GRACE_S
-            await self._connection.until_back(self._calls.postpone, {name: held.until})
+            await self._connection.retry_until_available(self._calls.reschedule, {name: held.until})
             if delivery.pending and not self._put_aside(name, held, delivery):
                 self._ready.put_nowait((held.task, delivery))
         self._room_made.set()
@@ -149,17 +149,17 @@ class Outbox:
 
         None where the task changed meanwhile. Raises InvalidRequest for too many, QueueUnavailable.
         """
-        late = task.state.final
-        wanted = [webhook for webhook in webhooks if not late or webhook.wants(task.state)]
+        late = task.state.is_final
+        wanted = [webhook for webhook in webhooks if not late or webhook.subscribes_to(task.state)]
         if not wanted:
             return task
-        deliveries = joined(task.deliveries, wanted, task.state if late else None)
+        deliveries = with_added_webhooks(task.deliveries, wanted, task.state if late else None)
         task = replace(task, deliveries=deliveries)
         fresh = deliveries[-len(wanted) :]
         names = [_name(task, one) for one in fresh] if late else []
-        if not await self._calls.join(task, log or b"", encode_hooks(task.generation, deliveries), names):
+        if not await self._calls.join(task, log or b"", encode_hooks(task.epoch, deliveries), names):
             return None
-        self._memory.joined(task)
+        self._task_cache.merge_webhooks(task)
         if late:
             for one in fresh:
                 self._hold(_name(task, one), task, [one])
@@ -171,7 +171,7 @@ class Outbox:
         self._held.clear()
         self._held_at.clear()
         self._lines.clear()
-        await self._calls.postpone(dict.fromkeys(names, self._clock()))
+        await self._calls.reschedule(dict.fromkeys(names, self._clock()))
 
     async def renew_forever(self) -> None:
         """Moves names on that wait for long; costs nothing while nothing does."""
@@ -186,7 +186,7 @@ class Outbox:
             waiting = [name for name, due_at in self._lines.until.items() if due_at < before]
             if held or waiting:
                 names = [*(name for name, _ in held), *waiting]
-                await self._usable(self._calls.postpone, dict.fromkeys(names, until))
+                await self._usable(self._calls.reschedule, dict.fromkeys(names, until))
                 for _, entry in held:
                     entry.until = until
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
@@ -197,21 +197,21 @@ class Outbox:
             self._room_made.clear()
             due_before = self._clock() + AHEAD_S
             while names := self._lines.take(due_before, self._refill_at, TAKEN_AT_ONCE):
-                await asyncio.gather(*(self._connection.until_back(self._adopt, name) for name in names))
+                await asyncio.gather(*(self._connection.retry_until_available(self._adopt, name) for name in names))
             wait_s = self._lines.next_due(self._refill_at) - due_before
             try:
-                async with asyncio.timeout(min(max(wait_s, 0.05), LOOK_S)):
+                async with asyncio.timeout(min(max(wait_s, 0.05), CHECK_INTERVAL_S)):
                     await self._room_made.wait()
             except TimeoutError:
                 pass
 
-    async def look_forever(self) -> None:
+    async def take_over_forever(self) -> None:
         """Takes over what nobody cares for: at the start, when it falls due, after a takeover, and now and then."""
         await self._here.wait()
-        await asyncio.sleep(HELLO_S)
-        take = self._take_all if self._control.alone else self._take
+        await asyncio.sleep(PEER_REPLY_S)
+        take = self._take_all if self._notifier.alone else self._take
         while True:
-            wait_s = await self._usable(take) or LOOK_S
+            wait_s = await self._usable(take) or CHECK_INTERVAL_S
             take = self._take
             try:
                 async with asyncio.timeout(wait_s):
@@ -220,10 +220,10 @@ class Outbox:
                 pass
             self._look.clear()
 
-    async def _usable(self, call: Callable[[*_Given], Awaitable[_Answer]], *given: *_Given) -> _Answer | None:
+    async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply | None:
         """Repeat a call until Redis can be used; return None if something foreign is in the outbox's place."""
         try:
-            return await self._connection.until_back(call, *given)
+            return await self._connection.retry_until_available(call, *given)
         except ResponseError as error:
             if not self._reported:
                 logger.error("The outbox can't be used, webhooks are delivered from memory alone: {}", error)
@@ -233,25 +233,25 @@ class Outbox:
     async def _take_all(self) -> float:
         """Take over everything, since no other instance is there. Return the seconds until there may be more."""
         names: list[str] = []
-        while rows := await self._calls.first(PAGE, len(names)):
+        while rows := await self._calls.next_due(PAGE, len(names)):
             names += [name for name, _ in rows]
             if len(rows) < PAGE:
                 break
         for some in batched((name for name in names if not self._owns(name)), TAKEN_AT_ONCE):
-            await self._calls.postpone(dict.fromkeys(some, self._clock() + OUTBOX_GRACE_S))
+            await self._calls.reschedule(dict.fromkeys(some, self._clock() + OUTBOX_GRACE_S))
             await self._adopt_all(some)
-        return LOOK_S
+        return CHECK_INTERVAL_S
 
     async def _take(self) -> float:
         """Take over what is due. Return the seconds until there may be more."""
         now = self._clock()
-        rows = await self._calls.first(_SHOWN)
+        rows = await self._calls.next_due(_PAGE_SIZE)
         others = [due_at for name, due_at in rows if not self._owns(name)]
         if not others:
-            return OUTBOX_GRACE_S if len(rows) == _SHOWN else LOOK_S
+            return OUTBOX_GRACE_S if len(rows) == _PAGE_SIZE else CHECK_INTERVAL_S
         if others[0] > now:
-            return min(others[0] - now + 0.01, LOOK_S)
-        names = [name for name in await self._calls.adopt(now, TAKEN_AT_ONCE) if not self._owns(name)]
+            return min(others[0] - now + 0.01, CHECK_INTERVAL_S)
+        names = [name for name in await self._calls.claim_due(now, TAKEN_AT_ONCE) if not self._owns(name)]
         await self._adopt_all(names)
         return 0.1
 
@@ -261,7 +261,7 @@ class Outbox:
             logger.info("Took over webhooks of {} tasks from an instance that is gone", len(names))
         kept = await asyncio.gather(*map(self._adopt, names))
         if rest := [name for name, is_kept in zip(names, kept, strict=True) if not is_kept]:
-            await self._calls.postpone(dict.fromkeys(rest, self._clock() + LOOK_S))
+            await self._calls.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
 
     async def _adopt(self, name: str) -> bool:
         """Hold what waits under a name; one whose task is gone or came again is dropped.
@@ -271,24 +271,24 @@ class Outbox:
         task_id, generation, *_ = (*name.split(":"), "")
         record, _, log = await self._scripts.read(task_id)
         try:
-            task = None if record is None else with_hooks(decode_record(record)[1], log)
+            task = None if record is None else with_delivery_log(decode_record(record)[1], log)
         except NewerRecord:
             return True
         except UnreadableRecord as error:
             logger.bind(taskId=task_id).error("Webhooks are dropped, the record can't be read: {}", error)
             task = None
-        if task is not None and (not task.state.final or str(task.generation) != generation):
+        if task is not None and (not task.state.is_final or str(task.epoch) != generation):
             task = None
-        waiting = [one for one in to_tell(task) if _name(task, one) == name] if task else []
+        waiting = [one for one in pending_deliveries(task) if _name(task, one) == name] if task else []
         if task is None or not waiting:
-            await self._calls.settle(name)
+            await self._calls.remove(name)
             return True
         return self._hold(name, task, waiting)
 
     def _settled(self, task: Task) -> None:
         """A task was finished here: its name is in the outbox since then."""
-        if waiting := to_tell(task):
-            self._hold(outbox_name(task.id, task.generation), task, waiting)
+        if waiting := pending_deliveries(task):
+            self._hold(outbox_name(task.id, task.epoch), task, waiting)
 
     def _owns(self, name: str) -> bool:
         return name in self._held or name in self._lines
@@ -314,7 +314,7 @@ class Outbox:
         if self._waits_by_name(due_at, destinations) or not any(self._room_at(one) > 0 for one in destinations):
             self._room_made.set()
             return self._lines.add(name, due_at, destinations, until)
-        self._held[name] = _Held(task, {one.number: one for one in waiting}, until)
+        self._held[name] = _OwnedName(task, {one.number: one for one in waiting}, until)
         for one in waiting:
             self._held_at[destination_of(one.webhook.url)] += 1
             self._ready.put_nowait((task, one))
@@ -327,7 +327,7 @@ class Outbox:
         used = max(self._held_at[destination] for destination in destinations)
         return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
 
-    def _put_aside(self, name: str, held: _Held, delivery: Delivery) -> bool:
+    def _put_aside(self, name: str, held: _OwnedName, delivery: Delivery) -> bool:
         """Keep only the name of a delivery that waits for long, where its place is needed."""
         due_at, destinations = delivery.due_at or 0.0, _destinations([delivery])
         if len(held.open) > 1 or not self._waits_by_name(due_at, destinations):
@@ -345,11 +345,11 @@ class Outbox:
             if self._held_at[destination] <= 0:
                 del self._held_at[destination]
 
-    async def _log(self, held: _Held) -> None:
+    async def _log(self, held: _OwnedName) -> None:
         """Writes the delivery log, with what others wrote meanwhile; one of a newer generation is left alone."""
         task, known = held.task, None
         while True:
-            log = encode_hooks(task.generation, task.deliveries)
+            log = encode_hooks(task.epoch, task.deliveries)
             try:
                 known = await self._calls.write(task.id, known, log)
                 if known is None:
@@ -358,10 +358,10 @@ class Outbox:
             except (NewerRecord, UnreadableRecord, ResponseError) as error:
                 logger.bind(taskId=task.id).warning("The delivery log is left as it is: {}", error)
                 return
-            if generation > task.generation:
+            if generation > task.epoch:
                 return
-            if generation == task.generation:
-                task = replace(task, deliveries=merged(task.deliveries, told))
+            if generation == task.epoch:
+                task = replace(task, deliveries=merge_deliveries(task.deliveries, told))
 
 
 def _destinations(deliveries: Iterable[Delivery]) -> set[str]:
@@ -369,4 +369,4 @@ def _destinations(deliveries: Iterable[Delivery]) -> set[str]:
 
 
 def _name(task: Task, delivery: Delivery) -> str:
-    return outbox_name(task.id, task.generation, delivery.number if delivery.late else None)
+    return outbox_name(task.id, task.epoch, delivery.number if delivery.added_after_finish else None)

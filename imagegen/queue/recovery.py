@@ -20,13 +20,13 @@ from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
-from imagegen.queue.control import Message
 from imagegen.queue.leases import Leases
+from imagegen.queue.notifier import Message
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.restore import Requeued, RestoreCalls, in_batches
+from imagegen.queue.restore import RequeueResult, RestoreCalls, in_batches
 from imagegen.queue.scripts import Scripts
 from imagegen.tasks.task import State, Task
-from imagegen.tasks.webhook import merged
+from imagegen.tasks.webhook import merge_deliveries
 
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 """How long peers have to write their running claims back: at least, and at most while one has not answered."""
@@ -56,7 +56,7 @@ class Recovery:
         self._connection = connection = calls.connection
         self._calls = calls
         self._scripts = scripts
-        self._memory, self._holdings, self._control = outbox.memory, leases.holdings, outbox.control
+        self._task_cache, self._dispatcher, self._notifier = outbox.task_cache, leases.dispatcher, outbox.notifier
         self._outbox = outbox
         self._result_ttl_s = result_ttl_s
         self._clock = clock
@@ -69,11 +69,11 @@ class Recovery:
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
         connection.on_new_server.append(lambda _known, _new: self.notice("another server answers"))
-        self._control.on |= {"lost": self._heard_lost, "restored": self._heard_restored}
-        self._control.on_join.append(self._probe)
-        self._control.on_peer.append(self._met_peer)
+        self._notifier.handlers |= {"lost": self._on_loss_elsewhere, "restored": self._on_restored_elsewhere}
+        self._notifier.on_join.append(self._probe)
+        self._notifier.on_peer.append(self._on_peer_joined)
         leases.restore = self.restore_claims
-        self._look = leases.look_soon
+        self._look = leases.check_now
         leases.on_loss = lambda: self.notice("claims were not pending any more", publish=True)
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
@@ -94,7 +94,7 @@ class Recovery:
                 self._noticed.clear()
                 self._connection.recovered.clear()
                 try:
-                    await self._connection.until_back(self._recover)
+                    await self._connection.retry_until_available(self._recover)
                 except RedisError as error:
                     logger.error("Lost writes can't be written back: {}", error)
                 self._ended_at = time.monotonic()
@@ -108,13 +108,13 @@ class Recovery:
         """Restore claims. Returns how many had something missing, and those that are not ours any more."""
         count, lost = 0, []
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
-            self._holdings.restoring = True
+            self._dispatcher.restoring = True
             try:
-                answers = await self._calls.claims(self._holdings.instance, batch)
+                answers = await self._calls.claims(self._dispatcher.instance, batch)
             finally:
-                self._holdings.restoring = False
+                self._dispatcher.restoring = False
             for claim, answer in zip(batch, answers, strict=True):
-                if self._holdings.held.get(claim.entry_id) is not claim:
+                if self._dispatcher.held.get(claim.entry_id) is not claim:
                     continue
                 if answer.kind == "lost":
                     lost.append(claim)
@@ -122,8 +122,8 @@ class Recovery:
                 claim.confirmed_at = time.monotonic()
                 if answer.kind == "restored":
                     count += 1
-                    self._holdings.carry(claim, answer.entry_id)
-                    claim.stands = answer.run or None
+                    self._dispatcher.carry(claim, answer.entry_id)
+                    claim.stored_bytes = answer.run or None
         self._meter.written_back["running"] += count
         return count, lost
 
@@ -150,8 +150,8 @@ class Recovery:
             if now >= check_at:
                 self._check_at[task.id] = (now + wait_s, wait_s * 2)
                 due.append(task)
-        if len(self._check_at) > 2 * len(self._memory.live):
-            self._check_at = {name: at for name, at in self._check_at.items() if name in self._memory.live}
+        if len(self._check_at) > 2 * len(self._task_cache.live):
+            self._check_at = {name: at for name, at in self._check_at.items() if name in self._task_cache.live}
         for batch in in_batches(self._restorable(due)):
             for task, answer in zip(batch, await self._calls.check(batch), strict=True):
                 if answer.kind == "missing":
@@ -162,16 +162,16 @@ class Recovery:
     async def _recover(self) -> None:
         began, self._claims_restored = time.monotonic(), False
         if self._publish:
-            self._control.tell("lost")
-        await self._scripts.make_group()
-        running, lost = await self.restore_claims(list(self._holdings.held.values()))
+            self._notifier.publish("lost")
+        await self._scripts.create_group()
+        running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         for claim in lost:
-            self._holdings.abandon(claim)
+            self._dispatcher.abandon(claim)
         self._claims_restored = True
-        self._control.tell("restored")
+        self._notifier.publish("restored")
         finished = await self._restore_results()
         if (running or finished) and not self._publish:
-            self._control.tell("lost")
+            self._notifier.publish("lost")
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
@@ -184,7 +184,7 @@ class Recovery:
 
     async def _restore_results(self) -> int:
         now, count = self._clock(), 0
-        for batch in in_batches(self._memory.results()):
+        for batch in in_batches(self._task_cache.results()):
             answers = await self._calls.results(batch, now)
             missing = sum(answer > 0 for answer in answers)
             self._meter.vanished += answers.count(1)
@@ -197,10 +197,10 @@ class Recovery:
     async def _settle(self, began: float) -> None:
         """Wait until the peers have restored what they run."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
-            peers = self._control.peers
+            peers = self._notifier.peers
             if (
                 passed_s >= SETTLE_S
-                and not self._control.silent
+                and not self._notifier.silent
                 and all(self._restored_at.get(peer, 0.0) > began - SETTLE_S for peer in peers)
             ):
                 return
@@ -208,8 +208,8 @@ class Recovery:
 
     def _waiting(self) -> list[Task]:
         """Waiting tasks that were submitted here."""
-        claimed = self._holdings.claimed
-        return [task for task in self._memory.live.values() if task.id not in claimed]
+        claimed = self._dispatcher.claimed
+        return [task for task in self._task_cache.live.values() if task.id not in claimed]
 
     async def _requeue(self, tasks: Sequence[Task]) -> int:
         count = 0
@@ -227,45 +227,45 @@ class Recovery:
         waiting = (task for task in tasks if task.request_json and task.state is State.PENDING)
         return [task for task in waiting if task.created_at > oldest]
 
-    def _take_in(self, task: Task, answer: Requeued) -> None:
+    def _take_in(self, task: Task, answer: RequeueResult) -> None:
         if answer.kind == "over":
-            self._memory.forget(task.id)
+            self._task_cache.forget(task.id)
         elif answer.kind in ("queued", "there"):
             self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
 
     def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
         """Note the entry that carries a waiting task now."""
-        if self._memory.live.get(task.id) is not task or task.id in self._holdings.claimed:
+        if self._task_cache.live.get(task.id) is not task or task.id in self._dispatcher.claimed:
             return
-        line = self._holdings.estimates.line
+        line = self._dispatcher.estimates.line
         if entry_id != task.entry_id:
             line.remove(task.entry_id)
-            self._memory.put(replace(task, entry_id=entry_id))
+            self._task_cache.put(replace(task, entry_id=entry_id))
             if fresh:
                 line.add(entry_id)
 
     def _with_webhooks(self, claim: Claim) -> Claim:
         """Put the webhooks that joined into the claim: their log may be lost with the rest."""
-        known = self._memory.live.get(claim.task.id)
-        if known is not None and known.generation == claim.task.generation and known.deliveries:
-            claim.task = replace(claim.task, deliveries=merged(claim.task.deliveries, known.deliveries))
+        known = self._task_cache.live.get(claim.task.id)
+        if known is not None and known.epoch == claim.task.epoch and known.deliveries:
+            claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, known.deliveries))
         return claim
 
-    def _heard_lost(self, _message: Message) -> None:
+    def _on_loss_elsewhere(self, _message: Message) -> None:
         """Begin a recovery, unless one that runs or ended just now has seen the same loss."""
         if self._noticed.is_set() or not self._connection.recovered.is_set():
             return
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
             self.notice("a peer noticed a loss")
         else:
-            self._control.tell("restored")
+            self._notifier.publish("restored")
 
-    def _met_peer(self) -> None:
+    def _on_peer_joined(self) -> None:
         """Publish again what a peer that joins now may wait for."""
         if self._claims_restored and self.unsettled:
-            self._control.tell("restored")
+            self._notifier.publish("restored")
 
-    def _heard_restored(self, message: Message) -> None:
+    def _on_restored_elsewhere(self, message: Message) -> None:
         self._restored_at[str(message.get("from"))] = time.monotonic()
         self._look()
 
@@ -276,6 +276,6 @@ class Recovery:
 
     async def _ping(self) -> None:
         try:
-            await self._connection.wire.call("PING")
+            await self._connection.multiplexer.execute("PING")
         except (RedisError, QueueUnavailable, OSError):
             logger.debug("Redis does not answer the probe")

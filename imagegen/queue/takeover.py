@@ -16,18 +16,18 @@ from itertools import islice
 from loguru import logger
 from redis.exceptions import RedisError
 
-from imagegen.queue.batch import batched
-from imagegen.queue.claim import Claim, inherit
-from imagegen.queue.connection import Connection
-from imagegen.queue.control import Control, Message
-from imagegen.queue.items import Consumer, PendingEntry, SwapItem
+from imagegen.queue.claim import Claim, take_over_state
+from imagegen.queue.items import CompareAndSetItem, Consumer, PendingEntry
 from imagegen.queue.leases import Leases
+from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.scripts import Scripts
+from imagegen.redis_client.batcher import batched
+from imagegen.redis_client.connection import Connection
 
 EARLY_S, FIRST_CHECK_S, EARLY_CHECK_S, CHECK_S = 120.0, 6.0, 30.0, 180.0
 """Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""
 
-STRAY_S = 1.0
+UNDELIVERED_AFTER_S = 1.0
 """An entry that is pending for us so long, and that we do not hold, got lost on its way to us."""
 
 CONFIRM_S = 3.5
@@ -37,7 +37,7 @@ GONE_S, SILENT_S = 5.0, 65.0
 """A consumer that holds nothing is gone if it sent no command for this time: if no peer has its name, and at all. A
 living one reads every 57 s."""
 
-UNTOLD_CHECK_S = 10.0
+UNPROMPTED_CHECK_S = 10.0
 """How often to look at least, or once a lease, where Redis refuses the channel of the instances."""
 
 MAX_TAKEN = 100
@@ -48,13 +48,13 @@ class Takeover:
     """lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken."""
 
     def __init__(
-        self, connection: Connection, scripts: Scripts, leases: Leases, control: Control, lease_s: float
+        self, connection: Connection, scripts: Scripts, leases: Leases, notifier: Notifier, lease_s: float
     ) -> None:
         self._connection = connection
         self._scripts = scripts
         self._leases = leases
-        self._holdings = leases.holdings
-        self._control = control
+        self._dispatcher = leases.dispatcher
+        self._notifier = notifier
         self._lease_s = lease_s
         self._confirm_s = min(CONFIRM_S, lease_s)
         self._answering_since = self._answered_at = -math.inf
@@ -66,7 +66,7 @@ class Takeover:
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
-        control.on["busy"] = self._heard_busy
+        notifier.handlers["busy"] = self._on_peer_busy
 
     async def take_over_forever(self) -> None:
         """Look for expired claims: at the start, when the earliest lease ends, and now and then."""
@@ -74,13 +74,13 @@ class Takeover:
         check_s, step = FIRST_CHECK_S, self._check
         while True:
             try:
-                next_s = await self._connection.until_back(self._scripts.mended, step)
+                next_s = await self._connection.retry_until_available(self._scripts.mended, step)
             except RedisError as error:
                 self._scripts.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
             step = self._look
-            if self._control.silent:  # no peer publishes that it is busy
-                check_s = min(check_s, max(self._lease_s, UNTOLD_CHECK_S))
+            if self._notifier.silent:  # no peer publishes that it is busy
+                check_s = min(check_s, max(self._lease_s, UNPROMPTED_CHECK_S))
             try:
                 async with asyncio.timeout(min(next_s, check_s)):
                     await self._leases.look.wait()
@@ -89,12 +89,12 @@ class Takeover:
                     step = self._check
                     check_s = EARLY_CHECK_S if time.monotonic() - began < EARLY_S else CHECK_S
                 elif self._expired:
-                    step = self._go_on
+                    step = self._continue_check
             self._leases.look.clear()
 
-    async def gather_strays(self) -> None:
+    async def reclaim_undelivered(self) -> None:
         """Claim what was read for us and got lost on the way, so that it can be handed back."""
-        _, strays = await self._scripts.renew(self._holdings.instance, self._holdings.named())
+        _, strays = await self._scripts.renew(self._dispatcher.instance, self._dispatcher.ids())
         await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
     async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> list[Claim]:
@@ -108,11 +108,11 @@ class Takeover:
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
-            entries = await self._scripts.take(self._holdings.instance, entry_ids, min_idle_s)
+            entries = await self._scripts.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
             claims = await self._leases.hold(entries)
             # The entries are ours now, no other instance will look at them: this does not end before they are complete.
             ids = [claim.task.id for claim in claims]
-            runs = await self._connection.until_back(self._scripts.runs, ids) if ids else []
+            runs = await self._connection.retry_until_available(self._scripts.runs, ids) if ids else []
             await asyncio.gather(*map(self._inherit, claims, runs))
             taken += claims
         return taken
@@ -120,58 +120,62 @@ class Takeover:
     async def _inherit(self, claim: Claim, stands: bytes | None) -> None:
         """Write what the owner before had done as our own run, so that it is known if we die before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
-        cut_off = inherit(claim, stands, idle_s, self._lease_s)
+        cut_off = take_over_state(claim, stands, idle_s, self._lease_s)
         self._connection.meter.ambiguous += cut_off
         while cut_off or stands is not None:
-            run = claim.run
+            run = claim.checkpoint
             value = run.encode(claim.entry_id)
-            item = SwapItem(claim.task.id, stands or b"", value, "takeover")
-            stands = await self._connection.until_back(self._scripts.swap, item)
+            item = CompareAndSetItem(claim.task.id, stands or b"", value, "takeover")
+            stands = await self._connection.retry_until_available(self._scripts.compare_and_set, item)
             if not stands:
-                claim.stands, claim.written = value, run
+                claim.stored_bytes, claim.stored_checkpoint = value, run
                 return
-            self._connection.meter.ambiguous += inherit(claim, stands, idle_s, self._lease_s)
+            self._connection.meter.ambiguous += take_over_state(claim, stands, idle_s, self._lease_s)
 
     async def _check(self) -> float:
         """Look at the consumers; at what they hold only where another one holds something, or one lost something."""
         consumers = await self._scripts.consumers()
-        others = [consumer for consumer in consumers if consumer.name != self._holdings.instance]
+        others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
         if gone:
             await self._scripts.retire(gone)
-        here = sum(consumer.pending for consumer in consumers if consumer.name == self._holdings.instance)
-        if any(consumer.pending for consumer in others) or here > len(self._holdings.held):
+        here = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
+        if any(consumer.pending for consumer in others) or here > len(self._dispatcher.held):
             return await self._look()
         return CHECK_S
 
     def _is_gone(self, consumer: Consumer) -> bool:
         if consumer.pending:
             return False
-        silent_s = SILENT_S if consumer.name in self._control.peers else GONE_S
+        silent_s = SILENT_S if consumer.name in self._notifier.peers else GONE_S
         return consumer.idle_s >= silent_s
 
     async def _look(self) -> float:
         """Look at all that is claimed. Return the seconds until there may be something to take over."""
-        holdings = self._holdings
+        dispatcher = self._dispatcher
         sent_at = time.monotonic()
-        rows = [row for row in await self._scripts.pending() if row.entry_id not in holdings.left_alone]
-        strays = [row for row in rows if row.consumer == holdings.instance and row.entry_id not in holdings.held]
-        others = [row for row in rows if row.consumer != holdings.instance]
+        rows = [row for row in await self._scripts.pending() if row.entry_id not in dispatcher.skipped_entry_ids]
+        strays = [row for row in rows if row.consumer == dispatcher.instance and row.entry_id not in dispatcher.held]
+        others = [row for row in rows if row.consumer != dispatcher.instance]
         self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}
-        self._offer(await self.take(_idle(row for row in strays if row.idle_s >= STRAY_S), min_idle_s=STRAY_S))
+        self._offer(
+            await self.take(
+                _idle(row for row in strays if row.idle_s >= UNDELIVERED_AFTER_S), min_idle_s=UNDELIVERED_AFTER_S
+            )
+        )
         self._expired = {row.entry_id: sent_at - row.idle_s for row in others if row.idle_s >= self._lease_s}
         self._proven &= self._expired.keys()
         if self._expired:
             return await self._prove_and_take(sent_at)
         if strays:
-            return STRAY_S
+            return UNDELIVERED_AFTER_S
         return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
 
-    async def _go_on(self) -> float:
+    async def _continue_check(self) -> float:
         """Go on with what was found expired. Return the seconds until the next step."""
         sent_at = time.monotonic()
         if not self._proven.issuperset(self._expired):
-            await self._connection.wire.call("PING")  # which is not billed
+            await self._connection.multiplexer.execute("PING")  # which is not billed
         return await self._prove_and_take(sent_at)
 
     async def _prove_and_take(self, sent_at: float) -> float:
@@ -207,25 +211,25 @@ class Takeover:
         if claims:
             self.on_takeover()
         if self._expired:
-            return STRAY_S / 10 if room else STRAY_S / 2
+            return UNDELIVERED_AFTER_S / 10 if room else UNDELIVERED_AFTER_S / 2
         return 0.0
 
     @property
     def _room(self) -> int:
         """Entries to take: for free slots; if none was free for a while, some that wait for the next ones."""
-        holdings = self._holdings
+        dispatcher = self._dispatcher
         waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s
         if waited_s < self._confirm_s * 2:
-            return holdings.free
-        return max(holdings.free, holdings.slots - holdings.ready)
+            return dispatcher.free_slots
+        return max(dispatcher.free_slots, dispatcher.slots - dispatcher.ready)
 
     def _offer(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
             logger.bind(taskId=claim.task.id).info("Took over a task whose owner did not renew its lease")
             self._connection.meter.takeovers += 1
-            self._holdings.offer(claim)
+            self._dispatcher.put(claim)
 
-    def _heard_busy(self, _message: Message) -> None:
+    def _on_peer_busy(self, _message: Message) -> None:
         """Look a lease from now; while a look is due already, it stays, and one more follows."""
         loop = asyncio.get_running_loop()
         self._peer_until = loop.time() + self._lease_s

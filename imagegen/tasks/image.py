@@ -42,7 +42,7 @@ class PaidImage(Struct, frozen=True, gc=False):
     seed: int | None = None
 
 
-class StoredImage(Struct, frozen=True, gc=False):
+class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
     """One picture of a task.
 
     index: its place in the task, from 0.
@@ -60,4 +60,4 @@ class StoredImage(Struct, frozen=True, gc=False):
     sha256: str = ""
     seed: int | None = None
     url: str | None = None
-    keeper: str = ""
+    store_id: str = ""

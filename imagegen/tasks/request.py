@@ -34,17 +34,17 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     image_url: str | None = None
     reference_images: tuple[str, ...] | None = None
 
-    def stored(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that are set, in snake_case."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return fields
 
-    def stored_json(self) -> bytes:
+    def to_json(self) -> bytes:
         """`stored` as JSON, to be kept; `restore` reads it back."""
         return _encode(self)
 
     @classmethod
-    def restore(cls, stored_json: bytes) -> Self:
+    def from_json(cls, stored_json: bytes) -> Self:
         """Reads what `stored_json` made. Raises ValueError where it is none."""
         try:
             return msgspec.json.decode(stored_json, type=cls)
@@ -104,6 +104,6 @@ def fingerprint(canonical: bytes, secret: str | None) -> str:
     return hashlib.md5(canonical, usedforsecurity=False).hexdigest()
 
 
-def digest(canonical: bytes) -> str:
+def request_digest(canonical: bytes) -> str:
     """What is compared on a hit, since MD5 is not trusted: 32 hex digits of the canonical request's SHA-256."""
     return hashlib.sha256(canonical).hexdigest()[:32]

@@ -9,14 +9,14 @@ from msgspec import Struct
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import Reason, TaskError
+from imagegen.tasks.task import TaskError, WaitReason
 
 MAX_AMBIGUOUS = 2
 """A second call that was sent and brought no answer ends the task: each may have been paid for."""
 
 MAX_BACKOFF_S = 300.0
 
-LONGEST_ASKED_S = 120.0
+MAX_RETRY_AFTER_S = 120.0
 """The longest wait that an upstream's word is taken for; then it is asked again."""
 
 
@@ -31,8 +31,8 @@ class Retry(Struct, frozen=True, gc=False):
     """Try again after `delay_s` seconds. `counts`: whether what was done is an attempt (waiting out a 429 is none)."""
 
     delay_s: float
-    reason: Reason
-    counts: bool = True
+    reason: WaitReason
+    counts_as_attempt: bool = True
 
 
 class Failed(Struct, frozen=True, gc=False):
@@ -41,18 +41,18 @@ class Failed(Struct, frozen=True, gc=False):
     error: TaskError
 
 
-class Lost(Struct, frozen=True, gc=False):
+class ClaimLost(Struct, frozen=True, gc=False):
     """The claim is not ours any more (cancelled, taken over, finished elsewhere): nothing is to be said."""
 
 
-class Unstarted(Struct, frozen=True, gc=False):
+class NotStarted(Struct, frozen=True, gc=False):
     """The service stops before the claim's turn came: it stays as it is and is handed back."""
 
 
-Outcome = Succeeded | Retry | Failed | Lost | Unstarted
+Outcome = Succeeded | Retry | Failed | ClaimLost | NotStarted
 
 
-class Standing(Struct, frozen=True, gc=False):
+class FailureContext(Struct, frozen=True, gc=False):
     """How a task stands when a call has failed.
 
     attempts: begun ones, with this one; ambiguous: calls that were sent and brought no answer, with this one.
@@ -63,11 +63,11 @@ class Standing(Struct, frozen=True, gc=False):
     attempts: int
     ambiguous: int
     left_s: float
-    upstream_dead: bool = False
-    paid_in_vain: bool = False
+    circuit_open: bool = False
+    paid_without_result: bool = False
 
 
-def never_reached(error: UpstreamError) -> bool:
+def was_never_sent(error: UpstreamError) -> bool:
     """Connection refused, name not found, TLS, or a gateway that found no origin: nothing can have been paid."""
     unsent = error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
     return error.unreached or unsent
@@ -90,24 +90,24 @@ class RetryPolicy:
         whole = min(self.base_s * 2.0 ** min(attempts - 1, 30), MAX_BACKOFF_S)
         return whole * (0.5 + 0.5 * random())
 
-    def judge(self, error: UpstreamError, standing: Standing, random: Callable[[], float]) -> Retry | Failed:
+    def decide(self, error: UpstreamError, standing: FailureContext, random: Callable[[], float]) -> Retry | Failed:
         """What follows from an error."""
         failed = Failed(TaskError(error.code, error.detail, error.retryable))
         if not error.retryable or (error.ambiguous and standing.ambiguous >= MAX_AMBIGUOUS):
             return failed
         limited = error.code == "upstream_rate_limited"
-        resting = limited or standing.upstream_dead or never_reached(error)
-        counts = standing.paid_in_vain or not resting
+        resting = limited or standing.circuit_open or was_never_sent(error)
+        counts = standing.paid_without_result or not resting
         if counts and standing.attempts >= self.max_attempts:
             return failed
         backoff_s = self.backoff_s(standing.attempts if counts else 1, random)
-        asked_s = None if error.retry_after_s is None else min(error.retry_after_s, LONGEST_ASKED_S)
+        asked_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
         delay_s = asked_s if limited and asked_s is not None else max(backoff_s, asked_s or 0.0)
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
         return retry if delay_s < standing.left_s else failed
 
 
-def _reason(code: str, *, resting: bool) -> Reason:
+def _reason(code: str, *, resting: bool) -> WaitReason:
     if code == "upstream_rate_limited":
-        return Reason.UPSTREAM_RATE_LIMITED
-    return Reason.UPSTREAM_OVERLOADED if resting or code == "upstream_overloaded" else Reason.RETRYING
+        return WaitReason.UPSTREAM_RATE_LIMITED
+    return WaitReason.UPSTREAM_OVERLOADED if resting or code == "upstream_overloaded" else WaitReason.RETRYING

@@ -41,13 +41,13 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    final: bool
+    is_final: bool
 
     def __init__(self, name: str) -> None:
-        self.final = name not in ("pending", "processing")
+        self.is_final = name not in ("pending", "processing")
 
 
-class Reason(StrEnum):
+class WaitReason(StrEnum):
     """Why an unfinished task waits."""
 
     QUEUED = "queued"
@@ -85,7 +85,7 @@ class Task(Struct, frozen=True, gc=False):
     """
 
     id: str
-    generation: int
+    epoch: int
     sequence: int
     digest: str
     model: str
@@ -102,7 +102,7 @@ class Task(Struct, frozen=True, gc=False):
     error: TaskError | None = None
     warnings: tuple[str, ...] = ()
     possibly_billed_twice: int = 0
-    reason: Reason | None = None
+    reason: WaitReason | None = None
     retry_at: float | None = None
     entry_id: str = ""
     deliveries: tuple[Delivery, ...] = ()
@@ -113,7 +113,7 @@ def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:
     return replace(
         task,
         state=State.PROCESSING,
-        sequence=max(task.generation + starts * ATTEMPT_BLOCK, task.sequence + 1),
+        sequence=max(task.epoch + starts * ATTEMPT_BLOCK, task.sequence + 1),
         progress=STARTED_PROGRESS,
         attempts=attempts,
         started_at=task.started_at or now,
@@ -132,7 +132,7 @@ def progressed(task: Task, progress: int, images: Sequence[StoredImage] | None =
     )
 
 
-def waiting(task: Task, *, reason: Reason, retry_at: float | None, attempts: int) -> Task:
+def requeued(task: Task, *, reason: WaitReason, retry_at: float | None, attempts: int) -> Task:
     """The attempt brought nothing; the next one comes later."""
     return replace(
         task,
@@ -145,7 +145,7 @@ def waiting(task: Task, *, reason: Reason, retry_at: float | None, attempts: int
     )
 
 
-def stalled(task: Task, *, reason: Reason | None, retry_at: float | None) -> Task:
+def stalled(task: Task, *, reason: WaitReason | None, retry_at: float | None) -> Task:
     """Return a running task that waits for something within its attempt; no reason: it goes on."""
     return replace(task, sequence=task.sequence + 1, reason=reason, retry_at=retry_at)
 
@@ -175,7 +175,7 @@ def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
     return replace(
         task,
         state=state,
-        sequence=max(task.generation + FINAL_OFFSET, task.sequence + 1),
+        sequence=max(task.epoch + FINAL_OFFSET, task.sequence + 1),
         finished_at=now,
         expires_at=now + ttl_s,
         entry_id="",
@@ -184,11 +184,11 @@ def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
     )
 
 
-def to_tell(task: Task) -> tuple[Delivery, ...]:
+def pending_deliveries(task: Task) -> tuple[Delivery, ...]:
     """The deliveries that are still to be made of a finished task."""
     if not task.deliveries:
         return ()
-    return tuple(one for one in task.deliveries if one.pending and one.webhook.wants(task.state))
+    return tuple(one for one in task.deliveries if one.pending and one.webhook.subscribes_to(task.state))
 
 
 def image_progress(received: float, stored: int, wanted: int) -> int:

@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 from yarl import URL
 
-from imagegen.errors import FieldFault, InvalidRequest
-from imagegen.nearest import nearest
+from imagegen.did_you_mean import nearest
+from imagegen.errors import FieldError, InvalidRequest
 
 MAX_WEBHOOKS = 20
 MAX_URL_CHARS = 2_000
@@ -37,7 +37,7 @@ CheckHost = Callable[[str, int], None]
 """Raises OSError for a host that is refused by its looks."""
 
 _GONE = 410
-_ASK_TO_WAIT = (429, 503)
+_BACKPRESSURE_STATUSES = (429, 503)
 
 
 class DeliveryStatus(StrEnum):
@@ -65,7 +65,7 @@ def _event(value: object) -> object:
 Event = Annotated[Literal["image.completed", "image.failed", "image.cancelled"], BeforeValidator(_event)]
 
 
-def _few_events(value: object) -> object:
+def _check_event_count(value: object) -> object:
     """Count a list before pydantic looks into it, which makes a fault of each entry."""
     if isinstance(value, list) and len(value) > MAX_EVENTS:
         raise PydanticCustomError("too_many", f"must have at most {MAX_EVENTS} entries")
@@ -82,7 +82,7 @@ class WebhookFields(BaseModel):
         Annotated[
             tuple[Event, ...],
             Field(min_length=1, max_length=MAX_EVENTS, description="Which ends to tell of; all if absent."),
-            BeforeValidator(_few_events),
+            BeforeValidator(_check_event_count),
         ]
         | None
     ) = None
@@ -108,7 +108,7 @@ class Webhook:
     """
 
     url: str
-    base: str
+    link_base_url: str
     events: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
     owner: str = ""
@@ -128,20 +128,20 @@ class Webhook:
         check_host: None lifts it, and the need for https. check_own: refuses this service itself.
         """
         if not isinstance(sent, Mapping):
-            raise InvalidRequest(details=[FieldFault("webhook", "must be an object with a url")])
+            raise InvalidRequest(details=[FieldError("webhook", "must be an object with a url")])
         try:
             fields = WebhookFields.model_validate(dict(islice(sent.items(), MAX_FIELDS)))
         except ValidationError as error:
-            raise InvalidRequest(details=[_fault(e) for e in error.errors(include_url=False)]) from error
+            raise InvalidRequest(details=[_field_error(e) for e in error.errors(include_url=False)]) from error
         try:
             url = parse_url(fields.url, check_host)
             if check_own is not None:
                 _check(check_own, url)
         except ValueError as error:
-            raise InvalidRequest(details=[FieldFault("webhook.url", str(error))]) from error
+            raise InvalidRequest(details=[FieldError("webhook.url", str(error))]) from error
         return cls(fields.url, base, tuple(dict.fromkeys(fields.events or ())), fields.secret, owner)
 
-    def wants(self, state: str) -> bool:
+    def subscribes_to(self, state: str) -> bool:
         """Whether it is to be told of this end."""
         return not self.events or event_type(state) in self.events
 
@@ -192,21 +192,21 @@ def _is_ipv6(host: str) -> bool:
     return True
 
 
-def _fault(error: ErrorDetails) -> FieldFault:
+def _field_error(error: ErrorDetails) -> FieldError:
     name, *rest = error["loc"] or ("",)
     where = f"webhook.{str(name)[:60]}" + "".join(f"[{part}]" for part in rest if isinstance(part, int))
     shown = "".join(c if c.isprintable() else "?" for c in where)
     match error["type"]:
         case "missing":
-            return FieldFault(shown, "is required")
+            return FieldError(shown, "is required")
         case "extra_forbidden":
             near = nearest(str(name), WebhookFields.model_fields)
-            return FieldFault(shown, "is not a known field" + (f"; did you mean {near}?" if near else ""))
+            return FieldError(shown, "is not a known field" + (f"; did you mean {near}?" if near else ""))
         case "string_too_long":
-            return FieldFault(shown, f"must have at most {error['ctx']['max_length']} characters")
+            return FieldError(shown, f"must have at most {error['ctx']['max_length']} characters")
         case "string_too_short":
-            return FieldFault(shown, "must not be empty")
-    return FieldFault(
+            return FieldError(shown, "must not be empty")
+    return FieldError(
         shown, error["msg"].replace("Input should", "must").replace("must be a valid tuple", "must be a list")
     )
 
@@ -226,7 +226,7 @@ class Delivery:
     attempts: int = 0
     last_status: int | None = None
     due_at: float | None = None
-    late: bool = False
+    added_after_finish: bool = False
 
     @property
     def pending(self) -> bool:
@@ -238,7 +238,7 @@ class Delivery:
         fields = {
             "n": self.number,
             "url": webhook.url,
-            "base": webhook.base,
+            "base": webhook.link_base_url,
             "events": webhook.events,
             "secret": webhook.secret,
             "by": webhook.owner,
@@ -246,7 +246,7 @@ class Delivery:
             "attempts": self.attempts,
             "last": self.last_status,
             "due": self.due_at,
-            "late": self.late,
+            "late": self.added_after_finish,
         }
         return {name: value for name, value in fields.items() if value}
 
@@ -270,43 +270,50 @@ class Delivery:
         )
 
 
-def first_deliveries(webhooks: Iterable[Webhook]) -> tuple[Delivery, ...]:
+def initial_deliveries(webhooks: Iterable[Webhook]) -> tuple[Delivery, ...]:
     """Those that a submit brings along."""
     return tuple(Delivery(webhook, number) for number, webhook in enumerate(webhooks))
 
 
-def joined(known: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None) -> tuple[Delivery, ...]:
+def with_added_webhooks(
+    known: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None
+) -> tuple[Delivery, ...]:
     """Those of a task with those of a submit that met it; done ones make room. Raises InvalidRequest at the limit.
 
     ended: the state of a finished task.
     """
     first = max((delivery.number for delivery in known), default=-1) + 1
     over = len(known) + len(webhooks) - MAX_WEBHOOKS
-    done = [delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.wants(ended))]
+    done = [
+        delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
+    ]
     if over > len(done):
         raise InvalidRequest(
-            details=[FieldFault("webhook", f"this task has {MAX_WEBHOOKS} webhooks, which is the most")]
+            details=[FieldError("webhook", f"this task has {MAX_WEBHOOKS} webhooks, which is the most")]
         )
     forgotten = {delivery.number for delivery in done[: max(over, 0)]}
     kept = (delivery for delivery in known if delivery.number not in forgotten)
-    return (*kept, *(Delivery(webhook, first + i, late=ended is not None) for i, webhook in enumerate(webhooks)))
+    return (
+        *kept,
+        *(Delivery(webhook, first + i, added_after_finish=ended is not None) for i, webhook in enumerate(webhooks)),
+    )
 
 
-def merged(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:
+def merge_deliveries(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:
     """One of each number: the one that is further."""
     furthest: dict[int, Delivery] = {}
     for delivery in (*known, *told):
         other = furthest.get(delivery.number)
-        if other is None or _far(delivery) > _far(other):
+        if other is None or _progress_key(delivery) > _progress_key(other):
             furthest[delivery.number] = delivery
     return tuple(furthest[number] for number in sorted(furthest))
 
 
-def _far(delivery: Delivery) -> tuple[bool, int]:
+def _progress_key(delivery: Delivery) -> tuple[bool, int]:
     return not delivery.pending, delivery.attempts
 
 
-def tried(
+def after_attempt(
     delivery: Delivery,
     status: int | None,
     retry_after_s: float | None,
@@ -323,7 +330,7 @@ def tried(
     if status == _GONE or attempts > len(delays_s):
         return replace(delivery, status=DeliveryStatus.FAILED)
     delay_s = delays_s[attempts - 1] * (1 + JITTER * random())
-    if retry_after_s is not None and status in _ASK_TO_WAIT:
+    if retry_after_s is not None and status in _BACKPRESSURE_STATUSES:
         delay_s = max(delay_s, min(retry_after_s, MAX_RETRY_AFTER_S))
     return replace(delivery, due_at=now + delay_s)
 

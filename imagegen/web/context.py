@@ -9,15 +9,15 @@ from aiohttp import web
 
 from imagegen.images.store import ImageStore
 from imagegen.own_addresses import OwnAddresses
+from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
-from imagegen.queue.queue import Queue, Submission
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.request import GenerationRequest, digest, fingerprint
+from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web.client import Hops, base_url, path_prefix
-from imagegen.web.seen import SeenBodies
-from imagegen.web.told import Told
+from imagegen.web.api.response_cache import ResponseCache
+from imagegen.web.api.submission_cache import SubmissionCache
+from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """What the provider offers, each with at least `id`; raises UpstreamError."""
@@ -28,7 +28,7 @@ async def _no_models() -> tuple[Mapping[str, object], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class TaskIdentity:
     """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint."""
 
     provider: str
@@ -42,7 +42,7 @@ class Identity:
         """What is put in the queue for a request; `scope` is the key's name where each key has its own tasks."""
         canonical = request.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
-        return Submission(task_id, digest(canonical), request.model, request.stored_json(), webhooks)
+        return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks)
 
 
 class Readiness:
@@ -57,38 +57,38 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class Services:
     """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`.
 
     list_models: requests them. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
-    queue: Queue
+    queue: ClientQueue
     feed: Feed
     store: ImageStore
-    identity: Identity
+    identity: TaskIdentity
     readiness: Readiness
     public_url: str | None
-    hops: Hops
+    trusted_hops: TrustedHops
     max_attempts: int
     list_models: ListModels = _no_models
     private_webhooks: bool = False
     own: OwnAddresses = field(default_factory=OwnAddresses)
-    seen: SeenBodies = field(default_factory=SeenBodies)
-    told: Told = field(default_factory=Told)
+    submission_cache: SubmissionCache = field(default_factory=SubmissionCache)
+    response_cache: ResponseCache = field(default_factory=ResponseCache)
 
     def base_url(self, request: web.Request) -> str:
-        return base_url(request, self.public_url, self.hops)
+        return base_url(request, self.public_url, self.trusted_hops)
 
     def local_url(self, request: web.Request, path: str) -> str:
         """Return the link to one of our paths without scheme and host, for `Location`."""
-        return path_prefix(request, self.public_url, self.hops) + path
+        return path_prefix(request, self.public_url, self.trusted_hops) + path
 
 
-CONTEXT = web.AppKey("context", Context)
+SERVICES = web.AppKey("context", Services)
 
 
-def image_urls(base: str) -> Callable[[Task, StoredImage], str]:
+def image_url_builder(base: str) -> Callable[[Task, StoredImage], str]:
     """Absolute links of pictures: on this service, or the provider's own where the bytes are not kept."""
 
     def url(task: Task, image: StoredImage) -> str:

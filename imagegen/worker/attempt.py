@@ -13,17 +13,24 @@ from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Call, Provider, Reply
-from imagegen.queue.claim import Claim, Start
-from imagegen.queue.claims import Claims
-from imagegen.tasks.plan import Share, second_shares, shares
+from imagegen.queue.claim import Claim, StartResult
+from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Standing, Succeeded, Unstarted
-from imagegen.tasks.task import Reason
-from imagegen.worker.abandon import Abandonable, Abandoned
-from imagegen.worker.pacing import Pacing, Turn
-from imagegen.worker.rules import Rules
-from imagegen.worker.saving import Given, Keeper, Overdue, Saver, Waiting, given_again
-from imagegen.worker.watcher import Watcher
+from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
+from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.progress import ProgressReporter
+from imagegen.worker.saving import (
+    ClaimImageSaver,
+    DeadlinePassed,
+    ImageSaver,
+    ReceivedImage,
+    SavingDelayed,
+    received_again,
+)
 
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
 """What a model may refuse but a call can't go without."""
@@ -55,13 +62,13 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempts:
+class AttemptRunner:
     """Runs claims against one provider. clock: Unix time."""
 
-    claims: Claims
+    claims: WorkerQueue
     provider: Provider
-    keeper: Keeper
-    rules: Rules
+    image_saver: ImageSaver
+    rules: AttemptLimits
     pacing: Pacing
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     counts: Counts = field(default_factory=Counts, init=False)
@@ -72,18 +79,18 @@ class Attempts:
         Says nothing to the queue but that the claim is deferred, its start, checkpoints and progress.
         """
         while True:
-            if spent := self.rules.spent(claim.task, claim.run, self.clock()):
+            if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
                 return spent
             try:
-                with Abandonable(claim):
-                    return await _Attempt(self, claim).run()
-            except Abandoned:
-                return Lost()
-            except _Adopted:
+                with ClaimScope(claim):
+                    return await Attempt(self, claim).run()
+            except ClaimWasLost:
+                return ClaimLost()
+            except _Inherited:
                 continue
 
 
-class _Ended(Exception):
+class _AttemptEnded(Exception):
     """The attempt ends here."""
 
     def __init__(self, outcome: Outcome) -> None:
@@ -95,30 +102,30 @@ class _Refused(Exception):
     """The model takes fewer images a call: the calls are planned again."""
 
 
-class _Adopted(Exception):
+class _Inherited(Exception):
     """Another instance had begun the task: what it did is in the claim now, so the attempt is planned anew."""
 
 
-class _Attempt:
+class Attempt:
     """begun: the attempt is written and counted; paid_in_vain: an answer was short of what it was asked for."""
 
-    def __init__(self, room: Attempts, claim: Claim) -> None:
-        self._room, self._claim = room, claim
-        self._request = GenerationRequest.restore(claim.task.request_json)
+    def __init__(self, room: AttemptRunner, claim: Claim) -> None:
+        self._runner, self._claim = room, claim
+        self._request = GenerationRequest.from_json(claim.task.request_json)
         self._model = self._request.model
         self._untried = [model for model in room.rules.fallback_models if model != self._model]
-        self._refusal: UpstreamError | None = None
+        self._first_refusal: UpstreamError | None = None
         self._begun = False
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
         self._unusable: set[int] = set()
-        self._saver = Saver(
+        self._saver = ClaimImageSaver(
             room.claims,
-            room.keeper,
+            room.image_saver,
             claim,
             self._request.n,
-            room.rules.ends_at(claim.task),
+            room.rules.deadline(claim.task),
             lambda: room.pacing.is_quiet,
             self._rejected,
             room.clock,
@@ -126,72 +133,77 @@ class _Attempt:
 
     async def run(self) -> Outcome:
         try:
-            if self._claim.run.links:
+            if self._claim.checkpoint.links:
                 await self._fetch_paid()
             while True:
                 with suppress(_Refused):
-                    await self._collect()
+                    await self._make_calls()
                     break
-        except _Ended as ended:
+        except _AttemptEnded as ended:
             return ended.outcome
-        except Waiting as waiting:
+        except SavingDelayed as waiting:
             return waiting.retry
-        except Overdue:
-            return self._room.rules.overdue(self._claim.task)
+        except DeadlinePassed:
+            return self._runner.rules.deadline_failure(self._claim.task)
         except UpstreamError as error:
             return self._judge(error)
         if missing := self._missing:
             self._warn(f"only {self._request.n - missing} of {self._request.n} images came")
-        return Succeeded(self._claim.run.images, self._claim.run.warnings)
+        return Succeeded(self._claim.checkpoint.images, self._claim.checkpoint.warnings)
 
     @property
     def _places(self) -> set[int]:
-        return {image.index for image in self._claim.run.images}
+        return {image.index for image in self._claim.checkpoint.images}
 
     @property
     def _missing(self) -> int:
         """How many pictures are still wanted."""
-        return self._request.n - len(self._claim.run.images)
+        return self._request.n - len(self._claim.checkpoint.images)
 
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
-        spent = self._room.rules.spent(self._claim.task, replace(self._claim.run, links=()), self._room.clock())
+        spent = self._runner.rules.exhausted(
+            self._claim.task, replace(self._claim.checkpoint, links=()), self._runner.clock()
+        )
         await self._store_writable()
         await self._write()
-        await self._save([given_again(paid) for paid in self._claim.run.links], again=self._claim.run.asked_again)
-        if spent and self._missing and not self._claim.run.images:
-            raise _Ended(spent)
+        await self._save(
+            [received_again(paid) for paid in self._claim.checkpoint.links],
+            again=self._claim.checkpoint.missing_requested,
+        )
+        if spent and self._missing and not self._claim.checkpoint.images:
+            raise _AttemptEnded(spent)
         if spent:
             self._give_up(range(self._request.n))
 
-    async def _collect(self) -> None:
+    async def _make_calls(self) -> None:
         """Make the calls that are still needed; what they leave out is asked for once more, and never again."""
-        n, seed, per_call = self._request.n, self._request.seed, self._room.provider.max_images_per_call
-        per_call = self._room.counts.most(self._model, per_call)
-        run, last, barren = self._claim.run, self._fault, 0
-        if not run.asked_again:
-            for share in shares(n, self._places.union(run.short, run.given_up), per_call, seed):
-                last = await self._one_share(share) or last
+        n, seed, per_call = self._request.n, self._request.seed, self._runner.provider.max_images_per_call
+        per_call = self._runner.counts.most(self._model, per_call)
+        run, last, barren = self._claim.checkpoint, self._fault, 0
+        if not run.missing_requested:
+            for share in plan_calls(n, self._places.union(run.short, run.given_up), per_call, seed):
+                last = await self._make_call(share) or last
                 barren += 1
-                if not self._claim.run.images and barren >= MAX_BARREN_CALLS:
+                if not self._claim.checkpoint.images and barren >= MAX_BARREN_CALLS:
                     if isinstance(last, ImageRejected) and last.lasting:
                         raise last
                     break
-        settled = self._places.union(self._claim.run.given_up)
-        if self._claim.run.images and not self._claim.run.asked_again:
+        settled = self._places.union(self._claim.checkpoint.given_up)
+        if self._claim.checkpoint.images and not self._claim.checkpoint.missing_requested:
             settled -= self._unusable  # others could be used, so the cause need not repeat
         if len(settled) < n:
-            self._change(asked_again=True)
-            sent = {image.seed for image in self._claim.run.images}
-            for share in second_shares(n, settled, per_call, seed, sent):
-                kept = len(self._claim.run.images)
-                last = await self._one_share(share, again=True) or last
-                if len(self._claim.run.images) == kept:
+            self._change(missing_requested=True)
+            sent = {image.seed for image in self._claim.checkpoint.images}
+            for share in plan_missing_calls(n, settled, per_call, seed, sent):
+                kept = len(self._claim.checkpoint.images)
+                last = await self._make_call(share, again=True) or last
+                if len(self._claim.checkpoint.images) == kept:
                     break
-        if not self._claim.run.images:
+        if not self._claim.checkpoint.images:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
 
-    async def _one_share(self, share: Share, *, again: bool = False) -> UpstreamError | None:
+    async def _make_call(self, share: PlannedCall, *, again: bool = False) -> UpstreamError | None:
         """Make one call and save its images. A bad answer is no end yet and is returned.
 
         again: whether its places were asked for before, so that they are not asked for a third time.
@@ -202,9 +214,10 @@ class _Attempt:
             self._paid_in_vain = True
             self._leave_out(share.indexes, again=again)
             return error
-        now = self._room.clock()
+        now = self._runner.clock()
         images = [
-            Given(index, image, share.seed, now) for index, image in zip(share.indexes, reply.images, strict=False)
+            ReceivedImage(index, image, share.seed, now)
+            for index, image in zip(share.indexes, reply.images, strict=False)
         ]
         if len(images) < len(share.indexes):
             self._leave_out(share.indexes[len(images) :], again=again)
@@ -213,12 +226,12 @@ class _Attempt:
             self._paid_in_vain = True
         return self._fault
 
-    async def _save(self, images: Sequence[Given], *, again: bool) -> None:
+    async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
         """Save images that are paid for; again: whether their places were asked for before."""
         self._fault, self._again = None, again
         await self._saver.save(images)
 
-    def _rejected(self, given: Given, error: ImageRejected) -> None:
+    def _rejected(self, given: ReceivedImage, error: ImageRejected) -> None:
         """Ask again for an image that can't be used only if that may help."""
         self._fault = error
         if error.lasting:
@@ -232,123 +245,123 @@ class _Attempt:
         if again:
             self._give_up(places)
         else:
-            self._change(short=tuple(sorted({*self._claim.run.short, *places})))
+            self._change(short=tuple(sorted({*self._claim.checkpoint.short, *places})))
 
     def _give_up(self, places: Sequence[int]) -> None:
         """Note that these places are not to be asked for again."""
-        self._change(given_up=tuple(sorted({*self._claim.run.given_up, *places})))
+        self._change(given_up=tuple(sorted({*self._claim.checkpoint.given_up, *places})))
 
-    async def _call(self, share: Share) -> Reply:
+    async def _call(self, share: PlannedCall) -> Reply:
         """A paid call, repeated at once where the model refuses a parameter or is not there.
 
         Raises UpstreamError for a bad answer, _Ended for all else that brought nothing.
         """
         while True:
-            with self._turn_now() or await self._turn() as turn:
+            with self._permit_now() or await self._wait_for_permit() as turn:
                 await self._write()
-                watcher = Watcher(self._room.claims, self._claim, self._request.n, len(share.indexes))
+                watcher = ProgressReporter(self._runner.claims, self._claim, self._request.n, len(share.indexes))
                 try:
-                    reply = await self._room.provider.generate(self._form(share), watcher)
+                    reply = await self._runner.provider.generate(self._build_call(share), watcher)
                 except UpstreamError as error:
                     self._failed(turn, error, len(share.indexes))
                 else:
-                    self._room.pacing.answered(turn, reply.limits)
+                    self._runner.pacing.record_success(turn, reply.limits)
                     self._warn(*reply.warnings)
                     if self._model != self._request.model:
                         self._warn(f"{self._request.model} is not available: {self._model} was used")
                     return reply
 
-    def _turn_now(self) -> Turn | None:
+    def _permit_now(self) -> Permit | None:
         """Return the turn for a call, if one may be made now."""
-        return self._room.pacing.take(self._model) if self._room.keeper.writable else None
+        return self._runner.pacing.try_acquire(self._model) if self._runner.image_saver.writable else None
 
-    async def _turn(self) -> Turn:
+    async def _wait_for_permit(self) -> Permit:
         """Wait until the next call may be made."""
         while True:
             await self._store_writable()
-            if turn := await self._room.pacing.turn(self._model, self._wait_s()):
-                if self._room.keeper.writable:
+            if turn := await self._runner.pacing.acquire(self._model, self._wait_s()):
+                if self._runner.image_saver.writable:
                     return turn
                 turn.close()
 
     async def _store_writable(self) -> None:
         """Wait until images can be saved. Raises _Ended if the deadline comes or the instance stops."""
-        room, claim = self._room, self._claim
+        room, claim = self._runner, self._claim
         waited = False
-        while not room.keeper.writable:
+        while not room.image_saver.writable:
             self._check_time()
             if not waited:
-                self._say_waiting(Reason.STORE_UNAVAILABLE, room.clock() + STORE_CHECK_S)
+                self._report_waiting(WaitReason.STORE_UNAVAILABLE, room.clock() + STORE_CHECK_S)
             waited = True
-            await room.keeper.wait_writable(min(STORE_CHECK_S, room.rules.ends_at(claim.task) - room.clock()))
+            await room.image_saver.wait_writable(min(STORE_CHECK_S, room.rules.deadline(claim.task) - room.clock()))
         if waited and self._begun:
             room.claims.stall(claim, None, None)
 
-    def _say_waiting(self, reason: Reason, retry_at: float) -> None:
+    def _report_waiting(self, reason: WaitReason, retry_at: float) -> None:
         if self._begun:
-            self._room.claims.stall(self._claim, reason, retry_at)
+            self._runner.claims.stall(self._claim, reason, retry_at)
         else:
-            self._room.claims.defer(self._claim, reason, retry_at)
+            self._runner.claims.mark_waiting(self._claim, reason, retry_at)
 
     def _wait_s(self) -> float:
         """How long to wait before looking again. Raises _Ended where the call is not to be waited for.
 
         A claim that is not begun waits as pending; an attempt in its midst ends for a rest of the upstream.
         """
-        room, claim, now = self._room, self._claim, self._room.clock()
-        ends_at = room.rules.ends_at(claim.task)
+        room, claim, now = self._runner, self._claim, self._runner.clock()
+        ends_at = room.rules.deadline(claim.task)
         self._check_time()
         blocked = room.pacing.blocked(self._model)
         if blocked is None:
             return 0.0
         if not self._begun:
-            room.claims.defer(claim, *blocked)
+            room.claims.mark_waiting(claim, *blocked)
         elif rest := room.pacing.resting(self._model):
-            raise _Ended(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
+            raise _AttemptEnded(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
         return min(blocked.retry_at, ends_at) - now
 
     def _check_time(self) -> None:
         """Raise _Ended if the deadline has come, or the instance stops."""
-        room, claim = self._room, self._claim
-        if room.clock() >= room.rules.ends_at(claim.task):
-            raise _Ended(room.rules.overdue(claim.task))
+        room, claim = self._runner, self._claim
+        if room.clock() >= room.rules.deadline(claim.task):
+            raise _AttemptEnded(room.rules.deadline_failure(claim.task))
         if room.pacing.is_quiet:
-            pause = Retry(0.0, Reason.DRAINING, counts=self._paid_in_vain)
-            raise _Ended(pause if self._begun else Unstarted())
+            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
+            raise _AttemptEnded(pause if self._begun else NotStarted())
 
     async def _write(self) -> None:
         """Before each paid call: the first one counts the attempt, the others say how far it has come."""
-        claim, claims = self._claim, self._room.claims
+        claim, claims = self._claim, self._runner.claims
         if not self._begun:
             start = await claims.start(claim)
-            if start is Start.ADOPTED:
-                raise _Adopted
-            self._begun = start is Start.STARTED
-        elif claim.run is not claim.written:
-            self._begun = await claims.checkpoint(claim, claim.run)
+            if start is StartResult.INHERITED:
+                raise _Inherited
+            self._begun = start is StartResult.STARTED
+        elif claim.checkpoint is not claim.stored_checkpoint:
+            self._begun = await claims.checkpoint(claim, claim.checkpoint)
         if not self._begun:
-            raise _Ended(Lost())
+            raise _AttemptEnded(ClaimLost())
 
-    def _form(self, share: Share) -> Call:
-        request, without = self._request, frozenset(self._claim.run.without)
+    def _build_call(self, share: PlannedCall) -> Call:
+        request, without = self._request, frozenset(self._claim.checkpoint.dropped_params)
         if self._model != request.model:
             request = replace(request, model=self._model)
         return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
 
-    def _failed(self, turn: Turn, error: UpstreamError, count: int) -> None:
+    def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:
         """Returns where the call is to be repeated at once in another form; else raises."""
         if error.max_count is not None and count > 1:
-            self._room.counts.refused(self._model, count, error.max_count)
-            self._room.pacing.failed(turn, error, unfinished=None)
+            self._runner.counts.refused(self._model, count, error.max_count)
+            self._runner.pacing.failed(turn, error, unfinished=None)
             raise _Refused
         bad = error.code == "upstream_bad_response"
-        mended = self._left_out(error) or self._fell_back(error)
-        excused = self._room.pacing.excuses(turn, error) and self._is_excused()
-        outcome = None if bad or mended else self._judge(self._refusal or error, upstream_dead=excused)
+        mended = self._try_dropping_parameter(error) or self._try_fallback_model(error)
+        excused = self._runner.pacing.excuses(turn, error) and self._is_excused()
+        outcome = None if bad or mended else self._judge(self._first_refusal or error, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
-        self._room.pacing.failed(turn, error, unfinished=unfinished)
+        self._runner.pacing.failed(turn, error, unfinished=unfinished)
         if outcome:
-            raise _Ended(outcome) from error
+            raise _AttemptEnded(outcome) from error
         if bad:
             raise error
 
@@ -358,23 +371,23 @@ class _Attempt:
         The first failure counts all the same, and so does each of a task that failed while others succeeded: else
         tasks that always fail would be called for without end.
         """
-        attempts, most = self._claim.run.attempts, self._room.rules.policy.max_attempts
-        return not self._room.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
+        attempts, most = self._claim.checkpoint.attempts, self._runner.rules.policy.max_attempts
+        return not self._runner.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
 
-    def _left_out(self, error: UpstreamError) -> bool:
+    def _try_dropping_parameter(self, error: UpstreamError) -> bool:
         """Whether the one parameter that the model may refuse is left out from now on."""
-        if error.parameter is None or error.parameter in NEEDED_PARAMETERS or self._claim.run.without:
+        if error.parameter is None or error.parameter in NEEDED_PARAMETERS or self._claim.checkpoint.dropped_params:
             return False
-        self._change(without=(error.parameter,))
+        self._change(dropped_params=(error.parameter,))
         self._warn(f"{error.parameter} was left out: the model does not support it")
         return True
 
-    def _fell_back(self, error: UpstreamError) -> bool:
+    def _try_fallback_model(self, error: UpstreamError) -> bool:
         """Whether there is another model to try; if not, the refusal of the first one is what counts."""
         if error.code != "model_not_available":
-            self._refusal = None
+            self._first_refusal = None
             return False
-        self._refusal = self._refusal or error
+        self._first_refusal = self._first_refusal or error
         if not self._untried:
             return False
         self._model = self._untried.pop(0)
@@ -382,28 +395,28 @@ class _Attempt:
 
     def _change(self, **changes: object) -> None:
         """How far the attempt has come; written before the next paid call."""
-        self._claim.run = replace(self._claim.run, **changes)
+        self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _warn(self, *warnings: str) -> None:
         if not warnings:
             return
-        known = self._claim.run.warnings
+        known = self._claim.checkpoint.warnings
         if new := [warning for warning in warnings if warning not in known]:
             self._change(warnings=(*known, *new))
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        claim, room = self._claim, self._room
+        claim, room = self._claim, self._runner
         if error.ambiguous:
-            self._change(ambiguous=claim.run.ambiguous + 1)
-        standing = Standing(
-            attempts=claim.run.attempts,
-            ambiguous=claim.run.ambiguous,
-            left_s=room.rules.ends_at(claim.task) - room.clock(),
-            upstream_dead=upstream_dead,
-            paid_in_vain=self._paid_in_vain,
+            self._change(ambiguous_calls=claim.checkpoint.ambiguous_calls + 1)
+        standing = FailureContext(
+            attempts=claim.checkpoint.attempts,
+            ambiguous=claim.checkpoint.ambiguous_calls,
+            left_s=room.rules.deadline(claim.task) - room.clock(),
+            circuit_open=upstream_dead,
+            paid_without_result=self._paid_in_vain,
         )
-        outcome = room.rules.policy.judge(error, standing, random.random)
-        log = logger.bind(taskId=claim.task.id, attempt=claim.run.attempts)
+        outcome = room.rules.policy.decide(error, standing, random.random)
+        log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
         return outcome
 
@@ -412,5 +425,5 @@ def _what_follows(outcome: Retry | Failed) -> str:
     return f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
 
 
-def _resting(reason: Reason, for_s: float) -> UpstreamError:
+def _resting(reason: WaitReason, for_s: float) -> UpstreamError:
     return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)

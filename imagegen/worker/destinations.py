@@ -16,20 +16,20 @@ from urllib.parse import urlsplit
 
 Item = TypeVar("Item")
 
-AT_ONCE = 100
+MAX_CONCURRENT = 100
 """Tries under way in all."""
 
-QUICK_AT_ONCE = 40
-SLOW_AT_ONCE = 40
-HOST_AT_ONCE = 16
+MAX_QUICK = 40
+MAX_SLOW = 40
+MAX_PER_HOST = 16
 """Of one host and port, whatever its destinations."""
 
-FIRST_AT_ONCE = 1
+MAX_UNPROVEN = 1
 """Of a destination that is not known."""
 
-HEALTHY_AT_ONCE = 8
-SLOW_EACH = 2
-FAILING_EACH = 1
+MAX_HEALTHY = 8
+MAX_SLOW_EACH = 2
+MAX_FAILING_EACH = 1
 
 SLOW_S = 1.0
 """A try that takes longer is slow."""
@@ -58,16 +58,16 @@ class Destination(Generic[Item]):
     timer_at: float = math.inf
 
     @property
-    def troubled(self) -> bool:
+    def is_troubled(self) -> bool:
         return self.slow or self.failures > 0
 
     @property
-    def at_once(self) -> int:
+    def max_concurrent(self) -> int:
         if self.failures:
-            return FAILING_EACH
+            return MAX_FAILING_EACH
         if self.slow:
-            return SLOW_EACH
-        return HEALTHY_AT_ONCE if self.healthy else FIRST_AT_ONCE
+            return MAX_SLOW_EACH
+        return MAX_HEALTHY if self.healthy else MAX_UNPROVEN
 
 
 @dataclass(slots=True, eq=False)
@@ -107,11 +107,11 @@ class Destinations(Generic[Item]):
             timed.timer_at = math.inf
             if self._all.get(timed.name) is timed:
                 self._place(timed, now)
-        if self._under_way >= AT_ONCE:
+        if self._under_way >= MAX_CONCURRENT:
             return None
-        if self._in_quick < QUICK_AT_ONCE and (destination := self._next_of(self._quick)):
+        if self._in_quick < MAX_QUICK and (destination := self._next_of(self._quick)):
             return self._start(destination, now, is_quick=True)
-        if self._in_slow < SLOW_AT_ONCE and (destination := self._next_of(self._slow)):
+        if self._in_slow < MAX_SLOW and (destination := self._next_of(self._slow)):
             return self._start(destination, now, is_quick=False)
         return None
 
@@ -178,7 +178,7 @@ class Destinations(Generic[Item]):
         while ready:
             name = next(iter(ready))
             destination = ready.pop(name)
-            if self._of_host[destination.host] < HOST_AT_ONCE:
+            if self._of_host[destination.host] < MAX_PER_HOST:
                 return destination
             self._blocked.setdefault(destination.host, {})[name] = destination
         return None
@@ -187,7 +187,7 @@ class Destinations(Generic[Item]):
         """Put a destination where it belongs: ready, waiting for a time, or nowhere. Return whether it is ready."""
         name = destination.name
         is_ready = False
-        if destination.waiting and destination.under_way < destination.at_once:
+        if destination.waiting and destination.under_way < destination.max_concurrent:
             at = max(destination.waiting[0][0], destination.paused_until)
             is_ready = at <= now
             if not is_ready and at < destination.timer_at:
@@ -196,7 +196,7 @@ class Destinations(Generic[Item]):
         blocked = self._blocked.get(destination.host)
         if blocked is not None and name in blocked:
             return False
-        wanted = self._slow if destination.troubled else self._quick
+        wanted = self._slow if destination.is_troubled else self._quick
         for ready in (self._quick, self._slow):
             if ready is not wanted or not is_ready:
                 ready.pop(name, None)
@@ -222,7 +222,7 @@ class Destinations(Generic[Item]):
         if destination.waiting or destination.under_way:
             return
         self._all.pop(destination.name, None)
-        if destination.troubled:
+        if destination.is_troubled:
             self._all[destination.name] = destination
             if len(self._all) > MAX_REMEMBERED:
                 known = self._all.values()

@@ -14,9 +14,9 @@ from loguru import logger
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
-from imagegen.tasks.retry import is_server_error, never_reached
-from imagegen.tasks.task import Reason
-from imagegen.worker.breaker import FAILING_TASKS, UNREACHED_CALLS, Gate, Streaks, Tempo
+from imagegen.tasks.retry import is_server_error, was_never_sent
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.circuit_breaker import FAILING_TASKS, UNREACHED_CALLS, BreakerConfig, CircuitBreaker, FailingTasks
 
 _MANY_MODELS = 200
 
@@ -24,23 +24,23 @@ _MANY_MODELS = 200
 class Blocked(NamedTuple):
     """Why no call may be made now, and the Unix time at which one may be, at the earliest."""
 
-    reason: Reason
+    reason: WaitReason
     retry_at: float
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
+class Permit:
     """The right to make one call, until it is closed."""
 
     pacing: Pacing
     model: str
-    places: tuple[tuple[Gate, int], ...]
+    places: tuple[tuple[CircuitBreaker, int], ...]
     closed: bool = False
 
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.pacing.left(self)
+            self.pacing.release(self)
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +55,7 @@ class Turn:
 class _Waiter:
     model: str
     until: float
-    turn: asyncio.Future[Turn | None]
+    turn: asyncio.Future[Permit | None]
 
 
 class Pacing:
@@ -68,33 +68,33 @@ class Pacing:
         self,
         *,
         rate_per_min: float | None = None,
-        tempo: Tempo | None = None,
+        tempo: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._interval_s = 60.0 / rate_per_min if rate_per_min else 0.0
         self._next_at = 0.0
-        self._tempo = tempo or Tempo()
+        self._tempo = tempo or BreakerConfig()
         self._clock = clock
         self._wall = wall
-        self._upstream = Gate(self._tempo)
-        self._models: dict[str, Gate] = {}
-        self._streaks = Streaks()
+        self._upstream = CircuitBreaker(self._tempo)
+        self._models: dict[str, CircuitBreaker] = {}
+        self._streaks = FailingTasks()
         self._unreached = 0
         self._waiters: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_quiet = False
         self.on_change: Callable[[], None] = lambda: None
 
-    def take(self, model: str) -> Turn | None:
+    def try_acquire(self, model: str) -> Permit | None:
         """The turn for one call, if it may be made now."""
         self._dispatch()
         now = self._clock()
-        return self._give(model, now) if self._opens_at(model, now) <= now else None
+        return self._issue(model, now) if self._opens_at(model, now) <= now else None
 
-    async def turn(self, model: str, at_most_s: float) -> Turn | None:
+    async def acquire(self, model: str, at_most_s: float) -> Permit | None:
         """Waits for a turn, in order of asking. None once the time is over or `quiet` was said."""
-        if turn := self.take(model):
+        if turn := self.try_acquire(model):
             return turn
         if self.is_quiet:
             return None
@@ -124,8 +124,8 @@ class Pacing:
         now = self._clock()
         resting = self._resting(model, now)
         if self._next_at > max(now, resting[0] if resting else 0.0):
-            return self._said(Reason.UPSTREAM_RATE_LIMITED, self._next_at, now)
-        return self._said(resting[1], resting[0], now) if resting else None
+            return self._blocked(WaitReason.UPSTREAM_RATE_LIMITED, self._next_at, now)
+        return self._blocked(resting[1], resting[0], now) if resting else None
 
     def resting(self, model: str) -> Blocked | None:
         """The same, only where the upstream is the reason and not just for a moment."""
@@ -135,7 +135,7 @@ class Pacing:
         resting = self._resting(model, now)
         if resting is None or resting[0] - now <= self._tempo.step_s:
             return None
-        return self._said(resting[1], resting[0], now)
+        return self._blocked(resting[1], resting[0], now)
 
     def room(self, model: str) -> float:
         """Return how many calls for this model may begin now, whatever the rate; infinite if it is not in trouble."""
@@ -150,13 +150,13 @@ class Pacing:
     def opens_in_s(self, model: str) -> float:
         """Return the seconds until a call for this model may begin; infinite while a running call decides that."""
         now = self._clock()
-        return max(gate.opens_at(now) for gate in self._gates(model)) - now
+        return max(gate.next_allowed_at(now) for gate in self._gates(model)) - now
 
     def closed(self, model: str) -> Blocked:
         """Return why all but a few calls for this model have to wait, and when the next may begin."""
         now = self._clock()
-        gate = max(self._gates(model), key=lambda gate: (gate.opens_at(now), gate.room(now) < math.inf))
-        return self._said(gate.reason, gate.opens_at(now), now)
+        gate = max(self._gates(model), key=lambda gate: (gate.next_allowed_at(now), gate.room(now) < math.inf))
+        return self._blocked(gate.reason, gate.next_allowed_at(now), now)
 
     def has_failed(self, task_id: str) -> bool:
         """Return whether a call for this unfinished task failed here."""
@@ -166,88 +166,88 @@ class Pacing:
         """Return whether this task failed while its model worked for others, so that its failures are its own."""
         return self._streaks.is_suspect(task_id)
 
-    def excuses(self, turn: Turn, error: UpstreamError) -> bool:
+    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
         """Return whether this failure is blamed on an upstream that was found dead, so that it is no attempt."""
         gates = [gate for gate, _ in turn.places]
         if is_server_error(error):
             now = self._clock()
             return any(gate.excuses_answers(now) for gate in gates)
-        return any(gate.dead for gate in gates)
+        return any(gate.is_tripped for gate in gates)
 
-    def answered(self, turn: Turn, limits: UpstreamLimits) -> None:
+    def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
         """A call brought an answer."""
         now = self._clock()
         self._unreached = 0
         self._alive(turn, now)
         if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
-            self._gate(turn.model).hold(now, limits.reset_s)
+            self._gate(turn.model).pause(now, limits.reset_s)
 
-    def failed(self, turn: Turn, error: UpstreamError, *, unfinished: str | None) -> None:
+    def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
         """A call brought none; `unfinished` is the id of its task where that goes on."""
         now, gate = self._clock(), self._gate(turn.model)
-        if never_reached(error):
+        if was_never_sent(error):
             self._unreached += 1
-            if self._unreached >= UNREACHED_CALLS and self._upstream.die(now) and self._upstream.warns(now):
+            if self._unreached >= UNREACHED_CALLS and self._upstream.trip(now) and self._upstream.warns(now):
                 logger.warning("The upstream can't be reached; it is asked every {:g} s", self._tempo.probe_s)
             return
         self._unreached = 0
-        self._upstream.alive(now, turn.places[0][1])
+        self._upstream.record_success(now, turn.places[0][1])
         if error.code == "upstream_rate_limited":
             pause_s = self._tempo.probe_s if error.retry_after_s is None else error.retry_after_s
-            if gate.rest(now, pause_s, Reason.UPSTREAM_RATE_LIMITED) and gate.warns(now):
+            if gate.open_for(now, pause_s, WaitReason.UPSTREAM_RATE_LIMITED) and gate.warns(now):
                 logger.warning("The upstream's rate limit is reached for {}", turn.model)
         elif error.status is not None and error.status < 500 and not error.retryable:
             self._alive(turn, now)
         elif error.retryable and unfinished:
             failing = self._streaks.failed(unfinished, turn.model)
-            if failing >= FAILING_TASKS and gate.die(now) and gate.warns(now):
+            if failing >= FAILING_TASKS and gate.trip(now) and gate.warns(now):
                 logger.warning("The upstream is dead for {}; it is asked every {:g} s", turn.model, self._tempo.probe_s)
 
     def finished(self, task_id: str) -> None:
         """A task is no more."""
         self._streaks.finished((task_id,))
 
-    def left(self, turn: Turn) -> None:
+    def release(self, turn: Permit) -> None:
         """A turn was closed; others may have waited for that."""
         for gate, period in turn.places:
             gate.leave(period)
         self._dispatch()
         self.on_change()
 
-    def _alive(self, turn: Turn, now: float) -> None:
+    def _alive(self, turn: Permit, now: float) -> None:
         self._streaks.alive(turn.model)
         for gate, period in turn.places:
-            if gate.alive(now, period) and gate.warned:
+            if gate.record_success(now, period) and gate.warned:
                 logger.info("The upstream takes calls again")
 
-    def _gate(self, model: str) -> Gate:
+    def _gate(self, model: str) -> CircuitBreaker:
         """Any id may be asked for, so those that nothing is known of are forgotten when there are many."""
         gate = self._models.get(model)
         if gate is None:
             if len(self._models) >= _MANY_MODELS:
                 now = self._clock()
                 self._models = {name: known for name, known in self._models.items() if not known.idle(now)}
-            gate = self._models[model] = Gate(self._tempo)
+            gate = self._models[model] = CircuitBreaker(self._tempo)
         return gate
 
-    def _gates(self, model: str) -> tuple[Gate, Gate]:
+    def _gates(self, model: str) -> tuple[CircuitBreaker, CircuitBreaker]:
         return self._upstream, self._models.get(model, self._upstream)
 
     def _opens_at(self, model: str, now: float) -> float:
-        opens_at, gate = self._upstream.opens_at(now), self._models.get(model)
-        return max(self._next_at, opens_at, gate.opens_at(now) if gate else now)
+        opens_at, gate = self._upstream.next_allowed_at(now), self._models.get(model)
+        return max(self._next_at, opens_at, gate.next_allowed_at(now) if gate else now)
 
-    def _give(self, model: str, now: float) -> Turn:
+    def _issue(self, model: str, now: float) -> Permit:
         self._next_at = max(self._next_at, now) + self._interval_s
         upstream, gate = self._upstream, self._gate(model)
-        return Turn(self, model, ((upstream, upstream.enter(now)), (gate, gate.enter(now))))
+        return Permit(self, model, ((upstream, upstream.enter(now)), (gate, gate.enter(now))))
 
-    def _resting(self, model: str, now: float) -> tuple[float, Reason] | None:
+    def _resting(self, model: str, now: float) -> tuple[float, WaitReason] | None:
         """When the upstream lets a call in, and what stands in the way until then."""
-        opens_at, reason = max((gate.opens_at(now), gate.reason) for gate in self._gates(model))
+        opens_at, reason = max((gate.next_allowed_at(now), gate.reason) for gate in self._gates(model))
         return (opens_at, reason) if opens_at > now else None
 
-    def _said(self, reason: Reason, at: float, now: float) -> Blocked:
+    def _blocked(self, reason: WaitReason, at: float, now: float) -> Blocked:
         wait_s = self._tempo.probe_s if at == math.inf else at - now
         return Blocked(reason, self._wall() + wait_s)
 
@@ -262,7 +262,7 @@ class Pacing:
                 self._waiters.remove(waiter)
             elif min(opens_at, waiter.until) <= now:
                 self._waiters.remove(waiter)
-                waiter.turn.set_result(self._give(waiter.model, now) if opens_at <= now else None)
+                waiter.turn.set_result(self._issue(waiter.model, now) if opens_at <= now else None)
             else:
                 wake_at = min(wake_at, opens_at, waiter.until)
         if self._timer is not None:

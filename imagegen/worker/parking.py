@@ -11,7 +11,7 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
-from imagegen.queue.claims import Claims
+from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import Task
 from imagegen.worker.pacing import Pacing
 
@@ -23,7 +23,7 @@ KEPT_PER_SLOT = 2
 """When a model takes calls again and there are other instances, those get what is parked here beyond this."""
 
 RELEASED_AT_ONCE = 200
-LOOK_AGAIN_S = 1.0
+RECHECK_S = 1.0
 PUBLISH_AGAIN_S = 60.0
 
 
@@ -38,7 +38,7 @@ class Parking:
 
     def __init__(
         self,
-        claims: Claims,
+        claims: WorkerQueue,
         pacing: Pacing,
         ends_at: Callable[[Task], float],
         *,
@@ -50,7 +50,7 @@ class Parking:
         self._ends_at = ends_at
         self._alone = alone
         self._clock = clock
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, ParkedClaims] = {}
         self._parked: set[Claim] = set()
         self._resumed: dict[Claim, str] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -67,7 +67,7 @@ class Parking:
             self._parked.discard(claim)
         resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
         room = pacing.room(model)
-        if room == math.inf or pacing.is_quiet or claim.run.links:
+        if room == math.inf or pacing.is_quiet or claim.checkpoint.links:
             return True
         if room >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
             return True
@@ -86,8 +86,8 @@ class Parking:
 
     def _park(self, claim: Claim) -> None:
         task = claim.task
-        has_failed = claim.run.attempts > 0 or self._pacing.has_failed(task.id)
-        line = self._lines.setdefault(task.model, Line(self._clock()))
+        has_failed = claim.checkpoint.attempts > 0 or self._pacing.has_failed(task.id)
+        line = self._lines.setdefault(task.model, ParkedClaims(self._clock()))
         line.add(claim, has_failed=has_failed, is_suspect=self._pacing.is_suspect(task.id))
         self._parked.add(claim)
         self._claims.park(claim, *self._pacing.closed(task.model), until=self._ends_at(task))
@@ -109,7 +109,7 @@ class Parking:
         """Resume what may be called for now, and look again when more may be."""
         if not self._lines or self._pacing.is_quiet:
             return
-        next_s = LOOK_AGAIN_S
+        next_s = RECHECK_S
         for model, line in tuple(self._lines.items()):
             room = self._room(model)
             if room == math.inf:
@@ -129,7 +129,7 @@ class Parking:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(next_s, self._wake) if self._lines else None
 
-    def _resume_all(self, line: Line) -> None:
+    def _resume_all(self, line: ParkedClaims) -> None:
         """Nothing is known against the model any more; what other instances could run is released to them."""
         claims = line.take_all(self._parked)
         self._parked.difference_update(claims)
@@ -145,20 +145,20 @@ class Parking:
         """Release in pieces that no other script has to wait long for."""
         for first in range(0, len(claims), RELEASED_AT_ONCE):
             try:
-                await self._claims.hand_back(claims[first : first + RELEASED_AT_ONCE])
+                await self._claims.release(claims[first : first + RELEASED_AT_ONCE])
             except QueueUnavailable:
                 logger.info("Parked tasks could not be released; they are taken again when Redis is back")
 
-    def _publish_again(self, model: str, line: Line) -> None:
+    def _publish_again(self, model: str, line: ParkedClaims) -> None:
         """Publish again, once a while, when the next look comes: the first time that was published may be past."""
         now = self._clock()
         if now - line.published_at >= PUBLISH_AGAIN_S:
             line.published_at = now
             for claim in line.all(self._parked):
-                self._claims.defer(claim, *self._pacing.closed(model))
+                self._claims.mark_waiting(claim, *self._pacing.closed(model))
 
 
-class Line:
+class ParkedClaims:
     """The parked claims of one model, in order of arrival; claims that are parked no more stay in it until passed."""
 
     def __init__(self, published_at: float) -> None:

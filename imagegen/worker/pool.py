@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
-from imagegen.queue.claims import Claims
+from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks import task as edges
-from imagegen.tasks.retry import Failed, Lost, Outcome, Retry, Succeeded, Unstarted
+from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import Task, TaskError
-from imagegen.worker.attempt import Attempts
+from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.parking import Parking
 
@@ -31,8 +31,8 @@ class Pool:
 
     def __init__(
         self,
-        claims: Claims,
-        attempts: Attempts,
+        claims: WorkerQueue,
+        attempts: AttemptRunner,
         pacing: Pacing,
         *,
         result_ttl_s: float,
@@ -45,8 +45,8 @@ class Pool:
         self._result_ttl_s = result_ttl_s
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
-        self.parking = Parking(claims, pacing, attempts.rules.ends_at, alone=alone, clock=clock)
-        self.working: set[Claim] = set()
+        self.parking = Parking(claims, pacing, attempts.rules.deadline, alone=alone, clock=clock)
+        self.active_claims: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:
         """Starts the loops; they end only after `drain`."""
@@ -60,7 +60,7 @@ class Pool:
         self._claims.quiet()
         self._pacing.quiet()
 
-    async def finish(self, within_s: float) -> None:
+    async def wait_idle(self, within_s: float) -> None:
         """Waits for the loops to end what they do, after `quiet`."""
         if self._loops:
             await asyncio.wait(self._loops, timeout=within_s)
@@ -75,11 +75,11 @@ class Pool:
     async def _loop(self) -> None:
         while (claim := await self._claims.claim()) is not None:
             if self.parking.admits(claim):
-                self.working.add(claim)
+                self.active_claims.add(claim)
                 try:
-                    await self._say(claim, await self._outcome(claim))
+                    await self._report(claim, await self._outcome(claim))
                 finally:
-                    self.working.discard(claim)
+                    self.active_claims.discard(claim)
 
     async def _outcome(self, claim: Claim) -> Outcome:
         try:
@@ -88,16 +88,18 @@ class Pool:
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
-    async def _say(self, claim: Claim, outcome: Outcome) -> None:
+    async def _report(self, claim: Claim, outcome: Outcome) -> None:
         try:
             now, ttl_s = self._clock(), self._result_ttl_s
-            task = replace(claim.task, attempts=claim.run.attempts, possibly_billed_twice=claim.run.ambiguous)
+            task = replace(
+                claim.task, attempts=claim.checkpoint.attempts, possibly_billed_twice=claim.checkpoint.ambiguous_calls
+            )
             match outcome:
                 case Succeeded(images, warnings):
                     await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
-                case Unstarted():
+                case NotStarted():
                     pass
-                case Lost():
+                case ClaimLost():
                     self._pacing.finished(task.id)
                     self._claims.drop(claim)
                 case Retry():
@@ -105,8 +107,8 @@ class Pool:
                     await self._claims.retry(claim, outcome)
                 case Failed(error) if task.stale_images:
                     warning = f"fresh images could not be generated ({error.code}); these are from before"
-                    warnings = (*claim.run.warnings, warning)
-                    await self._keep_old(task)
+                    warnings = (*claim.checkpoint.warnings, warning)
+                    await self._keep_previous_images(task)
                     await self._finish(claim, edges.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
                 case Failed(error):
                     await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
@@ -114,10 +116,10 @@ class Pool:
             logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
             self._claims.drop(claim)
 
-    async def _keep_old(self, task: Task) -> None:
+    async def _keep_previous_images(self, task: Task) -> None:
         """The pictures of before stand once more, so they are to live as long as new ones."""
         try:
-            await self._attempts.keeper.extend(task.id, task.images)
+            await self._attempts.image_saver.extend_expiry(task.id, task.images)
         except StoreUnavailable as error:
             logger.bind(taskId=task.id).warning("The images of before may expire before their task: {}", error)
 
@@ -125,4 +127,4 @@ class Pool:
         self._pacing.finished(final.id)
         stands = await self._claims.finish(claim, final)
         fault = f": {stands.error.code}" if stands.error else ""
-        logger.info("{}{}", stands.state, fault, taskId=final.id, attempt=claim.run.attempts)
+        logger.info("{}{}", stands.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)

@@ -15,13 +15,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
-from imagegen.images.links import expires_at
+from imagegen.images.image_links import expires_at
 from imagegen.images.store import VerifiedImage
 from imagegen.queue.claim import Claim
-from imagegen.queue.claims import Claims
+from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Reason, image_progress
+from imagegen.tasks.task import WaitReason, image_progress
 
 CHECKPOINT_AFTER_S = 1.0
 """A download that takes longer is written to the checkpoint, so that a crash does not lose what was paid."""
@@ -36,7 +36,7 @@ not, doubled each time: its health should notice before that it works again."""
 QUIET_CHECK_S = 0.5
 
 
-class Keeper(Protocol):
+class ImageSaver(Protocol):
     """Fetches and saves images."""
 
     @property
@@ -48,7 +48,7 @@ class Keeper(Protocol):
         """Wait until images can be saved, `within_s` seconds at most."""
         ...
 
-    def as_it_is(self, index: int, image: GivenImage, seed: int | None) -> StoredImage | None:
+    def passthrough(self, index: int, image: GivenImage, seed: int | None) -> StoredImage | None:
         """Return an image that needs no saving; None if it is for `fetch` and `save`. Raises ImageRejected."""
         ...
 
@@ -64,12 +64,12 @@ class Keeper(Protocol):
         """Forget a fetched image, saved or not."""
         ...
 
-    async def extend(self, task_id: str, images: Sequence[StoredImage]) -> None:
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage]) -> None:
         """Let images live as long as if they were saved now."""
         ...
 
 
-class Given(Struct, frozen=True, gc=False):
+class ReceivedImage(Struct, frozen=True, gc=False):
     """An image that a call brought for a place in the task."""
 
     index: int
@@ -78,12 +78,12 @@ class Given(Struct, frozen=True, gc=False):
     received_at: float
 
 
-def given_again(paid: PaidImage) -> Given:
+def received_again(paid: PaidImage) -> ReceivedImage:
     """Return an image of a checkpoint as it was given."""
-    return Given(paid.index, ImageLink(paid.url), paid.seed, paid.received_at)
+    return ReceivedImage(paid.index, ImageLink(paid.url), paid.seed, paid.received_at)
 
 
-class Waiting(Exception):
+class SavingDelayed(Exception):
     """The attempt can't go on now and gives up its slot; what is missing is in the checkpoint."""
 
     def __init__(self, retry: Retry) -> None:
@@ -91,39 +91,39 @@ class Waiting(Exception):
         self.retry = retry
 
 
-class Overdue(Exception):
+class DeadlinePassed(Exception):
     """The task's deadline came while its images could not be saved."""
 
 
 @dataclass(eq=False, slots=True)
-class Saver:
+class ClaimImageSaver:
     """Saves the paid images of one claim in the store. wanted: images of the task; ends_at: its deadline, Unix time.
 
     is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used.
     """
 
-    claims: Claims
-    keeper: Keeper
+    claims: WorkerQueue
+    image_saver: ImageSaver
     claim: Claim
     wanted: int
     ends_at: float
     is_quiet: Callable[[], bool]
-    on_rejected: Callable[[Given, ImageRejected], None]
+    on_rejected: Callable[[ReceivedImage, ImageRejected], None]
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
     _writing: asyncio.Task[bool] | None = field(default=None, init=False)
 
-    async def save(self, images: Sequence[Given]) -> None:
+    async def save(self, images: Sequence[ReceivedImage]) -> None:
         """Save images. Those that can't be used are passed to `on_rejected`.
 
         Raises:
             Waiting: links failed in a way that may pass, or the instance stops and nothing would be lost.
             Overdue: the deadline came.
         """
-        rest: list[Given] = []
+        rest: list[ReceivedImage] = []
         for given in images:
             try:
-                stored = self.keeper.as_it_is(given.index, given.image, given.seed)
+                stored = self.image_saver.passthrough(given.index, given.image, given.seed)
             except ImageRejected as error:
                 self.on_rejected(given, error)
                 continue
@@ -134,14 +134,14 @@ class Saver:
         if rest:
             await self._save_bytes(rest)
 
-    async def _save_bytes(self, images: Sequence[Given]) -> None:
+    async def _save_bytes(self, images: Sequence[ReceivedImage]) -> None:
         """Save images, those whose bytes came in the answer first: their loss would be final."""
         links = [given for given in images if isinstance(given.image, ImageLink)]
-        failures: list[tuple[Given, DownloadFailed]] = []
+        failures: list[tuple[ReceivedImage, DownloadFailed]] = []
         for given in sorted(images, key=lambda given: isinstance(given.image, ImageLink)):
             if links and given is links[0]:
                 self._note_links(links)
-            kept = len(self.claim.run.images)
+            kept = len(self.claim.checkpoint.images)
             self.claims.progress(self.claim, image_progress(kept + 1, kept, self.wanted))
             try:
                 self._add(given, await self._into_store(given))
@@ -153,33 +153,33 @@ class Saver:
                 else:
                     self._reject(given, ImageRejected(f"The image's link died: {error}", lasting=True))
         if failures:
-            raise Waiting(self._later(failures))
+            raise SavingDelayed(self._later(failures))
 
-    def _reject(self, given: Given, error: ImageRejected) -> None:
+    def _reject(self, given: ReceivedImage, error: ImageRejected) -> None:
         self._forget_link(given)
         self.on_rejected(given, error)
 
-    def _add(self, given: Given, stored: StoredImage) -> None:
+    def _add(self, given: ReceivedImage, stored: StoredImage) -> None:
         claim = self.claim
-        images = (*claim.run.images, stored)
+        images = (*claim.checkpoint.images, stored)
         if len(images) > 1:
             images = tuple(sorted(images, key=attrgetter("index")))
-        claim.run = replace(claim.run, images=images)
+        claim.checkpoint = replace(claim.checkpoint, images=images)
         self._forget_link(given)
         self.claims.progress(claim, image_progress(len(images), len(images), self.wanted))
 
-    async def _into_store(self, given: Given) -> StoredImage:
+    async def _into_store(self, given: ReceivedImage) -> StoredImage:
         image, tries = None, 0
         try:
             while True:
                 try:
-                    if image is None and not self.keeper.writable and not isinstance(given.image, ImageLink):
+                    if image is None and not self.image_saver.writable and not isinstance(given.image, ImageLink):
                         raise StoreUnavailable  # the bytes are in the answer: decoded they would take memory twice
                     image = image or await self._fetch(given)
-                    stored = await self.keeper.save(self.claim.task.id, given.index, image, given.seed)
+                    stored = await self.image_saver.save(self.claim.task.id, given.index, image, given.seed)
                 except StoreUnavailable as error:
                     if image is not None and self._comes_again(given, image):
-                        self.keeper.discard(image)
+                        self.image_saver.discard(image)
                         image = None
                     await self._stall(tries, error)
                     tries += 1
@@ -189,23 +189,23 @@ class Saver:
                     return stored
         finally:
             if image is not None:
-                self.keeper.discard(image)
+                self.image_saver.discard(image)
 
     @staticmethod
-    def _comes_again(given: Given, image: VerifiedImage) -> bool:
+    def _comes_again(given: ReceivedImage, image: VerifiedImage) -> bool:
         """Return whether a fetched image need not be held: its bytes are in the answer, or its file is gone."""
         if image.path is not None:
             return not image.path.exists()
         return not isinstance(given.image, ImageLink)
 
-    async def _fetch(self, given: Given) -> VerifiedImage:
+    async def _fetch(self, given: ReceivedImage) -> VerifiedImage:
         """Return the checked image; a link whose download takes long is checkpointed meanwhile."""
         age_s = max(self.clock() - given.received_at, 0.0)
-        if not self.claim.run.links or self.claim.run is self.claim.written:
-            return await self.keeper.fetch(given.image, age_s=age_s)
+        if not self.claim.checkpoint.links or self.claim.checkpoint is self.claim.stored_checkpoint:
+            return await self.image_saver.fetch(given.image, age_s=age_s)
         timer = asyncio.get_running_loop().call_later(CHECKPOINT_AFTER_S, self._checkpoint_soon)
         try:
-            return await self.keeper.fetch(given.image, age_s=age_s)
+            return await self.image_saver.fetch(given.image, age_s=age_s)
         finally:
             timer.cancel()
             if self._writing is not None:
@@ -213,58 +213,60 @@ class Saver:
                 await writing
 
     def _checkpoint_soon(self) -> None:
-        self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.run))
+        self._writing = asyncio.create_task(self.claims.checkpoint(self.claim, self.claim.checkpoint))
 
     async def _stall(self, tries: int, error: StoreUnavailable) -> None:
         """Wait in the slot until the store may work again: no other claim could use the slot meanwhile."""
         claim, now = self.claim, self.clock()
         if now >= self.ends_at:
-            raise Overdue
+            raise DeadlinePassed
         retry_at = now + MAX_STALL_S
         if not tries:
             logger.bind(taskId=claim.task.id).info("The image waits for its store: {}", error.__cause__ or error)
-            claim.run = replace(claim.run, reason=Reason.STORE_UNAVAILABLE, retry_at=retry_at)
-            if claim.run.links:
-                await self.claims.checkpoint(claim, claim.run)
-            self.claims.stall(claim, Reason.STORE_UNAVAILABLE, retry_at)
-        if claim.run.links and self.is_quiet():
-            raise Waiting(Retry(0.0, Reason.DRAINING, counts=False))
+            claim.checkpoint = replace(claim.checkpoint, reason=WaitReason.STORE_UNAVAILABLE, retry_at=retry_at)
+            if claim.checkpoint.links:
+                await self.claims.checkpoint(claim, claim.checkpoint)
+            self.claims.stall(claim, WaitReason.STORE_UNAVAILABLE, retry_at)
+        if claim.checkpoint.links and self.is_quiet():
+            raise SavingDelayed(Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False))
         await self._wait(tries)
 
     async def _wait(self, tries: int) -> None:
         """Wait for the store, and look now and then whether the instance stops."""
-        if self.keeper.writable:  # it works for others, so the cause may be this image's own
+        if self.image_saver.writable:  # it works for others, so the cause may be this image's own
             await asyncio.sleep(min(0.25 * 2 ** min(tries, 10), MAX_STALL_S, max(self.ends_at - self.clock(), 0.0)))
         until = min(self.clock() + MAX_STALL_S * 2 ** min(tries, 10), self.ends_at)
-        while not self.keeper.writable and (left_s := until - self.clock()) > 0:
-            if self.claim.run.links and self.is_quiet():
+        while not self.image_saver.writable and (left_s := until - self.clock()) > 0:
+            if self.claim.checkpoint.links and self.is_quiet():
                 return
-            await self.keeper.wait_writable(min(left_s, QUIET_CHECK_S))
+            await self.image_saver.wait_writable(min(left_s, QUIET_CHECK_S))
 
     def _resume(self) -> None:
-        self.claim.run = replace(self.claim.run, reason=None, retry_at=None)
+        self.claim.checkpoint = replace(self.claim.checkpoint, reason=None, retry_at=None)
         self.claims.stall(self.claim, None, None)
 
-    def _note_links(self, links: Sequence[Given]) -> None:
+    def _note_links(self, links: Sequence[ReceivedImage]) -> None:
         """Put links into the checkpoint's next state; once they are there, no call is under way."""
         paid = [
             PaidImage(given.index, given.image.url, given.received_at, given.seed)
             for given in links
             if isinstance(given.image, ImageLink)
         ]
-        if tuple(paid) != self.claim.run.links:
-            self.claim.run = replace(self.claim.run, links=tuple(paid))
+        if tuple(paid) != self.claim.checkpoint.links:
+            self.claim.checkpoint = replace(self.claim.checkpoint, links=tuple(paid))
 
-    def _forget_link(self, given: Given) -> None:
-        links = self.claim.run.links
+    def _forget_link(self, given: ReceivedImage) -> None:
+        links = self.claim.checkpoint.links
         if links:
-            self.claim.run = replace(self.claim.run, links=tuple([paid for paid in links if paid.index != given.index]))
+            self.claim.checkpoint = replace(
+                self.claim.checkpoint, links=tuple([paid for paid in links if paid.index != given.index])
+            )
 
-    def _link_end(self, given: Given) -> float:
+    def _link_end(self, given: ReceivedImage) -> float:
         link = given.image
         return expires_at(link.url, given.received_at) if isinstance(link, ImageLink) else 0.0
 
-    def _later(self, failures: Sequence[tuple[Given, DownloadFailed]]) -> Retry:
+    def _later(self, failures: Sequence[tuple[ReceivedImage, DownloadFailed]]) -> Retry:
         """Return when the links are tried again: the longer they fail the later, but before the first one dies."""
         now = self.clock()
         age_s = now - min(given.received_at for given, _ in failures)
@@ -274,4 +276,4 @@ class Saver:
         delay_s = min(max(delay_s, min(asked_s, MAX_RETRY_S)), max(left_s - 1.0, 0.5))
         log = logger.bind(taskId=self.claim.task.id)
         log.info("Paid images can't be fetched now, {:.1f} s until the next try: {}", delay_s, failures[0][1])
-        return Retry(delay_s, Reason.RETRYING, counts=False)
+        return Retry(delay_s, WaitReason.RETRYING, counts_as_attempt=False)

@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
 
 from imagegen import __version__
-from imagegen.addresses import check_host, guarded_connector, refusal_in
 from imagegen.proxies import Proxies, ProxyConnector
+from imagegen.ssrf import blocked_cause, check_host, guarded_connector
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import (
     RETRY_DELAYS_S,
@@ -28,21 +28,21 @@ from imagegen.tasks.webhook import (
     Delivery,
     DeliveryStatus,
     Webhook,
+    after_attempt,
     destination_of,
     event_body,
     message_id,
     parse_url,
-    tried,
 )
-from imagegen.worker.destinations import AT_ONCE, SLOW_S, Destinations, Try
+from imagegen.worker.destinations import MAX_CONCURRENT, SLOW_S, Destinations, Try
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 4_096
 _TOO_MANY = 429
 
-Work = tuple[Task, Delivery]
+DueDelivery = tuple[Task, Delivery]
 
-BodyOf = Callable[[Task, Webhook], Mapping[str, Any]]
+PayloadFactory = Callable[[Task, Webhook], Mapping[str, Any]]
 """The GET body of a task, with links for this webhook."""
 
 
@@ -51,11 +51,11 @@ class Outbox(Protocol):
 
     async def next(self) -> tuple[Task, Delivery]: ...
 
-    async def tried(self, task: Task, delivery: Delivery) -> None: ...
+    async def record_attempt(self, task: Task, delivery: Delivery) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReceiverResponse:
     """status: None where no answer came; refused: since the address may not be called."""
 
     status: int | None
@@ -75,9 +75,11 @@ async def webhook_session(
     """A session for webhooks: no cookies, public addresses only unless `private`, and no proxy but `proxy`."""
     proxies = Proxies(proxy, proxy)
     if private:
-        connector: aiohttp.TCPConnector = ProxyConnector(proxies, limit=AT_ONCE, use_dns_cache=False, resolver=resolver)
+        connector: aiohttp.TCPConnector = ProxyConnector(
+            proxies, limit=MAX_CONCURRENT, use_dns_cache=False, resolver=resolver
+        )
     else:
-        connector = guarded_connector(inner=resolver, limit=AT_ONCE, proxies=proxies)
+        connector = guarded_connector(inner=resolver, limit=MAX_CONCURRENT, proxies=proxies)
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -90,46 +92,50 @@ async def webhook_session(
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class WebhookSender:
     """secret: of webhooks that brought none; without any, nothing is signed. private: see `webhook_session`.
 
     check_own: raises OSError for a host that is this service itself.
     """
 
     session: aiohttp.ClientSession
-    body_of: BodyOf
+    body_of: PayloadFactory
     secret: str | None = field(default=None, repr=False)
-    private: bool = False
+    allow_private: bool = False
     check_own: CheckHost | None = None
     timeout_s: float = TIMEOUT_S
     clock: Callable[[], float] = time.time
 
-    async def send(self, task: Task, delivery: Delivery) -> Answer:
+    async def send(self, task: Task, delivery: Delivery) -> ReceiverResponse:
         """One try; never raises for what a receiver does."""
         log = logger.bind(taskId=task.id)
         try:
-            url = parse_url(delivery.webhook.url, None if self.private else check_host)
+            url = parse_url(delivery.webhook.url, None if self.allow_private else check_host)
             if self.check_own is not None:
                 self.check_own(url.raw_host or "", url.port or 0)
-            body = event_body(task.state, task.finished_at or 0.0, self.body_of(_untold(task), delivery.webhook))
+            body = event_body(
+                task.state, task.finished_at or 0.0, self.body_of(_without_webhooks(task), delivery.webhook)
+            )
             async with (
                 asyncio.timeout(self.timeout_s),
                 self.session.post(
                     url, data=body, headers=self._headers(task, delivery, body), allow_redirects=False
                 ) as response,
             ):
-                return Answer(response.status, _retry_after_s(response.headers.get("Retry-After"), self.clock()))
+                return ReceiverResponse(
+                    response.status, _retry_after_s(response.headers.get("Retry-After"), self.clock())
+                )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             log.info("A webhook was not reached: {}", _reason(error))
-            return Answer(None, refused=type(error) is ValueError or refusal_in(error) is not None)
+            return ReceiverResponse(None, refused=type(error) is ValueError or blocked_cause(error) is not None)
         except Exception:
             log.exception("A webhook could not be sent")
-        return Answer(None)
+        return ReceiverResponse(None)
 
     def _headers(self, task: Task, delivery: Delivery, body: bytes) -> dict[str, str]:
         """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#webhook-headers"""
         now = int(self.clock())
-        name = message_id(task.id, task.generation, delivery.number)
+        name = message_id(task.id, task.epoch, delivery.number)
         headers = {
             "User-Agent": f"imagegen/{__version__}",
             "Content-Type": "application/json",
@@ -145,13 +151,13 @@ class Sender:
         return headers
 
 
-class Deliveries:
+class WebhookDispatcher:
     """Makes deliveries until each is done. `deliver_forever` is the loop to supervise."""
 
     def __init__(
         self,
         outbox: Outbox,
-        sender: Sender,
+        sender: WebhookSender,
         *,
         delays_s: Sequence[float] = RETRY_DELAYS_S,
         clock: Callable[[], float] = time.time,
@@ -160,7 +166,7 @@ class Deliveries:
         self._sender = sender
         self._delays_s = delays_s
         self._clock = clock
-        self._destinations = Destinations[Work]()
+        self._destinations = Destinations[DueDelivery]()
         self._changed = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -193,11 +199,11 @@ class Deliveries:
             self._destinations.add(destination_of(delivery.webhook.url), due_at, (task, delivery), self._clock())
             self._changed.set()
 
-    async def _run(self, running: Try[Work]) -> None:
+    async def _run(self, running: Try[DueDelivery]) -> None:
         """Make one try, and record its outcome."""
         task, delivery = running.item
         log, loop = logger.bind(taskId=task.id), asyncio.get_running_loop()
-        began, answer, took_s = loop.time(), Answer(None), 0.0
+        began, answer, took_s = loop.time(), ReceiverResponse(None), 0.0
         slow = loop.call_later(SLOW_S, self._slow_down, running)
         try:
             answer = await self._sender.send(task, delivery)
@@ -213,12 +219,12 @@ class Deliveries:
             )
             self._changed.set()
 
-    def _slow_down(self, running: Try[Work]) -> None:
+    def _slow_down(self, running: Try[DueDelivery]) -> None:
         self._destinations.slow_down(running, self._clock())
         self._changed.set()
 
-    async def _record(self, task: Task, delivery: Delivery, answer: Answer) -> None:
-        after = tried(
+    async def _record(self, task: Task, delivery: Delivery, answer: ReceiverResponse) -> None:
+        after = after_attempt(
             delivery,
             answer.status,
             answer.retry_after_s,
@@ -226,12 +232,12 @@ class Deliveries:
             random=random.random,
             delays_s=self._delays_s,
         )
-        await self._outbox.tried(task, after)
+        await self._outbox.record_attempt(task, after)
         if after.status is DeliveryStatus.FAILED:
             logger.bind(taskId=task.id).warning("A webhook at {} failed for good", _host_of(delivery))
 
 
-def _untold(task: Task) -> Task:
+def _without_webhooks(task: Task) -> Task:
     """Without its webhooks: who else is told is nobody's business, and each try sends the same."""
     return replace(task, deliveries=())
 
@@ -245,7 +251,7 @@ def _host_of(delivery: Delivery) -> str:
 
 def _reason(error: Exception) -> str:
     """Without the address, which may carry a secret."""
-    return str(refusal_in(error) or (error if type(error) is ValueError else type(error).__name__))
+    return str(blocked_cause(error) or (error if type(error) is ValueError else type(error).__name__))
 
 
 def _retry_after_s(value: str | None, now: float) -> float | None:

@@ -9,7 +9,7 @@ import re
 import aiohttp
 import pytest
 
-from imagegen.emulator import answers
+from imagegen.emulator import responses as answers
 from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import MODEL, Ask
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from imagegen.emulator.pictures import Picture, digest_of, draw
+from imagegen.emulator.images import DrawnImage, digest_of, draw
 from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import Ask
 
@@ -25,7 +25,7 @@ async def fetch(session: aiohttp.ClientSession, url: str, **options: object) -> 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (512, 333), (1025, 64)])
 def test_a_drawn_picture_is_whole_and_of_its_size(kind: str, width: int, height: int) -> None:
-    image = Image.open(BytesIO(draw(Picture(kind, width, height, digest_of("a cat", 1, 0)))))
+    image = Image.open(BytesIO(draw(DrawnImage(kind, width, height, digest_of("a cat", 1, 0)))))
     image.load()
     assert (image.format, image.size) == (kind.upper(), (width, height))
 
@@ -33,7 +33,7 @@ def test_a_drawn_picture_is_whole_and_of_its_size(kind: str, width: int, height:
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_another_prompt_seed_or_index_is_another_picture_and_the_same_ones_are_the_same(kind: str) -> None:
     asked = [("a cat", 1, 0), ("a cat", 1, 1), ("a cat", 2, 0), ("a dog", 1, 0), ("a cat", 1, 0)]
-    drawn = [draw(Picture(kind, 64, 64, digest_of(*one))) for one in asked]
+    drawn = [draw(DrawnImage(kind, 64, 64, digest_of(*one))) for one in asked]
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]
 

@@ -8,8 +8,8 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from imagegen.emulator.pace import Pace
-from imagegen.emulator.script import Fault, Turn, UnknownFault, parse_text
+from imagegen.emulator.fault_schedule import Fault, Trigger, UnknownFault, parse_text
+from imagegen.emulator.rate_limit import TokenBucket
 from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import Ask
 
@@ -54,9 +54,9 @@ async def test_a_storm_ends_at_its_moment(ask: Ask, upstream: EmulatedUpstream) 
 
 
 def test_a_turn_is_over_after_its_time_its_number_or_both() -> None:
-    turn = Turn(Fault("429", {"for_s": 10, "times": 2}), 100.0, default_times=1)
+    turn = Trigger(Fault("429", {"for_s": 10, "times": 2}), 100.0, default_times=1)
     assert [turn.take(now) for now in (100, 105, 109)] == [True, True, False]
-    turn = Turn(Fault("429", {"for_s": 10}), 100.0, default_times=1)
+    turn = Trigger(Fault("429", {"for_s": 10}), 100.0, default_times=1)
     assert [turn.take(now) for now in (100, 109.9, 110)] == [True, True, False]
 
 
@@ -121,7 +121,7 @@ async def test_a_ledger_row_tells_what_was_asked(ask: Ask, upstream: EmulatedUps
     await ask("a cat", n=2, seed=7)
     await ask(seed=7, n=2, prompt="a cat", steps=None)
     await ask("a cat", n=2, seed=8)
-    first, second, third = upstream.ledger.about("cat")
+    first, second, third = upstream.ledger.matching("cat")
     assert (first.prompt, first.n, first.seed, first.outcome, first.client_there) == ("a cat", 2, 7, 200, True)
     assert first.body["width"] == 64
     assert first.body_hash == second.body_hash != third.body_hash
@@ -168,7 +168,7 @@ async def test_the_same_seed_fails_the_same_share_of_calls(session: aiohttp.Clie
 
 
 def test_the_rate_limit_holds_by_the_second() -> None:
-    pace = Pace(60)
+    pace = TokenBucket(60)
     assert [pace.admit(now) for now in (0.0, 0.5, 0.99, 1.0, 1.1, 30.0, 30.1)] == [
         True,
         False,
@@ -180,8 +180,8 @@ def test_the_rate_limit_holds_by_the_second() -> None:
     ]
     assert pace.reset_s() == pytest.approx(0.9)
     assert pace.headers() == {"x-ratelimit-limit": "1", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "0.900"}
-    assert [Pace(120).admit(0.0) for _ in range(2)] == [True, True]
-    assert all(Pace(None).admit(0.0) for _ in range(10))
+    assert [TokenBucket(120).admit(0.0) for _ in range(2)] == [True, True]
+    assert all(TokenBucket(None).admit(0.0) for _ in range(10))
 
 
 async def test_a_burst_over_the_rate_limit_is_a_429_that_says_when_to_come_back(session: aiohttp.ClientSession) -> None:

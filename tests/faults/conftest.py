@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from faults.proxy import FaultProxy
 
-from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.redis_client.embedded import EmbeddedRedis
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ports import free_port
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from imagegen.queue.server_binary import find_binary
+from imagegen.redis_client.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90.0

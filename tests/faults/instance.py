@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.app import main
-from imagegen.queue.claims import Claims
+from imagegen.queue.worker_queue import WorkerQueue
 
 WISH = Path(os.environ["KILL_FILE"])
 
@@ -24,15 +24,15 @@ def reached(step: str) -> None:
 
 
 def watch(name: str) -> None:
-    verb: Callable[..., Awaitable[Any]] = getattr(Claims, name)
+    verb: Callable[..., Awaitable[Any]] = getattr(WorkerQueue, name)
 
-    async def watched(self: Claims, *args: Any) -> Any:
+    async def watched(self: WorkerQueue, *args: Any) -> Any:
         reached(f"{name}.before")
         result = await verb(self, *args)
         reached(f"{name}.after")
         return result
 
-    setattr(Claims, name, watched)
+    setattr(WorkerQueue, name, watched)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import pytest
 from support import eventually, submission
 
-from imagegen.queue.claim import Start
+from imagegen.queue.claim import StartResult
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -53,9 +53,9 @@ async def runs_tasks(instance, name: str) -> None:
     await instance.queue.submit(submission(name))
     while True:
         claim = await asyncio.wait_for(instance.claims.claim(), 10)
-        while (came := await instance.claims.start(claim)) is Start.ADOPTED:
+        while (came := await instance.claims.start(claim)) is StartResult.INHERITED:
             pass
-        assert came is Start.STARTED
+        assert came is StartResult.STARTED
         now = time.time()
         final = await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
         assert final.state is State.COMPLETED
@@ -68,10 +68,10 @@ def keys_of(instance, name: str) -> dict[str, str]:
     keys, task_id = instance.keys, submission(name).task_id
     return {
         "record": keys.record(task_id),
-        "run": keys.run(task_id),
-        "hooks": keys.hooks(task_id),
+        "run": keys.checkpoint(task_id),
+        "hooks": keys.delivery_log(task_id),
         "outbox": keys.outbox,
-        "dead": keys.dead,
+        "dead": keys.dead_letters,
         "stream": keys.stream,
     }
 
@@ -114,7 +114,7 @@ async def test_foreign_entries_and_names_are_passed_over(make_instance) -> None:
         await redis.zadd(instance.keys.outbox, {garbage: CHANCE.choice([float("-inf"), 0.0, float("inf")])})
         await redis.xadd(instance.keys.stream, {"v": garbage or b"1", "g": garbage or b"1", "d": garbage})
         await redis.xadd(instance.keys.stream, {b"v": b"1", b"g": b"1", b"d": garbage})
-    instance.room.outbox.look_soon()
+    instance.room.outbox.check_now()
     await runs_tasks(instance, "after")
     assert instance.connection.meter.dead_letters >= len(GARBAGE)
 
@@ -126,7 +126,7 @@ async def test_foreign_messages_are_passed_over(make_instance) -> None:
     texts = [b'{"from":[],"kind":"busy"}', b'{"from":"x","kind":{}}', b"3", b'{"from":"x","kind":"watch","ids":[{}]}']
     texts += [b'{"from":"x","kind":"change","record":[1]}', b'{"from":"x","kind":"change","record":"\\ud800"}']
     texts += [b'{"from":"x","kind":"lost","ids":3}', *GARBAGE]
-    texts += [b'{"from":"y","kind":"%s"}' % kind.encode() for kind in instance.control.on]
+    texts += [b'{"from":"y","kind":"%s"}' % kind.encode() for kind in instance.control.handlers]
     for text in texts:
-        await redis.publish(instance.keys.control, text)
+        await redis.publish(instance.keys.notifications, text)
     await runs_tasks(instance, "a")

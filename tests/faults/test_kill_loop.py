@@ -19,7 +19,7 @@ import pytest
 from emulated import EmulatorProcess
 from ports import free_port
 
-from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.redis_client.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("KILL_SEED", "20261123"))
@@ -138,7 +138,7 @@ async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[C
         victim = client.services[number % 2]
         while step == "in flight" and (await asyncio.to_thread(emulator.ledger))["in_flight"] < SLOTS:
             await asyncio.sleep(0.01)
-        await victim.die(step)
+        await victim.trip(step)
         counts[step] += 1
         in_flight += SLOTS
         await victim.start(client.http)

@@ -6,7 +6,7 @@ import asyncio
 
 from support import eventually, submission
 
-from imagegen.queue.claim import MAX_OUTAGE_S, Start
+from imagegen.queue.claim import MAX_OUTAGE_S, StartResult
 
 LEASE_S = 1.5
 
@@ -20,10 +20,10 @@ async def started(instance, claim=None):
     """The first claim that the instance can start."""
     while True:
         claim = claim or await instance.claims.claim()
-        start = Start.ADOPTED
-        while start is Start.ADOPTED:
+        start = StartResult.INHERITED
+        while start is StartResult.INHERITED:
             start = await instance.claims.start(claim)
-        if start is Start.STARTED:
+        if start is StartResult.STARTED:
             return claim
         instance.claims.drop(claim)
         claim = None
@@ -32,16 +32,16 @@ async def started(instance, claim=None):
 async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
-    assert await one.connection.commands.pttl(one.keys.run(claim.task.id)) > MAX_OUTAGE_S * 1_000
+    assert await one.connection.commands.pttl(one.keys.checkpoint(claim.task.id)) > MAX_OUTAGE_S * 1_000
 
 
 async def test_the_checkpoint_of_a_task_that_was_handed_back_lives_as_long_as_its_record(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
     one.claims.quiet()
-    await one.claims.hand_back([claim])
+    await one.claims.release([claim])
     redis, keys = one.connection.commands, one.keys
-    run, record = await redis.pttl(keys.run(claim.task.id)), await redis.pttl(keys.record(claim.task.id))
+    run, record = await redis.pttl(keys.checkpoint(claim.task.id)), await redis.pttl(keys.record(claim.task.id))
     assert abs(run - record) < 5_000
 
 
@@ -51,20 +51,20 @@ async def test_a_task_that_was_handed_back_keeps_its_counts_when_its_next_claim_
     before = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await started(before, await claimed(before))
     before.claims.quiet()
-    await before.claims.hand_back([claim])
+    await before.claims.release([claim])
     await before.crash()
     owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await asyncio.wait_for(owner.claims.claim(), 5)
     await owner.connection.commands.delete(owner.keys.stream)
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
     assert await started(owner, claim) is claim
-    assert (claim.run.attempts, claim.run.ambiguous) == (1, 1)
+    assert (claim.checkpoint.attempts, claim.checkpoint.ambiguous_calls) == (1, 1)
 
 
 async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
     make_instance, own_redis, monkeypatch
 ) -> None:
-    monkeypatch.setattr("imagegen.queue.watching.REFRESH_S", 0.2)
+    monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
     submitter, owner = (make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S) for _ in range(2))
     await eventually(lambda: submitter.control.peers and owner.control.peers)
@@ -73,7 +73,7 @@ async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
     claim = await started(owner, await asyncio.wait_for(claiming, 5))
     await owner.crash()
     redis = submitter.connection.commands
-    await redis.pexpire(owner.keys.run(claim.task.id), int(MAX_OUTAGE_S * 1_000) - 1)  # as its silence does
+    await redis.pexpire(owner.keys.checkpoint(claim.task.id), int(MAX_OUTAGE_S * 1_000) - 1)  # as its silence does
     await redis.delete(owner.keys.stream)
     mine = await asyncio.wait_for(started(submitter), 20)
     assert mine.task.id == claim.task.id

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import Start
-from imagegen.queue.queue import Cached
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -44,10 +44,10 @@ class Calls:
     async def _loop(self, instance) -> None:
         while True:
             claim = await instance.claims.claim()
-            start = Start.ADOPTED
-            while start is Start.ADOPTED:
+            start = StartResult.INHERITED
+            while start is StartResult.INHERITED:
                 start = await instance.claims.start(claim)
-            if start is Start.LOST:
+            if start is StartResult.LOST:
                 instance.claims.drop(claim)
                 continue
             self.paid[claim.task.id] += 1
@@ -158,8 +158,8 @@ LOSSES = {
 @pytest.fixture
 def quick_checks(monkeypatch) -> None:
     """What is done every few seconds is done more often."""
-    monkeypatch.setattr("imagegen.queue.watching.REFRESH_S", 0.2)
-    monkeypatch.setattr("imagegen.queue.watching.TRUST_S", 0.25)
+    monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
+    monkeypatch.setattr("imagegen.queue.change_relay.TRUST_S", 0.25)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
 
 
@@ -212,7 +212,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     waiting = asyncio.create_task(owner.claims.claim())
     await owner.queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await owner.claims.start(claim) is Start.STARTED
+    assert await owner.claims.start(claim) is StartResult.STARTED
     await owner.connection.commands.flushall()
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
     await owner.crash()
@@ -220,12 +220,12 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     async def taken():
         while True:
             mine = await other.claims.claim()
-            if await other.claims.start(mine) is Start.STARTED:
+            if await other.claims.start(mine) is StartResult.STARTED:
                 return mine
             other.claims.drop(mine)
 
     mine = await asyncio.wait_for(taken(), 10)
-    assert (mine.task.id, mine.task.generation) == (claim.task.id, claim.task.generation)
+    assert (mine.task.id, mine.task.epoch) == (claim.task.id, claim.task.epoch)
     assert mine.run.ambiguous == 1
 
 
@@ -234,19 +234,19 @@ async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_i
     waiting = asyncio.create_task(owner.claims.claim())
     await owner.queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await owner.claims.start(claim) is Start.STARTED
+    assert await owner.claims.start(claim) is StartResult.STARTED
     other = make_instance(url=own_redis.url)
     await eventually(lambda: owner.control.peers)
     await owner.connection.commands.xtrim(owner.keys.stream, maxlen=0, approximate=False)
     submitted = await other.queue.submit(submission("a"))
-    assert submitted.cached is Cached.COALESCED
-    assert submitted.task.generation == claim.task.generation
+    assert submitted.cached is CacheResult.COALESCED
+    assert submitted.task.epoch == claim.task.epoch
     assert not claim.lost
 
 
 async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
-    await before.scripts.make_group()
+    await before.scripts.create_group()
     task = (await before.queue.submit(submission("a"))).task
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url, deadline_s=0.5)
@@ -258,12 +258,12 @@ async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_inst
     await eventually(failed, within_s=10)
     error = (await after.queue.get(task.id)).error
     assert (error.code, error.retryable) == ("interrupted", True)
-    assert (await after.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await after.queue.submit(submission("a"))).cached is CacheResult.MISS
 
 
 async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_at_it(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     task = (await instance.queue.submit(submission("a"))).task
     instance.memory.forget(task.id)
     assert (await instance.queue.get(task.id)).state is State.PENDING
@@ -275,12 +275,12 @@ async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instanc
     waiting = asyncio.create_task(instance.claims.claim())
     await instance.queue.submit(replace(submission("a"), webhooks=(webhook,)))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await instance.claims.start(claim) is Start.STARTED
+    assert await instance.claims.start(claim) is StartResult.STARTED
     await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     redis = instance.connection.commands
     assert await redis.zcard(instance.keys.outbox) == 1
     waiting = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.holdings.free)
+    await eventually(lambda: instance.room.dispatcher.free_slots)
     await redis.flushall()
 
     async def due() -> bool:
@@ -313,7 +313,7 @@ async def test_records_that_an_eviction_took_are_counted_and_written_back(
 async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     make_instance, own_redis, calls, quick_checks, monkeypatch
 ) -> None:
-    monkeypatch.setattr("imagegen.queue.control.Control.tell", lambda *_args, **_content: None)
+    monkeypatch.setattr("imagegen.queue.notifier.Control.tell", lambda *_args, **_content: None)
     first, second = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
     calls.run_on(first, 1)
     await put_in([first], ["runs"])
@@ -323,7 +323,7 @@ async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     assert second.control.alone
     claim = await asyncio.wait_for(second.claims.claim(), 5)
     assert claim.task.id == task_id
-    assert await second.claims.start(claim) is Start.STARTED
+    assert await second.claims.start(claim) is StartResult.STARTED
     await second.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     await eventually(lambda: is_final(first, task_id))
     assert (await first.queue.get(other_id)).state is State.PENDING
@@ -337,14 +337,14 @@ async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check
     await eventually(lambda: instance.connection.subscriptions.active)
     for number in range(20):
         await instance.queue.submit(submission(number))
-    checks, asked = 0, instance.room.watching.check_alone
+    checks, asked = 0, instance.room.change_relay.check_alone
 
     async def counted() -> None:
         nonlocal checks
         await asked()
         checks += 1
 
-    instance.room.watching.check_alone = counted
+    instance.room.change_relay.check_alone = counted
     await eventually(lambda: checks == 1)
     before = instance.connection.meter.commands.total()
     while checks < 5:
@@ -361,15 +361,15 @@ async def test_a_task_that_was_under_way_when_all_was_lost_is_recorded_as_maybe_
     waiting = asyncio.create_task(before.claims.claim())
     await before.queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await before.claims.start(claim) is Start.STARTED
+    assert await before.claims.start(claim) is StartResult.STARTED
     await before.crash()
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url)
     waiting = asyncio.create_task(after.claims.claim())
-    assert (await after.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await after.queue.submit(submission("a"))).cached is CacheResult.MISS
     again = await asyncio.wait_for(waiting, 5)
-    while (start := await after.claims.start(again)) is Start.ADOPTED:
+    while (start := await after.claims.start(again)) is StartResult.INHERITED:
         pass
-    assert start is Start.STARTED
+    assert start is StartResult.STARTED
     final = edges.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
     assert (await after.claims.finish(again, final)).possibly_billed_twice == 1

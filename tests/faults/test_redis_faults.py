@@ -9,8 +9,8 @@ import pytest
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import Start
-from imagegen.queue.queue import Cached
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -24,9 +24,9 @@ async def finish(instance, claim):
 
 async def run_one(instance):
     claim = await asyncio.wait_for(instance.claims.claim(), 10)
-    while (start := await instance.claims.start(claim)) is Start.ADOPTED:
+    while (start := await instance.claims.start(claim)) is StartResult.INHERITED:
         pass
-    assert start is Start.STARTED
+    assert start is StartResult.STARTED
     return await finish(instance, claim)
 
 
@@ -35,12 +35,12 @@ async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies
 ) -> None:
     proxy.drop_some(0.05, seed=7)
     instances = [make_instance(start=False, url=proxy.url) for _ in range(2)]
-    await instances[0].scripts.make_group()
+    await instances[0].scripts.create_group()
 
-    async def submit(number: int) -> Cached:
+    async def submit(number: int) -> CacheResult:
         return (await instances[number % 2].queue.submit(submission("one"))).cached
 
-    async def insistently(number: int) -> Cached:
+    async def insistently(number: int) -> CacheResult:
         while True:
             try:
                 return await submit(number)
@@ -107,7 +107,7 @@ async def test_finished_tasks_are_answered_while_redis_is_away(make_instance, pr
     proxy.refuse = True
     proxy.cut(reset=True)
     assert (await instance.queue.get(final.id)).state is State.COMPLETED
-    assert (await instance.queue.submit(submission("a"))).cached is Cached.HIT
+    assert (await instance.queue.submit(submission("a"))).cached is CacheResult.HIT
 
 
 async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> None:
@@ -216,7 +216,7 @@ async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_
     waiting = asyncio.create_task(instance.claims.claim())
     await eventually(lambda: instance.connection.reads.under_way)
     proxy.silence()
-    instance.connection.wire.hang_up()  # all others are made anew at once
+    instance.connection.multiplexer.hang_up()  # all others are made anew at once
     for wire in instance.connection._seldom:
         wire.hang_up()
     await instance.queue.submit(submission("overdue"))

@@ -11,7 +11,7 @@ import pytest
 from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.claim import Start
+from imagegen.queue.claim import StartResult
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
@@ -34,7 +34,7 @@ async def test_out_of_memory_refuses_submits_and_starts_but_keeps_what_was_paid(
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     paid = await claimed(instance, "paid")
-    assert await instance.claims.start(paid) is Start.STARTED
+    assert await instance.claims.start(paid) is StartResult.STARTED
     unpaid = await claimed(instance, "unpaid")
     await redis.config_set("maxmemory", 1)
     with pytest.raises(QueueUnavailable):
@@ -43,7 +43,7 @@ async def test_out_of_memory_refuses_submits_and_starts_but_keeps_what_was_paid(
     assert (await finish(instance, paid)).state is State.COMPLETED
     assert not starting.done()
     await redis.config_set("maxmemory", 0)
-    assert await asyncio.wait_for(starting, 5) is Start.STARTED
+    assert await asyncio.wait_for(starting, 5) is StartResult.STARTED
 
 
 async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_instance, own_redis) -> None:
@@ -58,8 +58,8 @@ async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_insta
         await instance.queue.submit(submission("refused again"))
     assert not starting.done()
     await redis.execute_command("REPLICAOF", "NO", "ONE")
-    assert await asyncio.wait_for(starting, 5) is Start.STARTED
-    assert claim.run.attempts == 1
+    assert await asyncio.wait_for(starting, 5) is StartResult.STARTED
+    assert claim.checkpoint.attempts == 1
 
 
 async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instance, own_redis) -> None:
@@ -71,7 +71,7 @@ async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instan
     await redis.flushall()
     taken = await asyncio.wait_for(instance.claims.claim(), 5)
     assert taken.task.id == waits.id
-    assert await instance.claims.start(taken) is Start.STARTED
+    assert await instance.claims.start(taken) is StartResult.STARTED
     for claim in (running, taken):
         assert (await finish(instance, claim)).state is State.COMPLETED
         instance.memory.forget(claim.task.id)

@@ -13,7 +13,7 @@ from support import eventually, submission
 from imagegen.queue import takeover
 from imagegen.queue.claim import Claim
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Reason
+from imagegen.tasks.task import WaitReason
 
 LEASE_S = 1.2
 
@@ -24,7 +24,7 @@ async def fill(instance, count: int) -> list[Claim]:
     claims = []
     while len(claims) < count:
         claims += await instance.room.leases.hold(
-            await instance.scripts.read_entries(instance.room.holdings.instance, 500, 0.01)
+            await instance.scripts.read_entries(instance.room.dispatcher.instance, 500, 0.01)
         )
     assert len(claims) == count
     return claims
@@ -37,13 +37,13 @@ async def owners(instance) -> dict[str, str]:
 
 async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
-    lost, unnamed = await one.scripts.renew(one.room.holdings.instance, one.room.holdings.named())
+    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.named())
     assert (lost, unnamed) == (set(), [])
     assert list(await owners(one)) == entry_ids
-    await one.claims.hand_back(claims, leaving=True)
+    await one.claims.release(claims, leaving=True)
     assert await owners(one) == {}
     assert await one.connection.commands.xlen(one.keys.stream) == 2_300
     assert await one.connection.commands.xinfo_consumers(one.keys.stream, "pool") == []
@@ -51,32 +51,32 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
 
 async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thousands(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     claims = await fill(one, 1_700)
     stolen = {claims[3].entry_id, claims[1_650].entry_id}
-    await one.scripts.take("thief", list(stolen), 0.0)
-    forgotten = one.room.holdings.held.pop(claims[900].entry_id)
-    lost, unnamed = await one.scripts.renew(one.room.holdings.instance, one.room.holdings.named())
+    await one.scripts.claim_expired("thief", list(stolen), 0.0)
+    forgotten = one.room.dispatcher.held.pop(claims[900].entry_id)
+    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.named())
     assert lost == stolen
     assert unnamed == [forgotten.entry_id]
 
 
 async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     claims = await fill(one, 1_300)
     named = [(claim.task.id, claim.entry_id) for claim in (claims[0], claims[-1])]
-    lost, _ = await one.scripts.renew(one.room.holdings.instance, named)
+    lost, _ = await one.scripts.renew(one.room.dispatcher.instance, named)
     assert lost == set()
 
 
 async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S, max_queue=5_000, start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     claims = await fill(one, 1_200)
     two = make_instance(lease_s=LEASE_S, slots=100)
     taken: set[str] = set()
-    retry = Retry(600.0, Reason.RETRYING)
+    retry = Retry(600.0, WaitReason.RETRYING)
 
     async def loop() -> None:
         while (claim := await two.claims.claim()) is not None:
@@ -96,7 +96,7 @@ async def two_busy(make_instance, url: str):
     both = [make_instance(lease_s=LEASE_S, url=url, slots=1) for _ in range(2)]
     await eventually(lambda: not any(instance.control.alone for instance in both))
     waiting = [asyncio.create_task(instance.claims.claim()) for instance in both]
-    await eventually(lambda: all(instance.room.holdings.free for instance in both))
+    await eventually(lambda: all(instance.room.dispatcher.free_slots for instance in both))
     for name in ("a", "b"):
         await both[0].queue.submit(submission(name))
     claims = await asyncio.wait_for(asyncio.gather(*waiting), 5)
@@ -104,18 +104,18 @@ async def two_busy(make_instance, url: str):
         await instance.claims.start(claim)
     more = [asyncio.create_task(instance.claims.claim()) for instance in both]  # there is room for what is taken over
     for instance, claim in zip(both, claims, strict=True):
-        instance.room.holdings.leave_slot(claim)
+        instance.room.dispatcher.leave_slot(claim)
     return both, claims, more
 
 
 async def unharmed(both, claims, more) -> None:
     """Nothing was taken over, and all is renewed again, for longer than a takeover would need."""
-    before = {claim.entry_id: instance.room.holdings.instance for instance, claim in zip(both, claims, strict=True)}
+    before = {claim.entry_id: instance.room.dispatcher.instance for instance, claim in zip(both, claims, strict=True)}
     loop = asyncio.get_running_loop()
     until = loop.time() + LEASE_S * 3
 
     async def renewed() -> bool:
-        rows = await both[0].connection.until_back(both[0].scripts.pending)
+        rows = await both[0].connection.retry_until_available(both[0].scripts.pending)
         return loop.time() > until and all(row.idle_s < LEASE_S for row in rows)
 
     await eventually(renewed, within_s=20.0)
@@ -170,7 +170,7 @@ async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance)
 async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_instance, proxy) -> None:
     """The entries are ours then, so that nobody else looks at them."""
     dead = make_instance(lease_s=LEASE_S, start=False)
-    await dead.scripts.make_group()
+    await dead.scripts.create_group()
     await fill(dead, 1)
     two = make_instance(lease_s=LEASE_S, url=proxy.url)
     claims = asyncio.create_task(two.claims.claim())
@@ -194,14 +194,14 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     monkeypatch.setattr(takeover, "FIRST_CHECK_S", 0.5)
     monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)
     dead = [make_instance(lease_s=LEASE_S, start=False) for _ in range(4)]
-    await dead[0].scripts.make_group()
+    await dead[0].scripts.create_group()
     await dead[0].queue.submit(submission("a"))
     for instance in dead:
-        await instance.scripts.read_entries(instance.room.holdings.instance, 1, 0.001)
+        await instance.scripts.read_entries(instance.room.dispatcher.instance, 1, 0.001)
     lives = make_instance(lease_s=LEASE_S)
     taken = await asyncio.wait_for(lives.claims.claim(), 5)
     assert taken.task.id == submission("a").task_id
-    mine = lives.room.holdings.instance
+    mine = lives.room.dispatcher.instance
 
     async def alone() -> bool:
         return await consumer_names(lives) == {mine}
@@ -212,22 +212,22 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
 async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
     waiting = asyncio.create_task(one.claims.claim())
-    await eventually(lambda: one.room.holdings.free)
+    await eventually(lambda: one.room.dispatcher.free_slots)
 
     async def blocked() -> bool:
-        return one.room.holdings.instance in await consumer_names(two)
+        return one.room.dispatcher.instance in await consumer_names(two)
 
     await eventually(blocked)
-    assert await two.scripts.retire([one.room.holdings.instance]) == 1
+    assert await two.scripts.retire([one.room.dispatcher.instance]) == 1
     await two.queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     (owner,) = (await owners(two)).values()
-    assert owner == one.room.holdings.instance
+    assert owner == one.room.dispatcher.instance
 
 
 async def test_no_consumer_that_holds_something_is_removed(make_instance) -> None:
     one = make_instance(start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     (claim,) = await fill(one, 1)
-    assert await one.scripts.retire([one.room.holdings.instance]) == 0
-    assert await owners(one) == {claim.entry_id: one.room.holdings.instance}
+    assert await one.scripts.retire([one.room.dispatcher.instance]) == 0
+    assert await owners(one) == {claim.entry_id: one.room.dispatcher.instance}

@@ -13,21 +13,21 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import eventually
 
-from imagegen.queue.batch import MAX_BYTES, MAX_IN_FLIGHT, MAX_ITEMS, Batcher
-from imagegen.queue.connection import Connection
-from imagegen.queue.embedded import EmbeddedRedis
-from imagegen.queue.servers import Servers
-from imagegen.queue.wire import Asked, Script, Wire
+from imagegen.redis_client.batcher import MAX_BYTES, MAX_IN_FLIGHT, MAX_ITEMS, Batcher
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.embedded import EmbeddedRedis
+from imagegen.redis_client.multiplexer import CommandBatch, Multiplexer, Script
+from imagegen.redis_client.topology import Servers
 
-MakeWire = Callable[..., Wire]
+MakeWire = Callable[..., Multiplexer]
 
 
 @pytest.fixture
 async def make_wire() -> AsyncIterator[MakeWire]:
     async with AsyncExitStack() as stack:
 
-        def make(url: str, **options: object) -> Wire:
-            wire = Wire(Servers(url), **options)
+        def make(url: str, **options: object) -> Multiplexer:
+            wire = Multiplexer(Servers(url), **options)
             stack.push_async_callback(wire.close)
             return wire
 
@@ -41,8 +41,8 @@ def chunks_seen(proxy: FaultProxy) -> list[bytes]:
     return chunks
 
 
-async def echo(wire: Wire, text: str) -> str:
-    return (await wire.call("ECHO", text)).decode()
+async def echo(wire: Multiplexer, text: str) -> str:
+    return (await wire.execute("ECHO", text)).decode()
 
 
 async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answer(make_wire, proxy) -> None:
@@ -62,9 +62,9 @@ async def test_an_error_is_the_answer_of_its_own_call_only(make_wire, redis_url:
 
 async def test_commands_that_are_asked_together_are_answered_together(make_wire, redis_url: str) -> None:
     wire = make_wire(redis_url)
-    assert await wire.answers(Asked([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
+    assert await wire.answers(CommandBatch([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
     with pytest.raises(ResponseError):
-        await wire.answers(Asked([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
+        await wire.answers(CommandBatch([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
 
 
 async def test_a_script_that_redis_does_not_know_is_sent_whole(make_wire, redis_url: str, prefix: str) -> None:
@@ -185,7 +185,7 @@ async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
 
 async def test_a_read_that_is_given_up_takes_nothing_any_more(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     redis, stream = instance.connection.commands, instance.keys.stream
     reading = asyncio.create_task(instance.scripts.read_entries("gone", 1, 30.0))
 
@@ -215,19 +215,19 @@ async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(c
     sizes: list[int] = []
     under_way = most = 0
 
-    def asked(items: list[int]) -> Asked:
+    def asked(items: list[int]) -> CommandBatch:
         nonlocal under_way, most
         sizes.append(len(items))
         under_way += 1
         most = max(most, under_way)
-        return Asked([("ECHO", item) for item in items])
+        return CommandBatch([("ECHO", item) for item in items])
 
     def answers(_items: list[int], replies: list[bytes]) -> list[int]:
         nonlocal under_way
         under_way -= 1
         return [int(reply) for reply in replies]
 
-    batcher = Batcher(connection.wire, asked, answers)
+    batcher = Batcher(connection.multiplexer, asked, answers)
     count = MAX_ITEMS * (MAX_IN_FLIGHT + 2) + 1
     assert await asyncio.gather(*map(batcher, range(count))) == list(range(count))
     assert sizes == [MAX_ITEMS] * (MAX_IN_FLIGHT + 2) + [1]
@@ -237,11 +237,13 @@ async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(c
 async def test_a_batch_takes_large_items_only_up_to_so_many_bytes(connection: Connection) -> None:
     taken: list[list[int]] = []
 
-    def asked(items: list[int]) -> Asked:
+    def asked(items: list[int]) -> CommandBatch:
         taken.append(items)
-        return Asked([("ECHO", item) for item in items])
+        return CommandBatch([("ECHO", item) for item in items])
 
-    batcher = Batcher(connection.wire, asked, lambda _items, replies: list(map(int, replies)), size=lambda item: item)
+    batcher = Batcher(
+        connection.multiplexer, asked, lambda _items, replies: list(map(int, replies)), size=lambda item: item
+    )
     sizes = [MAX_BYTES * 3, 1, MAX_BYTES - 1, 5, 6]
     assert await asyncio.gather(*map(batcher, sizes)) == sizes
     assert taken == [sizes[:1], sizes[1:3], sizes[3:]]
@@ -251,17 +253,17 @@ async def test_a_batch_takes_large_items_only_up_to_so_many_bytes(connection: Co
 async def test_a_batch_that_can_not_be_made_or_read_fails_all_who_wait_and_no_other(
     connection: Connection, side: str
 ) -> None:
-    def asked(items: list[str]) -> Asked:
+    def asked(items: list[str]) -> CommandBatch:
         if "bad" in items and side == "asked":
             raise ValueError("bad")
-        return Asked([("ECHO", item) for item in items])
+        return CommandBatch([("ECHO", item) for item in items])
 
     def answers(items: list[str], replies: list[bytes]) -> list[bytes]:
         if "bad" in items:
             raise ValueError("bad")
         return replies
 
-    batcher = Batcher(connection.wire, asked, answers)
+    batcher = Batcher(connection.multiplexer, asked, answers)
     both = await asyncio.gather(batcher("good"), batcher("bad"), return_exceptions=True)
     assert [type(one) for one in both] == [ValueError, ValueError]
     assert await batcher("good") == b"good"
@@ -275,15 +277,15 @@ async def test_a_reconnect_to_another_server_is_reported_before_anything_is_sent
         reported: list[tuple[str, str]] = []
         connection.on_new_server.append(lambda known, new: reported.append((known.run_id, new.run_id)))
         try:
-            await connection.wire.call("PING")
+            await connection.multiplexer.execute("PING")
             proxy.cut()
             await eventually(lambda: not proxy.connected)
-            await connection.wire.call("PING")
+            await connection.multiplexer.execute("PING")
             assert reported == []
             proxy.to(successor.url.removeprefix("unix://"))
             proxy.cut()
             await eventually(lambda: not proxy.connected)
-            assert await connection.wire.call("DBSIZE") == 0
+            assert await connection.multiplexer.execute("DBSIZE") == 0
             assert len(reported) == 1
             assert reported[0][0] != reported[0][1] == connection.server.run_id
         finally:

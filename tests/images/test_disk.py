@@ -19,9 +19,9 @@ from support import Clock
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
 from imagegen.images.disk import ORPHAN_S, DiskStore
-from imagegen.images.diskindex import EXPIRED_AT_ONCE
+from imagegen.images.disk_index import EXPIRED_AT_ONCE
+from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import ImageStore, VerifiedImage
-from imagegen.images.upstream import UpstreamStore
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
@@ -324,7 +324,7 @@ async def test_a_picture_in_another_instances_folder_is_unavailable_and_not_gone
     theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
     await ours.start()
     await theirs.start()
-    image = replace(stored(make_picture()), keeper=theirs.store_id)
+    image = replace(stored(make_picture()), store_id=theirs.store_id)
     assert await ours.contains_all(TASK, [image])
     with pytest.raises(StoreUnavailable):
         await load(ours, TASK, image)

@@ -18,13 +18,14 @@ import pytest
 from loguru import logger
 from support import Clock, eventually
 
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
-from imagegen.images import diskwatch, files
+from imagegen.images import disk_watch as diskwatch
+from imagegen.images import files
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.spool import Spool
-from imagegen.images.spoolfolder import SpoolFolder
+from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
@@ -317,7 +318,7 @@ async def test_a_probe_names_the_step_that_fails(
 async def test_a_probe_finds_a_disk_that_returns_other_bytes(
     open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegen.images.probe._CONTENT", bytearray(b"x" * 8))
+    monkeypatch.setattr("imagegen.images.folder_probe._CONTENT", bytearray(b"x" * 8))
     opened = Path.open
 
     def spoiling(path: Path, *args: object, **options: object) -> object:

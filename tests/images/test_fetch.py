@@ -21,13 +21,13 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 from yarl import URL
 
-from imagegen.addresses import guarded_connector
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
 from imagegen.images import fetch, spool
 from imagegen.images.fetch import ImageFetcher
-from imagegen.images.links import Origin
+from imagegen.images.image_links import Origin
 from imagegen.images.spool import Spool
+from imagegen.ssrf import guarded_connector
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -649,7 +649,7 @@ async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher
 async def test_a_connection_that_the_host_closed_while_it_was_idle_is_replaced_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fetch, "TRIES", 1)
+    monkeypatch.setattr(fetch, "MAX_TRIES", 1)
     requests: list[int] = []
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

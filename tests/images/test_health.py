@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from imagegen.images.health import StoreHealth, describe
+from imagegen.images.store_health import StoreHealth, describe
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from imagegen.images.health import StoreHealth
-from imagegen.images.keeper import Keeper, LinkKeeper
+from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.store import VerifiedImage
+from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 
 LINK, BYTES = ImageLink("https://example.com/a.png"), ImageBytes(b"picture")
@@ -40,39 +40,39 @@ class Store:
         self.extended.append(tuple(images))
 
 
-def keeper(store: Store) -> Keeper:
-    return Keeper(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
+def keeper(store: Store) -> StoringSaver:
+    return StoringSaver(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
 
 
 async def test_every_image_is_fetched_and_saved_where_bytes_are_kept() -> None:
     store = Store()
-    assert [keeper(store).as_it_is(0, image, 7) for image in (LINK, BYTES)] == [None, None]
+    assert [keeper(store).passthrough(0, image, 7) for image in (LINK, BYTES)] == [None, None]
     kept = await keeper(store).save("t", 1, await keeper(store).fetch(LINK), 7)
-    assert kept == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, keeper="here")
+    assert kept == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, store_id="here")
     assert store.saved == [("t", 1, 1_060.0)]
 
 
 async def test_a_link_needs_no_saving_where_links_are_handed_out_but_bytes_do() -> None:
     store = Store()
-    links = LinkKeeper(keeper(store))
-    assert links.as_it_is(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
-    assert links.as_it_is(1, BYTES, 7) is None
+    links = LinkOnlySaver(keeper(store))
+    assert links.passthrough(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
+    assert links.passthrough(1, BYTES, 7) is None
     assert (await links.save("t", 1, await links.fetch(BYTES), 7)).sha256 == "a" * 64
     assert store.saved == [("t", 1, 1_060.0)]
 
 
 async def test_a_relative_link_is_handed_out_as_an_absolute_one() -> None:
-    given = LinkKeeper(keeper(Store())).as_it_is(0, ImageLink("/a.png"), None)
+    given = LinkOnlySaver(keeper(Store())).passthrough(0, ImageLink("/a.png"), None)
     assert given == StoredImage(0, url="http://upstream/a.png")
 
 
 async def test_links_need_no_store_that_works_until_bytes_came() -> None:
     store = Store()
-    links = LinkKeeper(keeper(store))
+    links = LinkOnlySaver(keeper(store))
     store.health.mark_failed("full")
     assert links.writable
     assert not keeper(store).writable
-    links.as_it_is(0, BYTES, None)
+    links.passthrough(0, BYTES, None)
     assert not links.writable
 
 
@@ -86,5 +86,5 @@ async def test_a_wait_for_the_store_ends_when_it_works_or_the_time_is_over() -> 
 
 async def test_only_what_is_kept_here_lives_longer() -> None:
     store, kept = Store(), StoredImage(0, sha256="a" * 64)
-    await LinkKeeper(keeper(store)).extend("t", (kept, StoredImage(1, url=LINK.url)))
+    await LinkOnlySaver(keeper(store)).extend_expiry("t", (kept, StoredImage(1, url=LINK.url)))
     assert store.extended == [(kept,)]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from imagegen.images.links import LINK_LIFE_S, expires_at
+from imagegen.images.image_links import LINK_TTL_S, expires_at
 
 NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
 
@@ -14,16 +14,16 @@ NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
 @pytest.mark.parametrize(
     ("query", "life_s"),
     [
-        ("", LINK_LIFE_S),
+        ("", LINK_TTL_S),
         ("?X-Amz-Date=20261128T115900Z&X-Amz-Expires=3600&X-Amz-Signature=a%2Fb", 3540.0),
         ("?x-goog-date=20261128T120000Z&x-goog-expires=60", 60.0),
         (f"?Expires={int(NOW) + 7200}&Signature=x&Key-Pair-Id=y", 7200.0),
         ("?sv=2024&se=2026-11-28T14:00:00Z&sig=x", 7200.0),
-        ("?X-Amz-Expires=3600", LINK_LIFE_S),
-        ("?Expires=100", LINK_LIFE_S),
-        ("?Expires=99999999999999", LINK_LIFE_S),
-        ("?Expires=soon", LINK_LIFE_S),
-        (f"?Expires={int(NOW) + 10**9}", LINK_LIFE_S),
+        ("?X-Amz-Expires=3600", LINK_TTL_S),
+        ("?Expires=100", LINK_TTL_S),
+        ("?Expires=99999999999999", LINK_TTL_S),
+        ("?Expires=soon", LINK_TTL_S),
+        (f"?Expires={int(NOW) + 10**9}", LINK_TTL_S),
     ],
 )
 def test_a_signed_link_lives_as_long_as_it_says_and_others_ten_minutes(query: str, life_s: float) -> None:
@@ -32,4 +32,4 @@ def test_a_signed_link_lives_as_long_as_it_says_and_others_ten_minutes(query: st
 
 @pytest.mark.parametrize("link", ["http://[::1", "/relative.png", ""])
 def test_an_odd_link_lives_ten_minutes(link: str) -> None:
-    assert expires_at(link, NOW) == NOW + LINK_LIFE_S
+    assert expires_at(link, NOW) == NOW + LINK_TTL_S

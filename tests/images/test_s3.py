@@ -16,12 +16,12 @@ from msgspec.structs import replace as changed
 from pytest_aiohttp import AiohttpServer
 
 from imagegen.errors import SettingsError, StoreUnavailable
-from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3Bytes
+from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakePicture = Callable[..., VerifiedImage]
-MakeBytes = Callable[..., Awaitable[S3Bytes]]
+MakeBytes = Callable[..., Awaitable[S3BlobStore]]
 
 TASK = "0123456789abcdef0123456789abcdef"
 LIFE_S = 600.0
@@ -32,8 +32,8 @@ async def make_bytes(bucket: Bucket) -> AsyncIterator[MakeBytes]:
     """`await make_bytes(max_bytes=…, ahead_s=…, bucket=…)`: each another instance's, with a clock that is ahead."""
     async with AsyncExitStack() as stack:
 
-        async def make(max_bytes: int = 100_000, ahead_s: float = 0.0, bucket: Bucket = bucket) -> S3Bytes:
-            port = S3Bytes(bucket, max_bytes=max_bytes, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
+        async def make(max_bytes: int = 100_000, ahead_s: float = 0.0, bucket: Bucket = bucket) -> S3BlobStore:
+            port = S3BlobStore(bucket, max_bytes=max_bytes, life_s=LIFE_S, clock=lambda: time.time() + ahead_s)
             stack.push_async_callback(port.close)
             with suppress(StoreUnavailable):
                 await port.start()
@@ -50,13 +50,13 @@ def later() -> float:
     return time.time() + LIFE_S
 
 
-async def got(port: S3Bytes, image: StoredImage) -> bytes | None:
+async def got(port: S3BlobStore, image: StoredImage) -> bytes | None:
     """All its bytes, None if some are gone."""
     data = b"".join([piece async for piece in port.get(TASK, image, 0, image.size_bytes)])
     return data if len(data) == image.size_bytes else None
 
 
-async def put(port: S3Bytes, image: VerifiedImage, index: int = 0) -> StoredImage:
+async def put(port: S3BlobStore, image: VerifiedImage, index: int = 0) -> StoredImage:
     await port.put(TASK, stored(image, index), image.data, later())
     return stored(image, index)
 
@@ -229,4 +229,4 @@ async def test_a_body_that_breaks_off_is_no_picture(
 def test_without_the_extra_the_start_says_how_to_get_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
     with pytest.raises(SettingsError, match=r"pip install 'imagegen\[s3\]'"):
-        S3Bytes(bucket, max_bytes=1, life_s=1.0)
+        S3BlobStore(bucket, max_bytes=1, life_s=1.0)

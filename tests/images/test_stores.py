@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack, closing
 import pytest
 from msgspec.structs import replace
 
-from imagegen.images.cached import BytesPort, CachedStore
+from imagegen.images.cached import BlobStore, CachedStore
 from imagegen.images.disk import DiskStore
-from imagegen.images.s3 import S3Bytes
+from imagegen.images.redis_blobs import RedisBlobStore
+from imagegen.images.s3 import S3BlobStore
 from imagegen.images.store import ImageStore, VerifiedImage
-from imagegen.queue.bytes import RedisBytes
-from imagegen.queue.connection import Connection
-from imagegen.queue.keys import Keys
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
 
 Open = Callable[..., Awaitable[ImageStore]]
@@ -46,7 +46,7 @@ class Away:
         self.folder = request.getfixturevalue("tmp_path")
         self.numbers = itertools.count()
 
-    def cached(self, port: BytesPort) -> ImageStore:
+    def cached(self, port: BlobStore) -> ImageStore:
         return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1))
 
 
@@ -58,7 +58,7 @@ class InRedis(Away):
     def open(self, max_bytes: int, stack: AsyncExitStack) -> ImageStore:
         connection = Connection(self.url)
         stack.push_async_callback(connection.close)
-        return self.cached(RedisBytes(connection, self.keys, max_bytes))
+        return self.cached(RedisBlobStore(connection, self.keys, max_bytes))
 
 
 class InBucket(Away):
@@ -67,7 +67,7 @@ class InBucket(Away):
         self.bucket = request.getfixturevalue("bucket")
 
     def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
-        return self.cached(S3Bytes(self.bucket, max_bytes=max_bytes, life_s=600.0))
+        return self.cached(S3BlobStore(self.bucket, max_bytes=max_bytes, life_s=600.0))
 
 
 BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket}

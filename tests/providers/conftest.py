@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from imagegen.providers.protocol import Call
-from imagegen.tasks.fields import parse
+from imagegen.tasks.validation import parse
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
-from imagegen.providers.wire import clean, decipher, read_models, refusal
+from imagegen.providers.response_parser import error_from_response, parse_models, parse_reply, sanitize_detail
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 PIXELS = b"\x89PNG\r\n\x1a\n and so on"
@@ -36,7 +36,7 @@ def error(message, kind=None, code=None, **more) -> bytes:
 
 def refused(status, body=b"", headers=None, **more) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
-        decipher(status, CIMultiDict(headers or {}), body, **more)
+        parse_reply(status, CIMultiDict(headers or {}), body, **more)
     return caught.value
 
 
@@ -217,18 +217,18 @@ def test_a_200_with_an_error_object_is_an_error(body, code):
 
 
 def test_an_empty_error_beside_pictures_is_none():
-    assert decipher(200, {}, b'{"error":null,"data":[{"url":"https://x/y.png"}]}').images == (
+    assert parse_reply(200, {}, b'{"error":null,"data":[{"url":"https://x/y.png"}]}').images == (
         ImageLink("https://x/y.png"),
     )
 
 
 def test_the_captured_answer_brings_its_link():
-    assert decipher(200, {}, CAPTURED).images == (ImageLink(LINK),)
+    assert parse_reply(200, {}, CAPTURED).images == (ImageLink(LINK),)
 
 
 def test_the_documented_base64_answer_brings_its_bytes():
     body = {"id": "oNM6X9q", "data": [{"b64_json": B64, "index": 0, "type": None, "timings": {"inference": 0.79}}]}
-    assert decipher(201, {}, json.dumps(body).encode()).images == (ImageBytes(PIXELS),)
+    assert parse_reply(201, {}, json.dumps(body).encode()).images == (ImageBytes(PIXELS),)
 
 
 @pytest.mark.parametrize(
@@ -266,16 +266,16 @@ def test_the_documented_base64_answer_brings_its_bytes():
 @pytest.mark.parametrize("name", ["data", "images"])
 def test_each_entry_is_a_picture_or_left_out(name, item, image):
     body = json.dumps({name: [item, {"url": LINK}]}).encode()
-    assert decipher(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
+    assert parse_reply(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
 
 
 @pytest.mark.parametrize("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
 def test_an_answer_with_no_picture_is_a_reply_without_images(body):
-    assert decipher(200, {}, body).images == ()
+    assert parse_reply(200, {}, body).images == ()
 
 
 def test_an_empty_data_list_does_not_hide_the_images_list():
-    assert decipher(200, {}, json.dumps({"data": [], "images": [LINK]}).encode()).images == (ImageLink(LINK),)
+    assert parse_reply(200, {}, json.dumps({"data": [], "images": [LINK]}).encode()).images == (ImageLink(LINK),)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_an_empty_data_list_does_not_hide_the_images_list():
     ],
 )
 def test_the_rate_limit_headers_are_read(headers, limits):
-    assert decipher(200, CIMultiDict(headers), CAPTURED).limits == limits
+    assert parse_reply(200, CIMultiDict(headers), CAPTURED).limits == limits
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_no_detail_shows_our_key_or_a_masked_one():
     assert found.upstream_detail == "Incorrect API key provided: [key] [key]"
     assert "key provided" not in found.detail
     assert refused(400, error(f"height of {key}"), secret=key).detail == "height of [key]"
-    assert clean("x" * 290 + key, key) == "x" * 290 + "[key]"
+    assert sanitize_detail("x" * 290 + key, key) == "x" * 290 + "[key]"
 
 
 @pytest.mark.parametrize("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
@@ -342,13 +342,13 @@ def test_both_shapes_of_a_model_list_are_read_and_only_image_models_kept(wrap):
         {"type": "image"},
         7,
     ]
-    assert [model["id"] for model in read_models(wrap(entries))] == ["flux", "untyped"]
+    assert [model["id"] for model in parse_models(wrap(entries))] == ["flux", "untyped"]
 
 
 @pytest.mark.parametrize("listing", [None, 7, {}, {"data": None}, "x"])
 def test_a_model_list_of_no_known_shape_is_empty(listing):
-    assert read_models(listing) == ()
+    assert parse_models(listing) == ()
 
 
 def test_a_refusal_can_be_had_without_raising():
-    assert refusal(402, {}, NO_CREDIT).code == "upstream_billing"
+    assert error_from_response(402, {}, NO_CREDIT).code == "upstream_billing"

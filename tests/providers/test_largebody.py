@@ -13,12 +13,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
-from imagegen.bytebudget import ByteBudget
+from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers import post
-from imagegen.providers.largebody import LargeBody, large_items
-from imagegen.providers.post import Post
-from imagegen.providers.wire import decipher
+from imagegen.providers.large_body import LargeBody, large_items
+from imagegen.providers.post import PaidPost
+from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64, ImageLink
 
 DATA = os.urandom(600_001)
@@ -38,20 +38,20 @@ def decoded(image: object) -> bytes:
 )
 def test_the_base64_of_a_large_answer_is_found_in_place(name: str, place: str, form: str) -> None:
     body = json.dumps({"created": 1, place: [{name: form, "index": 0}], "usage": {"a": [1]}}).encode()
-    (image,) = decipher(200, {}, body).images
+    (image,) = parse_reply(200, {}, body).images
     assert decoded(image) == DATA
 
 
 def test_escaped_slashes_and_plain_texts_are_read_too() -> None:
     body = json.dumps({"images": [TEXT, TEXT]}).replace("/", "\\/").encode()
-    assert [decoded(image) for image in decipher(200, {}, body).images] == [DATA, DATA]
+    assert [decoded(image) for image in parse_reply(200, {}, body).images] == [DATA, DATA]
     body = json.dumps({"images": [TEXT], "info": "x"}).encode()
-    assert decoded(decipher(200, {}, body).images[0]) == DATA
+    assert decoded(parse_reply(200, {}, body).images[0]) == DATA
 
 
 def test_links_beside_large_fields_and_missing_fields_are_read() -> None:
     items = [{"url": "https://a/b", "b64_json": None}, {"b64_json": TEXT, "url": "https://a/c"}, {"other": 1}]
-    images = decipher(200, {}, json.dumps({"data": items}).encode()).images
+    images = parse_reply(200, {}, json.dumps({"data": items}).encode()).images
     assert images[0] == ImageLink("https://a/b")
     assert decoded(images[1]) == DATA
     assert len(images) == 2
@@ -67,11 +67,11 @@ def test_a_large_answer_that_is_no_list_of_images_is_read_as_a_small_one() -> No
         json.dumps({"error": {"message": "very long " * 40_000, "type": "invalid_request_error"}}).encode()
     )
     with pytest.raises(UpstreamError, match="very long"):
-        decipher(400, {}, body)
+        parse_reply(400, {}, body)
     body = LargeBody(json.dumps({"data": [{"url": "https://a/b"}], "more": "x" * 300_000}).encode())
-    assert decipher(200, {}, body).images == (ImageLink("https://a/b"),)
+    assert parse_reply(200, {}, body).images == (ImageLink("https://a/b"),)
     with pytest.raises(UpstreamError):
-        decipher(200, {}, LargeBody(b"<html>" * 100_000))
+        parse_reply(200, {}, LargeBody(b"<html>" * 100_000))
 
 
 async def test_a_large_body_is_counted_until_its_last_image_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +84,10 @@ async def test_a_large_body_is_counted_until_its_last_image_is_let_go(monkeypatc
     app.router.add_post("/", answer)
     async with TestServer(app, host="127.0.0.1") as server, aiohttp.ClientSession() as session:
         url = URL(f"http://127.0.0.1:{server.port}/")
-        answered = await Post(session, url, {}, 10.0).send(b"{}", lambda: None)
+        answered = await PaidPost(session, url, {}, 10.0).send(b"{}", lambda: None)
     assert isinstance(answered.body, LargeBody)
     assert budget.held == len(answered.body) > len(TEXT)
-    reply = decipher(answered.status, answered.headers, answered.body)
+    reply = parse_reply(answered.status, answered.headers, answered.body)
     del answered
     gc.collect()
     assert budget.held > len(TEXT)

@@ -10,7 +10,7 @@ from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Call, Reply
-from imagegen.tasks import fields
+from imagegen.tasks import validation as fields
 
 CALL = Call(fields.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
 

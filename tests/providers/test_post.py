@@ -9,13 +9,13 @@ from support import eventually
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.post import NotSent, Post
+from imagegen.providers.post import NotSent, PaidPost
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
 
 
-def post(session, url, timeout_s=5.0, **headers) -> Post:
-    return Post(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
+def post(session, url, timeout_s=5.0, **headers) -> PaidPost:
+    return PaidPost(session, URL(f"{url}/paid?a=%20b#c"), {"User-Agent": "me"} | headers, timeout_s)
 
 
 async def send(session, url, watcher, body=b"{}", **more):

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.refusals import GAVE_UP_WAITING, NEVER_REACHED, highest_count
-from imagegen.providers.wire import decipher, refusal
-from imagegen.tasks.retry import never_reached
+from imagegen.providers.refusal_codes import GAVE_UP_WAITING, NEVER_REACHED, highest_count
+from imagegen.providers.response_parser import error_from_response, parse_reply
+from imagegen.tasks.retry import was_never_sent
 
 GATEWAY_PAGE = b"<html><head><title>Bad gateway</title></head></html>"
 
@@ -20,7 +20,7 @@ def openai(message: str, code: str | None = None, kind: str | None = None, param
 
 
 def read(status: int, body: object) -> UpstreamError:
-    return refusal(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return error_from_response(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
 OPENAI_QUOTA = (
@@ -144,7 +144,7 @@ def test_a_refused_key_is_told_by_every_services_words_and_not_retried(case: str
 def test_a_policy_refusal_is_told_by_every_services_words(case: str) -> None:
     status, body = CONTENT[case]
     with pytest.raises(UpstreamError) as caught:
-        decipher(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+        parse_reply(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert (caught.value.code, caught.value.retryable) == ("content_policy", False)
 
 
@@ -169,13 +169,23 @@ def test_what_passes_or_is_about_the_request_is_taken_for_nothing_else(status: i
 @pytest.mark.parametrize("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
 def test_a_gateway_that_gave_up_waiting_leaves_open_whether_the_call_was_paid(status: int, body: object) -> None:
     found = read(status, body)
-    assert (found.code, found.retryable, found.ambiguous, never_reached(found)) == ("upstream_error", True, True, False)
+    assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
+        "upstream_error",
+        True,
+        True,
+        False,
+    )
 
 
 @pytest.mark.parametrize("status", sorted(NEVER_REACHED))
 def test_a_gateway_that_found_no_origin_shows_that_nothing_was_paid(status: int) -> None:
     found = read(status, GATEWAY_PAGE)
-    assert (found.code, found.retryable, found.ambiguous, never_reached(found)) == ("upstream_error", True, False, True)
+    assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
+        "upstream_error",
+        True,
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +212,7 @@ def test_an_answer_of_the_service_itself_was_not_paid_and_one_in_its_place_may_h
     status: int, body: object, ambiguous: bool
 ) -> None:
     found = read(status, body)
-    assert (found.retryable, found.ambiguous, never_reached(found)) == (True, ambiguous, False)
+    assert (found.retryable, found.ambiguous, was_never_sent(found)) == (True, ambiguous, False)
 
 
 @pytest.mark.parametrize("status", sorted({401, 402, 403, 429}))

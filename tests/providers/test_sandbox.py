@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.drawing import picture
+from imagegen.providers.drawing import render as picture
 from imagegen.providers.drawing.caption import lay_out
 from imagegen.providers.drawing.lettering import broken, fit, readable, text_width
 from imagegen.providers.protocol import Call, Provider
 from imagegen.providers.sandbox import SandboxProvider
-from imagegen.tasks.fields import parse
+from imagegen.tasks.validation import parse
 
 SIZES = [(64, 64), (512, 512), (1024, 576), (576, 1024), (2048, 64), (64, 2048)]
 LONG = "A very detailed photograph of a market square in the rain, " * 60
@@ -100,9 +100,9 @@ async def test_the_same_wishes_bring_the_same_bytes(watcher, output_format) -> N
 
 async def test_another_process_draws_the_same_bytes(watcher) -> None:
     code = (
-        "import sys; from imagegen.providers.drawing.picture import Picture, Wish\n"
-        "picture = Picture(Wish('a fox in the snow', 7, 2, 128, 128, 'png'))\n"
-        "picture.paint(); picture.frost(); picture.write_words(); sys.stdout.buffer.write(picture.encode())"
+        "import sys; from imagegen.providers.drawing.render import Drawing, DrawingSpec\n"
+        "picture = Drawing(DrawingSpec('a fox in the snow', 7, 2, 128, 128, 'png'))\n"
+        "picture.paint(); picture.blur_card(); picture.write_words(); sys.stdout.buffer.write(picture.encode())"
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     other, _ = await process.communicate()
@@ -156,9 +156,9 @@ def test_words_and_mark_stand_out_from_all_of_their_ground(size, prompt) -> None
     left, right = card.left + card.padding, card.right - card.padding
     words, mark = (left, card.top + card.padding, right, line), (left, line, right, card.bottom - card.padding)
     for index in range(7):
-        sheet = picture.Picture(picture.Wish(prompt, None, index, *size, "png"))
+        sheet = picture.Drawing(picture.DrawingSpec(prompt, None, index, *size, "png"))
         sheet.paint()
-        sheet.frost()
+        sheet.blur_card()
         bare = sheet._canvas.image.copy()
         sheet.write_words()
         for box, least in ((words, 6.0), (mark, 3.5)):
@@ -270,14 +270,14 @@ async def test_a_picture_takes_its_delay(watcher) -> None:
 
 async def test_drawing_happens_off_the_event_loop(watcher, monkeypatch) -> None:
     threads = set()
-    for step in ("paint", "frost", "write_words", "encode"):
-        real = getattr(picture.Picture, step)
+    for step in ("paint", "blur_card", "write_words", "encode"):
+        real = getattr(picture.Drawing, step)
 
         def noted(self, real=real):
             threads.add(threading.get_ident())
             return real(self)
 
-        monkeypatch.setattr(picture.Picture, step, noted)
+        monkeypatch.setattr(picture.Drawing, step, noted)
     await draw(watcher, width=64, height=64)
     assert threads
     assert threading.get_ident() not in threads

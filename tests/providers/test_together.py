@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.providers import post
-from imagegen.providers.client import USER_AGENT
+from imagegen.providers.http_client import USER_AGENT
 from imagegen.providers.protocol import Provider
 from imagegen.providers.together import TogetherProvider
 from imagegen.tasks.image import ImageLink

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.bytes import PART_BYTES, RedisBytes
-from imagegen.queue.connection import Connection
-from imagegen.queue.keys import Keys
+from imagegen.images.redis_blobs import PART_BYTES, RedisBlobStore
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -25,11 +25,11 @@ async def connection(redis_url: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def away() -> AsyncIterator[RedisBytes]:
+async def away() -> AsyncIterator[RedisBlobStore]:
     async with AsyncExitStack() as stack:
         connection = Connection("redis://127.0.0.1:1")
         stack.push_async_callback(connection.close)
-        yield RedisBytes(connection, Keys("away"), 1000)
+        yield RedisBlobStore(connection, Keys("away"), 1000)
 
 
 def picture(index: int, size_bytes: int) -> StoredImage:
@@ -40,14 +40,14 @@ def later() -> float:
     return time.time() + 60
 
 
-async def got(port: RedisBytes, image: StoredImage) -> bytes | None:
+async def got(port: RedisBlobStore, image: StoredImage) -> bytes | None:
     """All its bytes, None if some are gone."""
     data = b"".join([piece async for piece in port.get(TASK, image, 0, image.size_bytes)])
     return data if len(data) == image.size_bytes else None
 
 
 async def test_a_large_picture_is_kept_in_parts_and_comes_back_whole(connection: Connection, prefix: str) -> None:
-    port = RedisBytes(connection, Keys(prefix), 10 * PART_BYTES)
+    port = RedisBlobStore(connection, Keys(prefix), 10 * PART_BYTES)
     data = b"start" + bytes(2 * PART_BYTES) + b"end"
     image = picture(0, len(data))
     await port.put(TASK, image, data, later())
@@ -60,28 +60,28 @@ async def test_a_large_picture_is_kept_in_parts_and_comes_back_whole(connection:
 
 
 async def test_every_key_has_an_end_and_the_index_outlives_the_pictures(connection: Connection, prefix: str) -> None:
-    port = RedisBytes(connection, Keys(prefix), 1000)
+    port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index, life_s in enumerate((60, 200, 100)):
         await port.put(TASK, picture(index, 100), bytes(100), time.time() + life_s)
     ends = {key: await connection.commands.pttl(key) / 1000 for key in await connection.commands.keys(f"*{prefix}*")}
-    index = Keys(prefix).pictures.encode()
+    index = Keys(prefix).image_index.encode()
     assert all(0 < end <= 200 for key, end in ends.items() if key != index)
     assert 390 < ends[index] <= 400
 
 
 async def test_an_index_that_was_lost_gets_its_end_again(connection: Connection, prefix: str) -> None:
-    port = RedisBytes(connection, Keys(prefix), 1000)
+    port = RedisBlobStore(connection, Keys(prefix), 1000)
     await port.put(TASK, picture(0, 100), bytes(100), later())
-    await connection.commands.delete(Keys(prefix).pictures)
+    await connection.commands.delete(Keys(prefix).image_index)
     await port.put(TASK, picture(1, 100), bytes(100), time.time() + 30)
-    assert await connection.commands.pttl(Keys(prefix).pictures) > 60_000
+    assert await connection.commands.pttl(Keys(prefix).image_index) > 60_000
 
 
 async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
     connection: Connection, redis_url: str, prefix: str
 ) -> None:
     other = Connection(redis_url)
-    ports = [RedisBytes(each, Keys(prefix), 1000) for each in (connection, other)]
+    ports = [RedisBlobStore(each, Keys(prefix), 1000) for each in (connection, other)]
     images = [picture(index, 240) for index in range(8)]
     for index, image in enumerate(images):
         await ports[index % 2].put(TASK, image, bytes(240), later())
@@ -92,34 +92,34 @@ async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
 
 
 async def test_making_room_leaves_some_for_the_next(connection: Connection, prefix: str) -> None:
-    port = RedisBytes(connection, Keys(prefix), 1600)
+    port = RedisBlobStore(connection, Keys(prefix), 1600)
     for index in range(33):
         await port.put(TASK, picture(index, 50), bytes(50), later())
-    assert await connection.commands.zcard(Keys(prefix).pictures) == 1 + 30
+    assert await connection.commands.zcard(Keys(prefix).image_index) == 1 + 30
 
 
 async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str) -> None:
-    port, keys = RedisBytes(connection, Keys(prefix), 100_000), Keys(prefix)
+    port, keys = RedisBlobStore(connection, Keys(prefix), 100_000), Keys(prefix)
     for _ in range(2):
         for index in range(1, 300):
             await port.put(TASK, picture(index % 256, index), bytes(index), later())
-    total = -int(await connection.commands.zscore(keys.pictures, "total"))
-    members = await connection.commands.zrange(keys.pictures, 1, -1)
+    total = -int(await connection.commands.zscore(keys.image_index, "total"))
+    members = await connection.commands.zrange(keys.image_index, 1, -1)
     assert total == sum(int(member.rpartition(b":")[2]) for member in members)
-    small = RedisBytes(connection, keys, 10)
+    small = RedisBlobStore(connection, keys, 10)
     await small.put(TASK, picture(0, 50), bytes(50), later())
-    assert await connection.commands.zrange(keys.pictures, 0, -1, withscores=False) == [
+    assert await connection.commands.zrange(keys.image_index, 0, -1, withscores=False) == [
         b"total",
         f"{TASK}:0:000000000000:50".encode(),
     ]
-    assert await connection.commands.zscore(keys.pictures, "total") == -50
+    assert await connection.commands.zscore(keys.image_index, "total") == -50
     assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 1
 
 
 async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
     connection: Connection, prefix: str
 ) -> None:
-    port = RedisBytes(connection, Keys(prefix), 1000)
+    port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(2):
         await port.put(TASK, picture(index, 9), bytes(9), time.time() + 60 + index)
     spent = connection.meter.commands
@@ -137,14 +137,14 @@ async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
 
 
 async def test_making_room_is_metered_too(connection: Connection, prefix: str) -> None:
-    port = RedisBytes(connection, Keys(prefix), 1000)
+    port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(220):
         await port.put(TASK, picture(index, 4), bytes(4), time.time() + 60 - index / 10)
     await connection.commands.config_resetstat()
     connection.meter.commands.clear()
     await port.put(TASK, picture(220, 990), bytes(990), later() - 30)
     assert sum((await billed(connection)).values()) == connection.meter.commands["pictures"]
-    assert await connection.commands.zcard(Keys(prefix).pictures) == 2
+    assert await connection.commands.zcard(Keys(prefix).image_index) == 2
 
 
 async def billed(connection: Connection) -> dict[str, int]:
@@ -154,7 +154,7 @@ async def billed(connection: Connection) -> dict[str, int]:
     return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
 
 
-async def test_a_redis_that_is_away_is_said_to_be(away: RedisBytes) -> None:
+async def test_a_redis_that_is_away_is_said_to_be(away: RedisBlobStore) -> None:
     image = picture(0, 9)
     for call in (
         away.put(TASK, image, bytes(9), later()),

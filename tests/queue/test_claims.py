@@ -9,12 +9,12 @@ import pytest
 from msgspec.structs import replace
 from support import submission
 
-from imagegen.queue.claim import Start
-from imagegen.queue.records import Run, decode_record
+from imagegen.queue.claim import StartResult
+from imagegen.queue.codec import Checkpoint, decode_record
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Reason, State, TaskError
+from imagegen.tasks.task import State, TaskError, WaitReason
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
@@ -55,9 +55,9 @@ async def two(make_instance):
 async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_owner(two, outcome: str) -> None:
     one, other = two
     stale = await claimed(one)
-    assert await one.claims.start(stale) is Start.STARTED
+    assert await one.claims.start(stale) is StartResult.STARTED
     taken = await take_over(other, stale)
-    assert await other.claims.start(taken) is Start.STARTED
+    assert await other.claims.start(taken) is StartResult.STARTED
     final = await end(one, stale, outcome)
     assert (final.state.value, final.possibly_billed_twice) == (outcome, 1)
     assert (await stored(one, final.id)).possibly_billed_twice == 1
@@ -70,8 +70,8 @@ async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two) -> None
     await one.claims.start(stale)
     taken = await take_over(other, stale)
     await other.claims.start(taken)
-    taken.run = replace(taken.run, ambiguous=2)
-    await other.claims.retry(taken, Retry(60.0, Reason.RETRYING))
+    taken.checkpoint = replace(taken.checkpoint, ambiguous_calls=2)
+    await other.claims.retry(taken, Retry(60.0, WaitReason.RETRYING))
     assert (await end(one, stale)).possibly_billed_twice == 2
 
 
@@ -91,7 +91,7 @@ async def test_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(
     await one.claims.start(stale)
     taken = await take_over(other, stale)
     await end(one, stale)
-    assert await other.claims.start(taken) is Start.LOST
+    assert await other.claims.start(taken) is StartResult.LOST
 
 
 async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
@@ -101,7 +101,7 @@ async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_on
     taken = await take_over(other, stale)
     await other.claims.start(taken)
     await end(one, stale)
-    assert not await other.claims.checkpoint(taken, taken.run)
+    assert not await other.claims.checkpoint(taken, taken.checkpoint)
     assert taken.lost
 
 
@@ -110,11 +110,11 @@ async def test_who_claims_what_a_new_owner_gave_back_makes_no_call_after_the_sta
     stale = await claimed(one)
     await one.claims.start(stale)
     taken = await take_over(other, stale)
-    await other.claims.hand_back([taken])
+    await other.claims.release([taken])
     third = await asyncio.wait_for(one.claims.claim(), 5)
-    assert await one.claims.start(third) is Start.ADOPTED
+    assert await one.claims.start(third) is StartResult.INHERITED
     assert (await end(one, stale)).state is State.COMPLETED
-    assert await one.claims.start(third) is Start.LOST
+    assert await one.claims.start(third) is StartResult.LOST
 
 
 async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_instance) -> None:
@@ -123,24 +123,24 @@ async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_in
     await one.crash()
     stale.confirmed_at -= 1.0
     await take_over(other, stale)
-    assert await one.claims.start(stale) is Start.LOST
+    assert await one.claims.start(stale) is StartResult.LOST
 
 
 async def test_an_owner_that_has_not_lost_its_claim_goes_on_after_a_long_silence(make_instance) -> None:
     one = make_instance(lease_s=1.0)
     claim = await claimed(one)
     claim.confirmed_at -= 1.0
-    assert await one.claims.start(claim) is Start.STARTED
+    assert await one.claims.start(claim) is StartResult.STARTED
 
 
 async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_have_been_paid(two) -> None:
     one, other = two
     stale = await claimed(one)
     taken = await take_over(other, stale)
-    assert await one.claims.start(stale) is Start.STARTED  # it was on its way to Redis when the lease ended
-    assert await other.claims.start(taken) is Start.ADOPTED
-    assert await other.claims.start(taken) is Start.STARTED
-    assert taken.run.ambiguous == 1
+    assert await one.claims.start(stale) is StartResult.STARTED  # it was on its way to Redis when the lease ended
+    assert await other.claims.start(taken) is StartResult.INHERITED
+    assert await other.claims.start(taken) is StartResult.STARTED
+    assert taken.checkpoint.ambiguous_calls == 1
     assert (await end(one, stale)).possibly_billed_twice == 1
 
 
@@ -163,10 +163,10 @@ async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_ha
     one, other = two
     stale = await claimed(one)
     await one.claims.start(stale)
-    await one.connection.commands.set(one.keys.run(stale.task.id), garbage)
+    await one.connection.commands.set(one.keys.checkpoint(stale.task.id), garbage)
     taken = await take_over(other, stale)
-    assert taken.run.ambiguous == 1
-    assert await other.claims.start(taken) is Start.STARTED
+    assert taken.checkpoint.ambiguous_calls == 1
+    assert await other.claims.start(taken) is StartResult.STARTED
     assert (await end(other, taken)).possibly_billed_twice == 1
 
 
@@ -174,12 +174,12 @@ async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_ha
 async def test_an_owner_writes_its_checkpoint_over_what_nobody_can_read(two, garbage) -> None:
     one, _ = two
     claim = await claimed(one)
-    await spoil(one, one.keys.run(claim.task.id), garbage)
-    while (came := await one.claims.start(claim)) is Start.ADOPTED:
+    await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
+    while (came := await one.claims.start(claim)) is StartResult.INHERITED:
         pass
-    assert came is Start.STARTED
-    await spoil(one, one.keys.run(claim.task.id), garbage)
-    assert await one.claims.checkpoint(claim, Run("me", starts=2))
+    assert came is StartResult.STARTED
+    await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
+    assert await one.claims.checkpoint(claim, Checkpoint("me", starts=2))
 
 
 async def spoil(instance, key: str, garbage: bytes | None) -> None:
@@ -203,7 +203,7 @@ async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbag
 @pytest.mark.parametrize("garbage", [b"junk", None])
 async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> None:
     _, other = two
-    await other.scripts.make_group()
+    await other.scripts.create_group()
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
     await other.queue.submit(submission("a"))
     assert (await stored(other, submission("a").task_id)).state is State.PENDING
@@ -215,17 +215,17 @@ async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_st
     await one.claims.start(stale)
     await one.crash()
     await take_over(other, stale)
-    key = one.keys.run(stale.task.id)
+    key = one.keys.checkpoint(stale.task.id)
     assert await one.connection.commands.pttl(key) > 7_000  # as if it were written just now
     taken = await take_over(third, stale)
-    assert taken.run.ambiguous == 1
+    assert taken.checkpoint.ambiguous_calls == 1
 
 
 async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_next(make_instance) -> None:
     one, other, third = make_instance(), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
     await one.claims.start(stale)
-    await one.connection.commands.delete(one.keys.run(stale.task.id))
+    await one.connection.commands.delete(one.keys.checkpoint(stale.task.id))
     await other.room.takeover.take({stale.entry_id: 10_000.0}, min_idle_s=0.0)
     taken = await take_over(third, stale)
-    assert taken.run.ambiguous == 1
+    assert taken.checkpoint.ambiguous_calls == 1

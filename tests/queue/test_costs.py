@@ -12,13 +12,13 @@ from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueFull
-from imagegen.queue.backlog import Backlog, Waiting
-from imagegen.queue.claim import Start, handed_back
+from imagegen.queue.claim import StartResult, to_release_item
 from imagegen.queue.items import submit_item
+from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Reason, TaskError
+from imagegen.tasks.task import TaskError, WaitReason
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}
@@ -48,7 +48,7 @@ class Bill:
         return self
 
     async def __aexit__(self, *_) -> None:
-        self.told = self._told() - self._before[0]
+        self.response_cache = self._told() - self._before[0]
         self.counted = await counted(self._instances[0]) - self._before[1]
 
 
@@ -56,7 +56,7 @@ class Bill:
 async def one(make_instance):
     """An instance without side loops, whose group is there."""
     instance = make_instance(start=False, max_queue=3)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     return instance
 
 
@@ -73,7 +73,7 @@ async def started(instance, *names):
     await put(instance, *names)
     claims = await claim(instance)
     for each in claims:
-        assert await instance.claims.start(each) is Start.STARTED
+        assert await instance.claims.start(each) is StartResult.STARTED
     return claims
 
 
@@ -94,7 +94,7 @@ async def submit_new(instance) -> None:
 
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
-    item = replace(submit_item(task), generation=task.generation + 1)
+    item = replace(submit_item(task), generation=task.epoch + 1)
     assert (await instance.scripts.submit(item)).kind == "known"
 
 
@@ -128,8 +128,8 @@ async def finish_late(instance) -> None:
 
 async def retry(instance) -> None:
     (each,) = await started(instance, "a")
-    await instance.claims.retry(each, Retry(60.0, Reason.RETRYING))
-    assert await instance.claims.start(each) is Start.STARTED
+    await instance.claims.retry(each, Retry(60.0, WaitReason.RETRYING))
+    assert await instance.claims.start(each) is StartResult.STARTED
 
 
 async def cancel(instance) -> None:
@@ -139,7 +139,7 @@ async def cancel(instance) -> None:
 
 async def renew(instance) -> None:
     await started(instance, "a", "b")
-    await instance.scripts.renew(instance.room.backlog.instance, [])
+    await instance.scripts.renew(instance.room.monitor.instance, [])
     entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending()]
     await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
     await instance.scripts.renew("i", [("", entry_id) for entry_id, _ in entries])
@@ -148,7 +148,7 @@ async def renew(instance) -> None:
 async def take_over(instance) -> None:
     await started(instance, "a")
     rows = await instance.scripts.pending()
-    assert await instance.scripts.take("other", [row.entry_id for row in rows], 0.0)
+    assert await instance.scripts.claim_expired("other", [row.entry_id for row in rows], 0.0)
     await instance.scripts.runs(["0" * 32])
 
 
@@ -156,25 +156,25 @@ async def hand_back(instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
-    assert await instance.scripts.release("i", [handed_back(each), handed_back(fresh)], leaving=True) == 2
+    assert await instance.scripts.release("i", [to_release_item(each), to_release_item(fresh)], leaving=True) == 2
 
 
 async def read(instance) -> None:
     await asyncio.gather(instance.queue.get("0" * 32), instance.queue.get("1" * 32))
-    await instance.queue.refresh_line()
+    await instance.queue.refresh_positions()
 
 
 async def bury(instance) -> None:
     entry_id = await instance.connection.commands.xadd(instance.keys.stream, {"v": "x"})
-    instance.connection.meter.spent("other", 1)
+    instance.connection.meter.redis_commands_sent("other", 1)
     assert await claim(instance) == []
     assert instance.connection.meter.dead_letters == 1
     assert not await instance.connection.commands.xrange(instance.keys.stream, entry_id, entry_id)
-    instance.connection.meter.spent("other", 1)
+    instance.connection.meter.redis_commands_sent("other", 1)
 
 
 async def look(instance) -> None:
-    backlog: Backlog = instance.room.backlog
+    backlog: QueueMonitor = instance.room.monitor
     instance.control.peers["other"] = 0.0
     await started(instance, "a")
     await put(instance, "b")
@@ -190,7 +190,7 @@ VERBS += [retry, cancel, renew, take_over, hand_back, read, bury, look]
 async def test_a_verb_costs_what_we_say(one, verb: Verb) -> None:
     async with Bill(one) as bill:
         await verb(one)
-    assert bill.told == bill.counted
+    assert bill.response_cache == bill.counted
 
 
 async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
@@ -213,22 +213,22 @@ async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
     assert bill.counted > 60 * 4
-    assert abs(bill.told - bill.counted) <= 0.03 * bill.counted
+    assert abs(bill.response_cache - bill.counted) <= 0.03 * bill.counted
     assert one.connection.meter.tasks.total() + two.connection.meter.tasks.total() == 60
 
 
 async def _is_final(instance, task_id: str) -> bool:
     task = await instance.queue.get(task_id)
-    return task is not None and task.state.final
+    return task is not None and task.state.is_final
 
 
 async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
     instance.control.peers["other"] = 0.0
     waits = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.backlog.here().free == 1)
+    await eventually(lambda: instance.room.monitor.local_status().free == 1)
     before = instance.connection.meter.commands["stats"]
-    assert await instance.room.backlog.waiting() == Waiting(0, 0.0)
+    assert await instance.room.monitor.waiting() == BacklogSize(0, 0.0)
     assert instance.connection.meter.commands["stats"] == before
     waits.cancel()
 
@@ -237,8 +237,8 @@ async def test_a_free_slot_hides_no_task_that_is_known_to_wait(make_instance) ->
     instance = make_instance(start=False)
     waits = asyncio.create_task(instance.claims.claim())
     await instance.queue.submit(submission("a"))
-    assert instance.room.backlog.here().free == 1
-    assert (await instance.room.backlog.waiting()).depth == 1
+    assert instance.room.monitor.local_status().free == 1
+    assert (await instance.room.monitor.waiting()).depth == 1
     waits.cancel()
 
 
@@ -246,7 +246,7 @@ async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_inst
     instance = make_instance(start=False)
     await put(instance, "a", "b")
     before = instance.connection.meter.commands.total()
-    waiting = await instance.room.backlog.waiting()
+    waiting = await instance.room.monitor.waiting()
     assert waiting.depth == 2
     assert 0.0 <= waiting.oldest_age_s < 5.0
     assert instance.connection.meter.commands.total() == before
@@ -256,7 +256,7 @@ async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) 
     one, two = make_instance(start=False), make_instance(start=False)
     await put(two, "a")
     one.control.peers["two"] = 0.0
-    looks = await asyncio.gather(*(one.room.backlog.waiting() for _ in range(20)))
+    looks = await asyncio.gather(*(one.room.monitor.waiting() for _ in range(20)))
     assert {waiting.depth for waiting in looks} == {1}
     assert one.connection.meter.commands["stats"] == 3
 
@@ -264,38 +264,38 @@ async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) 
 async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) -> None:
     instance = make_instance(start=False, url="redis://127.0.0.1:1")
     instance.control.peers["two"] = 0.0
-    assert await instance.room.backlog.waiting() == Waiting(0, 0.0)
-    assert await instance.room.backlog.dead_letters() == 0
-    assert not instance.room.backlog.here().redis_up
+    assert await instance.room.monitor.waiting() == BacklogSize(0, 0.0)
+    assert await instance.room.monitor.dead_letters() == 0
+    assert not instance.room.monitor.local_status().redis_up
     assert instance.connection.meter.commands.total() == 0
 
 
 async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     await put(instance, "a")
-    instance.room.holdings.offer(*await claim(instance))
+    instance.room.dispatcher.put(*await claim(instance))
     each = await instance.claims.claim()
-    assert await instance.claims.start(each) is Start.STARTED
-    assert instance.room.backlog.here().in_flight == 1
-    await instance.claims.retry(each, Retry(60.0, Reason.RETRYING))
-    assert instance.room.backlog.here().retrying == 1
-    assert await instance.claims.start(each) is Start.STARTED
+    assert await instance.claims.start(each) is StartResult.STARTED
+    assert instance.room.monitor.local_status().in_flight == 1
+    await instance.claims.retry(each, Retry(60.0, WaitReason.RETRYING))
+    assert instance.room.monitor.local_status().retrying == 1
+    assert await instance.claims.start(each) is StartResult.STARTED
     await finished(instance, each)
     await put(instance, "a")
     meter = instance.connection.meter
     assert {outcome: histogram.count for outcome, histogram in meter.attempts.items()} == {"retry": 1, "completed": 1}
     assert meter.waits.count == 1
-    assert meter.ended() == {"completed": 1, "failed": 0, "cancelled": 0}
+    assert meter.finished_by_state() == {"completed": 1, "failed": 0, "cancelled": 0}
     assert (meter.submits["MISS"], meter.submits["HIT"]) == (1, 1)
-    assert (meter.pictures, meter.picture_bytes) == (1, 10)
+    assert (meter.images, meter.image_bytes) == (1, 10)
 
 
 async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -> None:
     one = make_instance(lease_s=0.3)
     await one.queue.submit(submission("a"))
     each = await asyncio.wait_for(one.claims.claim(), 5)
-    assert await one.claims.start(each) is Start.STARTED
+    assert await one.claims.start(each) is StartResult.STARTED
     await one.crash()
     two = make_instance(lease_s=0.3)
     await asyncio.wait_for(two.claims.claim(), 10)
@@ -305,9 +305,9 @@ async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -
 
 async def test_a_call_that_is_cut_off_by_the_end_of_the_service_is_ambiguous(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     await started(instance, "a")
     await put(instance, "b")
     await claim(instance)
-    await instance.claims.hand_back(list(instance.room.holdings.held.values()))
+    await instance.claims.release(list(instance.room.dispatcher.held.values()))
     assert instance.connection.meter.ambiguous == 1

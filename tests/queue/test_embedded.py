@@ -21,10 +21,10 @@ from redis.exceptions import RedisError
 from support import eventually
 
 from imagegen.errors import SettingsError
-from imagegen.queue import server_binary as module
-from imagegen.queue.aof import repair, whole_bytes
-from imagegen.queue.embedded import EmbeddedRedis
-from imagegen.queue.server_binary import find_binary
+from imagegen.redis_client import server_binary as module
+from imagegen.redis_client.aof_repair import repair, whole_bytes
+from imagegen.redis_client.embedded import EmbeddedRedis
+from imagegen.redis_client.server_binary import find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = find_binary().path
@@ -34,7 +34,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends
 OTHER_PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from imagegen.queue.embedded import EmbeddedRedis
+from imagegen.redis_client.embedded import EmbeddedRedis
 
 async def main():
     server = EmbeddedRedis(Path(sys.argv[1]))
@@ -418,7 +418,7 @@ async def test_when_the_server_is_killed_its_owner_starts_it_and_the_attached_st
 async def test_a_lock_without_a_server_behind_it_is_no_endless_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegen.queue.embedded._SILENT_S", 0.1)
+    monkeypatch.setattr("imagegen.redis_client.embedded._SILENT_S", 0.1)
     folder = tmp_path / f"valkey-{find_binary().version[0]}"
     folder.mkdir()
     with (folder / "lock").open("w") as lock:

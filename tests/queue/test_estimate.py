@@ -7,17 +7,17 @@ import random
 import pytest
 from support import submission
 
-from imagegen.queue.estimate import Estimates, Outlook, WaitingLine
+from imagegen.queue.eta import EtaEstimator, SlotForecast, WaitingEntries
 from imagegen.tasks.task import State, Task
 
 
 def task(name: str, **changes) -> Task:
-    fields = {"id": name, "generation": 1, "sequence": 1, "digest": "d", "model": "m", "created_at": 0.0}
+    fields = {"id": name, "epoch": 1, "sequence": 1, "digest": "d", "model": "m", "created_at": 0.0}
     return Task(**{**fields, "request_json": b'{"width":512,"height":512,"n":1}', **changes})
 
 
 def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> None:
-    line = WaitingLine()
+    line = WaitingEntries()
     ids = [f"{ms}-{n}" for ms in (1, 9, 10, 100) for n in (0, 2, 10)]
     for entry_id in random.sample(ids, len(ids)):
         line.add(entry_id)
@@ -31,7 +31,7 @@ def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> 
     ("ahead", "running", "expected"), [(0, [], 0), (0, [3, 4], 3), (1, [3, 4], 4), (2, [3, 4], 13), (5, [3, 4], 24)]
 )
 def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: float) -> None:
-    assert Outlook(running, 2, 10.0).wait_s(ahead) == expected
+    assert SlotForecast(running, 2, 10.0).wait_s(ahead) == expected
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -43,33 +43,33 @@ def test_the_wait_is_what_counting_each_task_would_give(seed: int) -> None:
     for _ in range(ahead):
         heapq.heapify(free_at)
         heapq.heapreplace(free_at, free_at[0] + mean_s)
-    assert Outlook(running, slots, float(mean_s)).wait_s(ahead) == min(free_at)
+    assert SlotForecast(running, slots, float(mean_s)).wait_s(ahead) == min(free_at)
 
 
 def test_a_stuck_run_among_millions_of_short_ones_is_no_work() -> None:
-    assert Outlook([10**6], 2, 1e-6).wait_s(10**12) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
+    assert SlotForecast([10**6], 2, 1e-6).wait_s(10**12) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
 
 
 def test_nothing_is_guessed_before_a_task_of_the_kind_ran() -> None:
-    estimates = Estimates(slots=1)
+    estimates = EtaEstimator(slots=1)
     estimates.line.add("5-0")
-    place = estimates.place(task("a", entry_id="5-0"), now=0.0)
+    place = estimates.position_of(task("a", entry_id="5-0"), now=0.0)
     assert (place.position, place.eta_s) == (1, None)
 
 
 def test_the_guess_is_the_median_of_what_ran() -> None:
-    estimates = Estimates(slots=1)
+    estimates = EtaEstimator(slots=1)
     for seconds in (8.0, 10.0, 30.0):
         estimates.started(task("x"), 0.0)
         estimates.ended(task("x"), seconds)
     estimates.started(task("a"), 100.0)
     running = task("a", state=State.PROCESSING, started_at=100.0)
-    assert estimates.place(running, now=104.0).eta_s == 6.0
-    assert estimates.place(running, now=150.0).eta_s == 1.0
+    assert estimates.position_of(running, now=104.0).eta_s == 6.0
+    assert estimates.position_of(running, now=150.0).eta_s == 1.0
 
 
 def test_a_failed_run_says_nothing_of_run_times() -> None:
-    estimates = Estimates(slots=1)
+    estimates = EtaEstimator(slots=1)
     estimates.started(task("x"), 0.0)
     estimates.ended(task("x"), None)
     assert estimates.runs.mean is None
@@ -81,16 +81,16 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     await instance.queue.submit(submission(0))
     await asyncio.wait_for(held, 5)
     tasks = [(await instance.queue.submit(submission(i))).task for i in range(1, 6)]
-    assert [(await instance.queue.place(one)).position for one in tasks] == [1, 2, 3, 4, 5]
+    assert [(await instance.queue.position(one)).position for one in tasks] == [1, 2, 3, 4, 5]
     await instance.queue.cancel(tasks[1].id)
-    assert (await instance.queue.place(tasks[4])).position == 4
+    assert (await instance.queue.position(tasks[4])).position == 4
     await asyncio.wait_for(instance.claims.claim(), 5)
-    assert (await instance.queue.place(tasks[4])).position == 3
+    assert (await instance.queue.position(tasks[4])).position == 3
 
 
 async def test_positions_are_known_after_a_restart(make_instance) -> None:
     one = make_instance(start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     for i in range(3):
         await one.queue.submit(submission(i))
     two = make_instance()
@@ -98,7 +98,7 @@ async def test_positions_are_known_after_a_restart(make_instance) -> None:
     assert last is not None
 
     async def position() -> int | None:
-        return (await two.queue.place(last)).position
+        return (await two.queue.position(last)).position
 
     async with asyncio.timeout(5):
         while await position() != 3:
@@ -106,7 +106,7 @@ async def test_positions_are_known_after_a_restart(make_instance) -> None:
 
 
 def test_places_behind_the_known_entries_are_estimated_from_the_times_in_their_ids() -> None:
-    line = Estimates(1).line
+    line = EtaEstimator(1).line
     line.replace([f"{1000 + i}-0" for i in range(100)], 0.0, behind=900, last="10000-0")
     assert len(line) == 1_000
     assert line.position("1050-0") == 51

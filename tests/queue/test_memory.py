@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 from support import Clock
 
-from imagegen.queue import memory as module
-from imagegen.queue.memory import Memory
+from imagegen.queue import task_cache as module
+from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
@@ -21,8 +21,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def memory(clock: Clock) -> Memory:
-    return Memory(clock=clock, monotonic=clock)
+def memory(clock: Clock) -> TaskCache:
+    return TaskCache(clock=clock, monotonic=clock)
 
 
 def finished(number: int, clock: Clock, ttl_s: float = 10.0) -> Task:
@@ -30,11 +30,11 @@ def finished(number: int, clock: Clock, ttl_s: float = 10.0) -> Task:
     return edges.completed(task, (), (), now=clock.now, ttl_s=ttl_s)
 
 
-def remembered(memory: Memory, count: int) -> list[int]:
+def remembered(memory: TaskCache, count: int) -> list[int]:
     return [number for number in range(count) if memory.finished(f"{number:032x}")]
 
 
-def test_the_oldest_make_room(memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_make_room(memory: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 3_500)
     for number in range(9):
         memory.put(finished(number, clock))
@@ -42,14 +42,14 @@ def test_the_oldest_make_room(memory: Memory, clock: Clock, monkeypatch: pytest.
 
 
 def test_one_that_is_larger_than_all_room_is_not_remembered(
-    memory: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    memory: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 100)
     memory.put(finished(0, clock))
     assert remembered(memory, 1) == []
 
 
-def test_a_task_takes_what_it_is_counted_for(memory: Memory, clock: Clock) -> None:
+def test_a_task_takes_what_it_is_counted_for(memory: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
     for number in range(500):
@@ -61,7 +61,7 @@ def test_a_task_takes_what_it_is_counted_for(memory: Memory, clock: Clock) -> No
     assert 0.5 < (full - empty) / memory._finished_bytes <= 1.0
 
 
-def test_what_has_expired_goes_when_others_come(memory: Memory, clock: Clock) -> None:
+def test_what_has_expired_goes_when_others_come(memory: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     for number in range(500):
         memory.put(finished(number, clock))
@@ -74,23 +74,27 @@ def test_what_has_expired_goes_when_others_come(memory: Memory, clock: Clock) ->
     assert remembered(memory, 501) == [500]
 
 
-def test_one_that_has_expired_already_is_forgotten_at_once(memory: Memory, clock: Clock) -> None:
+def test_one_that_has_expired_already_is_forgotten_at_once(memory: TaskCache, clock: Clock) -> None:
     memory.put(finished(0, clock, ttl_s=-1.0))
     assert remembered(memory, 1) == []
 
 
-def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit(memory: Memory, clock: Clock) -> None:
-    memory.saw("a" * 32, None)
+def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit(
+    memory: TaskCache, clock: Clock
+) -> None:
+    memory.store_from_redis("a" * 32, None)
     read_at = clock.now
     for age_s, counts in ((0.0, True), (9.0, True), (11.0, False)):
         clock.now = read_at + age_s
-        assert memory.other("a" * 32) == (counts, None)
-        assert memory.other("a" * 32, lambda _unix_s: False) == (False, None)
+        assert memory.recent_remote("a" * 32) == (counts, None)
+        assert memory.recent_remote("a" * 32, lambda _unix_s: False) == (False, None)
 
 
-def test_that_there_was_no_task_is_not_kept_of_one_that_was_submitted_meanwhile(memory: Memory, clock: Clock) -> None:
+def test_that_there_was_no_task_is_not_kept_of_one_that_was_submitted_meanwhile(
+    memory: TaskCache, clock: Clock
+) -> None:
     task = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
     memory.put(task)
-    memory.saw(task.id, None)
-    assert memory.other(task.id) == (False, None)
+    memory.store_from_redis(task.id, None)
+    assert memory.recent_remote(task.id) == (False, None)
     assert memory.live[task.id] is task

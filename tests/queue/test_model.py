@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 )
 from support import submission
 
-from imagegen.queue.claim import Claim, Start, inherit
-from imagegen.queue.connection import Connection
-from imagegen.queue.queue import Cached
-from imagegen.queue.room import QueueRoom, QueueRules, open_queue
+from imagegen.queue.claim import Claim, StartResult, take_over_state
+from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
+from imagegen.redis_client.connection import Connection
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
@@ -56,7 +56,7 @@ class Held:
     generation: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.generation = self.claim.task.generation
+        self.generation = self.claim.task.epoch
 
 
 class TwoInstances(RuleBasedStateMachine):
@@ -68,10 +68,10 @@ class TwoInstances(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         prefix = f"model{next(_numbers)}"
         self.connection = Connection(self.url)
-        rules = QueueRules(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
+        rules = QueueConfig(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
         self.rooms = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
         self.known: dict[str, Known] = {}
-        self.run(self.rooms[0].scripts.make_group())
+        self.run(self.rooms[0].scripts.create_group())
 
     def teardown(self) -> None:
         self.run(self.connection.close())
@@ -80,30 +80,30 @@ class TwoInstances(RuleBasedStateMachine):
     def run(self, doing):
         return self.loop.run_until_complete(doing)
 
-    def room(self, who: int, name: str) -> QueueRoom:
+    def room(self, who: int, name: str) -> QueueInstance:
         """An instance that remembers nothing of the task, so that Redis is asked."""
         room = self.rooms[who]
-        room.memory.forget(submission(name).task_id)
+        room.task_cache.forget(submission(name).task_id)
         return room
 
     @rule(name=NAMES, who=WHO)
     def submit(self, name: str, who: int) -> None:
-        answer = self.run(self.room(who, name).queue.submit(submission(name)))
+        answer = self.run(self.room(who, name).client_queue.submit(submission(name)))
         known = self.known.get(name)
         if known is None or known.state in (State.FAILED, State.CANCELLED):
-            assert answer.cached is Cached.MISS
+            assert answer.cached is CacheResult.MISS
             assert known is None or answer.task.sequence > known.sequence
-            self.known[name] = Known(State.PENDING, answer.task.generation, answer.task.sequence)
+            self.known[name] = Known(State.PENDING, answer.task.epoch, answer.task.sequence)
         else:
-            assert answer.cached is (Cached.HIT if known.state is State.COMPLETED else Cached.COALESCED)
+            assert answer.cached is (CacheResult.HIT if known.state is State.COMPLETED else CacheResult.COALESCED)
 
     @rule(target=held, who=WHO)
     def read(self, who: int):
         room = self.rooms[who]
-        entries = self.run(room.scripts.read_entries(room.holdings.instance, 1, 0.001))
-        unclaimed = {n for n, known in self.known.items() if not known.state.final and known.claimed_by is None}
+        entries = self.run(room.scripts.read_entries(room.dispatcher.instance, 1, 0.001))
+        unclaimed = {n for n, known in self.known.items() if not known.state.is_final and known.claimed_by is None}
         assert bool(entries) == bool(unclaimed)
-        claims, unreadable = room.holdings.hold(entries)
+        claims, unreadable = room.dispatcher.hold(entries)
         assert unreadable == []
         return multiple(*[self._hold(claim, who) for claim in claims])
 
@@ -111,32 +111,32 @@ class TwoInstances(RuleBasedStateMachine):
     def take_over(self, who: int):
         """All leases of the other one end."""
         room, other = self.rooms[who], self.rooms[1 - who]
-        rows = [row for row in self.run(room.scripts.pending()) if row.consumer == other.holdings.instance]
+        rows = [row for row in self.run(room.scripts.pending()) if row.consumer == other.dispatcher.instance]
         if not rows:
             return multiple()
-        entries = self.run(room.scripts.take(room.holdings.instance, [row.entry_id for row in rows], 0.0))
+        entries = self.run(room.scripts.claim_expired(room.dispatcher.instance, [row.entry_id for row in rows], 0.0))
         assert len(entries) == len(rows)
         for row in rows:  # a renewal found it lost before
-            if stale := room.holdings.held.get(row.entry_id):
-                room.holdings.let_go(stale)
-        claims, _ = room.holdings.hold(entries)
+            if stale := room.dispatcher.held.get(row.entry_id):
+                room.dispatcher.forget(stale)
+        claims, _ = room.dispatcher.hold(entries)
         runs = self.run(room.scripts.runs([claim.task.id for claim in claims]))
         for claim, stands in zip(claims, runs, strict=True):
-            inherit(claim, stands, 0.0, 30.0)
+            take_over_state(claim, stands, 0.0, 30.0)
         return multiple(*[self._hold(claim, who) for claim in claims])
 
     @rule(one=held)
     def start(self, one: Held) -> None:
         known = self.known[one.name]
-        live = known.generation == one.generation and not known.state.final and known.claimed_by == one.who
-        came = self.run(self.rooms[one.who].claims.start(one.claim))
-        if came is Start.ADOPTED:
-            came = self.run(self.rooms[one.who].claims.start(one.claim))
-        if came is Start.STARTED and known.generation == one.generation and not known.state.final:
+        live = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
+        came = self.run(self.rooms[one.who].worker_queue.start(one.claim))
+        if came is StartResult.INHERITED:
+            came = self.run(self.rooms[one.who].worker_queue.start(one.claim))
+        if came is StartResult.STARTED and known.generation == one.generation and not known.state.is_final:
             known.state = State.PROCESSING
             known.sequence = max(known.sequence, one.claim.task.sequence)
         if live and not one.claim.lost:
-            assert came is Start.STARTED
+            assert came is StartResult.STARTED
 
     @rule(one=consumes(held), succeeds=st.booleans())
     def finish(self, one: Held, succeeds: bool) -> None:
@@ -145,21 +145,21 @@ class TwoInstances(RuleBasedStateMachine):
             final = edges.completed(task, [IMAGE], [], now=now, ttl_s=60)
         else:
             final = edges.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
-        stands = self.run(self.rooms[one.who].claims.finish(one.claim, final))
-        if known.generation == one.generation and not known.state.final:
+        stands = self.run(self.rooms[one.who].worker_queue.finish(one.claim, final))
+        if known.generation == one.generation and not known.state.is_final:
             assert stands.state is final.state
             assert stands.sequence >= known.sequence
             known.state, known.sequence = final.state, stands.sequence
-        elif known.state.final:
+        elif known.state.is_final:
             assert stands.state is known.state
 
     @rule(name=NAMES, who=WHO)
     def cancel(self, name: str, who: int) -> None:
-        task = self.run(self.room(who, name).queue.cancel(submission(name).task_id))
+        task = self.run(self.room(who, name).client_queue.cancel(submission(name).task_id))
         known = self.known.get(name)
         if known is None:
             assert task is None
-        elif known.state.final:
+        elif known.state.is_final:
             assert task.state is known.state
         else:
             assert task.state is State.CANCELLED
@@ -169,30 +169,30 @@ class TwoInstances(RuleBasedStateMachine):
     @rule(one=consumes(held))
     def hand_back(self, one: Held) -> None:
         known = self.known[one.name]
-        ours = known.generation == one.generation and not known.state.final and known.claimed_by == one.who
-        self.run(self.rooms[one.who].claims.hand_back([one.claim]))
+        ours = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
+        self.run(self.rooms[one.who].worker_queue.release([one.claim]))
         if ours and not one.claim.lost and known.entry_id == one.claim.entry_id:
             known.state, known.claimed_by, known.entry_id = State.PENDING, None, ""
 
     @invariant()
     def redis_agrees(self) -> None:
         room = self.rooms[0]
-        unfinished = {name: known for name, known in self.known.items() if not known.state.final}
+        unfinished = {name: known for name, known in self.known.items() if not known.state.is_final}
         assert self.run(self.connection.commands.xlen(room.keys.stream)) == len(unfinished)
         pending = self.run(room.scripts.pending())
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
-            task = self.run(room.queue.read(submission(name).task_id))
-            assert task.generation == known.generation
-            assert task.state.final == known.state.final
-            if known.state.final:
+            task = self.run(room.client_queue.read(submission(name).task_id))
+            assert task.epoch == known.generation
+            assert task.state.is_final == known.state.is_final
+            if known.state.is_final:
                 assert task.state is known.state
 
     def _hold(self, claim: Claim, who: int) -> Held:
         name = next(n for n in ("a", "b", "c") if submission(n).task_id == claim.task.id)
         known = self.known[name]
-        assert not known.state.final
-        assert known.generation == claim.task.generation
+        assert not known.state.is_final
+        assert known.generation == claim.task.epoch
         known.claimed_by, known.entry_id = who, claim.entry_id
         return Held(name, who, claim)
 

@@ -12,11 +12,18 @@ from msgspec.structs import replace as changed
 from support import eventually, submission
 
 from imagegen.errors import InvalidRequest
-from imagegen.queue import lines as lines_module
+from imagegen.queue import delivery_lines as lines_module
 from imagegen.queue import outbox as outbox_module
-from imagegen.queue.claim import Start
-from imagegen.queue.queue import Cached, Submission
-from imagegen.queue.records import UnreadableRecord, decode_hooks, decode_record, encode_hooks, final_record, with_hooks
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.queue.codec import (
+    UnreadableRecord,
+    decode_hooks,
+    decode_record,
+    encode_hooks,
+    final_record,
+    with_delivery_log,
+)
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
@@ -28,7 +35,7 @@ UNCOUNTED = {"info", "ping", "hello", "client", "client|setinfo", "script", "scr
 
 @pytest.fixture(autouse=True)
 def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "HELLO_S", 0.1)
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.1)
 
 
 def hook(path: str = "a", **changes: object) -> Webhook:
@@ -42,12 +49,12 @@ def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
 async def put_in(instance, name: str, *webhooks: Webhook) -> Task:
     """As a client's submit does, joining what runs."""
     wanted = with_webhooks(name, *webhooks)
-    return (await instance.queue.join(wanted, await instance.queue.submit(wanted))).task
+    return (await instance.queue.add_webhooks(wanted, await instance.queue.submit(wanted))).task
 
 
 async def finish(instance, outcome: str = "completed") -> Task:
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    while await instance.claims.start(claim) is Start.ADOPTED:
+    while await instance.claims.start(claim) is StartResult.INHERITED:
         pass
     return await end(instance, claim, outcome)
 
@@ -63,14 +70,14 @@ async def end(instance, claim, outcome: str = "completed") -> Task:
 async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
     task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
     done = replace(delivery, status=status, attempts=delivery.attempts + 1, last_status=200)
-    await instance.room.outbox.tried(task, done)
+    await instance.room.outbox.record_attempt(task, done)
     return task, done
 
 
 async def fail_once(instance, due_in_s: float) -> Delivery:
     task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
     failed = replace(delivery, attempts=1, last_status=500, due_at=time.time() + due_in_s)
-    await instance.room.outbox.tried(task, failed)
+    await instance.room.outbox.record_attempt(task, failed)
     return failed
 
 
@@ -94,7 +101,7 @@ async def test_a_finished_task_with_a_webhook_is_in_the_outbox_until_it_is_told(
     await put_in(instance, "a", hook())
     assert await waiting(instance) == {}
     final = await finish(instance)
-    assert list(await waiting(instance)) == [f"{final.id}:{final.generation}".encode()]
+    assert list(await waiting(instance)) == [f"{final.id}:{final.epoch}".encode()]
     task, delivery = await deliver(instance)
     assert (task.id, task.state, delivery.webhook) == (final.id, State.COMPLETED, hook())
     assert await waiting(instance) == {}
@@ -135,7 +142,7 @@ async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) ->
     await eventually(lambda: instance.connection.meter.commands["hooks"] == before + 1)
     assert await nothing_comes(instance)
     assert instance.connection.meter.commands["hooks"] == before + 1
-    assert outbox_module.LOOK_S >= 600
+    assert outbox_module.CHECK_INTERVAL_S >= 600
 
 
 async def test_an_end_that_a_webhook_does_not_want_is_not_told(make_instance) -> None:
@@ -204,7 +211,7 @@ async def test_webhooks_that_joined_outlive_a_change_of_hands(make_instance) -> 
     await put_in(one, "a", hook("second"))
     one.claims.quiet()
     await one.crash()
-    await one.room.leave()
+    await one.room.release_all()
     two = make_instance()
     final = await finish(two)
     assert [delivery.webhook for delivery in final.deliveries] == [hook("first"), hook("second")]
@@ -228,9 +235,9 @@ async def test_a_webhook_on_a_cache_hit_is_told_at_once_by_who_was_asked(make_in
     await put_in(one, "a", hook("first"))
     final = await finish(one)
     await deliver(one)
-    assert (await two.queue.submit(submission("a"))).cached is Cached.HIT
+    assert (await two.queue.submit(submission("a"))).cached is CacheResult.HIT
     await put_in(two, "a", hook("late"))
-    assert list(await waiting(two)) == [f"{final.id}:{final.generation}:1".encode()]
+    assert list(await waiting(two)) == [f"{final.id}:{final.epoch}:1".encode()]
     task, delivery = await deliver(two)
     assert (task.state, delivery.webhook, delivery.number) == (State.COMPLETED, hook("late"), 1)
     assert await waiting(two) == {}
@@ -285,7 +292,7 @@ async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
     await one.crash()
     two = make_instance()
     task, delivery = await asyncio.wait_for(two.room.outbox.next(), 5)
-    assert (task.id, task.generation, delivery) == (final.id, final.generation, failed)
+    assert (task.id, task.epoch, delivery) == (final.id, final.epoch, failed)
     assert task.images == final.images
 
 
@@ -311,7 +318,7 @@ async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monke
     redis = one.connection.commands
     await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), (time.time() + 0.2) * 1000), xx=True)
     for other in others:
-        other.room.outbox.look_soon()
+        other.room.outbox.check_now()
     takers = [asyncio.create_task(other.room.outbox.next()) for other in others]
     done, _ = await asyncio.wait(takers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
     assert len(done) == 1
@@ -326,7 +333,7 @@ async def test_an_instance_that_leaves_hands_its_deliveries_to_the_others(make_i
     final = await finish(one)
     one.claims.quiet()
     await one.crash()
-    await one.room.leave()
+    await one.room.release_all()
     task, _ = await asyncio.wait_for(two.room.outbox.next(), 5)
     assert task.id == final.id
 
@@ -373,7 +380,7 @@ async def test_a_failed_task_that_comes_again_has_a_log_of_its_own(make_instance
     await put_in(instance, "a", hook("new"))
     second = await finish(instance)
     _, delivery = await deliver(instance)
-    assert second.generation > first.generation
+    assert second.epoch > first.epoch
     assert delivery.webhook == hook("new")
     instance.memory.forget(second.id)
     seen = (await instance.queue.get(second.id)).deliveries
@@ -385,11 +392,11 @@ async def test_the_log_and_the_outbox_of_every_task_have_an_end(make_instance) -
     await put_in(instance, "a", hook())
     await put_in(instance, "a", hook("b"))
     redis, keys = instance.connection.commands, instance.keys
-    assert 0 < await redis.pttl(keys.hooks(submission("a").task_id)) <= 60_000
+    assert 0 < await redis.pttl(keys.delivery_log(submission("a").task_id)) <= 60_000
     await finish(instance)
     for _ in range(2):
         await deliver(instance)
-    assert 0 < await redis.pttl(keys.hooks(submission("a").task_id)) <= 60_000
+    assert 0 < await redis.pttl(keys.delivery_log(submission("a").task_id)) <= 60_000
     assert not await redis.exists(keys.outbox)
 
 
@@ -402,7 +409,7 @@ async def test_a_result_is_kept_though_something_foreign_is_in_its_place(make_in
     await redis.delete(keys.record(claim.task.id))
     await redis.rpush(keys.record(claim.task.id), "foreign")
     await redis.rpush(keys.outbox, "foreign")
-    await redis.rpush(keys.hooks(claim.task.id), "foreign")
+    await redis.rpush(keys.delivery_log(claim.task.id), "foreign")
     final = await end(instance, claim)
     _, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
     assert delivery.webhook == hook()
@@ -416,9 +423,9 @@ def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
     assert decode_record(final_record(task))[1].deliveries == deliveries
     assert decode_hooks(encode_hooks(17, deliveries)) == (17, deliveries)
     bare = changed(task, deliveries=())
-    assert with_hooks(bare, encode_hooks(17, deliveries)) == task
+    assert with_delivery_log(bare, encode_hooks(17, deliveries)) == task
     for other in (encode_hooks(16, deliveries), b"2 17\n[]", b"junk", b"", None):
-        assert with_hooks(bare, other) == bare
+        assert with_delivery_log(bare, other) == bare
     with pytest.raises(UnreadableRecord):
         decode_hooks(b"1 17\n[{}]")
 
@@ -439,7 +446,7 @@ async def test_what_waits_by_name_is_read_in_bulk_in_order_and_left_to_a_restart
     told = [(await deliver(one))[0].id for _ in range(70)]
     assert told == ids[:70]
     assert meter.commands["hooks"] + meter.commands["read"] - before <= 70 * 2.2
-    await one.room.leave()
+    await one.room.release_all()
     await one.crash()
     two = make_instance()
     told = [(await deliver(two))[0].id for _ in range(30)]
@@ -462,7 +469,7 @@ async def test_a_destination_without_room_for_another_name_leaves_it_to_redis(
         await deliver(one)
     redis = one.connection.commands
     await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), 0), xx=True)
-    outbox.look_soon()
+    outbox.check_now()
     for _ in range(2):
         await deliver(one)
     await eventually(lambda: gone(one))
@@ -493,7 +500,7 @@ async def test_something_foreign_in_the_outbox_or_in_its_place_ends_no_loop(make
     one.start()
     await eventually(lambda: gone(one))
     await redis.set(key, "foreign")
-    one.room.outbox.look_soon()
+    one.room.outbox.check_now()
     await put_in(one, "a", hook())
     await finish(one)
     _, delivery = await asyncio.wait_for(one.room.outbox.next(), 5)

@@ -11,22 +11,22 @@ from redis.asyncio import Redis
 from support import eventually, submission
 
 from imagegen.errors import InternalError, QueueFull
-from imagegen.queue import watching
-from imagegen.queue.backlog import Waiting
-from imagegen.queue.claim import Claim, Start
-from imagegen.queue.queue import Cached
+from imagegen.queue import change_relay as watching
+from imagegen.queue.claim import Claim, StartResult
+from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.monitor import BacklogSize
 from imagegen.supervisor import Supervisor
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import Reason, State, TaskError
+from imagegen.tasks.task import State, TaskError, WaitReason
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 async def run_one(instance, outcome="completed"):
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    assert await instance.claims.start(claim) is Start.STARTED
+    assert await instance.claims.start(claim) is StartResult.STARTED
     return await end(instance, claim, outcome)
 
 
@@ -48,7 +48,7 @@ async def at_rest(instance) -> bool:
 async def test_a_submitted_task_is_claimed_started_and_finished(make_instance) -> None:
     instance = make_instance()
     submitted = await instance.queue.submit(submission("a"))
-    assert submitted.cached is Cached.MISS
+    assert submitted.cached is CacheResult.MISS
     assert submitted.task.state is State.PENDING
     final = await run_one(instance)
     assert final.state is State.COMPLETED
@@ -59,15 +59,15 @@ async def test_a_submitted_task_is_claimed_started_and_finished(make_instance) -
 async def test_fifty_identical_submits_at_once_are_one_entry(make_instance) -> None:
     instance = make_instance()
     answers = await asyncio.gather(*(instance.queue.submit(submission("a")) for _ in range(50)))
-    assert [answer.cached for answer in answers].count(Cached.MISS) == 1
-    assert {answer.cached for answer in answers} == {Cached.MISS, Cached.COALESCED}
+    assert [answer.cached for answer in answers].count(CacheResult.MISS) == 1
+    assert {answer.cached for answer in answers} == {CacheResult.MISS, CacheResult.COALESCED}
     assert await instance.connection.commands.xlen(instance.keys.stream) == 1
 
 
 async def test_identical_submits_on_two_instances_are_one_entry(make_instance) -> None:
     one, two = make_instance(), make_instance()
     answers = await asyncio.gather(*(i.queue.submit(submission("a")) for i in (one, two) for _ in range(25)))
-    assert [answer.cached for answer in answers].count(Cached.MISS) == 1
+    assert [answer.cached for answer in answers].count(CacheResult.MISS) == 1
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
@@ -77,7 +77,7 @@ async def test_a_finished_task_is_a_hit_on_every_instance(make_instance) -> None
     await run_one(one)
     for instance in (one, two, two):
         answer = await instance.queue.submit(submission("a"))
-        assert answer.cached is Cached.HIT
+        assert answer.cached is CacheResult.HIT
         assert answer.task.images == (IMAGE,)
     assert await at_rest(one)
 
@@ -87,12 +87,12 @@ async def test_a_failed_task_comes_again_with_a_higher_sequence_and_no_attempts(
     await instance.queue.submit(submission("a"))
     failed = await run_one(instance, "failed")
     again = await instance.queue.submit(submission("a"))
-    assert again.cached is Cached.MISS
+    assert again.cached is CacheResult.MISS
     assert again.task.sequence > failed.sequence
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    assert await instance.claims.start(claim) is Start.ADOPTED
-    assert await instance.claims.start(claim) is Start.STARTED
-    assert claim.run.attempts == 1
+    assert await instance.claims.start(claim) is StartResult.INHERITED
+    assert await instance.claims.start(claim) is StartResult.STARTED
+    assert claim.checkpoint.attempts == 1
 
 
 async def test_another_request_under_the_same_id_is_never_served(make_instance) -> None:
@@ -106,23 +106,23 @@ async def test_another_request_under_the_same_id_is_never_served(make_instance) 
 
 async def test_the_queue_takes_no_more_than_max_queue_waiting_tasks(make_instance) -> None:
     instance = make_instance(max_queue=3, start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     for i in range(3):
         await instance.queue.submit(submission(i))
     with pytest.raises(QueueFull):
         await instance.queue.submit(submission("one too many"))
-    assert (await instance.queue.submit(submission(0))).cached is Cached.COALESCED
+    assert (await instance.queue.submit(submission(0))).cached is CacheResult.COALESCED
     assert await instance.queue.get(submission("one too many").task_id) is None
 
 
 async def test_a_full_queue_takes_tasks_again_when_some_are_claimed(make_instance) -> None:
     instance = make_instance(max_queue=2, start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     for i in range(2):
         await instance.queue.submit(submission(i))
     instance.start()
     await run_one(instance)
-    assert (await instance.queue.submit(submission("next"))).cached is Cached.MISS
+    assert (await instance.queue.submit(submission("next"))).cached is CacheResult.MISS
 
 
 async def test_an_unknown_or_odd_id_is_no_task(make_instance) -> None:
@@ -138,10 +138,10 @@ async def test_another_instance_sees_a_task_wait_and_run(make_instance) -> None:
     await one.claims.start(claim)
     seen = await two.queue.get(task.id)
     assert (seen.state, seen.attempts) == (State.PROCESSING, 1)
-    await one.claims.retry(claim, Retry(60.0, Reason.UPSTREAM_OVERLOADED))
+    await one.claims.retry(claim, Retry(60.0, WaitReason.UPSTREAM_OVERLOADED))
     two.memory.forget(task.id)
     seen = await two.queue.get(task.id)
-    assert (seen.state, seen.reason) == (State.PENDING, Reason.UPSTREAM_OVERLOADED)
+    assert (seen.state, seen.reason) == (State.PENDING, WaitReason.UPSTREAM_OVERLOADED)
     assert seen.retry_at is not None
 
 
@@ -151,10 +151,10 @@ async def test_a_retry_keeps_its_claim_and_is_offered_again(make_instance) -> No
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
     await instance.claims.start(claim)
     before = claim.task.sequence
-    await instance.claims.retry(claim, Retry(0.01, Reason.RETRYING))
+    await instance.claims.retry(claim, Retry(0.01, WaitReason.RETRYING))
     assert await asyncio.wait_for(instance.claims.claim(), 5) is claim
-    assert await instance.claims.start(claim) is Start.STARTED
-    assert claim.run.attempts == 2
+    assert await instance.claims.start(claim) is StartResult.STARTED
+    assert claim.checkpoint.attempts == 2
     assert claim.task.sequence > before
 
 
@@ -163,7 +163,7 @@ async def test_waiting_out_a_rate_limit_is_no_attempt(make_instance) -> None:
     await instance.queue.submit(submission("a"))
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
     await instance.claims.start(claim)
-    await instance.claims.retry(claim, Retry(0.01, Reason.UPSTREAM_RATE_LIMITED, counts=False))
+    await instance.claims.retry(claim, Retry(0.01, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False))
     assert claim.task.attempts == 0
     await asyncio.wait_for(instance.claims.claim(), 5)
     await instance.claims.start(claim)
@@ -179,8 +179,8 @@ async def test_an_expired_lease_is_taken_over_by_another_instance(make_instance)
     two = make_instance(lease_s=1.0)
     taken = await asyncio.wait_for(two.claims.claim(), 5)
     assert taken.task.id == claim.task.id
-    assert (taken.run.attempts, taken.run.ambiguous) == (1, 1)
-    assert await two.claims.start(taken) is Start.STARTED
+    assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (1, 1)
+    assert await two.claims.start(taken) is StartResult.STARTED
     assert taken.task.sequence > claim.task.sequence
     assert (await end(two, taken)).possibly_billed_twice == 1
     assert await at_rest(two)
@@ -225,9 +225,9 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
 
 async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
-    await one.claims.hand_back([stale], leaving=True)
+    await one.claims.release([stale], leaving=True)
     (row,) = await two.scripts.pending()
-    assert (row.entry_id, row.consumer) == (taken.entry_id, two.room.holdings.instance)
+    assert (row.entry_id, row.consumer) == (taken.entry_id, two.room.dispatcher.instance)
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
 
@@ -241,11 +241,11 @@ async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance
     waiting = asyncio.create_task(two.claims.claim())
     one.claims.quiet()
     await one.crash()
-    await one.room.leave()
+    await one.room.release_all()
     taken = await asyncio.wait_for(waiting, 1.0)
-    assert await two.claims.start(taken) is Start.ADOPTED
-    assert taken.run.ambiguous == 1
-    assert await two.claims.start(taken) is Start.STARTED
+    assert await two.claims.start(taken) is StartResult.INHERITED
+    assert taken.checkpoint.ambiguous_calls == 1
+    assert await two.claims.start(taken) is StartResult.STARTED
     assert taken.task.attempts == 1
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
@@ -263,7 +263,7 @@ async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_i
     redis = instance.connection.commands
     waiting = asyncio.create_task(instance.claims.claim())
     await redis.xadd(instance.keys.stream, {"v": "1", "g": "5", "d": json})
-    await eventually(lambda: redis.llen(instance.keys.dead))
+    await eventually(lambda: redis.llen(instance.keys.dead_letters))
     await instance.queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     assert await redis.xlen(instance.keys.stream) == 1
@@ -339,7 +339,7 @@ async def test_a_task_whose_entry_is_gone_comes_again_on_a_submit(make_instance)
     one, two = make_instance(start=False), make_instance(start=False)
     await one.queue.submit(submission("a"))
     await one.connection.commands.delete(one.keys.stream)
-    assert (await two.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await two.queue.submit(submission("a"))).cached is CacheResult.MISS
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
@@ -348,7 +348,7 @@ async def test_a_cancelled_task_is_never_started(make_instance) -> None:
     await one.queue.submit(submission("a"))
     claim = await asyncio.wait_for(one.claims.claim(), 5)
     assert (await two.queue.cancel(claim.task.id)).state is State.CANCELLED
-    assert await one.claims.start(claim) is Start.LOST
+    assert await one.claims.start(claim) is StartResult.LOST
     one.claims.drop(claim)
     assert (await one.queue.get(claim.task.id)).state is State.CANCELLED
     assert await at_rest(one)
@@ -385,7 +385,7 @@ async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_ins
     late = await asyncio.wait_for(instance.claims.claim(), 5)
     await instance.claims.start(late)
     await instance.queue.cancel(late.task.id)
-    assert (await instance.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await instance.queue.submit(submission("a"))).cached is CacheResult.MISS
     assert (await end(instance, late)).state is State.PENDING
     claim = await asyncio.wait_for(instance.claims.claim(), 5)
     assert claim.task.request_json == submission("a").request_json
@@ -399,7 +399,7 @@ async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
     claim = await asyncio.wait_for(runs, 5)
     await one.claims.start(claim)
     stopped = asyncio.Event()
-    claim.abandon = stopped.set
+    claim.on_lost = stopped.set
     await two.queue.cancel(claim.task.id)
     await asyncio.wait_for(stopped.wait(), 1.0)
     assert claim.lost
@@ -410,7 +410,7 @@ async def finished_elsewhere(make_instance):
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.control.alone and not one.control.alone)
     runs = asyncio.create_task(run_one(two))
-    await eventually(lambda: two.room.holdings.free)
+    await eventually(lambda: two.room.dispatcher.free_slots)
     task = (await one.queue.submit(submission("a"))).task
     await asyncio.wait_for(runs, 5)
     return one, two, task
@@ -419,13 +419,13 @@ async def finished_elsewhere(make_instance):
 async def test_what_another_instance_finished_is_seen_also_after_that_one_left(make_instance) -> None:
     one, two, task = await finished_elsewhere(make_instance)
     await Supervisor().stop(two.loops)
-    await two.room.leave()
+    await two.room.release_all()
     await eventually(lambda: one.control.alone)
     assert (await one.queue.get(task.id)).state is State.COMPLETED
     waits = (await one.queue.submit(submission("b"))).task
-    await one.queue.refresh_line()
-    assert (await one.queue.place(waits)).position == 1
-    assert await one.room.backlog.waiting() == Waiting(1, pytest.approx(0.0, abs=2.0))
+    await one.queue.refresh_positions()
+    assert (await one.queue.position(waits)).position == 1
+    assert await one.room.monitor.waiting() == BacklogSize(1, pytest.approx(0.0, abs=2.0))
 
 
 async def test_what_another_instance_finished_does_not_stay_in_memory(make_instance, monkeypatch) -> None:
@@ -444,7 +444,7 @@ async def test_cancel_of_a_finished_task_changes_nothing(make_instance) -> None:
 
 async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     await instance.queue.submit(submission("a"))
     await instance.queue.cancel(submission("a").task_id)
     assert await at_rest(instance)
@@ -474,7 +474,7 @@ async def test_a_failed_task_that_comes_again_elsewhere_is_not_served_from_memor
     claim = await asyncio.wait_for(runs, 5)
     await one.claims.start(claim)
     await end(one, claim, "failed")
-    assert (await two.queue.submit(submission("a"))).cached is Cached.MISS
+    assert (await two.queue.submit(submission("a"))).cached is CacheResult.MISS
 
     async def seen_afresh() -> bool:
         return (await one.queue.get(claim.task.id)).state is State.PENDING
@@ -509,8 +509,8 @@ async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance
     await instance.queue.submit(submission("a"))
     await asyncio.wait_for(instance.claims.claim(), 5)
     heard = listener.pubsub()
-    await heard.subscribe(instance.keys.control)
-    await redis.publish(instance.keys.control, word("hello"))
+    await heard.subscribe(instance.keys.notifications)
+    await redis.publish(instance.keys.notifications, word("hello"))
 
     async def told() -> bool:
         return any(
@@ -527,19 +527,19 @@ async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make
     instance = make_instance(lease_s=0.6)
     commands = instance.connection.meter.commands
     await eventually(lambda: commands["takeover"] == 1 and commands["control"])  # it has looked, and listens
-    await instance.connection.commands.publish(instance.keys.control, word("busy"))
+    await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
     await asyncio.sleep(0.3)
-    await instance.connection.commands.publish(instance.keys.control, word("busy"))
+    await instance.connection.commands.publish(instance.keys.notifications, word("busy"))
     await eventually(lambda: commands["takeover"] == 3)
 
 
 async def test_alone_nothing_is_published_after_the_hello(make_instance, listener: Redis) -> None:
     instance = make_instance()
     heard = listener.pubsub()
-    await heard.subscribe(instance.keys.control)
+    await heard.subscribe(instance.keys.notifications)
     await instance.queue.submit(submission("a"))
     await run_one(instance)
-    await instance.control.said()
+    await instance.control.flush()
     messages = [message async for message in drained(heard)]
     assert not any(b"busy" in message["data"] for message in messages if message["type"] == "message")
     await heard.aclose()
@@ -557,9 +557,9 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
     monkeypatch.setattr(watching, "POLL_S", 0.05)
     one, two = make_instance(start=False), make_instance(start=False)
     two.control.silent = True
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     task = (await one.queue.submit(submission("a"))).task
-    refreshing = asyncio.create_task(two.room.watching.refresh_forever())
+    refreshing = asyncio.create_task(two.room.change_relay.refresh_forever())
     with two.feed.subscribe([task.id]) as waiter:
         reads = two.connection.meter.commands
         await eventually(lambda: reads["read"] >= 3)
@@ -567,22 +567,22 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
         await asyncio.sleep(0.4)
         assert reads["read"] - before <= 3
         waiting = asyncio.create_task(one.claims.claim())
-        reader = asyncio.create_task(one.room.reader.read_forever())
+        reader = asyncio.create_task(one.room.consumer.read_forever())
         claim = await asyncio.wait_for(waiting, 5)
         await one.claims.start(claim)
         await one.claims.finish(claim, edges.completed(claim.task, [], [], now=time.time(), ttl_s=60))
         async with asyncio.timeout(5):
-            while not (await waiter.changes(5))[-1].state.final:
+            while not (await waiter.changes(5))[-1].state.is_final:
                 pass
     await Supervisor().stop([refreshing, reader])
 
 
 async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_counted(make_instance) -> None:
     one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     last = (await asyncio.gather(*(one.queue.submit(submission(number)) for number in range(1_500))))[-1].task
-    waiting = await two.scripts.waiting()
+    waiting = await two.scripts.waiting_entry_ids()
     assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
-    await two.queue.refresh_line()
-    assert len(two.room.holdings.estimates.line) == 1_500
-    assert (await two.queue.place(last)).position == 1_500
+    await two.queue.refresh_positions()
+    assert len(two.room.dispatcher.estimates.line) == 1_500
+    assert (await two.queue.position(last)).position == 1_500

@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 from support import submission
 
-from imagegen.queue.records import encode_entry
-from imagegen.queue.server_clock import ServerClock
+from imagegen.queue.codec import encode_entry
+from imagegen.redis_client.server_clock import ServerClock
 from imagegen.tasks.retry import RetryPolicy
-from imagegen.worker.rules import Rules
+from imagegen.worker.limits import AttemptLimits
 
 
 def test_the_clock_runs_on_though_this_machines_jumps_and_is_set_by_the_server() -> None:
@@ -30,20 +30,23 @@ def test_the_clock_runs_on_though_this_machines_jumps_and_is_set_by_the_server()
 @pytest.mark.parametrize("off_by_s", [3_600.0, -3_600.0])
 async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_by_s: float) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
-    await one.scripts.make_group()
+    await one.scripts.create_group()
     one.connection.clock._offset += off_by_s
     task = (await one.queue.submit(submission("a"))).task
     assert abs(task.created_at - time.time()) < 2.0
     assert abs(one.connection.clock() - time.time()) < 2.0
-    (claim,) = await two.room.leases.hold(await two.scripts.read_entries(two.room.holdings.instance, 1, 0.01))
+    (claim,) = await two.room.leases.hold(await two.scripts.read_entries(two.room.dispatcher.instance, 1, 0.01))
     assert abs(claim.task.created_at - time.time()) < 2.0
-    assert Rules(RetryPolicy(3, 1.0), 600.0).spent(claim.task, claim.run, two.connection.clock()) is None
+    assert (
+        AttemptLimits(RetryPolicy(3, 1.0), 600.0).exhausted(claim.task, claim.checkpoint, two.connection.clock())
+        is None
+    )
 
 
 async def test_a_new_connection_tells_the_servers_time(make_instance) -> None:
     instance = make_instance(start=False)
     instance.connection.clock._offset += 3_600.0
-    await instance.connection.wire.call("PING")
+    await instance.connection.multiplexer.execute("PING")
     assert abs(instance.connection.clock() - time.time()) < 2.0
 
 
@@ -54,7 +57,7 @@ async def test_a_task_that_was_released_keeps_its_age(make_instance) -> None:
     claim.task = replace(claim.task, created_at=claim.task.created_at - 500.0)
     assert b'"queued":' in encode_entry(claim.task)
     instance.memory.forget(claim.task.id)
-    await instance.claims.hand_back([claim])
+    await instance.claims.release([claim])
     instance.memory.forget(claim.task.id)
     again = await asyncio.wait_for(instance.claims.claim(), 5)
     assert again.task.created_at == claim.task.created_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.queue.server_info import ServerInfo
+from imagegen.redis_client.server_info import ServerInfo
 
 ID, OTHER = "a" * 40, "b" * 40
 

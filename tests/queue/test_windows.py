@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.connection import Connection
-from imagegen.queue.keys import Keys
-from imagegen.queue.windows import RedisWindows, Standing, Window
-from imagegen.web.windows import WindowPort
+from imagegen.ratelimit.redis import RedisRateLimitStore, Standing, Window
+from imagegen.ratelimit.stores import RateLimitStore
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
 
-MakeWindows = Callable[..., RedisWindows]
+MakeWindows = Callable[..., RedisRateLimitStore]
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ async def make_windows(redis_url: str, prefix: str) -> AsyncIterator[MakeWindows
     """Each call makes another instance's; a connection may be given."""
     async with AsyncExitStack() as stack:
 
-        def make(connection: Connection | None = None) -> RedisWindows:
+        def make(connection: Connection | None = None) -> RedisRateLimitStore:
             if connection is None:
                 connection = Connection(redis_url)
                 stack.push_async_callback(connection.close)
-            return RedisWindows(connection, Keys(prefix))
+            return RedisRateLimitStore(connection, Keys(prefix))
 
         yield make
 
@@ -43,7 +43,7 @@ def admitted(standings: list[list[Standing]]) -> int:
 
 
 def test_it_is_what_the_web_room_asks_for(make_windows: MakeWindows) -> None:
-    _: WindowPort = make_windows()
+    _: RateLimitStore = make_windows()
 
 
 @pytest.mark.parametrize("limit", [7, 150])
@@ -100,7 +100,7 @@ async def test_a_key_is_no_longer_than_its_window_and_stays_short(
 ) -> None:
     windows = make_windows()
     await asyncio.gather(*(windows.hit([("general:a", 10_000, 1.0)], 1) for _ in range(2_000)))
-    key = Keys(prefix).window("general:a")
+    key = Keys(prefix).rate_limit("general:a")
     assert 0 < await connection.commands.pttl(key) <= 1_010
     assert await connection.commands.strlen(key) < 2_500
 
@@ -108,8 +108,8 @@ async def test_a_key_is_no_longer_than_its_window_and_stays_short(
 async def test_a_window_that_makes_no_sense_counts_as_empty(
     connection: Connection, make_windows: MakeWindows, prefix: str
 ) -> None:
-    await connection.commands.set(Keys(prefix).window("general:a"), b"\xff?", ex=60)
-    await connection.commands.lpush(Keys(prefix).window("general:b"), "x")
+    await connection.commands.set(Keys(prefix).rate_limit("general:a"), b"\xff?", ex=60)
+    await connection.commands.lpush(Keys(prefix).rate_limit("general:b"), "x")
     windows: list[Window] = [("general:a", 2, 60.0), ("general:b", 2, 60.0)]
     assert [left for left, _, _ in await make_windows().hit(windows, 1)] == [1, 1]
 
@@ -139,5 +139,5 @@ async def billed(connection: Connection) -> dict[str, int]:
 async def test_a_redis_that_is_away_is_said_to_be() -> None:
     connection = Connection("redis://127.0.0.1:1")
     with pytest.raises(QueueUnavailable):
-        await RedisWindows(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)
+        await RedisRateLimitStore(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)
     await connection.close()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from imagegen.queue import records
+from imagegen.queue import codec as records
 
 records.VERSION = 2
 
-from imagegen.queue import scripts  # noqa: E402 - it takes the version from there
+from imagegen.redis_client import lua  # noqa: E402 - the scripts take the version when they are read
+from imagegen.redis_client.multiplexer import Script  # noqa: E402 - as above
 
-_lua = scripts.lua
-
-
-def _newer_lua(name: str) -> str:
-    return _lua(name).replace("return '1 '", "return '2 '")
+_load_script = lua.load_script
 
 
-scripts.lua = _newer_lua
+def _newer_script(package: str, *names: str) -> Script:
+    return Script(_load_script(package, *names).text.replace("return '1 '", "return '2 '"))
+
+
+lua.load_script = _newer_script
 
 from imagegen.app import main  # noqa: E402 - as above
 

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from emulated import EmulatorProcess
 
-from imagegen.queue.server_binary import find_binary
+from imagegen.redis_client.server_binary import find_binary
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 KEY = "tgp_v1_a-key-that-nobody-may-see"

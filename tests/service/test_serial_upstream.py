@@ -12,10 +12,10 @@ import orjson
 import pytest
 from service.running import eventually
 
-from imagegen.emulator.pictures import Picture, draw
+from imagegen.emulator.images import DrawnImage, draw
 
 CALL_S = 0.4
-IMAGE = base64.b64encode(draw(Picture("png", 64, 64, "0" * 32))).decode()
+IMAGE = base64.b64encode(draw(DrawnImage("png", 64, 64, "0" * 32))).decode()
 
 
 class WebUi(ThreadingHTTPServer):

@@ -23,7 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 from service.running import eventually
 
-from imagegen.queue.server_binary import find_binary
+from imagegen.redis_client.server_binary import find_binary
 
 SERVERS = Path(__file__).resolve().parents[2] / ".servers"
 SLOT = key_slot(b"{imagegen}")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from imagegen.tasks.fields import GenerationFields, parse
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.validation import GenerationParams, parse
 
 TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
 BODIES = some.fixed_dictionaries(
@@ -38,7 +38,7 @@ def requested(**fields: object) -> GenerationRequest:
 def test_the_stored_form_takes_hardly_more_memory_than_its_bytes() -> None:
     requests = [requested(prompt=f"a cat {number}") for number in range(200)]
     tracemalloc.start()
-    kept = [request.stored_json() for request in requests]
+    kept = [request.to_json() for request in requests]
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < sum(map(len, kept)) * 3
@@ -58,11 +58,11 @@ def test_the_canonical_form_is_the_json_of_what_is_set_with_sorted_keys(
 @given(BODIES)
 def test_a_request_is_read_back_as_it_was_stored(body: dict[str, object]) -> None:
     request = requested(**body)
-    assert GenerationRequest.restore(request.stored_json()) == request
-    assert orjson.loads(request.stored_json()) == DEFAULTS | body
+    assert GenerationRequest.from_json(request.to_json()) == request
+    assert orjson.loads(request.to_json()) == DEFAULTS | body
 
 
-@pytest.mark.parametrize("name", GenerationFields.model_fields)
+@pytest.mark.parametrize("name", GenerationParams.model_fields)
 def test_each_field_makes_another_task(name: str) -> None:
     values: dict[str, list[object]] = {
         "output_format": ["png", "jpeg"],
@@ -73,11 +73,11 @@ def test_each_field_makes_another_task(name: str) -> None:
     values |= {number: [1, 2] for number in ("n", "steps", "seed", "guidance_scale")}
     first, second = [requested(**{name: value}) for value in values.get(name, ["a", "b"])]
     assert first.canonical("p", None) != second.canonical("p", None)
-    assert first.stored_json() != second.stored_json()
+    assert first.to_json() != second.to_json()
 
 
 def test_what_is_always_known_is_always_stored() -> None:
-    assert requested().stored_json() == b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1}'
+    assert requested().to_json() == b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1}'
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_what_is_always_known_is_always_stored() -> None:
 )
 def test_what_is_no_stored_request_is_refused(stored: bytes) -> None:
     with pytest.raises(ValueError, match="no stored request"):
-        GenerationRequest.restore(stored)
+        GenerationRequest.from_json(stored)

@@ -4,11 +4,19 @@ import pytest
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
-from imagegen.tasks.retry import LONGEST_ASKED_S, MAX_BACKOFF_S, Failed, Retry, RetryPolicy, Standing, never_reached
-from imagegen.tasks.task import Reason
+from imagegen.tasks.retry import (
+    MAX_BACKOFF_S,
+    MAX_RETRY_AFTER_S,
+    Failed,
+    FailureContext,
+    Retry,
+    RetryPolicy,
+    was_never_sent,
+)
+from imagegen.tasks.task import WaitReason
 
 POLICY = RetryPolicy(max_attempts=3, base_s=5.0)
-FIRST = Standing(attempts=1, ambiguous=0, left_s=3600.0)
+FIRST = FailureContext(attempts=1, ambiguous=0, left_s=3600.0)
 LAST = replace(FIRST, attempts=3)
 
 LIMITED = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
@@ -19,8 +27,8 @@ LOSS = UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=
 INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
 
 
-def judged(error: UpstreamError, standing: Standing = FIRST) -> Retry | Failed:
-    return POLICY.judge(error, standing, lambda: 1.0)
+def judged(error: UpstreamError, standing: FailureContext = FIRST) -> Retry | Failed:
+    return POLICY.decide(error, standing, lambda: 1.0)
 
 
 def asked(error: UpstreamError, retry_after_s: float) -> UpstreamError:
@@ -30,15 +38,15 @@ def asked(error: UpstreamError, retry_after_s: float) -> UpstreamError:
 @pytest.mark.parametrize(
     ("error", "reason", "counts"),
     [
-        (LIMITED, Reason.UPSTREAM_RATE_LIMITED, False),
-        (OVERLOADED, Reason.UPSTREAM_OVERLOADED, True),
-        (BROKEN, Reason.RETRYING, True),
-        (LOSS, Reason.RETRYING, True),
-        (REFUSED, Reason.UPSTREAM_OVERLOADED, False),
+        (LIMITED, WaitReason.UPSTREAM_RATE_LIMITED, False),
+        (OVERLOADED, WaitReason.UPSTREAM_OVERLOADED, True),
+        (BROKEN, WaitReason.RETRYING, True),
+        (LOSS, WaitReason.RETRYING, True),
+        (REFUSED, WaitReason.UPSTREAM_OVERLOADED, False),
     ],
     ids=["429", "503", "500", "loss", "refused"],
 )
-def test_a_first_failure_is_tried_again(error: UpstreamError, reason: Reason, counts: bool) -> None:
+def test_a_first_failure_is_tried_again(error: UpstreamError, reason: WaitReason, counts: bool) -> None:
     assert judged(error) == Retry(5.0, reason, counts)
 
 
@@ -63,7 +71,7 @@ def test_a_refusal_fails_at_once_and_is_not_to_be_repeated() -> None:
 def test_a_second_ambiguous_loss_fails_whatever_the_attempts() -> None:
     assert isinstance(judged(LOSS, replace(FIRST, ambiguous=1)), Retry)
     assert isinstance(judged(LOSS, replace(FIRST, ambiguous=2)), Failed)
-    assert isinstance(judged(LOSS, replace(FIRST, ambiguous=2, upstream_dead=True)), Failed)
+    assert isinstance(judged(LOSS, replace(FIRST, ambiguous=2, circuit_open=True)), Failed)
 
 
 def test_a_failure_that_is_not_ambiguous_is_tried_again_after_a_loss() -> None:
@@ -72,22 +80,28 @@ def test_a_failure_that_is_not_ambiguous_is_tried_again_after_a_loss() -> None:
 
 @pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
 def test_nothing_counts_while_the_upstream_is_dead(error: UpstreamError) -> None:
-    assert judged(error, replace(LAST, upstream_dead=True)) == Retry(5.0, Reason.UPSTREAM_OVERLOADED, counts=False)
+    assert judged(error, replace(LAST, circuit_open=True)) == Retry(
+        5.0, WaitReason.UPSTREAM_OVERLOADED, counts_as_attempt=False
+    )
 
 
 def test_an_attempt_that_paid_in_vain_counts_whatever_ended_it() -> None:
-    assert judged(LIMITED, replace(FIRST, paid_in_vain=True)) == Retry(5.0, Reason.UPSTREAM_RATE_LIMITED, counts=True)
-    assert isinstance(judged(LIMITED, replace(LAST, paid_in_vain=True)), Failed)
+    assert judged(LIMITED, replace(FIRST, paid_without_result=True)) == Retry(
+        5.0, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=True
+    )
+    assert isinstance(judged(LIMITED, replace(LAST, paid_without_result=True)), Failed)
 
 
 def test_a_rate_limit_waits_as_long_as_the_upstream_asks() -> None:
-    assert judged(asked(LIMITED, 0.5)) == Retry(0.5, Reason.UPSTREAM_RATE_LIMITED, counts=False)
-    assert judged(asked(LIMITED, 86_400.0)) == Retry(LONGEST_ASKED_S, Reason.UPSTREAM_RATE_LIMITED, counts=False)
+    assert judged(asked(LIMITED, 0.5)) == Retry(0.5, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False)
+    assert judged(asked(LIMITED, 86_400.0)) == Retry(
+        MAX_RETRY_AFTER_S, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False
+    )
 
 
 def test_an_overloaded_upstream_is_given_the_longer_of_both_waits() -> None:
-    assert judged(asked(OVERLOADED, 30.0)) == Retry(30.0, Reason.UPSTREAM_OVERLOADED)
-    assert judged(asked(OVERLOADED, 1.0)) == Retry(5.0, Reason.UPSTREAM_OVERLOADED)
+    assert judged(asked(OVERLOADED, 30.0)) == Retry(30.0, WaitReason.UPSTREAM_OVERLOADED)
+    assert judged(asked(OVERLOADED, 1.0)) == Retry(5.0, WaitReason.UPSTREAM_OVERLOADED)
 
 
 def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
@@ -104,4 +118,4 @@ def test_the_delay_doubles_has_jitter_and_an_end() -> None:
 
 
 def test_only_what_was_not_sent_never_reached_the_upstream() -> None:
-    assert [never_reached(error) for error in (REFUSED, BROKEN, LOSS, LIMITED, INVALID)] == [True] + [False] * 4
+    assert [was_never_sent(error) for error in (REFUSED, BROKEN, LOSS, LIMITED, INVALID)] == [True] + [False] * 4

@@ -8,8 +8,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from imagegen.addresses import check_host
 from imagegen.errors import InvalidRequest
+from imagegen.ssrf import check_host
 from imagegen.tasks.webhook import (
     JITTER,
     MAX_WEBHOOKS,
@@ -17,13 +17,13 @@ from imagegen.tasks.webhook import (
     Delivery,
     DeliveryStatus,
     Webhook,
+    after_attempt,
     event_body,
-    first_deliveries,
-    joined,
-    merged,
+    initial_deliveries,
+    merge_deliveries,
     message_id,
     parse_url,
-    tried,
+    with_added_webhooks,
 )
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -111,8 +111,8 @@ def test_an_unknown_field_is_told_the_nearest_one() -> None:
 def test_events_are_taken_with_and_without_their_prefix() -> None:
     webhook = parse({"url": HOOK.url, "events": ["failed", "image.cancelled", "image.failed"], "secret": SECRET})
     assert webhook.events == ("image.failed", "image.cancelled")
-    assert [webhook.wants(state) for state in ("completed", "failed", "cancelled")] == [False, True, True]
-    assert HOOK.wants("completed")
+    assert [webhook.subscribes_to(state) for state in ("completed", "failed", "cancelled")] == [False, True, True]
+    assert HOOK.subscribes_to("completed")
 
 
 def test_a_secret_is_never_shown() -> None:
@@ -121,7 +121,7 @@ def test_a_secret_is_never_shown() -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_any_2xx_is_delivered(status: int) -> None:
-    delivery = tried(Delivery(HOOK, 0), status, None, now=0, random=lambda: 0)
+    delivery = after_attempt(Delivery(HOOK, 0), status, None, now=0, random=lambda: 0)
     assert (delivery.status, delivery.attempts, delivery.last_status) == (DeliveryStatus.DELIVERED, 1, status)
 
 
@@ -129,64 +129,73 @@ def test_any_2xx_is_delivered(status: int) -> None:
 def test_anything_else_is_tried_again_five_times(status: int | None) -> None:
     delivery, waits = Delivery(HOOK, 0), []
     for _ in RETRY_DELAYS_S:
-        delivery = tried(delivery, status, None, now=1_000, random=lambda: 0)
+        delivery = after_attempt(delivery, status, None, now=1_000, random=lambda: 0)
         assert delivery.pending
         waits.append(delivery.due_at - 1_000)
     assert waits == [5, 30, 120, 600, 3600]
-    delivery = tried(delivery, status, None, now=1_000, random=lambda: 0)
+    delivery = after_attempt(delivery, status, None, now=1_000, random=lambda: 0)
     assert (delivery.status, delivery.attempts, delivery.due_at) == (DeliveryStatus.FAILED, 6, None)
 
 
 def test_gone_is_the_end() -> None:
-    assert tried(Delivery(HOOK, 0), 410, None, now=0, random=lambda: 0).status is DeliveryStatus.FAILED
+    assert after_attempt(Delivery(HOOK, 0), 410, None, now=0, random=lambda: 0).status is DeliveryStatus.FAILED
 
 
 def test_a_delay_is_spread_and_never_shorter_than_its_plan() -> None:
-    assert tried(Delivery(HOOK, 0), 500, None, now=0, random=lambda: 1).due_at == pytest.approx(5 * (1 + JITTER))
+    assert after_attempt(Delivery(HOOK, 0), 500, None, now=0, random=lambda: 1).due_at == pytest.approx(
+        5 * (1 + JITTER)
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "asked_s", "due_at"), [(429, 60, 60), (503, 7, 7), (503, 1, 5), (429, 90_000, 3_600), (500, 60, 5)]
 )
 def test_a_receiver_that_asks_for_time_gets_it_up_to_an_hour(status: int, asked_s: float, due_at: float) -> None:
-    assert tried(Delivery(HOOK, 0), status, asked_s, now=0, random=lambda: 0).due_at == due_at
+    assert after_attempt(Delivery(HOOK, 0), status, asked_s, now=0, random=lambda: 0).due_at == due_at
 
 
 def test_a_delivery_is_read_back_as_it_was_stored() -> None:
     for delivery in (
         Delivery(HOOK, 0),
-        Delivery(Webhook("https://a.org", "", ("image.failed",), SECRET), 3, DeliveryStatus.FAILED, 6, 500, late=True),
+        Delivery(
+            Webhook("https://a.org", "", ("image.failed",), SECRET),
+            3,
+            DeliveryStatus.FAILED,
+            6,
+            500,
+            added_after_finish=True,
+        ),
         Delivery(HOOK, 1, attempts=2, due_at=17.5),
     ):
         assert Delivery.restore(orjson.loads(orjson.dumps(delivery.stored()))) == delivery
 
 
 def test_joined_webhooks_get_numbers_of_their_own_up_to_the_most() -> None:
-    known = first_deliveries([HOOK])
+    known = initial_deliveries([HOOK])
     for _ in range(MAX_WEBHOOKS - 1):
-        known = joined(known, [HOOK], None)
+        known = with_added_webhooks(known, [HOOK], None)
     assert [delivery.number for delivery in known] == list(range(MAX_WEBHOOKS))
     with pytest.raises(InvalidRequest) as refused:
-        joined(known, [HOOK], None)
+        with_added_webhooks(known, [HOOK], None)
     assert refused.value.details[0].field == "webhook"
 
 
 def test_of_a_finished_task_those_that_were_told_make_room() -> None:
-    known = first_deliveries([HOOK] * MAX_WEBHOOKS)
+    known = initial_deliveries([HOOK] * MAX_WEBHOOKS)
     told = (replace(known[0], status=DeliveryStatus.DELIVERED), *known[1:])
-    late = joined(told, [HOOK], "completed")
+    late = with_added_webhooks(told, [HOOK], "completed")
     assert [delivery.number for delivery in late] == [*range(1, MAX_WEBHOOKS), MAX_WEBHOOKS]
-    assert late[-1].late
+    assert late[-1].added_after_finish
     only_failures = tuple(Delivery(replace(HOOK, events=("image.failed",)), n) for n in range(MAX_WEBHOOKS))
-    assert len(joined(only_failures, [HOOK], "completed")) == MAX_WEBHOOKS
+    assert len(with_added_webhooks(only_failures, [HOOK], "completed")) == MAX_WEBHOOKS
 
 
 def test_merging_keeps_one_of_each_number_the_one_that_is_further() -> None:
-    first, second = first_deliveries([HOOK, HOOK])
+    first, second = initial_deliveries([HOOK, HOOK])
     done = replace(first, status=DeliveryStatus.DELIVERED, attempts=1)
     failing = replace(second, attempts=2)
-    assert merged([first, failing], [done, second]) == (done, failing)
-    assert merged([done], [second, first]) == (done, second)
+    assert merge_deliveries([first, failing], [done, second]) == (done, failing)
+    assert merge_deliveries([done], [second, first]) == (done, second)
 
 
 def test_the_body_and_the_id_are_the_same_each_time() -> None:

@@ -86,7 +86,7 @@ def start_two(start_service: StartService) -> Callable[..., Awaitable[tuple[Clie
 
 async def acquainted(*clients: Client) -> None:
     for client in clients:
-        await eventually(lambda client=client: client.app[QUEUE].control.peers)
+        await eventually(lambda client=client: client.app[QUEUE].notifier.peers)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from edged import edged
 from multidict import CIMultiDict
 
 from imagegen.errors import Forbidden, Unauthorized
-from imagegen.web.admin import ADMIN, AdminRule, admin_only, require_admin
+from imagegen.web.ops.admin import ADMIN, AdminAuth, admin_only, require_admin
 
 TOKEN = "s3cret"
 
@@ -25,7 +25,7 @@ def ask(
 ) -> None:
     """Asks for an admin route; raises what the gate raises."""
     app = web.Application()
-    app[ADMIN] = AdminRule(token, on_render)
+    app[ADMIN] = AdminAuth(token, on_render)
     transport = Mock()
     transport.get_extra_info = lambda name, default=None: (peer, 4711) if name == "peername" and peer else default
     given = [*(headers.items() if isinstance(headers, dict) else headers or [])]
@@ -63,7 +63,7 @@ def test_a_wrong_or_missing_token_is_a_401_that_says_how_also_from_this_machine(
 
 def test_a_token_in_the_query_opens_nothing() -> None:
     app = web.Application()
-    app[ADMIN] = AdminRule(TOKEN, on_render=False)
+    app[ADMIN] = AdminAuth(TOKEN, on_render=False)
     with pytest.raises(Unauthorized):
         require_admin(make_mocked_request("GET", f"/metrics?token={TOKEN}", app=app))
 
@@ -108,12 +108,12 @@ def test_with_no_token_nobody_may_on_render() -> None:
 
 
 def test_the_token_is_in_no_repr() -> None:
-    assert TOKEN not in repr(AdminRule(TOKEN, on_render=False))
+    assert TOKEN not in repr(AdminAuth(TOKEN, on_render=False))
 
 
 @pytest.fixture
 async def start(aiohttp_client):
-    async def start_app(rule: AdminRule | None):
+    async def start_app(rule: AdminAuth | None):
         async def secret(_request: web.Request) -> web.Response:
             return web.Response(text="secret")
 
@@ -127,24 +127,24 @@ async def start(aiohttp_client):
 
 
 async def test_a_guarded_handler_answers_who_may_ask(start) -> None:
-    client = await start(AdminRule(TOKEN, on_render=False))
+    client = await start(AdminAuth(TOKEN, on_render=False))
     answer = await client.get("/metrics", headers=bearer(TOKEN))
     assert (answer.status, await answer.text()) == (200, "secret")
 
 
 async def test_the_refusals_are_those_of_the_contract(start) -> None:
-    client = await start(AdminRule(TOKEN, on_render=False))
+    client = await start(AdminAuth(TOKEN, on_render=False))
     refused = await client.get("/metrics")
     assert (refused.status, (await refused.json())["code"]) == (401, "unauthorized")
     assert refused.headers["WWW-Authenticate"] == "Bearer"
-    client = await start(AdminRule(None, on_render=True))
+    client = await start(AdminAuth(None, on_render=True))
     refused = await client.get("/metrics")
     assert (refused.status, (await refused.json())["code"]) == (403, "forbidden")
     assert "WWW-Authenticate" not in refused.headers
 
 
 async def test_a_token_of_odd_bytes_is_just_wrong(start) -> None:
-    client = await start(AdminRule(TOKEN, on_render=False))
+    client = await start(AdminAuth(TOKEN, on_render=False))
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
     assert b" 401 " in await asyncio.wait_for(reader.readline(), 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.web.context import CONTEXT
+from imagegen.web.context import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 
@@ -111,7 +111,7 @@ async def test_what_does_not_fit_into_the_queue_is_refused_alone(start_service) 
 
 
 async def test_a_draining_service_takes_no_batch(service) -> None:
-    service.app[CONTEXT].readiness.draining = True
+    service.app[SERVICES].readiness.draining = True
     answer = await service.post("/api/images/batch", json={"requests": [wish("a")]})
     assert (answer.status, (await answer.json())["code"]) == (503, "draining")
 

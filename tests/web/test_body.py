@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
-from imagegen.web.body import parse_object, read_json
+from imagegen.web.http.body import parse_object, read_json
 
 JSON_TYPE = {"Content-Type": "application/json"}
 
@@ -181,7 +181,7 @@ async def test_any_content_encoding_is_415(stream: StreamReader, encoding: str) 
 async def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(stream: StreamReader) -> None:
     with pytest.raises(BodyTooLarge) as refused:
         await read_json(request_with(stream, Content_Length="101"), max_bytes=100)
-    assert refused.value.closes
+    assert refused.value.closes_connection
     assert "100" in refused.value.message("zh")
 
 
@@ -213,7 +213,7 @@ async def test_a_stalled_body_times_out_and_closes(stream: StreamReader) -> None
     stream.feed_data(b'{"a"')
     with pytest.raises(BodyTimeout) as refused:
         await read_json(request_with(stream), timeout_s=0.05)
-    assert refused.value.closes
+    assert refused.value.closes_connection
 
 
 async def test_a_body_that_trickles_is_given_up_in_the_end(stream: StreamReader) -> None:

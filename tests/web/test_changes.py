@@ -10,7 +10,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE
-from imagegen.queue import watching
+from imagegen.queue import change_relay as watching
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -139,7 +139,7 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream
     upstream.script("500")
     service = await start_paid(retry_base_s=30.0)
     task_id = await post(service, "a")
-    await eventually(lambda: service.app[QUEUE].memory.live[task_id].retry_at)
+    await eventually(lambda: service.app[QUEUE].task_cache.live[task_id].retry_at)
     assert (await service.delete(f"/api/images/{task_id}")).status == 200
     await eventually(lambda: at_rest(service))
     assert upstream.ledger.total == 1
@@ -170,11 +170,11 @@ async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, ups
     expected = {task_id: "cancelled" if status == 200 else "completed" for task_id, status in outcomes.items()}
     assert set(outcomes.values()) == {200, 409}
     for client in clients:
-        newest = {task_id: await client.app[QUEUE].queue.newest(task_id) for task_id in outcomes}
+        newest = {task_id: await client.app[QUEUE].client_queue.newest(task_id) for task_id in outcomes}
         assert {task_id: task.state for task_id, task in newest.items()} == expected
         assert {task_id: await state(client, task_id) for task_id in outcomes} == expected
-        await eventually(lambda client=client: not client.app[QUEUE].memory.live)
-        await eventually(lambda client=client: not client.app[QUEUE].claims._holdings.held)
+        await eventually(lambda client=client: not client.app[QUEUE].task_cache.live)
+        await eventually(lambda client=client: not client.app[QUEUE].worker_queue._dispatcher.held)
 
 
 async def test_two_cancels_at_once_agree(start_two) -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from imagegen.web.client import Hops, base_url, client_address, valid_host
+from imagegen.web.http.forwarded import TrustedHops, base_url, client_address, valid_host
 
 CLOUDFLARE = "172.70.1.9"
 
@@ -43,7 +43,7 @@ def test_without_trusted_proxies_a_forged_header_is_not_read(forged: str) -> Non
         (1, ["[2001:db8:1:2:3::4]:4711"], "2001:db8:1:2::/64"),
     ],
 )
-def test_with_n_hops_the_nth_entry_from_the_right_counts(hops: Hops, forwarded: list[str], client: str) -> None:
+def test_with_n_hops_the_nth_entry_from_the_right_counts(hops: TrustedHops, forwarded: list[str], client: str) -> None:
     assert client_address(request_from("10.0.0.9", *forwarded), hops) == client
 
 
@@ -140,7 +140,7 @@ def test_links_have_the_hosts_own_name_and_ignore_forwarding_without_trusted_pro
 
 
 @pytest.mark.parametrize("hops", [1, 2, "auto"])
-def test_links_follow_the_trusted_proxy(hops: Hops) -> None:
+def test_links_follow_the_trusted_proxy(hops: TrustedHops) -> None:
     request = request_from("10.0.0.9", X_Forwarded_Host="pictures.example", X_Forwarded_Proto="HTTPS")
     assert base_url(request, None, hops) == "https://pictures.example"
 

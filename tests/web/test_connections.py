@@ -16,10 +16,10 @@ from support import eventually
 
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
-from imagegen.web import edge
-from imagegen.web.connections import Connections, connection_cap
-from imagegen.web.listening import ListeningSite, base_address, open_sockets
-from imagegen.web.server import ImagegenRunner
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.connections import Connections, connection_cap
+from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
+from imagegen.web.http.server import ImagegenRunner
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -96,7 +96,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         app.router.add_get("/hello", hello)
         app.router.add_get("/held", held)
         app.router.add_post("/body", body)
-        edge.install(app, edge.Edge(Meter(), access_log=False))
+        edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
         await runner.setup()
         sockets = open_sockets(["127.0.0.1"], 0)
@@ -221,8 +221,8 @@ class Scarce(socket.socket):
 async def test_no_descriptor_left_is_one_line_and_a_pause_and_then_the_client_is_served(
     make_server, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagegen.web.listening.socket.socket", Scarce)
-    monkeypatch.setattr("imagegen.web.listening.PAUSE_S", 0.05)
+    monkeypatch.setattr("imagegen.web.http.listening.socket.socket", Scarce)
+    monkeypatch.setattr("imagegen.web.http.listening.PAUSE_S", 0.05)
     monkeypatch.setattr(Scarce, "calls", 0)
     server = await make_server()
     client = await server.connect()

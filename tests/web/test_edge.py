@@ -11,10 +11,10 @@ from aiohttp.test_utils import TestClient
 from edged import edged
 from loguru import logger
 
-from imagegen.errors import Draining, FieldFault, InvalidRequest, QueueUnavailable, Unauthorized
-from imagegen.web import edge
-from imagegen.web.errors import preferred_language
-from imagegen.web.headers import request_id_of
+from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.errors import preferred_language
+from imagegen.web.http.headers import request_id_of
 
 Client = TestClient[web.Request, web.Application]
 
@@ -24,7 +24,7 @@ async def hello(request: web.Request) -> web.Response:
 
 
 async def invalid(request: web.Request) -> web.Response:
-    raise InvalidRequest(details=[FieldFault("width", "is over 2048")])
+    raise InvalidRequest(details=[FieldError("width", "is over 2048")])
 
 
 async def unavailable(request: web.Request) -> web.Response:

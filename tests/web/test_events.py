@@ -19,10 +19,10 @@ from imagegen.app import QUEUE, SUPERVISOR
 from imagegen.queue.feed import Feed
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import Reason, Task
-from imagegen.web import events
-from imagegen.web.context import CONTEXT
-from imagegen.web.events import event_of, new_images
+from imagegen.tasks.task import Task, WaitReason
+from imagegen.web.api import events
+from imagegen.web.api.events import event_name, new_images
+from imagegen.web.context import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -86,7 +86,7 @@ async def follow(client, task_id: str, last: str | int | None = None) -> ClientR
 
 
 def streams(client) -> int:
-    return client.app[CONTEXT].feed.count
+    return client.app[SERVICES].feed.count
 
 
 async def crash(client) -> None:
@@ -100,7 +100,7 @@ async def crash(client) -> None:
 
 
 def task(**fields: Any) -> Task:
-    return Task("a" * 32, 1_000, 1_000, "d", "m", b"{}", 0.0, reason=Reason.QUEUED, **fields)
+    return Task("a" * 32, 1_000, 1_000, "d", "m", b"{}", 0.0, reason=WaitReason.QUEUED, **fields)
 
 
 def test_a_change_is_named_by_what_replace() -> None:
@@ -108,13 +108,13 @@ def test_a_change_is_named_by_what_replace() -> None:
     processing = edges.started(pending, attempts=1, starts=1, now=1.0)
     sent = edges.progressed(processing, 10)
     done = edges.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
-    assert event_of(None, pending) == "snapshot"
-    assert event_of(pending, processing) == "status"
-    assert event_of(processing, sent) == "progress"
-    assert event_of(sent, done) == "completed"
-    waits = edges.waiting(sent, reason=Reason.RETRYING, retry_at=5.0, attempts=1)
-    assert event_of(sent, waits) == "status"
-    assert event_of(waits, replace(waits, sequence=waits.sequence + 1, retry_at=9.0)) == "status"
+    assert event_name(None, pending) == "snapshot"
+    assert event_name(pending, processing) == "status"
+    assert event_name(processing, sent) == "progress"
+    assert event_name(sent, done) == "completed"
+    waits = edges.requeued(sent, reason=WaitReason.RETRYING, retry_at=5.0, attempts=1)
+    assert event_name(sent, waits) == "status"
+    assert event_name(waits, replace(waits, sequence=waits.sequence + 1, retry_at=9.0)) == "status"
 
 
 def test_only_new_pictures_are_told() -> None:
@@ -264,7 +264,7 @@ async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
 
 
 async def test_a_stream_is_ended_after_a_while_and_says_when_to_come_again(start_service, monkeypatch) -> None:
-    monkeypatch.setattr(events, "RECYCLE_S", 0.1)
+    monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
     heard = [block async for block in blocks(response)]
@@ -277,7 +277,7 @@ async def test_streams_end_cleanly_when_the_service_stops(start_service) -> None
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
     await eventually(lambda: streams(service) == 1)
-    context = service.app[CONTEXT]
+    context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
     heard = await asyncio.wait_for(anext_all(response), 2.0)
@@ -293,7 +293,7 @@ async def anext_all(response: ClientResponse) -> list[Block]:
 
 
 async def running(client) -> str:
-    return next(iter(client.app[QUEUE].memory.live))
+    return next(iter(client.app[QUEUE].task_cache.live))
 
 
 async def test_open_streams_do_not_hold_up_the_end_of_the_service(start_service) -> None:
@@ -440,8 +440,8 @@ async def test_the_last_id_of_a_stream_that_was_ended_holds_all_its_tasks(start_
     service = await start_service(sandbox_delay_s=30.0)
     ids = [await post(service, prompt) for prompt in "ab"]
     for task_id in ids:
-        await eventually(lambda task_id=task_id: service.app[QUEUE].memory.live[task_id].progress >= 10)
-    monkeypatch.setattr(events, "RECYCLE_S", 0.1)
+        await eventually(lambda task_id=task_id: service.app[QUEUE].task_cache.live[task_id].progress >= 10)
+    monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     heard = await anext_all(await many(service, *ids))
     assert "retry" in heard[-1].fields
     again = await anext_all(await many(service, *ids, last=heard[-1].id))

@@ -8,7 +8,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE, STORE
-from imagegen.web.context import CONTEXT
+from imagegen.web.context import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 FRESH = {"Cache-Control": "no-cache"}
@@ -144,7 +144,7 @@ async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=1)
     room = service.app[QUEUE]
     await post(service, "runs")
-    await eventually(lambda: any(task.progress for task in room.memory.live.values()))
+    await eventually(lambda: any(task.progress for task in room.task_cache.live.values()))
     assert (await post(service, "waits")).status == 202
     for prompt in ("a", "b"):
         answer = await post(service, prompt, Idempotency_Key="k")
@@ -153,7 +153,7 @@ async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
 
 
 async def test_a_draining_service_does_not_use_the_key_up(service) -> None:
-    service.app[CONTEXT].readiness.draining = True
+    service.app[SERVICES].readiness.draining = True
     assert (await post(service, Idempotency_Key="k")).status == 503
     assert await keys_kept(service) == 0
 
@@ -164,7 +164,7 @@ async def test_a_key_that_got_no_task_is_free_for_the_same_body(service) -> None
     task_id = (await (await post(service, Idempotency_Key="k")).json())["taskId"]
     await finished(service, task_id)
     await room.connection.commands.delete(room.keys.record(task_id))
-    room.memory.forget(task_id)
+    room.task_cache.forget(task_id)
     answer = await post(service, Idempotency_Key="k")
     assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
 
@@ -284,7 +284,7 @@ async def test_pictures_that_stand_are_kept_as_long_as_their_task(start_paid, up
     monkeypatch.setattr(store, "extend_expiry", noted)
     upstream.script("401")
     await generated(service, Cache_Control="no-cache")
-    task = await service.app[CONTEXT].queue.get(old["taskId"])
+    task = await service.app[SERVICES].queue.get(old["taskId"])
     assert len(kept) == 1
     assert kept[0] >= task.expires_at
     assert task.images[0].sha256 == old["data"][0]["sha256"]

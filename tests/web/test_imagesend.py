@@ -18,10 +18,10 @@ from support import eventually
 
 from imagegen.images.store import OpenedImage
 from imagegen.metrics import Meter
-from imagegen.web import edge
-from imagegen.web.imagesend import ImageSender
-from imagegen.web.pictures import requested_range
-from imagegen.web.server import ImagegenRunner
+from imagegen.web.api.images import requested_range
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.image_sending import ImageSender
+from imagegen.web.http.server import ImagegenRunner
 
 LARGE = os.urandom(12_000_000)
 Serve = Callable[..., Awaitable["Served"]]
@@ -89,7 +89,7 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(opens: Callable[[], OpenedImage], **limits: float) -> Served:
             served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
             app = web.Application()
-            edge.install(app, edge.Edge(Meter(), access_log=False))
+            edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
             app.router.add_get("/", served.handle)
             runner = ImagegenRunner(app)
             stack.push_async_callback(runner.cleanup)

@@ -13,11 +13,11 @@ from support import eventually, submission
 
 from imagegen.app import CONNECTION
 from imagegen.errors import AlreadyFinished
-from imagegen.metrics import Meter, Recent
-from imagegen.web import metrics, stats
-from imagegen.web.admin import ADMIN, AdminRule, admin_only
-from imagegen.web.edge import EDGE
-from imagegen.web.metrics import OBSERVED, Observed, UpstreamRules
+from imagegen.metrics import Meter, RecentRates
+from imagegen.web.http.middleware import EDGE
+from imagegen.web.ops import metrics, stats
+from imagegen.web.ops.admin import ADMIN, AdminAuth, admin_only
+from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 
 Start = Callable[..., Awaitable[TestClient]]
 Samples = dict[tuple[str, frozenset], float]
@@ -31,7 +31,7 @@ def meter() -> Meter:
 @pytest.fixture
 async def instance(make_instance, meter):
     instance = make_instance(start=False)
-    await instance.scripts.make_group()
+    await instance.scripts.create_group()
     return instance
 
 
@@ -39,10 +39,10 @@ async def instance(make_instance, meter):
 async def start(aiohttp_client, instance, meter) -> Start:
     async def start_app(*, token: str | None = None, blocked=None) -> TestClient:
         app = web.Application()
-        app[ADMIN] = AdminRule(token, on_render=False)
-        rules = UpstreamRules(5, 10.0, lambda: blocked)
+        app[ADMIN] = AdminAuth(token, on_render=False)
+        rules = ProviderLimits(5, 10.0, lambda: blocked)
         loops = ["loop-0", "loop-1", "reader"]
-        app[OBSERVED] = Observed(meter, Recent(meter), instance.room.backlog, rules, lambda: loops, max_queue=100)
+        app[OBSERVED] = Telemetry(meter, RecentRates(meter), instance.room.monitor, rules, lambda: loops, max_queue=100)
         app.router.add_get("/metrics", admin_only(metrics.get_metrics))
         app.router.add_get("/api/stats", admin_only(stats.get_stats))
         app.router.add_get("/things/{thing_id}", things)
@@ -138,13 +138,13 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
     meter.submits["HIT"] += 3
     meter.finished("failed", "upstream_timeout", "flux")
     meter.finished("failed", "upstream_timeout", "their own words")
-    meter.called("upstream_timeout", 3.0, ambiguous=True)
+    meter.observe_provider_call("upstream_timeout", 3.0, ambiguous=True)
     meter.attempts["failed"].observe(0.3)
     meter.waits.observe(0.002)
     meter.takeovers, meter.dead_letters, meter.vanished = 2, 1, 4
     meter.written_back["running"] += 3
-    meter.stored([100, 200])
-    meter.spent("submit", 7)
+    meter.images_stored([100, 200])
+    meter.redis_commands_sent("submit", 7)
     samples = await scrape(await start())
     assert value(samples, "submits_total", kind="hit") == 3
     assert value(samples, "tasks_total", state="failed", code="upstream_timeout", model="flux") == 1
@@ -201,8 +201,8 @@ async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
     meter.submits["MISS"] += 2
     meter.finished("completed", "", "flux")
     meter.finished("failed", "content_policy", "flux")
-    meter.called("ok", 1.0)
-    meter.spent("claim", 4)
+    meter.observe_provider_call("ok", 1.0)
+    meter.redis_commands_sent("claim", 4)
     client = await start()
     await client.get("/things/one")
     answer = await client.get("/api/stats")
@@ -210,7 +210,7 @@ async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
     told = await answer.json()
     assert told["success"] is True
     assert told["instance"]["loops"] == {"loop": 2, "reader": 1}
-    assert told["instance"]["name"] == instance.room.backlog.instance
+    assert told["instance"]["name"] == instance.room.monitor.instance
     assert (told["queue"]["depth"], told["queue"]["limit"], told["queue"]["inFlight"]) == (1, 100, 0)
     states = {"pending": 1, "processing": 0, "completed": 1, "failed": 1, "cancelled": 0}
     assert states.items() <= told["tasks"].items()
@@ -240,7 +240,7 @@ async def test_stats_say_until_when_the_upstream_rests(start) -> None:
 
 
 async def test_stats_show_the_dead_letters_that_are_kept(start, instance) -> None:
-    await instance.connection.commands.rpush(instance.keys.dead, "x", "y")
+    await instance.connection.commands.rpush(instance.keys.dead_letters, "x", "y")
     told = await (await (await start()).get("/api/stats")).json()
     assert told["deadLetters"] == {"sinceStart": 0, "kept": 2}
 

@@ -9,8 +9,8 @@ import pytest
 from web.conftest import Client, acquainted
 
 from imagegen.app import CONNECTION
-from imagegen.tasks.fields import parse
-from imagegen.web.context import CONTEXT
+from imagegen.tasks.validation import parse
+from imagegen.web.context import SERVICES
 
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
@@ -26,7 +26,7 @@ def random_id() -> str:
 
 
 def id_of(service: Client, body: dict[str, Any]) -> str:
-    identity = service.app[CONTEXT].identity  # type: ignore[union-attr]
+    identity = service.app[SERVICES].identity  # type: ignore[union-attr]
     request = parse(body, default_model=identity.default_model, aliases={})
     return identity.submission(request, None).task_id
 

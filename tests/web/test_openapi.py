@@ -16,8 +16,8 @@ from openapi_spec_validator import validate
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
+from imagegen.web.openai.errors import FAILED_STATUS
 from imagegen.web.openapi.document import OPERATIONS, build
-from imagegen.web.v1.errors import FAILED_STATUS
 
 Client = TestClient[web.Request, web.Application]
 

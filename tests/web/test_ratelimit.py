@@ -11,9 +11,9 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 from edged import edged
 
-from imagegen.web.client import client_address
-from imagegen.web.ratelimit import Limits, RateLimits
-from imagegen.web.windows import LocalWindowPort, MemoryWindows
+from imagegen.ratelimit.limits import Limits, RateLimits
+from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
+from imagegen.web.http.forwarded import client_address
 
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
@@ -52,12 +52,12 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
             *,
             window_s: float = 60.0,
             hops: int = 0,
-            port: LocalWindowPort | None = None,
+            port: LocalRateLimitStore | None = None,
         ) -> Client:
             app = web.Application()
             rates = RateLimits(
                 Limits(general, generation, window_s),
-                port or MemoryWindows(clock),
+                port or MemoryRateLimitStore(clock),
                 lambda request: client_address(request, hops),
             )
 
@@ -177,7 +177,7 @@ async def test_zero_turns_a_rule_off(make_client: MakeClient, general: int, gene
 
 
 def test_a_handler_without_rules_is_handed_back_as_it_was() -> None:
-    rates = RateLimits(Limits(0, 0, 60), MemoryWindows(), lambda _request: "client")
+    rates = RateLimits(Limits(0, 0, 60), MemoryRateLimitStore(), lambda _request: "client")
     app = web.Application()
     rates.install(app)
     assert rates.general(fine) is fine

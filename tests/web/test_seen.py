@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.queue.queue import Submission
-from imagegen.web import seen
-from imagegen.web.seen import SeenBodies
+from imagegen.queue.client_queue import Submission
+from imagegen.web.api import submission_cache as seen
+from imagegen.web.api.submission_cache import SubmissionCache
 
 BODY = b'{"prompt": "seen"}'
 JSON = {"Content-Type": "application/json"}
@@ -18,14 +18,14 @@ def of(name: str) -> Submission:
 
 def test_the_first_that_came_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen, "COUNT", 2)
-    bodies = SeenBodies()
+    bodies = SubmissionCache()
     for name in ("a", "b", "c"):
         bodies.put(name.encode(), of(name))
     assert [bodies.get(name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
 
 
 def test_a_large_body_is_not_kept() -> None:
-    bodies = SeenBodies()
+    bodies = SubmissionCache()
     bodies.put(b"x" * (seen.MAX_BYTES + 1), of("a"))
     assert bodies.get(b"x" * (seen.MAX_BYTES + 1)) is None
 

@@ -15,9 +15,9 @@ from aiohttp import http_parser, web, web_protocol
 from loguru import logger
 
 from imagegen.metrics import Meter
-from imagegen.web import edge
-from imagegen.web.body import read_body, read_json
-from imagegen.web.server import ImagegenRunner
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.body import read_body, read_json
+from imagegen.web.http.server import ImagegenRunner
 
 CANARY = b"hunter2"
 MakeServer = Callable[..., Awaitable["Server"]]
@@ -102,7 +102,7 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
         app.router.add_post("/size", size)
-        edge.install(app, edge.Edge(Meter(), access_log=False))
+        edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
         runners.append(runner)
         await runner.setup()
@@ -355,7 +355,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(server
 
 async def test_kept_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
     app = web.Application()
-    edge.install(app, edge.Edge(Meter(), access_log=False))
+    edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
     runner = ImagegenRunner(app)
     await runner.setup()
     assert runner.server is not None

@@ -12,8 +12,9 @@ from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
 from edged import edged
 
-from imagegen.web import edge, shortcuts
-from imagegen.web.server import ImagegenRunner
+from imagegen.web.http import aiohttp_fastpath as shortcuts
+from imagegen.web.http import middleware as edge
+from imagegen.web.http.server import ImagegenRunner
 
 Client = TestClient[web.Request, web.Application]
 
@@ -193,9 +194,11 @@ async def test_an_expectation_is_met_on_a_path_that_came_before(client: Client) 
 async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortcuts, "MAX_PATHS", 2)
     app = app_of({})
-    routers: list[shortcuts.Router] = []
-    make = shortcuts.Router
-    monkeypatch.setattr("imagegen.web.server.Router", lambda *parts: routers.append(make(*parts)) or routers[-1])
+    routers: list[shortcuts.RouteCache] = []
+    make = shortcuts.RouteCache
+    monkeypatch.setattr(
+        "imagegen.web.http.server.RouteCache", lambda *parts: routers.append(make(*parts)) or routers[-1]
+    )
     app.router.add_get("/{any}/x", hello)
     async with TestClient(edged(app)) as client:
         for name in ("a", "b", "c", "d" * 300):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from imagegen.tasks.task import State, Task
-from imagegen.web import told
-from imagegen.web.context import CONTEXT
-from imagegen.web.told import Asked, Told
+from imagegen.web.api import response_cache as told
+from imagegen.web.api.response_cache import ResponseCache, ResponseKey
+from imagegen.web.context import SERVICES
 
 JSON = {"prompt": "told"}
 
@@ -16,12 +16,12 @@ def task(name: str) -> Task:
     return Task(name, 1, 1, "d", "m", b"{}", 1.0, state=State.COMPLETED)
 
 
-def asked(name: str) -> Asked:
-    return Asked("task", name, "http://x", "zh")
+def asked(name: str) -> ResponseKey:
+    return ResponseKey("task", name, "http://x", "zh")
 
 
 def test_a_body_holds_only_for_the_very_task_it_was_made_of() -> None:
-    kept, one, same = Told(), task("a"), task("a")
+    kept, one, same = ResponseCache(), task("a"), task("a")
     kept.put(asked("a"), one, b"1")
     assert kept.get(asked("a"), one) == b"1"
     assert kept.get(asked("a"), same) is None
@@ -33,7 +33,7 @@ def test_the_one_that_was_not_asked_for_longest_goes_when_there_are_too_many_byt
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(told, "MAX_BYTES", 1_500)
-    kept, tasks = Told(), [task(name) for name in "abc"]
+    kept, tasks = ResponseCache(), [task(name) for name in "abc"]
     for one in tasks[:2]:
         kept.put(asked(one.id), one, b"x" * 100)
     kept.get(asked("a"), tasks[0])
@@ -45,7 +45,7 @@ def test_the_one_that_was_not_asked_for_longest_goes_when_there_are_too_many_byt
 
 def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(told, "MAX_BYTES", 1_500)
-    kept, one = Told(), task("a")
+    kept, one = ResponseCache(), task("a")
     for _ in range(10):
         kept.put(asked("a"), one, b"x" * 400)
     assert kept.get(asked("a"), one) == b"x" * 400
@@ -82,11 +82,14 @@ async def test_a_reader_that_has_the_version_is_told_so_also_when_the_bytes_are_
         answer = await service.get(path)
         same = await service.get(path, headers={"If-None-Match": answer.headers["ETag"]})
         assert (answer.status, same.status, await same.read()) == (200, 304, b"")
-    assert service.app[CONTEXT].told.get(Asked("task", first["taskId"], "http://x", "zh"), task("a")) is None
+    assert (
+        service.app[SERVICES].response_cache.get(ResponseKey("task", first["taskId"], "http://x", "zh"), task("a"))
+        is None
+    )
 
 
 def test_a_task_with_a_large_request_counts_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(told, "MAX_BYTES", 10_000)
-    kept, large = Told(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
+    kept, large = ResponseCache(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
     kept.put(asked("a"), large, b"small")
     assert kept.get(asked("a"), large) is None

@@ -9,7 +9,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE
-from imagegen.web.context import CONTEXT
+from imagegen.web.context import SERVICES
 
 SMALL = {"width": 64, "height": 64}
 
@@ -25,7 +25,7 @@ async def post(client, prompt: str, **headers: str) -> str:
 
 
 def waiters(client) -> int:
-    return client.app[CONTEXT].feed.count
+    return client.app[SERVICES].feed.count
 
 
 async def test_a_waited_post_answers_with_the_finished_task(service) -> None:
@@ -172,7 +172,7 @@ async def test_waits_end_when_the_service_stops(start_service) -> None:
     task_id = await post(service, "a")
     waiting = asyncio.create_task(service.get(f"/api/images/{task_id}?wait=60"))
     await eventually(lambda: waiters(service) == 1)
-    context = service.app[CONTEXT]
+    context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
     answer = await asyncio.wait_for(waiting, 2.0)

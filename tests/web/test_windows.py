@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.web.windows import MemoryWindows, SharedWindows, Standing, Window
+from imagegen.ratelimit.stores import FallbackRateLimitStore, LimitState, MemoryRateLimitStore, Window
 
 
 class Clock:
@@ -28,24 +28,24 @@ ONE = Window("general:a", 2, 60.0)
 
 
 def test_a_hit_over_the_whole_limit_is_refused_for_a_window() -> None:
-    assert MemoryWindows().hit_now([ONE], 3) == [Standing(2, 0.0, 60.0)]
+    assert MemoryRateLimitStore().hit_sync([ONE], 3) == [LimitState(2, 0.0, 60.0)]
 
 
 def test_a_hit_waits_until_enough_has_come_back(clock: Clock) -> None:
-    windows = MemoryWindows(clock)
-    windows.hit_now([ONE], 1)
+    windows = MemoryRateLimitStore(clock)
+    windows.hit_sync([ONE], 1)
     clock.now_s += 10
-    windows.hit_now([ONE], 1)
-    assert windows.hit_now([ONE], 1) == [Standing(0, 50.0, 50.0)]
-    assert windows.hit_now([ONE], 2) == [Standing(0, 50.0, 60.0)]
+    windows.hit_sync([ONE], 1)
+    assert windows.hit_sync([ONE], 1) == [LimitState(0, 50.0, 50.0)]
+    assert windows.hit_sync([ONE], 2) == [LimitState(0, 50.0, 60.0)]
 
 
 def test_the_memory_is_bounded_and_forgets_the_longest_away() -> None:
-    windows = MemoryWindows(max_clients=2)
+    windows = MemoryRateLimitStore(max_clients=2)
     for name in ("a", "b", "a", "c"):
-        windows.hit_now([Window(name, 2, 60.0)], 1)
-    assert windows.hit_now([Window("a", 2, 60.0)], 1)[0].retry_s > 0
-    assert windows.hit_now([Window("b", 2, 60.0)], 1)[0].remaining == 1
+        windows.hit_sync([Window(name, 2, 60.0)], 1)
+    assert windows.hit_sync([Window("a", 2, 60.0)], 1)[0].retry_s > 0
+    assert windows.hit_sync([Window("b", 2, 60.0)], 1)[0].remaining == 1
 
 
 class Shared:
@@ -53,7 +53,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.answer: Standing | Exception | None = Standing(1, 60.0, 0.0)
+        self.answer: LimitState | Exception | None = LimitState(1, 60.0, 0.0)
 
     async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[tuple[int, float, float]]:
         self.asked += 1
@@ -69,7 +69,7 @@ class Shared:
 async def test_the_same_limit_holds_while_the_shared_store_is_away(clock: Clock, away: Exception | None) -> None:
     port = Shared()
     port.answer = away
-    windows = SharedWindows(port, MemoryWindows(clock), clock)
+    windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     answers = [(await windows.hit([ONE], 1))[0].retry_s for _ in range(3)]
     assert answers == [0.0, 0.0, 60.0]
     assert port.asked == 1
@@ -77,7 +77,7 @@ async def test_the_same_limit_holds_while_the_shared_store_is_away(clock: Clock,
 
 async def test_what_was_spent_before_an_outage_is_not_given_again(clock: Clock) -> None:
     port = Shared()
-    windows = SharedWindows(port, MemoryWindows(clock), clock)
+    windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     await windows.hit([ONE], 1)
     port.answer = QueueUnavailable()
     assert [(await windows.hit([ONE], 1))[0].retry_s for _ in range(2)] == [0.0, 60.0]
@@ -86,16 +86,16 @@ async def test_what_was_spent_before_an_outage_is_not_given_again(clock: Clock) 
 async def test_the_shared_store_is_asked_again_after_a_rest(clock: Clock) -> None:
     port = Shared()
     port.answer = QueueUnavailable()
-    windows = SharedWindows(port, MemoryWindows(clock), clock)
+    windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     await windows.hit([ONE], 1)
-    port.answer = Standing(0, 60.0, 0.0)
+    port.answer = LimitState(0, 60.0, 0.0)
     clock.now_s += 5
     assert await windows.hit([ONE], 1) == [port.answer]
 
 
 async def test_a_client_over_its_limit_here_costs_no_further_question(clock: Clock) -> None:
     port = Shared()
-    windows = SharedWindows(port, MemoryWindows(clock), clock)
+    windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     for _ in range(5):
         await windows.hit([ONE], 1)
     assert port.asked == 2
@@ -103,7 +103,7 @@ async def test_a_client_over_its_limit_here_costs_no_further_question(clock: Clo
 
 async def test_what_the_shared_store_refused_is_not_spent_here(clock: Clock) -> None:
     port = Shared()
-    port.answer = Standing(0, 9.0, 9.0)
-    windows = SharedWindows(port, MemoryWindows(clock), clock)
+    port.answer = LimitState(0, 9.0, 9.0)
+    windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     refused = [(await windows.hit([ONE], 1))[0] for _ in range(4)]
     assert (refused, port.asked) == ([port.answer] * 4, 4)

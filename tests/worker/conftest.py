@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 import pytest
 
 from imagegen.errors import UpstreamError
-from imagegen.images.health import StoreHealth
 from imagegen.images.store import VerifiedImage
-from imagegen.providers.protocol import Call, CallWatcher, Reply
-from imagegen.queue.queue import Submission
-from imagegen.tasks.fields import parse as parse_fields
+from imagegen.images.store_health import StoreHealth
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
-from imagegen.tasks.request import digest, fingerprint
+from imagegen.tasks.request import fingerprint, request_digest
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
-from imagegen.worker.attempt import Attempts
-from imagegen.worker.breaker import Tempo
+from imagegen.tasks.validation import parse as parse_fields
+from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
-from imagegen.worker.rules import Rules
 
-TEMPO = Tempo(probe_s=0.1, longest_s=0.4, step_s=0.02)
+TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
 Step = Reply | Exception | Callable[[Call], Awaitable[Reply]]
 
@@ -71,7 +71,7 @@ class ScriptedProvider:
     running: int = 0
     most: int = 0
 
-    async def generate(self, call: Call, watcher: CallWatcher) -> Reply:
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         self.calls.append(call)
         self.times.append(asyncio.get_running_loop().time())
         step = self.steps.pop(0) if self.steps else self.default
@@ -103,7 +103,7 @@ class ScriptedProvider:
 
 
 @dataclass
-class MemoryKeeper:
+class MemoryImageSaver:
     """Saves nothing but says so; plays `faults` of fetches and `store_faults` of saves first, None for none."""
 
     faults: list[Exception | None] = field(default_factory=list)
@@ -120,7 +120,7 @@ class MemoryKeeper:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.health.wait_writable(), within_s)
 
-    def as_it_is(self, _index: int, _image: GivenImage, _seed: int | None) -> StoredImage | None:
+    def passthrough(self, _index: int, _image: GivenImage, _seed: int | None) -> StoredImage | None:
         """All images are for `fetch` and `save`."""
         return None
 
@@ -144,7 +144,7 @@ class MemoryKeeper:
 def submission(prompt: object = "a", **fields: object) -> Submission:
     request = parse_fields({"prompt": str(prompt), **fields}, default_model="m", aliases={})
     canonical = request.canonical("scripted", None)
-    return Submission(fingerprint(canonical, None), digest(canonical), request.model, request.stored_json())
+    return Submission(fingerprint(canonical, None), request_digest(canonical), request.model, request.to_json())
 
 
 class Workshop:
@@ -152,23 +152,23 @@ class Workshop:
 
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
-        self.instance, self.provider, self.keeper = instance, provider, MemoryKeeper()
+        self.instance, self.provider, self.keeper = instance, provider, MemoryImageSaver()
         self.pacing = Pacing(rate_per_min=rules.pop("rate_per_min", None), tempo=rules.pop("tempo", TEMPO))
-        self.attempts = Attempts(
+        self.attempts = AttemptRunner(
             instance.claims,
             provider,
             self.keeper,
-            Rules(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
+            AttemptLimits(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
             self.pacing,
         )
-        control = instance.room.control
+        control = instance.room.notifier
         self.pool = Pool(instance.claims, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: control.alone)
         assert not rules
 
     async def drain(self, within_s: float) -> None:
         """What the end of a service does with its pool."""
         self.pool.quiet()
-        await self.pool.finish(within_s)
+        await self.pool.wait_idle(within_s)
         await self.pool.stop()
 
     async def submit(self, prompt: object = "a", **fields: object) -> str:
@@ -188,7 +188,7 @@ class Workshop:
 
     async def finished(self, *task_ids: str, within_s: float = 10.0) -> list[Task]:
         deadline = asyncio.get_running_loop().time() + within_s
-        while not all(self.task(task_id).state.final for task_id in task_ids):
+        while not all(self.task(task_id).state.is_final for task_id in task_ids):
             assert asyncio.get_running_loop().time() < deadline, [self.task(i) for i in task_ids][:3]
             await asyncio.sleep(0.005)
         return [self.task(task_id) for task_id in task_ids]

@@ -9,15 +9,15 @@ from support import eventually
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
-from imagegen.queue.records import Run, decode_run
+from imagegen.queue.codec import Checkpoint, decode_checkpoint
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.retry import Failed, Lost, Retry, Succeeded, Unstarted
-from imagegen.tasks.task import Reason, State
-from imagegen.worker.breaker import Tempo
+from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
+from imagegen.tasks.task import State, WaitReason
+from imagegen.worker.circuit_breaker import BreakerConfig
 
 from .conftest import MakeWorkshop, fault, loss, no_model, pictures, refused
 
-SLOW = Tempo(probe_s=60.0)
+SLOW = BreakerConfig(probe_s=60.0)
 
 
 def no_parameter(name: str) -> UpstreamError:
@@ -29,19 +29,19 @@ def no_picture() -> UpstreamError:
 
 
 async def stored_run(workshop, claim):
-    value = await workshop.instance.connection.commands.get(workshop.instance.keys.run(claim.task.id))
-    return None if value is None else decode_run(value)[1]
+    value = await workshop.instance.connection.commands.get(workshop.instance.keys.checkpoint(claim.task.id))
+    return None if value is None else decode_checkpoint(value)[1]
 
 
 async def pause(workshop, model: str = "m", retry_after_s: float = 60.0) -> None:
     """The upstream limits the rate for a model."""
-    with workshop.pacing.take(model) as turn:
+    with workshop.pacing.try_acquire(model) as turn:
         workshop.pacing.failed(turn, fault(429, retry_after_s=retry_after_s), unfinished=None)
 
 
 async def settled(workshop, claim, outcome) -> None:
     """What the pool does with an outcome; returns when the claim is offered again."""
-    await workshop.pool._say(claim, outcome)
+    await workshop.pool._report(claim, outcome)
     if isinstance(outcome, Retry):
         assert await asyncio.wait_for(workshop.instance.claims.claim(), 5) is claim
 
@@ -72,7 +72,7 @@ async def test_progress_rises_with_what_happens(make_workshop: MakeWorkshop) -> 
 
 async def test_a_picture_that_needs_no_keeping_is_received_and_stored_in_one_event(make_workshop: MakeWorkshop) -> None:
     workshop, seen = make_workshop(pool=False, per_call=1), []
-    workshop.keeper.as_it_is = lambda index, _picture, seed: StoredImage(index, seed=seed, url="https://example.com")
+    workshop.keeper.passthrough = lambda index, _picture, seed: StoredImage(index, seed=seed, url="https://example.com")
     claim = await workshop.claim(n=2)
     workshop.instance.memory.on_change = lambda task: seen.append((task.progress, len(task.images)))
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
@@ -134,7 +134,7 @@ async def test_a_model_that_is_gone_is_replaced_by_the_next_one_within_the_attem
     outcome = await workshop.attempts.run(claim)
     assert workshop.provider.models_called == ["m", "b", "c", "c"]
     assert outcome.warnings == ("m is not available: c was used",)
-    assert (claim.run.attempts, claim.task.model) == (1, "m")
+    assert (claim.checkpoint.attempts, claim.task.model) == (1, "m")
 
 
 async def test_where_no_model_is_left_the_refusal_of_the_asked_one_is_told(make_workshop: MakeWorkshop) -> None:
@@ -213,7 +213,7 @@ async def test_pictures_are_kept_over_a_retry(make_workshop: MakeWorkshop, statu
     workshop = make_workshop(pictures(1), fault(status), per_call=1, pool=False)
     claim = await workshop.claim(n=3, seed=10)
     outcome = await workshop.attempts.run(claim)
-    assert (outcome.counts, claim.run.attempts) == (True, 1)
+    assert (outcome.counts_as_attempt, claim.checkpoint.attempts) == (True, 1)
     await settled(workshop, claim, outcome)
     assert [image.index for image in workshop.task(claim.task.id).images] == [0]
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
@@ -224,22 +224,22 @@ async def test_a_rate_limit_is_no_attempt(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(fault(429, retry_after_s=0.01), pool=False, max_attempts=1)
     claim = await workshop.claim()
     outcome = await workshop.attempts.run(claim)
-    assert outcome == Retry(0.01, Reason.UPSTREAM_RATE_LIMITED, counts=False)
+    assert outcome == Retry(0.01, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False)
     await settled(workshop, claim, outcome)
-    assert claim.run.attempts == 0
+    assert claim.checkpoint.attempts == 0
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
 
 
 async def test_a_rate_limit_after_an_answer_that_was_of_no_use_is_one(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pictures(0), fault(429, retry_after_s=0.01), per_call=1, pool=False)
     outcome = await workshop.attempts.run(await workshop.claim(n=2))
-    assert outcome == Retry(0.01, Reason.UPSTREAM_RATE_LIMITED, counts=True)
+    assert outcome == Retry(0.01, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=True)
 
 
 async def test_an_upstream_that_is_not_reached_costs_no_attempt(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(refused(), pool=False)
     outcome = await workshop.attempts.run(await workshop.claim())
-    assert (outcome.reason, outcome.counts) == (Reason.UPSTREAM_OVERLOADED, False)
+    assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.UPSTREAM_OVERLOADED, False)
 
 
 async def test_a_loss_is_recorded_and_the_second_one_ends_the_task(make_workshop: MakeWorkshop) -> None:
@@ -251,14 +251,14 @@ async def test_a_loss_is_recorded_and_the_second_one_ends_the_task(make_workshop
     assert workshop.task(claim.task.id).possibly_billed_twice == 1
     outcome = await workshop.attempts.run(claim)
     assert outcome.error.code == "upstream_timeout"
-    assert claim.run.ambiguous == 2
+    assert claim.checkpoint.ambiguous_calls == 2
 
 
 async def test_a_task_that_a_crash_left_without_attempts_is_interrupted(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pool=False)
     claim = await workshop.claim()
-    for run in (replace(claim.run, attempts=3), replace(claim.run, attempts=1, ambiguous=2)):
-        claim.run = run
+    for run in (replace(claim.checkpoint, attempts=3), replace(claim.checkpoint, attempts=1, ambiguous_calls=2)):
+        claim.checkpoint = run
         assert (await workshop.attempts.run(claim)).error.code == "interrupted"
     assert workshop.provider.calls == []
 
@@ -277,9 +277,9 @@ async def test_a_claim_that_waits_for_its_turn_is_pending_says_why_and_costs_no_
     claim = await workshop.claim()
     await pause(workshop)
     running = asyncio.create_task(workshop.attempts.run(claim))
-    await eventually(lambda: workshop.task(claim.task.id).reason is Reason.UPSTREAM_RATE_LIMITED)
+    await eventually(lambda: workshop.task(claim.task.id).reason is WaitReason.UPSTREAM_RATE_LIMITED)
     task = workshop.task(claim.task.id)
-    assert (task.state, task.attempts, task.sequence) == (State.PENDING, 0, task.generation + 1)
+    assert (task.state, task.attempts, task.sequence) == (State.PENDING, 0, task.epoch + 1)
     assert task.retry_at == pytest.approx(workshop.attempts.clock() + 60.0, abs=1.0)
     assert await stored_run(workshop, claim) is None
     running.cancel()
@@ -300,8 +300,8 @@ async def test_a_claim_that_is_lost_leaves_its_wait_at_once(make_workshop: MakeW
     await pause(workshop)
     running = asyncio.create_task(workshop.attempts.run(claim))
     await eventually(lambda: workshop.pacing._waiters)
-    claim.lose()
-    assert isinstance(await asyncio.wait_for(running, 1.0), Lost)
+    claim.mark_lost()
+    assert isinstance(await asyncio.wait_for(running, 1.0), ClaimLost)
     assert not workshop.pacing._waiters
     assert workshop.provider.calls == []
 
@@ -313,7 +313,7 @@ async def test_quiet_leaves_a_claim_that_waits_unstarted(make_workshop: MakeWork
     running = asyncio.create_task(workshop.attempts.run(claim))
     await eventually(lambda: workshop.pacing._waiters)
     workshop.pacing.quiet()
-    assert isinstance(await asyncio.wait_for(running, 1.0), Unstarted)
+    assert isinstance(await asyncio.wait_for(running, 1.0), NotStarted)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ async def test_the_deadline_ends_a_wait_with_what_was_waited_for(
     workshop = make_workshop(pool=False, tempo=SLOW, deadline_s=0.2)
     claim = await workshop.claim()
     for _ in range(2):
-        if turn := workshop.pacing.take("m"):
+        if turn := workshop.pacing.try_acquire("m"):
             with turn:
                 workshop.pacing.failed(turn, error, unfinished=None)
     outcome = await asyncio.wait_for(workshop.attempts.run(claim), 2.0)
@@ -344,19 +344,19 @@ async def test_a_rest_in_the_midst_of_an_attempt_ends_it_at_no_cost_and_keeps_it
     workshop = make_workshop(then_pause, per_call=1, pool=False, tempo=SLOW)
     claim = await workshop.claim(n=2)
     outcome = await workshop.attempts.run(claim)
-    assert (outcome.reason, outcome.counts) == (Reason.UPSTREAM_RATE_LIMITED, False)
+    assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.UPSTREAM_RATE_LIMITED, False)
     assert outcome.delay_s == pytest.approx(60.0, abs=1.0)
-    assert len(claim.run.images) == 1
+    assert len(claim.checkpoint.images) == 1
 
 
 async def test_a_short_wait_in_the_midst_of_an_attempt_is_waited_for(make_workshop: MakeWorkshop) -> None:
     full = pictures(1, limits=UpstreamLimits(remaining=0, reset_s=0.1))
-    workshop = make_workshop(full, per_call=1, pool=False, tempo=Tempo(step_s=1.0))
+    workshop = make_workshop(full, per_call=1, pool=False, tempo=BreakerConfig(step_s=1.0))
     claim = await workshop.claim(n=2)
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
     first, second = workshop.provider.times
     assert second - first >= 0.09
-    assert claim.run.starts == 1
+    assert claim.checkpoint.starts == 1
 
 
 async def test_quiet_ends_a_wait_in_the_midst_of_an_attempt_and_counts_nothing(make_workshop: MakeWorkshop) -> None:
@@ -366,7 +366,7 @@ async def test_quiet_ends_a_wait_in_the_midst_of_an_attempt_and_counts_nothing(m
     await eventually(lambda: workshop.pacing._waiters)
     assert claim.task.state is State.PROCESSING
     workshop.pacing.quiet()
-    assert await asyncio.wait_for(running, 1.0) == Retry(0.0, Reason.DRAINING, counts=False)
+    assert await asyncio.wait_for(running, 1.0) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)
 
 
 async def test_a_claim_that_is_lost_drops_its_call_at_once_and_not_the_loop(make_workshop: MakeWorkshop) -> None:
@@ -382,8 +382,8 @@ async def test_a_claim_that_is_lost_drops_its_call_at_once_and_not_the_loop(make
     claim = await workshop.claim()
     running = asyncio.create_task(workshop.attempts.run(claim))
     await eventually(lambda: workshop.provider.calls)
-    claim.lose()
-    assert isinstance(await asyncio.wait_for(running, 1.0), Lost)
+    claim.mark_lost()
+    assert isinstance(await asyncio.wait_for(running, 1.0), ClaimLost)
     assert dropped.is_set()
     assert running.cancelling() == 0
 
@@ -402,8 +402,8 @@ async def test_a_claim_that_is_lost_is_lost_though_the_call_swallows_its_cancell
     claim = await workshop.claim()
     running = asyncio.create_task(workshop.attempts.run(claim))
     await eventually(lambda: workshop.provider.calls)
-    claim.lose()
-    assert isinstance(await asyncio.wait_for(running, 1.0), Lost)
+    claim.mark_lost()
+    assert isinstance(await asyncio.wait_for(running, 1.0), ClaimLost)
     assert running.cancelling() == 0
 
 
@@ -416,7 +416,7 @@ async def test_a_loop_that_is_cancelled_while_its_claim_is_lost_is_cancelled(mak
     claim = await workshop.claim()
     running = asyncio.create_task(workshop.attempts.run(claim))
     await eventually(lambda: workshop.provider.calls)
-    claim.lose()
+    claim.mark_lost()
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
@@ -426,8 +426,8 @@ async def test_a_checkpoint_that_finds_the_claim_lost_ends_the_attempt_and_cance
     make_workshop: MakeWorkshop,
 ) -> None:
     async def stolen(call) -> Reply:
-        key = workshop.instance.keys.run(claim.task.id)
-        await workshop.instance.connection.commands.set(key, Run("another").encode("9-0"))
+        key = workshop.instance.keys.checkpoint(claim.task.id)
+        await workshop.instance.connection.commands.set(key, Checkpoint("another").encode("9-0"))
         return pictures(call.count)
 
     async def and_then() -> None:
@@ -439,37 +439,37 @@ async def test_a_checkpoint_that_finds_the_claim_lost_ends_the_attempt_and_cance
     workshop = make_workshop(stolen, per_call=1, pool=False)
     claim = await workshop.claim(n=2)
     await asyncio.wait_for(asyncio.create_task(and_then()), 5)
-    assert outcomes == [Lost(), "and goes on"]
+    assert outcomes == [ClaimLost(), "and goes on"]
     assert len(workshop.provider.calls) == 1
 
 
 async def test_a_claim_that_is_lost_already_is_not_called_for(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pool=False)
     claim = await workshop.claim()
-    claim.lose()
-    assert isinstance(await workshop.attempts.run(claim), Lost)
+    claim.mark_lost()
+    assert isinstance(await workshop.attempts.run(claim), ClaimLost)
     assert workshop.provider.calls == []
 
 
 async def test_what_was_handed_back_goes_on_with_the_pictures_it_has(make_workshop: MakeWorkshop) -> None:
     one = make_workshop(pictures(1), fault(500), per_call=1, pool=False, base_s=60.0)
     claim = await one.claim(n=2, seed=10)
-    await one.pool._say(claim, await one.attempts.run(claim))
+    await one.pool._report(claim, await one.attempts.run(claim))
     one.instance.claims.quiet()
     await one.instance.crash()
-    await one.instance.room.leave()
+    await one.instance.room.release_all()
     two = make_workshop(per_call=1, pool=False)
     taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
     outcome = await two.attempts.run(taken)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 10), (1, 11)]
     assert two.provider.seeds == [11]
-    assert (taken.run.attempts, taken.run.ambiguous) == (2, 0)
+    assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (2, 0)
 
 
 async def test_nothing_is_called_for_where_all_pictures_are_there(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pool=False)
     claim = await workshop.claim()
-    claim.run = replace(claim.run, images=(StoredImage(0),))
+    claim.checkpoint = replace(claim.checkpoint, images=(StoredImage(0),))
     assert await workshop.attempts.run(claim) == Succeeded((StoredImage(0),))
     assert workshop.provider.calls == []
 
@@ -487,7 +487,7 @@ async def test_images_that_a_model_makes_one_a_call_are_asked_for_in_as_many_cal
         (3, 0, 10), (1, 0, 10), (1, 1, 11), (1, 2, 12)
     ]  # fmt: skip
     assert [image.seed for image in outcome.images] == [10, 11, 12]
-    assert (outcome.warnings, claim.run.attempts) == ((), 1)
+    assert (outcome.warnings, claim.checkpoint.attempts) == ((), 1)
 
 
 async def test_how_many_images_a_model_makes_a_call_is_learned_once(make_workshop: MakeWorkshop) -> None:

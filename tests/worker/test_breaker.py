@@ -2,113 +2,113 @@ from __future__ import annotations
 
 import math
 
-from imagegen.tasks.task import Reason
-from imagegen.worker.breaker import Gate, Streaks, Tempo
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.circuit_breaker import BreakerConfig, CircuitBreaker, FailingTasks
 
-TEMPO = Tempo(probe_s=5.0, longest_s=120.0, step_s=1.0)
-LIMIT, DEAD = Reason.UPSTREAM_RATE_LIMITED, Reason.UPSTREAM_OVERLOADED
+TEMPO = BreakerConfig(probe_s=5.0, longest_s=120.0, step_s=1.0)
+LIMIT, DEAD = WaitReason.UPSTREAM_RATE_LIMITED, WaitReason.UPSTREAM_OVERLOADED
 
 
-def open_places(gate: Gate, now: float, at_most: int = 20) -> int:
+def open_places(gate: CircuitBreaker, now: float, at_most: int = 20) -> int:
     """How many calls may begin now, each of which goes on."""
     count = 0
-    while count < at_most and gate.opens_at(now) <= now:
+    while count < at_most and gate.next_allowed_at(now) <= now:
         gate.enter(now)
         count += 1
     return count
 
 
 def test_a_new_gate_lets_everything_in() -> None:
-    assert open_places(Gate(TEMPO), 0.0) == 20
+    assert open_places(CircuitBreaker(TEMPO), 0.0) == 20
 
 
 def test_a_rest_lets_nothing_in_and_then_one_probe() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     open_places(gate, 0.0)
-    assert gate.rest(0.0, 10.0, LIMIT)
-    assert gate.opens_at(9.0) == 10.0
+    assert gate.open_for(0.0, 10.0, LIMIT)
+    assert gate.next_allowed_at(9.0) == 10.0
     assert open_places(gate, 10.0) == 1
-    assert gate.opens_at(10.0) == 15.0
-    assert gate.opens_at(16.0) == math.inf
+    assert gate.next_allowed_at(10.0) == 15.0
+    assert gate.next_allowed_at(16.0) == math.inf
 
 
 def test_a_probe_that_brought_nothing_is_followed_by_another_after_five_seconds() -> None:
-    gate = Gate(TEMPO)
-    gate.rest(0.0, 1.0, LIMIT)
+    gate = CircuitBreaker(TEMPO)
+    gate.open_for(0.0, 1.0, LIMIT)
     period = gate.enter(1.0)
-    assert not gate.rest(1.1, 1.0, LIMIT)
+    assert not gate.open_for(1.1, 1.0, LIMIT)
     gate.leave(period)
-    assert gate.opens_at(1.1) == 6.0
+    assert gate.next_allowed_at(1.1) == 6.0
 
 
 def test_a_probe_waits_longer_where_the_upstream_asks_for_it() -> None:
-    gate = Gate(TEMPO)
-    gate.rest(0.0, 1.0, LIMIT)
+    gate = CircuitBreaker(TEMPO)
+    gate.open_for(0.0, 1.0, LIMIT)
     period = gate.enter(1.0)
-    gate.rest(1.1, 30.0, LIMIT)
+    gate.open_for(1.1, 30.0, LIMIT)
     gate.leave(period)
-    assert gate.opens_at(1.1) == 31.1
+    assert gate.next_allowed_at(1.1) == 31.1
 
 
 def test_a_probe_that_was_dropped_counts_as_one() -> None:
-    gate = Gate(TEMPO)
-    gate.rest(0.0, 1.0, LIMIT)
+    gate = CircuitBreaker(TEMPO)
+    gate.open_for(0.0, 1.0, LIMIT)
     gate.leave(gate.enter(1.0))
-    assert gate.opens_at(1.0) == 6.0
+    assert gate.next_allowed_at(1.0) == 6.0
 
 
 def test_no_pause_is_longer_than_two_minutes() -> None:
-    gate = Gate(TEMPO)
-    gate.rest(0.0, 86_400.0, LIMIT)
-    assert gate.opens_at(0.0) == 120.0
+    gate = CircuitBreaker(TEMPO)
+    gate.open_for(0.0, 86_400.0, LIMIT)
+    assert gate.next_allowed_at(0.0) == 120.0
 
 
 def test_late_refusals_of_the_same_burst_only_lengthen_the_pause() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     periods = [gate.enter(0.0) for _ in range(3)]
-    assert [gate.rest(0.1 * i, 1.0, LIMIT) for i in range(3)] == [True, False, False]
+    assert [gate.open_for(0.1 * i, 1.0, LIMIT) for i in range(3)] == [True, False, False]
     for period in periods:
         gate.leave(period)
-    assert gate.opens_at(0.5) == 1.2
+    assert gate.next_allowed_at(0.5) == 1.2
 
 
 def test_after_a_probe_that_was_answered_the_calls_come_back_two_four_eight_and_all() -> None:
-    gate = Gate(TEMPO)
-    gate.rest(0.0, 1.0, LIMIT)
+    gate = CircuitBreaker(TEMPO)
+    gate.open_for(0.0, 1.0, LIMIT)
     probe = gate.enter(1.0)
-    assert gate.alive(2.0, probe)
+    assert gate.record_success(2.0, probe)
     gate.leave(probe)
     assert open_places(gate, 2.0) == 2
-    assert gate.opens_at(2.5) == 3.0
+    assert gate.next_allowed_at(2.5) == 3.0
     assert open_places(gate, 3.0) == 2
     assert open_places(gate, 4.0) == 4
     assert open_places(gate, 20.0, at_most=100) == 100
 
 
 def test_an_answer_from_before_a_rate_limit_does_not_end_it() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     before = gate.enter(0.0)
-    gate.rest(1.0, 10.0, LIMIT)
-    assert not gate.alive(2.0, before)
-    assert gate.opens_at(2.0) == 11.0
+    gate.open_for(1.0, 10.0, LIMIT)
+    assert not gate.record_success(2.0, before)
+    assert gate.next_allowed_at(2.0) == 11.0
 
 
 def test_any_answer_ends_the_rest_of_a_dead_upstream() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     before = gate.enter(0.0)
-    assert gate.die(1.0)
-    assert not gate.die(1.0)
-    assert (gate.dead, gate.reason, gate.opens_at(1.0)) == (True, DEAD, 1.5)
-    assert gate.alive(2.0, before)
-    assert not gate.dead
+    assert gate.trip(1.0)
+    assert not gate.trip(1.0)
+    assert (gate.is_tripped, gate.reason, gate.next_allowed_at(1.0)) == (True, DEAD, 1.5)
+    assert gate.record_success(2.0, before)
+    assert not gate.is_tripped
     assert open_places(gate, 2.0) == 2
 
 
 def test_a_dead_upstream_is_probed_soon_and_then_every_five_seconds() -> None:
-    gate, asked, now = Gate(TEMPO), [], 0.0
-    gate.die(0.0)
+    gate, asked, now = CircuitBreaker(TEMPO), [], 0.0
+    gate.trip(0.0)
     while now < 30.0:
-        if gate.opens_at(now) <= now:
+        if gate.next_allowed_at(now) <= now:
             gate.leave(gate.enter(now))
             asked.append(now)
         now += 0.25
@@ -116,48 +116,48 @@ def test_a_dead_upstream_is_probed_soon_and_then_every_five_seconds() -> None:
 
 
 def test_room_is_what_may_begin_now() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     assert gate.room(0.0) == math.inf
-    gate.die(0.0)
+    gate.trip(0.0)
     assert (gate.room(0.4), gate.room(0.5)) == (0, 1)
     probe = gate.enter(0.5)
     assert gate.room(2.0) == 0
-    gate.alive(2.0, probe)
+    gate.record_success(2.0, probe)
     gate.leave(probe)
     assert (gate.room(2.0), gate.room(3.0), gate.room(20.0)) == (2, 4, math.inf)
 
 
 def test_what_the_upstream_holds_back_comes_again_slowly_and_without_a_probe() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     gate.enter(0.0)
-    gate.hold(0.0, 10.0)
-    assert (gate.opens_at(0.0), gate.resting) == (10.0, False)
+    gate.pause(0.0, 10.0)
+    assert (gate.next_allowed_at(0.0), gate.is_open) == (10.0, False)
     assert open_places(gate, 10.0) == 1
     assert open_places(gate, 11.0) == 1
     assert open_places(gate, 12.0) == 2
 
 
 def test_a_gate_is_idle_when_nothing_is_known_of_it_any_more() -> None:
-    gate = Gate(TEMPO)
+    gate = CircuitBreaker(TEMPO)
     assert gate.idle(0.0)
     period = gate.enter(0.0)
     assert not gate.idle(0.0)
     gate.leave(period)
-    gate.hold(0.0, 10.0)
+    gate.pause(0.0, 10.0)
     assert not gate.idle(15.0)
     assert gate.idle(25.0)
-    gate.rest(30.0, 1.0, LIMIT)
+    gate.open_for(30.0, 1.0, LIMIT)
     assert not gate.idle(1000.0)
 
 
 def test_failing_tasks_are_counted_for_each_model_and_each_task_once() -> None:
-    streaks = Streaks()
+    streaks = FailingTasks()
     assert [streaks.failed(task, "m") for task in ("a", "b", "a")] == [1, 2, 2]
     assert streaks.failed("c", "other") == 1
 
 
 def test_life_clears_the_failing_tasks_of_that_model() -> None:
-    streaks = Streaks()
+    streaks = FailingTasks()
     streaks.failed("a", "m")
     streaks.failed("b", "other")
     streaks.alive("m")
@@ -166,7 +166,7 @@ def test_life_clears_the_failing_tasks_of_that_model() -> None:
 
 
 def test_a_task_that_failed_while_others_succeeded_is_suspect_and_no_evidence_until_it_is_finished() -> None:
-    streaks = Streaks()
+    streaks = FailingTasks()
     streaks.failed("a", "m")
     assert streaks.has_failed("a")
     assert not streaks.is_suspect("a")
@@ -179,7 +179,7 @@ def test_a_task_that_failed_while_others_succeeded_is_suspect_and_no_evidence_un
 
 
 def test_a_finished_task_is_not_counted() -> None:
-    streaks = Streaks()
+    streaks = FailingTasks()
     for task in ("a", "b", "c", "d"):
         streaks.failed(task, "m")
         streaks.finished((task,))

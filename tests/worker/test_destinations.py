@@ -10,12 +10,12 @@ import pytest
 
 from imagegen.worker import destinations as module
 from imagegen.worker.destinations import (
-    AT_ONCE,
-    FIRST_AT_ONCE,
-    HEALTHY_AT_ONCE,
-    HOST_AT_ONCE,
+    MAX_CONCURRENT,
+    MAX_HEALTHY,
     MAX_PAUSE_S,
-    SLOW_EACH,
+    MAX_PER_HOST,
+    MAX_SLOW_EACH,
+    MAX_UNPROVEN,
     SLOW_S,
     Destinations,
     Try,
@@ -83,8 +83,8 @@ def test_a_slow_receiver_with_thousands_takes_two_places_and_the_healthy_are_cal
     world.add(url("good"), 5)
     world.run(31.0)
     assert len(world.done[url("good")]) == 5
-    assert len(world.started[url("slow")]) <= SLOW_EACH * 5
-    assert world.most <= SLOW_EACH + HEALTHY_AT_ONCE
+    assert len(world.started[url("slow")]) <= MAX_SLOW_EACH * 5
+    assert world.most <= MAX_SLOW_EACH + MAX_HEALTHY
 
 
 @pytest.mark.parametrize("took_s", [9.0, None], ids=["slow", "silent"])
@@ -99,7 +99,7 @@ def test_any_number_of_slow_hosts_leave_room_for_a_healthy_one(took_s: float | N
     world.add(url("good"), 5)
     world.run(world.now + 2.0)
     assert len(world.done[url("good")]) == 5
-    assert world.most <= AT_ONCE
+    assert world.most <= MAX_CONCURRENT
 
 
 def test_one_host_with_many_paths_takes_only_its_share() -> None:
@@ -111,7 +111,7 @@ def test_one_host_with_many_paths_takes_only_its_share() -> None:
     world.add(url("good"), 5)
     world.run(2.0)
     assert len(world.done[url("good")]) == 5
-    assert sum(map(len, world.started.values())) <= HOST_AT_ONCE + 5
+    assert sum(map(len, world.started.values())) <= MAX_PER_HOST + 5
     world.run(20_000.0)
     assert sum(map(len, world.done.values())) == 1_005
 
@@ -129,9 +129,9 @@ def test_a_healthy_receiver_gets_more_at_once_after_its_first_answer() -> None:
     world = Receivers({url("good"): 0.1})
     world.add(url("good"), 100)
     world.run(0.05)
-    assert len(world.started[url("good")]) == FIRST_AT_ONCE
+    assert len(world.started[url("good")]) == MAX_UNPROVEN
     world.run(0.15)
-    assert len(world.started[url("good")]) == FIRST_AT_ONCE + HEALTHY_AT_ONCE
+    assert len(world.started[url("good")]) == MAX_UNPROVEN + MAX_HEALTHY
     world.run(5.0)
     assert len(world.done[url("good")]) == 100
 
@@ -140,7 +140,7 @@ def test_a_silent_receiver_is_left_alone_for_longer_and_longer_and_comes_back_at
     world = Receivers({url("silent"): None})
     world.add(url("silent"), 100)
     world.run(200.0)
-    starts = world.started[url("silent")][FIRST_AT_ONCE:]
+    starts = world.started[url("silent")][MAX_UNPROVEN:]
     gaps = [after - before for before, after in itertools.pairwise(starts)]
     assert gaps == sorted(gaps)
     assert gaps[-1] == 10.0 + MAX_PAUSE_S
@@ -214,7 +214,7 @@ def test_nothing_waits_for_ever_whatever_the_receivers_do(seed: int) -> None:
         added += count
         world.took_s[dice.choice(names)] = dice.choice([0.01, 0.2, 1.5, 9.0, None])
         world.run(world.now + dice.random() * 2)
-        assert world.most <= AT_ONCE
+        assert world.most <= MAX_CONCURRENT
     world.took_s = dict.fromkeys(names, 0.01)
     world.run(world.now + 300.0)
     assert sum(map(len, world.done.values())) == added

@@ -10,9 +10,9 @@ from support import Clock
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
-from imagegen.tasks.task import Reason
-from imagegen.worker.breaker import Tempo
-from imagegen.worker.pacing import Pacing, Turn
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.pacing import Pacing, Permit
 
 OK = UpstreamLimits()
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
@@ -20,7 +20,7 @@ BROKEN = UpstreamError("upstream_error", "500", retryable=True, status=500)
 LOSS = UpstreamError("upstream_timeout", "no answer", retryable=True, ambiguous=True)
 REFUSED = UpstreamError("upstream_error", "no connection", retryable=True)
 INVALID = UpstreamError("upstream_invalid_request", "400", status=400)
-QUICK = Tempo(0.1, 0.1, longest_s=0.5, step_s=0.02)
+QUICK = BreakerConfig(0.1, 0.1, longest_s=0.5, step_s=0.02)
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def limited(retry_after_s: float | None) -> UpstreamError:
 
 def call(pacing: Pacing, error: UpstreamError | None = None, *, task: str | None = "t", model: str = "m") -> bool:
     """One call that is over at once. False where none could be made."""
-    turn = pacing.take(model)
+    turn = pacing.try_acquire(model)
     if turn is None:
         return False
     with turn:
         if error is None:
-            pacing.answered(turn, OK)
+            pacing.record_success(turn, OK)
         else:
             pacing.failed(turn, error, unfinished=task)
     return True
@@ -61,7 +61,7 @@ def die(pacing: Pacing, model: str = "m", error: UpstreamError = BROKEN) -> None
 
 
 def test_without_trouble_and_without_a_rate_every_call_is_made_at_once(pacing: Pacing) -> None:
-    turns = [pacing.take("m") for _ in range(100)]
+    turns = [pacing.try_acquire("m") for _ in range(100)]
     assert all(turns)
     assert pacing.blocked("m") is None
 
@@ -84,14 +84,14 @@ def test_a_rate_saves_nothing_up(clock: Clock) -> None:
 def test_who_waits_for_the_rate_is_told_until_when(clock: Clock) -> None:
     pacing = make(clock, rate_per_min=10)
     call(pacing)
-    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1006.0)
+    assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1006.0)
     assert pacing.resting("m") is None
 
 
 def test_a_rate_limit_pauses_all_calls_of_the_model_and_no_other(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(30.0))
     assert not call(pacing)
-    assert pacing.blocked("m") == pacing.resting("m") == (Reason.UPSTREAM_RATE_LIMITED, 1030.0)
+    assert pacing.blocked("m") == pacing.resting("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1030.0)
     assert call(pacing, model="other")
     clock.now = 30.0
     assert call(pacing)
@@ -99,13 +99,13 @@ def test_a_rate_limit_pauses_all_calls_of_the_model_and_no_other(clock: Clock, p
 
 def test_a_rate_limit_without_a_word_pauses_for_five_seconds(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(None))
-    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1005.0)
+    assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1005.0)
 
 
 def test_an_upstream_that_says_that_nothing_remains_is_left_alone_until_its_reset(clock: Clock, pacing: Pacing) -> None:
-    with pacing.take("m") as turn:
-        pacing.answered(turn, UpstreamLimits(limit_per_s=1, remaining=0, reset_s=8.0))
-    assert pacing.blocked("m") == (Reason.UPSTREAM_RATE_LIMITED, 1008.0)
+    with pacing.try_acquire("m") as turn:
+        pacing.record_success(turn, UpstreamLimits(limit_per_s=1, remaining=0, reset_s=8.0))
+    assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1008.0)
     clock.now = 8.0
     assert call(pacing)
 
@@ -114,8 +114,8 @@ def test_an_upstream_that_says_that_nothing_remains_is_left_alone_until_its_rese
     "limits", [UpstreamLimits(1, 1, 8.0), UpstreamLimits(1, 0, None), UpstreamLimits(1, None, 8.0)]
 )
 def test_limits_that_leave_something_or_say_too_little_pause_nothing(pacing: Pacing, limits: UpstreamLimits) -> None:
-    with pacing.take("m") as turn:
-        pacing.answered(turn, limits)
+    with pacing.try_acquire("m") as turn:
+        pacing.record_success(turn, limits)
     assert pacing.blocked("m") is None
 
 
@@ -125,12 +125,12 @@ def test_five_unfinished_tasks_that_fail_in_a_row_open_the_breaker(
 ) -> None:
     die(pacing, error=error)
     assert not call(pacing)
-    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1000.5)
+    assert pacing.blocked("m") == (WaitReason.UPSTREAM_OVERLOADED, 1000.5)
     assert call(pacing, model="other")
     clock.now = 0.5
-    with pacing.take("m") as probe:
+    with pacing.try_acquire("m") as probe:
         assert pacing.excuses(probe, error)
-        assert pacing.take("m") is None
+        assert pacing.try_acquire("m") is None
 
 
 def test_tasks_that_fail_one_after_the_other_never_open_the_breaker(pacing: Pacing) -> None:
@@ -157,7 +157,7 @@ def test_a_gateway_that_gave_up_is_no_sign_of_life(pacing: Pacing, status: int) 
     gave_up = UpstreamError("upstream_error", str(status), retryable=True, ambiguous=True, status=status)
     for i in range(5):
         call(pacing, gave_up, task=str(i))
-    assert pacing.blocked("m").reason is Reason.UPSTREAM_OVERLOADED
+    assert pacing.blocked("m").reason is WaitReason.UPSTREAM_OVERLOADED
 
 
 def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacing: Pacing) -> None:
@@ -179,8 +179,8 @@ def test_the_upstreams_own_room_is_that_of_all_models(clock: Clock, pacing: Paci
     assert (pacing.room("m"), pacing.room_of_upstream()) == (0, 0)
     clock.now = 0.5
     assert (pacing.room("m"), pacing.room_of_upstream(), pacing.opens_in_s("m")) == (1, 1, 0.0)
-    with pacing.take("m"):
-        assert (pacing.room("other"), pacing.closed("other").reason) == (0, Reason.UPSTREAM_OVERLOADED)
+    with pacing.try_acquire("m"):
+        assert (pacing.room("other"), pacing.closed("other").reason) == (0, WaitReason.UPSTREAM_OVERLOADED)
 
 
 def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:
@@ -188,12 +188,12 @@ def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:
         call(pacing, BROKEN, task=str(i))
     call(pacing, limited(0.0), task="4")
     call(pacing, BROKEN, task="5")
-    assert pacing.blocked("m") == (Reason.UPSTREAM_OVERLOADED, 1005.0)
+    assert pacing.blocked("m") == (WaitReason.UPSTREAM_OVERLOADED, 1005.0)
 
 
 def test_two_calls_that_never_reached_it_open_the_breaker_for_all_models(clock: Clock, pacing: Pacing) -> None:
     assert [call(pacing, REFUSED, model=str(i)) for i in range(3)] == [True, True, False]
-    assert pacing.blocked("any") == (Reason.UPSTREAM_OVERLOADED, 1000.5)
+    assert pacing.blocked("any") == (WaitReason.UPSTREAM_OVERLOADED, 1000.5)
     clock.now = 0.5
     assert call(pacing, BROKEN, task="t")
     assert call(pacing)
@@ -212,7 +212,7 @@ class Storm:
         self.clock, self.pacing, self.call_s = clock, pacing, call_s
         self.calls: list[float] = []
         self.successes: list[float] = []
-        self._running: list[tuple[float, Turn]] = []
+        self._running: list[tuple[float, Permit]] = []
         self._tasks = count()
 
     def until(self, end_s: float, error_at) -> None:
@@ -221,16 +221,16 @@ class Storm:
                 if ends_at <= self.clock.now:
                     self._end(turn, error_at(self.clock.now))
                     self._running.remove((ends_at, turn))
-            while len(self._running) < 5 and (turn := self.pacing.take("m")):
+            while len(self._running) < 5 and (turn := self.pacing.try_acquire("m")):
                 self.calls.append(self.clock.now)
                 self._running.append((self.clock.now + self.call_s, turn))
             self.clock.now = round(self.clock.now + 0.05, 2)
 
-    def _end(self, turn: Turn, error: UpstreamError | None) -> None:
+    def _end(self, turn: Permit, error: UpstreamError | None) -> None:
         with turn:
             if error is None:
                 self.successes.append(self.clock.now)
-                self.pacing.answered(turn, OK)
+                self.pacing.record_success(turn, OK)
             else:
                 self.pacing.failed(turn, error, unfinished=str(next(self._tasks)))
 
@@ -269,7 +269,7 @@ async def test_turns_are_given_in_the_order_of_asking() -> None:
     pacing, given = Pacing(rate_per_min=60 / 0.02), []
 
     async def wait(name: int) -> None:
-        with await pacing.turn("m", 5.0):
+        with await pacing.acquire("m", 5.0):
             given.append(name)
 
     await asyncio.gather(*(wait(i) for i in range(6)))
@@ -279,20 +279,20 @@ async def test_turns_are_given_in_the_order_of_asking() -> None:
 async def test_who_asks_later_for_another_model_need_not_wait() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
-    waiting = asyncio.create_task(pacing.turn("m", 60.0))
+    waiting = asyncio.create_task(pacing.acquire("m", 60.0))
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(pacing.turn("other", 1.0), 1.0)
+    assert await asyncio.wait_for(pacing.acquire("other", 1.0), 1.0)
     waiting.cancel()
 
 
 async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
     pacing = Pacing(tempo=QUICK)
     call(pacing, limited(0.0))
-    probe = pacing.take("m")
-    waiting = asyncio.create_task(pacing.turn("m", 5.0))
+    probe = pacing.try_acquire("m")
+    waiting = asyncio.create_task(pacing.acquire("m", 5.0))
     await asyncio.sleep(0)
     assert not waiting.done()
-    pacing.answered(probe, OK)
+    pacing.record_success(probe, OK)
     probe.close()
     assert await asyncio.wait_for(waiting, 0.05)
 
@@ -300,25 +300,25 @@ async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
 async def test_a_wait_ends_with_its_time() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
-    assert await asyncio.wait_for(pacing.turn("m", 0.02), 1.0) is None
+    assert await asyncio.wait_for(pacing.acquire("m", 0.02), 1.0) is None
 
 
 async def test_quiet_ends_every_wait_and_lets_none_begin() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
-    waiting = [asyncio.create_task(pacing.turn("m", 60.0)) for _ in range(3)]
+    waiting = [asyncio.create_task(pacing.acquire("m", 60.0)) for _ in range(3)]
     await asyncio.sleep(0)
     pacing.quiet()
     assert await asyncio.wait_for(asyncio.gather(*waiting), 1.0) == [None] * 3
-    assert await pacing.turn("m", 60.0) is None
-    assert pacing.take("other")
+    assert await pacing.acquire("m", 60.0) is None
+    assert pacing.try_acquire("other")
 
 
 async def test_a_cancelled_wait_takes_no_turn() -> None:
     pacing = Pacing(tempo=QUICK)
     call(pacing, limited(0.0))
-    probe = pacing.take("m")
-    first, second = (asyncio.create_task(pacing.turn("m", 5.0)) for _ in range(2))
+    probe = pacing.try_acquire("m")
+    first, second = (asyncio.create_task(pacing.acquire("m", 5.0)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     pacing.failed(probe, LIMIT, unfinished="t")
@@ -330,13 +330,13 @@ async def test_a_cancelled_wait_takes_no_turn() -> None:
 async def test_a_turn_that_was_given_to_a_cancelled_wait_is_given_back(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(0.0))
     call(pacing, limited(0.0))
-    first, second = (asyncio.create_task(pacing.turn("m", 60.0)) for _ in range(2))
+    first, second = (asyncio.create_task(pacing.acquire("m", 60.0)) for _ in range(2))
     await asyncio.sleep(0)
     clock.now = 5.0
-    pacing.take("other")
+    pacing.try_acquire("other")
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert not second.done()
     clock.now = 10.0
-    pacing.take("other")
+    pacing.try_acquire("other")
     assert await asyncio.wait_for(second, 1.0)

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.records import Run
+from imagegen.queue.codec import Checkpoint
 from imagegen.tasks.task import Task
-from imagegen.worker.parking import Line
+from imagegen.worker.parking import ParkedClaims
 
 
 def claim(name: str) -> Claim:
-    return Claim(f"{name}-0", Task(name, 1, 1, "", "m", b"", 0.0), Run("here"))
+    return Claim(f"{name}-0", Task(name, 1, 1, "", "m", b"", 0.0), Checkpoint("here"))
 
 
-def line(*claims: Claim, failed: tuple[Claim, ...] = (), suspect: tuple[Claim, ...] = ()) -> Line:
-    made = Line(0.0)
+def line(*claims: Claim, failed: tuple[Claim, ...] = (), suspect: tuple[Claim, ...] = ()) -> ParkedClaims:
+    made = ParkedClaims(0.0)
     for each in (*suspect, *failed, *claims):
         made.add(each, has_failed=each in failed or each in suspect, is_suspect=each in suspect)
     return made
@@ -26,7 +26,7 @@ def test_claims_that_never_failed_probe_first_from_both_ends_by_turns_and_suspec
 def test_claims_that_are_lost_or_parked_no_more_are_passed_over() -> None:
     a, b, c = map(claim, ("a", "b", "c"))
     waiting = line(a, b, c)
-    b.lose()
+    b.mark_lost()
     assert waiting.all({b, c}) == [c]
     assert waiting.pop({b, c}) is c
     assert waiting.is_empty({b, c})

@@ -8,9 +8,9 @@ from support import eventually
 
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.items import Finished, FinishItem
-from imagegen.tasks.task import Reason, State
+from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking
-from imagegen.worker.breaker import Tempo
+from imagegen.worker.circuit_breaker import BreakerConfig
 
 from .conftest import MakeWorkshop, Workshop, fault, loss, pictures, refused
 
@@ -88,8 +88,8 @@ async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
     workshop.pool.start()
     await eventually(lambda: len(workshop.provider.calls) == 2)
     await workshop.instance.connection.ping()
-    assert len(workshop.provider.calls) == len(workshop.instance.room.holdings.held) == 2
-    here = workshop.instance.room.backlog.here()
+    assert len(workshop.provider.calls) == len(workshop.instance.room.dispatcher.held) == 2
+    here = workshop.instance.room.monitor.local_status()
     assert (here.in_flight, here.retrying) == (0, 0)
     writes.set()
     assert await states(workshop, task_ids) == {State.COMPLETED}
@@ -120,7 +120,7 @@ async def test_a_second_loss_ends_the_task(make_workshop: MakeWorkshop) -> None:
 async def test_a_task_between_its_attempts_holds_no_slot(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(fault(500), slots=1, base_s=60.0)
     waiting = await workshop.submit("waits")
-    await eventually(lambda: workshop.task(waiting).reason is Reason.RETRYING)
+    await eventually(lambda: workshop.task(waiting).reason is WaitReason.RETRYING)
     assert await states(workshop, [await workshop.submit("goes on")]) == {State.COMPLETED}
 
 
@@ -161,9 +161,9 @@ async def test_cancelled_tasks_drop_their_calls_and_no_loop(make_workshop: MakeW
 
 async def test_claims_lost_at_a_checkpoint_end_no_loop(make_workshop: MakeWorkshop) -> None:
     async def stolen(call: Call) -> Reply:
-        for claim in list(workshop.instance.room.leases._holdings.held.values()):
-            key = workshop.instance.keys.run(claim.task.id)
-            await workshop.instance.connection.commands.set(key, b"9-0 {}")
+        for claim in list(workshop.instance.room.leases.dispatcher.held.values()):
+            key = workshop.instance.keys.checkpoint(claim.task.id)
+            await workshop.instance.connection.commands.set(key, b'9-0 {"owner":"other"}')
         return pictures(call.count)
 
     workshop = make_workshop(*[stolen] * 6, per_call=1)
@@ -194,10 +194,10 @@ async def test_a_dead_upstream_is_called_seldom_and_fails_nothing(
     await trouble(workshop, task_ids, at_most=30)
     waiting = [workshop.task(task_id) for task_id in task_ids]
     assert {task.state for task in waiting} <= {State.PENDING, State.PROCESSING}
-    held = [task for task in waiting if task.reason is Reason.UPSTREAM_OVERLOADED]
+    held = [task for task in waiting if task.reason is WaitReason.UPSTREAM_OVERLOADED]
     assert held
     assert all(task.retry_at for task in held)
-    assert workshop.pacing.blocked("m").reason is Reason.UPSTREAM_OVERLOADED
+    assert workshop.pacing.blocked("m").reason is WaitReason.UPSTREAM_OVERLOADED
     upstream.error = None
     assert await states(workshop, task_ids) == {State.COMPLETED}
 
@@ -216,7 +216,7 @@ async def test_a_hanging_upstream_is_called_seldom_and_a_second_loss_still_ends_
 
 
 async def test_a_model_that_rests_does_not_block_another(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo())
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=BreakerConfig())
     first = await workshop.submit("first", model="busy")
     await eventually(lambda: workshop.pacing.blocked("busy"))
     paused = [await workshop.submit(i, model="busy") for i in range(8)]
@@ -226,12 +226,14 @@ async def test_a_model_that_rests_does_not_block_another(make_workshop: MakeWork
         task = workshop.task(task_id)
         assert (task.state, task.attempts) == (State.PENDING, 0)
     told = [workshop.task(task_id).reason for task_id in paused]
-    assert told.count(Reason.UPSTREAM_RATE_LIMITED) == 8
+    assert told.count(WaitReason.UPSTREAM_RATE_LIMITED) == 8
     assert len(workshop.provider.calls) == 2
 
 
 async def test_a_task_that_was_set_aside_comes_back(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=0.2), tempo=Tempo(probe_s=0.1, longest_s=1.0, step_s=0.01))
+    workshop = make_workshop(
+        fault(429, retry_after_s=0.2), tempo=BreakerConfig(probe_s=0.1, longest_s=1.0, step_s=0.01)
+    )
     first = await workshop.submit("first")
     await eventually(lambda: workshop.pacing.blocked("m"))
     task_ids = [first] + [await workshop.submit(i) for i in range(8)]
@@ -266,7 +268,7 @@ async def test_a_cancelled_task_that_is_parked_makes_room(
     make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "MAX_PARKED", 1)
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=2)
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=BreakerConfig(), slots=2)
     await pause(workshop)
     parked = await workshop.submit("parked")
     await eventually(lambda: len(workshop.pool.parking) == 1)
@@ -276,7 +278,7 @@ async def test_a_cancelled_task_that_is_parked_makes_room(
     await workshop.instance.queue.cancel(parked)
     await workshop.submit("next")
     await eventually(lambda: {claim.task.id for claim in workshop.pool.parking._parked} not in ({parked}, set()))
-    assert workshop.task(in_slot).reason is Reason.UPSTREAM_RATE_LIMITED
+    assert workshop.task(in_slot).reason is WaitReason.UPSTREAM_RATE_LIMITED
 
 
 async def test_a_task_that_waits_is_ended_by_its_deadline_alone(make_workshop: MakeWorkshop) -> None:
@@ -291,7 +293,7 @@ async def test_a_task_that_waits_is_ended_by_its_deadline_alone(make_workshop: M
 async def test_a_rate_spaces_the_calls_of_the_pool(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(rate_per_min=60 / 0.05)
     task_ids = await submit_many(workshop, 8)
-    await eventually(lambda: any(workshop.task(i).reason is Reason.UPSTREAM_RATE_LIMITED for i in task_ids))
+    await eventually(lambda: any(workshop.task(i).reason is WaitReason.UPSTREAM_RATE_LIMITED for i in task_ids))
     assert await states(workshop, task_ids) == {State.COMPLETED}
     times = workshop.provider.times
     assert times[-1] - times[0] >= 7 * 0.05 - 0.02
@@ -311,7 +313,7 @@ async def test_drain_hands_back_what_still_runs_at_its_deadline(make_workshop: M
     await eventually(lambda: one.provider.running)
     await asyncio.wait_for(one.drain(0.05), 1.0)
     await one.instance.crash()
-    await one.instance.room.leave()
+    await one.instance.room.release_all()
     two = make_workshop()
     await eventually(lambda: two.provider.calls)
     await eventually(lambda: task_id in two.instance.memory.live or two.instance.memory.finished(task_id))
@@ -320,14 +322,14 @@ async def test_drain_hands_back_what_still_runs_at_its_deadline(make_workshop: M
 
 
 async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed(make_workshop: MakeWorkshop) -> None:
-    one = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo())
+    one = make_workshop(fault(429, retry_after_s=60.0), tempo=BreakerConfig())
     await one.submit("first")
     await eventually(lambda: one.pacing.blocked("m"))
     task_ids = [await one.submit(i) for i in range(8)]
     await eventually(lambda: len(one.pool.parking) >= 8)
     await asyncio.wait_for(one.drain(25.0), 1.0)
     await one.instance.crash()
-    await one.instance.room.leave()
+    await one.instance.room.release_all()
     two = make_workshop()
     await eventually(lambda: all(two.instance.memory.finished(task_id) for task_id in task_ids))
     tasks = await two.finished(*task_ids)
@@ -337,10 +339,10 @@ async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed
 async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pool=False)
     claim = await workshop.claim()
-    claim.run = replace(claim.run, starts=2, attempts=2, ambiguous=2)
-    holdings = workshop.instance.room.holdings
-    holdings.leave_slot(claim)
-    holdings.offer(claim)
+    claim.checkpoint = replace(claim.checkpoint, starts=2, attempts=2, ambiguous_calls=2)
+    dispatcher = workshop.instance.room.dispatcher
+    dispatcher.leave_slot(claim)
+    dispatcher.put(claim)
     workshop.pool.start()
     (task,) = await workshop.finished(claim.task.id)
     assert (task.error.code, task.attempts, task.possibly_billed_twice) == ("interrupted", 2, 2)
@@ -375,7 +377,7 @@ def mixed(faulty: int, good: int, order: str) -> list[str]:
 async def test_tasks_that_always_fail_end_and_keep_no_good_one_waiting(
     make_workshop: MakeWorkshop, error: Exception, faulty: int, order: str
 ) -> None:
-    tempo = Tempo(0.05, 0.5, longest_s=0.5, step_s=0.05)
+    tempo = BreakerConfig(0.05, 0.5, longest_s=0.5, step_s=0.05)
     workshop = make_workshop(default=Faulty(error), base_s=0.3, tempo=tempo)
     prompts = mixed(faulty, 30, order)
     ids = dict(zip(prompts, [await workshop.submit(prompt) for prompt in prompts], strict=True))
@@ -388,7 +390,7 @@ async def test_tasks_that_always_fail_end_and_keep_no_good_one_waiting(
 
 
 async def test_what_fails_for_one_model_is_nothing_against_another(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(default=Faulty(fault(500)), base_s=60.0, tempo=Tempo())
+    workshop = make_workshop(default=Faulty(fault(500)), base_s=60.0, tempo=BreakerConfig())
     for i in range(8):
         await workshop.submit(f"faulty {i}", model="broken")
     await eventually(lambda: workshop.pacing.blocked("broken"))
@@ -397,7 +399,7 @@ async def test_what_fails_for_one_model_is_nothing_against_another(make_workshop
 
 async def test_a_dead_upstream_costs_no_task_more_than_one_attempt(make_workshop: MakeWorkshop) -> None:
     upstream = Switch(fault(500))
-    workshop = make_workshop(default=upstream, base_s=0.02, tempo=Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02))
+    workshop = make_workshop(default=upstream, base_s=0.02, tempo=BreakerConfig(0.01, 0.02, longest_s=0.4, step_s=0.02))
     task_ids = await submit_many(workshop, 8)
     await eventually(lambda: len(workshop.provider.calls) > 40)
     upstream.error = None
@@ -410,7 +412,7 @@ async def test_a_dead_upstream_costs_no_task_more_than_one_attempt(make_workshop
 async def test_tasks_that_always_fail_with_nothing_beside_them_end_after_the_time_that_an_outage_is_excused(
     make_workshop: MakeWorkshop, tasks: int
 ) -> None:
-    tempo = Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.5)
+    tempo = BreakerConfig(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.5)
     workshop = make_workshop(default=Switch(fault(500)), base_s=0.02, tempo=tempo)
     ended = await workshop.finished(*await submit_many(workshop, tasks), within_s=5.0)
     assert {(task.state, task.error.code, task.attempts) for task in ended} == {(State.FAILED, "upstream_error", 3)}
@@ -418,7 +420,7 @@ async def test_tasks_that_always_fail_with_nothing_beside_them_end_after_the_tim
 
 async def test_an_overloaded_upstream_is_excused_for_as_long_as_it_lasts(make_workshop: MakeWorkshop) -> None:
     upstream = Switch(fault(503))
-    tempo = Tempo(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.0)
+    tempo = BreakerConfig(0.01, 0.02, longest_s=0.4, step_s=0.02, excused_s=0.0)
     workshop = make_workshop(default=upstream, base_s=0.02, tempo=tempo)
     task_ids = await submit_many(workshop, 8)
     await eventually(lambda: len(workshop.provider.calls) > 40)
@@ -429,17 +431,17 @@ async def test_an_overloaded_upstream_is_excused_for_as_long_as_it_lasts(make_wo
 async def test_tasks_of_a_model_that_rests_take_no_slot_from_others_however_many_are_in_front(
     make_workshop: MakeWorkshop,
 ) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), slots=2)
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=BreakerConfig(), slots=2)
     await workshop.submit("first", model="busy")
     await eventually(lambda: workshop.pacing.blocked("busy"))
     waiting = [await workshop.submit(i, model="busy") for i in range(300)]
     assert await states(workshop, [await workshop.submit("other")], within_s=3.0) == {State.COMPLETED}
-    assert {workshop.task(task_id).reason for task_id in waiting} == {Reason.UPSTREAM_RATE_LIMITED}
+    assert {workshop.task(task_id).reason for task_id in waiting} == {WaitReason.UPSTREAM_RATE_LIMITED}
     assert len(workshop.provider.calls) == 2
 
 
 async def test_a_deadline_ends_a_parked_task(make_workshop: MakeWorkshop) -> None:
-    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=Tempo(), deadline_s=0.5)
+    workshop = make_workshop(fault(429, retry_after_s=60.0), tempo=BreakerConfig(), deadline_s=0.5)
     await pause(workshop)
     [task] = await workshop.finished(await workshop.submit("parked"), within_s=2.0)
     assert (task.state, task.error.code) == (State.FAILED, "upstream_rate_limited")
@@ -450,14 +452,14 @@ async def test_a_deadline_ends_a_parked_task(make_workshop: MakeWorkshop) -> Non
 async def test_what_is_parked_beyond_what_runs_soon_is_released_to_other_instances(
     make_workshop: MakeWorkshop,
 ) -> None:
-    tempo = Tempo(0.05, 0.1, longest_s=5.0, step_s=0.01)
+    tempo = BreakerConfig(0.05, 0.1, longest_s=5.0, step_s=0.01)
     one = make_workshop(fault(429, retry_after_s=0.5), default=Switch(call_s=0.1), slots=2, tempo=tempo)
     await one.submit("first")
     await eventually(lambda: one.pacing.blocked("m"))
     task_ids = [await one.submit(i) for i in range(40)]
     await eventually(lambda: len(one.pool.parking) == 40)
     two = make_workshop(slots=5)
-    await eventually(lambda: not one.instance.room.control.alone)
+    await eventually(lambda: not one.instance.room.notifier.alone)
     await eventually(lambda: len(two.provider.calls) >= 20)
     await eventually(lambda: all(two.instance.memory.finished(i) or one.instance.memory.finished(i) for i in task_ids))
     assert len(one.provider.calls) + len(two.provider.calls) == 42

@@ -10,23 +10,23 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
-from imagegen.queue.records import Run, decode_run
+from imagegen.queue.codec import Checkpoint, decode_checkpoint
 from imagegen.tasks.image import ImageLink, PaidImage
 from imagegen.tasks.retry import Failed, Retry, Succeeded
-from imagegen.tasks.task import Reason, State
+from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import saving
 
 from .conftest import MakeWorkshop, fault, links, pictures
 
 
-async def stored_run(workshop, claim) -> Run:
-    value = await workshop.instance.connection.commands.get(workshop.instance.keys.run(claim.task.id))
-    return decode_run(value)[1]
+async def stored_run(workshop, claim) -> Checkpoint:
+    value = await workshop.instance.connection.commands.get(workshop.instance.keys.checkpoint(claim.task.id))
+    return decode_checkpoint(value)[1]
 
 
 async def again(workshop, claim, outcome):
     """Runs the next attempt after a retry, as the pool does."""
-    claim.task = replace(claim.task, possibly_billed_twice=claim.run.ambiguous)
+    claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.ambiguous_calls)
     await workshop.instance.claims.retry(claim, replace(outcome, delay_s=0.0))
     assert await asyncio.wait_for(workshop.instance.claims.claim(), 5) is claim
     return await workshop.attempts.run(claim)
@@ -42,9 +42,11 @@ async def test_a_link_that_fails_is_fetched_in_a_later_round_and_no_call_is_made
     claim = await workshop.claim(n=2, seed=7)
     outcome = await workshop.attempts.run(claim)
     assert isinstance(outcome, Retry)
-    assert (outcome.reason, outcome.counts) == (Reason.RETRYING, False)
-    assert [image.index for image in claim.run.images] == [0]
-    assert [(paid.index, paid.url, paid.seed) for paid in claim.run.links] == [(1, "https://images.example.com/1", 7)]
+    assert (outcome.reason, outcome.counts_as_attempt) == (WaitReason.RETRYING, False)
+    assert [image.index for image in claim.checkpoint.images] == [0]
+    assert [(paid.index, paid.url, paid.seed) for paid in claim.checkpoint.links] == [
+        (1, "https://images.example.com/1", 7)
+    ]
     outcome = await again(workshop, claim, outcome)
     assert isinstance(outcome, Retry)
     outcome = await again(workshop, claim, outcome)
@@ -78,17 +80,17 @@ async def test_another_instance_fetches_what_was_paid_and_calls_for_nothing(make
     one = make_workshop(links(1), pool=False)
     one.keeper.faults = [DownloadFailed("503")]
     claim = await one.claim(seed=3)
-    await one.pool._say(claim, replace(await one.attempts.run(claim), delay_s=60.0))
+    await one.pool._report(claim, replace(await one.attempts.run(claim), delay_s=60.0))
     one.instance.claims.quiet()
     await one.instance.crash()
-    await one.instance.room.leave()
+    await one.instance.room.release_all()
     two = make_workshop(pool=False)
     taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
     outcome = await two.attempts.run(taken)
     assert isinstance(outcome, Succeeded)
     assert urls(two.keeper.fetched) == ["https://images.example.com/0"]
     assert two.provider.calls == []
-    assert (taken.run.ambiguous, outcome.images[0].seed) == (0, 3)
+    assert (taken.checkpoint.ambiguous_calls, outcome.images[0].seed) == (0, 3)
 
 
 async def test_a_slow_download_is_in_the_checkpoint_before_it_ends(
@@ -103,7 +105,7 @@ async def test_a_slow_download_is_in_the_checkpoint_before_it_ends(
     workshop.keeper.fetch = slow
     claim = await workshop.claim()
     running = asyncio.create_task(workshop.attempts.run(claim))
-    await eventually(lambda: claim.written is not None and claim.written.links)
+    await eventually(lambda: claim.stored_checkpoint is not None and claim.stored_checkpoint.links)
     run = await stored_run(workshop, claim)
     assert (urls(run.links), run.phase, run.calling) == (["https://images.example.com/0"], "calling", False)
     go_on.set()
@@ -115,7 +117,9 @@ async def test_a_link_that_outlived_its_life_ends_the_task_without_another_call(
     workshop.keeper.faults = [DownloadFailed("503"), DownloadFailed("503")]
     claim = await workshop.claim()
     outcome = await workshop.attempts.run(claim)
-    claim.run = replace(claim.run, links=tuple(replace(paid, received_at=1.0) for paid in claim.run.links))
+    claim.checkpoint = replace(
+        claim.checkpoint, links=tuple(replace(paid, received_at=1.0) for paid in claim.checkpoint.links)
+    )
     outcome = await again(workshop, claim, outcome)
     assert isinstance(outcome, Failed)
     assert outcome.error.code == "upstream_bad_response"
@@ -136,7 +140,7 @@ async def test_links_are_fetched_though_the_attempts_are_used_up(make_workshop: 
     workshop = make_workshop(pool=False, max_attempts=3)
     claim = await workshop.claim()
     paid = PaidImage(0, "https://images.example.com/0", workshop.attempts.clock())
-    claim.run = replace(claim.run, attempts=3, ambiguous=2, links=(paid,))
+    claim.checkpoint = replace(claim.checkpoint, attempts=3, ambiguous_calls=2, links=(paid,))
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
     assert workshop.provider.calls == []
 
@@ -179,7 +183,7 @@ async def test_what_an_answer_left_out_is_asked_for_once_over_all_attempts(make_
     outcome = await again(workshop, claim, await workshop.attempts.run(claim))
     assert isinstance(outcome, Succeeded)
     assert [call.first_index for call in workshop.provider.calls] == [0, 1, 1, 0]
-    assert (claim.run.short, claim.run.given_up) == ((0,), (0,))
+    assert (claim.checkpoint.short, claim.checkpoint.given_up) == ((0,), (0,))
 
 
 async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_workshop: MakeWorkshop) -> None:
@@ -195,9 +199,9 @@ async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_w
 
     save, workshop.keeper.save = workshop.keeper.save, full
     running = asyncio.create_task(workshop.attempts.run(claim))
-    await eventually(lambda: workshop.task(claim.task.id).reason is Reason.STORE_UNAVAILABLE)
+    await eventually(lambda: workshop.task(claim.task.id).reason is WaitReason.STORE_UNAVAILABLE)
     waiting = asyncio.create_task(workshop.attempts.run(other))
-    await eventually(lambda: workshop.task(other.task.id).reason is Reason.STORE_UNAVAILABLE)
+    await eventually(lambda: workshop.task(other.task.id).reason is WaitReason.STORE_UNAVAILABLE)
     assert (workshop.task(claim.task.id).state, workshop.task(other.task.id).state) == (
         State.PROCESSING,
         State.PENDING,
@@ -207,7 +211,7 @@ async def test_an_image_waits_in_memory_for_its_store_and_no_call_is_made(make_w
     outcomes = await asyncio.wait_for(asyncio.gather(running, waiting), 10)
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
     assert len(workshop.provider.calls) == 2
-    assert (workshop.task(claim.task.id).reason, claim.run.reason) == (None, None)
+    assert (workshop.task(claim.task.id).reason, claim.checkpoint.reason) == (None, None)
     assert workshop.keeper.held == 0
 
 
@@ -226,12 +230,12 @@ async def test_a_link_whose_store_is_away_is_in_the_checkpoint_and_survives_a_st
     workshop.provider.generate = after_writable(workshop)
     running = asyncio.create_task(workshop.attempts.run(claim))
     workshop.keeper.health.mark_ok()
-    await eventually(lambda: claim.task.reason is Reason.STORE_UNAVAILABLE)
+    await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
     run = await stored_run(workshop, claim)
-    assert (run.reason, len(run.links)) == (Reason.STORE_UNAVAILABLE, 1)
+    assert (run.reason, len(run.links)) == (WaitReason.STORE_UNAVAILABLE, 1)
     workshop.pacing.quiet()
-    assert await asyncio.wait_for(running, 10) == Retry(0.0, Reason.DRAINING, counts=False)
-    assert claim.run.ambiguous == 0
+    assert await asyncio.wait_for(running, 10) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)
+    assert claim.checkpoint.ambiguous_calls == 0
 
 
 def after_writable(workshop):
@@ -249,16 +253,16 @@ async def test_bytes_that_a_stop_cuts_off_are_recorded_as_paid(make_workshop: Ma
     one.keeper.store_faults = [StoreUnavailable()] * 50
     claim = await one.claim()
     running = asyncio.create_task(one.attempts.run(claim))
-    await eventually(lambda: claim.task.reason is Reason.STORE_UNAVAILABLE)
+    await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
     running.cancel()
     await asyncio.wait([running])
     one.instance.claims.quiet()
     await one.instance.crash()
-    await one.instance.room.leave()
+    await one.instance.room.release_all()
     two = make_workshop(pool=False)
     taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
     assert isinstance(await two.attempts.run(taken), Succeeded)
-    assert taken.run.ambiguous == 1
+    assert taken.checkpoint.ambiguous_calls == 1
 
 
 async def test_the_deadline_ends_the_wait_for_a_store(make_workshop: MakeWorkshop) -> None:
@@ -270,17 +274,17 @@ async def test_the_deadline_ends_the_wait_for_a_store(make_workshop: MakeWorksho
 
 
 def test_a_checkpoint_of_the_version_before_is_read_and_an_older_version_reads_ours() -> None:
-    run = decode_run(b'1-0 {"owner":"i","phase":"waiting","attempts":2,"images":[],"asked_again":true}')[1]
-    assert (run.links, run.short, run.given_up, run.asked_again) == ((), (), (), True)
-    ours = Run("i", links=(PaidImage(0, "https://a/b", 1.0, 5),)).encode("1-0")
-    assert decode_run(ours)[1].links[0] == PaidImage(0, "https://a/b", 1.0, 5)
+    run = decode_checkpoint(b'1-0 {"owner":"i","phase":"waiting","attempts":2,"images":[],"asked_again":true}')[1]
+    assert (run.links, run.short, run.given_up, run.missing_requested) == ((), (), (), True)
+    ours = Checkpoint("i", links=(PaidImage(0, "https://a/b", 1.0, 5),)).encode("1-0")
+    assert decode_checkpoint(ours)[1].links[0] == PaidImage(0, "https://a/b", 1.0, 5)
 
 
 def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> None:
     def delay_s(age_s: float, url: str = "https://a/b", asked_s: float | None = None) -> float:
         claim = SimpleNamespace(task=SimpleNamespace(id="t"))
-        saver = saving.Saver(None, None, claim, 1, 0.0, lambda: False, lambda *_: None, lambda: 1e9)  # type: ignore[arg-type]
-        given = saving.Given(0, ImageLink(url), None, 1e9 - age_s)
+        saver = saving.ClaimImageSaver(None, None, claim, 1, 0.0, lambda: False, lambda *_: None, lambda: 1e9)  # type: ignore[arg-type]
+        given = saving.ReceivedImage(0, ImageLink(url), None, 1e9 - age_s)
         return saver._later([(given, DownloadFailed("503", retry_after_s=asked_s))]).delay_s
 
     assert 0.75 <= delay_s(0.0) <= 1.25

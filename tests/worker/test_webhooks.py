@@ -22,16 +22,16 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 from support import eventually, submission
 
-from imagegen.addresses import AddressRefused
 from imagegen.queue import outbox as outbox_module
-from imagegen.queue.claim import Start
-from imagegen.queue.queue import Cached
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
+from imagegen.ssrf import AddressBlocked
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
-from imagegen.worker.destinations import FIRST_AT_ONCE, HEALTHY_AT_ONCE, SLOW_EACH
-from imagegen.worker.webhooks import Answer, Deliveries, Sender, webhook_session
+from imagegen.worker.destinations import MAX_HEALTHY, MAX_SLOW_EACH, MAX_UNPROVEN
+from imagegen.worker.webhooks import ReceiverResponse, WebhookDispatcher, WebhookSender, webhook_session
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 OWN_SECRET = "whsec_" + base64.b64encode(b"o" * 32).decode()
@@ -41,7 +41,7 @@ FINAL = Task("ab" * 16, 17, 18, "d", "m", b"{}", 1.0, State.COMPLETED, finished_
 
 @pytest.fixture(autouse=True)
 def prompt_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "HELLO_S", 0.05)
+    monkeypatch.setattr(outbox_module, "PEER_REPLY_S", 0.05)
 
 
 @dataclass
@@ -106,27 +106,27 @@ def body_of(task: Task, webhook: Webhook) -> dict[str, Any]:
     return {
         "taskId": task.id,
         "status": task.state,
-        "data": [{"url": f"{webhook.base}/{i.index}"} for i in task.images],
+        "data": [{"url": f"{webhook.link_base_url}/{i.index}"} for i in task.images],
     }
 
 
 class Service:
     """An instance that delivers, and whose tasks end when they are told to."""
 
-    def __init__(self, instance, deliveries: Deliveries, *, delivers: bool = True) -> None:
+    def __init__(self, instance, deliveries: WebhookDispatcher, *, delivers: bool = True) -> None:
         self.instance = instance
         self.deliveries = deliveries
         self.loop = asyncio.create_task(deliveries.deliver_forever() if delivers else asyncio.Event().wait())
 
-    async def submit(self, name: str, *webhooks: Webhook) -> Cached:
+    async def submit(self, name: str, *webhooks: Webhook) -> CacheResult:
         wanted = changed(submission(name), webhooks=webhooks)
         submitted = await self.instance.queue.submit(wanted)
-        await self.instance.queue.join(wanted, submitted)
+        await self.instance.queue.add_webhooks(wanted, submitted)
         return submitted.cached
 
     async def end(self, outcome: State = State.COMPLETED) -> Task:
         claim = await asyncio.wait_for(self.instance.claims.claim(), 5)
-        while await self.instance.claims.start(claim) is Start.ADOPTED:
+        while await self.instance.claims.start(claim) is StartResult.INHERITED:
             pass
         now = time.time()
         if outcome is State.COMPLETED:
@@ -171,8 +171,8 @@ async def start(make_instance) -> AsyncIterator[StartService]:
         ) -> Service:
             session = await stack.enter_async_context(webhook_session(private=True))
             instance = make_instance(**rules)
-            sender = Sender(session, body_of, secret, private=True, timeout_s=timeout_s)
-            deliveries = Deliveries(instance.room.outbox, sender, delays_s=delays_s)
+            sender = WebhookSender(session, body_of, secret, allow_private=True, timeout_s=timeout_s)
+            deliveries = WebhookDispatcher(instance.room.outbox, sender, delays_s=delays_s)
             service = Service(instance, deliveries, delivers=delivers)
             stack.push_async_callback(service.crash)
             return service
@@ -236,7 +236,7 @@ async def test_other_ends_are_told_too(start, receiver: Receiver, outcome: State
 async def test_every_joined_submits_webhook_is_called_with_an_id_of_its_own(start, receiver: Receiver) -> None:
     service = await start()
     kinds = [await service.submit("a", Webhook(receiver.url + str(n), f"http://{n}")) for n in range(5)]
-    assert kinds == [Cached.MISS] + [Cached.COALESCED] * 4
+    assert kinds == [CacheResult.MISS] + [CacheResult.COALESCED] * 4
     await service.told((await service.end()).id)
     assert len({got.headers["webhook-id"] for got in receiver.got}) == 5
     assert {got.event["data"]["data"][0]["url"] for got in receiver.got} == {f"http://{n}/0" for n in range(5)}
@@ -246,7 +246,7 @@ async def test_a_cache_hit_is_told_at_once(start, receiver: Receiver) -> None:
     service = await start()
     await service.submit("a")
     final = await service.end()
-    assert await service.submit("a", Webhook(receiver.url, "")) is Cached.HIT
+    assert await service.submit("a", Webhook(receiver.url, "")) is CacheResult.HIT
     await service.told(final.id)
     assert len(receiver.got) == 1
 
@@ -257,7 +257,7 @@ async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> N
     await one.submit("a", Webhook(f"http://127.0.0.1:{port}/hook", ""))
     final = await one.end()
     await eventually(lambda: one.instance.memory.finished(final.id).deliveries[0].attempts >= 1)
-    await eventually(lambda: one.instance.connection.commands.exists(one.instance.keys.hooks(final.id)))
+    await eventually(lambda: one.instance.connection.commands.exists(one.instance.keys.delivery_log(final.id)))
     await one.crash()
     async with receiving(Receiver(), port) as receiver:
         two = await start(delays_s=(0.3,) * 5)
@@ -265,13 +265,13 @@ async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> N
         assert delivery.attempts >= 2
         (got,) = receiver.got
         Verifier(SECRET).verify(got.body, got.headers)
-        assert got.headers["webhook-id"] == f"msg_{final.id}_{final.generation}_0"
+        assert got.headers["webhook-id"] == f"msg_{final.id}_{final.epoch}_0"
         await eventually(two.outbox_is_empty)
 
 
 async def test_a_crash_after_the_answer_tells_it_again_with_the_same_id(start, receiver: Receiver) -> None:
     one = await start()
-    one.instance.room.outbox.tried = one.instance.room.outbox.next  # the write that a crash would swallow
+    one.instance.room.outbox.record_attempt = one.instance.room.outbox.next  # the write that a crash would swallow
     await one.submit("a", Webhook(receiver.url, ""))
     final = await one.end()
     await eventually(lambda: receiver.got)
@@ -327,7 +327,7 @@ async def test_a_receiver_is_never_called_by_many_at_once(start, receiver: Recei
     for n in range(20):
         await service.submit("a", Webhook(f"{receiver.url}/{n}", ""))
     await service.told((await service.end()).id)
-    assert FIRST_AT_ONCE <= receiver.most <= HEALTHY_AT_ONCE
+    assert MAX_UNPROVEN <= receiver.most <= MAX_HEALTHY
 
 
 async def test_slow_receivers_hold_up_no_other_host_and_no_other_path_of_theirs(start, receiver: Receiver) -> None:
@@ -347,8 +347,8 @@ async def test_slow_receivers_hold_up_no_other_host_and_no_other_path_of_theirs(
         for final in finals:
             await service.told(final.id)
         assert time.monotonic() - began < 1
-        assert max(host.most for host in slow[1:]) <= SLOW_EACH
-        assert len(service.deliveries._under_way) <= 12 * SLOW_EACH
+        assert max(host.most for host in slow[1:]) <= MAX_SLOW_EACH
+        assert len(service.deliveries._under_way) <= 12 * MAX_SLOW_EACH
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["as they come", "after a restart"])
@@ -406,9 +406,9 @@ async def test_a_fault_of_ours_is_a_failed_try_and_ends_nothing(start, receiver:
     assert (await service.told((await service.end()).id)).attempts == 2
 
 
-async def send(url: str, *, private: bool = True, resolver: AbstractResolver | None = None) -> Answer:
+async def send(url: str, *, private: bool = True, resolver: AbstractResolver | None = None) -> ReceiverResponse:
     async with webhook_session(private=private, resolver=resolver) as session:
-        sender = Sender(session, body_of, SECRET, private=private, timeout_s=0.5)
+        sender = WebhookSender(session, body_of, SECRET, allow_private=private, timeout_s=0.5)
         return await sender.send(FINAL, Delivery(Webhook(url, ""), 0))
 
 
@@ -438,7 +438,7 @@ async def test_cookies_are_not_kept_and_no_proxy_is_asked(receiver: Receiver, mo
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused_port()}")
     receiver.script = [web.Response(headers={"Set-Cookie": "a=b"})]
     async with webhook_session(private=True) as session:
-        sender = Sender(session, body_of, private=True)
+        sender = WebhookSender(session, body_of, allow_private=True)
         for _ in range(2):
             assert (await sender.send(FINAL, Delivery(Webhook(receiver.url, ""), 0))).status == 200
     assert "Cookie" not in receiver.got[1].headers
@@ -519,7 +519,9 @@ async def test_no_hostile_address_is_ever_connected_to(make_instance) -> None:
         _, probe = await asyncio.open_connection("127.0.0.1", port)
         probe.close()
         await eventually(lambda: len(accepted) == 1)
-        service = Service(instance, Deliveries(instance.room.outbox, Sender(session, body_of), delays_s=(0.01,)))
+        service = Service(
+            instance, WebhookDispatcher(instance.room.outbox, WebhookSender(session, body_of), delays_s=(0.01,))
+        )
         urls = [f"https://{host}:{port}/hook" for host in HOSTILE_HOSTS]
         urls += [f"http://loopback.example:{port}/", f"http://127.0.0.1:{port}/"]
         assert len(urls) >= 50
@@ -538,7 +540,7 @@ async def test_a_refused_address_is_refused_by_the_guard_and_not_by_chance() -> 
     async with webhook_session(private=False, resolver=Names()) as session:
         with pytest.raises(ClientConnectorError) as refused:
             await session.post("https://loopback.example/")
-        assert isinstance(refused.value.os_error, AddressRefused)
+        assert isinstance(refused.value.os_error, AddressBlocked)
 
 
 async def test_addresses_that_became_private_are_refused_where_that_is_not_allowed(receiver: Receiver) -> None:

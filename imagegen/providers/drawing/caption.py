@@ -50,7 +50,7 @@ def lay_out(width: int, height: int, prompt: str) -> Card:
     return Card(margin, max(top, 0), min(right, width - margin), height - margin, padding, lines, mark, mark_size)
 
 
-def frost(canvas: Canvas, card: Card) -> None:
+def blur_card(canvas: Canvas, card: Card) -> None:
     """Dark frosted glass: what lies below shines through, and white letters stand out on it."""
     box = (card.left, card.top, card.right, card.bottom)
     size = (card.right - card.left, card.bottom - card.top)

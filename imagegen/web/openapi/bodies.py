@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_snake
 
-from imagegen.tasks.fields import GenerationFields, ModelId, Size
+from imagegen.tasks.validation import GenerationParams, ModelId, Size
 from imagegen.tasks.webhook import WebhookFields
-from imagegen.web.batch import MAX_ENTRIES
-from imagegen.web.v1.fields import DEFAULT_SIDE
+from imagegen.web.api.batch import MAX_ENTRIES
+from imagegen.web.openai.fields import DEFAULT_SIDE
 
 _Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
 
 
-class GenerationBody(GenerationFields):
+class GenerationBody(GenerationParams):
     """A request for images. `null` is the same as absent."""
 
     model: _Model = ""
@@ -30,7 +30,7 @@ class BatchBody(BaseModel):
     requests: Annotated[list[GenerationBody], Field(min_length=1, max_length=MAX_ENTRIES)]
 
 
-class OpenAIBody(GenerationFields):
+class OpenAIBody(GenerationParams):
     """The fields of OpenAI's and of Together's image APIs. What is `null` or empty is absent, and unknown fields that
     do no harm are passed over."""
 

@@ -7,12 +7,21 @@ from itertools import groupby
 from typing import Any
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge
+from imagegen.web.api.schemas import ErrorView
+from imagegen.web.openai.schemas import OpenAIError
 from imagegen.web.openapi import samples
-from imagegen.web.openapi.headers import HEADERS
-from imagegen.web.openapi.parts import BUDGET_HEADERS, EVENTS, JSON, Answer, EventStream, Json, Operation, Parameter
+from imagegen.web.openapi.parameters import HEADERS
+from imagegen.web.openapi.parts import (
+    BUDGET_HEADERS,
+    EVENTS,
+    JSON,
+    EventStream,
+    Json,
+    Operation,
+    Parameter,
+    ResponseDoc,
+)
 from imagegen.web.openapi.schemas import Schemas
-from imagegen.web.shapes import ErrorView
-from imagegen.web.v1.shapes import OpenAIError
 
 _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 """What the parser refuses is answered before the path says whose client it is."""
@@ -89,7 +98,7 @@ class Builder:
             name += "_"
         return {"$ref": f"#/components/parameters/{name}"}
 
-    def _answer(self, operation: Operation, answer: Answer) -> Json:
+    def _answer(self, operation: Operation, answer: ResponseDoc) -> Json:
         shown: Json = {"description": answer.text}
         if operation.envelope != "none":
             shown["headers"] = _headers(*answer.headers, *(BUDGET_HEADERS if operation.budgets else ()))
@@ -117,7 +126,7 @@ class Builder:
 
     def _errors(self, operation: Operation) -> dict[int, Json]:
         """References to answers, since many routes have the same."""
-        kinds = sorted(operation.every_error, key=lambda kind: kind.status)
+        kinds = sorted(operation.all_errors, key=lambda kind: kind.status)
         by_status = {status: tuple(group) for status, group in groupby(kinds, key=lambda kind: kind.status)}
         references = {}
         for status in {*by_status, *operation.failures}:

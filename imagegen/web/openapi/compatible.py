@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from imagegen.errors import Draining, QueueFull, QueueUnavailable, StoreUnavailable
-from imagegen.web.openapi import headers as named
+from imagegen.web.api.schemas import TASK_ERRORS
+from imagegen.web.openai.errors import FAILED_STATUS
+from imagegen.web.openai.routes import BASES
+from imagegen.web.openai.schemas import AcceptedResponse, ImagesResponse, ModelEntry, ModelList
+from imagegen.web.openai.stream import COMPLETED
+from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.bodies import OpenAIBody
-from imagegen.web.openapi.parts import Answer, Body, EventStream, Operation
-from imagegen.web.shapes import TASK_ERRORS
-from imagegen.web.v1.errors import FAILED_STATUS
-from imagegen.web.v1.routes import BASES
-from imagegen.web.v1.shapes import AcceptedAnswer, ModelEntry, ModelList, PicturesAnswer
-from imagegen.web.v1.stream import COMPLETED
+from imagegen.web.openapi.parts import Body, EventStream, Operation, ResponseDoc
 
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
@@ -35,18 +35,18 @@ GENERATE = Operation(
     "A failed task has `x-should-retry: false`: a client's own repeat gets the same failure and starts no attempt.\n\n"
     "No size given is 1024x1024. With `stream: true` the images come as events `image_generation.completed`.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The images; by `stream: true` as events.",
-            PicturesAnswer,
-            {"links": samples.PICTURES},
+            ImagesResponse,
+            {"links": samples.IMAGES},
             ("Cache-Control",),
-            events=EventStream((COMPLETED, "error"), None, samples.PICTURE_EVENTS),
+            events=EventStream((COMPLETED, "error"), None, samples.IMAGE_EVENTS),
         ),
-        Answer(
+        ResponseDoc(
             202,
             "Asked for by `Prefer: respond-async`.",
-            AcceptedAnswer,
+            AcceptedResponse,
             {"accepted": samples.ACCEPTED},
             ("Location", "Preference-Applied", "Retry-After"),
         ),
@@ -67,7 +67,7 @@ MODELS = Operation(
     "List the provider's models",
     "The provider is asked every few minutes at most. Together's client, known by its `User-Agent`, gets a bare array.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The models.",
             ModelList | list[ModelEntry],
@@ -85,7 +85,7 @@ MODEL = Operation(
     COMPATIBLE,
     "Read one model",
     "",
-    (Answer(200, "The model.", ModelEntry, {"one": samples.MODEL_ENTRY}),),
+    (ResponseDoc(200, "The model.", ModelEntry, {"one": samples.MODEL_ENTRY}),),
     (named.MODEL,),
     failures={404: ("model_not_found",)},
     budgets=("general",),

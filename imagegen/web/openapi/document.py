@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from imagegen import __version__
 from imagegen.web.openapi import compatible, images, service
 from imagegen.web.openapi.builder import Builder
-from imagegen.web.openapi.hooks import HOOKS
+from imagegen.web.openapi.descriptions import INTRODUCTION, TAGS
 from imagegen.web.openapi.parts import Json, Operation
-from imagegen.web.openapi.texts import INTRODUCTION, TAGS
+from imagegen.web.openapi.webhooks import HOOKS
 
 OPERATIONS = (*images.OPERATIONS, *compatible.OPERATIONS, *service.OPERATIONS)
 

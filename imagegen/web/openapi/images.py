@@ -17,32 +17,32 @@ from imagegen.errors import (
     TaskNotFound,
 )
 from imagegen.tasks.task import State
-from imagegen.web.batch import MAX_ENTRIES
-from imagegen.web.listing import DEFAULT_LIMIT, MAX_LIMIT
-from imagegen.web.openapi import headers as named
-from imagegen.web.openapi import samples
-from imagegen.web.openapi.bodies import BatchBody, GenerationBody
-from imagegen.web.openapi.parts import Answer, Body, EventStream, Operation, Parameter
-from imagegen.web.shapes import (
+from imagegen.web.api.batch import MAX_ENTRIES
+from imagegen.web.api.listing import DEFAULT_LIMIT, MAX_LIMIT
+from imagegen.web.api.schemas import (
     BatchView,
-    EndedView,
+    FinishedView,
     ImageView,
     NotFoundView,
     SubmittedView,
     TaskListView,
     TaskView,
 )
+from imagegen.web.openapi import parameters as named
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.bodies import BatchBody, GenerationBody
+from imagegen.web.openapi.parts import Body, EventStream, Operation, Parameter, ResponseDoc
 
 SUBMIT, FOLLOW, CHANGE, OPERATE = "Submit", "Follow", "Change", "Operate"
 
 _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
 _SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
-_PICTURES = ("image/png", "image/jpeg", "image/webp")
-_PICTURE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
+_IMAGES = ("image/png", "image/jpeg", "image/webp")
+_IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
 _EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
-_NOT_FOUND = Answer(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
+_NOT_FOUND = ResponseDoc(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
 _OWN_ID = {"taskId": "$response.body#/taskId"}
 _LINKS = {
     "read": ("getTask", _OWN_ID),
@@ -66,7 +66,7 @@ GENERATE = Operation(
     "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
     "values and 32 levels.",
     (
-        Answer(
+        ResponseDoc(
             202,
             "A new task, or an unfinished one that was joined.",
             SubmittedView,
@@ -74,10 +74,10 @@ GENERATE = Operation(
             _SUBMIT_HEADERS,
             links=_LINKS,
         ),
-        Answer(
+        ResponseDoc(
             200,
             "Completed before; or, where it was waited for, the end of the task, as GET of the task shows it.",
-            SubmittedView | EndedView,
+            SubmittedView | FinishedView,
             {"hit": samples.HIT, "ended": samples.ENDED},
             (*_SUBMIT_HEADERS, *_TASK_HEADERS),
             links=_LINKS,
@@ -99,7 +99,7 @@ BATCH = Operation(
     "other. The call counts once against the general limit, each entry against that for generations: those over it get "
     "their own 429. An `Idempotency-Key` stands for each entry by its place.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "An answer for each entry.",
             BatchView,
@@ -122,14 +122,16 @@ READ = Operation(
     "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
     "rises only when something happened (claimed, sent, each image received, kept), never by a timer.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The task as it is now. A failed or a cancelled one is a 200 too.",
             TaskView,
             {state.value: view for state, view in samples.TASKS.items()},
             (*_TASK_HEADERS, "Retry-After", "Preference-Applied"),
         ),
-        Answer(304, "Nothing changed since.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")),
+        ResponseDoc(
+            304, "Nothing changed since.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")
+        ),
         _NOT_FOUND,
     ),
     (named.TASK, named.WAIT, named.PREFER, named.IF_NONE_MATCH, named.LANGUAGE),
@@ -147,13 +149,13 @@ FOLLOW_ONE = Operation(
     "the stream ends. `data` is what GET of the task answers; in `image` it is that image's entry. `id` is the "
     "sequence. A comment comes every 15 s.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The events.",
             headers=("Cache-Control",),
             events=EventStream(_EVENTS, TaskView | ImageView, samples.EVENTS),
         ),
-        Answer(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
+        ResponseDoc(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
         _NOT_FOUND,
     ),
     (named.TASK, named.LAST_EVENT_ID, named.LANGUAGE),
@@ -170,13 +172,13 @@ FOLLOW_MANY = Operation(
     "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
     "when all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The events.",
             headers=("Cache-Control",),
             events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
         ),
-        Answer(204, "`Last-Event-ID` says that the ends of all are known."),
+        ResponseDoc(204, "`Last-Event-ID` says that the ends of all are known."),
         _NOT_FOUND,
     ),
     (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
@@ -184,7 +186,7 @@ FOLLOW_MANY = Operation(
     budgets=("general",),
 )
 
-PICTURE = Operation(
+IMAGE = Operation(
     "get",
     "/api/images/{taskId}/{index}",
     "getPicture",
@@ -193,11 +195,11 @@ PICTURE = Operation(
     "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "
     "limit, but a request for one that does not exist counts against the general limit (`RATE_LIMIT_MAX`).",
     (
-        Answer(200, "The image.", {}, headers=_PICTURE_HEADERS, media=_PICTURES),
-        Answer(206, "A part of it.", {}, headers=(*_PICTURE_HEADERS, "Content-Range"), media=_PICTURES),
-        Answer(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
-        Answer(304, "The client has it.", headers=_PICTURE_HEADERS),
-        Answer(416, "It has no such bytes.", headers=(*_PICTURE_HEADERS, "Content-Range")),
+        ResponseDoc(200, "The image.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
+        ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
+        ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
+        ResponseDoc(304, "The client has it.", headers=_IMAGE_HEADERS),
+        ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
     ),
     (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
     errors=(TaskNotFound, RouteNotFound, ImageExpired, RateLimited, StoreUnavailable, QueueUnavailable),
@@ -215,7 +217,7 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may "
         "have been paid for.",
         (
-            Answer(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
+            ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,
         ),
         (named.TASK, named.LANGUAGE),
@@ -236,7 +238,7 @@ RETRY = Operation(
     "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that asks are "
     "called at its end.",
     (
-        Answer(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
+        ResponseDoc(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
         _NOT_FOUND,
     ),
     (named.TASK, named.LANGUAGE),
@@ -252,7 +254,7 @@ LIST = Operation(
     "List the tasks, newest first",
     "For the operator: it reads every record.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "A page.",
             TaskListView,
@@ -280,4 +282,4 @@ LIST = Operation(
     admin=True,
 )
 
-OPERATIONS = (GENERATE, BATCH, READ, FOLLOW_ONE, FOLLOW_MANY, PICTURE, CANCEL, DELETE, RETRY, LIST)
+OPERATIONS = (GENERATE, BATCH, READ, FOLLOW_ONE, FOLLOW_MANY, IMAGE, CANCEL, DELETE, RETRY, LIST)

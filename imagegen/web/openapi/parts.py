@@ -68,7 +68,7 @@ class EventStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseDoc:
     """One status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
 
     events: of the stream that the answer is, or may be.
@@ -99,7 +99,7 @@ class Operation:
     tag: str
     summary: str
     text: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ResponseDoc, ...]
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
     errors: tuple[type[ApiError], ...] = ()
@@ -109,7 +109,7 @@ class Operation:
     envelope: Literal["api", "openai", "none"] = "api"
 
     @property
-    def every_error(self) -> tuple[type[ApiError], ...]:
+    def all_errors(self) -> tuple[type[ApiError], ...]:
         if self.envelope == "none":
             return ()
         errors = EDGE + self.errors

@@ -8,19 +8,19 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
-from imagegen.errors import ApiError, FieldFault, InvalidJson, InvalidRequest
-from imagegen.queue.estimate import Place
-from imagegen.queue.queue import Cached, Submitted
-from imagegen.tasks import fields
+from imagegen.errors import ApiError, FieldError, InvalidJson, InvalidRequest
+from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.eta import QueuePosition
+from imagegen.tasks import validation as fields
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import Reason, State, Task, TaskError, cancelled, completed, failed, progressed, started
-from imagegen.tasks.webhook import Webhook, event_body, first_deliveries, tried
-from imagegen.web.context import Identity, image_urls
-from imagegen.web.errors import error_view
-from imagegen.web.shapes import TaskView
-from imagegen.web.v1.errors import error_fields
-from imagegen.web.v1.stream import COMPLETED
-from imagegen.web.views import not_found_view, submitted_view, task_view
+from imagegen.tasks.task import State, Task, TaskError, WaitReason, cancelled, completed, failed, progressed, started
+from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_deliveries
+from imagegen.web.api.schemas import TaskView
+from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
+from imagegen.web.context import TaskIdentity, image_url_builder
+from imagegen.web.http.errors import error_view
+from imagegen.web.openai.errors import error_fields
+from imagegen.web.openai.stream import COMPLETED
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
 REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}
@@ -32,50 +32,51 @@ _REQUEST_ID = "5d1f0c6ab2e94c37"
 _AT = 1_767_225_600.0
 _SHA256 = "3c1e0a7d5b2f49688d7e6c5b4a39281706f5e4d3c2b1a0998877665544332211"
 
-_submission = Identity("together", MODEL, {}, None).submission(
+_submission = TaskIdentity("together", MODEL, {}, None).submission(
     fields.parse(REQUEST, default_model=MODEL, aliases={}), None
 )
 TASK_ID = _submission.task_id
 
 _new = Task(
     TASK_ID,
-    generation=int(_AT * 1e6),
+    epoch=int(_AT * 1e6),
     sequence=int(_AT * 1e6),
     digest=_submission.digest,
     model=MODEL,
     request_json=b"",
     created_at=_AT,
 )
-_waiting = replace(_new, reason=Reason.QUEUED)
+_waiting = replace(_new, reason=WaitReason.QUEUED)
 _running = progressed(started(_waiting, attempts=1, starts=1, now=_AT + 1.2), 70)
-_picture = StoredImage(0, "image/png", size_bytes=401_223, width=512, height=512, sha256=_SHA256)
-_done = completed(_running, [_picture], [], now=_AT + 4.5, ttl_s=86_400)
+_image = StoredImage(0, "image/png", size_bytes=401_223, width=512, height=512, sha256=_SHA256)
+_done = completed(_running, [_image], [], now=_AT + 4.5, ttl_s=86_400)
 _lost = TaskError("upstream_timeout", "the provider did not answer in time", retryable=True)
 _failed = failed(_running, _lost, now=_AT + 121, ttl_s=86_400)
 _cancelled = cancelled(_running, now=_AT + 2, ttl_s=86_400)
-_NOWHERE, _THIRD = Place(), Place(3, 4.2)
+_NOWHERE, _THIRD = QueuePosition(), QueuePosition(3, 4.2)
 _hook = Webhook("https://example.com/hooks/images", _BASE)
-_told = replace(
-    _done, deliveries=tuple(tried(one, 204, None, now=_AT, random=lambda: 0.0) for one in first_deliveries([_hook]))
+_published = replace(
+    _done,
+    deliveries=tuple(after_attempt(one, 204, None, now=_AT, random=lambda: 0.0) for one in initial_deliveries([_hook])),
 )
 
 
-def _view(task: Task, place: Place = _NOWHERE) -> TaskView:
-    return task_view(task, image_urls(_BASE), language="zh", max_attempts=3, place=place)
+def _view(task: Task, place: QueuePosition = _NOWHERE) -> TaskView:
+    return task_view(task, image_url_builder(_BASE), language="zh", max_attempts=3, place=place)
 
 
 TASKS: Mapping[State, Any] = {
-    State.COMPLETED: _view(_told),
-    State.PROCESSING: _view(_running, Place(None, 3.1)),
+    State.COMPLETED: _view(_published),
+    State.PROCESSING: _view(_running, QueuePosition(None, 3.1)),
     State.PENDING: _view(_waiting, _THIRD),
     State.FAILED: _view(_failed),
     State.CANCELLED: _view(_cancelled),
 }
 NOT_FOUND = not_found_view("zh")
 
-NEW = submitted_view(Submitted(_waiting, Cached.MISS), _THIRD, _BASE, "zh")
-JOINED = submitted_view(Submitted(_running, Cached.COALESCED), Place(None, 3.1), _BASE, "zh")
-HIT = submitted_view(Submitted(_done, Cached.HIT), _NOWHERE, _BASE, "zh")
+NEW = submitted_view(SubmitResult(_waiting, CacheResult.MISS), _THIRD, _BASE, "zh")
+JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosition(None, 3.1), _BASE, "zh")
+HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _BASE, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
 
 
@@ -88,19 +89,19 @@ EVENTS = {
     "last": _event("completed", str(_done.sequence), _view(_done)),
 }
 MANY_EVENTS = {"a latecomer's first": _event("snapshot", f"{TASK_ID}:{_done.sequence}", _view(_done))}
-PICTURE_EVENTS = {
+IMAGE_EVENTS = {
     "a picture": {
         "event": COMPLETED,
         "data": f'{{"type":"{COMPLETED}","b64_json":"iVBORw0KGgo…","created_at":{int(_AT)},"size":"1024x1024"}}',
     }
 }
 
-PICTURES = {
+IMAGES = {
     "id": TASK_ID,
     "object": "list",
     "created": int(_AT),
     "model": MODEL,
-    "data": [{"index": 0, "type": "url", "url": image_urls(_BASE)(_done, _picture)}],
+    "data": [{"index": 0, "type": "url", "url": image_url_builder(_BASE)(_done, _image)}],
 }
 ACCEPTED = {
     "id": TASK_ID,
@@ -143,7 +144,7 @@ def told(kind: type[ApiError]) -> str:
 
 def _sample(kind: type[ApiError]) -> ApiError:
     if kind is InvalidRequest:
-        return kind(details=[FieldFault("width", "must be a multiple of 8")])
+        return kind(details=[FieldError("width", "must be a multiple of 8")])
     return kind(reason="it can't be parsed") if kind is InvalidJson else kind(limit=2**20)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from imagegen.web.openapi.parts import Json
 
 _PREFIX = "#/components/schemas/"
-_TOLD_APART = "View"
+_VIEW_SUFFIX = "View"
 """What the names of views end in, so that none is taken for the value that it shows."""
 
 _KEYWORDS = {"multiple_of": "multipleOf"}
@@ -51,7 +51,7 @@ def _mode(shape: Any) -> Any:
 
 
 def _shown(name: str) -> str:
-    return name.removesuffix(_TOLD_APART)
+    return name.removesuffix(_VIEW_SUFFIX)
 
 
 def _tidy(schema: Json) -> Json:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from imagegen.errors import RouteNotFound
-from imagegen.web.openapi import headers as named
+from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
+from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.images import OPERATE
-from imagegen.web.openapi.parts import Answer, Operation
-from imagegen.web.shapes import AliveView, HealthView, ReadyView, StatsView
+from imagegen.web.openapi.parts import Operation, ResponseDoc
 
 PAGES = "Pages"
 
 _TEXT = {"type": "string"}
 _PAGE_HEADERS = ("ETag", "Cache-Control")
-_UNCHANGED = Answer(304, "The client has it.", headers=_PAGE_HEADERS)
+_UNCHANGED = ResponseDoc(304, "The client has it.", headers=_PAGE_HEADERS)
 _READY = {"ready": {"status": "ready"}}
 _NOT_READY = {"not ready": {"status": "not ready", "causes": ["images can't be saved: ENOSPC No space left on device"]}}
 
@@ -24,7 +24,7 @@ API_HEALTH = Operation(
     "See that the service answers",
     "It asks neither Redis nor the provider.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "It does.",
             HealthView,
@@ -46,7 +46,7 @@ ALIVE = Operation(
     OPERATE,
     "See that the process lives",
     "For the platform: it stays 200 while Redis or the provider is away, which a restart would not mend.",
-    (Answer(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
+    (ResponseDoc(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
 )
 
 READY = Operation(
@@ -58,8 +58,8 @@ READY = Operation(
     "Redis answers, the loops live, images can be saved, and the service is not about to stop. `causes` names what "
     "fails.",
     (
-        Answer(200, "It should.", ReadyView, _READY),
-        Answer(503, "It should not.", ReadyView, _NOT_READY),
+        ResponseDoc(200, "It should.", ReadyView, _READY),
+        ResponseDoc(503, "It should not.", ReadyView, _NOT_READY),
     ),
 )
 
@@ -71,7 +71,7 @@ STATS = Operation(
     "Read the counters",
     "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is everybody's; "
     "all else is of the instance that answers, since its start.",
-    (Answer(200, "One look.", StatsView),),
+    (ResponseDoc(200, "One look.", StatsView),),
     (named.LANGUAGE,),
     budgets=("general",),
     admin=True,
@@ -85,7 +85,7 @@ METRICS = Operation(
     "Read the metrics",
     "For Prometheus; as OpenMetrics where `Accept` asks for it.",
     (
-        Answer(
+        ResponseDoc(
             200,
             "The metrics of this instance.",
             _TEXT,
@@ -104,7 +104,7 @@ DOCUMENT = Operation(
     PAGES,
     "Read this document",
     "",
-    (Answer(200, "OpenAPI 3.1.", {"type": "object"}, headers=_PAGE_HEADERS), _UNCHANGED),
+    (ResponseDoc(200, "OpenAPI 3.1.", {"type": "object"}, headers=_PAGE_HEADERS), _UNCHANGED),
     (named.IF_NONE_MATCH,),
 )
 
@@ -115,7 +115,7 @@ PAGE = Operation(
     PAGES,
     "See this document as a page",
     "It asks no other host for anything.",
-    (Answer(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
     (named.IF_NONE_MATCH,),
 )
 
@@ -127,7 +127,7 @@ FILE = Operation(
     "Get a file of the page",
     "",
     (
-        Answer(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "text/html")),
+        ResponseDoc(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "text/html")),
         _UNCHANGED,
     ),
     (named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
@@ -141,7 +141,7 @@ HOME = Operation(
     PAGES,
     "Go to the page",
     "",
-    (Answer(302, "It is there.", headers=("Location",)),),
+    (ResponseDoc(302, "It is there.", headers=("Location",)),),
 )
 
 OPERATIONS = (API_HEALTH, ALIVE, READY, STATS, METRICS, DOCUMENT, PAGE, FILE, HOME)

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from imagegen.app import CONTEXT
-from imagegen.errors import ApiError, FieldFault, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
-from imagegen.web.v1.errors import error_response, retry_after, speaks_openai
+from imagegen.app import SERVICES
+from imagegen.errors import ApiError, FieldError, InvalidRequest, QueueFull, QueueUnavailable, Unauthorized
+from imagegen.web.openai.errors import error_response, is_openai_path, retry_after
 from tests.web.v1.conftest import Serve, Service
 
 PATHS = ("/v1/images/generations", "/images/generations", "/v1/v1/images/generations")
@@ -87,7 +87,7 @@ async def test_api_keeps_its_own_envelope(service: Service) -> None:
     ],
 )
 def test_the_envelope_goes_by_the_path(path: str, openai: bool) -> None:
-    assert speaks_openai(path) is openai
+    assert is_openai_path(path) is openai
 
 
 async def test_the_limit_of_generations_is_429_with_a_header_that_every_client_finds(
@@ -116,7 +116,7 @@ async def test_a_queue_that_is_away_is_503_and_worth_a_repeat(
     async def away(_submission: object) -> None:
         raise QueueUnavailable
 
-    monkeypatch.setattr(service.app[CONTEXT].queue, "submit", away)
+    monkeypatch.setattr(service.app[SERVICES].queue, "submit", away)
     status, headers, _ = await _raw_post(service.url)
     assert (status, headers["retry-after"], headers.get("x-should-retry")) == (503, "5", None)
 
@@ -127,7 +127,7 @@ async def test_the_unforeseen_is_500_without_its_text_and_not_repeated(
     async def broken(_submission: object) -> None:
         raise ValueError("hunter2")
 
-    monkeypatch.setattr(service.app[CONTEXT].queue, "submit", broken)
+    monkeypatch.setattr(service.app[SERVICES].queue, "submit", broken)
     answer = await service.generate()
     error = (await answer.json())["error"]
     assert (answer.status, error["code"], error["type"]) == (500, "internal_error", "server_error")
@@ -141,7 +141,7 @@ def test_an_error_keeps_its_headers_and_its_meaning() -> None:
     unauthorized = error_response(Unauthorized(), "id", "zh")
     assert unauthorized.headers["www-authenticate"] == "Bearer"
     assert envelope(Unauthorized())["type"] == "authentication_error"
-    assert envelope(InvalidRequest(details=[FieldFault("n", "is odd")]))["param"] == "n"
+    assert envelope(InvalidRequest(details=[FieldError("n", "is odd")]))["param"] == "n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-5, "1"), (0, "1"), (0.2, "1"), (1.2, "2"), (60, "60"), (9e9, "60")])

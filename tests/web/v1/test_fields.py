@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from imagegen.errors import InvalidRequest
-from imagegen.web.v1.fields import Wanted, parse
+from imagegen.web.openai.fields import OpenAIRequest, parse
 
 
-def parsed(**body: object) -> Wanted:
+def parsed(**body: object) -> OpenAIRequest:
     return parse({"prompt": "a cat"} | body, default_model="the-default", aliases={"old": "new"})
 
 
@@ -20,7 +20,7 @@ def faults_of(**body: object) -> dict[str, str]:
 
 def test_only_a_prompt_is_needed() -> None:
     wanted = parsed()
-    assert wanted.request.stored() == {
+    assert wanted.request.to_dict() == {
         "prompt": "a cat",
         "model": "the-default",
         "width": 1024,
@@ -44,7 +44,7 @@ def test_every_field_of_ours_is_passed_on() -> None:
         "image_url": "https://example.org/a.png",
         "reference_images": ["https://example.org/b.png"],
     }
-    assert parsed(**given).request.stored() == given | {
+    assert parsed(**given).request.to_dict() == given | {
         "prompt": "a cat",
         "reference_images": ("https://example.org/b.png",),
     }

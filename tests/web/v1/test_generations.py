@@ -11,9 +11,9 @@ import pytest
 from emulated import EmulatedUpstream
 from support import eventually
 
-from imagegen.app import CONTEXT
+from imagegen.app import SERVICES
 from imagegen.tasks.task import State
-from imagegen.web.v1.repeats import is_repeat, patience_s
+from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry
 from tests.web.v1.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}
@@ -119,7 +119,7 @@ async def test_the_client_is_answered_before_it_gives_up_and_its_repeat_gets_the
 )
 def test_the_patience_is_a_little_less_than_the_client_reads_for(given: str | None, patience: float) -> None:
     headers = {} if given is None else {"x-stainless-read-timeout": given}
-    assert patience_s(headers) == pytest.approx(patience)
+    assert client_timeout_s(headers) == pytest.approx(patience)
 
 
 async def test_a_client_that_prefers_so_is_told_where_to_look(service: Service, upstream: EmulatedUpstream) -> None:
@@ -183,7 +183,7 @@ async def test_a_service_that_stops_answers_at_once_and_closes(service: Service,
     upstream.script("hang")
     waiting = asyncio.create_task(service.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
-    context = service.app[CONTEXT]
+    context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
     answer = await waiting
@@ -198,7 +198,7 @@ async def test_a_cancelled_task_is_a_conflict_that_no_repeat_mends(
     upstream.script("hang")
     waiting = asyncio.create_task(service.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
-    queue = service.app[CONTEXT].queue
+    queue = service.app[SERVICES].queue
     task_id = (await (await service.generate({"Prefer": "respond-async"})).json())["id"]
     await queue.cancel(task_id)
     for answer in (await waiting, await service.generate(REPEAT)):
@@ -259,7 +259,7 @@ async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
     failed = early.headers["Location"].rpartition("/")[2]
 
     async def ended() -> bool:
-        task = await service.app[CONTEXT].queue.get(failed)
+        task = await service.app[SERVICES].queue.get(failed)
         return task is not None and task.state is State.FAILED
 
     await eventually(ended)
@@ -312,4 +312,4 @@ async def test_a_call_that_may_have_been_paid_is_not_to_be_repeated_whatever_cam
     ],
 )
 def test_a_repeat_is_known_by_its_headers(headers: dict[str, str], repeat: bool) -> None:
-    assert is_repeat(headers) is repeat
+    assert is_sdk_retry(headers) is repeat

@@ -8,7 +8,7 @@ import pytest
 from emulated import EmulatedUpstream
 
 from imagegen.errors import UpstreamError
-from imagegen.web.v1.models import FRESH_S, RETRY_S, Catalogue
+from imagegen.web.openai.models import FRESH_S, RETRY_S, ModelListCache
 from tests.web.v1.conftest import Serve, Service
 
 DEFAULT = "black-forest-labs/FLUX.1-schnell"
@@ -35,8 +35,8 @@ def fake() -> FakeUpstream:
 
 
 @pytest.fixture
-def catalogue(fake: FakeUpstream) -> Catalogue:
-    return Catalogue(clock=lambda: fake.now)
+def catalogue(fake: FakeUpstream) -> ModelListCache:
+    return ModelListCache(clock=lambda: fake.now)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -74,7 +74,7 @@ async def test_the_list_does_not_fail_with_the_upstream(serve: Serve, upstream: 
     assert (answer.status, [entry["id"] for entry in (await answer.json())["data"]]) == (200, [DEFAULT])
 
 
-async def test_an_entry_is_what_both_clients_need(catalogue: Catalogue, fake: FakeUpstream) -> None:
+async def test_an_entry_is_what_both_clients_need(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     fake.models += ({"id": "two/model", "created": "yesterday"},)
     assert await catalogue.entries(fake.list, "two/model") == [
         {"id": "one/model", "object": "model", "created": 5, "owned_by": "One", "type": "image"},
@@ -82,11 +82,11 @@ async def test_an_entry_is_what_both_clients_need(catalogue: Catalogue, fake: Fa
     ]
 
 
-async def test_the_default_model_is_always_there(catalogue: Catalogue, fake: FakeUpstream) -> None:
+async def test_the_default_model_is_always_there(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     assert [entry["id"] for entry in await catalogue.entries(fake.list, "mine")] == ["mine", "one/model"]
 
 
-async def test_the_upstream_is_asked_seldom(catalogue: Catalogue, fake: FakeUpstream) -> None:
+async def test_the_upstream_is_asked_seldom(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     for fake.now in (0.0, 1.0, FRESH_S - 1):
         await catalogue.entries(fake.list, "mine")
     assert fake.asked == 1
@@ -96,7 +96,7 @@ async def test_the_upstream_is_asked_seldom(catalogue: Catalogue, fake: FakeUpst
 
 
 async def test_while_it_is_away_the_last_list_stands_and_it_is_asked_again_soon(
-    catalogue: Catalogue, fake: FakeUpstream
+    catalogue: ModelListCache, fake: FakeUpstream
 ) -> None:
     known = await catalogue.entries(fake.list, "mine")
     fake.now, fake.error = FRESH_S, UpstreamError("upstream_error", "away")

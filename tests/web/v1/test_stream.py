@@ -10,7 +10,7 @@ import orjson
 import pytest
 from emulated import EmulatedUpstream
 
-from imagegen.app import CONTEXT
+from imagegen.app import SERVICES
 from imagegen.images.store import ImageStore, OpenedImage
 from tests.web.v1.conftest import Serve, Service
 
@@ -85,7 +85,7 @@ async def test_bytes_that_are_gone_before_the_first_frame_are_an_ordinary_status
     async def nothing(*_: object) -> None:
         return None
 
-    store: ImageStore = service.app[CONTEXT].store
+    store: ImageStore = service.app[SERVICES].store
     monkeypatch.setattr(store, "open", nothing)
     answer = await service.generate(stream=True)
     assert (answer.status, (await answer.json())["error"]["code"]) == (503, "store_unavailable")
@@ -94,7 +94,7 @@ async def test_bytes_that_are_gone_before_the_first_frame_are_an_ordinary_status
 async def test_bytes_that_are_gone_later_end_the_stream_with_an_error(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = service.app[CONTEXT].store
+    store = service.app[SERVICES].store
     opened = store.open
 
     async def only_the_first(task_id: str, image: Any) -> OpenedImage | None:
@@ -112,7 +112,7 @@ async def test_a_service_that_stops_ends_the_stream_with_an_error(service: Servi
     upstream.script("ok", "hang")
     streaming = asyncio.create_task(service.generate(stream=True, n=8))
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)
-    context = service.app[CONTEXT]
+    context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
     got = frames(await (await streaming).text())

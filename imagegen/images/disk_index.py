@@ -1,0 +1,96 @@
+"""Index of the files of a disk store in memory: which are oldest, and how many bytes they take together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+EXPIRED_AT_ONCE = 20
+"""Expired files are removed by this many, so that a save is seldom delayed by it; the sweep removes the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One file."""
+
+    size_bytes: int
+    expires_at_s: float
+
+
+class DiskIndex:
+    """Files by name, the oldest first. The files themselves are not touched.
+
+    max_bytes: of all files together; the newest one always stays.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: dict[str, IndexEntry] = {}
+        self._total_bytes = 0
+        self._writing: set[str] = set()
+
+    def get(self, name: str) -> IndexEntry | None:
+        """Return what is known of a file."""
+        return self._entries.get(name)
+
+    def add(self, name: str, size_bytes: int, expires_at_s: float) -> None:
+        """Add a file as the newest one, or again."""
+        self.forget(name)
+        self._entries[name] = IndexEntry(size_bytes, expires_at_s)
+        self._total_bytes += size_bytes
+
+    def forget(self, name: str) -> None:
+        """Drop a file."""
+        if kept := self._entries.pop(name, None):
+            self._total_bytes -= kept.size_bytes
+
+    def settled(self) -> set[str]:
+        """Return the files that are not being written."""
+        return self._entries.keys() - self._writing
+
+    @contextmanager
+    def writing(self, name: str, size_bytes: int, expires_at_s: float) -> Iterator[None]:
+        """Add a file that is not removed while it is written."""
+        self.add(name, size_bytes, expires_at_s)
+        self._writing.add(name)
+        try:
+            yield
+        finally:
+            self._writing.discard(name)
+
+    def place(self, order: dict[str, int]) -> None:
+        """Sort by expiry; files with the same one keep the order of `order`."""
+        oldest_first = sorted(self._entries.items(), key=lambda item: (item[1].expires_at_s, order.get(item[0], -1)))
+        self._entries = dict(oldest_first)
+
+    def order(self) -> dict[str, int]:
+        """Return the place of each file, for `place`."""
+        return {name: number for number, name in enumerate(self._entries)}
+
+    def take_expired(self, now: float, *, batch: int | None = None) -> dict[str, IndexEntry]:
+        """Take the expired files off the old end: all, or exactly `batch` of them or none."""
+        expired: dict[str, IndexEntry] = {}
+        for name, kept in self._entries.items():
+            if kept.expires_at_s > now or name in self._writing or len(expired) == batch:
+                break
+            expired[name] = kept
+        if batch is not None and len(expired) < batch:
+            return {}
+        for name in expired:
+            self.forget(name)
+        return expired
+
+    def take_over_cap(self) -> list[str]:
+        """Take the oldest files off until the rest fits; what is being written stays."""
+        oldest: list[str] = []
+        excess_bytes = self._total_bytes - self._max_bytes
+        for name, kept in self._entries.items():
+            if excess_bytes <= 0 or len(oldest) == len(self._entries) - 1:
+                break
+            if name not in self._writing:
+                oldest.append(name)
+                excess_bytes -= kept.size_bytes
+        for name in oldest:
+            self.forget(name)
+        return oldest

@@ -1,0 +1,41 @@
+"""Owns the store of `IMAGE_STORE=upstream`: the provider's own links are handed out, no bytes are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagegen.images.store import ImageStore
+from imagegen.images.store_health import StoreHealth
+from imagegen.tasks.image import StoredImage
+
+
+class UpstreamStore:
+    """A picture is its `url`, and lives as long as the provider lets it. `behind` keeps what came without a link."""
+
+    def __init__(self, behind: ImageStore) -> None:
+        self._fallback = behind
+        self.save = behind.save
+        self.open = behind.open
+        self.contains = behind.contains
+        self.start = behind.start
+        self.close = behind.close
+
+    @property
+    def store_id(self) -> str:
+        return self._fallback.store_id
+
+    @property
+    def health(self) -> StoreHealth:
+        return self._fallback.health
+
+    @property
+    def spool_folder(self) -> Path | None:
+        return self._fallback.spool_folder
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """A link is taken for alive."""
+        return await self._fallback.contains_all(task_id, [image for image in images if image.url is None])
+
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        await self._fallback.extend_expiry(task_id, [image for image in images if image.url is None], expires_at_s)

@@ -1,0 +1,163 @@
+"""Bytes of images in Redis: parts under keys that expire, and one index that holds them under a cap."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from imagegen.errors import StoreUnavailable
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+from imagegen.tasks.image import StoredImage
+
+PART_BYTES = 2 * 1024 * 1024
+"""Upstash takes 10 MB a request, and one part has to pass within the deadline of a call. Readers count on this size:
+another one would hide the larger pictures that are stored already."""
+
+PROBE_LIFE_MS = 10_000
+
+EVICT_BATCH = 100
+"""In reserve.lua."""
+
+EVICT_TO_FRACTION = 16
+"""Over the cap, the oldest go until a sixteenth of it is free, so that not every save pays for making room."""
+
+
+class RedisBlobStore:
+    """IMAGE_STORE=redis. A picture of one part costs four commands to put, one to get, one to ask for.
+
+    max_bytes: of all pictures together; the newest one always stays, also where it is larger.
+    """
+
+    def __init__(
+        self, connection: Connection, keys: Keys, max_bytes: int, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._spent = partial(connection.meter.redis_commands_sent, "pictures")
+        self._index_end_s = 0.0
+        self._reserve = load_script(__package__, "reserve")
+
+    async def start(self) -> None:
+        """Nothing has to be ready."""
+
+    async def close(self) -> None:
+        """The connection is not ours."""
+
+    async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
+        """Save the bytes, or those of a file, until `expires_at_s` (Unix time), after the oldest made room.
+
+        Raises: QueueUnavailable; StoreUnavailable if Redis has no memory for it or the file can't be read.
+        """
+        name, size_bytes = _name(task_id, image), image.size_bytes
+        await self._make_room(f"{name}:{size_bytes}", size_bytes, expires_at_s)
+        for part, key in enumerate(self._parts(name, size_bytes)):
+            data = await _part(source, part)
+            async with self._connection.deadline(), _memory_checked():
+                await self._connection.commands.set(key, data, pxat=int(expires_at_s * 1000))
+            self._spent(1)
+
+    async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset` in pieces: fewer than `length` if a part is gone. Raises QueueUnavailable."""
+        keys = list(self._parts(_name(task_id, image), image.size_bytes))
+        end = offset + length
+        for number in range(offset // PART_BYTES, -(-end // PART_BYTES)):
+            async with self._connection.deadline():
+                part = cast(bytes | None, await self._connection.commands.get(keys[number]))
+            self._spent(1)
+            if part is None:
+                return
+            start = number * PART_BYTES
+            yield part[max(offset - start, 0) : end - start] if start < offset or end < start + len(part) else part
+
+    async def probe(self) -> None:
+        """Write a small value. Raises QueueUnavailable, StoreUnavailable."""
+        async with self._connection.deadline(), _memory_checked():
+            await self._connection.commands.set(self._keys.image_part("probe", 0), b"1", px=PROBE_LIFE_MS)
+        self._spent(1)
+
+    async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
+        """Whether every part of each is there; one command. Raises QueueUnavailable."""
+        keys = self._all_parts(task_id, images)
+        if not keys:
+            return True
+        async with self._connection.deadline():
+            count = await self._connection.commands.exists(*keys)
+        self._spent(1)
+        return count == len(keys)
+
+    async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
+        """Moves their end; one command a part. Raises QueueUnavailable."""
+        keys = self._all_parts(task_id, images)
+        async with self._connection.deadline():
+            pipeline = self._connection.commands.pipeline(transaction=False)
+            for key in keys:
+                _ = pipeline.pexpireat(key, int(expires_at_s * 1000))
+            await pipeline.execute()
+        self._spent(len(keys))
+
+    async def _make_room(self, member: str, size_bytes: int, expires_at_s: float) -> None:
+        """Should we die between the two calls, what was to be deleted lives to its end, and is not counted."""
+        now = self._clock()
+        index_end_s = max(expires_at_s + (expires_at_s - now), self._index_end_s)
+        moved = expires_at_s > self._index_end_s
+        floor_bytes = self._max_bytes - self._max_bytes // EVICT_TO_FRACTION
+        args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved))
+        async with self._connection.deadline(), _memory_checked():
+            taken = cast(
+                list[bytes], await self._connection.commands.run_script(self._reserve, [self._keys.image_index], args)
+            )
+        self._index_end_s = index_end_s if moved else self._index_end_s
+        self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
+        names = [oldest.decode().rpartition(":") for oldest in taken]
+        if keys := [key for name, _, size in names for key in self._parts(name, int(size))]:
+            async with self._connection.deadline():
+                await self._connection.commands.unlink(*keys)
+            self._spent(1)
+
+    def _all_parts(self, task_id: str, images: Sequence[StoredImage]) -> list[str]:
+        return [key for image in images for key in self._parts(_name(task_id, image), image.size_bytes)]
+
+    def _parts(self, name: str, size_bytes: int) -> Iterator[str]:
+        return (self._keys.image_part(name, part) for part in range(-(-size_bytes // PART_BYTES)))
+
+
+async def _part(source: bytes | Path, part: int) -> bytes:
+    """Return one part of the bytes or of a file. Raises StoreUnavailable."""
+    if isinstance(source, bytes):
+        return source[part * PART_BYTES : (part + 1) * PART_BYTES]
+    try:
+        return await asyncio.to_thread(_read, source, part * PART_BYTES)
+    except OSError as error:
+        raise StoreUnavailable from error
+
+
+def _read(path: Path, offset: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(PART_BYTES)
+
+
+@asynccontextmanager
+async def _memory_checked() -> AsyncIterator[None]:
+    """Raise StoreUnavailable if Redis has no memory left: it answers, so it is not away."""
+    try:
+        yield
+    except ResponseError as error:
+        if "OOM " in str(error)[:120] or isinstance(error, OutOfMemoryError):
+            raise StoreUnavailable from error
+        raise
+
+
+def _name(task_id: str, image: StoredImage) -> str:
+    return f"{task_id}:{image.index}:{image.sha256[:12]}"

@@ -1,0 +1,83 @@
+"""Owns a sandbox picture from its prompt to its bytes: the same wishes, the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from random import Random
+
+from imagegen.providers.drawing import abstracts, landscapes
+from imagegen.providers.drawing.canvas import Canvas
+from imagegen.providers.drawing.caption import blur_card, lay_out, write_words
+from imagegen.providers.drawing.palette import PALETTES
+
+_SCENES: tuple[Callable[[Canvas], None], ...] = (
+    landscapes.ridges,
+    abstracts.paper,
+    landscapes.orbit,
+    abstracts.tiles,
+    landscapes.waves,
+    abstracts.facets,
+    abstracts.silk,
+)
+_SAVING: dict[str, dict[str, int]] = {
+    "png": {"compress_level": 4},
+    "jpeg": {"quality": 90, "subsampling": 0},
+    "webp": {"quality": 88, "method": 2},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingSpec:
+    """All that a sandbox picture depends on. `output_format` is `png`, `jpeg` or `webp`."""
+
+    prompt: str
+    seed: int | None
+    index: int
+    width: int
+    height: int
+    output_format: str
+
+
+class Drawing:
+    """A picture in four steps, each of which takes a while: call them in this order, off the event loop."""
+
+    def __init__(self, wish: DrawingSpec) -> None:
+        self._wish = wish
+        self._canvas = _canvas(wish)
+        self._card = lay_out(wish.width, wish.height, wish.prompt)
+
+    def paint(self) -> None:
+        """The scene, without words."""
+        _SCENES[(_number(self._wish.prompt) + _place(self._wish)) % len(_SCENES)](self._canvas)
+
+    def blur_card(self) -> None:
+        """The glass that the words stand on."""
+        blur_card(self._canvas, self._card)
+
+    def write_words(self) -> None:
+        """The prompt and the mark."""
+        write_words(self._canvas, self._card)
+
+    def encode(self) -> bytes:
+        """The file."""
+        file = BytesIO()
+        self._canvas.image.save(file, self._wish.output_format, **_SAVING[self._wish.output_format])
+        return file.getvalue()
+
+
+def _canvas(wish: DrawingSpec) -> Canvas:
+    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}"))  # noqa: S311 - a picture, no secret
+    palette = PALETTES[(_number(wish.prompt) // 1_000 + 3 * _place(wish)) % len(PALETTES)]
+    return Canvas(wish.width, wish.height, palette.turned(random.uniform(-18, 18)), random)
+
+
+def _place(wish: DrawingSpec) -> int:
+    """Neighbours in seed or index have another scene and another palette: both counts are prime."""
+    return wish.index if wish.seed is None else wish.seed + wish.index + 3
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

@@ -1,0 +1,168 @@
+"""Owns the talk with a provider: JSON out, a bounded answer in, and every loss as one `UpstreamError`.
+
+The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and a
+connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection just as it is
+used again, the request counts as sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import aiohttp
+import orjson
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from imagegen import __version__
+from imagegen.errors import UpstreamError
+from imagegen.providers.large_body import load_json
+from imagegen.providers.post import NotSent, PaidPost, RawResponse, connect_timeout, read_limited
+from imagegen.providers.protocol import CallObserver, Reply
+from imagegen.providers.response_parser import error_from_response, parse_reply
+
+USER_AGENT = f"imagegen/{__version__}"
+
+_LOOK_UP_S = 15.0
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.ClientProxyConnectionError, "no connection to its proxy"),
+    (aiohttp.ClientHttpProxyError, "its proxy refused to connect"),
+    (aiohttp.ClientConnectorDNSError, "its name was not found"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ServerFingerprintMismatch, "TLS failed"),
+    (aiohttp.InvalidURL, "its address is not usable"),
+    (aiohttp.NonHttpUrlClientError, "its address is not usable"),
+    (TimeoutError, "no connection in time"),
+)
+"""Why nothing was sent; for all else there was no connection."""
+
+_PROXY_LOGIN = 407
+"""Only a proxy answers so: https://www.rfc-editor.org/rfc/rfc9110.html#name-407-proxy-authentication-re"""
+
+_NEVER_SENT = (
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ClientConnectorError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+)
+"""What `ClientSession` raises where nothing was sent."""
+
+
+class ProviderClient:
+    """A provider's base URL, and what goes with each request to it and to no other host.
+
+    generations: the path of its paid call. timeout_s: over everything, from the wait for a connection to the last byte
+    of the body. authorization: the header's value; secret: the part of it that no text may show.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base: URL,
+        generations: str,
+        timeout_s: float,
+        *,
+        authorization: str | None = None,
+        secret: str = "",
+    ) -> None:
+        self._session = session
+        self._base = base
+        self._timeout_s = timeout_s
+        self._secret = secret
+        self._headers = _headers(authorization)
+        self._post = PaidPost(session, URL(f"{base}/{generations}"), self._headers, timeout_s)
+
+    @property
+    def base_url(self) -> URL:
+        """The base URL with a slash at its end, so that relative links lead below it."""
+        return URL(f"{self._base}/")
+
+    @property
+    def own_hosts(self) -> frozenset[str]:
+        return frozenset({self._base.host_port_subcomponent or ""})
+
+    async def generate(self, fields: Mapping[str, object], watcher: CallObserver) -> Reply:
+        """POSTs one paid call. Raises UpstreamError."""
+        try:
+            answer = await self._post.send(orjson.dumps(fields), watcher.sent)
+        except NotSent as error:
+            raise _not_reached(error.__cause__) from error
+        except HttpProcessingError as error:
+            raise _not_http() from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost_response(error, self._timeout_s) from error
+        if answer.status == _PROXY_LOGIN:
+            raise _no_login()
+        return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+
+    async def get_json(self, path: str) -> object:
+        """GETs some JSON that costs nothing. Raises UpstreamError."""
+        answer = await self._get(URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
+        if 200 <= answer.status < 300:
+            with suppress(orjson.JSONDecodeError):
+                return load_json(answer.body)
+        if answer.status == _PROXY_LOGIN:
+            raise _no_login()
+        raise error_from_response(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+
+    async def _get(self, url: URL, timeout_s: float) -> RawResponse:
+        limits = connect_timeout(timeout_s)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.get(url, headers=self._headers, allow_redirects=False, timeout=limits) as response,
+            ):
+                body = await read_limited(response.status, response.headers, response.content)
+                return RawResponse(response.status, response.headers, body)
+        except _NEVER_SENT as error:
+            raise _not_reached(error) from error
+        except aiohttp.ClientResponseError as error:
+            raise _not_http() from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost_response(error, timeout_s) from error
+
+
+def _headers(authorization: str | None) -> dict[str, str]:
+    """A blank User-Agent gets a 403 from the proxies before Together."""
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
+    return headers | ({"Authorization": authorization} if authorization else {})
+
+
+def basic_authorization(url: URL) -> str | None:
+    """Return the header's value for the user and password of an address, None if it has no user."""
+    if url.user is None:
+        return None
+    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+
+
+def _not_reached(cause: BaseException | None) -> UpstreamError:
+    """What can't have reached the upstream can't have been paid for."""
+    if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status == _PROXY_LOGIN:
+        return _no_login()
+    reason = next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "no connection")
+    return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
+
+
+def _no_login() -> UpstreamError:
+    detail = "The provider can't be reached: its proxy refuses the login"
+    return UpstreamError("upstream_error", detail, retryable=True, unreached=True)
+
+
+def _not_http() -> UpstreamError:
+    return UpstreamError("upstream_bad_response", "The provider's answer is not HTTP")
+
+
+def _lost_response(error: aiohttp.ClientError | OSError, timeout_s: float) -> UpstreamError:
+    """What it means that no whole answer came to what was sent."""
+    if isinstance(error, TimeoutError):
+        detail = f"The provider did not answer within {timeout_s:g} s"
+        return UpstreamError("upstream_timeout", detail, retryable=True, ambiguous=True)
+    detail = "The connection to the provider was lost before its answer was complete"
+    return UpstreamError("upstream_error", detail, retryable=True, ambiguous=True)

@@ -1,0 +1,401 @@
+"""Owns all knowledge of what image services answer: pictures, rate limits, and what each refusal means. No I/O.
+
+Together's, OpenAI's, FastAPI's (`{"detail": …}`) and A1111's shapes are read by the same lenient code, since none of
+them keeps to its own specification.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import orjson
+import pybase64
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.large_body import LARGE_BYTES, large_items, load_json
+from imagegen.providers.protocol import Reply, UpstreamLimits
+from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
+from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
+
+MAX_DETAIL_CHARS = 300
+MAX_LINK_CHARS = 16_384
+
+_LONGEST_READ_CHARS = 4_000
+_SHORTEST_SECRET_CHARS = 4
+_LARGEST_NUMBER = 1e6
+"""More is no count of seconds but a point in time, and no rate."""
+
+_REFUSED = frozenset({400, 404, 412, 413, 415, 422, 451})
+_CODE_OF_STATUS = {
+    401: "upstream_auth",
+    402: "upstream_billing",
+    403: "upstream_auth",
+    408: "upstream_error",
+    425: "upstream_error",
+    429: "upstream_rate_limited",
+    451: "content_policy",
+    460: "upstream_error",
+    499: "upstream_error",
+    503: "upstream_overloaded",
+    529: "upstream_overloaded",
+}
+_RETRYABLE = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
+_STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "server_error": 500}
+_MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
+
+_MODEL = re.compile(
+    r"model is not supported for image generation|unable to access (?:non-serverless )?model", re.IGNORECASE
+)
+_ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"(?:unsupported use of|un(?:known|supported|recognized) parameter:?|argument not supported:?) ['\"]?([a-z_]+)",
+    re.IGNORECASE,
+)
+_PER_MINUTE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
+_MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
+_HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
+
+_PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
+"""What most links look like, so that few need to be taken apart to know that they name a host."""
+
+_LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
+
+_OUR_NAMES = {
+    "num_inference_steps": "steps",
+    "step": "steps",
+    "guidance": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "response_extension": "output_format",
+}
+
+
+_OPERATOR_MUST_ACT = {
+    "upstream_auth": "The provider does not accept this service's key; the operator of this service must act",
+    "upstream_billing": "This service's account with the provider has no credit; the operator of this service must act",
+}
+"""What the client reads; the provider's advice is for the owner of the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ErrorInfo:
+    """What an error answer says of itself; empty where it says nothing.
+
+    param: the request field that it names. codes: its code, type, name, status and reasons, lower case.
+    """
+
+    message: str = ""
+    kind: str = ""
+    code: str = ""
+    param: str = ""
+    codes: tuple[str, ...] = ()
+
+
+def parse_reply(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> Reply:
+    """Reads the answer to a generation. Raises UpstreamError where it is none.
+
+    Entries that hold no usable picture are left out, so `images` may be short or empty.
+    headers: found by their names in any case, as aiohttp's are; secret: what no text may show;
+    now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
+    """
+    if len(body) > LARGE_BYTES and 200 <= status < 300:
+        images = tuple([image for item in large_items(body) or () if (image := _image(item)) is not None])
+        if images:
+            return Reply(images, _limits(headers))
+    fields = _json_object(body)
+    items = _items(fields) if fields is not None and 200 <= status < 300 else None
+    if fields is None or items is None or (not items and fields.get("error")):
+        raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
+    images = tuple([image for item in items if (image := _image(item)) is not None])
+    if not images and (fault := _fault_of_item(items)):
+        raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
+    return Reply(images, _limits(headers))
+
+
+def error_from_response(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> UpstreamError:
+    """Says what an answer that brought nothing means. It is classed by its status, not by its type:
+    Together sends `credit_limit` with a 402 and with a 429."""
+    fields = _error_object(body)
+    complaint = _complaint(fields or {})
+    meant = _effective_status(status, fields or {}, complaint)
+    max_count = _max_count(meant, complaint)
+    parameter = "n" if max_count else _parameter(complaint) if meant in _REFUSED else None
+    code = "upstream_invalid_request" if parameter else _code(meant, complaint, is_json=fields is not None)
+    retryable = code in _RETRYABLE
+    said = _detail(status, body, fields, complaint, secret)
+    return UpstreamError(
+        code,
+        _client_detail(code, said),
+        retryable=retryable,
+        ambiguous=retryable and may_have_run(status, body, is_own_error=_is_own_error(fields)),
+        unreached=retryable and status in NEVER_REACHED,
+        retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if retryable else None,
+        parameter=parameter,
+        max_count=max_count,
+        status=status,
+        upstream_detail=said,
+    )
+
+
+def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
+    """The image models of a model list, in either of its shapes: a bare array, or `{"data": […]}`."""
+    entries = listing.get("data") if isinstance(listing, dict) else listing
+    return tuple(
+        entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry.get("type") in ("image", None)
+    )
+
+
+def _json_object(body: bytes | bytearray) -> dict[str, object] | None:
+    try:
+        value = load_json(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _items(fields: dict[str, object]) -> list[object] | None:
+    data, images = fields.get("data"), fields.get("images")
+    if isinstance(data, list) and (data or not isinstance(images, list)):
+        return data
+    return images if isinstance(images, list) else None
+
+
+def _fault_of_item(items: list[object]) -> dict[str, object] | None:
+    """Return the error in place of an image: https://www.volcengine.com/docs/82379/1541523"""
+    for item in items:
+        if isinstance(item, dict) and isinstance(error := item.get("error"), dict):
+            return {"error": error}
+    return None
+
+
+def _image(item: object) -> GivenImage | None:
+    if isinstance(item, ImageBase64):
+        return item
+    if isinstance(item, str):
+        return _linked(item) or _decoded(item)
+    if not isinstance(item, dict):
+        return None
+    for name in ("b64_json", "base64", "image"):
+        text = item.get(name)
+        if isinstance(text, ImageBase64):
+            return text
+        if isinstance(text, str) and (image := _decoded(text)):
+            return image
+    return _link(url) if isinstance(url := item.get("url"), str) else None
+
+
+def _linked(text: str) -> ImageLink | ImageBytes | None:
+    if _PLAIN_LINK.fullmatch(text):
+        return ImageLink(text)
+    if text[:5].lower() == "data:":
+        return _decoded(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return None
+    return ImageLink(text) if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _link(text: str) -> ImageLink | ImageBytes | None:
+    """Read a field that can only be a link: a relative one, or one whose refusal the fetcher words."""
+    if not text or len(text) > MAX_LINK_CHARS or text[:5].lower() == "data:":
+        return _linked(text)
+    return ImageLink(text)
+
+
+def _decoded(text: str) -> ImageBytes | None:
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return None
+    if "\n" in text:
+        text = "".join(text.split())
+    try:
+        data = pybase64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return None
+    return ImageBytes(data) if data else None
+
+
+def _error_object(body: bytes | bytearray) -> dict[str, object] | None:
+    """Return the error object of an answer; Google's OpenAI-compatible route wraps it in a list."""
+    try:
+        value = load_json(body)
+    except orjson.JSONDecodeError:
+        return None
+    first = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return first if isinstance(first, dict) else None
+
+
+def _is_own_error(fields: dict[str, object] | None) -> bool:
+    """Return whether the error is the service's own: Cloudflare's problem details, a gateway's `message` are not."""
+    return fields is not None and bool(fields.get("error") or fields.get("detail")) and "cloudflare_error" not in fields
+
+
+def _complaint(fields: dict[str, object]) -> _ErrorInfo:
+    error = fields.get("error") or fields.get("errors")
+    inner = error if isinstance(error, dict) else fields
+    base = fields.get("base_resp")  # MiniMax
+    base = base if isinstance(base, dict) else {}
+    texts = (inner.get("message"), inner.get("detail"), inner.get("errors"), error, base.get("status_msg"))
+    return _ErrorInfo(
+        message=next((text for value in texts if (text := _sentence(value))), ""),
+        kind=str(inner.get("type") or "").lower()[:100],
+        code=str(inner.get("code") or "").lower()[:100],
+        param=str(inner.get("param") or "")[:100],
+        codes=tuple(_codes(fields, inner, base)),
+    )
+
+
+def _codes(fields: dict[str, object], inner: dict[str, object], base: dict[str, object]) -> Iterator[str]:
+    """Every short word by which an error names its kind, wherever the services put it."""
+    places: list[object] = [inner.get(name) for name in ("code", "type", "name", "status", "error_type", "reason")]
+    places += [fields.get("code"), fields.get("error"), fields.get("error_type")]
+    for name in ("inner_error", "innererror"):  # Azure
+        nested = inner.get(name)
+        places.append(nested.get("code") if isinstance(nested, dict) else None)
+    for name in ("detail", "details", "errors"):  # fal's and Google's lists
+        entries = inner.get(name)
+        for entry in entries[:10] if isinstance(entries, list) else ():
+            places += [entry.get("type"), entry.get("reason")] if isinstance(entry, dict) else [entry]
+    if base.get("status_code"):
+        places.append(f"minimax:{base['status_code']}")
+    for value in places:
+        if isinstance(value, str | int) and not isinstance(value, bool) and len(text := str(value)) <= 100:
+            yield text.lower()
+
+
+def _sentence(value: object) -> str:
+    """A text as it stands; of FastAPI's list of faults the places and messages, never the `input` it echoes."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return ""
+    faults = [fault for fault in value[:10] if isinstance(fault, dict) and isinstance(fault.get("msg"), str)]
+    places = (fault["loc"][-1] if isinstance(fault.get("loc"), list) and fault["loc"] else "" for fault in faults)
+    return "; ".join(f"{place}: {fault['msg']}".removeprefix(": ") for place, fault in zip(places, faults, strict=True))
+
+
+def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> int:
+    """The status itself; of an error object under a 2xx the one that it names or that its type stands for."""
+    if not 200 <= status < 300 or not fields.get("error"):
+        return status
+    if re.fullmatch(r"[45]\d\d", complaint.code):
+        return int(complaint.code)
+    return _STATUS_OF_TYPE.get(complaint.kind, status)
+
+
+def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
+    message = complaint.message[:_LONGEST_READ_CHARS]
+    if code := lasting(status, complaint.codes, message):
+        return code
+    if status in _CODE_OF_STATUS:
+        return _CODE_OF_STATUS[status]
+    if 500 <= status < 600:
+        return "upstream_error"
+    if status in _REFUSED or 200 <= status < 300:
+        return _code_of_text(status, complaint, message, is_json=is_json)
+    return "upstream_bad_response"
+
+
+def _code_of_text(status: int, complaint: _ErrorInfo, message: str, *, is_json: bool) -> str:
+    if complaint.code in _MODEL_CODES or _MODEL.search(message):
+        return "model_not_available"
+    if status == 404 and is_json and not _ROUTE.match(message):
+        return "model_not_available"
+    return "upstream_invalid_request" if status in _REFUSED else "upstream_bad_response"
+
+
+def _max_count(status: int, complaint: _ErrorInfo) -> int | None:
+    if status not in _REFUSED or lasting(status, complaint.codes, complaint.message[:_LONGEST_READ_CHARS]):
+        return None
+    return highest_count(complaint.param, complaint.message[:_LONGEST_READ_CHARS])
+
+
+def _client_detail(code: str, said: str) -> str:
+    """Return what the client reads: the provider's words, but no details of this service's own account."""
+    if code == "upstream_billing" and (words := re.match(r"[^.,;:([<\n]{3,80}", said)):
+        return f"{_OPERATOR_MUST_ACT[code]} ({words[0].strip()})"
+    return _OPERATOR_MUST_ACT.get(code, said)
+
+
+def _parameter(complaint: _ErrorInfo) -> str | None:
+    found = _PARAMETER.search(complaint.message[:_LONGEST_READ_CHARS])
+    name = found[1].lower() if found else ""
+    return None if name in ("", "prompt", "model") else _OUR_NAMES.get(name, name)
+
+
+def _detail(
+    status: int, body: bytes | bytearray, fields: dict[str, object] | None, complaint: _ErrorInfo, secret: str
+) -> str:
+    if 300 <= status < 400:
+        return f"HTTP {status}, a redirect, which is not followed"
+    if not body.strip():
+        return f"HTTP {status}, empty body"
+    if fields is None:
+        return f"HTTP {status}, not JSON"
+    return sanitize_detail(complaint.message, secret) or f"HTTP {status}, nothing usable in it"
+
+
+def sanitize_detail(message: str, secret: str = "") -> str:
+    """A foreign text that may be shown: short, on one line, without the secret, and empty where it is a page."""
+    if len(secret) >= _SHORTEST_SECRET_CHARS:
+        message = message.replace(secret, "[key]")
+    message = _MASKED_KEY.sub("[key]", message[:_LONGEST_READ_CHARS])
+    if _HTML.search(message):
+        return ""
+    plain = "".join(" " if unicodedata.category(c).startswith("C") else c for c in message)
+    text = " ".join(plain.split())
+    return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
+
+
+def _retry_after_s(code: str, headers: Mapping[str, str], message: str, now_s: float | None) -> float | None:
+    """Together documents only `x-ratelimit-reset`: https://docs.together.ai/docs/rate-limits"""
+    asked_s = _number(headers.get("retry-after"))
+    if asked_s is None:
+        asked_s = _until_s(headers, now_s)
+    if asked_s is not None or code != "upstream_rate_limited":
+        return asked_s
+    if (reset_s := _limits(headers).reset_s) is not None:
+        return reset_s
+    found = _PER_MINUTE.search(message[:_LONGEST_READ_CHARS])
+    return 60 / float(found[1]) if found and float(found[1]) > 0 else None
+
+
+def _until_s(headers: Mapping[str, str], now_s: float | None) -> float | None:
+    then_s = _unix_time_s(headers.get("retry-after"))
+    sent_s = _unix_time_s(headers.get("date"))
+    since_s = now_s if sent_s is None else sent_s
+    return None if then_s is None or since_s is None else max(0.0, then_s - since_s)
+
+
+def _unix_time_s(text: str | None) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _limits(headers: Mapping[str, str]) -> UpstreamLimits:
+    texts = [headers.get(name) or headers.get(dynamic) for name, dynamic in _LIMIT_NAMES]
+    return UpstreamLimits(*map(_number, texts)) if any(texts) else UpstreamLimits()
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value <= _LARGEST_NUMBER else None

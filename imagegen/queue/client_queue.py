@@ -1,0 +1,297 @@
+"""Owns the verbs that clients' requests need: submit, join, cancel, place; the claims' verbs are in claims.py."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+
+from loguru import logger
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.errors import InternalError, QueueFull, QueueUnavailable
+from imagegen.queue.codec import (
+    CANCELLED_RUN,
+    broadcast_record,
+    calls_under_way,
+    decode_entry,
+    decode_head,
+    decode_record,
+    server_time,
+    with_delivery_log,
+)
+from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
+from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.items import SubmitReply, raised, submit_item
+from imagegen.queue.outbox import Outbox
+from imagegen.queue.scripts import Scripts
+from imagegen.queue.task_list import TaskList
+from imagegen.queue.task_lookup import TaskLookup, newer_version_error
+from imagegen.tasks import task as edges
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, Task, WaitReason
+from imagegen.tasks.webhook import Webhook, initial_deliveries
+
+POSITIONS_MAX_AGE_S = 10.0
+
+
+class CacheResult(StrEnum):
+    """What a submit met; the values are those of the `X-Cache` header."""
+
+    MISS = "MISS"
+    COALESCED = "COALESCED"
+    HIT = "HIT"
+    REFRESH = "REFRESH"
+
+
+class Submission(Struct, frozen=True, gc=False):
+    """What a client submits: the request in its stored form, the two names of its canonical form, and whom to tell."""
+
+    task_id: str
+    digest: str
+    model: str
+    request_json: bytes
+    webhooks: tuple[Webhook, ...] = ()
+
+
+class SubmitResult(Struct, frozen=True, gc=False):
+    task: Task
+    cached: CacheResult
+
+
+class ClientQueue:
+    """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator.
+
+    on_gone: awaited when a submit meets an unfinished task whose entry is gone, before the task is queued again.
+    """
+
+    idempotency: IdempotencyKeys
+    listing: TaskList
+    outbox: Outbox
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        lookup: TaskLookup,
+        *,
+        result_ttl_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._scripts = scripts
+        self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
+        self._estimates = lookup.dispatcher.estimates
+        self._result_ttl_s = result_ttl_s
+        self._clock = clock
+        self._positions_read_at = 0.0
+        self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
+        self.on_gone: Callable[[], Awaitable[None]] = _do_nothing
+        self._own, self._decoded = lookup.authoritative_local, lookup.decode
+        self.get, self.newest, self.read, self.is_free = lookup.get, lookup.fresh, lookup.read, lookup.is_free
+
+    async def submit(self, submission: Submission) -> SubmitResult:
+        """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.
+
+        Raises QueueFull, QueueUnavailable; nothing is kept then.
+        """
+        known = self._from_cache(submission)
+        if known is not None:
+            return self._record_metric(known)
+        running = self._await_inflight_submit(submission.task_id)
+        if running is not None:
+            first = await running
+            _same_request(first.task, submission)
+            return self._record_metric(
+                first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
+            )
+        return self._record_metric(await self._enqueue(submission))
+
+    async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> SubmitResult:
+        """Queues a finished task afresh under its id, joined if somebody did so already. Raises as `submit` does.
+
+        keep: whether its pictures stay, marked as stale, until the new ones are there.
+        """
+        running = self._await_inflight_submit(submission.task_id)
+        if running is not None:
+            return self._record_metric(replace(await running, cached=CacheResult.COALESCED))
+        return self._record_metric(await self._enqueue(submission, finished, keep=keep))
+
+    def _record_metric(self, submitted: SubmitResult) -> SubmitResult:
+        self._scripts.meter.submits[submitted.cached] += 1
+        return submitted
+
+    async def add_webhooks(self, submission: Submission, submitted: SubmitResult) -> SubmitResult:
+        """Adds a submit's webhooks to the task that it met; those of a finished one are called at once.
+
+        Raises InvalidRequest where the task has its fill, QueueUnavailable.
+        """
+        task: Task | None = submitted.task
+        if submitted.cached in (CacheResult.MISS, CacheResult.REFRESH):
+            return submitted
+        while True:
+            found = await self._scripts.read(submitted.task.id)
+            task = self._decoded(submitted.task.id, found)
+            if task is None:
+                raise QueueUnavailable(headers={"Retry-After": "2"})
+            task = await self.outbox.join(task, found[2], submission.webhooks)
+            if task is not None:
+                break
+        if task.state.is_final:
+            self._notifier.publish("fresh", ids=[task.id])
+        return submitted
+
+    async def cancel(self, task_id: str) -> Task | None:
+        """Cancels a task that is not finished; returns what is then true of it, or None where it is unknown.
+
+        The call that is under way is dropped, here at once and on another instance when it hears of it.
+        """
+        while (task := await self.newest(task_id)) is not None and not task.state.is_final:
+            if not task.request_json:
+                task = await self._with_request(task)
+            final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
+            answer = await self._scripts.cancel(final, CANCELLED_RUN)
+            if answer is not None and answer.stands == b"":
+                final = with_delivery_log(raised(final, answer), answer.hooks)
+                self._scripts.meter.finished(final.state.value, "", final.model)
+                self._dispatcher.mark_finished_elsewhere(final)
+                self._estimates.line.remove(task.entry_id)
+                self._task_cache.put(final)
+                self._task_cache.on_finished_here(final)
+                self._notifier.publish("change", record=broadcast_record(final).decode())
+                return final
+            self._task_cache.forget(task_id)
+        return task
+
+    async def position(self, task: Task) -> QueuePosition:
+        """Where an unfinished task stands; exact alone, at most 10 s old with other instances."""
+        if task.state.is_final:
+            return UNKNOWN_POSITION
+        line = self._estimates.line
+        doubtful = line.vague or not self._notifier.no_peers_since(line.read_at)
+        if doubtful and self._clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
+            try:
+                await self.refresh_positions()
+            except QueueUnavailable:
+                logger.debug("The waiting line can't be read now")
+        return self._estimates.position_of(task, self._clock(), 1 + len(self._notifier.peers))
+
+    async def refresh_positions(self) -> None:
+        """Reads which entries wait. Raises QueueUnavailable."""
+        self._positions_read_at = now = self._clock()
+        waiting = await self._scripts.waiting_entry_ids()
+        self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
+
+    async def _with_request(self, task: Task) -> Task:
+        """The task with its request, which only the entry has while the task is unfinished."""
+        fields = await self._scripts.entry(task.entry_id) if task.entry_id else None
+        return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
+
+    def _from_cache(self, submission: Submission) -> SubmitResult | None:
+        task = self._own(submission.task_id)
+        cached = CacheResult.COALESCED
+        if task is None:
+            task = self._task_cache.finished(submission.task_id)
+            cached = CacheResult.HIT
+            if task is None or task.state is not State.COMPLETED:
+                return None
+        _same_request(task, submission)
+        return SubmitResult(task, cached)
+
+    async def _enqueue(
+        self, submission: Submission, replaced: Task | None = None, *, keep: bool = False
+    ) -> SubmitResult:
+        task = self._task(submission, replaced.images if replaced and keep else ())
+        joined: list[asyncio.Future[SubmitResult]] = []
+        self._submitting[task.id] = joined
+        try:
+            answer = await self._scripts.mended(
+                self._scripts.submit, submit_item(task, replaced.epoch if replaced else None)
+            )
+            if answer.kind == "gone":
+                task, answer = await self._submit_gone(task, answer)
+            taken_in = answer.kind in ("new", "again")
+            submitted = self._on_enqueued(task, answer) if taken_in else self._on_existing(submission, answer)
+        except BaseException as error:
+            for waiter in joined:
+                if not waiter.done():
+                    waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            raise
+        finally:
+            del self._submitting[task.id]
+        for waiter in joined:
+            if not waiter.done():
+                waiter.set_result(submitted)
+        return submitted
+
+    async def _submit_gone(self, task: Task, answer: SubmitReply) -> tuple[Task, SubmitReply]:
+        """Queue a task again that has no entry, unless whoever runs it restores it. A call that was under way, and
+        whose instance is gone, may be paid for twice."""
+        await self.on_gone()
+        replaced = decode_head(answer.known).generation
+        (run,) = await self._scripts.runs([task.id])
+        task = replace(task, possibly_billed_twice=calls_under_way(run))
+        return task, await self._scripts.submit(submit_item(task, replaced))
+
+    def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
+        """What comes of the submit of this task that is under way; None where there is none."""
+        joined = self._submitting.get(task_id)
+        if joined is None:
+            return None
+        waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
+        joined.append(waiter)
+        return waiter
+
+    def _task(self, submission: Submission, stale: tuple[StoredImage, ...]) -> Task:
+        now = self._clock()
+        generation = int(now * 1e6)
+        return Task(
+            submission.task_id,
+            generation,
+            generation,
+            submission.digest,
+            submission.model,
+            submission.request_json,
+            now,
+            reason=WaitReason.QUEUED,
+            images=stale,
+            stale_images=bool(stale),
+            deliveries=initial_deliveries(submission.webhooks) if submission.webhooks else (),
+        )
+
+    def _on_enqueued(self, task: Task, answer: SubmitReply) -> SubmitResult:
+        """The answer to a submit whose task waits now."""
+        generation = answer.generation
+        task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
+        if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
+            task = replace(task, created_at=came_at)
+        if self._task_cache.put(task) and task.entry_id and task.id not in self._dispatcher.claimed:
+            self._estimates.line.add(task.entry_id)
+        if answer.kind == "again":
+            self._notifier.publish("fresh", ids=[task.id])
+        return SubmitResult(task, CacheResult.REFRESH if task.stale_images else CacheResult.MISS)
+
+    def _on_existing(self, submission: Submission, answer: SubmitReply) -> SubmitResult:
+        if answer.kind == "full":
+            self._scripts.meter.submits["FULL"] += 1
+            raise QueueFull(headers={"Retry-After": "10"})
+        if answer.kind == "newer":
+            raise newer_version_error(submission.task_id)
+        if answer.kind != "known":
+            logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
+            raise InternalError
+        _, task = decode_record(answer.known)
+        _same_request(task, submission)
+        self._task_cache.store_from_redis(task.id, task)
+        return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)
+
+
+async def _do_nothing() -> None:
+    return
+
+
+def _same_request(task: Task, submission: Submission) -> None:
+    """MD5 is not trusted: another request under the same id is never served."""
+    if task.digest != submission.digest:
+        logger.bind(taskId=task.id).error("Two different requests have this id")
+        raise InternalError

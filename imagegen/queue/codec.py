@@ -1,0 +1,387 @@
+"""Owns how tasks, entries and runs are written in Redis, with a schema version each.
+
+A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
+JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A run is
+the entry id, a space, and JSON; hooks are `1 <generation>`, a newline, and a JSON list. What has a newer version than
+ours is left alone: deploys overlap for minutes. The head of a task that webhooks joined ends in ` +`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import orjson
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.tasks.image import PaidImage, StoredImage
+from imagegen.tasks.task import State, Task, TaskError, WaitReason
+from imagegen.tasks.webhook import Delivery, merge_deliveries
+
+VERSION = 1
+
+MAX_SKEW_S = 5.0
+"""A submit is that long under way at most; a larger difference to the entry's id is another clock's."""
+
+_encode = msgspec.json.Encoder().encode
+
+_UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading something foreign raises."""
+
+_NO_REQUEST = msgspec.Raw()
+
+_ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
+
+
+class UnreadableRecord(ValueError):
+    """It is not what we write."""
+
+
+class NewerRecord(ValueError):
+    """A newer version of this service wrote it."""
+
+
+class _Record(Struct, omit_defaults=True, gc=False):
+    """The JSON of a record. The request is left out while the entry carries it."""
+
+    id: str
+    model: str
+    created: float
+    progress: int = 0
+    attempts: int = 0
+    started: float | None = None
+    finished: float | None = None
+    expires: float | None = None
+    images: tuple[StoredImage, ...] = ()
+    stale: bool = False
+    error: TaskError | None = None
+    warnings: tuple[str, ...] = ()
+    billed: int = 0
+    retry: float | None = None
+    reason: WaitReason = WaitReason.QUEUED
+    webhooks: tuple[dict[str, Any], ...] = ()
+    request: msgspec.Raw = _NO_REQUEST
+
+
+class _Entry(Struct, omit_defaults=True, gc=False):
+    """The JSON of an entry: all that an instance needs to run the task.
+
+    queued: when the task came, by the server's clock, where an earlier entry carried it; else the entry's id has it.
+    """
+
+    id: str
+    digest: str
+    model: str
+    created: float
+    request: msgspec.Raw
+    images: tuple[StoredImage, ...] = ()
+    webhooks: tuple[dict[str, Any], ...] = ()
+    queued: float | None = None
+
+
+_read_record = msgspec.json.Decoder(_Record).decode
+_read_entry = msgspec.json.Decoder(_Entry).decode
+
+
+class RecordHeader(NamedTuple):
+    """The part of a record that scripts read."""
+
+    state: State
+    entry_id: str
+    generation: int
+    sequence: int
+    digest: str
+
+
+def encode_task(task: Task, *, with_request: bool) -> bytes:
+    """The JSON of a record."""
+    return _encode(
+        _Record(
+            task.id,
+            task.model,
+            task.created_at,
+            task.progress,
+            task.attempts,
+            task.started_at,
+            task.finished_at,
+            task.expires_at,
+            task.images,
+            task.stale_images,
+            task.error,
+            task.warnings,
+            task.possibly_billed_twice,
+            task.retry_at,
+            task.reason or WaitReason.QUEUED,
+            _stored(task.deliveries),
+            msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
+        )
+    )
+
+
+def final_record(task: Task) -> bytes:
+    """The whole record of a finished task."""
+    return _ownerless_head(task) + encode_task(task, with_request=True)
+
+
+def broadcast_record(task: Task) -> bytes:
+    """A task as another instance is told of it; read by `decode_record`, but never stored."""
+    return _ownerless_head(task) + encode_task(task, with_request=False)
+
+
+def _ownerless_head(task: Task) -> bytes:
+    return f"{VERSION} {task.state} - {task.epoch} {task.sequence} {task.digest}\n".encode()
+
+
+def decode_head(value: bytes) -> RecordHeader:
+    """Reads a record's first line. Raises NewerRecord or UnreadableRecord."""
+    try:
+        version, *parts = value.partition(b"\n")[0].decode().split(" ")
+        if int(version) > VERSION:
+            raise NewerRecord(version)
+        state, entry_id, generation, sequence, digest, *_ = parts
+        return RecordHeader(State(state), entry_id, int(generation), int(sequence), digest)
+    except NewerRecord:
+        raise
+    except ValueError as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def decode_record(value: bytes) -> tuple[RecordHeader, Task]:
+    """Reads a record. Raises NewerRecord or UnreadableRecord."""
+    head = decode_head(value)
+    try:
+        return head, _task(head, _read_record(value.partition(b"\n")[2]))
+    except _UNREADABLE as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def _task(head: RecordHeader, record: _Record) -> Task:
+    pending = head.state is State.PENDING
+    return Task(
+        id=record.id,
+        epoch=head.generation,
+        sequence=head.sequence,
+        digest=head.digest,
+        model=record.model,
+        request_json=bytes(record.request),
+        created_at=record.created,
+        state=head.state,
+        progress=record.progress,
+        attempts=record.attempts,
+        started_at=record.started,
+        finished_at=record.finished,
+        expires_at=record.expires,
+        images=record.images,
+        stale_images=record.stale,
+        error=record.error,
+        warnings=record.warnings,
+        possibly_billed_twice=record.billed,
+        reason=record.reason if pending else None,
+        retry_at=record.retry,
+        entry_id=head.entry_id if pending else "",
+        deliveries=_deliveries(record.webhooks),
+    )
+
+
+def _stored(deliveries: tuple[Delivery, ...]) -> tuple[dict[str, Any], ...]:
+    return tuple([delivery.stored() for delivery in deliveries]) if deliveries else ()
+
+
+def _deliveries(stored: Iterable[Any]) -> tuple[Delivery, ...]:
+    return tuple([Delivery.restore(one) for one in stored]) if stored else ()
+
+
+def encode_entry(task: Task) -> bytes:
+    """The JSON of an entry."""
+    request = msgspec.Raw(task.request_json)
+    stale = task.images if task.stale_images else ()
+    queued = task.created_at if task.entry_id else None
+    return _encode(
+        _Entry(task.id, task.digest, task.model, task.created_at, request, stale, _stored(task.deliveries), queued)
+    )
+
+
+def peek_task_id(fields: Mapping[bytes, bytes]) -> str:
+    """The task id of an entry as we write it, without reading all of it; of another's making it is any text."""
+    return fields.get(b"d", b"")[7:39].decode(errors="replace") if fields.get(b"v") == b"1" else ""
+
+
+def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
+    """The pending task of a stream entry. Raises NewerRecord or UnreadableRecord."""
+    try:
+        if int(fields[b"v"]) > VERSION:
+            raise NewerRecord(fields[b"v"].decode())
+        generation = int(fields[b"g"])
+        entry = _read_entry(fields[b"d"])
+        return Task(
+            id=entry.id,
+            epoch=generation,
+            sequence=generation,
+            digest=entry.digest,
+            model=entry.model,
+            request_json=bytes(entry.request),
+            created_at=_came_at(entry, entry_id),
+            images=entry.images,
+            stale_images=bool(entry.images),
+            reason=WaitReason.QUEUED,
+            entry_id=entry_id,
+            deliveries=_deliveries(entry.webhooks),
+        )
+    except NewerRecord:
+        raise
+    except _UNREADABLE as error:
+        raise UnreadableRecord(repr(fields)[:200]) from error
+
+
+def _came_at(entry: _Entry, entry_id: str) -> float:
+    if entry.queued is not None:
+        return entry.queued
+    return server_time(entry.created, entry_id) if entry_id else entry.created
+
+
+def server_time(created_at: float, entry_id: str) -> float:
+    """Return when a task came by the server's clock: that of its submitter, unless the entry's id differs."""
+    added_at = int(entry_id.partition("-")[0]) / 1000
+    return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
+
+
+class Checkpoint(
+    Struct,
+    frozen=True,
+    gc=False,
+    rename={"dropped_params": "without", "missing_requested": "asked_again", "ambiguous_calls": "ambiguous"},
+):
+    """How far a task's generation has come, written before each paid call.
+
+    owner: the instance that runs it; phase: `calling` (a call may be under way), `waiting` (before a retry),
+    `released` (handed back) or `cancelled`. starts counts every start, attempts those that count, ambiguous the
+    calls that were sent and brought no answer; asked_again: the missing pictures were asked for once more.
+    links: images that were paid for and are still to be fetched; while there are any, no call is under way.
+    short: places that an answer left empty, not asked for again yet; given_up: places that are not asked for again.
+    """
+
+    owner: str
+    phase: str = "calling"
+    starts: int = 0
+    attempts: int = 0
+    ambiguous_calls: int = 0
+    images: tuple[StoredImage, ...] = ()
+    warnings: tuple[str, ...] = ()
+    dropped_params: tuple[str, ...] = ()
+    missing_requested: bool = False
+    started_at: float | None = None
+    reason: str | None = None
+    retry_at: float | None = None
+    links: tuple[PaidImage, ...] = ()
+    short: tuple[int, ...] = ()
+    given_up: tuple[int, ...] = ()
+
+    @property
+    def calling(self) -> bool:
+        """Whether a paid call may be under way, or its images may be in its owner's memory alone."""
+        return self.phase == "calling" and not self.links
+
+    def encode(self, entry_id: str) -> bytes:
+        return entry_id.encode() + b" " + _encode(self)
+
+
+_read_run = msgspec.json.Decoder(Checkpoint).decode
+
+CANCELLED_RUN = _encode(Checkpoint(owner="", phase="cancelled"))
+"""What a start finds where the task was cancelled just before, without the entry id."""
+
+
+def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
+    """Entry id and run. Raises UnreadableRecord."""
+    try:
+        entry_id, _, rest = value.partition(b" ")
+        if not _ENTRY_ID.fullmatch(entry_id):
+            raise ValueError(entry_id)
+        return entry_id.decode(), _read_run(rest)
+    except _UNREADABLE as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def readable_run(value: bytes) -> bool:
+    """Return whether `decode_run` reads it."""
+    try:
+        decode_checkpoint(value)
+    except UnreadableRecord:
+        return False
+    return True
+
+
+def calls_under_way(stands: bytes | None) -> int:
+    """Return how many calls of a run may have been paid for, the one that is under way included."""
+    if stands is None:
+        return 0
+    try:
+        _, run = decode_checkpoint(stands)
+    except UnreadableRecord:
+        return 1
+    return run.ambiguous_calls + (run.phase == "calling")
+
+
+def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:
+    """What an unfinished task shows: the pictures of before stand until the new ones are all there."""
+    return task.images if task.stale_images else run.images
+
+
+def with_checkpoint(task: Task, run: Checkpoint) -> Task:
+    """The unfinished task of a record as its run makes it: what another instance can know of it."""
+    calling = run.phase == "calling"
+    return replace(
+        task,
+        state=State.PROCESSING if calling else State.PENDING,
+        sequence=task.epoch + run.starts * 1_000 + (0 if calling else 999),
+        attempts=run.attempts,
+        started_at=run.started_at,
+        progress=5 if calling else 0,
+        images=shown_images(task, run),
+        possibly_billed_twice=max(run.ambiguous_calls, task.possibly_billed_twice),
+        reason=None if calling and not run.reason else _reason(run.reason),
+        retry_at=run.retry_at,
+    )
+
+
+def _reason(reason: str | None) -> WaitReason:
+    """Return the reason; one of a newer version becomes the plainest one."""
+    try:
+        return WaitReason(reason or WaitReason.QUEUED)
+    except ValueError:
+        return WaitReason.RETRYING
+
+
+def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
+    """The delivery log of a generation."""
+    return f"{VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
+
+
+def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
+    """Generation and deliveries. Raises NewerRecord or UnreadableRecord."""
+    try:
+        line, _, rest = value.partition(b"\n")
+        version, generation = map(int, line.split(b" "))
+        if version > VERSION:
+            raise NewerRecord(version)
+        return generation, _deliveries(orjson.loads(rest))
+    except NewerRecord:
+        raise
+    except _UNREADABLE as error:
+        raise UnreadableRecord(repr(value[:80])) from error
+
+
+def with_delivery_log(task: Task, value: bytes | None) -> Task:
+    """The task with what the delivery log says; a log of another generation, or that can't be read, says nothing."""
+    if not value:
+        return task
+    try:
+        generation, told = decode_hooks(value)
+    except (NewerRecord, UnreadableRecord):
+        return task
+    if generation != task.epoch:
+        return task
+    return replace(task, deliveries=merge_deliveries(task.deliveries, told))

@@ -1,0 +1,115 @@
+"""Check at the start that Redis can do what the queue needs: one message for what will never work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from loguru import logger
+from redis.exceptions import ReadOnlyError, RedisError
+
+from imagegen.errors import SettingsError
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.redis_errors import OLD_REMEDY, RIGHTS_REMEDY, remedy, shown, unavailable
+from imagegen.redis_client.server_info import eviction_warning
+
+KINDS = ("stream", "text", "set", "list")
+
+COMMANDS = 33
+"""That the script runs, with its own call."""
+
+
+async def check_server(connection: Connection, prefix: str) -> None:
+    """Try all commands once, on keys that are deleted at once.
+
+    Raises SettingsError for what lasts: a wrong login, missing rights or commands, a server that is too old, a
+    read-only replica. An unreachable Redis, or one that is full or loading, is waited for by whoever needs it.
+    """
+    keys = Keys(prefix)
+    try:
+        failed = await connection.probe(load_script(__package__, "lua/probe"), [keys.probe(kind) for kind in KINDS])
+    except (RedisError, OSError, TimeoutError) as error:
+        await _judge(connection, prefix, error)
+        return
+    connection.meter.redis_commands_sent("other", COMMANDS)
+    refused = [(command.decode(), text.decode(errors="replace")) for command, text in failed]
+    if message := _refusal(connection, prefix, refused):
+        raise SettingsError(message)
+    _warn_of_eviction(connection)
+
+
+async def _judge(connection: Connection, prefix: str, error: Exception) -> None:
+    """Raise SettingsError if an error of the whole probe will last."""
+    if isinstance(error, ReadOnlyError) and connection.servers.sentinel_service is None:
+        raise SettingsError(_read_only()) from error
+    to_do = remedy(error)
+    if to_do == RIGHTS_REMEDY:
+        fault = f"user {connection.servers.user} of Redis may not do what the queue needs ({shown(error)})"
+        raise SettingsError(f"REDIS_URL: {fault}. {_grant(connection, prefix)}") from error
+    if to_do is not None:
+        raise SettingsError(f"REDIS_URL, REDIS_TOKEN: Redis refuses ({shown(error)}): {to_do}") from error
+    if (unknown := await _unknown_service(connection)) is not None:
+        raise SettingsError(f"REDIS_URL: {unknown}; set the name of the service there") from error
+    if not unavailable(error):
+        raise SettingsError(f"REDIS_URL: Redis can't run the scripts of the queue ({shown(error)})") from error
+    connection.health.failed(error)
+
+
+async def _unknown_service(connection: Connection) -> str | None:
+    if connection.servers.sentinel_service is None:
+        return None
+    return await connection.servers.unknown_service()
+
+
+_KINDS = (
+    ("read-only", ("READONLY", "read only replica")),
+    ("keys", ("at least one of the keys", "No permissions to access a key")),
+    ("denied", ("The user executing the script", "NOPERM", "no permissions")),
+    ("unknown", ("nknown command", "nknown Redis command", "nknown subcommand")),
+    ("old", ("syntax error",)),
+)
+"""Errors of commands within a script, which have no class."""
+
+
+def _refusal(connection: Connection, prefix: str, failed: Iterable[tuple[str, str]]) -> str | None:
+    """Return the one message for the commands that failed; None if no failure lasts."""
+    commands: dict[str, list[str]] = {}
+    for command, text in failed:
+        kind = next((kind for kind, words in _KINDS if any(word in text for word in words)), "passing")
+        commands.setdefault(kind, []).append(command)
+    user, grant = connection.servers.user, _grant(connection, prefix)
+    if "read-only" in commands:
+        return None if connection.servers.sentinel_service is not None else _read_only()
+    if "old" in commands:
+        version = f" {connection.server.version}" if connection.server else ""
+        return f"REDIS_URL: this Redis{version} is too old: {OLD_REMEDY}"
+    if unknown := commands.get("unknown"):
+        return f"REDIS_URL: this Redis does not know {_listed(unknown)}: {OLD_REMEDY}, with no command renamed"
+    if denied := commands.get("denied"):
+        return f"REDIS_URL: user {user} of Redis may not run {_listed(denied)}. {grant}"
+    if "keys" in commands:
+        return f"REDIS_URL, REDIS_PREFIX: user {user} of Redis may not use the keys {{{prefix}}}:*. {grant}"
+    return None
+
+
+def _read_only() -> str:
+    return (
+        "REDIS_URL: this Redis is a read-only replica, or is reached with a read-only login; set the address of its "
+        "master, or redis+sentinel://HOST:PORT/SERVICE"
+    )
+
+
+def _grant(connection: Connection, prefix: str) -> str:
+    pattern = f"{{{prefix}}}:*"
+    return f"Allow it: ACL SETUSER {connection.servers.user} ~{pattern} &{pattern} +@all -@dangerous +info"
+
+
+def _listed(commands: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(commands))
+
+
+def _warn_of_eviction(connection: Connection) -> None:
+    policy = connection.server.eviction_policy if connection.server else ""
+    if warning := eviction_warning(policy):
+        logger.warning("REDIS_URL: {}", warning)

@@ -1,0 +1,115 @@
+"""Owns the one blocked reader of this process, and its recovery."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from loguru import logger
+from redis.exceptions import RedisError
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.client_queue import ClientQueue
+from imagegen.queue.leases import Leases
+from imagegen.queue.scripts import Entry, Scripts
+from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
+
+OVERDUE_S = 1.5
+"""How long a blocked read may leave an entry that waits for it alone."""
+
+REFUSED_RETRY_S = 3.0
+"""Between two reads that Redis refuses for a reason that does not pass by itself."""
+
+_GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
+
+
+class StreamConsumer:
+    """Asks for as many entries as slots are free, so that a crash leaves little behind and no instance is starved."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        scripts: Scripts,
+        leases: Leases,
+        queue: ClientQueue,
+        alone: Callable[[], bool],
+    ) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._dispatcher = leases.dispatcher
+        self._leases = leases
+        self._queue = queue
+        self._alone = alone
+        self._blocked_reads = 0
+        self._blocked = False
+        self._overdue: asyncio.TimerHandle | None = None
+        scripts.on_added = self._expect_entry
+        self.on_loss: Callable[[], None] = lambda: None
+
+    async def read_forever(self) -> None:
+        if not await self._connection.retry_until_available(self._scripts.create_group):
+            await self._connection.retry_until_available(self._queue.refresh_positions)
+        while True:
+            while (free := self._dispatcher.free_slots) <= 0:
+                self._dispatcher.demand.clear()
+                await self._dispatcher.demand.wait()
+            try:
+                entries = await self._read(free)
+            except (RedisError, OSError, TimeoutError, QueueUnavailable) as error:
+                await self._recover(error)
+                continue
+            self._connection.health.succeeded()
+            await self._deliver(entries, free)
+
+    async def _read(self, count: int) -> list[Entry]:
+        """What is known to wait is read on the connection that all calls share; only for the rest a read blocks."""
+        line = self._dispatcher.estimates.line
+        if line:
+            entries = await self._scripts.read_waiting(self._dispatcher.instance, count)
+            if len(entries) < count:
+                line.replace((), self._connection.clock())
+            if entries:
+                return entries
+        self._blocked, self._blocked_reads = True, self._blocked_reads + 1
+        try:
+            return await self._scripts.read_entries(self._dispatcher.instance, count, BLOCK_S)
+        finally:
+            self._blocked = False
+
+    def _expect_entry(self) -> None:
+        """A task was queued from here while a read blocks: with no other instance, this read has to return it."""
+        if self._blocked and self._overdue is None:
+            self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)
+
+    def _replace_silent(self, number: int) -> None:
+        """End a read that still blocks: its connection is dead, and no error came."""
+        self._overdue = None
+        if self._blocked and self._blocked_reads == number and self._alone():
+            logger.debug("The blocked read returned nothing though a task waits; it is sent again")
+            self._connection.blocking_reads.abort()
+
+    async def _deliver(self, entries: list[Entry], free: int) -> None:
+        if len(entries) < free:
+            self._scripts.depth.mark_empty()
+        else:
+            self._scripts.depth.claimed(len(entries))
+        fresh = [entry for entry in entries if not self._dispatcher.redelivered(entry)]
+        for claim in await self._leases.hold(fresh):
+            self._dispatcher.put(claim)
+
+    async def _recover(self, error: BaseException) -> None:
+        """After a failed read: make the group again if it is gone, and look for what was lost on the way."""
+        gone = any(word in str(error) for word in _GROUP_GONE)
+        if isinstance(error, QueueUnavailable):
+            await asyncio.sleep(0.1)
+        elif unavailable(error):
+            self._connection.health.failed(error)
+            await asyncio.sleep(REFUSED_RETRY_S if self._connection.health.refused else 0.1)
+        elif not gone:
+            logger.error("The reader failed: {}", error)
+            await asyncio.sleep(1.0)
+        if (made := await self._connection.retry_until_available(self._scripts.create_group)) or gone:
+            if made or not self._connection.servers.clustered:  # a cluster's slot that moves takes the stream along
+                logger.warning("The stream or its group was deleted; it is made again")
+            self.on_loss()
+        self._leases.check_now()

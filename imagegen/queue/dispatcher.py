@@ -1,0 +1,181 @@
+"""Owns what this instance holds, and who of its loops gets it next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from loguru import logger
+
+from imagegen.queue.claim import Claim
+from imagegen.queue.codec import Checkpoint, NewerRecord, UnreadableRecord, decode_entry, peek_task_id
+from imagegen.queue.eta import EtaEstimator, entry_order
+from imagegen.queue.scripts import Entry
+from imagegen.queue.task_cache import TaskCache
+from imagegen.tasks.task import State, Task
+
+
+class ClaimDispatcher:
+    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run.
+
+    delivered: order of the last entry that is known to be delivered to any instance. restoring: lost claims are
+    written back now, so entries of what is held here may come once more.
+    slots: how many claims loops work on at once. A claim leaves its slot before its result is written, so that
+    the next one is read and begun meanwhile.
+    """
+
+    def __init__(self, task_cache: TaskCache, estimates: EtaEstimator, instance: str, slots: int) -> None:
+        self._task_cache = task_cache
+        self.estimates = estimates
+        self.instance = instance
+        self.held: dict[str, Claim] = {}
+        self.claimed: dict[str, Claim] = {}
+        self.skipped_entry_ids: set[str] = set()
+        self.demand = asyncio.Event()
+        self.non_empty = asyncio.Event()
+        self._ready: deque[Claim] = deque()
+        self._waiters: deque[asyncio.Future[Claim | None]] = deque()
+        self.slots = self._slots_left = slots
+        self._quiet = False
+        self._fresh = Checkpoint(instance)
+        self.delivered = 0
+        self.restoring = False
+
+    async def claim(self) -> Claim | None:
+        """Waits for a task to run and a slot for it. None once `quiet` was said."""
+        while not self._quiet:
+            taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(taker)
+            self._dispatch()
+            self.demand.set()
+            taken = await taker
+            if taken is None or not taken.lost:
+                return taken
+            self.drop(taken)
+        return None
+
+    def quiet(self) -> None:
+        """No more claims: what is read from now on waits to be handed back."""
+        self._quiet = True
+        while self._waiters:
+            taker = self._waiters.popleft()
+            if not taker.done():
+                taker.set_result(None)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that a loop waits to fill; what is ready for them is given to them at once."""
+        return min(self._slots_left, sum(not taker.done() for taker in self._waiters))
+
+    @property
+    def ready(self) -> int:
+        """Claims that wait for a slot."""
+        return len(self._ready)
+
+    def leave_slot(self, claim: Claim) -> None:
+        """Nothing runs for it any more; another may."""
+        if claim.occupies_slot:
+            claim.occupies_slot = False
+            self._slots_left += 1
+            self._dispatch()
+            self.demand.set()
+
+    def put(self, claim: Claim) -> None:
+        """Gives a claim to a loop that waits, or keeps it for the next."""
+        self._ready.append(claim)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self._ready and self._waiters and self._slots_left > 0:
+            taker = self._waiters.popleft()
+            if not taker.done():
+                claim = self._ready.popleft()
+                claim.occupies_slot = True
+                self._slots_left -= 1
+                taker.set_result(claim)
+
+    def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
+        """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
+        claims, unreadable, now = [], [], time.monotonic()
+        for entry_id, fields in entries:
+            self.delivered = max(self.delivered, entry_order(entry_id))
+            try:
+                claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh, confirmed_at=now)
+            except NewerRecord:
+                self.skipped_entry_ids.add(entry_id)
+            except UnreadableRecord as error:
+                logger.error("Entry {} can't be read and goes to the dead-letter list: {}", entry_id, error)
+                unreadable.append((entry_id, str(error)))
+            else:
+                self.held[entry_id] = self.claimed[claim.task.id] = claim
+                if claim.task is not self._task_cache.live.get(claim.task.id):
+                    self._task_cache.put(claim.task)
+                claims.append(claim)
+        if claims:
+            self.estimates.line.taken([claim.entry_id for claim in claims])
+            self.non_empty.set()
+        return claims, unreadable
+
+    def redelivered(self, entry: Entry) -> bool:
+        """Return whether an entry is delivered that is held already: the group or the claim was restored."""
+        entry_id, fields = entry
+        if (held := self.held.get(entry_id)) is not None:
+            return not held.lost
+        claim = self.claimed.get(peek_task_id(fields)) if self.restoring else None
+        return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.epoch).encode()
+
+    def _submitted_here(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
+        """The task of an entry; what was submitted here is known already. Raises NewerRecord or UnreadableRecord."""
+        known = self._task_cache.live.get(peek_task_id(fields))
+        if known is not None and known.entry_id == entry_id and known.state is State.PENDING:
+            return known
+        return decode_entry(fields, entry_id)
+
+    def forget(self, claim: Claim) -> None:
+        self.leave_slot(claim)
+        self.held.pop(claim.entry_id, None)
+        self.estimates.ended(claim.task, None)
+        if self.claimed.get(claim.task.id) is claim:
+            del self.claimed[claim.task.id]
+        if claim.timer is not None:
+            claim.timer.cancel()
+
+    def drop(self, claim: Claim) -> None:
+        """The claim is lost: forgets it, and what we believed of the task."""
+        self.forget(claim)
+        if self._task_cache.live.get(claim.task.id) is claim.task:
+            self._task_cache.forget(claim.task.id)
+
+    def mark_finished_elsewhere(self, task: Task) -> None:
+        """The task was finished elsewhere, by a cancel say: what runs here stops."""
+        claim = self.claimed.get(task.id)
+        if claim is not None and claim.task.epoch == task.epoch:
+            waiting = claim.timer is not None and not claim.occupies_slot
+            claim.mark_lost()
+            if waiting:
+                self.forget(claim)
+
+    def carry(self, claim: Claim, entry_id: str) -> None:
+        """Another entry carries a claim's task now."""
+        if entry_id != claim.entry_id:
+            self.held.pop(claim.entry_id, None)
+            claim.entry_id = entry_id
+            self.held[entry_id] = claim
+
+    def abandon(self, claim: Claim) -> None:
+        """Another instance has the claim: stop what runs for it."""
+        logger.bind(taskId=claim.task.id).warning("The claim was lost")
+        claim.mark_lost()
+        if claim.timer is not None and not claim.occupies_slot:
+            self.drop(claim)
+
+    @property
+    def nothing_waits(self) -> bool:
+        """Whether a slot here waits for the next entry, so that there is none."""
+        return self.free_slots > 0 and not self.estimates.line
+
+    def ids(self) -> list[tuple[str, str]]:
+        """Task and entry ids of all that is held; no task id for a claim that was never started, as it has no run."""
+        return [(claim.task.id if claim.stored_bytes else "", claim.entry_id) for claim in self.held.values()]

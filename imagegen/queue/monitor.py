@@ -1,0 +1,159 @@
+"""Owns the look at the queue as a whole: depth, oldest age and who is there, for people and their monitoring.
+
+A look may come every few seconds for months, so it asks Redis only where this process can't know: while all its slots
+are taken and there are other instances. It does so at most once in `ASK_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from redis.exceptions import ResponseError
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.eta import WaitingEntries
+from imagegen.queue.feed import Feed
+from imagegen.queue.notifier import Notifier
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import GROUP, Keys
+from imagegen.tasks.task import State
+
+MIN_QUERY_INTERVAL_S = 10.0
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogSize:
+    """depth: tasks that nobody claimed yet; oldest_age_s: since the first of them came, 0 where none waits."""
+
+    depth: int = 0
+    oldest_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """What this instance holds and sees. in_flight: attempts that run; retrying: claims that wait for their next
+    attempt or their turn; free: slots that wait for a task; waiters: clients that wait for a change of a task."""
+
+    in_flight: int
+    retrying: int
+    free: int
+    waiters: int
+    instances: int
+    redis_up: bool
+    eviction_policy: str = ""
+
+
+class QueueMonitor:
+    """What is asked of it costs no command, or few and seldom."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        dispatcher: ClaimDispatcher,
+        notifier: Notifier,
+        feed: Feed,
+        *,
+        line: WaitingEntries,
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._dispatcher = dispatcher
+        self._notifier = notifier
+        self._feed = feed
+        self._line = line
+        self._asked = _TtlCached(BacklogSize(), self._ask)
+        self._dead = _TtlCached(0, self._count_dead)
+
+    @property
+    def instance(self) -> str:
+        return self._dispatcher.instance
+
+    def local_status(self) -> InstanceStatus:
+        """Costs no command."""
+        held = self._dispatcher.held.values()
+        return InstanceStatus(
+            sum(claim.occupies_slot and claim.task.state is State.PROCESSING for claim in held),
+            sum(claim.task.state is not State.PROCESSING for claim in held),
+            self._dispatcher.free_slots,
+            self._feed.count,
+            1 + len(self._notifier.peers),
+            self._connection.health.down_since is None,
+            self._connection.server.eviction_policy if self._connection.server else "",
+        )
+
+    async def waiting(self) -> BacklogSize:
+        """The tasks that wait, on whatever instance; the last that was known where Redis is away."""
+        if self._connection.health.down_since is None:
+            if self._dispatcher.free_slots and not self._line:
+                return BacklogSize()  # a slot of ours waits for the next entry, so there is none
+            if self._notifier.no_peers_since(self._line.read_at):
+                first_at = self._line.first_at
+                return (
+                    BacklogSize(len(self._line), _age_s(first_at, self._connection.clock()))
+                    if first_at is not None
+                    else BacklogSize()
+                )
+        return await self._asked.get()
+
+    async def dead_letters(self) -> int:
+        """Entries that nobody could read, as far as they are kept."""
+        return await self._dead.get()
+
+    async def _ask(self) -> BacklogSize:
+        commands = self._connection.commands
+        async with self._connection.deadline():
+            length = await commands.xlen(self._keys.stream)
+            claimed, last = await self._claimed()
+            first: Any = await commands.xrange(self._keys.stream, f"({last}" if last else "-", "+", count=1)
+        self._connection.meter.redis_commands_sent("stats", 3)
+        age_s = _age_s(int(first[0][0].partition(b"-")[0]) / 1000, self._connection.clock()) if first else 0.0
+        return BacklogSize(max(length - claimed, 0), age_s)
+
+    async def _claimed(self) -> tuple[int, str]:
+        """How many entries are claimed, and the last of them; whatever waits comes after it."""
+        try:
+            found: Any = await self._connection.commands.xpending(self._keys.stream, GROUP)
+        except ResponseError as error:
+            if "NOGROUP" in str(error):
+                return 0, ""
+            raise
+        return found["pending"], found["max"].decode() if found["pending"] else ""
+
+    async def _count_dead(self) -> int:
+        async with self._connection.deadline():
+            count = await self._connection.commands.llen(self._keys.dead_letters)
+        self._connection.meter.redis_commands_sent("stats", 1)
+        return count
+
+
+def _age_s(since: float, now: float) -> float:
+    return max(now - since, 0.0)
+
+
+class _TtlCached(Generic[Value]):
+    """A value that is asked for at most once in `ASK_S`, by one at a time; the last known one where Redis is away."""
+
+    def __init__(self, value: Value, ask: Callable[[], Awaitable[Value]]) -> None:
+        self._value = value
+        self._ask = ask
+        self._asked_at = -math.inf
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> Value:
+        async with self._lock:
+            if time.monotonic() - self._asked_at >= MIN_QUERY_INTERVAL_S:
+                self._asked_at = time.monotonic()
+                try:
+                    self._value = await self._ask()
+                except QueueUnavailable:
+                    return self._value
+            return self._value

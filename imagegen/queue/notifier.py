@@ -1,0 +1,195 @@
+"""Owns the control channel, on which instances talk: who is there, who is busy, who watches what, what changed.
+
+Alone, nothing is published after the hello. A lost message costs time and nothing else: leases are looked at now and
+then, and what is watched is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+from loguru import logger
+from redis.exceptions import RedisError
+
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, remedy, shown, unavailable
+
+RETRY_S, MAX_RETRY_S = 60.0, 600.0
+"""How often a channel that Redis refuses is tried again."""
+
+HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
+
+_BROADCAST = ("hello", "lost")
+"""Kinds that are published also where no peer is known."""
+
+MAX_PEERS = 1_000
+"""Instances remembered, whatever names come on the channel."""
+
+Message = Mapping[str, Any]
+Handler = Callable[[Message], None]
+
+
+class Notifier:
+    """peers: other instances heard of. Handlers are put in `on` by kind before `listen_forever` runs.
+
+    silent: whether Redis refuses the channel; then peers are unknown, and what matters is polled.
+    on_join: called after each (re)connect, for messages may have been missed. on_peer: called for each new peer, which
+    has heard nothing yet.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, instance: str) -> None:
+        self._connection = connection
+        self._channel = keys.notifications
+        self._instance = instance
+        self._sending: set[asyncio.Task[None]] = set()
+        self.peers: dict[str, float] = {}
+        self._alone_since = 0.0
+        self._retry_s = RETRY_S
+        self.silent = False
+        self._hellos = 0
+        self.handlers: dict[str, Handler] = {}
+        self.on_join: list[Callable[[], None]] = []
+        self.on_peer: list[Callable[[], None]] = []
+        self._reported_unreadable = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other instance is known, and one would be."""
+        return not self.peers and not self.silent
+
+    def no_peers_since(self, unix_s: float) -> bool:
+        """Whether no other instance was known at any time from then on."""
+        return self.alone and unix_s >= self._alone_since
+
+    def probe_peers(self) -> None:
+        """Another instance may be there though it sent nothing: greet it, and no longer assume to be alone."""
+        self._alone_since = self._connection.clock()
+        self.publish("hello")
+
+    def publish(self, kind: str, **content: Any) -> None:
+        """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
+        if (self.peers and not self.silent) or kind in _BROADCAST:
+            sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+
+    async def flush(self) -> None:
+        """Waits until all that was told is out."""
+        if self._sending:
+            await asyncio.wait(self._sending)
+
+    async def listen_forever(self) -> None:
+        """One subscription for this process; after a loss it is made again."""
+        delay_s = 0.1
+        while True:
+            try:
+                async with self._connection.subscriptions.subscribed(self._channel) as subscription:
+                    self._connection.meter.redis_commands_sent("control", 1)
+                    self._on_subscribed()
+                    delay_s = 0.1
+                    while True:
+                        self._on_message(await subscription.next())
+            except (RedisError, OSError, TimeoutError) as error:
+                if remedy(error) == RIGHTS_REMEDY:
+                    self._refused(error)
+                    await asyncio.sleep(self._retry_s)
+                    self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
+                    continue
+                logger.debug("The control channel was lost: {}", error)
+                await self._connection.health.wait(delay_s)
+                delay_s = min(delay_s * 2, 5.0)
+
+    def _refused(self, error: Exception) -> None:
+        """Work without the channel: the Redis user may not publish, or not subscribe."""
+        if self.silent:
+            return
+        self.silent = True
+        self.peers.clear()
+        user = self._connection.servers.user
+        logger.warning(
+            "REDIS_URL: Redis lets user {} not use the channel of the instances ({}). They poll instead, which is "
+            "slower and costs more commands. To allow it: ACL SETUSER {} &{} +publish +subscribe",
+            user,
+            shown(error),
+            user,
+            self._channel,
+        )
+        for hook in self.on_join:
+            hook()
+
+    def _on_subscribed(self) -> None:
+        self._alone_since = self._connection.clock()  # another one may have come and gone unheard
+        self.publish("hello")
+        for hook in self.on_join:
+            hook()
+
+    def _on_message(self, data: bytes) -> None:
+        try:
+            message = orjson.loads(data)
+            sender, kind = message["from"], message["kind"]
+            if not (isinstance(sender, str) and isinstance(kind, str)):
+                raise TypeError(kind)
+            if sender != self._instance:
+                self._handle(message, sender, kind)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # of another's making
+            self._unreadable()
+
+    def _handle(self, message: Message, sender: str, kind: str) -> None:
+        known = sender in self.peers and kind != "hello"
+        if kind == "bye":
+            self.peers.pop(sender, None)
+            self._alone_since = self._connection.clock()
+        else:
+            self.peers[sender] = time.monotonic()
+        if kind == "hello":
+            self.publish("here")
+        if not known and kind != "bye":
+            for hook in self.on_peer:
+                hook()
+        while len(self.peers) > MAX_PEERS:
+            del self.peers[next(iter(self.peers))]
+        if handler := self.handlers.get(kind):
+            handler(message)
+
+    def _unreadable(self) -> None:
+        """Log once that a foreign message came; more of them mean nothing new."""
+        if not self._reported_unreadable:
+            self._reported_unreadable = True
+            logger.warning("A message on the control channel can't be read; more of them are passed over silently")
+
+    def _repeat_hello(self, kind: str) -> None:
+        """Send a greeting again that was not sent: without it this instance is unknown to its peers."""
+        if kind == "hello" and self._hellos < MAX_HELLOS:
+            self._hellos += 1
+            asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
+
+    async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
+        message = orjson.dumps({"from": self._instance, "kind": kind, **content})
+        try:
+            heard = await self._connection.commands.publish(self._channel, message)
+        except (RedisError, OSError, TimeoutError) as error:
+            if remedy(error) == RIGHTS_REMEDY:
+                self._refused(error)
+            elif unavailable(error):
+                self._connection.health.failed(error)
+                self._repeat_hello(kind)
+            return
+        self._hellos = 0
+        self._connection.meter.redis_commands_sent("control", 1)
+        if self.silent:
+            self.silent = False
+            logger.info("The instances can use their channel again")
+        if heard <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
+            self.peers.clear()
+            self._alone_since = self._connection.clock()
+
+
+def ids_of(message: Message) -> Iterable[str]:
+    """The task ids that a message names."""
+    ids = message.get("ids")
+    return [one for one in ids if isinstance(one, str)] if isinstance(ids, list) else []

@@ -1,0 +1,165 @@
+"""Owns what this process knows of tasks, so that most reads cost no command."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from imagegen.tasks.task import Task, pending_deliveries
+from imagegen.tasks.webhook import merge_deliveries
+
+FINISHED_BYTES = 32 * 2**20
+REMOTE_MAX_AGE_S = 1.0
+UNKNOWN_AGE_S = 10.0
+OTHERS_COUNT = 5_000
+DROPPED_COUNT = 10_000
+
+
+class TaskCache:
+    """live: unfinished tasks that were submitted or are run here; finished ones, bounded by bytes; and, for a second,
+    what was read of others.
+
+    on_change: called with each task that changed, once it is known here; on_settled: with each that was finished here.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self.live: dict[str, Task] = {}
+        self._finished: OrderedDict[str, tuple[Task, int]] = OrderedDict()
+        self._finished_bytes = 0
+        self._dropped: OrderedDict[str, float] = OrderedDict()
+        self._others: OrderedDict[str, tuple[Task | None, float]] = OrderedDict()
+        self.on_change: Callable[[Task], None] = lambda _task: None
+        self.on_finished_here: Callable[[Task], None] = lambda _task: None
+
+    def put(self, task: Task) -> bool:
+        """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
+        task_id, known = task.id, self.live.get(task.id)
+        finished = None if known else self.finished(task_id)
+        known = known or finished
+        if known and known.sequence > task.sequence:
+            return False
+        if task.state.is_final:
+            self.live.pop(task_id, None)
+            self._keep(task)
+        else:
+            if finished:
+                self._drop(task_id)
+            self.live[task_id] = _with_joined(task, known) if known and known.deliveries else task
+        if self._others:
+            self._others.pop(task_id, None)
+        self.on_change(task)
+        return True
+
+    def store_from_redis(self, task_id: str, task: Task | None) -> None:
+        """What Redis says of a task that is not ours; it may have been submitted here while Redis was asked."""
+        if task is None and (task_id in self.live or task_id in self._finished):
+            return
+        if task is not None and task.state.is_final:
+            self.live.pop(task_id, None)
+            self._keep(task)
+            if not pending_deliveries(task):
+                return
+        self._others[task_id] = (task, self._monotonic())
+        self._others.move_to_end(task_id)
+        while len(self._others) > OTHERS_COUNT:
+            self._others.popitem(last=False)
+
+    def store_from_peer(self, task: Task) -> None:
+        """What its owner says of a task, maybe in another order than it happened."""
+        for known in (self._finished.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
+            if known is not None and known.sequence >= task.sequence:
+                return
+        if task.state.is_final:
+            self.live.pop(task.id, None)
+        self._others[task.id] = (task, self._monotonic())
+
+    def merge_webhooks(self, task: Task) -> None:
+        """Webhooks were added to a task, or told of its end; all else of it stays as it is known here."""
+        if (live := self.live.get(task.id)) and live.epoch == task.epoch:
+            self.live[task.id] = _with_joined(live, task)
+        if (done := self.finished(task.id)) and done.epoch == task.epoch:
+            self._keep(_with_joined(done, task))
+        self._others.pop(task.id, None)
+
+    def move_to_end(self, task_id: str) -> None:
+        """Puts an unfinished task behind the others, whose turn it is to be looked at."""
+        if (task := self.live.pop(task_id, None)) is not None:
+            self.live[task_id] = task
+
+    def forget(self, task_id: str) -> None:
+        self.live.pop(task_id, None)
+        self._others.pop(task_id, None)
+        self._drop(task_id)
+
+    def finished(self, task_id: str) -> Task | None:
+        """A finished task that has not expired."""
+        found = self._finished.get(task_id)
+        if found is None:
+            return None
+        task = found[0]
+        if task.expires_at is not None and task.expires_at <= self._clock():
+            self._drop(task_id)
+            return None
+        self._finished.move_to_end(task_id)
+        return task
+
+    def vanished(self, task_id: str) -> bool:
+        """Return whether a finished task dropped for its bytes has no record before its time; true once a task."""
+        return self._dropped.pop(task_id, 0.0) > self._clock()
+
+    def results(self) -> list[Task]:
+        """Finished tasks that have not expired, the last one first."""
+        now = self._clock()
+        tasks = [task for task, _ in self._finished.values() if task.expires_at is None or task.expires_at > now]
+        return sorted(tasks, key=lambda task: task.finished_at or 0.0, reverse=True)
+
+    def recent_remote(
+        self, task_id: str, alone_since: Callable[[float], bool] = lambda _unix_s: True
+    ) -> tuple[bool, Task | None]:
+        """Return whether what was read of a task still counts, and what it was.
+
+        A task counts for a second. That there was none counts for ten, and only if no other instance can have
+        submitted it.
+
+        alone_since: whether no other instance was there from a time on (Unix seconds).
+        """
+        found = self._others.get(task_id)
+        if found is None:
+            return False, None
+        task, age_s = found[0], self._monotonic() - found[1]
+        counts = age_s <= REMOTE_MAX_AGE_S if task else age_s <= UNKNOWN_AGE_S and alone_since(self._clock() - age_s)
+        return counts, task if counts else None
+
+    def _keep(self, task: Task) -> None:
+        self._drop(task.id)
+        size = 1_000 + len(task.request_json) + 500 * (len(task.images) + len(task.deliveries))
+        self._finished[task.id] = (task, size)
+        self._finished_bytes += size
+        now = self._clock()
+        while self._finished and (self._finished_bytes > FINISHED_BYTES or self._oldest_expired(now)):
+            task_id, (dropped, gone) = self._finished.popitem(last=False)
+            self._finished_bytes -= gone
+            if dropped.expires_at is not None and dropped.expires_at > now:
+                self._dropped[task_id] = dropped.expires_at
+                if len(self._dropped) > DROPPED_COUNT:
+                    self._dropped.popitem(last=False)
+
+    def _oldest_expired(self, now: float) -> bool:
+        oldest, _ = next(iter(self._finished.values()))
+        return oldest.expires_at is not None and oldest.expires_at <= now
+
+    def _drop(self, task_id: str) -> None:
+        found = self._finished.pop(task_id, None)
+        if found is not None:
+            self._finished_bytes -= found[1]
+
+
+def _with_joined(task: Task, known: Task | None) -> Task:
+    """The task with the webhooks that joined its generation, which its entry does not know."""
+    if known is None or known.epoch != task.epoch or not known.deliveries:
+        return task
+    return replace(task, deliveries=merge_deliveries(task.deliveries, known.deliveries))

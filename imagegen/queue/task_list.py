@@ -1,0 +1,95 @@
+"""Owns the list of all tasks, for people who look after the service: a scan, so that no submit pays for an index."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_checkpoint, decode_head
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.tasks.task import State
+
+SCAN_COUNT = 500
+
+Cursor = tuple[int, str]
+"""Where a task stands in the list: its generation, which rises with the time of the submit, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """next: where the next page begins, None at the end."""
+
+    task_ids: list[str]
+    next: Cursor | None
+
+
+class TaskList:
+    """The tasks by the time of their submit, newest first."""
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+
+    async def page(self, state: State | None, before: Cursor | None, limit: int) -> Page:
+        """At most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
+        newest: list[Cursor] = []
+        cursor, begun = 0, False
+        while cursor or not begun:
+            begun = True
+            async with self._connection.deadline():
+                cursor, names = await self._connection.commands.scan(
+                    cursor, match=self._keys.record("*"), count=SCAN_COUNT
+                )
+            self._connection.meter.redis_commands_sent("list", 1)
+            found = [place for place in await self._places(names, state) if before is None or place < before]
+            newest = heapq.nlargest(limit + 1, {*newest, *found})
+        page = newest[:limit]
+        return Page([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
+
+    async def _places(self, names: Iterable[bytes | str], state: State | None) -> list[Cursor]:
+        ids = [_text(name).rpartition(":")[2] for name in names]
+        if not ids:
+            return []
+        records = await self._values(map(self._keys.record, ids))
+        heads = dict(_heads(ids, records))
+        if state is not None:
+            unfinished = [task_id for task_id, (_, stored) in heads.items() if not stored.is_final]
+            if not state.is_final and unfinished:
+                runs = await self._values(map(self._keys.checkpoint, unfinished))
+                running = {task_id for task_id, run in zip(unfinished, runs, strict=True) if _calls(run)}
+                heads |= {i: (heads[i][0], State.PROCESSING if i in running else State.PENDING) for i in unfinished}
+            heads = {task_id: head for task_id, head in heads.items() if head[1] is state}
+        return [(generation, task_id) for task_id, (generation, _) in heads.items()]
+
+    async def _values(self, names: Iterable[str]) -> list[bytes | None]:
+        async with self._connection.deadline():
+            values = cast(list[bytes | None], await self._connection.commands.mget(list(names)))
+        self._connection.meter.redis_commands_sent("list", 1)
+        return values
+
+
+def _heads(ids: Iterable[str], records: Iterable[bytes | None]) -> Iterator[tuple[str, tuple[int, State]]]:
+    for task_id, record in zip(ids, records, strict=True):
+        if record is not None:
+            try:
+                head = decode_head(record)
+            except (NewerRecord, UnreadableRecord):
+                continue
+            yield task_id, (head.generation, head.state)
+
+
+def _calls(run: bytes | None) -> bool:
+    """Whether an attempt runs, as far as Redis knows."""
+    if run is None:
+        return False
+    try:
+        return decode_checkpoint(run)[1].phase == "calling"
+    except UnreadableRecord:
+        return False
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name

@@ -1,0 +1,150 @@
+"""Owns the reading of one task: from memory where it is known best here, else from Redis, once for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+from loguru import logger
+
+from imagegen.errors import InternalError, QueueUnavailable
+from imagegen.queue.codec import (
+    NewerRecord,
+    UnreadableRecord,
+    decode_checkpoint,
+    decode_record,
+    with_checkpoint,
+    with_delivery_log,
+)
+from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.interrupted import Interrupted
+from imagegen.queue.notifier import Notifier
+from imagegen.queue.scripts import Scripts, TaskRows
+from imagegen.queue.task_cache import TaskCache
+from imagegen.tasks.task import Task
+
+TRUST_S = 10.0
+"""So long what is known of a waiting task is answered without asking Redis, since the last check."""
+
+_TASK_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class TaskLookup:
+    """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them.
+
+    checked_at: when it was last checked that no other instance takes what waits here, Unix time; missing: ids of
+    unfinished tasks that are known here and have no record in Redis; recovering: whether lost records are written back
+    now, here or by a peer.
+    """
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        task_cache: TaskCache,
+        dispatcher: ClaimDispatcher,
+        notifier: Notifier,
+        *,
+        elsewhere: Callable[[Task], bool],
+        interrupted: Interrupted,
+    ) -> None:
+        self._scripts = scripts
+        self.task_cache = task_cache
+        self.dispatcher = dispatcher
+        self.notifier = notifier
+        self._has_remote_deliveries = elsewhere
+        self.interrupted = interrupted
+        self._meter = scripts.meter
+        self.recovering: Callable[[], bool] = lambda: False
+        self.clock = scripts.clock
+        self.checked_at = 0.0
+        self.missing: set[str] = set()
+        self._reading: dict[str, asyncio.Future[Task | None]] = {}
+
+    async def get(self, task_id: str) -> Task | None:
+        """The task, from memory where it is ours or finished; None where it is unknown or expired."""
+        task = self.authoritative_local(task_id) or self.task_cache.finished(task_id)
+        if task and not (task.state.is_final and self._has_remote_deliveries(task)):
+            return task
+        if not _TASK_ID.fullmatch(task_id):
+            return None
+        known, task = self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)
+        if known:
+            return task
+        reading = self._reading.get(task_id)
+        if reading is None:
+            reading = asyncio.ensure_future(self.read(task_id))
+            self._reading[task_id] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
+        return await asyncio.shield(reading)
+
+    def is_free(self, task_id: str) -> bool:
+        """Return whether `get` needs no command of Redis."""
+        return (
+            self.authoritative_local(task_id) is not None
+            or self.task_cache.finished(task_id) is not None
+            or not _TASK_ID.fullmatch(task_id)
+            or self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[0]
+        )
+
+    def authoritative_local(self, task_id: str) -> Task | None:
+        """An unfinished task that is known best here: it runs here, or nobody else can have taken it."""
+        task = self.task_cache.live.get(task_id)
+        if task is None or task_id in self.dispatcher.claimed:
+            return task
+        fresh = self.clock() - max(task.created_at, self.checked_at) <= TRUST_S
+        return task if fresh and self.notifier.no_peers_since(task.created_at) else None
+
+    def unclaimed(self) -> list[Task]:
+        """Unfinished tasks that are known here and do not run here."""
+        return [task for task in self.task_cache.live.values() if task.id not in self.dispatcher.claimed]
+
+    def possibly_stale_ids(self) -> list[str]:
+        """Tasks that were submitted here and that another instance may have taken, the oldest first."""
+        sure, claimed = self.notifier.no_peers_since, self.dispatcher.claimed
+        return [
+            name for name, task in self.task_cache.live.items() if name not in claimed and not sure(task.created_at)
+        ]
+
+    async def fresh(self, task_id: str) -> Task | None:
+        """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""
+        return self.authoritative_local(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
+
+    async def read(self, task_id: str) -> Task | None:
+        """The task as Redis has it, whatever is known here."""
+        task = self.decode(task_id, await self._scripts.read(task_id))
+        if task is None and (known := self.task_cache.live.get(task_id)) is not None:
+            self.missing.add(task_id)
+            return known
+        if task is None and self.recovering():
+            raise QueueUnavailable(headers={"Retry-After": "2"})  # whoever knows it may not have written it back yet
+        if task is None:
+            self._meter.vanished += self.task_cache.vanished(task_id)
+        elif not task.state.is_final:
+            task = await self.interrupted.ended(task)
+        self.task_cache.store_from_redis(task_id, task)
+        return task
+
+    def decode(self, task_id: str, found: TaskRows) -> Task | None:
+        """What stands in Redis as a task; None where nothing does. Raises InternalError, QueueUnavailable."""
+        record, run, hooks = found
+        if record is None:
+            return None
+        try:
+            head, task = decode_record(record)
+            task = with_delivery_log(task, hooks)
+            if task.state.is_final or run is None:
+                return task
+            entry_id, how_far = decode_checkpoint(run)
+            return with_checkpoint(task, how_far) if entry_id == head.entry_id else task
+        except NewerRecord as error:
+            raise newer_version_error(task_id) from error
+        except UnreadableRecord as error:
+            self._scripts.unreadable.report("record", task_id, error)
+            raise InternalError from error
+
+
+def newer_version_error(task_id: str) -> QueueUnavailable:
+    """During a deploy the client finds the instance that wrote it when it asks again."""
+    logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
+    return QueueUnavailable(headers={"Retry-After": "2"})

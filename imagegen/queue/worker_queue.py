@@ -1,0 +1,248 @@
+"""Owns the verbs of an attempt: claim, start, checkpoint, progress, and the ends finish, retry and drop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+from redis.exceptions import ResponseError
+
+from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state, to_release_item
+from imagegen.queue.codec import (
+    Checkpoint,
+    decode_checkpoint,
+    decode_record,
+    readable_run,
+    shown_images,
+    with_delivery_log,
+)
+from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.items import CompareAndSetItem, FencedStart, finish_item, raised
+from imagegen.queue.scripts import Scripts
+from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.unreadable import wrong_type
+from imagegen.redis_client.connection import Connection
+from imagegen.tasks import task as edges
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import State, Task, WaitReason
+
+SURE_SHARE = 0.8
+"""Of a lease: until this time after Redis confirmed a claim, no other instance can have taken it over."""
+
+
+class WorkerQueue:
+    """What the pool may say to the queue. Each verb waits for Redis where it is away.
+
+    slots: claims that may be worked on at once; clock: Unix time. on_given: called when a claim went to its owner.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        scripts: Scripts,
+        task_cache: TaskCache,
+        dispatcher: ClaimDispatcher,
+        *,
+        lease_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._scripts = scripts
+        self._task_cache = task_cache
+        self._dispatcher = dispatcher
+        self._estimates = dispatcher.estimates
+        self._meter = connection.meter
+        self._lease_s = lease_s
+        self._unreadable = scripts.unreadable
+        self._clock = clock
+        self.slots = dispatcher.slots
+        self.claim = dispatcher.claim
+        self.quiet = dispatcher.quiet
+        self.drop = dispatcher.drop
+        self.on_given: Callable[[], None] = lambda: None
+
+    async def start(self, claim: Claim) -> StartResult:
+        """Counts the attempt and sets the owner, before money is spent."""
+        await self._connection.recovered.wait()
+        run = replace(
+            claim.checkpoint,
+            owner=self._dispatcher.instance,
+            phase="calling",
+            starts=claim.checkpoint.starts + 1,
+            attempts=claim.checkpoint.attempts + 1,
+            started_at=claim.checkpoint.started_at or self._clock(),
+            reason=None,
+            retry_at=None,
+        )
+        value = run.encode(claim.entry_id)
+        stands = await self._connection.retry_until_available(self._write, claim, run, value)
+        if stands is None:
+            claim.mark_lost()
+            return StartResult.LOST
+        if stands and claim.contested:  # its owner before started it after we took it over
+            self._meter.ambiguous += take_over_state(claim, stands, 0.0, self._lease_s)
+            return StartResult.INHERITED
+        if stands:
+            return await self._take_over(claim, stands)
+        self._record_checkpoint(claim, run, value)
+        now = self._clock()
+        self._count_start(claim, now)
+        self._estimates.started(claim.task, now)
+        self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=now))
+        return StartResult.STARTED
+
+    async def checkpoint(self, claim: Claim, run: Checkpoint) -> bool:
+        """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
+        await self._connection.recovered.wait()
+        value = run.encode(claim.entry_id)
+        if await self._connection.retry_until_available(self._write, claim, run, value) != b"":
+            claim.mark_lost()
+            return False
+        self._record_checkpoint(claim, run, value)
+        return True
+
+    def progress(self, claim: Claim, percent: int) -> None:
+        """Something happened: told from memory, costs no command."""
+        if not claim.lost:
+            self._publish(claim, edges.progressed(claim.task, percent, shown_images(claim.task, claim.checkpoint)))
+
+    async def finish(self, claim: Claim, final: Task) -> Task:
+        """Writes a final task; returns the one that stands, which is another's where that came first.
+
+        Its slot is free from now on.
+        """
+        item = finish_item(claim.entry_id, final)
+        self._dispatcher.leave_slot(claim)
+        self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
+        answer = await self._connection.retry_until_available(self._scripts.mended, self._scripts.finish, item)
+        if answer.stands:
+            _, final = decode_record(answer.stands)
+        else:
+            final = with_delivery_log(raised(final, answer), answer.hooks)
+            self._count_end(claim, final)
+        if final.state.is_final:
+            self._dispatcher.forget(claim)
+            self._task_cache.put(final)
+        else:  # a new generation; its record has no request, so it is no better than what may be known here of it
+            self._dispatcher.drop(claim)
+        if not answer.stands:
+            self._task_cache.on_finished_here(final)
+        return final
+
+    async def retry(self, claim: Claim, retry: Retry) -> None:
+        """Keeps the claim and holds no slot; the task is offered again when the delay is over."""
+        retry_at = self._clock() + retry.delay_s
+        attempts = claim.checkpoint.attempts - (not retry.counts_as_attempt)
+        run = replace(claim.checkpoint, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
+        if not await self.checkpoint(claim, run):
+            self.drop(claim)
+            return
+        self._count_attempt(claim, "retry")
+        self._estimates.ended(claim.task, None)
+        waiting = edges.requeued(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
+        self._publish(claim, waiting)
+        self._dispatcher.leave_slot(claim)
+        claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._dispatcher.put, claim)
+
+    def mark_waiting(self, claim: Claim, reason: WaitReason, retry_at: float) -> None:
+        """Its turn has not come, and it is not started: told from memory, costs no command."""
+        if not claim.lost:
+            self._publish(
+                claim, edges.requeued(claim.task, reason=reason, retry_at=retry_at, attempts=claim.checkpoint.attempts)
+            )
+
+    def stall(self, claim: Claim, reason: WaitReason | None, retry_at: float | None) -> None:
+        """Publish from memory why a begun attempt waits in its slot; no reason: it goes on."""
+        if not claim.lost:
+            self._publish(claim, edges.stalled(claim.task, reason=reason, retry_at=retry_at))
+
+    def park(self, claim: Claim, reason: WaitReason, retry_at: float, *, until: float) -> None:
+        """Defer a claim and hold no slot, until `resume`, or until it is offered again at that Unix time."""
+        self.mark_waiting(claim, reason, retry_at)
+        self._dispatcher.leave_slot(claim)
+        delay_s = max(until - self._clock(), 0.0)
+        claim.timer = asyncio.get_running_loop().call_later(delay_s, self._dispatcher.put, claim)
+
+    def resume(self, claim: Claim) -> None:
+        """Offer a parked claim to the next free slot."""
+        if claim.timer is not None:
+            claim.timer.cancel()
+        claim.timer = None
+        if not claim.lost:
+            self._dispatcher.put(claim)
+
+    async def release(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
+        """Gives claims back, which wakes another instance at once; leaving: this instance goes with them."""
+        for claim in claims:
+            self._dispatcher.forget(claim)
+        ours = [claim for claim in claims if not claim.lost]
+        self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
+        await self._scripts.release(
+            self._dispatcher.instance, [to_release_item(claim) for claim in ours], leaving=leaving
+        )
+
+    async def _take_over(self, claim: Claim, stands: bytes) -> StartResult:
+        """Look at the run that stands. An entry that was delivered twice goes back to the owner of the run."""
+        adopted = resume_from_existing(claim, stands)
+        entry_id, run = decode_checkpoint(stands)
+        if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
+            await self._connection.retry_until_available(self._scripts.give_to, run.owner, entry_id)
+            self.on_given()
+        return adopted
+
+    def _record_checkpoint(self, claim: Claim, run: Checkpoint, value: bytes) -> None:
+        claim.checkpoint = claim.stored_checkpoint = run
+        claim.stored_bytes = value
+
+    def _count_start(self, claim: Claim, now: float) -> None:
+        claim.began_at = time.monotonic()
+        if claim.checkpoint.starts == 1:
+            self._meter.waits.observe(max(now - claim.task.created_at, 0.0))
+
+    def _count_attempt(self, claim: Claim, outcome: str) -> None:
+        if claim.began_at is not None:
+            self._meter.attempts[outcome].observe(time.monotonic() - claim.began_at)
+            claim.began_at = None
+
+    def _count_end(self, claim: Claim, final: Task) -> None:
+        state = str(final.state)
+        self._count_attempt(claim, state)
+        self._meter.finished(state, final.error.code if final.error else "", final.model)
+        if final.state is State.COMPLETED:
+            self._meter.images_stored([image.size_bytes for image in final.images])
+
+    def _publish(self, claim: Claim, task: Task) -> None:
+        claim.task = task
+        self._task_cache.put(task)
+
+    async def _write(self, claim: Claim, run: Checkpoint, value: bytes) -> bytes | None:
+        """Write a run in place of the one that we know; an unreadable one is replaced too.
+
+        Return `b''` if it was written, else the run that is there; None if the claim is not ours.
+        Raises QueueUnavailable.
+        """
+        known = claim.stored_bytes
+        while True:
+            stands = await self._write_over(claim, run, value, known)
+            if not stands or readable_run(stands):
+                return stands
+            self._unreadable.report("run", claim.task.id, stands)
+            known = stands
+
+    async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, known: bytes | None) -> bytes | None:
+        """Write as `_write` does. If the claim may be lost, Redis checks that it is ours: a paid call may follow."""
+        task = claim.task
+        if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
+            item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.ambiguous_calls)
+            return await self._scripts.start_fenced(self._dispatcher.instance, item)
+        if known is None:
+            try:
+                return await self._scripts.create_checkpoint((task.id, value)) or b""
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                self._unreadable.report("run", task.id, "of another type")
+        purpose = "start" if run.phase == "calling" else "retry"
+        return await self._scripts.compare_and_set(CompareAndSetItem(task.id, known or b"", value, purpose))

@@ -1,0 +1,1 @@
+"""Rate limits: their rules, and the stores that count."""

@@ -1,0 +1,59 @@
+"""Owns the rate limits that instances share: moving windows in Redis, spent from by one script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from imagegen.redis_client.batcher import Batcher
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.multiplexer import CommandBatch
+
+Window = tuple[str, int, float]
+"""Name, limit, length in seconds."""
+
+Standing = tuple[int, float, float]
+"""What is left; seconds until some of it comes back; seconds until the same hit would pass, 0 where it passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    windows: Sequence[Window]
+    cost: int
+
+
+class RedisRateLimitStore:
+    """RATE_LIMIT_STORE=redis. The hits of one turn go together and are judged in turn, by the server's clock.
+
+    One hit costs three commands, and one more for each window it spends from. A hit whose answer was lost on the way
+    is sent again by the client, and may so be spent twice.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._meter = connection.meter
+        self._keys = keys
+        self._script = load_script(__package__, "rate_limit")
+        self._hits = Batcher[_Hit, list[Standing]](connection.multiplexer, self._asked, self._standings)
+
+    async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
+        """Spends `cost` from each of the windows, or from none; one standing a window. Raises QueueUnavailable."""
+        return await self._hits(_Hit(windows, cost))
+
+    def _asked(self, hits: list[_Hit]) -> CommandBatch:
+        places: dict[str, int] = {}
+        args: list[int] = []
+        for hit in hits:
+            args += (hit.cost, len(hit.windows))
+            for name, limit, window_s in hit.windows:
+                place = places.setdefault(self._keys.rate_limit(name), len(places) + 1)
+                args += (place, limit, max(round(window_s * 1000), 1))
+        return self._script.asked(list(places), args)
+
+    def _standings(self, hits: list[_Hit], replies: list[Any]) -> list[list[Standing]]:
+        answers = cast(list[list[tuple[int, int, int]]], replies[0])
+        passed = [hit for hit, answer in zip(hits, answers, strict=True) if not any(retry for _, _, retry in answer)]
+        self._meter.redis_commands_sent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
+        return [[(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer] for answer in answers]

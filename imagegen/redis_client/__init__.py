@@ -1,0 +1,1 @@
+"""The client of Redis: connections, batches, addresses, and the embedded server."""

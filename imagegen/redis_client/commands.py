@@ -1,0 +1,76 @@
+"""redis-py's client for commands that are seldom needed, sent over multiplexed connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.exceptions import RedisError, ResponseError
+
+from imagegen.redis_client.multiplexer import Arg, Command, CommandBatch, Multiplexer, Script
+
+
+class Commands(Redis):
+    """redis-py's methods and types; the way to the server is a `Wire`, which follows redirects and reconnects.
+
+    wires: a command goes to the one with the fewest commands under way, so that a large value delays no other; each is
+    connected when it is first needed.
+    """
+
+    def __init__(self, wires: Sequence[Multiplexer]) -> None:
+        super().__init__(protocol=2)
+        self._wires = wires
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command and return its parsed reply. Raises RedisError, OSError, TimeoutError."""
+        (reply,) = await self._wire().execute_batch(CommandBatch([_packable(args)]))
+        return await self._parsed(args[0], reply, options)
+
+    def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> WirePipeline:  # noqa: FBT001, FBT002
+        """Return a pipeline without a transaction."""
+        if transaction or shard_hint:
+            raise RedisError("Transactions are not supported here; write a script")
+        return WirePipeline(self)
+
+    async def run(self, stack: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[Any]:
+        """Send commands together and return their parsed replies. Raises the first error."""
+        replies = await self._wire().execute_batch(CommandBatch([_packable(args) for args, _ in stack]))
+        return [await self._parsed(args[0], reply, opts) for (args, opts), reply in zip(stack, replies, strict=True)]
+
+    async def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        """Run a script without SCRIPT LOAD, which not every server offers. Raises RedisError, OSError, TimeoutError."""
+        return await self._wire().evalsha(script, keys, args)
+
+    def _wire(self) -> Multiplexer:
+        return min(self._wires, key=lambda wire: wire.under_way)
+
+    async def _parsed(self, name: str, reply: Any, options: Mapping[str, Any]) -> Any:
+        callback = self.response_callbacks.get(name)
+        if callback is None:
+            return reply
+        known = {key: value for key, value in options.items() if key not in {"keys", EMPTY_RESPONSE, NEVER_DECODE}}
+        return callback(reply, **known)
+
+
+class WirePipeline(Pipeline):
+    """Commands that are sent together over the client's connections."""
+
+    def __init__(self, commands: Commands) -> None:
+        super().__init__(commands.connection_pool, commands.response_callbacks, transaction=False, shard_hint=None)
+        self._commands = commands
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
+        """Send what was collected and return the replies. Raises the first error."""
+        if not raise_on_error:
+            raise ResponseError("Errors of single commands are not kept apart here")
+        stack, self.command_stack = self.command_stack, []
+        return await self._commands.run(stack) if stack else []
+
+
+def _packable(args: Sequence[Any]) -> Command:
+    """Split names of two words, such as XGROUP CREATE, as redis-py's own encoder does."""
+    name, *rest = args
+    return (*str(name).split(), *rest)

@@ -1,0 +1,364 @@
+"""Owns the embedded Redis: a real server child on a unix socket, with a data folder for each kind of server."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from loguru import logger
+
+from imagegen.errors import SettingsError
+from imagegen.redis_client.aof_repair import repair
+from imagegen.redis_client.server_binary import ServerBinary, find_binary
+
+_SILENT_S = 10.0
+"""A server that says nothing for so long has failed; one that says it is loading its data may take its time."""
+
+_POLL_S = 0.003
+_LOCK_POLL_S = 0.02
+_STOP_S = 10.0
+_MAX_LOG_BYTES = 1024**2
+
+_FOLDER_LOOK_S = 2.0
+"""How often the data folder is looked at: two calls of the system."""
+
+_STEADY_S = 1.0
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.5
+"""Between two starts of a server that dies again within _STEADY_S; the pause doubles each time."""
+
+_MAX_SOCKET_BYTES = 100
+"""Of a socket's path; the system takes 108 on Linux, 104 on macOS."""
+
+_PONG = b"+PONG\r\n"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _DataFolder:
+    """Where one server lives: an engine and major version of its own, as one often can't read another's files."""
+
+    folder: Path
+    socket: Path
+
+    @classmethod
+    def make(cls, data_dir: Path, binary: ServerBinary) -> _DataFolder:
+        folder = Path(data_dir).absolute() / f"{binary.engine}-{binary.version[0]}"
+        with _usable(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder = folder.resolve()
+            return cls(folder, _socket_path(folder))
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    def marks(self) -> tuple[int, ...]:
+        """Return what tells the folders of the data from others in their place, or emptied ones; nothing for those
+        that are gone. The single files are not looked at: the server replaces them as it goes."""
+        found = []
+        for folder in (self.folder, self.folder / "appendonlydir"):
+            try:
+                status = folder.stat()
+                found += [status.st_dev, status.st_ino, any(folder.iterdir())]
+            except OSError:
+                continue
+        return tuple(found)
+
+    def try_lock(self) -> int | None:
+        """The open lock file; None where another process, or a server that outlives it, holds the lock."""
+        with _usable(self.folder):
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+        return lock
+
+    def warn_of_other_data(self) -> None:
+        """A change of the server program leaves the tasks of the old one behind: say so, at the first start."""
+        if (self.folder / "appendonlydir").exists():
+            return
+        for other in self.folder.parent.glob("*-*/appendonlydir"):
+            logger.warning("{} was written by another Redis server and is not read by this one", other.parent)
+
+
+class EmbeddedRedis:
+    """One server for all processes with the same `data_dir`: who holds the lock runs it, the others attach to it.
+
+    It is a child that dies with its parent; its data stays. Start it from the main thread: on Linux it dies with the
+    *thread* that started it. `binary`: as in REDIS_SERVER.
+    """
+
+    def __init__(self, data_dir: Path, binary: str | None = None) -> None:
+        self._data_dir = data_dir
+        self._named = binary
+        self._lock: int | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._marks: tuple[int, ...] = ()
+        self._said_gone = False
+
+    @property
+    def url(self) -> str:
+        """For redis-py; known from `start` on, and the same for all processes."""
+        return f"unix://{quote(str(self._home.socket))}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server, where this process runs it; None where it is attached."""
+        return self._child.pid if self._child else None
+
+    async def start(self) -> None:
+        """Returns when the server answers. Raises SettingsError with what to do."""
+        self._binary = find_binary(self._named)
+        self._home = _DataFolder.make(self._data_dir, self._binary)
+        self._home.warn_of_other_data()
+        try:
+            await self._ensure_running()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stops the server if this process runs it; all is written then. End `watch` before."""
+        child, self._child = self._child, None
+        lock, self._lock = self._lock, None
+        try:
+            if child is not None:
+                await _end(child)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    async def watch(self) -> None:
+        """Starts the server again whenever it dies, also the server of another process that is gone. Never returns."""
+        pause_s, said = _FIRST_PAUSE_S, ""
+        while True:
+            connected_at = time.monotonic()
+            await _until_disconnected(self._home.socket)
+            if time.monotonic() - connected_at > _STEADY_S:
+                pause_s = _FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            try:
+                await self._ensure_running()
+                said = ""
+            except SettingsError as error:
+                if str(error) != said:
+                    logger.error("The embedded Redis does not come back: {}", error)
+                said = str(error)
+
+    async def _ensure_running(self) -> None:
+        """Starts the server, or finds that it runs; right at any time."""
+        if self._lock is None:
+            self._lock = await self._lock_or_attach()
+        if self._lock is None:
+            self._marks = self._home.marks()
+            return
+        if self._child is None or self._child.poll() is not None:
+            if self._child is not None:
+                logger.warning("The embedded Redis died with code {}; it is started again", self._child.returncode)
+            await self._run(self._lock)
+
+    async def _lock_or_attach(self) -> int | None:
+        """The lock; None as soon as the server of the process that holds it answers."""
+        heard_at = time.monotonic()
+        while (lock := self._home.try_lock()) is None:
+            said = await _ping(self._home.socket)
+            if said == _PONG:
+                return None
+            if said:
+                heard_at = time.monotonic()
+            if time.monotonic() - heard_at > _SILENT_S:
+                raise SettingsError(
+                    f"DATA_DIR: another process holds {self._home.folder}, but its Redis does not answer. "
+                    "End that process, or set another DATA_DIR, or set REDIS_URL"
+                )
+            await asyncio.sleep(_LOCK_POLL_S)
+        return lock
+
+    async def _run(self, lock: int) -> None:
+        """Start the child and wait until it answers; cut the end of its append-only file once, if that is damaged."""
+        try:
+            await self._start_child(lock)
+        except SettingsError:
+            with _usable(self._home.folder):
+                repaired = repair(self._home.folder)
+            if repaired is None:
+                raise
+            logger.warning(
+                "The embedded Redis could not read the end of its data, as a power cut leaves it: {} of {} bytes were "
+                "cut, after the last whole command; the file as it was is kept as {}",
+                repaired.cut_bytes,
+                repaired.size_bytes,
+                repaired.kept,
+            )
+            await self._start_child(lock)
+        self._marks = self._home.marks()
+        self._said_gone = False
+
+    async def _start_child(self, lock: int) -> None:
+        home, began_at = self._home, time.monotonic()
+        with _usable(home.folder):
+            home.socket.unlink(missing_ok=True)
+            if home.log.exists() and home.log.stat().st_size > _MAX_LOG_BYTES:
+                os.truncate(home.log, 0)
+            log_start = home.log.stat().st_size if home.log.exists() else 0
+            child = self._child = _spawn(self._binary, home, lock)
+        heard_at = time.monotonic()
+        while (said := await _ping(home.socket)) != _PONG:
+            if said:
+                heard_at = time.monotonic()
+            silent = time.monotonic() - heard_at > _SILENT_S
+            if silent:
+                child.kill()
+                child.wait()
+            if child.poll() is not None:
+                self._child = None
+                raise SettingsError(_failure(self._binary, home, child.returncode, log_start))
+            await asyncio.sleep(_POLL_S)
+        took_ms = (time.monotonic() - began_at) * 1000
+        logger.info("The embedded Redis runs: {} in {}, started in {:.0f} ms", self._binary, home.folder, took_ms)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the data folder is still the one that the server writes to; what it takes is lost otherwise."""
+        gone = bool(self._marks) and self._home.marks() != self._marks
+        if gone and not self._said_gone:
+            logger.error(
+                "DATA_DIR: {} was deleted or replaced under the running Redis: what it takes now is lost with the "
+                "process. Put the folder back, or restart the service",
+                self._home.folder,
+            )
+        if self._said_gone and not gone:
+            logger.info("DATA_DIR: {} is back", self._home.folder)
+        self._said_gone = gone
+        return not gone
+
+    async def watch_folder(self) -> None:
+        """Check now and then whether the data folder is there, so that its loss is logged in time. Never returns."""
+        while True:
+            await asyncio.sleep(_FOLDER_LOOK_S)
+            _ = self.intact
+
+
+def _spawn(binary: ServerBinary, home: _DataFolder, lock: int) -> subprocess.Popen[bytes]:
+    """The child holds the lock too: where it outlives its parent, nobody starts a second server on its files."""
+    arguments = [binary.path, "--port", "0", "--unixsocket", str(home.socket), "--unixsocketperm", "700"]
+    arguments += ["--dir", str(home.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    arguments += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+    with home.log.open("ab") as log, warnings.catch_warnings():
+        # Python 3.12 warns of any fork beside threads; ours runs one system call before it becomes the server.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(  # noqa: S603 - the operator names the program
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C must not reach it before the service has drained
+            pass_fds=(lock,),
+            preexec_fn=_die_with_parent(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
+        )
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    """What the child does first, so that the kernel ends it with its parent, kill -9 included. Linux only."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return die_with_parent
+
+
+async def _end(child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _STOP_S
+    try:
+        child.terminate()
+        while child.poll() is None:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int) -> str:
+    with home.log.open("rb") as log:
+        log.seek(log_start)
+        said = log.read().decode(errors="replace").strip().splitlines()[-5:]
+    fault = f"DATA_DIR: the embedded Redis ({binary.path}) can't work in {home.folder}, it ended with code {code}"
+    advice = "Mend what it says, or move that folder away to begin with nothing, or set REDIS_URL. It says"
+    return "\n    ".join([f"{fault}. {advice}:", *said])
+
+
+def _socket_path(folder: Path) -> Path:
+    """In the folder, or where that is too long for a socket in a private folder of the system's temporary one."""
+    path = folder / "redis.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES:
+        return path
+    private = Path(tempfile.gettempdir(), f"imagegen-{os.getuid()}")
+    private.mkdir(mode=0o700, exist_ok=True)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SettingsError(f"DATA_DIR: {folder} is too long, and {private} is not yours alone. Set a shorter DATA_DIR")
+    return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "Make it writable, or set another DATA_DIR, or set REDIS_URL"
+        raise SettingsError(f"DATA_DIR: {folder} can't be used ({error.strerror}). {advice}") from error
+
+
+@asynccontextmanager
+async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _ping(socket: Path) -> bytes:
+    """What the server answers, nothing where none does."""
+    try:
+        async with asyncio.timeout(1.0), _connected(socket) as (reader, writer):
+            writer.write(b"PING\r\n")
+            return await reader.read(64)
+    except (OSError, TimeoutError):
+        return b""
+
+
+async def _until_disconnected(socket: Path) -> None:
+    """An idle connection costs nothing and ends at the very moment when the server does."""
+    try:
+        async with _connected(socket) as (reader, _):
+            while await reader.read(1024):
+                pass
+    except OSError:
+        return

@@ -1,0 +1,355 @@
+"""Owns the connection that many calls share: what is asked in one turn goes out together, answers come in order.
+
+redis-py opens it. A cluster's redirects are followed, so that a moved slot or a failed node is a matter of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import hiredis
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, ReadOnlyError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from imagegen.redis_client.reply_protocol import ReplyProtocol, take_over
+from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
+
+__all__ = ["DEADLINE_S", "Arg", "Callback", "Command", "CommandBatch", "Multiplexer", "Script", "WireEvents"]
+
+MAX_REDIRECTS = 40
+"""Of one command, by MOVED, ASK and TRYAGAIN of a cluster; a slot answers TRYAGAIN until all its keys have moved."""
+
+TRY_AGAIN_S = 0.05
+
+Arg = str | bytes | int | float
+Command = tuple[Arg, ...]
+Callback = Callable[[list[Any] | Exception], None]
+"""Gets the replies, one a command, or what stands in their way. It must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, and the name by which Redis knows it once it has run."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+    def asked(self, keys: Sequence[str], args: Sequence[Arg]) -> CommandBatch:
+        return CommandBatch([("EVALSHA", self.sha, len(keys), *keys, *args)], self)
+
+
+class CommandBatch(NamedTuple):
+    """Commands that are sent together; script: the one that the only command runs; once: a repeat would do harm."""
+
+    commands: Sequence[Command]
+    script: Script | None = None
+    no_resend: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _InFlight:
+    """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster sent it elsewhere;
+    replies: those that have come."""
+
+    packed: bytes
+    asked: CommandBatch
+    done: Callback
+    deadline: float
+    sends: int = 0
+    redirects: int = 0
+    replies: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WireEvents:
+    """What is called from a wire. greet: awaited with each new connection of redis-py before anything else is sent on
+    it. on_answer: called with each success. on_failure: turns an error into what `done` gets. on_silent: called when
+    the server leaves a command without a reply."""
+
+    greet: Callable[[Any], Awaitable[None]] | None = None
+    on_answer: Callable[[], None] = lambda: None
+    on_failure: Callable[[Exception], Exception] = lambda error: error
+    on_silent: Callable[[], None] = lambda: None
+
+
+class Multiplexer:
+    """Made when it is first needed, and again after a loss; what was sent and not answered is then sent again.
+
+    So what can't be repeated without harm has to say so. Redirects of a cluster are followed, each command by itself.
+    servers: open its connections; address: of the one node to connect to, whatever the cluster says; sends: how often
+    something is sent at most.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        *,
+        address: Address | None = None,
+        sends: int = 3,
+        events: WireEvents | None = None,
+    ) -> None:
+        self._servers = servers
+        self._address = address
+        self._sends = sends
+        self._events = events or WireEvents()
+        self._flushes: list[Callable[[], None]] = []
+        self._scheduled = False
+        self._unsent: deque[_InFlight] = deque()
+        self._sent: deque[_InFlight] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._protocol: ReplyProtocol | None = None
+        self._leaving = False
+        self._nodes: dict[Address, Multiplexer] = {}
+        if address is None:
+            servers.on_change.append(self.leave)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._sent) + len(self._unsent)
+
+    def on_turn_end(self, flush: Callable[[], None]) -> None:
+        """Calls `flush` once all that this turn of the event loop brings is there, to ask what has gathered."""
+        self._flushes.append(flush)
+        self._schedule()
+
+    def send(self, asked: CommandBatch, done: Callback, deadline: float) -> None:
+        """Sends with what else is asked now; `done` is called when all replies are there, or at the deadline at last.
+
+        What is late already is not sent: that would end the connection for all others.
+        """
+        packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
+        self._enqueue(_InFlight(packed, asked, done, deadline))
+
+    def _enqueue(self, exchange: _InFlight) -> None:
+        loop, deadline = asyncio.get_running_loop(), exchange.deadline
+        if deadline <= loop.time():
+            loop.call_soon(self._fail, (exchange,), RedisTimeoutError("No answer in time"))
+            return
+        self._unsent.append(exchange)
+        self._schedule()
+        if self._timer is None or deadline < self._timer.when():
+            self._look_at(deadline)
+
+    def execute_batch(self, asked: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
+        """The replies, as a future."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+
+        def done(replies: list[Any] | Exception) -> None:
+            if not future.done():
+                future.set_exception(replies) if isinstance(replies, Exception) else future.set_result(replies)
+
+        self.send(asked, done, loop.time() + within_s)
+        return future
+
+    async def execute(self, *command: Arg, within_s: float = DEADLINE_S) -> Any:
+        """The reply to one command."""
+        return (await self.execute_batch(CommandBatch([command]), within_s))[0]
+
+    async def evalsha(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        """The reply of a script."""
+        return (await self.execute_batch(script.asked(keys, args)))[0]
+
+    def abort(self) -> None:
+        """Ends the connection; what was sent and not answered is sent again as far as that is allowed."""
+        if self._transport is not None and self._protocol is not None:
+            self._transport.abort()
+            self._protocol.end(RedisConnectionError("Hung up"))
+
+    def leave(self) -> None:
+        """Send nothing more on this connection, and end it once all that was sent is answered."""
+        self._leaving = self._transport is not None
+        if self._leaving and not self._sent:
+            self.abort()
+
+    async def close(self) -> None:
+        """Fails what is not answered yet."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        left, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
+        self.abort()
+        for exchange in left:
+            exchange.done(RedisConnectionError("Closed"))
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if self._unsent:
+            self._send()
+        flushes, self._flushes = self._flushes, []
+        for flush in flushes:
+            flush()
+        self._scheduled = False
+        if self._unsent:
+            self._send()
+
+    def _send(self) -> None:
+        if self._leaving:
+            return
+        if self._transport is None:
+            if self._connecting is None:
+                self._connecting = asyncio.create_task(self._connect(), name="redis-wire")
+            return
+        out = []
+        for exchange in self._unsent:
+            exchange.sends += 1
+            out.append(exchange.packed)
+        self._sent += self._unsent
+        self._unsent.clear()
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    async def _connect(self) -> None:
+        connection: Any = None
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                connection = await self._open()
+                if self._events.greet is not None:
+                    await self._events.greet(connection)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait get it
+            waiting, self._unsent = self._unsent, deque()
+            self._fail(waiting, error)
+        else:
+            self._protocol = ReplyProtocol(self._got, self._lost)
+            self._transport = take_over(connection, self._protocol)
+        finally:
+            self._connecting = None
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+        if self._unsent:
+            self._send()
+
+    async def _open(self) -> Any:
+        if self._address is not None:
+            return await self._servers.connect_to(self._address)
+        return await self._servers.connect()
+
+    def _got(self, reply: Any) -> None:
+        exchange = self._sent[0]
+        exchange.replies.append(reply)
+        if len(exchange.replies) == len(exchange.asked.commands):
+            self._sent.popleft()
+            self._answered(exchange)
+        if self._leaving and not self._sent:
+            self.abort()
+
+    def _answered(self, exchange: _InFlight) -> None:
+        error = next((reply for reply in exchange.replies if isinstance(reply, Exception)), None)
+        script = exchange.asked.script
+        if error is None:
+            self._events.on_answer()
+            exchange.done(exchange.replies)
+        elif isinstance(error, NoScriptError) and script is not None:
+            ((_, _, *rest),) = exchange.asked.commands
+            self.send(CommandBatch([("EVAL", script.text, *rest)]), exchange.done, exchange.deadline)
+        elif self._address is None and any(isinstance(reply, AskError | TryAgainError) for reply in exchange.replies):
+            self._redirect(exchange, error)
+        else:
+            self._fail((exchange,), error)
+            if isinstance(error, ReadOnlyError | ClusterDownError):  # another server may do after a failover
+                self._servers.doubt()
+                self.leave()
+
+    def _redirect(self, exchange: _InFlight, error: Exception) -> None:
+        """Send again the commands that another node, or a later moment, has to answer; no other may run twice."""
+        if exchange.redirects >= MAX_REDIRECTS:
+            self._fail((exchange,), error)
+            return
+        replies = exchange.replies
+        again = {i: reply for i, reply in enumerate(replies) if isinstance(reply, AskError | TryAgainError)}
+
+        def place(index: int, result: list[Any] | Exception) -> None:
+            replies[index] = result if isinstance(result, Exception) else result[0]
+            del again[index]
+            if not again:
+                self._answered(exchange)
+
+        for index, reply in list(again.items()):
+            command = exchange.asked.commands[index]
+            asked = CommandBatch([command], exchange.asked.script, exchange.asked.no_resend)
+            packed = hiredis.pack_command(command)  # type: ignore[arg-type]
+            done = partial(place, index)
+            one = _InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
+            self._send_elsewhere(one, reply)
+
+    def _send_elsewhere(self, exchange: _InFlight, reply: Exception) -> None:
+        if isinstance(reply, MovedError):
+            self._servers.moved(reply.host, reply.port)
+            self.leave()
+            self._enqueue(exchange)
+        elif isinstance(reply, AskError):
+            self._ask_node((reply.host or self._servers.address[0], reply.port), exchange)
+        else:
+            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
+
+    def _ask_node(self, address: Address, exchange: _InFlight) -> None:
+        """Send a command to the node that takes over its slot; ASKING counts for the next command alone."""
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = Multiplexer(self._servers, address=address, sends=self._sends)
+
+        def done(result: list[Any] | Exception) -> None:
+            exchange.replies = [result if isinstance(result, Exception) else result[1]]
+            self._answered(exchange)
+
+        command = exchange.asked.commands[0]
+        node.send(CommandBatch([("ASKING",), command], no_resend=exchange.asked.no_resend), done, exchange.deadline)
+
+    def _lost(self, error: Exception) -> None:
+        self._protocol = self._transport = None
+        self._leaving = False
+        cut, self._sent = self._sent, deque()
+        for exchange in cut:
+            exchange.replies.clear()
+        ended = [one for one in cut if one.asked.no_resend or one.sends >= self._sends]
+        self._unsent.extendleft(one for one in reversed(cut) if one not in ended)
+        self._fail(ended, error)
+        if self._unsent:
+            self._schedule()
+
+    def _look_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        """Fails what is late. The reply to it may still come, so the connection can't be used any more."""
+        now = asyncio.get_running_loop().time()
+        late = [one for one in (*self._sent, *self._unsent) if one.deadline <= now]
+        self._unsent = deque(one for one in self._unsent if one.deadline > now)
+        in_time = deque(one for one in self._sent if one.deadline > now)
+        if len(in_time) < len(self._sent):
+            self._sent = in_time
+            self.abort()
+            self._events.on_silent()
+        self._timer = None
+        if left := [one.deadline for one in (*self._sent, *self._unsent)]:
+            self._look_at(min(left))
+        self._fail(late, RedisTimeoutError("No answer in time"))
+
+    def _fail(self, exchanges: Sequence[_InFlight] | deque[_InFlight], error: Exception) -> None:
+        if exchanges:
+            told = self._events.on_failure(error)
+            for exchange in exchanges:
+                exchange.done(told)

@@ -1,0 +1,259 @@
+"""Addresses of the Redis server that holds our keys: a fixed one, the master Sentinel names, or a cluster's node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import RedisError, ResponseError
+
+from imagegen.errors import SettingsError
+from imagegen.redis_client.url import SentinelUrl, sentinel_url
+
+DEADLINE_S = 2.0
+"""Over connecting, repeats and reply, so that no HTTP answer hangs on Redis."""
+
+NODE_TIMEOUT_S = 0.7
+"""Of a connect to one of several cluster nodes or sentinels, so that the others have their turn within DEADLINE_S."""
+
+SENTINEL_LOOK_S = 2.0
+"""Interval at which a sentinel is asked for the master; that costs the Redis that bills commands none."""
+
+MAX_NODES = 12
+"""Cluster nodes that are remembered."""
+
+Address = tuple[str, int]
+
+
+class Servers:
+    """Opens connections to the server that holds our keys.
+
+    All keys carry one hash tag, so one node of a cluster holds them all. Which one is learned from its redirects, and
+    from CLUSTER SLOTS where a node fails. on_change: called when another node has become the one.
+    """
+
+    def __init__(self, url: str, prefix: str = "imagegen") -> None:
+        """Raises SettingsError for a URL that can't work. `prefix`: the hash tag of our keys."""
+        self._slot = key_slot(f"{{{prefix}}}".encode())
+        self._nodes: list[Address] = []
+        self._doubted = False
+        self.on_change: list[Callable[[], None]] = []
+        self.sentinel_service: str | None = None
+        self._sentinel: Sentinel | None = None
+        self._watching: asyncio.Task[None] | None = None
+        try:
+            parsed = sentinel_url(url)
+            if parsed is not None:
+                self.sentinel_service, url = parsed.service, parsed.master_url
+            self._pool = _pool(url)
+            if parsed is not None:
+                self._sentinel = _sentinel(parsed, self._pool.connection_kwargs)
+            _check_options(self._pool)
+        except (ValueError, TypeError, OSError, RedisError) as error:
+            raise SettingsError(f"REDIS_URL: it can't be used: {_fault(error)}") from error
+        options = self._pool.connection_kwargs
+        self.user: str = options.get("username") or "default"
+        self._unix = issubclass(self._pool.connection_class, UnixDomainSocketConnection)
+        self._named: Address = (options.get("host", "localhost"), int(options.get("port", 6379)))
+        self.address = self._named
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is known to be a node of a cluster."""
+        return bool(self._nodes)
+
+    async def connect(self) -> Any:
+        """Return an open connection of redis-py. Raises RedisError, OSError, TimeoutError."""
+        if self._sentinel is not None:
+            self._set(await self._master(self._sentinel))
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch_master(self._sentinel), name="sentinel")
+            return await self._open(self.address)
+        if not self._nodes:
+            return await self._open(self.address)
+        try:
+            if self._doubted and (owner := await self._ask_nodes()) is not None:
+                self._set(owner)
+            self._doubted = False
+            return await self._open(self.address, NODE_TIMEOUT_S)
+        except (RedisError, OSError, TimeoutError):
+            owner = await self._ask_nodes()
+            if owner is None:
+                raise
+            self._set(owner)
+            return await self._open(owner, NODE_TIMEOUT_S)
+
+    async def connect_to(self, address: Address) -> Any:
+        """Return an open connection to one node. Raises RedisError, OSError, TimeoutError."""
+        return await self._open(address)
+
+    def moved(self, host: str, port: int) -> None:
+        """Take the node that a redirect names as the one that holds our keys."""
+        self._remember([self.address])
+        self._set((host or self.address[0], port))
+
+    def doubt(self) -> None:
+        """Ask the other nodes of a cluster before the next connect: this one reports that the cluster is down."""
+        self._doubted = True
+
+    async def learn_nodes(self, connection: Any) -> None:
+        """Remember the nodes that a cluster's node knows, for the day when it is gone."""
+        await self._owner(connection)
+
+    async def unknown_service(self) -> str | None:
+        """Return a text if a sentinel answers and watches no service of our name; None where all is well or unknown."""
+        for client in self._sentinel.sentinels if self._sentinel is not None else ():
+            try:
+                known: Any = await client.sentinel_masters()
+            except (RedisError, OSError, TimeoutError):
+                continue
+            if self.sentinel_service in known:
+                return None
+            return f"the sentinel watches no service {self.sentinel_service}, but {', '.join(known) or 'none'}"
+        return None
+
+    async def close(self) -> None:
+        """Close the connections to sentinels."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for client in self._sentinel.sentinels if self._sentinel is not None else ():
+            await client.aclose()
+
+    async def _master(self, sentinel: Sentinel) -> Address:
+        """Return the master as the first sentinel that answers names it.
+
+        Not as redis-py's `discover_master`, which names the old master until the failover is over.
+        """
+        faults = []
+        for client in sentinel.sentinels:
+            try:
+                named: Any = await client.sentinel_get_master_addr_by_name(self.sentinel_service or "")
+            except (RedisError, OSError, TimeoutError) as error:
+                faults.append(str(error))
+                continue
+            if named:
+                return _text(named[0]), int(named[1])
+            faults.append("unknown service")
+        raise MasterNotFoundError(f"No sentinel names a master: {'; '.join(faults)}")
+
+    async def _watch_master(self, sentinel: Sentinel) -> None:
+        """Leave a master that was replaced and lives on; its sentinels may take ten seconds to demote it."""
+        while True:
+            await asyncio.sleep(SENTINEL_LOOK_S)
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                self._set(await self._master(sentinel))
+
+    def _set(self, address: Address) -> None:
+        if self._sentinel is None:
+            self._remember([address])
+        if address != self.address:
+            self.address = address
+            for callback in self.on_change:
+                callback()
+
+    def _remember(self, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            if address not in self._nodes and len(self._nodes) < MAX_NODES:
+                self._nodes.append(address)
+
+    async def _open(self, address: Address, within_s: float = DEADLINE_S) -> Any:
+        options = dict(self._pool.connection_kwargs)
+        if not self._unix:
+            options["host"], options["port"] = address
+        connection: Any = self._pool.connection_class(**options)
+        try:
+            async with asyncio.timeout(within_s):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _ask_nodes(self) -> Address | None:
+        """Return the owner of our slot that a reachable node names, best another than the present one."""
+        nodes = dict.fromkeys([*self._nodes, self._named])
+        named = await asyncio.gather(*(self._ask_node(node) for node in nodes if node != self.address))
+        owners = [owner for owner in named if owner is not None]
+        return next((owner for owner in owners if owner != self.address), owners[0] if owners else None)
+
+    async def _ask_node(self, node: Address) -> Address | None:
+        try:
+            async with asyncio.timeout(NODE_TIMEOUT_S):
+                connection = await self._open(node)
+                try:
+                    return await self._owner(connection, node)
+                finally:
+                    await connection.disconnect(nowait=True)
+        except (RedisError, OSError, TimeoutError):
+            return None
+
+    async def _owner(self, connection: Any, node: Address | None = None) -> Address | None:
+        """Return the owner of our slot as the node of the connection knows it; its own address has no host."""
+        try:
+            await connection.send_command("CLUSTER", "SLOTS")
+            ranges = await connection.read_response()
+        except ResponseError:
+            return None
+        owner = None
+        for first, last, *nodes in ranges:
+            found = [(_text(host) or (node or self.address)[0], int(port)) for host, port, *_ in nodes]
+            self._remember(found)
+            if first <= self._slot <= last and found:
+                owner = found[0]
+        return owner
+
+
+def _pool(url: str) -> ConnectionPool:
+    """Return a pool that never opens a connection: it holds what redis-py makes of the URL."""
+    return ConnectionPool.from_url(
+        url,
+        protocol=2,
+        socket_connect_timeout=DEADLINE_S,
+        socket_timeout=None,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
+    same = {name: value for name, value in options.items() if name.startswith("ssl")}
+    login = {"username": parsed.username, "password": parsed.password}
+    return Sentinel(  # type: ignore[no-untyped-call]
+        parsed.hosts,
+        sentinel_kwargs={
+            **same,
+            **{name: value for name, value in login.items() if value},
+            "ssl": parsed.tls,
+            "protocol": 2,
+            "socket_timeout": NODE_TIMEOUT_S,
+            "socket_connect_timeout": NODE_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+
+
+def _check_options(pool: ConnectionPool) -> None:
+    """Make a connection, which is not opened, and its TLS context: both raise for options that can't work."""
+    connection: Any = pool.connection_class(**pool.connection_kwargs)
+    context = getattr(connection, "ssl_context", None)
+    if context is not None:
+        context.get()
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError | IsADirectoryError):
+        return f"the files that its ssl_ options name can't be read ({error})"
+    return str(error)
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode() if isinstance(value, bytes) else value or ""

@@ -1,0 +1,42 @@
+"""Owns how the pictures of a task are spread over calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from msgspec import Struct
+
+from imagegen.tasks.request import MAX_SEED
+
+
+class PlannedCall(Struct, frozen=True, gc=False):
+    """One call's part: the places of its pictures in the task, and the seed to send."""
+
+    indexes: tuple[int, ...]
+    seed: int | None
+
+
+def plan_calls(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[PlannedCall]:
+    """The calls that are still needed. Call k of a task sends `seed` + (images asked for so far)."""
+    for first in range(0, wanted, per_call):
+        missing = tuple([i for i in range(first, min(first + per_call, wanted)) if i not in have])
+        if missing:
+            yield PlannedCall(missing, _offset_seed(seed, missing[0]))
+
+
+def plan_missing_calls(
+    wanted: int, have: Collection[int], per_call: int, seed: int | None, sent: Collection[int | None] = ()
+) -> Iterator[PlannedCall]:
+    """The calls for what an upstream left out, asked for once more, with seeds that were not sent yet.
+
+    sent: the seeds that brought the pictures there are; some are of an earlier such round that was broken off.
+    """
+    missing = [i for i in range(wanted) if i not in have]
+    used = [(one - seed) % (MAX_SEED + 1) for one in sent if one is not None and seed is not None]
+    unused = max((by + per_call for by in used if by >= wanted), default=wanted)
+    for first in range(0, len(missing), per_call):
+        yield PlannedCall(tuple(missing[first : first + per_call]), _offset_seed(seed, unused + first))
+
+
+def _offset_seed(seed: int | None, by: int) -> int | None:
+    return None if seed is None else (seed + by) % (MAX_SEED + 1)

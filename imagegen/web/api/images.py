@@ -1,0 +1,131 @@
+"""Route of image bytes: GET and HEAD /api/images/{taskId}/{index}."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from aiohttp import hdrs, web
+
+from imagegen.errors import ImageExpired, TaskNotFound
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import Task
+from imagegen.web.api.tasks import etag_matches
+from imagegen.web.context import SERVICES, Services
+from imagegen.web.http.image_sending import ImageSender
+
+IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
+
+_INDEX = re.compile(r"0|[1-9][0-9]?")
+_OWN_QUERY = re.compile(r"v=[0-9a-f]{12}")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_MAX_DIGITS = 18
+_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+
+
+async def get_image(request: web.Request) -> web.StreamResponse:
+    """Send one image's bytes. Raises TaskNotFound, ImageExpired, StoreUnavailable."""
+    context = request.app[SERVICES]
+    task = await context.queue.get(request.match_info["task_id"])
+    image = _image(task, request.match_info["index"])
+    if task is None or image is None:
+        raise TaskNotFound
+    if image.url:
+        raise web.HTTPFound(image.url)
+    version = _version(request)
+    if version is not None and version != image.sha256[:12]:
+        raise ImageExpired
+    return await _answer(request, context, task, image)
+
+
+def is_free(request: web.Request) -> bool:
+    """Return whether finding the task of this image costs no Redis command."""
+    return request.app[SERVICES].queue.is_free(request.match_info["task_id"])
+
+
+def _version(request: web.Request) -> str | None:
+    """Return the `v` of the query, which seldom has anything else."""
+    query = request.rel_url.raw_query_string
+    return query[2:] if _OWN_QUERY.fullmatch(query) else request.query.get("v")
+
+
+def _image(task: Task | None, index: str) -> StoredImage | None:
+    if task is None or not _INDEX.fullmatch(index):
+        return None
+    return next((image for image in task.images if image.index == int(index)), None)
+
+
+async def _answer(request: web.Request, context: Services, task: Task, image: StoredImage) -> web.StreamResponse:
+    """Answer from the record alone if no bytes are to be sent."""
+    etag, size_bytes = f'"{image.sha256[:32]}"', image.size_bytes
+    headers = _headers(request, task, image, etag)
+    if etag_matches(request.headers.get(hdrs.IF_NONE_MATCH), etag):
+        return await _without_body(context, task, image, web.Response(status=304, headers=headers))
+    headers[hdrs.CONTENT_TYPE] = image.content_type
+    if request.method == hdrs.METH_HEAD:
+        head = web.Response(headers={**headers, hdrs.CONTENT_LENGTH: str(size_bytes)})
+        return await _without_body(context, task, image, head)
+    status, part = 200, range(size_bytes)
+    wanted = request.headers.get(hdrs.RANGE)
+    if wanted is not None and request.headers.get(hdrs.IF_RANGE, etag) == etag:
+        found = requested_range(wanted, size_bytes)
+        if found is not None and not found:
+            del headers[hdrs.CONTENT_TYPE]
+            refusal = web.Response(status=416, headers={**headers, hdrs.CONTENT_RANGE: f"bytes */{size_bytes}"})
+            return await _without_body(context, task, image, refusal)
+        if found is not None:
+            status, part = 206, found
+            headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
+    opened = await context.store.open(task.id, image)
+    if opened is None:
+        raise ImageExpired
+    return await request.app[IMAGE_SENDER].send(request, opened, part, status, headers)
+
+
+async def _without_body(
+    context: Services, task: Task, image: StoredImage, response: web.StreamResponse
+) -> web.StreamResponse:
+    if not await context.store.contains(task.id, image):
+        raise ImageExpired
+    return response
+
+
+def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) -> dict[str, str]:
+    extension = _EXTENSIONS.get(image.content_type, "bin")
+    return {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": _cache_control(request, task),
+        "Content-Disposition": f'inline; filename="{task.id}-{image.index}.{extension}"',
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+
+
+def _cache_control(request: web.Request, task: Task) -> str:
+    if task.expires_at is None or _version(request) is None:
+        return "no-cache"
+    return f"public, max-age={max(int(task.expires_at - time.time()), 0)}, immutable"
+
+
+def requested_range(header: str, size_bytes: int) -> range | None:
+    """Return the bytes that a Range header requests (RFC 9110, 14.2).
+
+    Empty if they can't be had, which is a 416; None if the header is to be ignored: several ranges, or no valid one.
+    """
+    found = _RANGE.fullmatch(header.replace(" ", ""))
+    if not found or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        return range(max(size_bytes - _number(found[2]), 0), size_bytes)
+    first = _number(found[1])
+    last = _number(found[2]) if found[2] else size_bytes - 1
+    if found[2] and last < first:
+        return None
+    return range(first, min(last + 1, size_bytes)) if first < size_bytes else range(0)
+
+
+def _number(digits: str) -> int:
+    """Return the number; all those over the size of any file are the same."""
+    digits = digits.lstrip("0")
+    return 10**_MAX_DIGITS if len(digits) > _MAX_DIGITS else int(digits or 0)

@@ -1,0 +1,61 @@
+"""Owns the waiting of a client for the end of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from aiohttp import web
+from multidict import istr
+
+from imagegen.errors import FieldError, InvalidRequest
+from imagegen.tasks.task import Task
+from imagegen.web.context import Services
+from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+
+MAX_WAIT_S = 60
+
+_PREFER_HEADER = istr("Prefer")
+_PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
+
+
+def parse_wait_s(request: web.Request) -> int:
+    """Seconds the client wants to wait, by `?wait=` or `Prefer: wait=` (RFC 7240); 0 for not at all.
+
+    Raises InvalidRequest for a query that is no number from 1 to 60; a preference that is none is just not applied,
+    and a longer one is cut.
+    """
+    query = request.query.get("wait") if request.rel_url.raw_query_string else None
+    if query is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", query) or int(query) > MAX_WAIT_S:
+            raise InvalidRequest(details=[FieldError("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
+        return int(query)
+    preferences = request.headers.getall(_PREFER_HEADER, None)
+    found = _PREFER.search(",".join(preferences)) if preferences else None
+    return min(int(found[1]), MAX_WAIT_S) if found else 0
+
+
+def preference_applied(wait_s: int) -> dict[str, str]:
+    """The header that says how long the client was ready to wait; none where it did not ask."""
+    return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
+
+
+async def wait_until_final(context: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
+    """The task when it is finished, or as it is after `within_s`, or when this service stops.
+
+    With its request the wait also ends when the client has left.
+    """
+    deadline = asyncio.get_running_loop().time() + within_s
+    with context.feed.subscribe([task.id]) as subscription:
+        if request is not None:
+            on_disconnect(request, subscription.wake)
+        task = await context.queue.get(task.id) or task
+        while not (
+            task.state.is_final or context.readiness.draining or (request is not None and is_disconnected(request))
+        ):
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                break
+            for changed in await subscription.changes(left_s):
+                task = max(task, changed, key=lambda seen: seen.sequence)
+    return task

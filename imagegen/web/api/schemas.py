@@ -1,0 +1,325 @@
+"""Owns the shapes of answers on `/api`: what views build, the type checker checks and the OpenAPI document shows.
+
+Descriptions here are for the readers of that document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from imagegen.tasks.task import State, WaitReason
+from imagegen.tasks.webhook import DeliveryStatus
+
+TASK_ERRORS = (
+    "content_policy",
+    "upstream_invalid_request",
+    "upstream_auth",
+    "upstream_billing",
+    "upstream_rate_limited",
+    "upstream_overloaded",
+    "upstream_error",
+    "upstream_timeout",
+    "upstream_bad_response",
+    "model_not_available",
+    "interrupted",
+    "internal_error",
+)
+
+TaskId = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The MD5 of the canonical request.")]
+Timestamp = Annotated[str, Field(description="RFC 3339, UTC.", json_schema_extra={"format": "date-time"})]
+Link = Annotated[str, Field(json_schema_extra={"format": "uri"})]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Sequence = Annotated[int, Field(ge=0, description="Rises with each change of the task, over restarts too; not dense.")]
+Position = Annotated[int, Field(ge=0, description="1 is next, null: not waiting; an estimate with several instances.")]
+Eta = Annotated[float, Field(ge=0, description="Seconds left, from measured run times; null while too few are known.")]
+Message = Annotated[str, Field(description="For people: Chinese, or English where `Accept-Language` prefers it.")]
+
+
+class ImageView(TypedDict):
+    """One image. Where only the provider keeps the bytes, there are just `url`, `index` and `seed`."""
+
+    url: Annotated[Link, Field(description="On this service, and absolute; with its `?v=` it may be cached.")]
+    index: Annotated[Count, Field(description="Its place in the task, from 0.")]
+    contentType: NotRequired[
+        Annotated[str, Field(json_schema_extra={"enum": ["image/png", "image/jpeg", "image/webp"]})]
+    ]
+    bytes: NotRequired[Count]
+    width: NotRequired[Count]
+    height: NotRequired[Count]
+    sha256: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    expiresAt: NotRequired[Timestamp | None]
+    seed: Annotated[int | None, Field(description="The seed that was sent for this image.")]
+    stale: NotRequired[Annotated[Literal[True], Field(description="From before the fresh generation that now runs.")]]
+
+
+class TaskErrorView(TypedDict):
+    """Why no image came."""
+
+    code: Annotated[str, Field(json_schema_extra={"enum": list(TASK_ERRORS)})]
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+
+
+class DeliveryView(TypedDict):
+    """How far the call of one webhook is; its address is shown without the query."""
+
+    url: str
+    status: DeliveryStatus
+    attempts: Count
+    lastStatus: Annotated[int | None, Field(description="Of the receiver's last answer; null where none came.")]
+
+
+class TaskView(TypedDict):
+    """A task as it is now."""
+
+    success: Literal[True]
+    status: State
+    taskId: TaskId
+    sequence: Sequence
+    progress: Annotated[int, Field(ge=0, le=100, description="Rises only when something happened, never by a timer.")]
+    attempts: Count
+    maxAttempts: Count
+    model: str
+    createdAt: Timestamp
+    startedAt: Timestamp | None
+    finishedAt: Timestamp | None
+    message: NotRequired[Message]
+    error: NotRequired[TaskErrorView]
+    reason: NotRequired[Annotated[WaitReason | None, Field(description="Why an unfinished task waits.")]]
+    retryAt: NotRequired[Timestamp | None]
+    queuePosition: NotRequired[Position | None]
+    etaSeconds: NotRequired[Eta | None]
+    data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="What was changed on the way.")]]
+    possiblyBilledTwice: NotRequired[
+        Annotated[Count, Field(description="Calls without an answer of the provider that may have been paid for.")]
+    ]
+    webhook: NotRequired[list[DeliveryView]]
+
+
+class FinishedView(TaskView):
+    """The end of a task that a POST has waited for."""
+
+    cached: bool
+
+
+class NotFoundView(TypedDict):
+    """A task that is unknown or expired."""
+
+    success: Literal[False]
+    status: Literal["not_found"]
+    message: Message
+
+
+class SubmittedView(TypedDict):
+    """A request that was taken."""
+
+    success: Literal[True]
+    taskId: TaskId
+    cached: Annotated[bool, Field(description="The same request was completed before: its result can be read now.")]
+    message: Message
+    status: State
+    sequence: Sequence
+    statusUrl: Link
+    eventsUrl: Link
+    cancelUrl: Annotated[Link, Field(description="Takes POST.")]
+    queuePosition: Position | None
+    etaSeconds: Eta | None
+    coalesced: NotRequired[Annotated[Literal[True], Field(description="The same request runs already and was joined.")]]
+
+
+class FieldErrorView(TypedDict):
+    """One fault of a request."""
+
+    field: Annotated[str, Field(description="As the client spelled it.")]
+    message: str
+
+
+class ErrorView(TypedDict):
+    """An answer that is an error. `code` never changes; `message` is for people."""
+
+    success: Literal[False]
+    statusCode: int
+    code: str
+    message: Message
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    requestId: Annotated[str, Field(description="The same as the header `X-Request-Id`.")]
+    details: list[FieldErrorView]
+
+
+class AcceptedEntry(SubmittedView):
+    """An entry of a batch that was taken."""
+
+    statusCode: Literal[200, 202]
+
+
+class RefusedEntry(ErrorView):
+    """An entry of a batch that was refused."""
+
+    retryAfterSeconds: NotRequired[Count]
+
+
+class BatchView(TypedDict):
+    """The answer for each entry, in order."""
+
+    success: Literal[True]
+    results: list[AcceptedEntry | RefusedEntry]
+
+
+class TaskListView(TypedDict):
+    """A page of tasks, newest first."""
+
+    success: Literal[True]
+    tasks: list[TaskView]
+    nextCursor: Annotated[str | None, Field(description="For the next page; null at the end.")]
+
+
+class HealthView(TypedDict):
+    """The service answers."""
+
+    success: Literal[True]
+    message: Literal["Service is healthy"]
+    timestamp: Timestamp
+
+
+class AliveView(TypedDict):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class ReadyView(TypedDict):
+    """Whether traffic should come."""
+
+    status: Literal["ready", "not ready"]
+    causes: NotRequired[list[str]]
+
+
+class WebhookEvent(TypedDict):
+    """What a webhook is sent."""
+
+    type: Literal["image.completed", "image.failed", "image.cancelled"]
+    timestamp: Annotated[Timestamp, Field(description="When the task ended.")]
+    data: TaskView
+
+
+class InstanceStats(TypedDict):
+    """This process, and how many it knows of on the same queue."""
+
+    name: str
+    version: str
+    uptimeSeconds: Seconds
+    instances: Count
+    loops: Mapping[str, Count]
+
+
+class QueueStats(TypedDict):
+    """What waits, on any instance, and what this one holds."""
+
+    depth: Count
+    oldestAgeSeconds: Seconds
+    limit: Count
+    inFlight: Count
+    retrying: Count
+    loopsFree: Count
+    waiters: Count
+
+
+class TaskStats(TypedDict):
+    """Counts by state; the ended ones since the start of this process."""
+
+    pending: Count
+    processing: Count
+    completed: Count
+    failed: Count
+    cancelled: Count
+    errors: Annotated[Mapping[str, Count], Field(description="Failed tasks by error code.")]
+    takenOver: Count
+
+
+class RateStats(TypedDict):
+    """Over about the last minute."""
+
+    windowSeconds: Seconds
+    submitsPerMinute: Seconds
+    finishedPerMinute: Seconds
+    requestsPerMinute: Seconds
+    redisCommandsPerMinute: Seconds
+
+
+class BlockedStats(TypedDict):
+    """Why the provider may not be called now, and until when."""
+
+    reason: str
+    until: Timestamp
+
+
+class UpstreamStats(TypedDict):
+    """The provider, its limits, and the calls by how they ended."""
+
+    concurrency: Count
+    ratePerMinute: float | None
+    blocked: BlockedStats | None
+    calls: Mapping[str, Count]
+    ambiguous: Count
+
+
+class RedisStats(TypedDict):
+    """Commands, those inside of scripts too, by what they were for.
+
+    maxmemoryPolicy: what Redis does when its memory is full, null if unknown; warning: why that loses tasks.
+    """
+
+    up: bool
+    maxmemoryPolicy: str | None
+    warning: str | None
+    commands: Mapping[str, Count]
+    commandsTotal: Count
+    monthProjected: Count
+    vanished: Annotated[Count, Field(description="Records of tasks that Redis lost before their time.")]
+    writtenBack: Annotated[
+        Mapping[str, Count],
+        Field(description="Waiting, running and finished tasks that were written back after Redis had lost them."),
+    ]
+
+
+class ImageStats(TypedDict):
+    """Images of tasks that were completed here."""
+
+    count: Count
+    bytes: Count
+
+
+class DeadLetterStats(TypedDict):
+    """Entries that nobody could read."""
+
+    sinceStart: Count
+    kept: Count
+
+
+class HttpStats(TypedDict):
+    """Requests that are open, and those answered by status."""
+
+    open: Count
+    byStatus: Mapping[str, Count]
+
+
+class StatsView(TypedDict):
+    """One look at the service. The queue is everybody's; all else is of the instance that answers."""
+
+    success: Literal[True]
+    timestamp: Timestamp
+    instance: InstanceStats
+    queue: QueueStats
+    tasks: TaskStats
+    submits: Mapping[str, Count]
+    rates: RateStats
+    upstream: UpstreamStats
+    redis: RedisStats
+    pictures: ImageStats
+    deadLetters: DeadLetterStats
+    http: HttpStats

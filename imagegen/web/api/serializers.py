@@ -1,0 +1,141 @@
+"""Owns what a task looks like in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from imagegen.queue.client_queue import CacheResult, SubmitResult
+from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, Task
+from imagegen.tasks.webhook import Delivery
+from imagegen.web.api.schemas import DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
+
+TEXTS = {
+    "zh": {
+        "new": "图像生成任务已创建，请使用任务ID查询结果",
+        "hit": "发现相同参数的图像已生成，可直接查询结果",
+        "running": "任务{status}中 ({progress}%)",
+        "failed": "图像生成失败：{detail}",
+        "cancelled": "任务已取消",
+        "not_found": "任务不存在或已过期",
+        "healthy": "Service is healthy",
+    },
+    "en": {
+        "new": "The image task was created; use its task id to fetch the result",
+        "hit": "The same image was generated before; its result can be fetched now",
+        "running": "The task is {status} ({progress}%)",
+        "failed": "Image generation failed: {detail}",
+        "cancelled": "The task was cancelled",
+        "not_found": "The task does not exist or has expired",
+        "healthy": "Service is healthy",
+    },
+}
+
+ImageUrl = Callable[[Task, StoredImage], str]
+
+
+@lru_cache(maxsize=4096)
+def rfc3339(unix_s: float) -> str:
+    """UTC, milliseconds. The same few moments are told again and again."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str, language: str) -> SubmittedView:
+    """The POST answer."""
+    task, cached = submitted.task, submitted.cached
+    hit = cached is CacheResult.HIT
+    here = f"{base_url}/api/images/{task.id}"
+    view: SubmittedView = {
+        "success": True,
+        "taskId": task.id,
+        "cached": hit,
+        "message": TEXTS[language]["hit" if hit else "new"],
+        "status": task.state,
+        "sequence": task.sequence,
+        "statusUrl": here,
+        "eventsUrl": f"{here}/events",
+        "cancelUrl": f"{here}/cancel",
+        "queuePosition": place.position,
+        "etaSeconds": place.eta_s,
+    }
+    if cached is CacheResult.COALESCED:
+        view["coalesced"] = True
+    return view
+
+
+def task_view(
+    task: Task, image_url: ImageUrl, *, language: str, max_attempts: int, place: QueuePosition = UNKNOWN_POSITION
+) -> TaskView:
+    """The GET answer of a task that exists."""
+    texts = TEXTS[language]
+    view: TaskView = {
+        "success": True,
+        "status": task.state,
+        "taskId": task.id,
+        "sequence": task.sequence,
+        "progress": task.progress,
+        "attempts": task.attempts,
+        "maxAttempts": max_attempts,
+        "model": task.model,
+        "createdAt": rfc3339(task.created_at),
+        "startedAt": rfc3339(task.started_at) if task.started_at else None,
+        "finishedAt": rfc3339(task.finished_at) if task.finished_at else None,
+    }
+    match task.state:
+        case State.COMPLETED:
+            view["progress"] = 100
+        case State.FAILED if task.error is not None:
+            view["message"] = texts["failed"].format(detail=task.error.detail)
+            view["error"] = {"code": task.error.code, "retryable": task.error.retryable}
+        case State.CANCELLED:
+            view["message"] = texts["cancelled"]
+        case State.PENDING | State.PROCESSING:
+            view["message"] = texts["running"].format(status=task.state, progress=task.progress)
+            view["reason"] = task.reason
+            view["retryAt"] = rfc3339(task.retry_at) if task.retry_at else None
+            view["queuePosition"] = place.position
+            view["etaSeconds"] = place.eta_s
+    if task.images or task.state is State.COMPLETED:
+        view["data"] = [_image_view(task, image, image_url) for image in task.images]
+    if task.warnings:
+        view["warnings"] = list(task.warnings)
+    if task.possibly_billed_twice:
+        view["possiblyBilledTwice"] = task.possibly_billed_twice
+    told = [one for one in task.deliveries if not task.state.is_final or one.webhook.subscribes_to(task.state)]
+    if told:
+        view["webhook"] = [_delivery_view(delivery) for delivery in told]
+    return view
+
+
+def _delivery_view(delivery: Delivery) -> DeliveryView:
+    """Without the query: a task may be shared, and what stands there is often a secret."""
+    return {
+        "url": delivery.webhook.url.partition("?")[0],
+        "status": delivery.status,
+        "attempts": delivery.attempts,
+        "lastStatus": delivery.last_status,
+    }
+
+
+def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageView:
+    view: ImageView = {"url": image_url(task, image), "index": image.index, "seed": image.seed}
+    if image.sha256:
+        view |= {
+            "contentType": image.content_type,
+            "bytes": image.size_bytes,
+            "width": image.width,
+            "height": image.height,
+            "sha256": image.sha256,
+            "expiresAt": rfc3339(task.expires_at) if task.expires_at else None,
+        }
+    if task.stale_images:
+        view["stale"] = True
+    return view
+
+
+def not_found_view(language: str) -> NotFoundView:
+    """The GET answer of a task that does not exist: the seed's."""
+    return {"success": False, "status": "not_found", "message": TEXTS[language]["not_found"]}

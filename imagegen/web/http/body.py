@@ -1,0 +1,239 @@
+"""Owns the reading of a JSON request body: its size, its time, and every way in which it is not plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import chain
+from typing import Any, NoReturn
+
+import msgspec
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from imagegen.errors import (
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    FieldError,
+    InvalidJson,
+    InvalidRequest,
+    UnsupportedMediaType,
+)
+from imagegen.web.http.aiohttp_fastpath import take_whole
+from imagegen.web.http.errors import MAX_BODY_BYTES
+
+MAX_DEPTH = 32
+MAX_NUMBER_CHARS = 32
+MAX_VALUES = 10_000
+"""Members and entries of a whole body. A value takes up to 300 bytes of memory and 1 microsecond of the loop's time."""
+
+_IDLE_TIMEOUT_S = 10.0
+_STALLS_IN_ALL = 6
+"""A body that trickles is given up after this many times the stall, however steadily it comes."""
+
+_LONG_NUMBER = re.compile(rb"(?<![-+.0-9eE])[-+.0-9eE]{19,}")
+_FLAT = frozenset({str, int, bool, type(None)})
+_JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
+
+
+class _JsonFault(InvalidJson):
+    """`invalid_json` with its reason in both languages."""
+
+    def __init__(self, zh: str, en: str) -> None:
+        self._reasons = {"zh": zh, "en": en}
+        super().__init__()
+
+    def message(self, language: str) -> str:
+        template = self.zh if language == "zh" else self.en
+        return template.format(reason=self._reasons["zh" if language == "zh" else "en"])
+
+
+_UNREADABLE = ("语法错误", "it can't be parsed")
+_NOT_UTF8 = ("不是有效的UTF-8", "it is not valid UTF-8")
+_BOM = ("不允许BOM", "it starts with a byte order mark")
+_NOT_OBJECT = ("必须是JSON对象", "it is not an object")
+_TOO_DEEP = (f"嵌套超过{MAX_DEPTH}层", f"it is over {MAX_DEPTH} levels deep")
+_DUPLICATE = ("存在重复的键", "a key comes twice in one object")
+_NUMBER = ("数字过大或过长", "a number is too large or too long")
+
+
+async def read_json(
+    request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
+) -> dict[str, Any]:
+    """The body as an object. Raises what `read_body` and `parse_object` do."""
+    return parse_object(await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s))
+
+
+async def read_body(
+    request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
+) -> bytes:
+    """The bytes of a body that is said to be JSON.
+
+    Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout where nothing
+    came for `timeout_s` seconds, and BadRequest for bad framing.
+    """
+    _check_type(request)
+    if (request.content_length or 0) > max_bytes:
+        raise BodyTooLarge(limit=max_bytes)
+    body = take_whole(request.content)
+    if body is not None:
+        if len(body) > max_bytes:
+            raise BodyTooLarge(limit=max_bytes)
+        return body
+    try:
+        return await _read(request.content, max_bytes, timeout_s)
+    except TimeoutError as error:
+        raise BodyTimeout from error
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        raise BadRequest from error
+    except RuntimeError as error:  # aiohttp's word for a client that left before its body came
+        raise ConnectionResetError from error
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse one JSON object. Raises InvalidJson, and InvalidRequest over `MAX_VALUES`.
+
+    A flat object without fractions that has as many colons as members needs no second look: a key that came twice
+    would leave a colon over.
+    """
+    if len(body) > MAX_VALUES:
+        _bound_values(body)
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        _raise_json_error(body, error)
+    if type(parsed) is not dict:
+        raise _JsonFault(*_NOT_OBJECT)
+    if body.count(b":") != len(parsed) or not _FLAT.issuperset(map(type, parsed.values())):
+        _validate_strictly(body, parsed)
+    return parsed
+
+
+def _check_type(request: web.Request) -> None:
+    headers = request.headers
+    if hdrs.CONTENT_ENCODING in headers:
+        raise UnsupportedMediaType
+    given = headers.get(hdrs.CONTENT_TYPE, "")
+    if given in _JSON_TYPES:
+        return
+    kind, *parameters = (part.strip().lower() for part in given.split(";"))
+    allowed = ("", "charset=utf-8", 'charset="utf-8"')
+    if kind != "application/json" or any(parameter not in allowed for parameter in parameters):
+        raise UnsupportedMediaType
+
+
+async def _read(content: Any, max_bytes: int, timeout_s: float) -> bytes:
+    if content.is_eof():
+        body: bytes = content.read_nowait()
+    else:
+        body = await _read_slowly(content, max_bytes, timeout_s)
+    if len(body) > max_bytes:
+        raise BodyTooLarge(limit=max_bytes)
+    return body
+
+
+async def _read_slowly(content: Any, max_bytes: int, timeout_s: float) -> bytes:
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + _STALLS_IN_ALL * timeout_s
+    body = bytearray()
+    async with asyncio.timeout(timeout_s) as deadline:
+        while chunk := await content.readany():
+            body += chunk
+            if len(body) > max_bytes:
+                break
+            deadline.reschedule(min(latest, loop.time() + timeout_s))
+    return bytes(body)
+
+
+def _bound_values(body: bytes) -> None:
+    """Refuse a body of too many values before any of them is made.
+
+    Raises InvalidRequest, or InvalidJson if it is no JSON either.
+    """
+    if _count_values(body) <= MAX_VALUES:
+        return
+    outside = _outside_strings(body)
+    if outside is not None and _count_values(outside) <= MAX_VALUES:
+        return
+    try:
+        members = _LARGE.decode(body)
+    except RecursionError as error:
+        raise _JsonFault(*_TOO_DEEP) from error
+    except msgspec.ValidationError as error:
+        raise _JsonFault(*(_NOT_OBJECT if _is_shallow(body) else _TOO_DEEP)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _JsonFault(*_UNREADABLE) from error
+    largest = max(members.__struct_fields__, key=lambda name: len(getattr(members, name)))
+    field = largest if len(getattr(members, largest)) > len(body) // 2 else "body"
+    raise InvalidRequest(details=[FieldError(field, f"has too many entries: a request has at most {MAX_VALUES}")])
+
+
+def _is_shallow(body: bytes) -> bool:
+    try:
+        _RAW.decode(body)
+    except (RecursionError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return not isinstance(error, RecursionError)
+    return True
+
+
+def _count_values(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def _outside_strings(body: bytes) -> bytes | None:
+    """Return valid JSON without its strings; None if it has more of them than `MAX_VALUES` members."""
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > 4 * MAX_VALUES:
+        return None
+    return b"".join(body.split(b'"')[::2])
+
+
+def _raise_json_error(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
+    text = str(error)
+    if body.startswith(b"\xef\xbb\xbf"):
+        reason = _BOM
+    elif "UTF-8" in text:
+        reason = _NOT_UTF8
+    elif "depth limit" in text:
+        reason = _TOO_DEEP
+    elif "infinity" in text:
+        reason = _NUMBER
+    else:
+        zh, en = _UNREADABLE
+        reason = f"{zh}（第{error.lineno}行第{error.colno}列）", f"{en}, at line {error.lineno}, column {error.colno}"
+    raise _JsonFault(*reason) from error
+
+
+def _validate_strictly(body: bytes, parsed: dict[str, Any]) -> None:
+    """Refuse what orjson lets pass: depth, keys that come twice, long numbers, integers over 64 bits (as floats)."""
+    members = _count_members(parsed)
+    outside = _outside_strings(body) or b""
+    if outside.count(b":") != members:
+        raise _JsonFault(*_DUPLICATE)
+    for match in _LONG_NUMBER.finditer(outside):
+        literal = match[0]
+        whole = literal.removeprefix(b"-").isdigit()
+        if len(literal) > MAX_NUMBER_CHARS or (whole and not -(2**63) <= int(literal) < 2**64):
+            raise _JsonFault(*_NUMBER)
+
+
+def _count_members(parsed: dict[str, Any]) -> int:
+    """Return the number of members of all objects. Raises InvalidJson over `MAX_DEPTH` levels."""
+    level: list[Any] = [parsed]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        count += sum(len(value) for value in level if type(value) is dict)
+        values = chain.from_iterable(value.values() if type(value) is dict else value for value in level)
+        level = [value for value in values if type(value) is dict or type(value) is list]
+        if not level:
+            return count
+    raise _JsonFault(*_TOO_DEEP)
+
+
+_LISTS = ("referenceImages", "reference_images", "requests", "images", "webhook", "extra", "imageLoras")
+_RAW = msgspec.json.Decoder(msgspec.Raw)
+_LARGE = msgspec.json.Decoder(msgspec.defstruct("_Large", [(name, msgspec.Raw, msgspec.Raw(b"")) for name in _LISTS]))
+"""Finds the members that may be large, and makes nothing of what is in them."""

@@ -1,0 +1,62 @@
+"""Owns what every answer carries: the id of its request, and the headers that keep browsers and caches careful."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, istr
+
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Read it by `request_id_of`, which works before the edge too."""
+
+X_REQUEST_ID = istr("X-Request-Id")
+_NOSNIFF = istr("X-Content-Type-Options")
+_CSP = istr("Content-Security-Policy")
+_REFERRER = istr("Referrer-Policy")
+
+SERVER = "imagegen"
+SECURITY_HEADERS = {
+    _NOSNIFF: "nosniff",
+    _CSP: "default-src 'none'; frame-ancestors 'none'",
+    _REFERRER: "no-referrer",
+    hdrs.CACHE_CONTROL: "no-store",
+}
+"""What a view has set of these stays."""
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Runs as each answer is prepared, event streams too."""
+    apply_default_headers(response.headers, request_id_of(request))
+
+
+def apply_default_headers(headers: CIMultiDict[str], request_id: str) -> None:
+    """Add what every answer carries."""
+    headers[X_REQUEST_ID] = request_id
+    headers[hdrs.SERVER] = SERVER
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+
+
+def request_id_of(request: web.Request) -> str:
+    """The client's own X-Request-Id where it is harmless, else a fresh one; the same for the whole request."""
+    try:
+        return request[REQUEST_ID]
+    except KeyError:
+        return assign_request_id(request)
+
+
+def fresh_request_id() -> str:
+    """A name for a request that brought none; it guards nothing."""
+    return f"{random.getrandbits(64):016x}"
+
+
+def assign_request_id(request: web.Request) -> str:
+    """Gives a request its id."""
+    given = request.headers.get(X_REQUEST_ID)
+    request_id = given if given and _GIVEN_ID.fullmatch(given) else fresh_request_id()
+    request[REQUEST_ID] = request_id
+    return request_id

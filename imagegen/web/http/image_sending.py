@@ -1,0 +1,181 @@
+"""Sending of an opened image to a client: from its file where the platform can, with a bound on bytes in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from io import FileIO
+
+from aiohttp import web
+from aiohttp.http_writer import StreamWriter
+from loguru import logger
+
+from imagegen.errors import StoreUnavailable
+from imagegen.images.store import PIECE_BYTES, OpenedImage
+from imagegen.web.http.aiohttp_fastpath import FastJsonResponse
+from imagegen.web.http.disconnect import on_disconnect
+from imagegen.web.http.sendfile import FileTransfer, SendfileUnsupported
+
+STALL_S = 60.0
+"""A client that takes nothing for this time is cut off."""
+
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+"""Bytes of images in memory that clients have not taken yet, of all clients together."""
+
+MIN_TRANSFERS, DESCRIPTORS_PER_TRANSFER = 32, 8
+"""Minimum of files sent at once; otherwise an eighth of the descriptors, since each file takes two."""
+
+
+class ImageSender:
+    """Sends images to clients. Over a limit, the client that has waited longest is cut off.
+
+    Args:
+        stall_s: how long a client may take nothing.
+        max_waiting_bytes: of images in memory.
+        max_transfers: files that are sent at once; None: by the limit of descriptors.
+    """
+
+    def __init__(
+        self,
+        *,
+        stall_s: float = STALL_S,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+        max_transfers: int | None = None,
+    ) -> None:
+        self._stall_s = stall_s
+        self._waiting = _Limit(max_waiting_bytes)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        by_limit = MIN_TRANSFERS if descriptors < 0 else max(MIN_TRANSFERS, descriptors // DESCRIPTORS_PER_TRANSFER)
+        self._transfers = _Limit(max_transfers or by_limit)
+
+    async def send(
+        self, request: web.Request, opened: OpenedImage, part: range, status: int, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Answer with the bytes `part` of an image, and close it.
+
+        headers: with the Content-Type, and no framing.
+        """
+        if (data := opened.data) is not None:
+            opened.close()
+            return _ImageResponse(
+                data if len(part) == len(data) else data[part.start : part.stop], status, headers, self
+            )
+        try:
+            response = web.StreamResponse(status=status, headers=headers)
+            response.content_length = len(part)
+            await response.prepare(request)
+            await self._send_pieces(request, response, opened, part)
+            return response
+        finally:
+            opened.close()
+
+    async def wait_taken(self, request: web.BaseRequest) -> None:
+        """Wait until the system has taken all that was written; cut off a client that does not let it."""
+        transport = request.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        with self._waiting.counted(transport, transport.get_write_buffer_size()):
+            transport.set_write_buffer_limits(high=0)
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await request.writer.drain()
+            except TimeoutError:
+                _cut(transport)
+            else:
+                transport.set_write_buffer_limits()
+
+    async def _send_pieces(
+        self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
+    ) -> None:
+        transport = request.transport
+        if transport is None:
+            return
+        try:
+            if opened.file is None or not await self._send_file(request, transport, opened.file, part):
+                await self._write_pieces(request, response, opened, part)
+        except TimeoutError:
+            _cut(transport)
+        except (OSError, StoreUnavailable) as error:
+            if not isinstance(error, ConnectionError):
+                logger.warning("An image could not be read to its end: {}", error.__cause__ or error)
+            transport.abort()
+
+    async def _send_file(self, request: web.Request, transport: asyncio.Transport, file: FileIO, part: range) -> bool:
+        """Send from the file by the system's own call; return whether that is possible."""
+        await self.wait_taken(request)
+        try:
+            transfer = FileTransfer(transport, file, part, stall_s=self._stall_s)
+        except SendfileUnsupported:
+            return False
+        on_disconnect(request, transfer.abort)
+        with self._transfers.counted(transport, 1):
+            try:
+                await transfer.run()
+            except SendfileUnsupported:
+                return False
+        return True
+
+    async def _write_pieces(
+        self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
+    ) -> None:
+        sent = 0
+        async with aclosing(opened.read(part.start, len(part))) as pieces:
+            async for piece in _small(pieces):
+                await response.write(piece)
+                await self.wait_taken(request)
+                sent += len(piece)
+        if sent < len(part):
+            raise OSError("an image ended early")
+
+
+class _ImageResponse(FastJsonResponse):
+    """Answer with a small image."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str], sender: ImageSender) -> None:
+        super().__init__(body, status, headers)
+        self._sender = sender
+
+    async def _wait_written(self, request: web.BaseRequest, writer: StreamWriter) -> None:  # noqa: ARG002
+        await self._sender.wait_taken(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        request = self._req
+        await super().write_eof(data)
+        if request is not None:
+            await self._sender.wait_taken(request)
+
+
+class _Limit:
+    """Sum of what connections hold, below a maximum: above it, the one that holds for longest is cut off."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._held: dict[asyncio.Transport, int] = {}
+        self._sum = 0
+
+    @contextmanager
+    def counted(self, transport: asyncio.Transport, amount: int) -> Iterator[None]:
+        self._held[transport] = amount
+        self._sum += amount
+        while self._sum > self._maximum and len(self._held) > 1:
+            longest = next(iter(self._held))
+            self._sum -= self._held.pop(longest)
+            _cut(longest)
+        try:
+            yield
+        finally:
+            self._sum -= self._held.pop(transport, 0)
+
+
+async def _small(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the same bytes in pieces of at most PIECE_BYTES."""
+    async for piece in pieces:
+        for offset in range(0, len(piece), PIECE_BYTES):
+            yield piece[offset : offset + PIECE_BYTES]
+
+
+def _cut(transport: asyncio.Transport) -> None:
+    logger.debug("A client stopped reading an image: connection closed")
+    transport.abort()

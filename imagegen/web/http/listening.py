@@ -1,0 +1,230 @@
+"""Listening sockets: bound to each host of the settings, accepting within the cap of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import orjson
+from aiohttp import web
+from loguru import logger
+
+from imagegen.errors import SettingsError, TooManyConnections
+from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
+from imagegen.web.http.headers import fresh_request_id
+
+BACKLOG = 1024
+ACCEPTS_PER_TURN = 64
+FULL_RETRY_S = 5
+PAUSE_S = 0.25
+"""How long no connection is accepted after the system refused one for want of descriptors."""
+
+_ANY_V4, _ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - compared, not bound
+
+
+def open_sockets(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Bind a socket for each address of the hosts; `::` takes IPv4 too. Port 0 is chosen once for all of them.
+
+    An address that two of the hosts have, or that an any-address among them takes, is bound once.
+
+    Raises:
+        SettingsError: a host is unknown or can't be bound.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for host in sorted(hosts, key=lambda host: host not in (_ANY_V4, _ANY_V6)):
+            port = sockets[0].getsockname()[1] if sockets else port
+            sockets += _bind(host, port, sockets, dual=_ANY_V4 not in hosts)
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def _bind(host: str, port: int, others: Sequence[socket.socket], *, dual: bool) -> list[socket.socket]:
+    """Bind every address of a host that `others` don't take; of a name with several, at least one."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"HOST: {host!r} is no address of this machine and no name that resolves") from error
+    bound: list[socket.socket] = []
+    failure: OSError | None = None
+    addresses = dict.fromkeys((info[0], info[4]) for info in found)
+    wanted = [(family, address) for family, address in addresses if not _is_taken(family, address, others)]
+    for family, address in wanted:
+        at = (address[0], bound[0].getsockname()[1], *address[2:]) if bound else address
+        try:
+            bound.append(_listen(family, at, dual=dual and host == _ANY_V6))
+        except OSError as error:
+            failure = error
+    if wanted and not bound:
+        reason = failure.strerror if failure else "no address"
+        raise SettingsError(f"HOST, PORT: can't listen on {where} ({reason}); choose another HOST or PORT") from failure
+    return bound
+
+
+def _is_taken(family: int, address: tuple[object, ...], sockets: Sequence[socket.socket]) -> bool:
+    """Return whether one of these sockets takes the connections to this address."""
+    for listening in sockets:
+        host, _, *scope = listening.getsockname()
+        same = host == address[0] and tuple(scope) == address[2:]
+        if listening.family == family and (same or host in (_ANY_V4, _ANY_V6)):
+            return True
+        if host == _ANY_V6 and not listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return True
+    return False
+
+
+def _listen(family: int, address: tuple[object, ...], *, dual: bool) -> socket.socket:
+    """Make one listening socket; unlike `socket.create_server` it takes scope ids."""
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+        listening.settimeout(0)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def base_address(listening: socket.socket) -> str:
+    """Return the address of a listening socket as a URL."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def local_address(listening: socket.socket) -> str:
+    """Return the URL by which this machine reaches a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://localhost:{port}" if host in (_ANY_V4, _ANY_V6) else base_address(listening)
+
+
+class ListeningSite(web.BaseSite):
+    """Accepts connections on bound sockets for a runner, as `web.SockSite` does, but within a cap."""
+
+    def __init__(self, runner: web.BaseRunner, sockets: Sequence[socket.socket], connections: Connections) -> None:
+        super().__init__(runner)
+        self._sockets = sockets
+        self._connections = connections
+
+    @property
+    def name(self) -> str:
+        return ", ".join(map(base_address, self._sockets))
+
+    async def start(self) -> None:
+        await super().start()
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the runner is not set up")
+        self._server = cast(asyncio.AbstractServer, _Acceptor(self._sockets, server, self._connections))
+
+
+class _Acceptor:
+    """Accept loop of several sockets.
+
+    asyncio's own logs a traceback for each connection that it can't accept, and knows no cap.
+    """
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], factory: Callable[[], asyncio.Protocol], connections: Connections
+    ) -> None:
+        self.sockets = sockets
+        self._factory = factory
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        self._exhaustion = Outage()
+        self._watch()
+
+    def close(self) -> None:
+        """Stop accepting; what is connected stays."""
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        self._unwatch()
+        for listening in self.sockets:
+            listening.close()
+
+    def _watch(self) -> None:
+        self._resume = None
+        for listening in self.sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _unwatch(self) -> None:
+        for listening in self.sockets:
+            if listening.fileno() >= 0:
+                self._loop.remove_reader(listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                accepted, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(error)
+                return
+            accepted.settimeout(0)
+            if self._connections.admit(str(peer[0]), len(self._connecting)):
+                connecting = self._loop.create_task(self._connect(accepted))
+                self._connecting.add(connecting)
+                connecting.add_done_callback(self._connecting.discard)
+            else:
+                _refuse(accepted)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._factory, accepted)
+        except OSError as error:
+            logger.debug("A connection was lost while it was accepted: {}", error)
+            accepted.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Accept nothing for a moment: the socket stays readable, and trying again at once would spin."""
+        if self._exhaustion.begins():
+            logger.warning("No connection can be accepted for now: {}", error.strerror)
+        self._unwatch()
+        self._resume = self._loop.call_later(PAUSE_S, self._watch)
+        if error.errno in EXHAUSTED and len(self._connections):
+            self._connections.make_room()
+
+
+def _refuse(accepted: socket.socket) -> None:
+    """Answer 503 and close, as far as that goes without waiting."""
+    request_id = fresh_request_id()
+    error = TooManyConnections()
+    body = orjson.dumps(
+        {
+            "success": False,
+            "statusCode": error.status,
+            "code": error.code,
+            "message": error.message("zh"),
+            "retryable": error.retryable,
+            "requestId": request_id,
+            "details": [],
+        }
+    )
+    lines = [
+        f"HTTP/1.1 {error.status} Service Unavailable",
+        f"X-Request-Id: {request_id}",
+        f"Retry-After: {FULL_RETRY_S}",
+        "Connection: close",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(body)}",
+    ]
+    try:
+        accepted.send("\r\n".join([*lines, "", ""]).encode() + body)
+        accepted.shutdown(socket.SHUT_WR)
+    except OSError as failure:
+        logger.debug("A refused client could not be sent its answer: {}", failure)
+    finally:
+        accepted.close()

@@ -1,0 +1,194 @@
+"""Owns what is around every request: the mapping of errors to answers, the count, the access line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+from loguru import logger
+from multidict import istr
+
+from imagegen import log
+from imagegen.errors import ApiError, BadRequest, Forbidden, InternalError
+from imagegen.metrics import Histogram, Meter
+from imagegen.web.http.aiohttp_fastpath import FastJsonResponse, route_of
+from imagegen.web.http.errors import Language, error_response, from_http_exception, preferred_language
+from imagegen.web.http.forwarded import valid_host
+from imagegen.web.http.headers import apply_default_headers, assign_request_id, on_response_prepare, request_id_of
+from imagegen.web.openai import errors as v1_errors
+
+_UNPRINTABLE = re.compile(r"[^!-~]")
+_SLASHES = re.compile("/+")
+_MAX_LOGGED_CHARS = 200
+_WEBHOOK_ID = istr("webhook-id")
+_CLIENT_GONE = 499
+
+UNMATCHED = "unmatched"
+"""The route of what no route takes; the client's own path and method are never labels."""
+
+
+Handle = Callable[[Any], Awaitable[web.StreamResponse]]
+"""Takes a web.Request, though aiohttp calls it any BaseRequest."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPipeline:
+    """What is around all that an application does; `server.ImagegenRunner` puts it there.
+
+    No middleware, since those cost each request as much as all that is done here. meter: counts every request.
+    access_log: whether INFO is logged at all; where it is not, no time is spent on the line.
+    prefix: path of PUBLIC_URL, which a proxy in front may or may not have taken off.
+    """
+
+    meter: Meter
+    access_log: bool
+    prefix: str = ""
+
+    def tidy_path(self, raw_path: str) -> str:
+        """Return the path that is routed: without the prefix, and on `/v1` without empty segments."""
+        prefix = self.prefix
+        if prefix and raw_path.startswith(prefix) and raw_path[len(prefix) : len(prefix) + 1] in ("", "/"):
+            raw_path = raw_path[len(prefix) :] or "/"
+        if "//" in raw_path or (raw_path.endswith("/") and raw_path != "/"):
+            path = _SLASHES.sub("/", raw_path).rstrip("/")
+            if v1_errors.is_openai_path(path):
+                return path
+        return raw_path
+
+    def wrap(self, handle: Handle) -> Handle:
+        """Names the request, runs it, turns what it raised into an answer, counts it and logs one line."""
+        meter, access_log = self.meter, self.access_log
+        counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
+
+        async def edge(request: web.Request) -> web.StreamResponse:
+            assign_request_id(request)
+            began_at, status = monotonic(), _CLIENT_GONE
+            meter.open_requests += 1
+            try:
+                try:
+                    host = request.headers.get(hdrs.HOST)
+                    if host is not None and not valid_host(host):
+                        raise BadRequest
+                    if _WEBHOOK_ID in request.headers and _is_own_webhook(request):
+                        raise Forbidden
+                    response = await handle(request)
+                except Exception as error:  # noqa: BLE001 - here every error becomes an answer
+                    response = error_to_response(request, error)
+                    apply_default_headers(response.headers, request_id_of(request))
+                status = response.status
+                return response
+            finally:
+                took_s = monotonic() - began_at
+                meter.open_requests -= 1
+                route = route_of(request)
+                histogram = counted.get((route, status)) if route else None
+                if histogram is None:
+                    histogram = meter.requests[*_names(route), status]
+                    if route and route.resource:
+                        counted[route, status] = histogram
+                histogram.observe(took_s)
+                if access_log:
+                    _log_access(request, status, took_s)
+
+        return edge
+
+
+EDGE = web.AppKey("edge", RequestPipeline)
+
+
+def install(app: web.Application, edge: RequestPipeline) -> None:
+    """Gives an application its edge."""
+    app[EDGE] = edge
+    app.on_response_prepare.append(on_response_prepare)
+
+
+def _is_own_webhook(request: web.Request) -> bool:
+    """Return whether a service like this one sent it: a webhook that led here could start paid calls for ever."""
+    return request.headers.get(hdrs.USER_AGENT, "").startswith("imagegen/")
+
+
+def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
+    """Method and template of a route: of bounded sets, whatever clients send."""
+    if route is None:
+        return hdrs.METH_ANY, UNMATCHED
+    return route.method, UNMATCHED if route.resource is None else route.resource.canonical
+
+
+def language(request: web.Request) -> Language:
+    """The language of the texts for people in the answer."""
+    return preferred_language(request.headers.get(hdrs.ACCEPT_LANGUAGE))
+
+
+def json_response(
+    body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """The answer that holds one JSON object."""
+    return FastJsonResponse(orjson.dumps(body), status, headers or {})
+
+
+def json_bytes(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that holds one JSON object, of which the bytes are there already."""
+    return FastJsonResponse(body, status, headers or {})
+
+
+def error_to_response(request: web.Request, error: Exception) -> web.StreamResponse:
+    """The answer for whatever a handler raised; raises it again where the answer is already on its way."""
+    if request.writer.output_size > 0:
+        if not isinstance(error, ConnectionError):
+            _log_unforeseen(request, error)
+        raise error
+    if isinstance(error, ConnectionError) and request.transport is None:
+        return web.Response(status=_CLIENT_GONE)
+    if isinstance(error, web.HTTPException) and error.status < 400:
+        return _redirect(error)
+    in_envelope = v1_errors.error_response if v1_errors.is_openai_path(_routed_path(request)) else error_response
+    return in_envelope(_as_api_error(request, error), request_id_of(request), language(request))
+
+
+def _routed_path(request: web.Request) -> str:
+    route = route_of(request)
+    return request.path if route is None or route.resource is None else route.resource.canonical
+
+
+def _as_api_error(request: web.Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, web.HTTPException) and error.status < 500:
+        return from_http_exception(error)
+    _log_unforeseen(request, error)
+    return InternalError()
+
+
+def _redirect(redirect: web.HTTPException) -> web.Response:
+    """The same redirect as a response, since aiohttp wants no exception object returned."""
+    headers = redirect.headers.copy()
+    headers.popall(hdrs.CONTENT_TYPE, None)
+    headers.popall(hdrs.CONTENT_LENGTH, None)
+    return web.Response(status=redirect.status, headers=headers)
+
+
+def _log_access(request: web.Request, status: int, took_s: float) -> None:
+    log.log_access(
+        _printable(request.method), _printable(request.rel_url.raw_path), status, took_s, request_id_of(request)
+    )
+
+
+def _log_unforeseen(request: web.Request, error: Exception) -> None:
+    logger.opt(exception=error).error(
+        "Unforeseen {error} in {method} {path}, request {requestId}",
+        error=type(error).__name__,
+        method=_printable(request.method),
+        path=_printable(request.rel_url.raw_path),
+        requestId=request_id_of(request),
+    )
+
+
+def _printable(text: str) -> str:
+    if len(text) <= _MAX_LOGGED_CHARS and text.isascii() and text.isprintable() and " " not in text:
+        return text
+    return _UNPRINTABLE.sub("?", text[:_MAX_LOGGED_CHARS])

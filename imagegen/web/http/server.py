@@ -1,0 +1,247 @@
+"""Owns the connection: what aiohttp's parser refuses is answered like any other error, and a slow head is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import _ErrInfo
+from loguru import logger
+
+from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
+from imagegen.web.http.aiohttp_fastpath import RouteCache, run_directly
+from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
+from imagegen.web.http.disconnect import notify_disconnect
+from imagegen.web.http.errors import error_response
+from imagegen.web.http.headers import apply_default_headers, fresh_request_id
+from imagegen.web.http.middleware import EDGE
+
+KEEPALIVE_S = 130.0
+"""Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
+
+HEAD_TIMEOUT_S = 10.0
+MAX_HEAD_BYTES = 64 * 1024
+"""Of the request line and all headers; aiohttp alone takes 128 headers of 8 KiB each."""
+
+_HEAD_PIECE = MAX_HEAD_BYTES + 1
+"""What the parser may get before it is known whether a head ends in it."""
+
+LINGERING_S = 2.0
+SHUTDOWN_S = 2.0
+
+
+class ImagegenRunner(web.AppRunner):
+    """Runs an application, in its edge, on our connections; takes what `web.AppRunner` takes, with defaults of ours.
+
+    head_timeout_s: how long the head of a request may take from its first byte. idle_s: how long a connection may
+    stay open without one. max_connections: see `connections`.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        head_timeout_s: float = HEAD_TIMEOUT_S,
+        idle_s: float = IDLE_S,
+        max_connections: int = MAX_CONNECTIONS,
+        **options: Any,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": KEEPALIVE_S,
+            "lingering_time": LINGERING_S,
+            "shutdown_timeout": SHUTDOWN_S,
+        }
+        super().__init__(app, **{**defaults, **options})
+        self._head_timeout_s = head_timeout_s
+        self.connections = Connections(max_connections, idle_s=idle_s)
+
+    async def cleanup(self) -> None:
+        self.connections.close()
+        await super().cleanup()
+
+    async def _make_server(self) -> web.Server:
+        server, edge = await super()._make_server(), self.app[EDGE]
+        return _Server(
+            edge.wrap(RouteCache(self.app, edge.tidy_path).handle),
+            request_factory=server.request_factory,
+            head_timeout_s=self._head_timeout_s,
+            connections=self.connections,
+            **self._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ("_body", "_connections", "_head_bytes", "_head_timeout_s", "_head_timer", "_used", "address")
+
+    def __init__(self, manager: web.Server, *, head_timeout_s: float, connections: Connections, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._connections = connections
+        self._used = False
+        self.address = ""
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._body: StreamReader = EMPTY_PAYLOAD
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        run_directly(self)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        self._connections.add(self)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self._waiter is not None and not self._waiter.done()
+
+    @property
+    def receiving(self) -> bool:
+        """Whether the rest of a request's body is to come."""
+        return not self._body.is_eof()
+
+    @property
+    def head_begun(self) -> bool:
+        """Whether a part of a request's head came."""
+        return self._head_timer is not None
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_bytes > MAX_HEAD_BYTES:
+            return
+        if len(data) > _HEAD_PIECE and self._body.is_eof():  # asyncio reads up to 256 KiB at once
+            self.data_received(data[:_HEAD_PIECE])
+            data = data[_HEAD_PIECE:]
+            if self._head_bytes > MAX_HEAD_BYTES:
+                return
+        count, reads_head = self._request_count, self._body.is_eof()
+        super().data_received(data)
+        self._bound_head(len(data), self._request_count - count, reads_head=reads_head)
+        if not self._used and self._request_count:
+            self._used = True
+            self._connections.use(self)
+        waiter = self._waiter
+        awaits_head = self._request_count == 0 if waiter is None else not waiter.done()
+        if not awaits_head:
+            self._stop_head_timer()
+        elif self._head_timer is None and data.strip(b"\r\n"):
+            self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
+
+    def _bound_head(self, received: int, new_messages: int, *, reads_head: bool) -> None:
+        """Refuse a head over `MAX_HEAD_BYTES`, whether it is complete or not.
+
+        Args:
+            received: bytes given to the parser, which shows neither where a head ends nor how much of one it holds.
+            new_messages: messages that the parser made of them.
+            reads_head: whether no body was under way before.
+        """
+        if new_messages:
+            if self._head_bytes + received > MAX_HEAD_BYTES:
+                self._refuse_long_heads(new_messages)
+            self._body, self._head_bytes = self._messages[-1][1], 0
+        elif not reads_head or self._upgraded:
+            self._head_bytes = 0
+        else:
+            self._head_bytes += received
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._add_refusal()
+
+    def _refuse_long_heads(self, new_messages: int) -> None:
+        messages = [self._messages.pop() for _ in range(new_messages)]
+        for message, body in reversed(messages):
+            too_long = not isinstance(message, _ErrInfo) and _head_bytes(message) > MAX_HEAD_BYTES
+            self._messages.append((_too_long() if too_long else message, body))
+
+    def _add_refusal(self) -> None:
+        """Queue the answer; the rest is read, dropped and lingered for like a body, since a reset would undo it."""
+        self._body = StreamReader(self, 1, loop=self._loop)
+        self._request_count += 1
+        self._messages.append((_too_long(), self._body))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """aiohttp asks for it after each body that was read, and runs its parser in vain where nothing was paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_head_timer()
+        self._connections.discard(self)
+        request = self._current_request
+        super().connection_lost(exc)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._body.feed_eof()
+        if request is not None:
+            notify_disconnect(request)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,  # noqa: ARG002 - aiohttp's signature
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """Answer what the parser refused, or an error that got past the edge; nothing of the client's is repeated."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("The answer is already on its way")
+        request_id = fresh_request_id()
+        error: ApiError
+        if isinstance(exc, HttpProcessingError):
+            error = _refusal(exc)
+            _log_refusal(exc, request_id)
+        else:
+            error = InternalError()
+            logger.opt(exception=exc).error("Unforeseen error outside of a handler, request {}", request_id)
+        request._version = HttpVersion11  # noqa: SLF001 - aiohttp's stand-in for an unreadable request says 1.0
+        response = error_response(error, request_id, "zh")
+        response.force_close()
+        apply_default_headers(response.headers, request_id)
+        return response
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """aiohttp logs a body's bad framing with a trace that quotes the body."""
+        error = options.get("exc_info")
+        if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+            _log_refusal(error, "-")
+        else:
+            super().log_exception(*args, **options)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        if self._connections.slow_heads.begins():
+            logger.info("A request head took too long: connection closed")
+        self.force_close()
+
+
+def _head_bytes(message: RawRequestMessage) -> int:
+    return len(message.path) + sum(len(name) + len(value) + len(": \r\n") for name, value in message.raw_headers)
+
+
+def _too_long() -> _ErrInfo:
+    error = LineTooLong(b"", MAX_HEAD_BYTES)
+    return _ErrInfo(status=error.code, exc=error, message=error.message)
+
+
+def _refusal(error: HttpProcessingError) -> ApiError:
+    if isinstance(error, LineTooLong) or error.message.startswith("Too many headers"):
+        return HeadersTooLarge()
+    return BadRequest()
+
+
+def _log_refusal(error: Exception, request_id: str) -> None:
+    logger.info("Refused what is no HTTP request: {}, request {}", type(error).__name__, request_id)

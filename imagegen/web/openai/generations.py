@@ -1,0 +1,137 @@
+"""Owns POST /v1/images/generations: the same queue, answered as the clients of OpenAI and Together expect it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from contextlib import closing
+
+from aiohttp import hdrs, web
+
+from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, Task
+from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
+from imagegen.web.api.submit import submit
+from imagegen.web.api.submit_options import wish_of
+from imagegen.web.api.tasks import retry_after_s
+from imagegen.web.context import SERVICES, Services, image_url_builder
+from imagegen.web.http.body import read_json
+from imagegen.web.http.disconnect import on_disconnect
+from imagegen.web.http.middleware import json_response
+from imagegen.web.openai.errors import failure_response, unfinished_response
+from imagegen.web.openai.fields import OpenAIRequest, parse
+from imagegen.web.openai.schemas import AcceptedResponse, ImageEntry, ImagesResponse
+from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry, permanent_failure
+from imagegen.web.openai.stream import ImageEventStream
+
+_RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
+
+
+async def generations(request: web.Request) -> web.StreamResponse:
+    """Queues or joins the task and answers with its pictures, or before the client gives up."""
+    context, identity = request.app[SERVICES], request.app[SERVICES].identity
+    clock = asyncio.get_running_loop().time
+    started_at = clock()
+    wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
+    submission = identity.submission(wanted.request, None)
+    ended = await permanent_failure(context.queue, submission.task_id, request.headers)
+    if ended:
+        return failure_response(ended)
+    fresh = wish_of(request).fresh and not is_sdk_retry(request.headers)
+    task = (await submit(context, submission, fresh=fresh)).task
+    within_s = client_timeout_s(request.headers) - (clock() - started_at)
+    if wanted.streamed:
+        return await _streamed(request, context, task, within_s)
+    later = _prefers_async(request)
+    if not task.state.is_final:
+        wait_s = min(within_s, parse_wait_s(request)) if later else within_s
+        task = await wait_until_final(context, task, wait_s, request)
+    if later and not task.state.is_final:
+        return await _accepted(context, request, task)
+    if task.state is State.COMPLETED:
+        return json_response(await _answer(request, context, wanted, task))
+    return await _without_images(request, context, task)
+
+
+async def _streamed(request: web.Request, context: Services, task: Task, within_s: float) -> web.StreamResponse:
+    async def encode(task: Task, image: StoredImage) -> str:
+        return await _base64(context, task, image)
+
+    with context.feed.subscribe([task.id]) as subscription:
+        on_disconnect(request, subscription.wake)
+        task = await context.queue.get(task.id) or task
+        events = ImageEventStream(subscription, context.readiness, encode)
+        streamed = await events.send(request, task, within_s)
+    return streamed or await _without_images(request, context, events.task or task)
+
+
+async def _without_images(request: web.Request, context: Services, task: Task) -> web.Response:
+    """The answer for a task that failed, or is not done; the next POST waits too, so only the rest is to be slept."""
+    if task.state.is_final:
+        return failure_response(task)
+    place = await context.queue.position(task)
+    location = context.local_url(request, f"/api/images/{task.id}")
+    response = unfinished_response(task, (place.eta_s or 0.0) - client_timeout_s(request.headers), location)
+    if context.readiness.draining:
+        response.force_close()
+    return response
+
+
+async def _answer(request: web.Request, context: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
+    """What both clients take in their strict modes too."""
+    url_of = image_url_builder(context.base_url(request))
+    entries: list[ImageEntry] = [
+        {"index": image.index, "type": "b64_json", "b64_json": await _base64(context, task, image)}
+        if wanted.as_base64
+        else {"index": image.index, "type": "url", "url": url_of(task, image)}
+        for image in task.images
+    ]
+    answer: ImagesResponse = {
+        "id": task.id,
+        "object": "list",
+        "created": int(task.created_at),
+        "model": task.model,
+        "data": entries,
+    }
+    if task.warnings:
+        answer["warnings"] = list(task.warnings)
+    return answer
+
+
+async def _base64(context: Services, task: Task, image: StoredImage) -> str:
+    """Raises StoreUnavailable, and InvalidRequest where only the provider has the bytes."""
+    if image.url:
+        raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: ask for url")])
+    opened = await context.store.open(task.id, image)
+    if opened is None:
+        raise StoreUnavailable
+    with closing(opened):
+        data = await opened.read_all()
+    return base64.b64encode(data).decode()
+
+
+def _prefers_async(request: web.Request) -> bool:
+    return bool(_RESPOND_ASYNC.search(",".join(request.headers.getall("Prefer", ()))))
+
+
+async def _accepted(context: Services, request: web.Request, task: Task) -> web.Response:
+    path = f"/api/images/{task.id}"
+    here = f"{context.base_url(request)}{path}"
+    body: AcceptedResponse = {
+        "id": task.id,
+        "object": "image.task",
+        "created": int(task.created_at),
+        "model": task.model,
+        "status": task.state,
+        "status_url": here,
+        "events_url": f"{here}/events",
+        "cancel_url": f"{here}/cancel",
+    }
+    headers = {
+        hdrs.LOCATION: context.local_url(request, path),
+        "Preference-Applied": "respond-async",
+        "retry-after": str(retry_after_s(await context.queue.position(task))),
+    }
+    return json_response(body, status=202, headers=headers)

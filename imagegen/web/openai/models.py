@@ -1,0 +1,89 @@
+"""Owns GET /v1/models: what the provider offers, asked seldom, in the shape that each client reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import orjson
+from aiohttp import hdrs, web
+from loguru import logger
+
+from imagegen.errors import UpstreamError
+from imagegen.web.context import SERVICES, ListModels
+from imagegen.web.http.middleware import json_response
+from imagegen.web.openai.errors import model_not_found
+from imagegen.web.openai.schemas import ModelEntry, ModelList
+
+FRESH_S = 300.0
+RETRY_S = 30.0
+
+_TOGETHER_AGENTS = ("Together/", "AsyncTogether/")
+
+
+class ModelListCache:
+    """The models, as they were within the last minutes; the last ones known while the upstream can't be asked."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._known: tuple[ModelEntry, ...] = ()
+        self._good_until = -1.0
+
+    async def entries(self, ask: ListModels, default_model: str) -> list[ModelEntry]:
+        """All models; the default one is always there, and first where the provider does not name it."""
+        async with self._asking:
+            if self._clock() >= self._good_until:
+                await self._refresh(ask)
+        if any(entry["id"] == default_model for entry in self._known):
+            return list(self._known)
+        return [_entry({"id": default_model}), *self._known]
+
+    async def _refresh(self, ask: ListModels) -> None:
+        try:
+            self._known = tuple(_entry(model) for model in await ask())
+        except UpstreamError as error:
+            logger.warning("The upstream's models can't be listed: {}", error)
+            self._good_until = self._clock() + RETRY_S
+        else:
+            self._good_until = self._clock() + FRESH_S
+
+
+CATALOGUE = web.AppKey("catalogue", ModelListCache)
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """A bare array for Together's client, which has no use for the object that OpenAI's asks for."""
+    entries = await _entries(request)
+    if request.headers.get(hdrs.USER_AGENT, "").startswith(_TOGETHER_AGENTS):
+        return web.Response(body=orjson.dumps(entries), content_type="application/json")
+    answer: ModelList = {"object": "list", "data": entries}
+    return json_response(answer)
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """One of them, for `client.models.retrieve`."""
+    model_id = request.match_info["model_id"]
+    for entry in await _entries(request):
+        if entry["id"] == model_id:
+            return json_response(entry)
+    return model_not_found()
+
+
+async def _entries(request: web.Request) -> list[ModelEntry]:
+    context = request.app[SERVICES]
+    return await request.app[CATALOGUE].entries(context.list_models, context.identity.default_model)
+
+
+def _entry(model: Mapping[str, object]) -> ModelEntry:
+    """What both clients need, and nothing that only one upstream has."""
+    model_id, created = str(model["id"]), model.get("created")
+    owner = model.get("owned_by") or model.get("organization")
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": created if type(created) is int else 0,
+        "owned_by": owner if isinstance(owner, str) else model_id.partition("/")[0],
+        "type": "image",
+    }

@@ -1,0 +1,80 @@
+"""Owns the shapes of answers on `/v1`, as the clients of OpenAI and Together read them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from imagegen.tasks.task import State
+from imagegen.web.api.schemas import Count, Link, TaskId
+
+ErrorType = Literal[
+    "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
+]
+
+
+class ImageEntry(TypedDict):
+    """One image, as a link or as bytes."""
+
+    index: Count
+    type: Literal["url", "b64_json"]
+    url: NotRequired[Link]
+    b64_json: NotRequired[str]
+
+
+class ImagesResponse(TypedDict):
+    """The images of a task."""
+
+    id: TaskId
+    object: Literal["list"]
+    created: Annotated[Count, Field(description="Unix time.")]
+    model: str
+    data: list[ImageEntry]
+    warnings: NotRequired[Annotated[list[str], Field(description="What was changed on the way.")]]
+
+
+class AcceptedResponse(TypedDict):
+    """A task that goes on without its client."""
+
+    id: TaskId
+    object: Literal["image.task"]
+    created: Annotated[Count, Field(description="Unix time.")]
+    model: str
+    status: State
+    status_url: Link
+    events_url: Link
+    cancel_url: Annotated[Link, Field(description="Takes POST.")]
+
+
+class OpenAIErrorFields(TypedDict):
+    """The inside of the envelope."""
+
+    message: Annotated[str, Field(description="For people, in English.")]
+    type: ErrorType
+    param: Annotated[str | None, Field(description="The field that is at fault, as the client spelled it.")]
+    code: str
+
+
+class OpenAIError(TypedDict):
+    """An answer that is an error, in OpenAI's envelope."""
+
+    error: OpenAIErrorFields
+
+
+class ModelEntry(TypedDict):
+    """A model of the provider."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[Count, Field(description="Unix time; 0 where it is not known.")]
+    owned_by: str
+    type: Literal["image"]
+
+
+class ModelList(TypedDict):
+    """The models, as OpenAI's client reads them."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]

@@ -1,0 +1,124 @@
+"""Owns `stream: true` on `/v1`: OpenAI's image events, each sent when its picture is really there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+from aiohttp_sse import EventSourceResponse
+
+from imagegen.errors import ApiError, Draining
+from imagegen.queue.feed import Subscription
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, Task
+from imagegen.web.api.events import PING_S, SEND_TIMEOUT_S
+from imagegen.web.context import Readiness
+from imagegen.web.http.disconnect import is_disconnected
+from imagegen.web.openai.errors import error_fields, failure_fields
+
+COMPLETED = "image_generation.completed"
+
+_CHECK_S = 60.0
+_USAGE = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+}
+"""Required by the clients' types; no provider of ours counts tokens."""
+
+Encode = Callable[[Task, StoredImage], Awaitable[str]]
+
+
+class ImageEventStream:
+    """The events of one task: a completed picture each. No provider shows a picture before it is done.
+
+    task: what is newest known of it. encode: a picture's bytes as base64; may raise ApiError.
+    """
+
+    def __init__(self, subscription: Subscription, readiness: Readiness, encode: Encode) -> None:
+        self._subscription = subscription
+        self._readiness = readiness
+        self._encode = encode
+        self._sent: set[int] = set()
+        self.task: Task | None = None
+
+    async def send(self, request: web.Request, task: Task, within_s: float) -> web.StreamResponse | None:
+        """Sends all; None, and nothing sent, where no picture came within that time, so that a status can say so."""
+        self.task = task = await self._first_image(request, task, within_s)
+        pictures = self._new(task)
+        if not pictures:
+            return None
+        first = await self._event(task, pictures[0])
+        response = EventSourceResponse(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
+        response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+        await response.prepare(request)
+        async with response:
+            with suppress(ConnectionError, TimeoutError):
+                await _send(response, first)
+                await self._send_rest(request, response, task)
+        return response
+
+    async def _first_image(self, request: web.Request, task: Task, within_s: float) -> Task:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + within_s
+        while not (task.state.is_final or self._new(task) or self._readiness.draining or is_disconnected(request)):
+            left_s = deadline - clock()
+            if left_s <= 0:
+                break
+            task = await self._next(task, left_s)
+        return task
+
+    async def _send_rest(self, request: web.Request, response: EventSourceResponse, task: Task) -> None:
+        """Raises ConnectionError or TimeoutError where the client can't be reached."""
+        try:
+            task = await self._send_images(request, response, task)
+        except ApiError as error:
+            fields = error_fields(error.status, error.message("en"), error.code, None)
+            await _send(response, {"type": "error", "error": fields})
+        else:
+            if task.state in (State.FAILED, State.CANCELLED):
+                await _send(response, {"type": "error", "error": failure_fields(task)})
+
+    async def _send_images(self, request: web.Request, response: EventSourceResponse, task: Task) -> Task:
+        """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
+        while True:
+            for image in self._new(task):
+                await _send(response, await self._event(task, image))
+            if task.state.is_final or is_disconnected(request):
+                return task
+            if self._readiness.draining:
+                raise Draining
+            task = await self._next(task, _CHECK_S)
+
+    async def _next(self, task: Task, within_s: float) -> Task:
+        """The newest of the task; a change that was overtaken on its way is none."""
+        changes = await self._subscription.changes(within_s)
+        return max(task, *changes, key=lambda seen: seen.sequence) if changes else task
+
+    def _new(self, task: Task) -> list[StoredImage]:
+        if task.stale_images or task.state in (State.FAILED, State.CANCELLED):
+            return []
+        return [image for image in task.images if image.index not in self._sent]
+
+    async def _event(self, task: Task, image: StoredImage) -> dict[str, Any]:
+        encoded = await self._encode(task, image)
+        self._sent.add(image.index)
+        return {
+            "type": COMPLETED,
+            "b64_json": encoded,
+            "created_at": int(task.created_at),
+            "background": "opaque",
+            "output_format": image.content_type.removeprefix("image/"),
+            "quality": "high",
+            "size": f"{image.width}x{image.height}",
+            "usage": _USAGE,
+        }
+
+
+async def _send(response: EventSourceResponse, event: dict[str, Any]) -> None:
+    await response.send(orjson.dumps(event).decode(), event=event["type"])

@@ -1,0 +1,131 @@
+"""Owns the parameters and the headers that routes share, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from imagegen.web.api.events import MAX_TASKS
+from imagegen.web.api.long_poll import MAX_WAIT_S
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.parts import Parameter
+
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
+
+TASK = Parameter(
+    "taskId",
+    "path",
+    "The `taskId` of a POST. One that is not known is answered by 404, however it looks.",
+    {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    required=True,
+    example=samples.TASK_ID,
+)
+INDEX = Parameter(
+    "index", "path", "The image's place in the task.", {"type": "integer", "minimum": 0}, required=True, example=0
+)
+MODEL = Parameter(
+    "modelId",
+    "path",
+    "The model's id; its slashes may stay as they are.",
+    _TEXT | {"minLength": 1},
+    required=True,
+    example="black-forest-labs/FLUX.1-schnell",
+)
+FILE = Parameter("file", "path", "A name that the page asks for.", _TEXT, required=True, example="docs.css")
+TASKS = Parameter(
+    "tasks",
+    "query",
+    f"1 to {MAX_TASKS} task ids with commas between.",
+    _TEXT | {"minLength": 1},
+    required=True,
+    example=samples.TASK_ID,
+)
+WAIT = Parameter(
+    "wait",
+    "query",
+    f"Answer when the task is finished, or after so many seconds: 1 to {MAX_WAIT_S}.",
+    {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_S},
+    example=30,
+)
+VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: with it the answer may be cached.", _TEXT)
+PREFER = Parameter(
+    "Prefer",
+    "header",
+    f"`wait=N` is the same as `?wait=N` (RFC 7240); more than {MAX_WAIT_S} is cut. What can't be read is passed over.",
+    _TEXT,
+    example="wait=30",
+)
+PREFER_ASYNC = Parameter(
+    "Prefer",
+    "header",
+    "`respond-async` asks for 202 and a link in place of the images, with `wait=N` after so many seconds.",
+    _TEXT,
+    example="respond-async",
+)
+READ_TIMEOUT = Parameter(
+    "x-stainless-read-timeout",
+    "header",
+    "How long the client reads, as the clients of OpenAI and Together say; the answer comes a tenth before, in 90 s.",
+    _TEXT,
+    example="60",
+)
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "1 to 255 visible ASCII characters, kept 24 hours for each client. A repeat with the same body gets the first "
+    "answer's task and pays nothing, also with `no-cache`; with another body it is a 422. A refused body leaves the "
+    "key unused.",
+    {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    example="order-4711",
+)
+CACHE_CONTROL = Parameter(
+    "Cache-Control",
+    "header",
+    "`no-cache` asks for fresh images under the same id; one who comes while the task runs joins it. The old "
+    "images stay in `data` with `stale:true` until the new ones are kept, and stand if the fresh run fails.",
+    _TEXT,
+    example="no-cache",
+)
+IF_NONE_MATCH = Parameter(
+    "If-None-Match", "header", "An `ETag` that the client has: 304 where nothing changed since.", _TEXT
+)
+LAST_EVENT_ID = Parameter(
+    "Last-Event-ID",
+    "header",
+    "The id of the last event that was received. Nothing that changed since is missed, after a restart or on another "
+    "instance too.",
+    _TEXT,
+)
+RANGE = Parameter("Range", "header", "One range of bytes.", _TEXT, example="bytes=0-1023")
+IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whole image comes.", _TEXT)
+LANGUAGE = Parameter(
+    "Accept-Language",
+    "header",
+    "Texts for people are Chinese, or English where it is liked better.",
+    _TEXT,
+    example="en",
+)
+
+HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "X-Request-Id": ("Names the request: the client's own where that is harmless, else a fresh one.", _TEXT),
+    "Location": ("Where to go on.", _TEXT),
+    "Retry-After": ("Seconds until it is worth to ask again.", _NUMBER),
+    "ETag": ("The version of what is shown; that of a task is its sequence.", _TEXT),
+    "Cache-Control": ("How long this may be kept.", _TEXT),
+    "Preference-Applied": ("The preference that was followed.", _TEXT),
+    "X-Cache": (
+        "`MISS`: a new task. `COALESCED`: joined. `HIT`: completed before. `REFRESH`: made again.",
+        {"type": "string", "enum": ["MISS", "COALESCED", "HIT", "REFRESH"]},
+    ),
+    "RateLimit-Policy": ("The limits that count here, by name.", _TEXT),
+    "RateLimit": ("What is left of each, and in how many seconds some of it comes back.", _TEXT),
+    "X-RateLimit-Limit": ("Of the tightest limit.", _NUMBER),
+    "X-RateLimit-Remaining": ("What is left of it.", _NUMBER),
+    "X-RateLimit-Reset": ("Seconds until some of it comes back.", _NUMBER),
+    "WWW-Authenticate": ("`Bearer`.", _TEXT),
+    "Accept-Ranges": ("`bytes`.", _TEXT),
+    "Content-Range": ("Which bytes these are, and of how many.", _TEXT),
+    "Content-Disposition": ("A file name.", _TEXT),
+    "x-should-retry": ("`false` where a repeat can't help.", {"type": "string", "enum": ["false"]}),
+}

@@ -1,0 +1,1 @@
+"""The routes of operation: health, metrics, stats, documentation."""

@@ -1,0 +1,84 @@
+"""Owns the pages about the API: GET /openapi.json, and /docs, which renders it and asks no other host for anything."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+from aiohttp import hdrs, web
+
+from imagegen.errors import RouteNotFound
+from imagegen.web.api.tasks import etag_matches
+from imagegen.web.context import SERVICES
+
+_FOLDER = Path(__file__).parent.parent / "static" / "docs"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_PAGE = "index.html"
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class _File(NamedTuple):
+    body: bytes
+    content_type: str
+    etag: str
+
+
+async def get_document(request: web.Request) -> web.Response:
+    """The OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
+    context = request.app[SERVICES]
+    server = context.public_url or context.local_url(request, "") or "/"
+    return _response(request, await asyncio.to_thread(_document, server))
+
+
+async def get_page(request: web.Request) -> web.Response:
+    """The page that renders it."""
+    return await _file(request, _PAGE)
+
+
+async def get_file(request: web.Request) -> web.Response:
+    """A file of the page. Raises RouteNotFound."""
+    return await _file(request, request.match_info["file"])
+
+
+async def home(request: web.Request) -> web.Response:
+    """There is no page here yet."""
+    raise web.HTTPFound(request.app[SERVICES].local_url(request, "/docs"))
+
+
+async def _file(request: web.Request, name: str) -> web.Response:
+    found = (await asyncio.to_thread(_files)).get(name)
+    if found is None:
+        raise RouteNotFound
+    return _response(request, found)
+
+
+def _response(request: web.Request, file: _File) -> web.Response:
+    headers = {hdrs.ETAG: file.etag, hdrs.CACHE_CONTROL: "no-cache", "Content-Security-Policy": _CSP}
+    if etag_matches(request.headers.get(hdrs.IF_NONE_MATCH), file.etag):
+        return web.Response(status=304, headers=headers)
+    charset = None if file.content_type == "application/json" else "utf-8"
+    return web.Response(body=file.body, headers=headers, content_type=file.content_type, charset=charset)
+
+
+@lru_cache(maxsize=4)
+def _document(server: str) -> _File:
+    from imagegen.web.openapi.document import build  # noqa: PLC0415 - no start of the service should wait for it
+
+    return _made(orjson.dumps(build(server)), "application/json")
+
+
+@cache
+def _files() -> dict[str, _File]:
+    paths = [path for path in _FOLDER.iterdir() if path.suffix in _TYPES]
+    return {path.name: _made(path.read_bytes(), _TYPES[path.suffix]) for path in paths}
+
+
+def _made(body: bytes, content_type: str) -> _File:
+    return _File(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -1,0 +1,194 @@
+"""Owns what Prometheus is told: GET /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from aiohttp import hdrs, web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from imagegen import __version__
+from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
+from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
+
+_NUMBER = re.compile(r"-\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderLimits:
+    """concurrency: calls at once; rate_per_min: calls a minute, None for no limit.
+
+    blocked: why no call may be made now and the Unix time until when, None where nothing stands in the way.
+    """
+
+    concurrency: int
+    rate_per_min: float | None
+    blocked: Callable[[], tuple[str, float] | None]
+
+    @property
+    def blocked_s(self) -> float:
+        blocked = self.blocked()
+        return max(blocked[1] - time.time(), 0.0) if blocked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What the two routes look at. loops: the names of the side loops that live; max_queue: of waiting tasks."""
+
+    meter: Meter
+    recent: RecentRates
+    backlog: QueueMonitor
+    upstream: ProviderLimits
+    loops: Callable[[], Iterable[str]]
+    max_queue: int
+
+    def loops_by_kind(self) -> Mapping[str, int]:
+        """`loop-0`, `loop-1`, … are one kind."""
+        return dict(sorted(Counter(_NUMBER.sub("", name) for name in self.loops()).items()))
+
+
+OBSERVED = web.AppKey("observed", Telemetry)
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Prometheus text, or OpenMetrics where the client takes it."""
+    observed = request.app[OBSERVED]
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(_MetricsCollector(observed, await observed.backlog.waiting()))
+    encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
+    return web.Response(body=encode(registry), headers={hdrs.CONTENT_TYPE: content_type})
+
+
+class _MetricsCollector(Collector):
+    """One look, as families of metrics."""
+
+    def __init__(self, observed: Telemetry, waiting: BacklogSize) -> None:
+        self._observed = observed
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        observed, meter = self._observed, self._observed.meter
+        yield InfoMetricFamily("imagegen", "This process.", {"version": __version__})
+        yield _gauge("uptime_seconds", "Since the start of this process.", meter.uptime_s)
+        loops = "Loops that live; the process ends with any of them."
+        yield _fill(_gauges("loops", loops, "loop"), observed.loops_by_kind())
+        yield _gauge("asyncio_tasks", "Tasks of the event loop, one a connection among them.", len(asyncio.all_tasks()))
+        yield from _tasks(meter)
+        yield from _queue(self._waiting, observed.backlog.local_status())
+        yield from _upstream(meter, observed.upstream)
+        yield from _redis(meter)
+        yield from _http(meter)
+
+
+def _tasks(meter: Meter) -> Iterator[Metric]:
+    submits = _counters("submits", "Submits by what they met; a hit whose pictures are gone is a miss too.", "kind")
+    yield _fill(submits, {kind.lower(): count for kind, count in meter.submits.items()})
+    tasks = _counters("tasks", "Tasks that became final here.", "state", "code", "model")
+    for key, count in meter.tasks.items():
+        tasks.add_metric(key, count)
+    yield tasks
+    yield _histogram("wait_seconds", "From the submit to the start of the first attempt.", meter.waits)
+    yield _histograms("attempt_seconds", "From an attempt's start to its outcome.", "outcome", meter.attempts)
+    yield _counter("takeovers", "Tasks taken over because nobody renewed their lease.", meter.takeovers)
+    yield _counter("dead_letters", "Entries that nobody could read.", meter.dead_letters)
+    yield _counter("pictures", "Pictures of completed tasks.", meter.images)
+    yield _counter("picture_bytes", "Their bytes, as far as they are kept.", meter.image_bytes)
+
+
+def _queue(waiting: BacklogSize, here: InstanceStatus) -> Iterator[Metric]:
+    yield _gauge("queue_depth", "Tasks that no instance claimed yet.", waiting.depth)
+    yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
+    yield _gauge("attempts_in_flight", "Attempts that run here.", here.in_flight)
+    yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", here.retrying)
+    yield _gauge("loops_free", "Slots here that wait for a task.", here.free)
+    yield _gauge("waiters", "Clients here that wait for a change of a task.", here.waiters)
+    yield _gauge("instances", "Instances on this queue, as far as they are heard of.", here.instances)
+    yield _gauge("redis_up", "Whether Redis can be used.", here.redis_up)
+
+
+def _upstream(meter: Meter, rules: ProviderLimits) -> Iterator[Metric]:
+    calls = _counters("upstream_calls", "Calls to the provider by how they ended.", "code")
+    yield _fill(calls, {code: histogram.count for code, histogram in meter.calls.items()})
+    yield _histograms("upstream_call_seconds", "How long calls to the provider took.", "code", meter.calls)
+    yield _counter("ambiguous_calls", "Calls that may have been paid for in vain.", meter.ambiguous)
+    yield _gauge("upstream_concurrency", "Calls that may run at once.", rules.concurrency)
+    yield _gauge("upstream_blocked_seconds", "Until the provider may be called again.", rules.blocked_s)
+
+
+def _redis(meter: Meter) -> Iterator[Metric]:
+    yield _fill(_counters("redis_commands", "Redis commands, those inside of scripts too.", "purpose"), meter.commands)
+    yield _counter("redis_records_vanished", "Records of tasks that Redis lost before their time.", meter.vanished)
+    written_back = _counters("redis_written_back", "Tasks that Redis had lost and that were written back.", "state")
+    yield _fill(written_back, meter.written_back)
+    projected = "Redis commands in 30 days, if all goes on like so far."
+    yield _gauge("redis_commands_month_projected", projected, meter.commands_a_month)
+
+
+def _http(meter: Meter) -> Iterator[Metric]:
+    answered = _counters("http_requests", "HTTP requests answered.", "method", "route", "status")
+    took = HistogramMetricFamily("imagegen_http_request_seconds", "Time to the answer.", labels=("method", "route"))
+    by_route: dict[tuple[str, str], Histogram] = {}
+    for (method, route, status), histogram in meter.requests.items():
+        answered.add_metric((method, route, str(status)), histogram.count)
+        by_route.setdefault((method, route), Histogram(REQUEST_BOUNDS_S)).add(histogram)
+    for key, histogram in by_route.items():
+        took.add_metric(key, _buckets(histogram), histogram.total)
+    yield answered
+    yield took
+    yield _gauge("http_requests_open", "HTTP requests not answered yet.", meter.open_requests)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"imagegen_{name}", text, value)
+
+
+def _gauges(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"imagegen_{name}", text, labels=labels)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"imagegen_{name}", text, value)
+
+
+def _counters(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"imagegen_{name}", text, labels=labels)
+
+
+def _fill(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
+    for key, value in values.items():
+        family.add_metric((key,), value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(f"imagegen_{name}", text, _buckets(histogram), histogram.total)
+
+
+def _histograms(name: str, text: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(f"imagegen_{name}", text, labels=(label,))
+    for key, histogram in histograms.items():
+        family.add_metric((key,), _buckets(histogram), histogram.total)
+    return family
+
+
+def _buckets(histogram: Histogram) -> Sequence[tuple[str, float]]:
+    """Prometheus counts what is up to each bound, all smaller ones with it."""
+    bounds = (*map(floatToGoString, histogram.bounds), "+Inf")
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))

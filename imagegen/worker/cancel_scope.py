@@ -1,0 +1,44 @@
+"""Owns how what runs for a claim is dropped at once when the claim is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from imagegen.queue.claim import Claim
+
+
+class ClaimWasLost(Exception):
+    """The claim was lost; nothing that was done for it matters."""
+
+
+class ClaimScope:
+    """A block that ends with `Abandoned` as soon as its claim is lost, and a loop that is not cancelled by that.
+
+    Where the block itself finds out, it is not cancelled: a cancellation of the task that runs now would only be
+    felt after the block.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._task: asyncio.Task[object] | None = None
+        self._asked = False
+
+    def __enter__(self) -> Self:
+        if self._claim.lost:
+            raise ClaimWasLost
+        self._task = asyncio.current_task()
+        self._claim.on_lost = self._abandon
+        return self
+
+    def _abandon(self) -> None:
+        if self._task is not None and self._task is not asyncio.current_task() and not self._asked:
+            self._asked = self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._claim.on_lost = None
+        if self._asked and self._task is not None and self._task.uncancel() == 0:
+            raise ClaimWasLost from None

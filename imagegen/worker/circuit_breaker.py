@@ -1,0 +1,198 @@
+"""Owns what is decided of an upstream's trouble: when calls rest, when one probes, how they come back. No I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from imagegen.tasks.task import WaitReason
+
+FAILING_TASKS = 5
+"""So many unfinished tasks in a row whose call failed make an upstream dead."""
+
+UNREACHED_CALLS = 2
+"""So many calls in a row that never reached it do, too."""
+
+WARN_AGAIN_S = 60.0
+"""Between two warnings of one gate."""
+
+_FULL_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerConfig:
+    """Seconds. probe_s: between the starts of two probes. first_probe_s: until the first probe of a dead upstream; each
+    further pause is twice as long, up to probe_s. It is short because a few faulty tasks look like a dead upstream.
+    longest_s: the longest pause that is believed. step_s: after trouble the calls at once double each time this passed.
+    excused_s: how long an upstream that answers every call with a server error is taken for dead. After that each
+    such answer counts as an attempt of its task, because a few tasks that always fail look the same.
+    """
+
+    first_probe_s: float = 0.5
+    probe_s: float = 5.0
+    longest_s: float = 120.0
+    step_s: float = 1.0
+    excused_s: float = 60.0
+
+
+class CircuitBreaker:
+    """Whether calls may be made: freely; or after trouble none until a time, then one as a probe, then 2, 4, 8 at once.
+
+    Times are of one monotonic clock. A period begins with each trouble; calls of an earlier one say nothing of it.
+    """
+
+    def __init__(self, tempo: BreakerConfig) -> None:
+        self._tempo = tempo
+        self._until = 0.0
+        self._ramp_from: float | None = None
+        self._period = 0
+        self._running = 0
+        self._out = 0
+        self._pause_s = tempo.probe_s
+        self.is_open = False
+        self.is_tripped = False
+        self._dead_since = 0.0
+        self.reason = WaitReason.UPSTREAM_RATE_LIMITED
+        self.warned_at = -math.inf
+        self.warned = False
+
+    def warns(self, now: float) -> bool:
+        """Return whether to log a warning: trouble that comes and goes is logged once in a while."""
+        self.warned = now - self.warned_at >= WARN_AGAIN_S
+        if self.warned:
+            self.warned_at = now
+        return self.warned
+
+    def next_allowed_at(self, now: float) -> float:
+        """When the next call may be made: `now` or later; infinite while a probe's answer decides that."""
+        if now < self._until:
+            return self._until
+        if self._ramp_from is None and not self.is_open:
+            return now
+        if self._running < self._allowed_concurrency(now):
+            return now
+        if self.is_open or self._ramp_from is None:
+            return math.inf
+        step_s = self._tempo.step_s
+        return self._ramp_from + (math.floor((now - self._ramp_from) / step_s) + 1) * step_s
+
+    def _allowed_concurrency(self, now: float) -> float:
+        """How many calls of this period may run at once."""
+        if self.is_open:
+            return 1
+        steps = _FULL_STEPS if self._ramp_from is None else int((now - self._ramp_from) / self._tempo.step_s)
+        return math.inf if steps >= _FULL_STEPS else 2**steps
+
+    def room(self, now: float) -> float:
+        """Return how many calls may begin now; infinite if nothing is known against the upstream."""
+        if now < self._until:
+            return 0
+        if self._ramp_from is None and not self.is_open:
+            return math.inf
+        return max(self._allowed_concurrency(now) - self._running, 0)
+
+    def enter(self, now: float) -> int:
+        """A call is made; returns the period that it belongs to."""
+        if self.is_open:
+            self._until = now + self._pause_s
+            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
+        self._running += 1
+        self._out += 1
+        return self._period
+
+    def leave(self, period: int) -> None:
+        """The call has ended."""
+        self._out -= 1
+        if period == self._period:
+            self._running -= 1
+
+    def open_for(self, now: float, for_s: float, reason: WaitReason) -> bool:
+        """No call for so long, then one probe at a time until an answer lets them in. Returns whether this is new."""
+        new = not self.is_open
+        if new:
+            self.is_open = True
+            self._begin_period()
+        self.reason = reason
+        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        return new
+
+    def trip(self, now: float) -> bool:
+        """The upstream is dead until something shows life. Returns whether this is new."""
+        new = not self.is_tripped
+        if new:
+            self.is_tripped = True
+            self._dead_since = now
+            self._pause_s = min(self._tempo.first_probe_s, self._tempo.probe_s)
+            self.open_for(now, self._pause_s, WaitReason.UPSTREAM_OVERLOADED)
+            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
+        return new
+
+    def excuses_answers(self, now: float) -> bool:
+        """Return whether a server error that is answered now is blamed on the upstream and not on its task."""
+        return self.is_tripped and now - self._dead_since < self._tempo.excused_s
+
+    def pause(self, now: float, for_s: float) -> None:
+        """The upstream said that it takes no more for so long; after that the calls come back slowly."""
+        self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
+        if not self.is_open:
+            self._begin_period()
+            self._ramp_from = self._until
+            self.reason = WaitReason.UPSTREAM_RATE_LIMITED
+
+    def record_success(self, now: float, period: int) -> bool:
+        """An answer showed life; one that was under way before a rate limit says nothing of it. Whether rest ends."""
+        if not self.is_open or not (self.is_tripped or period == self._period):
+            return False
+        self.is_open = self.is_tripped = False
+        self._pause_s = self._tempo.probe_s
+        self._until = now
+        self._ramp_from = now - self._tempo.step_s
+        return True
+
+    def idle(self, now: float) -> bool:
+        """Whether it is as good as a new one."""
+        return not self._out and not self.is_open and now >= self._until and self._allowed_concurrency(now) == math.inf
+
+    def _begin_period(self) -> None:
+        self._period += 1
+        self._running = 0
+
+
+class FailingTasks:
+    """Unfinished tasks whose last call failed since their model last showed life, and tasks under suspicion.
+
+    A task that failed and whose model showed life afterwards is suspect: others succeed, so its failures are its own.
+    They prove nothing against the upstream, and count as its attempts even while the upstream is taken for dead.
+    """
+
+    def __init__(self) -> None:
+        self._model_of: dict[str, str] = {}
+        self._suspects: set[str] = set()
+
+    def failed(self, task_id: str, model: str) -> int:
+        """A call failed and its task goes on. Returns how many such tasks are evidence against this model."""
+        if task_id in self._suspects:
+            return 0
+        self._model_of[task_id] = model
+        return sum(failing == model for failing in self._model_of.values())
+
+    def alive(self, model: str) -> None:
+        if self._model_of:
+            failing = [task_id for task_id, failing in self._model_of.items() if failing == model]
+            self._suspects.update(failing)
+            for task_id in failing:
+                del self._model_of[task_id]
+
+    def has_failed(self, task_id: str) -> bool:
+        """Return whether a call for this unfinished task failed here."""
+        return task_id in self._model_of or task_id in self._suspects
+
+    def is_suspect(self, task_id: str) -> bool:
+        return task_id in self._suspects
+
+    def finished(self, task_ids: Iterable[str]) -> None:
+        """Tasks that are no more prove nothing: each may have been at fault itself."""
+        for task_id in task_ids:
+            self._model_of.pop(task_id, None)
+            self._suspects.discard(task_id)
