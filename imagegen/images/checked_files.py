@@ -1,4 +1,4 @@
-"""Memory of which image files were checked, and the bytes of small ones that were read last."""
+"""Record of which image files were checked, and a cache of the bytes that were read last."""
 
 from __future__ import annotations
 
@@ -7,56 +7,86 @@ from dataclasses import dataclass
 from imagegen.images.files import Signature
 
 MAX_FILES = 10_000
-MAX_DATA_BYTES = 8 * 1024 * 1024
+MAX_DATA_BYTES = 16 * 1024 * 1024
+"""Of all images in the cache and all that were in it and are still being sent: a stalled client holds one for long."""
+
+MAX_IMAGE_BYTES = 4 * 1024 * 1024
+"""A larger image is sent from its file, so that a few can't fill the cache."""
+
+
+class Reservation:
+    """Room in the cache for the bytes of one image. It is free again once nothing refers to this object."""
+
+    __slots__ = ("_cache", "_size_bytes")
+
+    def __init__(self, cache: CheckedFiles, size_bytes: int) -> None:
+        self._cache = cache
+        self._size_bytes = size_bytes
+        cache.held_bytes += size_bytes
+
+    def __del__(self) -> None:
+        self._cache.held_bytes -= self._size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CachedImage:
+    """Bytes of an image. Whoever uses them holds the reservation too."""
+
+    data: bytes | memoryview
+    reservation: Reservation
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
     sha256: str
     signature: Signature
-    data: bytes | None
 
 
 class CheckedFiles:
-    """Signatures of files whose content was hashed; bounded, the least recently used go first."""
+    """Signatures of files whose content was hashed, and bytes of some; the least recently used go first.
+
+    held_bytes: of all reservations.
+    """
 
     def __init__(self, *, max_files: int = MAX_FILES, max_data_bytes: int = MAX_DATA_BYTES) -> None:
         self._max_files = max_files
         self._max_data_bytes = max_data_bytes
         self._files: dict[str, _Checked] = {}
-        self._with_data: dict[str, int] = {}
-        self._data_bytes = 0
+        self._cached: dict[str, CachedImage] = {}
+        self.held_bytes = 0
 
     def signature(self, name: str, sha256: str) -> Signature | None:
         """Return the file's signature when its content had this hash."""
         checked = self._files.get(name)
         return checked.signature if checked is not None and checked.sha256 == sha256 else None
 
-    def data(self, name: str, sha256: str) -> bytes | None:
-        """Return the file's bytes, if they are kept."""
-        size_bytes = self._with_data.pop(name, None)
-        if size_bytes is None:
+    def cached(self, name: str, sha256: str) -> CachedImage | None:
+        """Return the file's bytes, if they are in the cache."""
+        if (cached := self._cached.pop(name, None)) is None:
             return None
-        self._with_data[name] = size_bytes
-        checked = self._files[name]
-        return checked.data if checked.sha256 == sha256 else None
+        self._cached[name] = cached
+        return cached if self._files[name].sha256 == sha256 else None
 
-    def add(self, name: str, sha256: str, signature: Signature, data: bytes | None) -> None:
-        """Record a file whose content was hashed, and keep its bytes if they are given."""
+    def reserve(self, size_bytes: int) -> Reservation | None:
+        """Make room for the bytes of an image; None if it is too large, or what is being sent fills the cache."""
+        if size_bytes > MAX_IMAGE_BYTES:
+            return None
+        while self.held_bytes + size_bytes > self._max_data_bytes:
+            if not self._cached:
+                return None
+            del self._cached[next(iter(self._cached))]
+        return Reservation(self, size_bytes)
+
+    def add(self, name: str, sha256: str, signature: Signature, cached: CachedImage | None = None) -> None:
+        """Record a file whose content was hashed, and cache its bytes if they are given."""
         self.forget(name)
         if len(self._files) >= self._max_files:
             self.forget(next(iter(self._files)))
-        self._files[name] = _Checked(sha256, signature, data)
-        if data is not None:
-            self._with_data[name] = len(data)
-            self._data_bytes += len(data)
-        while self._data_bytes > self._max_data_bytes:
-            oldest = next(iter(self._with_data))
-            checked = self._files[oldest]
-            self._data_bytes -= self._with_data.pop(oldest)
-            self._files[oldest] = _Checked(checked.sha256, checked.signature, None)
+        self._files[name] = _Checked(sha256, signature)
+        if cached is not None:
+            self._cached[name] = cached
 
     def forget(self, name: str) -> None:
         """Drop a file."""
         self._files.pop(name, None)
-        self._data_bytes -= self._with_data.pop(name, 0)
+        self._cached.pop(name, None)

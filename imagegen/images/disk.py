@@ -23,7 +23,7 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import files
-from imagegen.images.checked_files import CheckedFiles
+from imagegen.images.checked_files import CachedImage, CheckedFiles
 from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
@@ -116,7 +116,7 @@ class DiskStore:
                     self._watch.save_failed(image.size_bytes, error.__cause__ or error)
                 raise
         self._watch.saved(image.size_bytes)
-        self._checked.add(name, image.sha256, signature, image.data if _is_small(image.size_bytes) else None)
+        self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """Open the file; None if it is gone or damaged.
@@ -130,16 +130,18 @@ class DiskStore:
         if kept is not None and kept.expires_at_s <= self._clock() and await self._is_expired(name):
             self._check_elsewhere(image)
             return None
-        if (data := self._cached(name, image)) is not None:
-            return OpenedImage(image.size_bytes, data)
-        known = self._checked.signature(name, image.sha256)
-        read = await _in_thread(files.read_image, self._root, name, image, known)
+        if (cached := self._cached(name, image)) is not None:
+            return OpenedImage(image.size_bytes, cached.data, reservation=cached.reservation)
+        known, reservation = self._checked.signature(name, image.sha256), self._checked.reserve(image.size_bytes)
+        max_data_bytes = files.SMALL_BYTES if reservation is None else image.size_bytes
+        read = await _in_thread(files.read_image, self._root, name, image, known, max_data_bytes)
         if read is None:
             self._forget([name])
             self._check_elsewhere(image)
             return None
-        self._checked.add(name, image.sha256, read.signature, read.data)
-        return OpenedImage(image.size_bytes, read.data, read.file)
+        cached = CachedImage(read.data, reservation) if read.data is not None and reservation is not None else None
+        self._checked.add(name, image.sha256, read.signature, cached)
+        return OpenedImage(image.size_bytes, read.data, read.file, reservation=reservation)
 
     async def contains(self, task_id: str, image: StoredImage) -> bool:
         """Return whether the file is there. Raises StoreUnavailable also as `open` does."""
@@ -280,14 +282,21 @@ class DiskStore:
         except OSError as error:
             raise StoreUnavailable from error
 
-    def _cached(self, name: str, image: StoredImage) -> bytes | None:
+    def _cached(self, name: str, image: StoredImage) -> CachedImage | None:
         """Return the bytes in memory, if the file is still the one that they were read from."""
-        data, signature = self._checked.data(name, image.sha256), self._checked.signature(name, image.sha256)
-        if data is None or len(data) != image.size_bytes:
+        cached, signature = self._checked.cached(name, image.sha256), self._checked.signature(name, image.sha256)
+        if cached is None or len(cached.data) != image.size_bytes:
             return None
         with suppress(OSError):
-            return data if Signature.of(os.stat(name)) == signature else None  # noqa: PTH116
+            return cached if Signature.of(os.stat(name)) == signature else None  # noqa: PTH116
         return None
+
+    def _cacheable(self, image: VerifiedImage) -> CachedImage | None:
+        """Return the bytes of a small image that is saved, with their reservation."""
+        if image.data is None or image.size_bytes > files.SMALL_BYTES:
+            return None
+        reservation = self._checked.reserve(image.size_bytes)
+        return CachedImage(image.data, reservation) if reservation is not None else None
 
     def _check_elsewhere(self, image: StoredImage) -> None:
         if self._elsewhere(image):
@@ -315,10 +324,6 @@ class DiskStore:
 
 def _task_of(name: str) -> str:
     return os.path.basename(os.path.dirname(name))  # noqa: PTH119, PTH120
-
-
-def _is_small(size_bytes: int) -> bool:
-    return size_bytes <= files.SMALL_BYTES
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 SMALL_BYTES = 256 * 1024
-"""Images up to this size are read at once, larger ones are sent from their open file."""
+"""Images up to this size are always read at once; larger ones only where the cache has room for them."""
 
 PART_SUFFIX = ".part"
 MISSING = (FileNotFoundError, NotADirectoryError)
@@ -60,7 +61,7 @@ class ReadFile:
 
     signature: Signature
     file: FileIO | None
-    data: bytes | None
+    data: bytes | memoryview | None
 
 
 def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> Signature:
@@ -180,10 +181,14 @@ def stamp(file: int | str, expires_at_s: float) -> None:
         os.utime(file, (expires_at_s, expires_at_s))
 
 
-def read_image(root: str, path: str, image: StoredImage, known: Signature | None) -> ReadFile | None:
+def read_image(
+    root: str, path: str, image: StoredImage, known: Signature | None, max_data_bytes: int = SMALL_BYTES
+) -> ReadFile | None:
     """Open an image's file and check it; None if it is gone or damaged. A damaged file is removed.
 
-    known: the signature at the last check of the content. While it is the same, the content is not hashed again.
+    Args:
+        known: the signature at the last check of the content. While it is the same, the content is not hashed again.
+        max_data_bytes: up to this size the bytes are read, of a larger image the open file is returned.
     """
     try:
         file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 - a Path costs more than the call; closed by owner
@@ -195,7 +200,7 @@ def read_image(root: str, path: str, image: StoredImage, known: Signature | None
         if signature.size_bytes > image.size_bytes:
             file.close()
             return None
-        data = file.read(image.size_bytes) if image.size_bytes <= SMALL_BYTES else None
+        data = _read_all(file, image.size_bytes) if image.size_bytes <= max_data_bytes else None
         if _is_whole(file, data, image, trusted=signature == known):
             if data is None:
                 return ReadFile(signature, file, None)
@@ -210,7 +215,24 @@ def read_image(root: str, path: str, image: StoredImage, known: Signature | None
     return None
 
 
-def _is_whole(file: FileIO, data: bytes | None, image: StoredImage, *, trusted: bool) -> bool:
+def _read_all(file: FileIO, size_bytes: int) -> bytes | memoryview:
+    """Read up to `size_bytes`; a mount may return fewer at once.
+
+    Many bytes get memory of their own, which goes back to the system with them: malloc keeps it in each thread's heap.
+    """
+    if size_bytes <= SMALL_BYTES:
+        data = file.read(size_bytes)
+        while len(data) < size_bytes and (piece := file.read(size_bytes - len(data))):
+            data += piece
+        return data
+    memory = memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    done = 0
+    while done < size_bytes and (count := file.readinto(memory[done:])):
+        done += count
+    return memory[:done].toreadonly()
+
+
+def _is_whole(file: FileIO, data: bytes | memoryview | None, image: StoredImage, *, trusted: bool) -> bool:
     if data is not None and len(data) != image.size_bytes:
         return False
     if trusted:

@@ -84,21 +84,23 @@ class VerifiedImage:
 class OpenedImage:
     """An image that is open for reading; exactly one source is set. Close it after use.
 
-    data: the bytes, of a small image.
+    data: the bytes, of a small image or one in the store's cache.
     file: an open file, of which the first `size_bytes` bytes are the image.
     pieces: returns the bytes from an offset, of a length, in pieces; may raise StoreUnavailable.
+    reservation: keeps `data` counted in the store's cache while it is in use.
     """
 
     size_bytes: int
-    data: bytes | None = None
+    data: bytes | memoryview | None = None
     file: FileIO | None = None
     pieces: Callable[[int, int], AsyncGenerator[bytes, None]] | None = None
+    reservation: object = None
 
     async def read(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from `offset`, `length` of them or all, in pieces. Raises StoreUnavailable, OSError."""
         end = self.size_bytes if length is None else min(offset + length, self.size_bytes)
         if self.data is not None:
-            yield self.data[offset:end]
+            yield bytes(self.data[offset:end])
         elif self.pieces is not None:
             async with aclosing(self.pieces(offset, end - offset)) as pieces:
                 async for piece in pieces:
@@ -114,14 +116,14 @@ class OpenedImage:
     async def read_all(self) -> bytes:
         """Return all bytes. Raises StoreUnavailable, OSError."""
         if self.data is not None:
-            return self.data
+            return bytes(self.data)
         return b"".join([piece async for piece in self.read()])
 
     def close(self) -> None:
         """Close the file. May be repeated."""
         if self.file is not None:
             self.file.close()
-        self.data = self.pieces = None
+        self.data = self.pieces = self.reservation = None
 
 
 def _read_at(file: FileIO, offset: int, length: int) -> bytes:

@@ -22,6 +22,7 @@ from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk_watch as diskwatch
 from imagegen.images import files
+from imagegen.images.checked_files import MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.spool import Spool
@@ -439,7 +440,7 @@ async def test_a_file_changed_to_others_of_its_length_is_never_served(
 
 
 async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: Clock) -> None:
-    data = os.urandom(SMALL_BYTES + 1)
+    data = os.urandom(MAX_IMAGE_BYTES + 1)
     image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
     store = await open_disk()
     await store.save(TASK, 0, image, clock.now + 600)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import socket
+import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from io import FileIO
@@ -63,7 +66,11 @@ class Served:
     @property
     def closed(self) -> bool:
         """Whether all that was opened is closed again."""
-        return all(opened.data is None and (opened.file is None or opened.file.closed) for opened in self.opened)
+        return all(map(is_closed, self.opened))
+
+
+def is_closed(opened: OpenedImage) -> bool:
+    return opened.data is None and (opened.file is None or opened.file.closed)
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def opens(tmp_path: Path) -> dict[str, Callable[[], OpenedImage]]:
 async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
-        async def start(opens: Callable[[], OpenedImage], **limits: float) -> Served:
+        async def start(opens: Callable[[], OpenedImage], *, send_buffer: int = 0, **limits: float) -> Served:
             served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
             app = web.Application()
             edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
@@ -95,6 +102,8 @@ async def serve() -> AsyncIterator[Serve]:
             stack.push_async_callback(runner.cleanup)
             await runner.setup()
             listening = socket.create_server(("127.0.0.1", 0))
+            if send_buffer:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             await web.SockSite(runner, listening).start()
             served.port = listening.getsockname()[1]
             return served
@@ -141,22 +150,23 @@ async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
     assert await served.get() == LARGE
 
 
+@pytest.mark.parametrize("source", ["file", "data"])
 async def test_a_slow_client_that_goes_on_reading_is_not_cut(
-    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
-    served = await serve(opens["file"], stall_s=1.5)
+    served = await serve(opens[source], stall_s=1.5)
     began = asyncio.get_running_loop().time()
     async with aiohttp.ClientSession(read_bufsize=65_536) as session:
         answer = await session.get(f"http://127.0.0.1:{served.port}/")
-        size = 0
+        received = bytearray()
         async for piece in answer.content.iter_chunked(262_144):
-            size += len(piece)
+            received += piece
             await asyncio.sleep(0.04)
-    assert size == len(LARGE)
+    assert received == LARGE
     assert asyncio.get_running_loop().time() - began > 1.5
 
 
-@pytest.mark.parametrize("source", ["file", "pieces"])
+@pytest.mark.parametrize("source", ["file", "data", "pieces"])
 async def test_an_image_is_closed_as_soon_as_its_client_leaves(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
@@ -169,16 +179,17 @@ async def test_an_image_is_closed_as_soon_as_its_client_leaves(
     await eventually(lambda: served.closed)
 
 
+@pytest.mark.parametrize("source", ["file", "data"])
 async def test_over_the_limit_the_client_that_waits_longest_is_cut(
-    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
-    served = await serve(opens["file"], max_transfers=2)
+    served = await serve(opens[source], max_transfers=2)
     writers = []
     for number in range(3):
         writers.append((await served.stalled())[1])
         await eventually(lambda number=number: len(served.opened) == number + 1)
-    await eventually(lambda: served.opened[0].file is not None and served.opened[0].file.closed)
-    assert [opened.file is not None and opened.file.closed for opened in served.opened[1:]] == [False, False]
+    await eventually(lambda: is_closed(served.opened[0]))
+    assert [is_closed(opened) for opened in served.opened[1:]] == [False, False]
     for writer in writers:
         writer.transport.abort()
     await eventually(lambda: served.closed)
@@ -212,6 +223,96 @@ async def test_stalled_readers_and_leavers_cost_no_memory(
         assert resident_bytes() - before < 20_000_000
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("small", [False, True])
+async def test_a_platform_without_writev_sends_memory_through_the_transport(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], monkeypatch: pytest.MonkeyPatch, *, small: bool
+) -> None:
+    data = LARGE[:200_000] if small else LARGE
+    served = await serve(lambda: OpenedImage(len(data), data))
+    monkeypatch.delattr(os, "writev")
+    assert await served.get() == data
+    assert await served.get("?part=1,190000") == data[1:190_000]
+    assert served.closed
+
+
+@pytest.mark.parametrize("source", ["file", "data"])
+async def test_without_a_free_descriptor_the_rest_goes_through_the_transport(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]], monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    served = await serve(opens[source])
+
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    assert await served.get() == LARGE
+    assert served.closed
+
+
+async def test_stalled_readers_of_one_image_in_memory_share_its_bytes(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["data"])
+    await served.get()
+    tracemalloc.start()
+    try:
+        writers = [(await served.stalled())[1] for _ in range(30)]
+        await eventually(lambda: len(served.opened) == 31)
+        assert await served.get() == LARGE
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert not any(is_closed(opened) for opened in served.opened[1:31])
+    for writer in writers:
+        writer.transport.abort()
+    await eventually(lambda: served.closed)
+
+
+async def test_slow_readers_of_a_small_image_take_no_descriptor(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = await serve(lambda: OpenedImage(200_000, LARGE[:200_000]), send_buffer=4096)
+    monkeypatch.setattr(os, "dup", lambda _: pytest.fail("a descriptor was taken"))
+    writers = [(await served.stalled())[1] for _ in range(5)]
+    await eventually(lambda: len(served.opened) == 5)
+    assert await served.get() == LARGE[:200_000]
+    assert not any(is_closed(opened) for opened in served.opened[:5])
+    for writer in writers:
+        writer.transport.abort()
+    await eventually(lambda: served.closed)
+
+
+async def test_clients_that_left_or_stalled_leave_no_bytes_behind(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["data"], stall_s=0.3)
+    await served.get()
+    gc.collect()
+    before = sys.getrefcount(LARGE)
+    gc.disable()
+    try:
+        writers = [(await served.stalled())[1] for _ in range(10)]
+        await eventually(lambda: len(served.opened) == 11)
+        for writer in writers[:5]:
+            writer.transport.abort()
+        await eventually(lambda: served.closed)
+        await eventually(lambda: sys.getrefcount(LARGE) <= before)
+    finally:
+        gc.enable()
+    for writer in writers[5:]:
+        writer.transport.abort()
+
+
+async def test_an_idle_connection_holds_no_bytes_of_the_image_before(
+    serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
+) -> None:
+    served = await serve(opens["data"])
+    gc.collect()
+    before = sys.getrefcount(LARGE)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{served.port}/") as response:
+            assert await response.read() == LARGE
+        await eventually(lambda: sys.getrefcount(LARGE) <= before)
 
 
 def resident_bytes() -> int:

@@ -33,6 +33,7 @@ T = TypeVar("T")
 MAX_PATHS, MAX_PATH_CHARS = 2_000, 200
 
 _BODILESS = frozenset({204, 304})
+_BUFFERS = (bytes, memoryview)
 
 
 class DirectLoop:
@@ -135,9 +136,9 @@ class FastJsonResponse(web.Response):
     _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
     _zlib_executor = None
 
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: bytes | memoryview, status: int, headers: Mapping[str, str]) -> None:
         self._state = {}
-        self._body, self._status, self._reason = body, status, REASON_PHRASES.get(status, "")
+        self._body, self._status, self._reason = cast(bytes, body), status, REASON_PHRASES.get(status, "")
         self._given = {**headers}
         self._given.setdefault(hdrs.CONTENT_TYPE, "application/json; charset=utf-8")
 
@@ -149,7 +150,7 @@ class FastJsonResponse(web.Response):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         match = request._match_info if isinstance(request, web.Request) else None
         body = self._body
-        if match is None or not isinstance(body, bytes) or not self._is_plain(request._message):
+        if match is None or not isinstance(body, _BUFFERS) or not self._is_plain(request._message):
             return await super().prepare(request)
         headers, fixed = self._headers_and_fixed()
         if fixed.named or len(match._apps[0].on_response_prepare) > 1:
@@ -164,13 +165,13 @@ class FastJsonResponse(web.Response):
         head = f"{fixed.start}{own}{fixed.more}{date}Content-Length: {len(body)}\r\n\r\n".encode()
         self._keep_alive = self._eof_sent = True
         self._body_length = len(head) + len(body)
-        writer = cast(StreamWriter, request._payload_writer)
-        writer._write(head + body)
-        await self._wait_written(request, writer)
+        await self._send(request, head, body)
         return None
 
-    async def _wait_written(self, request: web.BaseRequest, writer: StreamWriter) -> None:
-        """Wait until little enough of the answer is left to be sent."""
+    async def _send(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
+        """Send the response, and wait until little enough of it is left to be sent."""
+        writer = cast(StreamWriter, request._payload_writer)
+        writer._write(head + body)
         if request._protocol._paused:
             await writer.drain()
 

@@ -1,4 +1,7 @@
-"""Sending of an opened image to a client: from its file where the platform can, with a bound on bytes in memory."""
+"""Sending of an opened image to a client: from memory or its file, past the transport's buffer where the platform can.
+
+What small images leave in transports' buffers is bounded here; the store's cache bounds large ones in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from io import FileIO
 
-from aiohttp import web
-from aiohttp.http_writer import StreamWriter
+from aiohttp import HttpVersion11, web
 from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store import PIECE_BYTES, OpenedImage
 from imagegen.web.http.aiohttp_fastpath import FastJsonResponse
 from imagegen.web.http.disconnect import on_disconnect
-from imagegen.web.http.sendfile import FileTransfer, SendfileUnsupported
+from imagegen.web.http.transfer import FileTransfer, MemoryTransfer, Transfer, TransferUnsupported
 
 STALL_S = 60.0
 """A client that takes nothing for this time is cut off."""
@@ -57,16 +59,19 @@ class ImageSender:
 
         headers: with the Content-Type, and no framing.
         """
-        if (data := opened.data) is not None:
-            opened.close()
-            return _ImageResponse(
-                data if len(part) == len(data) else data[part.start : part.stop], status, headers, self
-            )
+        if opened.data is not None and request.keep_alive and request.version == HttpVersion11:
+            if len(part) == opened.size_bytes:
+                whole = _ImageResponse(opened, opened.data, status, headers, self)
+                if len(part) > PIECE_BYTES:
+                    await whole.prepare(request)  # sends it: only a handler that runs is told of a disconnect
+                return whole
+            if len(part) <= PIECE_BYTES:
+                return _ImageResponse(opened, bytes(opened.data[part.start : part.stop]), status, headers, self)
         try:
             response = web.StreamResponse(status=status, headers=headers)
             response.content_length = len(part)
             await response.prepare(request)
-            await self._send_pieces(request, response, opened, part)
+            await self._send_body(request, response, opened, part)
             return response
         finally:
             opened.close()
@@ -86,14 +91,48 @@ class ImageSender:
             else:
                 transport.set_write_buffer_limits()
 
-    async def _send_pieces(
+    async def send_from_memory(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
+        """Send the head of a response and its body; cut off a client that stops reading."""
+        if (transport := request.transport) is None:
+            return
+        if transport.get_write_buffer_size():
+            await self.wait_taken(request)
+        transfer = MemoryTransfer(transport, head, body)
+        try:
+            if transfer.start():
+                return
+            if len(body) > PIECE_BYTES:
+                await self._finish(request, transport, transfer)
+            else:  # a copy of the rest costs less than a descriptor
+                await self._write_rest(request, transport, transfer)
+        except TransferUnsupported:
+            await self._write_rest(request, transport, transfer)
+        except TimeoutError:
+            _cut(transport)
+        except OSError:
+            transport.abort()
+        finally:
+            transfer.release()
+
+    async def _write_rest(
+        self, request: web.BaseRequest, transport: asyncio.Transport, transfer: MemoryTransfer
+    ) -> None:
+        transport.writelines(transfer.rest())
+        await self.wait_taken(request)
+
+    async def _send_body(
         self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
     ) -> None:
-        transport = request.transport
-        if transport is None:
+        if opened.data is not None:
+            body = memoryview(opened.data)[part.start : part.stop]
+            await self.send_from_memory(request, b"", body)
+            return
+        if (transport := request.transport) is None:
             return
         try:
-            if opened.file is None or not await self._send_file(request, transport, opened.file, part):
+            if opened.file is not None:
+                part = await self._send_file(request, transport, opened.file, part)
+            if part:
                 await self._write_pieces(request, response, opened, part)
         except TimeoutError:
             _cut(transport)
@@ -102,20 +141,22 @@ class ImageSender:
                 logger.warning("An image could not be read to its end: {}", error.__cause__ or error)
             transport.abort()
 
-    async def _send_file(self, request: web.Request, transport: asyncio.Transport, file: FileIO, part: range) -> bool:
-        """Send from the file by the system's own call; return whether that is possible."""
+    async def _send_file(self, request: web.Request, transport: asyncio.Transport, file: FileIO, part: range) -> range:
+        """Send from the file by the system's own call; return the part for which that is not possible."""
         await self.wait_taken(request)
+        transfer = FileTransfer(transport, file, part)
         try:
-            transfer = FileTransfer(transport, file, part, stall_s=self._stall_s)
-        except SendfileUnsupported:
-            return False
-        on_disconnect(request, transfer.abort)
+            if not transfer.start():
+                await self._finish(request, transport, transfer)
+        except TransferUnsupported:
+            pass
+        return range(transfer.offset, part.stop)
+
+    async def _finish(self, request: web.BaseRequest, transport: asyncio.Transport, transfer: Transfer) -> None:
+        if isinstance(request, web.Request):
+            on_disconnect(request, transfer.abort)
         with self._transfers.counted(transport, 1):
-            try:
-                await transfer.run()
-            except SendfileUnsupported:
-                return False
-        return True
+            await transfer.run(self._stall_s)
 
     async def _write_pieces(
         self, request: web.Request, response: web.StreamResponse, opened: OpenedImage, part: range
@@ -131,14 +172,26 @@ class ImageSender:
 
 
 class _ImageResponse(FastJsonResponse):
-    """Answer with a small image."""
+    """Answer with an image that is in memory; it is closed once it was sent."""
 
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str], sender: ImageSender) -> None:
+    def __init__(
+        self,
+        opened: OpenedImage,
+        body: bytes | memoryview,
+        status: int,
+        headers: Mapping[str, str],
+        sender: ImageSender,
+    ) -> None:
         super().__init__(body, status, headers)
+        self._opened = opened
         self._sender = sender
 
-    async def _wait_written(self, request: web.BaseRequest, writer: StreamWriter) -> None:  # noqa: ARG002
-        await self._sender.wait_taken(request)
+    async def _send(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
+        try:
+            await self._sender.send_from_memory(request, head, body)
+        finally:
+            self._body = None
+            self._opened.close()
 
     async def write_eof(self, data: bytes = b"") -> None:
         request = self._req
