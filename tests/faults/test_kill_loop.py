@@ -138,7 +138,7 @@ async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[C
         victim = client.services[number % 2]
         while step == "in flight" and (await asyncio.to_thread(emulator.ledger))["in_flight"] < SLOTS:
             await asyncio.sleep(0.01)
-        await victim.trip(step)
+        await victim.die(step)
         counts[step] += 1
         in_flight += SLOTS
         await victim.start(client.http)

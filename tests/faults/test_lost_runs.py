@@ -77,4 +77,4 @@ async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
     await redis.delete(owner.keys.stream)
     mine = await asyncio.wait_for(started(submitter), 20)
     assert mine.task.id == claim.task.id
-    assert mine.run.ambiguous == 1
+    assert mine.checkpoint.ambiguous_calls == 1

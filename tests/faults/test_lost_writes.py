@@ -226,7 +226,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
 
     mine = await asyncio.wait_for(taken(), 10)
     assert (mine.task.id, mine.task.epoch) == (claim.task.id, claim.task.epoch)
-    assert mine.run.ambiguous == 1
+    assert mine.checkpoint.ambiguous_calls == 1
 
 
 async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_it(make_instance, own_redis) -> None:
@@ -313,7 +313,7 @@ async def test_records_that_an_eviction_took_are_counted_and_written_back(
 async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     make_instance, own_redis, calls, quick_checks, monkeypatch
 ) -> None:
-    monkeypatch.setattr("imagegen.queue.notifier.Control.tell", lambda *_args, **_content: None)
+    monkeypatch.setattr("imagegen.queue.notifier.Notifier.publish", lambda *_args, **_content: None)
     first, second = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
     calls.run_on(first, 1)
     await put_in([first], ["runs"])

@@ -173,7 +173,7 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
             with pytest.raises(QueueUnavailable):
                 await instance.queue.submit(submission(number))
         proxy.refuse = False
-        await eventually(instance.connection.answers)
+        await eventually(instance.connection.is_reachable)
     finally:
         logger.remove(sink)
     assert [line for line in lines if "Redis" in line] == [lines[0], lines[-1]]
@@ -194,7 +194,7 @@ async def test_a_task_starts_within_five_seconds_though_every_open_connection_we
     await instance.queue.submit(submission("first"))
     await waiting
     waiting = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.connection.reads.under_way and instance.connection.subscriptions.active)
+    await eventually(lambda: instance.connection.blocking_reads.under_way and instance.connection.subscriptions.active)
     proxy.silence()
     began = time.monotonic()
     while True:
@@ -214,9 +214,9 @@ async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_
     instance = make_instance(url=proxy.url)
     await eventually(lambda: instance.connection.subscriptions.active)
     waiting = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.connection.reads.under_way)
+    await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
-    instance.connection.multiplexer.hang_up()  # all others are made anew at once
+    instance.connection.multiplexer.abort()  # all others are made anew at once
     for wire in instance.connection._seldom:
         wire.hang_up()
     await instance.queue.submit(submission("overdue"))

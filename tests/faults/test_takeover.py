@@ -40,7 +40,7 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     await one.scripts.create_group()
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
-    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.named())
+    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.ids())
     assert (lost, unnamed) == (set(), [])
     assert list(await owners(one)) == entry_ids
     await one.claims.release(claims, leaving=True)
@@ -56,7 +56,7 @@ async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thous
     stolen = {claims[3].entry_id, claims[1_650].entry_id}
     await one.scripts.claim_expired("thief", list(stolen), 0.0)
     forgotten = one.room.dispatcher.held.pop(claims[900].entry_id)
-    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.named())
+    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.ids())
     assert lost == stolen
     assert unnamed == [forgotten.entry_id]
 

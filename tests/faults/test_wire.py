@@ -47,7 +47,7 @@ async def echo(wire: Multiplexer, text: str) -> str:
 
 async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answer(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     chunks = chunks_seen(proxy)
     texts = [str(number) for number in range(50)]
     assert await asyncio.gather(*(echo(wire, text) for text in texts)) == texts
@@ -56,28 +56,28 @@ async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answe
 
 async def test_an_error_is_the_answer_of_its_own_call_only(make_wire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
-    answers = await asyncio.gather(echo(wire, "a"), wire.call("LPUSH"), echo(wire, "b"), return_exceptions=True)
+    answers = await asyncio.gather(echo(wire, "a"), wire.execute("LPUSH"), echo(wire, "b"), return_exceptions=True)
     assert (answers[0], type(answers[1]), answers[2]) == ("a", ResponseError, "b")
 
 
 async def test_commands_that_are_asked_together_are_answered_together(make_wire, redis_url: str) -> None:
     wire = make_wire(redis_url)
-    assert await wire.answers(CommandBatch([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
+    assert await wire.execute_batch(CommandBatch([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
     with pytest.raises(ResponseError):
-        await wire.answers(CommandBatch([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
+        await wire.execute_batch(CommandBatch([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
 
 
 async def test_a_script_that_redis_does_not_know_is_sent_whole(make_wire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
     script = Script(f"return {{'{prefix}', ARGV[1]}}")
-    asked = [wire.run(script, [], [number]) for number in range(3)]
+    asked = [wire.evalsha(script, [], [number]) for number in range(3)]
     assert await asyncio.gather(*asked) == [[prefix.encode(), str(number).encode()] for number in range(3)]
-    assert (await wire.call("SCRIPT", "EXISTS", script.sha)) == [1]
+    assert (await wire.execute("SCRIPT", "EXISTS", script.sha)) == [1]
 
 
 async def test_what_was_sent_and_not_answered_is_sent_again_on_a_new_connection(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"once" in chunk and proxy.dropped == 0
     assert await asyncio.gather(echo(wire, "once"), echo(wire, "twice")) == ["once", "twice"]
     assert proxy.dropped == 1
@@ -86,7 +86,7 @@ async def test_what_was_sent_and_not_answered_is_sent_again_on_a_new_connection(
 @pytest.mark.parametrize(("sends", "lost"), [(1, 1), (3, 3)])
 async def test_after_so_many_losses_the_caller_is_told(make_wire, proxy, sends: int, lost: int) -> None:
     wire = make_wire(proxy.url, sends=sends)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"never" in chunk
     with pytest.raises(RedisConnectionError):
         await echo(wire, "never")
@@ -96,30 +96,30 @@ async def test_after_so_many_losses_the_caller_is_told(make_wire, proxy, sends: 
 
 async def test_a_call_that_hangs_ends_in_time_and_the_next_one_has_a_new_connection(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.black_hole = True
     with pytest.raises(RedisTimeoutError):
-        await wire.call("ECHO", "late", within_s=0.1)
+        await wire.execute("ECHO", "late", within_s=0.1)
     proxy.black_hole = False
     assert await echo(wire, "now") == "now"
 
 
 async def test_a_short_deadline_counts_beside_a_longer_one(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.black_hole = True
-    longer = asyncio.ensure_future(wire.call("ECHO", "a", within_s=30.0))
+    longer = asyncio.ensure_future(wire.execute("ECHO", "a", within_s=30.0))
     with pytest.raises(RedisTimeoutError):
-        await asyncio.wait_for(wire.call("ECHO", "b", within_s=0.1), 5.0)
+        await asyncio.wait_for(wire.execute("ECHO", "b", within_s=0.1), 5.0)
     proxy.black_hole = False
     assert await asyncio.wait_for(longer, 5.0) == b"a"
 
 
 async def test_what_is_late_already_is_not_sent_and_costs_nobody_the_connection(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     chunks = chunks_seen(proxy)
-    late = asyncio.ensure_future(wire.call("ECHO", "late", within_s=-1.0))
+    late = asyncio.ensure_future(wire.execute("ECHO", "late", within_s=-1.0))
     assert await echo(wire, "now") == "now"
     with pytest.raises(RedisTimeoutError):
         await late
@@ -130,14 +130,14 @@ async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, prox
     wire = make_wire(proxy.url)
     proxy.refuse = True
     with pytest.raises(RedisConnectionError):
-        await wire.call("PING")
+        await wire.execute("PING")
     proxy.refuse = False
-    assert await wire.call("PING") == b"PONG"
+    assert await wire.execute("PING") == b"PONG"
 
 
 async def test_a_connection_that_closed_while_idle_is_made_again_without_a_fault(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.cut()
     await eventually(lambda: not proxy.connected)
     assert await echo(wire, "now") == "now"
@@ -148,22 +148,22 @@ async def test_a_read_only_server_is_left_so_that_the_next_call_finds_its_succes
 ) -> None:
     async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
         wire = make_wire(proxy.url)
-        await wire.call("SET", "a", 1)
-        await wire.call("REPLICAOF", "127.0.0.1", "1")
+        await wire.execute("SET", "a", 1)
+        await wire.execute("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(ReadOnlyError):
-            await wire.call("SET", "a", 2)
+            await wire.execute("SET", "a", 2)
         folder = tmp_path / "successor"
         successor = EmbeddedRedis(folder)
         await successor.start()
         try:
             proxy.to(successor.url.removeprefix("unix://"))
-            assert await wire.call("SET", "a", 3) == b"OK"
+            assert await wire.execute("SET", "a", 3) == b"OK"
         finally:
             await successor.stop()
 
 
 async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make_wire, own_redis, tls) -> None:
-    await make_wire(own_redis.url).call("CONFIG", "SET", "requirepass", "secret")
+    await make_wire(own_redis.url).execute("CONFIG", "SET", "requirepass", "secret")
     async with FaultProxy(own_redis.url.removeprefix("unix://"), tls) as proxy:
         wire = make_wire(proxy.url.replace("//", "//:secret@") + "?ssl_cert_reqs=none")
         long = "x" * 300_000
@@ -174,9 +174,9 @@ async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make
 
 async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
-    await wire.call("PING")
+    await wire.execute("PING")
     proxy.black_hole = True
-    call = asyncio.ensure_future(wire.call("ECHO", "a"))
+    call = asyncio.ensure_future(wire.execute("ECHO", "a"))
     await eventually(lambda: wire._sent)
     await wire.close()
     with pytest.raises(RedisConnectionError):
