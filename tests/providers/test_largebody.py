@@ -15,7 +15,7 @@ from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
-from imagegen.providers import post
+from imagegen.providers import large_body, post
 from imagegen.providers.large_body import LargeBody, large_items
 from imagegen.providers.post import PaidPost
 from imagegen.providers.response_parser import parse_reply
@@ -46,6 +46,30 @@ def test_escaped_slashes_and_plain_texts_are_read_too() -> None:
     body = json.dumps({"images": [TEXT, TEXT]}).replace("/", "\\/").encode()
     assert [decoded(image) for image in parse_reply(200, {}, body).images] == [DATA, DATA]
     body = json.dumps({"images": [TEXT], "info": "x"}).encode()
+    assert decoded(parse_reply(200, {}, body).images[0]) == DATA
+
+
+@pytest.mark.parametrize("place", ["data", "images"])
+def test_a_large_text_without_escapes_is_found_without_parsing_it(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr(large_body, "_read_entries", None)
+    monkeypatch.setattr(large_body, "_read_texts", None)
+    prompts = ['a "cat" \\', "\\\\", '"', "", "\u00e9\n"]
+    entries = [{"revised_prompt": prompt, "b64_json": TEXT, "seed": 1} for prompt in prompts]
+    for entry in (*entries, TEXT):
+        images = parse_reply(200, {}, LargeBody(json.dumps({"id": '\\"', place: [entry, entry]}).encode())).images
+        assert [decoded(image) for image in images] == [DATA, DATA]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [{"tags": ["x"] * 5_000}, {"note": '"' * 3_000}, {"numbers": [1_000] * 60_000}],
+    ids=["many texts", "many escaped quotes", "much else"],
+)
+@pytest.mark.parametrize("rest_first", [True, False])
+def test_a_body_with_much_beside_the_image_is_read_too(rest: dict[str, object], rest_first: bool) -> None:
+    image: dict[str, object] = {"data": [{"b64_json": TEXT}]}
+    body = json.dumps(rest | image if rest_first else image | rest).encode()
+    assert large_body._cut_texts(body) is None
     assert decoded(parse_reply(200, {}, body).images[0]) == DATA
 
 
