@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store_health import StoreHealth
+from imagegen.images.threads import WorkThreads
 from imagegen.tasks.image import StoredImage
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 PIECE_BYTES = 256 * 1024
 """Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
 
-_threads = ThreadPoolExecutor(8, thread_name_prefix="image-files")
-_check_threads = ThreadPoolExecutor(2, thread_name_prefix="image-checks")
+in_file_thread = WorkThreads(8, "image-files").run
+"""Run blocking file work in threads of its own, so that no slow name lookup or other work delays it."""
 
+in_check_thread = WorkThreads(2, "image-checks").run
+"""Run the check of image bytes in one of two threads: more of them would wait for each other's turn only."""
 
-async def in_file_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking file work in threads of its own, so that no slow name lookup or other work delays it."""
-    call = asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*args, **kwargs))
-    return await call
-
-
-async def in_check_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run the check of image bytes in one of two threads: more of them would wait for each other's turn only.
-
-    They hash, and release the interpreter for each piece; with eight threads a large image costs 15 % more CPU.
-    """
-    call = asyncio.get_running_loop().run_in_executor(_check_threads, lambda: function(*args, **kwargs))
-    return await call
+in_flush_thread = WorkThreads(1, "image-flush").run
+"""Flush files to the disk in a thread of its own: a slow disk may take seconds."""
 
 
 class SpooledImageLost(StoreUnavailable):

@@ -1,0 +1,88 @@
+"""Threads for blocking work: one while calls are quick, more while they take long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from support import eventually
+
+from imagegen.images.threads import WorkThreads
+
+
+def name_of_thread() -> str:
+    return threading.current_thread().name
+
+
+async def test_quick_calls_run_in_one_thread_and_return_their_results() -> None:
+    threads = WorkThreads(8, "quick")
+    names = await asyncio.gather(*(threads.run(name_of_thread) for _ in range(100)))
+    assert set(names) == {"quick"}
+    assert await threads.run(divmod, 7, 2) == (3, 1)
+    assert await threads.run(int, "11", base=2) == 3
+
+
+async def test_an_error_is_raised_in_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await WorkThreads(1, "failing").run(divmod, 1, 0)
+
+
+async def test_calls_that_hang_do_not_hold_up_others_but_the_count_of_threads_is_bounded() -> None:
+    threads, hang, running = WorkThreads(3, "hanging"), threading.Event(), []
+
+    def hangs() -> None:
+        running.append(name_of_thread())
+        hang.wait(10)
+
+    stuck = [asyncio.create_task(threads.run(hangs)) for _ in range(2)]
+    await eventually(lambda: len(running) == 2)
+    assert await asyncio.wait_for(threads.run(name_of_thread), 5) == "hanging-extra"
+    stuck += [asyncio.create_task(threads.run(hangs)) for _ in range(2)]
+    await eventually(lambda: len(running) == 3)
+    waiting = asyncio.create_task(threads.run(name_of_thread))
+    _, late = await asyncio.wait({waiting}, timeout=0.1)
+    assert (late, len(running)) == ({waiting}, 3)
+    hang.set()
+    await asyncio.gather(*stuck)
+    assert await waiting
+
+
+async def test_a_call_goes_on_when_its_caller_is_cancelled_and_the_next_one_is_served() -> None:
+    threads, began, go_on, done = WorkThreads(1, "cancelled"), threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        go_on.wait(10)
+        done.append(True)
+
+    call = asyncio.create_task(threads.run(work))
+    await eventually(began.is_set)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go_on.set()
+    assert await threads.run(len, "abc") == 3
+    assert done == [True]
+
+
+def test_threads_serve_one_loop_after_another() -> None:
+    threads = WorkThreads(1, "loops")
+    assert [asyncio.run(threads.run(len, "ab")) for _ in range(3)] == [2, 2, 2]
+
+
+def test_a_result_for_a_loop_that_is_closed_is_dropped() -> None:
+    threads, began, go_on = WorkThreads(1, "closed"), threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        go_on.wait(10)
+
+    async def leave() -> None:
+        call = asyncio.create_task(threads.run(work))
+        await eventually(began.is_set)
+        call.cancel()
+
+    asyncio.run(leave())
+    go_on.set()
+    assert asyncio.run(threads.run(len, "ab")) == 2
