@@ -28,7 +28,7 @@ from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
-from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread, in_flush_thread
 from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage
 
@@ -36,6 +36,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SWEEP_INTERVAL_S = 300.0
+
+FLUSH_S = 1.0
+"""An image that was saved is durable after this time at most, as with `appendfsync everysec` of Redis."""
 
 ORPHAN_S = 600.0
 """An unfinished file that a sweep finds again after this time was left by a process that died while it wrote."""
@@ -77,6 +80,8 @@ class DiskStore:
         self._watch = DiskWatch(folder, self.health, clock)
         self._parts: dict[str, float] = {}
         self._sweep_failed = False
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
 
     @property
     def store_id(self) -> str:
@@ -93,7 +98,12 @@ class DiskStore:
         await self._watch.start()
 
     async def close(self) -> None:
-        """Remove the spool folder of this process."""
+        """Write the index of expiries, and remove the spool folder of this process."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        await in_file_thread(self._expiry.flush)
         await in_file_thread(self._watch.spool.remove)
 
     async def watch(self) -> None:
@@ -109,14 +119,17 @@ class DiskStore:
         name = self._name(task_id, index, image.sha256, image.content_type)
         with self._index.writing(name, image.size_bytes, expires_at_s):
             try:
-                signature = await self._make_room_and_write(name, task_id, image, expires_at_s)
+                await self._make_room_and_write(name, task_id, image, expires_at_s)
             except StoreUnavailable as error:
                 self._forget([name])
                 if not isinstance(error, SpooledImageLost):
                     self._watch.save_failed(image.size_bytes, error.__cause__ or error)
                 raise
         self._watch.saved(image.size_bytes)
-        self._checked.add(name, image.sha256, signature, self._cacheable(image))
+        self._flush_soon()
+        with suppress(OSError):  # in the loop's own thread, see _has_file
+            signature = Signature.of(os.stat(name))  # noqa: PTH116
+            self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """Open the file; None if it is gone or damaged.
@@ -225,33 +238,62 @@ class DiskStore:
     def _finish_sweep(self, useless: list[str], unknown: dict[str, float], found_tasks: set[str]) -> None:
         for task_id, expires_at_s in unknown.items():
             self._expiry.note(task_id, expires_at_s)
+        self._expiry.flush()
         files.remove(useless)
         self._expiry.forget_expired(self._clock(), keep=found_tasks)
 
-    async def _make_room_and_write(
-        self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float
-    ) -> Signature:
+    async def _make_room_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
         expired, over_cap = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE), self._index.take_over_cap()
 
-        def write() -> Signature:
+        def write() -> None:
             if expired or over_cap:
                 with suppress(OSError):
                     self._remove_superfluous(expired, over_cap)
-            if image.path is not None and not image.path.exists():
-                raise SpooledImageLost
             self._expiry.note(task_id, expires_at_s)
-            return files.write_image(self._folder, name, image, expires_at_s)
+            try:
+                folder_is_new = files.write_image(self._folder, name, image, expires_at_s)
+            except FileNotFoundError as error:
+                if image.path is not None and not image.path.exists():
+                    raise SpooledImageLost from error
+                raise
+            if not folder_is_new:  # other processes may hold an image of this task for expired
+                self._expiry.flush()
 
-        return await _in_thread(write)
+        await _in_thread(write)
+
+    def _flush_soon(self) -> None:
+        """Flush within FLUSH_S, once for all images that are saved until then."""
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._start_flush)
+
+    def _start_flush(self) -> None:
+        self._flush_timer = None
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        else:
+            self._flush_soon()
+
+    async def _flush(self) -> None:
+        """Write the index of expiries and make the files durable. A disk that can't do it is not healthy."""
+        try:
+            await in_flush_thread(self._flush_files)
+        except OSError as error:
+            self.health.mark_failed(error)
+
+    def _flush_files(self) -> None:
+        self._expiry.flush()
+        with suppress(*files.MISSING):
+            files.flush(self._root)
 
     def _remove_superfluous(self, expired: dict[str, IndexEntry], over_cap: list[str]) -> None:
         """Remove files, but those whose expiry another process extended."""
         if expired:
             self._expiry.refresh()
-        files.remove([*(name for name, kept in expired.items() if not self._later(name, kept)), *over_cap])
+        files.remove([*(name for name, kept in expired.items() if not self._extended(name, kept)), *over_cap])
 
     def _note_expiry(self, task_id: str, names: list[str], expires_at_s: float) -> None:
         self._expiry.note(task_id, expires_at_s)
+        self._expiry.flush()
         for name in names:
             files.stamp(name, expires_at_s)
 
@@ -260,12 +302,23 @@ class DiskStore:
         noted_s = self._expiry.expiry_of(_task_of(name))
         return noted_s if noted_s is not None and noted_s >= kept.expires_at_s + STEP_S else None
 
+    def _extended(self, name: str, kept: IndexEntry) -> float | None:
+        """Return a later expiry that another process noted, or will note within FLUSH_S and set as the file's time."""
+        later_s, latest_s = self._later(name, kept), self._clock() + 2 * self._life_s
+        with suppress(OSError):
+            if later_s is None and kept.expires_at_s + 1 < (modified_s := os.stat(name).st_mtime) <= latest_s:  # noqa: PTH116
+                return modified_s
+        return later_s
+
+    def _read_extended(self, name: str, kept: IndexEntry) -> float | None:
+        self._expiry.refresh()
+        return self._extended(name, kept)
+
     async def _is_expired(self, name: str) -> bool:
         kept, now = self._index.get(name), self._clock()
         if kept is None or kept.expires_at_s > now:
             return False
-        await _in_thread(self._expiry.refresh)
-        later_s = self._later(name, kept)
+        later_s = await _in_thread(self._read_extended, name, kept)
         if later_s is None or later_s <= now:
             return True
         self._index.add(name, kept.size_bytes, later_s)

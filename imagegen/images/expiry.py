@@ -27,23 +27,30 @@ class ExpiryIndex:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._expiry_by_name: dict[str, int] = {}
+        self._unwritten: list[str] = []
         self._offset = 0
         self._inode = 0
         self._lock = threading.Lock()
 
     def note(self, task_id: str, expires_at_s: float) -> None:
-        """Record when the images of a task expire."""
+        """Record when the images of a task expire. `flush` writes it to the file."""
         rounded = -int(-expires_at_s // STEP_S) * STEP_S
         with self._lock:
-            if self._expiry_by_name.get(task_id) == rounded:
-                return
-            self._expiry_by_name[task_id] = rounded
-            with suppress(OSError):
-                file = os.open(self._path, _APPEND, 0o666)
-                try:
-                    os.write(file, f"{task_id} {rounded}\n".encode())
-                finally:
-                    os.close(file)
+            if self._expiry_by_name.get(task_id) != rounded:
+                self._expiry_by_name[task_id] = rounded
+                self._unwritten.append(f"{task_id} {rounded}\n")
+
+    def flush(self) -> None:
+        """Append what was recorded since the last call. The file is not kept open: the disk can be remounted."""
+        with self._lock:
+            lines, self._unwritten = "".join(self._unwritten), []
+            if lines:
+                with suppress(OSError):
+                    file = os.open(self._path, _APPEND, 0o666)
+                    try:
+                        os.write(file, lines.encode())
+                    finally:
+                        os.close(file)
 
     def expiry_of(self, task_id: str) -> float | None:
         """Return when the images of a task expire, None if no line has it."""

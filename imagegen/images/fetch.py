@@ -31,7 +31,7 @@ SETTLING_S = 10.0
 """A refusal or a damaged image may pass within this time: buckets answer 403 to what they do not have yet, and caches
 pass on what they have so far."""
 
-_FLUSH_BYTES = 1024 * 1024
+_FLUSH_BYTES = 2_500_000
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
 
 _DECODED_CHARS = 256 * 1024

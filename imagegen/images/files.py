@@ -5,18 +5,19 @@ Nothing here depends on what some mounts lack (SMB, NFS, s3fs, gcsfuse): neither
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -29,6 +30,9 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags for a file that must not exist before."""
+
+_MAX_IOV = 512
+"""Pieces that are passed to the system at once; POSIX systems take 1,024."""
 
 _WRITE_TRIES = 5
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EROFS}
@@ -64,71 +68,83 @@ class ReadFile:
     data: bytes | memoryview | None
 
 
-def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> Signature:
-    """Write an image's file under `root`. Its name appears once all bytes are on the disk.
+def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
+    """Write an image's file under `root`; return whether its folder is new.
+
+    The file's name appears once all bytes are written; `flush` makes them durable.
 
     A file in the spool folder is moved; if the move is impossible, it is copied. After an error `image.path` is still
     there, and nothing else is.
+
+    Each system call more costs a small image some per cent, since the thread waits for the interpreter after it.
     """
     if image.path is not None:
-        with image.path.open("rb") as file:
-            sync(file.fileno())
-            stamp(file.fileno(), expires_at_s)
-        if (signature := _try_move(root, image.path, Path(path))) is not None:
-            return signature
-    signature = _copy(root, path, image, expires_at_s)
+        stamp(str(image.path), expires_at_s)
+        if not CAN_FLUSH:
+            _sync_path(image.path)
+        folder_is_new = _try_move(root, str(image.path), path)
+        if folder_is_new is not None:
+            return folder_is_new
+    folder_is_new = _copy(root, path, image, expires_at_s)
     if image.path is not None:
         image.path.unlink(missing_ok=True)
-    return signature
+    return folder_is_new
 
 
-def _try_move(root: Path, source: Path, target: Path) -> Signature | None:
+def _try_move(root: Path, source: str, target: str) -> bool | None:
     """Move a file; None if it is on another file system, or the folder of the target vanishes again and again."""
+    folder = os.path.dirname(target)  # noqa: PTH120
     for _ in range(_WRITE_TRIES):
+        is_new = make_folder(root, folder)
         try:
-            return _move(source, target)
+            os.replace(source, target)  # noqa: PTH105
         except FileNotFoundError:
-            make_folder(root, target.parent)
+            continue
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             return None
+        return is_new
     return None
 
 
-def _move(source: Path, target: Path) -> Signature:
-    source.replace(target)
-    return Signature.of(target.stat())
-
-
-def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> Signature:
+def _copy(root: Path, path: str, image: VerifiedImage, expires_at_s: float) -> bool:
     """Write with system calls alone: each `Path` and file object costs a small image several per cent."""
     folder, name = os.path.split(path)
     part = f"{folder}{os.sep}.{name}.{secrets.token_hex(4)}{PART_SUFFIX}"
     try:
-        file = _create(root, folder, part)
+        file, folder_is_new = _create(root, folder, part)
         try:
             for piece in pieces_of(image):
-                write_all(file, piece)
+                write_all(file, [piece])
             stamp(file, expires_at_s)
-            sync(file)
+            if not CAN_FLUSH:
+                sync(file)
         finally:
-            os.close(file)
+            os.close(file)  # network mounts report here what could not be written
         os.replace(part, path)  # noqa: PTH105
-        return Signature.of(os.stat(path))  # noqa: PTH116
     except OSError:
         with suppress(OSError):
             os.unlink(part)  # noqa: PTH108
         raise
+    return folder_is_new
 
 
-def write_all(file: int, piece: bytes | memoryview) -> None:
-    """Write all of a piece to an open file."""
-    done = os.write(file, piece)
-    if done < len(piece):
-        with memoryview(piece) as view:
-            while done < len(view):
-                done += os.write(file, view[done:])
+def write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write pieces to an open file, with one system call if possible."""
+    rest = pieces[0]
+    if len(pieces) > 1:
+        rest = _writev(file, pieces) if hasattr(os, "writev") and len(pieces) <= _MAX_IOV else b"".join(pieces)
+    done = 0
+    with memoryview(rest) as view:
+        while done < len(view):
+            done += os.write(file, view[done:])
+
+
+def _writev(file: int, pieces: Sequence[bytes | memoryview]) -> bytes:
+    """Write pieces, and return what the system did not take."""
+    done, size_bytes = os.writev(file, pieces), sum(map(len, pieces))
+    return b"" if done == size_bytes else b"".join(pieces)[done:]
 
 
 def pieces_of(image: VerifiedImage, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
@@ -141,29 +157,31 @@ def pieces_of(image: VerifiedImage, piece_bytes: int = PIECE_BYTES) -> Iterator[
                 yield piece
 
 
-def _create(root: Path, folder: str, path: str) -> int:
+def _create(root: Path, folder: str, path: str) -> tuple[int, bool]:
     """Open a new file. A sweep, here or in another process, may remove its empty folder at any time."""
     for _ in range(_WRITE_TRIES):
+        is_new = make_folder(root, folder)
         with suppress(FileNotFoundError, FileExistsError):
-            try:
-                os.mkdir(folder)  # noqa: PTH102
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                make_folder(root, Path(folder))
-            return os.open(path, NEW_FILE, 0o666)
+            return os.open(path, NEW_FILE, 0o666), is_new
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-def make_folder(root: Path, folder: Path) -> None:
-    """Make a folder at or under `root`. Nothing above `root` is made: without it the volume is gone."""
+def make_folder(root: Path, folder: str) -> bool:
+    """Make a folder under `root`; return whether it is new.
+
+    Nothing above `root` is made: without it the volume is gone.
+    """
     try:
-        folder.mkdir(exist_ok=True)
+        os.mkdir(folder)  # noqa: PTH102
+    except FileExistsError:
+        return False
     except FileNotFoundError:
-        if folder == root:
+        above = Path(folder).parent
+        if above == root.parent:
             raise
-        make_folder(root, folder.parent)
-        folder.mkdir(exist_ok=True)
+        make_folder(root, str(above))
+        Path(folder).mkdir(exist_ok=True)
+    return True
 
 
 def sync(descriptor: int) -> None:
@@ -173,6 +191,38 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _NO_FSYNC:
             raise
+
+
+def _sync_path(path: Path) -> None:
+    with path.open("rb") as file:
+        sync(file.fileno())
+
+
+def _find_syncfs() -> Callable[[int], int] | None:
+    """Return the C library's `syncfs`; None where it has none (macOS, Windows)."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, TypeError, AttributeError):
+        return None
+    call.argtypes, call.restype = [ctypes.c_int], ctypes.c_int
+    return cast(Callable[[int], int], call)
+
+
+_syncfs = _find_syncfs()
+CAN_FLUSH = _syncfs is not None
+"""Whether `flush` makes written files durable; if it can't, each file is synced as it is written."""
+
+
+def flush(folder: str) -> None:
+    """Write all that was written to the file system of a folder to its disk. Raises OSError also for earlier writes."""
+    if _syncfs is None:
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        if _syncfs(file) and (code := ctypes.get_errno()) not in _NO_FSYNC:
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(file)
 
 
 def stamp(file: int | str, expires_at_s: float) -> None:

@@ -18,6 +18,9 @@ from imagegen.images.store import ImageStore, VerifiedImage
 SMALL_BYTES = 256 * 1024
 """An image up to this size stays in memory, and is checked without a thread: that takes a fraction of a millisecond."""
 
+_WRITE_BYTES = 1024 * 1024
+"""Bytes that are written at once: each call costs a thread as much as the work on some kilobytes."""
+
 
 class Spool:
     """Holds images for one store. memory: bounds the bytes that are held in memory for want of a file."""
@@ -59,10 +62,18 @@ class ImageSink:
     def write(self, pieces: Iterable[bytes | memoryview]) -> None:
         """Check and hold the next bytes. Raises NotAnImage; StoreUnavailable if neither disk nor memory has room."""
         with self._lock:
+            checked: list[bytes | memoryview] = []
+            pending = 0
             for piece in pieces:
                 used = self._checker.feed(piece)
-                if used and not self.closed:
-                    self._hold(piece if used == len(piece) else memoryview(piece)[:used])
+                if used:
+                    checked.append(piece if used == len(piece) else memoryview(piece)[:used])
+                    pending += used
+                if pending >= _WRITE_BYTES:
+                    self._hold(checked, pending)
+                    checked, pending = [], 0
+            if checked:
+                self._hold(checked, pending)
 
     def finish(self, pieces: Iterable[bytes | memoryview] = ()) -> VerifiedImage:
         """Return the whole image, after the last bytes. Raises as `write` does."""
@@ -94,25 +105,28 @@ class ImageSink:
                 self._memory.give(self._taken)
                 self._taken = 0
 
-    def _hold(self, piece: bytes | memoryview) -> None:
+    def _hold(self, pieces: list[bytes | memoryview], size_bytes: int) -> None:
+        if self.closed:
+            return
         if self._bytes is None and self._path is not None:
             try:
                 if self._file is None:
                     self._file = _create(self._path)
-                write_all(self._file, piece)
+                write_all(self._file, pieces)
             except OSError as error:
-                self._move_to_memory(error, len(piece))
+                self._move_to_memory(error, size_bytes)
             else:
                 return
         elif self._bytes is None:
             self._bytes = bytearray()
-        self._take(len(self._bytes or b"") + len(piece))
+        self._take(len(self._bytes or b"") + size_bytes)
         self._bytes = self._bytes or bytearray()
-        self._bytes += piece
+        for piece in pieces:
+            self._bytes += piece
 
-    def _move_to_memory(self, error: OSError, piece_bytes: int) -> None:
+    def _move_to_memory(self, error: OSError, unwritten_bytes: int) -> None:
         """Continue in memory: the disk is full or broken, and the image is paid for."""
-        before = self._checker.size_bytes - piece_bytes
+        before = self._checker.size_bytes - unwritten_bytes
         data = bytearray()
         if self._file is not None:
             try:

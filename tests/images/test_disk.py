@@ -245,12 +245,16 @@ async def test_a_disk_that_fails_is_said_to_be_unavailable(
 async def test_a_write_that_fails_half_way_leaves_nothing_behind(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: int) -> None:
+    closed = os.close
+
+    def full(file: int) -> None:
+        """Report what could not be written, as network mounts do."""
+        closed(file)
         raise OSError(errno.ENOSPC, "no space")
 
     image = make_picture()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "close", full)
         with pytest.raises(StoreUnavailable):
             await store.save(TASK, 0, image, clock.now + 60)
     assert files(tmp_path) == []

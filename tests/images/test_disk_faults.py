@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import hashlib
 import os
@@ -20,8 +21,8 @@ from support import Clock, eventually
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
+from imagegen.images import disk, files
 from imagegen.images import disk_watch as diskwatch
-from imagegen.images import files
 from imagegen.images.checked_files import MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
@@ -136,6 +137,7 @@ async def test_a_copy_without_times_has_the_images_and_forgets_none_before_its_e
 ) -> None:
     store, image = await open_disk(), make_picture()
     await store.save(TASK, 0, image, clock.now + 600)
+    await store.close()
     shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)
     for path in (tmp_path / "copy").rglob("*.png"):
         os.utime(path, (1, 1))
@@ -205,6 +207,92 @@ async def test_what_another_process_saved_again_is_not_removed_by_one_that_holds
     assert await ours.contains_all(TASK, [image.stored_at(0)])
     await ours.sweep_once()
     assert await load(ours, image.stored_at(0)) == image.data
+
+
+async def test_what_another_process_saved_anew_is_not_taken_for_expired_before_its_line_is_written(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs, image, index = await open_disk(), await open_disk(), make_picture(), tmp_path / "data/images.expiry"
+    monkeypatch.setattr(disk, "FLUSH_S", 0.0)
+    await ours.save(TASK, 0, image, clock.now + 10)
+    await eventually(index.exists)
+    monkeypatch.setattr(disk, "FLUSH_S", 600.0)
+    clock.now += 300
+    await theirs.sweep_once()
+    assert list((tmp_path / "data" / "images").rglob("*.png")) == []
+    await theirs.save(TASK, 0, image, clock.now + 600)
+    assert len(index.read_text().splitlines()) == 1
+    assert await ours.contains_all(TASK, [image.stored_at(0)])
+    assert await load(ours, image.stored_at(0)) == image.data
+
+
+async def test_what_another_process_saved_over_an_expired_file_is_known_at_once_without_times(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "utime", fails_with(errno.EPERM))
+    monkeypatch.setattr(disk, "FLUSH_S", 600.0)
+    ours, theirs, image = await open_disk(), await open_disk(), make_picture()
+    await ours.save(TASK, 0, image, clock.now + 10)
+    clock.now += 300
+    await theirs.save(TASK, 0, image, clock.now + 600)
+    assert await ours.contains_all(TASK, [image.stored_at(0)])
+
+
+async def test_images_are_flushed_together_soon_after_they_were_saved(
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(files, "flush", flushed.append)
+    monkeypatch.setattr(disk, "FLUSH_S", 0.2)
+    store, image, index = await open_disk(), make_picture(), tmp_path / "data" / "images.expiry"
+    for number in range(5):
+        await store.save(f"{number}{TASK[1:]}", 0, image, clock.now + 600)
+    assert (flushed, index.exists()) == ([], False)
+    await eventually(lambda: bool(flushed))
+    assert flushed == [str(tmp_path / "data" / "images")]
+    assert len(index.read_text().splitlines()) == 5
+    await store.save(TASK, 0, image, clock.now + 600)
+    await eventually(lambda: len(flushed) == 2)
+
+
+async def test_a_disk_that_can_not_be_flushed_is_not_healthy(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "flush", fails_with(errno.EIO))
+    monkeypatch.setattr(disk, "FLUSH_S", 0.0)
+    store = await open_disk()
+    await store.save(TASK, 0, make_picture(), clock.now + 600)
+    await eventually(lambda: not store.health.writable)
+    assert "EIO" in store.health.cause
+    await store.check()
+    assert store.health.writable
+
+
+async def test_each_file_is_synced_where_the_file_system_can_not_be_flushed(
+    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, synced = await open_disk(), []
+    monkeypatch.setattr(files, "CAN_FLUSH", False)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    await store.save(TASK, 0, make_picture(), clock.now + 600)
+    assert len(synced) == 1
+    await store.save(TASK, 1, spooled(store, make_picture("red")), clock.now + 600)
+    assert len(synced) == 2
+
+
+@pytest.mark.skipif(not files.CAN_FLUSH, reason="this system has no syncfs")
+def test_a_flush_reports_what_the_system_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.flush(str(tmp_path))
+    codes = iter([errno.ENOSYS, errno.EIO])
+
+    def fails(_: int) -> int:
+        ctypes.set_errno(next(codes))
+        return -1
+
+    monkeypatch.setattr(files, "_syncfs", fails)
+    files.flush(str(tmp_path))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.flush(str(tmp_path))
 
 
 async def test_odd_lines_in_the_index_of_expiries_are_skipped(

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -572,8 +572,12 @@ async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
         room -= done
         return done
 
+    def write_pieces(file: int, pieces: Sequence[bytes]) -> int:
+        return write(file, memoryview(b"".join(pieces)))
+
     real = os.write
     monkeypatch.setattr(spool.os, "write", write)
+    monkeypatch.setattr(spool.os, "writev", write_pieces, raising=False)
     upstream.paths["/x"] = answers(body=LARGE)
     own, memory = frozenset({upstream.host}), ByteBudget()
     async with open_session(own) as session:
@@ -584,6 +588,25 @@ async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
     assert names(tmp_path) == []
     fetcher._spool.discard(image)
     assert memory.held == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "writev"), reason="this system has no writev")
+async def test_the_pieces_of_a_large_image_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [], os.writev
+
+    def write_pieces(file: int, pieces: Sequence[bytes]) -> int:
+        calls.append(len(pieces))
+        return real(file, pieces)
+
+    monkeypatch.setattr(spool.os, "writev", write_pieces)
+    sink = Spool(Folder(tmp_path), ByteBudget()).sink()
+    image = sink.finish([LARGE[at : at + 5_000] for at in range(0, len(LARGE), 5_000)])
+    assert image.path is not None
+    assert image.path.read_bytes() == LARGE
+    assert len(calls) == -(-len(LARGE) // (1024 * 1024))
+    assert sum(calls) == -(-len(LARGE) // 5_000)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
