@@ -1,4 +1,4 @@
-"""Fixtures of all rooms: a real Redis with a fresh prefix for each test, and an instance of the queue on it."""
+"""Fixtures of all tests: a real Redis with a fresh prefix for each test, and an instance of the queue on it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def prefix() -> str:
 
 
 class Instance:
-    """The queue room of one process, with its side loops."""
+    """The queue of one process, with its side loops."""
 
-    def __init__(self, room: QueueInstance) -> None:
-        self.connection, self.keys, self.scripts = room.connection, room.keys, room.scripts
-        self.memory, self.claims, self.queue = room.task_cache, room.worker_queue, room.client_queue
-        self.control, self.feed = room.notifier, room.feed
-        self.room = room
+    def __init__(self, parts: QueueInstance) -> None:
+        self.parts = parts
+        self.connection, self.keys, self.scripts = parts.connection, parts.keys, parts.scripts
+        self.task_cache, self.worker_queue, self.client_queue = parts.task_cache, parts.worker_queue, parts.client_queue
+        self.notifier, self.feed = parts.notifier, parts.feed
         self.loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self.loops = [asyncio.create_task(loop, name=name) for name, loop in self.room.loops().items()]
+        self.loops = [asyncio.create_task(loop, name=name) for name, loop in self.parts.loops().items()]
 
     async def crash(self) -> None:
-        """Stops without a word, as kill -9 does."""
+        """Stop without a message, as kill -9 does."""
         await Supervisor().stop(self.loops)
         self.loops.clear()
 
@@ -54,7 +54,7 @@ MakeInstance = Callable[..., Instance]
 
 @pytest.fixture
 async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstance]:
-    """Makes instances that share one queue: `make_instance(lease_s=…, max_queue=…, start=False)`."""
+    """Make instances that share one queue: `make_instance(lease_s=…, max_queue=…, start=False)`."""
     async with AsyncExitStack() as stack:
 
         def make(

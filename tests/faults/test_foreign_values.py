@@ -50,14 +50,14 @@ async def put(instance, key: str, kind: str, garbage: bytes) -> None:
 
 async def runs_tasks(instance, name: str) -> None:
     """A new task is taken, run and finished, and all loops live."""
-    await instance.queue.submit(submission(name))
+    await instance.client_queue.submit(submission(name))
     while True:
-        claim = await asyncio.wait_for(instance.claims.claim(), 10)
-        while (came := await instance.claims.start(claim)) is StartResult.INHERITED:
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), 10)
+        while (came := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
             pass
         assert came is StartResult.STARTED
         now = time.time()
-        final = await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+        final = await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
         assert final.state is State.COMPLETED
         if claim.task.id == submission(name).task_id:
             break
@@ -114,7 +114,7 @@ async def test_foreign_entries_and_names_are_passed_over(make_instance) -> None:
         await redis.zadd(instance.keys.outbox, {garbage: CHANCE.choice([float("-inf"), 0.0, float("inf")])})
         await redis.xadd(instance.keys.stream, {"v": garbage or b"1", "g": garbage or b"1", "d": garbage})
         await redis.xadd(instance.keys.stream, {b"v": b"1", b"g": b"1", b"d": garbage})
-    instance.room.outbox.check_now()
+    instance.parts.outbox.check_now()
     await runs_tasks(instance, "after")
     assert instance.connection.meter.dead_letters >= len(GARBAGE)
 
@@ -126,7 +126,7 @@ async def test_foreign_messages_are_passed_over(make_instance) -> None:
     texts = [b'{"from":[],"kind":"busy"}', b'{"from":"x","kind":{}}', b"3", b'{"from":"x","kind":"watch","ids":[{}]}']
     texts += [b'{"from":"x","kind":"change","record":[1]}', b'{"from":"x","kind":"change","record":"\\ud800"}']
     texts += [b'{"from":"x","kind":"lost","ids":3}', *GARBAGE]
-    texts += [b'{"from":"y","kind":"%s"}' % kind.encode() for kind in instance.control.handlers]
+    texts += [b'{"from":"y","kind":"%s"}' % kind.encode() for kind in instance.notifier.handlers]
     for text in texts:
         await redis.publish(instance.keys.notifications, text)
     await runs_tasks(instance, "a")

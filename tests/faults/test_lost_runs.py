@@ -12,20 +12,20 @@ LEASE_S = 1.5
 
 
 async def claimed(instance):
-    await instance.queue.submit(submission("a"))
-    return await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.client_queue.submit(submission("a"))
+    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
 
 
 async def started(instance, claim=None):
     """The first claim that the instance can start."""
     while True:
-        claim = claim or await instance.claims.claim()
+        claim = claim or await instance.worker_queue.claim()
         start = StartResult.INHERITED
         while start is StartResult.INHERITED:
-            start = await instance.claims.start(claim)
+            start = await instance.worker_queue.start(claim)
         if start is StartResult.STARTED:
             return claim
-        instance.claims.drop(claim)
+        instance.worker_queue.drop(claim)
         claim = None
 
 
@@ -38,8 +38,8 @@ async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance) -
 async def test_the_checkpoint_of_a_task_that_was_handed_back_lives_as_long_as_its_record(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
-    one.claims.quiet()
-    await one.claims.release([claim])
+    one.worker_queue.quiet()
+    await one.worker_queue.release([claim])
     redis, keys = one.connection.commands, one.keys
     run, record = await redis.pttl(keys.checkpoint(claim.task.id)), await redis.pttl(keys.record(claim.task.id))
     assert abs(run - record) < 5_000
@@ -50,11 +50,11 @@ async def test_a_task_that_was_handed_back_keeps_its_counts_when_its_next_claim_
 ) -> None:
     before = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await started(before, await claimed(before))
-    before.claims.quiet()
-    await before.claims.release([claim])
+    before.worker_queue.quiet()
+    await before.worker_queue.release([claim])
     await before.crash()
     owner = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
-    claim = await asyncio.wait_for(owner.claims.claim(), 5)
+    claim = await asyncio.wait_for(owner.worker_queue.claim(), 5)
     await owner.connection.commands.delete(owner.keys.stream)
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1, within_s=10)
     assert await started(owner, claim) is claim
@@ -67,9 +67,9 @@ async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
     submitter, owner = (make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S) for _ in range(2))
-    await eventually(lambda: submitter.control.peers and owner.control.peers)
-    claiming = asyncio.create_task(owner.claims.claim())
-    await submitter.queue.submit(submission("a"))
+    await eventually(lambda: submitter.notifier.peers and owner.notifier.peers)
+    claiming = asyncio.create_task(owner.worker_queue.claim())
+    await submitter.client_queue.submit(submission("a"))
     claim = await started(owner, await asyncio.wait_for(claiming, 5))
     await owner.crash()
     redis = submitter.connection.commands

@@ -43,21 +43,21 @@ class Calls:
 
     async def _loop(self, instance) -> None:
         while True:
-            claim = await instance.claims.claim()
+            claim = await instance.worker_queue.claim()
             start = StartResult.INHERITED
             while start is StartResult.INHERITED:
-                start = await instance.claims.start(claim)
+                start = await instance.worker_queue.start(claim)
             if start is StartResult.LOST:
-                instance.claims.drop(claim)
+                instance.worker_queue.drop(claim)
                 continue
             self.paid[claim.task.id] += 1
             await self.go_on.wait()
             if claim.lost:
                 self.broken_off.append(claim.task.id)
-                instance.claims.drop(claim)
+                instance.worker_queue.drop(claim)
                 continue
             final = edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
-            final = await instance.claims.finish(claim, final)
+            final = await instance.worker_queue.finish(claim, final)
             if final.state is State.COMPLETED:
                 self.ended.add(claim.task.id)
 
@@ -84,14 +84,14 @@ async def put_in(instances, names) -> list[str]:
     """Submits to the instances in turn; returns the ids."""
     ids = []
     for number, name in enumerate(names):
-        task = (await instances[number % len(instances)].queue.submit(submission(name))).task
+        task = (await instances[number % len(instances)].client_queue.submit(submission(name))).task
         ids.append(task.id)
     return ids
 
 
 async def is_final(instance, task_id: str) -> bool:
     try:
-        task = await instance.queue.get(task_id)
+        task = await instance.client_queue.get(task_id)
     except QueueUnavailable:
         return False
     return task is not None and task.state is State.COMPLETED
@@ -118,7 +118,7 @@ async def test_a_failover_that_loses_the_last_writes_loses_no_task_and_pays_for_
     primary, replica = servers
     async with FaultProxy(primary.path) as proxy:
         instances = [make_instance(url=proxy.url, slots=4 // count) for _ in range(count)]
-        await eventually(lambda: all(len(i.control.peers) == count - 1 for i in instances))
+        await eventually(lambda: all(len(i.notifier.peers) == count - 1 for i in instances))
         await promote(primary, replica)
         calls.go_on.set()
         for instance in instances:
@@ -140,7 +140,7 @@ async def test_a_failover_that_loses_the_last_writes_loses_no_task_and_pays_for_
         await eventually(lambda: calls.ended.issuperset(everything), within_s=20)
         for instance in instances:
             for task_id in everything:
-                instance.memory.forget(task_id)
+                instance.task_cache.forget(task_id)
         await eventually(lambda: all_final(instances, everything), within_s=10)
         assert calls.broken_off == []
         assert [one for one in everything if calls.paid[one] != 1] == []
@@ -174,7 +174,7 @@ async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twic
     make_instance, own_redis, calls, loss: str, count: int
 ) -> None:
     instances = [make_instance(url=own_redis.url, slots=4 // count, lease_s=1.5) for _ in range(count)]
-    await eventually(lambda: all(len(i.control.peers) == count - 1 for i in instances))
+    await eventually(lambda: all(len(i.notifier.peers) == count - 1 for i in instances))
     for instance in instances:
         calls.run_on(instance, 4 // count)
     calls.go_on.set()
@@ -199,7 +199,7 @@ async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twic
     await eventually(lambda: all_ended(calls, everything), within_s=20)
     for instance in instances:
         for task_id in everything:
-            instance.memory.forget(task_id)
+            instance.task_cache.forget(task_id)
     await eventually(lambda: all_final(instances, everything), within_s=10)
     assert calls.broken_off == []
     assert [one for one in everything if calls.paid[one] != 1] == []
@@ -208,21 +208,21 @@ async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twic
 
 async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance, own_redis, calls) -> None:
     owner, other = (make_instance(url=own_redis.url, slots=1, lease_s=1.5) for _ in range(2))
-    await eventually(lambda: owner.control.peers and other.control.peers)
-    waiting = asyncio.create_task(owner.claims.claim())
-    await owner.queue.submit(submission("a"))
+    await eventually(lambda: owner.notifier.peers and other.notifier.peers)
+    waiting = asyncio.create_task(owner.worker_queue.claim())
+    await owner.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await owner.claims.start(claim) is StartResult.STARTED
+    assert await owner.worker_queue.start(claim) is StartResult.STARTED
     await owner.connection.commands.flushall()
     await eventually(lambda: owner.connection.meter.written_back["running"] == 1)
     await owner.crash()
 
     async def taken():
         while True:
-            mine = await other.claims.claim()
-            if await other.claims.start(mine) is StartResult.STARTED:
+            mine = await other.worker_queue.claim()
+            if await other.worker_queue.start(mine) is StartResult.STARTED:
                 return mine
-            other.claims.drop(mine)
+            other.worker_queue.drop(mine)
 
     mine = await asyncio.wait_for(taken(), 10)
     assert (mine.task.id, mine.task.epoch) == (claim.task.id, claim.task.epoch)
@@ -231,14 +231,14 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
 
 async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_it(make_instance, own_redis) -> None:
     owner = make_instance(url=own_redis.url, slots=1)
-    waiting = asyncio.create_task(owner.claims.claim())
-    await owner.queue.submit(submission("a"))
+    waiting = asyncio.create_task(owner.worker_queue.claim())
+    await owner.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await owner.claims.start(claim) is StartResult.STARTED
+    assert await owner.worker_queue.start(claim) is StartResult.STARTED
     other = make_instance(url=own_redis.url)
-    await eventually(lambda: owner.control.peers)
+    await eventually(lambda: owner.notifier.peers)
     await owner.connection.commands.xtrim(owner.keys.stream, maxlen=0, approximate=False)
-    submitted = await other.queue.submit(submission("a"))
+    submitted = await other.client_queue.submit(submission("a"))
     assert submitted.cached is CacheResult.COALESCED
     assert submitted.task.epoch == claim.task.epoch
     assert not claim.lost
@@ -247,40 +247,40 @@ async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_i
 async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
     await before.scripts.create_group()
-    task = (await before.queue.submit(submission("a"))).task
+    task = (await before.client_queue.submit(submission("a"))).task
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url, deadline_s=0.5)
-    assert (await after.queue.get(task.id)).state is State.PENDING
+    assert (await after.client_queue.get(task.id)).state is State.PENDING
 
     async def failed() -> bool:
-        return (await after.queue.get(task.id)).state is State.FAILED
+        return (await after.client_queue.get(task.id)).state is State.FAILED
 
     await eventually(failed, within_s=10)
-    error = (await after.queue.get(task.id)).error
+    error = (await after.client_queue.get(task.id)).error
     assert (error.code, error.retryable) == ("interrupted", True)
-    assert (await after.queue.submit(submission("a"))).cached is CacheResult.MISS
+    assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
 
 
 async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_at_it(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
     await instance.scripts.create_group()
-    task = (await instance.queue.submit(submission("a"))).task
-    instance.memory.forget(task.id)
-    assert (await instance.queue.get(task.id)).state is State.PENDING
+    task = (await instance.client_queue.submit(submission("a"))).task
+    instance.task_cache.forget(task.id)
+    assert (await instance.client_queue.get(task.id)).state is State.PENDING
 
 
 async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     webhook = Webhook("https://hooks.example.com/a", "http://here")
-    waiting = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(replace(submission("a"), webhooks=(webhook,)))
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(replace(submission("a"), webhooks=(webhook,)))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await instance.claims.start(claim) is StartResult.STARTED
-    await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
+    await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     redis = instance.connection.commands
     assert await redis.zcard(instance.keys.outbox) == 1
-    waiting = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.dispatcher.free_slots)
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await eventually(lambda: instance.parts.dispatcher.free_slots)
     await redis.flushall()
 
     async def due() -> bool:
@@ -296,11 +296,11 @@ async def test_records_that_an_eviction_took_are_counted_and_written_back(
     make_instance, own_redis, quick_checks
 ) -> None:
     instance = make_instance(url=own_redis.url)
-    instance.claims.quiet()
-    tasks = [(await instance.queue.submit(submission(i))).task for i in range(3)]
+    instance.worker_queue.quiet()
+    tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(3)]
     await instance.connection.commands.delete(*(instance.keys.record(task.id) for task in tasks[:2]))
     for task in tasks:
-        assert (await instance.queue.read(task.id)).state is State.PENDING
+        assert (await instance.client_queue.read(task.id)).state is State.PENDING
 
     async def written_back() -> bool:
         return await instance.connection.commands.exists(*(instance.keys.record(task.id) for task in tasks)) == 3
@@ -319,38 +319,38 @@ async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     await put_in([first], ["runs"])
     await eventually(lambda: len(calls.paid) == 1)
     task_id, other_id = await put_in([first], ["taken by the other", "taken by the other later"])
-    assert first.control.alone
-    assert second.control.alone
-    claim = await asyncio.wait_for(second.claims.claim(), 5)
+    assert first.notifier.alone
+    assert second.notifier.alone
+    claim = await asyncio.wait_for(second.worker_queue.claim(), 5)
     assert claim.task.id == task_id
-    assert await second.claims.start(claim) is StartResult.STARTED
-    await second.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    assert await second.worker_queue.start(claim) is StartResult.STARTED
+    await second.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     await eventually(lambda: is_final(first, task_id))
-    assert (await first.queue.get(other_id)).state is State.PENDING
+    assert (await first.client_queue.get(other_id)).state is State.PENDING
 
 
 async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check(
     make_instance, own_redis, quick_checks
 ) -> None:
     instance = make_instance(url=own_redis.url, slots=1)
-    instance.claims.quiet()
+    instance.worker_queue.quiet()
     await eventually(lambda: instance.connection.subscriptions.active)
     for number in range(20):
-        await instance.queue.submit(submission(number))
-    checks, asked = 0, instance.room.change_relay.check_alone
+        await instance.client_queue.submit(submission(number))
+    checks, asked = 0, instance.parts.change_relay.check_alone
 
     async def counted() -> None:
         nonlocal checks
         await asked()
         checks += 1
 
-    instance.room.change_relay.check_alone = counted
+    instance.parts.change_relay.check_alone = counted
     await eventually(lambda: checks == 1)
     before = instance.connection.meter.commands.total()
     while checks < 5:
         await asyncio.sleep(0.01)
         for number in range(20):
-            assert (await instance.queue.get(submission(number).task_id)).state is State.PENDING
+            assert (await instance.client_queue.get(submission(number).task_id)).state is State.PENDING
     assert instance.connection.meter.commands.total() - before <= 5
 
 
@@ -358,18 +358,18 @@ async def test_a_task_that_was_under_way_when_all_was_lost_is_recorded_as_maybe_
     make_instance, own_redis
 ) -> None:
     before = make_instance(url=own_redis.url)
-    waiting = asyncio.create_task(before.claims.claim())
-    await before.queue.submit(submission("a"))
+    waiting = asyncio.create_task(before.worker_queue.claim())
+    await before.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(waiting, 5)
-    assert await before.claims.start(claim) is StartResult.STARTED
+    assert await before.worker_queue.start(claim) is StartResult.STARTED
     await before.crash()
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url)
-    waiting = asyncio.create_task(after.claims.claim())
-    assert (await after.queue.submit(submission("a"))).cached is CacheResult.MISS
+    waiting = asyncio.create_task(after.worker_queue.claim())
+    assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
     again = await asyncio.wait_for(waiting, 5)
-    while (start := await after.claims.start(again)) is StartResult.INHERITED:
+    while (start := await after.worker_queue.start(again)) is StartResult.INHERITED:
         pass
     assert start is StartResult.STARTED
     final = edges.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
-    assert (await after.claims.finish(again, final)).possibly_billed_twice == 1
+    assert (await after.worker_queue.finish(again, final)).possibly_billed_twice == 1

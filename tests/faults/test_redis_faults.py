@@ -19,12 +19,14 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 async def finish(instance, claim):
-    return await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    return await instance.worker_queue.finish(
+        claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    )
 
 
 async def run_one(instance):
-    claim = await asyncio.wait_for(instance.claims.claim(), 10)
-    while (start := await instance.claims.start(claim)) is StartResult.INHERITED:
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 10)
+    while (start := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     assert start is StartResult.STARTED
     return await finish(instance, claim)
@@ -38,7 +40,7 @@ async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies
     await instances[0].scripts.create_group()
 
     async def submit(number: int) -> CacheResult:
-        return (await instances[number % 2].queue.submit(submission("one"))).cached
+        return (await instances[number % 2].client_queue.submit(submission("one"))).cached
 
     async def insistently(number: int) -> CacheResult:
         while True:
@@ -50,7 +52,7 @@ async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies
     for round_start in range(0, 1000, 100):
         await asyncio.gather(*(insistently(round_start + i) for i in range(100)))
         for instance in instances:
-            instance.memory.forget(submission("one").task_id)
+            instance.task_cache.forget(submission("one").task_id)
     assert await instances[0].connection.commands.xlen(instances[0].keys.stream) == 1
 
 
@@ -67,7 +69,7 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_i
     for number in range(60):
         while True:
             try:
-                await instance.queue.submit(submission(number))
+                await instance.client_queue.submit(submission(number))
                 break
             except QueueUnavailable:
                 continue
@@ -90,31 +92,31 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_i
 @pytest.mark.parametrize("fault", ["black_hole", "refuse"])
 async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_instance, proxy, fault: str) -> None:
     instance = make_instance(url=proxy.url)
-    await instance.queue.submit(submission("before"))
+    await instance.client_queue.submit(submission("before"))
     setattr(proxy, fault, True)
     if fault == "refuse":
         proxy.cut()
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
-        await instance.queue.submit(submission("now"))
+        await instance.client_queue.submit(submission("now"))
     assert time.monotonic() - began < 2.5
 
 
 async def test_finished_tasks_are_answered_while_redis_is_away(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     final = await run_one(instance)
     proxy.refuse = True
     proxy.cut(reset=True)
-    assert (await instance.queue.get(final.id)).state is State.COMPLETED
-    assert (await instance.queue.submit(submission("a"))).cached is CacheResult.HIT
+    assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
+    assert (await instance.client_queue.submit(submission("a"))).cached is CacheResult.HIT
 
 
 async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
-    await instance.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     proxy.refuse = True
     proxy.cut()
     finishing = asyncio.create_task(finish(instance, claim))
@@ -125,10 +127,10 @@ async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> Non
 
 async def test_the_first_task_is_taken_soon_after_redis_returns(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
-    waiting = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission("first"))
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission("first"))
     await waiting
-    waiting = asyncio.create_task(instance.claims.claim())
+    waiting = asyncio.create_task(instance.worker_queue.claim())
     proxy.refuse = True
     proxy.cut()
     await eventually(lambda: instance.connection.health.down_since is not None)
@@ -137,7 +139,7 @@ async def test_the_first_task_is_taken_soon_after_redis_returns(make_instance, p
 
     async def submitted() -> bool:
         try:
-            await instance.queue.submit(submission("second"))
+            await instance.client_queue.submit(submission("second"))
         except QueueUnavailable:
             return False
         return True
@@ -150,8 +152,8 @@ async def test_the_first_task_is_taken_soon_after_redis_returns(make_instance, p
 async def test_entries_that_were_delivered_into_a_cut_connection_are_fetched(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     proxy.drop_reply = lambda request: b"XREADGROUP" in request
-    waiting = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission("a"))
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission("a"))
     await eventually(lambda: proxy.dropped > 0)
     proxy.drop_reply = lambda _request: False
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
@@ -164,14 +166,14 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
     try:
         instance = make_instance(url=proxy.url)
-        waiting = asyncio.create_task(instance.claims.claim())
-        await instance.queue.submit(submission("a"))
+        waiting = asyncio.create_task(instance.worker_queue.claim())
+        await instance.client_queue.submit(submission("a"))
         await waiting
         proxy.refuse = True
         proxy.cut()
         for number in range(20):
             with pytest.raises(QueueUnavailable):
-                await instance.queue.submit(submission(number))
+                await instance.client_queue.submit(submission(number))
         proxy.refuse = False
         await eventually(instance.connection.is_reachable)
     finally:
@@ -182,24 +184,24 @@ async def test_an_outage_is_two_log_lines(make_instance, proxy, caplog) -> None:
 
 async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     await instance.connection.commands.script_flush()
-    await instance.queue.submit(submission("b"))
+    await instance.client_queue.submit(submission("b"))
     assert (await run_one(instance)).state is State.COMPLETED
 
 
 async def test_a_task_starts_within_five_seconds_though_every_open_connection_went_silent(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
-    waiting = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission("first"))
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission("first"))
     await waiting
-    waiting = asyncio.create_task(instance.claims.claim())
+    waiting = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.connection.blocking_reads.under_way and instance.connection.subscriptions.active)
     proxy.silence()
     began = time.monotonic()
     while True:
         try:
-            await instance.queue.submit(submission("second"))
+            await instance.client_queue.submit(submission("second"))
             break
         except QueueUnavailable:
             continue
@@ -213,12 +215,12 @@ async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_
 ) -> None:
     instance = make_instance(url=proxy.url)
     await eventually(lambda: instance.connection.subscriptions.active)
-    waiting = asyncio.create_task(instance.claims.claim())
+    waiting = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
     instance.connection.multiplexer.abort()  # all others are made anew at once
     for wire in instance.connection._seldom:
         wire.hang_up()
-    await instance.queue.submit(submission("overdue"))
+    await instance.client_queue.submit(submission("overdue"))
     claim = await asyncio.wait_for(waiting, 5.0)
     assert claim.task.id == submission("overdue").task_id

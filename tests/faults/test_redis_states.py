@@ -20,26 +20,26 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 async def claimed(instance, name: str):
-    waiting = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission(name))
+    waiting = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission(name))
     return await asyncio.wait_for(waiting, 5)
 
 
 async def finish(instance, claim):
     final = edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
-    return await asyncio.wait_for(instance.claims.finish(claim, final), 10)
+    return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 10)
 
 
 async def test_out_of_memory_refuses_submits_and_starts_but_keeps_what_was_paid(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     paid = await claimed(instance, "paid")
-    assert await instance.claims.start(paid) is StartResult.STARTED
+    assert await instance.worker_queue.start(paid) is StartResult.STARTED
     unpaid = await claimed(instance, "unpaid")
     await redis.config_set("maxmemory", 1)
     with pytest.raises(QueueUnavailable):
-        await instance.queue.submit(submission("refused"))
-    starting = asyncio.create_task(instance.claims.start(unpaid))
+        await instance.client_queue.submit(submission("refused"))
+    starting = asyncio.create_task(instance.worker_queue.start(unpaid))
     assert (await finish(instance, paid)).state is State.COMPLETED
     assert not starting.done()
     await redis.config_set("maxmemory", 0)
@@ -52,10 +52,10 @@ async def test_a_read_only_redis_refuses_submits_and_costs_no_attempt(make_insta
     claim = await claimed(instance, "a")
     await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(QueueUnavailable):
-        await instance.queue.submit(submission("refused"))
-    starting = asyncio.create_task(instance.claims.start(claim))
+        await instance.client_queue.submit(submission("refused"))
+    starting = asyncio.create_task(instance.worker_queue.start(claim))
     with pytest.raises(QueueUnavailable):
-        await instance.queue.submit(submission("refused again"))
+        await instance.client_queue.submit(submission("refused again"))
     assert not starting.done()
     await redis.execute_command("REPLICAOF", "NO", "ONE")
     assert await asyncio.wait_for(starting, 5) is StartResult.STARTED
@@ -66,27 +66,27 @@ async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instan
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     running = await claimed(instance, "runs")
-    await instance.claims.start(running)
-    waits = (await instance.queue.submit(submission("waits"))).task
+    await instance.worker_queue.start(running)
+    waits = (await instance.client_queue.submit(submission("waits"))).task
     await redis.flushall()
-    taken = await asyncio.wait_for(instance.claims.claim(), 5)
+    taken = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     assert taken.task.id == waits.id
-    assert await instance.claims.start(taken) is StartResult.STARTED
+    assert await instance.worker_queue.start(taken) is StartResult.STARTED
     for claim in (running, taken):
         assert (await finish(instance, claim)).state is State.COMPLETED
-        instance.memory.forget(claim.task.id)
-        assert (await instance.queue.get(claim.task.id)).state is State.COMPLETED
+        instance.task_cache.forget(claim.task.id)
+        assert (await instance.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
 async def test_a_killed_redis_comes_back_and_nothing_accepted_is_lost(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     running = await claimed(instance, "runs")
-    await instance.claims.start(running)
-    waits = (await instance.queue.submit(submission("waits"))).task
+    await instance.worker_queue.start(running)
+    waits = (await instance.client_queue.submit(submission("waits"))).task
     watching = asyncio.create_task(own_redis.watch())
     os.kill(own_redis.pid, signal.SIGKILL)
     assert (await finish(instance, running)).state is State.COMPLETED
-    taken = await asyncio.wait_for(instance.claims.claim(), 5)
+    taken = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     assert taken.task.id == waits.id
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
@@ -99,8 +99,8 @@ async def test_a_stopped_redis_makes_no_answer_late_and_no_entry_twice(make_inst
     began = time.monotonic()
     try:
         refused = await asyncio.gather(
-            *(instance.queue.submit(submission("now")) for _ in range(5)),
-            *(instance.queue.get(submission(f"{i}").task_id) for i in range(5)),
+            *(instance.client_queue.submit(submission("now")) for _ in range(5)),
+            *(instance.client_queue.get(submission(f"{i}").task_id) for i in range(5)),
             return_exceptions=True,
         )
         assert all(isinstance(error, QueueUnavailable) for error in refused)
@@ -110,7 +110,7 @@ async def test_a_stopped_redis_makes_no_answer_late_and_no_entry_twice(make_inst
 
     async def accepted() -> bool:
         try:
-            await instance.queue.submit(submission("now"))
+            await instance.client_queue.submit(submission("now"))
         except QueueUnavailable:
             return False
         return True

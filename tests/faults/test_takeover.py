@@ -20,11 +20,11 @@ LEASE_S = 1.2
 
 async def fill(instance, count: int) -> list[Claim]:
     """Submits tasks and claims them; all wait for a retry."""
-    await asyncio.gather(*(instance.queue.submit(submission(number)) for number in range(count)))
+    await asyncio.gather(*(instance.client_queue.submit(submission(number)) for number in range(count)))
     claims = []
     while len(claims) < count:
-        claims += await instance.room.leases.hold(
-            await instance.scripts.read_entries(instance.room.dispatcher.instance, 500, 0.01)
+        claims += await instance.parts.leases.hold(
+            await instance.scripts.read_entries(instance.parts.dispatcher.instance, 500, 0.01)
         )
     assert len(claims) == count
     return claims
@@ -40,10 +40,10 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     await one.scripts.create_group()
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
-    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.ids())
+    lost, unnamed = await one.scripts.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
     assert (lost, unnamed) == (set(), [])
     assert list(await owners(one)) == entry_ids
-    await one.claims.release(claims, leaving=True)
+    await one.worker_queue.release(claims, leaving=True)
     assert await owners(one) == {}
     assert await one.connection.commands.xlen(one.keys.stream) == 2_300
     assert await one.connection.commands.xinfo_consumers(one.keys.stream, "pool") == []
@@ -55,8 +55,8 @@ async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thous
     claims = await fill(one, 1_700)
     stolen = {claims[3].entry_id, claims[1_650].entry_id}
     await one.scripts.claim_expired("thief", list(stolen), 0.0)
-    forgotten = one.room.dispatcher.held.pop(claims[900].entry_id)
-    lost, unnamed = await one.scripts.renew(one.room.dispatcher.instance, one.room.dispatcher.ids())
+    forgotten = one.parts.dispatcher.held.pop(claims[900].entry_id)
+    lost, unnamed = await one.scripts.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
     assert lost == stolen
     assert unnamed == [forgotten.entry_id]
 
@@ -66,7 +66,7 @@ async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_in
     await one.scripts.create_group()
     claims = await fill(one, 1_300)
     named = [(claim.task.id, claim.entry_id) for claim in (claims[0], claims[-1])]
-    lost, _ = await one.scripts.renew(one.room.dispatcher.instance, named)
+    lost, _ = await one.scripts.renew(one.parts.dispatcher.instance, named)
     assert lost == set()
 
 
@@ -79,9 +79,9 @@ async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) 
     retry = Retry(600.0, WaitReason.RETRYING)
 
     async def loop() -> None:
-        while (claim := await two.claims.claim()) is not None:
+        while (claim := await two.worker_queue.claim()) is not None:
             taken.add(claim.task.id)
-            await two.claims.retry(claim, retry)
+            await two.worker_queue.retry(claim, retry)
 
     loops = [asyncio.create_task(loop()) for _ in range(100)]
     await eventually(lambda: len(taken) == 1_200, within_s=20.0)
@@ -94,23 +94,25 @@ async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) 
 async def two_busy(make_instance, url: str):
     """Two instances that hold one claim each, know of each other, and have looked at the start."""
     both = [make_instance(lease_s=LEASE_S, url=url, slots=1) for _ in range(2)]
-    await eventually(lambda: not any(instance.control.alone for instance in both))
-    waiting = [asyncio.create_task(instance.claims.claim()) for instance in both]
-    await eventually(lambda: all(instance.room.dispatcher.free_slots for instance in both))
+    await eventually(lambda: not any(instance.notifier.alone for instance in both))
+    waiting = [asyncio.create_task(instance.worker_queue.claim()) for instance in both]
+    await eventually(lambda: all(instance.parts.dispatcher.free_slots for instance in both))
     for name in ("a", "b"):
-        await both[0].queue.submit(submission(name))
+        await both[0].client_queue.submit(submission(name))
     claims = await asyncio.wait_for(asyncio.gather(*waiting), 5)
     for instance, claim in zip(both, claims, strict=True):
-        await instance.claims.start(claim)
-    more = [asyncio.create_task(instance.claims.claim()) for instance in both]  # there is room for what is taken over
+        await instance.worker_queue.start(claim)
+    more = [
+        asyncio.create_task(instance.worker_queue.claim()) for instance in both
+    ]  # there is room for what is taken over
     for instance, claim in zip(both, claims, strict=True):
-        instance.room.dispatcher.leave_slot(claim)
+        instance.parts.dispatcher.leave_slot(claim)
     return both, claims, more
 
 
 async def unharmed(both, claims, more) -> None:
     """Nothing was taken over, and all is renewed again, for longer than a takeover would need."""
-    before = {claim.entry_id: instance.room.dispatcher.instance for instance, claim in zip(both, claims, strict=True)}
+    before = {claim.entry_id: instance.parts.dispatcher.instance for instance, claim in zip(both, claims, strict=True)}
     loop = asyncio.get_running_loop()
     until = loop.time() + LEASE_S * 3
 
@@ -159,12 +161,12 @@ async def test_a_network_that_was_away_takes_no_claim_from_who_lives(make_instan
 
 async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:
     one, two = make_instance(lease_s=LEASE_S), make_instance(lease_s=LEASE_S)
-    await eventually(lambda: not one.control.alone and not two.control.alone)
-    runs = asyncio.create_task(one.claims.claim())
-    await one.queue.submit(submission("a"))
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    runs = asyncio.create_task(one.worker_queue.claim())
+    await one.client_queue.submit(submission("a"))
     await asyncio.wait_for(runs, 5)
     await one.crash()
-    await asyncio.wait_for(two.claims.claim(), LEASE_S * 2 + 1.0)
+    await asyncio.wait_for(two.worker_queue.claim(), LEASE_S * 2 + 1.0)
 
 
 async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_instance, proxy) -> None:
@@ -173,7 +175,7 @@ async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_in
     await dead.scripts.create_group()
     await fill(dead, 1)
     two = make_instance(lease_s=LEASE_S, url=proxy.url)
-    claims = asyncio.create_task(two.claims.claim())
+    claims = asyncio.create_task(two.worker_queue.claim())
     proxy.drop_reply = lambda request: b"MGET" in request
     await eventually(lambda: proxy.dropped, within_s=10.0)
     proxy.drop_reply = lambda _request: False
@@ -195,13 +197,13 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)
     dead = [make_instance(lease_s=LEASE_S, start=False) for _ in range(4)]
     await dead[0].scripts.create_group()
-    await dead[0].queue.submit(submission("a"))
+    await dead[0].client_queue.submit(submission("a"))
     for instance in dead:
-        await instance.scripts.read_entries(instance.room.dispatcher.instance, 1, 0.001)
+        await instance.scripts.read_entries(instance.parts.dispatcher.instance, 1, 0.001)
     lives = make_instance(lease_s=LEASE_S)
-    taken = await asyncio.wait_for(lives.claims.claim(), 5)
+    taken = await asyncio.wait_for(lives.worker_queue.claim(), 5)
     assert taken.task.id == submission("a").task_id
-    mine = lives.room.dispatcher.instance
+    mine = lives.parts.dispatcher.instance
 
     async def alone() -> bool:
         return await consumer_names(lives) == {mine}
@@ -211,23 +213,23 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
 
 async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    waiting = asyncio.create_task(one.claims.claim())
-    await eventually(lambda: one.room.dispatcher.free_slots)
+    waiting = asyncio.create_task(one.worker_queue.claim())
+    await eventually(lambda: one.parts.dispatcher.free_slots)
 
     async def blocked() -> bool:
-        return one.room.dispatcher.instance in await consumer_names(two)
+        return one.parts.dispatcher.instance in await consumer_names(two)
 
     await eventually(blocked)
-    assert await two.scripts.retire([one.room.dispatcher.instance]) == 1
-    await two.queue.submit(submission("a"))
+    assert await two.scripts.retire([one.parts.dispatcher.instance]) == 1
+    await two.client_queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     (owner,) = (await owners(two)).values()
-    assert owner == one.room.dispatcher.instance
+    assert owner == one.parts.dispatcher.instance
 
 
 async def test_no_consumer_that_holds_something_is_removed(make_instance) -> None:
     one = make_instance(start=False)
     await one.scripts.create_group()
     (claim,) = await fill(one, 1)
-    assert await one.scripts.retire([one.room.dispatcher.instance]) == 0
-    assert await owners(one) == {claim.entry_id: one.room.dispatcher.instance}
+    assert await one.scripts.retire([one.parts.dispatcher.instance]) == 0
+    assert await owners(one) == {claim.entry_id: one.parts.dispatcher.instance}

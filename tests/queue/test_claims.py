@@ -25,17 +25,17 @@ async def end(instance, claim, outcome="completed"):
     task = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
     if outcome == "completed":
         task = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
-    return await instance.claims.finish(claim, task)
+    return await instance.worker_queue.finish(claim, task)
 
 
 async def claimed(instance, name="a"):
-    await instance.queue.submit(submission(name))
-    return await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.client_queue.submit(submission(name))
+    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
 
 
 async def take_over(instance, claim):
     """What an instance does with an entry that nobody renewed for a lease."""
-    (taken,) = await instance.room.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    (taken,) = await instance.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     return taken
 
 
@@ -55,9 +55,9 @@ async def two(make_instance):
 async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_owner(two, outcome: str) -> None:
     one, other = two
     stale = await claimed(one)
-    assert await one.claims.start(stale) is StartResult.STARTED
+    assert await one.worker_queue.start(stale) is StartResult.STARTED
     taken = await take_over(other, stale)
-    assert await other.claims.start(taken) is StartResult.STARTED
+    assert await other.worker_queue.start(taken) is StartResult.STARTED
     final = await end(one, stale, outcome)
     assert (final.state.value, final.possibly_billed_twice) == (outcome, 1)
     assert (await stored(one, final.id)).possibly_billed_twice == 1
@@ -67,20 +67,20 @@ async def test_a_stale_owner_that_finishes_first_records_the_call_of_the_new_own
 async def test_a_stale_owner_adds_the_losses_that_the_new_owner_had(two) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
-    await other.claims.start(taken)
+    await other.worker_queue.start(taken)
     taken.checkpoint = replace(taken.checkpoint, ambiguous_calls=2)
-    await other.claims.retry(taken, Retry(60.0, WaitReason.RETRYING))
+    await other.worker_queue.retry(taken, Retry(60.0, WaitReason.RETRYING))
     assert (await end(one, stale)).possibly_billed_twice == 2
 
 
 async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
-    await other.claims.start(await take_over(other, stale))
-    cancelled = await one.queue.cancel(stale.task.id)
+    await one.worker_queue.start(stale)
+    await other.worker_queue.start(await take_over(other, stale))
+    cancelled = await one.client_queue.cancel(stale.task.id)
     assert (cancelled.state, cancelled.possibly_billed_twice) == (State.CANCELLED, 1)
     assert (await stored(one, stale.task.id)).possibly_billed_twice == 1
 
@@ -88,33 +88,33 @@ async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two) 
 async def test_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
     await end(one, stale)
-    assert await other.claims.start(taken) is StartResult.LOST
+    assert await other.worker_queue.start(taken) is StartResult.LOST
 
 
 async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
-    await other.claims.start(taken)
+    await other.worker_queue.start(taken)
     await end(one, stale)
-    assert not await other.claims.checkpoint(taken, taken.checkpoint)
+    assert not await other.worker_queue.checkpoint(taken, taken.checkpoint)
     assert taken.lost
 
 
 async def test_who_claims_what_a_new_owner_gave_back_makes_no_call_after_the_stale_owner_finished(two) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     taken = await take_over(other, stale)
-    await other.claims.release([taken])
-    third = await asyncio.wait_for(one.claims.claim(), 5)
-    assert await one.claims.start(third) is StartResult.INHERITED
+    await other.worker_queue.release([taken])
+    third = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    assert await one.worker_queue.start(third) is StartResult.INHERITED
     assert (await end(one, stale)).state is State.COMPLETED
-    assert await one.claims.start(third) is StartResult.LOST
+    assert await one.worker_queue.start(third) is StartResult.LOST
 
 
 async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_instance) -> None:
@@ -123,23 +123,23 @@ async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_in
     await one.crash()
     stale.confirmed_at -= 1.0
     await take_over(other, stale)
-    assert await one.claims.start(stale) is StartResult.LOST
+    assert await one.worker_queue.start(stale) is StartResult.LOST
 
 
 async def test_an_owner_that_has_not_lost_its_claim_goes_on_after_a_long_silence(make_instance) -> None:
     one = make_instance(lease_s=1.0)
     claim = await claimed(one)
     claim.confirmed_at -= 1.0
-    assert await one.claims.start(claim) is StartResult.STARTED
+    assert await one.worker_queue.start(claim) is StartResult.STARTED
 
 
 async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_have_been_paid(two) -> None:
     one, other = two
     stale = await claimed(one)
     taken = await take_over(other, stale)
-    assert await one.claims.start(stale) is StartResult.STARTED  # it was on its way to Redis when the lease ended
-    assert await other.claims.start(taken) is StartResult.INHERITED
-    assert await other.claims.start(taken) is StartResult.STARTED
+    assert await one.worker_queue.start(stale) is StartResult.STARTED  # it was on its way to Redis when the lease ended
+    assert await other.worker_queue.start(taken) is StartResult.INHERITED
+    assert await other.worker_queue.start(taken) is StartResult.STARTED
     assert taken.checkpoint.ambiguous_calls == 1
     assert (await end(one, stale)).possibly_billed_twice == 1
 
@@ -147,7 +147,7 @@ async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_ha
 async def test_a_finish_costs_no_command_more_where_nothing_is_to_be_merged(two) -> None:
     one, _ = two
     claim = await claimed(one)
-    await one.claims.start(claim)
+    await one.worker_queue.start(claim)
     before = await calls_of(one, "get")
     await end(one, claim)
     assert await calls_of(one, "get") == before
@@ -162,11 +162,11 @@ async def calls_of(instance, name: str) -> int:
 async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_have_been_paid(two, garbage) -> None:
     one, other = two
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     await one.connection.commands.set(one.keys.checkpoint(stale.task.id), garbage)
     taken = await take_over(other, stale)
     assert taken.checkpoint.ambiguous_calls == 1
-    assert await other.claims.start(taken) is StartResult.STARTED
+    assert await other.worker_queue.start(taken) is StartResult.STARTED
     assert (await end(other, taken)).possibly_billed_twice == 1
 
 
@@ -175,11 +175,11 @@ async def test_an_owner_writes_its_checkpoint_over_what_nobody_can_read(two, gar
     one, _ = two
     claim = await claimed(one)
     await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
-    while (came := await one.claims.start(claim)) is StartResult.INHERITED:
+    while (came := await one.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     assert came is StartResult.STARTED
     await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
-    assert await one.claims.checkpoint(claim, Checkpoint("me", starts=2))
+    assert await one.worker_queue.checkpoint(claim, Checkpoint("me", starts=2))
 
 
 async def spoil(instance, key: str, garbage: bytes | None) -> None:
@@ -194,7 +194,7 @@ async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbag
     one, _ = two
     claims = [await claimed(one, name) for name in ("a", "b")]
     for claim in claims:
-        await one.claims.start(claim)
+        await one.worker_queue.start(claim)
     await spoil(one, one.keys.record(claims[0].task.id), garbage)
     finals = await asyncio.gather(*(end(one, claim) for claim in claims))
     assert [final.state for final in finals] == [State.COMPLETED] * 2
@@ -205,14 +205,14 @@ async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> 
     _, other = two
     await other.scripts.create_group()
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
-    await other.queue.submit(submission("a"))
+    await other.client_queue.submit(submission("a"))
     assert (await stored(other, submission("a").task_id)).state is State.PENDING
 
 
 async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_start(make_instance) -> None:
     one, other, third = make_instance(lease_s=1.0), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     await one.crash()
     await take_over(other, stale)
     key = one.keys.checkpoint(stale.task.id)
@@ -224,8 +224,8 @@ async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_st
 async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_next(make_instance) -> None:
     one, other, third = make_instance(), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
-    await one.claims.start(stale)
+    await one.worker_queue.start(stale)
     await one.connection.commands.delete(one.keys.checkpoint(stale.task.id))
-    await other.room.takeover.take({stale.entry_id: 10_000.0}, min_idle_s=0.0)
+    await other.parts.takeover.take({stale.entry_id: 10_000.0}, min_idle_s=0.0)
     taken = await take_over(third, stale)
     assert taken.checkpoint.ambiguous_calls == 1

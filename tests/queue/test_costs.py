@@ -61,19 +61,21 @@ async def one(make_instance):
 
 
 async def put(instance, *names):
-    return [answer.task for answer in await asyncio.gather(*(instance.queue.submit(submission(n)) for n in names))]
+    return [
+        answer.task for answer in await asyncio.gather(*(instance.client_queue.submit(submission(n)) for n in names))
+    ]
 
 
 async def claim(instance):
     entries = await instance.scripts.read_entries("i", 10, 0.01)
-    return await instance.room.leases.hold(entries)
+    return await instance.parts.leases.hold(entries)
 
 
 async def started(instance, *names):
     await put(instance, *names)
     claims = await claim(instance)
     for each in claims:
-        assert await instance.claims.start(each) is StartResult.STARTED
+        assert await instance.worker_queue.start(each) is StartResult.STARTED
     return claims
 
 
@@ -82,7 +84,7 @@ def completed(task):
 
 
 async def finished(instance, *claims):
-    await asyncio.gather(*(instance.claims.finish(each, completed(each.task)) for each in claims))
+    await asyncio.gather(*(instance.worker_queue.finish(each, completed(each.task)) for each in claims))
 
 
 Verb = Callable[..., Awaitable[object]]
@@ -106,7 +108,7 @@ async def submit_repeated(instance) -> None:
 async def submit_again(instance) -> None:
     (each,) = await started(instance, "a")
     error = TaskError("upstream_error", "no", retryable=True)
-    await instance.claims.finish(each, edges.failed(each.task, error, now=time.time(), ttl_s=60))
+    await instance.worker_queue.finish(each, edges.failed(each.task, error, now=time.time(), ttl_s=60))
     await put(instance, "a")
 
 
@@ -128,18 +130,18 @@ async def finish_late(instance) -> None:
 
 async def retry(instance) -> None:
     (each,) = await started(instance, "a")
-    await instance.claims.retry(each, Retry(60.0, WaitReason.RETRYING))
-    assert await instance.claims.start(each) is StartResult.STARTED
+    await instance.worker_queue.retry(each, Retry(60.0, WaitReason.RETRYING))
+    assert await instance.worker_queue.start(each) is StartResult.STARTED
 
 
 async def cancel(instance) -> None:
     (task,) = await put(instance, "a")
-    await instance.queue.cancel(task.id)
+    await instance.client_queue.cancel(task.id)
 
 
 async def renew(instance) -> None:
     await started(instance, "a", "b")
-    await instance.scripts.renew(instance.room.monitor.instance, [])
+    await instance.scripts.renew(instance.parts.monitor.instance, [])
     entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending()]
     await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
     await instance.scripts.renew("i", [("", entry_id) for entry_id, _ in entries])
@@ -160,8 +162,8 @@ async def hand_back(instance) -> None:
 
 
 async def read(instance) -> None:
-    await asyncio.gather(instance.queue.get("0" * 32), instance.queue.get("1" * 32))
-    await instance.queue.refresh_positions()
+    await asyncio.gather(instance.client_queue.get("0" * 32), instance.client_queue.get("1" * 32))
+    await instance.client_queue.refresh_positions()
 
 
 async def bury(instance) -> None:
@@ -174,8 +176,8 @@ async def bury(instance) -> None:
 
 
 async def look(instance) -> None:
-    backlog: QueueMonitor = instance.room.monitor
-    instance.control.peers["other"] = 0.0
+    backlog: QueueMonitor = instance.parts.monitor
+    instance.notifier.peers["other"] = 0.0
     await started(instance, "a")
     await put(instance, "b")
     assert (await backlog.waiting()).depth == 1
@@ -195,12 +197,12 @@ async def test_a_verb_costs_what_we_say(one, verb: Verb) -> None:
 
 async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
     one, two = make_instance(lease_s=0.3), make_instance(lease_s=0.3)
-    await eventually(lambda: not one.control.alone and not two.control.alone)
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
 
     async def run(instance) -> None:
         while True:
-            each = await instance.claims.claim()
-            await instance.claims.start(each)
+            each = await instance.worker_queue.claim()
+            await instance.worker_queue.start(each)
             await asyncio.sleep(0.01)
             await finished(instance, each)
 
@@ -218,27 +220,27 @@ async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
 
 
 async def _is_final(instance, task_id: str) -> bool:
-    task = await instance.queue.get(task_id)
+    task = await instance.client_queue.get(task_id)
     return task is not None and task.state.is_final
 
 
 async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
-    instance.control.peers["other"] = 0.0
-    waits = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.monitor.local_status().free == 1)
+    instance.notifier.peers["other"] = 0.0
+    waits = asyncio.create_task(instance.worker_queue.claim())
+    await eventually(lambda: instance.parts.monitor.local_status().free == 1)
     before = instance.connection.meter.commands["stats"]
-    assert await instance.room.monitor.waiting() == BacklogSize(0, 0.0)
+    assert await instance.parts.monitor.waiting() == BacklogSize(0, 0.0)
     assert instance.connection.meter.commands["stats"] == before
     waits.cancel()
 
 
 async def test_a_free_slot_hides_no_task_that_is_known_to_wait(make_instance) -> None:
     instance = make_instance(start=False)
-    waits = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission("a"))
-    assert instance.room.monitor.local_status().free == 1
-    assert (await instance.room.monitor.waiting()).depth == 1
+    waits = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission("a"))
+    assert instance.parts.monitor.local_status().free == 1
+    assert (await instance.parts.monitor.waiting()).depth == 1
     waits.cancel()
 
 
@@ -246,7 +248,7 @@ async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_inst
     instance = make_instance(start=False)
     await put(instance, "a", "b")
     before = instance.connection.meter.commands.total()
-    waiting = await instance.room.monitor.waiting()
+    waiting = await instance.parts.monitor.waiting()
     assert waiting.depth == 2
     assert 0.0 <= waiting.oldest_age_s < 5.0
     assert instance.connection.meter.commands.total() == before
@@ -255,18 +257,18 @@ async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_inst
 async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await put(two, "a")
-    one.control.peers["two"] = 0.0
-    looks = await asyncio.gather(*(one.room.monitor.waiting() for _ in range(20)))
+    one.notifier.peers["two"] = 0.0
+    looks = await asyncio.gather(*(one.parts.monitor.waiting() for _ in range(20)))
     assert {waiting.depth for waiting in looks} == {1}
     assert one.connection.meter.commands["stats"] == 3
 
 
 async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) -> None:
     instance = make_instance(start=False, url="redis://127.0.0.1:1")
-    instance.control.peers["two"] = 0.0
-    assert await instance.room.monitor.waiting() == BacklogSize(0, 0.0)
-    assert await instance.room.monitor.dead_letters() == 0
-    assert not instance.room.monitor.local_status().redis_up
+    instance.notifier.peers["two"] = 0.0
+    assert await instance.parts.monitor.waiting() == BacklogSize(0, 0.0)
+    assert await instance.parts.monitor.dead_letters() == 0
+    assert not instance.parts.monitor.local_status().redis_up
     assert instance.connection.meter.commands.total() == 0
 
 
@@ -274,13 +276,13 @@ async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.scripts.create_group()
     await put(instance, "a")
-    instance.room.dispatcher.put(*await claim(instance))
-    each = await instance.claims.claim()
-    assert await instance.claims.start(each) is StartResult.STARTED
-    assert instance.room.monitor.local_status().in_flight == 1
-    await instance.claims.retry(each, Retry(60.0, WaitReason.RETRYING))
-    assert instance.room.monitor.local_status().retrying == 1
-    assert await instance.claims.start(each) is StartResult.STARTED
+    instance.parts.dispatcher.put(*await claim(instance))
+    each = await instance.worker_queue.claim()
+    assert await instance.worker_queue.start(each) is StartResult.STARTED
+    assert instance.parts.monitor.local_status().in_flight == 1
+    await instance.worker_queue.retry(each, Retry(60.0, WaitReason.RETRYING))
+    assert instance.parts.monitor.local_status().retrying == 1
+    assert await instance.worker_queue.start(each) is StartResult.STARTED
     await finished(instance, each)
     await put(instance, "a")
     meter = instance.connection.meter
@@ -293,12 +295,12 @@ async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
 
 async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -> None:
     one = make_instance(lease_s=0.3)
-    await one.queue.submit(submission("a"))
-    each = await asyncio.wait_for(one.claims.claim(), 5)
-    assert await one.claims.start(each) is StartResult.STARTED
+    await one.client_queue.submit(submission("a"))
+    each = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    assert await one.worker_queue.start(each) is StartResult.STARTED
     await one.crash()
     two = make_instance(lease_s=0.3)
-    await asyncio.wait_for(two.claims.claim(), 10)
+    await asyncio.wait_for(two.worker_queue.claim(), 10)
     meter = two.connection.meter
     assert (meter.takeovers, meter.ambiguous) == (1, 1)
 
@@ -309,5 +311,5 @@ async def test_a_call_that_is_cut_off_by_the_end_of_the_service_is_ambiguous(mak
     await started(instance, "a")
     await put(instance, "b")
     await claim(instance)
-    await instance.claims.release(list(instance.room.dispatcher.held.values()))
+    await instance.worker_queue.release(list(instance.parts.dispatcher.held.values()))
     assert instance.connection.meter.ambiguous == 1

@@ -77,28 +77,28 @@ def test_a_failed_run_says_nothing_of_run_times() -> None:
 
 async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     instance = make_instance()
-    held = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission(0))
+    held = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission(0))
     await asyncio.wait_for(held, 5)
-    tasks = [(await instance.queue.submit(submission(i))).task for i in range(1, 6)]
-    assert [(await instance.queue.position(one)).position for one in tasks] == [1, 2, 3, 4, 5]
-    await instance.queue.cancel(tasks[1].id)
-    assert (await instance.queue.position(tasks[4])).position == 4
-    await asyncio.wait_for(instance.claims.claim(), 5)
-    assert (await instance.queue.position(tasks[4])).position == 3
+    tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(1, 6)]
+    assert [(await instance.client_queue.position(one)).position for one in tasks] == [1, 2, 3, 4, 5]
+    await instance.client_queue.cancel(tasks[1].id)
+    assert (await instance.client_queue.position(tasks[4])).position == 4
+    await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    assert (await instance.client_queue.position(tasks[4])).position == 3
 
 
 async def test_positions_are_known_after_a_restart(make_instance) -> None:
     one = make_instance(start=False)
     await one.scripts.create_group()
     for i in range(3):
-        await one.queue.submit(submission(i))
+        await one.client_queue.submit(submission(i))
     two = make_instance()
-    last = await two.queue.get(submission(2).task_id)
+    last = await two.client_queue.get(submission(2).task_id)
     assert last is not None
 
     async def position() -> int | None:
-        return (await two.queue.position(last)).position
+        return (await two.client_queue.position(last)).position
 
     async with asyncio.timeout(5):
         while await position() != 3:

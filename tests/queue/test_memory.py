@@ -21,7 +21,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def memory(clock: Clock) -> TaskCache:
+def task_cache(clock: Clock) -> TaskCache:
     return TaskCache(clock=clock, monotonic=clock)
 
 
@@ -30,71 +30,71 @@ def finished(number: int, clock: Clock, ttl_s: float = 10.0) -> Task:
     return edges.completed(task, (), (), now=clock.now, ttl_s=ttl_s)
 
 
-def remembered(memory: TaskCache, count: int) -> list[int]:
-    return [number for number in range(count) if memory.finished(f"{number:032x}")]
+def remembered(task_cache: TaskCache, count: int) -> list[int]:
+    return [number for number in range(count) if task_cache.finished(f"{number:032x}")]
 
 
-def test_the_oldest_make_room(memory: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_make_room(task_cache: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 3_500)
     for number in range(9):
-        memory.put(finished(number, clock))
-    assert remembered(memory, 9) == [6, 7, 8]
+        task_cache.put(finished(number, clock))
+    assert remembered(task_cache, 9) == [6, 7, 8]
 
 
 def test_one_that_is_larger_than_all_room_is_not_remembered(
-    memory: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    task_cache: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 100)
-    memory.put(finished(0, clock))
-    assert remembered(memory, 1) == []
+    task_cache.put(finished(0, clock))
+    assert remembered(task_cache, 1) == []
 
 
-def test_a_task_takes_what_it_is_counted_for(memory: TaskCache, clock: Clock) -> None:
+def test_a_task_takes_what_it_is_counted_for(task_cache: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
     for number in range(500):
         task = finished(number, clock)
         picture = StoredImage(0, "image/png", 10**6 + number, 512, 512, f"{number:064x}", 10**9 + number)
-        memory.put(replace(task, digest=f"{number:032x}", model=f"black-forest-labs/{number}", images=(picture,)))
+        task_cache.put(replace(task, digest=f"{number:032x}", model=f"black-forest-labs/{number}", images=(picture,)))
     full, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.5 < (full - empty) / memory._finished_bytes <= 1.0
+    assert 0.5 < (full - empty) / task_cache._finished_bytes <= 1.0
 
 
-def test_what_has_expired_goes_when_others_come(memory: TaskCache, clock: Clock) -> None:
+def test_what_has_expired_goes_when_others_come(task_cache: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     for number in range(500):
-        memory.put(finished(number, clock))
+        task_cache.put(finished(number, clock))
     full, _ = tracemalloc.get_traced_memory()
     clock.now += 11
-    memory.put(finished(500, clock))
+    task_cache.put(finished(500, clock))
     left, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert left < full / 5
-    assert remembered(memory, 501) == [500]
+    assert remembered(task_cache, 501) == [500]
 
 
-def test_one_that_has_expired_already_is_forgotten_at_once(memory: TaskCache, clock: Clock) -> None:
-    memory.put(finished(0, clock, ttl_s=-1.0))
-    assert remembered(memory, 1) == []
+def test_one_that_has_expired_already_is_forgotten_at_once(task_cache: TaskCache, clock: Clock) -> None:
+    task_cache.put(finished(0, clock, ttl_s=-1.0))
+    assert remembered(task_cache, 1) == []
 
 
 def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit(
-    memory: TaskCache, clock: Clock
+    task_cache: TaskCache, clock: Clock
 ) -> None:
-    memory.store_from_redis("a" * 32, None)
+    task_cache.store_from_redis("a" * 32, None)
     read_at = clock.now
     for age_s, counts in ((0.0, True), (9.0, True), (11.0, False)):
         clock.now = read_at + age_s
-        assert memory.recent_remote("a" * 32) == (counts, None)
-        assert memory.recent_remote("a" * 32, lambda _unix_s: False) == (False, None)
+        assert task_cache.recent_remote("a" * 32) == (counts, None)
+        assert task_cache.recent_remote("a" * 32, lambda _unix_s: False) == (False, None)
 
 
 def test_that_there_was_no_task_is_not_kept_of_one_that_was_submitted_meanwhile(
-    memory: TaskCache, clock: Clock
+    task_cache: TaskCache, clock: Clock
 ) -> None:
     task = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
-    memory.put(task)
-    memory.store_from_redis(task.id, None)
-    assert memory.recent_remote(task.id) == (False, None)
-    assert memory.live[task.id] is task
+    task_cache.put(task)
+    task_cache.store_from_redis(task.id, None)
+    assert task_cache.recent_remote(task.id) == (False, None)
+    assert task_cache.live[task.id] is task

@@ -69,9 +69,9 @@ class TwoInstances(RuleBasedStateMachine):
         prefix = f"model{next(_numbers)}"
         self.connection = Connection(self.url)
         rules = QueueConfig(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
-        self.rooms = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
+        self.instances = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
         self.known: dict[str, Known] = {}
-        self.run(self.rooms[0].scripts.create_group())
+        self.run(self.instances[0].scripts.create_group())
 
     def teardown(self) -> None:
         self.run(self.connection.close())
@@ -80,15 +80,15 @@ class TwoInstances(RuleBasedStateMachine):
     def run(self, doing):
         return self.loop.run_until_complete(doing)
 
-    def room(self, who: int, name: str) -> QueueInstance:
+    def fresh_instance(self, who: int, name: str) -> QueueInstance:
         """An instance that remembers nothing of the task, so that Redis is asked."""
-        room = self.rooms[who]
-        room.task_cache.forget(submission(name).task_id)
-        return room
+        instance = self.instances[who]
+        instance.task_cache.forget(submission(name).task_id)
+        return instance
 
     @rule(name=NAMES, who=WHO)
     def submit(self, name: str, who: int) -> None:
-        answer = self.run(self.room(who, name).client_queue.submit(submission(name)))
+        answer = self.run(self.fresh_instance(who, name).client_queue.submit(submission(name)))
         known = self.known.get(name)
         if known is None or known.state in (State.FAILED, State.CANCELLED):
             assert answer.cached is CacheResult.MISS
@@ -99,28 +99,30 @@ class TwoInstances(RuleBasedStateMachine):
 
     @rule(target=held, who=WHO)
     def read(self, who: int):
-        room = self.rooms[who]
-        entries = self.run(room.scripts.read_entries(room.dispatcher.instance, 1, 0.001))
+        instance = self.instances[who]
+        entries = self.run(instance.scripts.read_entries(instance.dispatcher.instance, 1, 0.001))
         unclaimed = {n for n, known in self.known.items() if not known.state.is_final and known.claimed_by is None}
         assert bool(entries) == bool(unclaimed)
-        claims, unreadable = room.dispatcher.hold(entries)
+        claims, unreadable = instance.dispatcher.hold(entries)
         assert unreadable == []
         return multiple(*[self._hold(claim, who) for claim in claims])
 
     @rule(target=held, who=WHO)
     def take_over(self, who: int):
         """All leases of the other one end."""
-        room, other = self.rooms[who], self.rooms[1 - who]
-        rows = [row for row in self.run(room.scripts.pending()) if row.consumer == other.dispatcher.instance]
+        instance, other = self.instances[who], self.instances[1 - who]
+        rows = [row for row in self.run(instance.scripts.pending()) if row.consumer == other.dispatcher.instance]
         if not rows:
             return multiple()
-        entries = self.run(room.scripts.claim_expired(room.dispatcher.instance, [row.entry_id for row in rows], 0.0))
+        entries = self.run(
+            instance.scripts.claim_expired(instance.dispatcher.instance, [row.entry_id for row in rows], 0.0)
+        )
         assert len(entries) == len(rows)
         for row in rows:  # a renewal found it lost before
-            if stale := room.dispatcher.held.get(row.entry_id):
-                room.dispatcher.forget(stale)
-        claims, _ = room.dispatcher.hold(entries)
-        runs = self.run(room.scripts.runs([claim.task.id for claim in claims]))
+            if stale := instance.dispatcher.held.get(row.entry_id):
+                instance.dispatcher.forget(stale)
+        claims, _ = instance.dispatcher.hold(entries)
+        runs = self.run(instance.scripts.runs([claim.task.id for claim in claims]))
         for claim, stands in zip(claims, runs, strict=True):
             take_over_state(claim, stands, 0.0, 30.0)
         return multiple(*[self._hold(claim, who) for claim in claims])
@@ -129,9 +131,9 @@ class TwoInstances(RuleBasedStateMachine):
     def start(self, one: Held) -> None:
         known = self.known[one.name]
         live = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
-        came = self.run(self.rooms[one.who].worker_queue.start(one.claim))
+        came = self.run(self.instances[one.who].worker_queue.start(one.claim))
         if came is StartResult.INHERITED:
-            came = self.run(self.rooms[one.who].worker_queue.start(one.claim))
+            came = self.run(self.instances[one.who].worker_queue.start(one.claim))
         if came is StartResult.STARTED and known.generation == one.generation and not known.state.is_final:
             known.state = State.PROCESSING
             known.sequence = max(known.sequence, one.claim.task.sequence)
@@ -145,7 +147,7 @@ class TwoInstances(RuleBasedStateMachine):
             final = edges.completed(task, [IMAGE], [], now=now, ttl_s=60)
         else:
             final = edges.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
-        stands = self.run(self.rooms[one.who].worker_queue.finish(one.claim, final))
+        stands = self.run(self.instances[one.who].worker_queue.finish(one.claim, final))
         if known.generation == one.generation and not known.state.is_final:
             assert stands.state is final.state
             assert stands.sequence >= known.sequence
@@ -155,7 +157,7 @@ class TwoInstances(RuleBasedStateMachine):
 
     @rule(name=NAMES, who=WHO)
     def cancel(self, name: str, who: int) -> None:
-        task = self.run(self.room(who, name).client_queue.cancel(submission(name).task_id))
+        task = self.run(self.fresh_instance(who, name).client_queue.cancel(submission(name).task_id))
         known = self.known.get(name)
         if known is None:
             assert task is None
@@ -170,19 +172,19 @@ class TwoInstances(RuleBasedStateMachine):
     def hand_back(self, one: Held) -> None:
         known = self.known[one.name]
         ours = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
-        self.run(self.rooms[one.who].worker_queue.release([one.claim]))
+        self.run(self.instances[one.who].worker_queue.release([one.claim]))
         if ours and not one.claim.lost and known.entry_id == one.claim.entry_id:
             known.state, known.claimed_by, known.entry_id = State.PENDING, None, ""
 
     @invariant()
     def redis_agrees(self) -> None:
-        room = self.rooms[0]
+        instance = self.instances[0]
         unfinished = {name: known for name, known in self.known.items() if not known.state.is_final}
-        assert self.run(self.connection.commands.xlen(room.keys.stream)) == len(unfinished)
-        pending = self.run(room.scripts.pending())
+        assert self.run(self.connection.commands.xlen(instance.keys.stream)) == len(unfinished)
+        pending = self.run(instance.scripts.pending())
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
-            task = self.run(room.client_queue.read(submission(name).task_id))
+            task = self.run(instance.client_queue.read(submission(name).task_id))
             assert task.epoch == known.generation
             assert task.state.is_final == known.state.is_final
             if known.state.is_final:

@@ -49,12 +49,12 @@ def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
 async def put_in(instance, name: str, *webhooks: Webhook) -> Task:
     """As a client's submit does, joining what runs."""
     wanted = with_webhooks(name, *webhooks)
-    return (await instance.queue.add_webhooks(wanted, await instance.queue.submit(wanted))).task
+    return (await instance.client_queue.add_webhooks(wanted, await instance.client_queue.submit(wanted))).task
 
 
 async def finish(instance, outcome: str = "completed") -> Task:
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    while await instance.claims.start(claim) is StartResult.INHERITED:
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    while await instance.worker_queue.start(claim) is StartResult.INHERITED:
         pass
     return await end(instance, claim, outcome)
 
@@ -62,22 +62,22 @@ async def finish(instance, outcome: str = "completed") -> Task:
 async def end(instance, claim, outcome: str = "completed") -> Task:
     now = time.time()
     if outcome == "completed":
-        return await instance.claims.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+        return await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
     error = TaskError("upstream_error", "no", retryable=True)
-    return await instance.claims.finish(claim, edges.failed(claim.task, error, now=now, ttl_s=60))
+    return await instance.worker_queue.finish(claim, edges.failed(claim.task, error, now=now, ttl_s=60))
 
 
 async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:
-    task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
     done = replace(delivery, status=status, attempts=delivery.attempts + 1, last_status=200)
-    await instance.room.outbox.record_attempt(task, done)
+    await instance.parts.outbox.record_attempt(task, done)
     return task, done
 
 
 async def fail_once(instance, due_in_s: float) -> Delivery:
-    task, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
     failed = replace(delivery, attempts=1, last_status=500, due_at=time.time() + due_in_s)
-    await instance.room.outbox.record_attempt(task, failed)
+    await instance.parts.outbox.record_attempt(task, failed)
     return failed
 
 
@@ -86,7 +86,7 @@ async def waiting(instance) -> dict[bytes, float]:
 
 
 async def nothing_comes(instance, within_s: float = 0.3) -> bool:
-    done, _ = await asyncio.wait([asyncio.create_task(instance.room.outbox.next())], timeout=within_s)
+    done, _ = await asyncio.wait([asyncio.create_task(instance.parts.outbox.next())], timeout=within_s)
     return not done
 
 
@@ -105,7 +105,7 @@ async def test_a_finished_task_with_a_webhook_is_in_the_outbox_until_it_is_told(
     task, delivery = await deliver(instance)
     assert (task.id, task.state, delivery.webhook) == (final.id, State.COMPLETED, hook())
     assert await waiting(instance) == {}
-    seen = (await instance.queue.get(final.id)).deliveries
+    seen = (await instance.client_queue.get(final.id)).deliveries
     assert [(one.status, one.attempts) for one in seen] == [(DeliveryStatus.DELIVERED, 1)]
 
 
@@ -126,11 +126,11 @@ async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
 
 
 async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
-    claiming = asyncio.create_task(instance.claims.claim())
-    await eventually(lambda: instance.room.connection.subscriptions.active)
+    claiming = asyncio.create_task(instance.worker_queue.claim())
+    await eventually(lambda: instance.connection.subscriptions.active)
     await put_in(instance, name, *webhooks)
     claim = await asyncio.wait_for(claiming, 5)
-    await instance.claims.start(claim)
+    await instance.worker_queue.start(claim)
     await end(instance, claim)
     for _ in webhooks:
         await deliver(instance)
@@ -156,7 +156,7 @@ async def test_an_end_that_a_webhook_does_not_want_is_not_told(make_instance) ->
 async def test_a_cancelled_task_is_told_by_who_cancelled_it(make_instance) -> None:
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a", hook())
-    assert (await two.queue.cancel(task.id)).state is State.CANCELLED
+    assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
     told, _ = await deliver(two)
     assert told.state is State.CANCELLED
     assert await waiting(one) == {}
@@ -167,30 +167,30 @@ async def test_a_cancelled_task_is_told_by_who_cancelled_it(make_instance) -> No
 async def test_webhooks_that_join_from_two_instances_are_all_told_by_who_finishes(make_instance, running: bool) -> None:
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
     if running:
-        await one.claims.start(claim)
+        await one.worker_queue.start(claim)
     joins = [put_in(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
     await asyncio.gather(*joins)
     if not running:
-        await one.claims.start(claim)
+        await one.worker_queue.start(claim)
     final = await end(one, claim)
     paths = {(await deliver(one))[1].webhook.url.rpartition("/")[2] for _ in range(7)}
     assert paths == {"first", *map(str, range(6))}
     assert sorted(one.number for one in final.deliveries) == list(range(7))
     assert await waiting(one) == {}
-    two.memory.forget(final.id)
-    assert all(one.status is DeliveryStatus.DELIVERED for one in (await two.queue.get(final.id)).deliveries)
+    two.task_cache.forget(final.id)
+    assert all(one.status is DeliveryStatus.DELIVERED for one in (await two.client_queue.get(final.id)).deliveries)
 
 
 async def test_a_webhook_may_join_a_task_that_has_none(make_instance) -> None:
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a")
     await put_in(two, "a", hook())
-    seen = await two.queue.get(task.id)
+    seen = await two.client_queue.get(task.id)
     assert [delivery.webhook for delivery in seen.deliveries] == [hook()]
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
     await end(one, claim)
     assert (await deliver(one))[1].webhook == hook()
 
@@ -199,19 +199,19 @@ async def test_a_cancel_tells_webhooks_that_joined_elsewhere(make_instance) -> N
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a")
     await put_in(two, "a", hook())
-    await one.queue.cancel(task.id)
+    await one.client_queue.cancel(task.id)
     assert (await deliver(one))[1].webhook == hook()
 
 
 async def test_webhooks_that_joined_outlive_a_change_of_hands(make_instance) -> None:
     one = make_instance()
     await put_in(one, "a", hook("first"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
     await put_in(one, "a", hook("second"))
-    one.claims.quiet()
+    one.worker_queue.quiet()
     await one.crash()
-    await one.room.release_all()
+    await one.parts.release_all()
     two = make_instance()
     final = await finish(two)
     assert [delivery.webhook for delivery in final.deliveries] == [hook("first"), hook("second")]
@@ -222,11 +222,11 @@ async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> No
     instance = make_instance()
     task = await put_in(instance, "a", hook("first"))
     await put_in(instance, "a", hook("waits"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     await put_in(instance, "a", hook("runs"))
-    instance.claims.progress(claim, 20)
-    seen = await instance.queue.get(task.id)
+    instance.worker_queue.progress(claim, 20)
+    seen = await instance.client_queue.get(task.id)
     assert [delivery.webhook.url[-5:] for delivery in seen.deliveries] == ["first", "waits", "/runs"]
 
 
@@ -235,7 +235,7 @@ async def test_a_webhook_on_a_cache_hit_is_told_at_once_by_who_was_asked(make_in
     await put_in(one, "a", hook("first"))
     final = await finish(one)
     await deliver(one)
-    assert (await two.queue.submit(submission("a"))).cached is CacheResult.HIT
+    assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.HIT
     await put_in(two, "a", hook("late"))
     assert list(await waiting(two)) == [f"{final.id}:{final.epoch}:1".encode()]
     task, delivery = await deliver(two)
@@ -245,7 +245,7 @@ async def test_a_webhook_on_a_cache_hit_is_told_at_once_by_who_was_asked(make_in
 
 
 async def len_of(instance, task_id: str, count: int) -> bool:
-    return len((await instance.queue.get(task_id)).deliveries) == count
+    return len((await instance.client_queue.get(task_id)).deliveries) == count
 
 
 async def test_a_log_keeps_what_joined_while_it_was_written(make_instance) -> None:
@@ -256,8 +256,8 @@ async def test_a_log_keeps_what_joined_while_it_was_written(make_instance) -> No
     await deliver(one)
     await deliver(two)
     for instance in (one, two):
-        instance.memory.forget(final.id)
-        assert [d.status for d in (await instance.queue.get(final.id)).deliveries] == ["delivered", "delivered"]
+        instance.task_cache.forget(final.id)
+        assert [d.status for d in (await instance.client_queue.get(final.id)).deliveries] == ["delivered", "delivered"]
 
 
 async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> None:
@@ -275,13 +275,13 @@ async def test_another_instance_knows_how_far_a_delivery_is(make_instance) -> No
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook())
     final = await finish(one)
-    assert (await two.queue.get(final.id)).deliveries[0].pending
+    assert (await two.client_queue.get(final.id)).deliveries[0].pending
     await deliver(one)
     await eventually(lambda: is_delivered(two, final.id))
 
 
 async def is_delivered(instance, task_id: str) -> bool:
-    return (await instance.queue.get(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
+    return (await instance.client_queue.get(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
 
 
 async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
@@ -291,18 +291,18 @@ async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
     failed = await fail_once(one, due_in_s=3_600)
     await one.crash()
     two = make_instance()
-    task, delivery = await asyncio.wait_for(two.room.outbox.next(), 5)
+    task, delivery = await asyncio.wait_for(two.parts.outbox.next(), 5)
     assert (task.id, task.epoch, delivery) == (final.id, final.epoch, failed)
     assert task.images == final.images
 
 
 async def test_what_another_instance_cares_for_is_left_to_it(make_instance) -> None:
     one = make_instance()
-    await eventually(lambda: one.control.on_join)
+    await eventually(lambda: one.notifier.on_join)
     await put_in(one, "a", hook())
     await finish(one)
     two = make_instance()
-    await eventually(lambda: not two.control.alone)
+    await eventually(lambda: not two.notifier.alone)
     assert await nothing_comes(two, 0.5)
     assert len(await waiting(two)) == 1
 
@@ -313,13 +313,13 @@ async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monke
     await finish(one)
     others = [make_instance(), make_instance()]
     for other in others:
-        await eventually(lambda other=other: not other.control.alone)
+        await eventually(lambda other=other: not other.notifier.alone)
     await one.crash()
     redis = one.connection.commands
     await redis.zadd(one.keys.outbox, dict.fromkeys(await waiting(one), (time.time() + 0.2) * 1000), xx=True)
     for other in others:
-        other.room.outbox.check_now()
-    takers = [asyncio.create_task(other.room.outbox.next()) for other in others]
+        other.parts.outbox.check_now()
+    takers = [asyncio.create_task(other.parts.outbox.next()) for other in others]
     done, _ = await asyncio.wait(takers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
     assert len(done) == 1
     await asyncio.sleep(0.2)
@@ -328,13 +328,13 @@ async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monke
 
 async def test_an_instance_that_leaves_hands_its_deliveries_to_the_others(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not one.control.alone and not two.control.alone)
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
     await put_in(one, "a", hook())
     final = await finish(one)
-    one.claims.quiet()
+    one.worker_queue.quiet()
     await one.crash()
-    await one.room.release_all()
-    task, _ = await asyncio.wait_for(two.room.outbox.next(), 5)
+    await one.parts.release_all()
+    task, _ = await asyncio.wait_for(two.parts.outbox.next(), 5)
     assert task.id == final.id
 
 
@@ -343,7 +343,7 @@ async def test_names_that_wait_for_long_are_moved_on(make_instance, monkeypatch:
     instance = make_instance()
     await put_in(instance, "a", hook())
     await finish(instance)
-    (held,) = instance.room.outbox._held.values()
+    (held,) = instance.parts.outbox._held.values()
     held.until = 0.0
     await eventually(lambda: held.until > time.time())
     assert next(iter((await waiting(instance)).values())) == pytest.approx(held.until * 1000, abs=2)
@@ -367,7 +367,7 @@ async def test_the_webhooks_of_an_older_generation_are_not_told_of_a_newer_one(m
     await finish(one, "failed")
     await one.crash()
     two = make_instance(start=False)
-    await two.queue.submit(submission("a"))
+    await two.client_queue.submit(submission("a"))
     two.start()
     await eventually(lambda: gone(two))
 
@@ -382,8 +382,8 @@ async def test_a_failed_task_that_comes_again_has_a_log_of_its_own(make_instance
     _, delivery = await deliver(instance)
     assert second.epoch > first.epoch
     assert delivery.webhook == hook("new")
-    instance.memory.forget(second.id)
-    seen = (await instance.queue.get(second.id)).deliveries
+    instance.task_cache.forget(second.id)
+    seen = (await instance.client_queue.get(second.id)).deliveries
     assert [(one.webhook, one.status) for one in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
 
 
@@ -403,18 +403,18 @@ async def test_the_log_and_the_outbox_of_every_task_have_an_end(make_instance) -
 async def test_a_result_is_kept_though_something_foreign_is_in_its_place(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook())
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     redis, keys = instance.connection.commands, instance.keys
     await redis.delete(keys.record(claim.task.id))
     await redis.rpush(keys.record(claim.task.id), "foreign")
     await redis.rpush(keys.outbox, "foreign")
     await redis.rpush(keys.delivery_log(claim.task.id), "foreign")
     final = await end(instance, claim)
-    _, delivery = await asyncio.wait_for(instance.room.outbox.next(), 5)
+    _, delivery = await asyncio.wait_for(instance.parts.outbox.next(), 5)
     assert delivery.webhook == hook()
-    instance.memory.forget(final.id)
-    assert (await instance.queue.get(final.id)).state is State.COMPLETED
+    instance.task_cache.forget(final.id)
+    assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
 
 
 def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
@@ -439,14 +439,14 @@ async def test_what_waits_by_name_is_read_in_bulk_in_order_and_left_to_a_restart
     for name in range(count):
         await put_in(one, name, hook())
         ids.append((await finish(one)).id)
-    outbox, meter = one.room.outbox, one.connection.meter
+    outbox, meter = one.parts.outbox, one.connection.meter
     assert len(outbox._held) == 20
     assert len(await waiting(one)) == count
     before = meter.commands["hooks"] + meter.commands["read"]
     told = [(await deliver(one))[0].id for _ in range(70)]
     assert told == ids[:70]
     assert meter.commands["hooks"] + meter.commands["read"] - before <= 70 * 2.2
-    await one.room.release_all()
+    await one.parts.release_all()
     await one.crash()
     two = make_instance()
     told = [(await deliver(two))[0].id for _ in range(30)]
@@ -463,7 +463,7 @@ async def test_a_destination_without_room_for_another_name_leaves_it_to_redis(
     for name in range(4):
         await put_in(one, name, hook())
         await finish(one)
-    outbox = one.room.outbox
+    outbox = one.parts.outbox
     assert (len(outbox._held), len(outbox._lines.until), len(await waiting(one))) == (1, 1, 4)
     for _ in range(2):
         await deliver(one)
@@ -483,11 +483,11 @@ async def test_what_waits_for_long_makes_room_for_what_is_due(make_instance, mon
         await finish(one)
     for _ in range(4):
         await fail_once(one, due_in_s=600)
-    assert len(one.room.outbox._held) <= 2
+    assert len(one.parts.outbox._held) <= 2
     await put_in(one, "new", hook())
     final = await finish(one)
     while True:
-        task, delivery = await asyncio.wait_for(one.room.outbox.next(), 5)
+        task, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
         if task.id == final.id:
             break
     assert delivery.due_at is None
@@ -500,10 +500,10 @@ async def test_something_foreign_in_the_outbox_or_in_its_place_ends_no_loop(make
     one.start()
     await eventually(lambda: gone(one))
     await redis.set(key, "foreign")
-    one.room.outbox.check_now()
+    one.parts.outbox.check_now()
     await put_in(one, "a", hook())
     await finish(one)
-    _, delivery = await asyncio.wait_for(one.room.outbox.next(), 5)
+    _, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
     assert delivery.webhook == hook()
     await asyncio.sleep(0.2)
     assert not any(loop.done() for loop in one.loops)

@@ -25,8 +25,8 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 async def run_one(instance, outcome="completed"):
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    assert await instance.claims.start(claim) is StartResult.STARTED
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
     return await end(instance, claim, outcome)
 
 
@@ -36,7 +36,7 @@ async def end(instance, claim: Claim, outcome="completed"):
         final = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
     else:
         final = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
-    return await instance.claims.finish(claim, final)
+    return await instance.worker_queue.finish(claim, final)
 
 
 async def at_rest(instance) -> bool:
@@ -47,18 +47,18 @@ async def at_rest(instance) -> bool:
 
 async def test_a_submitted_task_is_claimed_started_and_finished(make_instance) -> None:
     instance = make_instance()
-    submitted = await instance.queue.submit(submission("a"))
+    submitted = await instance.client_queue.submit(submission("a"))
     assert submitted.cached is CacheResult.MISS
     assert submitted.task.state is State.PENDING
     final = await run_one(instance)
     assert final.state is State.COMPLETED
-    assert (await instance.queue.get(final.id)).images == (IMAGE,)
+    assert (await instance.client_queue.get(final.id)).images == (IMAGE,)
     assert await at_rest(instance)
 
 
 async def test_fifty_identical_submits_at_once_are_one_entry(make_instance) -> None:
     instance = make_instance()
-    answers = await asyncio.gather(*(instance.queue.submit(submission("a")) for _ in range(50)))
+    answers = await asyncio.gather(*(instance.client_queue.submit(submission("a")) for _ in range(50)))
     assert [answer.cached for answer in answers].count(CacheResult.MISS) == 1
     assert {answer.cached for answer in answers} == {CacheResult.MISS, CacheResult.COALESCED}
     assert await instance.connection.commands.xlen(instance.keys.stream) == 1
@@ -66,17 +66,17 @@ async def test_fifty_identical_submits_at_once_are_one_entry(make_instance) -> N
 
 async def test_identical_submits_on_two_instances_are_one_entry(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    answers = await asyncio.gather(*(i.queue.submit(submission("a")) for i in (one, two) for _ in range(25)))
+    answers = await asyncio.gather(*(i.client_queue.submit(submission("a")) for i in (one, two) for _ in range(25)))
     assert [answer.cached for answer in answers].count(CacheResult.MISS) == 1
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
 async def test_a_finished_task_is_a_hit_on_every_instance(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    await one.queue.submit(submission("a"))
+    await one.client_queue.submit(submission("a"))
     await run_one(one)
     for instance in (one, two, two):
-        answer = await instance.queue.submit(submission("a"))
+        answer = await instance.client_queue.submit(submission("a"))
         assert answer.cached is CacheResult.HIT
         assert answer.task.images == (IMAGE,)
     assert await at_rest(one)
@@ -84,23 +84,23 @@ async def test_a_finished_task_is_a_hit_on_every_instance(make_instance) -> None
 
 async def test_a_failed_task_comes_again_with_a_higher_sequence_and_no_attempts(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     failed = await run_one(instance, "failed")
-    again = await instance.queue.submit(submission("a"))
+    again = await instance.client_queue.submit(submission("a"))
     assert again.cached is CacheResult.MISS
     assert again.task.sequence > failed.sequence
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    assert await instance.claims.start(claim) is StartResult.INHERITED
-    assert await instance.claims.start(claim) is StartResult.STARTED
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    assert await instance.worker_queue.start(claim) is StartResult.INHERITED
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
     assert claim.checkpoint.attempts == 1
 
 
 async def test_another_request_under_the_same_id_is_never_served(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    await one.queue.submit(submission("a"))
+    await one.client_queue.submit(submission("a"))
     for instance in (one, two):
         with pytest.raises(InternalError):
-            await instance.queue.submit(replace(submission("a"), digest="b" * 32))
+            await instance.client_queue.submit(replace(submission("a"), digest="b" * 32))
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
@@ -108,79 +108,79 @@ async def test_the_queue_takes_no_more_than_max_queue_waiting_tasks(make_instanc
     instance = make_instance(max_queue=3, start=False)
     await instance.scripts.create_group()
     for i in range(3):
-        await instance.queue.submit(submission(i))
+        await instance.client_queue.submit(submission(i))
     with pytest.raises(QueueFull):
-        await instance.queue.submit(submission("one too many"))
-    assert (await instance.queue.submit(submission(0))).cached is CacheResult.COALESCED
-    assert await instance.queue.get(submission("one too many").task_id) is None
+        await instance.client_queue.submit(submission("one too many"))
+    assert (await instance.client_queue.submit(submission(0))).cached is CacheResult.COALESCED
+    assert await instance.client_queue.get(submission("one too many").task_id) is None
 
 
 async def test_a_full_queue_takes_tasks_again_when_some_are_claimed(make_instance) -> None:
     instance = make_instance(max_queue=2, start=False)
     await instance.scripts.create_group()
     for i in range(2):
-        await instance.queue.submit(submission(i))
+        await instance.client_queue.submit(submission(i))
     instance.start()
     await run_one(instance)
-    assert (await instance.queue.submit(submission("next"))).cached is CacheResult.MISS
+    assert (await instance.client_queue.submit(submission("next"))).cached is CacheResult.MISS
 
 
 async def test_an_unknown_or_odd_id_is_no_task(make_instance) -> None:
     instance = make_instance(start=False)
     for odd in ("0" * 32, "a1b2c3d4e5f6g7h8i9j0", "", "../x", "A" * 32):
-        assert await instance.queue.get(odd) is None
+        assert await instance.client_queue.get(odd) is None
 
 
 async def test_another_instance_sees_a_task_wait_and_run(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    task = (await one.queue.submit(submission("a"))).task
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
-    seen = await two.queue.get(task.id)
+    task = (await one.client_queue.submit(submission("a"))).task
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
+    seen = await two.client_queue.get(task.id)
     assert (seen.state, seen.attempts) == (State.PROCESSING, 1)
-    await one.claims.retry(claim, Retry(60.0, WaitReason.UPSTREAM_OVERLOADED))
-    two.memory.forget(task.id)
-    seen = await two.queue.get(task.id)
+    await one.worker_queue.retry(claim, Retry(60.0, WaitReason.UPSTREAM_OVERLOADED))
+    two.task_cache.forget(task.id)
+    seen = await two.client_queue.get(task.id)
     assert (seen.state, seen.reason) == (State.PENDING, WaitReason.UPSTREAM_OVERLOADED)
     assert seen.retry_at is not None
 
 
 async def test_a_retry_keeps_its_claim_and_is_offered_again(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     before = claim.task.sequence
-    await instance.claims.retry(claim, Retry(0.01, WaitReason.RETRYING))
-    assert await asyncio.wait_for(instance.claims.claim(), 5) is claim
-    assert await instance.claims.start(claim) is StartResult.STARTED
+    await instance.worker_queue.retry(claim, Retry(0.01, WaitReason.RETRYING))
+    assert await asyncio.wait_for(instance.worker_queue.claim(), 5) is claim
+    assert await instance.worker_queue.start(claim) is StartResult.STARTED
     assert claim.checkpoint.attempts == 2
     assert claim.task.sequence > before
 
 
 async def test_waiting_out_a_rate_limit_is_no_attempt(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
-    await instance.claims.retry(claim, Retry(0.01, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False))
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
+    await instance.worker_queue.retry(claim, Retry(0.01, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False))
     assert claim.task.attempts == 0
-    await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     assert claim.task.attempts == 1
 
 
 async def test_an_expired_lease_is_taken_over_by_another_instance(make_instance) -> None:
     one = make_instance(lease_s=1.0)
-    await one.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
+    await one.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
     await one.crash()
     two = make_instance(lease_s=1.0)
-    taken = await asyncio.wait_for(two.claims.claim(), 5)
+    taken = await asyncio.wait_for(two.worker_queue.claim(), 5)
     assert taken.task.id == claim.task.id
     assert (taken.checkpoint.attempts, taken.checkpoint.ambiguous_calls) == (1, 1)
-    assert await two.claims.start(taken) is StartResult.STARTED
+    assert await two.worker_queue.start(taken) is StartResult.STARTED
     assert taken.task.sequence > claim.task.sequence
     assert (await end(two, taken)).possibly_billed_twice == 1
     assert await at_rest(two)
@@ -188,8 +188,8 @@ async def test_an_expired_lease_is_taken_over_by_another_instance(make_instance)
 
 async def test_a_renewed_lease_is_not_taken_over(make_instance) -> None:
     one, two = make_instance(lease_s=0.6), make_instance(lease_s=0.6)
-    await one.queue.submit(submission("a"))
-    claims = [asyncio.create_task(i.claims.claim()) for i in (one, two)]
+    await one.client_queue.submit(submission("a"))
+    claims = [asyncio.create_task(i.worker_queue.claim()) for i in (one, two)]
     done, waiting = await asyncio.wait(claims, timeout=2.0)
     assert (len(done), len(waiting)) == (1, 1)
 
@@ -197,13 +197,13 @@ async def test_a_renewed_lease_is_not_taken_over(make_instance) -> None:
 async def taken_over(make_instance):
     """A stale claim with its instance, and the one that another took over after the lease; both are started."""
     one = make_instance(lease_s=0.5)
-    await one.queue.submit(submission("a"))
-    stale = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(stale)
+    await one.client_queue.submit(submission("a"))
+    stale = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(stale)
     await one.crash()
     two = make_instance(lease_s=0.5)
-    taken = await asyncio.wait_for(two.claims.claim(), 5)
-    await two.claims.start(taken)
+    taken = await asyncio.wait_for(two.worker_queue.claim(), 5)
+    await two.worker_queue.start(taken)
     return one, stale, two, taken
 
 
@@ -212,7 +212,7 @@ async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_in
     await end(two, taken)
     stands = await end(one, stale, "failed")
     assert stands.state is State.COMPLETED
-    assert (await one.queue.get(stale.task.id)).state is State.COMPLETED
+    assert (await one.client_queue.get(stale.task.id)).state is State.COMPLETED
 
 
 async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -> None:
@@ -225,27 +225,27 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
 
 async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
-    await one.claims.release([stale], leaving=True)
+    await one.worker_queue.release([stale], leaving=True)
     (row,) = await two.scripts.pending()
-    assert (row.entry_id, row.consumer) == (taken.entry_id, two.room.dispatcher.instance)
+    assert (row.entry_id, row.consumer) == (taken.entry_id, two.parts.dispatcher.instance)
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
 
 
 async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance(make_instance) -> None:
     one = make_instance()
-    await one.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
+    await one.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
     two = make_instance()
-    waiting = asyncio.create_task(two.claims.claim())
-    one.claims.quiet()
+    waiting = asyncio.create_task(two.worker_queue.claim())
+    one.worker_queue.quiet()
     await one.crash()
-    await one.room.release_all()
+    await one.parts.release_all()
     taken = await asyncio.wait_for(waiting, 1.0)
-    assert await two.claims.start(taken) is StartResult.INHERITED
+    assert await two.worker_queue.start(taken) is StartResult.INHERITED
     assert taken.checkpoint.ambiguous_calls == 1
-    assert await two.claims.start(taken) is StartResult.STARTED
+    assert await two.worker_queue.start(taken) is StartResult.STARTED
     assert taken.task.attempts == 1
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
@@ -261,10 +261,10 @@ async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance
 async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_instance, json: str) -> None:
     instance = make_instance()
     redis = instance.connection.commands
-    waiting = asyncio.create_task(instance.claims.claim())
+    waiting = asyncio.create_task(instance.worker_queue.claim())
     await redis.xadd(instance.keys.stream, {"v": "1", "g": "5", "d": json})
     await eventually(lambda: redis.llen(instance.keys.dead_letters))
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     assert await redis.xlen(instance.keys.stream) == 1
 
@@ -272,44 +272,44 @@ async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_i
 async def test_an_entry_of_a_newer_version_is_left_alone(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
-    waiting = asyncio.create_task(instance.claims.claim())
+    waiting = asyncio.create_task(instance.worker_queue.claim())
     await redis.xadd(instance.keys.stream, {"v": "2", "new": "things"})
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     assert await redis.xlen(instance.keys.stream) == 2
 
 
 async def test_a_result_is_kept_though_the_store_was_emptied(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     redis = instance.connection.commands
     await redis.delete(*await redis.keys(f"{{{instance.keys.prefix}}}:*"))
     await end(instance, claim)
-    instance.memory.forget(claim.task.id)
-    assert (await instance.queue.get(claim.task.id)).state is State.COMPLETED
+    instance.task_cache.forget(claim.task.id)
+    assert (await instance.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
 async def test_waiting_tasks_come_back_after_the_store_was_emptied(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
-    first = asyncio.create_task(instance.claims.claim())
-    await instance.queue.submit(submission("first"))
+    first = asyncio.create_task(instance.worker_queue.claim())
+    await instance.client_queue.submit(submission("first"))
     await first
-    await instance.queue.submit(submission("second"))
+    await instance.client_queue.submit(submission("second"))
     await redis.delete(*await redis.keys(f"{{{instance.keys.prefix}}}:*"))
-    second = await asyncio.wait_for(instance.claims.claim(), 5)
+    second = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     assert second.task.id == submission("second").task_id
 
 
 async def test_every_key_but_the_stream_has_an_end(make_instance) -> None:
     instance = make_instance()
     for name in ("a", "b"):
-        await instance.queue.submit(submission(name))
+        await instance.client_queue.submit(submission(name))
     await run_one(instance)
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(claim)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(claim)
     redis = instance.connection.commands
     for key in await redis.keys(f"{{{instance.keys.prefix}}}:*"):
         if key.decode() != instance.keys.stream:
@@ -320,8 +320,8 @@ async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) ->
     instance = make_instance()
     redis = instance.connection.commands
     await eventually(lambda: instance.connection.meter.commands["control"])  # from now on it knows that it is alone
-    await instance.queue.submit(submission("finished"))
-    await instance.queue.submit(submission("waits"))
+    await instance.client_queue.submit(submission("finished"))
+    await instance.client_queue.submit(submission("waits"))
     await run_one(instance)
 
     async def reads() -> int:
@@ -331,35 +331,35 @@ async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) ->
     before = await reads()
     for _ in range(10):
         for name in ("finished", "waits"):
-            assert await instance.queue.get(submission(name).task_id)
+            assert await instance.client_queue.get(submission(name).task_id)
     assert await reads() == before
 
 
 async def test_a_task_whose_entry_is_gone_comes_again_on_a_submit(make_instance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
-    await one.queue.submit(submission("a"))
+    await one.client_queue.submit(submission("a"))
     await one.connection.commands.delete(one.keys.stream)
-    assert (await two.queue.submit(submission("a"))).cached is CacheResult.MISS
+    assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.MISS
     assert await one.connection.commands.xlen(one.keys.stream) == 1
 
 
 async def test_a_cancelled_task_is_never_started(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    await one.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    assert (await two.queue.cancel(claim.task.id)).state is State.CANCELLED
-    assert await one.claims.start(claim) is StartResult.LOST
-    one.claims.drop(claim)
-    assert (await one.queue.get(claim.task.id)).state is State.CANCELLED
+    await one.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    assert (await two.client_queue.cancel(claim.task.id)).state is State.CANCELLED
+    assert await one.worker_queue.start(claim) is StartResult.LOST
+    one.worker_queue.drop(claim)
+    assert (await one.client_queue.get(claim.task.id)).state is State.CANCELLED
     assert await at_rest(one)
 
 
 async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
-    await one.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(one.claims.claim(), 5)
-    await one.claims.start(claim)
-    cancelled = await two.queue.cancel(claim.task.id)
+    await one.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    await one.worker_queue.start(claim)
+    cancelled = await two.client_queue.cancel(claim.task.id)
     assert cancelled.sequence > claim.task.sequence
     assert (await end(one, claim)).state is State.CANCELLED
     assert cancelled.request_json == submission("a").request_json
@@ -368,12 +368,12 @@ async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -
 async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) -> None:
     instance = make_instance()
     for name in ("good", "bad"):
-        await instance.queue.submit(submission(name))
-    good, bad = [await asyncio.wait_for(instance.claims.claim(), 5) for _ in range(2)]
+        await instance.client_queue.submit(submission(name))
+    good, bad = [await asyncio.wait_for(instance.worker_queue.claim(), 5) for _ in range(2)]
     now = time.time()
     no_text = edges.completed(bad.task, [IMAGE], ["\ud800"], now=now, ttl_s=60)
     fine = edges.completed(good.task, [IMAGE], [], now=now, ttl_s=60)
-    ends = [instance.claims.finish(bad, no_text), instance.claims.finish(good, fine)]
+    ends = [instance.worker_queue.finish(bad, no_text), instance.worker_queue.finish(good, fine)]
     failed, stands = await asyncio.gather(*ends, return_exceptions=True)
     assert isinstance(failed, UnicodeEncodeError)
     assert stands.state is State.COMPLETED
@@ -381,26 +381,26 @@ async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) ->
 
 async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
-    late = await asyncio.wait_for(instance.claims.claim(), 5)
-    await instance.claims.start(late)
-    await instance.queue.cancel(late.task.id)
-    assert (await instance.queue.submit(submission("a"))).cached is CacheResult.MISS
+    await instance.client_queue.submit(submission("a"))
+    late = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    await instance.worker_queue.start(late)
+    await instance.client_queue.cancel(late.task.id)
+    assert (await instance.client_queue.submit(submission("a"))).cached is CacheResult.MISS
     assert (await end(instance, late)).state is State.PENDING
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     assert claim.task.request_json == submission("a").request_json
 
 
 async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not two.control.alone and not one.control.alone)
-    runs = asyncio.create_task(one.claims.claim())
-    await one.queue.submit(submission("a"))
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    runs = asyncio.create_task(one.worker_queue.claim())
+    await one.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(runs, 5)
-    await one.claims.start(claim)
+    await one.worker_queue.start(claim)
     stopped = asyncio.Event()
     claim.on_lost = stopped.set
-    await two.queue.cancel(claim.task.id)
+    await two.client_queue.cancel(claim.task.id)
     await asyncio.wait_for(stopped.wait(), 1.0)
     assert claim.lost
 
@@ -408,10 +408,10 @@ async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
 async def finished_elsewhere(make_instance):
     """Two instances, and a task that the first one took from a client and the second one finished."""
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not two.control.alone and not one.control.alone)
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     runs = asyncio.create_task(run_one(two))
-    await eventually(lambda: two.room.dispatcher.free_slots)
-    task = (await one.queue.submit(submission("a"))).task
+    await eventually(lambda: two.parts.dispatcher.free_slots)
+    task = (await one.client_queue.submit(submission("a"))).task
     await asyncio.wait_for(runs, 5)
     return one, two, task
 
@@ -419,77 +419,77 @@ async def finished_elsewhere(make_instance):
 async def test_what_another_instance_finished_is_seen_also_after_that_one_left(make_instance) -> None:
     one, two, task = await finished_elsewhere(make_instance)
     await Supervisor().stop(two.loops)
-    await two.room.release_all()
-    await eventually(lambda: one.control.alone)
-    assert (await one.queue.get(task.id)).state is State.COMPLETED
-    waits = (await one.queue.submit(submission("b"))).task
-    await one.queue.refresh_positions()
-    assert (await one.queue.position(waits)).position == 1
-    assert await one.room.monitor.waiting() == BacklogSize(1, pytest.approx(0.0, abs=2.0))
+    await two.parts.release_all()
+    await eventually(lambda: one.notifier.alone)
+    assert (await one.client_queue.get(task.id)).state is State.COMPLETED
+    waits = (await one.client_queue.submit(submission("b"))).task
+    await one.client_queue.refresh_positions()
+    assert (await one.client_queue.position(waits)).position == 1
+    assert await one.parts.monitor.waiting() == BacklogSize(1, pytest.approx(0.0, abs=2.0))
 
 
 async def test_what_another_instance_finished_does_not_stay_in_memory(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(watching, "REFRESH_S", 0.05)
     one, _two, _task = await finished_elsewhere(make_instance)
-    await eventually(lambda: not one.memory.live)
+    await eventually(lambda: not one.task_cache.live)
 
 
 async def test_cancel_of_a_finished_task_changes_nothing(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     final = await run_one(instance)
-    assert await instance.queue.cancel(final.id) == final
-    assert await instance.queue.cancel("0" * 32) is None
+    assert await instance.client_queue.cancel(final.id) == final
+    assert await instance.client_queue.cancel("0" * 32) is None
 
 
 async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.scripts.create_group()
-    await instance.queue.submit(submission("a"))
-    await instance.queue.cancel(submission("a").task_id)
+    await instance.client_queue.submit(submission("a"))
+    await instance.client_queue.cancel(submission("a").task_id)
     assert await at_rest(instance)
 
 
 async def test_a_change_on_one_instance_is_told_to_who_waits_on_another(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not two.control.alone and not one.control.alone)
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     with two.feed.subscribe([submission("a").task_id]) as waiting:
-        runs = asyncio.create_task(one.claims.claim())
-        await one.queue.submit(submission("a"))
+        runs = asyncio.create_task(one.worker_queue.claim())
+        await one.client_queue.submit(submission("a"))
         claim = await asyncio.wait_for(runs, 5)
-        await one.claims.start(claim)
+        await one.worker_queue.start(claim)
         await end(one, claim)
         states = []
         async with asyncio.timeout(2):
             while State.COMPLETED not in states:
                 states += [task.state for task in await waiting.changes(2.0)]
-    assert (await two.queue.get(claim.task.id)).state is State.COMPLETED
+    assert (await two.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
 async def test_a_failed_task_that_comes_again_elsewhere_is_not_served_from_memory(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await eventually(lambda: not two.control.alone and not one.control.alone)
-    runs = asyncio.create_task(one.claims.claim())
-    await one.queue.submit(submission("a"))
+    await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
+    runs = asyncio.create_task(one.worker_queue.claim())
+    await one.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(runs, 5)
-    await one.claims.start(claim)
+    await one.worker_queue.start(claim)
     await end(one, claim, "failed")
-    assert (await two.queue.submit(submission("a"))).cached is CacheResult.MISS
+    assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.MISS
 
     async def seen_afresh() -> bool:
-        return (await one.queue.get(claim.task.id)).state is State.PENDING
+        return (await one.client_queue.get(claim.task.id)).state is State.PENDING
 
     await eventually(seen_afresh)
 
 
 async def test_an_idle_instance_takes_over_from_a_busy_one_that_died(make_instance) -> None:
     idle, busy = make_instance(lease_s=1.0), make_instance(lease_s=1.0)
-    await eventually(lambda: not idle.control.alone and not busy.control.alone)
-    runs = asyncio.create_task(busy.claims.claim())
-    await busy.queue.submit(submission("a"))
+    await eventually(lambda: not idle.notifier.alone and not busy.notifier.alone)
+    runs = asyncio.create_task(busy.worker_queue.claim())
+    await busy.client_queue.submit(submission("a"))
     await asyncio.wait_for(runs, 5)
     await busy.crash()
-    taken = await asyncio.wait_for(idle.claims.claim(), 4.0)
+    taken = await asyncio.wait_for(idle.worker_queue.claim(), 4.0)
     assert taken.task.id == submission("a").task_id
 
 
@@ -506,8 +506,8 @@ async def listener(redis_url: str) -> AsyncIterator[Redis]:
 async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance, listener: Redis) -> None:
     instance = make_instance()
     redis = instance.connection.commands
-    await instance.queue.submit(submission("a"))
-    await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.client_queue.submit(submission("a"))
+    await asyncio.wait_for(instance.worker_queue.claim(), 5)
     heard = listener.pubsub()
     await heard.subscribe(instance.keys.notifications)
     await redis.publish(instance.keys.notifications, word("hello"))
@@ -537,9 +537,9 @@ async def test_alone_nothing_is_published_after_the_hello(make_instance, listene
     instance = make_instance()
     heard = listener.pubsub()
     await heard.subscribe(instance.keys.notifications)
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     await run_one(instance)
-    await instance.control.flush()
+    await instance.notifier.flush()
     messages = [message async for message in drained(heard)]
     assert not any(b"busy" in message["data"] for message in messages if message["type"] == "message")
     await heard.aclose()
@@ -556,21 +556,21 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
     monkeypatch.setattr(watching, "REFRESH_S", 30.0)
     monkeypatch.setattr(watching, "POLL_S", 0.05)
     one, two = make_instance(start=False), make_instance(start=False)
-    two.control.silent = True
+    two.notifier.silent = True
     await one.scripts.create_group()
-    task = (await one.queue.submit(submission("a"))).task
-    refreshing = asyncio.create_task(two.room.change_relay.refresh_forever())
+    task = (await one.client_queue.submit(submission("a"))).task
+    refreshing = asyncio.create_task(two.parts.change_relay.refresh_forever())
     with two.feed.subscribe([task.id]) as waiter:
         reads = two.connection.meter.commands
         await eventually(lambda: reads["read"] >= 3)
         before = reads["read"]
         await asyncio.sleep(0.4)
         assert reads["read"] - before <= 3
-        waiting = asyncio.create_task(one.claims.claim())
-        reader = asyncio.create_task(one.room.consumer.read_forever())
+        waiting = asyncio.create_task(one.worker_queue.claim())
+        reader = asyncio.create_task(one.parts.consumer.read_forever())
         claim = await asyncio.wait_for(waiting, 5)
-        await one.claims.start(claim)
-        await one.claims.finish(claim, edges.completed(claim.task, [], [], now=time.time(), ttl_s=60))
+        await one.worker_queue.start(claim)
+        await one.worker_queue.finish(claim, edges.completed(claim.task, [], [], now=time.time(), ttl_s=60))
         async with asyncio.timeout(5):
             while not (await waiter.changes(5))[-1].state.is_final:
                 pass
@@ -580,9 +580,9 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
 async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_counted(make_instance) -> None:
     one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
     await one.scripts.create_group()
-    last = (await asyncio.gather(*(one.queue.submit(submission(number)) for number in range(1_500))))[-1].task
+    last = (await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(1_500))))[-1].task
     waiting = await two.scripts.waiting_entry_ids()
     assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
-    await two.queue.refresh_positions()
-    assert len(two.room.dispatcher.estimates.line) == 1_500
-    assert (await two.queue.position(last)).position == 1_500
+    await two.client_queue.refresh_positions()
+    assert len(two.parts.dispatcher.estimates.line) == 1_500
+    assert (await two.client_queue.position(last)).position == 1_500

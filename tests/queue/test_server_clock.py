@@ -32,10 +32,10 @@ async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_
     one, two = make_instance(start=False), make_instance(start=False)
     await one.scripts.create_group()
     one.connection.clock._offset += off_by_s
-    task = (await one.queue.submit(submission("a"))).task
+    task = (await one.client_queue.submit(submission("a"))).task
     assert abs(task.created_at - time.time()) < 2.0
     assert abs(one.connection.clock() - time.time()) < 2.0
-    (claim,) = await two.room.leases.hold(await two.scripts.read_entries(two.room.dispatcher.instance, 1, 0.01))
+    (claim,) = await two.parts.leases.hold(await two.scripts.read_entries(two.parts.dispatcher.instance, 1, 0.01))
     assert abs(claim.task.created_at - time.time()) < 2.0
     assert (
         AttemptLimits(RetryPolicy(3, 1.0), 600.0).exhausted(claim.task, claim.checkpoint, two.connection.clock())
@@ -52,12 +52,12 @@ async def test_a_new_connection_tells_the_servers_time(make_instance) -> None:
 
 async def test_a_task_that_was_released_keeps_its_age(make_instance) -> None:
     instance = make_instance()
-    await instance.queue.submit(submission("a"))
-    claim = await asyncio.wait_for(instance.claims.claim(), 5)
+    await instance.client_queue.submit(submission("a"))
+    claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     claim.task = replace(claim.task, created_at=claim.task.created_at - 500.0)
     assert b'"queued":' in encode_entry(claim.task)
-    instance.memory.forget(claim.task.id)
-    await instance.claims.release([claim])
-    instance.memory.forget(claim.task.id)
-    again = await asyncio.wait_for(instance.claims.claim(), 5)
+    instance.task_cache.forget(claim.task.id)
+    await instance.worker_queue.release([claim])
+    instance.task_cache.forget(claim.task.id)
+    again = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     assert again.task.created_at == claim.task.created_at

@@ -42,7 +42,9 @@ async def start(aiohttp_client, instance, meter) -> Start:
         app[ADMIN] = AdminAuth(token, on_render=False)
         rules = ProviderLimits(5, 10.0, lambda: blocked)
         loops = ["loop-0", "loop-1", "reader"]
-        app[OBSERVED] = Telemetry(meter, RecentRates(meter), instance.room.monitor, rules, lambda: loops, max_queue=100)
+        app[OBSERVED] = Telemetry(
+            meter, RecentRates(meter), instance.parts.monitor, rules, lambda: loops, max_queue=100
+        )
         app.router.add_get("/metrics", admin_only(metrics.get_metrics))
         app.router.add_get("/api/stats", admin_only(stats.get_stats))
         app.router.add_get("/things/{thing_id}", things)
@@ -166,7 +168,7 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
 
 
 async def test_the_queue_and_the_loops_are_told(start, instance) -> None:
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     samples = await scrape(await start(blocked=("upstream_rate_limited", time.time() + 30)))
     assert value(samples, "queue_depth") == 1
     assert 0 <= value(samples, "queue_oldest_age_seconds") < 10
@@ -197,7 +199,7 @@ async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client
 
 
 async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
-    await instance.queue.submit(submission("a"))
+    await instance.client_queue.submit(submission("a"))
     meter.submits["MISS"] += 2
     meter.finished("completed", "", "flux")
     meter.finished("failed", "content_policy", "flux")
@@ -210,7 +212,7 @@ async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
     told = await answer.json()
     assert told["success"] is True
     assert told["instance"]["loops"] == {"loop": 2, "reader": 1}
-    assert told["instance"]["name"] == instance.room.monitor.instance
+    assert told["instance"]["name"] == instance.parts.monitor.instance
     assert (told["queue"]["depth"], told["queue"]["limit"], told["queue"]["inFlight"]) == (1, 100, 0)
     states = {"pending": 1, "processing": 0, "completed": 1, "failed": 1, "cancelled": 0}
     assert states.items() <= told["tasks"].items()

@@ -155,14 +155,15 @@ class Workshop:
         self.instance, self.provider, self.keeper = instance, provider, MemoryImageSaver()
         self.pacing = Pacing(rate_per_min=rules.pop("rate_per_min", None), tempo=rules.pop("tempo", TEMPO))
         self.attempts = AttemptRunner(
-            instance.claims,
+            instance.worker_queue,
             provider,
             self.keeper,
             AttemptLimits(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
             self.pacing,
         )
-        control = instance.room.notifier
-        self.pool = Pool(instance.claims, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: control.alone)
+        self.pool = Pool(
+            instance.worker_queue, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: instance.notifier.alone
+        )
         assert not rules
 
     async def drain(self, within_s: float) -> None:
@@ -172,17 +173,17 @@ class Workshop:
         await self.pool.stop()
 
     async def submit(self, prompt: object = "a", **fields: object) -> str:
-        return (await self.instance.queue.submit(submission(prompt, **fields))).task.id
+        return (await self.instance.client_queue.submit(submission(prompt, **fields))).task.id
 
     async def claim(self, prompt: object = "a", **fields: object):
         """Submits a task and claims it, without the pool."""
         await self.submit(prompt, **fields)
-        return await asyncio.wait_for(self.instance.claims.claim(), 5)
+        return await asyncio.wait_for(self.instance.worker_queue.claim(), 5)
 
     def task(self, task_id: str) -> Task:
         """What this process says of it."""
-        memory = self.instance.memory
-        task = memory.live.get(task_id) or memory.finished(task_id)
+        cache = self.instance.task_cache
+        task = cache.live.get(task_id) or cache.finished(task_id)
         assert task is not None
         return task
 

@@ -43,7 +43,7 @@ async def settled(workshop, claim, outcome) -> None:
     """What the pool does with an outcome; returns when the claim is offered again."""
     await workshop.pool._report(claim, outcome)
     if isinstance(outcome, Retry):
-        assert await asyncio.wait_for(workshop.instance.claims.claim(), 5) is claim
+        assert await asyncio.wait_for(workshop.instance.worker_queue.claim(), 5) is claim
 
 
 async def test_an_attempt_is_written_before_its_call_and_brings_pictures(make_workshop: MakeWorkshop) -> None:
@@ -63,7 +63,7 @@ async def test_an_attempt_is_written_before_its_call_and_brings_pictures(make_wo
 async def test_progress_rises_with_what_happens(make_workshop: MakeWorkshop) -> None:
     workshop, seen = make_workshop(pool=False, per_call=1), []
     claim = await workshop.claim(n=2)
-    workshop.instance.memory.on_change = lambda task: seen.append((task.progress, len(task.images)))
+    workshop.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
     await workshop.attempts.run(claim)
     assert seen == sorted(seen)
     assert seen[0] == (5, 0)
@@ -74,7 +74,7 @@ async def test_a_picture_that_needs_no_keeping_is_received_and_stored_in_one_eve
     workshop, seen = make_workshop(pool=False, per_call=1), []
     workshop.keeper.passthrough = lambda index, _picture, seed: StoredImage(index, seed=seed, url="https://example.com")
     claim = await workshop.claim(n=2)
-    workshop.instance.memory.on_change = lambda task: seen.append((task.progress, len(task.images)))
+    workshop.instance.task_cache.on_change = lambda task: seen.append((task.progress, len(task.images)))
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
     assert seen == [(5, 0), (10, 0), (52, 1), (52, 1), (95, 2)]
 
@@ -455,11 +455,11 @@ async def test_what_was_handed_back_goes_on_with_the_pictures_it_has(make_worksh
     one = make_workshop(pictures(1), fault(500), per_call=1, pool=False, base_s=60.0)
     claim = await one.claim(n=2, seed=10)
     await one.pool._report(claim, await one.attempts.run(claim))
-    one.instance.claims.quiet()
+    one.instance.worker_queue.quiet()
     await one.instance.crash()
-    await one.instance.room.release_all()
+    await one.instance.parts.release_all()
     two = make_workshop(per_call=1, pool=False)
-    taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
+    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 5)
     outcome = await two.attempts.run(taken)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 10), (1, 11)]
     assert two.provider.seeds == [11]

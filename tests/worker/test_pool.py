@@ -46,7 +46,7 @@ async def pause(workshop: Workshop) -> None:
     """Its first call is refused for a minute, and its task cancelled."""
     first = await workshop.submit("first")
     await eventually(lambda: workshop.pacing.blocked("m"))
-    await workshop.instance.queue.cancel(first)
+    await workshop.instance.client_queue.cancel(first)
 
 
 async def submit_many(workshop: Workshop, count: int) -> list[str]:
@@ -88,8 +88,8 @@ async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
     workshop.pool.start()
     await eventually(lambda: len(workshop.provider.calls) == 2)
     await workshop.instance.connection.ping()
-    assert len(workshop.provider.calls) == len(workshop.instance.room.dispatcher.held) == 2
-    here = workshop.instance.room.monitor.local_status()
+    assert len(workshop.provider.calls) == len(workshop.instance.parts.dispatcher.held) == 2
+    here = workshop.instance.parts.monitor.local_status()
     assert (here.in_flight, here.retrying) == (0, 0)
     writes.set()
     assert await states(workshop, task_ids) == {State.COMPLETED}
@@ -140,7 +140,7 @@ async def test_an_end_that_cannot_be_written_ends_no_loop(
     raised: list[int] = []
     workshop = make_workshop()
     with monkeypatch.context() as patch:
-        patch.setattr(workshop.instance.claims, "finish", broken)
+        patch.setattr(workshop.instance.worker_queue, "finish", broken)
         for i in range(6):
             await workshop.submit(i)
         await eventually(lambda: len(raised) >= 6)
@@ -152,7 +152,7 @@ async def test_cancelled_tasks_drop_their_calls_and_no_loop(make_workshop: MakeW
     for i in range(6):
         task_id = await workshop.submit(i)
         await eventually(lambda: workshop.provider.running)
-        cancelled = await workshop.instance.queue.cancel(task_id)
+        cancelled = await workshop.instance.client_queue.cancel(task_id)
         assert cancelled.state is State.CANCELLED
         await eventually(lambda: not workshop.provider.running)
         assert workshop.task(task_id).state is State.CANCELLED
@@ -161,7 +161,7 @@ async def test_cancelled_tasks_drop_their_calls_and_no_loop(make_workshop: MakeW
 
 async def test_claims_lost_at_a_checkpoint_end_no_loop(make_workshop: MakeWorkshop) -> None:
     async def stolen(call: Call) -> Reply:
-        for claim in list(workshop.instance.room.leases.dispatcher.held.values()):
+        for claim in list(workshop.instance.parts.leases.dispatcher.held.values()):
             key = workshop.instance.keys.checkpoint(claim.task.id)
             await workshop.instance.connection.commands.set(key, b'9-0 {"owner":"other"}')
         return pictures(call.count)
@@ -256,7 +256,7 @@ async def test_a_cancelled_retry_keeps_its_slot_until_its_call_is_closed(make_wo
     cancelled = await workshop.submit("cancelled")
     await eventually(lambda: len(workshop.provider.calls) == 2)
     after = await workshop.submit("after")
-    await workshop.instance.queue.cancel(cancelled)
+    await workshop.instance.client_queue.cancel(cancelled)
     await closing.wait()
     await workshop.instance.connection.ping()
     assert len(workshop.provider.calls) == 2
@@ -275,7 +275,7 @@ async def test_a_cancelled_task_that_is_parked_makes_room(
     in_slot = await workshop.submit("in its slot")
     await eventually(lambda: workshop.pacing._waiters)
     assert len(workshop.pool.parking) == 1
-    await workshop.instance.queue.cancel(parked)
+    await workshop.instance.client_queue.cancel(parked)
     await workshop.submit("next")
     await eventually(lambda: {claim.task.id for claim in workshop.pool.parking._parked} not in ({parked}, set()))
     assert workshop.task(in_slot).reason is WaitReason.UPSTREAM_RATE_LIMITED
@@ -313,10 +313,10 @@ async def test_drain_hands_back_what_still_runs_at_its_deadline(make_workshop: M
     await eventually(lambda: one.provider.running)
     await asyncio.wait_for(one.drain(0.05), 1.0)
     await one.instance.crash()
-    await one.instance.room.release_all()
+    await one.instance.parts.release_all()
     two = make_workshop()
     await eventually(lambda: two.provider.calls)
-    await eventually(lambda: task_id in two.instance.memory.live or two.instance.memory.finished(task_id))
+    await eventually(lambda: task_id in two.instance.task_cache.live or two.instance.task_cache.finished(task_id))
     [task] = await two.finished(task_id)
     assert (task.state, task.possibly_billed_twice) == (State.COMPLETED, 1)
 
@@ -329,9 +329,9 @@ async def test_drain_ends_waits_at_once_and_another_instance_takes_them_unharmed
     await eventually(lambda: len(one.pool.parking) >= 8)
     await asyncio.wait_for(one.drain(25.0), 1.0)
     await one.instance.crash()
-    await one.instance.room.release_all()
+    await one.instance.parts.release_all()
     two = make_workshop()
-    await eventually(lambda: all(two.instance.memory.finished(task_id) for task_id in task_ids))
+    await eventually(lambda: all(two.instance.task_cache.finished(task_id) for task_id in task_ids))
     tasks = await two.finished(*task_ids)
     assert {(task.state, task.attempts, task.possibly_billed_twice) for task in tasks} == {(State.COMPLETED, 1, 0)}
 
@@ -340,7 +340,7 @@ async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_worksh
     workshop = make_workshop(pool=False)
     claim = await workshop.claim()
     claim.checkpoint = replace(claim.checkpoint, starts=2, attempts=2, ambiguous_calls=2)
-    dispatcher = workshop.instance.room.dispatcher
+    dispatcher = workshop.instance.parts.dispatcher
     dispatcher.leave_slot(claim)
     dispatcher.put(claim)
     workshop.pool.start()
@@ -459,7 +459,9 @@ async def test_what_is_parked_beyond_what_runs_soon_is_released_to_other_instanc
     task_ids = [await one.submit(i) for i in range(40)]
     await eventually(lambda: len(one.pool.parking) == 40)
     two = make_workshop(slots=5)
-    await eventually(lambda: not one.instance.room.notifier.alone)
+    await eventually(lambda: not one.instance.notifier.alone)
     await eventually(lambda: len(two.provider.calls) >= 20)
-    await eventually(lambda: all(two.instance.memory.finished(i) or one.instance.memory.finished(i) for i in task_ids))
+    await eventually(
+        lambda: all(two.instance.task_cache.finished(i) or one.instance.task_cache.finished(i) for i in task_ids)
+    )
     assert len(one.provider.calls) + len(two.provider.calls) == 42

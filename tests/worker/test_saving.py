@@ -27,8 +27,8 @@ async def stored_run(workshop, claim) -> Checkpoint:
 async def again(workshop, claim, outcome):
     """Runs the next attempt after a retry, as the pool does."""
     claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.ambiguous_calls)
-    await workshop.instance.claims.retry(claim, replace(outcome, delay_s=0.0))
-    assert await asyncio.wait_for(workshop.instance.claims.claim(), 5) is claim
+    await workshop.instance.worker_queue.retry(claim, replace(outcome, delay_s=0.0))
+    assert await asyncio.wait_for(workshop.instance.worker_queue.claim(), 5) is claim
     return await workshop.attempts.run(claim)
 
 
@@ -81,11 +81,11 @@ async def test_another_instance_fetches_what_was_paid_and_calls_for_nothing(make
     one.keeper.faults = [DownloadFailed("503")]
     claim = await one.claim(seed=3)
     await one.pool._report(claim, replace(await one.attempts.run(claim), delay_s=60.0))
-    one.instance.claims.quiet()
+    one.instance.worker_queue.quiet()
     await one.instance.crash()
-    await one.instance.room.release_all()
+    await one.instance.parts.release_all()
     two = make_workshop(pool=False)
-    taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
+    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 5)
     outcome = await two.attempts.run(taken)
     assert isinstance(outcome, Succeeded)
     assert urls(two.keeper.fetched) == ["https://images.example.com/0"]
@@ -256,11 +256,11 @@ async def test_bytes_that_a_stop_cuts_off_are_recorded_as_paid(make_workshop: Ma
     await eventually(lambda: claim.task.reason is WaitReason.STORE_UNAVAILABLE)
     running.cancel()
     await asyncio.wait([running])
-    one.instance.claims.quiet()
+    one.instance.worker_queue.quiet()
     await one.instance.crash()
-    await one.instance.room.release_all()
+    await one.instance.parts.release_all()
     two = make_workshop(pool=False)
-    taken = await asyncio.wait_for(two.instance.claims.claim(), 5)
+    taken = await asyncio.wait_for(two.instance.worker_queue.claim(), 5)
     assert isinstance(await two.attempts.run(taken), Succeeded)
     assert taken.checkpoint.ambiguous_calls == 1
 

@@ -120,30 +120,30 @@ class Service:
 
     async def submit(self, name: str, *webhooks: Webhook) -> CacheResult:
         wanted = changed(submission(name), webhooks=webhooks)
-        submitted = await self.instance.queue.submit(wanted)
-        await self.instance.queue.add_webhooks(wanted, submitted)
+        submitted = await self.instance.client_queue.submit(wanted)
+        await self.instance.client_queue.add_webhooks(wanted, submitted)
         return submitted.cached
 
     async def end(self, outcome: State = State.COMPLETED) -> Task:
-        claim = await asyncio.wait_for(self.instance.claims.claim(), 5)
-        while await self.instance.claims.start(claim) is StartResult.INHERITED:
+        claim = await asyncio.wait_for(self.instance.worker_queue.claim(), 5)
+        while await self.instance.worker_queue.start(claim) is StartResult.INHERITED:
             pass
         now = time.time()
         if outcome is State.COMPLETED:
             final = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
         else:
             final = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
-        return await self.instance.claims.finish(claim, final)
+        return await self.instance.worker_queue.finish(claim, final)
 
     async def told(self, task_id: str, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> Delivery:
         """The first delivery of the task when all have this status."""
 
         async def all_told() -> bool:
-            seen = (await self.instance.queue.get(task_id)).deliveries
+            seen = (await self.instance.client_queue.get(task_id)).deliveries
             return bool(seen) and all(delivery.status is status for delivery in seen)
 
         await eventually(all_told)
-        return (await self.instance.queue.get(task_id)).deliveries[0]
+        return (await self.instance.client_queue.get(task_id)).deliveries[0]
 
     async def outbox_is_empty(self) -> bool:
         return not await self.instance.connection.commands.exists(self.instance.keys.outbox)
@@ -172,7 +172,7 @@ async def start(make_instance) -> AsyncIterator[StartService]:
             session = await stack.enter_async_context(webhook_session(private=True))
             instance = make_instance(**rules)
             sender = WebhookSender(session, body_of, secret, allow_private=True, timeout_s=timeout_s)
-            deliveries = WebhookDispatcher(instance.room.outbox, sender, delays_s=delays_s)
+            deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s)
             service = Service(instance, deliveries, delivers=delivers)
             stack.push_async_callback(service.crash)
             return service
@@ -226,7 +226,7 @@ async def test_other_ends_are_told_too(start, receiver: Receiver, outcome: State
     service = await start()
     await service.submit("a", Webhook(receiver.url, ""))
     if outcome is State.CANCELLED:
-        await service.instance.queue.cancel(submission("a").task_id)
+        await service.instance.client_queue.cancel(submission("a").task_id)
     else:
         await service.end(outcome)
     await service.told(submission("a").task_id)
@@ -256,7 +256,7 @@ async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> N
     one = await start(delays_s=(0.3,) * 5)
     await one.submit("a", Webhook(f"http://127.0.0.1:{port}/hook", ""))
     final = await one.end()
-    await eventually(lambda: one.instance.memory.finished(final.id).deliveries[0].attempts >= 1)
+    await eventually(lambda: one.instance.task_cache.finished(final.id).deliveries[0].attempts >= 1)
     await eventually(lambda: one.instance.connection.commands.exists(one.instance.keys.delivery_log(final.id)))
     await one.crash()
     async with receiving(Receiver(), port) as receiver:
@@ -271,7 +271,7 @@ async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> N
 
 async def test_a_crash_after_the_answer_tells_it_again_with_the_same_id(start, receiver: Receiver) -> None:
     one = await start()
-    one.instance.room.outbox.record_attempt = one.instance.room.outbox.next  # the write that a crash would swallow
+    one.instance.parts.outbox.record_attempt = one.instance.parts.outbox.next  # the write that a crash would swallow
     await one.submit("a", Webhook(receiver.url, ""))
     final = await one.end()
     await eventually(lambda: receiver.got)
@@ -316,8 +316,8 @@ async def test_a_busy_receiver_is_given_the_time_that_it_asks_for(start, receive
     receiver.script = [web.Response(status=503, headers={"Retry-After": value})]
     await service.submit("a", Webhook(receiver.url, ""))
     final = await service.end()
-    await eventually(lambda: service.instance.memory.finished(final.id).deliveries[0].attempts)
-    due_at = service.instance.memory.finished(final.id).deliveries[0].due_at
+    await eventually(lambda: service.instance.task_cache.finished(final.id).deliveries[0].attempts)
+    due_at = service.instance.task_cache.finished(final.id).deliveries[0].due_at
     assert due_at - time.time() == pytest.approx(120, abs=3)
 
 
@@ -370,7 +370,7 @@ async def test_many_webhooks_to_a_slow_receiver_hold_up_no_other_and_none_is_los
         if restarts:
             await service.crash()
             service = await start()
-        assert len(service.instance.room.outbox._held) <= 12
+        assert len(service.instance.parts.outbox._held) <= 12
         began = time.monotonic()
         await eventually(lambda: len(receiver.got) == 5)
         assert time.monotonic() - began < 1
@@ -389,7 +389,7 @@ async def test_a_stop_waits_for_the_try_that_is_under_way(start, receiver: Recei
     final = await service.end()
     await eventually(lambda: receiver.got)
     await service.deliveries.drain(5)
-    assert service.instance.memory.finished(final.id).deliveries[0].status is DeliveryStatus.DELIVERED
+    assert service.instance.task_cache.finished(final.id).deliveries[0].status is DeliveryStatus.DELIVERED
 
 
 async def test_a_fault_of_ours_is_a_failed_try_and_ends_nothing(start, receiver: Receiver) -> None:
@@ -520,7 +520,7 @@ async def test_no_hostile_address_is_ever_connected_to(make_instance) -> None:
         probe.close()
         await eventually(lambda: len(accepted) == 1)
         service = Service(
-            instance, WebhookDispatcher(instance.room.outbox, WebhookSender(session, body_of), delays_s=(0.01,))
+            instance, WebhookDispatcher(instance.parts.outbox, WebhookSender(session, body_of), delays_s=(0.01,))
         )
         urls = [f"https://{host}:{port}/hook" for host in HOSTILE_HOSTS]
         urls += [f"http://loopback.example:{port}/", f"http://127.0.0.1:{port}/"]
