@@ -219,8 +219,8 @@ async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_
     await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
     instance.connection.multiplexer.abort()  # all others are made anew at once
-    for wire in instance.connection._seldom:
-        wire.hang_up()
+    for multiplexer in instance.connection._seldom:
+        multiplexer.abort()
     await instance.client_queue.submit(submission("overdue"))
     claim = await asyncio.wait_for(waiting, 5.0)
     assert claim.task.id == submission("overdue").task_id
