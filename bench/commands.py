@@ -34,13 +34,13 @@ EVERY_S = 0.1
 """Between the submits over HTTP."""
 
 SETTLE_S = 0.5
-"""After the last submit: all is done by then, and nobody needs to ask Redis for it."""
+"""After the last submit: all tasks are finished by then, and no query of Redis is needed to see it."""
 
 WATCHED_S = 2.0
 """The upstream's time for a task that is watched, so that all are watched before the first is finished."""
 
 WHAT_FOR = (
-    "submit: evalsha + xadd (the entry with the request) + set nx get (is it known? the record)",
+    "submit: evalsha + xadd (the entry with the request) + set nx get (the record, unless there is one)",
     "claim: xreadgroup; start: one conditional set, or a script for several at once",
     "finish: evalsha + xdel (the fence) + set (the result) + xack, one for all of a batch",
 )
@@ -51,7 +51,7 @@ Kinds = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Commands by kind, for each of what is measured; goal: at most so many."""
+    """Commands by kind for each unit; goal: the most that each may cost."""
 
     what: str
     kinds: Kinds
@@ -109,7 +109,7 @@ def reads(count: int) -> Doing:
 
 
 def less(kinds: Kinds, other: Kinds, each: float = 1.0) -> dict[str, float]:
-    """By kind what is more than in the other, for each of so many; the largest first."""
+    """Return the difference to `other` by kind, divided by `each`; the largest first."""
     found = {kind: (kinds.get(kind, 0) - other.get(kind, 0)) / each for kind in {**kinds, **other}}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
@@ -119,13 +119,13 @@ def shown(kinds: Kinds) -> str:
 
 
 async def trickled(count: int, every_s: float) -> tuple[dict[str, int], dict[str, int]]:
-    """A trickle, and at the same time what a room costs that does nothing."""
+    """Count the commands of a trickle, and at the same time those of an idle queue."""
     with RedisServer() as server, RedisServer() as beside:
         return await asyncio.gather(counted(server, trickle(count, every_s)), counted(beside, nothing(count * every_s)))
 
 
 def in_process(options: Options) -> list[Row]:
-    """What the queue alone costs; first a task in a trickle."""
+    """Measure the queue alone; the first row is a task in a trickle."""
     count, every_s = options.count(5, 60), 0.02 if options.tiny else 1.0
     many, many_reads = options.count(50, 500), options.count(10, 1_000)
     one = less(*asyncio.run(trickled(count, every_s)), count)
@@ -142,7 +142,7 @@ def in_process(options: Options) -> list[Row]:
 
 @contextmanager
 def instances(count: int, settings: Mapping[str, str]) -> Iterator[tuple[RedisServer, list[Service]]]:
-    """So many services on one Redis, which have heard of each other."""
+    """Run `count` services on one Redis; they have found each other."""
     with RedisServer() as server, ExitStack() as ends:
         services = [ends.enter_context(Service(server.url, **settings)) for _ in range(count)]
         until(lambda: all(known(service.port) == count for service in services), 10.0)
@@ -156,7 +156,7 @@ def known(port: int) -> int:
 
 
 def over_http(server: RedisServer, port: int, count: int, what: str, **more: str) -> Kinds:
-    """For each of so many tasks. more: headers or `webhook`; `{}` in a value stands for the task's number."""
+    """Return the commands of each task. more: headers or `webhook`; `{}` in a value becomes the task's number."""
     before = server.calls()
     for number in range(count):
         filled = {name: value.replace("{}", str(number)) for name, value in more.items()}
@@ -170,7 +170,7 @@ def over_http(server: RedisServer, port: int, count: int, what: str, **more: str
 
 
 def on_top(options: Options) -> list[Row]:
-    """Beside a plain task; all submits go to the first instance."""
+    """Measure the commands beyond those of a plain task; all submits go to the first instance."""
     count = options.count(5, 100)
     with quick_upstream() as upstream:
         url = url_of(upstream)
@@ -189,7 +189,7 @@ def on_top(options: Options) -> list[Row]:
 
 
 def open_events(port: int, task_id: str) -> http.client.HTTPResponse:
-    """Reads up to the first event's end."""
+    """Open an event stream and read its first event."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60.0)
     connection.request("GET", f"/api/images/{task_id}/events")
     stream = connection.getresponse()
@@ -199,9 +199,9 @@ def open_events(port: int, task_id: str) -> http.client.HTTPResponse:
 
 
 def finishing(server: RedisServer, owner: int, watcher: int | None, count: int) -> tuple[dict[str, int], int]:
-    """The commands while so many tasks of `owner` go on to their end, and the changes that `watcher` told of them.
+    """Return the commands while tasks of `owner` run to their end, and the number of changes that `watcher` sent.
 
-    A picture's event is of the same change as the one after it.
+    An image's event belongs to the same change as the event after it.
     """
     task_ids = []
     for number in range(count):
@@ -212,14 +212,14 @@ def finishing(server: RedisServer, owner: int, watcher: int | None, count: int) 
     before = server.calls()
     time.sleep(WATCHED_S)
     kinds = difference(before, server.calls())
-    told = [stream.read() for stream in streams]
-    if not all(b"event: completed" in text for text in told):
-        raise RuntimeError("not every end was told")
-    return kinds, sum(text.count(b"event: ") - text.count(b"event: image") for text in told)
+    events = [stream.read() for stream in streams]
+    if not all(b"event: completed" in text for text in events):
+        raise RuntimeError("an event stream lacks its last event")
+    return kinds, sum(text.count(b"event: ") - text.count(b"event: image") for text in events)
 
 
 def watched_change(options: Options) -> list[Row]:
-    """Beside tasks that nobody watches. The watching instance runs none: a call that hangs has its one slot."""
+    """Compare with tasks that no client watches. A hanging call occupies the watching instance's only slot."""
     count = options.count(3, 20)
     with emulator() as upstream, RedisServer() as server, ExitStack() as ends:
         settings = calling(url_of(upstream)) | {"LEASE_SECONDS": "300"}
@@ -235,7 +235,7 @@ def watched_change(options: Options) -> list[Row]:
 
 
 def idle(options: Options) -> list[Row]:
-    """A minute of a whole service that does nothing."""
+    """Measure an idle minute of a whole service."""
     warm_up_s, window_s = options.count(1, 5, 130), options.count(2, 60, 360)
     with RedisServer() as server, Service(server.url):
         time.sleep(warm_up_s)
@@ -246,7 +246,7 @@ def idle(options: Options) -> list[Row]:
 
 
 def main(options: Options) -> None:
-    """The parts have Redis servers of their own, so they go side by side."""
+    """Measure the parts in parallel; each has its own Redis server."""
     table = Table("Redis commands, inner ones too", "what", "goal", "each", "by kind")
     parts = (in_process, on_top, watched_change, idle)
     with ThreadPoolExecutor(len(parts)) as pool:

@@ -1,4 +1,4 @@
-"""HTTP: submits, cache hits and status reads a second beside a bare aiohttp handler, and tasks a second end to end."""
+"""HTTP: submits, cache hits and status reads a second, as a share of bare aiohttp; tasks a second end to end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST_A_SECOND = 15_000
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What is sent; again: whether the bodies are repeated."""
+    """Requests of a load; again: whether the bodies are repeated."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of a load. Times are those of time.monotonic()."""
+    """Result of a load. Times are those of time.monotonic()."""
 
     count: int
     per_s: float
@@ -67,7 +67,7 @@ def start_load(port: int, seconds: float, wanted: Requests) -> subprocess.Popen[
 
 
 def end_load(process: subprocess.Popen[str]) -> Load:
-    """Raises RuntimeError where an answer is no success."""
+    """Return the result of a load. Raises RuntimeError if an answer is no success."""
     with process:
         assert process.stdout is not None
         found = json.loads(process.stdout.read())
@@ -87,7 +87,7 @@ def bodies(count: int, mark: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One row: what is asked of ours, and of the bare handler for it; `ours` makes the requests of a run."""
+    """Row of the table: requests to our service and to the bare handler; `ours` makes those of a run."""
 
     what: str
     goal: float
@@ -97,7 +97,7 @@ class Compared:
 
 
 def compare(row: Compared, bare_port: int, seconds: float, runs: int) -> tuple[str, ...]:
-    """Bare and ours in turn; the ratio is the median of those of the rounds."""
+    """Measure the bare handler and ours in turn; the ratio is the median over the rounds."""
     beside, ours, cpu_ms = [], [], []
     for run in range(runs):
         beside.append(load(bare_port, seconds, row.bare).per_s)
@@ -110,7 +110,7 @@ def compare(row: Compared, bare_port: int, seconds: float, runs: int) -> tuple[s
 
 
 def rows(level: str, queued: Service, finished: Service, seconds: float) -> list[Compared]:
-    """queued: one that takes tasks and finishes none; finished: one that has the task `seen before`."""
+    """Return the rows. queued: a service that finishes no task; finished: a service with the task `seen before`."""
     task_id = submit(finished.port, "seen before", "?wait=30")
     seen = [json.dumps({"prompt": "seen before"})]
     bare_post = Requests("POST", "/", bodies(100, "bare"), again=True)
@@ -159,7 +159,7 @@ def beside_bare(options: Options) -> None:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One run from the first submit to the last task's end. cores: of service, Redis, loader and upstream."""
+    """Result of a run from the first submit to the last task's end. cores: of service, Redis, loader and upstream."""
 
     per_s: float
     cpu_ms: float
@@ -167,7 +167,7 @@ class End:
 
 
 def end(server: RedisServer, service: Service, upstream: Child, wanted: Requests) -> End:
-    """Looked at from outside, in Redis, so that the look costs the service nothing."""
+    """Measure a run; its end is observed in Redis, which costs the service nothing."""
     parts: tuple[Child | RedisServer, ...] = (service, server, upstream)
     used_s = [part.cpu_s for part in parts]
     process = start_load(service.port, 600.0, wanted)

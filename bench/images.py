@@ -1,4 +1,4 @@
-"""Images: CPU of a task with a real one, reads beside a bare handler, memory with many large ones in flight."""
+"""Images: CPU of a task with a real one, reads compared with a bare handler, memory with many large ones in flight."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def size_of(count: int) -> str:
 
 
 def cpu(options: Options) -> None:
-    """CPU of the service for one task, from the submit to its end."""
+    """Measure the service's processor time for one task, from the submit to its end."""
     table = Table(
         "CPU of a task with a real image, IMAGE_STORE=disk, 5 at once",
         "image, how it comes",
@@ -70,7 +70,7 @@ def cpu(options: Options) -> None:
 
 
 def reads(options: Options) -> None:
-    """Image reads a second beside a bare handler that sends the same bytes from memory."""
+    """Compare image reads a second with a bare handler that sends the same bytes from memory."""
     seconds = 0.2 if options.tiny else float(options.count(1, 2, 5))
     table = Table(
         f"Image reads, limits off, {seconds:g} s a run, bare aiohttp and ours in turn",

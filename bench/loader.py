@@ -1,4 +1,4 @@
-"""A load of its own process: keep-alive connections that send prepared requests one after the other.
+"""HTTP load from a separate process: keep-alive connections that send prepared requests one after the other.
 
 `python -m bench.loader PORT CONNECTIONS SECONDS` reads what to send from standard input as JSON:
 `{"method", "path", "bodies": [...], "again"}`, again: whether bodies are repeated; prints as JSON the answers a second,
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 
 def requests(method: str, path: str, bodies: list[str], *, again: bool) -> Iterator[bytes]:
-    """The bytes of each request; without bodies, the same for ever."""
+    """Yield the bytes of each request; without bodies, the same without end."""
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     if not bodies:
         yield from itertools.repeat(f"{head}\r\n".encode())

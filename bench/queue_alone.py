@@ -1,4 +1,4 @@
-"""Owns the queue without HTTP and without a provider: this process submits, and loops claim, start and finish."""
+"""The queue without HTTP and without a provider: this process submits, and loops claim, start and finish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 
 def submissions(count: int) -> list[Submission]:
-    """Distinct ones."""
+    """Make distinct submissions."""
     names = [b"%d" % next(_numbers) for _ in range(count)]
     return [
         Submission(hashlib.md5(name).hexdigest(), hashlib.sha256(name).hexdigest()[:32], "m", b'{"prompt":"%b"}' % name)
@@ -35,7 +35,7 @@ def submissions(count: int) -> list[Submission]:
 
 
 class Work:
-    """What the loops do with a claim: nothing, or wait `takes_s`. started_at: when each task's attempt began."""
+    """Work of the loops on a claim: none, or a wait of `takes_s`. started_at: when each task's attempt began."""
 
     def __init__(self, room: QueueInstance, takes_s: float) -> None:
         self._claims = room.worker_queue
@@ -67,7 +67,7 @@ class Work:
 
 @asynccontextmanager
 async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIterator[tuple[QueueInstance, Work]]:
-    """A queue of its own with its side loops and so many workers, as the service runs it; warmed up by 200 tasks."""
+    """Run a queue with its background loops and workers, as the service does, and warm it up with 200 tasks."""
     tune_gc()
     connection = Connection(url)
     rules = QueueConfig(f"bench{next(_numbers)}", 30.0, _TTL_S, _TTL_S, max_queue=1_000_000, slots=concurrency)
@@ -90,7 +90,7 @@ async def working(url: str, concurrency: int, takes_s: float = 0.0) -> AsyncIter
 
 
 async def submit_all(room: QueueInstance, wanted: Iterable[Submission]) -> None:
-    """Submits with so many in flight."""
+    """Submit all, IN_FLIGHT at once."""
     left = iter(wanted)
 
     async def submitter() -> None:

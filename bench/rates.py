@@ -1,4 +1,4 @@
-"""Owns what the queue does alone, without HTTP: no-op tasks a second, tasks of 100 ms, how soon an attempt starts."""
+"""Rates of the queue without HTTP: no-op tasks a second, tasks of 100 ms, time until an attempt starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONCURRENCY = 10
 
 
 async def tasks_per_s(url: str, count: int, takes_s: float = 0.0) -> float:
-    """From the first submit until the last result is stored."""
+    """Measure from the first submit until the last result is stored."""
     async with working(url, CONCURRENCY, takes_s) as (room, work):
         wanted = submissions(count)
         began = time.perf_counter()
@@ -22,7 +22,7 @@ async def tasks_per_s(url: str, count: int, takes_s: float = 0.0) -> float:
 
 
 def measured(server: RedisServer, count: int, runs: int) -> tuple[list[float], dict[str, int]]:
-    """The rates of so many runs, and the Redis commands of the last."""
+    """Return the rates of `runs` runs, and the Redis commands of the last."""
     found: list[float] = []
     kinds: dict[str, int] = {}
     for _ in range(runs):
@@ -34,7 +34,7 @@ def measured(server: RedisServer, count: int, runs: int) -> tuple[list[float], d
 
 
 def queue(options: Options) -> None:
-    """Each through XADD, XREADGROUP, the start write and a stored record with TTL."""
+    """Measure no-op tasks: XADD, XREADGROUP, the start's write and a stored record with TTL."""
     count = options.count(100, 5_000)
     with RedisServer() as server:
         found, kinds = measured(server, count, options.runs)
@@ -49,7 +49,7 @@ def queue(options: Options) -> None:
 
 
 def pace(options: Options) -> None:
-    """Free slots must not wait."""
+    """Measure how long free slots wait."""
     count = options.count(20, 500)
     ideal_s = count * 0.1 / CONCURRENCY
     with RedisServer() as server:
@@ -72,7 +72,7 @@ async def _waits_ms(url: str, count: int, every_s: float) -> list[float]:
 
 
 def latency(options: Options) -> None:
-    """From before the submit until the start is written, when the attempt may call its provider."""
+    """Measure from before the submit until the start is written, when the attempt may call its provider."""
     count, every_s = options.count(20, 300, 1_000), 0.02
     with RedisServer() as server:
         waits = [asyncio.run(_waits_ms(server.url, count, every_s)) for _ in range(1 if options.tiny else options.runs)]

@@ -1,4 +1,4 @@
-"""How soon the service goes on: after a kill, a SIGTERM, a Redis that hangs or is gone; and how soon it ends."""
+"""Time until the service continues after a kill, a SIGTERM and an outage of Redis; and time until it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.report import Options, Table, command, spread
 from bench.servers import RedisServer, Service, answers, ask, asked, calling, emulator, submit, until, url_of
 
 AT_ONCE = 4
-"""Pairs of instances that are killed side by side; each has a REDIS_PREFIX of its own."""
+"""Pairs of instances that are killed in parallel; each has its own REDIS_PREFIX."""
 
 STREAMS = 200
 CALL_S = 2.0
@@ -52,7 +52,7 @@ class Stage:
 
     @contextmanager
     def services(self, count: int, **settings: str) -> Iterator[list[Service]]:
-        """So many instances of one service, started side by side."""
+        """Run `count` instances of one service; they start in parallel."""
         prefix = f"stage{next(self.numbers)}"
         with ExitStack() as ends:
             started = [self.service(prefix, **settings) for _ in range(count)]
@@ -64,27 +64,27 @@ class Stage:
             yield started
 
     def prompt(self, fault: str = "") -> str:
-        """One that no other task has."""
+        """Return a prompt that no other task has."""
         return f"recovery {next(self.numbers)} {fault}".rstrip()
 
     def calls(self, prompt: str) -> list[dict[str, Any]]:
-        """The calls that the upstream saw for it."""
+        """Return the upstream's calls for a prompt."""
         ledger = asked(int(self.upstream.rpartition(":")[2]), "GET", "/_emulator/ledger")
         return [call for call in ledger["calls"] if call["prompt"] == prompt]
 
     def called_at(self, prompt: str, nth: int, within_s: float = 120.0) -> float:
-        """When the upstream saw the nth call for it, Unix time; waits for it."""
+        """Wait for the nth call for a prompt; return its Unix time."""
         until(lambda: len(self.calls(prompt)) > nth, within_s, every_s=0.02)
         return float(self.calls(prompt)[nth]["received_at"])
 
 
 def holder(services: list[Service]) -> Service:
-    """The instance that has a call in flight."""
+    """Return the instance with a call in flight."""
     return next(one for one in services if asked(one.port, "GET", "/api/stats")["queue"]["inFlight"])
 
 
 def taken_over_s(stage: Stage, lease_s: float) -> float:
-    """From the kill -9 of one instance, at any moment of its lease, to the next call by the other."""
+    """Measure from the kill -9 of one instance, at any moment of its lease, to the next call by the other."""
     prompt = stage.prompt(HANGS)
     with stage.services(2, LEASE_SECONDS=str(lease_s)) as services:
         submit(services[0].port, prompt)
@@ -100,15 +100,15 @@ def takeovers(stage: Stage, lease_s: float, count: int) -> list[float]:
         return list(pool.map(lambda _: taken_over_s(stage, lease_s), range(count)))
 
 
-def handed_back_s(stage: Stage) -> float:
-    """From the SIGTERM of one instance, which has no time to drain, to the next call by the other."""
+def released_s(stage: Stage) -> float:
+    """Measure from the SIGTERM of one instance, which has no time to drain, to the next call by the other."""
     prompt = stage.prompt(HANGS)
     with stage.services(2, DRAIN_SECONDS="0") as services:
         submit(services[0].port, prompt)
         stage.called_at(prompt, 0)
-        leaver, told_at = holder(services), time.time()
+        leaver, stopped_at = holder(services), time.time()
         leaver.process.terminate()
-        return stage.called_at(prompt, 1) - told_at
+        return stage.called_at(prompt, 1) - stopped_at
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Outages:
 
 
 def ask_all(service: Service, found: Outages) -> None:
-    """Every kind of request at the same moment."""
+    """Send every kind of request at the same moment."""
 
     def one(wanted: tuple[str, str, object]) -> tuple[float, str]:
         began = time.monotonic()
@@ -146,7 +146,7 @@ def submit_insistently(service: Service, prompt: str) -> None:
 
 
 def outages(stage: Stage, rounds: int, go: Callable[[], None], come_back: Callable[[], None]) -> Outages:
-    """Each round: away, asked, back, and a client that tries to submit until it is let."""
+    """Run rounds: an outage, requests during it, its end, and a client that submits until it succeeds."""
     found = Outages()
     with stage.services(1) as (service,):
         asked(service.port, "POST", "/api/images/generate?wait=30", {"prompt": stage.prompt()})
@@ -161,7 +161,7 @@ def outages(stage: Stage, rounds: int, go: Callable[[], None], come_back: Callab
 
 
 def exit_s(service: Service) -> float:
-    """From SIGTERM to the process's end. Raises RuntimeError for an exit code."""
+    """Measure from SIGTERM to the process's end. Raises RuntimeError if the exit code is not 0."""
     began = time.monotonic()
     service.process.terminate()
     code = service.process.wait(60.0)
@@ -176,7 +176,7 @@ def idle_exit_s(stage: Stage) -> float:
 
 
 def streaming_exit_s(stage: Stage) -> float:
-    """The streams wait for a task that the upstream told to come back in ten minutes."""
+    """Measure with streams that wait for a task with a Retry-After of ten minutes."""
     prompt = stage.prompt("{{fault:429 retry_after=600}}")
     with stage.services(1, DRAIN_SECONDS="25") as (service,), ExitStack() as ends:
         task_id = submit(service.port, prompt)
@@ -196,7 +196,7 @@ def open_stream(port: int, task_id: str) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """How it ended with a call in flight, and what a later instance knows of the task."""
+    """End of an instance with a call in flight, and the task's state as a later instance reads it."""
 
     exit_s: float
     finished: bool
@@ -216,14 +216,14 @@ def busy_exit(stage: Stage) -> Busy:
 
 
 def lives(stage: Stage, table: Table, options: Options) -> None:
-    """What comes after the end of an instance."""
+    """Measure takeover and release after the end of an instance."""
     for lease_s, count in ((30.0, options.count(0, 1, 5)), (1.0 if options.tiny else 2.0, options.count(1, 10, 100))):
         if count:
             what = f"kill -9 to the other instance's call, LEASE_SECONDS={lease_s:g}"
             table.add(what, f"<= {lease_s + 5:g} s", count, spread(takeovers(stage, lease_s, count), ".2f"), "")
-    handed = [handed_back_s(stage) for _ in range(options.count(1, 10))]
+    released = [released_s(stage) for _ in range(options.count(1, 10))]
     what = "SIGTERM to the other instance's call, DRAIN_SECONDS=0"
-    table.add(what, "<= 1 s", len(handed), spread(handed, ".3f"), "")
+    table.add(what, "<= 1 s", len(released), spread(released, ".3f"), "")
 
 
 def redis_away(stage: Stage, table: Table, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Owns what a benchmark prints: tables, and the spread of repeated measurements."""
+"""Output of the benchmarks: tables, and the spread of repeated measurements."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How much is measured.
+    """Extent of a measurement.
 
-    runs: of each timed figure; full: the long windows; tiny: so little that only the working is shown (for tests);
-    peers: measure other queues beside it.
+    runs: of each timed figure; full: the long windows; tiny: as little as shows that it works (for tests);
+    peers: measure other queues too.
     """
 
     runs: int = 3
@@ -23,12 +23,12 @@ class Options:
     peers: bool = False
 
     def count(self, tiny: int, quick: int, full: int | None = None) -> int:
-        """A number of tasks or seconds for this amount of measuring."""
+        """Return the number of tasks or seconds for this extent."""
         return tiny if self.tiny else (full or quick) if self.full else quick
 
     @property
     def flags(self) -> str:
-        """As the command line that makes the same table."""
+        """Return the flags of the command line that makes the same table."""
         flags = (" --tiny" if self.tiny else "") + (" --full" if self.full else "")
         return flags + (f" --runs {self.runs}" if self.runs != 3 else "")
 
@@ -56,12 +56,12 @@ class Table:
 
 
 def command(name: str, options: Options) -> str:
-    """What made a table."""
+    """Return the command that makes a table."""
     return ("PEERS=1 " if options.peers else "") + f"python -m bench {name}{options.flags}"
 
 
 def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Least / median / most."""
+    """Return least / median / most."""
     return " / ".join(format(value, form) for value in (min(values), statistics.median(values), max(values)))
 
 
@@ -71,7 +71,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Describe this machine."""
     load = os.getloadavg()[0]
     python = f"Python {platform.python_version()}"
     return (

@@ -1,4 +1,4 @@
-"""Owns the processes that a benchmark needs beside itself: a Redis server, and whatever else it starts."""
+"""Processes that a benchmark starts: Redis servers, services, upstreams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START_WITHIN_S = 90.0
 
 
 class RedisServer:
-    """A server of our own on a free loopback port, without persistence."""
+    """Redis server on a free loopback port, without persistence."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
@@ -47,7 +47,7 @@ class RedisServer:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Returns once it answers; after `kill` it is empty."""
+        """Start it and wait until it answers; after `kill` it is empty."""
         binary = find_binary()
         self.name = str(binary)
         self._child = subprocess.Popen(
@@ -63,7 +63,7 @@ class RedisServer:
         self._child.wait()
 
     def hang(self) -> None:
-        """It takes connections and answers nothing, until `go_on`."""
+        """Freeze it: it accepts connections and answers nothing, until `go_on`."""
         self._child.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -71,11 +71,11 @@ class RedisServer:
 
     @property
     def cpu_s(self) -> float:
-        """Processor time that it took so far."""
+        """Return its processor time so far, in seconds."""
         return cpu_s(self._child.pid)
 
     def unfinished(self, prefix: str = "imagegen") -> int:
-        """Tasks and webhooks that a service with this REDIS_PREFIX has still to do."""
+        """Return the number of unfinished tasks and webhooks of a service with this REDIS_PREFIX."""
         keys = Keys(prefix)
         return int(self.client.xlen(keys.stream)) + int(self.client.zcard(keys.outbox))
 
@@ -87,7 +87,7 @@ class RedisServer:
         self.client.flushall()
 
     def calls(self) -> dict[str, int]:
-        """How often each command ran, those inside of scripts too."""
+        """Return how often each command ran, also inside scripts."""
         counts: dict[str, int] = {}
         for name, stats in self.client.info("commandstats").items():
             kind = name.removeprefix("cmdstat_").split("|")[0]
@@ -106,7 +106,7 @@ class RedisServer:
 
 
 class Child:
-    """A process of ours; `env` is added to an environment that has none of imagegen's settings."""
+    """Child process; `env` is added to an environment without imagegen's settings."""
 
     def __init__(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, *, log: IO[str] | None = None
@@ -140,7 +140,7 @@ class Child:
                 self.process.wait()
 
     def line(self) -> str:
-        """The next line of its output. Raises RuntimeError where it ended instead."""
+        """Return the next line of its output. Raises RuntimeError if it ended instead."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -149,7 +149,7 @@ class Child:
 
     @property
     def cpu_s(self) -> float:
-        """Processor time that it took so far."""
+        """Return its processor time so far, in seconds."""
         return cpu_s(self.process.pid)
 
     @property
@@ -161,7 +161,7 @@ class Child:
 
 
 class Service(Child):
-    """imagegen itself, as `python run.py` starts it, on a free port and with a data folder of its own."""
+    """Service as `python run.py` starts it, on a free port and with its own data folder."""
 
     def __init__(self, redis_url: str | None = None, **settings: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
@@ -200,12 +200,12 @@ class Service(Child):
 
 
 def emulator() -> Child:
-    """The upstream with its faults and its ledger; `url_of` tells where."""
+    """Start the upstream with faults and a ledger; `url_of` returns its address."""
     return Child([sys.executable, "-m", "imagegen.emulator", "--port", "0", "--no-image"])
 
 
 def quick_upstream() -> Child:
-    """The upstream and receiver of webhooks that costs little; `url_of` tells where."""
+    """Start the upstream and receiver of webhooks that costs little; `url_of` returns its address."""
     return Child([sys.executable, "-m", "bench.upstream"])
 
 
@@ -214,7 +214,7 @@ def url_of(running: Child) -> str:
 
 
 def calling(url: str) -> dict[str, str]:
-    """The settings of a service that calls this upstream and fetches no picture."""
+    """Return the settings of a service that calls this upstream and fetches no image."""
     return {"TOGETHER_API_KEY": "k", "TOGETHER_API_URL": url, "IMAGE_STORE": "upstream"}
 
 
@@ -227,7 +227,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own. Raises OSError where no answer comes."""
+    """Return status and body of one request on a new connection. Raises OSError if no answer comes."""
     connection = HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     sent = None if body is None else json.dumps(body)
     try:
@@ -239,7 +239,7 @@ def ask(
 
 
 def asked(port: int, method: str, path: str, body: object = None, **headers: str) -> dict[str, Any]:
-    """The JSON of an answer. Raises RuntimeError where it is no success. headers: `_` stands for `-`."""
+    """Return the JSON of an answer. Raises RuntimeError unless it is a success. headers: `_` becomes `-`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     status, answer = ask(port, method, path, body, headers=named)
     if not 200 <= status < 300:
@@ -248,25 +248,25 @@ def asked(port: int, method: str, path: str, body: object = None, **headers: str
 
 
 def submit(port: int, prompt: str, query: str = "", *, webhook: str | None = None, **headers: str) -> str:
-    """The id of a task that was taken."""
+    """Submit a task and return its id."""
     body = {"prompt": prompt} | ({"webhook": {"url": webhook}} if webhook else {})
     return str(asked(port, "POST", f"/api/images/generate{query}", body, **headers)["taskId"])
 
 
 def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
-    """By kind, the most frequent first."""
+    """Return the difference by kind, the most frequent first."""
     counts = {kind: count - before.get(kind, 0) for kind, count in after.items()}
     return dict(sorted(((k, c) for k, c in counts.items() if c), key=lambda pair: -pair[1]))
 
 
 def by_kind(kinds: Mapping[str, int], count: int) -> str:
-    """Commands a task, and of which kinds."""
+    """Return the commands of each task as text, with their kinds."""
     shown = ", ".join(f"{kind} {calls / count:.2f}" for kind, calls in kinds.items() if calls / count >= 0.005)
     return f"{sum(kinds.values()) / count:.2f}: {shown}"
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether this request brings a 200 now."""
+    """Return whether this request is answered by 200 now."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -276,7 +276,7 @@ def answers(port: int, path: str) -> bool:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process; 0 where the system has no /proc."""
+    """Return a process's processor time in seconds; 0 if the system has no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""A steady load for long: memory, open files, keys and consumers must be where they were once all has expired."""
+"""Steady load for a long time: memory, open files, keys and consumers must return to their start values at the end."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ MIB = 2**20
 KEYS = Keys("imagegen")
 COLUMNS = (
     *("at s", "RSS MiB", "files open", "threads", "asyncio tasks"),
-    *("pictures", "Redis keys", "Redis MiB", "consumers", "unfinished"),
+    *("images", "Redis keys", "Redis MiB", "consumers", "unfinished"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """files: open ones, 0 where the system has no /proc, as threads; tasks: of the event loop, as the service tells;
-    pictures: files that are kept on disk."""
+    """Sample of the service. files: open ones, 0 if the system has no /proc, as threads; tasks: of the event loop, from
+    the service's metrics; images: files on disk."""
 
     at_s: float
     rss_mib: float
     files: int
     threads: int
     tasks: int
-    pictures: int
+    images: int
     keys: int
     redis_mib: float
     consumers: int
@@ -51,7 +51,7 @@ class Sample:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        counts = (self.files, self.threads, self.tasks, self.pictures, self.keys)
+        counts = (self.files, self.threads, self.tasks, self.images, self.keys)
         there = (self.consumers, self.unfinished)
         return (
             f"{self.at_s:.0f}",
@@ -103,11 +103,11 @@ def sample(server: RedisServer, service: Service, began: float) -> Sample:
 
 
 def asyncio_tasks(port: int) -> int:
-    """Of the service's event loop. Raises RuntimeError where it does not tell."""
+    """Return the number of tasks of the service's event loop. Raises RuntimeError if the metrics lack it."""
     _, metrics = ask(port, "GET", "/metrics")
     found = re.search(rb"^imagegen_asyncio_tasks (\d+)", metrics, re.MULTILINE)
     if found is None:
-        raise RuntimeError("the service does not tell its asyncio tasks")
+        raise RuntimeError("the metrics lack the service's asyncio tasks")
     return int(found[1])
 
 

@@ -1,4 +1,4 @@
-"""An upstream that answers each request at once with Together's success, and takes webhooks too; little work a call.
+"""Upstream that answers each request at once with Together's success, and accepts webhooks; little work a call.
 
 `python -m bench.upstream` prints its address. What it has no use for, it does not read: every request is good.
 """
@@ -15,8 +15,8 @@ NUMBERS = itertools.count()
 
 def answer(number: int) -> bytes:
     """The shape of Together's answers, as imagegen/emulator/responses.py has it."""
-    picture = {"index": 0, "url": f"https://api.together.ai/shrt/{number:016x}", "timings": {"inference": 0.5}}
-    body = json.dumps({"id": f"bench-{number}", "model": MODEL, "object": "list", "data": [picture]}).encode()
+    image = {"index": 0, "url": f"https://api.together.ai/shrt/{number:016x}", "timings": {"inference": 0.5}}
+    body = json.dumps({"id": f"bench-{number}", "model": MODEL, "object": "list", "data": [image]}).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

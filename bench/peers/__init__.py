@@ -1,4 +1,4 @@
-"""Other queues that do the same no-op work beside ours: `PEERS=1 python -m bench queue`.
+"""Other queues that do the same no-op work as ours: `PEERS=1 python -m bench queue`.
 
 One peer is one script, `<name>_peer.py` or `.mjs`, and its versions, `<name>.txt` or `<name>/package.json`. The call
 is `script REDIS_URL COUNT CONCURRENCY IN_FLIGHT`. It warms up, has COUNT tasks submitted and worked, makes sure that

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Owns the same work on arq: Worker.async_run and a pool of the client's own, in this process."""
+"""The same work on arq: Worker.async_run and a pool of the client's own, in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns what the Python peers' scripts share: their arguments, the submits in flight, the clock and the line they print.
+"""Common parts of the Python peers' scripts: their arguments, the submits in flight, the clock and the line they print.
 
 It runs in each peer's own environment and imports only the standard library.
 """
@@ -18,7 +18,7 @@ WARM_UP = 200  # as bench/queue_alone.py has it, which a peer's environment can'
 
 @dataclass(frozen=True)
 class Given:
-    """The arguments of a script."""
+    """Arguments of a script."""
 
     url: str
     count: int
@@ -36,7 +36,7 @@ def given() -> Given:
 
 
 class Finished:
-    """How many tasks are finished."""
+    """Number of finished tasks."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -57,7 +57,7 @@ async def measure(
 ) -> tuple[float, list[str]]:
     """Seconds from the first submit until the last result is stored, and the ids, those of the warm-up too.
 
-    until_stored: returns once so many results are stored since the start.
+    until_stored: returns once that number of results is stored since the start.
     """
     ids: list[str] = []
 
@@ -77,7 +77,7 @@ async def measure(
 
 
 def report(wanted: Given, seconds: float, stored: int, *packages: str) -> None:
-    """Prints the line. Exits where a result is missing."""
+    """Print the line. Exits if a result is missing."""
     if stored != wanted.submitted:
         sys.exit(f"{stored} of {wanted.submitted} results are stored")
     first, *others = (version(package) for package in packages)

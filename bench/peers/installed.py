@@ -1,4 +1,4 @@
-"""Owns where the peers are installed, `.bench/<name>/`, and every process that is started for one."""
+"""Installation of the peers under `.bench/<name>/`, and their processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL_S = 300.0
 
 
 class NotMeasured(Exception):
-    """Why a peer has no figures."""
+    """Reason why a peer has no figures."""
 
 
 def script(name: str) -> Path:
@@ -25,12 +25,12 @@ def script(name: str) -> Path:
 
 
 def pins(name: str) -> Path:
-    """The file of its exact versions."""
+    """Return the file of its exact versions."""
     return HERE / name / "package.json" if script(name).suffix == ".mjs" else HERE / f"{name}.txt"
 
 
 def command(name: str) -> list[str]:
-    """Runs its script. Installs the peer first where that was not done or its pins have changed. Raises NotMeasured."""
+    """Run its script. Installs the peer first if it is missing or its pins have changed. Raises NotMeasured."""
     folder, wanted = FOLDER / name, pins(name)
     done = folder / "installed-pins"
     if not done.is_file() or done.read_bytes() != wanted.read_bytes():
@@ -43,7 +43,7 @@ def command(name: str) -> list[str]:
 
 
 def output(arguments: Sequence[str], folder: Path, limit_s: float) -> str:
-    """What a program printed. Raises NotMeasured where it failed, is missing or took too long."""
+    """Return the output of a program. Raises NotMeasured if it failed, is missing or took too long."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     try:
         done = subprocess.run(
@@ -74,7 +74,7 @@ def _python(folder: Path) -> Path:
 
 
 def _reason(errors: str) -> str:
-    """The line that tells it: the first that is called an error, else the last, where a traceback has it."""
+    """Return the line with the cause: the first that names an error, else the last, as in a traceback."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     called = [line for line in lines if line.lower().startswith(("error", "npm err"))]
     return (called or lines[-1:] or ["failed without a word"])[0][:120]

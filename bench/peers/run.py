@@ -1,4 +1,4 @@
-"""Owns the queue bench with peers: the same no-op work on each queue in turn, round by round, and its table."""
+"""The queue bench with peers: the same no-op work on each queue in turn, round by round, and its table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTES = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One queue in one round."""
+    """Result of one queue in one round."""
 
     count: int
     tasks_per_s: float
@@ -43,7 +43,7 @@ class Run:
 
 
 def queue(options: Options) -> None:
-    """Ours and the peers in the same rounds."""
+    """Measure ours and the peers in the same rounds."""
     with RedisServer() as server:
         results = rounds(_contestants(server, options), options.runs)
     title = f"No-op tasks, {IN_FLIGHT} submits in flight, concurrency {CONCURRENCY}, {server.name}"
@@ -51,7 +51,7 @@ def queue(options: Options) -> None:
 
 
 def rounds(contestants: Mapping[str, Callable[[], Run]], runs: int) -> dict[str, list[Run] | str]:
-    """The runs of each, or why it was not measured: one that fails is left out of the further rounds."""
+    """Return the runs of each peer, or why it was not measured: a peer that fails is left out of further rounds."""
     results: dict[str, list[Run]] = {name: [] for name in contestants}
     failed: dict[str, str] = {}
     for _ in range(runs):
@@ -66,7 +66,7 @@ def rounds(contestants: Mapping[str, Callable[[], Run]], runs: int) -> dict[str,
 
 
 def table(title: str, results: Mapping[str, list[Run] | str]) -> Table:
-    """Ours has to be measured."""
+    """Return the table. Our own queue must have been measured."""
     made = Table(title, "queue", "version", "tasks", "tasks/s", "ours/its", "Redis commands a task")
     ours = results[OURS]
     for name, runs in results.items():

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Owns the same work on SAQ: Worker.start and a queue object of the client's own, in this process."""
+"""The same work on SAQ: Worker.start and a queue object of the client's own, in this process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Owns the same work on streaq: Worker.run_async in this process, which submits through the same Worker."""
+"""The same work on streaq: Worker.run_async in this process, which submits through the same Worker."""
 
 from __future__ import annotations
 

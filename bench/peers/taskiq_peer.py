@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Owns the same work on taskiq-redis: the stream broker and result backend, with the receiver in this process."""
+"""The same work on taskiq-redis: the stream broker and result backend, with the receiver in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def noop() -> None:
 
 
 class Saved(TaskiqMiddleware):
-    """Tells of each good result that is saved."""
+    """Count each successful result that is saved."""
 
     def __init__(self, finished: Finished) -> None:
         super().__init__()
