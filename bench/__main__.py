@@ -1,4 +1,4 @@
-"""Runs benchmarks: `python -m bench [NAME …] [--full] [--runs N]`. PEERS=1: `queue` runs other queues beside ours."""
+"""Command line of the benchmarks: `python -m bench [NAME …] [--full] [--runs N]`. PEERS=1: other queues too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 from loguru import logger
 
-from bench import commands, footprint, http, images, rates, recovery, soak
+from bench import commands, footprint, http, images, rates, recovery, soak, trace
 from bench.peers import run as peers
 from bench.report import Options, machine
 
@@ -21,14 +21,15 @@ BENCHES = {
     "footprint": footprint.main,
     "recovery": recovery.main,
     "soak": soak.main,
+    "trace": trace.main,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures imagegen on this machine.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; all where none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; without any, all")
     parser.add_argument("--full", action="store_true", help="the long windows")
-    parser.add_argument("--tiny", action="store_true", help="so little that only the working is shown")
+    parser.add_argument("--tiny", action="store_true", help="as little as shows that it works")
     parser.add_argument("--runs", type=int, default=3, help="of each timed figure")
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHES):

@@ -23,6 +23,7 @@ TITLES = {
     "footprint": "Start and memory",
     "recovery": "Recovery",
     "soak": "Soak",
+    "trace": "Route of one submit",
 }
 
 
