@@ -10,9 +10,8 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from imagegen.queue.codec import Checkpoint, UnreadableRecord, decode_checkpoint, encode_entry, shown_images
+from imagegen.queue.codec import Checkpoint, UnreadableRecord, decode_checkpoint, shown_images
 from imagegen.queue.eta import entry_order
-from imagegen.queue.items import ReleaseItem
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
@@ -123,14 +122,3 @@ def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
         return StartResult.LOST
     claim.stored_bytes = stands
     return StartResult.INHERITED
-
-
-def to_release_item(claim: Claim) -> ReleaseItem:
-    """The claim as it is handed back: a call that was cut off may have been paid, but is no attempt."""
-    run, task = claim.checkpoint, claim.task
-    stored = b""
-    if claim.stored_bytes is not None:
-        if run.phase == "calling":
-            run = replace(run, ambiguous_calls=run.ambiguous_calls + run.calling, attempts=run.attempts - 1)
-        stored = replace(run, phase="released").encode("").strip()
-    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored)

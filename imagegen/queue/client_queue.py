@@ -20,15 +20,15 @@ from imagegen.queue.codec import (
     decode_head,
     decode_record,
     server_time,
-    with_delivery_log,
 )
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.idempotency import IdempotencyKeys
-from imagegen.queue.items import SubmitReply, raised, submit_item
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup, newer_version_error
+from imagegen.queue.verbs.finish import as_stored
+from imagegen.queue.verbs.submit import SubmitReply, submit_item
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, WaitReason
@@ -151,8 +151,8 @@ class ClientQueue:
                 task = await self._with_request(task)
             final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
             answer = await self._scripts.cancel(final, CANCELLED_RUN)
-            if answer is not None and answer.stands == b"":
-                final = with_delivery_log(raised(final, answer), answer.hooks)
+            if answer is not None and answer.existing == b"":
+                final = as_stored(final, answer)
                 self._scripts.meter.finished(final.state.value, "", final.model)
                 self._dispatcher.mark_finished_elsewhere(final)
                 self._estimates.line.remove(task.entry_id)
@@ -179,12 +179,12 @@ class ClientQueue:
     async def refresh_positions(self) -> None:
         """Reads which entries wait. Raises QueueUnavailable."""
         self._positions_read_at = now = self._clock()
-        waiting = await self._scripts.waiting_entry_ids()
+        waiting = await self._scripts.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
 
     async def _with_request(self, task: Task) -> Task:
         """The task with its request, which only the entry has while the task is unfinished."""
-        fields = await self._scripts.entry(task.entry_id) if task.entry_id else None
+        fields = await self._scripts.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
@@ -205,7 +205,7 @@ class ClientQueue:
         joined: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = joined
         try:
-            answer = await self._scripts.mended(
+            answer = await self._scripts.with_key_repair(
                 self._scripts.submit, submit_item(task, replaced.epoch if replaced else None)
             )
             if answer.kind == "gone":
@@ -228,8 +228,8 @@ class ClientQueue:
         """Queue a task again that has no entry, unless whoever runs it restores it. A call that was under way, and
         whose instance is gone, may be paid for twice."""
         await self.on_gone()
-        replaced = decode_head(answer.known).generation
-        (run,) = await self._scripts.runs([task.id])
+        replaced = decode_head(answer.existing).generation
+        (run,) = await self._scripts.read_checkpoints([task.id])
         task = replace(task, possibly_billed_twice=calls_under_way(run))
         return task, await self._scripts.submit(submit_item(task, replaced))
 
@@ -261,7 +261,7 @@ class ClientQueue:
 
     def _on_enqueued(self, task: Task, answer: SubmitReply) -> SubmitResult:
         """The answer to a submit whose task waits now."""
-        generation = answer.generation
+        generation = answer.epoch
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
             task = replace(task, created_at=came_at)
@@ -280,7 +280,7 @@ class ClientQueue:
         if answer.kind != "known":
             logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
             raise InternalError
-        _, task = decode_record(answer.known)
+        _, task = decode_record(answer.existing)
         _same_request(task, submission)
         self._task_cache.store_from_redis(task.id, task)
         return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)

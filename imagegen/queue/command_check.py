@@ -28,7 +28,7 @@ async def check_server(connection: Connection, prefix: str) -> None:
     """
     keys = Keys(prefix)
     try:
-        failed = await connection.probe(load_script(__package__, "lua/probe"), [keys.probe(kind) for kind in KINDS])
+        failed = await connection.probe(load_script(__package__, "command_check"), [keys.probe(kind) for kind in KINDS])
     except (RedisError, OSError, TimeoutError) as error:
         await _judge(connection, prefix, error)
         return

@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.leases import Leases
-from imagegen.queue.scripts import Entry, Scripts
+from imagegen.queue.scripts import Scripts
+from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
 
 OVERDUE_S = 1.5

@@ -1,4 +1,4 @@
-"""Owns the count of waiting tasks, kept without asking Redis each time."""
+"""Estimate of the number of waiting tasks, kept without a command to Redis for each submit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from imagegen.redis_client.batcher import MAX_AT_ONCE
 
 
 class DepthEstimate:
-    """Measured again after 0.5 % of `limit` new tasks, and at every submit while what is on its way could fill it.
+    """Depth of the queue, at most `limit`.
 
-    A blocked read that finds nothing says for free that nothing waits.
+    It is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could fill
+    the queue. A blocked read without a result shows for free that no task waits.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,6 +26,7 @@ class DepthEstimate:
         return self.capacity < MAX_AT_ONCE or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
 
     def submitted(self, added: int, measured: int | None) -> None:
+        """Add new tasks; measured: the depth before them, None if it was not measured."""
         self._unmeasured = 0 if measured is not None else self._unmeasured + added
         self.waiting = (self.waiting if measured is None else measured) + added
 

@@ -12,8 +12,8 @@ from loguru import logger
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import Checkpoint, NewerRecord, UnreadableRecord, decode_entry, peek_task_id
 from imagegen.queue.eta import EtaEstimator, entry_order
-from imagegen.queue.scripts import Entry
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.consume import Entry
 from imagegen.tasks.task import State, Task
 
 

@@ -22,12 +22,12 @@ from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.recovery import Recovery
-from imagegen.queue.restore import RestoreCalls
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup
+from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
@@ -105,21 +105,20 @@ def open_queue(
     """Wires the parts; nothing is asked of Redis yet. `instance`: our consumer name, unlike any other's."""
     clock = clock or connection.clock
     keys = Keys(rules.prefix)
-    scripts = Scripts(
+    context = VerbContext.create(
         connection,
         keys,
         record_life_s=rules.record_life_s,
         result_ttl_s=rules.result_ttl_s,
         lease_s=rules.lease_s,
-        depth=DepthEstimate(rules.max_queue),
     )
+    scripts = Scripts(context, DepthEstimate(rules.max_queue))
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     estimates = EtaEstimator(rules.slots)
     dispatcher = ClaimDispatcher(task_cache, estimates, instance, rules.slots)
     notifier = Notifier(connection, keys, instance)
     leases = Leases(connection, scripts, dispatcher, notifier, rules.lease_s)
-    calls = DeliveryStore(connection, keys, record_life_s=rules.record_life_s, result_ttl_s=rules.result_ttl_s)
-    outbox = Outbox(connection, calls, scripts, task_cache, notifier, clock=clock)
+    outbox = Outbox(connection, DeliveryStore(context), scripts, task_cache, notifier, clock=clock)
     takeover = Takeover(connection, scripts, leases, notifier, rules.lease_s)
     takeover.on_takeover = outbox.check_now
     interrupted = Interrupted(
@@ -128,8 +127,7 @@ def open_queue(
     lookup = TaskLookup(
         scripts, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
     )
-    restore = RestoreCalls(connection, keys, lease_s=rules.lease_s, record_life_s=rules.record_life_s)
-    recovery = Recovery(restore, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
+    recovery = Recovery(connection, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue = ClientQueue(scripts, lookup, result_ttl_s=rules.result_ttl_s, clock=clock)
     queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
     queue.outbox = outbox

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from imagegen.queue.codec import CANCELLED_RUN, broadcast_record, with_delivery_log
+from imagegen.queue.codec import CANCELLED_RUN, broadcast_record
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.finish import as_stored
 from imagegen.tasks import task as edges
 from imagegen.tasks.task import Task, TaskError
 
@@ -51,14 +52,14 @@ class Interrupted:
             ends_at += self._scripts.owner_life_s
         if task.state.is_final or now < ends_at:
             return task
-        if task.entry_id and await self._scripts.entry(task.entry_id) is not None:
+        if task.entry_id and await self._scripts.read_entry(task.entry_id) is not None:
             return task
         final = edges.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
         answer = await self._scripts.cancel(final, CANCELLED_RUN)
-        if answer is None or answer.stands:
+        if answer is None or answer.existing:
             return task
         logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
-        final = with_delivery_log(final, answer.hooks)
+        final = as_stored(final, answer)
         self._scripts.meter.finished(final.state.value, ERROR.code, final.model)
         self._task_cache.put(final)
         self._task_cache.on_finished_here(final)

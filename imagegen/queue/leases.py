@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import Entry, Scripts
+from imagegen.queue.scripts import Scripts
+from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import Connection
 
 
@@ -43,7 +44,7 @@ class Leases:
         claims, unreadable = self.dispatcher.hold(entries)
         for entry_id, what in unreadable:
             await self._connection.retry_until_available(
-                self._scripts.mended, self._scripts.dead_letter, entry_id, what
+                self._scripts.with_key_repair, self._scripts.dead_letter, entry_id, what
             )
         if claims:
             self._publish_busy()
@@ -72,7 +73,7 @@ class Leases:
             await asyncio.sleep(self._lease_s / 3)
             if dispatcher.held:
                 try:
-                    await self._connection.retry_until_available(self._scripts.mended, self._renew)
+                    await self._connection.retry_until_available(self._scripts.with_key_repair, self._renew)
                 except RedisError as error:
                     self._scripts.unreadable.report("renewal", type(error).__name__, error)
 

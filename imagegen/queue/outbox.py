@@ -31,8 +31,9 @@ from imagegen.queue.codec import (
 from imagegen.queue.delivery_lines import Lines
 from imagegen.queue.delivery_store import DeliveryStore, batched
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import OUTBOX_GRACE_S, Scripts, outbox_name
+from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks.task import Task, pending_deliveries
 from imagegen.tasks.webhook import Delivery, Webhook, destination_of, merge_deliveries, with_added_webhooks
@@ -157,7 +158,7 @@ class Outbox:
         task = replace(task, deliveries=deliveries)
         fresh = deliveries[-len(wanted) :]
         names = [_name(task, one) for one in fresh] if late else []
-        if not await self._calls.join(task, log or b"", encode_hooks(task.epoch, deliveries), names):
+        if not await self._calls.add_webhooks(task, log or b"", encode_hooks(task.epoch, deliveries), names):
             return None
         self._task_cache.merge_webhooks(task)
         if late:

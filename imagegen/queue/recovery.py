@@ -23,8 +23,11 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.restore import RequeueResult, RestoreCalls, in_batches
 from imagegen.queue.scripts import Scripts
+from imagegen.queue.verbs.requeue import RequeueResult
+from imagegen.queue.verbs.restore_batch import in_batches
+from imagegen.queue.verbs.restore_results import RestoredResult
+from imagegen.redis_client.connection import Connection
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import merge_deliveries
 
@@ -45,7 +48,7 @@ class Recovery:
 
     def __init__(
         self,
-        calls: RestoreCalls,
+        connection: Connection,
         scripts: Scripts,
         leases: Leases,
         outbox: Outbox,
@@ -53,8 +56,7 @@ class Recovery:
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._connection = connection = calls.connection
-        self._calls = calls
+        self._connection = connection
         self._scripts = scripts
         self._task_cache, self._dispatcher, self._notifier = outbox.task_cache, leases.dispatcher, outbox.notifier
         self._outbox = outbox
@@ -110,7 +112,7 @@ class Recovery:
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
             self._dispatcher.restoring = True
             try:
-                answers = await self._calls.claims(self._dispatcher.instance, batch)
+                answers = await self._scripts.restore_claims(self._dispatcher.instance, batch)
             finally:
                 self._dispatcher.restoring = False
             for claim, answer in zip(batch, answers, strict=True):
@@ -123,7 +125,7 @@ class Recovery:
                 if answer.kind == "restored":
                     count += 1
                     self._dispatcher.carry(claim, answer.entry_id)
-                    claim.stored_bytes = answer.run or None
+                    claim.stored_bytes = answer.checkpoint or None
         self._meter.written_back["running"] += count
         return count, lost
 
@@ -153,7 +155,7 @@ class Recovery:
         if len(self._check_at) > 2 * len(self._task_cache.live):
             self._check_at = {name: at for name, at in self._check_at.items() if name in self._task_cache.live}
         for batch in in_batches(self._restorable(due)):
-            for task, answer in zip(batch, await self._calls.check(batch), strict=True):
+            for task, answer in zip(batch, await self._scripts.check_requeue(batch), strict=True):
                 if answer.kind == "missing":
                     self.notice("waiting tasks have no entry", publish=True)
                 else:
@@ -177,7 +179,7 @@ class Recovery:
         waiting = await self._requeue(self._waiting())
         self._look()
         if names := self._outbox.names:
-            await self._calls.outbox(names)
+            await self._scripts.restore_outbox(names)
         if running or finished or waiting:
             text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
             logger.warning(text, waiting, running, finished)
@@ -185,9 +187,9 @@ class Recovery:
     async def _restore_results(self) -> int:
         now, count = self._clock(), 0
         for batch in in_batches(self._task_cache.results()):
-            answers = await self._calls.results(batch, now)
-            missing = sum(answer > 0 for answer in answers)
-            self._meter.vanished += answers.count(1)
+            answers = await self._scripts.restore_results(batch, now)
+            missing = sum(answer is not RestoredResult.PRESENT for answer in answers)
+            self._meter.vanished += answers.count(RestoredResult.MISSING)
             self._meter.written_back["finished"] += missing
             count += missing
             if not missing and (batch[-1].finished_at or now) < now - RECENT_S:
@@ -214,7 +216,7 @@ class Recovery:
     async def _requeue(self, tasks: Sequence[Task]) -> int:
         count = 0
         for batch in in_batches(self._restorable(tasks)):
-            for task, answer in zip(batch, await self._calls.requeue(batch), strict=True):
+            for task, answer in zip(batch, await self._scripts.requeue(batch), strict=True):
                 self._meter.vanished += answer.record_missing
                 self._take_in(task, answer)
                 count += answer.kind == "queued"

@@ -17,10 +17,11 @@ from loguru import logger
 from redis.exceptions import RedisError
 
 from imagegen.queue.claim import Claim, take_over_state
-from imagegen.queue.items import CompareAndSetItem, Consumer, PendingEntry
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.scripts import Scripts
+from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
+from imagegen.queue.verbs.group import Consumer, PendingEntry
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
 
@@ -74,7 +75,7 @@ class Takeover:
         check_s, step = FIRST_CHECK_S, self._check
         while True:
             try:
-                next_s = await self._connection.retry_until_available(self._scripts.mended, step)
+                next_s = await self._connection.retry_until_available(self._scripts.with_key_repair, step)
             except RedisError as error:
                 self._scripts.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
@@ -112,7 +113,7 @@ class Takeover:
             claims = await self._leases.hold(entries)
             # The entries are ours now, no other instance will look at them: this does not end before they are complete.
             ids = [claim.task.id for claim in claims]
-            runs = await self._connection.retry_until_available(self._scripts.runs, ids) if ids else []
+            runs = await self._connection.retry_until_available(self._scripts.read_checkpoints, ids) if ids else []
             await asyncio.gather(*map(self._inherit, claims, runs))
             taken += claims
         return taken
@@ -154,7 +155,9 @@ class Takeover:
         """Look at all that is claimed. Return the seconds until there may be something to take over."""
         dispatcher = self._dispatcher
         sent_at = time.monotonic()
-        rows = [row for row in await self._scripts.pending() if row.entry_id not in dispatcher.skipped_entry_ids]
+        rows = [
+            row for row in await self._scripts.pending_entries() if row.entry_id not in dispatcher.skipped_entry_ids
+        ]
         strays = [row for row in rows if row.consumer == dispatcher.instance and row.entry_id not in dispatcher.held]
         others = [row for row in rows if row.consumer != dispatcher.instance]
         self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}

@@ -20,8 +20,9 @@ from imagegen.queue.codec import (
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import Scripts, TaskRows
+from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
+from imagegen.queue.verbs.read import TaskRows
 from imagegen.tasks.task import Task
 
 TRUST_S = 10.0

@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 from redis.exceptions import ResponseError
 
-from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state, to_release_item
+from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
 from imagegen.queue.codec import (
     Checkpoint,
     decode_checkpoint,
     decode_record,
     readable_run,
     shown_images,
-    with_delivery_log,
 )
 from imagegen.queue.dispatcher import ClaimDispatcher
-from imagegen.queue.items import CompareAndSetItem, FencedStart, finish_item, raised
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.unreadable import wrong_type
+from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
+from imagegen.queue.verbs.finish import as_stored, finish_item
+from imagegen.queue.verbs.release import release_item
+from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
@@ -116,18 +118,18 @@ class WorkerQueue:
         item = finish_item(claim.entry_id, final)
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
-        answer = await self._connection.retry_until_available(self._scripts.mended, self._scripts.finish, item)
-        if answer.stands:
-            _, final = decode_record(answer.stands)
+        answer = await self._connection.retry_until_available(self._scripts.with_key_repair, self._scripts.finish, item)
+        if answer.existing:
+            _, final = decode_record(answer.existing)
         else:
-            final = with_delivery_log(raised(final, answer), answer.hooks)
+            final = as_stored(final, answer)
             self._count_end(claim, final)
         if final.state.is_final:
             self._dispatcher.forget(claim)
             self._task_cache.put(final)
         else:  # a new generation; its record has no request, so it is no better than what may be known here of it
             self._dispatcher.drop(claim)
-        if not answer.stands:
+        if not answer.existing:
             self._task_cache.on_finished_here(final)
         return final
 
@@ -179,16 +181,14 @@ class WorkerQueue:
             self._dispatcher.forget(claim)
         ours = [claim for claim in claims if not claim.lost]
         self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
-        await self._scripts.release(
-            self._dispatcher.instance, [to_release_item(claim) for claim in ours], leaving=leaving
-        )
+        await self._scripts.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
 
     async def _take_over(self, claim: Claim, stands: bytes) -> StartResult:
         """Look at the run that stands. An entry that was delivered twice goes back to the owner of the run."""
         adopted = resume_from_existing(claim, stands)
         entry_id, run = decode_checkpoint(stands)
         if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
-            await self._connection.retry_until_available(self._scripts.give_to, run.owner, entry_id)
+            await self._connection.retry_until_available(self._scripts.transfer_entry, run.owner, entry_id)
             self.on_given()
         return adopted
 
@@ -239,7 +239,7 @@ class WorkerQueue:
             return await self._scripts.start_fenced(self._dispatcher.instance, item)
         if known is None:
             try:
-                return await self._scripts.create_checkpoint((task.id, value)) or b""
+                return await self._scripts.create_checkpoint(task.id, value) or b""
             except ResponseError as error:
                 if not wrong_type(error):
                     raise

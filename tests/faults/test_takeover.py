@@ -32,7 +32,7 @@ async def fill(instance, count: int) -> list[Claim]:
 
 async def owners(instance) -> dict[str, str]:
     """Who holds which entry."""
-    return {row.entry_id: row.consumer for row in await instance.scripts.pending()}
+    return {row.entry_id: row.consumer for row in await instance.scripts.pending_entries()}
 
 
 async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance) -> None:
@@ -117,7 +117,7 @@ async def unharmed(both, claims, more) -> None:
     until = loop.time() + LEASE_S * 3
 
     async def renewed() -> bool:
-        rows = await both[0].connection.retry_until_available(both[0].scripts.pending)
+        rows = await both[0].connection.retry_until_available(both[0].scripts.pending_entries)
         return loop.time() > until and all(row.idle_s < LEASE_S for row in rows)
 
     await eventually(renewed, within_s=20.0)

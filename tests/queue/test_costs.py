@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from support import eventually, submission
 
 from imagegen.errors import QueueFull
-from imagegen.queue.claim import StartResult, to_release_item
-from imagegen.queue.items import submit_item
+from imagegen.queue.claim import StartResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
+from imagegen.queue.verbs.release import release_item
+from imagegen.queue.verbs.submit import submit_item
 from imagegen.tasks import task as edges
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
@@ -96,7 +97,7 @@ async def submit_new(instance) -> None:
 
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
-    item = replace(submit_item(task), generation=task.epoch + 1)
+    item = replace(submit_item(task), epoch=task.epoch + 1)
     assert (await instance.scripts.submit(item)).kind == "known"
 
 
@@ -142,23 +143,23 @@ async def cancel(instance) -> None:
 async def renew(instance) -> None:
     await started(instance, "a", "b")
     await instance.scripts.renew(instance.parts.monitor.instance, [])
-    entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending()]
+    entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending_entries()]
     await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
     await instance.scripts.renew("i", [("", entry_id) for entry_id, _ in entries])
 
 
 async def take_over(instance) -> None:
     await started(instance, "a")
-    rows = await instance.scripts.pending()
+    rows = await instance.scripts.pending_entries()
     assert await instance.scripts.claim_expired("other", [row.entry_id for row in rows], 0.0)
-    await instance.scripts.runs(["0" * 32])
+    await instance.scripts.read_checkpoints(["0" * 32])
 
 
 async def hand_back(instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
-    assert await instance.scripts.release("i", [to_release_item(each), to_release_item(fresh)], leaving=True) == 2
+    assert await instance.scripts.release("i", [release_item(each), release_item(fresh)], leaving=True) == 2
 
 
 async def read(instance) -> None:

@@ -111,7 +111,9 @@ class TwoInstances(RuleBasedStateMachine):
     def take_over(self, who: int):
         """All leases of the other one end."""
         instance, other = self.instances[who], self.instances[1 - who]
-        rows = [row for row in self.run(instance.scripts.pending()) if row.consumer == other.dispatcher.instance]
+        rows = [
+            row for row in self.run(instance.scripts.pending_entries()) if row.consumer == other.dispatcher.instance
+        ]
         if not rows:
             return multiple()
         entries = self.run(
@@ -122,7 +124,7 @@ class TwoInstances(RuleBasedStateMachine):
             if stale := instance.dispatcher.held.get(row.entry_id):
                 instance.dispatcher.forget(stale)
         claims, _ = instance.dispatcher.hold(entries)
-        runs = self.run(instance.scripts.runs([claim.task.id for claim in claims]))
+        runs = self.run(instance.scripts.read_checkpoints([claim.task.id for claim in claims]))
         for claim, stands in zip(claims, runs, strict=True):
             take_over_state(claim, stands, 0.0, 30.0)
         return multiple(*[self._hold(claim, who) for claim in claims])
@@ -181,7 +183,7 @@ class TwoInstances(RuleBasedStateMachine):
         instance = self.instances[0]
         unfinished = {name: known for name, known in self.known.items() if not known.state.is_final}
         assert self.run(self.connection.commands.xlen(instance.keys.stream)) == len(unfinished)
-        pending = self.run(instance.scripts.pending())
+        pending = self.run(instance.scripts.pending_entries())
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
             task = self.run(instance.client_queue.read(submission(name).task_id))

@@ -226,7 +226,7 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
 async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     await one.worker_queue.release([stale], leaving=True)
-    (row,) = await two.scripts.pending()
+    (row,) = await two.scripts.pending_entries()
     assert (row.entry_id, row.consumer) == (taken.entry_id, two.parts.dispatcher.instance)
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
@@ -581,7 +581,7 @@ async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_co
     one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
     await one.scripts.create_group()
     last = (await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(1_500))))[-1].task
-    waiting = await two.scripts.waiting_entry_ids()
+    waiting = await two.scripts.list_waiting()
     assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
     await two.client_queue.refresh_positions()
     assert len(two.parts.dispatcher.estimates.line) == 1_500

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.providers.protocol import Call, Reply
-from imagegen.queue.items import Finished, FinishItem
+from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking
 from imagegen.worker.circuit_breaker import BreakerConfig
@@ -79,7 +79,7 @@ async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
     scripts, writes = workshop.instance.scripts, asyncio.Event()
     finish = scripts.finish
 
-    async def late(item: FinishItem) -> Finished:
+    async def late(item: FinishItem) -> FinishReply:
         await writes.wait()
         return await finish(item)
 

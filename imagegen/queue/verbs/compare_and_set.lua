@@ -1,4 +1,4 @@
--- Writes runs where nobody else wrote since: every start but a generation's first, and every change of a run.
+-- Writes runs where nobody else wrote since: every start but a epoch's first, and every change of a run.
 --
 -- KEYS  one run a task
 -- ARGV  1 life in ms; then two a task: what we know to stand there, what is to stand there

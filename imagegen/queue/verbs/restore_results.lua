@@ -2,7 +2,7 @@
 -- once more is deleted.
 --
 -- KEYS  1 stream; then one record a task
--- ARGV  1 group; then three a task: generation, record, life in ms
+-- ARGV  1 group; then three a task: epoch, record, life in ms
 -- returns one a task: 0 nothing was missing, 1 it was missing, 2 an older state stood
 local stream, group, answers = KEYS[1], ARGV[1], {}
 for i = 1, #KEYS - 1 do
@@ -11,10 +11,10 @@ for i = 1, #KEYS - 1 do
   if type(known) == 'table' then
     answer = 0
   elseif known then
-    local state, entry, generation = string.match(known, '^%d+ (%l+) (%S+) (%d+) ')
+    local state, entry, epoch = string.match(known, '^%d+ (%l+) (%S+) (%d+) ')
     local unfinished = state == 'pending' or state == 'processing'
-    local newer = not state or tonumber(generation) > tonumber(ARGV[at])
-    answer = (newer or (generation == ARGV[at] and not unfinished)) and 0 or 2
+    local newer = not state or tonumber(epoch) > tonumber(ARGV[at])
+    answer = (newer or (epoch == ARGV[at] and not unfinished)) and 0 or 2
     if answer == 2 and unfinished then
       redis.call('XDEL', stream, entry)
       redis.pcall('XACK', stream, group, entry)

@@ -6,26 +6,26 @@
 --
 -- KEYS  1 stream; then two a task: record, run
 -- ARGV  1 group; 2 consumer; 3 life of a run in ms; 4 life of an unfinished record in ms; then seven a task: entry id,
---       generation, digest, schema version, entry JSON, record JSON, run JSON as it stood or '' if none was written
+--       epoch, digest, schema version, entry JSON, record JSON, run JSON as it stood or '' if none was written
 -- returns three a task: 'held' (nothing was missing), 'restored' or 'lost'; its entry id; its run, '' if there is none
 local stream, group, consumer, run_life, record_life = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local owner = '"owner":"' .. consumer .. '"'
 local answers = {}
 redis.pcall('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 
--- The record's state, entry and generation; nil where it is of an older generation, or none.
-local function current_record(known, generation)
+-- The record's state, entry and epoch; nil where it is of an older epoch, or none.
+local function current_record(known, epoch)
   if type(known) ~= 'string' then return nil end
   local state, entry, theirs = string.match(known, '^%d+ (%l+) (%S+) (%d+) ')
-  if not state or tonumber(theirs) < tonumber(generation) then return nil end
+  if not state or tonumber(theirs) < tonumber(epoch) then return nil end
   return state, entry, theirs
 end
 
 local function restore(record_key, run_key, at)
-  local entry, generation, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local entry, epoch, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local known, run = redis.pcall('GET', record_key), redis.pcall('GET', run_key)
-  local state, their_entry, their_generation = current_record(known, generation)
-  if state and (their_generation ~= generation or (state ~= 'pending' and state ~= 'processing')) then
+  local state, their_entry, their_epoch = current_record(known, epoch)
+  if state and (their_epoch ~= epoch or (state ~= 'pending' and state ~= 'processing')) then
     return 'lost', entry, ''
   end
   local run_entry, run_json
@@ -53,14 +53,14 @@ local function restore(record_key, run_key, at)
   end
 
   local kind = 'held'
-  if not now then now = redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', ARGV[at + 4]) end
+  if not now then now = redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', ARGV[at + 4]) end
   if holder ~= consumer then
     kind = 'restored'
     redis.call('XCLAIM', stream, group, consumer, 0, now, 'FORCE', 'JUSTID')
   end
   if not state then
     kind = 'restored'
-    redis.call('SET', record_key, waiting_record(now, generation, digest, ARGV[at + 5]), 'PX', record_life)
+    redis.call('SET', record_key, waiting_record(now, epoch, digest, ARGV[at + 5]), 'PX', record_life)
   elseif their_entry ~= now then
     redis.call('SET', record_key, with_entry(known, now), 'KEEPTTL')
   end

@@ -2,14 +2,14 @@
 --
 -- KEYS  1 stream; then two a task: record, run
 -- ARGV  1 life of an unfinished record in ms, '' to change nothing; 2 the rest of its life in ms at which a run's owner is
---       gone; then six a task: entry id, generation, digest, schema version, entry JSON, record JSON
+--       gone; then six a task: entry id, epoch, digest, schema version, entry JSON, record JSON
 -- returns three a task: 'queued' (a new entry, or a new record for its entry), 'missing' (the same, but for ARGV 1),
 --         'there' (nothing was missing), 'runs' or 'over' (finished, or submitted again); its entry id; 1 if its record
 --         was missing
 local stream, answers = KEYS[1], {}
 
 local function requeue(record_key, run_key, at)
-  local entry, generation, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local entry, epoch, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local known = redis.pcall('GET', record_key)
   if type(known) == 'table' then return 'over', entry, 0 end
   local missing = known and 0 or 1
@@ -18,10 +18,10 @@ local function requeue(record_key, run_key, at)
     their_version, state, their_entry, theirs = string.match(known, '^(%d+) (%l+) (%S+) (%d+) ')
     if not state or tonumber(their_version) > tonumber(version) then return 'over', entry, 0 end
     local unfinished = state == 'pending' or state == 'processing'
-    if tonumber(theirs) > tonumber(generation) or (theirs == generation and not unfinished) then
+    if tonumber(theirs) > tonumber(epoch) or (theirs == epoch and not unfinished) then
       return 'over', entry, 0
     end
-    if theirs ~= generation then
+    if theirs ~= epoch then
       known = nil
     elseif exists(stream, their_entry) then
       return 'there', their_entry, 0
@@ -38,14 +38,14 @@ local function requeue(record_key, run_key, at)
       return 'runs', entry, missing
     end
     if ARGV[1] == '' then return 'missing', entry, missing end
-    now = redis.call('XADD', stream, '*', 'v', version, 'g', generation, 'd', ARGV[at + 4])
+    now = redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', ARGV[at + 4])
     if run_json then redis.call('SET', run_key, now .. ' ' .. run_json, 'KEEPTTL') end
   end
   if ARGV[1] == '' then return 'missing', entry, missing end
   if known then
     redis.call('SET', record_key, with_entry(known, now), 'KEEPTTL')
   else
-    redis.call('SET', record_key, waiting_record(now, generation, digest, ARGV[at + 5]), 'PX', ARGV[1])
+    redis.call('SET', record_key, waiting_record(now, epoch, digest, ARGV[at + 5]), 'PX', ARGV[1])
   end
   return 'queued', now, missing
 end

@@ -21,11 +21,11 @@ local function with_billed(record, count)
   return head .. '"billed":' .. count .. (string.sub(rest, 1, 1) == '}' and '' or ',') .. rest
 end
 
--- Returns the count in a record of the same generation that is not finished, else 0.
-local function billed_before(record, generation)
+-- Returns the count in a record of the same epoch that is not finished, else 0.
+local function billed_before(record, epoch)
   local count = billed_in(record)
   if count == 0 then return 0 end
   local state, theirs = string.match(record, '^%d+ (%l+) %S+ (%d+) ')
-  if (state ~= 'pending' and state ~= 'processing') or theirs ~= generation then return 0 end
+  if (state ~= 'pending' and state ~= 'processing') or theirs ~= epoch then return 0 end
   return count
 end

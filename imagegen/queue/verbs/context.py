@@ -1,0 +1,60 @@
+"""Context of the verbs: the connection, the keys, and the lifetimes of what they store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from imagegen.queue.claim import checkpoint_ttl_s, owner_life_s
+from imagegen.queue.unreadable import Unreadable
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.multiplexer import Arg, Multiplexer, Script
+
+
+@dataclass(frozen=True, slots=True)
+class VerbContext:
+    """Connection, keys and lifetimes, made once for each instance.
+
+    Args:
+        record_ttl_ms: life of an unfinished task's record.
+        result_ttl_ms: life of a finished task's record.
+        checkpoint_ttl_ms: life of a checkpoint that is not renewed.
+        owner_life_s: seconds after a checkpoint's last renewal in which its owner may still work.
+    """
+
+    connection: Connection
+    keys: Keys
+    record_ttl_ms: int
+    result_ttl_ms: int
+    checkpoint_ttl_ms: int
+    owner_life_s: float
+    multiplexer: Multiplexer = field(init=False)
+    unreadable: Unreadable = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multiplexer", self.connection.multiplexer)
+        object.__setattr__(self, "unreadable", Unreadable(self.connection.meter))
+
+    @classmethod
+    def create(
+        cls, connection: Connection, keys: Keys, *, record_life_s: float, result_ttl_s: float, lease_s: float
+    ) -> Self:
+        """Return the context for lifetimes in seconds; lease_s is that of a claim."""
+        return cls(
+            connection,
+            keys,
+            record_ttl_ms=int(record_life_s * 1000),
+            result_ttl_ms=max(int(result_ttl_s * 1000), 1),
+            checkpoint_ttl_ms=int(checkpoint_ttl_s(lease_s) * 1000),
+            owner_life_s=owner_life_s(lease_s),
+        )
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+        """Run a script and return its reply. Raises QueueUnavailable, RedisError."""
+        return await self.multiplexer.evalsha(script, keys, args)
+
+    def count(self, purpose: str, commands: int) -> None:
+        """Add to the count of commands that Redis bills, those inside of scripts too."""
+        self.connection.meter.redis_commands_sent(purpose, commands)

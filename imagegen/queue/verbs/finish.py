@@ -1,0 +1,87 @@
+"""Verb `finish`: batched calls of finish.lua, which writes the final records of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.queue.codec import final_record, with_delivery_log
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
+from imagegen.redis_client.batcher import Batcher
+from imagegen.redis_client.keys import GROUP
+from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.tasks.task import Task, pending_deliveries
+
+_SCRIPT = load_script(__package__, "billed", "finish")
+
+
+class FinishItem(Struct, frozen=True, gc=False):
+    """A final task with its encoded record, and the id of the entry that carried it."""
+
+    entry_id: str
+    final: Task
+    record: bytes
+
+
+class FinishReply(Struct, frozen=True, gc=False):
+    """Reply to `finish` and `cancel`.
+
+    Args:
+        existing: the record that was there first, empty if ours was stored.
+        delivery_log: the log of webhooks that were added meanwhile, else empty.
+        possibly_billed_twice: the count in the stored record if another instance knew a higher one, else 0.
+    """
+
+    existing: bytes
+    delivery_log: bytes
+    possibly_billed_twice: int = 0
+
+
+def finish_item(entry_id: str, final: Task) -> FinishItem:
+    """Encode a final task. An error is raised here, before the task joins a batch with others."""
+    return FinishItem(entry_id, final, final_record(final))
+
+
+def as_stored(final: Task, reply: FinishReply) -> Task:
+    """Return the final task as Redis has it now: with the webhooks and the count that others added."""
+    if reply.possibly_billed_twice:
+        final = replace(final, possibly_billed_twice=reply.possibly_billed_twice)
+    return with_delivery_log(final, reply.delivery_log)
+
+
+class Finish:
+    """Batcher of final records."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._batcher = Batcher[FinishItem, FinishReply](
+            context.multiplexer, self._encode, self._decode, lambda item: len(item.record)
+        )
+
+    def __call__(self, item: FinishItem) -> asyncio.Future[FinishReply]:
+        """Write a final record with the next batch."""
+        return self._batcher(item)
+
+    def _encode(self, items: list[FinishItem]) -> CommandBatch:
+        names = self._context.keys
+        keys = [names.stream, names.outbox]
+        args: list[Any] = [GROUP, self._context.result_ttl_ms, outbox_due_ms(self._context.connection.clock())]
+        for item in items:
+            final = item.final
+            keys += (names.record(final.id), names.delivery_log(final.id))
+            args += (item.entry_id, final.epoch, item.record)
+            args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "")
+        return _SCRIPT.asked(keys, args)
+
+    def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
+        replies = [FinishReply(*row) for row in results[0]]
+        self._context.count("finish", 2 + 2 * len(items))  # XACK; XDEL and SET (or GET) for each task
+        logs = sum(bool(reply.delivery_log) for reply in replies)
+        is_outbox_written = logs > 0 or any(pending_deliveries(item.final) for item in items)
+        self._context.count("hooks", logs + is_outbox_written)
+        return replies

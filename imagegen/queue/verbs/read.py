@@ -1,0 +1,53 @@
+"""Reads of tasks: records, checkpoints, delivery logs, and the entries that carry requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.redis_client.batcher import Batcher
+from imagegen.redis_client.multiplexer import CommandBatch
+
+TaskRows = tuple[bytes | None, bytes | None, bytes | None]
+"""Record, checkpoint and delivery log of a task."""
+
+
+class ReadTasks:
+    """Batcher of reads by task id, one MGET for a batch."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._batcher = Batcher[str, TaskRows](context.multiplexer, self._encode, self._decode)
+
+    def __call__(self, task_id: str) -> asyncio.Future[TaskRows]:
+        """Read all that is stored of a task with the next batch."""
+        return self._batcher(task_id)
+
+    def _encode(self, ids: list[str]) -> CommandBatch:
+        keys = self._context.keys
+        kinds = (keys.record, keys.checkpoint, keys.delivery_log)
+        return CommandBatch([("MGET", *(key(task_id) for task_id in ids for key in kinds))])
+
+    def _decode(self, _ids: list[str], results: list[Any]) -> list[TaskRows]:
+        self._context.count("read", 1)
+        values = cast(list[bytes | None], results[0])
+        return list(zip(values[::3], values[1::3], values[2::3], strict=True))
+
+
+async def read_checkpoints(context: VerbContext, ids: Sequence[str]) -> list[bytes | None]:
+    """Return the checkpoint of each task, None if there is none."""
+    keys = [context.keys.checkpoint(task_id) for task_id in ids]
+    async with context.connection.deadline():
+        checkpoints = cast(list[bytes | None], await context.connection.commands.mget(keys))
+    context.count("takeover", 1)
+    return checkpoints
+
+
+async def read_entry(context: VerbContext, entry_id: str) -> dict[bytes, bytes] | None:
+    """Return the fields of an entry, None if it is not in the stream."""
+    async with context.connection.deadline():
+        rows: Any = await context.connection.commands.xrange(context.keys.stream, entry_id, entry_id)
+    context.count("read", 1)
+    return rows[0][1] if rows else None

@@ -1,0 +1,76 @@
+"""Verb `release`: return of claims to the queue, without a count of the attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.queue.claim import Claim
+from imagegen.queue.codec import VERSION, encode_entry
+from imagegen.queue.eta import entry_order
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.redis_client.batcher import batched
+from imagegen.redis_client.keys import GROUP
+from imagegen.redis_client.lua import load_script
+
+_SCRIPT = load_script(__package__, "owned", "release")
+
+MAX_RELEASED = 100
+"""Claims of one script call, so that other clients of Redis wait only a few ms."""
+
+
+class ReleaseItem(Struct, frozen=True, gc=False):
+    """A claim to release; checkpoint: without its entry id, empty if none was written."""
+
+    task_id: str
+    entry_id: str
+    epoch: int
+    entry: bytes
+    checkpoint: bytes
+
+
+def release_item(claim: Claim) -> ReleaseItem:
+    """Encode a claim. A call that was cut off may have been paid, but does not count as an attempt."""
+    checkpoint, task = claim.checkpoint, claim.task
+    stored = b""
+    if claim.stored_bytes is not None:
+        if checkpoint.phase == "calling":
+            ambiguous_calls = checkpoint.ambiguous_calls + checkpoint.calling
+            checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=checkpoint.attempts - 1)
+        stored = replace(checkpoint, phase="released").encode("").strip()
+    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored)
+
+
+async def release(context: VerbContext, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:
+    """Release claims of a consumer. Return how many of them were still its own.
+
+    Args:
+        leaving: whether to remove the consumer too, if it holds nothing more.
+    """
+    released = 0
+    ordered = sorted(items, key=lambda item: entry_order(item.entry_id))
+    pages = list(batched(ordered, MAX_RELEASED, lambda item: len(item.entry))) or [[]]
+    for number, page in enumerate(pages, 1):
+        released += await _release_page(context, consumer, page, leaving=leaving and number == len(pages))
+    return released
+
+
+async def _release_page(context: VerbContext, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool) -> int:
+    keys = [context.keys.stream]
+    args: list[Any] = [GROUP, consumer, "1" if leaving else "", context.record_ttl_ms]
+    args += (items[0].entry_id, items[-1].entry_id) if items else ("-", "+")
+    for item in items:
+        keys += (context.keys.record(item.task_id), context.keys.checkpoint(item.task_id))
+        args += (item.entry_id, VERSION, item.epoch, item.entry, item.checkpoint)
+    released = cast(int, await context.run(_SCRIPT, keys, args))
+    context.count("release", release_cost(items, released, leaving=leaving))
+    return released
+
+
+def release_cost(items: Sequence[ReleaseItem], released: int, *, leaving: bool) -> int:
+    """Return the commands: XPENDING; six for each released task, five if it has no checkpoint; two to leave."""
+    without_checkpoint = sum(not item.checkpoint for item in items) if released else 0
+    return 2 + max(released * 6 - without_checkpoint, 0) + 2 * leaving

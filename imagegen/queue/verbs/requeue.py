@@ -1,0 +1,49 @@
+"""Verb `requeue`: waiting tasks whose entry or record Redis has lost are enqueued again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from imagegen.queue.codec import VERSION, encode_entry, encode_task
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.restore_batch import count_restore
+from imagegen.redis_client.lua import load_script
+from imagegen.tasks.task import Task
+
+_SCRIPT = load_script(__package__, "entries", "requeue")
+
+
+class RequeueResult(Struct, frozen=True, gc=False):
+    """kind: see requeue.lua; record_missing: Redis had no record of the task."""
+
+    kind: Literal["queued", "missing", "there", "runs", "over"]
+    entry_id: str
+    record_missing: bool
+
+
+async def requeue(context: VerbContext, tasks: Sequence[Task]) -> list[RequeueResult]:
+    """Enqueue waiting tasks again whose entry or record is missing."""
+    return await _requeue(context, tasks, context.record_ttl_ms)
+
+
+async def check_requeue(context: VerbContext, tasks: Sequence[Task]) -> list[RequeueResult]:
+    """Return what `requeue` would do, without a change: kind `missing` in place of `queued`."""
+    return await _requeue(context, tasks, "")
+
+
+async def _requeue(context: VerbContext, tasks: Sequence[Task], record_ttl_ms: int | str) -> list[RequeueResult]:
+    keys = [context.keys.stream]
+    args: list[Any] = [record_ttl_ms, context.checkpoint_ttl_ms - int(context.owner_life_s * 1000)]
+    for task in tasks:
+        keys += (context.keys.record(task.id), context.keys.checkpoint(task.id))
+        args += (task.entry_id, task.epoch, task.digest, VERSION, encode_entry(task))
+        args.append(encode_task(task, with_request=False))
+    rows = await context.run(_SCRIPT, keys, args)
+    count_restore(context, len(tasks))
+    return [
+        RequeueResult(kind.decode(), entry_id.decode(), bool(missing))
+        for kind, entry_id, missing in zip(rows[::3], rows[1::3], rows[2::3], strict=True)
+    ]

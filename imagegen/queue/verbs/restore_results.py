@@ -1,0 +1,36 @@
+"""Verb `restore_results`: final records that Redis has lost are written back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from imagegen.queue.codec import final_record
+from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.restore_batch import count_restore
+from imagegen.redis_client.keys import GROUP
+from imagegen.redis_client.lua import load_script
+from imagegen.tasks.task import Task
+
+_SCRIPT = load_script(__package__, "restore_results")
+
+
+class RestoredResult(IntEnum):
+    """What Redis had before: the result itself, nothing, or the task before its end."""
+
+    PRESENT = 0
+    MISSING = 1
+    OUTDATED = 2
+
+
+async def restore_results(context: VerbContext, tasks: Sequence[Task], now: float) -> list[RestoredResult]:
+    """Write final records back that are missing or outdated; now: Unix time."""
+    keys = [context.keys.stream]
+    args: list[str | bytes | int] = [GROUP]
+    for task in tasks:
+        keys.append(context.keys.record(task.id))
+        ttl_ms = max(int(((task.expires_at or now) - now) * 1000), 1)
+        args += (task.epoch, final_record(task), ttl_ms)
+    rows = await context.run(_SCRIPT, keys, args)
+    count_restore(context, len(tasks))
+    return list(map(RestoredResult, rows))
