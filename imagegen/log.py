@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import re
@@ -12,12 +11,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 from loguru import logger
+
+from imagegen.formats import rfc3339
 
 if TYPE_CHECKING:
     from loguru import Message, Record
@@ -46,32 +45,19 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
 
 
 def log_access(method: str, path: str, status: int, took_s: float, request_id: str) -> None:
-    """Logs one answer at INFO, which the caller has found enabled. method, path: printable ASCII.
+    """Write the line of one response. The caller has checked that INFO is enabled.
 
-    A record of loguru costs as much as a small answer. So where nobody else listens the line is written without one.
+    The line does not go through loguru, whose record costs as much as a small response: no other sink receives it.
+    method, path: printable ASCII.
     """
-    if _lines is not None and len(getattr(logger, "_core").handlers) == 1 and "://" not in path:  # noqa: B009
+    if _lines is not None:
+        path = _sanitize(path) if "://" in path else path
         _lines.write_access_line(method, path, status, took_s * 1000, request_id)
-    else:
-        logger.info(
-            "{method} {path} {status} {ms:.1f} ms",
-            method=method,
-            path=path,
-            status=status,
-            ms=took_s * 1000,
-            requestId=request_id,
-        )
 
 
 def is_enabled(level: str) -> bool:
     """Whether a record of this level would be shown, for callers who would have to work for it."""
     return logging.getLogger().isEnabledFor(logger.level(level).no)
-
-
-def prompt_excerpt(prompt: str) -> str:
-    """What a log may say of a prompt: enough to tell two apart, nothing to read."""
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{len(prompt)} characters, #{digest[:8]}"
 
 
 class InterceptHandler(logging.Handler):
@@ -203,12 +189,12 @@ def _json_line(record: Record) -> str:
 def _text_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
     message = f"{method} {path} {status} {ms:.1f} ms"
     extra = "" if request_id in message else f" requestId={request_id}"
-    return f"{_format_timestamp(time.time())} INFO     {message}{extra}"
+    return f"{rfc3339(time.time())} INFO     {message}{extra}"
 
 
 def _json_access(method: str, path: str, status: int, ms: float, request_id: str) -> str:
     fields = {
-        "time": _format_timestamp(time.time()),
+        "time": rfc3339(time.time()),
         "level": "INFO",
         "message": f"{method} {path} {status} {ms:.1f} ms",
         "method": method,
@@ -228,17 +214,7 @@ def _json_safe(value: object) -> object:
 
 
 def _time(record: Record) -> str:
-    return _format_timestamp(record["time"].timestamp())
-
-
-def _format_timestamp(unix_s: float) -> str:
-    second = int(unix_s)
-    return f"{_format_second(second)}.{int((unix_s - second) * 1000):03d}Z"
-
-
-@lru_cache(maxsize=2)
-def _format_second(unix_s: int) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return rfc3339(record["time"].timestamp())
 
 
 def _trace(record: Record) -> str:

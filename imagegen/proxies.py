@@ -12,6 +12,8 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
 
+from imagegen.formats import parse_digits
+
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
@@ -100,8 +102,8 @@ def _matches(exception: str, host: str, port: int | None) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host) in ipaddress.ip_network(exception.strip("[]"), strict=False)
     name, colon, own_port = exception.rpartition(":")
-    if colon and own_port.isdecimal() and (":" not in name or name.endswith("]")):
-        if port != int(own_port):
+    if colon and (number := parse_digits(own_port)) is not None and (":" not in name or name.endswith("]")):
+        if port != number:
             return False
         exception = name
     domain = exception.strip("[]").removeprefix("*").lstrip(".").rstrip(".")

@@ -19,9 +19,6 @@ from urllib.parse import SplitResult, urlsplit
 T = TypeVar("T")
 
 TEN_YEARS_S = 315_360_000
-MIB = 1024**2
-
-
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 """Characters without a width, which copying from a web page or a chat leaves in a text."""
 

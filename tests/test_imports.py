@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a room imports only from floors below its own
-    {"byte_budget", "did_you_mean", "errors", "metrics", "proxies", "resolver", "setting_parsers"},
-    {"redis_client"},
+    {"backoff", "did_you_mean", "errors", "formats", "metrics", "resolver"},
+    {"byte_budget", "proxies", "redis_client", "setting_parsers"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"web", "worker"},

@@ -64,6 +64,7 @@ class Watcher:
         ("https://anotherexample.com/v1", ("example.com",), True),
         ("https://api.example.com/v1", ("api.example.com:443",), False),
         ("https://api.example.com:8443/v1", ("api.example.com:443",), True),
+        ("https://api.example.com/v1", ("api.example.com:٤٤٣",), True),
         ("https://api.example.com/v1", ("*",), False),
         ("https://10.1.2.3/v1", ("10.0.0.0/8",), False),
         ("https://11.1.2.3/v1", ("10.0.0.0/8",), True),

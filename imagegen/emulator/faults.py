@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -38,6 +39,9 @@ def check(fault: Fault) -> None:
     _plan_of(fault.name)
 
 
+_STATUS = re.compile("[2-5][0-9]{2}")
+
+
 def names() -> list[str]:
     return sorted({*FAULTS, *_ALIASES, *answers.ERRORS, *IMAGE_FAULTS, "flapping", "storm"})
 
@@ -49,7 +53,7 @@ def _plan_of(name: str) -> Plan:
         return lambda generation, fault: generation.answer(generation.entries(fault=fault))
     if name in _ALIASES or name in answers.ERRORS:
         return _row
-    if name.isdigit() and len(name) == 3 and name[0] in "2345":
+    if _STATUS.fullmatch(name):
         return _any_status
     raise UnknownFault(f"no fault named {name!r}; GET /_emulator/faults lists them")
 
@@ -73,7 +77,7 @@ def _with_headers(answer: Response, fault: Fault) -> Response:
 
 
 def _any_status(generation: Generation, fault: Fault) -> Response:
-    status = int(fault.number("status", int(fault.name) if fault.name.isdigit() else 500))
+    status = int(fault.number("status", int(fault.name) if _STATUS.fullmatch(fault.name) else 500))
     body = fault.options.get("body")
     if isinstance(body, str):
         return Response(status, body.encode(), fault.text("content_type", answers.TEXT))

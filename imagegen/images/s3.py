@@ -23,6 +23,7 @@ import aiohttp
 from loguru import logger
 
 from imagegen.errors import SettingsError, StoreUnavailable
+from imagegen.formats import parse_digits
 from imagegen.images.store import PIECE_BYTES, in_file_thread
 from imagegen.tasks.image import StoredImage
 
@@ -266,8 +267,8 @@ class S3BlobStore:
 
     def _is_current(self, found: Mapping[str, Any], image: StoredImage) -> bool:
         end = found["Metadata"].get(_EXPIRES_METADATA, "")
-        of_range = str(found.get("ContentRange", "")).rpartition("/")[2]
-        size_bytes = int(of_range) if of_range.isdecimal() else found["ContentLength"]
+        whole_bytes = parse_digits(str(found.get("ContentRange", "")).rpartition("/")[2])
+        size_bytes = found["ContentLength"] if whole_bytes is None else whole_bytes
         return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
     def _add(self, key: str, kept: _BlobEntry) -> None:

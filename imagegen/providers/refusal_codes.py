@@ -107,7 +107,7 @@ BILLING = Meaning(
         r"额度已用尽",
         r"已?欠费",
     ),
-    unless=_words(r"per (?:second|minute|hour)", r"(?:retry|try again) in \d", r"rate limit", r"too many requests"),
+    unless=_words(r"per (?:second|minute|hour)", r"(?:retry|try again) in [0-9]", r"rate limit", r"too many requests"),
 )
 """The account is out of credit. Google's 429 for a minute's quota has OpenAI's sentence, and a time to retry."""
 
@@ -229,7 +229,7 @@ _ABOUT_COUNT = re.compile(
 )
 _HIGHEST = re.compile(
     r"(?:<=|≤|(?:between|from) 1 (?:and|to)|\b1 ?(?:-|–|\.\.)|less than or equal to|at most|no more than|up to"
-    r"|max(?:imum)?(?: of| is|:)?) ?(\d{1,3})\b",
+    r"|max(?:imum)?(?: of| is|:)?) ?([0-9]{1,3})\b",
     re.IGNORECASE,
 )
 

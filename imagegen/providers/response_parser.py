@@ -57,7 +57,7 @@ _PARAMETER = re.compile(
     r"(?:unsupported use of|un(?:known|supported|recognized) parameter:?|argument not supported:?) ['\"]?([a-z_]+)",
     re.IGNORECASE,
 )
-_PER_MINUTE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
+_PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
@@ -291,7 +291,7 @@ def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorI
     """The status itself; of an error object under a 2xx the one that it names or that its type stands for."""
     if not 200 <= status < 300 or not fields.get("error"):
         return status
-    if re.fullmatch(r"[45]\d\d", complaint.code):
+    if re.fullmatch(r"[45][0-9]{2}", complaint.code):
         return int(complaint.code)
     return _STATUS_OF_TYPE.get(complaint.kind, status)
 
@@ -394,8 +394,11 @@ def _limits(headers: Mapping[str, str]) -> UpstreamLimits:
 
 
 def _number(text: str | None) -> float | None:
+    """Return a number of a header; `float` alone accepts digits of every script and `1_000`."""
+    if not text or not text.isascii() or "_" in text:
+        return None
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         return None
     return value if 0 <= value <= _LARGEST_NUMBER else None

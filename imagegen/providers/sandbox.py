@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _MAX_SLOW_S = 600.0
 _MAX_REMEMBERED = 1_000
-_SLOW = re.compile(r"\[slow:(\d{1,4}(?:\.\d{1,3})?)\]")
-_FAIL = re.compile(r"\[fail:([a-z_]{1,40})(?::(\d{1,4}))?\]")
+_SLOW = re.compile(r"\[slow:([0-9]{1,4}(?:\.[0-9]{1,3})?)\]")
+_FAIL = re.compile(r"\[fail:([a-z_]{1,40})(?::([0-9]{1,4}))?\]")
 
 _STATUSES: Mapping[str, int | None] = {
     "content_policy": 422,

@@ -15,6 +15,7 @@ import orjson
 from loguru import logger
 from redis.exceptions import RedisError
 
+from imagegen.backoff import Backoff
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, remedy, shown, unavailable
@@ -49,7 +50,7 @@ class Notifier:
         self._sending: set[asyncio.Task[None]] = set()
         self.peers: dict[str, float] = {}
         self._alone_since = 0.0
-        self._retry_s = RETRY_S
+        self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
         self.silent = False
         self._hellos = 0
         self.handlers: dict[str, Handler] = {}
@@ -85,24 +86,22 @@ class Notifier:
 
     async def listen_forever(self) -> None:
         """One subscription for this process; after a loss it is made again."""
-        delay_s = 0.1
+        losses = Backoff(0.1, 5.0)
         while True:
             try:
                 async with self._connection.subscriptions.subscribed(self._channel) as subscription:
                     self._connection.meter.redis_commands_sent("control", 1)
                     self._on_subscribed()
-                    delay_s = 0.1
+                    losses.reset()
                     while True:
                         self._on_message(await subscription.next())
             except (RedisError, OSError, TimeoutError) as error:
                 if remedy(error) == RIGHTS_REMEDY:
                     self._refused(error)
-                    await asyncio.sleep(self._retry_s)
-                    self._retry_s = min(self._retry_s * 2, MAX_RETRY_S)
+                    await asyncio.sleep(self._refusals.next_s())
                     continue
                 logger.debug("The control channel was lost: {}", error)
-                await self._connection.health.wait(delay_s)
-                delay_s = min(delay_s * 2, 5.0)
+                await self._connection.health.wait(losses.next_s())
 
     def _refused(self, error: Exception) -> None:
         """Work without the channel: the Redis user may not publish, or not subscribe."""

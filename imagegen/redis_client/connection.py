@@ -13,6 +13,7 @@ from loguru import logger
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from imagegen.backoff import Backoff
 from imagegen.errors import QueueUnavailable
 from imagegen.metrics import Meter
 from imagegen.redis_client.commands import Commands
@@ -107,13 +108,12 @@ class Connection:
 
     async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply:
         """Repeats a call that can be repeated until Redis can be used."""
-        delay_s = 0.05
+        backoff = Backoff(0.05, 1.0)
         while True:
             try:
                 return await call(*given)
             except QueueUnavailable:
-                await self.health.wait(delay_s)
-                delay_s = min(delay_s * 2, 1.0)
+                await self.health.wait(backoff.next_s())
 
     async def _identify(self, connection: Any) -> None:
         """Request INFO, which is not billed, and report another server. Without the right to INFO nothing is known."""

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from loguru import logger
 
+from imagegen.backoff import Backoff
 from imagegen.errors import SettingsError
 from imagegen.redis_client.aof_repair import repair
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
@@ -148,14 +149,13 @@ class EmbeddedRedis:
 
     async def watch(self) -> None:
         """Starts the server again whenever it dies, also the server of another process that is gone. Never returns."""
-        pause_s, said = _FIRST_PAUSE_S, ""
+        backoff, said = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
         while True:
             connected_at = time.monotonic()
             await _until_disconnected(self._home.socket)
             if time.monotonic() - connected_at > _STEADY_S:
-                pause_s = _FIRST_PAUSE_S
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                backoff.reset()
+            await asyncio.sleep(backoff.next_s())
             try:
                 await self._ensure_running()
                 said = ""

@@ -13,6 +13,7 @@ MAX_IMAGES = 8
 MAX_SEED = 2**63 - 1
 
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -52,49 +53,19 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
             raise ValueError(f"no stored request: {error}") from error
 
     def canonical(self, provider: str, scope: str | None) -> bytes:
-        """One spelling of everything that changes the picture: sorted keys, no nulls, whole numbers as integers.
+        """Return the JSON of everything that changes the image: sorted keys, no nulls, whole numbers as integers.
 
-        The provider is part of it, so that a sandbox picture is never served as a real one; `scope` is the
-        client's key name where each key has its own tasks.
+        The provider is part of it, so that a sandbox image is never served as a real one. `scope` is the client's key
+        name if each key has its own tasks.
         """
+        fields = self.to_dict()
+        fields["provider"] = provider
+        if scope is not None:
+            fields["scope"] = scope
         scale = self.guidance_scale
-        return _encode(
-            _Canonical(
-                guidance_scale=int(scale) if scale is not None and scale == int(scale) else scale,
-                height=self.height,
-                image_url=self.image_url,
-                model=self.model,
-                n=self.n,
-                negative_prompt=self.negative_prompt,
-                output_format=self.output_format,
-                prompt=self.prompt,
-                provider=provider,
-                reference_images=self.reference_images,
-                scope=scope,
-                seed=self.seed,
-                steps=self.steps,
-                width=self.width,
-            )
-        )
-
-
-class _Canonical(Struct, kw_only=True, omit_defaults=True, gc=False):
-    """In the order in which it is written."""
-
-    guidance_scale: float | None = None
-    height: int
-    image_url: str | None = None
-    model: str
-    n: int
-    negative_prompt: str | None = None
-    output_format: str | None = None
-    prompt: str
-    provider: str
-    reference_images: tuple[str, ...] | None = None
-    scope: str | None = None
-    seed: int | None = None
-    steps: int | None = None
-    width: int
+        if scale is not None and scale.is_integer():
+            fields["guidance_scale"] = int(scale)
+        return _encode_sorted(fields)
 
 
 def fingerprint(canonical: bytes, secret: str | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from imagegen.backoff import doubled
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import TaskError, WaitReason
@@ -87,7 +88,7 @@ class RetryPolicy:
 
     def backoff_s(self, attempts: int, random: Callable[[], float]) -> float:
         """Exponential with jitter between half and the whole; `random` gives 0 to 1."""
-        whole = min(self.base_s * 2.0 ** min(attempts - 1, 30), MAX_BACKOFF_S)
+        whole = doubled(self.base_s, attempts - 1, MAX_BACKOFF_S)
         return whole * (0.5 + 0.5 * random())
 
     def decide(self, error: UpstreamError, standing: FailureContext, random: Callable[[], float]) -> Retry | Failed:

@@ -9,7 +9,6 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import IPv6Address
 from itertools import islice
@@ -22,6 +21,7 @@ from yarl import URL
 
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
+from imagegen.formats import printable, rfc3339
 
 MAX_WEBHOOKS = 20
 MAX_URL_CHARS = 2_000
@@ -195,7 +195,7 @@ def _is_ipv6(host: str) -> bool:
 def _field_error(error: ErrorDetails) -> FieldError:
     name, *rest = error["loc"] or ("",)
     where = f"webhook.{str(name)[:60]}" + "".join(f"[{part}]" for part in rest if isinstance(part, int))
-    shown = "".join(c if c.isprintable() else "?" for c in where)
+    shown = printable(where)
     match error["type"]:
         case "missing":
             return FieldError(shown, "is required")
@@ -346,5 +346,4 @@ def event_type(state: str) -> str:
 
 def event_body(state: str, finished_at: float, view: Mapping[str, Any]) -> bytes:
     """The body that is signed and sent; `view` is the GET body of the task."""
-    timestamp = datetime.fromtimestamp(finished_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return orjson.dumps({"type": event_type(state), "timestamp": timestamp, "data": view})
+    return orjson.dumps({"type": event_type(state), "timestamp": rfc3339(finished_at), "data": view})

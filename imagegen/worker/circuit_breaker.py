@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from imagegen.backoff import Backoff
 from imagegen.tasks.task import WaitReason
 
 FAILING_TASKS = 5
@@ -49,7 +50,7 @@ class CircuitBreaker:
         self._period = 0
         self._running = 0
         self._out = 0
-        self._pause_s = tempo.probe_s
+        self._pauses = Backoff(tempo.probe_s, tempo.probe_s)
         self.is_open = False
         self.is_tripped = False
         self._dead_since = 0.0
@@ -95,8 +96,7 @@ class CircuitBreaker:
     def enter(self, now: float) -> int:
         """A call is made; returns the period that it belongs to."""
         if self.is_open:
-            self._until = now + self._pause_s
-            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
+            self._until = now + self._pauses.next_s()
         self._running += 1
         self._out += 1
         return self._period
@@ -123,9 +123,8 @@ class CircuitBreaker:
         if new:
             self.is_tripped = True
             self._dead_since = now
-            self._pause_s = min(self._tempo.first_probe_s, self._tempo.probe_s)
-            self.open_for(now, self._pause_s, WaitReason.UPSTREAM_OVERLOADED)
-            self._pause_s = min(self._pause_s * 2, self._tempo.probe_s)
+            self._pauses = Backoff(self._tempo.first_probe_s, self._tempo.probe_s)
+            self.open_for(now, self._pauses.next_s(), WaitReason.UPSTREAM_OVERLOADED)
         return new
 
     def excuses_answers(self, now: float) -> bool:
@@ -145,7 +144,7 @@ class CircuitBreaker:
         if not self.is_open or not (self.is_tripped or period == self._period):
             return False
         self.is_open = self.is_tripped = False
-        self._pause_s = self._tempo.probe_s
+        self._pauses = Backoff(self._tempo.probe_s, self._tempo.probe_s)
         self._until = now
         self._ramp_from = now - self._tempo.step_s
         return True

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from imagegen.backoff import doubled
+
 Item = TypeVar("Item")
 
 MAX_CONCURRENT = 100
@@ -151,7 +153,7 @@ class Destinations(Generic[Item]):
         destination.slow = took_s > SLOW_S
         if failed:
             destination.failures += 1
-            pause_s = min(max(took_s, MIN_PAUSE_S) * 2 ** min(destination.failures - 1, 20), MAX_PAUSE_S)
+            pause_s = doubled(max(took_s, MIN_PAUSE_S), destination.failures - 1, MAX_PAUSE_S)
             pause_s = max(pause_s, min(retry_after_s or 0.0, MAX_RETRY_AFTER_S))
             destination.paused_until = now + pause_s
         else:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
 
 from imagegen import __version__
+from imagegen.formats import parse_digits
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.ssrf import blocked_cause, check_host, guarded_connector
 from imagegen.tasks.task import Task
@@ -259,6 +260,7 @@ def _retry_after_s(value: str | None, now: float) -> float | None:
     if value is None:
         return None
     try:
-        return float(value) if value.isdecimal() else max(parsedate_to_datetime(value).timestamp() - now, 0.0)
+        seconds = parse_digits(value)
+        return max(parsedate_to_datetime(value).timestamp() - now, 0.0) if seconds is None else float(seconds)
     except ValueError:
         return None

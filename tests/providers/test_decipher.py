@@ -156,6 +156,8 @@ def test_a_parameter_is_only_dropped_where_the_request_was_refused():
         ({"Retry-After": "soon", "X-RateLimit-Reset": "2"}, b"", 2),
         ({"Retry-After": "-3", "X-RateLimit-Reset": "inf"}, b"", None),
         ({"x-ratelimit-reset": "1792567710"}, b"", None),
+        ({"Retry-After": "٣", "X-RateLimit-Reset": "1_0"}, b"", None),
+        ({}, error("Your limit is ٦ queries per minute"), None),
         ({}, MODEL_LIMIT, 60 / 9),
         ({}, TIER_LIMIT, 1),
         ({}, error("Your limit is 0 queries per minute"), None),

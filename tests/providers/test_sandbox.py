@@ -294,6 +294,12 @@ async def test_a_cancelled_call_ends_at_once(watcher) -> None:
     assert watcher.fractions == []
 
 
+@pytest.mark.parametrize("mark", ["[slow:٩]", "[slow:９]"])
+async def test_digits_of_other_scripts_make_nothing_slow(watcher, mark: str) -> None:
+    async with asyncio.timeout(5):
+        await SandboxProvider(0).generate(call(f"a snail {mark}", width=64, height=64), watcher)
+
+
 async def test_a_prompt_can_ask_for_a_slow_picture(watcher) -> None:
     started_s = time.monotonic()
     await SandboxProvider(0).generate(call("a snail [slow:0.3]", width=64, height=64), watcher)

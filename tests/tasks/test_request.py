@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
 
 import orjson
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from imagegen.tasks.request import GenerationRequest
+from imagegen.errors import InvalidRequest
+from imagegen.tasks.request import GenerationRequest, fingerprint
 from imagegen.tasks.validation import GenerationParams, parse
 
 TEXTS = some.text(some.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"]), min_size=1, max_size=20)
@@ -98,3 +100,29 @@ def test_what_is_always_known_is_always_stored() -> None:
 def test_what_is_no_stored_request_is_refused(stored: bytes) -> None:
     with pytest.raises(ValueError, match="no stored request"):
         GenerationRequest.from_json(stored)
+
+
+@pytest.mark.parametrize("name", ["prompt", "model", "negative_prompt", "image_url"])
+def test_a_control_character_is_named_as_the_fault(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requested(**{name: "https://host/a\x00b"})
+    assert [fault.message for fault in caught.value.details] == [
+        "must not contain control characters except tab and newline"
+    ]
+
+
+@pytest.mark.parametrize("name", ["width", "steps", "seed", "guidance_scale"])
+@pytest.mark.parametrize("digits", ["٦٤", "６４", "6_4"])
+def test_digits_of_other_scripts_are_no_number(name: str, digits: str) -> None:
+    with pytest.raises(InvalidRequest):
+        requested(**{name: digits})
+
+
+def test_the_fingerprint_of_a_request_never_changes() -> None:
+    request = requested(seed=3, guidanceScale=7.0, negativePrompt="fog", referenceImages=["https://host/a"])
+    canonical = request.canonical("sandbox", "shop")
+    assert canonical == (
+        b'{"guidance_scale":7,"height":512,"model":"m","n":1,"negative_prompt":"fog","prompt":"a cat",'
+        b'"provider":"sandbox","reference_images":["https://host/a"],"scope":"shop","seed":3,"width":512}'
+    )
+    assert fingerprint(canonical, None) == hashlib.md5(canonical, usedforsecurity=False).hexdigest()

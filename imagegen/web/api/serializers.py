@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import lru_cache
 
+from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.tasks.image import StoredImage
@@ -35,12 +34,6 @@ TEXTS = {
 }
 
 ImageUrl = Callable[[Task, StoredImage], str]
-
-
-@lru_cache(maxsize=4096)
-def rfc3339(unix_s: float) -> str:
-    """UTC, milliseconds. The same few moments are told again and again."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str, language: str) -> SubmittedView:

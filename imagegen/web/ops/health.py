@@ -6,8 +6,8 @@ import time
 
 from aiohttp import web
 
+from imagegen.formats import rfc3339
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView
-from imagegen.web.api.serializers import rfc3339
 from imagegen.web.context import SERVICES
 from imagegen.web.http.middleware import json_response
 

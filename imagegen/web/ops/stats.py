@@ -7,6 +7,7 @@ import time
 from aiohttp import web
 
 from imagegen import __version__
+from imagegen.formats import rfc3339
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.redis_client.server_info import eviction_warning
@@ -20,7 +21,6 @@ from imagegen.web.api.schemas import (
     TaskStats,
     UpstreamStats,
 )
-from imagegen.web.api.serializers import rfc3339
 from imagegen.web.http.middleware import json_response
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 

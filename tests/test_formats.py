@@ -1,0 +1,40 @@
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from imagegen.backoff import Backoff, doubled
+from imagegen.formats import parse_digits, printable, rfc3339
+
+
+@given(some.integers(0, 4_000_000_000_000_000).map(lambda micros: micros / 1e6))
+def test_a_time_is_written_as_the_standard_library_does(unix_s: float) -> None:
+    expected = datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert rfc3339(unix_s) == expected
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("007", 7), ("1" * 18, int("1" * 18))])
+def test_ascii_digits_are_a_number(text: str, number: int) -> None:
+    assert parse_digits(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "٣", "３", "1_0", "+1", "-1", " 1", "1 ", "1.0", "²", "1" * 19])
+def test_any_other_text_is_no_number(text: str) -> None:
+    assert parse_digits(text) is None
+
+
+def test_printable_text_has_marks_for_what_can_not_be_shown() -> None:
+    assert printable("a\n\u202eb\ud800é") == "a??b?é"
+    assert printable("abc\n", 2) == "ab"
+
+
+def test_waits_double_up_to_a_limit_and_start_over_after_a_reset() -> None:
+    backoff = Backoff(0.1, 0.5)
+    assert [backoff.next_s() for _ in range(4)] == [0.1, 0.2, 0.4, 0.5]
+    backoff.reset()
+    assert backoff.next_s() == 0.1
+
+
+def test_a_wait_stays_at_its_limit_after_any_number_of_failures() -> None:
+    assert doubled(0.01, 10_000, 30.0) == 30.0
