@@ -58,7 +58,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """max_attempts, deadline_s: shown in views; hops, public_url: see `client.base_url`.
+    """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
     list_models: requests them. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
