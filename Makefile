@@ -19,7 +19,7 @@ export PEERS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test coverage servers check format bench faults clean
+.PHONY: help install run test coverage servers check format bench faults dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ bench: $(DEV) ## measure; PEERS=1 measures other queues beside it
 
 faults: $(DEV) ## the long part of the fault harness
 	$(BIN)/python -m pytest -m faults -s --timeout=1800 tests/faults $(ARGS)
+
+dist: | $(BIN)/python ## build wheel and sdist into dist/
+	$(PIP) install build==1.6.1
+	$(BIN)/python -m build --outdir dist
 
 clean: ## remove the virtual environment and all caches, keep .env and .imagegen
 	rm -rf $(VENV) .servers .pytest_cache .mypy_cache .ruff_cache .hypothesis .sdks .bench build dist *.egg-info

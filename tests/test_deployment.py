@@ -17,6 +17,7 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from imagegen import __version__
 from imagegen.settings import setting_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,6 +232,12 @@ def test_ci_runs_the_checks_and_the_tests() -> None:
 # Workflows
 
 
+RELEASE_PERMISSIONS = {
+    "packages": {"contents": "write"},
+    "image": {"contents": "read", "packages": "write"},
+}
+
+
 def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for job in workflow["jobs"].values():
         yield job
@@ -238,10 +245,11 @@ def steps(workflow: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_read_the_code_and_no_more(path: Path) -> None:
+def test_a_workflow_may_only_read_the_code_unless_it_releases(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
-    assert not [job for job in workflow["jobs"].values() if "permissions" in job]
+    granted = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert granted == (RELEASE_PERMISSIONS if path.name == "release.yml" else {})
     assert "pull_request_target" not in workflow[True]  # YAML reads the key `on` as true
 
 
@@ -279,3 +287,36 @@ def test_a_deploy_follows_green_tests_of_main_one_at_a_time() -> None:
         "RENDER_API_KEY",
         "RENDER_DEPLOY_HOOK_URL",
     }
+
+
+def test_a_release_follows_green_tests_of_a_version_tag() -> None:
+    release = yaml.safe_load(read(".github/workflows/release.yml"))
+    assert release[True] == {"push": {"tags": ["v*"]}}
+    assert release["jobs"]["tests"]["uses"] == "./.github/workflows/tests.yml"
+    assert release["jobs"]["packages"]["needs"] == "tests"
+    assert release["jobs"]["image"]["needs"] == "packages"
+
+
+def release_notes(tag: str) -> subprocess.CompletedProcess[str]:
+    script = ROOT / ".github" / "release_notes.py"
+    return subprocess.run([sys.executable, script, tag], capture_output=True, text=True, check=False)
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
+    done = release_notes(f"v{__version__}")
+    assert done.returncode == 0, done.stderr
+    section = read("CHANGELOG.md").split(f"## {__version__}\n", 1)[1]
+    assert section.lstrip().startswith(done.stdout.strip().split("\n## ")[0])
+    assert "\n## " not in done.stdout
+
+
+@pytest.mark.parametrize("tag", [__version__, "v0.0.1", "main"])
+def test_a_tag_that_is_not_the_version_releases_nothing(tag: str) -> None:
+    done = release_notes(tag)
+    assert done.returncode == 1
+    assert not done.stdout
+    assert __version__ in done.stderr
+
+
+def test_the_newest_section_of_the_changelog_is_that_of_the_version() -> None:
+    assert re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)[0] == __version__
