@@ -1,4 +1,4 @@
-"""Store of webhook deliveries: the delivery log of each task, and the outbox of what is still to be delivered."""
+"""Store of webhook deliveries: the delivery log of each task, and the outbox of deliveries that are still due."""
 
 from __future__ import annotations
 

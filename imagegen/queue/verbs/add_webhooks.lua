@@ -1,13 +1,14 @@
--- Adds webhooks to a task that a submit met, where nobody changed them or finished the task since they were read. An
--- unfinished task is marked, so that whoever finishes it looks for them; for a finished one they go to the outbox.
+-- Adds webhooks to a task that exists, if its delivery log and its state have not changed since they were read. The
+-- record of an unfinished task is marked, so that `finish` looks for the log. The names of a finished task go to the
+-- outbox.
 --
--- KEYS  1 outbox; 2 record; 3 hooks
--- ARGV  1 epoch; 2 '1' if the task is finished; 3 hooks as they were read, '' for none; 4 hooks as they are to be;
---       5 their life in ms; 6 when the outbox falls due, Unix ms; then their names in it, for a finished task
--- returns 1 where they were added
-local known = redis.call('GET', KEYS[2])
-if not known then return 0 end
-local head, state, epoch, rest = string.match(known, '^(%d+ (%l+) %S+ (%d+) [^\n]*)(\n.*)$')
+-- KEYS    1 outbox; 2 record; 3 delivery log
+-- ARGV    1 epoch; 2 '1' if the task is finished; 3 the log as it was read, '' for none; 4 the log to write; 5 its life
+--         in ms; 6 due time in the outbox, Unix ms; then the names in the outbox, for a finished task
+-- result  1 if the webhooks were added, else 0
+local record = redis.call('GET', KEYS[2])
+if not record then return 0 end
+local head, state, epoch, rest = string.match(record, '^(%d+ (%l+) %S+ (%d+) [^\n]*)(\n.*)$')
 local finished = state ~= 'pending' and state ~= 'processing'
 if epoch ~= ARGV[1] or finished ~= (ARGV[2] == '1') then return 0 end
 if (redis.call('GET', KEYS[3]) or '') ~= ARGV[3] then return 0 end

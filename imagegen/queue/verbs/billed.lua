@@ -1,4 +1,4 @@
--- Functions for the count of calls that may have been paid twice; this text goes before the scripts that use them.
+-- Functions for the count of calls that may have been paid twice; put before the scripts that use them.
 --
 -- The count is the number after `"billed":` in a record's JSON, which is left out while it is 0. It comes before
 -- `"request":`, the only part of a record that a client writes.
@@ -25,7 +25,7 @@ end
 local function billed_before(record, epoch)
   local count = billed_in(record)
   if count == 0 then return 0 end
-  local state, theirs = string.match(record, '^%d+ (%l+) %S+ (%d+) ')
-  if (state ~= 'pending' and state ~= 'processing') or theirs ~= epoch then return 0 end
+  local state, their_epoch = string.match(record, '^%d+ (%l+) %S+ (%d+) ')
+  if (state ~= 'pending' and state ~= 'processing') or their_epoch ~= epoch then return 0 end
   return count
 end

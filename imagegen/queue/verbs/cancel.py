@@ -1,4 +1,4 @@
-"""Verb `cancel`: end of an unfinished task whose entry is removed, so that no instance starts or finishes it."""
+"""Verb `cancel`: end of an unfinished task. Its entry is removed, so that no instance starts or finishes it."""
 
 from __future__ import annotations
 

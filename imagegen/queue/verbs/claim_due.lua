@@ -1,8 +1,8 @@
--- Takes over what fell due in the outbox, so that no other instance takes it at the same time.
+-- Claims outbox entries that are due and postpones them, so that no other instance claims them at the same time.
 --
--- KEYS  1 outbox
--- ARGV  1 the highest due time that counts, Unix ms or '+inf'; 2 when it falls due again; 3 how many at most
--- returns their names
+-- KEYS    1 outbox
+-- ARGV    1 highest due time, Unix ms or '+inf'; 2 the new due time, Unix ms; 3 maximum of entries
+-- result  their names
 local names = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 local due = {}
 for _, name in ipairs(names) do

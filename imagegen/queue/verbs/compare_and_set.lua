@@ -1,17 +1,17 @@
--- Writes runs where nobody else wrote since: every start but a epoch's first, and every change of a run.
+-- Writes values that have not changed since they were read: checkpoints after the first one, and delivery logs.
 --
--- KEYS  one run a task
--- ARGV  1 life in ms; then two a task: what we know to stand there, what is to stand there
--- returns one answer a task: '' written, else the run that stands
-local answers = {}
+-- KEYS    one for each value
+-- ARGV    1 life in ms; then two for each value: the expected one, the new one
+-- result  one for each value: '' if it was written, else the value that is there
+local results = {}
 for i = 1, #KEYS do
-  local known, value = ARGV[i * 2], ARGV[i * 2 + 1]
-  local stands = redis.pcall('GET', KEYS[i])
-  if type(stands) ~= 'string' or stands == known or stands == value then
+  local expected, value = ARGV[i * 2], ARGV[i * 2 + 1]
+  local existing = redis.pcall('GET', KEYS[i])
+  if type(existing) ~= 'string' or existing == expected or existing == value then
     redis.call('SET', KEYS[i], value, 'PX', ARGV[1])
-    answers[i] = ''
+    results[i] = ''
   else
-    answers[i] = stands
+    results[i] = existing
   end
 end
-return answers
+return results

@@ -1,4 +1,4 @@
-"""Verb `compare_and_set`: batched writes of checkpoints that nobody else has changed meanwhile."""
+"""Verb `compare_and_set`: batched writes of checkpoints that no other call has changed meanwhile."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
--- Writes the runs of several first attempts. One alone is a plain command, which costs no script.
+-- Writes the checkpoints of several first attempts. For one attempt a plain command is cheaper.
 --
--- KEYS  one run a task
--- ARGV  1 life in ms; then one run a task
--- returns one answer a task: false written, else the run that stands
-local answers = {}
+-- KEYS    a checkpoint for each task
+-- ARGV    1 life in ms; then a checkpoint for each task
+-- result  one for each task: false if it was written, else the checkpoint that is there
+local results = {}
 for i = 1, #KEYS do
-  local stands = redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
-  if type(stands) == 'table' then -- something foreign is there, which has no place here
+  local existing = redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
+  if type(existing) == 'table' then -- of another type: it is overwritten
     redis.call('SET', KEYS[i], ARGV[i + 1], 'PX', ARGV[1])
-    stands = false
+    existing = false
   end
-  answers[i] = stands
+  results[i] = existing
 end
-return answers
+return results

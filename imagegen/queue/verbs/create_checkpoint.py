@@ -1,4 +1,4 @@
-"""Verb `create_checkpoint`: batched first checkpoints, as plain commands or, for several tasks, as one script."""
+"""Verb `create_checkpoint`: batched first checkpoints, one script if there are several, else plain commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
--- Functions for entries and the records that name them; this text goes before the scripts that use them.
+-- Functions for entries and for the records that name them; put before the scripts that use them.
 
 -- Returns whether an entry is in the stream.
 local function exists(stream, entry)

@@ -1,21 +1,21 @@
--- Writes final records. Whoever deletes a task's entry has finished it; one that comes late finds the entry gone
--- and is refused, unless nobody else finished this epoch. What webhooks wait for goes into the outbox with it.
+-- Writes final records. The instance that deletes a task's entry has finished the task. A later finish finds the
+-- entry gone and is refused, unless no other instance finished this epoch. Tasks with webhooks are added to the outbox.
 --
 -- The first write is a deletion, so that a paid result is stored even when Redis is out of memory.
 --
--- The count of calls that may have been paid twice is the higher one of the new record and of the record that was there.
+-- The count of calls that may have been paid twice is the higher one of the new record and the existing record.
 --
--- KEYS  1 stream; 2 outbox; then two a task: record, hooks
--- ARGV  1 group; 2 life of the records in ms; 3 when the outbox falls due, Unix ms;
---       then five a task: entry id, epoch, record, its name in the outbox, '1' if it brought webhooks along
--- returns three a task: '' stored, else the record that stands; the hooks where webhooks joined, else '';
---         the count of calls that may have been paid twice where it was raised, else 0
+-- KEYS    1 stream; 2 outbox; then two for each task: record, delivery log
+-- ARGV    1 group; 2 life of the records in ms; 3 due time in the outbox, Unix ms;
+--         then five for each task: entry id, epoch, record, its name in the outbox, '1' if it has webhooks
+-- result  three for each task: '' if it was stored, else the existing record; the delivery log if webhooks were added,
+--         else ''; the count of calls that may have been paid twice if it was raised, else 0
 local stream, outbox, group = KEYS[1], KEYS[2], ARGV[1]
-local done, due, answers = {}, {}, {}
+local acked, due, results = {}, {}, {}
 
 local function store(record, value, epoch)
   local before = redis.pcall('SET', record, value, 'PX', ARGV[2], 'GET')
-  if type(before) == 'table' then -- something foreign was there, which has no place here
+  if type(before) == 'table' then -- of another type: it is overwritten
     redis.call('SET', record, value, 'PX', ARGV[2])
     return '', 0
   end
@@ -27,38 +27,38 @@ local function store(record, value, epoch)
 end
 
 for i = 0, (#KEYS - 2) / 2 - 1 do
-  local record, hooks, at = KEYS[i * 2 + 3], KEYS[i * 2 + 4], 4 + i * 5
+  local record, log_key, at = KEYS[i * 2 + 3], KEYS[i * 2 + 4], 4 + i * 5
   local entry, epoch, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local stands
+  local existing
   if redis.call('XDEL', stream, entry) == 0 then
-    stands = redis.pcall('GET', record)
-    if type(stands) == 'table' then stands = nil end
-    if stands then
-      local version, state, other, their_epoch = string.match(stands, '^(%d+) (%l+) (%S+) (%d+) ')
+    existing = redis.pcall('GET', record)
+    if type(existing) == 'table' then existing = nil end
+    if existing then
+      local version, state, other_entry, their_epoch = string.match(existing, '^(%d+) (%l+) (%S+) (%d+) ')
       if not version then
-        stands = nil -- unreadable
+        existing = nil -- unreadable
       elseif tonumber(their_epoch) < tonumber(epoch) then
-        stands = nil -- the submit of this epoch was lost
+        existing = nil -- the submit of this epoch was lost
       elseif (state == 'pending' or state == 'processing') and their_epoch == epoch then
-        if redis.call('XDEL', stream, other) == 1 then done[#done + 1] = other end
-        stands = nil
+        if redis.call('XDEL', stream, other_entry) == 1 then acked[#acked + 1] = other_entry end
+        existing = nil
       end
     end
   end
-  if stands then
-    answers[i + 1] = {stands, '', 0}
+  if existing then
+    results[i + 1] = {existing, '', 0}
   else
     local before, count = store(record, value, epoch)
-    local joined = string.match(before, '^[^\n]* %+\n') and redis.pcall('GET', hooks)
-    if type(joined) ~= 'string' then joined = '' end
-    if joined ~= '' or ARGV[at + 4] == '1' then
+    local log = string.match(before, '^[^\n]* %+\n') and redis.pcall('GET', log_key)
+    if type(log) ~= 'string' then log = '' end
+    if log ~= '' or ARGV[at + 4] == '1' then
       due[#due + 1] = ARGV[3]
       due[#due + 1] = ARGV[at + 3]
     end
-    answers[i + 1] = {'', joined, count}
+    results[i + 1] = {'', log, count}
   end
-  done[#done + 1] = entry
+  acked[#acked + 1] = entry
 end
 if #due > 0 then redis.pcall('ZADD', outbox, unpack(due)) end
-redis.pcall('XACK', stream, group, unpack(done))
-return answers
+redis.pcall('XACK', stream, group, unpack(acked))
+return results

@@ -34,7 +34,7 @@ class FinishReply(Struct, frozen=True, gc=False):
     Args:
         existing: the record that was there first, empty if ours was stored.
         delivery_log: the log of webhooks that were added meanwhile, else empty.
-        possibly_billed_twice: the count in the stored record if another instance knew a higher one, else 0.
+        possibly_billed_twice: the count in the stored record if the existing record had a higher one, else 0.
     """
 
     existing: bytes

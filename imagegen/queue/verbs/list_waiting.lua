@@ -1,8 +1,8 @@
--- Lists the ids of the first unclaimed entries, and counts those behind them.
+-- Lists the ids of the first unclaimed entries, and counts the entries behind them.
 --
--- KEYS  1 stream
--- ARGV  1 group; 2 maximum of ids: each comes with its request, so few are looked at
--- returns {ids; number of entries behind them; id of the last entry, '' where none is behind; commands}
+-- KEYS    1 stream
+-- ARGV    1 group; 2 maximum of ids: each is read with its request, so few are listed
+-- result  ids; number of entries behind them; id of the last entry, '' if there is none behind; number of commands
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then return {{}, 0, '', 2} end
 local last, claimed = '0-0', 0

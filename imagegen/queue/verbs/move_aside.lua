@@ -1,8 +1,9 @@
--- Moves keys of another type than ours aside, so that the service can go on; people can look at them for a week.
+-- Renames keys of another type than the queue needs, so that the service can go on. Operators find them there for
+-- a week.
 --
--- KEYS  two a key: its name, the name it gets
--- ARGV  1 life of what was moved, in seconds; then the type that each key is to have
--- returns the keys that were moved
+-- KEYS    two for each key: its name, its new name
+-- ARGV    1 life of a renamed key in seconds; then the required type of each key
+-- result  the keys that were renamed
 local moved = {}
 for i = 1, #KEYS / 2 do
   local kind = redis.call('TYPE', KEYS[i * 2 - 1]).ok

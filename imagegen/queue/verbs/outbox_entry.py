@@ -21,7 +21,7 @@ def outbox_name(task_id: str, epoch: int, number: int | None = None) -> str:
 
 
 def outbox_due_ms(now: float) -> int:
-    """Return when another instance may claim what is written to the outbox now, Unix time in ms."""
+    """Return when another instance may claim names that are written to the outbox now, Unix time in ms."""
     return int((now + OUTBOX_GRACE_S) * 1000)
 
 

@@ -1,8 +1,9 @@
--- Functions that return which entries a consumer holds; this text goes before the scripts that use them.
+-- Functions for the entries that a consumer holds; put before the scripts that use them.
 
 local PAGE = 1000
 
--- Returns the entries that a consumer holds in a range of ids, at most PAGE, as a list and as a set. Nil without a group.
+-- Returns the entries that a consumer holds in a range of ids, at most PAGE, as a list and as a set; nil if there is no
+-- group.
 local function owned(stream, group, consumer, low, high)
   local rows = redis.pcall('XPENDING', stream, group, low, high, PAGE, consumer)
   if rows.err then return nil end

@@ -22,7 +22,7 @@ class ReadTasks:
         self._batcher = Batcher[str, TaskRows](context.multiplexer, self._encode, self._decode)
 
     def __call__(self, task_id: str) -> asyncio.Future[TaskRows]:
-        """Read all that is stored of a task with the next batch."""
+        """Read the stored values of a task with the next batch."""
         return self._batcher(task_id)
 
     def _encode(self, ids: list[str]) -> CommandBatch:

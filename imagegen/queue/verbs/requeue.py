@@ -1,4 +1,4 @@
-"""Verb `requeue`: waiting tasks whose entry or record Redis has lost are enqueued again."""
+"""Verb `requeue`: waiting tasks are enqueued again after Redis lost their entries or records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RequeueResult(Struct, frozen=True, gc=False):
 
 
 async def requeue(context: VerbContext, tasks: Sequence[Task]) -> list[RequeueResult]:
-    """Enqueue waiting tasks again whose entry or record is missing."""
+    """Enqueue waiting tasks again if their entry or record is missing."""
     return await _requeue(context, tasks, context.record_ttl_ms)
 
 

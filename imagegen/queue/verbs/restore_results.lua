@@ -1,26 +1,26 @@
--- Writes final records back where they are missing, or where the task stands as it was before its end. What would run it
--- once more is deleted.
+-- Writes final records back that are missing, or replaced by a state before the end. The entry of an unfinished task is
+-- deleted, so that the task does not run once more.
 --
--- KEYS  1 stream; then one record a task
--- ARGV  1 group; then three a task: epoch, record, life in ms
--- returns one a task: 0 nothing was missing, 1 it was missing, 2 an older state stood
-local stream, group, answers = KEYS[1], ARGV[1], {}
+-- KEYS    1 stream; then a record for each task
+-- ARGV    1 group; then three for each task: epoch, record, life in ms
+-- result  one for each task: 0 nothing was missing, 1 the record was missing, 2 Redis had an older state
+local stream, group, results = KEYS[1], ARGV[1], {}
 for i = 1, #KEYS - 1 do
   local at = i * 3 - 1
-  local known, answer = redis.pcall('GET', KEYS[i + 1]), 1
-  if type(known) == 'table' then
-    answer = 0
-  elseif known then
-    local state, entry, epoch = string.match(known, '^%d+ (%l+) (%S+) (%d+) ')
+  local existing, result = redis.pcall('GET', KEYS[i + 1]), 1
+  if type(existing) == 'table' then
+    result = 0
+  elseif existing then
+    local state, entry, epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
     local unfinished = state == 'pending' or state == 'processing'
     local newer = not state or tonumber(epoch) > tonumber(ARGV[at])
-    answer = (newer or (epoch == ARGV[at] and not unfinished)) and 0 or 2
-    if answer == 2 and unfinished then
+    result = (newer or (epoch == ARGV[at] and not unfinished)) and 0 or 2
+    if result == 2 and unfinished then
       redis.call('XDEL', stream, entry)
       redis.pcall('XACK', stream, group, entry)
     end
   end
-  if answer > 0 then redis.call('SET', KEYS[i + 1], ARGV[at + 1], 'PX', ARGV[at + 2]) end
-  answers[i] = answer
+  if result > 0 then redis.call('SET', KEYS[i + 1], ARGV[at + 1], 'PX', ARGV[at + 2]) end
+  results[i] = result
 end
-return answers
+return results

@@ -1,8 +1,8 @@
--- Removes consumers that hold nothing. A living one among them is made again by its next read.
+-- Removes consumers that hold nothing. The next read of a living consumer creates it again.
 --
--- KEYS  1 stream
--- ARGV  1 group; then the consumers, at most 100
--- returns the number of consumers that were removed
+-- KEYS    1 stream
+-- ARGV    1 group; then the consumers, at most 100
+-- result  the number of consumers that were removed
 local removed = 0
 for i = 2, #ARGV do
   local rows = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[i])
