@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -106,62 +105,10 @@ async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent(value: st
             await client.get("/quick")
 
 
-HEAD = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-PIECES = {
-    "in one piece": ['Content-Length: 7\r\n\r\n{"a":1}'],
-    "in two, the head first": ["Content-Length: 7\r\n\r\n", '{"a":1}'],
-    "in two, cut in the body": ['Content-Length: 7\r\n\r\n{"a', '":1}'],
-    "as one chunk": ['Transfer-Encoding: chunked\r\n\r\n7\r\n{"a":1}\r\n0\r\n\r\n'],
-    "as two chunks": ['Transfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n'],
-}
-NOTHING = {"not at all": ["\r\n"], "empty": ["Content-Length: 0\r\n\r\n"]}
-
-
-@pytest.mark.parametrize("pieces", (PIECES | NOTHING).values(), ids=(PIECES | NOTHING).keys())
-async def test_a_body_is_the_one_that_aiohttp_reads_however_it_comes_and_the_next_request_is_whole(
-    pieces: list[str],
-) -> None:
-    entered = asyncio.Event()
-
-    async def quick(request: web.Request) -> web.Response:
-        entered.set()
-        return web.Response(body=shortcuts.take_whole(request.content) or await request.content.read())
-
-    async def late(request: web.Request) -> web.Response:
-        entered.set()
-        await request.content.wait_eof()
-        return await quick(request)
-
-    async def long(request: web.Request) -> web.Response:
-        entered.set()
-        return web.Response(body=await request.read())
-
-    app = web.Application()
-    for path, handler in (("/quick", quick), ("/late", late), ("/long", long)):
-        app.router.add_post(path, handler)
-    async with edged(app) as server:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        bodies = []
-        for path in ("/quick", "/late", "/long", "/quick"):
-            entered.clear()
-            writer.write(HEAD.format(path).encode() + pieces[0].encode())
-            await asyncio.wait_for(entered.wait(), 5)  # the head is read, with what came of the body
-            for piece in pieces[1:]:
-                writer.write(piece.encode())
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-            found = re.search(rb"Content-Length: (\d+)", head)
-            assert found is not None
-            bodies.append(await reader.readexactly(int(found[1])))
-        writer.close()
-    assert bodies == [b'{"a":1}' if pieces in PIECES.values() else b""] * 4
-
-
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
     async def name(request: web.Request) -> web.Response:
-        task = asyncio.current_task()
-        own = task is not None and task is request.task
-        return edge.json_response({"name": request.match_info["name"], "query": request.query_string, "own": own})
+        return edge.json_response({"name": request.match_info["name"], "query": request.query_string})
 
     app = web.Application()
     app.router.add_get("/of/{name}", name)
@@ -224,12 +171,6 @@ async def test_middlewares_of_an_application_run_each_time() -> None:
         for _ in range(2):
             await client.get("/a")
     assert ran == ["/a", "/a"]
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there aiohttp does it by eager tasks")
-async def test_a_request_runs_in_the_task_of_its_connection(client: Client) -> None:
-    for _ in range(2):
-        assert (await (await client.get("/of/a")).json())["own"] is True
 
 
 async def test_a_stop_waits_for_the_request_that_runs() -> None:

@@ -8,13 +8,11 @@ long way. tests/web/test_shortcuts.py compares the two, so that a new aiohttp ca
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar, cast
+from typing import cast
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.helpers import rfc822_formatted_time
@@ -28,41 +26,10 @@ from yarl import URL
 
 from imagegen.web.http.headers import SECURITY_HEADERS, SERVER, X_REQUEST_ID, request_id_of
 
-T = TypeVar("T")
-
 MAX_PATHS, MAX_PATH_CHARS = 2_000, 200
 
 _BODILESS = frozenset({204, 304})
 _BUFFERS = (bytes, memoryview)
-
-
-class DirectLoop:
-    """An event loop for `RequestHandler.start`, where a coroutine is awaited as it stands and no task is made of it.
-
-    aiohttp starts a task for each request, which the connection's own task does nothing but wait for: two more turns
-    of the loop. From Python 3.12 on aiohttp starts it eagerly, to the same effect. What it is for, that context
-    variables of one request end with it, none of our handlers needs.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.create_future = loop.create_future
-        self.time = loop.time
-        self.call_at = loop.call_at
-        self.call_later = loop.call_later
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    @staticmethod
-    def create_task(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        return coroutine
-
-
-def run_directly(connection: web.RequestHandler) -> None:
-    """Has a connection, whose own task is made but did not run yet, run its requests in that task."""
-    if sys.version_info < (3, 12):
-        connection._loop = cast(asyncio.AbstractEventLoop, DirectLoop(connection._loop))
 
 
 class RouteCache:
@@ -110,20 +77,6 @@ def route_of(request: web.Request) -> web.AbstractRoute | None:
     """What was found for it; None where nothing was looked up."""
     match = request._match_info
     return None if match is None else match._route
-
-
-def take_whole(content: StreamReader) -> bytes | None:
-    """Reads a body that came in one piece; None for any other, of which nothing is taken."""
-    if type(content) is not StreamReader or not content._eof or len(content._buffer) != 1:
-        return None
-    if content._buffer_offset or content._http_chunk_splits is not None or content._exception is not None:
-        return None
-    body = content._buffer.popleft()
-    content._size = 0
-    content._cursor += len(body)
-    if content._protocol._reading_paused:
-        content._protocol.resume_reading()
-    return body
 
 
 class FastJsonResponse(web.Response):

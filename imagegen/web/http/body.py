@@ -21,7 +21,6 @@ from imagegen.errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
-from imagegen.web.http.aiohttp_fastpath import take_whole
 from imagegen.web.http.errors import MAX_BODY_BYTES
 
 MAX_DEPTH = 32
@@ -77,11 +76,6 @@ async def read_body(
     _check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
-    body = take_whole(request.content)
-    if body is not None:
-        if len(body) > max_bytes:
-            raise BodyTooLarge(limit=max_bytes)
-        return body
     try:
         return await _read(request.content, max_bytes, timeout_s)
     except TimeoutError as error:

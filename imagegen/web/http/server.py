@@ -12,7 +12,7 @@ from aiohttp.web_protocol import _ErrInfo
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
-from imagegen.web.http.aiohttp_fastpath import RouteCache, run_directly
+from imagegen.web.http.aiohttp_fastpath import RouteCache
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import notify_disconnect
 from imagegen.web.http.errors import error_response
@@ -95,7 +95,6 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        run_directly(self)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
         self._connections.add(self)
