@@ -186,18 +186,17 @@ class _ImageResponse(FastJsonResponse):
         self._opened = opened
         self._sender = sender
 
-    async def _send(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
+    async def send(self, request: web.BaseRequest, head: bytes, body: bytes | memoryview) -> None:
         try:
             await self._sender.send_from_memory(request, head, body)
         finally:
-            self._body = None
+            self.body = None
             self._opened.close()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        request = self._req
         await super().write_eof(data)
-        if request is not None:
-            await self._sender.wait_taken(request)
+        if self.slow_request is not None:
+            await self._sender.wait_taken(self.slow_request)
 
 
 class _Limit:
