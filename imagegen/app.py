@@ -36,7 +36,7 @@ from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
-from imagegen.ratelimit.limits import RateLimits
+from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.redis import RedisRateLimitStore
 from imagegen.ratelimit.stores import FallbackRateLimitStore, MemoryRateLimitStore
 from imagegen.redis_client.connection import Connection
@@ -80,7 +80,6 @@ LIFECYCLE = web.AppKey("work", Lifecycle)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
-RATES = web.AppKey("rates", RateLimits)
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """For tries under way at the end, so that they need not be repeated after the restart."""
@@ -103,9 +102,9 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     edge.install(
         app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix=public_prefix(settings.public_url))
     )
-    app[RATES] = chosen.rate_limits(settings)
-    app[RATES].install(app)
-    add_routes(app, app[RATES])
+    app[RATE_LIMITS] = chosen.rate_limits(settings)
+    app[RATE_LIMITS].install(app)
+    add_routes(app, app[RATE_LIMITS])
     app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
     return app
 
@@ -158,7 +157,8 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     room = open_queue(app[CONNECTION], rules, instance=instance)
     app[QUEUE] = room
     if settings.rate_limit_store == "redis":
-        app[RATES].use(FallbackRateLimitStore(RedisRateLimitStore(room.connection, room.keys), MemoryRateLimitStore()))
+        shared = RedisRateLimitStore(room.connection, room.keys)
+        app[RATE_LIMITS].use(FallbackRateLimitStore(shared, MemoryRateLimitStore()))
     yield
 
 

@@ -12,8 +12,8 @@ import yaml
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.settings import setting_names
-from imagegen.web.openapi.document import build
 from imagegen.web.ops.metrics import ProviderLimits, Telemetry, _MetricsCollector
+from imagegen.web.routes import build_document
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -51,7 +51,7 @@ def test_the_contract_names_each_route_of_the_openapi_document() -> None:
     named = {tuple(route.split(" ", 1)) for route in re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", read("docs/api.md"))}
     documented = {
         (method.upper(), path)
-        for path, operations in build()["paths"].items()
+        for path, operations in build_document()["paths"].items()
         for method in operations
         if method in ("get", "post", "delete")
     }
@@ -59,7 +59,7 @@ def test_the_contract_names_each_route_of_the_openapi_document() -> None:
 
 
 def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
-    schemas, text = build()["components"]["schemas"], read("docs/api.md")
+    schemas, text = build_document()["components"]["schemas"], read("docs/api.md")
     for code in schemas["TaskError"]["properties"]["code"]["enum"] + schemas["WaitReason"]["enum"]:
         assert f"`{code}`" in text, code
 

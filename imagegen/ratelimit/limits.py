@@ -170,6 +170,9 @@ class RateLimits:
         return _LimitResult(rules, [LimitState(*standing) for standing in standings])
 
 
+RATE_LIMITS = web.AppKey("rates", RateLimits)
+
+
 class _SingleStepStrategy(MovingWindowRateLimiter):
     """Decides in `test()` and leaves nothing for `hit()`."""
 

@@ -15,8 +15,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
-from imagegen.web.api.response_cache import ResponseCache
-from imagegen.web.api.submission_cache import SubmissionCache
+from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]

@@ -1,40 +1,58 @@
-"""Owns the table of routes."""
+"""Table of all routes: the application's routes and the OpenAPI document are both made from it."""
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
 from imagegen.ratelimit.limits import RateLimits
-from imagegen.web.api import batch, changes, events, listing, tasks
-from imagegen.web.api import images as pictures
-from imagegen.web.api import submit as generate
-from imagegen.web.openai import routes as v1
-from imagegen.web.ops import docs, health, metrics, stats
+from imagegen.web.api import events, images
+from imagegen.web.api import operations as api
+from imagegen.web.openai import operations as openai
+from imagegen.web.openai.models import MODEL_LIST, ModelListCache
+from imagegen.web.openapi.builder import build
+from imagegen.web.openapi.document import Json, Operation
+from imagegen.web.ops import operations as ops
 from imagegen.web.ops.admin import admin_only
+from imagegen.web.ops.docs import DOCUMENT_BUILDER
+
+ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES)
+
+_PATH_PARAMETERS = {
+    "{taskId}": "{task_id:(?!generate$|batch$)[^/]+}",
+    "{index}": "{index:[0-9]+}",
+    "{modelId}": "{model_id:.+}",
+}
+"""Patterns of the parameters of a path; any other parameter is one segment."""
 
 
 def add_routes(app: web.Application, rates: RateLimits) -> None:
-    """Every route, each with the budget that it counts against."""
-    router = app.router
-    router.add_post("/api/images/generate", rates.generation(generate.generate))
-    router.add_post("/api/images/batch", rates.general(batch.batch(rates)))
-    router.add_get("/api/images", rates.general(admin_only(listing.list_tasks)))
-    router.add_get("/api/events", rates.general(events.multi_task_events), allow_head=False)
-    cancel, task = rates.general(changes.cancel), "/api/images/{task_id:(?!generate$|batch$)[^/]+}"
-    router.add_get(task, rates.general(tasks.get_task))
-    router.add_delete(task, cancel)
-    router.add_post(f"{task}/cancel", cancel)
-    router.add_post(f"{task}/retry", rates.generation(changes.retry))
-    router.add_get(f"{task}/events", rates.general(events.task_events), allow_head=False)
-    router.add_get(rf"{task}/{{index:[0-9]+}}", rates.misses(pictures.get_image, pictures.is_free))
-    router.add_get("/api/stats", rates.general(admin_only(stats.get_stats)))
-    router.add_get("/metrics", admin_only(metrics.get_metrics))
-    router.add_get("/api/health", health.api_health)
-    router.add_get("/healthz", health.healthz)
-    router.add_get("/readyz", health.readyz)
-    router.add_get("/openapi.json", docs.get_document)
-    router.add_get("/docs", docs.get_page)
-    router.add_get("/docs/{file}", docs.get_file)
-    router.add_get("/", docs.home)
-    v1.add_routes(app, rates)
+    """Register every route, each with the limit that it counts against."""
+    for operation, handler in ROUTES:
+        path = operation.path
+        for parameter, pattern in _PATH_PARAMETERS.items():
+            path = path.replace(parameter, pattern)
+        guarded = _limited(operation, admin_only(handler) if operation.admin else handler, rates)
+        if operation.method == "get" and not any(response.events for response in operation.answers):
+            app.router.add_route(hdrs.METH_HEAD, path, guarded)
+        app.router.add_route(operation.method.upper(), path, guarded)
+    app[MODEL_LIST] = ModelListCache()
+    app[DOCUMENT_BUILDER] = build_document
     app.on_shutdown.append(events.end_streams)
+
+
+def build_document(server: str = "/") -> Json:
+    """Return the OpenAPI document. server: the base of all paths in it."""
+    return build([operation for operation, _ in ROUTES], api.WEBHOOKS, server)
+
+
+def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> Handler:
+    match operation.limit:
+        case "none":
+            return handler
+        case "general" | "entries":
+            return rates.general(handler)
+        case "generation":
+            return rates.generation(handler)
+        case "misses":
+            return rates.misses(handler, images.is_free)

@@ -19,6 +19,7 @@ from imagegen.metrics import Meter
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.connections import Connections, connection_cap
 from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
+from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
 
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -82,14 +83,14 @@ async def make_server() -> AsyncIterator[MakeServer]:
     servers: list[Server] = []
 
     async def hello(request: web.Request) -> web.Response:
-        return edge.json_response({})
+        return json_response({})
 
     async def held(request: web.Request) -> web.Response:
         await asyncio.sleep(30)
-        return edge.json_response({})
+        return json_response({})
 
     async def body(request: web.Request) -> web.Response:
-        return edge.json_response({"bytes": len(await request.read())})
+        return json_response({"bytes": len(await request.read())})
 
     async def make(cap: int = 4, **options: Any) -> Server:
         app = web.Application()

@@ -14,15 +14,15 @@ from loguru import logger
 
 from imagegen import log
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
-from imagegen.web.http import middleware as edge
 from imagegen.web.http.errors import preferred_language
 from imagegen.web.http.headers import request_id_of
+from imagegen.web.http.responses import json_response, language
 
 Client = TestClient[web.Request, web.Application]
 
 
 async def hello(request: web.Request) -> web.Response:
-    return edge.json_response({"id": request_id_of(request), "language": edge.language(request)})
+    return json_response({"id": request_id_of(request), "language": language(request)})
 
 
 async def invalid(request: web.Request) -> web.Response:

@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from imagegen.app import create_app
 from imagegen.settings import Settings
 from imagegen.web.openai.errors import FAILED_STATUS
-from imagegen.web.openapi.document import OPERATIONS, build
+from imagegen.web.routes import ROUTES, build_document
 
 Client = TestClient[web.Request, web.Application]
 
@@ -83,7 +83,7 @@ class Described:
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return dict(orjson.loads(orjson.dumps(build())))
+    return dict(orjson.loads(orjson.dumps(build_document())))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) ->
         (method, told_apart(path)) for path, item in document["paths"].items() for method in METHODS & item.keys()
     }
     assert documented == routed
-    assert len(OPERATIONS) == len(documented)
+    assert len(ROUTES) == len(documented)
 
 
 def test_every_example_is_as_its_schema_says(document: dict[str, Any], described: Described) -> None:
@@ -277,7 +277,7 @@ async def test_a_refusal_over_the_limit_is_as_the_document_says(start_service: A
 
 async def test_the_document_is_asked_for_again_only_where_it_changed(service: Client) -> None:
     first = await service.get("/openapi.json")
-    assert await first.json() == orjson.loads(orjson.dumps(build()))
+    assert await first.json() == orjson.loads(orjson.dumps(build_document()))
     again = await service.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status, await again.read()) == (304, b"")
 

@@ -20,8 +20,8 @@ from schemathesis.config import (
 from schemathesis.generation.modes import GenerationMode
 from service.running import Service
 
-from imagegen.web.openapi.compatible import ALIASES
-from imagegen.web.openapi.document import build
+from imagegen.web.openai.operations import ALIASES
+from imagegen.web.routes import build_document
 
 ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
 """What schema-valid data may meet: 410 for another `v`, 422 for an Idempotency-Key with several bodies."""
@@ -32,7 +32,7 @@ LENIENT = ("/api/images/batch", "images/generations")
 CHEAP = {"width": 64, "height": 64, "size": "64x64", "n": 1, "webhook": None}
 
 schema = schemathesis.openapi.from_dict(
-    build(),
+    build_document(),
     config=SchemathesisConfig(
         projects=ProjectsConfig(
             default=ProjectConfig(

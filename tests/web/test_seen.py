@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from imagegen.queue.client_queue import Submission
-from imagegen.web.api import submission_cache as seen
-from imagegen.web.api.submission_cache import SubmissionCache
+from imagegen.web.api import response_cache
+from imagegen.web.api.response_cache import SubmissionCache
 
 BODY = b'{"prompt": "seen"}'
 JSON = {"Content-Type": "application/json"}
@@ -17,17 +17,17 @@ def of(name: str) -> Submission:
 
 
 def test_the_first_that_came_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "COUNT", 2)
+    monkeypatch.setattr(response_cache, "MAX_SUBMISSIONS", 2)
     bodies = SubmissionCache()
     for name in ("a", "b", "c"):
-        bodies.put(name.encode(), of(name))
-    assert [bodies.get(name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
+        bodies.put(None, name.encode(), of(name))
+    assert [bodies.get(None, name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
 
 
 def test_a_large_body_is_not_kept() -> None:
     bodies = SubmissionCache()
-    bodies.put(b"x" * (seen.MAX_BYTES + 1), of("a"))
-    assert bodies.get(b"x" * (seen.MAX_BYTES + 1)) is None
+    bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), of("a"))
+    assert bodies.get(None, b"x" * (response_cache.MAX_BODY_BYTES + 1)) is None
 
 
 async def test_the_same_bytes_are_the_same_task_and_still_need_their_type(service) -> None:
@@ -43,3 +43,9 @@ async def test_the_same_bytes_with_no_cache_are_drawn_afresh(service) -> None:
     await service.post("/api/images/generate?wait=10", data=BODY, headers=JSON)
     afresh = await service.post("/api/images/generate", data=BODY, headers=JSON | {"Cache-Control": "no-cache"})
     assert (afresh.status, afresh.headers["X-Cache"]) == (202, "REFRESH")
+
+
+def test_a_body_is_cached_for_each_scope() -> None:
+    bodies = SubmissionCache()
+    bodies.put("alice", BODY, of("a"))
+    assert (bodies.get("alice", BODY), bodies.get("bob", BODY), bodies.get(None, BODY)) == (of("a"), None, None)

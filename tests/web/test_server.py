@@ -17,6 +17,7 @@ from loguru import logger
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.body import read_body, read_json
+from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
 
 CANARY = b"hunter2"
@@ -67,15 +68,15 @@ def parse(raw: bytes) -> list[Answer]:
 
 
 async def echo(request: web.Request) -> web.Response:
-    return edge.json_response({"body": await read_json(request, max_bytes=1000, timeout_s=0.2)})
+    return json_response({"body": await read_json(request, max_bytes=1000, timeout_s=0.2)})
 
 
 async def size(request: web.Request) -> web.Response:
-    return edge.json_response({"bytes": len(await read_body(request))})
+    return json_response({"bytes": len(await read_body(request))})
 
 
 async def hello(request: web.Request) -> web.Response:
-    return edge.json_response({"path": request.path})
+    return json_response({"path": request.path})
 
 
 @pytest.fixture(params=["HttpRequestParserC", "HttpRequestParserPy"])

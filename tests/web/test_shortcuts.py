@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient
 from edged import edged
 
 from imagegen.web.http import aiohttp_fastpath as shortcuts
-from imagegen.web.http import middleware as edge
+from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
 
 Client = TestClient[web.Request, web.Application]
@@ -37,7 +37,7 @@ async def limited(_request: web.Request, response: web.StreamResponse) -> None:
 
 def app_of(headers: dict[str, str], *, more: bool = False, status: int = 200) -> web.Application:
     async def quick(_: web.Request) -> web.Response:
-        return edge.json_bytes(BODY, status=status, headers=headers)
+        return json_bytes(BODY, status=status, headers=headers)
 
     async def long(_: web.Request) -> web.Response:
         return web.Response(body=BODY, status=status, headers=JSON | headers)
@@ -108,7 +108,7 @@ async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent(value: st
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
     async def name(request: web.Request) -> web.Response:
-        return edge.json_response({"name": request.match_info["name"], "query": request.query_string})
+        return json_response({"name": request.match_info["name"], "query": request.query_string})
 
     app = web.Application()
     app.router.add_get("/of/{name}", name)
@@ -150,11 +150,11 @@ async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.M
     async with TestClient(edged(app)) as client:
         for name in ("a", "b", "c", "d" * 300):
             assert (await client.get(f"/{name}/x")).status == 200
-    assert [path for _, path in routers[0]._known] == ["/b/x", "/c/x"]
+    assert [path for _, path in routers[0]._routes] == ["/b/x", "/c/x"]
 
 
 async def hello(_: web.Request) -> web.Response:
-    return edge.json_response({})
+    return json_response({})
 
 
 async def test_middlewares_of_an_application_run_each_time() -> None:
@@ -179,7 +179,7 @@ async def test_a_stop_waits_for_the_request_that_runs() -> None:
     async def slow(_: web.Request) -> web.Response:
         entered.set()
         await stopping.wait()
-        return edge.json_response({})
+        return json_response({})
 
     async def say_so(_: web.Application) -> None:
         stopping.set()

@@ -21,10 +21,10 @@ from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view
-from imagegen.web.api.tasks import not_found, render_task
+from imagegen.web.api.task_responses import not_found, render_task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.middleware import language
+from imagegen.web.http.responses import language
 
 MAX_TASKS = 50
 PING_S = 15.0

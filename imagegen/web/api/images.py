@@ -10,9 +10,9 @@ from aiohttp import hdrs, web
 from imagegen.errors import ImageExpired, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
-from imagegen.web.api.tasks import etag_matches
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.image_sending import ImageSender
+from imagegen.web.http.responses import etag_matches
 
 IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
 
@@ -59,7 +59,7 @@ async def _answer(request: web.Request, context: Services, task: Task, image: St
     """Answer from the record alone if no bytes are to be sent."""
     etag, size_bytes = f'"{image.sha256[:32]}"', image.size_bytes
     headers = _headers(request, task, image, etag)
-    if etag_matches(request.headers.get(hdrs.IF_NONE_MATCH), etag):
+    if etag_matches(request, etag):
         return await _without_body(context, task, image, web.Response(status=304, headers=headers))
     headers[hdrs.CONTENT_TYPE] = image.content_type
     if request.method == hdrs.METH_HEAD:

@@ -1,19 +1,41 @@
-"""Owns what was told of finished tasks lately, as bytes, so that clients who ask again cost no building of answers."""
+"""Caches of parsed bodies and of rendered responses, for clients that repeat a request."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import NamedTuple
 
+from imagegen.queue.client_queue import Submission
 from imagegen.tasks.task import Task
 
+MAX_SUBMISSIONS, MAX_BODY_BYTES = 1_000, 1_000
+
 MAX_BYTES = 4 * 2**20
-_OWN_BYTES = 500
-"""About what one entry costs beside its body."""
+_ENTRY_BYTES = 500
+"""Memory of one entry without its body."""
+
+
+class SubmissionCache:
+    """Cache of up to `MAX_SUBMISSIONS` submissions by the client's scope and its body of up to `MAX_BODY_BYTES`.
+
+    Without the scope, a client's body would lead to the task of another client that has its own.
+    """
+
+    def __init__(self) -> None:
+        self._submissions: OrderedDict[tuple[str | None, bytes], Submission] = OrderedDict()
+
+    def get(self, scope: str | None, raw: bytes) -> Submission | None:
+        return self._submissions.get((scope, raw))
+
+    def put(self, scope: str | None, raw: bytes, submission: Submission) -> None:
+        if len(raw) <= MAX_BODY_BYTES:
+            self._submissions[scope, raw] = submission
+            if len(self._submissions) > MAX_SUBMISSIONS:
+                self._submissions.popitem(last=False)
 
 
 class ResponseKey(NamedTuple):
-    """What an answer depends on beside the task. kind: of the answer; base: of its links."""
+    """What a response depends on besides the task. kind: name of the route's response; base: of its links."""
 
     kind: str
     task_id: str
@@ -22,35 +44,35 @@ class ResponseKey(NamedTuple):
 
 
 class ResponseCache:
-    """Bodies up to `MAX_BYTES` in all; the one that was not asked for longest goes first.
+    """Cache of rendered responses for finished tasks, up to `MAX_BYTES`, least recently used first out.
 
-    A task never changes, another one takes its place: so a body holds for the very task that it was made of.
+    A task never changes, another object takes its place: so a body holds for the very object that it was made of.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[ResponseKey, tuple[Task, bytes]] = OrderedDict()
+        self._entries: OrderedDict[ResponseKey, tuple[Task, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, asked: ResponseKey, task: Task) -> bytes | None:
-        kept = self._kept.get(asked)
-        if kept is None or kept[0] is not task:
+    def get(self, key: ResponseKey, task: Task) -> bytes | None:
+        entry = self._entries.get(key)
+        if entry is None or entry[0] is not task:
             return None
-        self._kept.move_to_end(asked)
-        return kept[1]
+        self._entries.move_to_end(key)
+        return entry[1]
 
-    def put(self, asked: ResponseKey, task: Task, body: bytes) -> None:
-        """Keeps the body of a finished task; not one of orjson's, which would hold on to 4 KiB."""
-        self._drop(self._kept.pop(asked, None))
-        self._kept[asked] = task, body
+    def put(self, key: ResponseKey, task: Task, body: bytes) -> None:
+        """Cache the body of a finished task; not one made by orjson, which would keep 4 KiB alive."""
+        self._forget(self._entries.pop(key, None))
+        self._entries[key] = task, body
         self._bytes += _size(task, body)
         while self._bytes > MAX_BYTES:
-            self._drop(self._kept.popitem(last=False)[1])
+            self._forget(self._entries.popitem(last=False)[1])
 
-    def _drop(self, kept: tuple[Task, bytes] | None) -> None:
-        if kept is not None:
-            self._bytes -= _size(*kept)
+    def _forget(self, entry: tuple[Task, bytes] | None) -> None:
+        if entry is not None:
+            self._bytes -= _size(*entry)
 
 
 def _size(task: Task, body: bytes) -> int:
-    """The task stays as long as its body, also where it is forgotten elsewhere."""
-    return _OWN_BYTES + len(task.request_json) + len(body)
+    """Return the bytes of an entry: it keeps its task alive too."""
+    return _ENTRY_BYTES + len(task.request_json) + len(body)

@@ -1,80 +1,107 @@
-"""Owns the reading of tasks: GET /api/images/{taskId}."""
+"""Routes of a task: read, cancel and retry it; and the operator's list of tasks."""
 
 from __future__ import annotations
 
-import math
+import asyncio
+import re
 
-import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from imagegen.queue.eta import QueuePosition
-from imagegen.tasks.task import Task
+from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
+from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.queue.task_list import Cursor
+from imagegen.tasks.task import State
 from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
-from imagegen.web.api.response_cache import ResponseKey
-from imagegen.web.api.schemas import TaskView
-from imagegen.web.api.serializers import not_found_view, task_view
-from imagegen.web.context import SERVICES, Services, image_url_builder
-from imagegen.web.http.middleware import json_bytes, json_response, language
+from imagegen.web.api.schemas import TaskListView
+from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
+from imagegen.web.context import SERVICES
+from imagegen.web.http.forwarded import client_address, owner_name
+from imagegen.web.http.responses import etag_matches, json_bytes, json_response
+from imagegen.web.submitter import submit
+
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
+_CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{32})")
 
 
-async def get_task(request: web.Request) -> web.Response:
-    """The task as it is now, or when it is finished where that is wanted; an odd id is one that does not exist."""
-    context, wait_s = request.app[SERVICES], parse_wait_s(request)
-    task = await context.queue.get(request.match_info["task_id"])
+async def get_task(request: web.Request) -> web.StreamResponse:
+    """Return a task now, or when it is finished if the client waits. A malformed id is that of an unknown task."""
+    services, wait_s = request.app[SERVICES], parse_wait_s(request)
+    task = await services.queue.get(request.match_info["task_id"])
     if task is None:
         return not_found(request)
     if wait_s and not task.state.is_final:
-        task = await wait_until_final(context, task, wait_s, request)
-    body, headers = await _cached_body(request, context, task)
+        task = await wait_until_final(services, task, wait_s, request)
+    body, headers = await cached_task_body(request, services, task)
     headers |= preference_applied(wait_s)
-    if etag_matches(request.headers.get(hdrs.IF_NONE_MATCH), headers["ETag"]):
+    if etag_matches(request, headers["ETag"]):
         return web.Response(status=304, headers=headers)
     return json_bytes(body, headers=headers)
 
 
-async def _cached_body(request: web.Request, context: Services, task: Task) -> tuple[bytes, dict[str, str]]:
-    """As `describe`; that of a finished task is kept."""
-    asked = ResponseKey("task", task.id, context.base_url(request), language(request))
-    body = context.response_cache.get(asked, task)
-    if body is not None:
-        return body, _cache_headers(task)
-    view, headers = await render_task(request, task)
-    body = msgspec.json.encode(view)
+async def cancel(request: web.Request) -> web.StreamResponse:
+    """Cancel a task for everyone who joined it. Raises AlreadyFinished."""
+    services, task_id = request.app[SERVICES], request.match_info["task_id"]
+    task = await services.queue.newest(task_id)
+    if task is None:
+        return not_found(request)
     if task.state.is_final:
-        context.response_cache.put(asked, task, body)
-    return body, headers
+        raise AlreadyFinished
+    cancelled = await services.queue.cancel(task_id)
+    if cancelled is None:
+        return not_found(request)
+    if cancelled.state is not State.CANCELLED:
+        raise AlreadyFinished
+    view, headers = await render_task(request, cancelled)
+    return json_response(view, headers=headers)
 
 
-def not_found(request: web.Request) -> web.Response:
-    """The answer of every route about one task that is unknown or expired: the seed's."""
-    return json_response(not_found_view(language(request)), status=404)
+async def retry(request: web.Request) -> web.StreamResponse:
+    """Queue a failed or cancelled task again under its id. Raises NotRetryable.
+
+    Only those of its webhooks are called again that belong to the client of this request.
+    """
+    services = request.app[SERVICES]
+    task = await services.queue.newest(request.match_info["task_id"])
+    if task is not None and not task.state.is_final:
+        task = await services.queue.read(task.id)  # another instance may have cancelled it this moment
+    if task is None:
+        return not_found(request)
+    if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
+        raise NotRetryable
+    owner = owner_name(client_address(request, services.trusted_hops))
+    webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
+    submission = Submission(task.id, task.digest, task.model, task.request_json, webhooks)
+    submitted = await submit(services, submission)
+    if submitted.cached is CacheResult.HIT:
+        raise NotRetryable
+    response = await build_submit_response(request, services, submitted)
+    return json_response(response.view, status=response.status, headers=response.headers)
 
 
-async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[str, str]]:
-    """The GET body of a task and the headers that go with it."""
-    context = request.app[SERVICES]
-    place = await context.queue.position(task)
-    urls = image_url_builder(context.base_url(request))
-    view = task_view(task, urls, language=language(request), max_attempts=context.max_attempts, place=place)
-    headers = _cache_headers(task)
-    if not task.state.is_final:
-        headers["Retry-After"] = str(retry_after_s(place))
-    return view, headers
+async def list_tasks(request: web.Request) -> web.StreamResponse:
+    """Return a page of tasks, newest first, as `get_task` shows each. Raises InvalidRequest, QueueUnavailable."""
+    services = request.app[SERVICES]
+    state, before, limit = _parse_page(request)
+    page = await services.queue.listing.page(state, before, limit)
+    tasks = await asyncio.gather(*map(services.queue.get, page.task_ids))
+    rendered = await asyncio.gather(*(render_task(request, task) for task in tasks if task is not None))
+    next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
+    body: TaskListView = {"success": True, "tasks": [view for view, _ in rendered], "nextCursor": next_cursor}
+    return json_response(body)
 
 
-def _cache_headers(task: Task) -> dict[str, str]:
-    return {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}
-
-
-def retry_after_s(place: QueuePosition) -> int:
-    """When it is worth to ask again: by half of what is left, within 1 to 30 s; 2 s where nothing is known."""
-    return 2 if place.eta_s is None else min(max(math.ceil(place.eta_s / 2), 1), 30)
-
-
-def etag_matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client has this version (RFC 9110, 13.1.2: weak comparison)."""
-    if not if_none_match:
-        return False
-    if if_none_match.strip() == "*":
-        return True
-    return etag in (candidate.strip().removeprefix("W/") for candidate in if_none_match.split(","))
+def _parse_page(request: web.Request) -> tuple[State | None, Cursor | None, int]:
+    """Return state, cursor and limit of a query. Raises InvalidRequest with every error."""
+    query, errors = request.query, []
+    status, cursor, limit = query.get("status"), query.get("cursor"), query.get("limit", str(DEFAULT_LIMIT))
+    if status is not None and status not in tuple(State):
+        errors.append(FieldError("status", f"must be one of {', '.join(State)}"))
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", limit) or int(limit) > MAX_LIMIT:
+        errors.append(FieldError("limit", f"must be a whole number from 1 to {MAX_LIMIT}"))
+    match = None if cursor is None else _CURSOR.fullmatch(cursor)
+    if cursor is not None and match is None:
+        errors.append(FieldError("cursor", "must be the nextCursor of an answer"))
+    if errors:
+        raise InvalidRequest(details=errors)
+    return State(status) if status else None, (int(match[1]), match[2]) if match else None, int(limit)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import orjson
 from aiohttp import hdrs, web
 from loguru import logger
 from multidict import istr
@@ -16,11 +15,12 @@ from multidict import istr
 from imagegen import log
 from imagegen.errors import ApiError, BadRequest, Forbidden, InternalError
 from imagegen.metrics import Histogram, Meter
-from imagegen.web.http.aiohttp_fastpath import FastJsonResponse, route_of
-from imagegen.web.http.errors import Language, error_response, from_http_exception, preferred_language
+from imagegen.web.http.aiohttp_fastpath import route_of
+from imagegen.web.http.errors import error_response, from_http_exception
 from imagegen.web.http.forwarded import valid_host
 from imagegen.web.http.headers import apply_default_headers, assign_request_id, on_response_prepare, request_id_of
-from imagegen.web.openai import errors as v1_errors
+from imagegen.web.http.responses import language
+from imagegen.web.openai import errors as openai_errors
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
 _SLASHES = re.compile("/+")
@@ -56,7 +56,7 @@ class RequestPipeline:
             raw_path = raw_path[len(prefix) :] or "/"
         if "//" in raw_path or (raw_path.endswith("/") and raw_path != "/"):
             path = _SLASHES.sub("/", raw_path).rstrip("/")
-            if v1_errors.is_openai_path(path):
+            if openai_errors.is_openai_path(path):
                 return path
         return raw_path
 
@@ -119,23 +119,6 @@ def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
     return route.method, UNMATCHED if route.resource is None else route.resource.canonical
 
 
-def language(request: web.Request) -> Language:
-    """The language of the texts for people in the answer."""
-    return preferred_language(request.headers.get(hdrs.ACCEPT_LANGUAGE))
-
-
-def json_response(
-    body: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    """The answer that holds one JSON object."""
-    return FastJsonResponse(orjson.dumps(body), status, headers or {})
-
-
-def json_bytes(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The answer that holds one JSON object, of which the bytes are there already."""
-    return FastJsonResponse(body, status, headers or {})
-
-
 def error_to_response(request: web.Request, error: Exception) -> web.StreamResponse:
     """The answer for whatever a handler raised; raises it again where the answer is already on its way."""
     if request.writer.output_size > 0:
@@ -146,8 +129,9 @@ def error_to_response(request: web.Request, error: Exception) -> web.StreamRespo
         return web.Response(status=_CLIENT_GONE)
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _redirect(error)
-    in_envelope = v1_errors.error_response if v1_errors.is_openai_path(_routed_path(request)) else error_response
-    return in_envelope(_as_api_error(request, error), request_id_of(request), language(request))
+    is_openai = openai_errors.is_openai_path(_routed_path(request))
+    build_response = openai_errors.error_response if is_openai else error_response
+    return build_response(_as_api_error(request, error), request_id_of(request), language(request))
 
 
 def _routed_path(request: web.Request) -> str:

@@ -13,33 +13,33 @@ from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
-from imagegen.web.api.submit import submit
-from imagegen.web.api.submit_options import wish_of
-from imagegen.web.api.tasks import retry_after_s
+from imagegen.web.api.task_responses import retry_after_s
 from imagegen.web.context import SERVICES, Services, image_url_builder
 from imagegen.web.http.body import read_json
 from imagegen.web.http.disconnect import on_disconnect
-from imagegen.web.http.middleware import json_response
+from imagegen.web.http.responses import json_response
 from imagegen.web.openai.errors import failure_response, unfinished_response
 from imagegen.web.openai.fields import OpenAIRequest, parse
 from imagegen.web.openai.schemas import AcceptedResponse, ImageEntry, ImagesResponse
 from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry, permanent_failure
 from imagegen.web.openai.stream import ImageEventStream
+from imagegen.web.submitter import SubmitOptions, submit
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
 
 
 async def generations(request: web.Request) -> web.StreamResponse:
     """Queues or joins the task and answers with its pictures, or before the client gives up."""
-    context, identity = request.app[SERVICES], request.app[SERVICES].identity
+    context, options = request.app[SERVICES], SubmitOptions.from_request(request)
+    identity = context.identity
     clock = asyncio.get_running_loop().time
     started_at = clock()
     wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
-    submission = identity.submission(wanted.request, None)
+    submission = identity.submission(wanted.request, options.scope)
     ended = await permanent_failure(context.queue, submission.task_id, request.headers)
     if ended:
         return failure_response(ended)
-    fresh = wish_of(request).fresh and not is_sdk_retry(request.headers)
+    fresh = options.fresh and not is_sdk_retry(request.headers)
     task = (await submit(context, submission, fresh=fresh)).task
     within_s = client_timeout_s(request.headers) - (clock() - started_at)
     if wanted.streamed:
@@ -116,7 +116,7 @@ def _prefers_async(request: web.Request) -> bool:
     return bool(_RESPOND_ASYNC.search(",".join(request.headers.getall("Prefer", ()))))
 
 
-async def _accepted(context: Services, request: web.Request, task: Task) -> web.Response:
+async def _accepted(context: Services, request: web.Request, task: Task) -> web.StreamResponse:
     path = f"/api/images/{task.id}"
     here = f"{context.base_url(request)}{path}"
     body: AcceptedResponse = {

@@ -12,7 +12,7 @@ from loguru import logger
 
 from imagegen.errors import UpstreamError
 from imagegen.web.context import SERVICES, ListModels
-from imagegen.web.http.middleware import json_response
+from imagegen.web.http.responses import json_response
 from imagegen.web.openai.errors import model_not_found
 from imagegen.web.openai.schemas import ModelEntry, ModelList
 
@@ -50,10 +50,10 @@ class ModelListCache:
             self._good_until = self._clock() + FRESH_S
 
 
-CATALOGUE = web.AppKey("catalogue", ModelListCache)
+MODEL_LIST = web.AppKey("model_list", ModelListCache)
 
 
-async def list_models(request: web.Request) -> web.Response:
+async def list_models(request: web.Request) -> web.StreamResponse:
     """A bare array for Together's client, which has no use for the object that OpenAI's asks for."""
     entries = await _entries(request)
     if request.headers.get(hdrs.USER_AGENT, "").startswith(_TOGETHER_AGENTS):
@@ -62,7 +62,7 @@ async def list_models(request: web.Request) -> web.Response:
     return json_response(answer)
 
 
-async def get_model(request: web.Request) -> web.Response:
+async def get_model(request: web.Request) -> web.StreamResponse:
     """One of them, for `client.models.retrieve`."""
     model_id = request.match_info["model_id"]
     for entry in await _entries(request):
@@ -73,7 +73,7 @@ async def get_model(request: web.Request) -> web.Response:
 
 async def _entries(request: web.Request) -> list[ModelEntry]:
     context = request.app[SERVICES]
-    return await request.app[CATALOGUE].entries(context.list_models, context.identity.default_model)
+    return await request.app[MODEL_LIST].entries(context.list_models, context.identity.default_model)
 
 
 def _entry(model: Mapping[str, object]) -> ModelEntry:

@@ -1,42 +1,133 @@
-"""Owns the OpenAPI document as a whole."""
+"""Values that the OpenAPI document is built from: operations, parameters, bodies and responses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from imagegen import __version__
-from imagegen.web.openapi import compatible, images, service
-from imagegen.web.openapi.builder import Builder
-from imagegen.web.openapi.descriptions import INTRODUCTION, TAGS
-from imagegen.web.openapi.parts import Json, Operation
-from imagegen.web.openapi.webhooks import HOOKS
+from aiohttp.typedefs import Handler
 
-OPERATIONS = (*images.OPERATIONS, *compatible.OPERATIONS, *service.OPERATIONS)
+from imagegen.errors import (
+    ApiError,
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    ExpectationFailed,
+    Forbidden,
+    HeadersTooLarge,
+    InternalError,
+    InvalidJson,
+    InvalidRequest,
+    RateLimited,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+
+Json = dict[str, Any]
+"""A part of the document."""
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+EDGE = (BadRequest, ExpectationFailed, HeadersTooLarge, InternalError)
+"""What every route may answer."""
+
+IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+"""What every route that reads a body may answer."""
+
+BUDGET_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 
-def build(server: str = "/") -> Json:
-    """Return the document, from scratch: some 50 ms of work. server: the base of all paths in it."""
-    builder = Builder([*OPERATIONS, *HOOKS])
-    document: Json = {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "imagegen",
-            "version": __version__,
-            "summary": "Paid image APIs as a durable asynchronous API.",
-            "description": INTRODUCTION,
-            "license": {"name": "MIT", "identifier": "MIT"},
-        },
-        "servers": [{"url": server}],
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": _by_path(OPERATIONS, builder),
-        "webhooks": _by_path(HOOKS, builder),
-    }
-    token = {"type": "http", "scheme": "bearer", "description": "The service's `ADMIN_TOKEN`."}
-    return document | {"components": builder.components() | {"securitySchemes": {"admin": token}}}
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A part of a path, of a query, or a request header."""
+
+    name: str
+    place: Literal["path", "query", "header"]
+    text: str
+    schema: Mapping[str, Any]
+    required: bool = False
+    example: object = None
 
 
-def _by_path(operations: Iterable[Operation], builder: Builder) -> Json:
-    paths: Json = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = builder.entry(operation)
-    return paths
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a client sends. shape: the model, or a JSON Schema; examples: by name."""
+
+    shape: Any
+    examples: Mapping[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """Server-sent events. names: of the events; data: the type of each one's JSON; samples: events as they come."""
+
+    names: tuple[str, ...]
+    data: Any
+    samples: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseDoc:
+    """One status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
+
+    events: of the stream that the answer is, or may be.
+    links: what may be done next, by name: the operation, and its parameters as runtime expressions.
+    """
+
+    status: int
+    text: str
+    shape: Any = None
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    media: tuple[str, ...] = (JSON,)
+    events: EventStream | None = None
+    links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route. name: its operationId; errors: beside those of the edge, of the body and of the budget.
+
+    failures: codes that no error of ours has, by status. admin: it needs the admin token.
+    limit: the rate limit that a call counts against; `entries`: the general one, and each entry of the body the limit
+    for generations; `misses`: the general one if it finds nothing.
+    envelope: form of its errors; `none` if others answer it.
+    """
+
+    method: str
+    path: str
+    name: str
+    tag: str
+    summary: str
+    text: str
+    answers: tuple[ResponseDoc, ...]
+    parameters: tuple[Parameter, ...] = ()
+    body: Body | None = None
+    errors: tuple[type[ApiError], ...] = ()
+    failures: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    limit: Literal["none", "general", "generation", "entries", "misses"] = "none"
+    admin: bool = False
+    envelope: Literal["api", "openai", "none"] = "api"
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether every response of the route carries the headers of rate limits."""
+        return self.limit in ("general", "generation", "entries")
+
+    @property
+    def all_errors(self) -> tuple[type[ApiError], ...]:
+        if self.envelope == "none":
+            return ()
+        errors = EDGE + self.errors
+        if self.body:
+            errors += IN_BODY
+        if self.admin:
+            errors += (Unauthorized, Forbidden)
+        return (*errors, RateLimited) if self.is_limited else errors
+
+
+Route = tuple[Operation, Handler]
+"""A route: its documentation, from which it is registered too, and what runs it."""

@@ -8,7 +8,7 @@ from typing import Any
 from imagegen.web.api.events import MAX_TASKS
 from imagegen.web.api.long_poll import MAX_WAIT_S
 from imagegen.web.openapi import samples
-from imagegen.web.openapi.parts import Parameter
+from imagegen.web.openapi.document import Parameter
 
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from imagegen.web.openapi.parts import Json
+from imagegen.web.openapi.document import Json
 
 _PREFIX = "#/components/schemas/"
 _VIEW_SUFFIX = "View"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from aiohttp import hdrs, web
 
 from imagegen.errors import RouteNotFound
-from imagegen.web.api.tasks import etag_matches
 from imagegen.web.context import SERVICES
+from imagegen.web.http.responses import etag_matches
 
 _FOLDER = Path(__file__).parent.parent / "static" / "docs"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -24,17 +25,24 @@ _CSP = (
 )
 
 
+DocumentBuilder = Callable[[str], Mapping[str, Any]]
+"""Builds the OpenAPI document for the base of its paths."""
+
+
 class _File(NamedTuple):
     body: bytes
     content_type: str
     etag: str
 
 
+DOCUMENT_BUILDER = web.AppKey[DocumentBuilder]("document_builder")
+
+
 async def get_document(request: web.Request) -> web.Response:
-    """The OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
+    """Return the OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
     context = request.app[SERVICES]
     server = context.public_url or context.local_url(request, "") or "/"
-    return _response(request, await asyncio.to_thread(_document, server))
+    return _response(request, await asyncio.to_thread(_document, request.app[DOCUMENT_BUILDER], server))
 
 
 async def get_page(request: web.Request) -> web.Response:
@@ -61,16 +69,14 @@ async def _file(request: web.Request, name: str) -> web.Response:
 
 def _response(request: web.Request, file: _File) -> web.Response:
     headers = {hdrs.ETAG: file.etag, hdrs.CACHE_CONTROL: "no-cache", "Content-Security-Policy": _CSP}
-    if etag_matches(request.headers.get(hdrs.IF_NONE_MATCH), file.etag):
+    if etag_matches(request, file.etag):
         return web.Response(status=304, headers=headers)
     charset = None if file.content_type == "application/json" else "utf-8"
     return web.Response(body=file.body, headers=headers, content_type=file.content_type, charset=charset)
 
 
 @lru_cache(maxsize=4)
-def _document(server: str) -> _File:
-    from imagegen.web.openapi.document import build  # noqa: PLC0415 - no start of the service should wait for it
-
+def _document(build: DocumentBuilder, server: str) -> _File:
     return _made(orjson.dumps(build(server)), "application/json")
 
 

@@ -9,22 +9,22 @@ from aiohttp import web
 from imagegen.formats import rfc3339
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView
 from imagegen.web.context import SERVICES
-from imagegen.web.http.middleware import json_response
+from imagegen.web.http.responses import json_response
 
 
-async def api_health(_request: web.Request) -> web.Response:
+async def api_health(_request: web.Request) -> web.StreamResponse:
     """The seed's health answer."""
     answer: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
     return json_response(answer)
 
 
-async def healthz(_request: web.Request) -> web.Response:
+async def healthz(_request: web.Request) -> web.StreamResponse:
     """The process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
     answer: AliveView = {"status": "ok"}
     return json_response(answer)
 
 
-async def readyz(request: web.Request) -> web.Response:
+async def readyz(request: web.Request) -> web.StreamResponse:
     """Answer whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
     causes = await request.app[SERVICES].readiness.causes()
     if not causes:

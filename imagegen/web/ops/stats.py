@@ -21,11 +21,11 @@ from imagegen.web.api.schemas import (
     TaskStats,
     UpstreamStats,
 )
-from imagegen.web.http.middleware import json_response
+from imagegen.web.http.responses import json_response
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 
 
-async def get_stats(request: web.Request) -> web.Response:
+async def get_stats(request: web.Request) -> web.StreamResponse:
     """One look. The queue is everybody's; all else is of this instance, and counts run since its start."""
     observed = request.app[OBSERVED]
     waiting, here = await observed.backlog.waiting(), observed.backlog.local_status()

@@ -1,0 +1,366 @@
+"""Routes of tasks, images and events, with their documentation; and the webhooks that this service sends."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from imagegen.errors import (
+    AlreadyFinished,
+    Draining,
+    IdempotencyMismatch,
+    ImageExpired,
+    InvalidRequest,
+    NotRetryable,
+    QueueFull,
+    QueueUnavailable,
+    RateLimited,
+    RouteNotFound,
+    StoreUnavailable,
+    TaskNotFound,
+)
+from imagegen.tasks.task import State
+from imagegen.tasks.validation import GenerationParams, ModelId
+from imagegen.tasks.webhook import MAX_WEBHOOKS, WebhookFields
+from imagegen.web.api import events, images, submit, tasks
+from imagegen.web.api.batch import MAX_ENTRIES, batch
+from imagegen.web.api.schemas import (
+    BatchView,
+    FinishedView,
+    ImageView,
+    NotFoundView,
+    SubmittedView,
+    TaskListView,
+    TaskView,
+    WebhookEvent,
+)
+from imagegen.web.api.tasks import DEFAULT_LIMIT, MAX_LIMIT
+from imagegen.web.openapi import parameters as named
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.document import Body, EventStream, Operation, Parameter, ResponseDoc, Route
+
+SUBMIT, FOLLOW, CHANGE, OPERATE = "Submit", "Follow", "Change", "Operate"
+
+_TASK_HEADERS = ("ETag", "Cache-Control")
+_SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
+_SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
+_IMAGES = ("image/png", "image/jpeg", "image/webp")
+_IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
+_TEXT = {"type": "string"}
+_EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
+_NOT_FOUND = ResponseDoc(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
+_OWN_ID = {"taskId": "$response.body#/taskId"}
+_LINKS = {
+    "read": ("getTask", _OWN_ID),
+    "follow": ("followTask", _OWN_ID),
+    "cancel": ("cancelTask", _OWN_ID),
+    "picture": ("getPicture", _OWN_ID | {"index": "0"}),
+}
+
+_Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
+
+
+class GenerationBody(GenerationParams):
+    """A request for images. `null` is the same as absent."""
+
+    model: _Model = ""
+    webhook: Annotated[WebhookFields, Field(description="Whom to tell when the task ends.")] | None = None
+
+
+class BatchBody(BaseModel):
+    """Many requests for images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: Annotated[list[GenerationBody], Field(min_length=1, max_length=MAX_ENTRIES)]
+
+
+GENERATE = Operation(
+    "post",
+    "/api/images/generate",
+    "generate",
+    SUBMIT,
+    "Submit a request for images",
+    "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
+    "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent,"
+    ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
+    "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
+    "it failed or was cancelled it is queued again under the same id.\n\n"
+    "snake_case spellings of the fields are taken too; both spellings of one field, and unknown fields, are refused. "
+    "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
+    "values and 32 levels.",
+    (
+        ResponseDoc(
+            202,
+            "A new task, or an unfinished one that was joined.",
+            SubmittedView,
+            {"new": samples.NEW, "joined": samples.JOINED},
+            _SUBMIT_HEADERS,
+            links=_LINKS,
+        ),
+        ResponseDoc(
+            200,
+            "Completed before; or, where it was waited for, the end of the task, as GET of the task shows it.",
+            SubmittedView | FinishedView,
+            {"hit": samples.HIT, "ended": samples.ENDED},
+            (*_SUBMIT_HEADERS, *_TASK_HEADERS),
+            links=_LINKS,
+        ),
+    ),
+    (named.WAIT, named.PREFER, named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
+    Body(GenerationBody, {"plain": samples.REQUEST, "with a webhook": samples.REQUEST_WITH_WEBHOOK}),
+    (*_SUBMIT_ERRORS, IdempotencyMismatch),
+    limit="generation",
+)
+
+BATCH = Operation(
+    "post",
+    "/api/images/batch",
+    "generateBatch",
+    SUBMIT,
+    "Submit many requests at once",
+    f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and a bad one spoils no "
+    "other. The call counts once against the general limit, each entry against that for generations: those over it get "
+    "their own 429. An `Idempotency-Key` stands for each entry by its place.",
+    (
+        ResponseDoc(
+            200,
+            "An answer for each entry.",
+            BatchView,
+            {"one taken, one refused": samples.BATCH},
+        ),
+    ),
+    (named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
+    Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring"}]}}),
+    (Draining,),
+    limit="entries",
+)
+
+READ = Operation(
+    "get",
+    "/api/images/{taskId}",
+    "getTask",
+    FOLLOW,
+    "Read a task, or wait for its end",
+    "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, an event stream "
+    "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
+    "rises only when something happened (claimed, sent, each image received, kept), never by a timer.",
+    (
+        ResponseDoc(
+            200,
+            "The task as it is now. A failed or a cancelled one is a 200 too.",
+            TaskView,
+            {state.value: view for state, view in samples.TASKS.items()},
+            (*_TASK_HEADERS, "Retry-After", "Preference-Applied"),
+        ),
+        ResponseDoc(
+            304, "Nothing changed since.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")
+        ),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.WAIT, named.PREFER, named.IF_NONE_MATCH, named.LANGUAGE),
+    errors=(InvalidRequest, QueueUnavailable),
+    limit="general",
+)
+
+FOLLOW_ONE = Operation(
+    "get",
+    "/api/images/{taskId}/events",
+    "followTask",
+    FOLLOW,
+    "Follow a task by server-sent events",
+    "`snapshot` first, then `status`, `progress`, `image`, and last `completed`, `failed` or `cancelled`, and then "
+    "the stream ends. `data` is what GET of the task answers; in `image` it is that image's entry. `id` is the "
+    "sequence. A comment comes every 15 s.",
+    (
+        ResponseDoc(
+            200,
+            "The events.",
+            headers=("Cache-Control",),
+            events=EventStream(_EVENTS, TaskView | ImageView, samples.EVENTS),
+        ),
+        ResponseDoc(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.LAST_EVENT_ID, named.LANGUAGE),
+    errors=(QueueUnavailable,),
+    limit="general",
+)
+
+FOLLOW_MANY = Operation(
+    "get",
+    "/api/events",
+    "followTasks",
+    FOLLOW,
+    "Follow several tasks in one stream",
+    "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
+    "when all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
+    (
+        ResponseDoc(
+            200,
+            "The events.",
+            headers=("Cache-Control",),
+            events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
+        ),
+        ResponseDoc(204, "`Last-Event-ID` says that the ends of all are known."),
+        _NOT_FOUND,
+    ),
+    (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
+    errors=(InvalidRequest, QueueUnavailable),
+    limit="general",
+)
+
+IMAGE = Operation(
+    "get",
+    "/api/images/{taskId}/{index}",
+    "getPicture",
+    FOLLOW,
+    "Get the bytes of an image",
+    "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "
+    "limit, but a request for one that does not exist counts against the general limit (`RATE_LIMIT_MAX`).",
+    (
+        ResponseDoc(200, "The image.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
+        ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
+        ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
+        ResponseDoc(304, "The client has it.", headers=_IMAGE_HEADERS),
+        ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
+    ),
+    (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
+    errors=(TaskNotFound, RouteNotFound, ImageExpired, RateLimited, StoreUnavailable, QueueUnavailable),
+    limit="misses",
+)
+
+
+def _cancel(method: str, path: str, name: str) -> Operation:
+    return Operation(
+        method,
+        path,
+        name,
+        CHANGE,
+        "Cancel a task",
+        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer does "
+        "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may "
+        "have been paid for.",
+        (
+            ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
+            _NOT_FOUND,
+        ),
+        (named.TASK, named.LANGUAGE),
+        errors=(AlreadyFinished, QueueUnavailable),
+        limit="general",
+    )
+
+
+CANCEL = _cancel("post", "/api/images/{taskId}/cancel", "cancelTask")
+DELETE = _cancel("delete", "/api/images/{taskId}", "deleteTask")
+
+RETRY = Operation(
+    "post",
+    "/api/images/{taskId}/retry",
+    "retryTask",
+    CHANGE,
+    "Try a failed or cancelled task again",
+    "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that asks are "
+    "called at its end.",
+    (
+        ResponseDoc(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
+        _NOT_FOUND,
+    ),
+    (named.TASK, named.LANGUAGE),
+    errors=(NotRetryable, *_SUBMIT_ERRORS),
+    limit="generation",
+)
+
+LIST = Operation(
+    "get",
+    "/api/images",
+    "listTasks",
+    OPERATE,
+    "List the tasks, newest first",
+    "For the operator: it reads every record.",
+    (
+        ResponseDoc(
+            200,
+            "A page.",
+            TaskListView,
+            {"one": {"success": True, "tasks": [samples.TASKS[State.COMPLETED]], "nextCursor": None}},
+        ),
+    ),
+    (
+        Parameter("status", "query", "Only tasks in this state.", {"type": "string", "enum": [*State]}),
+        Parameter(
+            "cursor",
+            "query",
+            "The `nextCursor` of the page before.",
+            _TEXT | {"pattern": "^(0|[1-9][0-9]{0,17})-[0-9a-f]{32}$"},
+        ),
+        Parameter(
+            "limit",
+            "query",
+            "Tasks on a page.",
+            {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+        ),
+        named.LANGUAGE,
+    ),
+    errors=(InvalidRequest, QueueUnavailable),
+    limit="general",
+    admin=True,
+)
+
+_WEBHOOK_HEADERS = (
+    Parameter(
+        "webhook-id", "header", "The same on every try: what was seen before may be passed over.", _TEXT, required=True
+    ),
+    Parameter("webhook-timestamp", "header", "Unix time of this try.", _TEXT, required=True, example="1767225604"),
+    Parameter(
+        "webhook-signature",
+        "header",
+        "`v1,` and the base64 HMAC-SHA256 of `id.timestamp.body` by the secret of the webhook, else by "
+        "`WEBHOOK_SECRET`. Absent where there is neither. Any Standard Webhooks library verifies it.",
+        _TEXT,
+    ),
+)
+_WEBHOOK_RESPONSES = (
+    ResponseDoc(200, "Delivered, as is every 2xx that comes within 10 s."),
+    ResponseDoc(410, "Gone: it is not tried again."),
+)
+_WEBHOOK_TEXT = (
+    "Sent when the task ended, to every webhook that a submit brought along; at once where it was finished already. "
+    "Any other answer than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
+    "redirects are not followed. The address must be public and `https`, and not this service's own. Destinations "
+    "(scheme, host, port and the path's first segment) do not wait for each other; one that is slow or fails is called "
+    "less often. A retry calls only the webhooks of the client that asks for it. A task has at most "
+    f"{MAX_WEBHOOKS} webhooks; how far each is, is in `webhook` of the task."
+)
+
+
+def _webhook(state: State) -> Operation:
+    return Operation(
+        "post",
+        f"image.{state}",
+        f"onImage{state.title()}",
+        "Webhooks",
+        f"A task is {state}",
+        _WEBHOOK_TEXT,
+        _WEBHOOK_RESPONSES,
+        _WEBHOOK_HEADERS,
+        Body(WebhookEvent, {state.value: samples.hook_event(state)}),
+        envelope="none",
+    )
+
+
+WEBHOOKS = tuple(_webhook(state) for state in State if state.is_final)
+
+ROUTES: tuple[Route, ...] = (
+    (GENERATE, submit.generate),
+    (BATCH, batch),
+    (READ, tasks.get_task),
+    (FOLLOW_ONE, events.task_events),
+    (FOLLOW_MANY, events.multi_task_events),
+    (IMAGE, images.get_image),
+    (CANCEL, tasks.cancel),
+    (DELETE, tasks.cancel),
+    (RETRY, tasks.retry),
+    (LIST, tasks.list_tasks),
+)

@@ -1,0 +1,140 @@
+"""Routes for the clients of OpenAI and Together, with their documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_snake
+
+from imagegen.errors import Draining, QueueFull, QueueUnavailable, StoreUnavailable
+from imagegen.tasks.validation import GenerationParams, ModelId, Size
+from imagegen.web.api.schemas import TASK_ERRORS
+from imagegen.web.openai.errors import FAILED_STATUS
+from imagegen.web.openai.fields import DEFAULT_SIDE
+from imagegen.web.openai.generations import generations
+from imagegen.web.openai.models import get_model, list_models
+from imagegen.web.openai.schemas import AcceptedResponse, ImagesResponse, ModelEntry, ModelList
+from imagegen.web.openai.stream import COMPLETED
+from imagegen.web.openapi import parameters as named
+from imagegen.web.openapi import samples
+from imagegen.web.openapi.document import Body, EventStream, Operation, ResponseDoc, Route
+
+COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
+
+_FAILURES = {
+    status: tuple(code for code in TASK_ERRORS if FAILED_STATUS.get(code, 502) == status)
+    for status in sorted({502, *FAILED_STATUS.values()})
+}
+
+BASES = ("/v1", "", "/v1/v1")
+"""Client versions differ in whether `/v1` is in their base URL or in the path that they add."""
+
+_Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
+
+
+class OpenAIBody(GenerationParams):
+    """The fields of OpenAI's and of Together's image APIs. What is `null` or empty is absent, and unknown fields that
+    do no harm are passed over."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
+
+    model: _Model = ""
+    width: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
+    height: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
+    size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None
+    aspect_ratio: Annotated[str, Field(description="Such as `16:9`, at most 4:1; of about a megapixel.")] | None = None
+    response_format: Literal["url", "b64_json", "base64"] | None = None
+    stream: Annotated[bool, Field(description="Answer by events, one for each image.")] | None = None
+
+
+GENERATE = Operation(
+    "post",
+    "/v1/images/generations",
+    "createImage",
+    COMPATIBLE,
+    "Generate images, as OpenAI's and Together's clients ask for them",
+    "The same queue as `/api/images/generate`: the same canonical request is the same task, so a client that times out "
+    "and repeats its POST joins the task that runs, and pays once. The answer comes when the images are there; a "
+    "little before the client would give up it is a 503 `unfinished` with `retry-after`, and the task goes on. "
+    "A failed task has `x-should-retry: false`: a client's own repeat gets the same failure and starts no attempt.\n\n"
+    "No size given is 1024x1024. With `stream: true` the images come as events `image_generation.completed`.",
+    (
+        ResponseDoc(
+            200,
+            "The images; by `stream: true` as events.",
+            ImagesResponse,
+            {"links": samples.IMAGES},
+            ("Cache-Control",),
+            events=EventStream((COMPLETED, "error"), None, samples.IMAGE_EVENTS),
+        ),
+        ResponseDoc(
+            202,
+            "Asked for by `Prefer: respond-async`.",
+            AcceptedResponse,
+            {"accepted": samples.ACCEPTED},
+            ("Location", "Preference-Applied", "Retry-After"),
+        ),
+    ),
+    (named.PREFER_ASYNC, named.WAIT, named.READ_TIMEOUT, named.CACHE_CONTROL),
+    Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable),
+    _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
+    limit="generation",
+    envelope="openai",
+)
+
+MODELS = Operation(
+    "get",
+    "/v1/models",
+    "listModels",
+    COMPATIBLE,
+    "List the provider's models",
+    "The provider is asked every few minutes at most. Together's client, known by its `User-Agent`, gets a bare array.",
+    (
+        ResponseDoc(
+            200,
+            "The models.",
+            ModelList | list[ModelEntry],
+            {"one": {"object": "list", "data": [samples.MODEL_ENTRY]}},
+        ),
+    ),
+    limit="general",
+    envelope="openai",
+)
+
+MODEL = Operation(
+    "get",
+    "/v1/models/{modelId}",
+    "getModel",
+    COMPATIBLE,
+    "Read one model",
+    "",
+    (ResponseDoc(200, "The model.", ModelEntry, {"one": samples.MODEL_ENTRY}),),
+    (named.MODEL,),
+    failures={404: ("model_not_found",)},
+    limit="general",
+    envelope="openai",
+)
+
+
+_ROUTES = ((GENERATE, generations), (MODELS, list_models), (MODEL, get_model))
+
+
+def _under_every_base() -> Iterator[Route]:
+    yield from _ROUTES
+    for number, base in enumerate(BASES[1:], start=2):
+        for operation, handler in _ROUTES:
+            alias = replace(
+                operation,
+                path=f"{base}{operation.path.removeprefix('/v1')}",
+                name=f"{operation.name}{number}",
+                tag=ALIASES,
+                text=f"The same as `{operation.path}`.",
+            )
+            yield alias, handler
+
+
+ROUTES: tuple[Route, ...] = tuple(_under_every_base())

@@ -1,0 +1,157 @@
+"""Routes for the operator, and of the pages, with their documentation."""
+
+from __future__ import annotations
+
+from imagegen.errors import RouteNotFound
+from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
+from imagegen.web.openapi import parameters as named
+from imagegen.web.openapi.document import Operation, ResponseDoc, Route
+from imagegen.web.ops import docs, health, metrics, stats
+
+OPERATE, PAGES = "Operate", "Pages"
+
+_TEXT = {"type": "string"}
+_PAGE_HEADERS = ("ETag", "Cache-Control")
+_UNCHANGED = ResponseDoc(304, "The client has it.", headers=_PAGE_HEADERS)
+_READY = {"ready": {"status": "ready"}}
+_NOT_READY = {"not ready": {"status": "not ready", "causes": ["images can't be saved: ENOSPC No space left on device"]}}
+
+API_HEALTH = Operation(
+    "get",
+    "/api/health",
+    "getHealth",
+    OPERATE,
+    "See that the service answers",
+    "It asks neither Redis nor the provider.",
+    (
+        ResponseDoc(
+            200,
+            "It does.",
+            HealthView,
+            {
+                "healthy": {
+                    "success": True,
+                    "message": "Service is healthy",
+                    "timestamp": "2026-01-01T00:00:00.000Z",
+                }
+            },
+        ),
+    ),
+)
+
+ALIVE = Operation(
+    "get",
+    "/healthz",
+    "getAlive",
+    OPERATE,
+    "See that the process lives",
+    "For the platform: it stays 200 while Redis or the provider is away, which a restart would not mend.",
+    (ResponseDoc(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
+)
+
+READY = Operation(
+    "get",
+    "/readyz",
+    "getReady",
+    OPERATE,
+    "See whether traffic should come",
+    "Redis answers, the loops live, images can be saved, and the service is not about to stop. `causes` names what "
+    "fails.",
+    (
+        ResponseDoc(200, "It should.", ReadyView, _READY),
+        ResponseDoc(503, "It should not.", ReadyView, _NOT_READY),
+    ),
+)
+
+STATS = Operation(
+    "get",
+    "/api/stats",
+    "getStats",
+    OPERATE,
+    "Read the counters",
+    "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is everybody's; "
+    "all else is of the instance that answers, since its start.",
+    (ResponseDoc(200, "One look.", StatsView),),
+    (named.LANGUAGE,),
+    limit="general",
+    admin=True,
+)
+
+METRICS = Operation(
+    "get",
+    "/metrics",
+    "getMetrics",
+    OPERATE,
+    "Read the metrics",
+    "For Prometheus; as OpenMetrics where `Accept` asks for it.",
+    (
+        ResponseDoc(
+            200,
+            "The metrics of this instance.",
+            _TEXT,
+            {"a part": "imagegen_queue_depth 0.0\n"},
+            media=("text/plain", "application/openmetrics-text"),
+        ),
+    ),
+    (named.LANGUAGE,),
+    admin=True,
+)
+
+DOCUMENT = Operation(
+    "get",
+    "/openapi.json",
+    "getDocument",
+    PAGES,
+    "Read this document",
+    "",
+    (ResponseDoc(200, "OpenAPI 3.1.", {"type": "object"}, headers=_PAGE_HEADERS), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+)
+
+PAGE = Operation(
+    "get",
+    "/docs",
+    "getPage",
+    PAGES,
+    "See this document as a page",
+    "It asks no other host for anything.",
+    (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+)
+
+FILE = Operation(
+    "get",
+    "/docs/{file}",
+    "getPageFile",
+    PAGES,
+    "Get a file of the page",
+    "",
+    (
+        ResponseDoc(200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "text/html")),
+        _UNCHANGED,
+    ),
+    (named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
+    errors=(RouteNotFound,),
+)
+
+HOME = Operation(
+    "get",
+    "/",
+    "getHome",
+    PAGES,
+    "Go to the page",
+    "",
+    (ResponseDoc(302, "It is there.", headers=("Location",)),),
+)
+
+ROUTES: tuple[Route, ...] = (
+    (API_HEALTH, health.api_health),
+    (ALIVE, health.healthz),
+    (READY, health.readyz),
+    (STATS, stats.get_stats),
+    (METRICS, metrics.get_metrics),
+    (DOCUMENT, docs.get_document),
+    (PAGE, docs.get_page),
+    (FILE, docs.get_file),
+    (HOME, docs.home),
+)

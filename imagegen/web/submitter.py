@@ -1,0 +1,189 @@
+"""Use case of submitting: a client's body becomes a task, once.
+
+Handlers give the body and the options; what a client is shown of the result is theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+from msgspec import Struct
+from msgspec.structs import replace
+from multidict import istr
+
+from imagegen.errors import Draining, FieldError, InvalidRequest
+from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.ssrf import check_host
+from imagegen.tasks import validation
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import State
+from imagegen.tasks.webhook import Webhook
+from imagegen.web.context import SERVICES, Services, TaskIdentity
+from imagegen.web.http.body import parse_object
+from imagegen.web.http.forwarded import bases, client_address, owner_name
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+_IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
+_VISIBLE = re.compile(r"[!-~]{1,255}")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_ESCAPED = re.compile(r"\\(.)")
+
+
+class SubmitOptions(Struct, frozen=True):
+    """Options of one submit, from the headers of its request.
+
+    fresh: no image from before is reused (`Cache-Control: no-cache`).
+    key: the `Idempotency-Key`, unique for each `client`.
+    scope: name of the key that owns the tasks; None while all clients share them.
+    max_errors: the most field errors that are named.
+    """
+
+    request: web.Request
+    fresh: bool = False
+    key: str | None = None
+    scope: str | None = None
+    max_errors: int = validation.MAX_FIELD_ERRORS
+
+    @classmethod
+    def from_request(cls, request: web.Request) -> SubmitOptions:
+        """Read the headers. Raises InvalidRequest for a bad key."""
+        headers, fresh = request.headers, False
+        if hdrs.CACHE_CONTROL in headers:
+            directives = ",".join(headers.getall(hdrs.CACHE_CONTROL)).lower()
+            fresh = "no-cache" in map(str.strip, directives.split(","))
+        key = _parse_key(headers.getall(_IDEMPOTENCY_KEY)) if _IDEMPOTENCY_KEY in headers else None
+        return cls(request, fresh, key)
+
+    @property
+    def client(self) -> str:
+        """Address that the client's limits and keys are kept by."""
+        return client_address(self.request, self.request.app[SERVICES].trusted_hops)
+
+    @property
+    def base(self) -> str:
+        """Base of the links in webhooks."""
+        return self.request.app[SERVICES].base_url(self.request)
+
+    def for_batch_entry(self, index: int) -> SubmitOptions:
+        """Return the options of one entry. A client's own key has no space in it, so the entry's is unique."""
+        return self if self.key is None else replace(self, key=f"{self.key} {index}")
+
+
+def submit_body(services: Services, raw: bytes, options: SubmitOptions) -> Awaitable[SubmitResult]:
+    """Parse a body and submit it. Equal bytes of the same scope are parsed once."""
+    if options.key is not None:
+        return submit_parsed(services, parse_object(raw), options)
+    submission = services.submission_cache.get(options.scope, raw)
+    if submission is None:
+        submission = _submission(services, parse_object(raw), options)
+        if not submission.webhooks:
+            services.submission_cache.put(options.scope, raw, submission)
+    return submit(services, submission, fresh=options.fresh)
+
+
+async def submit_parsed(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> SubmitResult:
+    """Submit a parsed body, once only if the client gave a key."""
+    submission = _submission(services, body, options)
+    if options.key is None:
+        return await submit(services, submission, fresh=options.fresh)
+    refuse_while_draining(services)
+    keys, digest = services.queue.idempotency, body_digest(body)
+    async with keys.first_use_or_existing(options.client, options.key, submission.task_id, digest) as first_id:
+        if first_id is None:
+            return await submit(services, submission, fresh=options.fresh)
+        task = await services.queue.get(first_id) or await services.queue.newest(first_id)
+        if task is None:
+            return await submit(services, submission)
+        return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)
+
+
+async def submit(services: Services, submission: Submission, *, fresh: bool = False) -> SubmitResult:
+    """Submit. A finished task is queued again if one of its images is gone, or for a client that wants fresh ones.
+
+    fresh: images from before this moment do not do; they stay until the new ones are stored.
+    """
+    refuse_while_draining(services)
+    began = time.time()
+    submitted = await services.queue.submit(submission)
+    while submitted.cached is CacheResult.HIT:
+        task = submitted.task
+        whole = await services.store.contains_all(task.id, task.images)
+        if whole and not (fresh and task.created_at < began):
+            break
+        submitted = await services.queue.replace(submission, task, keep=whole)
+    return await services.queue.add_webhooks(submission, submitted) if submission.webhooks else submitted
+
+
+def refuse_while_draining(services: Services) -> None:
+    """Raise Draining if the service is about to stop."""
+    if services.readiness.draining:
+        raise Draining(headers={"Retry-After": "5"})
+
+
+def body_digest(body: Mapping[str, Any]) -> str:
+    """Return 32 hex digits that name a body, whatever its spaces and the order of its fields."""
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def _submission(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> Submission:
+    request, webhooks = _parse(services, body, options)
+    return services.identity.submission(request, options.scope, webhooks)
+
+
+def _parse(
+    services: Services, body: Mapping[str, Any], options: SubmitOptions
+) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
+    """Return the request and its webhooks. Raises InvalidRequest with the errors of both."""
+    identity = services.identity
+    if "webhook" not in body:
+        return _parse_fields(identity, body, options.max_errors), ()
+    webhooks: tuple[Webhook, ...] = ()
+    errors: tuple[FieldError, ...] = ()
+    fields = {name: value for name, value in body.items() if name != "webhook"}
+    try:
+        webhooks = _parse_webhooks(services, body["webhook"], options)
+    except InvalidRequest as error:
+        errors = error.details
+    try:
+        request = _parse_fields(identity, fields, options.max_errors)
+    except InvalidRequest as error:
+        raise InvalidRequest(details=(*error.details, *errors)[: options.max_errors]) from error
+    if errors:
+        raise InvalidRequest(details=errors)
+    return request, webhooks
+
+
+def _parse_fields(identity: TaskIdentity, body: Mapping[str, Any], max_errors: int) -> GenerationRequest:
+    return validation.parse(body, default_model=identity.default_model, aliases=identity.aliases, max_faults=max_errors)
+
+
+def _parse_webhooks(services: Services, sent: object, options: SubmitOptions) -> tuple[Webhook, ...]:
+    if sent is None or sent == "":
+        return ()
+    webhook = Webhook.parse(
+        sent,
+        options.base,
+        None if services.private_webhooks else check_host,
+        check_own=partial(services.own.check, urls=bases(options.request, options.base)),
+        owner=owner_name(options.client),
+    )
+    return (webhook,)
+
+
+def _parse_key(values: list[str]) -> str:
+    """Return the key, bare or as a structured field's string: https://datatracker.ietf.org/doc/html/rfc9651#name-strings."""
+    text = values[0].strip()
+    quoted = _QUOTED.fullmatch(text)
+    key = _ESCAPED.sub(r"\1", quoted[1]) if quoted else text
+    if len(values) > 1 or not _VISIBLE.fullmatch(key):
+        rule = "must be one key of 1 to 255 visible ASCII characters"
+        raise InvalidRequest(details=[FieldError(IDEMPOTENCY_KEY, rule)])
+    return key
