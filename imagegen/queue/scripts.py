@@ -129,6 +129,9 @@ class Scripts:
     async def retire(self, consumers: Sequence[str]) -> int:
         return await retire(self._context, consumers)
 
+    async def probe_claim(self, consumer: str, entry_id: str) -> None:
+        await group.probe_claim(self._context, consumer, entry_id)
+
     async def claim_expired(self, consumer: str, entry_ids: Sequence[str], min_idle_s: float) -> list[Entry]:
         return await consume.claim_expired(self._context, consumer, entry_ids, min_idle_s)
 

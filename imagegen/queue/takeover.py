@@ -1,8 +1,8 @@
 """Takeover of claims that their owners stopped to renew, and removal of consumers that are gone.
 
-The idle time of an entry is measured by Redis, also while no instance can reach Redis. So after an entry was found
-expired, Redis must have answered for `CONFIRM_S` before it is taken: an owner that lives renews within that time.
-After an outage that this instance noticed, owners have a whole lease.
+The idle time of an entry is measured by Redis, also while no instance can reach Redis, or while Redis refuses writes.
+So after an entry was found expired, Redis must have taken writes for `CONFIRM_S` before it is taken: an owner that
+lives renews within that time. After an outage that this instance noticed, owners have a whole lease.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import islice
 from loguru import logger
 from redis.exceptions import RedisError
 
+from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim, take_over_state
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
@@ -178,7 +179,7 @@ class Takeover:
         """Go on with what was found expired. Return the seconds until the next step."""
         sent_at = time.monotonic()
         if not self._proven.issuperset(self._expired):
-            await self._connection.multiplexer.execute("PING")  # which is not billed
+            await self._scripts.probe_claim(self._dispatcher.instance, next(iter(self._expired)))
         return await self._prove_and_take(sent_at)
 
     async def _prove_and_take(self, sent_at: float) -> float:
@@ -187,15 +188,20 @@ class Takeover:
             if left_s > 0:
                 return self._probe_in_s(left_s)
             self._proven = set(self._expired)
-        return await self._take_expired()
+        try:
+            return await self._take_expired()
+        except QueueUnavailable:
+            self._proven.clear()  # the owners could not renew either
+            raise
 
     def _until_proven_s(self, sent_at: float) -> float:
         """Return for how many seconds Redis must go on to answer, after an answer to what was sent at `sent_at`."""
-        back_at = self._connection.health.back_at
+        health = self._connection.health
+        back_at = health.back_at
         if sent_at - self._answered_at > self._confirm_s / 2 or back_at > self._answering_since:
             self._answering_since = sent_at
         self._answered_at = now = time.monotonic()
-        if now - sent_at > self._confirm_s / 2:
+        if now - sent_at > self._confirm_s / 2 or health.down_since is not None:
             self._answering_since = now
         return max(self._answering_since + self._confirm_s, back_at + self._lease_s) - now
 

@@ -159,6 +159,15 @@ async def test_a_network_that_was_away_takes_no_claim_from_who_lives(make_instan
     await unharmed(both, claims, more)
 
 
+async def test_a_redis_that_refused_writes_takes_no_claim_from_who_lives(make_instance, own_redis) -> None:
+    both, claims, more = await two_busy(make_instance, own_redis.url)
+    commands = both[0].connection.commands
+    await commands.config_set("min-replicas-to-write", 1)
+    await asyncio.sleep(LEASE_S * 3)  # the refusal lasts longer than a lease and the proof of a takeover together
+    await commands.config_set("min-replicas-to-write", 0)
+    await unharmed(both, claims, more)
+
+
 async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:
     one, two = make_instance(lease_s=LEASE_S), make_instance(lease_s=LEASE_S)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)

@@ -16,6 +16,9 @@ from imagegen.redis_client.keys import GROUP
 PAGE_SIZE = 1_000
 """Pending entries that one command lists."""
 
+NEVER_IDLE_MS = 10**12
+"""An idle time that no entry has: 31 years."""
+
 
 class Consumer(Struct, frozen=True, gc=False):
     """A consumer of the group: the number of its pending entries, and seconds since its last read or claim."""
@@ -88,6 +91,15 @@ async def last_delivered(context: VerbContext) -> str:
 async def transfer_entry(context: VerbContext, consumer: str, entry_id: str) -> None:
     """Make a pending entry pending for another consumer, which has started its task."""
     await _group_rows(context, "restore", "XCLAIM", context.keys.stream, GROUP, consumer, 0, entry_id, "JUSTID")
+
+
+async def probe_claim(context: VerbContext, consumer: str, entry_id: str) -> None:
+    """Claim an entry that nobody renewed for years, so none: Redis answers it only if it takes writes now.
+
+    Raises QueueUnavailable, RedisError.
+    """
+    command = ("XCLAIM", context.keys.stream, GROUP, consumer, NEVER_IDLE_MS, entry_id, "JUSTID")
+    await _group_rows(context, "takeover", *command)
 
 
 async def _group_rows(context: VerbContext, purpose: str, *command: str | int) -> list[Any]:
