@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import aiohttp
 import pybase64
@@ -185,6 +187,15 @@ class ImageFetcher:
                 await in_file_thread(sink.discard)
 
     async def _decode(self, text: memoryview) -> VerifiedImage:
+        try:
+            return await self._decode_plain(text)
+        except NotAnImage:
+            plain = await in_check_thread(_plain_base64, text)
+            if plain == text:
+                raise
+        return await self._decode_plain(memoryview(plain))
+
+    async def _decode_plain(self, text: memoryview) -> VerifiedImage:
         self._check_size(len(text) // 4 * 3)
         if len(text) <= SMALL_BYTES:
             return sniff(b"".join(_decoded(text)))
@@ -207,6 +218,15 @@ class ImageFetcher:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise _rejected(f"The upstream's image is over {self._max_bytes} bytes")
+
+
+def _plain_base64(text: memoryview) -> bytes:
+    """Return base64 of the URL-safe alphabet, with white space or within a JSON text as plain base64."""
+    plain = bytes(text)
+    if b"\\" in plain:
+        with suppress(ValueError):
+            plain = str(json.loads(b'"%b"' % plain)).encode()
+    return b"".join(plain.split()).translate(bytes.maketrans(b"-_", b"+/"))
 
 
 def _decoded(text: memoryview) -> Iterator[bytes]:

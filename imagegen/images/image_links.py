@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from ipaddress import ip_address
 
 from aiohttp.abc import AbstractResolver
@@ -22,6 +22,7 @@ MAX_LINK_TTL_S = 7 * 86_400.0
 _STAMPS = (("x-amz-date", "x-amz-expires"), ("x-goog-date", "x-goog-expires"), ("x-oss-date", "x-oss-expires"))
 _UNIX_ENDS = ("expires", "exp", "expiry", "x-expires")
 _DIGITS = re.compile(r"[0-9]{1,12}")
+_UTC_TIME = re.compile(r"[0-9]{8}T[0-9]{6}Z|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +89,24 @@ def expires_at(link: str, received_at: float) -> float:
 
 def _signed_expiry(query: dict[str, str]) -> float | None:
     for date, life in _STAMPS:
-        signed_at = _parse_timestamp(query.get(date, ""), "%Y%m%dT%H%M%SZ")
+        signed_at = _parse_timestamp(query.get(date, ""))
         if signed_at is not None and _DIGITS.fullmatch(query.get(life, "")):
             return signed_at + int(query[life])
     for name in _UNIX_ENDS:
         if _DIGITS.fullmatch(query.get(name, "")):
             return float(query[name])
-    return _parse_timestamp(query.get("se", ""), "%Y-%m-%dT%H:%M:%SZ")
+    return _parse_timestamp(query.get("se", ""))
 
 
-def _parse_timestamp(text: str, form: str) -> float | None:
+def _parse_timestamp(text: str) -> float | None:
+    """Return the Unix time of a UTC time in ISO 8601, in its basic or its extended form.
+
+    `strptime` would not do: it imports a module at its first call, which fails where file descriptors have run out.
+    """
+    if not _UTC_TIME.fullmatch(text):
+        return None
     try:
-        return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
 

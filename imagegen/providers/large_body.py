@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import secrets
 from collections.abc import Callable
 
@@ -36,8 +38,14 @@ class LargeBody(bytearray):
 
 
 def load_json(body: bytes | bytearray) -> object:
-    """Parse a body. Raises orjson.JSONDecodeError."""
-    return orjson.loads(body if type(body) is bytes else memoryview(body))  # it takes no subclass of bytearray
+    """Parse a body, also one in UTF-16 or UTF-32 or behind a byte order mark. Raises orjson.JSONDecodeError."""
+    try:
+        return orjson.loads(body if type(body) is bytes else memoryview(body))  # it takes no subclass of bytearray
+    except orjson.JSONDecodeError:
+        if body[:3] != codecs.BOM_UTF8 and b"\0" not in body[:4]:
+            raise
+    text = bytes(body).decode(json.detect_encoding(bytes(body[:4])), errors="replace")
+    return orjson.loads(text.removeprefix("\ufeff"))
 
 
 class _Entry(Struct, gc=False):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -30,6 +31,8 @@ _CHUNK_BYTES = 2**16
 _READ_BYTES = 2**18
 _WAIT_FOR_MEMORY_S = 10.0
 """How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 _bodies = ByteBudget()
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -100,7 +103,10 @@ class PaidPost:
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
             message, content = await protocol.read()
-        return RawResponse(message.code, message.headers, await read_limited(message.code, message.headers, content))
+        answered = await read_limited(message.code, message.headers, content)
+        if answered[:2] == _GZIP_MAGIC:  # compressed as a transfer coding, or without a word
+            answered = await asyncio.to_thread(_unzipped, message.code, answered)
+        return RawResponse(message.code, message.headers, answered)
 
     @cached_property
     def _request(self) -> aiohttp.ClientRequest:
@@ -139,7 +145,22 @@ async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp
                 break
         else:
             return bytes(body)
-    raise UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)
+    raise _too_large(status)
+
+
+def _unzipped(status: int, body: bytes | bytearray) -> bytes | bytearray:
+    """Return the body decompressed, or as it is where that fails. Raises UpstreamError where it is over the limit."""
+    try:
+        unzipped = zlib.decompressobj(wbits=31).decompress(body, MAX_BODY_BYTES + 1)
+    except zlib.error:
+        return body
+    if len(unzipped) > MAX_BODY_BYTES:
+        raise _too_large(status)
+    return unzipped
+
+
+def _too_large(status: int) -> UpstreamError:
+    return UpstreamError("upstream_bad_response", f"HTTP {status}, more than {MAX_BODY_BYTES >> 20} MiB", status=status)
 
 
 async def _large(content: aiohttp.StreamReader, length: int) -> LargeBody:

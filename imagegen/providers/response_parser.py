@@ -221,8 +221,9 @@ def _decoded(text: str) -> ImageBytes | None:
             return None
     if "\n" in text:
         text = "".join(text.split())
+    altchars = "-_" if "-" in text or "_" in text else None
     try:
-        data = pybase64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        data = pybase64.b64decode(text + "=" * (-len(text) % 4), altchars, validate=True)
     except ValueError:
         return None
     return ImageBytes(data) if data else None

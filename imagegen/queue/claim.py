@@ -98,7 +98,7 @@ def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: 
         claim.task,
         attempts=claim.checkpoint.attempts,
         sequence=max(claim.task.sequence, claim.task.epoch + (run.starts + 1) * ATTEMPT_BLOCK - 1),
-        possibly_billed_twice=claim.checkpoint.ambiguous_calls,
+        possibly_billed_twice=claim.checkpoint.billed_again,
         images=shown_images(claim.task, claim.checkpoint),
     )
     return cut_off

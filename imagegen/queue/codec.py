@@ -261,6 +261,7 @@ class Checkpoint(
     calls that were sent and brought no answer; asked_again: the missing pictures were asked for once more.
     links: images that were paid for and are still to be fetched; while there are any, no call is under way.
     short: places that an answer left empty, not asked for again yet; given_up: places that are not asked for again.
+    repeated: calls that were made again because the answer, which may be paid for, held no image that can be used.
     """
 
     owner: str
@@ -278,6 +279,12 @@ class Checkpoint(
     links: tuple[PaidImage, ...] = ()
     short: tuple[int, ...] = ()
     given_up: tuple[int, ...] = ()
+    repeated: int = 0
+
+    @property
+    def billed_again(self) -> int:
+        """Calls that may have been paid for more than once."""
+        return self.ambiguous_calls + self.repeated
 
     @property
     def calling(self) -> bool:
@@ -322,7 +329,7 @@ def calls_under_way(stands: bytes | None) -> int:
         _, run = decode_checkpoint(stands)
     except UnreadableRecord:
         return 1
-    return run.ambiguous_calls + (run.phase == "calling")
+    return run.billed_again + (run.phase == "calling")
 
 
 def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:
@@ -341,7 +348,7 @@ def with_checkpoint(task: Task, run: Checkpoint) -> Task:
         started_at=run.started_at,
         progress=5 if calling else 0,
         images=shown_images(task, run),
-        possibly_billed_twice=max(run.ambiguous_calls, task.possibly_billed_twice),
+        possibly_billed_twice=max(run.billed_again, task.possibly_billed_twice),
         reason=None if calling and not run.reason else _reason(run.reason),
         retry_at=run.retry_at,
     )

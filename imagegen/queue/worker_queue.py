@@ -235,7 +235,7 @@ class WorkerQueue:
         """Write as `_write` does. If the claim may be lost, Redis checks that it is ours: a paid call may follow."""
         task = claim.task
         if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
-            item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.ambiguous_calls)
+            item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.billed_again)
             return await self._scripts.start_fenced(self._dispatcher.instance, item)
         if known is None:
             try:

@@ -107,7 +107,8 @@ class _Inherited(Exception):
 
 
 class Attempt:
-    """begun: the attempt is written and counted; paid_in_vain: an answer was short of what it was asked for."""
+    """begun: the attempt is written and counted; paid_in_vain: an answer was short of what it was asked for; wasted:
+    places for which a call was answered, so that it may be paid for, and brought no image that can be used."""
 
     def __init__(self, room: AttemptRunner, claim: Claim) -> None:
         self._runner, self._claim = room, claim
@@ -120,6 +121,7 @@ class Attempt:
         self._fault: UpstreamError | None = None
         self._again = False
         self._unusable: set[int] = set()
+        self._wasted = set(claim.checkpoint.short)
         self._saver = ClaimImageSaver(
             room.claims,
             room.image_saver,
@@ -208,10 +210,13 @@ class Attempt:
 
         again: whether its places were asked for before, so that they are not asked for a third time.
         """
+        if again and not self._wasted.isdisjoint(share.indexes):
+            self._change(repeated=self._claim.checkpoint.repeated + 1)
         try:
             reply = await self._call(share)
         except UpstreamError as error:
             self._paid_in_vain = True
+            self._wasted.update(share.indexes)
             self._leave_out(share.indexes, again=again)
             return error
         now = self._runner.clock()
@@ -220,6 +225,8 @@ class Attempt:
             for index, image in zip(share.indexes, reply.images, strict=False)
         ]
         if len(images) < len(share.indexes):
+            if not images:
+                self._wasted.update(share.indexes)
             self._leave_out(share.indexes[len(images) :], again=again)
         await self._save(images, again=again)
         if self._missing and not self._places.issuperset(share.indexes):
@@ -238,6 +245,7 @@ class Attempt:
             self._unusable.add(given.index)
             self._give_up([given.index])
         else:
+            self._wasted.add(given.index)
             self._leave_out([given.index], again=self._again)
 
     def _leave_out(self, places: Sequence[int], *, again: bool) -> None:

@@ -22,6 +22,9 @@ from imagegen.worker.parking import Parking
 LOOPS_PER_SLOT = 2
 """While one writes a result, another fills the slot that it has left."""
 
+UNFORESEEN_RETRY_S = 5.0
+"""Delay of the next attempt after an unforeseen error, where paid images are not saved yet."""
+
 
 class Pool:
     """Loops that fill the queue's slots, so that many calls at once and no more.
@@ -86,13 +89,15 @@ class Pool:
             return await self._attempts.run(claim)
         except Exception:  # noqa: BLE001 - one task may fail in ways nobody thought of; the pool lives on
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
+            if claim.checkpoint.links and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
+                return Retry(UNFORESEEN_RETRY_S, WaitReason.RETRYING)  # its images are paid for: they are fetched again
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
     async def _report(self, claim: Claim, outcome: Outcome) -> None:
         try:
             now, ttl_s = self._clock(), self._result_ttl_s
             task = replace(
-                claim.task, attempts=claim.checkpoint.attempts, possibly_billed_twice=claim.checkpoint.ambiguous_calls
+                claim.task, attempts=claim.checkpoint.attempts, possibly_billed_twice=claim.checkpoint.billed_again
             )
             match outcome:
                 case Succeeded(images, warnings):

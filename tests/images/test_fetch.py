@@ -557,6 +557,23 @@ async def test_base64_is_decoded_into_a_spool_file_with_or_without_padding(tmp_p
     assert len(names(tmp_path)) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.translate(bytes.maketrans(b"+/", b"-_")),
+        lambda text: b"\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
+        lambda text: text.replace(b"+", b"\\u002B").replace(b"/", b"\\/"),
+    ],
+)
+async def test_base64_in_other_forms_is_read(change: Callable[[bytes], bytes]) -> None:
+    async with open_session(frozenset()) as session:
+        fetcher = make_fetcher(session)
+        for data in (noise(60), LARGE):
+            text = change(pybase64.b64encode(data))
+            assert text != pybase64.b64encode(data)
+            assert (await fetcher.fetch(ImageBase64(memoryview(text)))).size_bytes == len(data)
+
+
 @pytest.mark.parametrize("given", [ImageBytes(LARGE), base64_image(LARGE), None])
 @pytest.mark.parametrize("after_bytes", [0, 600_000])
 async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(

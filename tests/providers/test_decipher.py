@@ -140,6 +140,22 @@ def test_the_refused_parameter_is_named_in_our_words(message, parameter):
     assert (found.code, found.parameter) == ("upstream_invalid_request", parameter)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+def test_json_is_read_in_each_of_its_encodings(encoding):
+    body = json.dumps({"data": [{"url": LINK}]}).encode(encoding)
+    assert parse_reply(200, CIMultiDict(), body).images == (ImageLink(LINK),)
+    assert parse_reply(200, CIMultiDict(), bytearray(body)).images == (ImageLink(LINK),)
+
+
+def test_base64_of_the_url_safe_alphabet_is_read():
+    pixels = PIXELS + b"\xfb\xef\xbe\xff"
+    text = base64.urlsafe_b64encode(pixels).decode()
+    assert "-" in text and "_" in text  # noqa: PT018
+    assert parse_reply(200, CIMultiDict(), json.dumps({"data": [{"b64_json": text}]}).encode()).images == (
+        ImageBytes(pixels),
+    )
+
+
 def test_a_parameter_is_only_dropped_where_the_request_was_refused():
     assert refused(500, error("Unsupported use of 'steps' parameter.")).parameter is None
 

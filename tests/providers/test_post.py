@@ -1,6 +1,7 @@
 """One paid POST on the wire, and what is used of aiohttp for it beside what its documentation promises."""
 
 import asyncio
+import gzip
 
 import aiohttp
 import pytest
@@ -11,6 +12,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.post import NotSent, PaidPost
 
+ZIPPED = gzip.compress(b"pictur")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\n\r\nok"
 
 
@@ -96,6 +98,9 @@ async def test_what_comes_before_the_answer_is_no_answer(session, raw_server, re
         (b"Content-Length: 6", [b"pi", b"ct", b"ur"]),
         (b"Transfer-Encoding: chunked", [b"2\r\npi\r\n", b"4\r\nctur\r\n", b"0\r\n\r\n"]),
         (b"Connection: close", [b"pict", b"ur"]),
+        (b"Connection: close", [ZIPPED]),
+        (b"Content-Length: %d" % len(ZIPPED), [ZIPPED[:5], ZIPPED[5:]]),
+        (b"Transfer-Encoding: gzip, chunked", [b"%x\r\n" % len(ZIPPED), ZIPPED, b"\r\n0\r\n\r\n"]),
     ],
 )
 async def test_a_body_in_parts_is_read_to_its_end(session, raw_server, read_request, watcher, head, parts):

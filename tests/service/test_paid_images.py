@@ -91,6 +91,21 @@ def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service) -
         assert calls(service) == 0
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_paid_images_wait_while_there_are_no_file_descriptors(start_service, upstream: EmulatorProcess) -> None:
+    """It is the first image of this process: a module that is imported only then could not be read."""
+    service: Service = start_service(upstream.url)
+    upstream.script({"fault": "ok", "delay_s": 1.0})
+    task_id = service.accepted(prompt="descriptors")
+    eventually(lambda: calls_about(upstream, "descriptors"))
+    before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    eventually(lambda: "Paid images can't be fetched now" in service.log or "waits for its store" in service.log)
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
+    assert "possiblyBilledTwice" not in service.completed(task_id)
+    assert len(calls_about(upstream, "descriptors")) == 1
+
+
 def calls(service: Service) -> int:
     """The upstream calls of this process."""
     return sum(service.get("/api/stats").json["upstream"]["calls"].values())

@@ -196,6 +196,20 @@ async def test_a_picture_that_is_none_is_asked_for_once_more_and_spoils_no_other
     assert [image.index for image in outcome.images] == [0, 1]
 
 
+async def test_a_call_that_is_made_again_after_a_useless_answer_is_recorded(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(pictures(0), pictures(1), pictures(2), pictures(1), pool=False)
+    claim = await workshop.claim("none came", n=1)
+    assert isinstance(await workshop.attempts.run(claim), Succeeded)
+    assert (claim.run.billed_again, claim.run.ambiguous_calls) == (1, 0)
+    claim = await workshop.claim("too few came", n=3)
+    assert isinstance(await workshop.attempts.run(claim), Succeeded)
+    assert claim.run.billed_again == 0
+    workshop.keeper.faults = [ImageRejected("cut off", lasting=False), None]
+    claim = await workshop.claim("damaged")
+    assert isinstance(await workshop.attempts.run(claim), Succeeded)
+    assert claim.run.billed_again == 1
+
+
 async def test_a_second_asking_that_was_broken_off_goes_on_where_it_was(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(pictures(0), pictures(1), pictures(0), pictures(1), fault(500), per_call=1, pool=False)
     claim = await workshop.claim(n=3, seed=10)

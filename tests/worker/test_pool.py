@@ -9,10 +9,10 @@ from support import eventually
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
-from imagegen.worker import parking
+from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
 
-from .conftest import MakeWorkshop, Workshop, fault, loss, pictures, refused
+from .conftest import MakeWorkshop, Workshop, fault, links, loss, pictures, refused
 
 
 class Switch:
@@ -128,6 +128,19 @@ async def test_an_unforeseen_error_fails_its_task_and_no_loop(make_workshop: Mak
     workshop = make_workshop(*[ZeroDivisionError()] * 10)
     assert await states(workshop, await submit_many(workshop, 10)) == {State.FAILED}
     await healthy(workshop)
+
+
+async def test_an_unforeseen_error_costs_no_images_that_are_paid_for(
+    make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "UNFORESEEN_RETRY_S", 0.01)
+    workshop = make_workshop(default=links(), max_attempts=3)
+    workshop.keeper.faults[:] = [OSError(24, "Too many open files")]
+    assert await states(workshop, [await workshop.submit("once")]) == {State.COMPLETED}
+    assert len(workshop.provider.calls) == 1
+    workshop.keeper.faults[:] = [ZeroDivisionError()] * 3
+    assert await states(workshop, [await workshop.submit("always")]) == {State.FAILED}
+    assert len(workshop.provider.calls) == 2
 
 
 async def test_an_end_that_cannot_be_written_ends_no_loop(

@@ -96,7 +96,7 @@ class TaskView(TypedDict):
     data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="What was changed on the way.")]]
     possiblyBilledTwice: NotRequired[
-        Annotated[Count, Field(description="Calls without an answer of the provider that may have been paid for.")]
+        Annotated[Count, Field(description="Calls that may have been paid for and brought no image.")]
     ]
     webhook: NotRequired[list[DeliveryView]]
 

@@ -43,7 +43,7 @@ What is no HTTP request gets a 400 or 431, an unknown route a 404 `route_not_fou
 
 **Warning of a second bill.** Where a call to the provider was sent and no answer came, or only a gateway's \
 (a time-out, a closed connection), it may have been paid for. It is repeated at most once, and the task says so in \
-`possiblyBilledTwice`.
+`possiblyBilledTwice`. A call that is made again because its answer held no usable image counts there too.
 """
 
 TAGS: Mapping[str, str] = {
