@@ -163,7 +163,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _images(app: web.Application) -> AsyncIterator[None]:
-    settings, supervisor = app[SETTINGS], app[SUPERVISOR]
+    settings, supervisor, clock = app[SETTINGS], app[SUPERVISOR], app[CONNECTION].clock
     shared = chosen.shared_bytes(settings, app[QUEUE])
     folder = settings.data_dir / ("cache" if shared else "images")
     cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
@@ -172,11 +172,12 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         cap,
         life_s=chosen.image_life_s(settings),
         health=cache_health() if shared else None,
+        clock=clock,
         others_live=lambda: not app[QUEUE].notifier.alone,
     )
     store: ImageStore = disk
     if shared:
-        store = CachedStore(shared, disk)
+        store = CachedStore(shared, disk, clock=clock)
     elif settings.image_store == "upstream":
         store = UpstreamStore(disk)
     await store.start()
@@ -209,7 +210,9 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             spool = Spool(app[STORE], ByteBudget())
             origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
             fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
-            keeper = StoringSaver(fetcher, spool, app[STORE], chosen.image_life_s(settings))
+            keeper = StoringSaver(
+                fetcher, spool, app[STORE], chosen.image_life_s(settings), clock=app[CONNECTION].clock
+            )
             app[PROVIDER] = provider
             app[IMAGE_SAVER] = LinkOnlySaver(keeper) if settings.image_store == "upstream" else keeper
             yield

@@ -30,11 +30,12 @@ def rate_limits(settings: Settings) -> RateLimits:
 def shared_bytes(settings: Settings, room: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
     """Where the pictures of all instances lie together, if anywhere."""
     if settings.image_store == "redis":
-        return RedisBlobStore(room.connection, room.keys, settings.image_store_max_bytes)
+        return RedisBlobStore(room.connection, room.keys, settings.image_store_max_bytes, clock=room.connection.clock)
     key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if settings.image_store == "s3" and key and secret and bucket:
         where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        return S3BlobStore(where, max_bytes=settings.image_store_max_bytes, life_s=image_life_s(settings))
+        life_s, clock = image_life_s(settings), room.connection.clock
+        return S3BlobStore(where, max_bytes=settings.image_store_max_bytes, life_s=life_s, clock=clock)
     return None
 
 

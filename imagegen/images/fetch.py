@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -30,8 +31,8 @@ NEW_LINK_S = 60.0
 """A link may be handed out moments before its host knows the image; a 404 of an older one is final."""
 
 SETTLING_S = 10.0
-"""A refusal or a damaged image may pass within this time: buckets answer 403 to what they do not have yet, and caches
-pass on what they have so far."""
+"""A refusal, a page or a damaged image may pass within this time: buckets answer 403 to what they do not have yet,
+hosts answer with a page until the image is made, and caches pass on what they have so far."""
 
 _FLUSH_BYTES = 2_500_000
 """Bytes of a large image that are passed to a thread at once: fewer would cost more in switches than in work."""
@@ -46,7 +47,11 @@ _HEADERS = {
 }
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {408, 425, 429}
-_GRACE_S = {403: SETTLING_S, 404: NEW_LINK_S}
+_BODY_STATUSES = {200, 203, 206}
+"""The check of an image tells whether a part is the whole."""
+
+_GRACE_S = {202: NEW_LINK_S, 404: NEW_LINK_S, 410: 0.0}
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class ImageFetcher:
@@ -90,7 +95,7 @@ class ImageFetcher:
             return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
             detail = _printable(f"The upstream's image can't be used: {error}")
-            if isinstance(image, ImageLink) and not error.lasting and age_s < SETTLING_S:
+            if isinstance(image, ImageLink) and _may_pass(error) and age_s < SETTLING_S:
                 raise DownloadFailed(detail) from error
             raise ImageRejected(detail, lasting=error.lasting) from error
 
@@ -117,7 +122,7 @@ class ImageFetcher:
                 if error.retry_after_s is not None and error.retry_after_s > BACKOFF_S * number:
                     raise
             except NotAnImage as error:
-                if error.lasting:
+                if not _may_pass(error):
                     raise
             await asyncio.sleep(BACKOFF_S * number)
         return await self._follow(url, age_s)
@@ -151,11 +156,11 @@ class ImageFetcher:
     async def _request(self, url: URL, age_s: float) -> VerifiedImage | URL:
         async def read(response: LinkResponse) -> VerifiedImage | URL:
             status, host = response.status, url.raw_host
-            if status == 200:
+            if status in _BODY_STATUSES:
                 return await self._read(response)
             if status in _REDIRECTS:
                 return _absolute(response.headers.get("Location", ""), url)
-            if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, 0.0):
+            if status >= 500 or status in _TRANSIENT or age_s < _GRACE_S.get(status, SETTLING_S):
                 asked_s = _seconds(response.headers.get("Retry-After", ""))
                 raise DownloadFailed(f"{host} answered {status}", retry_after_s=asked_s)
             raise _rejected(f"The image's link is dead: {host} answered {status}")
@@ -166,7 +171,8 @@ class ImageFetcher:
         length = response.content_length
         self._check_size(length or 0)
         if length is not None and length <= SMALL_BYTES and "Content-Encoding" not in response.headers:
-            return sniff(await response.content.read())
+            data = await response.content.read()
+            return await self._unzipped(data) if data[:2] == _GZIP_MAGIC else sniff(data)
         pieces: list[bytes] = []
         pending = total = 0
         sink = self._spool.sink()
@@ -176,15 +182,25 @@ class ImageFetcher:
                 pending += len(piece)
                 total += len(piece)
                 self._check_size(total)
+                if pieces[0][:2] == _GZIP_MAGIC and total == pending:
+                    continue
                 if pending >= _FLUSH_BYTES:
                     await in_check_thread(sink.write, pieces)
                     pieces, pending = [], 0
+            if pieces and pieces[0][:2] == _GZIP_MAGIC:
+                return await self._unzipped(b"".join(pieces))
             if total <= SMALL_BYTES:
                 return sniff(b"".join(pieces))
             return await in_check_thread(sink.finish, pieces)
         finally:
             if not sink.closed:
                 await in_file_thread(sink.discard)
+
+    async def _unzipped(self, data: bytes) -> VerifiedImage:
+        """Read an image that is compressed as a transfer coding, or was stored so and is served without a word."""
+        plain = await in_check_thread(_unzip, data, self._max_bytes)
+        self._check_size(len(plain))
+        return sniff(plain) if len(plain) <= SMALL_BYTES else await self._write_decoded(self._spool.sink(), [plain])
 
     async def _decode(self, text: memoryview) -> VerifiedImage:
         try:
@@ -218,6 +234,19 @@ class ImageFetcher:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise _rejected(f"The upstream's image is over {self._max_bytes} bytes")
+
+
+def _may_pass(error: NotAnImage) -> bool:
+    """Return whether the same link may bring an image some seconds later."""
+    return not error.lasting or error.is_text
+
+
+def _unzip(data: bytes, max_bytes: int) -> bytes:
+    """Return at most `max_bytes` + 1 decompressed bytes. Raises NotAnImage."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise NotAnImage("its compression is broken") from error
 
 
 def _plain_base64(text: memoryview) -> bytes:

@@ -38,11 +38,13 @@ class NotAnImage(ValueError):
     """The bytes are no whole image of a supported kind. The text reads well after "the image can't be used:".
 
     lasting: another call would bring the same (a GIF, too many pixels), as opposed to damage on the way.
+    is_text: they are a page or a message, which a host may send for a moment in place of the image.
     """
 
-    def __init__(self, text: str, *, lasting: bool = False) -> None:
+    def __init__(self, text: str, *, lasting: bool = False, is_text: bool = False) -> None:
         super().__init__(text)
         self.lasting = lasting
+        self.is_text = is_text
 
 
 def sniff(data: bytes) -> VerifiedImage:
@@ -326,10 +328,11 @@ def _begins_an_image(start: bytes) -> bool:
 def _foreign(start: bytes) -> NotAnImage:
     """Return the reason why a file is of no supported kind, from its first bytes."""
     text = start.removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
+    is_text = text.startswith((b"<", b"{", b"[")) and b"<svg" not in text
     if text.startswith(b"<"):
         what = "it is an SVG, not a PNG, JPEG or WebP" if b"<svg" in text else "it is an HTML or XML page"
     elif text.startswith(b"gif8"):
         what = "it is a GIF, not a PNG, JPEG or WebP"
     else:
         what = "it is JSON" if text.startswith((b"{", b"[")) else "it is not a PNG, JPEG or WebP"
-    return NotAnImage(what, lasting=True)
+    return NotAnImage(what, lasting=True, is_text=is_text)

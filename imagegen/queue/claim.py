@@ -11,7 +11,6 @@ from enum import Enum
 from msgspec.structs import replace
 
 from imagegen.queue.codec import Checkpoint, UnreadableRecord, decode_checkpoint, shown_images
-from imagegen.queue.eta import entry_order
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
@@ -107,7 +106,7 @@ def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: 
 def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
     """Another run stands where ours should: an older generation's, one that was handed back, or a thief's.
 
-    Raises UnreadableRecord.
+    Where it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
     """
     entry_id, run = decode_checkpoint(stands)
     if entry_id == claim.entry_id:
@@ -117,8 +116,7 @@ def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
         claim.checkpoint = run
         claim.contested = claim.contested or run.ambiguous_calls > 0  # an owner from before may still be under way
         claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
-    elif entry_order(entry_id) > entry_order(claim.entry_id):
-        claim.mark_lost()
-        return StartResult.LOST
+    else:
+        claim.contested = True
     claim.stored_bytes = stands
     return StartResult.INHERITED

@@ -64,6 +64,7 @@ class SubmitResult(Struct, frozen=True, gc=False):
 class ClientQueue:
     """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator.
 
+    clock: Unix time of the Redis server; ages of tasks are measured by it, since this machine's clock may jump.
     on_gone: awaited when a submit meets an unfinished task whose entry is gone, before the task is queued again.
     """
 
@@ -83,7 +84,7 @@ class ClientQueue:
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
         self._result_ttl_s = result_ttl_s
-        self._clock = clock
+        self.clock = clock
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_gone: Callable[[], Awaitable[None]] = _do_nothing
@@ -149,7 +150,7 @@ class ClientQueue:
         while (task := await self.newest(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
-            final = edges.cancelled(task, now=self._clock(), ttl_s=self._result_ttl_s)
+            final = edges.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
             answer = await self._scripts.cancel(final, CANCELLED_RUN)
             if answer is not None and answer.existing == b"":
                 final = as_stored(final, answer)
@@ -169,16 +170,16 @@ class ClientQueue:
             return UNKNOWN_POSITION
         line = self._estimates.line
         doubtful = line.vague or not self._notifier.no_peers_since(line.read_at)
-        if doubtful and self._clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
+        if doubtful and self.clock() - self._positions_read_at > POSITIONS_MAX_AGE_S:
             try:
                 await self.refresh_positions()
             except QueueUnavailable:
                 logger.debug("The waiting line can't be read now")
-        return self._estimates.position_of(task, self._clock(), 1 + len(self._notifier.peers))
+        return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers))
 
     async def refresh_positions(self) -> None:
         """Reads which entries wait. Raises QueueUnavailable."""
-        self._positions_read_at = now = self._clock()
+        self._positions_read_at = now = self.clock()
         waiting = await self._scripts.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
 
@@ -243,7 +244,7 @@ class ClientQueue:
         return waiter
 
     def _task(self, submission: Submission, stale: tuple[StoredImage, ...]) -> Task:
-        now = self._clock()
+        now = self.clock()
         generation = int(now * 1e6)
         return Task(
             submission.task_id,

@@ -71,13 +71,14 @@ class _DataFolder:
 
     def marks(self) -> tuple[int, ...]:
         """Return what tells the folders of the data from others in their place, or emptied ones; nothing for those
-        that are gone. The single files are not looked at: the server replaces them as it goes."""
+        that are gone. The single files are not looked at: the server replaces them as it goes. Raises OSError where
+        they can't be looked at."""
         found = []
         for folder in (self.folder, self.folder / "appendonlydir"):
             try:
                 status = folder.stat()
                 found += [status.st_dev, status.st_ino, any(folder.iterdir())]
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
         return tuple(found)
 
@@ -239,7 +240,10 @@ class EmbeddedRedis:
     @property
     def intact(self) -> bool:
         """Whether the data folder is still the one that the server writes to; what it takes is lost otherwise."""
-        gone = bool(self._marks) and self._home.marks() != self._marks
+        try:
+            gone = bool(self._marks) and self._home.marks() != self._marks
+        except OSError:  # as without free file descriptors: nothing is known
+            return not self._said_gone
         if gone and not self._said_gone:
             logger.error(
                 "DATA_DIR: {} was deleted or replaced under the running Redis: what it takes now is lost with the "

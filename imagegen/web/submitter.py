@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any
@@ -111,7 +110,7 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     fresh: images from before this moment do not do; they stay until the new ones are stored.
     """
     refuse_while_draining(services)
-    began = time.time()
+    began = services.queue.clock()
     submitted = await services.queue.submit(submission)
     while submitted.cached is CacheResult.HIT:
         task = submitted.task

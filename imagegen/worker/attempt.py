@@ -80,10 +80,10 @@ class AttemptRunner:
         """
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
-                return spent
+                return _with_what_came(claim, spent)
             try:
                 with ClaimScope(claim):
-                    return await Attempt(self, claim).run()
+                    return _with_what_came(claim, await Attempt(self, claim).run())
             except ClaimWasLost:
                 return ClaimLost()
             except _Inherited:
@@ -427,6 +427,16 @@ class Attempt:
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
         return outcome
+
+
+def _with_what_came(claim: Claim, outcome: Outcome) -> Outcome:
+    """Complete a task that fails while some of its images are saved already: they are paid for."""
+    images = claim.checkpoint.images
+    if not isinstance(outcome, Failed) or not images or claim.task.stale_images:
+        return outcome
+    wanted = GenerationRequest.from_json(claim.task.request_json).n
+    why = outcome.error.detail or outcome.error.code
+    return Succeeded(images, (*claim.checkpoint.warnings, f"only {len(images)} of {wanted} images came: {why}"))
 
 
 def _what_follows(outcome: Retry | Failed) -> str:

@@ -14,7 +14,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
-from imagegen.tasks.task import Task, TaskError
+from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.parking import Parking

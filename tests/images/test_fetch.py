@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import io
 import os
 import socket
@@ -36,6 +37,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def _png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (24, 16), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), os.urandom(side * side * 3)).save(file, "PNG", compress_level=0)
     return file.getvalue()
 
 
@@ -121,6 +128,22 @@ def answers(status: int = 200, **response: object) -> Handler:
         return web.Response(status=status, **response)  # type: ignore[arg-type]
 
     return answer
+
+
+def sends(head: bytes, body: bytes) -> Handler:
+    """A response that a well-behaved server would not send, and the end of its connection."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)
+        request.transport.close()
+        return web.Response()
+
+    return answer
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n" % len(data) + data + b"\r\n"
 
 
 def redirects(location: str, status: int = 302) -> Handler:
@@ -331,21 +354,64 @@ async def test_a_link_that_is_not_found_a_minute_later_is_dead(fetcher: ImageFet
         await fetcher.fetch(upstream.link("/x"), age_s=61.0)
 
 
-@pytest.mark.parametrize("answer", [answers(403), answers(body=PNG[:50]), answers(body=b"")])
+SETTLING = {
+    "refused": answers(403),
+    "logged out": answers(401),
+    "accepted": answers(202),
+    "empty": answers(204),
+    "part": answers(206, body=PNG[:50]),
+    "cut off": answers(body=PNG[:50]),
+    "without a byte": answers(body=b""),
+    "page": answers(body=b"<!DOCTYPE html><p>wait", content_type="text/html"),
+    "message": answers(body=b'{"status":"processing"}', content_type="application/json"),
+}
+
+
+@pytest.mark.parametrize("answer", SETTLING.values(), ids=SETTLING)
 async def test_a_new_link_that_is_refused_or_damaged_may_work_some_seconds_later(
     fetcher: ImageFetcher, upstream: Upstream, answer: Handler
 ) -> None:
     upstream.paths["/x"] = answer
     await failure(fetcher, upstream.link("/x"))
     with pytest.raises(ImageRejected):
-        await fetcher.fetch(upstream.link("/x"), age_s=11.0)
+        await fetcher.fetch(upstream.link("/x"), age_s=61.0)
 
 
-@pytest.mark.parametrize("status", [201, 204, 206, 400, 401, 410])
-async def test_a_dead_link_is_not_tried_again(fetcher: ImageFetcher, upstream: Upstream, status: int) -> None:
+@pytest.mark.parametrize(("status", "age_s"), [(201, 11.0), (204, 11.0), (400, 11.0), (401, 11.0), (410, 0.0)])
+async def test_a_dead_link_is_not_tried_again(
+    fetcher: ImageFetcher, upstream: Upstream, status: int, age_s: float
+) -> None:
     upstream.paths["/x"] = answers(status)
-    await refusal(fetcher, upstream.link("/x"))
+    await refusal(fetcher, upstream.link("/x"), age_s=age_s)
     assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("data", [PNG, noise(700)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda data: answers(206, body=data, headers={"Content-Range": f"bytes 0-{len(data) - 1}/{len(data)}"}),
+        lambda data: answers(203, body=data),
+        lambda data: answers(body=gzip.compress(data)),
+        lambda data: sends(b"Transfer-Encoding: gzip, chunked", chunk(gzip.compress(data)) + b"0\r\n\r\n"),
+        lambda data: sends(b"Transfer-Encoding: chunked", chunk(data[:9]) + chunk(data[9:]) + b"0\r\n\r\n"),
+    ],
+    ids=["whole range", "transformed", "stored as gzip", "transferred as gzip", "chunked"],
+)
+async def test_a_whole_image_is_read_however_it_is_sent(
+    upstream: Upstream, data: bytes, form: Callable[[bytes], Handler]
+) -> None:
+    upstream.paths["/x"] = form(data)
+    async with open_session(frozenset({upstream.host})) as session:
+        image = await make_fetcher(session, frozenset({upstream.host})).fetch(upstream.link("/x"))
+    assert image.size_bytes == len(data)
+
+
+async def test_gzip_of_too_much_is_refused(upstream: Upstream) -> None:
+    upstream.paths["/x"] = answers(body=gzip.compress(bytes(2_000_000)))
+    async with open_session(frozenset({upstream.host})) as session:
+        fetcher = make_fetcher(session, frozenset({upstream.host}), max_bytes=1_000_000)
+        assert "over" in (await refusal(fetcher, upstream.link("/x"))).detail
 
 
 @pytest.mark.parametrize("fault", [answers(503), answers(404), resets, breaks_off])
@@ -376,16 +442,22 @@ async def test_no_connection_may_be_one_later(upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "tries"),
-    [(b"<!DOCTYPE html><p>no", 1), (b"<svg/>", 1), (b"GIF89a123", 1), (PNG[: len(PNG) // 2], 3), (b"", 3)],
+    ("body", "tries", "lasting"),
+    [
+        (b"<svg/>", 1, True),
+        (b"GIF89a123", 1, True),
+        (b"<!DOCTYPE html><p>no", 3, True),
+        (PNG[: len(PNG) // 2], 3, False),
+        (b"", 3, False),
+    ],
 )
-async def test_content_of_another_kind_is_refused_at_once_and_damage_after_three_tries(
-    fetcher: ImageFetcher, upstream: Upstream, body: bytes, tries: int
+async def test_an_image_of_another_kind_is_refused_at_once_and_damage_or_a_page_after_three_tries(
+    fetcher: ImageFetcher, upstream: Upstream, body: bytes, tries: int, lasting: bool
 ) -> None:
     upstream.paths["/x"] = answers(body=body, content_type="image/png")
     error = await refusal(fetcher, upstream.link("/x"), age_s=0.0 if tries == 1 else 11.0)
     assert "can't be used" in error.detail
-    assert error.lasting is (tries == 1)
+    assert error.lasting is lasting
     assert len(upstream.requests) == tries
 
 
@@ -499,12 +571,6 @@ async def test_no_text_shows_the_links_path_or_query(fetcher: ImageFetcher, upst
         assert "s3cret" not in error.detail.replace("s3cret.example", "")
         assert error.detail.isprintable()
         assert len(error.detail) <= 300
-
-
-def noise(side: int) -> bytes:
-    file = io.BytesIO()
-    Image.frombytes("RGB", (side, side), os.urandom(side * side * 3)).save(file, "PNG", compress_level=0)
-    return file.getvalue()
 
 
 LARGE = noise(700)

@@ -229,3 +229,42 @@ async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_nex
     await other.parts.takeover.take({stale.entry_id: 10_000.0}, min_idle_s=0.0)
     taken = await take_over(third, stale)
     assert taken.checkpoint.ambiguous_calls == 1
+
+
+async def copied(instance, claim):
+    """The claim of a second entry of the same task, as a stream has that comes back after it was written anew."""
+    commands = instance.connection.commands
+    ((_, fields),) = await commands.xrange(instance.keys.stream, claim.entry_id, claim.entry_id)
+    await commands.xadd(instance.keys.stream, fields)
+    return await asyncio.wait_for(instance.worker_queue.claim(), 5)
+
+
+async def starts(instance, claim) -> list[StartResult]:
+    """All answers until it is decided whether a call may be made."""
+    answers = [await instance.worker_queue.start(claim)]
+    while answers[-1] is StartResult.INHERITED:
+        answers.append(await instance.worker_queue.start(claim))
+    return answers
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_task_with_two_entries_is_run_once(make_instance, first: int) -> None:
+    one = make_instance(slots=4)
+    claim = await claimed(one)
+    claims = [claim, await copied(one, claim)]
+    runs, idles = claims[first], claims[1 - first]
+    assert await starts(one, runs) == [StartResult.STARTED]
+    assert await starts(one, idles) == [StartResult.INHERITED, StartResult.LOST]
+    assert await one.connection.commands.xlen(one.keys.stream) == 1
+    assert (await end(one, runs)).state is State.COMPLETED
+    assert await one.connection.commands.xlen(one.keys.stream) == 0
+
+
+async def test_an_entry_that_comes_back_after_its_task_finished_is_not_run(make_instance) -> None:
+    one = make_instance(slots=4)
+    claim = await claimed(one)
+    second = await copied(one, claim)
+    await one.worker_queue.start(claim)
+    await end(one, claim)
+    assert await starts(one, second) == [StartResult.INHERITED, StartResult.LOST]
+    assert await one.connection.commands.xlen(one.keys.stream) == 0

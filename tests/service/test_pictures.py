@@ -183,7 +183,7 @@ def test_a_link_that_fails_once_is_tried_again_and_nothing_is_paid_twice(
 
 
 def test_only_the_picture_that_was_bad_is_asked_for_again(service: Service, upstream: EmulatorProcess) -> None:
-    task = service.made(prompt="one bad {{fault:image_html index=1 times=1}}", n=4, model="m/one-bad")
+    task = service.made(prompt="one bad {{fault:image_svg index=1 times=1}}", n=4, model="m/one-bad")
     assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
     assert "warnings" not in task
     assert [call["n"] for call in calls_about(upstream, "one bad")] == [4, 1]

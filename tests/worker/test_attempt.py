@@ -200,14 +200,14 @@ async def test_a_call_that_is_made_again_after_a_useless_answer_is_recorded(make
     workshop = make_workshop(pictures(0), pictures(1), pictures(2), pictures(1), pool=False)
     claim = await workshop.claim("none came", n=1)
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
-    assert (claim.run.billed_again, claim.run.ambiguous_calls) == (1, 0)
+    assert (claim.checkpoint.billed_again, claim.checkpoint.ambiguous_calls) == (1, 0)
     claim = await workshop.claim("too few came", n=3)
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
-    assert claim.run.billed_again == 0
+    assert claim.checkpoint.billed_again == 0
     workshop.keeper.faults = [ImageRejected("cut off", lasting=False), None]
     claim = await workshop.claim("damaged")
     assert isinstance(await workshop.attempts.run(claim), Succeeded)
-    assert claim.run.billed_again == 1
+    assert claim.checkpoint.billed_again == 1
 
 
 async def test_a_second_asking_that_was_broken_off_goes_on_where_it_was(make_workshop: MakeWorkshop) -> None:

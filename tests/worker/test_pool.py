@@ -6,13 +6,14 @@ import pytest
 from msgspec.structs import replace
 from support import eventually
 
+from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
 
-from .conftest import MakeWorkshop, Workshop, fault, links, loss, pictures, refused
+from .conftest import MakeWorkshop, Workshop, fault, links, loss, no_model, pictures, refused
 
 
 class Switch:
@@ -108,6 +109,24 @@ async def test_faulty_tasks_one_after_the_other_each_fail_after_their_attempts(m
         await workshop.finished(await workshop.submit(i))
     assert len(workshop.provider.calls) == 24
     assert workshop.pacing.blocked("m") is None
+
+
+@pytest.mark.parametrize("error", [fault(500), no_model(), loss()])
+async def test_images_that_are_paid_for_complete_a_task_that_fails(
+    make_workshop: MakeWorkshop, error: UpstreamError
+) -> None:
+    workshop = make_workshop(pictures(1), default=error, per_call=1)
+    [task] = await workshop.finished(await workshop.submit(n=3))
+    assert (task.state, [image.index for image in task.images]) == (State.COMPLETED, [0])
+    [warning] = task.warnings
+    assert warning.startswith("only 1 of 3 images came: ")
+
+
+async def test_images_that_are_paid_for_complete_a_task_at_its_deadline(make_workshop: MakeWorkshop) -> None:
+    workshop = make_workshop(pictures(1), default=fault(429, retry_after_s=0.05), per_call=1, deadline_s=1.0)
+    [task] = await workshop.finished(await workshop.submit(n=2))
+    assert (task.state, len(task.images)) == (State.COMPLETED, 1)
+    assert workshop.task(task.id).warnings
 
 
 async def test_a_second_loss_ends_the_task(make_workshop: MakeWorkshop) -> None:

@@ -11,7 +11,7 @@ from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 
-_SCRIPT = load_script(__package__, "billed", "start_fenced")
+_SCRIPT = load_script(__package__, "entries", "billed", "start_fenced")
 
 
 class FencedStart(Struct, frozen=True, gc=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 from aiohttp import hdrs, web
 
@@ -105,7 +104,7 @@ def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) ->
 def _cache_control(request: web.Request, task: Task) -> str:
     if task.expires_at is None or _version(request) is None:
         return "no-cache"
-    return f"public, max-age={max(int(task.expires_at - time.time()), 0)}, immutable"
+    return f"public, max-age={max(int(task.expires_at - request.app[SERVICES].queue.clock()), 0)}, immutable"
 
 
 def requested_range(header: str, size_bytes: int) -> range | None:

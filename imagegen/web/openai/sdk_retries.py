@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 
 from imagegen.queue.client_queue import ClientQueue
@@ -55,4 +54,4 @@ async def permanent_failure(queue: ClientQueue, task_id: str, headers: Mapping[s
     if task is None or task.state not in (State.FAILED, State.CANCELLED):
         return None
     unsure = is_retryable(task) and not _is_counted_repeat(headers)
-    return task if time.time() - (task.finished_at or 0.0) < (UNSURE_REPEAT_S if unsure else REPEAT_S) else None
+    return task if queue.clock() - (task.finished_at or 0.0) < (UNSURE_REPEAT_S if unsure else REPEAT_S) else None
