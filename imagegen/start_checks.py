@@ -82,7 +82,7 @@ def _store(settings: Settings) -> str:
         "s3": f"the bucket {settings.s3_bucket}",
         "redis": "Redis",
         "upstream": "the provider's own links",
-    }[settings.image_store]
+    }.get(settings.image_store, settings.image_store)
 
 
 def _redis(settings: Settings) -> str:
