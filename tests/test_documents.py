@@ -40,6 +40,15 @@ def test_each_link_within_the_repository_leads_somewhere(document: Path) -> None
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_a_document_names_only_files_that_exist(name: str) -> None:
+    text = re.sub(r"```.*?```", "", read(name), flags=re.DOTALL)
+    paths = [path for path in re.findall(r"`([\w./]+(?:/|\.py|\.lua|\.md))`", text) if "NAME" not in path]
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "imagegen" / path).exists() or path == "operations.py", path
+
+
 @pytest.mark.parametrize("name", ["docs/operations.md", "docs/api.md", "SECURITY.md"])
 def test_a_document_names_only_settings_that_exist(name: str) -> None:
     others = {"ALL_PROXY"}  # named to say that it is not read
