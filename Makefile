@@ -19,7 +19,7 @@ export PEERS
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test coverage servers check format bench faults dist clean
+.PHONY: help install run test test-unit coverage servers check format bench faults dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,7 +30,10 @@ run: $(RUNTIME) ## start the service on http://127.0.0.1:3000 (settings: .env, s
 	@exec $(BIN)/python run.py
 
 test: $(DEV) servers ## run the tests, TEST_PROCESSES at once; ARGS='-k name' passes on to pytest
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-unit: $(DEV) ## run the tests that do no I/O
+	$(BIN)/python -m pytest -q $$($(BIN)/python tests/tiers.py unit) $(ARGS)
 
 coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a floor
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)

@@ -6,15 +6,39 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
+from tiers import order_of, tier_of
 
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.supervisor import Supervisor
 
+TESTS = Path(__file__).parent
+
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    paths = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    items.sort(key=lambda item: order_of(paths[item]))
+    for item in items:
+        item.add_marker(tier_of(paths[item]))
+
+
+@pytest.fixture(autouse=True)
+def no_io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a unit test fail that opens a connection or starts a process."""
+    if request.node.get_closest_marker("unit"):
+
+        def refuse(*_args: object, **_options: object) -> None:
+            raise AssertionError("a unit test does no I/O")
+
+        monkeypatch.setattr("socket.socket.connect", refuse)
+        monkeypatch.setattr("socket.socket.bind", refuse)
+        monkeypatch.setattr("subprocess.Popen", refuse)
 
 
 @pytest.fixture(scope="session")

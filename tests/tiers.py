@@ -1,0 +1,72 @@
+"""Tiers of the tests, by path: unit (no I/O), acceptance (whole processes), and integration, which is all the rest.
+
+`python tests/tiers.py unit` prints the paths of a tier, so that `make test-unit` collects nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import PurePosixPath
+
+TIERS = {
+    "unit": (
+        "images/test_health.py",
+        "images/test_links.py",
+        "images/test_sniff.py",
+        "providers/test_decipher.py",
+        "providers/test_refusals.py",
+        "queue/test_memory.py",
+        "queue/test_server_info.py",
+        "tasks",
+        "test_bytebudget.py",
+        "test_documents.py",
+        "test_formats.py",
+        "test_imports.py",
+        "test_metrics.py",
+        "test_settings.py",
+        "test_words.py",
+        "web/test_client.py",
+        "worker/test_breaker.py",
+        "worker/test_destinations.py",
+        "worker/test_pacing.py",
+    ),
+    "acceptance": ("emulator/test_process.py", "emulator/test_sdk.py", "faults", "service", "test_bench.py"),
+}
+
+
+SLOW = (
+    "faults/test_soup.py",
+    "test_bench.py",
+    "web/openai/test_sdks.py",
+    "web/v1/test_sdks.py",
+    "service/test_starts.py",
+    "service/test_upstream_faults.py",
+    "service/test_lives.py",
+    "providers/test_sandbox.py",
+    "service/test_redis_rights.py",
+    "service/test_cluster.py",
+    "service/test_connections.py",
+    "images/test_s3.py",
+    "images/test_stores.py",
+    "web/test_schemathesis.py",
+    "faults/test_kill_loop.py",
+    "faults/test_lost_writes.py",
+    "service/test_bodies.py",
+    "service/test_pictures.py",
+)
+"""Files that take longest, longest first. They start first, so that no process ends long after the others."""
+
+
+def order_of(path: str) -> int:
+    """Return the place of a test file in the order in which the files start."""
+    return SLOW.index(path) if path in SLOW else len(SLOW)
+
+
+def tier_of(path: str) -> str:
+    """Return the tier of a test file, given its path below `tests/`."""
+    names = {path, *(parent.as_posix() for parent in PurePosixPath(path).parents)}
+    return next((tier for tier, paths in TIERS.items() if names.intersection(paths)), "integration")
+
+
+if __name__ == "__main__":
+    print(*(f"tests/{path}" for path in TIERS[sys.argv[1]]))
