@@ -69,4 +69,4 @@ def tier_of(path: str) -> str:
 
 
 if __name__ == "__main__":
-    print(*(f"tests/{path}" for path in TIERS[sys.argv[1]]))
+    sys.stdout.write(" ".join(f"tests/{path}" for path in TIERS[sys.argv[1]]))
