@@ -1,7 +1,8 @@
-"""Owns rate limits: the one file that knows aiohttp-ratelimiter, and what a client is told about its budget.
+"""Rate limits of handlers by aiohttp-ratelimiter, and the headers that show them to clients.
 
-The package's decorator and rule grammar are used as they are. Its window is replaced: the decorator asks `test()`, then
-`hit()`, and drops what `hit()` says, so that requests at one moment are all admitted. Here `test()` is the whole step.
+The package's decorator and rule grammar are used unchanged. Its window is replaced: the decorator calls `test()`, then
+`hit()`, and ignores the result of `hit()`, so that it admits all simultaneous requests. Here `test()` is the whole
+step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from imagegen.ratelimit.stores import LimitState, LocalRateLimitStore, Window
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may do in `window_s` seconds: requests, and generations among them; 0 sets no limit."""
+    """Limits of a client in `window_s` seconds: requests, and generations among them; 0 sets no limit."""
 
     general: int
     generation: int
@@ -31,7 +32,7 @@ class Limits:
 
 
 class Admission(NamedTuple):
-    """How many generations of a batch are paid for, and when more can be (0 where all are)."""
+    """Number of generations of a batch that are admitted, and seconds until more can be (0 if all are)."""
 
     admitted: int
     retry_after_s: int
@@ -52,17 +53,17 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _LimitResult:
-    """What one request was told: its rules and their standings."""
+    """Rules of one request and their states after it."""
 
     rules: Sequence[_Rule]
     states: Sequence[LimitState]
 
     @property
     def retry_s(self) -> float:
-        return max(standing.retry_s for standing in self.states)
+        return max(state.retry_s for state in self.states)
 
     def after(self, earlier: _LimitResult | None) -> _LimitResult:
-        """Both, where one request is asked for two budgets one after the other."""
+        """Return both results, if one request counts against two rules one after the other."""
         if earlier is None:
             return self
         return _LimitResult((*earlier.rules, *self.rules), (*earlier.states, *self.states))
@@ -73,9 +74,9 @@ _current_request: ContextVar[web.Request] = ContextVar("rate_limited_request")
 
 
 class RateLimits:
-    """Wraps handlers so that a client's budget is asked first. Where a rule is off it costs nothing.
+    """Wrapper of handlers that checks a client's limits first. A rule that is off costs nothing.
 
-    identify: whose budget it is, say the name of the key, else the address.
+    identify: returns the client, by its key or its address.
     """
 
     def __init__(self, limits: Limits, port: LocalRateLimitStore, identify: Callable[[web.Request], str]) -> None:
@@ -86,7 +87,7 @@ class RateLimits:
         self._generation = _rules("generation", limits.generation, limits.window_s)
 
     def use(self, port: LocalRateLimitStore) -> None:
-        """Counts there from now on, in Redis say, which is not connected when the routes are made."""
+        """Count in another store from now on, such as Redis, which is not connected when the routes are made."""
         self._store = port
 
     def install(self, app: web.Application) -> None:
@@ -95,15 +96,15 @@ class RateLimits:
             app.on_response_prepare.append(_add_headers)
 
     def general(self, handler: Handler) -> Handler:
-        """For every route of `/api` and `/v1` that counts."""
+        """Wrap a handler that counts against the general limit."""
         return self._limited(handler, "general", self._general)
 
     def generation(self, handler: Handler) -> Handler:
-        """For the POST of one generation: both rules in one step, and a refused request spends from neither."""
+        """Wrap the POST of one generation: both rules are one step, and a refused request spends from neither."""
         return self._limited(handler, "generation", self._general + self._generation)
 
     def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> Handler:
-        """For a route that counts only if it finds nothing, in this process alone: no miss costs a command for that.
+        """Wrap a handler that counts only if it finds nothing. Misses are counted here, without Redis commands.
 
         is_free: whether a request costs no Redis command, and is never refused beforehand.
         """
@@ -123,17 +124,17 @@ class RateLimits:
 
     def _check_misses(self, request: web.Request) -> None:
         rules = self._misses
-        standings = self._store.hit_sync([rule.window(self._identify(request)) for rule in rules], 0)
-        if standings[0].remaining <= 0:
-            request[_BUDGET] = _LimitResult(rules, [standings[0]._replace(retry_s=standings[0].reset_s)])
+        states = self._store.hit_sync([rule.window(self._identify(request)) for rule in rules], 0)
+        if states[0].remaining <= 0:
+            request[_BUDGET] = _LimitResult(rules, [states[0]._replace(retry_s=states[0].reset_s)])
             _refuse(request, None)
 
     def _count_miss(self, request: web.Request) -> None:
-        """Count a miss. A client whose limit is used up gets that answer and not the 404."""
+        """Count a miss. A client over its limit gets a 429 instead of the 404."""
         client = self._identify(request)
         self._store.hit_sync([rule.window(client) for rule in self._misses], 1)
-        standings = self._store.hit_sync([rule.window(client) for rule in self._general], 1)
-        request[_BUDGET] = budget = _LimitResult(self._general, standings)
+        states = self._store.hit_sync([rule.window(client) for rule in self._general], 1)
+        request[_BUDGET] = budget = _LimitResult(self._general, states)
         if budget.retry_s > 0:
             _refuse(request, None)
 
@@ -145,10 +146,10 @@ class RateLimits:
         while left > 0:
             budget = await self._hit_store(self._generation, client, left)
             request[_BUDGET] = budget.after(before)
-            standing = budget.states[0]
-            if standing.retry_s <= 0:
+            state = budget.states[0]
+            if state.retry_s <= 0:
                 break
-            left = min(standing.remaining, left - 1)
+            left = min(state.remaining, left - 1)
         return Admission(left, 0 if left == wanted else _whole_seconds(request[_BUDGET].states[-1].reset_s))
 
     def _limited(self, handler: Handler, kind: str, rules: tuple[_Rule, ...]) -> Handler:
@@ -166,15 +167,15 @@ class RateLimits:
         return self._identify(request)
 
     async def _hit_store(self, rules: Sequence[_Rule], client: str, cost: int) -> _LimitResult:
-        standings = await self._store.hit([rule.window(client) for rule in rules], cost)
-        return _LimitResult(rules, [LimitState(*standing) for standing in standings])
+        states = await self._store.hit([rule.window(client) for rule in rules], cost)
+        return _LimitResult(rules, [LimitState(*state) for state in states])
 
 
 RATE_LIMITS = web.AppKey("rates", RateLimits)
 
 
 class _SingleStepStrategy(MovingWindowRateLimiter):
-    """Decides in `test()` and leaves nothing for `hit()`."""
+    """Strategy that counts in `test()`; `hit()` does nothing."""
 
     def __init__(
         self, storage: Any, ask: Callable[[Sequence[_Rule], str, int], Awaitable[_LimitResult]], rules: Sequence[_Rule]
@@ -213,7 +214,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     headers = response.headers
     headers["RateLimit-Policy"] = ", ".join(rule.policy for rule, _ in pairs)
     headers["RateLimit"] = ", ".join(
-        f'"{rule.name}";r={max(0, standing.remaining)};t={math.ceil(standing.reset_s)}' for rule, standing in pairs
+        f'"{rule.name}";r={max(0, state.remaining)};t={math.ceil(state.reset_s)}' for rule, state in pairs
     )
     rule, tightest = min(pairs, key=lambda pair: (-pair[1].retry_s, pair[1].remaining))
     headers["X-RateLimit-Limit"] = str(rule.limit)

@@ -1,4 +1,4 @@
-"""Owns the rate limits that instances share: moving windows in Redis, spent from by one script."""
+"""Rate limits that instances share: moving windows in Redis, counted by one script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Window = tuple[str, int, float]
 """Name, limit, length in seconds."""
 
 Standing = tuple[int, float, float]
-"""What is left; seconds until some of it comes back; seconds until the same hit would pass, 0 where it passed."""
+"""Remaining count; seconds until some of it is free again; seconds until the same hit would pass, 0 if it passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class _Hit:
 
 
 class RedisRateLimitStore:
-    """RATE_LIMIT_STORE=redis. The hits of one turn go together and are judged in turn, by the server's clock.
+    """Store of RATE_LIMIT_STORE=redis. The hits of one turn go together and are judged in turn, by the server's clock.
 
-    One hit costs three commands, and one more for each window it spends from. A hit whose answer was lost on the way
-    is sent again by the client, and may so be spent twice.
+    One hit costs three commands, and one more for each window it spends from. A hit with a lost reply
+    is sent again and may be counted twice.
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
@@ -39,7 +39,7 @@ class RedisRateLimitStore:
         self._hits = Batcher[_Hit, list[Standing]](connection.multiplexer, self._asked, self._standings)
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
-        """Spends `cost` from each of the windows, or from none; one standing a window. Raises QueueUnavailable."""
+        """Spend `cost` from each of the windows, or from none; return one state a window. Raises QueueUnavailable."""
         return await self._hits(_Hit(windows, cost))
 
     def _asked(self, hits: list[_Hit]) -> CommandBatch:

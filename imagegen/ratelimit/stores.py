@@ -1,4 +1,4 @@
-"""Owns where rate limits are counted: exact moving windows in memory, or shared ones with memory to fall back on."""
+"""Stores of rate limits: exact moving windows in memory, or shared ones with a fallback to memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REDIS_REST_S = 5.0
 
 
 class Window(NamedTuple):
-    """One budget to spend from: at most `limit` in any `window_s` seconds. It may be taken for a plain tuple."""
+    """Window of one limit: at most `limit` in any `window_s` seconds. It is also a plain tuple."""
 
     key: str
     limit: int
@@ -27,9 +27,9 @@ class Window(NamedTuple):
 
 
 class LimitState(NamedTuple):
-    """What is left of a window after a hit.
+    """State of a window after a hit.
 
-    reset_s: seconds until some of it comes back (0 where nothing is spent).
+    reset_s: seconds until some of it is free again (0 if nothing is spent).
     retry_s: seconds until the same hit would pass; over 0 means that this window refused it.
     """
 
@@ -39,14 +39,14 @@ class LimitState(NamedTuple):
 
 
 class RateLimitStore(Protocol):
-    """Where budgets are kept. A hit is one step over all windows: it spends from each, or from none."""
+    """Store of windows. A hit is one step over all windows: it spends from each, or from none."""
 
     async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[tuple[int, float, float]]:
-        """One (remaining, reset_s, retry_s) a window, in order."""
+        """Spend from the windows; return (remaining, reset_s, retry_s) of each, in order."""
 
 
 class LocalRateLimitStore(RateLimitStore, Protocol):
-    """One that can also count in this process alone."""
+    """Store that can also count in this process alone."""
 
     def hit_sync(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         """Count as `hit` does, without Redis; a cost of 0 only looks."""
@@ -61,11 +61,11 @@ class MemoryRateLimitStore:
         self._spent: OrderedDict[str, deque[float]] = OrderedDict()
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
-        """What `WindowPort` asks for."""
+        """Spend from the windows."""
         return self.hit_sync(windows, cost)
 
     def hit_sync(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
-        """The same without waiting, so nothing comes between the look and the spending."""
+        """Return the same without waiting, so nothing comes between the look and the spending."""
         now = self._clock()
         logs = [self._log(window, now) for window in windows]
         refusals = [_retry_s(log, window, cost, now) for window, log in zip(windows, logs, strict=True)]
@@ -98,10 +98,10 @@ class MemoryRateLimitStore:
 
 
 class FallbackRateLimitStore:
-    """Windows that instances share through a port; while that is away, the same limits from this process's memory.
+    """Store that instances share; while it is unavailable, the limits hold in this process's memory.
 
-    What was spent here is in the memory too. So an outage gives nobody a fresh budget for it, and a client that is
-    over its limit by what it did here alone costs no Redis command.
+    Hits on this process are counted in memory too. So an outage gives no client a new allowance, and a client over its
+    limit by its hits here alone costs no Redis command.
     """
 
     def __init__(

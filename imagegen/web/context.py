@@ -1,4 +1,4 @@
-"""Owns what the handlers share: one value, put into the application by the composition root."""
+"""Services that the handlers share: one value, put into the application by the composition root."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
-"""What the provider offers, each with at least `id`; raises UpstreamError."""
+"""Requests the provider's models, each with at least `id`. Raises UpstreamError."""
 
 
 async def _no_models() -> tuple[Mapping[str, object], ...]:
@@ -38,7 +38,7 @@ class TaskIdentity:
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
     ) -> Submission:
-        """What is put in the queue for a request; `scope` is the key's name where each key has its own tasks."""
+        """Return the submission for a request. scope: name of the key that owns the task, None if tasks are shared."""
         canonical = request.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
         return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks)
@@ -88,7 +88,7 @@ SERVICES = web.AppKey("context", Services)
 
 
 def image_url_builder(base: str) -> Callable[[Task, StoredImage], str]:
-    """Absolute links of pictures: on this service, or the provider's own where the bytes are not kept."""
+    """Return a function for links of images: on this service, or the provider's own if the bytes are not stored."""
 
     def url(task: Task, image: StoredImage) -> str:
         return image.url or f"{base}/api/images/{task.id}/{image.index}?v={image.sha256[:12]}"

@@ -105,9 +105,9 @@ async def submit_parsed(services: Services, body: Mapping[str, Any], options: Su
 
 
 async def submit(services: Services, submission: Submission, *, fresh: bool = False) -> SubmitResult:
-    """Submit. A finished task is queued again if one of its images is gone, or for a client that wants fresh ones.
+    """Submit. A finished task is queued again if one of its images is gone, or if the client requests fresh ones.
 
-    fresh: images from before this moment do not do; they stay until the new ones are stored.
+    fresh: images from before this moment are not returned; they stay until the new ones are stored.
     """
     refuse_while_draining(services)
     began = services.queue.clock()
@@ -128,7 +128,7 @@ def refuse_while_draining(services: Services) -> None:
 
 
 def body_digest(body: Mapping[str, Any]) -> str:
-    """Return 32 hex digits that name a body, whatever its spaces and the order of its fields."""
+    """Return 32 hex digits that name a body, independent of spaces and of the order of its fields."""
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 

@@ -162,7 +162,7 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
     assert value(samples, "dead_letters_total") == 1
     assert value(samples, "redis_records_vanished_total") == 4
     assert value(samples, "redis_written_back_total", state="running") == 3
-    assert value(samples, "picture_bytes_total") == 300
+    assert value(samples, "image_bytes_total") == 300
     assert value(samples, "redis_commands_total", purpose="submit") == 7
     assert value(samples, "redis_commands_month_projected") > 0
 

@@ -1,4 +1,4 @@
-"""Owns server-sent events: GET /api/images/{taskId}/events, and of several tasks GET /api/events?tasks=a,b.
+"""Routes of server-sent events: GET /api/images/{taskId}/events, and of several tasks GET /api/events?tasks=a,b.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -30,32 +30,32 @@ MAX_TASKS = 50
 PING_S = 15.0
 
 MAX_STREAM_S = 900.0
-"""A stream ends after so long and the client comes again, before a proxy cuts it."""
+"""A stream ends after this time and the client reconnects, before a proxy cuts it."""
 
 SEND_TIMEOUT_S = 30.0
-"""A client that takes nothing for so long is let go."""
+"""A client that reads nothing for this time is disconnected."""
 
 _ONE_KNOWN = re.compile(r"[0-9]{1,18}")
 _TASK_KNOWN = re.compile(r"([0-9a-f]{32}):([0-9]{1,18})")
 
 
 async def task_events(request: web.Request) -> web.StreamResponse:
-    """What happens to one task, until it is finished."""
+    """Stream the changes of one task until it is finished."""
     task = await request.app[SERVICES].queue.get(request.match_info["task_id"])
     if task is None:
         return not_found(request)
     last = request.headers.get("Last-Event-ID", "").strip()
     known = {task.id: int(last)} if _ONE_KNOWN.fullmatch(last) else {}
-    return await _answer(request, [task], TaskEventStream(request, known))
+    return await _stream(request, [task], TaskEventStream(request, known))
 
 
 async def multi_task_events(request: web.Request) -> web.StreamResponse:
-    """What happens to several tasks, until all are finished; one that is unknown is said to be so once.
+    """Stream the changes of several tasks until all are finished; an unknown task has one event.
 
-    The id of an event is `task:sequence`. Where a stream ends as it should, a last id joins those of all its tasks,
-    so that a client that comes again misses nothing and is told nothing twice.
+    The id of an event is `task:sequence`. The last id of a complete stream joins those of all its tasks, so that a
+    client that reconnects misses nothing and receives nothing twice.
     """
-    context, ids = request.app[SERVICES], _wanted(request)
+    context, ids = request.app[SERVICES], _task_ids(request)
     found = await asyncio.gather(*map(context.queue.get, ids))
     tasks = [task for task in found if task is not None]
     if not tasks:
@@ -63,10 +63,10 @@ async def multi_task_events(request: web.Request) -> web.StreamResponse:
     unknown = [task_id for task_id, task in zip(ids, found, strict=True) if task is None]
     pairs = map(_TASK_KNOWN.fullmatch, request.headers.get("Last-Event-ID", "").strip().split(","))
     known = {pair[1]: int(pair[2]) for pair in pairs if pair}
-    return await _answer(request, tasks, TaskEventStream(request, known, joined=True, unknown=unknown))
+    return await _stream(request, tasks, TaskEventStream(request, known, joined=True, unknown=unknown))
 
 
-def _wanted(request: web.Request) -> list[str]:
+def _task_ids(request: web.Request) -> list[str]:
     ids = [task_id for text in request.query.getall("tasks", ()) for task_id in text.split(",")]
     wanted = list(dict.fromkeys(ids))
     if not 1 <= len(wanted) <= MAX_TASKS or "" in wanted:
@@ -74,7 +74,7 @@ def _wanted(request: web.Request) -> list[str]:
     return wanted
 
 
-async def _answer(request: web.Request, tasks: Sequence[Task], stream: TaskEventStream) -> web.StreamResponse:
+async def _stream(request: web.Request, tasks: Sequence[Task], stream: TaskEventStream) -> web.StreamResponse:
     context = request.app[SERVICES]
     if all(task.state.is_final and stream.known(task) == task.sequence for task in tasks):
         return web.Response(status=204)
@@ -90,7 +90,7 @@ async def _answer(request: web.Request, tasks: Sequence[Task], stream: TaskEvent
 
 
 def event_name(before: Task | None, after: Task) -> str:
-    """The name of the event that tells a change; `before`: as it was told last, None for the first time."""
+    """Return the name of the event for a change. before: the task as it was sent last, None for the first event."""
     if before is None:
         return "snapshot"
     if after.state.is_final:
@@ -100,7 +100,7 @@ def event_name(before: Task | None, after: Task) -> str:
 
 
 def new_images(before: Task | None, after: Task) -> list[StoredImage]:
-    """Pictures that came since; those of before a fresh generation are none."""
+    """Return the images that are new; not the stale ones of an earlier generation."""
     if before is None or after.stale_images:
         return []
     old = () if before.stale_images else before.images
@@ -108,9 +108,9 @@ def new_images(before: Task | None, after: Task) -> list[StoredImage]:
 
 
 class TaskEventStream:
-    """What one client is told.
+    """Event stream of one client.
 
-    known: the sequences that it has, by task id, from its Last-Event-ID. joined: several tasks are in one stream.
+    known: the sequences that the client has, by task id, from its Last-Event-ID. joined: the stream has several tasks.
     """
 
     def __init__(
@@ -124,40 +124,40 @@ class TaskEventStream:
         self._last_sent: dict[str, Task] = {}
 
     def known(self, task: Task) -> int:
-        """The sequence that the client has; one that this task can't have had is none."""
+        """Return the sequence that the client has; -1 if it has none, or an impossible one."""
         sequence = self._client_sequences.get(task.id, -1)
         latest = task.sequence if task.state.is_final else task.epoch + 2 * FINAL_OFFSET
         return sequence if sequence <= latest else -1
 
     async def run(self, response: EventSourceResponse, tasks: Sequence[Task], subscription: Subscription) -> None:
-        """Tells all until the tasks are finished, the client has left, the service stops, or it is time to come again.
+        """Send events until the tasks are finished, the client has left, the service stops, or the stream is too old.
 
-        Raises ConnectionError or TimeoutError where the client can't be reached.
+        Raises ConnectionError or TimeoutError if the client can't be reached.
         """
         clock = asyncio.get_running_loop().time
-        ends_at = clock() + MAX_STREAM_S * random.uniform(0.9, 1.1)  # noqa: S311 - spreads the comers
+        ends_at = clock() + MAX_STREAM_S * random.uniform(0.9, 1.1)  # noqa: S311 - spreads the reconnects
         for task_id in self._unknown:
             view = {"taskId": task_id} | not_found_view(language(self._request))
             await response.send(orjson.dumps(view).decode(), event="snapshot")
         for task in tasks:
-            await self._tell(response, await self._context.queue.get(task.id) or task)
+            await self._send_changes(response, await self._context.queue.get(task.id) or task)
         while not self._finished and not self._context.readiness.draining:
             left_s = ends_at - clock()
             if left_s <= 0 or is_disconnected(self._request):
                 break
             for task in await subscription.changes(left_s):
-                await self._tell(response, task)
+                await self._send_changes(response, task)
         await self._end(response)
 
     @property
     def _finished(self) -> bool:
         return all(task.state.is_final for task in self._last_sent.values())
 
-    async def _tell(self, response: EventSourceResponse, task: Task) -> None:
-        """Sends what changed since the client was told last.
+    async def _send_changes(self, response: EventSourceResponse, task: Task) -> None:
+        """Send what changed since the last event.
 
-        The id says what the client has with this event: so a picture's is the sequence before, for the rest of its
-        change is still to come.
+        The id is what the client has after this event. An image's id is the sequence before, since the rest of its
+        change follows.
         """
         before, known = self._last_sent.get(task.id), self.known(task)
         if before is not None and task.sequence < before.sequence:
@@ -184,7 +184,7 @@ class TaskEventStream:
         await response.send(orjson.dumps(shown).decode(), id=event_id, event=event)
 
     async def _end(self, response: EventSourceResponse) -> None:
-        """Says where to go on, and when; all at once, lest a client comes again between the two."""
+        """Send the last id and the delay of a reconnect in one write, so that no client reconnects between the two."""
         lines = []
         if self._joined:
             has = {task_id: self._client_sequences[task_id] for task_id in self._last_sent}
@@ -196,6 +196,6 @@ class TaskEventStream:
 
 
 async def end_streams(app: web.Application) -> None:
-    """Ends every stream and every wait at the end of the service, so that none holds it up."""
+    """End every stream and every wait when the service stops, so that none delays it."""
     app[SERVICES].readiness.draining = True
     app[SERVICES].feed.wake_all()

@@ -43,7 +43,7 @@ def is_free(request: web.Request) -> bool:
 
 
 def _version(request: web.Request) -> str | None:
-    """Return the `v` of the query, which seldom has anything else."""
+    """Return the `v` of the query."""
     query = request.rel_url.raw_query_string
     return query[2:] if _OWN_QUERY.fullmatch(query) else request.query.get("v")
 

@@ -1,4 +1,4 @@
-"""Owns the waiting of a client for the end of a task."""
+"""Long poll: a request waits for the end of a task."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?=$|[,;\s])", r
 
 
 def parse_wait_s(request: web.Request) -> int:
-    """Seconds the client wants to wait, by `?wait=` or `Prefer: wait=` (RFC 7240); 0 for not at all.
+    """Return the seconds that the client waits, by `?wait=` or `Prefer: wait=` (RFC 7240); 0 if it does not wait.
 
-    Raises InvalidRequest for a query that is no number from 1 to 60; a preference that is none is just not applied,
-    and a longer one is cut.
+    A preference that is no number is ignored, a longer one is cut.
+
+    Raises:
+        InvalidRequest: the query is no number from 1 to 60.
     """
     query = request.query.get("wait") if request.rel_url.raw_query_string else None
     if query is not None:
@@ -36,14 +38,14 @@ def parse_wait_s(request: web.Request) -> int:
 
 
 def preference_applied(wait_s: int) -> dict[str, str]:
-    """The header that says how long the client was ready to wait; none where it did not ask."""
+    """Return the header that confirms the wait; no header if the client does not wait."""
     return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
 
 
 async def wait_until_final(context: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
-    """The task when it is finished, or as it is after `within_s`, or when this service stops.
+    """Return the task when it is finished, after `within_s` seconds, or when this service stops.
 
-    With its request the wait also ends when the client has left.
+    With its request, the wait also ends when the client leaves.
     """
     deadline = asyncio.get_running_loop().time() + within_s
     with context.feed.subscribe([task.id]) as subscription:

@@ -55,7 +55,7 @@ _LINKS = {
     "read": ("getTask", _OWN_ID),
     "follow": ("followTask", _OWN_ID),
     "cancel": ("cancelTask", _OWN_ID),
-    "picture": ("getPicture", _OWN_ID | {"index": "0"}),
+    "image": ("getImage", _OWN_ID | {"index": "0"}),
 }
 
 _Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
@@ -214,7 +214,7 @@ FOLLOW_MANY = Operation(
 IMAGE = Operation(
     "get",
     "/api/images/{taskId}/{index}",
-    "getPicture",
+    "getImage",
     FOLLOW,
     "Get the bytes of an image",
     "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "

@@ -1,4 +1,4 @@
-"""Caches of parsed bodies and of rendered responses, for clients that repeat a request."""
+"""Caches of parsed bodies and of rendered responses: repeated requests cost little."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SubmissionCache:
 
 
 class ResponseKey(NamedTuple):
-    """What a response depends on besides the task. kind: name of the route's response; base: of its links."""
+    """Key of a response of one task. kind: name of the route's response; base: of its links."""
 
     kind: str
     task_id: str

@@ -1,4 +1,4 @@
-"""Owns the shapes of answers on `/api`: what views build, the type checker checks and the OpenAPI document shows.
+"""Types of the JSON responses of `/api`, which serializers build and the OpenAPI document shows.
 
 Descriptions here are for the readers of that document.
 """
@@ -41,7 +41,7 @@ Message = Annotated[str, Field(description="For people: Chinese, or English wher
 
 
 class ImageView(TypedDict):
-    """One image. Where only the provider keeps the bytes, there are just `url`, `index` and `seed`."""
+    """One image. If only the provider has the bytes, there are just `url`, `index` and `seed`."""
 
     url: Annotated[Link, Field(description="On this service, and absolute; with its `?v=` it may be cached.")]
     index: Annotated[Count, Field(description="Its place in the task, from 0.")]
@@ -74,7 +74,7 @@ class DeliveryView(TypedDict):
 
 
 class TaskView(TypedDict):
-    """A task as it is now."""
+    """The current state of a task."""
 
     success: Literal[True]
     status: State
@@ -133,7 +133,7 @@ class SubmittedView(TypedDict):
 
 
 class FieldErrorView(TypedDict):
-    """One fault of a request."""
+    """One error in a field of a request."""
 
     field: Annotated[str, Field(description="As the client spelled it.")]
     message: str
@@ -200,7 +200,7 @@ class ReadyView(TypedDict):
 
 
 class WebhookEvent(TypedDict):
-    """What a webhook is sent."""
+    """The body that a webhook receives."""
 
     type: Literal["image.completed", "image.failed", "image.cancelled"]
     timestamp: Annotated[Timestamp, Field(description="When the task ended.")]
@@ -208,7 +208,7 @@ class WebhookEvent(TypedDict):
 
 
 class InstanceStats(TypedDict):
-    """This process, and how many it knows of on the same queue."""
+    """This process, and the number of processes on the same queue."""
 
     name: str
     version: str
@@ -218,7 +218,7 @@ class InstanceStats(TypedDict):
 
 
 class QueueStats(TypedDict):
-    """What waits, on any instance, and what this one holds."""
+    """The tasks that wait on all instances, and those that this instance holds."""
 
     depth: Count
     oldestAgeSeconds: Seconds
@@ -295,7 +295,7 @@ class ImageStats(TypedDict):
 
 
 class DeadLetterStats(TypedDict):
-    """Entries that nobody could read."""
+    """Entries that could not be read."""
 
     sinceStart: Count
     kept: Count
@@ -309,7 +309,7 @@ class HttpStats(TypedDict):
 
 
 class StatsView(TypedDict):
-    """One look at the service. The queue is everybody's; all else is of the instance that answers."""
+    """Counters of the service. The queue is shared; all else is of the instance that responds."""
 
     success: Literal[True]
     timestamp: Timestamp
@@ -320,6 +320,6 @@ class StatsView(TypedDict):
     rates: RateStats
     upstream: UpstreamStats
     redis: RedisStats
-    pictures: ImageStats
+    images: ImageStats
     deadLetters: DeadLetterStats
     http: HttpStats

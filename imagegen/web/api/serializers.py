@@ -1,4 +1,4 @@
-"""Owns what a task looks like in an answer."""
+"""Serializers of tasks: the JSON that clients and webhooks receive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ImageUrl = Callable[[Task, StoredImage], str]
 
 
 def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str, language: str) -> SubmittedView:
-    """The POST answer."""
+    """Return the POST body."""
     task, cached = submitted.task, submitted.cached
     hit = cached is CacheResult.HIT
     here = f"{base_url}/api/images/{task.id}"
@@ -62,7 +62,7 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str,
 def task_view(
     task: Task, image_url: ImageUrl, *, language: str, max_attempts: int, place: QueuePosition = UNKNOWN_POSITION
 ) -> TaskView:
-    """The GET answer of a task that exists."""
+    """Return the GET body of a task."""
     texts = TEXTS[language]
     view: TaskView = {
         "success": True,
@@ -104,7 +104,7 @@ def task_view(
 
 
 def _delivery_view(delivery: Delivery) -> DeliveryView:
-    """Without the query: a task may be shared, and what stands there is often a secret."""
+    """Show the URL without its query, which often holds a secret: a task may be shared."""
     return {
         "url": delivery.webhook.url.partition("?")[0],
         "status": delivery.status,
@@ -130,5 +130,5 @@ def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageVie
 
 
 def not_found_view(language: str) -> NotFoundView:
-    """The GET answer of a task that does not exist: the seed's."""
+    """Return the GET body of an unknown task."""
     return {"success": False, "status": "not_found", "message": TEXTS[language]["not_found"]}

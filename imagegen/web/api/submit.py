@@ -15,7 +15,7 @@ from imagegen.web.submitter import SubmitOptions, submit_body
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """Queue a task, join an unfinished one, or point at a finished one; wait for its end if the client wants that."""
+    """Queue a task, join an unfinished one, or point at a finished one; wait for its end on request."""
     services, wait_s, options = request.app[SERVICES], parse_wait_s(request), SubmitOptions.from_request(request)
     submitted = await submit_body(services, await read_body(request), options)
     if wait_s:

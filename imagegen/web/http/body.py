@@ -1,4 +1,4 @@
-"""Owns the reading of a JSON request body: its size, its time, and every way in which it is not plain JSON."""
+"""Reader of JSON request bodies: limits of size and time, and strict parsing."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ _NUMBER = ("数字过大或过长", "a number is too large or too long")
 async def read_json(
     request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
 ) -> dict[str, Any]:
-    """The body as an object. Raises what `read_body` and `parse_object` do."""
+    """Return the body as an object. Raises what `read_body` and `parse_object` do."""
     return parse_object(await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s))
 
 
 async def read_body(
     request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
 ) -> bytes:
-    """The bytes of a body that is said to be JSON.
+    """Return the bytes of a body with a JSON content type.
 
-    Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout where nothing
+    Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout if nothing
     came for `timeout_s` seconds, and BadRequest for bad framing.
     """
     _check_type(request)
@@ -82,7 +82,7 @@ async def read_body(
         raise BodyTimeout from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise BadRequest from error
-    except RuntimeError as error:  # aiohttp's word for a client that left before its body came
+    except RuntimeError as error:  # aiohttp raises it if the client left before its body was complete
         raise ConnectionResetError from error
 
 
@@ -230,4 +230,4 @@ def _count_members(parsed: dict[str, Any]) -> int:
 _LISTS = ("referenceImages", "reference_images", "requests", "images", "webhook", "extra", "imageLoras")
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _LARGE = msgspec.json.Decoder(msgspec.defstruct("_Large", [(name, msgspec.Raw, msgspec.Raw(b"")) for name in _LISTS]))
-"""Finds the members that may be large, and makes nothing of what is in them."""
+"""Finds the members that may be large without decoding their values."""

@@ -78,17 +78,17 @@ class ClientConnection(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being received or answered."""
+        """Return whether no request is being received or answered."""
         ...
 
     @property
     def receiving(self) -> bool:
-        """Whether the rest of a request's body is to come."""
+        """Return whether the rest of a request's body is to come."""
         ...
 
     @property
     def head_begun(self) -> bool:
-        """Whether a part of a request's head came; that has a time limit of its own."""
+        """Return whether a part of a request's head came; it has its own time limit."""
         ...
 
     def force_close(self) -> None: ...
@@ -133,7 +133,7 @@ class Connections:
         self._open.pop(connection, None)
 
     def admit(self, address: str, connecting: int = 0) -> bool:
-        """Return whether a client may connect; at the cap, make room for it if possible.
+        """Return whether a client may connect; at the cap, close another one if possible.
 
         Args:
             address: of the client.
@@ -144,7 +144,7 @@ class Connections:
     def make_room(self, address: str | None = None) -> bool:
         """Close the connection that is missed least; return False if all of them are needed.
 
-        That is one that never sent a request, of the client with most of them, else the oldest idle one, else the
+        That is a connection without any request, of the client with most of them, else the oldest idle one, else the
         oldest with an unfinished request, both of the client with most connections, else the oldest of a client that
         holds more than half, unless it is `address` itself.
         """
@@ -174,7 +174,7 @@ class Connections:
             self._sweep = None
 
     def _close_idle(self) -> None:
-        """Close what was opened long ago and never used."""
+        """Close connections that were opened long ago and never used."""
         self._sweep, now = None, self._clock()
         opened_before = now - self._idle_s + 0.01
         old = []

@@ -1,4 +1,4 @@
-"""Owns the knowledge that a client has left while its answer is waited for, so that nothing waits on without it."""
+"""Disconnects of clients while their request waits, so that no wait goes on without its client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WAKE = web.RequestKey[Callable[[], None]]("wake_when_gone")
 
 
 def on_disconnect(request: web.Request, wake: Callable[[], None]) -> None:
-    """Has `wake` called once the client's connection is lost."""
+    """Have `wake` called once the client's connection is lost."""
     request[_WAKE] = wake
 
 
@@ -21,5 +21,5 @@ def notify_disconnect(request: web.BaseRequest) -> None:
 
 
 def is_disconnected(request: web.Request) -> bool:
-    """Whether nobody is there to be answered."""
+    """Return whether the client has left."""
     return request.transport is None or request.transport.is_closing()

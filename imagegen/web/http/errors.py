@@ -1,4 +1,4 @@
-"""Owns what an error looks like on `/api`: the JSON body of docs/api.md, in the client's language."""
+"""Error responses of `/api`: the JSON body of docs/api.md, in the client's language."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from imagegen.web.api.schemas import ErrorView
 Language = Literal["zh", "en"]
 
 MAX_BODY_BYTES = 2**20
-"""What a request body may hold."""
+"""Maximum size of a request body."""
 
 _JSON = "application/json; charset=utf-8"
 _RETRY_AFTER_S = "5"
@@ -47,7 +47,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def error_view(error: ApiError, request_id: str, language: Language) -> ErrorView:
-    """The body for one error."""
+    """Return the body for an error."""
     return {
         "success": False,
         "statusCode": error.status,
@@ -60,7 +60,7 @@ def error_view(error: ApiError, request_id: str, language: Language) -> ErrorVie
 
 
 def error_response(error: ApiError, request_id: str, language: Language) -> web.Response:
-    """The answer for one error; where `error.closes_connection`, the connection ends with it."""
+    """Return the response for an error; if `error.closes_connection`, the connection ends with it."""
     body = error_view(error, request_id, language)
     headers = {hdrs.CONTENT_TYPE: _JSON, **error.headers}
     response = web.Response(body=orjson.dumps(body), status=error.status, headers=headers)
@@ -75,7 +75,7 @@ def error_response(error: ApiError, request_id: str, language: Language) -> web.
 
 @lru_cache(maxsize=256)
 def preferred_language(accept_language: str | None) -> Language:
-    """Chinese, the seed's, unless the header says that English is liked better; of two equals the first named."""
+    """Return Chinese unless the header prefers English; of two equal preferences, the first one."""
     if not accept_language:
         return "zh"
     best: Language = "zh"
@@ -91,7 +91,7 @@ def preferred_language(accept_language: str | None) -> Language:
 
 
 def from_http_exception(error: web.HTTPException) -> ApiError:
-    """The error of ours that says what aiohttp's says; nothing of its text is kept, for it may quote the client."""
+    """Return our error for one of aiohttp's; its text is dropped, since it may quote the client."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))})
     if isinstance(error, web.HTTPRequestEntityTooLarge):

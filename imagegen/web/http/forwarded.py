@@ -1,4 +1,4 @@
-"""Owns who a client is: its address behind proxies, and the base of absolute links as it sees this service."""
+"""Address of a client behind proxies, and the base of absolute links as the client sees this service."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 TrustedHops = int | Literal["auto"]
-"""How many proxies of ours stand in front (`TRUSTED_PROXY_HOPS`); 0 trusts no forwarding header."""
+"""Number of trusted proxies in front of the service (`TRUSTED_PROXY_HOPS`); 0 trusts no forwarding header."""
 
 UNKNOWN = "unknown"
-"""The client of a connection without an address, a unix socket say."""
+"""The client of a connection without an address, such as a unix socket."""
 
 _X_FORWARDED_FOR = "X-Forwarded-For"
 _X_FORWARDED_PREFIX = "X-Forwarded-Prefix"
@@ -39,7 +39,7 @@ _V6_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
 
 
 def client_address(request: web.Request, hops: TrustedHops) -> str:
-    """The address that limits are kept by: an IPv4 address, an IPv6 /64, or `unknown`.
+    """Return the address that limits are kept by: an IPv4 address, an IPv6 /64, or `unknown`.
 
     With N hops it is the N-th entry of X-Forwarded-For from the right, which the outermost of our proxies wrote. With
     `auto` it is the first from the right, the peer included, that is no private, loopback or Cloudflare address.
@@ -95,7 +95,7 @@ def public_prefix(public_url: str | None) -> str:
 
 @lru_cache(maxsize=256)
 def valid_host(host: str) -> bool:
-    """Whether it is a host name or address with an optional port, and nothing else."""
+    """Return whether it is a host name or address with an optional port, and nothing else."""
     if not _HOST.fullmatch(host):
         return False
     port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
@@ -139,7 +139,7 @@ def client_key(text: str) -> str:
 
 
 def _network_of(address: IPv4Address | IPv6Address) -> str:
-    """One customer has one IPv4 address, or a whole IPv6 /64."""
+    """Return the network of one customer: an IPv4 address or an IPv6 /64."""
     if isinstance(address, IPv4Address):
         return str(address)
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"
@@ -169,7 +169,7 @@ def _trusts_peer(request: web.Request, hops: TrustedHops) -> bool:
 
 
 def _forwarded(request: web.Request, name: str, hops: TrustedHops) -> str:
-    """The value that our outermost proxy wrote; proxies of another make than ours may send just one."""
+    """Return the value that our outermost proxy wrote; proxies of another make than ours may send just one."""
     values = [value.strip() for value in ",".join(request.headers.getall(name, ())).split(",")]
     return values[0] if hops == "auto" else values[-min(hops, len(values))]
 

@@ -1,4 +1,4 @@
-"""Owns what every answer carries: the id of its request, and the headers that keep browsers and caches careful."""
+"""Headers of every response: the id of its request, and the security headers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, istr
 
 REQUEST_ID = web.RequestKey("request_id", str)
-"""Read it by `request_id_of`, which works before the edge too."""
+"""Read it by `request_id_of`, which works before the pipeline too."""
 
 X_REQUEST_ID = istr("X-Request-Id")
 _NOSNIFF = istr("X-Content-Type-Options")
@@ -23,18 +23,18 @@ SECURITY_HEADERS = {
     _REFERRER: "no-referrer",
     hdrs.CACHE_CONTROL: "no-store",
 }
-"""What a view has set of these stays."""
+"""Defaults: a handler may set its own value."""
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
-    """Runs as each answer is prepared, event streams too."""
+    """Add the default headers to each response, event streams too."""
     apply_default_headers(response.headers, request_id_of(request))
 
 
 def apply_default_headers(headers: CIMultiDict[str], request_id: str) -> None:
-    """Add what every answer carries."""
+    """Add the headers of every response."""
     headers[X_REQUEST_ID] = request_id
     headers[hdrs.SERVER] = SERVER
     for name, value in SECURITY_HEADERS.items():
@@ -42,7 +42,7 @@ def apply_default_headers(headers: CIMultiDict[str], request_id: str) -> None:
 
 
 def request_id_of(request: web.Request) -> str:
-    """The client's own X-Request-Id where it is harmless, else a fresh one; the same for the whole request."""
+    """Return the client's own X-Request-Id if it is harmless, else a new one; it is the same for the whole request."""
     try:
         return request[REQUEST_ID]
     except KeyError:
@@ -50,12 +50,12 @@ def request_id_of(request: web.Request) -> str:
 
 
 def fresh_request_id() -> str:
-    """A name for a request that brought none; it guards nothing."""
+    """Return an id for a request without one; it is no secret."""
     return f"{random.getrandbits(64):016x}"
 
 
 def assign_request_id(request: web.Request) -> str:
-    """Gives a request its id."""
+    """Set the id of a request and return it."""
     given = request.headers.get(X_REQUEST_ID)
     request_id = given if given and _GIVEN_ID.fullmatch(given) else fresh_request_id()
     request[REQUEST_ID] = request_id

@@ -63,7 +63,7 @@ class ImageSender:
             if len(part) == opened.size_bytes:
                 whole = _ImageResponse(opened, opened.data, status, headers, self)
                 if len(part) > PIECE_BYTES:
-                    await whole.prepare(request)  # sends it: only a handler that runs is told of a disconnect
+                    await whole.prepare(request)  # sends it: only a running handler is notified of a disconnect
                 return whole
             if len(part) <= PIECE_BYTES:
                 return _ImageResponse(opened, bytes(opened.data[part.start : part.stop]), status, headers, self)
@@ -77,7 +77,7 @@ class ImageSender:
             opened.close()
 
     async def wait_taken(self, request: web.BaseRequest) -> None:
-        """Wait until the system has taken all that was written; cut off a client that does not let it."""
+        """Wait until the system has taken all written bytes; cut off a client that stops reading."""
         transport = request.transport
         if transport is None or not transport.get_write_buffer_size():
             return
@@ -172,7 +172,7 @@ class ImageSender:
 
 
 class _ImageResponse(FastJsonResponse):
-    """Answer with an image that is in memory; it is closed once it was sent."""
+    """Response with an image that is in memory; the image is closed after it was sent."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _ImageResponse(FastJsonResponse):
 
 
 class _Limit:
-    """Sum of what connections hold, below a maximum: above it, the one that holds for longest is cut off."""
+    """Sum of what connections hold, below a maximum: above it, the connection that holds for longest is cut off."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum

@@ -19,7 +19,7 @@ BACKLOG = 1024
 ACCEPTS_PER_TURN = 64
 FULL_RETRY_S = 5
 PAUSE_S = 0.25
-"""How long no connection is accepted after the system refused one for want of descriptors."""
+"""How long no connection is accepted after the system had no descriptor for one."""
 
 _ANY_V4, _ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - compared, not bound
 
@@ -130,7 +130,7 @@ class ListeningSite(web.BaseSite):
 class _Acceptor:
     """Accept loop of several sockets.
 
-    asyncio's own logs a traceback for each connection that it can't accept, and knows no cap.
+    asyncio's own logs a traceback for each connection that it can't accept, and has no cap.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class _Acceptor:
         self._watch()
 
     def close(self) -> None:
-        """Stop accepting; what is connected stays."""
+        """Stop accepting; open connections stay."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None

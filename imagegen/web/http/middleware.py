@@ -1,4 +1,4 @@
-"""Owns what is around every request: the mapping of errors to answers, the count, the access line."""
+"""Outermost layer around every request: errors become responses, requests are counted and logged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WEBHOOK_ID = istr("webhook-id")
 _CLIENT_GONE = 499
 
 UNMATCHED = "unmatched"
-"""The route of what no route takes; the client's own path and method are never labels."""
+"""Label of requests without a route; the client's own path and method are never labels."""
 
 
 Handle = Callable[[Any], Awaitable[web.StreamResponse]]
@@ -38,11 +38,12 @@ Handle = Callable[[Any], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class RequestPipeline:
-    """What is around all that an application does; `server.ImagegenRunner` puts it there.
+    """Outermost layer around an application, installed by `server.ImagegenRunner`.
 
-    No middleware, since those cost each request as much as all that is done here. meter: counts every request.
-    access_log: whether INFO is logged at all; where it is not, no time is spent on the line.
-    prefix: path of PUBLIC_URL, which a proxy in front may or may not have taken off.
+    It is no aiohttp middleware, since one costs each request as much time as this whole layer.
+
+    meter: counts every request. access_log: whether INFO is logged; if not, no time is spent on the line.
+    prefix: path of PUBLIC_URL, which a proxy in front may have removed.
     """
 
     meter: Meter
@@ -61,7 +62,7 @@ class RequestPipeline:
         return raw_path
 
     def wrap(self, handle: Handle) -> Handle:
-        """Names the request, runs it, turns what it raised into an answer, counts it and logs one line."""
+        """Wrap a handler: assign the request id, turn errors into responses, count the request and log one line."""
         meter, access_log = self.meter, self.access_log
         counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
@@ -77,7 +78,7 @@ class RequestPipeline:
                     if _WEBHOOK_ID in request.headers and _is_own_webhook(request):
                         raise Forbidden
                     response = await handle(request)
-                except Exception as error:  # noqa: BLE001 - here every error becomes an answer
+                except Exception as error:  # noqa: BLE001 - every error becomes a response here
                     response = error_to_response(request, error)
                     apply_default_headers(response.headers, request_id_of(request))
                 status = response.status
@@ -102,25 +103,25 @@ EDGE = web.AppKey("edge", RequestPipeline)
 
 
 def install(app: web.Application, edge: RequestPipeline) -> None:
-    """Gives an application its edge."""
+    """Install the pipeline in an application."""
     app[EDGE] = edge
     app.on_response_prepare.append(on_response_prepare)
 
 
 def _is_own_webhook(request: web.Request) -> bool:
-    """Return whether a service like this one sent it: a webhook that led here could start paid calls for ever."""
+    """Return whether a service like this one sent it: a webhook to this service could start paid calls without end."""
     return request.headers.get(hdrs.USER_AGENT, "").startswith("imagegen/")
 
 
 def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
-    """Method and template of a route: of bounded sets, whatever clients send."""
+    """Return method and template of a route: labels from bounded sets."""
     if route is None:
         return hdrs.METH_ANY, UNMATCHED
     return route.method, UNMATCHED if route.resource is None else route.resource.canonical
 
 
 def error_to_response(request: web.Request, error: Exception) -> web.StreamResponse:
-    """The answer for whatever a handler raised; raises it again where the answer is already on its way."""
+    """Return the response for an error of a handler; raise it again if a response was already started."""
     if request.writer.output_size > 0:
         if not isinstance(error, ConnectionError):
             _log_unforeseen(request, error)
@@ -149,7 +150,7 @@ def _as_api_error(request: web.Request, error: Exception) -> ApiError:
 
 
 def _redirect(redirect: web.HTTPException) -> web.Response:
-    """The same redirect as a response, since aiohttp wants no exception object returned."""
+    """Return the same redirect as a response, since aiohttp deprecates returning an exception."""
     headers = redirect.headers.copy()
     headers.popall(hdrs.CONTENT_TYPE, None)
     headers.popall(hdrs.CONTENT_LENGTH, None)

@@ -1,4 +1,4 @@
-"""Owns the connection: what aiohttp's parser refuses is answered like any other error, and a slow head is cut off."""
+"""Server connections: limits of a request's head, and error responses for what aiohttp's parser refuses."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from imagegen.web.http.headers import apply_default_headers, fresh_request_id
 from imagegen.web.http.middleware import EDGE
 
 KEEPALIVE_S = 130.0
-"""Longer than a proxy keeps an idle connection, so that it never sends into one that closes: a 502 to the client."""
+"""Longer than a proxy keeps an idle connection: if we closed first, its client would get a 502."""
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
-"""Of the request line and all headers; aiohttp alone takes 128 headers of 8 KiB each."""
+"""Limit of the request line and all headers; aiohttp alone takes 128 headers of 8 KiB each."""
 
 _HEAD_PIECE = MAX_HEAD_BYTES + 1
-"""What the parser may get before it is known whether a head ends in it."""
+"""Bytes given to the parser before it shows whether a head ends in them."""
 
 LINGERING_S = 2.0
 SHUTDOWN_S = 2.0
 
 
 class ImagegenRunner(web.AppRunner):
-    """Runs an application, in its edge, on our connections; takes what `web.AppRunner` takes, with defaults of ours.
+    """Runner of an application in its pipeline, on our connections; takes the options of `web.AppRunner`.
 
     head_timeout_s: how long the head of a request may take from its first byte. idle_s: how long a connection may
     stay open without one. max_connections: see `connections`.
@@ -77,7 +77,7 @@ class ImagegenRunner(web.AppRunner):
 
 class _Server(web.Server):
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
 class _Connection(web.RequestHandler):
@@ -101,17 +101,17 @@ class _Connection(web.RequestHandler):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a request."""
+        """Return whether it waits for a request."""
         return self._waiter is not None and not self._waiter.done()
 
     @property
     def receiving(self) -> bool:
-        """Whether the rest of a request's body is to come."""
+        """Return whether the rest of a request's body is to come."""
         return not self._body.is_eof()
 
     @property
     def head_begun(self) -> bool:
-        """Whether a part of a request's head came."""
+        """Return whether a part of a request's head came."""
         return self._head_timer is not None
 
     def data_received(self, data: bytes) -> None:
@@ -133,7 +133,7 @@ class _Connection(web.RequestHandler):
         if not awaits_head:
             self._stop_head_timer()
         elif self._head_timer is None and data.strip(b"\r\n"):
-            self._head_timer = self._loop.call_later(self._head_timeout_s, self._give_up_head)
+            self._head_timer = asyncio.get_running_loop().call_later(self._head_timeout_s, self._give_up_head)
 
     def _bound_head(self, received: int, new_messages: int, *, reads_head: bool) -> None:
         """Refuse a head over `MAX_HEAD_BYTES`, whether it is complete or not.
@@ -162,14 +162,14 @@ class _Connection(web.RequestHandler):
 
     def _add_refusal(self) -> None:
         """Queue the answer; the rest is read, dropped and lingered for like a body, since a reset would undo it."""
-        self._body = StreamReader(self, 1, loop=self._loop)
+        self._body = StreamReader(self, 1, loop=asyncio.get_running_loop())
         self._request_count += 1
         self._messages.append((_too_long(), self._body))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
-        """aiohttp asks for it after each body that was read, and runs its parser in vain where nothing was paused."""
+        """Resume only if reading was paused: aiohttp calls it after each body and would run its parser for nothing."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
@@ -201,7 +201,7 @@ class _Connection(web.RequestHandler):
         else:
             error = InternalError()
             logger.opt(exception=exc).error("Unforeseen error outside of a handler, request {}", request_id)
-        request._version = HttpVersion11  # noqa: SLF001 - aiohttp's stand-in for an unreadable request says 1.0
+        request._version = HttpVersion11  # noqa: SLF001 - aiohttp's placeholder for an unreadable request is HTTP/1.0
         response = error_response(error, request_id, "zh")
         response.force_close()
         apply_default_headers(response.headers, request_id)

@@ -1,7 +1,7 @@
 """Transfers of images to clients over their sockets, past the transport: from a file or from memory, without a copy.
 
 `loop.sendfile` adds and removes a writer for each part that the socket takes, which was 1.0 of 1.3 ms of processor time
-for an image of 2.1 MB; here one writer stays for all of them, at a descriptor of its own. A transport copies what it
+for an image of 2.1 MB; here one writer stays for all of them, at its own descriptor. A transport copies what it
 can't send at once into a buffer for each client; here all clients are sent the same bytes.
 """
 
@@ -17,11 +17,11 @@ MAX_FILE_BYTES_PER_CALL = 1024 * 1024
 
 
 class TransferUnsupported(Exception):
-    """The platform, the connection or the file system can't do it; what is before `offset` was sent."""
+    """The platform, the connection or the file system can't do it; the bytes before `offset` were sent."""
 
 
 class Transfer(ABC):
-    """Bytes on their way to a client. All that was written to the transport before must have been sent.
+    """Bytes on their way to a client. Everything written to the transport before must have been sent.
 
     Args:
         part: the offsets of the bytes to send.
@@ -161,11 +161,11 @@ class MemoryTransfer(Transfer):
         self._head = head
         self._body = body
 
-    def _send_some(self, offset: int, count: int) -> int:  # noqa: ARG002 - all that is left
+    def _send_some(self, offset: int, count: int) -> int:  # noqa: ARG002 - sends the whole rest
         return os.writev(self._socket, self.rest())
 
     def rest(self) -> tuple[bytes | memoryview, ...]:
-        """Return what was not sent yet."""
+        """Return the bytes that are not sent yet."""
         if not self.offset:
             return self._head, self._body
         in_body = self.offset - len(self._head)

@@ -1,4 +1,4 @@
-"""Owns what an error looks like on `/v1`: OpenAI's envelope, which the clients of OpenAI and Together both read."""
+"""Error responses of `/v1`: OpenAI's envelope, which the clients of OpenAI and Together both read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from imagegen.tasks.task import State, Task, TaskError
 from imagegen.web.openai.schemas import ErrorType, OpenAIError, OpenAIErrorFields
 
 MAX_RETRY_AFTER_S = 60
-"""Together's client takes its own delay where more is asked for."""
+"""Together's client uses its own delay for any higher value."""
 
 _PATHS = ("/v1", "/images", "/models")
 _DEFAULT_RETRY_AFTER_S = 5
@@ -34,12 +34,12 @@ _TYPES: Mapping[int, ErrorType] = {401: "authentication_error", 403: "permission
 
 
 def is_openai_path(path: str) -> bool:
-    """Whether the client of this path expects OpenAI's envelope."""
+    """Return whether the client of this path expects OpenAI's envelope."""
     return any(path == prefix or path.startswith(f"{prefix}/") for prefix in _PATHS)
 
 
 def error_response(error: ApiError, _request_id: str, _language: str) -> web.Response:
-    """The answer for one error, in English, as `imagegen.web.http.errors` has it for `/api`."""
+    """Return the answer for one error, in English, as `imagegen.web.http.errors` has it for `/api`."""
     text = "; ".join(f"{fault.field}: {fault.message}" for fault in error.details) or error.message("en")
     param = error.details[0].field if error.details else None
     headers = {name.lower(): value for name, value in error.headers.items()}
@@ -56,7 +56,7 @@ def error_response(error: ApiError, _request_id: str, _language: str) -> web.Res
 
 
 def failure_response(task: Task) -> web.Response:
-    """The answer for a task that will bring no picture; the client's own repeat would get the same failure."""
+    """Return the response for a failed task; the client's own repeat would get the same failure."""
     headers = {"x-should-retry": "false"}
     status = _failed_status(task)
     if status in {429, 503} and is_retryable(task):
@@ -65,42 +65,42 @@ def failure_response(task: Task) -> web.Response:
 
 
 def unfinished_response(task: Task, wait_s: float, location: str) -> web.Response:
-    """The answer where the client's patience ends first: its repeat joins the task, best after `wait_s` seconds."""
+    """Return the response before the client times out: its repeat joins the task, best after `wait_s` seconds."""
     text = f"The image is not ready yet. Task {task.id} goes on: send the same request again to get its result"
     headers = {"retry-after": retry_after(wait_s), "location": location}
     return _envelope(503, error_fields(503, text, "unfinished", None), headers)
 
 
 def model_not_found() -> web.Response:
-    """The answer for a model that is not in the list."""
+    """Return the answer for a model that is not in the list."""
     fields = error_fields(404, "No such model", "model_not_found", "model")
     return _envelope(404, fields, {"x-should-retry": "false"})
 
 
 def is_retryable(task: Task) -> bool:
-    """Whether the same request may bring a picture later, and no call of it may have been paid for without an image.
+    """Return whether the same request may succeed later, and no call of it may have been paid for without an image.
 
-    A call that may have been paid counts whatever the last one ended with: the client's repeat would add to the bill.
+    A call that may have been paid for counts, however the last one ended: the client's repeat would add to the bill.
     """
     error = _error(task)
     return error.retryable and error.code not in _MAYBE_PAID and not task.possibly_billed_twice
 
 
 def failure_fields(task: Task) -> OpenAIErrorFields:
-    """The inside of the envelope for a failed or cancelled task."""
+    """Return the inside of the envelope for a failed or cancelled task."""
     error = _error(task)
     return error_fields(_failed_status(task), error.detail, error.code, _FAILED_PARAM.get(error.code))
 
 
 def error_fields(status: int, message: str, code: str, param: str | None) -> OpenAIErrorFields:
-    """The inside of the envelope."""
+    """Return the inside of the envelope."""
     other: ErrorType = "server_error" if status >= 500 else "invalid_request_error"
     kind = _TYPES.get(status, other)
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
 def retry_after(seconds: float) -> str:
-    """As both clients honour it: whole seconds from 1 to 60."""
+    """Return the delay as both clients honour it: whole seconds from 1 to 60."""
     return str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
 
 

@@ -1,4 +1,4 @@
-"""Owns the body of a generation on `/v1`: the union of OpenAI's and Together's fields, as one request of ours."""
+"""Parser of a generation on `/v1`: the union of OpenAI's and Together's fields becomes one request."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_RATIO = 4
 _FORMATS = {"url": False, "b64_json": True, "base64": True}
 _FIELD_NAMES = {"num_inference_steps": "steps", "guidance": "guidance_scale"}
 _FIELD_NAMES |= {spelling: name for name in GenerationParams.model_fields for spelling in (to_camel(name), name)}
-"""Our name of each field that is passed on; of two spellings the later one here counts."""
+"""Our name of each field; of two spellings the later one here counts."""
 
 _UNSUPPORTED = ("image", "mask", "image_base64", "image_strength", "image_loras", "condition_image", "frame_images")
-"""Fields that decide what is drawn: without them a picture would be paid for that nobody asked for."""
+"""Fields that decide the content of the image: without them, another image than the requested one would be paid for."""
 
 _SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
 _RATIO = re.compile(r"\s*([0-9]{1,4})\s*:\s*([0-9]{1,4})\s*")
@@ -32,7 +32,7 @@ _RATIO = re.compile(r"\s*([0-9]{1,4})\s*:\s*([0-9]{1,4})\s*")
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRequest:
-    """What a body asks for. as_base64: the bytes in the answer and no links; streamed: as events."""
+    """Parsed body. as_base64: the response holds the bytes instead of links; streamed: it is an event stream."""
 
     request: GenerationRequest
     as_base64: bool
@@ -40,9 +40,9 @@ class OpenAIRequest:
 
 
 def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str]) -> OpenAIRequest:
-    """Reads a client's fields; what is absent, null or empty is not there, and what does no harm is passed over.
+    """Parse a client's fields; null and empty count as absent, and unknown fields that do no harm are ignored.
 
-    Raises InvalidRequest with every fault, under the names that the client used.
+    Raises InvalidRequest with every error, under the names that the client used.
     """
     given = {name: value for name, value in body.items() if not _is_absent(name, value)}
     faults = [FieldError(name, "is not supported by this service") for name in _UNSUPPORTED if name in given]
@@ -72,7 +72,7 @@ def _is_absent(name: str, value: object) -> bool:
 def _add_size(
     given: Mapping[str, Any], fields: dict[str, Any], spelled: dict[str, str], faults: list[FieldError]
 ) -> None:
-    """Fills in the sides that were not given themselves: from `size`, else from `aspect_ratio`, else the default."""
+    """Fill in the missing sides: from `size`, else from `aspect_ratio`, else the default."""
     missing = [side for side in ("width", "height") if side not in fields]
     if not missing:
         return
@@ -97,7 +97,7 @@ def _read_size(text: str) -> tuple[int, int] | None:
 
 
 def _read_ratio(text: str) -> tuple[int, int] | None:
-    """Sides of that ratio, of about a megapixel, multiples of 16."""
+    """Return sides of that ratio, of about a megapixel, multiples of 16."""
     found = _RATIO.fullmatch(text)
     wide, high = (int(found[1]), int(found[2])) if found else (0, 0)
     if not wide or not high or max(wide, high) > MAX_RATIO * min(wide, high):

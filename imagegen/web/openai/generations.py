@@ -1,4 +1,4 @@
-"""Owns POST /v1/images/generations: the same queue, answered as the clients of OpenAI and Together expect it."""
+"""Route of POST /v1/images/generations: the same queue, with the responses of OpenAI and Together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNOREC
 
 
 async def generations(request: web.Request) -> web.StreamResponse:
-    """Queues or joins the task and answers with its pictures, or before the client gives up."""
+    """Queue or join the task and return its images, or an error before the client times out."""
     context, options = request.app[SERVICES], SubmitOptions.from_request(request)
     identity = context.identity
     clock = asyncio.get_running_loop().time
@@ -68,7 +68,7 @@ async def _streamed(request: web.Request, context: Services, task: Task, within_
 
 
 async def _without_images(request: web.Request, context: Services, task: Task) -> web.Response:
-    """The answer for a task that failed, or is not done; the next POST waits too, so only the rest is to be slept."""
+    """Return the response for a failed or unfinished task. The next POST waits too: the delay is only the rest."""
     if task.state.is_final:
         return failure_response(task)
     place = await context.queue.position(task)
@@ -80,7 +80,7 @@ async def _without_images(request: web.Request, context: Services, task: Task) -
 
 
 async def _answer(request: web.Request, context: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
-    """What both clients take in their strict modes too."""
+    """Return the body, which both clients accept in their strict modes too."""
     url_of = image_url_builder(context.base_url(request))
     entries: list[ImageEntry] = [
         {"index": image.index, "type": "b64_json", "b64_json": await _base64(context, task, image)}
@@ -101,7 +101,7 @@ async def _answer(request: web.Request, context: Services, wanted: OpenAIRequest
 
 
 async def _base64(context: Services, task: Task, image: StoredImage) -> str:
-    """Raises StoreUnavailable, and InvalidRequest where only the provider has the bytes."""
+    """Raise StoreUnavailable, and InvalidRequest if only the provider has the bytes."""
     if image.url:
         raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: ask for url")])
     opened = await context.store.open(task.id, image)

@@ -1,4 +1,4 @@
-"""Owns GET /v1/models: what the provider offers, asked seldom, in the shape that each client reads."""
+"""Routes of the provider's models: GET /v1/models, in the form that each client reads."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _TOGETHER_AGENTS = ("Together/", "AsyncTogether/")
 
 
 class ModelListCache:
-    """The models, as they were within the last minutes; the last ones known while the upstream can't be asked."""
+    """Cache of the provider's models; it keeps the last list while the provider can't be reached."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._asking = asyncio.Lock()
-        self._known: tuple[ModelEntry, ...] = ()
+        self._refreshing = asyncio.Lock()
+        self._models: tuple[ModelEntry, ...] = ()
         self._good_until = -1.0
 
-    async def entries(self, ask: ListModels, default_model: str) -> list[ModelEntry]:
+    async def entries(self, list_models: ListModels, default_model: str) -> list[ModelEntry]:
         """All models; the default one is always there, and first where the provider does not name it."""
-        async with self._asking:
+        async with self._refreshing:
             if self._clock() >= self._good_until:
-                await self._refresh(ask)
-        if any(entry["id"] == default_model for entry in self._known):
-            return list(self._known)
-        return [_entry({"id": default_model}), *self._known]
+                await self._refresh(list_models)
+        if any(entry["id"] == default_model for entry in self._models):
+            return list(self._models)
+        return [_entry({"id": default_model}), *self._models]
 
-    async def _refresh(self, ask: ListModels) -> None:
+    async def _refresh(self, list_models: ListModels) -> None:
         try:
-            self._known = tuple(_entry(model) for model in await ask())
+            self._models = tuple(_entry(model) for model in await list_models())
         except UpstreamError as error:
             logger.warning("The upstream's models can't be listed: {}", error)
             self._good_until = self._clock() + RETRY_S
@@ -54,7 +54,7 @@ MODEL_LIST = web.AppKey("model_list", ModelListCache)
 
 
 async def list_models(request: web.Request) -> web.StreamResponse:
-    """A bare array for Together's client, which has no use for the object that OpenAI's asks for."""
+    """Return the object of OpenAI's API, or for Together's client a bare array."""
     entries = await _entries(request)
     if request.headers.get(hdrs.USER_AGENT, "").startswith(_TOGETHER_AGENTS):
         return web.Response(body=orjson.dumps(entries), content_type="application/json")
@@ -63,7 +63,7 @@ async def list_models(request: web.Request) -> web.StreamResponse:
 
 
 async def get_model(request: web.Request) -> web.StreamResponse:
-    """One of them, for `client.models.retrieve`."""
+    """Return one model (`client.models.retrieve`)."""
     model_id = request.match_info["model_id"]
     for entry in await _entries(request):
         if entry["id"] == model_id:
@@ -77,7 +77,7 @@ async def _entries(request: web.Request) -> list[ModelEntry]:
 
 
 def _entry(model: Mapping[str, object]) -> ModelEntry:
-    """What both clients need, and nothing that only one upstream has."""
+    """Return the fields that both clients need, and none that only one provider has."""
     model_id, created = str(model["id"]), model.get("created")
     owner = model.get("owned_by") or model.get("organization")
     return {

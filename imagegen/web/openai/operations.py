@@ -36,8 +36,8 @@ _Model = Annotated[ModelId, Field(description="Any model id of the provider; `DE
 
 
 class OpenAIBody(GenerationParams):
-    """The fields of OpenAI's and of Together's image APIs. What is `null` or empty is absent, and unknown fields that
-    do no harm are passed over."""
+    """The fields of OpenAI's and of Together's image APIs. `null` and empty count as absent, and unknown fields that
+    do no harm are ignored."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
 

@@ -1,4 +1,4 @@
-"""Owns the shapes of answers on `/v1`, as the clients of OpenAI and Together read them."""
+"""Types of the JSON responses of `/v1`, as the clients of OpenAI and Together read them."""
 
 from __future__ import annotations
 

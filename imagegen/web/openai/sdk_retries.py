@@ -1,4 +1,4 @@
-"""Owns how long a client of `/v1` waits for an answer, and what its own repeat of a POST may do."""
+"""Time-outs and own retries of the SDKs that call `/v1`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_PATIENCE_S = 90.0
 DEFAULT_READ_TIMEOUT_S = 60.0
 
 REPEAT_S = 180.0
-"""Between two POSTs of one call of a client are at most our longest wait and the longest delay that we ask for."""
+"""Longest time between two POSTs of one call of a client: our longest wait and our longest delay."""
 
 UNSURE_REPEAT_S = 30.0
-"""The same for a POST that may as well be a new call."""
+"""The same for a POST that may also be a new call."""
 
 _SAFETY_FACTOR = 0.9
 
@@ -33,7 +33,7 @@ def client_timeout_s(headers: Mapping[str, str]) -> float:
 
 
 def is_sdk_retry(headers: Mapping[str, str]) -> bool:
-    """Whether the client may have sent this POST by itself; Together's 1.x says nothing of it."""
+    """Return whether the client may have repeated this POST itself; Together's 1.x does not mark its repeats."""
     return _is_counted_repeat(headers) or headers.get("user-agent", "").startswith("Together/v1 ")
 
 
@@ -44,9 +44,9 @@ def _is_counted_repeat(headers: Mapping[str, str]) -> bool:
 async def permanent_failure(queue: ClientQueue, task_id: str, headers: Mapping[str, str]) -> Task | None:
     """Return the failed or cancelled task that a client's own repeat meets; None if the repeat may start again.
 
-    Queued again it would be paid for again, though it was requested once: the client's POST before ran into its
-    timeout, or the client repeats whatever failed. Of Together's 1.x a repeat looks like a new call, so a failure that
-    a new call may mend is kept from it for a shorter time.
+    A requeued task would be paid for again, though it was requested once: the client's earlier POST timed out, or the
+    client repeats every failure. A repeat of Together's 1.x looks like a new call, so a retryable failure is returned
+    to it for a shorter time.
     """
     if not is_sdk_retry(headers):
         return None

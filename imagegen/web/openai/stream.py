@@ -1,4 +1,4 @@
-"""Owns `stream: true` on `/v1`: OpenAI's image events, each sent when its picture is really there."""
+"""Event stream of `stream: true` on `/v1`: OpenAI's image events, each sent when its image exists."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Encode = Callable[[Task, StoredImage], Awaitable[str]]
 
 
 class ImageEventStream:
-    """The events of one task: a completed picture each. No provider shows a picture before it is done.
+    """Events of one task, one for each finished image; no provider shows partial images.
 
-    task: what is newest known of it. encode: a picture's bytes as base64; may raise ApiError.
+    task: its newest state here. encode: returns an image's bytes as base64; may raise ApiError.
     """
 
     def __init__(self, subscription: Subscription, readiness: Readiness, encode: Encode) -> None:
@@ -48,12 +48,12 @@ class ImageEventStream:
         self.task: Task | None = None
 
     async def send(self, request: web.Request, task: Task, within_s: float) -> web.StreamResponse | None:
-        """Sends all; None, and nothing sent, where no picture came within that time, so that a status can say so."""
+        """Send all events. Return None, with nothing sent, if no image came in time, so that a status can be sent."""
         self.task = task = await self._first_image(request, task, within_s)
-        pictures = self._new(task)
-        if not pictures:
+        images = self._new(task)
+        if not images:
             return None
-        first = await self._event(task, pictures[0])
+        first = await self._event(task, images[0])
         response = EventSourceResponse(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
         response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
         await response.prepare(request)
@@ -74,7 +74,7 @@ class ImageEventStream:
         return task
 
     async def _send_rest(self, request: web.Request, response: EventSourceResponse, task: Task) -> None:
-        """Raises ConnectionError or TimeoutError where the client can't be reached."""
+        """Raise ConnectionError or TimeoutError where the client can't be reached."""
         try:
             task = await self._send_images(request, response, task)
         except ApiError as error:
@@ -96,7 +96,7 @@ class ImageEventStream:
             task = await self._next(task, _CHECK_S)
 
     async def _next(self, task: Task, within_s: float) -> Task:
-        """The newest of the task; a change that was overtaken on its way is none."""
+        """Return the newest of the task; a change that was overtaken on its way is none."""
         changes = await self._subscription.changes(within_s)
         return max(task, *changes, key=lambda seen: seen.sequence) if changes else task
 

@@ -26,7 +26,7 @@ from imagegen.web.openapi.parameters import HEADERS
 from imagegen.web.openapi.schemas import Schemas
 
 _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
-"""What the parser refuses is answered before the path says whose client it is."""
+"""Refusals of the parser come before the path shows which API the client uses."""
 
 _GENERAL = "the general limit (`RATE_LIMIT_MAX`)"
 _BOTH = f"{_GENERAL} and the limit for generations (`IMAGE_RATE_LIMIT_MAX`)"
@@ -69,7 +69,7 @@ def _by_path(operations: Iterable[Operation], builder: Builder) -> Json:
 
 
 class Builder:
-    """Makes entries; what they refer to is in `components` afterwards."""
+    """Builder of entries; `components` holds what they refer to."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         shapes = [answer.shape for operation in operations for answer in operation.answers]
@@ -146,7 +146,7 @@ class Builder:
         return shown
 
     def _stream(self, stream: EventStream) -> Json:
-        """What one event of the stream is: 3.1 has no word for it, so its fields are shown as those of an object."""
+        """Return the schema of one event: OpenAPI 3.1 has no type for it, so its fields are those of an object."""
         data: Json = {"type": "string", "contentMediaType": JSON}
         if stream.data is not None:
             data["contentSchema"] = self._schemas.of(stream.data)
@@ -154,7 +154,7 @@ class Builder:
         return _content({"type": "object", "properties": fields}, stream.samples)
 
     def _errors(self, operation: Operation) -> dict[int, Json]:
-        """References to answers, since many routes have the same."""
+        """Return references to responses, since many routes share them."""
         kinds = sorted(operation.all_errors, key=lambda kind: kind.status)
         by_status = {status: tuple(group) for status, group in groupby(kinds, key=lambda kind: kind.status)}
         references = {}
@@ -178,7 +178,7 @@ class Builder:
             choices.append(self._schemas.of(OpenAIError) | {"properties": rules})
         examples = {kind.code: samples.error(kind, "api" if kind in ours else envelope) for kind in kinds}
         examples |= {code: samples.failure(status, code) for code in codes}
-        text = _ERROR_TEXTS.get(status) or " ".join(f"{samples.told(kind)}." for kind in kinds)
+        text = _ERROR_TEXTS.get(status) or " ".join(f"{samples.error_text(kind)}." for kind in kinds)
         return {
             "description": text or "No image came.",
             "headers": _headers(*_ERROR_HEADERS.get(status, ()), *(["x-should-retry"] if envelope == "openai" else [])),

@@ -1,4 +1,4 @@
-"""Owns what is said in the OpenAPI document before its entries."""
+"""Introduction and tags of the OpenAPI document."""
 
 from __future__ import annotations
 

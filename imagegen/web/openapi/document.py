@@ -31,10 +31,10 @@ JSON = "application/json"
 EVENTS = "text/event-stream"
 
 EDGE = (BadRequest, ExpectationFailed, HeadersTooLarge, InternalError)
-"""What every route may answer."""
+"""Errors of every route."""
 
 IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
-"""What every route that reads a body may answer."""
+"""Errors of every route that reads a body."""
 
 BUDGET_HEADERS = ("RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
@@ -53,7 +53,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a client sends. shape: the model, or a JSON Schema; examples: by name."""
+    """Body of a request. shape: the model, or a JSON Schema; examples: by name."""
 
     shape: Any
     examples: Mapping[str, Any]
@@ -71,10 +71,10 @@ class EventStream:
 
 @dataclass(frozen=True, slots=True)
 class ResponseDoc:
-    """One status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
+    """Response with a status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
 
-    events: of the stream that the answer is, or may be.
-    links: what may be done next, by name: the operation, and its parameters as runtime expressions.
+    events: of the stream that the response is or may be.
+    links: next steps by name: the operation, and its parameters as runtime expressions.
     """
 
     status: int
@@ -89,7 +89,7 @@ class ResponseDoc:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. name: its operationId; errors: beside those of the edge, of the body and of the budget.
+    """Documentation of one route. name: its operationId; errors: besides those of every route, of bodies and of limits.
 
     failures: codes that no error of ours has, by status. admin: it needs the admin token.
     limit: the rate limit that a call counts against; `entries`: the general one, and each entry of the body the limit
@@ -114,7 +114,7 @@ class Operation:
 
     @property
     def is_limited(self) -> bool:
-        """Whether every response of the route carries the headers of rate limits."""
+        """Return whether every response of the route carries the headers of rate limits."""
         return self.limit in ("general", "generation", "entries")
 
     @property

@@ -1,4 +1,4 @@
-"""Owns the parameters and the headers that routes share, by name."""
+"""Parameters and headers that routes share."""
 
 from __future__ import annotations
 

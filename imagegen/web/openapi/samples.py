@@ -1,4 +1,4 @@
-"""Owns the examples of the OpenAPI document: one task on its way, shown by the views that clients are answered by."""
+"""Examples of the OpenAPI document: one task in all its states, made by the serializers of real responses."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ EVENTS = {
 }
 MANY_EVENTS = {"a latecomer's first": _event("snapshot", f"{TASK_ID}:{_done.sequence}", _view(_done))}
 IMAGE_EVENTS = {
-    "a picture": {
+    "an image": {
         "event": COMPLETED,
         "data": f'{{"type":"{COMPLETED}","b64_json":"iVBORw0KGgo…","created_at":{int(_AT)},"size":"1024x1024"}}',
     }
@@ -117,13 +117,13 @@ MODEL_ENTRY = {"id": MODEL, "object": "model", "created": 0, "owned_by": "black-
 
 
 def hook_event(state: State) -> Any:
-    """The body of a webhook."""
+    """Return the body of a webhook."""
     task = {State.COMPLETED: _done, State.FAILED: _failed, State.CANCELLED: _cancelled}[state]
     return orjson.loads(event_body(state, task.finished_at or _AT, {**_view(task)}))
 
 
 def error(kind: type[ApiError], envelope: str) -> Any:
-    """An answer that is this error."""
+    """Return an answer that is this error."""
     known = _sample(kind)
     if envelope == "openai":
         fault = known.details[0] if known.details else None
@@ -133,12 +133,12 @@ def error(kind: type[ApiError], envelope: str) -> Any:
 
 
 def failure(status: int, code: str) -> Any:
-    """An answer on `/v1` for a task that brought no image, or not yet."""
+    """Return a `/v1` response for a task that failed or is unfinished."""
     return {"error": error_fields(status, "Why there is no image", code, None)}
 
 
-def told(kind: type[ApiError]) -> str:
-    """What an error says."""
+def error_text(kind: type[ApiError]) -> str:
+    """Return the English text of an error."""
     return _sample(kind).message("en")
 
 

@@ -1,4 +1,4 @@
-"""Owns the schemas of the OpenAPI document: made by pydantic from the types, and tidied for readers."""
+"""JSON schemas of the OpenAPI document: pydantic makes them from the types, and they are tidied for readers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from imagegen.web.openapi.document import Json
 
 _PREFIX = "#/components/schemas/"
 _VIEW_SUFFIX = "View"
-"""What the names of views end in, so that none is taken for the value that it shows."""
+"""Suffix of the response types, which the document's names do not have."""
 
 _KEYWORDS = {"multiple_of": "multipleOf"}
-"""pydantic's own words stay where a validator stands before a number's limits."""
+"""pydantic leaves its own keywords in place for numbers when a validator precedes the limits."""
 
 _TEXTS = {
     "State": "Where a task is. `pending`: in the queue, or waiting before its next attempt; `processing`: an attempt "
@@ -24,7 +24,7 @@ _NULL = {"type": "null"}
 
 
 class Schemas:
-    """The schemas of these types; each type is asked for by `of`, and all named parts of theirs are in `components`."""
+    """Schemas of the given types, by `of`; their named parts are in `components`."""
 
     def __init__(self, shapes: Iterable[Any]) -> None:
         kinds = {_key(shape): shape for shape in shapes}
@@ -38,7 +38,7 @@ class Schemas:
         }
 
     def of(self, shape: Any) -> Json:
-        """A type's schema, or a schema as it is."""
+        """Return a type's schema; a schema is returned unchanged."""
         return dict(shape) if isinstance(shape, Mapping) else self._made[_key(shape)]
 
 
@@ -55,7 +55,7 @@ def _shown(name: str) -> str:
 
 
 def _tidy(schema: Json) -> Json:
-    """Without what says nothing: titles made of names, nulls as defaults, a choice of one type and null."""
+    """Return a schema without noise: titles made of names, nulls as defaults, a choice of one type and null."""
     tidied: Json = {}
     for name, value in schema.items():
         match name:
@@ -77,7 +77,7 @@ def _tidy(schema: Json) -> Json:
 
 
 def _choice(parts: list[Json]) -> Json:
-    """A value that may be null keeps its description, and is one type more where it is plain."""
+    """Return the schema of a choice; a nullable value keeps its description, and its type is a list if it is simple."""
     others = [part for part in parts if part != _NULL]
     if len(others) != 1 or len(parts) != 2:
         return {"anyOf": parts}

@@ -1,4 +1,4 @@
-"""Owns the gate of the admin routes (docs/api.md, `ADMIN_TOKEN`)."""
+"""Authentication of the admin routes (docs/api.md, `ADMIN_TOKEN`)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _FORWARDING_PREFIX = "x-forwarded-"
 
 @dataclass(frozen=True, slots=True)
 class AdminAuth:
-    """token: what opens the gate, None where none is set; on_render: behind Render's proxies, where a peer or a
-    missing header proves nothing."""
+    """Rule of admin access.
+
+    token: the operator's, None if it is not set; on_render: behind Render's proxies, where a peer or a missing header
+    proves nothing.
+    """
 
     token: str | None = field(repr=False)
     on_render: bool
@@ -28,11 +31,11 @@ class AdminAuth:
 ADMIN = web.AppKey("admin", AdminAuth)
 
 NO_TOKEN = AdminAuth(None, on_render=False)
-"""Where the application says nothing."""
+"""Default of an application without its own."""
 
 
 def require_admin(request: web.Request) -> None:
-    """Lets pass who brings the token, or, where none is set, who asks from this machine and through no proxy.
+    """Accept a request with the token, or, if no token is set, a direct one from this machine.
 
     Raises Unauthorized or Forbidden.
     """
@@ -45,7 +48,7 @@ def require_admin(request: web.Request) -> None:
 
 
 def admin_only(handler: Handler) -> Handler:
-    """The handler behind the gate."""
+    """Return the handler behind the gate."""
 
     @wraps(handler)
     async def guarded(request: web.Request) -> web.StreamResponse:
@@ -56,7 +59,7 @@ def admin_only(handler: Handler) -> Handler:
 
 
 def _has_token(token: str, request: web.Request) -> bool:
-    """Each header is compared in the same time, whatever it holds."""
+    """Compare each header in constant time."""
     scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
     return same and scheme.lower() == "bearer"
@@ -77,7 +80,7 @@ def _forwards(name: str) -> bool:
 
 
 def _is_loopback_name(host: str) -> bool:
-    """The Host too, since a page from afar may have its own name point here."""
+    """Return the Host too, since a page from afar may have its own name point here."""
     name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
     return name.lower().removesuffix(".") == "localhost" or _is_loopback(name)
 

@@ -1,4 +1,4 @@
-"""Owns the pages about the API: GET /openapi.json, and /docs, which renders it and asks no other host for anything."""
+"""Routes of the documentation: GET /openapi.json, and /docs, which renders it without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ async def get_document(request: web.Request) -> web.Response:
 
 
 async def get_page(request: web.Request) -> web.Response:
-    """The page that renders it."""
+    """Return the page that renders it."""
     return await _file(request, _PAGE)
 
 
 async def get_file(request: web.Request) -> web.Response:
-    """A file of the page. Raises RouteNotFound."""
+    """Return a file of the page. Raises RouteNotFound."""
     return await _file(request, request.match_info["file"])
 
 
 async def home(request: web.Request) -> web.Response:
-    """There is no page here yet."""
+    """Redirect to the documentation."""
     raise web.HTTPFound(request.app[SERVICES].local_url(request, "/docs"))
 
 

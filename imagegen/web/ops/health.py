@@ -1,4 +1,4 @@
-"""Owns the health routes; none of them costs an upstream call."""
+"""Health routes; none of them costs an upstream call."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from imagegen.web.http.responses import json_response
 
 
 async def api_health(_request: web.Request) -> web.StreamResponse:
-    """The seed's health answer."""
+    """Return the seed's health answer."""
     answer: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
     return json_response(answer)
 
 
 async def healthz(_request: web.Request) -> web.StreamResponse:
-    """The process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
+    """Return the process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
     answer: AliveView = {"status": "ok"}
     return json_response(answer)
 

@@ -1,4 +1,4 @@
-"""Owns what Prometheus is told: GET /metrics."""
+"""Route of the Prometheus metrics: GET /metrics."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _NUMBER = re.compile(r"-\d+$")
 
 @dataclass(frozen=True, slots=True)
 class ProviderLimits:
-    """concurrency: calls at once; rate_per_min: calls a minute, None for no limit.
+    """Limits of calls to the provider.
 
-    blocked: why no call may be made now and the Unix time until when, None where nothing stands in the way.
+    concurrency: simultaneous calls; rate_per_min: calls a minute, None for no limit.
+    blocked: why no call may be made now and the Unix time until when, None if calls may be made.
     """
 
     concurrency: int
@@ -49,7 +50,7 @@ class ProviderLimits:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What the two routes look at. loops: the names of the side loops that live; max_queue: of waiting tasks."""
+    """Sources of /metrics and /stats. loops: the names of the side loops that live; max_queue: of waiting tasks."""
 
     meter: Meter
     recent: RecentRates
@@ -77,7 +78,7 @@ async def get_metrics(request: web.Request) -> web.Response:
 
 
 class _MetricsCollector(Collector):
-    """One look, as families of metrics."""
+    """Collector of the current values."""
 
     def __init__(self, observed: Telemetry, waiting: BacklogSize) -> None:
         self._observed = observed
@@ -98,7 +99,7 @@ class _MetricsCollector(Collector):
 
 
 def _tasks(meter: Meter) -> Iterator[Metric]:
-    submits = _counters("submits", "Submits by what they met; a hit whose pictures are gone is a miss too.", "kind")
+    submits = _counters("submits", "Submits by what they met; a hit without its images is a miss too.", "kind")
     yield _fill(submits, {kind.lower(): count for kind, count in meter.submits.items()})
     tasks = _counters("tasks", "Tasks that became final here.", "state", "code", "model")
     for key, count in meter.tasks.items():
@@ -106,10 +107,10 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
     yield tasks
     yield _histogram("wait_seconds", "From the submit to the start of the first attempt.", meter.waits)
     yield _histograms("attempt_seconds", "From an attempt's start to its outcome.", "outcome", meter.attempts)
-    yield _counter("takeovers", "Tasks taken over because nobody renewed their lease.", meter.takeovers)
-    yield _counter("dead_letters", "Entries that nobody could read.", meter.dead_letters)
-    yield _counter("pictures", "Pictures of completed tasks.", meter.images)
-    yield _counter("picture_bytes", "Their bytes, as far as they are kept.", meter.image_bytes)
+    yield _counter("takeovers", "Tasks taken over because their lease was not renewed.", meter.takeovers)
+    yield _counter("dead_letters", "Entries that could not be read.", meter.dead_letters)
+    yield _counter("images", "Images of completed tasks.", meter.images)
+    yield _counter("image_bytes", "Bytes of completed images that are stored.", meter.image_bytes)
 
 
 def _queue(waiting: BacklogSize, here: InstanceStatus) -> Iterator[Metric]:
@@ -119,7 +120,7 @@ def _queue(waiting: BacklogSize, here: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", here.retrying)
     yield _gauge("loops_free", "Slots here that wait for a task.", here.free)
     yield _gauge("waiters", "Clients here that wait for a change of a task.", here.waiters)
-    yield _gauge("instances", "Instances on this queue, as far as they are heard of.", here.instances)
+    yield _gauge("instances", "Instances on this queue, that this one has messages from.", here.instances)
     yield _gauge("redis_up", "Whether Redis can be used.", here.redis_up)
 
 
@@ -189,6 +190,6 @@ def _histograms(name: str, text: str, label: str, histograms: Mapping[str, Histo
 
 
 def _buckets(histogram: Histogram) -> Sequence[tuple[str, float]]:
-    """Prometheus counts what is up to each bound, all smaller ones with it."""
+    """Return cumulative buckets, as Prometheus counts them."""
     bounds = (*map(floatToGoString, histogram.bounds), "+Inf")
     return list(zip(bounds, accumulate(histogram.counts), strict=True))

@@ -1,4 +1,4 @@
-"""Owns the same for people and scripts, in JSON: GET /api/stats."""
+"""Route of the counters in JSON: GET /api/stats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 
 
 async def get_stats(request: web.Request) -> web.StreamResponse:
-    """One look. The queue is everybody's; all else is of this instance, and counts run since its start."""
+    """Return the counters. The queue is shared; all else is of this instance, since its start."""
     observed = request.app[OBSERVED]
     waiting, here = await observed.backlog.waiting(), observed.backlog.local_status()
     meter = observed.meter
@@ -40,7 +40,7 @@ async def get_stats(request: web.Request) -> web.StreamResponse:
         "rates": _rates(observed),
         "upstream": _upstream(meter, observed.upstream),
         "redis": _redis(meter, here),
-        "pictures": {"count": meter.images, "bytes": meter.image_bytes},
+        "images": {"count": meter.images, "bytes": meter.image_bytes},
         "deadLetters": {"sinceStart": meter.dead_letters, "kept": await observed.backlog.dead_letters()},
         "http": _http(meter),
     }
@@ -70,7 +70,7 @@ def _queue(waiting: BacklogSize, here: InstanceStatus, max_queue: int) -> QueueS
 
 
 def _tasks(meter: Meter, waiting: BacklogSize, here: InstanceStatus) -> TaskStats:
-    """Counts by state; a task that waits for its next attempt is pending too."""
+    """Count by state; a task that waits for its next attempt is pending too."""
     errors: dict[str, int] = {}
     for key, count in meter.tasks.items():
         if key.code:
