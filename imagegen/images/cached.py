@@ -26,6 +26,12 @@ CACHED_S = 600.0
 """How long an image that another instance saved is served from the disk before it is requested again."""
 
 PROBE_INTERVAL_S = 2.0
+MAX_PROBE_INTERVAL_S = 30.0
+NEEDED_S = 600.0
+"""How long the size of an image that could not be saved counts as needed: its task may have ended meanwhile."""
+
+FLAP_S = 10.0
+"""A failure this soon after a recovery shows that the probe does not see what fails."""
 
 _UNAVAILABLE = (QueueUnavailable, StoreUnavailable)
 
@@ -57,8 +63,8 @@ class BlobStore(Protocol):
         """Set when the images expire; those that are gone stay gone."""
         ...
 
-    async def probe(self) -> None:
-        """Write something small."""
+    async def probe(self, size_bytes: int) -> None:
+        """Write what shows whether an image of this size could be saved."""
         ...
 
     async def start(self) -> None: ...
@@ -96,6 +102,7 @@ class CachedStore:
         self._clock = clock
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
         self._reads_failed = False
+        self._needed_bytes, self._needed_until_s = 0, 0.0
 
     @property
     def spool_folder(self) -> Path | None:
@@ -111,20 +118,31 @@ class CachedStore:
             self.health.mark_failed(error.__cause__ or error)
 
     async def watch(self) -> None:
-        """Probe until cancelled a port that failed, until it can be written."""
+        """Probe until cancelled a port that failed, until it can be written; seldomer if it fails again soon."""
+        loop = asyncio.get_running_loop()
+        retry_s, recovered_at_s = PROBE_INTERVAL_S, -FLAP_S
         while True:
             await asyncio.sleep(PROBE_INTERVAL_S)
-            if not self.health.writable:
-                await self.check()
+            if self.health.writable:
+                continue
+            flaps = loop.time() - recovered_at_s < FLAP_S + retry_s
+            retry_s = min(2 * retry_s, MAX_PROBE_INTERVAL_S) if flaps else PROBE_INTERVAL_S
+            await asyncio.sleep(retry_s - PROBE_INTERVAL_S)
+            healthy = await self.check()
+            while not healthy:
+                await asyncio.sleep(retry_s)
+                healthy = await self.check()
+            recovered_at_s = loop.time()
 
-    async def check(self) -> None:
-        """Probe the port once."""
+    async def check(self) -> bool:
+        """Probe the port once; return whether images can be saved."""
         try:
-            await self._blobs.probe()
+            await self._blobs.probe(self._needed())
         except _UNAVAILABLE as error:
             self.health.mark_failed(error.__cause__ or error)
         else:
             self.health.mark_ok()
+        return self.health.writable
 
     async def close(self) -> None:
         """Close both."""
@@ -196,8 +214,16 @@ class CachedStore:
         try:
             await self._blobs.put(task_id, stored, source, expires_at_s)
         except _UNAVAILABLE as error:
+            self._needed_bytes = max(self._needed(), stored.size_bytes)
+            self._needed_until_s = self._clock() + NEEDED_S
             self.health.mark_failed(error.__cause__ or error)
             raise StoreUnavailable from error
+        if stored.size_bytes >= self._needed_bytes:
+            self._needed_bytes = 0
+
+    def _needed(self) -> int:
+        """Return the size of the largest image that could not be saved lately."""
+        return self._needed_bytes if self._clock() < self._needed_until_s else 0
 
     async def _open_cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         try:

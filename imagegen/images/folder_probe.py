@@ -45,7 +45,7 @@ def check_space(folder: Path, largest_bytes: int, needed_bytes: int = 0) -> None
 
 
 def check_access(folder: Path, needed_bytes: int = 0) -> None:
-    """Write a file, read it back, rename and delete it. Raises ProbeFailed.
+    """Write a file, read it back, rename and delete it, and make a folder. Raises ProbeFailed.
 
     needed_bytes: this much is allocated too, since a quota or a limit of the process is not shown as free space.
     """
@@ -67,7 +67,12 @@ def check_access(folder: Path, needed_bytes: int = 0) -> None:
             path.replace(renamed)
         with _step("deleting it"):
             renamed.unlink()
+        with _step("making a folder"):
+            path.mkdir()
+            path.rmdir()
     finally:
+        with suppress(OSError):
+            path.rmdir()
         for left in (path, renamed):
             with suppress(OSError):
                 left.unlink()

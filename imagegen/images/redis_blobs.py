@@ -80,11 +80,16 @@ class RedisBlobStore:
             start = number * PART_BYTES
             yield part[max(offset - start, 0) : end - start] if start < offset or end < start + len(part) else part
 
-    async def probe(self) -> None:
-        """Write a small value. Raises QueueUnavailable, StoreUnavailable."""
+    async def probe(self, size_bytes: int) -> None:
+        """Write a value as large as a part of such an image, and delete it.
+
+        Raises QueueUnavailable, StoreUnavailable.
+        """
+        key, value = self._keys.image_part("probe", 0), bytes(max(min(size_bytes, PART_BYTES), 1))
         async with self._connection.deadline(), _memory_checked():
-            await self._connection.commands.set(self._keys.image_part("probe", 0), b"1", px=PROBE_LIFE_MS)
-        self._spent(1)
+            await self._connection.commands.set(key, value, px=PROBE_LIFE_MS)
+            await self._connection.commands.unlink(key)
+        self._spent(2)
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         """Whether every part of each is there; one command. Raises QueueUnavailable."""

@@ -163,8 +163,8 @@ class S3BlobStore:
         finally:
             body.close()
 
-    async def probe(self) -> None:
-        """Write an object, read it back and delete it. Raises StoreUnavailable."""
+    async def probe(self, _size_bytes: int) -> None:
+        """Write a small object, read it back and delete it. Raises StoreUnavailable."""
         key = f"{self._bucket.prefix}/probe-{secrets.token_hex(6)}"
         async with self._request():
             await self._write_and_delete(key)

@@ -113,7 +113,7 @@ class GenerationParams(BaseModel):
     height: Annotated[Size, Field(description="Pixels.")] = 512
     n: Annotated[Count, Field(description="Images wanted.")] = 1
     steps: Annotated[Steps, Field(description="Not sent where not given.")] | None = None
-    seed: Annotated[Seed, Field(description="The same seed, the same image.")] | None = None
+    seed: Annotated[Seed, Field(description="The same seed, the same image; -1 is absent.")] | None = None
     negative_prompt: Prompt | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100), BeforeValidator(_number)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None
@@ -131,7 +131,7 @@ class GenerationParams(BaseModel):
 def parse(
     body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], max_faults: int = MAX_FIELD_ERRORS
 ) -> GenerationRequest:
-    """Read a client's fields, in either spelling; `null` and what a form leaves empty are absent.
+    """Read a client's fields, in either spelling; `null`, what a form leaves empty and a seed of -1 are absent.
 
     Raises InvalidRequest with all faults, or the first `max_faults`.
     """
@@ -177,7 +177,7 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
             faults.append(FieldError(key, f"is the same field as {spelled[name]}: send one of them"))
         else:
             spelled[name] = key
-            if value or not _is_absent(name, value):
+            if not _is_absent(name, value):
                 fields[name] = value
         if len(faults) >= max_faults:
             raise InvalidRequest(details=faults)
@@ -185,6 +185,8 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
 
 
 def _is_absent(name: str, value: object) -> bool:
+    if value:
+        return name == "seed" and value == -1  # what many programs write for a seed of the service's choice
     return value is None or (name not in _NEVER_EMPTY and value in ("", []))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
+from imagegen.images import cached
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
@@ -33,6 +34,7 @@ class Elsewhere:
         self.away: Exception | None = None
         self.failing_puts = 0
         self.gets = 0
+        self.room_bytes = 10**9
 
     async def start(self) -> None:
         pass
@@ -45,6 +47,8 @@ class Elsewhere:
             self.failing_puts -= 1
             raise QueueUnavailable
         self._answers()
+        if image.size_bytes > self.room_bytes:
+            raise StoreUnavailable
         data = source if isinstance(source, bytes) else source.read_bytes()  # noqa: ASYNC240
         self.kept[task_id, image.index, image.sha256] = data
 
@@ -63,8 +67,10 @@ class Elsewhere:
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         self._answers()
 
-    async def probe(self) -> None:
+    async def probe(self, size_bytes: int) -> None:
         self._answers()
+        if size_bytes > self.room_bytes:
+            raise StoreUnavailable
 
     def _answers(self) -> None:
         if self.away:
@@ -168,6 +174,38 @@ async def test_a_save_that_fails_is_told_at_once_and_healed_by_the_next_probe(
     assert store.health.writable
     await store.save(TASK, 0, image, later())
     assert await store.contains_all(TASK, [stored(image)])
+
+
+async def test_a_store_that_has_room_for_small_images_only_is_not_healthy_while_a_large_one_waits(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+) -> None:
+    image = make_picture()
+    port.room_bytes = image.size_bytes - 1
+    with pytest.raises(StoreUnavailable):
+        await store.save(TASK, 0, image, later())
+    await store.check()
+    assert not store.health.writable
+    port.room_bytes = image.size_bytes
+    await store.check()
+    assert store.health.writable
+    await store.save(TASK, 0, image, later())
+
+
+async def test_a_store_that_fails_again_after_each_recovery_is_probed_ever_seldomer(
+    store: CachedStore, port: Elsewhere, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached, "PROBE_INTERVAL_S", 0.02)
+    watching = asyncio.create_task(store.watch())
+    loop, took_s = asyncio.get_running_loop(), []
+    for _ in range(4):
+        port.failing_puts = 1
+        with pytest.raises(StoreUnavailable):
+            await store.save(TASK, 0, make_picture(), later())
+        failed_at = loop.time()
+        await asyncio.wait_for(store.health.wait_writable(), 5)
+        took_s.append(loop.time() - failed_at)
+    watching.cancel()
+    assert took_s[3] >= 0.15  # 0.02 doubled three times
 
 
 def large_image() -> VerifiedImage:

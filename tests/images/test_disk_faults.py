@@ -394,7 +394,12 @@ async def test_a_read_only_disk_is_not_healthy_but_serves_what_it_has(
 
 @pytest.mark.parametrize(
     ("patched", "named"),
-    [((Path, "replace"), "renaming"), ((os, "fsync"), "writing"), ((shutil, "disk_usage"), "free space")],
+    [
+        ((Path, "replace"), "renaming"),
+        ((os, "fsync"), "writing"),
+        ((Path, "rmdir"), "making a folder"),
+        ((shutil, "disk_usage"), "free space"),
+    ],
 )
 async def test_a_probe_names_the_step_that_fails(
     open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch, patched: tuple[object, str], named: str

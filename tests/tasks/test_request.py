@@ -118,6 +118,13 @@ def test_digits_of_other_scripts_are_no_number(name: str, digits: str) -> None:
         requested(**{name: digits})
 
 
+@pytest.mark.parametrize("seed", [-1, -1.0])
+def test_a_seed_of_minus_one_is_absent(seed: float) -> None:
+    assert requested(seed=seed) == requested()
+    with pytest.raises(InvalidRequest):
+        requested(seed=-2)
+
+
 def test_the_fingerprint_of_a_request_never_changes() -> None:
     request = requested(seed=3, guidanceScale=7.0, negativePrompt="fog", referenceImages=["https://host/a"])
     canonical = request.canonical("sandbox", "shop")
