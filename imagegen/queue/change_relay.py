@@ -45,11 +45,6 @@ class ChangeRelay:
         self._watched: dict[str, None] = {}
         self._polled: set[str] = set()
         self._poll_every = self._polls_left = 1
-        task_cache.on_change = self._changed
-        feed.on_first_subscriber = self._watch
-        notifier.handlers |= {"watch": self._on_watch, "change": self._on_change, "fresh": self._on_resubmitted}
-        notifier.handlers |= {"hello": self._on_hello}
-        notifier.on_join.append(lambda: self._watch(feed.ids))
 
     async def refresh_forever(self) -> None:
         """Reads again what is waited for here and runs elsewhere, while there is an elsewhere; and what was submitted
@@ -133,8 +128,8 @@ class ChangeRelay:
         delivered = entry_order(await self._last_delivered())
         self._dispatcher.delivered = max(self._dispatcher.delivered, delivered)
 
-    def _changed(self, task: Task) -> None:
-        """A task of ours changed."""
+    def on_task_changed(self, task: Task) -> None:
+        """Publish a task of this instance that changed."""
         self._feed.publish(task)
         if task.id in self._watched:
             self._publish(task)
@@ -144,15 +139,19 @@ class ChangeRelay:
     def _publish(self, task: Task) -> None:
         self._notifier.publish("change", record=broadcast_record(task).decode())
 
-    def _watch(self, ids: Iterable[str]) -> None:
+    def request_changes(self, ids: Iterable[str]) -> None:
+        """Request the peers to publish changes of those tasks that do not run here."""
         foreign = [task_id for task_id in ids if task_id not in self._dispatcher.claimed]
         if foreign:
             self._notifier.publish("watch", ids=foreign)
 
-    def _on_hello(self, _message: Message) -> None:
-        self._watch(self._feed.ids)
+    def on_joined(self) -> None:
+        self.request_changes(self._feed.ids)
 
-    def _on_watch(self, message: Message) -> None:
+    def on_hello(self, _message: Message) -> None:
+        self.request_changes(self._feed.ids)
+
+    def on_watch(self, message: Message) -> None:
         for task_id in ids_of(message):
             if finished := self._task_cache.finished(task_id):
                 self._publish(finished)
@@ -163,7 +162,7 @@ class ChangeRelay:
             if claim := self._dispatcher.claimed.get(task_id):
                 self._publish(claim.task)
 
-    def _on_change(self, message: Message) -> None:
+    def on_change(self, message: Message) -> None:
         try:
             _, task = decode_record(str(message.get("record")).encode())
         except (NewerRecord, UnreadableRecord) as error:
@@ -176,7 +175,7 @@ class ChangeRelay:
             self._task_cache.store_from_peer(task)
         self._feed.publish(task)
 
-    def _on_resubmitted(self, message: Message) -> None:
+    def on_resubmitted(self, message: Message) -> None:
         for task_id in ids_of(message):
             if task_id not in self._dispatcher.claimed:
                 self._task_cache.forget(task_id)

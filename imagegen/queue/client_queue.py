@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
@@ -62,34 +61,48 @@ class SubmitResult(Struct, frozen=True, gc=False):
 
 
 class ClientQueue:
-    """The tasks as clients see them; beside them the clients' idempotency keys, and the list for the operator.
+    """Tasks as clients see them, the idempotency keys of clients, and the list of tasks for operators.
 
-    clock: Unix time of the Redis server; ages of tasks are measured by it, since this machine's clock may jump.
-    on_gone: awaited when a submit meets an unfinished task whose entry is gone, before the task is queued again.
+    clock: Unix time of the Redis server, which measures ages of tasks, since this machine's clock may jump.
+    on_missing_entry: awaited before an unfinished task without an entry is queued again.
     """
-
-    idempotency: IdempotencyKeys
-    listing: TaskList
-    outbox: Outbox
 
     def __init__(
         self,
         scripts: Scripts,
         lookup: TaskLookup,
+        outbox: Outbox,
+        idempotency: IdempotencyKeys,
+        listing: TaskList,
         *,
         result_ttl_s: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
+        self.idempotency, self.listing = idempotency, listing
+        self._lookup, self._outbox = lookup, outbox
         self._scripts = scripts
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
         self._result_ttl_s = result_ttl_s
-        self.clock = clock
+        self.clock = scripts.clock
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
-        self.on_gone: Callable[[], Awaitable[None]] = _do_nothing
-        self._own, self._decoded = lookup.authoritative_local, lookup.decode
-        self.get, self.newest, self.read, self.is_free = lookup.get, lookup.fresh, lookup.read, lookup.is_free
+        self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
+
+    async def get(self, task_id: str) -> Task | None:
+        """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
+        return await self._lookup.get(task_id)
+
+    async def fresh(self, task_id: str) -> Task | None:
+        """Return a task in its present state, None if there is none. Raises QueueUnavailable."""
+        return await self._lookup.fresh(task_id)
+
+    async def read(self, task_id: str) -> Task | None:
+        """Return a task as Redis has it, None if it has none. Raises QueueUnavailable."""
+        return await self._lookup.read(task_id)
+
+    def is_free(self, task_id: str) -> bool:
+        """Return whether `get` needs no Redis command."""
+        return self._lookup.is_free(task_id)
 
     async def submit(self, submission: Submission) -> SubmitResult:
         """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.
@@ -132,10 +145,10 @@ class ClientQueue:
             return submitted
         while True:
             found = await self._scripts.read(submitted.task.id)
-            task = self._decoded(submitted.task.id, found)
+            task = self._lookup.decode(submitted.task.id, found)
             if task is None:
                 raise QueueUnavailable(headers={"Retry-After": "2"})
-            task = await self.outbox.join(task, found[2], submission.webhooks)
+            task = await self._outbox.add_webhooks(task, found[2], submission.webhooks)
             if task is not None:
                 break
         if task.state.is_final:
@@ -147,7 +160,7 @@ class ClientQueue:
 
         The call that is under way is dropped, here at once and on another instance when it hears of it.
         """
-        while (task := await self.newest(task_id)) is not None and not task.state.is_final:
+        while (task := await self.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
             final = edges.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
@@ -189,7 +202,7 @@ class ClientQueue:
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
-        task = self._own(submission.task_id)
+        task = self._lookup.authoritative_local(submission.task_id)
         cached = CacheResult.COALESCED
         if task is None:
             task = self._task_cache.finished(submission.task_id)
@@ -228,7 +241,7 @@ class ClientQueue:
     async def _submit_gone(self, task: Task, answer: SubmitReply) -> tuple[Task, SubmitReply]:
         """Queue a task again that has no entry, unless whoever runs it restores it. A call that was under way, and
         whose instance is gone, may be paid for twice."""
-        await self.on_gone()
+        await self.on_missing_entry()
         replaced = decode_head(answer.existing).generation
         (run,) = await self._scripts.read_checkpoints([task.id])
         task = replace(task, possibly_billed_twice=calls_under_way(run))

@@ -32,24 +32,24 @@ class StreamConsumer:
         connection: Connection,
         scripts: Scripts,
         leases: Leases,
-        queue: ClientQueue,
+        client_queue: ClientQueue,
+        *,
         alone: Callable[[], bool],
     ) -> None:
         self._connection = connection
         self._scripts = scripts
         self._dispatcher = leases.dispatcher
         self._leases = leases
-        self._queue = queue
+        self._client_queue = client_queue
         self._alone = alone
         self._blocked_reads = 0
         self._blocked = False
         self._overdue: asyncio.TimerHandle | None = None
-        scripts.on_added = self._expect_entry
         self.on_loss: Callable[[], None] = lambda: None
 
     async def read_forever(self) -> None:
         if not await self._connection.retry_until_available(self._scripts.create_group):
-            await self._connection.retry_until_available(self._queue.refresh_positions)
+            await self._connection.retry_until_available(self._client_queue.refresh_positions)
         while True:
             while (free := self._dispatcher.free_slots) <= 0:
                 self._dispatcher.demand.clear()
@@ -77,7 +77,7 @@ class StreamConsumer:
         finally:
             self._blocked = False
 
-    def _expect_entry(self) -> None:
+    def expect_entry(self) -> None:
         """A task was queued from here while a read blocks: with no other instance, this read has to return it."""
         if self._blocked and self._overdue is None:
             self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)

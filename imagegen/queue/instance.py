@@ -1,9 +1,9 @@
-"""Owns the wiring of the queue room: one connection and the parts that share it."""
+"""Parts of the queue in one instance, and how they are connected."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 
 from imagegen.queue.change_relay import ChangeRelay
@@ -35,8 +35,14 @@ from imagegen.redis_client.keys import Keys
 
 @dataclass(frozen=True, slots=True)
 class QueueConfig:
-    """prefix: of every key; record_life_s: how long an unfinished task's record is kept at most; slots: tasks that are
-    worked on at once; deadline_s: from the submit of a task to its end."""
+    """Limits and lifetimes of a queue.
+
+    Args:
+        prefix: of every key.
+        record_life_s: how long Redis keeps the record of an unfinished task at most.
+        slots: tasks that one instance runs at once.
+        deadline_s: seconds from the submit of a task to its end.
+    """
 
     prefix: str
     lease_s: float
@@ -49,12 +55,13 @@ class QueueConfig:
 
 @dataclass(frozen=True, slots=True)
 class QueueInstance:
-    """The parts: `queue` for clients' requests, `claims` for the pool."""
+    """All parts of one instance: `client_queue` for requests of clients, `worker_queue` for the pool."""
 
     connection: Connection
     keys: Keys
     scripts: Scripts
     task_cache: TaskCache
+    task_lookup: TaskLookup
     dispatcher: ClaimDispatcher
     worker_queue: WorkerQueue
     client_queue: ClientQueue
@@ -69,7 +76,7 @@ class QueueInstance:
     recovery: Recovery
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
-        """The side loops by name; `reader` is to be stopped before `leave`."""
+        """Return the background loops by name. Stop `reader` before `release_all`."""
         return {
             "reader": self.consumer.read_forever(),
             "renewal": self.leases.renew_forever(),
@@ -83,15 +90,15 @@ class QueueInstance:
         }
 
     async def release_idle(self, working: Collection[Claim]) -> None:
-        """Hands back all that is held and that no loop works on, also what was read and got lost on the way.
+        """Release the claims that no loop works on, and entries that were read but never received.
 
-        The reader is to be stopped before. Raises QueueUnavailable.
+        Stop the reader first. Raises QueueUnavailable.
         """
         await self.takeover.reclaim_undelivered()
         await self.worker_queue.release([claim for claim in self.dispatcher.held.values() if claim not in working])
 
     async def release_all(self) -> None:
-        """Hands back all that is held, and our name. Raises QueueUnavailable."""
+        """Release all claims and webhooks, and remove our consumer. Raises QueueUnavailable."""
         await self.takeover.reclaim_undelivered()
         await self.worker_queue.release(list(self.dispatcher.held.values()), leaving=True)
         await self.outbox.release()
@@ -99,62 +106,79 @@ class QueueInstance:
         await self.notifier.flush()
 
 
-def open_queue(
-    connection: Connection, rules: QueueConfig, *, instance: str, clock: Callable[[], float] | None = None
-) -> QueueInstance:
-    """Wires the parts; nothing is asked of Redis yet. `instance`: our consumer name, unlike any other's."""
-    clock = clock or connection.clock
-    keys = Keys(rules.prefix)
+def open_queue(connection: Connection, config: QueueConfig, *, instance: str) -> QueueInstance:
+    """Return the parts of one instance, connected; nothing is sent to Redis yet. instance: unique consumer name."""
+    clock, keys, feed, ttl_s = connection.clock, Keys(config.prefix), Feed(), config.result_ttl_s
     context = VerbContext.create(
-        connection,
-        keys,
-        record_life_s=rules.record_life_s,
-        result_ttl_s=rules.result_ttl_s,
-        lease_s=rules.lease_s,
+        connection, keys, record_life_s=config.record_life_s, result_ttl_s=ttl_s, lease_s=config.lease_s
     )
-    scripts = Scripts(context, DepthEstimate(rules.max_queue))
+    scripts = Scripts(context, DepthEstimate(config.max_queue))
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
-    estimates = EtaEstimator(rules.slots)
-    dispatcher = ClaimDispatcher(task_cache, estimates, instance, rules.slots)
+    dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
-    leases = Leases(connection, scripts, dispatcher, notifier, rules.lease_s)
+    leases = Leases(connection, scripts, dispatcher, notifier, config.lease_s)
     outbox = Outbox(connection, DeliveryStore(context), scripts, task_cache, notifier, clock=clock)
-    takeover = Takeover(connection, scripts, leases, notifier, rules.lease_s)
-    takeover.on_takeover = outbox.check_now
     interrupted = Interrupted(
-        scripts, task_cache, notifier, deadline_s=rules.deadline_s, result_ttl_s=rules.result_ttl_s, clock=clock
+        scripts, task_cache, notifier, deadline_s=config.deadline_s, result_ttl_s=ttl_s, clock=clock
     )
     lookup = TaskLookup(
         scripts, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
     )
-    recovery = Recovery(connection, scripts, leases, outbox, result_ttl_s=rules.result_ttl_s, clock=clock)
-    queue = ClientQueue(scripts, lookup, result_ttl_s=rules.result_ttl_s, clock=clock)
-    queue.idempotency, queue.listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
-    queue.outbox = outbox
-    queue.on_gone = recovery.wait_restored
-    lookup.recovering = lambda: recovery.unsettled
-    feed = Feed()
-    watching = ChangeRelay(lookup, feed, scripts.last_delivered)
-    watching.on_unstarted = recovery.check_waiting
-    reader = StreamConsumer(connection, scripts, leases, queue, lambda: notifier.alone)
-    reader.on_loss = lambda: recovery.notice("the stream or its group was deleted", publish=True)
-    claims = WorkerQueue(connection, scripts, task_cache, dispatcher, lease_s=rules.lease_s, clock=clock)
-    claims.on_given = leases.check_now
-    return QueueInstance(
-        connection,
-        keys,
-        scripts,
-        task_cache,
-        dispatcher,
-        claims,
-        queue,
-        reader,
-        leases,
-        takeover,
-        notifier,
-        feed,
-        watching,
-        QueueMonitor(connection, keys, dispatcher, notifier, feed, line=estimates.line),
-        outbox,
-        recovery,
+    client_queue = ClientQueue(
+        scripts, lookup, outbox, IdempotencyKeys(connection, keys), TaskList(connection, keys), result_ttl_s=ttl_s
     )
+    parts = QueueInstance(
+        connection=connection,
+        keys=keys,
+        scripts=scripts,
+        task_cache=task_cache,
+        task_lookup=lookup,
+        dispatcher=dispatcher,
+        worker_queue=WorkerQueue(connection, scripts, task_cache, dispatcher, lease_s=config.lease_s, clock=clock),
+        client_queue=client_queue,
+        consumer=StreamConsumer(connection, scripts, leases, client_queue, alone=lambda: notifier.alone),
+        leases=leases,
+        takeover=Takeover(connection, scripts, leases, notifier, config.lease_s),
+        notifier=notifier,
+        feed=feed,
+        change_relay=ChangeRelay(lookup, feed, scripts.last_delivered),
+        monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, line=dispatcher.estimates.line),
+        outbox=outbox,
+        recovery=Recovery(connection, scripts, leases, outbox, result_ttl_s=ttl_s, clock=clock),
+    )
+    _connect(parts)
+    return parts
+
+
+def _connect(parts: QueueInstance) -> None:
+    """Set every callback between the parts; no part sets one itself."""
+    leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
+    relay, takeover = parts.change_relay, parts.takeover
+    # Events inside this process
+    parts.scripts.on_added = parts.consumer.expect_entry
+    parts.task_cache.on_change = relay.on_task_changed
+    parts.task_cache.on_finished_here = outbox.on_finished_here
+    parts.feed.on_first_subscriber = relay.request_changes
+    parts.worker_queue.on_transferred = leases.check_now
+    takeover.on_takeover = outbox.check_now
+    # Losses of data, and the recovery from them
+    parts.connection.on_new_server.append(recovery.on_new_server)
+    parts.consumer.on_loss = recovery.on_group_lost
+    leases.on_loss = recovery.on_claims_lost
+    leases.restore = recovery.restore_claims
+    relay.on_unstarted = recovery.check_waiting
+    parts.client_queue.on_missing_entry = recovery.wait_restored
+    parts.task_lookup.is_recovering = lambda: recovery.unsettled
+    # Messages of other instances
+    parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined]
+    parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined]
+    parts.notifier.handlers |= {
+        "hello": relay.on_hello,
+        "bye": outbox.on_peer_left,
+        "busy": takeover.on_peer_busy,
+        "watch": relay.on_watch,
+        "change": relay.on_change,
+        "fresh": relay.on_resubmitted,
+        "lost": recovery.on_loss_elsewhere,
+        "restored": recovery.on_restored_elsewhere,
+    }

@@ -33,7 +33,6 @@ class Leases:
         self._published_busy_at = -math.inf
         self.restore: Callable[[Sequence[Claim]], Awaitable[tuple[int, list[Claim]]]] | None = None
         self.on_loss: Callable[[], None] = lambda: None
-        notifier.on_peer.append(self._on_peer_joined)
 
     def check_now(self) -> None:
         """Something may be there to take over."""
@@ -57,7 +56,7 @@ class Leases:
             self._published_busy_at = -math.inf if self._notifier.alone else now
             self._notifier.publish("busy")
 
-    def _on_peer_joined(self) -> None:
+    def on_peer_joined(self) -> None:
         """One that came later has to know, too."""
         if self.dispatcher.held:
             self._published_busy_at = -math.inf

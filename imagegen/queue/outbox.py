@@ -30,7 +30,7 @@ from imagegen.queue.codec import (
 )
 from imagegen.queue.delivery_lines import Lines
 from imagegen.queue.delivery_store import DeliveryStore, batched
-from imagegen.queue.notifier import Notifier
+from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
@@ -100,14 +100,18 @@ class Outbox:
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()
         self._busy = asyncio.Event()
         self._look = asyncio.Event()
-        self._here = asyncio.Event()
-        task_cache.on_finished_here = self._settled
-        notifier.handlers["bye"] = lambda _message: self.check_now()
-        notifier.on_join.append(self._here.set)
+        self._joined = asyncio.Event()
 
     def check_now(self) -> None:
-        """An instance went: what it cared for may be left behind."""
+        """Check for names without an owner, since an instance may have left some."""
         self._look.set()
+
+    def on_peer_left(self, _message: Message) -> None:
+        self.check_now()
+
+    def on_joined(self) -> None:
+        """Allow takeovers: this instance is subscribed to the channel, so it will receive its peers' replies."""
+        self._joined.set()
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +149,7 @@ class Outbox:
                 self._ready.put_nowait((held.task, delivery))
         self._room_made.set()
 
-    async def join(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
+    async def add_webhooks(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
         """Adds webhooks to a task as it was read, with its log; those of a finished one are called at once.
 
         None where the task changed meanwhile. Raises InvalidRequest for too many, QueueUnavailable.
@@ -208,7 +212,7 @@ class Outbox:
 
     async def take_over_forever(self) -> None:
         """Takes over what nobody cares for: at the start, when it falls due, after a takeover, and now and then."""
-        await self._here.wait()
+        await self._joined.wait()
         await asyncio.sleep(PEER_REPLY_S)
         take = self._take_all if self._notifier.alone else self._take
         while True:
@@ -286,8 +290,8 @@ class Outbox:
             return True
         return self._hold(name, task, waiting)
 
-    def _settled(self, task: Task) -> None:
-        """A task was finished here: its name is in the outbox since then."""
+    def on_finished_here(self, task: Task) -> None:
+        """Hold the deliveries of a task that this instance finished; Redis has its name in the outbox."""
         if waiting := pending_deliveries(task):
             self._hold(outbox_name(task.id, task.epoch), task, waiting)
 

@@ -28,6 +28,7 @@ from imagegen.queue.verbs.requeue import RequeueResult
 from imagegen.queue.verbs.restore_batch import in_batches
 from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import merge_deliveries
 
@@ -70,13 +71,7 @@ class Recovery:
         self._restored_at: dict[str, float] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
-        connection.on_new_server.append(lambda _known, _new: self.notice("another server answers"))
-        self._notifier.handlers |= {"lost": self._on_loss_elsewhere, "restored": self._on_restored_elsewhere}
-        self._notifier.on_join.append(self._probe)
-        self._notifier.on_peer.append(self._on_peer_joined)
-        leases.restore = self.restore_claims
-        self._look = leases.check_now
-        leases.on_loss = lambda: self.notice("claims were not pending any more", publish=True)
+        self._leases = leases
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
         """Begin a recovery. publish: peers can't see the cause themselves."""
@@ -86,6 +81,15 @@ class Recovery:
         self._publish |= publish
         self._connection.recovered.clear()
         self._noticed.set()
+
+    def on_new_server(self, _known: ServerInfo, _new: ServerInfo) -> None:
+        self.notice("another server answers")
+
+    def on_group_lost(self) -> None:
+        self.notice("the stream or its group was deleted", publish=True)
+
+    def on_claims_lost(self) -> None:
+        self.notice("claims were not pending any more", publish=True)
 
     async def recover_forever(self) -> None:
         """Write back what was lost, each time that a loss is noticed."""
@@ -177,7 +181,7 @@ class Recovery:
         await self._settle(began)
         self._publish = False
         waiting = await self._requeue(self._waiting())
-        self._look()
+        self._leases.check_now()
         if names := self._outbox.names:
             await self._scripts.restore_outbox(names)
         if running or finished or waiting:
@@ -253,7 +257,7 @@ class Recovery:
             claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, known.deliveries))
         return claim
 
-    def _on_loss_elsewhere(self, _message: Message) -> None:
+    def on_loss_elsewhere(self, _message: Message) -> None:
         """Begin a recovery, unless one that runs or ended just now has seen the same loss."""
         if self._noticed.is_set() or not self._connection.recovered.is_set():
             return
@@ -262,16 +266,16 @@ class Recovery:
         else:
             self._notifier.publish("restored")
 
-    def _on_peer_joined(self) -> None:
+    def on_peer_joined(self) -> None:
         """Publish again what a peer that joins now may wait for."""
         if self._claims_restored and self.unsettled:
             self._notifier.publish("restored")
 
-    def _on_restored_elsewhere(self, message: Message) -> None:
+    def on_restored_elsewhere(self, message: Message) -> None:
         self._restored_at[str(message.get("from"))] = time.monotonic()
-        self._look()
+        self._leases.check_now()
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """Check the shared connection after the subscription was replaced, and which server is behind it."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._ping(), name="recovery-probe")

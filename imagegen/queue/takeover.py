@@ -68,7 +68,6 @@ class Takeover:
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
-        notifier.handlers["busy"] = self._on_peer_busy
 
     async def take_over_forever(self) -> None:
         """Look for expired claims: at the start, when the earliest lease ends, and now and then."""
@@ -238,7 +237,7 @@ class Takeover:
             self._connection.meter.takeovers += 1
             self._dispatcher.put(claim)
 
-    def _on_peer_busy(self, _message: Message) -> None:
+    def on_peer_busy(self, _message: Message) -> None:
         """Look a lease from now; while a look is due already, it stays, and one more follows."""
         loop = asyncio.get_running_loop()
         self._peer_until = loop.time() + self._lease_s

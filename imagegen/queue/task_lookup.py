@@ -32,11 +32,15 @@ _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class TaskLookup:
-    """elsewhere: whether webhooks of a finished task are told by another instance, which knows more of them.
+    """Lookup of tasks by id.
 
-    checked_at: when it was last checked that no other instance takes what waits here, Unix time; missing: ids of
-    unfinished tasks that are known here and have no record in Redis; recovering: whether lost records are written back
-    now, here or by a peer.
+    Attributes:
+        checked_at: Unix time of the last check that no other instance claims the tasks submitted here.
+        missing: ids of cached unfinished tasks without a record in Redis.
+        is_recovering: whether this instance or a peer is writing lost records back.
+
+    Args:
+        elsewhere: whether another instance delivers the webhooks of a finished task, and so has a newer record of it.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class TaskLookup:
         self._has_remote_deliveries = elsewhere
         self.interrupted = interrupted
         self._meter = scripts.meter
-        self.recovering: Callable[[], bool] = lambda: False
+        self.is_recovering: Callable[[], bool] = lambda: False
         self.clock = scripts.clock
         self.checked_at = 0.0
         self.missing: set[str] = set()
@@ -117,7 +121,7 @@ class TaskLookup:
         if task is None and (known := self.task_cache.live.get(task_id)) is not None:
             self.missing.add(task_id)
             return known
-        if task is None and self.recovering():
+        if task is None and self.is_recovering():
             raise QueueUnavailable(headers={"Retry-After": "2"})  # whoever knows it may not have written it back yet
         if task is None:
             self._meter.vanished += self.task_cache.vanished(task_id)

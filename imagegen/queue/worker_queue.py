@@ -35,9 +35,9 @@ SURE_SHARE = 0.8
 
 
 class WorkerQueue:
-    """What the pool may say to the queue. Each verb waits for Redis where it is away.
+    """Verbs of the worker pool. Each one waits until Redis is available.
 
-    slots: claims that may be worked on at once; clock: Unix time. on_given: called when a claim went to its owner.
+    slots: claims that may run at once; clock: Unix time. on_transferred: called after a claim went back to its owner.
     """
 
     def __init__(
@@ -60,10 +60,19 @@ class WorkerQueue:
         self._unreadable = scripts.unreadable
         self._clock = clock
         self.slots = dispatcher.slots
-        self.claim = dispatcher.claim
-        self.quiet = dispatcher.quiet
-        self.drop = dispatcher.drop
-        self.on_given: Callable[[], None] = lambda: None
+        self.on_transferred: Callable[[], None] = lambda: None
+
+    async def claim(self) -> Claim | None:
+        """Wait for a task to run and a free slot. Return None after `quiet`."""
+        return await self._dispatcher.claim()
+
+    def quiet(self) -> None:
+        """Stop claiming, for good."""
+        self._dispatcher.quiet()
+
+    def drop(self, claim: Claim) -> None:
+        """Forget a lost claim, and the task's cached state."""
+        self._dispatcher.drop(claim)
 
     async def start(self, claim: Claim) -> StartResult:
         """Counts the attempt and sets the owner, before money is spent."""
@@ -189,7 +198,7 @@ class WorkerQueue:
         entry_id, run = decode_checkpoint(stands)
         if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
             await self._connection.retry_until_available(self._scripts.transfer_entry, run.owner, entry_id)
-            self.on_given()
+            self.on_transferred()
         return adopted
 
     def _record_checkpoint(self, claim: Claim, run: Checkpoint, value: bytes) -> None:

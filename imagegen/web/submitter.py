@@ -98,7 +98,7 @@ async def submit_parsed(services: Services, body: Mapping[str, Any], options: Su
     async with keys.first_use_or_existing(options.client, options.key, submission.task_id, digest) as first_id:
         if first_id is None:
             return await submit(services, submission, fresh=options.fresh)
-        task = await services.queue.get(first_id) or await services.queue.newest(first_id)
+        task = await services.queue.get(first_id) or await services.queue.fresh(first_id)
         if task is None:
             return await submit(services, submission)
         return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)

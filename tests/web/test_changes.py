@@ -170,7 +170,7 @@ async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, ups
     expected = {task_id: "cancelled" if status == 200 else "completed" for task_id, status in outcomes.items()}
     assert set(outcomes.values()) == {200, 409}
     for client in clients:
-        newest = {task_id: await client.app[QUEUE].client_queue.newest(task_id) for task_id in outcomes}
+        newest = {task_id: await client.app[QUEUE].client_queue.fresh(task_id) for task_id in outcomes}
         assert {task_id: task.state for task_id, task in newest.items()} == expected
         assert {task_id: await state(client, task_id) for task_id in outcomes} == expected
         await eventually(lambda client=client: not client.app[QUEUE].task_cache.live)

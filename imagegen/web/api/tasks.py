@@ -42,7 +42,7 @@ async def get_task(request: web.Request) -> web.StreamResponse:
 async def cancel(request: web.Request) -> web.StreamResponse:
     """Cancel a task for everyone who joined it. Raises AlreadyFinished."""
     services, task_id = request.app[SERVICES], request.match_info["task_id"]
-    task = await services.queue.newest(task_id)
+    task = await services.queue.fresh(task_id)
     if task is None:
         return not_found(request)
     if task.state.is_final:
@@ -62,7 +62,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
     Only those of its webhooks are called again that belong to the client of this request.
     """
     services = request.app[SERVICES]
-    task = await services.queue.newest(request.match_info["task_id"])
+    task = await services.queue.fresh(request.match_info["task_id"])
     if task is not None and not task.state.is_final:
         task = await services.queue.read(task.id)  # another instance may have cancelled it this moment
     if task is None:
