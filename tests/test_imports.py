@@ -77,8 +77,8 @@ def test_only_settings_reads_the_environment() -> None:
     assert users("os.environ", "os.environb", "os.getenv", "dotenv") <= {"settings"}
 
 
-def test_only_queue_and_app_use_redis() -> None:
-    assert rooms(users("redis")) <= {"redis_client", "queue", "images", "app"}
+def test_only_redis_client_imports_redis() -> None:
+    assert rooms(users("redis")) == {"redis_client"}
 
 
 def test_only_those_who_call_out_use_the_http_client() -> None:

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from redis.exceptions import OutOfMemoryError, ResponseError
-
 from imagegen.errors import StoreUnavailable
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.redis_errors import OutOfMemoryError, ResponseError
 from imagegen.tasks.image import StoredImage
 
 PART_BYTES = 2 * 1024 * 1024

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loguru import logger
-from redis.exceptions import ReadOnlyError, RedisError
 
 from imagegen.errors import SettingsError
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.redis_errors import OLD_REMEDY, RIGHTS_REMEDY, remedy, shown, unavailable
+from imagegen.redis_client.redis_errors import (
+    OLD_REMEDY,
+    RIGHTS_REMEDY,
+    ReadOnlyError,
+    RedisError,
+    remedy,
+    shown,
+    unavailable,
+)
 from imagegen.redis_client.server_info import eviction_warning
 
 KINDS = ("stream", "text", "set", "list")

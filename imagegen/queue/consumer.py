@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 
 from loguru import logger
-from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import ClientQueue
@@ -14,6 +13,7 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
+from imagegen.redis_client.redis_errors import RedisError
 
 OVERDUE_S = 1.5
 """How long a blocked read may leave an entry that waits for it alone."""

@@ -7,14 +7,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from redis.exceptions import RedisError
-
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import RedisError
 
 
 class Leases:

@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from redis.exceptions import ResponseError
-
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.eta import WaitingEntries
@@ -22,6 +20,7 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.notifier import Notifier
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import GROUP, Keys
+from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks.task import State
 
 MIN_QUERY_INTERVAL_S = 10.0

@@ -13,12 +13,11 @@ from typing import Any
 
 import orjson
 from loguru import logger
-from redis.exceptions import RedisError
 
 from imagegen.backoff import Backoff
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, remedy, shown, unavailable
+from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, RedisError, remedy, shown, unavailable
 
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
 """How often a channel that Redis refuses is tried again."""

@@ -18,7 +18,6 @@ from typing import TypeVar, TypeVarTuple
 
 from loguru import logger
 from msgspec.structs import replace
-from redis.exceptions import ResponseError
 
 from imagegen.queue.codec import (
     NewerRecord,
@@ -35,6 +34,7 @@ from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks.task import Task, pending_deliveries
 from imagegen.tasks.webhook import Delivery, Webhook, destination_of, merge_deliveries, with_added_webhooks
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from loguru import logger
 from msgspec.structs import replace
-from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
@@ -28,6 +27,7 @@ from imagegen.queue.verbs.requeue import RequeueResult
 from imagegen.queue.verbs.restore_batch import in_batches
 from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import RedisError
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import merge_deliveries

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from loguru import logger
-from redis.exceptions import RedisError
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim, take_over_state
@@ -25,6 +24,7 @@ from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.group import Consumer, PendingEntry
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import RedisError
 
 EARLY_S, FIRST_CHECK_S, EARLY_CHECK_S, CHECK_S = 120.0, 6.0, 30.0, 180.0
 """Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""

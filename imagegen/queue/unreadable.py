@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from loguru import logger
-from redis.exceptions import ResponseError
 
 from imagegen.metrics import Meter
+from imagegen.redis_client.redis_errors import ResponseError
 
 MAX_REPORTED = 1_000
 """Values remembered, so that each is logged and counted once."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
-from redis.exceptions import ResponseError
 
 from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
 from imagegen.queue.codec import (
@@ -26,6 +25,7 @@ from imagegen.queue.verbs.finish import as_stored, finish_item
 from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks import task as edges
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason

@@ -1,7 +1,8 @@
-"""Meaning of the errors of Redis: unavailable now, or refused until an operator acts.
+"""Classification of the errors of Redis: unavailable now, or refused until an operator acts.
 
-They are told by redis-py's classes, since redis-py removes the first word of what it has a class for (CLUSTERDOWN,
-MASTERDOWN, TRYAGAIN, MOVED, ASK, NOPERM, LOADING, ...). Only what has no class there is told by its text.
+Errors are classified by redis-py's classes, since redis-py removes the first word of each reply that has a class
+(CLUSTERDOWN, MASTERDOWN, TRYAGAIN, MOVED, NOPERM, LOADING, ...). Only errors without a class are classified by text.
+Other packages import the classes that they catch from here.
 """
 
 from __future__ import annotations
@@ -19,11 +20,27 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+__all__ = [
+    "DATABASE_REMEDY",
+    "LOGIN_REMEDY",
+    "OLD_REMEDY",
+    "RIGHTS_REMEDY",
+    "TLS_REMEDY",
+    "OutOfMemoryError",
+    "ReadOnlyError",
+    "RedisError",
+    "ResponseError",
+    "remedy",
+    "shown",
+    "unavailable",
+]
 
 _UNAVAILABLE = (
     RedisConnectionError,
@@ -38,7 +55,7 @@ _UNAVAILABLE = (
     AskError,
 )
 _UNAVAILABLE_WORDS = ("MISCONF", "BUSY", "NOREPLICAS", "OOM", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
-"""First words that redis-py keeps, or that stand within the error of a script."""
+"""First words that redis-py keeps, or that the error of a script contains."""
 
 _UPSTASH_LIMITS = (
     "capacity quota exceeded",
@@ -80,7 +97,7 @@ def unavailable(error: BaseException) -> bool:
 
 
 def remedy(error: BaseException) -> str | None:
-    """Return what an operator has to do where Redis will refuse for ever; None if it may pass by itself."""
+    """Return what an operator has to do if Redis refuses permanently; None if the error may be temporary."""
     for cause in _causes(error):
         if isinstance(cause, AuthenticationError | AuthorizationError | AuthenticationWrongNumberOfArgsError):
             return LOGIN_REMEDY
@@ -90,9 +107,9 @@ def remedy(error: BaseException) -> str | None:
             return TLS_REMEDY
         if isinstance(cause, ResponseError):
             text = str(cause)
-            for words, found in _REMEDIES_BY_TEXT:
+            for words, text_remedy in _REMEDIES_BY_TEXT:
                 if any(word in text for word in words):
-                    return found
+                    return text_remedy
     return None
 
 

@@ -6,12 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
-from redis.exceptions import ResponseError
-
 from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.dead_letter import DEAD_LETTERS_TTL_S
 from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.redis_errors import ResponseError
 
 _SCRIPT = load_script(__package__, "move_aside")
 
