@@ -1,4 +1,4 @@
-"""Owns what instances tell each other of tasks: an owner publishes the changes of those that somebody watches."""
+"""Changes of tasks between instances: an owner publishes changes of tasks that a peer waits for."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from imagegen.redis_client.batcher import MAX_ITEMS
 from imagegen.tasks.task import Task
 
 REFRESH_S = 8.0
-"""How often what is watched or may be finished elsewhere is read, in case a message was lost: one command for all."""
+"""Interval at which tasks that may change elsewhere are read, in case a message was lost; one command reads them all..
+
+
+"""
 
 POLL_S = 1.0
-"""The shortest time between two reads of what is waited for, where Redis refuses the channel; it doubles each time."""
+"""Shortest interval of reads of awaited tasks if Redis refuses the channel; it doubles with each read."""
 
 MAX_WATCHED = 20_000
 DOUBTFUL_AT_ONCE = MAX_ITEMS * 5
 
 
 class ChangeRelay:
-    """Joins memory, feed and control channel.
+    """Connection of task cache, feed and notifier.
 
-    on_unstarted: awaited with waiting tasks whose entries may be gone.
+    on_unstarted: awaited with waiting tasks that may have lost their entries.
     """
 
     def __init__(self, lookup: TaskLookup, feed: Feed, last_delivered: Callable[[], Awaitable[str]]) -> None:
@@ -47,8 +50,10 @@ class ChangeRelay:
         self._poll_every = self._polls_left = 1
 
     async def refresh_forever(self) -> None:
-        """Reads again what is waited for here and runs elsewhere, while there is an elsewhere; and what was submitted
-        here and may have been finished elsewhere, so that it does not stay in memory."""
+        """Read awaited tasks that run elsewhere, and tasks submitted here that a peer may have finished.
+
+        The latter would stay in memory otherwise. Costs nothing without peers.
+        """
         while True:
             await self._rest()
             await self.check_alone()
@@ -68,7 +73,7 @@ class ChangeRelay:
                 logger.debug("Entries of waiting tasks can't be checked now")
 
     async def _rest(self) -> None:
-        """Wait for REFRESH_S. If no channel carries changes, read what is waited for meanwhile, ever less often."""
+        """Wait for REFRESH_S. If no channel carries changes, read awaited tasks meanwhile, less and less often."""
         end = time.monotonic() + REFRESH_S
         while self._notifier.silent and end - time.monotonic() > POLL_S:
             await asyncio.sleep(POLL_S)
@@ -89,7 +94,7 @@ class ChangeRelay:
         return [task_id for task_id in self._feed.ids if self._lookup.authoritative_local(task_id) is None]
 
     async def check_alone(self) -> None:
-        """Check that no other instance takes what waits here, if none is known: its greeting may be lost.
+        """Check that no unknown instance claims the tasks submitted here: its greeting may be lost.
 
         The group delivers entries in order, so one command returns which of them were delivered to any instance.
         """
@@ -120,7 +125,7 @@ class ChangeRelay:
         await self.on_unstarted([task for task in suspects if task.id not in self._dispatcher.claimed])
 
     def _passed(self, task: Task) -> bool:
-        """Return whether a task's entry does not wait any more, as far as is known."""
+        """Return whether a task's entry was delivered, or no entry waits."""
         delivered = not task.entry_id or entry_order(task.entry_id) <= self._dispatcher.delivered
         return delivered or self._dispatcher.nothing_waits
 

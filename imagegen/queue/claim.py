@@ -1,4 +1,4 @@
-"""Owns the claim: an instance's hold on one task, and what of it survives a change of hands."""
+"""Claim: an instance's hold on one task, and the state that moves with it to another instance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
 class StartResult(Enum):
-    """What came of a start.
+    """Result of a start.
 
-    STARTED: written; the paid call may be made. LOST: the claim is not ours any more.
-    ADOPTED: another instance had begun; what it did is in the claim now, look again.
+    STARTED: written; the paid call may be made. LOST: another instance has the claim.
+    INHERITED: another instance had begun; the claim now has its state, so decide again.
     """
 
     STARTED = 1
@@ -30,12 +30,15 @@ class StartResult(Enum):
 class Claim:
     """An instance's hold on one task.
 
-    task: as last published; run: how far it has come; written: the run as it stands in Redis, and stands: its bytes
-    there, None before the first start.
-    lost: somebody else has it, or nobody should; `abandon` is called then, to stop a call that is under way.
-    in_slot: a loop works on it; began_at: when the attempt that runs was started, monotonic.
-    confirmed_at: when Redis last confirmed that the claim is ours, monotonic; contested: another instance may have
-    held it before and may not know that it lost it.
+    Attributes:
+        task: as last published.
+        checkpoint: progress of the attempt.
+        stored_bytes, stored_checkpoint: the checkpoint in Redis, None before the first start.
+        lost: another instance has the claim, or the task is over; `on_lost` is called then, to stop a running call.
+        occupies_slot: whether a loop works on it.
+        began_at: monotonic start time of the running attempt.
+        confirmed_at: monotonic time at which Redis last confirmed the claim.
+        contested: a previous owner may still run the task without noticing the loss.
     """
 
     entry_id: str
@@ -58,25 +61,24 @@ class Claim:
 
 
 MAX_OUTAGE_S = 600.0
-"""So long all instances may be away, and what is paid for already is not paid for again."""
+"""Outage of all instances after which a paid call may be repeated; checkpoints live at least this long."""
 
 
 def owner_life_s(lease_s: float) -> float:
-    """Return the seconds after its last renewal in which a run's owner may still be at work."""
+    """Return the seconds after the last renewal in which a claim's owner may still be at work."""
     return lease_s * 2 + 5
 
 
 def checkpoint_ttl_s(lease_s: float) -> float:
-    """Return the seconds that a run is kept without a renewal."""
+    """Return the seconds that a checkpoint is kept without a renewal."""
     return owner_life_s(lease_s) + MAX_OUTAGE_S
 
 
 def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:
-    """Puts into a claim that was taken over what the instance before had done, from the run it wrote.
+    """Copy the previous owner's progress into a claim that was taken over.
 
-    Returns whether a call was cut off that may have been paid.
-    A run that is gone though the entry rested longer than a run lives, or that can't be read, is taken for a call that
-    may have been paid.
+    Return whether a call was cut off that may have been paid. That is also assumed if the checkpoint is unreadable, or
+    gone although the entry was idle for longer than a checkpoint lives.
     """
     run, claim.stored_bytes, claim.contested = claim.checkpoint, stands, True
     cut_off = stands is None and idle_s >= checkpoint_ttl_s(lease_s)
@@ -104,7 +106,7 @@ def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: 
 
 
 def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
-    """Another run stands where ours should: an older generation's, one that was handed back, or a thief's.
+    """Decide what to do with an unexpected checkpoint: of an older epoch, a released claim, or another owner.
 
     Where it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
     """
@@ -114,7 +116,7 @@ def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
             claim.mark_lost()
             return StartResult.LOST
         claim.checkpoint = run
-        claim.contested = claim.contested or run.ambiguous_calls > 0  # an owner from before may still be under way
+        claim.contested = claim.contested or run.ambiguous_calls > 0  # a previous owner may still run
         claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
     else:
         claim.contested = True

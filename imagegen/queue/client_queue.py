@@ -1,4 +1,4 @@
-"""Owns the verbs that clients' requests need: submit, join, cancel, place; the claims' verbs are in claims.py."""
+"""Client side of the queue: submit, add webhooks, cancel, and the position of a task. See worker_queue for claims."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ POSITIONS_MAX_AGE_S = 10.0
 
 
 class CacheResult(StrEnum):
-    """What a submit met; the values are those of the `X-Cache` header."""
+    """Result of a submit's lookup; the values are those of the `X-Cache` header."""
 
     MISS = "MISS"
     COALESCED = "COALESCED"
@@ -46,7 +46,7 @@ class CacheResult(StrEnum):
 
 
 class Submission(Struct, frozen=True, gc=False):
-    """What a client submits: the request in its stored form, the two names of its canonical form, and whom to tell."""
+    """Submitted request in its stored form, the two hashes of its canonical form, and its webhooks."""
 
     task_id: str
     digest: str
@@ -105,9 +105,9 @@ class ClientQueue:
         return self._lookup.is_free(task_id)
 
     async def submit(self, submission: Submission) -> SubmitResult:
-        """Puts a task in, joins the one that runs, or finds the finished one; a failed one comes again.
+        """Enqueue a task, join the unfinished one or return the finished one; a failed task is enqueued again.
 
-        Raises QueueFull, QueueUnavailable; nothing is kept then.
+        Raises QueueFull, QueueUnavailable; nothing is stored then.
         """
         known = self._from_cache(submission)
         if known is not None:
@@ -122,9 +122,9 @@ class ClientQueue:
         return self._record_metric(await self._enqueue(submission))
 
     async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> SubmitResult:
-        """Queues a finished task afresh under its id, joined if somebody did so already. Raises as `submit` does.
+        """Enqueue a finished task again under its id, or join it if another submit did. Raises as `submit` does.
 
-        keep: whether its pictures stay, marked as stale, until the new ones are there.
+        keep: whether its images stay, marked as stale, until the new ones are stored.
         """
         running = self._await_inflight_submit(submission.task_id)
         if running is not None:
@@ -136,9 +136,9 @@ class ClientQueue:
         return submitted
 
     async def add_webhooks(self, submission: Submission, submitted: SubmitResult) -> SubmitResult:
-        """Adds a submit's webhooks to the task that it met; those of a finished one are called at once.
+        """Add a submit's webhooks to the task that it joined; those of a finished task are called now.
 
-        Raises InvalidRequest where the task has its fill, QueueUnavailable.
+        Raises InvalidRequest if the task has too many, QueueUnavailable.
         """
         task: Task | None = submitted.task
         if submitted.cached in (CacheResult.MISS, CacheResult.REFRESH):
@@ -156,9 +156,9 @@ class ClientQueue:
         return submitted
 
     async def cancel(self, task_id: str) -> Task | None:
-        """Cancels a task that is not finished; returns what is then true of it, or None where it is unknown.
+        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown.
 
-        The call that is under way is dropped, here at once and on another instance when it hears of it.
+        A running call is dropped: here now, on another instance when it receives the message.
         """
         while (task := await self.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
@@ -178,7 +178,7 @@ class ClientQueue:
         return task
 
     async def position(self, task: Task) -> QueuePosition:
-        """Where an unfinished task stands; exact alone, at most 10 s old with other instances."""
+        """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
         if task.state.is_final:
             return UNKNOWN_POSITION
         line = self._estimates.line
@@ -191,13 +191,13 @@ class ClientQueue:
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers))
 
     async def refresh_positions(self) -> None:
-        """Reads which entries wait. Raises QueueUnavailable."""
+        """Read which entries wait. Raises QueueUnavailable."""
         self._positions_read_at = now = self.clock()
         waiting = await self._scripts.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
 
     async def _with_request(self, task: Task) -> Task:
-        """The task with its request, which only the entry has while the task is unfinished."""
+        """Return the task with its request, which only the entry has while the task is unfinished."""
         fields = await self._scripts.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
@@ -239,8 +239,10 @@ class ClientQueue:
         return submitted
 
     async def _submit_gone(self, task: Task, answer: SubmitReply) -> tuple[Task, SubmitReply]:
-        """Queue a task again that has no entry, unless whoever runs it restores it. A call that was under way, and
-        whose instance is gone, may be paid for twice."""
+        """Enqueue a task again that has no entry, unless its owner restores it.
+
+        A call that was in flight on a lost instance may be paid twice.
+        """
         await self.on_missing_entry()
         replaced = decode_head(answer.existing).generation
         (run,) = await self._scripts.read_checkpoints([task.id])
@@ -248,7 +250,7 @@ class ClientQueue:
         return task, await self._scripts.submit(submit_item(task, replaced))
 
     def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
-        """What comes of the submit of this task that is under way; None where there is none."""
+        """Return the result of the submit of this task that is in flight, None if there is none."""
         joined = self._submitting.get(task_id)
         if joined is None:
             return None
@@ -274,7 +276,7 @@ class ClientQueue:
         )
 
     def _on_enqueued(self, task: Task, answer: SubmitReply) -> SubmitResult:
-        """The answer to a submit whose task waits now."""
+        """Return the result of a submit that enqueued its task."""
         generation = answer.epoch
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
@@ -305,7 +307,7 @@ async def _do_nothing() -> None:
 
 
 def _same_request(task: Task, submission: Submission) -> None:
-    """MD5 is not trusted: another request under the same id is never served."""
+    """Raise InternalError if another request has the same id: MD5 is not trusted."""
     if task.digest != submission.digest:
         logger.bind(taskId=task.id).error("Two different requests have this id")
         raise InternalError

@@ -1,9 +1,9 @@
-"""Owns how tasks, entries and runs are written in Redis, with a schema version each.
+"""Encoding of tasks, entries, checkpoints and delivery logs in Redis, each with a schema version.
 
 A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
-JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A run is
-the entry id, a space, and JSON; hooks are `1 <generation>`, a newline, and a JSON list. What has a newer version than
-ours is left alone: deploys overlap for minutes. The head of a task that webhooks joined ends in ` +`.
+JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A
+checkpoint is the entry id, a space, and JSON; a delivery log is `1 <generation>`, a newline, and a JSON list. Values of
+a newer version are not touched: deploys overlap for minutes. The head of a task with added webhooks ends in ` +`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from imagegen.tasks.webhook import Delivery, merge_deliveries
 VERSION = 1
 
 MAX_SKEW_S = 5.0
-"""A submit is that long under way at most; a larger difference to the entry's id is another clock's."""
+"""Longest delay of a submit; a larger difference to the entry's id means that the clocks differ."""
 
 _encode = msgspec.json.Encoder().encode
 
 _UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading something foreign raises."""
+"""Errors that decoding a foreign value raises."""
 
 _NO_REQUEST = msgspec.Raw()
 
@@ -37,15 +37,15 @@ _ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class UnreadableRecord(ValueError):
-    """It is not what we write."""
+    """A value that this service does not write."""
 
 
 class NewerRecord(ValueError):
-    """A newer version of this service wrote it."""
+    """A value that a newer version of this service wrote."""
 
 
 class _Record(Struct, omit_defaults=True, gc=False):
-    """The JSON of a record. The request is left out while the entry carries it."""
+    """JSON of a record. The request is left out while the entry carries it."""
 
     id: str
     model: str
@@ -67,9 +67,9 @@ class _Record(Struct, omit_defaults=True, gc=False):
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
-    """The JSON of an entry: all that an instance needs to run the task.
+    """JSON of an entry: enough to run the task.
 
-    queued: when the task came, by the server's clock, where an earlier entry carried it; else the entry's id has it.
+    queued: time of the submit by the server's clock if an earlier entry carried the task; else the entry's id has it.
     """
 
     id: str
@@ -87,7 +87,7 @@ _read_entry = msgspec.json.Decoder(_Entry).decode
 
 
 class RecordHeader(NamedTuple):
-    """The part of a record that scripts read."""
+    """Part of a record that scripts read."""
 
     state: State
     entry_id: str
@@ -97,7 +97,7 @@ class RecordHeader(NamedTuple):
 
 
 def encode_task(task: Task, *, with_request: bool) -> bytes:
-    """The JSON of a record."""
+    """Return the JSON of a record."""
     return _encode(
         _Record(
             task.id,
@@ -122,12 +122,12 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
 
 
 def final_record(task: Task) -> bytes:
-    """The whole record of a finished task."""
+    """Return the whole record of a finished task."""
     return _ownerless_head(task) + encode_task(task, with_request=True)
 
 
 def broadcast_record(task: Task) -> bytes:
-    """A task as another instance is told of it; read by `decode_record`, but never stored."""
+    """Return a task in the form that instances publish to each other; it is never stored."""
     return _ownerless_head(task) + encode_task(task, with_request=False)
 
 
@@ -136,7 +136,7 @@ def _ownerless_head(task: Task) -> bytes:
 
 
 def decode_head(value: bytes) -> RecordHeader:
-    """Reads a record's first line. Raises NewerRecord or UnreadableRecord."""
+    """Decode a record's first line. Raises NewerRecord or UnreadableRecord."""
     try:
         version, *parts = value.partition(b"\n")[0].decode().split(" ")
         if int(version) > VERSION:
@@ -150,7 +150,7 @@ def decode_head(value: bytes) -> RecordHeader:
 
 
 def decode_record(value: bytes) -> tuple[RecordHeader, Task]:
-    """Reads a record. Raises NewerRecord or UnreadableRecord."""
+    """Decode a record. Raises NewerRecord or UnreadableRecord."""
     head = decode_head(value)
     try:
         return head, _task(head, _read_record(value.partition(b"\n")[2]))
@@ -195,7 +195,7 @@ def _deliveries(stored: Iterable[Any]) -> tuple[Delivery, ...]:
 
 
 def encode_entry(task: Task) -> bytes:
-    """The JSON of an entry."""
+    """Return the JSON of an entry."""
     request = msgspec.Raw(task.request_json)
     stale = task.images if task.stale_images else ()
     queued = task.created_at if task.entry_id else None
@@ -205,12 +205,12 @@ def encode_entry(task: Task) -> bytes:
 
 
 def peek_task_id(fields: Mapping[bytes, bytes]) -> str:
-    """The task id of an entry as we write it, without reading all of it; of another's making it is any text."""
+    """Return the task id of an entry without decoding it; any text for a foreign entry."""
     return fields.get(b"d", b"")[7:39].decode(errors="replace") if fields.get(b"v") == b"1" else ""
 
 
 def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
-    """The pending task of a stream entry. Raises NewerRecord or UnreadableRecord."""
+    """Return the pending task of a stream entry. Raises NewerRecord or UnreadableRecord."""
     try:
         if int(fields[b"v"]) > VERSION:
             raise NewerRecord(fields[b"v"].decode())
@@ -243,7 +243,7 @@ def _came_at(entry: _Entry, entry_id: str) -> float:
 
 
 def server_time(created_at: float, entry_id: str) -> float:
-    """Return when a task came by the server's clock: that of its submitter, unless the entry's id differs."""
+    """Return the time of a submit: by the submitter's clock, or the server's if the entry's id differs from it."""
     added_at = int(entry_id.partition("-")[0]) / 1000
     return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
 
@@ -254,14 +254,16 @@ class Checkpoint(
     gc=False,
     rename={"dropped_params": "without", "missing_requested": "asked_again", "ambiguous_calls": "ambiguous"},
 ):
-    """How far a task's generation has come, written before each paid call.
+    """Progress of a task's epoch, written before each paid call.
 
-    owner: the instance that runs it; phase: `calling` (a call may be under way), `waiting` (before a retry),
-    `released` (handed back) or `cancelled`. starts counts every start, attempts those that count, ambiguous the
-    calls that were sent and brought no answer; asked_again: the missing pictures were asked for once more.
-    links: images that were paid for and are still to be fetched; while there are any, no call is under way.
-    short: places that an answer left empty, not asked for again yet; given_up: places that are not asked for again.
-    repeated: calls that were made again because the answer, which may be paid for, held no image that can be used.
+    Attributes:
+        owner: the instance that runs it.
+        phase: `calling` (a call may be in flight), `waiting` (before a retry), `released` or `cancelled`.
+        starts: all starts. attempts: those that count. ambiguous_calls: calls that were sent and never answered.
+        missing_requested: whether the missing images were requested once more.
+        links: paid images that are not fetched yet; while there are any, no call is in flight.
+        short: indexes that a reply left empty, not requested again yet. given_up: indexes that are not requested again.
+        repeated: calls made again because the reply, which may be paid, held no usable image.
     """
 
     owner: str
@@ -288,7 +290,7 @@ class Checkpoint(
 
     @property
     def calling(self) -> bool:
-        """Whether a paid call may be under way, or its images may be in its owner's memory alone."""
+        """Whether a paid call may be in flight, or its images may be only in its owner's memory."""
         return self.phase == "calling" and not self.links
 
     def encode(self, entry_id: str) -> bytes:
@@ -298,11 +300,11 @@ class Checkpoint(
 _read_run = msgspec.json.Decoder(Checkpoint).decode
 
 CANCELLED_RUN = _encode(Checkpoint(owner="", phase="cancelled"))
-"""What a start finds where the task was cancelled just before, without the entry id."""
+"""Checkpoint, without the entry id, that a start finds if the task was cancelled just before."""
 
 
 def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
-    """Entry id and run. Raises UnreadableRecord."""
+    """Return entry id and checkpoint. Raises UnreadableRecord."""
     try:
         entry_id, _, rest = value.partition(b" ")
         if not _ENTRY_ID.fullmatch(entry_id):
@@ -313,7 +315,7 @@ def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
 
 
 def readable_run(value: bytes) -> bool:
-    """Return whether `decode_run` reads it."""
+    """Return whether `decode_checkpoint` can decode a value."""
     try:
         decode_checkpoint(value)
     except UnreadableRecord:
@@ -322,7 +324,7 @@ def readable_run(value: bytes) -> bool:
 
 
 def calls_under_way(stands: bytes | None) -> int:
-    """Return how many calls of a run may have been paid for, the one that is under way included."""
+    """Return how many calls of a stored checkpoint may have been paid, a running one included."""
     if stands is None:
         return 0
     try:
@@ -333,12 +335,12 @@ def calls_under_way(stands: bytes | None) -> int:
 
 
 def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:
-    """What an unfinished task shows: the pictures of before stand until the new ones are all there."""
+    """Return the images of an unfinished task: the stale ones until all new ones are stored."""
     return task.images if task.stale_images else run.images
 
 
 def with_checkpoint(task: Task, run: Checkpoint) -> Task:
-    """The unfinished task of a record as its run makes it: what another instance can know of it."""
+    """Return an unfinished task with the state of its checkpoint, as another instance sees it."""
     calling = run.phase == "calling"
     return replace(
         task,
@@ -355,7 +357,7 @@ def with_checkpoint(task: Task, run: Checkpoint) -> Task:
 
 
 def _reason(reason: str | None) -> WaitReason:
-    """Return the reason; one of a newer version becomes the plainest one."""
+    """Return the reason; one of a newer version becomes RETRYING."""
     try:
         return WaitReason(reason or WaitReason.QUEUED)
     except ValueError:
@@ -363,12 +365,12 @@ def _reason(reason: str | None) -> WaitReason:
 
 
 def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
-    """The delivery log of a generation."""
+    """Return the delivery log of an epoch."""
     return f"{VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
 
 
 def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
-    """Generation and deliveries. Raises NewerRecord or UnreadableRecord."""
+    """Return epoch and deliveries. Raises NewerRecord or UnreadableRecord."""
     try:
         line, _, rest = value.partition(b"\n")
         version, generation = map(int, line.split(b" "))
@@ -382,7 +384,7 @@ def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
 
 
 def with_delivery_log(task: Task, value: bytes | None) -> Task:
-    """The task with what the delivery log says; a log of another generation, or that can't be read, says nothing."""
+    """Return the task with the deliveries of its log. A log that is unreadable or of another epoch is ignored."""
     if not value:
         return task
     try:

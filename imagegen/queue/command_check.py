@@ -1,4 +1,4 @@
-"""Check at the start that Redis can do what the queue needs: one message for what will never work."""
+"""Check at the start that Redis can run all commands of the queue: one message for errors that last."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from imagegen.redis_client.server_info import eviction_warning
 KINDS = ("stream", "text", "set", "list")
 
 COMMANDS = 33
-"""That the script runs, with its own call."""
+"""Commands that the script runs, with its own call."""
 
 
 async def check_server(connection: Connection, prefix: str) -> None:
-    """Try all commands once, on keys that are deleted at once.
+    """Try all commands once, on keys that are deleted right after.
 
-    Raises SettingsError for what lasts: a wrong login, missing rights or commands, a server that is too old, a
-    read-only replica. An unreachable Redis, or one that is full or loading, is waited for by whoever needs it.
+    Raises SettingsError for errors that last: a wrong login, missing rights or commands, a server that is too old, a
+    read-only replica. If Redis is unreachable, full or loading, each caller waits for it later.
     """
     keys = Keys(prefix)
     try:

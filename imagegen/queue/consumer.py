@@ -1,4 +1,4 @@
-"""Owns the one blocked reader of this process, and its recovery."""
+"""Consumer of the stream: the one blocked read of this process, and its recovery."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
 from imagegen.redis_client.redis_errors import RedisError
 
 OVERDUE_S = 1.5
-"""How long a blocked read may leave an entry that waits for it alone."""
+"""How long a blocked read may leave a waiting entry unread."""
 
 REFUSED_RETRY_S = 3.0
-"""Between two reads that Redis refuses for a reason that does not pass by itself."""
+"""Seconds between two reads that Redis refuses permanently."""
 
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED", "no longer exists")
 
 
 class StreamConsumer:
-    """Asks for as many entries as slots are free, so that a crash leaves little behind and no instance is starved."""
+    """Reader of as many entries as slots are free, so that a crash leaves few and each instance gets its share."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class StreamConsumer:
             await self._deliver(entries, free)
 
     async def _read(self, count: int) -> list[Entry]:
-        """What is known to wait is read on the connection that all calls share; only for the rest a read blocks."""
+        """Read entries over the shared connection if any waits here, else by a blocked read."""
         line = self._dispatcher.estimates.line
         if line:
             entries = await self._scripts.read_waiting(self._dispatcher.instance, count)
@@ -78,7 +78,7 @@ class StreamConsumer:
             self._blocked = False
 
     def expect_entry(self) -> None:
-        """A task was queued from here while a read blocks: with no other instance, this read has to return it."""
+        """Expect a result of the blocked read soon, since a task was enqueued here and no peer reads."""
         if self._blocked and self._overdue is None:
             self._overdue = asyncio.get_running_loop().call_later(OVERDUE_S, self._replace_silent, self._blocked_reads)
 
@@ -99,7 +99,7 @@ class StreamConsumer:
             self._dispatcher.put(claim)
 
     async def _recover(self, error: BaseException) -> None:
-        """After a failed read: make the group again if it is gone, and look for what was lost on the way."""
+        """Create the group again if it is gone, and check for entries that were lost on the way."""
         gone = any(word in str(error) for word in _GROUP_GONE)
         if isinstance(error, QueueUnavailable):
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Names of outbox entries that wait for room in memory: one line for each destination, ordered by due time."""
+"""Names of outbox entries that wait for memory: one line for each destination, ordered by due time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Collection, Iterator
 
 MAX_NAMES_EACH = 10_000
-"""Names in the line of one destination, about 1 MB; what is over it stays in Redis alone."""
+"""Names in the line of one destination, about 1 MB; further names stay in Redis only."""
 
 
 class Lines:
-    """A name may stand in the lines of several destinations; it is taken once."""
+    """Lines of names by destination. A name may be in several lines; it is taken once."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[tuple[float, int, str]]] = {}
@@ -24,7 +24,7 @@ class Lines:
         return name in self.until
 
     def add(self, name: str, due_at: float, destinations: Collection[str], until: float) -> bool:
-        """Append a name; return False if no line has room for it.
+        """Append a name; return False if every line is full.
 
         Args:
             name: of the outbox entry.
@@ -39,17 +39,17 @@ class Lines:
                 self.until[name] = until
         return name in self.until
 
-    def take(self, due_before: float, room: Callable[[str], int], most: int) -> list[str]:
+    def take(self, due_before: float, capacity: Callable[[str], int], limit: int) -> list[str]:
         """Remove and return names that are due, in order of their due time within each destination.
 
         Args:
             due_before: Unix time.
-            room: how many names a destination may get now.
-            most: how many names are taken in all.
+            capacity: returns how many names a destination may get now.
+            limit: names in all.
         """
         taken: list[str] = []
         for destination in list(self._lines):
-            free = min(room(destination), most - len(taken))
+            free = min(capacity(destination), limit - len(taken))
             for due_at, name in self._heads(destination):
                 if free <= 0 or due_at > due_before:
                     break
@@ -61,9 +61,9 @@ class Lines:
                 del self._lines[destination]
         return taken
 
-    def next_due(self, room: Callable[[str], int]) -> float:
-        """Return the earliest due time of a destination with room, infinity if there is none."""
-        heads = (line[0][0] for destination, line in self._lines.items() if line and room(destination) > 0)
+    def next_due(self, capacity: Callable[[str], int]) -> float:
+        """Return the earliest due time of a destination with capacity, infinity if there is none."""
+        heads = (line[0][0] for destination, line in self._lines.items() if line and capacity(destination) > 0)
         return min(heads, default=math.inf)
 
     def clear(self) -> None:
@@ -72,7 +72,7 @@ class Lines:
         self.until.clear()
 
     def _heads(self, destination: str) -> Iterator[tuple[float, str]]:
-        """Yield the first name of a line again and again; names that were taken from another line are dropped."""
+        """Yield the first name of a line again and again; drop names that were taken from another line."""
         line = self._lines[destination]
         while line:
             due_at, _, name = line[0]

@@ -1,4 +1,4 @@
-"""Owns what this instance holds, and who of its loops gets it next."""
+"""Registry of the claims of this instance, and their dispatch to its loops."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from imagegen.tasks.task import State, Task
 
 
 class ClaimDispatcher:
-    """held: by entry id; claimed: the same by task id. left_alone: entries of a newer version, not ours to run.
+    """Claims of this instance, and the loops that wait for one.
 
-    delivered: order of the last entry that is known to be delivered to any instance. restoring: lost claims are
-    written back now, so entries of what is held here may come once more.
-    slots: how many claims loops work on at once. A claim leaves its slot before its result is written, so that
-    the next one is read and begun meanwhile.
+    A claim leaves its slot before its result is written, so that the next one starts meanwhile.
+
+    Attributes:
+        held: claims by entry id. claimed: the same by task id.
+        skipped_entry_ids: entries that a newer version wrote and this one can't run.
+        delivered: order of the last entry that was delivered to any instance.
+        restoring: whether lost claims are being written back, so entries of held claims may come once more.
+        slots: claims that loops work on at once.
     """
 
     def __init__(self, task_cache: TaskCache, estimates: EtaEstimator, instance: str, slots: int) -> None:
@@ -44,7 +48,7 @@ class ClaimDispatcher:
         self.restoring = False
 
     async def claim(self) -> Claim | None:
-        """Waits for a task to run and a slot for it. None once `quiet` was said."""
+        """Wait for a task to run and a free slot. Return None after `quiet`."""
         while not self._quiet:
             taker: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
             self._waiters.append(taker)
@@ -57,7 +61,7 @@ class ClaimDispatcher:
         return None
 
     def quiet(self) -> None:
-        """No more claims: what is read from now on waits to be handed back."""
+        """Dispatch no more claims; entries that are read from now on wait to be released."""
         self._quiet = True
         while self._waiters:
             taker = self._waiters.popleft()
@@ -66,7 +70,7 @@ class ClaimDispatcher:
 
     @property
     def free_slots(self) -> int:
-        """Slots that a loop waits to fill; what is ready for them is given to them at once."""
+        """Slots that a loop waits to fill."""
         return min(self._slots_left, sum(not taker.done() for taker in self._waiters))
 
     @property
@@ -75,7 +79,7 @@ class ClaimDispatcher:
         return len(self._ready)
 
     def leave_slot(self, claim: Claim) -> None:
-        """Nothing runs for it any more; another may."""
+        """Free the slot of a claim for another one."""
         if claim.occupies_slot:
             claim.occupies_slot = False
             self._slots_left += 1
@@ -83,7 +87,7 @@ class ClaimDispatcher:
             self.demand.set()
 
     def put(self, claim: Claim) -> None:
-        """Gives a claim to a loop that waits, or keeps it for the next."""
+        """Give a claim to a waiting loop, or keep it for the next one."""
         self._ready.append(claim)
         self._dispatch()
 
@@ -97,7 +101,7 @@ class ClaimDispatcher:
                 taker.set_result(claim)
 
     def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
-        """Makes claims of entries. Also returns those that nobody can read: entry id, and what is wrong."""
+        """Return claims of entries, and the unreadable entries: entry id and error."""
         claims, unreadable, now = [], [], time.monotonic()
         for entry_id, fields in entries:
             self.delivered = max(self.delivered, entry_order(entry_id))
@@ -119,7 +123,7 @@ class ClaimDispatcher:
         return claims, unreadable
 
     def redelivered(self, entry: Entry) -> bool:
-        """Return whether an entry is delivered that is held already: the group or the claim was restored."""
+        """Return whether an entry of a held claim was delivered again: the group or the claim was restored."""
         entry_id, fields = entry
         if (held := self.held.get(entry_id)) is not None:
             return not held.lost
@@ -127,7 +131,10 @@ class ClaimDispatcher:
         return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.epoch).encode()
 
     def _submitted_here(self, entry_id: str, fields: Mapping[bytes, bytes]) -> Task:
-        """The task of an entry; what was submitted here is known already. Raises NewerRecord or UnreadableRecord."""
+        """Return the task of an entry, from the cache if it was submitted here.
+
+        Raises NewerRecord or UnreadableRecord.
+        """
         known = self._task_cache.live.get(peek_task_id(fields))
         if known is not None and known.entry_id == entry_id and known.state is State.PENDING:
             return known
@@ -143,13 +150,13 @@ class ClaimDispatcher:
             claim.timer.cancel()
 
     def drop(self, claim: Claim) -> None:
-        """The claim is lost: forgets it, and what we believed of the task."""
+        """Forget a lost claim, and the cached state of its task."""
         self.forget(claim)
         if self._task_cache.live.get(claim.task.id) is claim.task:
             self._task_cache.forget(claim.task.id)
 
     def mark_finished_elsewhere(self, task: Task) -> None:
-        """The task was finished elsewhere, by a cancel say: what runs here stops."""
+        """Stop the claim of a task that was finished elsewhere, for example by a cancel."""
         claim = self.claimed.get(task.id)
         if claim is not None and claim.task.epoch == task.epoch:
             waiting = claim.timer is not None and not claim.occupies_slot
@@ -158,14 +165,14 @@ class ClaimDispatcher:
                 self.forget(claim)
 
     def carry(self, claim: Claim, entry_id: str) -> None:
-        """Another entry carries a claim's task now."""
+        """Move a claim to another entry that carries its task now."""
         if entry_id != claim.entry_id:
             self.held.pop(claim.entry_id, None)
             claim.entry_id = entry_id
             self.held[entry_id] = claim
 
     def abandon(self, claim: Claim) -> None:
-        """Another instance has the claim: stop what runs for it."""
+        """Stop the work for a claim that another instance has."""
         logger.bind(taskId=claim.task.id).warning("The claim was lost")
         claim.mark_lost()
         if claim.timer is not None and not claim.occupies_slot:
@@ -173,9 +180,9 @@ class ClaimDispatcher:
 
     @property
     def nothing_waits(self) -> bool:
-        """Whether a slot here waits for the next entry, so that there is none."""
+        """Whether a slot here waits for the next entry, so no entry waits."""
         return self.free_slots > 0 and not self.estimates.line
 
     def ids(self) -> list[tuple[str, str]]:
-        """Task and entry ids of all that is held; no task id for a claim that was never started, as it has no run."""
+        """Return task and entry id of each claim; the task id is empty if there is no checkpoint to renew."""
         return [(claim.task.id if claim.stored_bytes else "", claim.entry_id) for claim in self.held.values()]

@@ -1,4 +1,4 @@
-"""Owns the guess of how long a task will take: its place in the queue, and the time left from measured run times."""
+"""Position of a task in the queue, and its remaining time estimated from measured run times."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FORECAST_MAX_AGE_S = 0.05
 _NUMBER_BITS = 64
 
 WorkloadKey = tuple[object, ...]
-"""Model, width, height, n and steps: what decides how long a run takes. The model alone where no more is known."""
+"""Model, width, height, n and steps, which decide the run time; the model alone if the request is not at hand."""
 
 
 class QueuePosition(Struct, frozen=True, gc=False):
-    """position: 1 is next, None where the task does not wait in the queue; eta_s: seconds left, None while unknown."""
+    """position: 1 is next, None if the task does not wait in the queue; eta_s: remaining seconds, None if unknown."""
 
     position: int | None = None
     eta_s: float | None = None
@@ -35,17 +35,17 @@ UNKNOWN_POSITION = QueuePosition()
 
 
 def entry_order(entry_id: str) -> int:
-    """Entry ids rise with time: milliseconds, and a number of up to 64 bits among those of one of them."""
+    """Return an integer that orders entry ids: milliseconds, then the number of up to 64 bits."""
     milliseconds, _, number = entry_id.partition("-")
     return (int(milliseconds) << _NUMBER_BITS) + int(number)
 
 
-# What is added to the line is mostly asked for at once.
-_order_lately = lru_cache(maxsize=64)(entry_order)
+# The position of an added entry is mostly needed at once.
+_cached_entry_order = lru_cache(maxsize=64)(entry_order)
 
 
 class _Size(Struct, gc=False):
-    """What of a request's stored form says how long it takes; nothing else of it is read."""
+    """Fields of a stored request that decide its run time; no other field is decoded."""
 
     width: int | None = None
     height: int | None = None
@@ -64,12 +64,12 @@ def workload_key(task: Task) -> WorkloadKey:
 
 
 class WaitingEntries:
-    """The entries that wait, in order. Exact where one instance submits and claims all; else made anew now and then.
+    """Waiting entries in order. Exact if one instance submits and claims all; else read again now and then.
 
-    Of a long queue that others filled only the first entries are known; those behind them are counted, and their
-    places are estimated from the times in their ids, as if they had come evenly.
+    Of a long queue that peers filled only the first entries are listed. The others are counted, and their positions are
+    estimated from the times in their ids, as if they had come evenly.
 
-    read_at: when it was made anew, Unix time.
+    read_at: Unix time of the last read.
     """
 
     def __init__(self) -> None:
@@ -83,24 +83,24 @@ class WaitingEntries:
 
     @property
     def vague(self) -> bool:
-        """Whether the next entries are not known one by one, though there are some."""
+        """Whether the next entries are counted and not listed."""
         return self._behind > 0 and (not self._line or self._line[0] > self._behind_from)
 
     @property
     def first_at(self) -> float | None:
-        """When the next one came, Unix time; None where none waits."""
+        """Unix time of the first entry; None if no entry waits."""
         first = self._behind_from if self.vague else self._line[0] if self._line else None
         return None if first is None else (first >> _NUMBER_BITS) / 1000
 
     def add(self, entry_id: str) -> None:
-        order, line = _order_lately(entry_id), self._line
+        order, line = _cached_entry_order(entry_id), self._line
         if not line or line[-1] < order:
             line.append(order)
         else:
             insort(line, order)
 
     def taken(self, entry_ids: Sequence[str]) -> None:
-        """Takes entries out that were claimed, mostly the first ones."""
+        """Remove entries that were claimed, mostly the first ones."""
         orders = [entry_order(entry_id) for entry_id in entry_ids]
         if self._line[: len(orders)] == orders:
             del self._line[: len(orders)]
@@ -119,7 +119,7 @@ class WaitingEntries:
             self._behind -= 1
 
     def replace(self, entry_ids: Iterable[str], read_at: float, *, behind: int = 0, last: str = "") -> None:
-        """Set the line anew.
+        """Replace all entries by those that were read.
 
         Args:
             behind: entries after the last one of `entry_ids`.
@@ -133,11 +133,11 @@ class WaitingEntries:
 
     def position(self, entry_id: str) -> int:
         """Return 1 for the next entry."""
-        order = _order_lately(entry_id)
+        order = _cached_entry_order(entry_id)
         return bisect_left(self._line, order) + self._behind_before(order) + 1
 
     def _behind_before(self, order: int) -> int:
-        """Return how many of the entries that are only counted come before this one, about."""
+        """Return about how many of the counted entries come before this one."""
         if not self._behind or order <= self._behind_from:
             return 0
         if order > self._behind_to:
@@ -149,7 +149,7 @@ class WaitingEntries:
 
 
 class RunTimes:
-    """Seconds from the start of a task's last attempt to its end, by model, size and number of pictures."""
+    """Seconds from the start of a task's last attempt to its end, by model, size and number of images."""
 
     def __init__(self) -> None:
         self._by_kind: OrderedDict[WorkloadKey, deque[float]] = OrderedDict()
@@ -171,11 +171,11 @@ class RunTimes:
             self._medians.pop(gone, None)
 
     def expected_of(self, task: Task) -> float | None:
-        """As `expected`; what kind it is need not be read where nothing has run."""
+        """Return the expected run time of a task; its workload is not decoded before the first run."""
         return self.expected(workload_key(task)) if self._all else None
 
     def expected(self, kind: WorkloadKey) -> float | None:
-        """The median of the last runs of the kind; None where there was none."""
+        """Return the median of the last runs of a workload; None if there was none."""
         median = self._medians.get(kind)
         if median is None and (runs := self._by_kind.get(kind)):
             median = self._medians[kind] = statistics.median(runs)
@@ -183,14 +183,14 @@ class RunTimes:
 
     @property
     def mean(self) -> float | None:
-        """Of the last runs of any kind."""
+        """Mean of the last runs of all workloads."""
         return statistics.fmean(self._all) if self._all else None
 
 
 class SlotForecast:
-    """When slots come free, as seen at one moment; any number of waiting tasks is placed by it.
+    """Times at which slots become free, computed at one moment for any number of waiting tasks.
 
-    running_left_s: of the slots that run something; mean_s: what each waiting task takes.
+    running_left_s: of the busy slots; mean_s: run time of each waiting task.
     """
 
     def __init__(self, running_left_s: list[float], slots: int, mean_s: float) -> None:
@@ -200,7 +200,7 @@ class SlotForecast:
         self._turns_of_all = self._turns(slots) if mean_s > 0.0 else []
 
     def wait_s(self, ahead: int) -> float:
-        """Seconds until a slot takes the task with so many before it.
+        """Return the seconds until a slot takes the task that has `ahead` tasks before it.
 
         The slots that are free soon enough to take any of them take turns, once all of those are free.
         """
@@ -214,23 +214,23 @@ class SlotForecast:
         return turns[place] + rounds * self._mean_s
 
     def _begun(self, until: float) -> int:
-        """Tasks that slots have taken before."""
+        """Return how many tasks the slots have taken before a time."""
         mean_s = self._mean_s
         return sum([math.ceil((until - at) / mean_s) for at in self._free_at if at < until])
 
     def _turns(self, taking: int) -> list[float]:
-        """When the first slots are free once all of them were, in order."""
+        """Return when the first slots are free once all of them were, in order."""
         mean_s, free_at = self._mean_s, self._free_at[:taking]
         return sorted([at + math.ceil((free_at[-1] - at) / mean_s) * mean_s for at in free_at])
 
 
 def remaining_s(expected_s: float, elapsed_s: float) -> float:
-    """What is left of a run; one that takes longer than expected is expected to take a tenth more."""
+    """Return the remaining time of a run; an overdue run is expected to take a tenth more."""
     return max(expected_s - elapsed_s, expected_s * 0.1)
 
 
 class EtaEstimator:
-    """slots: tasks that run at once on this instance; `instances` says how many share the queue."""
+    """Estimator of positions and remaining times. slots: tasks that run at once on this instance."""
 
     def __init__(self, slots: int) -> None:
         self.line = WaitingEntries()
@@ -243,13 +243,13 @@ class EtaEstimator:
         self._running[task.id] = (workload_key(task), now)
 
     def ended(self, task: Task, completed_at: float | None) -> None:
-        """An attempt ended; only one that completed its task says how long a run takes."""
+        """Record the end of an attempt; only a completed one counts as a run time."""
         kind, began = self._running.pop(task.id, (None, 0.0))
         if kind is not None and completed_at is not None:
             self.runs.record(kind, completed_at - began)
 
     def position_of(self, task: Task, now: float, instances: int = 1) -> QueuePosition:
-        """Where an unfinished task stands."""
+        """Return the position of an unfinished task; instances: how many share the queue."""
         expected_s = self.runs.expected_of(task)
         if task.state is State.PROCESSING:
             if expected_s is None or task.started_at is None:
@@ -267,7 +267,7 @@ class EtaEstimator:
         return QueuePosition(position, round(outlook.wait_s(position - 1) + expected_s, 1))
 
     def _forecast(self, now: float, instances: int) -> SlotForecast | None:
-        """None while no run is known. One serves many submits: what is told is rounded to more than its age."""
+        """Return the forecast, None before the first run. One serves many submits: results are rounded coarsely."""
         seen_at, seen_by, outlook = self._seen
         if outlook is not None and 0.0 <= now - seen_at < FORECAST_MAX_AGE_S and seen_by == instances:
             return outlook

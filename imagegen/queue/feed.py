@@ -1,4 +1,4 @@
-"""Owns the telling of changes inside this process: who waits for which task, and what they have not seen yet."""
+"""Publication of task changes inside this process to the clients that wait for them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from imagegen.tasks.task import Task
 
 
 class Subscription:
-    """Changes of some tasks, the newest of each; use it as a context manager.
-
-    A waiter costs one small object, and no command.
-    """
+    """Latest changes of some tasks; a context manager. A waiting client costs one small object, and no command."""
 
     __slots__ = ("_changed", "_feed", "_news", "ids")
 
@@ -31,18 +28,18 @@ class Subscription:
         self._feed.remove(self)
 
     def wake(self) -> None:
-        """Ends the wait that is under way, without news."""
+        """End the current wait without a change."""
         self._changed.set()
 
     def tell(self, task: Task) -> None:
-        """News; what was told of another instance's task may come in another order than it happened."""
+        """Store a change; changes of another instance's task may arrive out of order."""
         known = self._news.get(task.id)
         if known is None or known.sequence < task.sequence:
             self._news[task.id] = task
             self._changed.set()
 
     async def changes(self, within_s: float) -> list[Task]:
-        """What changed since the last call, waiting for the first; empty after `within_s` without news."""
+        """Return the changes since the last call after waiting for the first; empty after `within_s` without one."""
         if not self._news:
             self._changed.clear()
             try:
@@ -55,7 +52,7 @@ class Subscription:
 
 
 class Feed:
-    """on_first: called with ids that somebody begins to wait for."""
+    """Subscriptions by task id. on_first_subscriber: called with ids that had no subscriber before."""
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[Subscription]] = {}
@@ -65,19 +62,19 @@ class Feed:
         return Subscription(self, ids)
 
     def wake_all(self) -> None:
-        """Ends every wait, at the end of the service."""
+        """End every wait, at the end of the service."""
         for waiters in self._waiters.values():
             for waiter in waiters:
                 waiter.wake()
 
     def publish(self, task: Task) -> None:
-        """A task changed, here or on another instance."""
+        """Publish a change of a task, from here or from another instance."""
         for waiter in self._waiters.get(task.id, ()):
             waiter.tell(task)
 
     @property
     def ids(self) -> Iterable[str]:
-        """The tasks that somebody waits for."""
+        """Tasks with a subscriber."""
         return self._waiters.keys()
 
     @property

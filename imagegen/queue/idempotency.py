@@ -1,4 +1,4 @@
-"""Owns idempotency keys: which task a client's key was first used for, in one plain command."""
+"""Idempotency keys: the task that a client's key was first used for, in one plain command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY_LIFE_S = 86_400
 
 
 class IdempotencyKeys:
-    """A key's value is the task's id, a digest of the body, and a word that tells our own write from another's."""
+    """Keys in Redis. A value is the task's id, a digest of the body, and a random token of the writer."""
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
@@ -30,23 +30,23 @@ class IdempotencyKeys:
     async def first_use_or_existing(
         self, client: str, key: str, task_id: str, body_digest: str
     ) -> AsyncIterator[str | None]:
-        """What is inside runs once a key: yields None to the first use, and to a repeat the first one's task id.
+        """Yield None for the first use of a key, else the task id of the first use.
 
-        A first use that fails is none; a repeat at the same moment waits for it. Raises IdempotencyMismatch where
-        the key was used with another body, QueueUnavailable.
+        A first use that fails does not count; a repeat at the same moment waits for it. Raises QueueUnavailable, and
+        IdempotencyMismatch if the key was used with another body.
         """
         name = self._keys.idempotency(hashlib.sha256(f"{client}\n{key}".encode()).hexdigest()[:32])
         value = f"{task_id} {body_digest} {secrets.token_hex(4)}".encode()
-        known = await self._claim((name, value))
-        if known is None or known == value:
+        stored = await self._claim((name, value))
+        if stored is None or stored == value:
             async with self._first_use(name):
                 yield None
             return
-        first_id, first_digest, _ = known.decode().split(" ")
+        first_id, first_digest, _ = stored.decode().split(" ")
         if first_digest != body_digest:
             raise IdempotencyMismatch
-        if under_way := self._in_progress.get(name):
-            await under_way.wait()
+        if in_progress := self._in_progress.get(name):
+            await in_progress.wait()
         yield first_id
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from imagegen.tasks import task as edges
 from imagegen.tasks.task import Task, TaskError
 
 GRACE_S = 5.0
-"""After the deadline: so long whoever has the task may take to end it."""
+"""Seconds after the deadline in which the owner of a task may still end it."""
 
 ERROR = TaskError("interrupted", "Redis lost the task before it could be finished", retryable=True)
 
@@ -42,9 +42,9 @@ class Interrupted:
         self._clock = clock
 
     async def ended(self, task: Task) -> Task:
-        """Fail a task as Redis has it if its deadline is over and its entry is gone; else return it as it is.
+        """Fail a stored task if its deadline is over and its entry is gone; else return it unchanged.
 
-        An owner that lives writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
+        A living owner writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
         """
         now = self._clock()
         ends_at = task.created_at + self._deadline_s + GRACE_S

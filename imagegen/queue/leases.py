@@ -17,8 +17,11 @@ from imagegen.redis_client.redis_errors import RedisError
 
 
 class Leases:
-    """Claims of this instance and their renewal. lease_s: how long a claim lives unrenewed; look: set when something
-    may be there to take over."""
+    """Claims of this instance and their renewal. look: set when there may be claims to take over.
+
+    lease_s: how long a claim lives unrenewed. restore: awaited with claims that are not pending any more; returns the
+    number of restored ones, and the lost ones. on_loss: called if any was restored.
+    """
 
     def __init__(
         self, connection: Connection, scripts: Scripts, dispatcher: ClaimDispatcher, notifier: Notifier, lease_s: float
@@ -34,11 +37,11 @@ class Leases:
         self.on_loss: Callable[[], None] = lambda: None
 
     def check_now(self) -> None:
-        """Something may be there to take over."""
+        """Check for claims to take over."""
         self.look.set()
 
     async def hold(self, entries: Iterable[Entry]) -> list[Claim]:
-        """Makes claims of entries; one that nobody can read goes to the dead-letter list."""
+        """Return claims of entries; move unreadable ones to the dead-letter list."""
         claims, unreadable = self.dispatcher.hold(entries)
         for entry_id, what in unreadable:
             await self._connection.retry_until_available(
@@ -49,20 +52,20 @@ class Leases:
         return claims
 
     def _publish_busy(self) -> None:
-        """The peers look after a lease's time whether we still live; so a word each lease is enough."""
+        """Publish once a lease that this instance has claims, so that peers check a lease later."""
         now = time.monotonic()
         if now - self._published_busy_at > self._lease_s * 0.8:
             self._published_busy_at = -math.inf if self._notifier.alone else now
             self._notifier.publish("busy")
 
     def on_peer_joined(self) -> None:
-        """One that came later has to know, too."""
+        """Publish to a new peer that this instance has claims."""
         if self.dispatcher.held:
             self._published_busy_at = -math.inf
             self._publish_busy()
 
     async def renew_forever(self) -> None:
-        """Renews what is held, three times a lease; costs nothing while nothing is held."""
+        """Renew all claims three times a lease; costs nothing without claims."""
         dispatcher = self.dispatcher
         while True:
             while not dispatcher.held:

@@ -1,7 +1,7 @@
-"""Owns the look at the queue as a whole: depth, oldest age and who is there, for people and their monitoring.
+"""Numbers of the whole queue for operators and their monitoring: depth, oldest age, and instances.
 
-A look may come every few seconds for months, so it asks Redis only where this process can't know: while all its slots
-are taken and there are other instances. It does so at most once in `ASK_S`.
+A scraper may read them every few seconds for months. So Redis is queried only if this process lacks the numbers: while
+all its slots are busy and there are other instances; and at most once in `MIN_QUERY_INTERVAL_S`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class BacklogSize:
-    """depth: tasks that nobody claimed yet; oldest_age_s: since the first of them came, 0 where none waits."""
+    """depth: tasks that no instance has claimed yet; oldest_age_s: age of the first of them, 0 without any."""
 
     depth: int = 0
     oldest_age_s: float = 0.0
@@ -38,8 +38,14 @@ class BacklogSize:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """What this instance holds and sees. in_flight: attempts that run; retrying: claims that wait for their next
-    attempt or their turn; free: slots that wait for a task; waiters: clients that wait for a change of a task."""
+    """Status of this instance.
+
+    Attributes:
+        in_flight: running attempts.
+        retrying: claims that wait for their next attempt or their turn.
+        free: slots that wait for a task.
+        waiters: clients that wait for a change of a task.
+    """
 
     in_flight: int
     retrying: int
@@ -51,7 +57,7 @@ class InstanceStatus:
 
 
 class QueueMonitor:
-    """What is asked of it costs no command, or few and seldom."""
+    """Queries that cost no command, or few of them rarely."""
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class QueueMonitor:
         return self._dispatcher.instance
 
     def local_status(self) -> InstanceStatus:
-        """Costs no command."""
+        """Return the status of this instance; costs no command."""
         held = self._dispatcher.held.values()
         return InstanceStatus(
             sum(claim.occupies_slot and claim.task.state is State.PROCESSING for claim in held),
@@ -90,10 +96,10 @@ class QueueMonitor:
         )
 
     async def waiting(self) -> BacklogSize:
-        """The tasks that wait, on whatever instance; the last that was known where Redis is away."""
+        """Return the tasks that wait for any instance; the last numbers if Redis is unavailable."""
         if self._connection.health.down_since is None:
             if self._dispatcher.free_slots and not self._line:
-                return BacklogSize()  # a slot of ours waits for the next entry, so there is none
+                return BacklogSize()  # a free slot here waits for the next entry, so none waits
             if self._notifier.no_peers_since(self._line.read_at):
                 first_at = self._line.first_at
                 return (
@@ -104,7 +110,7 @@ class QueueMonitor:
         return await self._asked.get()
 
     async def dead_letters(self) -> int:
-        """Entries that nobody could read, as far as they are kept."""
+        """Return the number of unreadable entries that are kept."""
         return await self._dead.get()
 
     async def _ask(self) -> BacklogSize:
@@ -118,7 +124,7 @@ class QueueMonitor:
         return BacklogSize(max(length - claimed, 0), age_s)
 
     async def _claimed(self) -> tuple[int, str]:
-        """How many entries are claimed, and the last of them; whatever waits comes after it."""
+        """Return how many entries are claimed, and the last of them; all waiting entries come after it."""
         try:
             found: Any = await self._connection.commands.xpending(self._keys.stream, GROUP)
         except ResponseError as error:
@@ -139,7 +145,7 @@ def _age_s(since: float, now: float) -> float:
 
 
 class _TtlCached(Generic[Value]):
-    """A value that is asked for at most once in `ASK_S`, by one at a time; the last known one where Redis is away."""
+    """Value that is queried at most once in `MIN_QUERY_INTERVAL_S`, and kept while Redis is unavailable."""
 
     def __init__(self, value: Value, ask: Callable[[], Awaitable[Value]]) -> None:
         self._value = value

@@ -1,7 +1,7 @@
-"""Owns the control channel, on which instances talk: who is there, who is busy, who watches what, what changed.
+"""Pub/sub channel of the instances: which are there, which are busy, which task changes they wait for.
 
-Alone, nothing is published after the hello. A lost message costs time and nothing else: leases are looked at now and
-then, and what is watched is read again.
+Without peers nothing is published after the hello. A lost message costs time only: leases are checked now and then,
+and awaited tasks are read again.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ RETRY_S, MAX_RETRY_S = 60.0, 600.0
 HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 
 _BROADCAST = ("hello", "lost")
-"""Kinds that are published also where no peer is known."""
+"""Kinds that are published even without a peer."""
 
 MAX_PEERS = 1_000
-"""Instances remembered, whatever names come on the channel."""
+"""Instances remembered, whichever names are received."""
 
 Message = Mapping[str, Any]
 Handler = Callable[[Message], None]
 
 
 class Notifier:
-    """peers: other instances heard of. Handlers are put in `on` by kind before `listen_forever` runs.
+    """Publisher and subscriber of the channel.
 
-    silent: whether Redis refuses the channel; then peers are unknown, and what matters is polled.
-    on_join: called after each (re)connect, for messages may have been missed. on_peer: called for each new peer, which
-    has heard nothing yet.
+    Attributes:
+        peers: other instances that sent a message.
+        handlers: called by the kind of a message.
+        silent: whether Redis refuses the channel; then peers are unknown, and instances poll.
+        on_join: called after each (re)connect, since messages may have been missed.
+        on_peer: called for each new peer, which has received nothing yet.
     """
 
     def __init__(self, connection: Connection, keys: Keys, instance: str) -> None:
@@ -59,32 +62,32 @@ class Notifier:
 
     @property
     def alone(self) -> bool:
-        """Whether no other instance is known, and one would be."""
+        """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
 
     def no_peers_since(self, unix_s: float) -> bool:
-        """Whether no other instance was known at any time from then on."""
+        """Return whether there was no peer at any time since then."""
         return self.alone and unix_s >= self._alone_since
 
     def probe_peers(self) -> None:
-        """Another instance may be there though it sent nothing: greet it, and no longer assume to be alone."""
+        """Greet an instance that may be there, and stop assuming that there is none."""
         self._alone_since = self._connection.clock()
         self.publish("hello")
 
     def publish(self, kind: str, **content: Any) -> None:
-        """Publishes to the peers where there are any; it is not waited for, and a failure is no fault."""
+        """Publish to the peers, if there are any, without waiting; a failure is no error."""
         if (self.peers and not self.silent) or kind in _BROADCAST:
             sending = asyncio.create_task(self._publish(kind, content), name=f"tell-{kind}")
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
 
     async def flush(self) -> None:
-        """Waits until all that was told is out."""
+        """Wait until all messages are sent."""
         if self._sending:
             await asyncio.wait(self._sending)
 
     async def listen_forever(self) -> None:
-        """One subscription for this process; after a loss it is made again."""
+        """Receive messages over one subscription, which is renewed after a loss."""
         losses = Backoff(0.1, 5.0)
         while True:
             try:
@@ -121,7 +124,7 @@ class Notifier:
             hook()
 
     def _on_subscribed(self) -> None:
-        self._alone_since = self._connection.clock()  # another one may have come and gone unheard
+        self._alone_since = self._connection.clock()  # a peer may have come and gone unnoticed
         self.publish("hello")
         for hook in self.on_join:
             hook()
@@ -134,7 +137,7 @@ class Notifier:
                 raise TypeError(kind)
             if sender != self._instance:
                 self._handle(message, sender, kind)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # of another's making
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a foreign message
             self._unreadable()
 
     def _handle(self, message: Message, sender: str, kind: str) -> None:
@@ -155,13 +158,13 @@ class Notifier:
             handler(message)
 
     def _unreadable(self) -> None:
-        """Log once that a foreign message came; more of them mean nothing new."""
+        """Log a foreign message once."""
         if not self._reported_unreadable:
             self._reported_unreadable = True
             logger.warning("A message on the control channel can't be read; more of them are passed over silently")
 
     def _repeat_hello(self, kind: str) -> None:
-        """Send a greeting again that was not sent: without it this instance is unknown to its peers."""
+        """Send a greeting again that was not sent: peers do not see this instance without it."""
         if kind == "hello" and self._hellos < MAX_HELLOS:
             self._hellos += 1
             asyncio.get_running_loop().call_later(HELLO_AGAIN_S, self.publish, "hello")
@@ -188,6 +191,6 @@ class Notifier:
 
 
 def ids_of(message: Message) -> Iterable[str]:
-    """The task ids that a message names."""
+    """Return the task ids in a message."""
     ids = message.get("ids")
     return [one for one in ids if isinstance(one, str)] if isinstance(ids, list) else []

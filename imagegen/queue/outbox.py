@@ -1,10 +1,11 @@
-"""Outbox: the webhooks of finished tasks that are still to be sent, and which instance owns them.
+"""Outbox: webhooks of finished tasks that are not sent yet, and the instances that own them.
 
-Each destination has its own bounded share of memory. What is over it is kept by name (see `lines`) and read from Redis
-when there is room, so that a slow receiver with thousands of webhooks takes no room from others.
+Each destination has its own bounded share of memory. Further webhooks are kept by name (see `delivery_lines`) and read
+from Redis later, so that a slow receiver with thousands of webhooks delays no other.
 
-What this instance finished is delivered from memory, and costs three commands: a name in the outbox, written with the
-result; the delivery log; the name's removal. A name falls due, for any instance to take, when nobody moved it on.
+The webhooks of a task that finished here are delivered from memory, for three commands: a name in the outbox, written
+with the result; the delivery log; the name's removal. A name that its owner does not reschedule falls due for any
+instance.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ FEW_EACH = 2
 """Deliveries that a destination may have in memory though others fill it, up to twice `MAX_HELD`."""
 
 AHEAD_S = 30.0
-"""A delivery whose next try is further away makes room for others of its destination."""
+"""Deliveries with a later next try give their memory to others of their destination."""
 
 TAKEN_AT_ONCE = 500
 
 CHECK_INTERVAL_S = 600.0
 RENEW_S = 20.0
 PEER_REPLY_S = 1.0
-"""Peers answer our hello within this time; where none does, nobody else cares for what is in the outbox."""
+"""Peers answer a hello within this time; without an answer no other instance owns names in the outbox."""
 
 _PAGE_SIZE = 20
 PAGE = 1_000
@@ -66,7 +67,7 @@ PAGE = 1_000
 
 @dataclass(slots=True)
 class _OwnedName:
-    """open: the deliveries that are not done, by number; until: when the name falls due for others, Unix time."""
+    """open: deliveries that are not done, by number; until: when the name falls due for others, Unix time."""
 
     task: Task
     open: dict[int, Delivery]
@@ -74,7 +75,7 @@ class _OwnedName:
 
 
 class Outbox:
-    """`next` gives what is to be delivered, `tried` takes what came of it. clock: Unix time."""
+    """Queue of deliveries: `next` returns one to make, `record_attempt` stores its result. clock: Unix time."""
 
     def __init__(
         self,
@@ -115,19 +116,19 @@ class Outbox:
 
     @property
     def names(self) -> list[str]:
-        """What this instance delivers."""
+        """Names that this instance delivers."""
         return list(self._held)
 
     def is_owned_elsewhere(self, task: Task) -> bool:
-        """Whether another instance knows more of the deliveries of a finished task."""
+        """Return whether another instance has a newer state of a finished task's deliveries."""
         return not all(self._owns(_name(task, one)) for one in pending_deliveries(task))
 
     async def next(self) -> tuple[Task, Delivery]:
-        """A finished task and one of its deliveries, to be made at its `due_at`; each try comes once."""
+        """Return a finished task and one of its deliveries, to be made at its `due_at`; each try is returned once."""
         return await self._ready.get()
 
     async def record_attempt(self, task: Task, delivery: Delivery) -> None:
-        """Keeps what a try brought, and forgets the delivery where it is done. Waits for Redis where it is away."""
+        """Store the result of a try, and forget the delivery if it is done. Waits until Redis is available."""
         name = _name(task, delivery)
         held = self._held.get(name)
         if held is None:
@@ -150,9 +151,9 @@ class Outbox:
         self._room_made.set()
 
     async def add_webhooks(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
-        """Adds webhooks to a task as it was read, with its log; those of a finished one are called at once.
+        """Add webhooks to a task as it was read, with its log; those of a finished task are called now.
 
-        None where the task changed meanwhile. Raises InvalidRequest for too many, QueueUnavailable.
+        Return None if the task changed meanwhile. Raises InvalidRequest for too many, QueueUnavailable.
         """
         late = task.state.is_final
         wanted = [webhook for webhook in webhooks if not late or webhook.subscribes_to(task.state)]
@@ -171,7 +172,7 @@ class Outbox:
         return task
 
     async def release(self) -> None:
-        """Leaves all to others, at the end. Raises QueueUnavailable."""
+        """Leave all names to other instances, at the end. Raises QueueUnavailable."""
         names = [*self._held, *self._lines.until]
         self._held.clear()
         self._held_at.clear()
@@ -179,7 +180,7 @@ class Outbox:
         await self._calls.reschedule(dict.fromkeys(names, self._clock()))
 
     async def renew_forever(self) -> None:
-        """Moves names on that wait for long; costs nothing while nothing does."""
+        """Reschedule names that wait for long; costs nothing without any."""
         while True:
             while not self._held and not self._lines.until:
                 self._busy.clear()
@@ -197,7 +198,7 @@ class Outbox:
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
 
     async def refill_forever(self) -> None:
-        """Read what waits by name, as soon as its destination has room; costs one command for many."""
+        """Read deliveries that wait by name, as soon as their destination has capacity; one command reads many."""
         while True:
             self._room_made.clear()
             due_before = self._clock() + AHEAD_S
@@ -211,7 +212,7 @@ class Outbox:
                 pass
 
     async def take_over_forever(self) -> None:
-        """Takes over what nobody cares for: at the start, when it falls due, after a takeover, and now and then."""
+        """Take over names without an owner: at the start, when they fall due, after a takeover, now and then."""
         await self._joined.wait()
         await asyncio.sleep(PEER_REPLY_S)
         take = self._take_all if self._notifier.alone else self._take
@@ -226,7 +227,7 @@ class Outbox:
             self._look.clear()
 
     async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply | None:
-        """Repeat a call until Redis can be used; return None if something foreign is in the outbox's place."""
+        """Repeat a call until Redis is available; return None if a foreign value has the outbox's key."""
         try:
             return await self._connection.retry_until_available(call, *given)
         except ResponseError as error:
@@ -236,7 +237,7 @@ class Outbox:
             return None
 
     async def _take_all(self) -> float:
-        """Take over everything, since no other instance is there. Return the seconds until there may be more."""
+        """Take over everything, since no other instance is there. Return the seconds until the next check."""
         names: list[str] = []
         while rows := await self._calls.next_due(PAGE, len(names)):
             names += [name for name, _ in rows]
@@ -248,7 +249,7 @@ class Outbox:
         return CHECK_INTERVAL_S
 
     async def _take(self) -> float:
-        """Take over what is due. Return the seconds until there may be more."""
+        """Take over due names. Return the seconds until the next check."""
         now = self._clock()
         rows = await self._calls.next_due(_PAGE_SIZE)
         others = [due_at for name, due_at in rows if not self._owns(name)]
@@ -261,7 +262,7 @@ class Outbox:
         return 0.1
 
     async def _adopt_all(self, names: Sequence[str]) -> None:
-        """Hold what waits under names that were just taken; those without any room are left for later."""
+        """Hold the deliveries of names that were just taken; those without capacity stay for later."""
         if names:
             logger.info("Took over webhooks of {} tasks from an instance that is gone", len(names))
         kept = await asyncio.gather(*map(self._adopt, names))
@@ -269,9 +270,9 @@ class Outbox:
             await self._calls.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
 
     async def _adopt(self, name: str) -> bool:
-        """Hold what waits under a name; one whose task is gone or came again is dropped.
+        """Hold the deliveries of a name; drop it if its task is gone or was enqueued again.
 
-        Returns False where there is no room for it.
+        Return False if there is no capacity for it.
         """
         task_id, generation, *_ = (*name.split(":"), "")
         record, _, log = await self._scripts.read(task_id)
@@ -299,18 +300,18 @@ class Outbox:
         return name in self._held or name in self._lines
 
     def _room_at(self, destination: str) -> int:
-        """Return how many deliveries of a destination may come into memory now."""
+        """Return how many deliveries of a destination may be loaded now."""
         here, held = self._held_at[destination], len(self._held)
         if held < MAX_HELD:
             return min(MAX_HELD_EACH - here, MAX_HELD - held)
         return FEW_EACH - here if held < 2 * MAX_HELD else 0
 
     def _refill_at(self, destination: str) -> int:
-        """The same for what waits by name: none until half of the room is free, so that many are read at once."""
+        """Return the same for names: none until half of the capacity is free, so that many are read together."""
         return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._room_at(destination)
 
     def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> bool:
-        """Take deliveries into memory, or their name if there is no room. Return False if there is none for it."""
+        """Load deliveries, or keep their name if memory is full. Return False if the names are full too."""
         if self._owns(name):
             return True
         destinations, until = _destinations(waiting), self._clock() + OUTBOX_GRACE_S
@@ -326,14 +327,14 @@ class Outbox:
         return True
 
     def _waits_by_name(self, due_at: float, destinations: Iterable[str]) -> bool:
-        """Return whether the next try is far away, and memory is used by others."""
+        """Return whether the next try is far away, and other deliveries use the memory."""
         if due_at < self._clock() + AHEAD_S:
             return False
         used = max(self._held_at[destination] for destination in destinations)
         return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
 
     def _put_aside(self, name: str, held: _OwnedName, delivery: Delivery) -> bool:
-        """Keep only the name of a delivery that waits for long, where its place is needed."""
+        """Keep only the name of a delivery that waits for long, if others need its memory."""
         due_at, destinations = delivery.due_at or 0.0, _destinations([delivery])
         if len(held.open) > 1 or not self._waits_by_name(due_at, destinations):
             return False
@@ -351,7 +352,7 @@ class Outbox:
                 del self._held_at[destination]
 
     async def _log(self, held: _OwnedName) -> None:
-        """Writes the delivery log, with what others wrote meanwhile; one of a newer generation is left alone."""
+        """Write the delivery log, merged with what others wrote meanwhile; one of a newer epoch is not touched."""
         task, known = held.task, None
         while True:
             log = encode_hooks(task.epoch, task.deliveries)

@@ -1,10 +1,10 @@
-"""Recovery from writes that Redis lost: each instance writes back what it knows.
+"""Recovery from writes that Redis lost: each instance writes back what it has in memory.
 
 Signs of a loss: a reconnect that leads to another server (a failover, a restart), a group or stream that is gone, a
 claim that is not pending for us any more, a waiting task whose entry was deleted, and a peer's message.
 
-Running claims come first, then results, and only after the peers had time for theirs the waiting tasks: so what a peer
-runs is not queued a second time. No paid call begins meanwhile.
+Running claims come first, then results. Waiting tasks come last, after the peers had time for their claims, so that no
+task that a peer runs is queued a second time. No paid call begins meanwhile.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
 PEERS_LATER_S = 5.0
 
 RECENT_S = 600.0
-"""Results of this age are always looked at; older ones while some of the newer ones were missing."""
+"""Results of this age are always checked; older ones while some of the newer ones were missing."""
 
 CHECK_AGAIN_S = 10.0
-"""A waiting task that was found whole is checked again after this time, then after twice that, and so on."""
+"""A waiting task that has its entry is checked again after this time, then after twice that, and so on."""
 
 
 class Recovery:
-    """result_ttl_s: within it a missing record can't be one that expired. clock: Unix time."""
+    """Recovery of one instance. clock: Unix time.
+
+    result_ttl_s: a record that is younger and missing was lost, and did not expire.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class Recovery:
         self._leases = leases
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
-        """Begin a recovery. publish: peers can't see the cause themselves."""
+        """Begin a recovery. publish: peers can't notice the cause themselves."""
         if not self._running:
             return
         logger.debug("Writes may be lost: {}", cause)
@@ -92,7 +95,7 @@ class Recovery:
         self.notice("claims were not pending any more", publish=True)
 
     async def recover_forever(self) -> None:
-        """Write back what was lost, each time that a loss is noticed."""
+        """Write back lost data, each time that a loss is noticed."""
         self._running = True
         try:
             while True:
@@ -111,7 +114,7 @@ class Recovery:
             self._connection.recovered.set()
 
     async def restore_claims(self, claims: Sequence[Claim]) -> tuple[int, list[Claim]]:
-        """Restore claims. Returns how many had something missing, and those that are not ours any more."""
+        """Restore claims. Return how many had something missing, and those that are not ours any more."""
         count, lost = 0, []
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
             self._dispatcher.restoring = True
@@ -135,11 +138,11 @@ class Recovery:
 
     @property
     def unsettled(self) -> bool:
-        """Whether what is missing may still be written back, here or by a peer that is later than we are."""
+        """Whether missing data may still be written back, here or by a slower peer."""
         return not self._connection.recovered.is_set() or time.monotonic() - self._ended_at < PEERS_LATER_S
 
     async def wait_restored(self) -> None:
-        """Let peers restore what they run, after a sign that they may have to; not again within `MAX_SETTLE_S`."""
+        """Let peers restore their running claims; not again within `MAX_SETTLE_S`. Raises QueueUnavailable."""
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
             self.notice("an unfinished task has no entry", publish=True)
         try:
@@ -149,7 +152,7 @@ class Recovery:
             raise QueueUnavailable(headers={"Retry-After": "2"}) from None
 
     async def check_waiting(self, tasks: Iterable[Task]) -> None:
-        """Begin a recovery if entries of waiting tasks are gone. Each task is checked more and more seldom."""
+        """Begin a recovery if entries of waiting tasks are gone. Each task is checked less and less often."""
         now, due = time.monotonic(), []
         for task in tasks:
             check_at, wait_s = self._check_at.get(task.id, (0.0, CHECK_AGAIN_S))
@@ -201,7 +204,7 @@ class Recovery:
         return count
 
     async def _settle(self, began: float) -> None:
-        """Wait until the peers have restored what they run."""
+        """Wait until the peers have restored their running claims."""
         while (passed_s := time.monotonic() - began) < MAX_SETTLE_S:
             peers = self._notifier.peers
             if (
@@ -213,7 +216,7 @@ class Recovery:
             await asyncio.sleep(0.05)
 
     def _waiting(self) -> list[Task]:
-        """Waiting tasks that were submitted here."""
+        """Return waiting tasks that were submitted here."""
         claimed = self._dispatcher.claimed
         return [task for task in self._task_cache.live.values() if task.id not in claimed]
 
@@ -228,7 +231,7 @@ class Recovery:
         return count
 
     def _restorable(self, tasks: Iterable[Task]) -> list[Task]:
-        """Those that can be queued again: a missing record can't be one that was finished and has expired."""
+        """Return tasks that can be queued again: a missing record was lost, and did not finish and expire."""
         oldest = self._clock() - self._result_ttl_s
         waiting = (task for task in tasks if task.request_json and task.state is State.PENDING)
         return [task for task in waiting if task.created_at > oldest]
@@ -240,7 +243,7 @@ class Recovery:
             self._moved(task, answer.entry_id, fresh=answer.kind == "queued")
 
     def _moved(self, task: Task, entry_id: str, *, fresh: bool) -> None:
-        """Note the entry that carries a waiting task now."""
+        """Record the entry that carries a waiting task now."""
         if self._task_cache.live.get(task.id) is not task or task.id in self._dispatcher.claimed:
             return
         line = self._dispatcher.estimates.line
@@ -251,14 +254,14 @@ class Recovery:
                 line.add(entry_id)
 
     def _with_webhooks(self, claim: Claim) -> Claim:
-        """Put the webhooks that joined into the claim: their log may be lost with the rest."""
+        """Copy webhooks that were added later into the claim: their log may be lost too."""
         known = self._task_cache.live.get(claim.task.id)
         if known is not None and known.epoch == claim.task.epoch and known.deliveries:
             claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, known.deliveries))
         return claim
 
     def on_loss_elsewhere(self, _message: Message) -> None:
-        """Begin a recovery, unless one that runs or ended just now has seen the same loss."""
+        """Begin a recovery, unless a running or just ended one covers the same loss."""
         if self._noticed.is_set() or not self._connection.recovered.is_set():
             return
         if time.monotonic() - self._ended_at > MAX_SETTLE_S:
@@ -267,7 +270,7 @@ class Recovery:
             self._notifier.publish("restored")
 
     def on_peer_joined(self) -> None:
-        """Publish again what a peer that joins now may wait for."""
+        """Publish again what a new peer may wait for."""
         if self._claims_restored and self.unsettled:
             self._notifier.publish("restored")
 
@@ -276,7 +279,7 @@ class Recovery:
         self._leases.check_now()
 
     def probe(self) -> None:
-        """Check the shared connection after the subscription was replaced, and which server is behind it."""
+        """Check the shared connection after the subscription was renewed: it may lead to another server."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._ping(), name="recovery-probe")
 

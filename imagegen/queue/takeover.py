@@ -1,8 +1,8 @@
 """Takeover of claims that their owners stopped to renew, and removal of consumers that are gone.
 
 The idle time of an entry is measured by Redis, also while no instance can reach Redis, or while Redis refuses writes.
-So after an entry was found expired, Redis must have taken writes for `CONFIRM_S` before it is taken: an owner that
-lives renews within that time. After an outage that this instance noticed, owners have a whole lease.
+So an expired entry is taken only after Redis has accepted writes for `CONFIRM_S`: a living owner renews within that
+time. After an outage that this instance noticed, owners have a whole lease.
 """
 
 from __future__ import annotations
@@ -27,27 +27,32 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 
 EARLY_S, FIRST_CHECK_S, EARLY_CHECK_S, CHECK_S = 120.0, 6.0, 30.0, 180.0
-"""Orphans are likely just after a start; later a check is there for the case that a peer's word was lost."""
+"""Orphans are likely just after a start; later checks cover lost messages of peers."""
 
 UNDELIVERED_AFTER_S = 1.0
-"""An entry that is pending for us so long, and that we do not hold, got lost on its way to us."""
+"""An entry that is pending for us for this time, and that we do not hold, was lost on its way to us."""
 
 CONFIRM_S = 3.5
 """A try to renew that gets no answer takes 2 s, and the next one follows within 1 s."""
 
 GONE_S, SILENT_S = 5.0, 65.0
-"""A consumer that holds nothing is gone if it sent no command for this time: if no peer has its name, and at all. A
-living one reads every 57 s."""
+"""Seconds without a command after which a consumer without claims is gone: if no peer has its name, and always.
+
+A living one reads every 57 s.
+"""
 
 UNPROMPTED_CHECK_S = 10.0
-"""How often to look at least, or once a lease, where Redis refuses the channel of the instances."""
+"""Shortest interval of checks if Redis refuses the channel of the instances; else a lease."""
 
 MAX_TAKEN = 100
 """Entries that one command takes over, since their requests come with them."""
 
 
 class Takeover:
-    """lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken."""
+    """Loop that takes over expired claims.
+
+    lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken.
+    """
 
     def __init__(
         self, connection: Connection, scripts: Scripts, leases: Leases, notifier: Notifier, lease_s: float
@@ -61,16 +66,16 @@ class Takeover:
         self._confirm_s = min(CONFIRM_S, lease_s)
         self._answering_since = self._answered_at = -math.inf
         self._expired: dict[str, float] = {}
-        """When each was renewed last, monotonic, by entry id; the oldest entry first."""
+        """Monotonic time of the last renewal by entry id; the oldest entry first."""
         self._proven: set[str] = set()
         self._renewed_at: dict[str, float] = {}
-        """Of entries that we tried to take, since Redis forgets it then."""
+        """Monotonic time of the last renewal of entries that we tried to take, since Redis forgets it then."""
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
 
     async def take_over_forever(self) -> None:
-        """Look for expired claims: at the start, when the earliest lease ends, and now and then."""
+        """Check for expired claims: at the start, when the earliest lease ends, and now and then."""
         began = time.monotonic()
         check_s, step = FIRST_CHECK_S, self._check
         while True:
@@ -94,7 +99,7 @@ class Takeover:
             self._leases.look.clear()
 
     async def reclaim_undelivered(self) -> None:
-        """Claim what was read for us and got lost on the way, so that it can be handed back."""
+        """Claim entries that were read for us and lost on the way, so that they can be released."""
         _, strays = await self._scripts.renew(self._dispatcher.instance, self._dispatcher.ids())
         await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
@@ -111,7 +116,7 @@ class Takeover:
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
             entries = await self._scripts.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
             claims = await self._leases.hold(entries)
-            # The entries are ours now, no other instance will look at them: this does not end before they are complete.
+            # The entries are ours now and no other instance checks them, so retry until the checkpoints are read.
             ids = [claim.task.id for claim in claims]
             runs = await self._connection.retry_until_available(self._scripts.read_checkpoints, ids) if ids else []
             await asyncio.gather(*map(self._inherit, claims, runs))
@@ -119,7 +124,7 @@ class Takeover:
         return taken
 
     async def _inherit(self, claim: Claim, stands: bytes | None) -> None:
-        """Write what the owner before had done as our own run, so that it is known if we die before the start."""
+        """Write the previous owner's progress as our checkpoint, so that it survives our death before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
         cut_off = take_over_state(claim, stands, idle_s, self._lease_s)
         self._connection.meter.ambiguous += cut_off
@@ -134,7 +139,7 @@ class Takeover:
             self._connection.meter.ambiguous += take_over_state(claim, stands, idle_s, self._lease_s)
 
     async def _check(self) -> float:
-        """Look at the consumers; at what they hold only where another one holds something, or one lost something."""
+        """Check the consumers, and their claims only if another one has some, or ours were lost."""
         consumers = await self._scripts.consumers()
         others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
@@ -152,7 +157,7 @@ class Takeover:
         return consumer.idle_s >= silent_s
 
     async def _look(self) -> float:
-        """Look at all that is claimed. Return the seconds until there may be something to take over."""
+        """Check all claimed entries. Return the seconds until there may be one to take over."""
         dispatcher = self._dispatcher
         sent_at = time.monotonic()
         rows = [
@@ -175,7 +180,7 @@ class Takeover:
         return max(min((self._lease_s - row.idle_s for row in others), default=CHECK_S), 0.0) + 0.02
 
     async def _continue_check(self) -> float:
-        """Go on with what was found expired. Return the seconds until the next step."""
+        """Continue with the expired entries. Return the seconds until the next step."""
         sent_at = time.monotonic()
         if not self._proven.issuperset(self._expired):
             await self._scripts.probe_claim(self._dispatcher.instance, next(iter(self._expired)))
@@ -194,7 +199,7 @@ class Takeover:
             raise
 
     def _until_proven_s(self, sent_at: float) -> float:
-        """Return for how many seconds Redis must go on to answer, after an answer to what was sent at `sent_at`."""
+        """Return for how many seconds Redis must still answer, after the reply to a command of `sent_at`."""
         health = self._connection.health
         back_at = health.back_at
         if sent_at - self._answered_at > self._confirm_s / 2 or back_at > self._answering_since:
@@ -205,11 +210,11 @@ class Takeover:
         return max(self._answering_since + self._confirm_s, back_at + self._lease_s) - now
 
     def _probe_in_s(self, left_s: float) -> float:
-        """Return when to ask Redis again: often in the last seconds, and not before."""
+        """Return when to ping Redis again: often in the last seconds, and not before."""
         return max(left_s - self._confirm_s * 1.25, min(self._confirm_s / 4, left_s))
 
     async def _take_expired(self) -> float:
-        """Take as many of the expired entries as there is room for. Return the seconds until there may be more."""
+        """Take as many expired entries as there is capacity for. Return the seconds until the next step."""
         room, now = self._room, time.monotonic()
         some = {entry_id: now - renewed_at for entry_id, renewed_at in islice(self._expired.items(), room)}
         claims = await self.take(some, min_idle_s=self._lease_s)
@@ -224,7 +229,7 @@ class Takeover:
 
     @property
     def _room(self) -> int:
-        """Entries to take: for free slots; if none was free for a while, some that wait for the next ones."""
+        """Entries to take: for free slots; if none was free for a while, some for the next ones."""
         dispatcher = self._dispatcher
         waited_s = time.monotonic() - min(self._expired.values()) - self._lease_s
         if waited_s < self._confirm_s * 2:
@@ -238,7 +243,7 @@ class Takeover:
             self._dispatcher.put(claim)
 
     def on_peer_busy(self, _message: Message) -> None:
-        """Look a lease from now; while a look is due already, it stays, and one more follows."""
+        """Check a lease from now; a check that is due already stays, and one more follows."""
         loop = asyncio.get_running_loop()
         self._peer_until = loop.time() + self._lease_s
         if self._peer_timer is None:

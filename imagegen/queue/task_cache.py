@@ -1,4 +1,4 @@
-"""Owns what this process knows of tasks, so that most reads cost no command."""
+"""Cache of tasks in this process, so that most reads cost no command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ DROPPED_COUNT = 10_000
 
 
 class TaskCache:
-    """live: unfinished tasks that were submitted or are run here; finished ones, bounded by bytes; and, for a second,
-    what was read of others.
+    """Tasks by id: unfinished ones of this instance, finished ones bounded by bytes, and recent reads of others.
 
-    on_change: called with each task that changed, once it is known here; on_settled: with each that was finished here.
+    Attributes:
+        live: unfinished tasks that were submitted or run here.
+        on_change: called with each task of this instance after it changed.
+        on_finished_here: called with each task that this instance finished.
     """
 
     def __init__(self, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -36,7 +38,7 @@ class TaskCache:
         self.on_finished_here: Callable[[Task], None] = lambda _task: None
 
     def put(self, task: Task) -> bool:
-        """What is now true of a task of ours, or of a finished one. False: something newer is known, and stays."""
+        """Store the state of a task of this instance, or of a finished one. Return False if a newer one is cached."""
         task_id, known = task.id, self.live.get(task.id)
         finished = None if known else self.finished(task_id)
         known = known or finished
@@ -55,7 +57,7 @@ class TaskCache:
         return True
 
     def store_from_redis(self, task_id: str, task: Task | None) -> None:
-        """What Redis says of a task that is not ours; it may have been submitted here while Redis was asked."""
+        """Store a task that was read from Redis; it may have been submitted here during the read."""
         if task is None and (task_id in self.live or task_id in self._finished):
             return
         if task is not None and task.state.is_final:
@@ -69,7 +71,7 @@ class TaskCache:
             self._others.popitem(last=False)
 
     def store_from_peer(self, task: Task) -> None:
-        """What its owner says of a task, maybe in another order than it happened."""
+        """Store a task that its owner published, maybe out of order."""
         for known in (self._finished.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
             if known is not None and known.sequence >= task.sequence:
                 return
@@ -78,7 +80,7 @@ class TaskCache:
         self._others[task.id] = (task, self._monotonic())
 
     def merge_webhooks(self, task: Task) -> None:
-        """Webhooks were added to a task, or told of its end; all else of it stays as it is known here."""
+        """Merge the deliveries of a task into its cached state; nothing else of it changes."""
         if (live := self.live.get(task.id)) and live.epoch == task.epoch:
             self.live[task.id] = _with_joined(live, task)
         if (done := self.finished(task.id)) and done.epoch == task.epoch:
@@ -86,7 +88,7 @@ class TaskCache:
         self._others.pop(task.id, None)
 
     def move_to_end(self, task_id: str) -> None:
-        """Puts an unfinished task behind the others, whose turn it is to be looked at."""
+        """Move an unfinished task behind the others, so that these are checked first."""
         if (task := self.live.pop(task_id, None)) is not None:
             self.live[task_id] = task
 
@@ -96,7 +98,7 @@ class TaskCache:
         self._drop(task_id)
 
     def finished(self, task_id: str) -> Task | None:
-        """A finished task that has not expired."""
+        """Return a finished task that has not expired."""
         found = self._finished.get(task_id)
         if found is None:
             return None
@@ -108,11 +110,11 @@ class TaskCache:
         return task
 
     def vanished(self, task_id: str) -> bool:
-        """Return whether a finished task dropped for its bytes has no record before its time; true once a task."""
+        """Return whether a finished task dropped for its bytes lost its record too early; true once a task."""
         return self._dropped.pop(task_id, 0.0) > self._clock()
 
     def results(self) -> list[Task]:
-        """Finished tasks that have not expired, the last one first."""
+        """Return finished tasks that have not expired, the latest first."""
         now = self._clock()
         tasks = [task for task, _ in self._finished.values() if task.expires_at is None or task.expires_at > now]
         return sorted(tasks, key=lambda task: task.finished_at or 0.0, reverse=True)
@@ -120,12 +122,11 @@ class TaskCache:
     def recent_remote(
         self, task_id: str, alone_since: Callable[[float], bool] = lambda _unix_s: True
     ) -> tuple[bool, Task | None]:
-        """Return whether what was read of a task still counts, and what it was.
+        """Return whether the last read of a task is recent enough, and its result.
 
-        A task counts for a second. That there was none counts for ten, and only if no other instance can have
-        submitted it.
+        A task is valid for one second. Its absence is valid for ten, and only if no peer can have submitted it.
 
-        alone_since: whether no other instance was there from a time on (Unix seconds).
+        alone_since: returns whether there was no other instance since a time (Unix seconds).
         """
         found = self._others.get(task_id)
         if found is None:
@@ -159,7 +160,7 @@ class TaskCache:
 
 
 def _with_joined(task: Task, known: Task | None) -> Task:
-    """The task with the webhooks that joined its generation, which its entry does not know."""
+    """Return the task with webhooks that were added to its epoch, which its entry lacks."""
     if known is None or known.epoch != task.epoch or not known.deliveries:
         return task
     return replace(task, deliveries=merge_deliveries(task.deliveries, known.deliveries))

@@ -1,4 +1,4 @@
-"""Owns the list of all tasks, for people who look after the service: a scan, so that no submit pays for an index."""
+"""List of all tasks for operators. It scans all records, so that no submit pays for an index."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from imagegen.tasks.task import State
 SCAN_COUNT = 500
 
 Cursor = tuple[int, str]
-"""Where a task stands in the list: its generation, which rises with the time of the submit, and its id."""
+"""Place of a task in the list: its generation, which rises with the time of the submit, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """next: where the next page begins, None at the end."""
+    """next: first task of the next page, None at the end."""
 
     task_ids: list[str]
     next: Cursor | None
 
 
 class TaskList:
-    """The tasks by the time of their submit, newest first."""
+    """Tasks by the time of their submit, newest first."""
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._keys = keys
 
     async def page(self, state: State | None, before: Cursor | None, limit: int) -> Page:
-        """At most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
+        """Return at most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
         newest: list[Cursor] = []
         cursor, begun = 0, False
         while cursor or not begun:
@@ -82,7 +82,7 @@ def _heads(ids: Iterable[str], records: Iterable[bytes | None]) -> Iterator[tupl
 
 
 def _calls(run: bytes | None) -> bool:
-    """Whether an attempt runs, as far as Redis knows."""
+    """Return whether an attempt runs, according to its checkpoint."""
     if run is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Owns the reading of one task: from memory where it is known best here, else from Redis, once for all who ask."""
+"""Lookup of one task: from the cache if its state there is authoritative, else one shared read from Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from imagegen.queue.verbs.read import TaskRows
 from imagegen.tasks.task import Task
 
 TRUST_S = 10.0
-"""So long what is known of a waiting task is answered without asking Redis, since the last check."""
+"""Seconds after the last check in which a waiting task is answered from the cache."""
 
 _TASK_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -67,7 +67,7 @@ class TaskLookup:
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
 
     async def get(self, task_id: str) -> Task | None:
-        """The task, from memory where it is ours or finished; None where it is unknown or expired."""
+        """Return a task, from the cache if it is ours or finished; None if it is unknown or expired."""
         task = self.authoritative_local(task_id) or self.task_cache.finished(task_id)
         if task and not (task.state.is_final and self._has_remote_deliveries(task)):
             return task
@@ -93,7 +93,7 @@ class TaskLookup:
         )
 
     def authoritative_local(self, task_id: str) -> Task | None:
-        """An unfinished task that is known best here: it runs here, or nobody else can have taken it."""
+        """Return an unfinished task that runs here or that no other instance can have claimed."""
         task = self.task_cache.live.get(task_id)
         if task is None or task_id in self.dispatcher.claimed:
             return task
@@ -101,28 +101,28 @@ class TaskLookup:
         return task if fresh and self.notifier.no_peers_since(task.created_at) else None
 
     def unclaimed(self) -> list[Task]:
-        """Unfinished tasks that are known here and do not run here."""
+        """Return cached unfinished tasks that do not run here."""
         return [task for task in self.task_cache.live.values() if task.id not in self.dispatcher.claimed]
 
     def possibly_stale_ids(self) -> list[str]:
-        """Tasks that were submitted here and that another instance may have taken, the oldest first."""
+        """Return tasks submitted here that another instance may have claimed, the oldest first."""
         sure, claimed = self.notifier.no_peers_since, self.dispatcher.claimed
         return [
             name for name, task in self.task_cache.live.items() if name not in claimed and not sure(task.created_at)
         ]
 
     async def fresh(self, task_id: str) -> Task | None:
-        """The task as it is at this moment, read from Redis where it is not ours; None where there is none."""
+        """Return a task in its present state, read from Redis if it is not ours; None if there is none."""
         return self.authoritative_local(task_id) or (await self.read(task_id) if _TASK_ID.fullmatch(task_id) else None)
 
     async def read(self, task_id: str) -> Task | None:
-        """The task as Redis has it, whatever is known here."""
+        """Return a task as Redis has it, regardless of the cache."""
         task = self.decode(task_id, await self._scripts.read(task_id))
         if task is None and (known := self.task_cache.live.get(task_id)) is not None:
             self.missing.add(task_id)
             return known
         if task is None and self.is_recovering():
-            raise QueueUnavailable(headers={"Retry-After": "2"})  # whoever knows it may not have written it back yet
+            raise QueueUnavailable(headers={"Retry-After": "2"})  # a peer may not have written it back yet
         if task is None:
             self._meter.vanished += self.task_cache.vanished(task_id)
         elif not task.state.is_final:
@@ -131,7 +131,7 @@ class TaskLookup:
         return task
 
     def decode(self, task_id: str, found: TaskRows) -> Task | None:
-        """What stands in Redis as a task; None where nothing does. Raises InternalError, QueueUnavailable."""
+        """Return the task of stored rows; None without a record. Raises InternalError, QueueUnavailable."""
         record, run, hooks = found
         if record is None:
             return None
@@ -150,6 +150,6 @@ class TaskLookup:
 
 
 def newer_version_error(task_id: str) -> QueueUnavailable:
-    """During a deploy the client finds the instance that wrote it when it asks again."""
+    """Return the error for a task of a newer version: after a retry the client reaches an instance that reads it."""
     logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
     return QueueUnavailable(headers={"Retry-After": "2"})

@@ -1,4 +1,4 @@
-"""Owns the verbs of an attempt: claim, start, checkpoint, progress, and the ends finish, retry and drop."""
+"""Worker side of the queue: claim, start, checkpoint, progress, finish, retry, park and release."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason
 
 SURE_SHARE = 0.8
-"""Of a lease: until this time after Redis confirmed a claim, no other instance can have taken it over."""
+"""Share of a lease after Redis confirmed a claim in which no other instance can have taken it over."""
 
 
 class WorkerQueue:
@@ -67,7 +67,7 @@ class WorkerQueue:
         return await self._dispatcher.claim()
 
     def quiet(self) -> None:
-        """Stop claiming, for good."""
+        """Stop claiming."""
         self._dispatcher.quiet()
 
     def drop(self, claim: Claim) -> None:
@@ -75,7 +75,7 @@ class WorkerQueue:
         self._dispatcher.drop(claim)
 
     async def start(self, claim: Claim) -> StartResult:
-        """Counts the attempt and sets the owner, before money is spent."""
+        """Count the attempt and set the owner, before money is spent."""
         await self._connection.recovered.wait()
         run = replace(
             claim.checkpoint,
@@ -92,7 +92,7 @@ class WorkerQueue:
         if stands is None:
             claim.mark_lost()
             return StartResult.LOST
-        if stands and claim.contested:  # its owner before started it after we took it over
+        if stands and claim.contested:  # the previous owner started it after our takeover
             self._meter.ambiguous += take_over_state(claim, stands, 0.0, self._lease_s)
             return StartResult.INHERITED
         if stands:
@@ -105,7 +105,7 @@ class WorkerQueue:
         return StartResult.STARTED
 
     async def checkpoint(self, claim: Claim, run: Checkpoint) -> bool:
-        """Writes how far the attempt has come, before its next paid call. False: the claim is lost."""
+        """Write the progress of an attempt before its next paid call. Return False if the claim is lost."""
         await self._connection.recovered.wait()
         value = run.encode(claim.entry_id)
         if await self._connection.retry_until_available(self._write, claim, run, value) != b"":
@@ -115,14 +115,14 @@ class WorkerQueue:
         return True
 
     def progress(self, claim: Claim, percent: int) -> None:
-        """Something happened: told from memory, costs no command."""
+        """Publish progress from memory; costs no command."""
         if not claim.lost:
             self._publish(claim, edges.progressed(claim.task, percent, shown_images(claim.task, claim.checkpoint)))
 
     async def finish(self, claim: Claim, final: Task) -> Task:
-        """Writes a final task; returns the one that stands, which is another's where that came first.
+        """Write a final task. Return the stored one, which is another's if that came first.
 
-        Its slot is free from now on.
+        The claim's slot is free from now on.
         """
         item = finish_item(claim.entry_id, final)
         self._dispatcher.leave_slot(claim)
@@ -136,14 +136,14 @@ class WorkerQueue:
         if final.state.is_final:
             self._dispatcher.forget(claim)
             self._task_cache.put(final)
-        else:  # a new generation; its record has no request, so it is no better than what may be known here of it
+        else:  # a new epoch; its record has no request, so a cached state is no worse
             self._dispatcher.drop(claim)
         if not answer.existing:
             self._task_cache.on_finished_here(final)
         return final
 
     async def retry(self, claim: Claim, retry: Retry) -> None:
-        """Keeps the claim and holds no slot; the task is offered again when the delay is over."""
+        """Keep the claim without a slot, and dispatch it again after the delay."""
         retry_at = self._clock() + retry.delay_s
         attempts = claim.checkpoint.attempts - (not retry.counts_as_attempt)
         run = replace(claim.checkpoint, phase="waiting", attempts=attempts, reason=retry.reason, retry_at=retry_at)
@@ -158,26 +158,26 @@ class WorkerQueue:
         claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._dispatcher.put, claim)
 
     def mark_waiting(self, claim: Claim, reason: WaitReason, retry_at: float) -> None:
-        """Its turn has not come, and it is not started: told from memory, costs no command."""
+        """Publish from memory that a task waits for its turn; costs no command."""
         if not claim.lost:
             self._publish(
                 claim, edges.requeued(claim.task, reason=reason, retry_at=retry_at, attempts=claim.checkpoint.attempts)
             )
 
     def stall(self, claim: Claim, reason: WaitReason | None, retry_at: float | None) -> None:
-        """Publish from memory why a begun attempt waits in its slot; no reason: it goes on."""
+        """Publish from memory why a running attempt waits in its slot; None as reason: it continues."""
         if not claim.lost:
             self._publish(claim, edges.stalled(claim.task, reason=reason, retry_at=retry_at))
 
     def park(self, claim: Claim, reason: WaitReason, retry_at: float, *, until: float) -> None:
-        """Defer a claim and hold no slot, until `resume`, or until it is offered again at that Unix time."""
+        """Keep a claim without a slot until `resume`, or until it is dispatched again at that Unix time."""
         self.mark_waiting(claim, reason, retry_at)
         self._dispatcher.leave_slot(claim)
         delay_s = max(until - self._clock(), 0.0)
         claim.timer = asyncio.get_running_loop().call_later(delay_s, self._dispatcher.put, claim)
 
     def resume(self, claim: Claim) -> None:
-        """Offer a parked claim to the next free slot."""
+        """Dispatch a parked claim to the next free slot."""
         if claim.timer is not None:
             claim.timer.cancel()
         claim.timer = None
@@ -185,7 +185,7 @@ class WorkerQueue:
             self._dispatcher.put(claim)
 
     async def release(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
-        """Gives claims back, which wakes another instance at once; leaving: this instance goes with them."""
+        """Release claims, which wakes another instance at once; leaving: remove our consumer too."""
         for claim in claims:
             self._dispatcher.forget(claim)
         ours = [claim for claim in claims if not claim.lost]
@@ -193,7 +193,7 @@ class WorkerQueue:
         await self._scripts.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
 
     async def _take_over(self, claim: Claim, stands: bytes) -> StartResult:
-        """Look at the run that stands. An entry that was delivered twice goes back to the owner of the run."""
+        """Continue from an existing checkpoint. A twice delivered entry goes back to the checkpoint's owner."""
         adopted = resume_from_existing(claim, stands)
         entry_id, run = decode_checkpoint(stands)
         if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
@@ -227,10 +227,9 @@ class WorkerQueue:
         self._task_cache.put(task)
 
     async def _write(self, claim: Claim, run: Checkpoint, value: bytes) -> bytes | None:
-        """Write a run in place of the one that we know; an unreadable one is replaced too.
+        """Write a checkpoint in place of the stored one; an unreadable one is replaced too.
 
-        Return `b''` if it was written, else the run that is there; None if the claim is not ours.
-        Raises QueueUnavailable.
+        Return `b''` if it was written, else the existing one; None if the claim is not ours. Raises QueueUnavailable.
         """
         known = claim.stored_bytes
         while True:
@@ -241,7 +240,7 @@ class WorkerQueue:
             known = stands
 
     async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, known: bytes | None) -> bytes | None:
-        """Write as `_write` does. If the claim may be lost, Redis checks that it is ours: a paid call may follow."""
+        """Write as `_write` does. If the claim may be lost, Redis checks it first, since a paid call may follow."""
         task = claim.task
         if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
             item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.billed_again)

@@ -1,7 +1,7 @@
-"""Repair of an append-only file whose end is damaged, as a power cut or a full disk leaves it.
+"""Repair of an append-only file with a damaged end, as a power cut or a full disk leaves it.
 
-Only the last file of the manifest is written at that time. Valkey and Redis cut an incomplete last command by
-themselves, but refuse to start where zeros or garbage follow the last whole one.
+Only the last file of the manifest is written at that time. Valkey and Redis cut an incomplete last command
+themselves, but refuse to start if zeros or garbage follow the last whole one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 _LAST_FILE = re.compile(rb"^file (\S+) seq \d+ type i", re.MULTILINE)
 _NUMBER = re.compile(rb"[*$](\d{1,10})\r\n")
 _FIRST_WORDS = 64
-"""Bytes of a command's first argument that are looked at, for MULTI and EXEC."""
+"""Bytes of a command's first argument that are compared with MULTI and EXEC."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was cut: bytes of how many, and where the whole damaged file is kept."""
+    """Result of a repair: cut bytes, bytes before, and the copy of the whole damaged file."""
 
     cut_bytes: int
     size_bytes: int
@@ -65,7 +65,7 @@ def whole_bytes(path: Path) -> int:
 
 
 def _command(data: mmap.mmap, start: int) -> tuple[int, bytes] | None:
-    """Return the end and the name of the command, or annotation, that begins at `start`; None if none is whole."""
+    """Return the end and the name of the command, or annotation, that begins at `start`; None if it is not whole."""
     if data[start : start + 1] == b"#":
         end = data.find(b"\r\n", start)
         return (end + 2, b"") if end >= 0 else None
@@ -87,7 +87,7 @@ def _command(data: mmap.mmap, start: int) -> tuple[int, bytes] | None:
 
 
 def _last_file(folder: Path) -> Path | None:
-    """Return the file that was written last, which the manifest names last."""
+    """Return the file that was written last: the last one in the manifest."""
     manifests = sorted(folder.glob("*.manifest"))
     names = _LAST_FILE.findall(manifests[0].read_bytes()) if manifests else []
     path = folder / names[-1].decode(errors="replace") if names else None

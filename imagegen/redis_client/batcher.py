@@ -1,4 +1,4 @@
-"""Owns group commit: calls of one event-loop turn go to Redis as one, and each caller gets its own answer."""
+"""Group commit: items of one event-loop turn go to Redis in one batch, and each caller gets its own result."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Reply = TypeVar("Reply")
 
 MAX_ITEMS = 200
 MAX_BYTES = 2**20
-"""From so many on a batch takes no more: all calls share one connection, and small ones wait behind a large one."""
+"""Limits of a batch. All calls share one connection, and small ones wait behind a large one."""
 
 MAX_IN_FLIGHT = 4
 MAX_AT_ONCE = MAX_ITEMS * MAX_IN_FLIGHT
-"""Items on their way together."""
+"""Items in flight together."""
 
 
 def batched(items: Sequence[Item], most: int, size: Callable[[Item], int] | None = None) -> Iterator[list[Item]]:
@@ -36,11 +36,14 @@ def batched(items: Sequence[Item], most: int, size: Callable[[Item], int] | None
 
 
 class Batcher(Generic[Item, Reply]):
-    """Collects items until the turn ends, then asks for them together; while four batches are under way, more collect.
+    """Collector of the items of a turn, sent in one batch; with four batches in flight, items wait for the next.
 
-    asked: what is sent for some items; answers: one an item, in order, from the replies to that; size: about the bytes
-    that an item takes, for items that may be large.
-    An answer comes, or an error, within `DEADLINE_S` of the first item's arrival.
+    A result or an error is set within `DEADLINE_S` of the first item's arrival.
+
+    Args:
+        encode: returns the commands for some items.
+        decode: returns one result for each item, in order, from the replies.
+        size: returns the approximate bytes of an item; only needed for large ones.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Batcher(Generic[Item, Reply]):
         self._in_flight = 0
 
     def __call__(self, item: Item) -> asyncio.Future[Reply]:
-        """Puts an item in; the future brings its answer, or the error of the whole batch."""
+        """Add an item. Return a future of its result, or of the error of the whole batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
         if not self._waiting and self._in_flight < MAX_IN_FLIGHT:
@@ -74,11 +77,11 @@ class Batcher(Generic[Item, Reply]):
             self._in_flight += 1
             try:
                 self._wire.send(self._asked(items), partial(self._answered, items, futures), deadline)
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told
+            except Exception as error:  # noqa: BLE001 - every error goes to the callers
                 self._answered(items, futures, error)
 
     def _count(self) -> int:
-        """How many of those that wait go into the next batch."""
+        """Return how many waiting items fit into the next batch."""
         if self._size is None:
             return MAX_ITEMS
         size = 0

@@ -1,4 +1,4 @@
-"""redis-py's client for commands that are seldom needed, sent over multiplexed connections."""
+"""redis-py's client for rare commands, sent over multiplexed connections."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from imagegen.redis_client.multiplexer import Arg, Command, CommandBatch, Multip
 
 
 class Commands(Redis):
-    """redis-py's methods and types; the way to the server is a `Wire`, which follows redirects and reconnects.
+    """redis-py's methods and types over multiplexers, which follow redirects and reconnect.
 
-    wires: a command goes to the one with the fewest commands under way, so that a large value delays no other; each is
-    connected when it is first needed.
+    multiplexers: connected on first use. A command goes to the one with the fewest commands in flight, so that a large
+    value delays no other.
     """
 
     def __init__(self, wires: Sequence[Multiplexer]) -> None:
@@ -63,7 +63,7 @@ class WirePipeline(Pipeline):
         self._commands = commands
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002
-        """Send what was collected and return the replies. Raises the first error."""
+        """Send the collected commands and return the replies. Raises the first error."""
         if not raise_on_error:
             raise ResponseError("Errors of single commands are not kept apart here")
         stack, self.command_stack = self.command_stack, []

@@ -1,4 +1,4 @@
-"""Owns the clients of Redis: their limits, one deadline over each call, and the two log lines of an outage."""
+"""Connections to Redis: their limits, one deadline over each call, and the two log lines of an outage."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
 
 SELDOM_CONNECTIONS = 4
-"""For what is asked seldom. They are connected when several large values are under way at once."""
+"""Connections for rare commands. All are opened only if several large values are in flight together."""
 
 REFUSED_S, PARTLY_S = 10.0, 3.0
-"""How long a refusal counts, one that lasts or one by a server that is full, read-only or part of a cluster that is
-down: other commands succeed there, and must not report Redis as back in between."""
+"""Seconds that a permanent refusal counts, or one of a full or read-only server or a cluster that is down.
+
+Other commands succeed there meanwhile, and must not report Redis as back.
+"""
 
 RECONNECT_S = 1.0
 
@@ -44,20 +46,27 @@ _Args = TypeVarTuple("_Args")
 
 
 class Connection:
-    """The ways to one Redis. wire: for what is asked often; reads: for the one blocked read of the stream; commands:
-    a client for what is asked seldom; subscriptions: for the control channel.
+    """All connections of one process to Redis.
 
-    The scripts can be repeated without harm, so what was sent and not answered is sent again. meter: told of each
-    command by whoever sends it. prefix: the hash tag of our keys.
+    Scripts can be repeated without harm, so unanswered commands are sent again.
 
-    server: the server that answered last. on_new_server: called with (known, new) when a new connection leads to
-    another server, or to the same one with less data; before anything is sent on it. Callbacks must not raise.
+    Attributes:
+        multiplexer: for frequent commands.
+        blocking_reads: for the one blocked read of the stream.
+        commands: redis-py's client for rare commands.
+        subscriptions: for the channel of the instances.
+        meter: counts commands; each sender reports its own.
+        server: the server that answered last.
+        on_new_server: called with (previous, new) when a new connection leads to another server, or to the same one
+            with less data, before anything is sent on it. Callbacks must not raise.
+        recovered: cleared while lost writes are written back; no paid call may begin then.
 
-    recovered: set, but not while lost writes are written back; no paid call may begin then.
+    Args:
+        prefix: hash tag of our keys.
     """
 
     def __init__(self, url: str, meter: Meter | None = None, *, prefix: str = "imagegen") -> None:
-        """Raises SettingsError for a URL that can't work; nothing is connected yet."""
+        """Prepare the connections without connecting. Raises SettingsError for an invalid URL."""
         self.servers = servers = Servers(url, prefix)
         self._probe_key = Keys(prefix).probe("text")
         self.health = Health()
@@ -78,7 +87,7 @@ class Connection:
         self.subscriptions = Subscriptions(servers, self._reconnect)
 
     async def probe(self, script: Script, keys: Sequence[str]) -> Any:
-        """Run a script on a connection of its own, whose failure counts as no outage. Raises RedisError, OSError."""
+        """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError."""
         wire = Multiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
         try:
             return await wire.evalsha(script, keys, [])
@@ -87,14 +96,14 @@ class Connection:
             await wire.close()
 
     async def ping(self) -> None:
-        """PING, which is not billed; in a cluster one that the owner of our slot has to answer. Raises RedisError."""
+        """Send PING, which is not billed, or in a cluster a command for the owner of our slot. Raises RedisError."""
         if self.servers.clustered:
             await self.commands.exists(self._probe_key)
         else:
             await self.commands.ping()
 
     async def is_reachable(self) -> bool:
-        """Whether Redis answers now, and has not just refused what the queue needs."""
+        """Return whether Redis answers now, and has not just refused a command of the queue."""
         try:
             async with self.deadline():
                 await self.ping()
@@ -103,11 +112,11 @@ class Connection:
         return not self.health.refused
 
     def deadline(self) -> _Guard:
-        """One deadline over what is inside; raises QueueUnavailable where Redis can't be used."""
+        """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
         return _Guard(self._to_client_error, self.health.succeeded)
 
     async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply:
-        """Repeats a call that can be repeated until Redis can be used."""
+        """Repeat an idempotent call until Redis is available."""
         backoff = Backoff(0.05, 1.0)
         while True:
             try:
@@ -116,7 +125,7 @@ class Connection:
                 await self.health.wait(backoff.next_s())
 
     async def _identify(self, connection: Any) -> None:
-        """Request INFO, which is not billed, and report another server. Without the right to INFO nothing is known."""
+        """Request INFO, which is not billed, and report another server. Do nothing without the right to INFO."""
         await connection.send_command("INFO")
         try:
             server = ServerInfo.parse((await connection.read_response()).decode(errors="replace"))
@@ -136,22 +145,22 @@ class Connection:
                 callback(known, server)
 
     def _may_reconnect(self) -> bool:
-        """Return whether the last time is a while ago: an address that leads now here, now there is no reason to."""
+        """Return whether the last reconnect is a while ago, since an address may lead to two servers in turn."""
         now, last = time.monotonic(), self._reconnected_at
         self._reconnected_at = now
         return now - last > RECONNECT_S
 
     def _reconnect(self) -> None:
-        """Replace the other connections: one was silent, or leads to another server, so they may be dead as well.
+        """Replace all connections: one was silent, or leads to another server, so others may be dead as well.
 
-        What was sent and not answered is sent again; a blocked read begins again.
+        Unanswered commands are sent again; a blocked read begins again.
         """
         for wire in (self.multiplexer, self.blocking_reads, *self._seldom):
             wire.abort()
         self.subscriptions.hang_up()
 
     def _to_client_error(self, error: Exception) -> Exception:
-        """What a caller is told of an error."""
+        """Return the error to raise to a caller."""
         if not unavailable(error):
             return error
         self.health.failed(error)
@@ -192,9 +201,9 @@ class _Guard:
 
 
 class Health:
-    """Knows whether Redis can be used: one log line when it goes, one with the downtime when it is back.
+    """Availability of Redis: one log line when it is lost, one with the downtime when it is back.
 
-    down_since, back_at: when the present outage began, and when the last one ended; monotonic.
+    down_since, back_at: monotonic times when the present outage began, and when the last one ended.
     """
 
     def __init__(self) -> None:
@@ -206,7 +215,7 @@ class Health:
 
     @property
     def refused(self) -> bool:
-        """Whether Redis has just refused a command that it had to take."""
+        """Whether Redis has just refused a command that the queue needs."""
         return self.down_since is not None and time.monotonic() < self._refused_until
 
     def failed(self, error: BaseException) -> None:
@@ -225,7 +234,7 @@ class Health:
             self._back.set()
 
     async def wait(self, at_most_s: float) -> None:
-        """Until Redis is known to be back, or the time is over."""
+        """Wait until Redis is back, or the time is over."""
         if self._back.is_set():
             await asyncio.sleep(at_most_s)
             return

@@ -1,4 +1,4 @@
-"""Owns the embedded Redis: a real server child on a unix socket, with a data folder for each kind of server."""
+"""Embedded Redis: a real server child on a unix socket, with a data folder for each kind of server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from imagegen.redis_client.aof_repair import repair
 from imagegen.redis_client.server_binary import ServerBinary, find_binary
 
 _SILENT_S = 10.0
-"""A server that says nothing for so long has failed; one that says it is loading its data may take its time."""
+"""Seconds of silence after which a server has failed; one that reports that it is loading may take longer."""
 
 _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
@@ -36,7 +36,7 @@ _STOP_S = 10.0
 _MAX_LOG_BYTES = 1024**2
 
 _FOLDER_LOOK_S = 2.0
-"""How often the data folder is looked at: two calls of the system."""
+"""Interval of checks of the data folder: two system calls."""
 
 _STEADY_S = 1.0
 _FIRST_PAUSE_S = 0.01
@@ -52,7 +52,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class _DataFolder:
-    """Where one server lives: an engine and major version of its own, as one often can't read another's files."""
+    """Data folder of one engine and major version, as one often can't read another's files."""
 
     folder: Path
     socket: Path
@@ -70,9 +70,10 @@ class _DataFolder:
         return self.folder / "server.log"
 
     def marks(self) -> tuple[int, ...]:
-        """Return what tells the folders of the data from others in their place, or emptied ones; nothing for those
-        that are gone. The single files are not looked at: the server replaces them as it goes. Raises OSError where
-        they can't be looked at."""
+        """Return marks that differ if the folders of the data are replaced or emptied; none for missing folders.
+
+        Single files are not included: the server replaces them while it runs. Raises OSError.
+        """
         found = []
         for folder in (self.folder, self.folder / "appendonlydir"):
             try:
@@ -83,7 +84,7 @@ class _DataFolder:
         return tuple(found)
 
     def try_lock(self) -> int | None:
-        """The open lock file; None where another process, or a server that outlives it, holds the lock."""
+        """Return the open lock file; None if another process, or a server that outlives it, holds the lock."""
         with _usable(self.folder):
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -94,7 +95,7 @@ class _DataFolder:
         return lock
 
     def warn_of_other_data(self) -> None:
-        """A change of the server program leaves the tasks of the old one behind: say so, at the first start."""
+        """Warn at the first start after a change of the server program: the tasks of the old one are not read."""
         if (self.folder / "appendonlydir").exists():
             return
         for other in self.folder.parent.glob("*-*/appendonlydir"):
@@ -102,7 +103,7 @@ class _DataFolder:
 
 
 class EmbeddedRedis:
-    """One server for all processes with the same `data_dir`: who holds the lock runs it, the others attach to it.
+    """One server for all processes with the same `data_dir`: the holder of the lock runs it, the others attach to it.
 
     It is a child that dies with its parent; its data stays. Start it from the main thread: on Linux it dies with the
     *thread* that started it. `binary`: as in REDIS_SERVER.
@@ -118,16 +119,16 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """For redis-py; known from `start` on, and the same for all processes."""
+        """URL for redis-py, set by `start`, and the same for all processes."""
         return f"unix://{quote(str(self._home.socket))}"
 
     @property
     def pid(self) -> int | None:
-        """Of the server, where this process runs it; None where it is attached."""
+        """Process id of the server; None if another process runs it."""
         return self._child.pid if self._child else None
 
     async def start(self) -> None:
-        """Returns when the server answers. Raises SettingsError with what to do."""
+        """Start the server, or attach to it, and wait until it answers. Raises SettingsError with a remedy."""
         self._binary = find_binary(self._named)
         self._home = _DataFolder.make(self._data_dir, self._binary)
         self._home.warn_of_other_data()
@@ -138,7 +139,7 @@ class EmbeddedRedis:
             raise
 
     async def stop(self) -> None:
-        """Stops the server if this process runs it; all is written then. End `watch` before."""
+        """Stop the server if this process runs it; all data is written then. End `watch` before."""
         child, self._child = self._child, None
         lock, self._lock = self._lock, None
         try:
@@ -149,7 +150,7 @@ class EmbeddedRedis:
                 os.close(lock)
 
     async def watch(self) -> None:
-        """Starts the server again whenever it dies, also the server of another process that is gone. Never returns."""
+        """Start the server again whenever it dies, also one of another process that is gone. Never returns."""
         backoff, said = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), ""
         while True:
             connected_at = time.monotonic()
@@ -166,7 +167,7 @@ class EmbeddedRedis:
                 said = str(error)
 
     async def _ensure_running(self) -> None:
-        """Starts the server, or finds that it runs; right at any time."""
+        """Start the server unless it runs. May be called at any time."""
         if self._lock is None:
             self._lock = await self._lock_or_attach()
         if self._lock is None:
@@ -178,7 +179,7 @@ class EmbeddedRedis:
             await self._run(self._lock)
 
     async def _lock_or_attach(self) -> int | None:
-        """The lock; None as soon as the server of the process that holds it answers."""
+        """Return the lock; None as soon as the server of its holder answers."""
         heard_at = time.monotonic()
         while (lock := self._home.try_lock()) is None:
             said = await _ping(self._home.socket)
@@ -195,7 +196,7 @@ class EmbeddedRedis:
         return lock
 
     async def _run(self, lock: int) -> None:
-        """Start the child and wait until it answers; cut the end of its append-only file once, if that is damaged."""
+        """Start the child and wait until it answers; repair its append-only file once if that is damaged."""
         try:
             await self._start_child(lock)
         except SettingsError:
@@ -239,10 +240,10 @@ class EmbeddedRedis:
 
     @property
     def intact(self) -> bool:
-        """Whether the data folder is still the one that the server writes to; what it takes is lost otherwise."""
+        """Whether the server still writes to this data folder; otherwise its data is lost."""
         try:
             gone = bool(self._marks) and self._home.marks() != self._marks
-        except OSError:  # as without free file descriptors: nothing is known
+        except OSError:  # for example no free file descriptor
             return not self._said_gone
         if gone and not self._said_gone:
             logger.error(
@@ -263,12 +264,12 @@ class EmbeddedRedis:
 
 
 def _spawn(binary: ServerBinary, home: _DataFolder, lock: int) -> subprocess.Popen[bytes]:
-    """The child holds the lock too: where it outlives its parent, nobody starts a second server on its files."""
+    """Start the child. It holds the lock too: if it outlives its parent, no second server starts on its files."""
     arguments = [binary.path, "--port", "0", "--unixsocket", str(home.socket), "--unixsocketperm", "700"]
     arguments += ["--dir", str(home.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     arguments += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
     with home.log.open("ab") as log, warnings.catch_warnings():
-        # Python 3.12 warns of any fork beside threads; ours runs one system call before it becomes the server.
+        # Python 3.12 warns of any fork of a process with threads; this child makes one system call before its exec.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(  # noqa: S603 - the operator names the program
             arguments,
@@ -282,7 +283,7 @@ def _spawn(binary: ServerBinary, home: _DataFolder, lock: int) -> subprocess.Pop
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:
-    """What the child does first, so that the kernel ends it with its parent, kill -9 included. Linux only."""
+    """Return the child's first step: the kernel shall end it with its parent, kill -9 included. Linux only."""
     prctl = ctypes.CDLL(None).prctl
 
     def die_with_parent() -> None:
@@ -317,7 +318,7 @@ def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int)
 
 
 def _socket_path(folder: Path) -> Path:
-    """In the folder, or where that is too long for a socket in a private folder of the system's temporary one."""
+    """Return a path in the folder, or if that is too long, in a private folder of the temporary one."""
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_BYTES:
         return path
@@ -349,7 +350,7 @@ async def _connected(socket: Path) -> AsyncIterator[tuple[asyncio.StreamReader, 
 
 
 async def _ping(socket: Path) -> bytes:
-    """What the server answers, nothing where none does."""
+    """Return the server's reply, nothing if it does not answer."""
     try:
         async with asyncio.timeout(1.0), _connected(socket) as (reader, writer):
             writer.write(b"PING\r\n")
@@ -359,7 +360,7 @@ async def _ping(socket: Path) -> bytes:
 
 
 async def _until_disconnected(socket: Path) -> None:
-    """An idle connection costs nothing and ends at the very moment when the server does."""
+    """Wait until the server ends, over an idle connection, which costs nothing."""
     try:
         async with _connected(socket) as (reader, _):
             while await reader.read(1024):

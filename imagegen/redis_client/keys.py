@@ -25,17 +25,19 @@ class Keys:
 
     @property
     def notifications(self) -> str:
-        """Pub/sub channel on which instances talk to each other."""
+        """Pub/sub channel of the instances."""
         return f"{{{self.prefix}}}:control"
 
     @property
     def outbox(self) -> str:
-        """Sorted set: what webhooks are still to be called, by the Unix time in ms at which nobody cares for it.
-        No end, but empty where all is delivered."""
+        """Sorted set: webhooks to be called, by the Unix time in ms at which any instance may claim them.
+
+        No end, but empty once all are delivered.
+        """
         return f"{{{self.prefix}}}:outbox"
 
     def probe(self, kind: str) -> str:
-        """Any: what the start tries its commands on. Deleted at once, or after a minute."""
+        """Any type: the keys of the command check at the start. Deleted at once, or after a minute."""
         return f"{{{self.prefix}}}:probe:{kind}"
 
     def record(self, task_id: str) -> str:
@@ -43,21 +45,23 @@ class Keys:
         return f"{{{self.prefix}}}:task:{task_id}"
 
     def checkpoint(self, task_id: str) -> str:
-        """String: who runs the task and how far, written before each paid call. Two leases and ten minutes, renewed;
-        of a claim that was handed back as long as the record."""
+        """String: owner and progress of a task, written before each paid call.
+
+        Two leases and ten minutes, renewed; of a released claim as long as the record.
+        """
         return f"{{{self.prefix}}}:run:{task_id}"
 
     @property
     def image_index(self) -> str:
-        """Sorted set: the pictures kept in Redis, oldest first, and their bytes in all. Longer than any of them."""
+        """Sorted set: images in Redis, oldest first, and their total bytes. Longer than any of them."""
         return f"{{{self.prefix}}}:pictures"
 
     def image_part(self, name: str, part: int) -> str:
-        """String: a part of a picture's bytes. Until the picture expires."""
+        """String: a part of an image's bytes. Until the image expires."""
         return f"{{{self.prefix}}}:picture:{name}:{part}"
 
     def rate_limit(self, name: str) -> str:
-        """String: what a client spent of one rate limit. The window's length."""
+        """String: a client's use of one rate limit. The window's length."""
         return f"{{{self.prefix}}}:window:{name}"
 
     def idempotency(self, name: str) -> str:
@@ -65,5 +69,5 @@ class Keys:
         return f"{{{self.prefix}}}:once:{name}"
 
     def delivery_log(self, task_id: str) -> str:
-        """String: the delivery log of a task's webhooks, and those that joined. As long as the record."""
+        """String: the delivery log of a task's webhooks, and of those added later. As long as the record."""
         return f"{{{self.prefix}}}:hooks:{task_id}"

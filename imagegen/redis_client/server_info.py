@@ -9,7 +9,7 @@ SAFE_POLICY = "noeviction"
 
 
 def eviction_warning(policy: str) -> str | None:
-    """Return what a maxmemory-policy does to tasks; None for the one that is safe, or for an unknown one."""
+    """Return what a maxmemory-policy does to tasks; None for the safe one, or for an unknown one."""
     if policy in {"", SAFE_POLICY}:
         return None
     return (
@@ -20,11 +20,12 @@ def eviction_warning(policy: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """One answer of INFO. A field that the server does not report is empty, or None for numbers.
+    """Fields of one reply of INFO. A field that the server does not report is empty, or None for numbers.
 
-    run_id: new at each start of a server process.
-    replication_ids: of the data set; the second one is what a promoted replica continued.
-    offset: bytes of the replication stream so far; it never falls while the data set is the same.
+    Attributes:
+        run_id: new at each start of a server process.
+        replication_ids: of the data set; the second one is that of the master before a promotion.
+        offset: bytes of the replication stream so far; it never falls while the data set is the same.
     """
 
     run_id: str = ""
@@ -38,7 +39,7 @@ class ServerInfo:
 
     @classmethod
     def parse(cls, text: str) -> ServerInfo:
-        """Read what is known of the lines of INFO; the rest is ignored."""
+        """Parse the fields of INFO that are used here; the rest is ignored."""
         lines = (line.partition(":") for line in text.splitlines())
         fields = {name: value.strip() for name, colon, value in lines if colon}
         return cls(
@@ -53,10 +54,9 @@ class ServerInfo:
         )
 
     def replaces(self, known: ServerInfo) -> bool:
-        """Return whether this is another server than the known one, or the same with less data.
+        """Return whether this is another server than the previous one, or the same with less data.
 
-        A cluster's node that shares no history with the known one took over the slot with all its keys; its data is
-        the same.
+        A cluster's node without shared history took over the slot with all its keys; its data is the same.
         """
         if self.cluster and not self.replication_ids & known.replication_ids:
             return False

@@ -62,7 +62,7 @@ class Subscription:
 
 
 class Subscriptions:
-    """Opens a subscription, and ends it from elsewhere. on_silent: called when one answers no PING."""
+    """Open subscription, which other parts can end. on_silent: called when one answers no PING."""
 
     def __init__(self, servers: Servers, on_silent: Callable[[], None]) -> None:
         self._servers = servers
@@ -91,6 +91,6 @@ class Subscriptions:
         return self._open is not None
 
     def hang_up(self) -> None:
-        """End the subscription that is open, so that it is made again."""
+        """End the open subscription, so that it is opened again."""
         if self._open is not None:
             self._open.hang_up()

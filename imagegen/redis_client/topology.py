@@ -20,13 +20,13 @@ from imagegen.errors import SettingsError
 from imagegen.redis_client.url import SentinelUrl, sentinel_url
 
 DEADLINE_S = 2.0
-"""Over connecting, repeats and reply, so that no HTTP answer hangs on Redis."""
+"""For connecting, repeats and reply together, so that no HTTP response hangs on Redis."""
 
 NODE_TIMEOUT_S = 0.7
-"""Of a connect to one of several cluster nodes or sentinels, so that the others have their turn within DEADLINE_S."""
+"""For a connect to one of several cluster nodes or sentinels, so that all are tried within DEADLINE_S."""
 
 SENTINEL_LOOK_S = 2.0
-"""Interval at which a sentinel is asked for the master; that costs the Redis that bills commands none."""
+"""Interval at which a sentinel is queried for the master, which a billing Redis does not count."""
 
 MAX_NODES = 12
 """Cluster nodes that are remembered."""
@@ -35,14 +35,14 @@ Address = tuple[str, int]
 
 
 class Servers:
-    """Opens connections to the server that holds our keys.
+    """Connections to the server that holds our keys.
 
-    All keys carry one hash tag, so one node of a cluster holds them all. Which one is learned from its redirects, and
-    from CLUSTER SLOTS where a node fails. on_change: called when another node has become the one.
+    All keys carry one hash tag, so one node of a cluster holds them all. It is learned from its redirects, and from
+    CLUSTER SLOTS if a node fails. on_change: called when another node holds the keys.
     """
 
     def __init__(self, url: str, prefix: str = "imagegen") -> None:
-        """Raises SettingsError for a URL that can't work. `prefix`: the hash tag of our keys."""
+        """Raise SettingsError for an invalid URL. `prefix`: the hash tag of our keys."""
         self._slot = key_slot(f"{{{prefix}}}".encode())
         self._nodes: list[Address] = []
         self._doubted = False
@@ -68,7 +68,7 @@ class Servers:
 
     @property
     def clustered(self) -> bool:
-        """Whether the server is known to be a node of a cluster."""
+        """Whether the server has turned out to be a node of a cluster."""
         return bool(self._nodes)
 
     async def connect(self) -> Any:
@@ -97,20 +97,20 @@ class Servers:
         return await self._open(address)
 
     def moved(self, host: str, port: int) -> None:
-        """Take the node that a redirect names as the one that holds our keys."""
+        """Use the node of a redirect as the holder of our keys."""
         self._remember([self.address])
         self._set((host or self.address[0], port))
 
     def doubt(self) -> None:
-        """Ask the other nodes of a cluster before the next connect: this one reports that the cluster is down."""
+        """Query the other nodes of a cluster before the next connect: this one reports that the cluster is down."""
         self._doubted = True
 
     async def learn_nodes(self, connection: Any) -> None:
-        """Remember the nodes that a cluster's node knows, for the day when it is gone."""
+        """Remember the other nodes of a cluster, which replace its node when it is gone."""
         await self._owner(connection)
 
     async def unknown_service(self) -> str | None:
-        """Return a text if a sentinel answers and watches no service of our name; None where all is well or unknown."""
+        """Return a text if a sentinel answers and watches no service of our name; else None."""
         for client in self._sentinel.sentinels if self._sentinel is not None else ():
             try:
                 known: Any = await client.sentinel_masters()
@@ -130,9 +130,9 @@ class Servers:
             await client.aclose()
 
     async def _master(self, sentinel: Sentinel) -> Address:
-        """Return the master as the first sentinel that answers names it.
+        """Return the master that the first reachable sentinel reports.
 
-        Not as redis-py's `discover_master`, which names the old master until the failover is over.
+        redis-py's `discover_master` returns the old master until the failover is over.
         """
         faults = []
         for client in sentinel.sentinels:
@@ -147,7 +147,7 @@ class Servers:
         raise MasterNotFoundError(f"No sentinel names a master: {'; '.join(faults)}")
 
     async def _watch_master(self, sentinel: Sentinel) -> None:
-        """Leave a master that was replaced and lives on; its sentinels may take ten seconds to demote it."""
+        """Leave a replaced master that is alive; its sentinels may take ten seconds to demote it."""
         while True:
             await asyncio.sleep(SENTINEL_LOOK_S)
             with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -180,7 +180,7 @@ class Servers:
         return connection
 
     async def _ask_nodes(self) -> Address | None:
-        """Return the owner of our slot that a reachable node names, best another than the present one."""
+        """Return the owner of our slot that a reachable node reports, if possible another than the present one."""
         nodes = dict.fromkeys([*self._nodes, self._named])
         named = await asyncio.gather(*(self._ask_node(node) for node in nodes if node != self.address))
         owners = [owner for owner in named if owner is not None]
@@ -198,7 +198,7 @@ class Servers:
             return None
 
     async def _owner(self, connection: Any, node: Address | None = None) -> Address | None:
-        """Return the owner of our slot as the node of the connection knows it; its own address has no host."""
+        """Return the owner of our slot that the connection's node reports; its own address has no host."""
         try:
             await connection.send_command("CLUSTER", "SLOTS")
             ranges = await connection.read_response()
@@ -214,7 +214,7 @@ class Servers:
 
 
 def _pool(url: str) -> ConnectionPool:
-    """Return a pool that never opens a connection: it holds what redis-py makes of the URL."""
+    """Return a pool that never opens a connection: it holds redis-py's options of the URL."""
     return ConnectionPool.from_url(
         url,
         protocol=2,
@@ -242,7 +242,7 @@ def _sentinel(parsed: SentinelUrl, options: dict[str, Any]) -> Sentinel:
 
 
 def _check_options(pool: ConnectionPool) -> None:
-    """Make a connection, which is not opened, and its TLS context: both raise for options that can't work."""
+    """Make a connection and its TLS context without opening it: both raise for invalid options."""
     connection: Any = pool.connection_class(**pool.connection_kwargs)
     context = getattr(connection, "ssl_context", None)
     if context is not None:

@@ -1,4 +1,4 @@
-"""Forms that REDIS_URL may have with REDIS_TOKEN, and the URL that redis-py takes for each."""
+"""Forms of REDIS_URL with REDIS_TOKEN, and the URL for redis-py of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """A redis+sentinel:// address in parts. master_url: how the master is reached, but for its host and port."""
+    """Parts of a redis+sentinel:// address. master_url: URL of the master without its host and port."""
 
     hosts: tuple[tuple[str, int], ...]
     service: str
@@ -72,9 +72,9 @@ def _sentinel_host(place: str) -> tuple[str, int]:
 
 
 def redis_py_url(url: str, token: str | None) -> str:
-    """The URL with the token as its password, where it has none of its own.
+    """Return the URL with the token as its password if it has no password.
 
-    Raises ValueError with a text that says what is wrong and holds no part of the URL, since that may be a password.
+    Raises ValueError with a text that holds no part of the URL, since that may be a password.
     """
     _check_characters(url)
     if (parsed := sentinel_url(url)) is not None:
@@ -98,7 +98,7 @@ def _check_characters(url: str) -> None:
 
 
 def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
-    """Raise ValueError for what redis-py would refuse, or ignore, only when it connects."""
+    """Raise ValueError for options that redis-py would refuse or ignore only when it connects."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if sentinel else set())
     for name in options:
@@ -153,7 +153,7 @@ def _check_place(parts: SplitResult) -> None:
 
 
 def _from_rest_address(parts: SplitResult, token: str | None) -> str:
-    """Upstash's REST address and token open the TCP port of the same host, too."""
+    """Return the TCP URL for Upstash's REST address and token, which open the same host."""
     password = parts.password or (quote(token, safe="") if token else "")
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("an https:// address must be Upstash's REST address, a host and no more")
