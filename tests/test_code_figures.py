@@ -1,0 +1,54 @@
+"""The shape of the code: few names twice, short files and functions, no import cycle, few private names of aiohttp."""
+
+from __future__ import annotations
+
+import statistics
+
+from bench import code_figures, trace
+
+MAX_FUNCTION_LINES = 58
+MAX_PRIVATE_NAMES = 16
+
+
+def test_few_class_names_are_in_two_modules() -> None:
+    shared, classes = code_figures.shared_class_names()
+    assert classes > 100
+    assert len(shared) <= 0.03 * classes, shared
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = code_figures.imports()
+    assert graph["imagegen.app"] > {"imagegen.settings", "imagegen.lifecycle"}
+    assert not code_figures.import_cycles(graph)
+
+
+def test_an_import_cycle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set[str]()}
+    assert code_figures.import_cycles(graph) == [{"a", "b", "c"}]
+
+
+def test_functions_and_files_are_short() -> None:
+    lengths = code_figures.function_lines()
+    assert statistics.median(lines for lines, _ in lengths) <= 8
+    assert lengths[-1][0] <= MAX_FUNCTION_LINES, lengths[-1]
+    assert not code_figures.long_files()
+
+
+def test_few_private_names_of_aiohttp_are_used() -> None:
+    uses = code_figures.private_uses()
+    names = set().union(*uses.values())
+    assert "_make_server" in names, "an override counts"
+    assert "_ErrInfo" in names, "an import counts"
+    assert len(names) <= MAX_PRIVATE_NAMES, uses
+
+
+def test_a_route_keeps_what_every_run_called() -> None:
+    first, second, third = trace.common.__code__, trace.file_of.__code__, trace.main.__code__
+    assert trace.common([[first, second, third], [third, first]]) == [third, first]
+
+
+def test_changes_of_file_are_those_between_neighbours() -> None:
+    of_figures, of_package = code_figures.imports.__code__, trace.create_app.__code__
+    paths = [code.co_filename for code in (of_figures, of_package)]
+    assert paths[0] != paths[1]
+    assert trace.file_changes([of_package, of_package]) == 0
