@@ -14,7 +14,7 @@ from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.worker.pool import LOOPS_PER_SLOT
 
@@ -53,7 +53,7 @@ class Work:
             self.started_at[claim.task.id] = time.perf_counter()
             if self.takes_s:
                 await asyncio.sleep(self.takes_s)
-            await claims.finish(claim, edges.completed(claim.task, _PICTURE, (), now=time.time(), ttl_s=_TTL_S))
+            await claims.finish(claim, transitions.completed(claim.task, _PICTURE, (), now=time.time(), ttl_s=_TTL_S))
             self.finished += 1
             if self.finished >= self._wanted:
                 self._reached.set()

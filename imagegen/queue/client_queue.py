@@ -28,7 +28,7 @@ from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup, newer_version_error
 from imagegen.queue.verbs.finish import as_stored
 from imagegen.queue.verbs.submit import SubmitReply, submit_item
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook, initial_deliveries
@@ -163,7 +163,7 @@ class ClientQueue:
         while (task := await self.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
-            final = edges.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
+            final = transitions.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
             answer = await self._scripts.cancel(final, CANCELLED_RUN)
             if answer is not None and answer.existing == b"":
                 final = as_stored(final, answer)

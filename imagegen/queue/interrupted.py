@@ -12,7 +12,7 @@ from imagegen.queue.notifier import Notifier
 from imagegen.queue.scripts import Scripts
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.finish import as_stored
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.task import Task, TaskError
 
 GRACE_S = 5.0
@@ -54,7 +54,7 @@ class Interrupted:
             return task
         if task.entry_id and await self._scripts.read_entry(task.entry_id) is not None:
             return task
-        final = edges.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
+        final = transitions.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
         answer = await self._scripts.cancel(final, CANCELLED_RUN)
         if answer is None or answer.existing:
             return task

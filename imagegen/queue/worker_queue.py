@@ -26,7 +26,7 @@ from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import ResponseError
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason
 
@@ -101,7 +101,7 @@ class WorkerQueue:
         now = self._clock()
         self._count_start(claim, now)
         self._estimates.started(claim.task, now)
-        self._publish(claim, edges.started(claim.task, attempts=run.attempts, starts=run.starts, now=now))
+        self._publish(claim, transitions.started(claim.task, attempts=run.attempts, starts=run.starts, now=now))
         return StartResult.STARTED
 
     async def checkpoint(self, claim: Claim, run: Checkpoint) -> bool:
@@ -117,7 +117,9 @@ class WorkerQueue:
     def progress(self, claim: Claim, percent: int) -> None:
         """Publish progress from memory; costs no command."""
         if not claim.lost:
-            self._publish(claim, edges.progressed(claim.task, percent, shown_images(claim.task, claim.checkpoint)))
+            self._publish(
+                claim, transitions.progressed(claim.task, percent, shown_images(claim.task, claim.checkpoint))
+            )
 
     async def finish(self, claim: Claim, final: Task) -> Task:
         """Write a final task. Return the stored one, which is another's if that came first.
@@ -152,7 +154,7 @@ class WorkerQueue:
             return
         self._count_attempt(claim, "retry")
         self._estimates.ended(claim.task, None)
-        waiting = edges.requeued(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
+        waiting = transitions.requeued(claim.task, reason=retry.reason, retry_at=retry_at, attempts=attempts)
         self._publish(claim, waiting)
         self._dispatcher.leave_slot(claim)
         claim.timer = asyncio.get_running_loop().call_later(retry.delay_s, self._dispatcher.put, claim)
@@ -161,13 +163,14 @@ class WorkerQueue:
         """Publish from memory that a task waits for its turn; costs no command."""
         if not claim.lost:
             self._publish(
-                claim, edges.requeued(claim.task, reason=reason, retry_at=retry_at, attempts=claim.checkpoint.attempts)
+                claim,
+                transitions.requeued(claim.task, reason=reason, retry_at=retry_at, attempts=claim.checkpoint.attempts),
             )
 
     def stall(self, claim: Claim, reason: WaitReason | None, retry_at: float | None) -> None:
         """Publish from memory why a running attempt waits in its slot; None as reason: it continues."""
         if not claim.lost:
-            self._publish(claim, edges.stalled(claim.task, reason=reason, retry_at=retry_at))
+            self._publish(claim, transitions.stalled(claim.task, reason=reason, retry_at=retry_at))
 
     def park(self, claim: Claim, reason: WaitReason, retry_at: float, *, until: float) -> None:
         """Keep a claim without a slot until `resume`, or until it is dispatched again at that Unix time."""

@@ -1,4 +1,4 @@
-"""Owns the task: its states, and the edges between them as pure functions side by side.
+"""The task and its states; the transitions between them are in transitions.py.
 
     pending ──▶ processing ──▶ completed
        │            ├────────▶ failed
@@ -10,11 +10,9 @@ generation, under the same id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.webhook import Delivery
@@ -22,7 +20,6 @@ from imagegen.tasks.webhook import Delivery
 ATTEMPT_BLOCK = 1_000
 FINAL_OFFSET = 1_000_000
 
-STARTED_PROGRESS = 5
 SENT_PROGRESS = 10
 STORED_PROGRESS = 95
 
@@ -106,82 +103,6 @@ class Task(Struct, frozen=True, gc=False):
     retry_at: float | None = None
     entry_id: str = ""
     deliveries: tuple[Delivery, ...] = ()
-
-
-def started(task: Task, *, attempts: int, starts: int, now: float) -> Task:
-    """An attempt begins; `starts` counts every start of the generation, also those that were no attempt."""
-    return replace(
-        task,
-        state=State.PROCESSING,
-        sequence=max(task.epoch + starts * ATTEMPT_BLOCK, task.sequence + 1),
-        progress=STARTED_PROGRESS,
-        attempts=attempts,
-        started_at=task.started_at or now,
-        reason=None,
-        retry_at=None,
-    )
-
-
-def progressed(task: Task, progress: int, images: Sequence[StoredImage] | None = None) -> Task:
-    """Something happened: progress rises or a picture is ready. Never falls within an attempt."""
-    return replace(
-        task,
-        sequence=task.sequence + 1,
-        progress=max(task.progress, progress),
-        images=task.images if images is None else tuple(images),
-    )
-
-
-def requeued(task: Task, *, reason: WaitReason, retry_at: float | None, attempts: int) -> Task:
-    """The attempt brought nothing; the next one comes later."""
-    return replace(
-        task,
-        state=State.PENDING,
-        sequence=task.sequence + 1,
-        progress=0,
-        attempts=attempts,
-        reason=reason,
-        retry_at=retry_at,
-    )
-
-
-def stalled(task: Task, *, reason: WaitReason | None, retry_at: float | None) -> Task:
-    """Return a running task that waits for something within its attempt; no reason: it goes on."""
-    return replace(task, sequence=task.sequence + 1, reason=reason, retry_at=retry_at)
-
-
-def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str], *, now: float, ttl_s: float) -> Task:
-    """All pictures that will come are kept."""
-    return replace(
-        _ended(task, State.COMPLETED, now, ttl_s),
-        progress=100,
-        images=tuple(images),
-        stale_images=False,
-        warnings=tuple(warnings),
-    )
-
-
-def failed(task: Task, error: TaskError, *, now: float, ttl_s: float) -> Task:
-    """No picture will come."""
-    return replace(_ended(task, State.FAILED, now, ttl_s), error=error)
-
-
-def cancelled(task: Task, *, now: float, ttl_s: float) -> Task:
-    """The client does not want it any more."""
-    return _ended(task, State.CANCELLED, now, ttl_s)
-
-
-def _ended(task: Task, state: State, now: float, ttl_s: float) -> Task:
-    return replace(
-        task,
-        state=state,
-        sequence=max(task.epoch + FINAL_OFFSET, task.sequence + 1),
-        finished_at=now,
-        expires_at=now + ttl_s,
-        entry_id="",
-        reason=None,
-        retry_at=None,
-    )
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

@@ -61,7 +61,7 @@ class _Waiter:
 class Pacing:
     """One for each provider. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
 
-    on_change: called when a call has ended, so that more calls may be possible.
+    on_release: called when a call has ended, so that more calls may be possible.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Pacing:
         tempo: BreakerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        on_release: Callable[[], None] = lambda: None,
     ) -> None:
         self._interval_s = 60.0 / rate_per_min if rate_per_min else 0.0
         self._next_at = 0.0
@@ -84,7 +85,7 @@ class Pacing:
         self._waiters: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self.is_quiet = False
-        self.on_change: Callable[[], None] = lambda: None
+        self._on_release = on_release
 
     def try_acquire(self, model: str) -> Permit | None:
         """The turn for one call, if it may be made now."""
@@ -212,7 +213,7 @@ class Pacing:
         for gate, period in turn.places:
             gate.leave(period)
         self._dispatch()
-        self.on_change()
+        self._on_release()
 
     def _alive(self, turn: Permit, now: float) -> None:
         self._streaks.alive(turn.model)

@@ -55,7 +55,7 @@ class Parking:
         self._resumed: dict[Claim, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._releases: set[asyncio.Task[None]] = set()
-        pacing.on_change = self._wake
+        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -74,12 +74,12 @@ class Parking:
         if self._is_full() or self._ends_at(claim.task) <= self._clock():
             return True
         self._park(claim)
-        self._wake()
+        self.wake()
         return False
 
     async def stop(self) -> None:
         """Resume nothing any more, and wait for releases that are under way."""
-        self._pacing.on_change = lambda: None
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.gather(*self._releases, return_exceptions=True)
@@ -105,9 +105,9 @@ class Parking:
         room = min(self._pacing.room(model) - about_to, self._pacing.room_of_upstream() - len(self._resumed))
         return room if room == math.inf else min(room, self._claims.slots - len(self._resumed))
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Resume what may be called for now, and look again when more may be."""
-        if not self._lines or self._pacing.is_quiet:
+        if self._stopped or not self._lines or self._pacing.is_quiet:
             return
         next_s = RECHECK_S
         for model, line in tuple(self._lines.items()):
@@ -127,7 +127,7 @@ class Parking:
                 next_s = min(next_s, opens_in_s)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(next_s, self._wake) if self._lines else None
+        self._timer = asyncio.get_running_loop().call_later(next_s, self.wake) if self._lines else None
 
     def _resume_all(self, line: ParkedClaims) -> None:
         """Nothing is known against the model any more; what other instances could run is released to them."""

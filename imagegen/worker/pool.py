@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from imagegen.errors import StoreUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.attempt import AttemptRunner
@@ -101,7 +101,7 @@ class Pool:
             )
             match outcome:
                 case Succeeded(images, warnings):
-                    await self._finish(claim, edges.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+                    await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
                 case NotStarted():
                     pass
                 case ClaimLost():
@@ -114,9 +114,9 @@ class Pool:
                     warning = f"fresh images could not be generated ({error.code}); these are from before"
                     warnings = (*claim.checkpoint.warnings, warning)
                     await self._keep_previous_images(task)
-                    await self._finish(claim, edges.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
+                    await self._finish(claim, transitions.completed(task, task.images, warnings, now=now, ttl_s=ttl_s))
                 case Failed(error):
-                    await self._finish(claim, edges.failed(task, error, now=now, ttl_s=ttl_s))
+                    await self._finish(claim, transitions.failed(task, error, now=now, ttl_s=ttl_s))
         except Exception:  # noqa: BLE001 - as above; the claim is taken over again, from what it last wrote
             logger.bind(taskId=claim.task.id).exception("The end of an attempt could not be written")
             self._claims.drop(claim)

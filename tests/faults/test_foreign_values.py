@@ -10,7 +10,7 @@ import pytest
 from support import eventually, submission
 
 from imagegen.queue.claim import StartResult
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 
@@ -57,7 +57,9 @@ async def runs_tasks(instance, name: str) -> None:
             pass
         assert came is StartResult.STARTED
         now = time.time()
-        final = await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+        final = await instance.worker_queue.finish(
+            claim, transitions.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+        )
         assert final.state is State.COMPLETED
         if claim.task.id == submission(name).task_id:
             break

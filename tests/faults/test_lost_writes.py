@@ -17,7 +17,7 @@ from support import eventually, submission
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
@@ -56,7 +56,7 @@ class Calls:
                 self.broken_off.append(claim.task.id)
                 instance.worker_queue.drop(claim)
                 continue
-            final = edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+            final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
             final = await instance.worker_queue.finish(claim, final)
             if final.state is State.COMPLETED:
                 self.ended.add(claim.task.id)
@@ -276,7 +276,7 @@ async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instanc
     await instance.client_queue.submit(replace(submission("a"), webhooks=(webhook,)))
     claim = await asyncio.wait_for(waiting, 5)
     assert await instance.worker_queue.start(claim) is StartResult.STARTED
-    await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    await instance.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     redis = instance.connection.commands
     assert await redis.zcard(instance.keys.outbox) == 1
     waiting = asyncio.create_task(instance.worker_queue.claim())
@@ -324,7 +324,7 @@ async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     claim = await asyncio.wait_for(second.worker_queue.claim(), 5)
     assert claim.task.id == task_id
     assert await second.worker_queue.start(claim) is StartResult.STARTED
-    await second.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
+    await second.worker_queue.finish(claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60))
     await eventually(lambda: is_final(first, task_id))
     assert (await first.client_queue.get(other_id)).state is State.PENDING
 
@@ -371,5 +371,5 @@ async def test_a_task_that_was_under_way_when_all_was_lost_is_recorded_as_maybe_
     while (start := await after.worker_queue.start(again)) is StartResult.INHERITED:
         pass
     assert start is StartResult.STARTED
-    final = edges.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    final = transitions.completed(again.task, [IMAGE], [], now=time.time(), ttl_s=60)
     assert (await after.worker_queue.finish(again, final)).possibly_billed_twice == 1

@@ -11,7 +11,7 @@ from support import eventually, submission
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 
@@ -20,7 +20,7 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 async def finish(instance, claim):
     return await instance.worker_queue.finish(
-        claim, edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+        claim, transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
     )
 
 

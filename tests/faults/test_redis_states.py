@@ -12,7 +12,7 @@ from support import eventually, submission
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import StartResult
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State
 
@@ -26,7 +26,7 @@ async def claimed(instance, name: str):
 
 
 async def finish(instance, claim):
-    final = edges.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
     return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 10)
 
 

@@ -11,7 +11,7 @@ from support import submission
 
 from imagegen.queue.claim import StartResult
 from imagegen.queue.codec import Checkpoint, decode_record
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, TaskError, WaitReason
@@ -22,9 +22,9 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 async def end(instance, claim, outcome="completed"):
     """Finishes as the pool does: with the count of the claim's own checkpoint."""
     now = time.time()
-    task = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+    task = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
     if outcome == "completed":
-        task = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+        task = transitions.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
     return await instance.worker_queue.finish(claim, task)
 
 

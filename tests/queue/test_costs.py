@@ -16,7 +16,7 @@ from imagegen.queue.claim import StartResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.submit import submit_item
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import TaskError, WaitReason
@@ -81,7 +81,7 @@ async def started(instance, *names):
 
 
 def completed(task):
-    return edges.completed(task, [IMAGE], [], now=time.time(), ttl_s=60)
+    return transitions.completed(task, [IMAGE], [], now=time.time(), ttl_s=60)
 
 
 async def finished(instance, *claims):
@@ -109,7 +109,7 @@ async def submit_repeated(instance) -> None:
 async def submit_again(instance) -> None:
     (each,) = await started(instance, "a")
     error = TaskError("upstream_error", "no", retryable=True)
-    await instance.worker_queue.finish(each, edges.failed(each.task, error, now=time.time(), ttl_s=60))
+    await instance.worker_queue.finish(each, transitions.failed(each.task, error, now=time.time(), ttl_s=60))
     await put(instance, "a")
 
 

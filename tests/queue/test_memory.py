@@ -10,7 +10,7 @@ from support import Clock
 
 from imagegen.queue import task_cache as module
 from imagegen.queue.task_cache import TaskCache
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 
@@ -27,7 +27,7 @@ def task_cache(clock: Clock) -> TaskCache:
 
 def finished(number: int, clock: Clock, ttl_s: float = 10.0) -> Task:
     task = Task(f"{number:032x}", 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
-    return edges.completed(task, (), (), now=clock.now, ttl_s=ttl_s)
+    return transitions.completed(task, (), (), now=clock.now, ttl_s=ttl_s)
 
 
 def remembered(task_cache: TaskCache, count: int) -> list[int]:

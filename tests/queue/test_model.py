@@ -25,7 +25,7 @@ from imagegen.queue.claim import Claim, StartResult, take_over_state
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
 
@@ -146,9 +146,9 @@ class TwoInstances(RuleBasedStateMachine):
     def finish(self, one: Held, succeeds: bool) -> None:
         known, now, task = self.known[one.name], time.time(), one.claim.task
         if succeeds:
-            final = edges.completed(task, [IMAGE], [], now=now, ttl_s=60)
+            final = transitions.completed(task, [IMAGE], [], now=now, ttl_s=60)
         else:
-            final = edges.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+            final = transitions.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
         stands = self.run(self.instances[one.who].worker_queue.finish(one.claim, final))
         if known.generation == one.generation and not known.state.is_final:
             assert stands.state is final.state

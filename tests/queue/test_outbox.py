@@ -24,7 +24,7 @@ from imagegen.queue.codec import (
     final_record,
     with_delivery_log,
 )
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import MAX_WEBHOOKS, Delivery, DeliveryStatus, Webhook
@@ -62,9 +62,11 @@ async def finish(instance, outcome: str = "completed") -> Task:
 async def end(instance, claim, outcome: str = "completed") -> Task:
     now = time.time()
     if outcome == "completed":
-        return await instance.worker_queue.finish(claim, edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60))
+        return await instance.worker_queue.finish(
+            claim, transitions.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+        )
     error = TaskError("upstream_error", "no", retryable=True)
-    return await instance.worker_queue.finish(claim, edges.failed(claim.task, error, now=now, ttl_s=60))
+    return await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=now, ttl_s=60))
 
 
 async def deliver(instance, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> tuple[Task, Delivery]:

@@ -16,7 +16,7 @@ from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize
 from imagegen.supervisor import Supervisor
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, TaskError, WaitReason
@@ -33,9 +33,9 @@ async def run_one(instance, outcome="completed"):
 async def end(instance, claim: Claim, outcome="completed"):
     now = time.time()
     if outcome == "completed":
-        final = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+        final = transitions.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
     else:
-        final = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+        final = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
     return await instance.worker_queue.finish(claim, final)
 
 
@@ -371,8 +371,8 @@ async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) ->
         await instance.client_queue.submit(submission(name))
     good, bad = [await asyncio.wait_for(instance.worker_queue.claim(), 5) for _ in range(2)]
     now = time.time()
-    no_text = edges.completed(bad.task, [IMAGE], ["\ud800"], now=now, ttl_s=60)
-    fine = edges.completed(good.task, [IMAGE], [], now=now, ttl_s=60)
+    no_text = transitions.completed(bad.task, [IMAGE], ["\ud800"], now=now, ttl_s=60)
+    fine = transitions.completed(good.task, [IMAGE], [], now=now, ttl_s=60)
     ends = [instance.worker_queue.finish(bad, no_text), instance.worker_queue.finish(good, fine)]
     failed, stands = await asyncio.gather(*ends, return_exceptions=True)
     assert isinstance(failed, UnicodeEncodeError)
@@ -570,7 +570,7 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
         reader = asyncio.create_task(one.parts.consumer.read_forever())
         claim = await asyncio.wait_for(waiting, 5)
         await one.worker_queue.start(claim)
-        await one.worker_queue.finish(claim, edges.completed(claim.task, [], [], now=time.time(), ttl_s=60))
+        await one.worker_queue.finish(claim, transitions.completed(claim.task, [], [], now=time.time(), ttl_s=60))
         async with asyncio.timeout(5):
             while not (await waiter.changes(5))[-1].state.is_final:
                 pass

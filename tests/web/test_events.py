@@ -17,7 +17,7 @@ from support import eventually
 
 from imagegen.app import QUEUE, SUPERVISOR
 from imagegen.queue.feed import Feed
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, WaitReason
 from imagegen.web.api import events
@@ -105,14 +105,14 @@ def task(**fields: Any) -> Task:
 
 def test_a_change_is_named_by_what_replace() -> None:
     pending = task()
-    processing = edges.started(pending, attempts=1, starts=1, now=1.0)
-    sent = edges.progressed(processing, 10)
-    done = edges.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
+    processing = transitions.started(pending, attempts=1, starts=1, now=1.0)
+    sent = transitions.progressed(processing, 10)
+    done = transitions.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
     assert event_name(None, pending) == "snapshot"
     assert event_name(pending, processing) == "status"
     assert event_name(processing, sent) == "progress"
     assert event_name(sent, done) == "completed"
-    waits = edges.requeued(sent, reason=WaitReason.RETRYING, retry_at=5.0, attempts=1)
+    waits = transitions.requeued(sent, reason=WaitReason.RETRYING, retry_at=5.0, attempts=1)
     assert event_name(sent, waits) == "status"
     assert event_name(waits, replace(waits, sequence=waits.sequence + 1, retry_at=9.0)) == "status"
 
@@ -129,8 +129,8 @@ def test_only_new_pictures_are_told() -> None:
 
 async def test_news_that_come_in_another_order_do_not_hide_the_end() -> None:
     feed = Feed()
-    sent = edges.progressed(edges.started(task(), attempts=1, starts=1, now=1.0), 10)
-    done = edges.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
+    sent = transitions.progressed(transitions.started(task(), attempts=1, starts=1, now=1.0), 10)
+    done = transitions.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
     with feed.subscribe([done.id]) as subscription:
         feed.publish(done)
         feed.publish(sent)

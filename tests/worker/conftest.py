@@ -153,7 +153,11 @@ class Workshop:
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
         self.instance, self.provider, self.keeper = instance, provider, MemoryImageSaver()
-        self.pacing = Pacing(rate_per_min=rules.pop("rate_per_min", None), tempo=rules.pop("tempo", TEMPO))
+        self.pacing = Pacing(
+            rate_per_min=rules.pop("rate_per_min", None),
+            tempo=rules.pop("tempo", TEMPO),
+            on_release=lambda: self.pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
+        )
         self.attempts = AttemptRunner(
             instance.worker_queue,
             provider,

@@ -26,7 +26,7 @@ from imagegen.queue import outbox as outbox_module
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.ssrf import AddressBlocked
-from imagegen.tasks import task as edges
+from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
@@ -130,9 +130,9 @@ class Service:
             pass
         now = time.time()
         if outcome is State.COMPLETED:
-            final = edges.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
+            final = transitions.completed(claim.task, [IMAGE], [], now=now, ttl_s=60)
         else:
-            final = edges.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
+            final = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
         return await self.instance.worker_queue.finish(claim, final)
 
     async def told(self, task_id: str, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> Delivery:

@@ -13,7 +13,8 @@ from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import validation as fields
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import State, Task, TaskError, WaitReason, cancelled, completed, failed, progressed, started
+from imagegen.tasks.task import State, Task, TaskError, WaitReason
+from imagegen.tasks.transitions import cancelled, completed, failed, progressed, started
 from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_deliveries
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
