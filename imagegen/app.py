@@ -1,4 +1,4 @@
-"""Owns the wiring: the composition root, and the way from a signal to a clean end."""
+"""Composition root of the service, and its way from a signal to a clean end."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
-"""For tries under way at the end, so that they need not be repeated after the restart."""
+"""Time for running tries at the end, so that they need not be repeated after the restart."""
 
 UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
@@ -375,14 +375,14 @@ def _create_provider(settings: Settings, session: aiohttp.ClientSession) -> Prov
 
 
 def tune_gc() -> None:
-    """Spares the collector what stays anyway: modules, and tasks that are known here; it took a quarter of the time."""
+    """Exempt what stays anyway, such as modules, from garbage collection, which took a quarter of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 5, 5)
 
 
 async def serve(settings: Settings) -> int:
-    """Runs the service until a signal; returns the exit code. Raises SettingsError."""
+    """Run the service until a signal; return the exit code. Raises SettingsError."""
     stop = _stop_on_signals()
     cap = connection_cap(raise_descriptor_limit(), settings.worker_concurrency)
     sockets = open_sockets(settings.hosts, settings.port)
@@ -408,7 +408,7 @@ async def serve(settings: Settings) -> int:
 
 
 async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
-    """Finishes what runs, while reads are still answered; a second signal hands back at once."""
+    """Finish running attempts while reads are answered; a second signal releases them at once."""
     app[SERVICES].readiness.draining = True
     app[QUEUE].feed.wake_all()
     stop.clear()
@@ -430,7 +430,7 @@ def _stop_on_signals() -> asyncio.Event:
 
 
 def main() -> None:
-    """The command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
+    """Run the command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
     start_checks.open_standard_streams()
     try:
         settings = Settings.load()

@@ -1,4 +1,4 @@
-"""The did-you-mean search: the known name that is nearest to an unknown one, at a bounded cost."""
+"""Did-you-mean search: the valid name nearest to an unknown one, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MAX_NAME_CHARS = 40
-"""No known name is so long that a longer one could be near to it."""
+"""No valid name is so long that a longer text could be near to it."""
 
 _ALIKE = 0.75
 
 
 def nearest(name: str, known: Iterable[str], alike: float = _ALIKE) -> str | None:
-    """Return the known name that `name` is most likely a misspelling of, None if none is near.
+    """Return the valid name that `name` most likely misspells, None without a near one.
 
     alike: from 0 to 1, how much of both must be the same.
     """

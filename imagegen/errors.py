@@ -1,4 +1,4 @@
-"""The errors of the service; each knows its HTTP status and code, or whether a repeat can help.
+"""The errors of the service; each has its HTTP status and code, or whether a repeat can help.
 
 ImagegenError
 ├── SettingsError          a start that can't succeed: exit code 2, one message that says what to do
@@ -22,7 +22,7 @@ class ImagegenError(Exception):
 
 
 class SettingsError(ImagegenError):
-    """The service can't start as it is set up; the text names every fault and says what to do."""
+    """The service can't start with these settings; the text names every fault and its remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class InternalError(ApiError):
 
 
 class QueueUnavailable(ApiError):
-    """Redis can't be asked now: away, hung, full, read-only or over its quota."""
+    """Redis is not available: away, hung, full, read-only or over its quota."""
 
     status, code, retryable = 503, "queue_unavailable", True
     zh, en = "队列暂时不可用，请稍后再试", "The queue is not available right now, please try again"
@@ -180,14 +180,14 @@ class Draining(ApiError):
 
 
 class StoreUnavailable(ApiError):
-    """The image store can't be read now, or holds this picture where this instance can't read it."""
+    """The image store can't be read now, or holds this image where this instance can't read it."""
 
     status, code, retryable = 503, "store_unavailable", True
     zh, en = "图像存储暂时不可用", "The image store is not available right now"
 
 
 class UpstreamError(ImagegenError):
-    """A call to a provider that brought no picture, in the words of docs/api.md.
+    """A call to a provider without an image, in the words of docs/api.md.
 
     code: one of the task error codes, `upstream_timeout` say.
     detail: for the client, at most 300 characters, no control characters, no secret.

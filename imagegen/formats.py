@@ -23,5 +23,5 @@ def parse_digits(text: str, max_digits: int = 18) -> int | None:
 
 
 def printable(text: str, max_chars: int | None = None) -> str:
-    """Return text with `?` in place of what is not printable, cut at `max_chars`."""
+    """Return text with `?` for each unprintable character, cut at `max_chars`."""
     return "".join(char if char.isprintable() else "?" for char in text[:max_chars])

@@ -1,4 +1,4 @@
-"""Owns the log: one line a record, as text or JSON, with nothing in it that could pass for another line."""
+"""The log: one line a record, as text or JSON, escaped so that no text can forge another line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/]*@")
 
 
 def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
-    """Sends every record of loguru and of `logging` from `level` on to `sink` (standard error if None).
+    """Send every record of loguru and of `logging` from `level` on to `sink` (standard error if None).
 
     fmt: `text` or `json`, one object a line. May be called again; the last call counts.
     """
@@ -47,7 +47,7 @@ def configure(level: str, fmt: str, *, sink: TextIO | None = None) -> None:
 def log_access(method: str, path: str, status: int, took_s: float, request_id: str) -> None:
     """Write the line of one response. The caller has checked that INFO is enabled.
 
-    The line does not go through loguru, whose record costs as much as a small response: no other sink receives it.
+    The line does not go through loguru: a record costs as much as a small response: no other sink receives it.
     method, path: printable ASCII.
     """
     if _lines is not None:
@@ -56,7 +56,7 @@ def log_access(method: str, path: str, status: int, took_s: float, request_id: s
 
 
 def is_enabled(level: str) -> bool:
-    """Whether a record of this level would be shown, for callers who would have to work for it."""
+    """Return whether a record of this level would be shown, if its text is expensive."""
     return logging.getLogger().isEnabledFor(logger.level(level).no)
 
 
@@ -64,7 +64,7 @@ class InterceptHandler(logging.Handler):
     """Hands the records of `logging` to loguru, with their level and the name of their logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Raises nothing: a record whose arguments don't fit its text is shown as `logging` itself would do."""
+        """Raises nothing: a record with arguments that don't fit its text is shown as `logging` itself would do."""
         try:
             text = record.getMessage()
         except (TypeError, ValueError, KeyError):
@@ -79,7 +79,7 @@ class InterceptHandler(logging.Handler):
 
 
 def _quotes_the_client(source: str, error: BaseException) -> bool:
-    """The errors of aiohttp's parser repeat the bytes that they refuse, the start of an Authorization header say."""
+    """The errors of aiohttp's parser repeat the bytes that they refuse, such as an Authorization header."""
     kinds = {type(link) for link in (error, error.__cause__, error.__context__)}
     return source.startswith("aiohttp.") and any(
         kind.__module__ == "aiohttp.http_exceptions" or kind.__name__ == "RequestPayloadError" for kind in kinds
@@ -114,7 +114,7 @@ class _Lines:
             self._flush()
 
     def write_access_line(self, method: str, path: str, status: int, ms: float, request_id: str) -> None:
-        """Writes it before the next turn is over, or at once where no event loop runs."""
+        """Write it before the next turn is over, or at once without an event loop."""
         line = self._access_line(method, path, status, ms, request_id)
         with self._lock:
             self._waiting.append(line)
@@ -147,7 +147,7 @@ _lines: _Lines | None = None
 
 
 def _detach_broken_pipe(stream: TextIO) -> None:
-    """Nobody reads the pipe any more. What is left in the buffer would else spoil the exit code.
+    """Point the stream at /dev/null: the rest of its buffer would change the exit code.
 
     https://docs.python.org/3/library/signal.html#note-on-sigpipe
     """
@@ -207,7 +207,7 @@ def _json_access(method: str, path: str, status: int, ms: float, request_id: str
 
 
 def _json_safe(value: object) -> object:
-    """What JSON can hold: numbers and the like as they are, all else as text."""
+    """Return a value that JSON can hold; other types become text."""
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**53):
         return value
     return _sanitize(str(value), keep=_C0)

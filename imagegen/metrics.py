@@ -1,4 +1,4 @@
-"""Owns what this process counts: plain counters and histograms, cheap to count with, read when somebody asks.
+"""Counters and histograms of this process, cheap to update, read on request.
 
 Names and labels are of bounded sets: routes, kinds, codes. Never an id, an address or a client's text.
 """
@@ -58,11 +58,11 @@ class Histogram:
 
 
 Request = tuple[str, str, int]
-"""What requests are told apart by: method, template of the route, status."""
+"""Labels of requests: method, template of the route, status."""
 
 
 class TaskLabels(NamedTuple):
-    """What finished tasks are told apart by; `code` is empty where there was no error."""
+    """Labels of finished tasks; `code` is empty without an error."""
 
     state: str
     code: str
@@ -101,7 +101,7 @@ class Meter:
 
     @property
     def commands_a_month(self) -> float:
-        """The commands of 30 days, if all go on like those so far; it says little in the first minutes."""
+        """The commands of 30 days, at the rate so far; it means little in the first minutes."""
         return self.commands.total() / max(self.uptime_s, 1.0) * MONTH_S
 
     def redis_commands_sent(self, purpose: str, commands: int) -> None:
@@ -118,7 +118,7 @@ class Meter:
         self.ambiguous += ambiguous
 
     def images_stored(self, sizes_bytes: Collection[int]) -> None:
-        """Pictures of a completed task are kept."""
+        """Count the stored images of a completed task."""
         self.images += len(sizes_bytes)
         self.image_bytes += sum(sizes_bytes)
 
@@ -141,7 +141,7 @@ class Rates(NamedTuple):
 
 
 class RecentRates:
-    """Turns the counters into rates: what changed since somebody asked about a minute ago, else since the start."""
+    """Rates from the counters: the change since a request about a minute ago, else since the start."""
 
     _KEPT = 12
     _APART_S = 5.0

@@ -1,4 +1,4 @@
-"""Addresses of this service itself, which no webhook may call: one that did could start paid calls for ever."""
+"""Addresses of this service itself, which no webhook may call: it could start paid calls without end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEB_PORTS = frozenset({80, 443})
 
 
 class OwnAddresses:
-    """Where this service can be reached, as far as it knows.
+    """Addresses at which this service can be reached, as far as it can find out.
 
     Args:
         listening: address and port of each listening socket.
@@ -30,7 +30,7 @@ class OwnAddresses:
         self._public_urls = (public_url,) if public_url else ()
 
     def check(self, host: str, port: int, urls: Collection[str] = ()) -> None:
-        """Refuse a host that is this service, as far as that is known without DNS.
+        """Refuse a host that is this service, as far as that is possible without DNS.
 
         Args:
             host: as a URL has it.

@@ -21,7 +21,7 @@ class Proxies:
 
     Args:
         http, https: addresses of proxies, `http://user:password@host:port`; None for a direct call.
-        exceptions: what is called directly: `host`, `.domain`, `host:port`, a network as `10.0.0.0/8`, or `*`.
+        exceptions: hosts that are called directly: `host`, `.domain`, `host:port`, a network as `10.0.0.0/8`, or `*`.
     """
 
     http: str | None = field(default=None, repr=False)
@@ -96,7 +96,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _matches(exception: str, host: str, port: int | None) -> bool:
-    """Return whether an entry of NO_PROXY names a host; a domain names what is below it too, as for curl."""
+    """Return whether an entry of NO_PROXY names a host; a domain names its subdomains too, as for curl."""
     if exception == "*":
         return True
     with suppress(ValueError):

@@ -59,7 +59,7 @@ class SystemResolver:
             error = None
             try:
                 found = socket.getaddrinfo(host, port, **hints)
-            except Exception as failure:  # noqa: BLE001 - raised again where it is waited for
+            except Exception as failure:  # noqa: BLE001 - raised again to its waiters
                 error = failure
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(finish, found, error)

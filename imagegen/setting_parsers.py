@@ -186,7 +186,7 @@ def public_url(text: str) -> str:
 
 
 def base_url_with_login(text: str) -> str:
-    """Parse a base address that may have `user:password@`, for basic authentication."""
+    """Parse a base address with an optional `user:password@` of basic authentication."""
     rule = "must be an http:// or https:// address in ASCII, without query and fragment"
     login, at, _ = http_url(text, rule).netloc.rpartition("@")
     if at and (not login.partition(":")[0] or re.search(r"[^A-Za-z0-9._~!$&'()*+,;=:%-]|%(?![0-9A-Fa-f]{2})", login)):

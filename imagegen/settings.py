@@ -47,7 +47,7 @@ _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
 NOT_IMPLEMENTED: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
-"""Settings, and values of settings, whose feature is not built yet: other than the default they stop the start."""
+"""Settings, and values of settings, without their feature yet: other than the default they stop the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
-        """Reads and checks them all. The environment comes before the file, also where it says nothing (`NAME=`).
+        """Read and check them all. The environment comes before the file, also with an empty value (`NAME=`).
 
         Raises SettingsError with one line for each fault.
         """
@@ -156,7 +156,7 @@ class Settings:
 
     @property
     def exposed_without_keys(self) -> bool:
-        """Whether anybody who reaches the port spends the credit of a provider's key."""
+        """Return whether every client that reaches the port spends the credit of a provider's key."""
         key = {"together": self.together_api_key, "openai": self.openai_api_key}.get(self.provider)
         return key is not None and not self.api_keys and not all(map(_is_loopback, self.hosts))
 
@@ -167,7 +167,7 @@ class Settings:
 
 
 def setting_names() -> tuple[str, ...]:
-    """The names of all settings, as in the environment."""
+    """Return the names of all settings, as in the environment."""
     return tuple(rule.name for rule in _rules(Settings).values())
 
 
@@ -237,7 +237,7 @@ def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
-    """The values that are given and good, by attribute."""
+    """Return the valid values, by attribute."""
     given = {}
     for attribute, rule in _rules(cls).items():
         try:
@@ -251,12 +251,12 @@ def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]
             given[attribute] = value
         else:
             what = "this setting" if rule.name in NOT_IMPLEMENTED else repr(value)
-            faults[rule.name] = f"{what} has no effect yet, its feature is not built; leave it out"
+            faults[rule.name] = f"{what} is not built yet; leave it out"
     return given
 
 
 def _resolve(settings: Settings, given: set[str], faults: dict[str, str]) -> Settings:
-    """Fills in the defaults that depend on other settings."""
+    """Fill in the defaults that depend on other settings."""
     if "provider" not in given and settings.together_api_key:
         settings = replace(settings, provider="together")
     if "image_store_max_bytes" not in given and settings.image_store == "redis":
@@ -272,7 +272,7 @@ def _resolve(settings: Settings, given: set[str], faults: dict[str, str]) -> Set
 
 
 def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Settings that are good alone and not together: the name, and what is wrong."""
+    """Yield the name and the fault of settings that are good alone but not together."""
     needed = {
         "together": {"TOGETHER_API_KEY": settings.together_api_key},
         "openai": {"OPENAI_API_URL": settings.openai_api_url},

@@ -38,7 +38,7 @@ _BLOCKED_V4 = tuple(
     )
 )
 
-# https://www.iana.org/assignments/iana-ipv6-special-registry: all that is routed is in 2000::/3, and in there
+# https://www.iana.org/assignments/iana-ipv6-special-registry: all routed addresses are in 2000::/3, and in there
 # 2001::/23 (Teredo, ORCHID, benchmarks) and 2002::/16 (6to4) lead elsewhere.
 _ROUTED_V6 = IPv6Network("2000::/3")
 _BLOCKED_V6 = tuple(IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
@@ -58,9 +58,9 @@ class AddressBlocked(OSError):
 
 
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Whether it is an address of the public internet, written as `ipaddress` takes it.
+    """Return whether an address is of the public internet; text in any form that `ipaddress` takes.
 
-    An IPv4 address mapped into IPv6 is judged by what is inside; NAT64, 6to4 and Teredo are refused whatever is inside.
+    An IPv4 address mapped into IPv6 is judged by the inner one; NAT64, 6to4 and Teredo are always refused.
     """
     try:
         parsed = ip_address(address)
@@ -76,7 +76,7 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def check_host(host: str, port: int, allowed: frozenset[str] = frozenset()) -> None:
-    """Raises AddressRefused for a host that is wrong by its looks: resolvers never see the literal ones.
+    """Raises AddressRefused for a host that is refused without DNS: resolvers never see literal addresses.
 
     That is a literal address that is not public or not in its one usual spelling (`127.1`, `0x7f000001`, fullwidth
     digits, zone ids), `localhost`, and what is no host name at all. `allowed` holds `host` or `host:port`.
@@ -95,7 +95,7 @@ def check_host(host: str, port: int, allowed: frozenset[str] = frozenset()) -> N
 
 
 def blocked_cause(error: BaseException) -> AddressBlocked | None:
-    """The refusal that an error of an aiohttp client over a guarded connector stands for, None for other errors."""
+    """Return the refusal behind an error of a client over a guarded connector, None for other errors."""
     cause = error.os_error if isinstance(error, ClientConnectorError) else error
     return cause if isinstance(cause, AddressBlocked) else None
 
@@ -103,8 +103,8 @@ def blocked_cause(error: BaseException) -> AddressBlocked | None:
 class PublicResolver(AbstractResolver):
     """Resolves names, and refuses a name of which one address is not public.
 
-    What it returns is what is connected to, with no second lookup: so a name that changes its address (DNS rebinding)
-    gains nothing. `allowed` holds `host` or `host:port` that may be anywhere, and so may the hosts of the proxies.
+    The client connects to the returned addresses without a second lookup, so DNS rebinding gains nothing. `allowed`
+    holds `host` or `host:port` that may be anywhere, and so may the hosts of the proxies.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class PublicResolver(AbstractResolver):
 
 
 class _GuardedConnector(ProxyConnector):
-    """A connector that refuses what is not public, literal addresses too. The error is a ClientConnectorError.
+    """Connector that refuses addresses that are not public, also literal ones, by a ClientConnectorError.
 
     Through a proxy, which resolves names itself, a name is refused if it can be resolved here to an address that is
     not public; one that only the proxy can resolve is left to the proxy's own rules.

@@ -1,10 +1,10 @@
-"""A wire-exact emulator of Together's image endpoint, for tests, benchmarks and people without a key.
+"""A wire-exact emulator of Together's image endpoint, used by tests, benchmarks and people without a key.
 
     python -m imagegen.emulator --port 8787
 
     TOGETHER_API_KEY=any TOGETHER_API_URL=http://127.0.0.1:8787 imagegen
 
-It imports nothing else of this project. Faults are asked for in three ways:
+It imports nothing else of this project. A fault is set in three ways:
 
 * in the prompt: `a cat {{fault:429 retry_after=2 times=1}}`: a name, then options `key=value` (quotes as in a shell);
 * by a queue: `POST /_emulator/script` with `[{"fault": "500", "times": 2, "match": "cat"}, "hang", {"fault": "ok"}]`;
@@ -12,7 +12,7 @@ It imports nothing else of this project. Faults are asked for in three ways:
 
 `GET /_emulator/faults` lists the names. Options that every fault takes:
 
-    times=N     applies to N calls (a queued one: 1 unless `every` or `for_s` is there; 0 = for ever)
+    times=N     applies to N calls (a queued one: 1 unless `every` or `for_s` is there; 0 = without end)
     every=K     applies to the 1st, K+1st, 2K+1st … call that it meets
     for_s=S     applies until S seconds after it was queued, or first met in a prompt
     match=TEXT  queued ones: only to prompts that hold TEXT
@@ -20,7 +20,7 @@ It imports nothing else of this project. Faults are asked for in three ways:
     retry_after=S, headers={…}   headers of the answer, the second only in a queue
 
 Options of some: `reset=S` (429: x-ratelimit-reset), `parameter=P`, `low=`, `high=`, `rate=` (fill in an error's text),
-`status=`, `body=`, `content_type=` (status), `index=I` (spoils only that picture), `images=K` (fewer_images), `url=`,
+`status=`, `body=`, `content_type=` (status), `index=I` (spoils only that image), `images=K` (fewer_images), `url=`,
 `target=` (redirects), `bytes=` (huge_body, gzip_bomb, long_error), `interval_s=` (trickle, image_slow: a byte each),
 `link_times=N` (image_*: only the first N fetches of the link). `flapping` is 500 every=2; `storm` is 429 for_s=60.
 A call that gets a fault, `ok` too, is not judged by the rate limit and the model's limits.

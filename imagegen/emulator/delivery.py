@@ -82,7 +82,7 @@ async def _truncated(request: web.BaseRequest, answer: Response) -> web.StreamRe
 
 
 async def _huge_body(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """Well-formed JSON whose one picture is `bytes` long."""
+    """Well-formed JSON whose one image is `bytes` long."""
     response = await _started(request, answer)
     await response.write(b'{"id":"huge","model":"huge","object":"list","data":[{"index":0,"b64_json":"')
     await _stream(response, b"A" * _CHUNK, int(_number(answer, "bytes", _HUGE_BYTES)))
@@ -91,7 +91,7 @@ async def _huge_body(request: web.BaseRequest, answer: Response) -> web.StreamRe
 
 
 async def _endless(request: web.BaseRequest, answer: Response) -> web.StreamResponse:
-    """A true picture's first bytes, then zeros until the client has enough."""
+    """A true image's first bytes, then zeros until the client has enough."""
     response = await _started(request, answer)
     await response.write(answer.body[:128])
     while is_there(request):
@@ -131,7 +131,7 @@ async def _started(request: web.BaseRequest, answer: Response, length: int | Non
 
 
 def _abort(request: web.BaseRequest) -> None:
-    """SO_LINGER of 0 s makes the close a RST, and what is still unsent is thrown away."""
+    """SO_LINGER of 0 s makes the close a RST, and unsent bytes are thrown away."""
     transport = request.transport
     if transport is None:
         return

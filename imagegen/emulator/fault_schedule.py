@@ -15,7 +15,7 @@ _MARKER: Final = re.compile(r"\{\{fault:([^{}]*)\}\}")
 
 
 class UnknownFault(Exception):
-    """No such fault, or an option that makes no sense; the text says which."""
+    """An unknown fault, or an option that makes no sense; the text names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Fault:
 
 
 class Trigger:
-    """Says for each call that meets a fault whether it is this call's turn."""
+    """Decides for each call with a fault whether the fault applies to it."""
 
     def __init__(self, fault: Fault, now: float, *, default_times: int | None) -> None:
         for_s = fault.optional_number("for_s")
@@ -126,7 +126,7 @@ class FaultSchedule:
         return [{"fault": step.fault.name, **step.fault.options} for step in self._live(now)]
 
     def take_unread(self, now: float) -> Fault | None:
-        """The fault for a call of which nothing is read yet: only a queued one that needs no prompt."""
+        """Return the fault for a call before it is read: only a queued fault without need of a prompt."""
         step = next(iter(self._live(now)), None)
         if step is None or step.match or step.fault.name != UNREAD:
             return None

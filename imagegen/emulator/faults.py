@@ -30,7 +30,7 @@ _LONG_BYTES: Final = 10_000_000
 
 
 def plan(generation: Generation, fault: Fault) -> Response:
-    """The answer that the fault brings. Raises UnknownFault."""
+    """Return the response of the fault. Raises UnknownFault."""
     return _with_headers(_plan_of(fault.name)(generation, fault), fault)
 
 

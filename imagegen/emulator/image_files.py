@@ -63,7 +63,7 @@ class Links:
         self._dead_before = now
 
     def answer(self, path: str, base_url: str, user_agent: str, now: float) -> Response:
-        """What a GET of `path` brings. The CDN refuses clients that do not name themselves."""
+        """What a GET of `path` returns. The CDN refuses clients that do not name themselves."""
         if not user_agent.strip():
             return answers.error("403", "")
         kind, _, rest = path.lstrip("/").partition("/")
@@ -98,7 +98,7 @@ def _origin(link: Link) -> Response:
 
 
 def spoiled_bytes(picture: DrawnImage, fault: Fault | None) -> bytes:
-    """The picture's bytes as they stand in a base64 answer: faults of the link alone do not show there."""
+    """Return the image's bytes for a base64 response, which faults of the link alone do not change."""
     if fault is None:
         return draw(picture)
     answer = IMAGE_FAULTS[fault.name](picture, fault)

@@ -1,4 +1,4 @@
-"""Owns the drawing of small valid pictures, another one for each (prompt, seed, index), at next to no cost."""
+"""Owns the drawing of small valid images, another one for each (prompt, seed, index), at next to no cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Final
 
 CONTENT_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
-# 32 characters in the cached file that each picture's own digest takes the place of.
+# 32 characters in the cached file that each image's own digest takes the place of.
 _MARK: Final = b"0123456789abcdef_imagegen_digest"
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """A picture to draw. `digest` is 32 hexadecimal digits of what it shows."""
+    """An image to draw. `digest` is 32 hexadecimal digits of what it shows."""
 
     format: str
     width: int
@@ -44,7 +44,7 @@ def draw(picture: DrawnImage) -> bytes:
 
 
 def _png(picture: DrawnImage) -> bytes:
-    """Sixteen bands of colour; the pixels are cached by size, and only the palette is the picture's own."""
+    """Sixteen bands of colour; the pixels are cached by size, and only the palette is the image's own."""
     colours = hashlib.shake_128(picture.digest.encode()).digest(48)
     header = struct.pack(">IIBBBBB", picture.width, picture.height, 4, 3, 0, 0, 0)
     return b"".join(

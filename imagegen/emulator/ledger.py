@@ -52,7 +52,7 @@ class Ledger:
         return [call for call in self.calls if call.paid]
 
     def matching(self, text: str) -> list[Call]:
-        """The calls whose prompt holds `text`."""
+        """Return the calls with a prompt that holds `text`."""
         return [call for call in self.calls if text in call.prompt]
 
     def opened(self, call: Call) -> None:

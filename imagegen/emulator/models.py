@@ -1,4 +1,4 @@
-"""Owns the models the emulator knows: what each takes, its limits, and which are gone."""
+"""Models of the emulator: their parameters, their limits, and which are gone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CHOOSY: Final = frozenset(
 class Model:
     """A model's limits.
 
-    takes: which of the parameters that not all models know it takes; each other one is a 400.
+    takes: its optional parameters; each other one is a 400.
     steps, side: lowest and highest; multiple: of each side, in pixels; sizes: if any, the only ones.
-    sized_by_ratio: width and height are ignored, as `aspect_ratio` or the input picture decides.
+    sized_by_ratio: width and height are ignored, as `aspect_ratio` or the input image decides.
     """
 
     takes: frozenset[str] = _CHOOSY
@@ -103,7 +103,7 @@ def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ())
 
 
 def size_of(asked: ImageRequest) -> tuple[int, int]:
-    """The size of the pictures that come."""
+    """The size of the images that come."""
     return (1024, 1024) if KNOWN.get(asked.model, _ANY).sized_by_ratio else (asked.width, asked.height)
 
 

@@ -1,4 +1,4 @@
-"""Owns the emulated rate limit: so many calls a minute, enforced by the second as Together does."""
+"""Emulated rate limit: calls a minute, enforced by the second as Together does."""
 
 from __future__ import annotations
 

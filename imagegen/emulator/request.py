@@ -1,4 +1,4 @@
-"""Owns what a caller asks of the emulator, parsed from the body of its POST."""
+"""Request to the emulator, parsed from the body of a POST."""
 
 from __future__ import annotations
 

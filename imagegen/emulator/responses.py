@@ -179,7 +179,7 @@ def error(name: str, request_id: str, **values: object) -> Response:
 
 
 def invalid(message: str, request_id: str) -> Response:
-    """A 400 with a text of our own, for faults of which no capture is known."""
+    """Return a 400 with a text of our own: no real response of these faults was captured."""
     return Response(400, error_body(message, "invalid_request_error", None, request_id))
 
 

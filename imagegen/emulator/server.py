@@ -30,7 +30,7 @@ _MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an emulator behaves where neither the script nor a prompt says otherwise.
+    """How an emulator behaves without a script or a fault in the prompt.
 
     port: 0 takes a free one; key: the only key accepted, else any; image: one of generation.IMAGE_MODES;
     fault: what every call gets, or a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable;
@@ -184,7 +184,7 @@ class Emulator:
         if not self._has_key(request):
             return answers.error("401", "")
         served = [name for name in models.KNOWN if name not in models.RETIRED or name in self.options.revived]
-        # A bare array, as the `together` package up to 2.x wants it.
+        # Return a bare array, as the `together` package up to 2.x needs it.
         return Response(
             200, orjson.dumps([{"id": name, "object": "model", "created": 0, "type": "image"} for name in served])
         )

@@ -1,1 +1,1 @@
-"""The pictures: checked by their bytes, fetched while their links live, kept in one of several stores."""
+"""The images: checked by their bytes, fetched while their links live, kept in one of several stores."""

@@ -83,7 +83,7 @@ class _Fetched:
 class CachedStore:
     """`IMAGE_STORE=redis` and `s3`. A cache that fails costs a request to the port, and never an image.
 
-    What is in the cache is served also while the port is away; `contains_all` is the port's answer, so that all
+    Cached images are served also while the port is away; `contains_all` is the port's answer, so that all
     instances agree. The caller runs the loops of both, and `watch`.
     """
 
@@ -110,7 +110,7 @@ class CachedStore:
         return self._cache.spool_folder if self._cache.health.writable else None
 
     async def start(self) -> None:
-        """Start both. Raises SettingsError where the port can't work as it is set up."""
+        """Start both. Raises SettingsError if the port can't work with these settings."""
         await self._cache.start()
         try:
             await self._blobs.start()
@@ -161,7 +161,7 @@ class CachedStore:
             await in_file_thread(image.path.unlink, missing_ok=True)
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
-        """Open the image in the cache, where it is put first; it is read from the port in pieces if that fails."""
+        """Open the image in the cache, after copying it there; read it from the port in pieces if that fails."""
         if not image.sha256:
             return None
         if cached := await self._open_cached(task_id, image):

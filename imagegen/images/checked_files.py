@@ -8,14 +8,14 @@ from imagegen.images.files import Signature
 
 MAX_FILES = 10_000
 MAX_DATA_BYTES = 16 * 1024 * 1024
-"""Of all images in the cache and all that were in it and are still being sent: a stalled client holds one for long."""
+"""Of all images that are cached or being sent: a stalled client holds one for long."""
 
 MAX_IMAGE_BYTES = 4 * 1024 * 1024
 """A larger image is sent from its file, so that a few can't fill the cache."""
 
 
 class Reservation:
-    """Room in the cache for the bytes of one image. It is free again once nothing refers to this object."""
+    """Reservation of cache space for one image, until nothing refers to this object."""
 
     __slots__ = ("_cache", "_size_bytes")
 
@@ -30,7 +30,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class CachedImage:
-    """Bytes of an image. Whoever uses them holds the reservation too."""
+    """Bytes of an image. Their user holds the reservation too."""
 
     data: bytes | memoryview
     reservation: Reservation
@@ -43,7 +43,7 @@ class _Checked:
 
 
 class CheckedFiles:
-    """Signatures of files whose content was hashed, and bytes of some; the least recently used go first.
+    """Signatures of files with hashed content, and bytes of some; the least recently used go first.
 
     held_bytes: of all reservations.
     """
@@ -68,7 +68,7 @@ class CheckedFiles:
         return cached if self._files[name].sha256 == sha256 else None
 
     def reserve(self, size_bytes: int) -> Reservation | None:
-        """Make room for the bytes of an image; None if it is too large, or what is being sent fills the cache."""
+        """Reserve space for an image; None if it is too large, or running transfers fill the cache."""
         if size_bytes > MAX_IMAGE_BYTES:
             return None
         while self.held_bytes + size_bytes > self._max_data_bytes:
@@ -78,7 +78,7 @@ class CheckedFiles:
         return Reservation(self, size_bytes)
 
     def add(self, name: str, sha256: str, signature: Signature, cached: CachedImage | None = None) -> None:
-        """Record a file whose content was hashed, and cache its bytes if they are given."""
+        """Record a file after its content was hashed, and cache its bytes if they are given."""
         self.forget(name)
         if len(self._files) >= self._max_files:
             self.forget(next(iter(self._files)))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXPIRED_AT_ONCE = 20
-"""Expired files are removed by this many, so that a save is seldom delayed by it; the sweep removes the rest."""
+"""Expired files are removed by this many, so that few saves are delayed; the sweep removes the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class DiskIndex:
         self._writing: set[str] = set()
 
     def get(self, name: str) -> IndexEntry | None:
-        """Return what is known of a file."""
+        """Return the entry of a file."""
         return self._entries.get(name)
 
     def add(self, name: str, size_bytes: int, expires_at_s: float) -> None:
@@ -65,7 +65,7 @@ class DiskIndex:
         self._entries = dict(oldest_first)
 
     def order(self) -> dict[str, int]:
-        """Return the place of each file, for `place`."""
+        """Return the place of each file, the argument of `place`."""
         return {name: number for number, name in enumerate(self._entries)}
 
     def take_expired(self, now: float, *, batch: int | None = None) -> dict[str, IndexEntry]:
@@ -82,7 +82,7 @@ class DiskIndex:
         return expired
 
     def take_over_cap(self) -> list[str]:
-        """Take the oldest files off until the rest fits; what is being written stays."""
+        """Take the oldest files off until the rest fits; files being written stay."""
         oldest: list[str] = []
         excess_bytes = self._total_bytes - self._max_bytes
         for name, kept in self._entries.items():

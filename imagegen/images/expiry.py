@@ -1,4 +1,4 @@
-"""Index of when the images of a task expire: one text file beside the image folder, shared by all its processes.
+"""Index of when the images of a task expire: one text file next to the image folder, shared by all its processes.
 
 A line is `<task id> <Unix seconds>`, the last line of a task counts. Lines are appended; at times it is rewritten.
 A line that is lost is no harm: a task without one lives at least as long as a new one.
@@ -16,7 +16,7 @@ STEP_S = 60
 """Times are rounded up to it, so that the images of one task share a line."""
 
 COMPACT_BYTES = 256 * 1024
-"""A smaller file is left as it is."""
+"""A smaller file is not rewritten."""
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
@@ -41,7 +41,7 @@ class ExpiryIndex:
                 self._unwritten.append(f"{task_id} {rounded}\n")
 
     def flush(self) -> None:
-        """Append what was recorded since the last call. The file is not kept open: the disk can be remounted."""
+        """Append the records since the last call. The file is not kept open: the disk can be remounted."""
         with self._lock:
             lines, self._unwritten = "".join(self._unwritten), []
             if lines:
@@ -88,7 +88,7 @@ class ExpiryIndex:
                     part.unlink()
 
     def _take(self, line: bytes) -> None:
-        """Read one line; what is not one, as a crash may leave it, is skipped."""
+        """Read one line; skip a torn one, as a crash may leave it."""
         task_id, _, expires_at_s = line.decode("ascii", "replace").partition(" ")
         if expires_at_s.isascii() and expires_at_s.isdigit() and len(expires_at_s) < 12:
             self._expiry_by_name[task_id] = int(expires_at_s)

@@ -11,7 +11,7 @@ from imagegen.tasks.image import StoredImage
 
 
 class UpstreamStore:
-    """A picture is its `url`, and lives as long as the provider lets it. `behind` keeps what came without a link."""
+    """An image is its `url`, and lives as long as the provider lets it. `behind` keeps what came without a link."""
 
     def __init__(self, behind: ImageStore) -> None:
         self._fallback = behind

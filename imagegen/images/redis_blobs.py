@@ -19,7 +19,7 @@ from imagegen.tasks.image import StoredImage
 
 PART_BYTES = 2 * 1024 * 1024
 """Upstash takes 10 MB a request, and one part has to pass within the deadline of a call. Readers count on this size:
-another one would hide the larger pictures that are stored already."""
+another one would hide the larger images that are stored already."""
 
 PROBE_LIFE_MS = 10_000
 
@@ -27,13 +27,13 @@ EVICT_BATCH = 100
 """In reserve.lua."""
 
 EVICT_TO_FRACTION = 16
-"""Over the cap, the oldest go until a sixteenth of it is free, so that not every save pays for making room."""
+"""Over the cap, the oldest go until a sixteenth of it is free, so that not every save pays for evictions."""
 
 
 class RedisBlobStore:
-    """IMAGE_STORE=redis. A picture of one part costs four commands to put, one to get, one to ask for.
+    """IMAGE_STORE=redis. An image of one part costs four commands to put, one to get, one to check.
 
-    max_bytes: of all pictures together; the newest one always stays, also where it is larger.
+    max_bytes: of all images together; the newest one always stays, also where it is larger.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RedisBlobStore:
         """The connection is not ours."""
 
     async def put(self, task_id: str, image: StoredImage, source: bytes | Path, expires_at_s: float) -> None:
-        """Save the bytes, or those of a file, until `expires_at_s` (Unix time), after the oldest made room.
+        """Save the bytes, or those of a file, until `expires_at_s` (Unix time), after evicting the oldest.
 
         Raises: QueueUnavailable; StoreUnavailable if Redis has no memory for it or the file can't be read.
         """
@@ -111,7 +111,7 @@ class RedisBlobStore:
         self._spent(len(keys))
 
     async def _make_room(self, member: str, size_bytes: int, expires_at_s: float) -> None:
-        """Should we die between the two calls, what was to be deleted lives to its end, and is not counted."""
+        """Should we die between the two calls, the images to delete live to their end, and are not counted."""
         now = self._clock()
         index_end_s = max(expires_at_s + (expires_at_s - now), self._index_end_s)
         moved = expires_at_s > self._index_end_s

@@ -1,8 +1,8 @@
-"""Owns the bytes of pictures in a bucket of any S3-compatible service, which is the optional extra `s3`.
+"""Image store in a bucket of any S3-compatible service (the optional extra `s3`).
 
 `<prefix>/<task>/<index>-<12 hex of the SHA-256>.<ext>`, with the end in the metadata. A listing shows no metadata and
-is billed like a write, so the sweep, once an hour, goes by age: what is older than the longest life is deleted, then
-the oldest until the rest is under the cap. Between sweeps this instance counts what it knows and saves itself. Deleting
+is billed like a write, so the sweep, once an hour, goes by age: objects older than the longest life are deleted,
+then the oldest until the rest is under the cap. Between sweeps this instance counts its own saves. Deleting
 is free at most services; a lifecycle rule of the bucket can do it too, where this process is not always up.
 """
 
@@ -29,7 +29,7 @@ from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 3600.0
 SWEEP_MARGIN_S = 3600.0
-"""Beyond the life, for clocks that differ."""
+"""Beyond the life, since clocks differ."""
 
 CALL_S = 30.0
 LISTING_S = 600.0
@@ -58,7 +58,7 @@ class _Missing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Where it is. endpoint: None at AWS itself; prefix: of every object, with no slash at its end."""
+    """Address and credentials of a bucket. endpoint: None at AWS itself; prefix: of every object, without a slash."""
 
     name: str
     access_key_id: str
@@ -75,9 +75,9 @@ class _BlobEntry:
 
 
 class S3BlobStore:
-    """IMAGE_STORE=s3: one request a picture to put, to get and to ask for. `sweep` is a loop that the caller runs.
+    """IMAGE_STORE=s3: one request an image to put, to get and to check. `sweep` is a loop that the caller runs.
 
-    life_s: how long a picture is kept at most; max_bytes: of all, the newest one always stays.
+    life_s: how long an image is kept at most; max_bytes: of all, the newest one always stays.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class S3BlobStore:
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
         self._add(key, _BlobEntry(image.size_bytes, self._clock()))
-        with suppress(StoreUnavailable):  # the picture is safe; what is left over is found by the next sweep
+        with suppress(StoreUnavailable):  # the image is safe; the next sweep finds leftovers
             await self._delete(self._over_cap(key))
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
@@ -196,7 +196,7 @@ class S3BlobStore:
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep_once(self) -> None:
-        """Lists the bucket, deletes what is too old, and holds the rest under the cap. Raises StoreUnavailable."""
+        """List the bucket, delete expired objects, and keep the rest under the cap. Raises StoreUnavailable."""
         before = set(self._index)
         found = await self._list()
         found |= {key: kept for key, kept in self._index.items() if key not in before}
@@ -239,7 +239,7 @@ class S3BlobStore:
                 )
 
     async def _delete(self, keys: Sequence[str]) -> None:
-        """One by one: not every service knows the deleting of many."""
+        """Delete one by one: not every service supports multi-object deletes."""
         for at in range(0, len(keys), DELETES_AT_ONCE):
             await asyncio.gather(*(self._delete_one(key) for key in keys[at : at + DELETES_AT_ONCE]))
 
@@ -344,7 +344,7 @@ def _md5(source: bytes | Path) -> str:
 
 
 def _passes(status: int) -> bool:
-    """Return whether a refusal may pass by itself."""
+    """Return whether a refusal may be over soon."""
     return status >= 500 or status in _PASSING
 
 

@@ -34,13 +34,13 @@ class SpoolFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def remove_abandoned(self) -> None:
-        """Remove the folders whose process ended. Where the file system has no locks, none is removed."""
+        """Remove the folders of ended processes; none on a file system without locks."""
         for folder in self.path.parent.iterdir():
             if folder != self.path and _is_abandoned(folder):
                 remove_tree(folder)
 
     def remove(self) -> None:
-        """Remove the folder with what is in it."""
+        """Remove the folder with its files."""
         remove_tree(self.path)
         self.close()
 

@@ -30,7 +30,7 @@ class StoreHealth:
 
     @property
     def writable(self) -> bool:
-        """Whether images can be saved, as far as is known."""
+        """Whether images can be saved, by the last attempts."""
         return self._writable.is_set()
 
     def on_change(self, listener: Callable[[bool], None]) -> None:

@@ -26,7 +26,7 @@ _RANDOM_SEED = -1
 class A1111Provider:
     """base_url: `http://127.0.0.1:7860`, with `user:password@` where the web UI runs with `--api-auth`.
 
-    default_model: the service's own default, for which the web UI's loaded checkpoint stands.
+    default_model: the service's own default, which means the web UI's loaded checkpoint.
     """
 
     name = "a1111"
@@ -89,7 +89,7 @@ class A1111Provider:
                 loop.result()
 
     async def _tell_progress(self, watcher: CallObserver) -> None:
-        """The web UI says how far its one running job is, not whose it is: heard only while it can be no other's."""
+        """Report the progress of the web UI's one running job, only while that job must be this call's."""
         told = 0.0
         while True:
             await asyncio.sleep(self._poll_s)

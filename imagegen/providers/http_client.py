@@ -1,4 +1,4 @@
-"""Owns the talk with a provider: JSON out, a bounded answer in, and every loss as one `UpstreamError`.
+"""HTTP client of a provider: JSON out, a bounded response in, and every loss as one `UpstreamError`.
 
 The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and a
 connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection just as it is
@@ -160,7 +160,7 @@ def _not_http() -> UpstreamError:
 
 
 def _lost_response(error: aiohttp.ClientError | OSError, timeout_s: float) -> UpstreamError:
-    """What it means that no whole answer came to what was sent."""
+    """Return the error of a request that was sent and got no whole response."""
     if isinstance(error, TimeoutError):
         detail = f"The provider did not answer within {timeout_s:g} s"
         return UpstreamError("upstream_timeout", detail, retryable=True, ambiguous=True)

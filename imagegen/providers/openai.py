@@ -84,7 +84,7 @@ _LOCAL_DIALECTS = {
 
 
 def dialect_of(base: URL) -> Dialect:
-    """The dialect spoken at that address; the plain one, a picture a call, where it is unknown."""
+    """Return the dialect of an address; the plain one, an image a call, if it is unknown."""
     known = _DIALECTS.get(base.host or "")
     if known is None and base.scheme == "http":
         known = _LOCAL_DIALECTS.get(base.port or 0)
@@ -94,7 +94,7 @@ def dialect_of(base: URL) -> Dialect:
 class OpenAICompatibleProvider:
     """base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added.
 
-    dialect: None for the one that the address is known for.
+    dialect: None for the dialect of the address.
     """
 
     name = "openai"
@@ -178,7 +178,7 @@ def _size(request: GenerationRequest, dialect: Dialect) -> dict[str, object]:
 
 
 def nearest_ratio(width: int, height: int) -> str:
-    """The aspect ratio, of those that are offered, that changes the picture's shape least."""
+    """Return the offered aspect ratio that changes the image's shape least."""
 
     def stretch(ratio: str) -> float:
         across, _, down = ratio.partition(":")

@@ -24,7 +24,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.large_body import LARGE_BYTES, LargeBody
 
 MAX_BODY_BYTES = 48 * 2**20
-"""Four PNG pictures of 2048 x 2048 as base64 fit; what is over it, also after decompression, is not read."""
+"""Four PNG images of 2048 x 2048 as base64 fit; larger bodies, also after decompression, are not read."""
 
 _CONNECT_S = 10.0
 _CHUNK_BYTES = 2**16
@@ -39,7 +39,7 @@ _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class NotSent(Exception):
-    """No byte of the request has left, so nothing can have been paid for; the cause says why."""
+    """No byte of the request has left, so nothing can have been paid for; the cause is why."""
 
 
 class RawResponse(Struct, frozen=True, gc=False):
@@ -77,12 +77,12 @@ class PaidPost:
                 connection.close()
                 raise
             if connection.transport is not None and connection.transport.get_write_buffer_size():
-                connection.close()  # answered before all of it was sent: what is left would stand before the next one
+                connection.close()  # answered before all of it was sent: the rest would precede the next request
             connection.release()
             return answer
 
     async def _connect(self) -> Connection:
-        """A free connection, or a new one. The time limit of this is shorter than that of the whole."""
+        """Take a free connection or a new one, within a shorter time limit than the whole."""
         connector = self._session.connector
         if connector is None:
             raise NotSent
@@ -110,12 +110,12 @@ class PaidPost:
 
     @cached_property
     def _request(self) -> aiohttp.ClientRequest:
-        """What the connector asks whither, and by which aiohttp's own headers are found. Raises InvalidURL."""
+        """Return the request that the connector needs, with aiohttp's own headers. Raises InvalidURL."""
         return aiohttp.ClientRequest("POST", self._url, headers=self._headers, loop=asyncio.get_running_loop())
 
     @cached_property
     def _head(self) -> bytes:
-        """All of a request but the length of its body, and the body; made once the connector knows the proxy."""
+        """Return the head without the length of the body; made after the connector has set the proxy."""
         headers = [(name, value) for name, value in self._request.headers.items() if name != "Content-Length"]
         if any(_NOT_IN_A_HEADER.search(name + value) for name, value in headers):
             raise ValueError("a header has control characters")
@@ -125,13 +125,13 @@ class PaidPost:
 
 
 def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    """The limits of connecting, for a request that must be over in `timeout_s`."""
+    """Return the limits of connecting, for a request that must end in `timeout_s`."""
     connect_s = min(_CONNECT_S, timeout_s / 2)
     return aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
 
 
 async def read_limited(status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes | bytearray:
-    """The whole body. Raises UpstreamError where it is over the limit."""
+    """Read the whole body. Raises UpstreamError if it is over the limit."""
     length = int(headers.get("Content-Length", 0))
     if 0 < length <= MAX_BODY_BYTES and "Content-Encoding" not in headers:
         if content.is_eof():

@@ -1,4 +1,4 @@
-"""Owns what every provider promises: one paid call in, pictures or one `UpstreamError` out."""
+"""Interface of every provider: one paid call in, images or one `UpstreamError` out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imagegen.tasks.request import GenerationRequest
 
 
 class Call(Struct, frozen=True):
-    """One call to a provider, for a part of what a task asks for.
+    """One call to a provider, for a part of a task.
 
-    count: pictures wanted from this call, 1 to the provider's `max_images_per_call`.
-    first_index: the place in the task of the call's first picture.
+    count: images of this call, 1 to the provider's `max_images_per_call`.
+    first_index: the place in the task of the call's first image.
     seed: the seed to send, None where the client gave none (`request.seed` is not to be sent itself).
     without: parameters (snake_case, as on Together's wire) to leave out because the model refused them.
     """
@@ -29,7 +29,7 @@ class Call(Struct, frozen=True):
 
 
 class UpstreamLimits(Struct, frozen=True):
-    """What an answer said of the upstream's rate limit; None where it said nothing.
+    """The upstream's rate limit by its response headers; None if absent.
 
     limit_per_s: calls a second; remaining: calls left in the window; reset_s: seconds until the window ends.
     """
@@ -40,7 +40,7 @@ class UpstreamLimits(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """What one call brought. `images` may hold fewer than were asked for, or none."""
+    """The result of one call. `images` may hold fewer than requested, or none."""
 
     images: tuple[GivenImage, ...]
     limits: UpstreamLimits = UpstreamLimits()
@@ -48,20 +48,20 @@ class Reply(Struct, frozen=True):
 
 
 class CallObserver(Protocol):
-    """Told by a provider of things that really happened during a call."""
+    """Observer of the events of a call."""
 
     def sent(self) -> None:
         """The request is on the wire (its headers and body were written)."""
 
     def progress(self, fraction: float) -> None:
-        """The upstream says that this part (0 to 1) of the call's work is done."""
+        """Report the part of the call's work that is done, 0 to 1."""
 
 
 class Provider(Protocol):
     """An image service.
 
     name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `a1111`).
-    max_images_per_call: what one call may ask for.
+    max_images_per_call: images of one call at most.
     own_hosts: `host` or `host:port` whose image links may be fetched though they are not public addresses.
     base_url: against which relative image links are resolved; None if there are none.
     """
@@ -83,7 +83,7 @@ class Provider(Protocol):
         ...
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        """The models it offers, each with at least `id`; empty where it can't tell."""
+        """The models it offers, each with at least `id`; empty if it has no list."""
         ...
 
     async def close(self) -> None: ...

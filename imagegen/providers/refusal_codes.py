@@ -193,7 +193,7 @@ CONTENT = Meaning(
 
 
 def lasting(status: int, codes: Collection[str], message: str) -> str | None:
-    """Return the task error code of a refusal that no repeat mends, by its codes and wording; None otherwise.
+    """Return the task error code of a refusal that no repeat fixes, by its codes and wording; None otherwise.
 
     codes: lower case. A failing or limiting status (429, 5xx) is only overruled by what cannot be meant otherwise.
     """

@@ -1,4 +1,4 @@
-"""Owns all knowledge of what image services answer: pictures, rate limits, and what each refusal means. No I/O.
+"""Parser of image services' responses: images, rate limits, and the meaning of each refusal. No I/O.
 
 Together's, OpenAI's, FastAPI's (`{"detail": …}`) and A1111's shapes are read by the same lenient code, since none of
 them keeps to its own specification.
@@ -62,7 +62,7 @@ _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
 _PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
-"""What most links look like, so that few need to be taken apart to know that they name a host."""
+"""Form of most links, so that few need a full parse to check that they name a host."""
 
 _LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
 
@@ -84,7 +84,7 @@ _OPERATOR_MUST_ACT = {
 
 @dataclass(frozen=True, slots=True)
 class _ErrorInfo:
-    """What an error answer says of itself; empty where it says nothing.
+    """Details of an error response; empty if absent.
 
     param: the request field that it names. codes: its code, type, name, status and reasons, lower case.
     """
@@ -99,9 +99,9 @@ class _ErrorInfo:
 def parse_reply(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> Reply:
-    """Reads the answer to a generation. Raises UpstreamError where it is none.
+    """Read the response to a generation. Raises UpstreamError for anything else.
 
-    Entries that hold no usable picture are left out, so `images` may be short or empty.
+    Entries that hold no usable image are left out, so `images` may be short or empty.
     headers: found by their names in any case, as aiohttp's are; secret: what no text may show;
     now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
     """
@@ -122,7 +122,7 @@ def parse_reply(
 def error_from_response(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> UpstreamError:
-    """Says what an answer that brought nothing means. It is classed by its status, not by its type:
+    """Return the error that a failed response means. It is classed by its status, not by its type:
     Together sends `credit_limit` with a 402 and with a 429."""
     fields = _error_object(body)
     complaint = _complaint(fields or {})
@@ -208,7 +208,7 @@ def _linked(text: str) -> ImageLink | ImageBytes | None:
 
 
 def _link(text: str) -> ImageLink | ImageBytes | None:
-    """Read a field that can only be a link: a relative one, or one whose refusal the fetcher words."""
+    """Read a field that can only be a link: a relative one, or one that the fetcher refuses with a text."""
     if not text or len(text) > MAX_LINK_CHARS or text[:5].lower() == "data:":
         return _linked(text)
     return ImageLink(text)
@@ -260,7 +260,7 @@ def _complaint(fields: dict[str, object]) -> _ErrorInfo:
 
 
 def _codes(fields: dict[str, object], inner: dict[str, object], base: dict[str, object]) -> Iterator[str]:
-    """Every short word by which an error names its kind, wherever the services put it."""
+    """Return every short word by which an error names its kind, in any place that the services use."""
     places: list[object] = [inner.get(name) for name in ("code", "type", "name", "status", "error_type", "reason")]
     places += [fields.get("code"), fields.get("error"), fields.get("error_type")]
     for name in ("inner_error", "innererror"):  # Azure
@@ -278,7 +278,7 @@ def _codes(fields: dict[str, object], inner: dict[str, object], base: dict[str, 
 
 
 def _sentence(value: object) -> str:
-    """A text as it stands; of FastAPI's list of faults the places and messages, never the `input` it echoes."""
+    """Return a text unchanged; of FastAPI's list of faults the places and messages, never the `input` it echoes."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -289,7 +289,7 @@ def _sentence(value: object) -> str:
 
 
 def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> int:
-    """The status itself; of an error object under a 2xx the one that it names or that its type stands for."""
+    """Return the status; for an error object under a 2xx the status that it names or that its type means."""
     if not 200 <= status < 300 or not fields.get("error"):
         return status
     if re.fullmatch(r"[45][0-9]{2}", complaint.code):
@@ -350,7 +350,7 @@ def _detail(
 
 
 def sanitize_detail(message: str, secret: str = "") -> str:
-    """A foreign text that may be shown: short, on one line, without the secret, and empty where it is a page."""
+    """Return an upstream text that may be shown: short, on one line, without the secret, empty for an HTML page."""
     if len(secret) >= _SHORTEST_SECRET_CHARS:
         message = message.replace(secret, "[key]")
     message = _MASKED_KEY.sub("[key]", message[:_LONGEST_READ_CHARS])

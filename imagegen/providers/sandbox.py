@@ -1,4 +1,4 @@
-"""Owns the provider that needs no network and no key: it draws the prompt's words onto a made-up picture.
+"""Provider without network and key: it draws the prompt's words onto a generated image.
 
 The same prompt, seed, index, size and format bring the same bytes. What is drawn comes from `drawing/`.
 
@@ -47,7 +47,7 @@ _RETRYABLE = {"upstream_rate_limited", "upstream_overloaded", "upstream_error", 
 
 
 class SandboxProvider:
-    """Draws each picture in about `delay_s` seconds, never on the event loop."""
+    """Draws each image in about `delay_s` seconds, never on the event loop."""
 
     name = "sandbox"
     max_images_per_call = 1
@@ -59,7 +59,7 @@ class SandboxProvider:
         self._failures: OrderedDict[tuple[str, int | None, int], int] = OrderedDict()
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
-        """Draws the call's pictures one after the other. Raises UpstreamError where the prompt asks for it."""
+        """Draw the call's images one after the other. Raises UpstreamError if the prompt requests it."""
         watcher.sent()
         delay_s = _slow_s(call.request.prompt, self._delay_s)
         error = self._failure(call)
@@ -70,14 +70,14 @@ class SandboxProvider:
         return Reply(images=tuple(images))
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        """One entry, for lists; every other model id is drawn too."""
+        """Return one entry; every other model id is drawn too."""
         return ({"id": "sandbox", "object": "model", "type": "image", "display_name": "imagegen sandbox"},)
 
     async def close(self) -> None:
         """Holds nothing."""
 
     def _failure(self, call: Call) -> UpstreamError | None:
-        """The error that the prompt asks for, as long as it asks for it."""
+        """Return the error that the prompt requests, for as many calls as it requests."""
         asked = _FAIL.search(call.request.prompt)
         error = _error(asked.group(1)) if asked else None
         if asked is None or error is None:
@@ -94,7 +94,7 @@ class SandboxProvider:
 
 
 async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver) -> ImageBytes:
-    """One picture in four steps, spread over `delay_s`; each is told when it is really done."""
+    """Draw one image in four steps, spread over `delay_s`; each is reported when it is done."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
 
@@ -143,7 +143,7 @@ def _slow_s(prompt: str, usual_s: float) -> float:
 
 
 def _error(code: str) -> UpstreamError | None:
-    """The error of this code, as retryable as the real one; None where there is no such code."""
+    """Return the error of this code, as retryable as the real one; None if unknown."""
     if code not in _STATUSES:
         return None
     return UpstreamError(

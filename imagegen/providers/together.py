@@ -17,7 +17,7 @@ _SIZE = frozenset({"width", "height"})
 
 
 class TogetherProvider:
-    """base_url: with or without `/v1`; response_format: whether pictures come as links or in the answer itself."""
+    """base_url: with or without `/v1`; response_format: whether images come as links or in the response itself."""
 
     name = "together"
 
@@ -53,7 +53,7 @@ class TogetherProvider:
 
 
 def fields_of(call: Call, response_format: str) -> dict[str, object]:
-    """What goes out: only what the client gave, since a parameter that a model doesn't know is a 400.
+    """Build the body from the client's parameters only, since a parameter unknown to a model is a 400.
 
     The fields of a request have Together's names.
     """

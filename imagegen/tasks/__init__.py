@@ -1,1 +1,1 @@
-"""Pure knowledge of tasks: what is asked, what state it is in, when it is tried again. No I/O."""
+"""Tasks as pure values: the request, the state, the retry. No I/O."""

@@ -1,4 +1,4 @@
-"""Owns how the pictures of a task are spread over calls."""
+"""Plan of the calls that generate the images of a task."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from imagegen.tasks.request import MAX_SEED
 
 
 class PlannedCall(Struct, frozen=True, gc=False):
-    """One call's part: the places of its pictures in the task, and the seed to send."""
+    """One call's part: the places of its images in the task, and the seed to send."""
 
     indexes: tuple[int, ...]
     seed: int | None
 
 
 def plan_calls(wanted: int, have: Collection[int], per_call: int, seed: int | None) -> Iterator[PlannedCall]:
-    """The calls that are still needed. Call k of a task sends `seed` + (images asked for so far)."""
+    """Return the calls that are still needed. Call k of a task sends `seed` + (images requested so far)."""
     for first in range(0, wanted, per_call):
         missing = tuple([i for i in range(first, min(first + per_call, wanted)) if i not in have])
         if missing:
@@ -27,9 +27,9 @@ def plan_calls(wanted: int, have: Collection[int], per_call: int, seed: int | No
 def plan_missing_calls(
     wanted: int, have: Collection[int], per_call: int, seed: int | None, sent: Collection[int | None] = ()
 ) -> Iterator[PlannedCall]:
-    """The calls for what an upstream left out, asked for once more, with seeds that were not sent yet.
+    """Return the calls that request missing images once more, with seeds that were not sent yet.
 
-    sent: the seeds that brought the pictures there are; some are of an earlier such round that was broken off.
+    sent: the seeds of the images that are there; some are of an earlier such round that was broken off.
     """
     missing = [i for i in range(wanted) if i not in have]
     used = [(one - seed) % (MAX_SEED + 1) for one in sent if one is not None and seed is not None]

@@ -1,4 +1,4 @@
-"""Owns the description of a picture: as an upstream gives it, and as it is kept."""
+"""Descriptions of an image: as an upstream returns it, and as it is stored."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from msgspec import Struct
 
 
 class ImageLink(Struct, frozen=True, gc=False):
-    """A picture at a URL that soon dies: fetch it now."""
+    """An image at a URL that soon expires."""
 
     url: str
 
 
 class ImageBytes(Struct, frozen=True, gc=False):
-    """A picture whose bytes came in the answer; not checked yet."""
+    """An image with its bytes from the response; not checked yet."""
 
     data: bytes
 
 
 class ImageBase64(Struct, frozen=True, gc=False):
-    """An image whose bytes came in the answer as base64; neither decoded nor checked yet.
+    """An image with its bytes from the response as base64; neither decoded nor checked yet.
 
     text: a part of the answer's body, without whitespace; it keeps the whole body in memory.
     """
@@ -31,7 +31,7 @@ GivenImage = ImageLink | ImageBytes | ImageBase64
 
 
 class PaidImage(Struct, frozen=True, gc=False):
-    """An image that was paid for and whose bytes are not here yet, as a checkpoint carries it.
+    """A paid image that is not downloaded yet, as a checkpoint carries it.
 
     index: its place in the task, from 0; seed: that was sent for it; received_at: when its link came, Unix time.
     """
@@ -43,7 +43,7 @@ class PaidImage(Struct, frozen=True, gc=False):
 
 
 class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
-    """One picture of a task.
+    """One stored image of a task.
 
     index: its place in the task, from 0.
     sha256: of the bytes, 64 hex digits; empty where the bytes stay upstream (`url` is set then).

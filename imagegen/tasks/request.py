@@ -1,4 +1,4 @@
-"""Owns the request of a task: its stored form, its canonical form and the fingerprint."""
+"""The request of a task: its stored form, its canonical form and the fingerprint."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """What changes the picture, as it is kept. What is always known has no default, so that it is always written.
+    """Parameters that change the image, as stored. Required fields have no default, so they are always written.
 
-    `fields.parse` sees to the limits; `restore` looks again only at `n`, which decides how many calls are paid for.
+    `validation.parse` checks the limits; `from_json` checks only `n` again, which decides how many calls are paid for.
     """
 
     prompt: str
@@ -36,17 +36,17 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     reference_images: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are set, in snake_case."""
+        """Return the fields that are set, in snake_case."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return fields
 
     def to_json(self) -> bytes:
-        """`stored` as JSON, to be kept; `restore` reads it back."""
+        """Return the stored form, which `from_json` reads."""
         return _encode(self)
 
     @classmethod
     def from_json(cls, stored_json: bytes) -> Self:
-        """Reads what `stored_json` made. Raises ValueError where it is none."""
+        """Read the output of `to_json`. Raises ValueError for anything else."""
         try:
             return msgspec.json.decode(stored_json, type=cls)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -69,12 +69,12 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
 
 
 def fingerprint(canonical: bytes, secret: str | None) -> str:
-    """The task id: the MD5 of the canonical request, or its HMAC where a secret is set. 32 hex digits."""
+    """Return the task id: the MD5 of the canonical request, or its HMAC if a secret is set. 32 hex digits."""
     if secret:
         return hmac.digest(secret.encode(), canonical, "md5").hex()
     return hashlib.md5(canonical, usedforsecurity=False).hexdigest()
 
 
 def request_digest(canonical: bytes) -> str:
-    """What is compared on a hit, since MD5 is not trusted: 32 hex digits of the canonical request's SHA-256."""
+    """Return 32 hex digits of the canonical request's SHA-256, compared on a hit because MD5 has collisions."""
     return hashlib.sha256(canonical).hexdigest()[:32]

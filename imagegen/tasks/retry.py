@@ -13,23 +13,23 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import TaskError, WaitReason
 
 MAX_AMBIGUOUS = 2
-"""A second call that was sent and brought no answer ends the task: each may have been paid for."""
+"""A second call without a response ends the task: each may have been paid for."""
 
 MAX_BACKOFF_S = 300.0
 
 MAX_RETRY_AFTER_S = 120.0
-"""The longest wait that an upstream's word is taken for; then it is asked again."""
+"""Longest wait that an upstream may request; after that the call is repeated."""
 
 
 class Succeeded(Struct, frozen=True, gc=False):
-    """All pictures that will come are kept."""
+    """All images of the task are stored."""
 
     images: tuple[StoredImage, ...]
     warnings: tuple[str, ...] = ()
 
 
 class Retry(Struct, frozen=True, gc=False):
-    """Try again after `delay_s` seconds. `counts`: whether what was done is an attempt (waiting out a 429 is none)."""
+    """Try again after `delay_s` seconds. `counts`: whether this counts as an attempt (a 429 does not)."""
 
     delay_s: float
     reason: WaitReason
@@ -37,26 +37,26 @@ class Retry(Struct, frozen=True, gc=False):
 
 
 class Failed(Struct, frozen=True, gc=False):
-    """No picture will come."""
+    """The task gets no image."""
 
     error: TaskError
 
 
 class ClaimLost(Struct, frozen=True, gc=False):
-    """The claim is not ours any more (cancelled, taken over, finished elsewhere): nothing is to be said."""
+    """The claim is not ours any more (cancelled, taken over, finished elsewhere): nothing is written."""
 
 
 class NotStarted(Struct, frozen=True, gc=False):
-    """The service stops before the claim's turn came: it stays as it is and is handed back."""
+    """The service stops before the attempt began: the claim is released unchanged."""
 
 
 Outcome = Succeeded | Retry | Failed | ClaimLost | NotStarted
 
 
 class FailureContext(Struct, frozen=True, gc=False):
-    """How a task stands when a call has failed.
+    """State of a task when a call has failed.
 
-    attempts: begun ones, with this one; ambiguous: calls that were sent and brought no answer, with this one.
+    attempts: begun ones, with this one; ambiguous: calls that were sent and got no response, with this one.
     left_s: seconds until the deadline. upstream_dead: it was found dead, so the failure says nothing of the task.
     paid_in_vain: this attempt had an answer that was of no use, so that it must count, whatever ended it.
     """
@@ -92,7 +92,7 @@ class RetryPolicy:
         return whole * (0.5 + 0.5 * random())
 
     def decide(self, error: UpstreamError, standing: FailureContext, random: Callable[[], float]) -> Retry | Failed:
-        """What follows from an error."""
+        """Return the outcome that follows from an error."""
         failed = Failed(TaskError(error.code, error.detail, error.retryable))
         if not error.retryable or (error.ambiguous and standing.ambiguous >= MAX_AMBIGUOUS):
             return failed

@@ -4,8 +4,8 @@
        │            ├────────▶ failed
        └────────────┴────────▶ cancelled
 
-`pending` covers "in the queue" and "waiting before a retry"; a final task starts again only as a new
-generation, under the same id.
+`pending` covers "in the queue" and "waiting before a retry"; a final task starts again only in a new
+epoch, under the same id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class State(StrEnum):
 
     PENDING: `submit` and `retry` put it here; a start takes it out.
     PROCESSING: an attempt runs; `start` puts it here; every outcome takes it out.
-    COMPLETED, FAILED, CANCELLED: final; only a new submit (a new generation) takes it out.
+    COMPLETED, FAILED, CANCELLED: final; only a new submit (a new epoch) takes it out.
     """
 
     PENDING = "pending"
@@ -56,7 +56,7 @@ class WaitReason(StrEnum):
 
 
 class TaskError(Struct, frozen=True, gc=False):
-    """Why a task failed: a code of docs/api.md, a text for people, and whether asking again may help."""
+    """Why a task failed: a code of docs/api.md, a text for people, and whether a new submit may help."""
 
     code: str
     detail: str
@@ -64,21 +64,21 @@ class TaskError(Struct, frozen=True, gc=False):
 
 
 class Task(Struct, frozen=True, gc=False):
-    """What is known of a task at one moment.
+    """A task at one moment.
 
-    A struct, since a dataclass of so many fields takes ten times as long to make and to change. No value in it can
+    A struct, since a dataclass of this size takes ten times as long to make and to change. No value in it can
     lead back to it, so the collector need not look at it.
 
-    generation: the sequence of the submit that it came from; a resubmission has a higher one.
-    sequence: rises with each change. In one generation: the submit, then a block of 1,000 for each start, then the
+    epoch: the sequence of the submit that it came from; a resubmission has a higher one.
+    sequence: rises with each change. In one epoch: the submit, then a block of 1,000 for each start, then the
         final block a million above; the base is the submit time in microseconds, so that an id that expired and
         came again is always above what it was.
-    request_json: the request's stored fields as JSON (see GenerationRequest.stored_json).
+    request_json: the request's stored fields as JSON (see GenerationRequest.to_json).
     digest: of the canonical request; compared on every hit.
     times: Unix seconds; None while it has not happened.
-    entry_id: of the stream entry that carries it while it is unfinished; empty where that is not known.
-    stale_images: how many of `images` are of the generation before (see `Cache-Control: no-cache`).
-    deliveries: to the webhooks of this generation.
+    entry_id: of the stream entry that carries it while it is unfinished; empty if unknown.
+    stale_images: how many of `images` are of the epoch before (see `Cache-Control: no-cache`).
+    deliveries: to the webhooks of this epoch.
     """
 
     id: str
@@ -106,13 +106,15 @@ class Task(Struct, frozen=True, gc=False):
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:
-    """The deliveries that are still to be made of a finished task."""
+    """Return the deliveries of a finished task that are still to be made."""
     if not task.deliveries:
         return ()
-    return tuple(one for one in task.deliveries if one.pending and one.webhook.subscribes_to(task.state))
+    return tuple(
+        delivery for delivery in task.deliveries if delivery.pending and delivery.webhook.subscribes_to(task.state)
+    )
 
 
 def image_progress(received: float, stored: int, wanted: int) -> int:
-    """Percent done: a picture that came weighs two thirds of its share, a kept one all; `received` may be a part."""
+    """Return percent done: a received image counts two thirds, a stored one all; `received` may be a part."""
     span = STORED_PROGRESS - SENT_PROGRESS
     return SENT_PROGRESS + int(span * (received * 2 + stored) / (wanted * 3))

@@ -55,7 +55,7 @@ def stalled(task: Task, *, reason: WaitReason | None, retry_at: float | None) ->
 
 
 def completed(task: Task, images: Sequence[StoredImage], warnings: Sequence[str], *, now: float, ttl_s: float) -> Task:
-    """Finish a task whose images are all stored."""
+    """Finish a task after all its images are stored."""
     return replace(
         _ended(task, State.COMPLETED, now, ttl_s),
         progress=100,

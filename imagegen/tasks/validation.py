@@ -1,4 +1,4 @@
-"""Owns what a client may ask for: the fields, their limits, and what is said of each fault."""
+"""Validation of a client's request: the fields, their limits and the text of each error."""
 
 from __future__ import annotations
 
@@ -94,16 +94,16 @@ ImageSource = Annotated[
     Field(json_schema_extra={"pattern": r"^(https?://|data:image/)[!-~]+$"}),
 ]
 
-# Limits stand with the number, before our own rule: behind it pydantic would check them by calls of Python.
+# The limits come before our own rule: after it pydantic would check them by calls of Python.
 _WHOLE_NUMBER = BeforeValidator(_whole_number)
-Size = Annotated[int, Field(ge=64, le=2048), _WHOLE_NUMBER, Field(multiple_of=8)]  # in this order it is told of
+Size = Annotated[int, Field(ge=64, le=2048), _WHOLE_NUMBER, Field(multiple_of=8)]  # the order of the errors
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _WHOLE_NUMBER]
 Steps = Annotated[int, Field(ge=1, le=100), _WHOLE_NUMBER]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
 
 
 class GenerationParams(BaseModel):
-    """What changes the image, and nothing else, as a client sends it."""
+    """The parameters that change the image, as a client sends them."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=())
 
@@ -131,7 +131,7 @@ class GenerationParams(BaseModel):
 def parse(
     body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], max_faults: int = MAX_FIELD_ERRORS
 ) -> GenerationRequest:
-    """Read a client's fields, in either spelling; `null`, what a form leaves empty and a seed of -1 are absent.
+    """Read a client's fields, in either spelling; `null`, empty form values and a seed of -1 are absent.
 
     Raises InvalidRequest with all faults, or the first `max_faults`.
     """
@@ -191,7 +191,7 @@ def _is_absent(name: str, value: object) -> bool:
 
 
 def unknown_field(key: str, known: tuple[str, ...]) -> str:
-    """Return the sentence about an unknown field, with the known one that is near to it or means the same."""
+    """Return the text about an unknown field, with the field that is near to it or means the same."""
     meant = _OTHERS.get(key) if known is _NAMES else None
     near = meant or nearest(key, known)
     return "is not a known field" + (f"; did you mean {near}?" if near else "")

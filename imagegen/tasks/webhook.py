@@ -31,10 +31,10 @@ MAX_FIELDS = 20
 RETRY_DELAYS_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
 MAX_RETRY_AFTER_S = 3600.0
 JITTER = 0.2
-"""A delay is up to so much longer than its plan, never shorter."""
+"""A delay is longer than its plan by at most this factor, never shorter."""
 
 CheckHost = Callable[[str, int], None]
-"""Raises OSError for a host that is refused by its looks."""
+"""Raises OSError for a host that is refused without DNS."""
 
 _GONE = 410
 _BACKPRESSURE_STATUSES = (429, 503)
@@ -102,9 +102,9 @@ class WebhookFields(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Whom to tell of a task's end. events: empty for all; base: of the links in what is sent.
+    """A receiver of a task's end. events: empty for all; base: of the links in the payload.
 
-    owner: names the client that registered it; empty where that is not known.
+    owner: names the client that registered it; empty if unknown.
     """
 
     url: str
@@ -142,12 +142,12 @@ class Webhook:
         return cls(fields.url, base, tuple(dict.fromkeys(fields.events or ())), fields.secret, owner)
 
     def subscribes_to(self, state: str) -> bool:
-        """Whether it is to be told of this end."""
+        """Return whether it receives this end."""
         return not self.events or event_type(state) in self.events
 
 
 def parse_url(text: str, check_host: CheckHost | None) -> URL:
-    """The address as it was written. Raises ValueError with what is wrong by its looks."""
+    """Parse an address, kept as written. Raises ValueError with the fault."""
     if not text.isprintable() or any(c in text for c in " \\#"):
         raise ValueError("must not contain spaces, backslashes, fragments or control characters")
     try:
@@ -213,9 +213,9 @@ def _field_error(error: ErrorDetails) -> FieldError:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One webhook of one generation of a task, and how far its delivery is.
+    """One webhook of one epoch of a task, and how far its delivery is.
 
-    number: unlike any other's of the generation, from 0; with task and generation it makes the `webhook-id`.
+    number: unique in the epoch, from 0; with task and epoch it makes the `webhook-id`.
     late: it came when the task was finished.
     last_status: of the last try, None where there was no answer; due_at: Unix time of the next try.
     """
@@ -252,7 +252,7 @@ class Delivery:
 
     @classmethod
     def restore(cls, stored: Mapping[str, Any]) -> Self:
-        """Reads what `stored` wrote. Raises KeyError, ValueError or TypeError where it is none."""
+        """Reads what `stored` wrote. Raises KeyError, ValueError or TypeError for anything else."""
         return cls(
             Webhook(
                 stored["url"],
@@ -271,14 +271,14 @@ class Delivery:
 
 
 def initial_deliveries(webhooks: Iterable[Webhook]) -> tuple[Delivery, ...]:
-    """Those that a submit brings along."""
+    """Return the deliveries of a submit."""
     return tuple(Delivery(webhook, number) for number, webhook in enumerate(webhooks))
 
 
 def with_added_webhooks(
     known: Sequence[Delivery], webhooks: Sequence[Webhook], ended: str | None
 ) -> tuple[Delivery, ...]:
-    """Those of a task with those of a submit that met it; done ones make room. Raises InvalidRequest at the limit.
+    """Add the webhooks of a submit to a task's deliveries; finished ones go first. Raises InvalidRequest at the limit.
 
     ended: the state of a finished task.
     """
@@ -300,7 +300,7 @@ def with_added_webhooks(
 
 
 def merge_deliveries(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:
-    """One of each number: the one that is further."""
+    """Merge by number; the delivery with more progress wins."""
     furthest: dict[int, Delivery] = {}
     for delivery in (*known, *told):
         other = furthest.get(delivery.number)
@@ -345,5 +345,5 @@ def event_type(state: str) -> str:
 
 
 def event_body(state: str, finished_at: float, view: Mapping[str, Any]) -> bytes:
-    """The body that is signed and sent; `view` is the GET body of the task."""
+    """Return the body that is signed and sent; `view` is the GET body of the task."""
     return orjson.dumps({"type": event_type(state), "timestamp": rfc3339(finished_at), "data": view})

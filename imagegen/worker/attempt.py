@@ -1,4 +1,4 @@
-"""Owns one attempt: named steps to an outcome value."""
+"""One attempt of a task: named steps to an outcome value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from imagegen.worker.saving import (
 )
 
 NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
-"""What a model may refuse but a call can't go without."""
+"""Parameters that a call can't go without, even if a model refuses them."""
 
 MAX_KNOWN_COUNTS = 200
 """Models; clients may name any."""
@@ -74,9 +74,9 @@ class AttemptRunner:
     counts: Counts = field(default_factory=Counts, init=False)
 
     async def run(self, claim: Claim) -> Outcome:
-        """One attempt, from the wait for its turn to the outcome.
+        """Run one attempt, from the wait for its permit to the outcome.
 
-        Says nothing to the queue but that the claim is deferred, its start, checkpoints and progress.
+        It writes its start, its checkpoints, its progress and its waits to the queue, never the outcome.
         """
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
@@ -103,18 +103,21 @@ class _Refused(Exception):
 
 
 class _Inherited(Exception):
-    """Another instance had begun the task: what it did is in the claim now, so the attempt is planned anew."""
+    """Another instance had begun the task: its work is in the claim now, so the attempt is planned again."""
 
 
 class Attempt:
-    """begun: the attempt is written and counted; paid_in_vain: an answer was short of what it was asked for; wasted:
-    places for which a call was answered, so that it may be paid for, and brought no image that can be used."""
+    """One attempt.
 
-    def __init__(self, room: AttemptRunner, claim: Claim) -> None:
-        self._runner, self._claim = room, claim
+    begun: it is written and counted. paid_in_vain: a response had fewer images than requested. wasted: places of calls
+    that were answered, so that they may be paid for, without a usable image.
+    """
+
+    def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
+        self._runner, self._claim = runner, claim
         self._request = GenerationRequest.from_json(claim.task.request_json)
         self._model = self._request.model
-        self._untried = [model for model in room.rules.fallback_models if model != self._model]
+        self._untried = [model for model in runner.rules.fallback_models if model != self._model]
         self._first_refusal: UpstreamError | None = None
         self._begun = False
         self._paid_in_vain = False
@@ -123,14 +126,14 @@ class Attempt:
         self._unusable: set[int] = set()
         self._wasted = set(claim.checkpoint.short)
         self._saver = ClaimImageSaver(
-            room.claims,
-            room.image_saver,
+            runner.claims,
+            runner.image_saver,
             claim,
             self._request.n,
-            room.rules.deadline(claim.task),
-            lambda: room.pacing.is_quiet,
+            runner.rules.deadline(claim.task),
+            lambda: runner.pacing.is_quiet,
             self._rejected,
-            room.clock,
+            runner.clock,
         )
 
     async def run(self) -> Outcome:
@@ -159,7 +162,7 @@ class Attempt:
 
     @property
     def _missing(self) -> int:
-        """How many pictures are still wanted."""
+        """Return how many images are missing."""
         return self._request.n - len(self._claim.checkpoint.images)
 
     async def _fetch_paid(self) -> None:
@@ -179,7 +182,7 @@ class Attempt:
             self._give_up(range(self._request.n))
 
     async def _make_calls(self) -> None:
-        """Make the calls that are still needed; what they leave out is asked for once more, and never again."""
+        """Make the calls that are still needed; request missing images once more, and never again."""
         n, seed, per_call = self._request.n, self._request.seed, self._runner.provider.max_images_per_call
         per_call = self._runner.counts.most(self._model, per_call)
         run, last, barren = self._claim.checkpoint, self._fault, 0
@@ -206,9 +209,9 @@ class Attempt:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
 
     async def _make_call(self, share: PlannedCall, *, again: bool = False) -> UpstreamError | None:
-        """Make one call and save its images. A bad answer is no end yet and is returned.
+        """Make one call and save its images. Return a bad response as an error, since it does not end the attempt.
 
-        again: whether its places were asked for before, so that they are not asked for a third time.
+        again: whether its images were requested before, so that they are not requested a third time.
         """
         if again and not self._wasted.isdisjoint(share.indexes):
             self._change(repeated=self._claim.checkpoint.repeated + 1)
@@ -234,12 +237,12 @@ class Attempt:
         return self._fault
 
     async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
-        """Save images that are paid for; again: whether their places were asked for before."""
+        """Save images that are paid for; again: whether they were requested before."""
         self._fault, self._again = None, again
         await self._saver.save(images)
 
     def _rejected(self, given: ReceivedImage, error: ImageRejected) -> None:
-        """Ask again for an image that can't be used only if that may help."""
+        """Request an unusable image again only if that may help."""
         self._fault = error
         if error.lasting:
             self._unusable.add(given.index)
@@ -249,20 +252,20 @@ class Attempt:
             self._leave_out([given.index], again=self._again)
 
     def _leave_out(self, places: Sequence[int], *, again: bool) -> None:
-        """Note that an answer had no image for these places."""
+        """Record that a response had no image for these places."""
         if again:
             self._give_up(places)
         else:
             self._change(short=tuple(sorted({*self._claim.checkpoint.short, *places})))
 
     def _give_up(self, places: Sequence[int]) -> None:
-        """Note that these places are not to be asked for again."""
+        """Record that these images are not to be requested again."""
         self._change(given_up=tuple(sorted({*self._claim.checkpoint.given_up, *places})))
 
     async def _call(self, share: PlannedCall) -> Reply:
-        """A paid call, repeated at once where the model refuses a parameter or is not there.
+        """Make a paid call, repeated at once if the model refuses a parameter or is not available.
 
-        Raises UpstreamError for a bad answer, _Ended for all else that brought nothing.
+        Raises UpstreamError for a bad response, _AttemptEnded for any other failure.
         """
         while True:
             with self._permit_now() or await self._wait_for_permit() as turn:
@@ -280,7 +283,7 @@ class Attempt:
                     return reply
 
     def _permit_now(self) -> Permit | None:
-        """Return the turn for a call, if one may be made now."""
+        """Return the permit for a call if one may be made now."""
         return self._runner.pacing.try_acquire(self._model) if self._runner.image_saver.writable else None
 
     async def _wait_for_permit(self) -> Permit:
@@ -293,17 +296,19 @@ class Attempt:
                 turn.close()
 
     async def _store_writable(self) -> None:
-        """Wait until images can be saved. Raises _Ended if the deadline comes or the instance stops."""
-        room, claim = self._runner, self._claim
+        """Wait until images can be saved. Raises _AttemptEnded if the deadline comes or the instance stops."""
+        runner, claim = self._runner, self._claim
         waited = False
-        while not room.image_saver.writable:
+        while not runner.image_saver.writable:
             self._check_time()
             if not waited:
-                self._report_waiting(WaitReason.STORE_UNAVAILABLE, room.clock() + STORE_CHECK_S)
+                self._report_waiting(WaitReason.STORE_UNAVAILABLE, runner.clock() + STORE_CHECK_S)
             waited = True
-            await room.image_saver.wait_writable(min(STORE_CHECK_S, room.rules.deadline(claim.task) - room.clock()))
+            await runner.image_saver.wait_writable(
+                min(STORE_CHECK_S, runner.rules.deadline(claim.task) - runner.clock())
+            )
         if waited and self._begun:
-            room.claims.stall(claim, None, None)
+            runner.claims.stall(claim, None, None)
 
     def _report_waiting(self, reason: WaitReason, retry_at: float) -> None:
         if self._begun:
@@ -312,33 +317,33 @@ class Attempt:
             self._runner.claims.mark_waiting(self._claim, reason, retry_at)
 
     def _wait_s(self) -> float:
-        """How long to wait before looking again. Raises _Ended where the call is not to be waited for.
+        """Return the seconds to wait before the next check. Raises _AttemptEnded if there is none to wait for.
 
-        A claim that is not begun waits as pending; an attempt in its midst ends for a rest of the upstream.
+        A claim that is not begun waits as pending; a begun attempt ends when the breaker is open.
         """
-        room, claim, now = self._runner, self._claim, self._runner.clock()
-        ends_at = room.rules.deadline(claim.task)
+        runner, claim, now = self._runner, self._claim, self._runner.clock()
+        ends_at = runner.rules.deadline(claim.task)
         self._check_time()
-        blocked = room.pacing.blocked(self._model)
+        blocked = runner.pacing.blocked(self._model)
         if blocked is None:
             return 0.0
         if not self._begun:
-            room.claims.mark_waiting(claim, *blocked)
-        elif rest := room.pacing.resting(self._model):
+            runner.claims.mark_waiting(claim, *blocked)
+        elif rest := runner.pacing.resting(self._model):
             raise _AttemptEnded(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
         return min(blocked.retry_at, ends_at) - now
 
     def _check_time(self) -> None:
-        """Raise _Ended if the deadline has come, or the instance stops."""
-        room, claim = self._runner, self._claim
-        if room.clock() >= room.rules.deadline(claim.task):
-            raise _AttemptEnded(room.rules.deadline_failure(claim.task))
-        if room.pacing.is_quiet:
+        """Raise _AttemptEnded if the deadline has come, or the instance stops."""
+        runner, claim = self._runner, self._claim
+        if runner.clock() >= runner.rules.deadline(claim.task):
+            raise _AttemptEnded(runner.rules.deadline_failure(claim.task))
+        if runner.pacing.is_quiet:
             pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
             raise _AttemptEnded(pause if self._begun else NotStarted())
 
     async def _write(self) -> None:
-        """Before each paid call: the first one counts the attempt, the others say how far it has come."""
+        """Write the start, which counts the attempt, before the first paid call, then a checkpoint before each."""
         claim, claims = self._claim, self._runner.claims
         if not self._begun:
             start = await claims.start(claim)
@@ -357,7 +362,7 @@ class Attempt:
         return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
 
     def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:
-        """Returns where the call is to be repeated at once in another form; else raises."""
+        """Return if the call is to be repeated at once in another form; raise otherwise."""
         if error.max_count is not None and count > 1:
             self._runner.counts.refused(self._model, count, error.max_count)
             self._runner.pacing.failed(turn, error, unfinished=None)
@@ -383,7 +388,7 @@ class Attempt:
         return not self._runner.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
 
     def _try_dropping_parameter(self, error: UpstreamError) -> bool:
-        """Whether the one parameter that the model may refuse is left out from now on."""
+        """Return whether the one parameter that the model may refuse is left out from now on."""
         if error.parameter is None or error.parameter in NEEDED_PARAMETERS or self._claim.checkpoint.dropped_params:
             return False
         self._change(dropped_params=(error.parameter,))
@@ -391,7 +396,7 @@ class Attempt:
         return True
 
     def _try_fallback_model(self, error: UpstreamError) -> bool:
-        """Whether there is another model to try; if not, the refusal of the first one is what counts."""
+        """Return whether there is another model to try; if not, the refusal of the first one counts."""
         if error.code != "model_not_available":
             self._first_refusal = None
             return False
@@ -402,28 +407,28 @@ class Attempt:
         return True
 
     def _change(self, **changes: object) -> None:
-        """How far the attempt has come; written before the next paid call."""
+        """Change the checkpoint, which is written before the next paid call."""
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _warn(self, *warnings: str) -> None:
         if not warnings:
             return
-        known = self._claim.checkpoint.warnings
-        if new := [warning for warning in warnings if warning not in known]:
-            self._change(warnings=(*known, *new))
+        earlier = self._claim.checkpoint.warnings
+        if new := [warning for warning in warnings if warning not in earlier]:
+            self._change(warnings=(*earlier, *new))
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        claim, room = self._claim, self._runner
+        claim, runner = self._claim, self._runner
         if error.ambiguous:
             self._change(ambiguous_calls=claim.checkpoint.ambiguous_calls + 1)
         standing = FailureContext(
             attempts=claim.checkpoint.attempts,
             ambiguous=claim.checkpoint.ambiguous_calls,
-            left_s=room.rules.deadline(claim.task) - room.clock(),
+            left_s=runner.rules.deadline(claim.task) - runner.clock(),
             circuit_open=upstream_dead,
             paid_without_result=self._paid_in_vain,
         )
-        outcome = room.rules.policy.decide(error, standing, random.random)
+        outcome = runner.rules.policy.decide(error, standing, random.random)
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
         return outcome

@@ -1,4 +1,4 @@
-"""Owns what is decided of an upstream's trouble: when calls rest, when one probes, how they come back. No I/O."""
+"""Circuit breaker of an upstream: when calls stop, when one probes, how they come back. No I/O."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from imagegen.backoff import Backoff
 from imagegen.tasks.task import WaitReason
 
 FAILING_TASKS = 5
-"""So many unfinished tasks in a row whose call failed make an upstream dead."""
+"""Unfinished tasks with a failed call in a row that trip the breaker."""
 
 UNREACHED_CALLS = 2
-"""So many calls in a row that never reached it do, too."""
+"""Calls in a row that never reached the upstream and trip the breaker."""
 
 WARN_AGAIN_S = 60.0
 """Between two warnings of one gate."""
@@ -38,9 +38,9 @@ class BreakerConfig:
 
 
 class CircuitBreaker:
-    """Whether calls may be made: freely; or after trouble none until a time, then one as a probe, then 2, 4, 8 at once.
+    """Circuit breaker with slow start: after trouble no call until a time, then one probe, then 2, 4, 8 at once.
 
-    Times are of one monotonic clock. A period begins with each trouble; calls of an earlier one say nothing of it.
+    Times are of one monotonic clock. A period begins with each trouble; calls of an earlier one do not count in it.
     """
 
     def __init__(self, tempo: BreakerConfig) -> None:
@@ -86,7 +86,7 @@ class CircuitBreaker:
         return math.inf if steps >= _FULL_STEPS else 2**steps
 
     def room(self, now: float) -> float:
-        """Return how many calls may begin now; infinite if nothing is known against the upstream."""
+        """Return how many calls may begin now; infinite if the upstream is not in trouble."""
         if now < self._until:
             return 0
         if self._ramp_from is None and not self.is_open:
@@ -94,7 +94,7 @@ class CircuitBreaker:
         return max(self._allowed_concurrency(now) - self._running, 0)
 
     def enter(self, now: float) -> int:
-        """A call is made; returns the period that it belongs to."""
+        """Count a call that begins; return its period."""
         if self.is_open:
             self._until = now + self._pauses.next_s()
         self._running += 1
@@ -102,13 +102,13 @@ class CircuitBreaker:
         return self._period
 
     def leave(self, period: int) -> None:
-        """The call has ended."""
+        """Count a call that has ended."""
         self._out -= 1
         if period == self._period:
             self._running -= 1
 
     def open_for(self, now: float, for_s: float, reason: WaitReason) -> bool:
-        """No call for so long, then one probe at a time until an answer lets them in. Returns whether this is new."""
+        """Allow no call for `for_s` seconds, then one probe at a time until a response. Return whether this is new."""
         new = not self.is_open
         if new:
             self.is_open = True
@@ -118,7 +118,7 @@ class CircuitBreaker:
         return new
 
     def trip(self, now: float) -> bool:
-        """The upstream is dead until something shows life. Returns whether this is new."""
+        """Take the upstream for dead until it responds. Return whether this is new."""
         new = not self.is_tripped
         if new:
             self.is_tripped = True
@@ -132,7 +132,7 @@ class CircuitBreaker:
         return self.is_tripped and now - self._dead_since < self._tempo.excused_s
 
     def pause(self, now: float, for_s: float) -> None:
-        """The upstream said that it takes no more for so long; after that the calls come back slowly."""
+        """Stop calls for `for_s` seconds, as the upstream requested; after that they come back slowly."""
         self._until = max(self._until, now + min(for_s, self._tempo.longest_s))
         if not self.is_open:
             self._begin_period()
@@ -140,7 +140,7 @@ class CircuitBreaker:
             self.reason = WaitReason.UPSTREAM_RATE_LIMITED
 
     def record_success(self, now: float, period: int) -> bool:
-        """An answer showed life; one that was under way before a rate limit says nothing of it. Whether rest ends."""
+        """Close the breaker after a response that is not from before a rate limit. Return whether it was open."""
         if not self.is_open or not (self.is_tripped or period == self._period):
             return False
         self.is_open = self.is_tripped = False
@@ -150,7 +150,7 @@ class CircuitBreaker:
         return True
 
     def idle(self, now: float) -> bool:
-        """Whether it is as good as a new one."""
+        """Return whether it is in the state of a new breaker."""
         return not self._out and not self.is_open and now >= self._until and self._allowed_concurrency(now) == math.inf
 
     def _begin_period(self) -> None:
@@ -159,9 +159,9 @@ class CircuitBreaker:
 
 
 class FailingTasks:
-    """Unfinished tasks whose last call failed since their model last showed life, and tasks under suspicion.
+    """Unfinished tasks with a failed last call since their model last answered, and tasks under suspicion.
 
-    A task that failed and whose model showed life afterwards is suspect: others succeed, so its failures are its own.
+    A task that failed before its model answered others is suspect: others succeed, so its failures are its own.
     They prove nothing against the upstream, and count as its attempts even while the upstream is taken for dead.
     """
 
@@ -170,7 +170,7 @@ class FailingTasks:
         self._suspects: set[str] = set()
 
     def failed(self, task_id: str, model: str) -> int:
-        """A call failed and its task goes on. Returns how many such tasks are evidence against this model."""
+        """Record a failed call of a task that goes on; return how many such tasks count against this model."""
         if task_id in self._suspects:
             return 0
         self._model_of[task_id] = model
@@ -191,7 +191,7 @@ class FailingTasks:
         return task_id in self._suspects
 
     def finished(self, task_ids: Iterable[str]) -> None:
-        """Tasks that are no more prove nothing: each may have been at fault itself."""
+        """Forget tasks that ended: each may have been at fault itself."""
         for task_id in task_ids:
             self._model_of.pop(task_id, None)
             self._suspects.discard(task_id)

@@ -24,10 +24,10 @@ MAX_CONCURRENT = 100
 MAX_QUICK = 40
 MAX_SLOW = 40
 MAX_PER_HOST = 16
-"""Of one host and port, whatever its destinations."""
+"""Of one host and port, over all its destinations."""
 
 MAX_UNPROVEN = 1
-"""Of a destination that is not known."""
+"""Of a destination without a record."""
 
 MAX_HEALTHY = 8
 MAX_SLOW_EACH = 2
@@ -139,7 +139,7 @@ class Destinations(Generic[Item]):
             running: the try.
             now: the time.
             took_s: seconds until its answer.
-            failed: whether no answer came, or one that shows that the receiver has trouble.
+            failed: whether no answer came, or an answer that shows that the receiver has trouble.
             retry_after_s: seconds for which the receiver takes no more.
         """
         destination = running.destination

@@ -1,4 +1,4 @@
-"""Owns when a task is at its end, whatever an upstream says: too many attempts, too many losses, the deadline. Pure."""
+"""Limits of a task: attempts, ambiguous calls, deadline. No I/O."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from imagegen.tasks.task import Task, TaskError, WaitReason
 
 @dataclass(frozen=True, slots=True)
 class AttemptLimits:
-    """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order where
-    the one that was asked for is not available."""
+    """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
+    the requested model is not available."""
 
     policy: RetryPolicy
     deadline_s: float
     fallback_models: tuple[str, ...] = ()
 
     def deadline(self, task: Task) -> float:
-        """The task's deadline, Unix time."""
+        """Return the task's deadline, Unix time."""
         return task.created_at + self.deadline_s
 
     def deadline_failure(self, task: Task) -> Failed:
-        """The end of a task whose deadline has come; what it waited for is what it failed of."""
+        """Return the failure of a task at its deadline; its code is the reason that it waited for."""
         waited_for = task.reason in (WaitReason.UPSTREAM_RATE_LIMITED, WaitReason.UPSTREAM_OVERLOADED)
         code = str(task.reason) if waited_for else "upstream_timeout"
         return Failed(TaskError(code, f"the task could not be finished within {self.deadline_s:g} s", retryable=True))
 
     def exhausted(self, task: Task, run: Checkpoint, now: float) -> Failed | None:
-        """A task that must not be called for again; images that are paid for may still be fetched."""
+        """Return the failure of a task that must not be called for again; paid images may still be fetched."""
         if run.links:
             return self.deadline_failure(task) if now >= self.deadline(task) else None
         if run.ambiguous_calls >= MAX_AMBIGUOUS or run.attempts >= self.policy.max_attempts:

@@ -1,4 +1,4 @@
-"""Owns when calls may be made: evenly spaced, and never against what the upstream said or shows of itself."""
+"""Pacing of paid calls: evenly spaced, and only while the breakers of the upstream allow them."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Pacing:
         self._on_release = on_release
 
     def try_acquire(self, model: str) -> Permit | None:
-        """The turn for one call, if it may be made now."""
+        """Return the permit for one call if it may be made now."""
         self._dispatch()
         now = self._clock()
         return self._issue(model, now) if self._opens_at(model, now) <= now else None
 
     async def acquire(self, model: str, at_most_s: float) -> Permit | None:
-        """Waits for a turn, in order of asking. None once the time is over or `quiet` was said."""
+        """Wait for a permit, first come first served. Return None when the time is over or after `quiet`."""
         if turn := self.try_acquire(model):
             return turn
         if self.is_quiet:
@@ -113,7 +113,7 @@ class Pacing:
                 self._waiters.remove(waiter)
 
     def quiet(self) -> None:
-        """Nobody waits any longer."""
+        """Release all waiters without a permit."""
         self.is_quiet = True
         for waiter in self._waiters:
             if not waiter.turn.done():
@@ -121,7 +121,7 @@ class Pacing:
         self._waiters.clear()
 
     def blocked(self, model: str) -> Blocked | None:
-        """Why a call for this model can't be made now; None where nothing stands in its way."""
+        """Return why a call for this model can't be made now, None if it can."""
         now = self._clock()
         resting = self._resting(model, now)
         if self._next_at > max(now, resting[0] if resting else 0.0):
@@ -129,7 +129,7 @@ class Pacing:
         return self._blocked(resting[1], resting[0], now) if resting else None
 
     def resting(self, model: str) -> Blocked | None:
-        """The same, only where the upstream is the reason and not just for a moment."""
+        """Return the same, None unless the upstream is the reason for more than a moment."""
         now = self._clock()
         if self._opens_at(model, now) <= now:
             return None
@@ -139,7 +139,7 @@ class Pacing:
         return self._blocked(resting[1], resting[0], now)
 
     def room(self, model: str) -> float:
-        """Return how many calls for this model may begin now, whatever the rate; infinite if it is not in trouble."""
+        """Return how many calls for this model its breakers allow now; infinite if it is not in trouble."""
         gate, now = self._models.get(model), self._clock()
         room = self._upstream.room(now) if gate is None else min(self._upstream.room(now), gate.room(now))
         return room if room == math.inf else room - sum(waiter.model == model for waiter in self._waiters)
@@ -176,7 +176,7 @@ class Pacing:
         return any(gate.is_tripped for gate in gates)
 
     def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
-        """A call brought an answer."""
+        """Record a call that was answered."""
         now = self._clock()
         self._unreached = 0
         self._alive(turn, now)
@@ -184,7 +184,7 @@ class Pacing:
             self._gate(turn.model).pause(now, limits.reset_s)
 
     def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
-        """A call brought none; `unfinished` is the id of its task where that goes on."""
+        """Record a failed call; `unfinished` is the id of its task if that goes on."""
         now, gate = self._clock(), self._gate(turn.model)
         if was_never_sent(error):
             self._unreached += 1
@@ -205,11 +205,11 @@ class Pacing:
                 logger.warning("The upstream is dead for {}; it is asked every {:g} s", turn.model, self._tempo.probe_s)
 
     def finished(self, task_id: str) -> None:
-        """A task is no more."""
+        """Forget a task that ended."""
         self._streaks.finished((task_id,))
 
     def release(self, turn: Permit) -> None:
-        """A turn was closed; others may have waited for that."""
+        """End the call of a permit and give its place to waiters."""
         for gate, period in turn.places:
             gate.leave(period)
         self._dispatch()
@@ -222,7 +222,7 @@ class Pacing:
                 logger.info("The upstream takes calls again")
 
     def _gate(self, model: str) -> CircuitBreaker:
-        """Any id may be asked for, so those that nothing is known of are forgotten when there are many."""
+        """Return the breaker of a model. Clients may name any id, so idle breakers are dropped when there are many."""
         gate = self._models.get(model)
         if gate is None:
             if len(self._models) >= _MANY_MODELS:
@@ -244,7 +244,7 @@ class Pacing:
         return Permit(self, model, ((upstream, upstream.enter(now)), (gate, gate.enter(now))))
 
     def _resting(self, model: str, now: float) -> tuple[float, WaitReason] | None:
-        """When the upstream lets a call in, and what stands in the way until then."""
+        """Return when the upstream allows a call and why not before, None if it does now."""
         opens_at, reason = max((gate.next_allowed_at(now), gate.reason) for gate in self._gates(model))
         return (opens_at, reason) if opens_at > now else None
 
@@ -253,7 +253,7 @@ class Pacing:
         return Blocked(reason, self._wall() + wait_s)
 
     def _dispatch(self) -> None:
-        """Gives turns to those who wait, in order, and looks again when the next may be given."""
+        """Give permits to waiters in order, and run again when the next may be given."""
         if not self._waiters:
             return
         now, wake_at = self._clock(), math.inf

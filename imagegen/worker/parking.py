@@ -20,7 +20,7 @@ MAX_PARKED = 2_000
 calls waits too: in front of it, further ones keep their slots. Each costs a renewal three times a lease, in pages."""
 
 KEPT_PER_SLOT = 2
-"""When a model takes calls again and there are other instances, those get what is parked here beyond this."""
+"""When a model takes calls again and there are other instances, those get the claims parked here beyond this."""
 
 RELEASED_AT_ONCE = 200
 RECHECK_S = 1.0
@@ -31,8 +31,8 @@ class Parking:
     """Parks and resumes claims, so that a model that rests takes no slot from others.
 
     While the upstream is on trial, one call probes it, then 2, 4, 8 at once. A claim that never failed is resumed
-    first, from the front and from the back of the line by turns, and one whose task is suspect last: so a few tasks
-    that always fail can't stand for the upstream.
+    first, from the front and from the back of the line by turns, and a claim of a suspect task last: so a few tasks
+    that always fail do not decide for the upstream.
     ends_at: a task's deadline, Unix time; it is offered again then. alone: whether there is no other instance.
     """
 
@@ -61,7 +61,7 @@ class Parking:
         return len(self._parked)
 
     def admits(self, claim: Claim) -> bool:
-        """Return whether this claim may use its slot now; if not, it is parked. What is paid for needs no call."""
+        """Return whether this claim may use its slot now; if not, it is parked. Paid images need no call."""
         model, pacing = claim.task.model, self._pacing
         if self._parked:
             self._parked.discard(claim)
@@ -106,7 +106,7 @@ class Parking:
         return room if room == math.inf else min(room, self._claims.slots - len(self._resumed))
 
     def wake(self) -> None:
-        """Resume what may be called for now, and look again when more may be."""
+        """Resume the claims that may call now, and run again when more may."""
         if self._stopped or not self._lines or self._pacing.is_quiet:
             return
         next_s = RECHECK_S
@@ -130,7 +130,7 @@ class Parking:
         self._timer = asyncio.get_running_loop().call_later(next_s, self.wake) if self._lines else None
 
     def _resume_all(self, line: ParkedClaims) -> None:
-        """Nothing is known against the model any more; what other instances could run is released to them."""
+        """Resume the claims of a model that is out of trouble, and release to other instances what they could run."""
         claims = line.take_all(self._parked)
         self._parked.difference_update(claims)
         kept = len(claims) if self._alone() else KEPT_PER_SLOT * self._claims.slots

@@ -1,4 +1,4 @@
-"""Owns the bounded pool: loops that claim, run an attempt, and turn its outcome into exactly one verb of the queue."""
+"""Bounded pool of loops that claim, run an attempt and turn its outcome into exactly one verb of the queue."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ UNFORESEEN_RETRY_S = 5.0
 
 
 class Pool:
-    """Loops that fill the queue's slots, so that many calls at once and no more.
+    """Loops that fill the queue's slots: at most one call at once for each slot.
 
-    alone: whether no other instance could run what is parked here. working: the claims in the loops' hands.
+    alone: whether no other instance could run the claims parked here. active_claims: the claims that the loops run.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class Pool:
         self.active_claims: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Starts the loops; they end only after `drain`."""
+        """Start the loops; they end only after `quiet`."""
         self._loops = [
             asyncio.create_task(self._loop(), name=f"loop-{i}") for i in range(LOOPS_PER_SLOT * self._claims.slots)
         ]
         return self._loops
 
     def quiet(self) -> None:
-        """No loop takes a claim or starts a call any more."""
+        """Let no loop take a claim or start a call any more."""
         self._claims.quiet()
         self._pacing.quiet()
 
     async def wait_idle(self, within_s: float) -> None:
-        """Waits for the loops to end what they do, after `quiet`."""
+        """Wait until the loops have finished their attempts, after `quiet`."""
         if self._loops:
             await asyncio.wait(self._loops, timeout=within_s)
 
     async def stop(self) -> None:
-        """Breaks off what still runs."""
+        """Cancel the attempts that still run."""
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -87,7 +87,7 @@ class Pool:
     async def _outcome(self, claim: Claim) -> Outcome:
         try:
             return await self._attempts.run(claim)
-        except Exception:  # noqa: BLE001 - one task may fail in ways nobody thought of; the pool lives on
+        except Exception:  # noqa: BLE001 - one task may fail in unforeseen ways; the pool lives on
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
             if claim.checkpoint.links and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
                 return Retry(UNFORESEEN_RETRY_S, WaitReason.RETRYING)  # its images are paid for: they are fetched again
@@ -122,7 +122,7 @@ class Pool:
             self._claims.drop(claim)
 
     async def _keep_previous_images(self, task: Task) -> None:
-        """The pictures of before stand once more, so they are to live as long as new ones."""
+        """Extend the life of the previous images, which are the result once more."""
         try:
             await self._attempts.image_saver.extend_expiry(task.id, task.images)
         except StoreUnavailable as error:

@@ -1,4 +1,4 @@
-"""Owns how what really happened in a call becomes the task's progress."""
+"""Progress of a task from the events of its calls."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from imagegen.tasks.task import SENT_PROGRESS, image_progress
 
 @dataclass(slots=True)
 class ProgressReporter:
-    """A provider's CallWatcher. wanted: pictures of the whole task; count: those of this call."""
+    """A provider's CallObserver. total: images of the whole task; count: images of this call."""
 
     claims: WorkerQueue
     claim: Claim
-    wanted: int
+    total: int
     count: int
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
 
     def progress(self, fraction: float) -> None:
-        kept = len(self.claim.checkpoint.images)
-        received = kept + self.count * min(max(fraction, 0.0), 1.0)
-        self.claims.progress(self.claim, image_progress(received, kept, self.wanted))
+        stored = len(self.claim.checkpoint.images)
+        received = stored + self.count * min(max(fraction, 0.0), 1.0)
+        self.claims.progress(self.claim, image_progress(received, stored, self.total))

@@ -94,7 +94,7 @@ async def webhook_session(
 
 @dataclass(frozen=True, slots=True)
 class WebhookSender:
-    """secret: of webhooks that brought none; without any, nothing is signed. private: see `webhook_session`.
+    """secret: of webhooks without their own; without any, nothing is signed. private: see `webhook_session`.
 
     check_own: raises OSError for a host that is this service itself.
     """
@@ -239,7 +239,7 @@ class WebhookDispatcher:
 
 
 def _without_webhooks(task: Task) -> Task:
-    """Without its webhooks: who else is told is nobody's business, and each try sends the same."""
+    """Return the task without its webhooks: a receiver must not learn of others, and each try sends the same."""
     return replace(task, deliveries=())
 
 

@@ -1,1 +1,1 @@
-"""The pictures of the sandbox: scenes, letters, bytes. Imports Pillow, so import it late."""
+"""The images of the sandbox: scenes, letters, bytes. Imports Pillow, so import it late."""

@@ -21,9 +21,9 @@ _PARTS = [min(value / 181, 1.0) for value in range(256)]
 
 
 class Canvas:
-    """A picture in the making.
+    """An image in the making.
 
-    unit: the shorter side in pixels, the measure of everything drawn; random: decides all that is left open.
+    unit: the shorter side in pixels, the measure of everything drawn; random: decides the rest.
     """
 
     def __init__(self, width: int, height: int, palette: Palette, random: Random) -> None:
@@ -35,11 +35,11 @@ class Canvas:
         self.image = Image.new("RGB", (width, height), palette.shade(0))
 
     def gradient(self, colours: Sequence[Rgb]) -> Image.Image:
-        """A sheet of the picture's size that runs through the colours from top to bottom."""
+        """A sheet of the image's size that runs through the colours from top to bottom."""
         return self.mesh(1, colours)
 
     def mesh(self, columns: int, colours: Sequence[Rgb]) -> Image.Image:
-        """A sheet of the picture's size that blends a grid of colours, given row by row."""
+        """A sheet of the image's size that blends a grid of colours, given row by row."""
         grid = Image.new("RGB", (columns, len(colours) // columns))
         grid.putdata(colours)
         return grid.resize((self.width, self.height), Image.Resampling.BICUBIC)
@@ -127,7 +127,7 @@ class Canvas:
         return self._box([(x - radius, y - radius), (x + radius, y + radius)])
 
     def _box(self, points: Sequence[Point]) -> Box | None:
-        """The whole pixels that the points span, inside the picture; None where there are none."""
+        """The whole pixels that the points span, inside the image; None if empty."""
         left = max(0, int(min(x for x, _ in points)) - 1)
         top = max(0, int(min(y for _, y in points)) - 1)
         right = min(self.width, int(max(x for x, _ in points)) + 2)

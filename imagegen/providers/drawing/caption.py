@@ -1,4 +1,4 @@
-"""Owns the card in a sandbox picture: the prompt's words, and the mark that says what the picture is."""
+"""Card in a sandbox image: the prompt's words, and the mark of a sandbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_PROMPT_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Where the card lies, and what is on it; pixels."""
+    """Place and content of the card, in pixels."""
 
     left: int
     top: int
@@ -30,7 +30,7 @@ class Card:
 
 
 def lay_out(width: int, height: int, prompt: str) -> Card:
-    """The card of a picture of this size: bottom left, no larger than its words need."""
+    """The card of an image of this size: bottom left, no larger than its words need."""
     unit = min(width, height)
     margin, padding = max(2, round(unit * 0.04)), max(3, round(unit * 0.036))
     room_x = min(width - 2 * (margin + padding), max(unit * 1.4, 220))
@@ -51,7 +51,7 @@ def lay_out(width: int, height: int, prompt: str) -> Card:
 
 
 def blur_card(canvas: Canvas, card: Card) -> None:
-    """Dark frosted glass: what lies below shines through, and white letters stand out on it."""
+    """Dark frosted glass: what lies below shines through, and white letters are readable on it."""
     box = (card.left, card.top, card.right, card.bottom)
     size = (card.right - card.left, card.bottom - card.top)
     below = canvas.image.crop(box)

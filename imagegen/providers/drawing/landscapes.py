@@ -107,7 +107,7 @@ def _mist(canvas: Canvas, level: float, colour: Rgb, foot: Rgb) -> Image.Image:
 
 
 def _ridge(canvas: Canvas, level: float, relief: float) -> list[Point]:
-    """A mountain line by midpoint displacement, closed at the picture's foot."""
+    """A mountain line by midpoint displacement, closed at the image's foot."""
     random = canvas.random
     span, swing = canvas.unit * random.uniform(0.26, 0.42), 0.5
     low = random.randrange(2)

@@ -1,4 +1,4 @@
-"""Owns the letters: which font has a character, what stands for one that none has, and how lines are broken."""
+"""Letters: the font of a character, the mark for a missing one, and line breaks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fit(text: str, sizes: range, width: float, height: float) -> Lines:
 
 
 def _even(text: str, lines: Lines, width: float) -> Lines:
-    """The same number of lines, about equally long, so that no word stands alone in the last one."""
+    """The same number of lines, about equally long, so that the last one is no single word."""
     narrow, wide = width / 2, width
     while len(lines.rows) > 1 and wide - narrow > lines.size / 2:
         middle = (narrow + wide) / 2

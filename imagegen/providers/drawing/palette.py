@@ -1,4 +1,4 @@
-"""Owns the colours of the sandbox's pictures."""
+"""Owns the colours of the sandbox's images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WHITE: Rgb = (255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """shades: a ramp from the darkest colour to the lightest; accent: the one that stands out."""
+    """shades: a ramp from the darkest colour to the lightest; accent: a contrast to it."""
 
     shades: tuple[Rgb, ...]
     accent: Rgb

@@ -1,4 +1,4 @@
-"""Owns a sandbox picture from its prompt to its bytes: the same wishes, the same bytes."""
+"""Rendering of a sandbox image: the same spec gives the same bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAVING: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class DrawingSpec:
-    """All that a sandbox picture depends on. `output_format` is `png`, `jpeg` or `webp`."""
+    """Parameters of a sandbox image. `output_format` is `png`, `jpeg` or `webp`."""
 
     prompt: str
     seed: int | None
@@ -42,7 +42,7 @@ class DrawingSpec:
 
 
 class Drawing:
-    """A picture in four steps, each of which takes a while: call them in this order, off the event loop."""
+    """An image in four steps, each of which takes a while: call them in this order, off the event loop."""
 
     def __init__(self, wish: DrawingSpec) -> None:
         self._wish = wish
@@ -54,7 +54,7 @@ class Drawing:
         _SCENES[(_number(self._wish.prompt) + _place(self._wish)) % len(_SCENES)](self._canvas)
 
     def blur_card(self) -> None:
-        """The glass that the words stand on."""
+        """Draw the glass below the words."""
         blur_card(self._canvas, self._card)
 
     def write_words(self) -> None:
@@ -69,7 +69,7 @@ class Drawing:
 
 
 def _canvas(wish: DrawingSpec) -> Canvas:
-    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}"))  # noqa: S311 - a picture, no secret
+    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}"))  # noqa: S311 - an image, no secret
     palette = PALETTES[(_number(wish.prompt) // 1_000 + 3 * _place(wish)) % len(PALETTES)]
     return Canvas(wish.width, wish.height, palette.turned(random.uniform(-18, 18)), random)
 
