@@ -82,8 +82,8 @@ EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
 STORE = web.AppKey("store", ImageStore)
 PROVIDER = web.AppKey("provider", Provider)
-IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("keeper")
-LIFECYCLE = web.AppKey("work", Lifecycle)
+IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
+LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
 PACING = web.AppKey("pacing", Pacing)
@@ -151,7 +151,7 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
 
 async def _queue(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
-    rules = QueueConfig(
+    config = QueueConfig(
         settings.redis_prefix,
         settings.lease_s,
         settings.result_ttl_s,
@@ -161,10 +161,10 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         deadline_s=settings.task_deadline_s,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    room = open_queue(app[CONNECTION], rules, instance=instance)
-    app[QUEUE] = room
+    queue = open_queue(app[CONNECTION], config, instance=instance)
+    app[QUEUE] = queue
     if settings.rate_limit_store == "redis":
-        shared = RedisRateLimitStore(room.connection, room.keys)
+        shared = RedisRateLimitStore(queue.connection, queue.keys)
         app[RATE_LIMITS].use(FallbackRateLimitStore(shared, MemoryRateLimitStore()))
     yield
 
@@ -225,26 +225,26 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _pool(app: web.Application) -> AsyncIterator[None]:
-    settings, room, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
+    settings, queue, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
-    rules = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models)
-    clock = room.connection.clock
+    limits = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models)
+    clock = queue.connection.clock
     pacing = Pacing(
         rate_per_min=settings.upstream_rate_per_min,
         wall=clock,
         on_release=lambda: pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
     )
-    attempts = AttemptRunner(room.worker_queue, app[PROVIDER], app[IMAGE_SAVER], rules, pacing, clock=clock)
+    attempts = AttemptRunner(queue.worker_queue, app[PROVIDER], app[IMAGE_SAVER], limits, pacing, clock=clock)
     pool = Pool(
-        room.worker_queue,
+        queue.worker_queue,
         attempts,
         pacing,
         result_ttl_s=settings.result_ttl_s,
-        alone=lambda: room.notifier.alone,
+        alone=lambda: queue.notifier.alone,
         clock=clock,
     )
     app[PACING] = pacing
-    app[LIFECYCLE] = Lifecycle(room, pool, supervisor)
+    app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)
     app[LIFECYCLE].start()
     yield
     await app[LIFECYCLE].stop()
@@ -326,15 +326,14 @@ def _create_rate_limits(settings: Settings) -> RateLimits:
 
 def _create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
     """Return the store that all instances share, None if each one keeps its own images."""
+    clock = queue.connection.clock
     if settings.image_store == "redis":
-        return RedisBlobStore(
-            queue.connection, queue.keys, settings.image_store_max_bytes, clock=queue.connection.clock
-        )
+        return RedisBlobStore(queue.connection, queue.keys, settings.image_store_max_bytes, clock=clock)
     key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if settings.image_store == "s3" and key and secret and bucket:
         where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        life_s, clock = _image_ttl_s(settings), queue.connection.clock
-        return S3BlobStore(where, max_bytes=settings.image_store_max_bytes, life_s=life_s, clock=clock)
+        max_bytes, life_s = settings.image_store_max_bytes, _image_ttl_s(settings)
+        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
     return None
 
 
