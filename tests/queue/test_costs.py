@@ -1,4 +1,4 @@
-"""What we say our calls cost, against what a real server counted."""
+"""Cost of each verb in Redis commands: the meter against the counters of a real server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}
 
 
-async def counted(instance) -> int:
-    """Commands that the server ran so far, but for those that Upstash does not bill; a NOSCRIPT is no run."""
+async def server_count(instance) -> int:
+    """Return the commands that the server ran, without those that Upstash does not bill; a NOSCRIPT is no run."""
     stats = await instance.connection.commands.info("commandstats")
     return sum(
         row["calls"] - (row["failed_calls"] if name == "cmdstat_evalsha" else 0)
@@ -35,22 +35,22 @@ async def counted(instance) -> int:
     )
 
 
-class Bill:
-    """told: what our meters say; counted: what the server says, both since the start of the block."""
+class CommandCount:
+    """Commands within a block; metered: by our meters, counted: by the server."""
 
     def __init__(self, *instances) -> None:
         self._instances = instances
 
-    def _told(self) -> int:
+    def _meters(self) -> int:
         return sum(instance.connection.meter.commands.total() for instance in self._instances)
 
     async def __aenter__(self) -> Self:
-        self._before = self._told(), await counted(self._instances[0])
+        self._before = self._meters(), await server_count(self._instances[0])
         return self
 
     async def __aexit__(self, *_) -> None:
-        self.response_cache = self._told() - self._before[0]
-        self.counted = await counted(self._instances[0]) - self._before[1]
+        self.metered = self._meters() - self._before[0]
+        self.counted = await server_count(self._instances[0]) - self._before[1]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def take_over(instance) -> None:
     await instance.scripts.read_checkpoints(["0" * 32])
 
 
-async def hand_back(instance) -> None:
+async def release(instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
@@ -167,7 +167,7 @@ async def read(instance) -> None:
     await instance.client_queue.refresh_positions()
 
 
-async def bury(instance) -> None:
+async def dead_letter(instance) -> None:
     entry_id = await instance.connection.commands.xadd(instance.keys.stream, {"v": "x"})
     instance.connection.meter.redis_commands_sent("other", 1)
     assert await claim(instance) == []
@@ -186,17 +186,17 @@ async def look(instance) -> None:
 
 
 VERBS = [submit_new, submit_known, submit_repeated, submit_again, submit_over_the_limit, start_and_finish, finish_late]
-VERBS += [retry, cancel, renew, take_over, hand_back, read, bury, look]
+VERBS += [retry, cancel, renew, take_over, release, read, dead_letter, look]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
-async def test_a_verb_costs_what_we_say(one, verb: Verb) -> None:
-    async with Bill(one) as bill:
+async def test_the_meter_counts_the_commands_of_a_verb(one, verb: Verb) -> None:
+    async with CommandCount(one) as commands:
         await verb(one)
-    assert bill.response_cache == bill.counted
+    assert commands.metered == commands.counted
 
 
-async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
+async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instance) -> None:
     one, two = make_instance(lease_s=0.3), make_instance(lease_s=0.3)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
 
@@ -207,7 +207,7 @@ async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
             await asyncio.sleep(0.01)
             await finished(instance, each)
 
-    async with Bill(one, two) as bill:
+    async with CommandCount(one, two) as commands:
         loops = [asyncio.create_task(run(instance)) for instance in (one, two) for _ in range(2)]
         tasks = [task for instance in (one, two) for task in await put(instance, *range(60))]
         for task in tasks:
@@ -215,8 +215,8 @@ async def test_two_busy_instances_cost_what_we_say(make_instance) -> None:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-    assert bill.counted > 60 * 4
-    assert abs(bill.response_cache - bill.counted) <= 0.03 * bill.counted
+    assert commands.counted > 60 * 4
+    assert abs(commands.metered - commands.counted) <= 0.03 * commands.counted
     assert one.connection.meter.tasks.total() + two.connection.meter.tasks.total() == 60
 
 
