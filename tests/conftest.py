@@ -59,7 +59,7 @@ class Instance:
 
     def __init__(self, parts: QueueInstance) -> None:
         self.parts = parts
-        self.connection, self.keys, self.scripts = parts.connection, parts.keys, parts.scripts
+        self.connection, self.keys, self.verbs = parts.connection, parts.keys, parts.verbs
         self.task_cache, self.worker_queue, self.client_queue = parts.task_cache, parts.worker_queue, parts.client_queue
         self.notifier, self.feed = parts.notifier, parts.feed
         self.loops: list[asyncio.Task[None]] = []

@@ -23,7 +23,7 @@ from imagegen.queue.codec import (
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup, newer_version_error
 from imagegen.queue.verbs.finish import as_stored
@@ -69,7 +69,7 @@ class ClientQueue:
 
     def __init__(
         self,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         lookup: TaskLookup,
         outbox: Outbox,
         idempotency: IdempotencyKeys,
@@ -79,11 +79,11 @@ class ClientQueue:
     ) -> None:
         self.idempotency, self.listing = idempotency, listing
         self._lookup, self._outbox = lookup, outbox
-        self._scripts = scripts
+        self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
         self._result_ttl_s = result_ttl_s
-        self.clock = scripts.clock
+        self.clock = verbs.clock
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
@@ -132,7 +132,7 @@ class ClientQueue:
         return self._record_metric(await self._enqueue(submission, finished, keep=keep))
 
     def _record_metric(self, submitted: SubmitResult) -> SubmitResult:
-        self._scripts.meter.submits[submitted.cached] += 1
+        self._verbs.meter.submits[submitted.cached] += 1
         return submitted
 
     async def add_webhooks(self, submission: Submission, submitted: SubmitResult) -> SubmitResult:
@@ -144,7 +144,7 @@ class ClientQueue:
         if submitted.cached in (CacheResult.MISS, CacheResult.REFRESH):
             return submitted
         while True:
-            found = await self._scripts.read(submitted.task.id)
+            found = await self._verbs.read(submitted.task.id)
             task = self._lookup.decode(submitted.task.id, found)
             if task is None:
                 raise QueueUnavailable(headers={"Retry-After": "2"})
@@ -164,10 +164,10 @@ class ClientQueue:
             if not task.request_json:
                 task = await self._with_request(task)
             final = transitions.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
-            answer = await self._scripts.cancel(final, CANCELLED_RUN)
+            answer = await self._verbs.cancel(final, CANCELLED_RUN)
             if answer is not None and answer.existing == b"":
                 final = as_stored(final, answer)
-                self._scripts.meter.finished(final.state.value, "", final.model)
+                self._verbs.meter.finished(final.state.value, "", final.model)
                 self._dispatcher.mark_finished_elsewhere(final)
                 self._estimates.line.remove(task.entry_id)
                 self._task_cache.put(final)
@@ -193,12 +193,12 @@ class ClientQueue:
     async def refresh_positions(self) -> None:
         """Read which entries wait. Raises QueueUnavailable."""
         self._positions_read_at = now = self.clock()
-        waiting = await self._scripts.list_waiting()
+        waiting = await self._verbs.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
 
     async def _with_request(self, task: Task) -> Task:
         """Return the task with its request, which only the entry has while the task is unfinished."""
-        fields = await self._scripts.read_entry(task.entry_id) if task.entry_id else None
+        fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
@@ -219,8 +219,8 @@ class ClientQueue:
         joined: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = joined
         try:
-            answer = await self._scripts.with_key_repair(
-                self._scripts.submit, submit_item(task, replaced.epoch if replaced else None)
+            answer = await self._verbs.with_key_repair(
+                self._verbs.submit, submit_item(task, replaced.epoch if replaced else None)
             )
             if answer.kind == "gone":
                 task, answer = await self._submit_gone(task, answer)
@@ -245,9 +245,9 @@ class ClientQueue:
         """
         await self.on_missing_entry()
         replaced = decode_head(answer.existing).generation
-        (run,) = await self._scripts.read_checkpoints([task.id])
+        (run,) = await self._verbs.read_checkpoints([task.id])
         task = replace(task, possibly_billed_twice=calls_under_way(run))
-        return task, await self._scripts.submit(submit_item(task, replaced))
+        return task, await self._verbs.submit(submit_item(task, replaced))
 
     def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
         """Return the result of the submit of this task that is in flight, None if there is none."""
@@ -289,7 +289,7 @@ class ClientQueue:
 
     def _on_existing(self, submission: Submission, answer: SubmitReply) -> SubmitResult:
         if answer.kind == "full":
-            self._scripts.meter.submits["FULL"] += 1
+            self._verbs.meter.submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)

@@ -10,7 +10,7 @@ from loguru import logger
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.leases import Leases
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import BLOCK_S, Connection, unavailable
 from imagegen.redis_client.redis_errors import RedisError
@@ -30,14 +30,14 @@ class StreamConsumer:
     def __init__(
         self,
         connection: Connection,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         leases: Leases,
         client_queue: ClientQueue,
         *,
         alone: Callable[[], bool],
     ) -> None:
         self._connection = connection
-        self._scripts = scripts
+        self._verbs = verbs
         self._dispatcher = leases.dispatcher
         self._leases = leases
         self._client_queue = client_queue
@@ -48,7 +48,7 @@ class StreamConsumer:
         self.on_loss: Callable[[], None] = lambda: None
 
     async def read_forever(self) -> None:
-        if not await self._connection.retry_until_available(self._scripts.create_group):
+        if not await self._connection.retry_until_available(self._verbs.create_group):
             await self._connection.retry_until_available(self._client_queue.refresh_positions)
         while True:
             while (free := self._dispatcher.free_slots) <= 0:
@@ -66,14 +66,14 @@ class StreamConsumer:
         """Read entries over the shared connection if any waits here, else by a blocked read."""
         line = self._dispatcher.estimates.line
         if line:
-            entries = await self._scripts.read_waiting(self._dispatcher.instance, count)
+            entries = await self._verbs.read_waiting(self._dispatcher.instance, count)
             if len(entries) < count:
                 line.replace((), self._connection.clock())
             if entries:
                 return entries
         self._blocked, self._blocked_reads = True, self._blocked_reads + 1
         try:
-            return await self._scripts.read_entries(self._dispatcher.instance, count, BLOCK_S)
+            return await self._verbs.read_entries(self._dispatcher.instance, count, BLOCK_S)
         finally:
             self._blocked = False
 
@@ -91,9 +91,9 @@ class StreamConsumer:
 
     async def _deliver(self, entries: list[Entry], free: int) -> None:
         if len(entries) < free:
-            self._scripts.depth.mark_empty()
+            self._verbs.depth.mark_empty()
         else:
-            self._scripts.depth.claimed(len(entries))
+            self._verbs.depth.claimed(len(entries))
         fresh = [entry for entry in entries if not self._dispatcher.redelivered(entry)]
         for claim in await self._leases.hold(fresh):
             self._dispatcher.put(claim)
@@ -109,7 +109,7 @@ class StreamConsumer:
         elif not gone:
             logger.error("The reader failed: {}", error)
             await asyncio.sleep(1.0)
-        if (made := await self._connection.retry_until_available(self._scripts.create_group)) or gone:
+        if (made := await self._connection.retry_until_available(self._verbs.create_group)) or gone:
             if made or not self._connection.servers.clustered:  # a cluster's slot that moves takes the stream along
                 logger.warning("The stream or its group was deleted; it is made again")
             self.on_loss()

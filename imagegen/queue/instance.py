@@ -21,8 +21,8 @@ from imagegen.queue.leases import Leases
 from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.outbox import Outbox
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
-from imagegen.queue.scripts import Scripts
 from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
@@ -59,7 +59,7 @@ class QueueInstance:
 
     connection: Connection
     keys: Keys
-    scripts: Scripts
+    verbs: QueueVerbs
     task_cache: TaskCache
     task_lookup: TaskLookup
     dispatcher: ClaimDispatcher
@@ -112,39 +112,39 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     context = VerbContext.create(
         connection, keys, record_life_s=config.record_life_s, result_ttl_s=ttl_s, lease_s=config.lease_s
     )
-    scripts = Scripts(context, DepthEstimate(config.max_queue))
+    verbs = QueueVerbs(context, DepthEstimate(config.max_queue))
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
-    leases = Leases(connection, scripts, dispatcher, notifier, config.lease_s)
-    outbox = Outbox(connection, DeliveryStore(context), scripts, task_cache, notifier, clock=clock)
+    leases = Leases(connection, verbs, dispatcher, notifier, config.lease_s)
+    outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier, clock=clock)
     interrupted = Interrupted(
-        scripts, task_cache, notifier, deadline_s=config.deadline_s, result_ttl_s=ttl_s, clock=clock
+        verbs, task_cache, notifier, deadline_s=config.deadline_s, result_ttl_s=ttl_s, clock=clock
     )
     lookup = TaskLookup(
-        scripts, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
+        verbs, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
     )
     client_queue = ClientQueue(
-        scripts, lookup, outbox, IdempotencyKeys(connection, keys), TaskList(connection, keys), result_ttl_s=ttl_s
+        verbs, lookup, outbox, IdempotencyKeys(connection, keys), TaskList(connection, keys), result_ttl_s=ttl_s
     )
     parts = QueueInstance(
         connection=connection,
         keys=keys,
-        scripts=scripts,
+        verbs=verbs,
         task_cache=task_cache,
         task_lookup=lookup,
         dispatcher=dispatcher,
-        worker_queue=WorkerQueue(connection, scripts, task_cache, dispatcher, lease_s=config.lease_s, clock=clock),
+        worker_queue=WorkerQueue(connection, verbs, task_cache, dispatcher, lease_s=config.lease_s, clock=clock),
         client_queue=client_queue,
-        consumer=StreamConsumer(connection, scripts, leases, client_queue, alone=lambda: notifier.alone),
+        consumer=StreamConsumer(connection, verbs, leases, client_queue, alone=lambda: notifier.alone),
         leases=leases,
-        takeover=Takeover(connection, scripts, leases, notifier, config.lease_s),
+        takeover=Takeover(connection, verbs, leases, notifier, config.lease_s),
         notifier=notifier,
         feed=feed,
-        change_relay=ChangeRelay(lookup, feed, scripts.last_delivered),
+        change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
         monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, line=dispatcher.estimates.line),
         outbox=outbox,
-        recovery=Recovery(connection, scripts, leases, outbox, result_ttl_s=ttl_s, clock=clock),
+        recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
     )
     _connect(parts)
     return parts
@@ -155,7 +155,7 @@ def _connect(parts: QueueInstance) -> None:
     leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
     relay, takeover = parts.change_relay, parts.takeover
     # Events inside this process
-    parts.scripts.on_added = parts.consumer.expect_entry
+    parts.verbs.on_added = parts.consumer.expect_entry
     parts.task_cache.on_change = relay.on_task_changed
     parts.task_cache.on_finished_here = outbox.on_finished_here
     parts.feed.on_first_subscriber = relay.request_changes

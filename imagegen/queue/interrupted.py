@@ -9,7 +9,7 @@ from loguru import logger
 
 from imagegen.queue.codec import CANCELLED_RUN, broadcast_record
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.finish import as_stored
 from imagegen.tasks import transitions
@@ -26,7 +26,7 @@ class Interrupted:
 
     def __init__(
         self,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         task_cache: TaskCache,
         notifier: Notifier,
         *,
@@ -34,7 +34,7 @@ class Interrupted:
         result_ttl_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._scripts = scripts
+        self._verbs = verbs
         self._task_cache = task_cache
         self._notifier = notifier
         self._deadline_s = deadline_s
@@ -49,18 +49,18 @@ class Interrupted:
         now = self._clock()
         ends_at = task.created_at + self._deadline_s + GRACE_S
         if task.sequence != task.epoch:
-            ends_at += self._scripts.owner_life_s
+            ends_at += self._verbs.owner_life_s
         if task.state.is_final or now < ends_at:
             return task
-        if task.entry_id and await self._scripts.read_entry(task.entry_id) is not None:
+        if task.entry_id and await self._verbs.read_entry(task.entry_id) is not None:
             return task
         final = transitions.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
-        answer = await self._scripts.cancel(final, CANCELLED_RUN)
+        answer = await self._verbs.cancel(final, CANCELLED_RUN)
         if answer is None or answer.existing:
             return task
         logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
         final = as_stored(final, answer)
-        self._scripts.meter.finished(final.state.value, ERROR.code, final.model)
+        self._verbs.meter.finished(final.state.value, ERROR.code, final.model)
         self._task_cache.put(final)
         self._task_cache.on_finished_here(final)
         self._notifier.publish("change", record=broadcast_record(final).decode())

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from imagegen.queue.claim import Claim
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.consume import Entry
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
@@ -24,10 +24,10 @@ class Leases:
     """
 
     def __init__(
-        self, connection: Connection, scripts: Scripts, dispatcher: ClaimDispatcher, notifier: Notifier, lease_s: float
+        self, connection: Connection, verbs: QueueVerbs, dispatcher: ClaimDispatcher, notifier: Notifier, lease_s: float
     ) -> None:
         self._connection = connection
-        self._scripts = scripts
+        self._verbs = verbs
         self.dispatcher = dispatcher
         self._lease_s = lease_s
         self.look = asyncio.Event()
@@ -45,7 +45,7 @@ class Leases:
         claims, unreadable = self.dispatcher.hold(entries)
         for entry_id, what in unreadable:
             await self._connection.retry_until_available(
-                self._scripts.with_key_repair, self._scripts.dead_letter, entry_id, what
+                self._verbs.with_key_repair, self._verbs.dead_letter, entry_id, what
             )
         if claims:
             self._publish_busy()
@@ -74,13 +74,13 @@ class Leases:
             await asyncio.sleep(self._lease_s / 3)
             if dispatcher.held:
                 try:
-                    await self._connection.retry_until_available(self._scripts.with_key_repair, self._renew)
+                    await self._connection.retry_until_available(self._verbs.with_key_repair, self._renew)
                 except RedisError as error:
-                    self._scripts.unreadable.report("renewal", type(error).__name__, error)
+                    self._verbs.unreadable.report("renewal", type(error).__name__, error)
 
     async def _renew(self) -> None:
         sent_at, renewed = time.monotonic(), list(self.dispatcher.held.values())
-        lost, unnamed = await self._scripts.renew(self.dispatcher.instance, self.dispatcher.ids())
+        lost, unnamed = await self._verbs.renew(self.dispatcher.instance, self.dispatcher.ids())
         for held in renewed:
             if held.entry_id not in lost:
                 held.confirmed_at = sent_at

@@ -31,7 +31,7 @@ from imagegen.queue.codec import (
 from imagegen.queue.delivery_lines import Lines
 from imagegen.queue.delivery_store import DeliveryStore, batched
 from imagegen.queue.notifier import Message, Notifier
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.outbox_entry import OUTBOX_GRACE_S, outbox_name
 from imagegen.redis_client.connection import Connection
@@ -81,7 +81,7 @@ class Outbox:
         self,
         connection: Connection,
         calls: DeliveryStore,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         task_cache: TaskCache,
         notifier: Notifier,
         *,
@@ -89,7 +89,7 @@ class Outbox:
     ) -> None:
         self._connection = connection
         self._calls = calls
-        self._scripts = scripts
+        self._verbs = verbs
         self.task_cache = self._task_cache = task_cache
         self.notifier = self._notifier = notifier
         self._clock = clock
@@ -275,7 +275,7 @@ class Outbox:
         Return False if there is no capacity for it.
         """
         task_id, generation, *_ = (*name.split(":"), "")
-        record, _, log = await self._scripts.read(task_id)
+        record, _, log = await self._verbs.read(task_id)
         try:
             task = None if record is None else with_delivery_log(decode_record(record)[1], log)
         except NewerRecord:

@@ -22,7 +22,7 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message
 from imagegen.queue.outbox import Outbox
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.requeue import RequeueResult
 from imagegen.queue.verbs.restore_batch import in_batches
 from imagegen.queue.verbs.restore_results import RestoredResult
@@ -53,7 +53,7 @@ class Recovery:
     def __init__(
         self,
         connection: Connection,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         leases: Leases,
         outbox: Outbox,
         *,
@@ -61,7 +61,7 @@ class Recovery:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
-        self._scripts = scripts
+        self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = outbox.task_cache, leases.dispatcher, outbox.notifier
         self._outbox = outbox
         self._result_ttl_s = result_ttl_s
@@ -119,7 +119,7 @@ class Recovery:
         for batch in in_batches([self._with_webhooks(claim) for claim in claims]):
             self._dispatcher.restoring = True
             try:
-                answers = await self._scripts.restore_claims(self._dispatcher.instance, batch)
+                answers = await self._verbs.restore_claims(self._dispatcher.instance, batch)
             finally:
                 self._dispatcher.restoring = False
             for claim, answer in zip(batch, answers, strict=True):
@@ -162,7 +162,7 @@ class Recovery:
         if len(self._check_at) > 2 * len(self._task_cache.live):
             self._check_at = {name: at for name, at in self._check_at.items() if name in self._task_cache.live}
         for batch in in_batches(self._restorable(due)):
-            for task, answer in zip(batch, await self._scripts.check_requeue(batch), strict=True):
+            for task, answer in zip(batch, await self._verbs.check_requeue(batch), strict=True):
                 if answer.kind == "missing":
                     self.notice("waiting tasks have no entry", publish=True)
                 else:
@@ -172,7 +172,7 @@ class Recovery:
         began, self._claims_restored = time.monotonic(), False
         if self._publish:
             self._notifier.publish("lost")
-        await self._scripts.create_group()
+        await self._verbs.create_group()
         running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         for claim in lost:
             self._dispatcher.abandon(claim)
@@ -186,7 +186,7 @@ class Recovery:
         waiting = await self._requeue(self._waiting())
         self._leases.check_now()
         if names := self._outbox.names:
-            await self._scripts.restore_outbox(names)
+            await self._verbs.restore_outbox(names)
         if running or finished or waiting:
             text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
             logger.warning(text, waiting, running, finished)
@@ -194,7 +194,7 @@ class Recovery:
     async def _restore_results(self) -> int:
         now, count = self._clock(), 0
         for batch in in_batches(self._task_cache.results()):
-            answers = await self._scripts.restore_results(batch, now)
+            answers = await self._verbs.restore_results(batch, now)
             missing = sum(answer is not RestoredResult.PRESENT for answer in answers)
             self._meter.vanished += answers.count(RestoredResult.MISSING)
             self._meter.written_back["finished"] += missing
@@ -223,7 +223,7 @@ class Recovery:
     async def _requeue(self, tasks: Sequence[Task]) -> int:
         count = 0
         for batch in in_batches(self._restorable(tasks)):
-            for task, answer in zip(batch, await self._scripts.requeue(batch), strict=True):
+            for task, answer in zip(batch, await self._verbs.requeue(batch), strict=True):
                 self._meter.vanished += answer.record_missing
                 self._take_in(task, answer)
                 count += answer.kind == "queued"

@@ -19,7 +19,7 @@ from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim, take_over_state
 from imagegen.queue.leases import Leases
 from imagegen.queue.notifier import Message, Notifier
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.group import Consumer, PendingEntry
 from imagegen.redis_client.batcher import batched
@@ -55,10 +55,10 @@ class Takeover:
     """
 
     def __init__(
-        self, connection: Connection, scripts: Scripts, leases: Leases, notifier: Notifier, lease_s: float
+        self, connection: Connection, verbs: QueueVerbs, leases: Leases, notifier: Notifier, lease_s: float
     ) -> None:
         self._connection = connection
-        self._scripts = scripts
+        self._verbs = verbs
         self._leases = leases
         self._dispatcher = leases.dispatcher
         self._notifier = notifier
@@ -80,9 +80,9 @@ class Takeover:
         check_s, step = FIRST_CHECK_S, self._check
         while True:
             try:
-                next_s = await self._connection.retry_until_available(self._scripts.with_key_repair, step)
+                next_s = await self._connection.retry_until_available(self._verbs.with_key_repair, step)
             except RedisError as error:
-                self._scripts.unreadable.report("takeover", type(error).__name__, error)
+                self._verbs.unreadable.report("takeover", type(error).__name__, error)
                 next_s = EARLY_CHECK_S
             step = self._look
             if self._notifier.silent:  # no peer publishes that it is busy
@@ -100,7 +100,7 @@ class Takeover:
 
     async def reclaim_undelivered(self) -> None:
         """Claim entries that were read for us and lost on the way, so that they can be released."""
-        _, strays = await self._scripts.renew(self._dispatcher.instance, self._dispatcher.ids())
+        _, strays = await self._verbs.renew(self._dispatcher.instance, self._dispatcher.ids())
         await self.take(dict.fromkeys(strays, 0.0), min_idle_s=0.0)
 
     async def take(self, idle_s: dict[str, float], *, min_idle_s: float) -> list[Claim]:
@@ -114,11 +114,11 @@ class Takeover:
             self._renewed_at[entry_id] = min(now - idle, self._renewed_at.get(entry_id, math.inf))
         taken: list[Claim] = []
         for entry_ids in batched(list(idle_s), MAX_TAKEN):
-            entries = await self._scripts.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
+            entries = await self._verbs.claim_expired(self._dispatcher.instance, entry_ids, min_idle_s)
             claims = await self._leases.hold(entries)
             # The entries are ours now and no other instance checks them, so retry until the checkpoints are read.
             ids = [claim.task.id for claim in claims]
-            runs = await self._connection.retry_until_available(self._scripts.read_checkpoints, ids) if ids else []
+            runs = await self._connection.retry_until_available(self._verbs.read_checkpoints, ids) if ids else []
             await asyncio.gather(*map(self._inherit, claims, runs))
             taken += claims
         return taken
@@ -132,7 +132,7 @@ class Takeover:
             run = claim.checkpoint
             value = run.encode(claim.entry_id)
             item = CompareAndSetItem(claim.task.id, stands or b"", value, "takeover")
-            stands = await self._connection.retry_until_available(self._scripts.compare_and_set, item)
+            stands = await self._connection.retry_until_available(self._verbs.compare_and_set, item)
             if not stands:
                 claim.stored_bytes, claim.stored_checkpoint = value, run
                 return
@@ -140,11 +140,11 @@ class Takeover:
 
     async def _check(self) -> float:
         """Check the consumers, and their claims only if another one has some, or ours were lost."""
-        consumers = await self._scripts.consumers()
+        consumers = await self._verbs.consumers()
         others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
         if gone:
-            await self._scripts.retire(gone)
+            await self._verbs.retire(gone)
         here = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
         if any(consumer.pending for consumer in others) or here > len(self._dispatcher.held):
             return await self._look()
@@ -160,9 +160,7 @@ class Takeover:
         """Check all claimed entries. Return the seconds until there may be one to take over."""
         dispatcher = self._dispatcher
         sent_at = time.monotonic()
-        rows = [
-            row for row in await self._scripts.pending_entries() if row.entry_id not in dispatcher.skipped_entry_ids
-        ]
+        rows = [row for row in await self._verbs.pending_entries() if row.entry_id not in dispatcher.skipped_entry_ids]
         strays = [row for row in rows if row.consumer == dispatcher.instance and row.entry_id not in dispatcher.held]
         others = [row for row in rows if row.consumer != dispatcher.instance]
         self._renewed_at = {row.entry_id: at for row in rows if (at := self._renewed_at.get(row.entry_id))}
@@ -183,7 +181,7 @@ class Takeover:
         """Continue with the expired entries. Return the seconds until the next step."""
         sent_at = time.monotonic()
         if not self._proven.issuperset(self._expired):
-            await self._scripts.probe_claim(self._dispatcher.instance, next(iter(self._expired)))
+            await self._verbs.probe_claim(self._dispatcher.instance, next(iter(self._expired)))
         return await self._prove_and_take(sent_at)
 
     async def _prove_and_take(self, sent_at: float) -> float:

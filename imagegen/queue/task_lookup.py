@@ -20,7 +20,7 @@ from imagegen.queue.codec import (
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.notifier import Notifier
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.read import TaskRows
 from imagegen.tasks.task import Task
@@ -45,7 +45,7 @@ class TaskLookup:
 
     def __init__(
         self,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         task_cache: TaskCache,
         dispatcher: ClaimDispatcher,
         notifier: Notifier,
@@ -53,15 +53,15 @@ class TaskLookup:
         elsewhere: Callable[[Task], bool],
         interrupted: Interrupted,
     ) -> None:
-        self._scripts = scripts
+        self._verbs = verbs
         self.task_cache = task_cache
         self.dispatcher = dispatcher
         self.notifier = notifier
         self._has_remote_deliveries = elsewhere
         self.interrupted = interrupted
-        self._meter = scripts.meter
+        self._meter = verbs.meter
         self.is_recovering: Callable[[], bool] = lambda: False
-        self.clock = scripts.clock
+        self.clock = verbs.clock
         self.checked_at = 0.0
         self.missing: set[str] = set()
         self._reading: dict[str, asyncio.Future[Task | None]] = {}
@@ -117,7 +117,7 @@ class TaskLookup:
 
     async def read(self, task_id: str) -> Task | None:
         """Return a task as Redis has it, regardless of the cache."""
-        task = self.decode(task_id, await self._scripts.read(task_id))
+        task = self.decode(task_id, await self._verbs.read(task_id))
         if task is None and (known := self.task_cache.live.get(task_id)) is not None:
             self.missing.add(task_id)
             return known
@@ -145,7 +145,7 @@ class TaskLookup:
         except NewerRecord as error:
             raise newer_version_error(task_id) from error
         except UnreadableRecord as error:
-            self._scripts.unreadable.report("record", task_id, error)
+            self._verbs.unreadable.report("record", task_id, error)
             raise InternalError from error
 
 

@@ -17,7 +17,7 @@ from imagegen.queue.codec import (
     shown_images,
 )
 from imagegen.queue.dispatcher import ClaimDispatcher
-from imagegen.queue.scripts import Scripts
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
@@ -43,7 +43,7 @@ class WorkerQueue:
     def __init__(
         self,
         connection: Connection,
-        scripts: Scripts,
+        verbs: QueueVerbs,
         task_cache: TaskCache,
         dispatcher: ClaimDispatcher,
         *,
@@ -51,13 +51,13 @@ class WorkerQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
-        self._scripts = scripts
+        self._verbs = verbs
         self._task_cache = task_cache
         self._dispatcher = dispatcher
         self._estimates = dispatcher.estimates
         self._meter = connection.meter
         self._lease_s = lease_s
-        self._unreadable = scripts.unreadable
+        self._unreadable = verbs.unreadable
         self._clock = clock
         self.slots = dispatcher.slots
         self.on_transferred: Callable[[], None] = lambda: None
@@ -129,7 +129,7 @@ class WorkerQueue:
         item = finish_item(claim.entry_id, final)
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
-        answer = await self._connection.retry_until_available(self._scripts.with_key_repair, self._scripts.finish, item)
+        answer = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
         if answer.existing:
             _, final = decode_record(answer.existing)
         else:
@@ -193,14 +193,14 @@ class WorkerQueue:
             self._dispatcher.forget(claim)
         ours = [claim for claim in claims if not claim.lost]
         self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
-        await self._scripts.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
+        await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
 
     async def _take_over(self, claim: Claim, stands: bytes) -> StartResult:
         """Continue from an existing checkpoint. A twice delivered entry goes back to the checkpoint's owner."""
         adopted = resume_from_existing(claim, stands)
         entry_id, run = decode_checkpoint(stands)
         if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
-            await self._connection.retry_until_available(self._scripts.transfer_entry, run.owner, entry_id)
+            await self._connection.retry_until_available(self._verbs.transfer_entry, run.owner, entry_id)
             self.on_transferred()
         return adopted
 
@@ -247,13 +247,13 @@ class WorkerQueue:
         task = claim.task
         if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
             item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.billed_again)
-            return await self._scripts.start_fenced(self._dispatcher.instance, item)
+            return await self._verbs.start_fenced(self._dispatcher.instance, item)
         if known is None:
             try:
-                return await self._scripts.create_checkpoint(task.id, value) or b""
+                return await self._verbs.create_checkpoint(task.id, value) or b""
             except ResponseError as error:
                 if not wrong_type(error):
                     raise
                 self._unreadable.report("run", task.id, "of another type")
         purpose = "start" if run.phase == "calling" else "retry"
-        return await self._scripts.compare_and_set(CompareAndSetItem(task.id, known or b"", value, purpose))
+        return await self._verbs.compare_and_set(CompareAndSetItem(task.id, known or b"", value, purpose))

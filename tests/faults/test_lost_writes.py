@@ -246,7 +246,7 @@ async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_i
 
 async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
-    await before.scripts.create_group()
+    await before.verbs.create_group()
     task = (await before.client_queue.submit(submission("a"))).task
     await before.connection.commands.delete(before.keys.stream)
     after = make_instance(url=own_redis.url, deadline_s=0.5)
@@ -263,7 +263,7 @@ async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_inst
 
 async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_at_it(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     task = (await instance.client_queue.submit(submission("a"))).task
     instance.task_cache.forget(task.id)
     assert (await instance.client_queue.get(task.id)).state is State.PENDING

@@ -37,7 +37,7 @@ async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies
 ) -> None:
     proxy.drop_some(0.05, seed=7)
     instances = [make_instance(start=False, url=proxy.url) for _ in range(2)]
-    await instances[0].scripts.create_group()
+    await instances[0].verbs.create_group()
 
     async def submit(number: int) -> CacheResult:
         return (await instances[number % 2].client_queue.submit(submission("one"))).cached

@@ -24,7 +24,7 @@ async def fill(instance, count: int) -> list[Claim]:
     claims = []
     while len(claims) < count:
         claims += await instance.parts.leases.hold(
-            await instance.scripts.read_entries(instance.parts.dispatcher.instance, 500, 0.01)
+            await instance.verbs.read_entries(instance.parts.dispatcher.instance, 500, 0.01)
         )
     assert len(claims) == count
     return claims
@@ -32,15 +32,15 @@ async def fill(instance, count: int) -> list[Claim]:
 
 async def owners(instance) -> dict[str, str]:
     """Who holds which entry."""
-    return {row.entry_id: row.consumer for row in await instance.scripts.pending_entries()}
+    return {row.entry_id: row.consumer for row in await instance.verbs.pending_entries()}
 
 
 async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     claims = await fill(one, 2_300)
     entry_ids = [claim.entry_id for claim in claims]
-    lost, unnamed = await one.scripts.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
+    lost, unnamed = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
     assert (lost, unnamed) == (set(), [])
     assert list(await owners(one)) == entry_ids
     await one.worker_queue.release(claims, leaving=True)
@@ -51,28 +51,28 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
 
 async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thousands(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     claims = await fill(one, 1_700)
     stolen = {claims[3].entry_id, claims[1_650].entry_id}
-    await one.scripts.claim_expired("thief", list(stolen), 0.0)
+    await one.verbs.claim_expired("thief", list(stolen), 0.0)
     forgotten = one.parts.dispatcher.held.pop(claims[900].entry_id)
-    lost, unnamed = await one.scripts.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
+    lost, unnamed = await one.verbs.renew(one.parts.dispatcher.instance, one.parts.dispatcher.ids())
     assert lost == stolen
     assert unnamed == [forgotten.entry_id]
 
 
 async def test_named_claims_among_more_strays_than_one_page_are_not_lost(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     claims = await fill(one, 1_300)
     named = [(claim.task.id, claim.entry_id) for claim in (claims[0], claims[-1])]
-    lost, _ = await one.scripts.renew(one.parts.dispatcher.instance, named)
+    lost, _ = await one.verbs.renew(one.parts.dispatcher.instance, named)
     assert lost == set()
 
 
 async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S, max_queue=5_000, start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     claims = await fill(one, 1_200)
     two = make_instance(lease_s=LEASE_S, slots=100)
     taken: set[str] = set()
@@ -117,7 +117,7 @@ async def unharmed(both, claims, more) -> None:
     until = loop.time() + LEASE_S * 3
 
     async def renewed() -> bool:
-        rows = await both[0].connection.retry_until_available(both[0].scripts.pending_entries)
+        rows = await both[0].connection.retry_until_available(both[0].verbs.pending_entries)
         return loop.time() > until and all(row.idle_s < LEASE_S for row in rows)
 
     await eventually(renewed, within_s=20.0)
@@ -181,7 +181,7 @@ async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance)
 async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_instance, proxy) -> None:
     """The entries are ours then, so that nobody else looks at them."""
     dead = make_instance(lease_s=LEASE_S, start=False)
-    await dead.scripts.create_group()
+    await dead.verbs.create_group()
     await fill(dead, 1)
     two = make_instance(lease_s=LEASE_S, url=proxy.url)
     claims = asyncio.create_task(two.worker_queue.claim())
@@ -205,10 +205,10 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     monkeypatch.setattr(takeover, "FIRST_CHECK_S", 0.5)
     monkeypatch.setattr(takeover, "EARLY_CHECK_S", 0.2)
     dead = [make_instance(lease_s=LEASE_S, start=False) for _ in range(4)]
-    await dead[0].scripts.create_group()
+    await dead[0].verbs.create_group()
     await dead[0].client_queue.submit(submission("a"))
     for instance in dead:
-        await instance.scripts.read_entries(instance.parts.dispatcher.instance, 1, 0.001)
+        await instance.verbs.read_entries(instance.parts.dispatcher.instance, 1, 0.001)
     lives = make_instance(lease_s=LEASE_S)
     taken = await asyncio.wait_for(lives.worker_queue.claim(), 5)
     assert taken.task.id == submission("a").task_id
@@ -229,7 +229,7 @@ async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instanc
         return one.parts.dispatcher.instance in await consumer_names(two)
 
     await eventually(blocked)
-    assert await two.scripts.retire([one.parts.dispatcher.instance]) == 1
+    assert await two.verbs.retire([one.parts.dispatcher.instance]) == 1
     await two.client_queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     (owner,) = (await owners(two)).values()
@@ -238,7 +238,7 @@ async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instanc
 
 async def test_no_consumer_that_holds_something_is_removed(make_instance) -> None:
     one = make_instance(start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     (claim,) = await fill(one, 1)
-    assert await one.scripts.retire([one.parts.dispatcher.instance]) == 0
+    assert await one.verbs.retire([one.parts.dispatcher.instance]) == 0
     assert await owners(one) == {claim.entry_id: one.parts.dispatcher.instance}

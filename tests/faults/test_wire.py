@@ -185,9 +185,9 @@ async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
 
 async def test_a_read_that_is_given_up_takes_nothing_any_more(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     redis, stream = instance.connection.commands, instance.keys.stream
-    reading = asyncio.create_task(instance.scripts.read_entries("gone", 1, 30.0))
+    reading = asyncio.create_task(instance.verbs.read_entries("gone", 1, 30.0))
 
     async def blocked() -> bool:
         return (await redis.info("clients"))["blocked_clients"] > 0

@@ -203,7 +203,7 @@ async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbag
 @pytest.mark.parametrize("garbage", [b"junk", None])
 async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> None:
     _, other = two
-    await other.scripts.create_group()
+    await other.verbs.create_group()
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
     await other.client_queue.submit(submission("a"))
     assert (await stored(other, submission("a").task_id)).state is State.PENDING

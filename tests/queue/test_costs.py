@@ -57,7 +57,7 @@ class CommandCount:
 async def one(make_instance):
     """An instance without side loops, whose group is there."""
     instance = make_instance(start=False, max_queue=3)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     return instance
 
 
@@ -68,7 +68,7 @@ async def put(instance, *names):
 
 
 async def claim(instance):
-    entries = await instance.scripts.read_entries("i", 10, 0.01)
+    entries = await instance.verbs.read_entries("i", 10, 0.01)
     return await instance.parts.leases.hold(entries)
 
 
@@ -98,12 +98,12 @@ async def submit_new(instance) -> None:
 async def submit_known(instance) -> None:
     (task,) = await put(instance, "a")
     item = replace(submit_item(task), epoch=task.epoch + 1)
-    assert (await instance.scripts.submit(item)).kind == "known"
+    assert (await instance.verbs.submit(item)).kind == "known"
 
 
 async def submit_repeated(instance) -> None:
     (task,) = await put(instance, "a")
-    assert (await instance.scripts.submit(submit_item(task))).kind == "new"
+    assert (await instance.verbs.submit(submit_item(task))).kind == "new"
 
 
 async def submit_again(instance) -> None:
@@ -142,24 +142,24 @@ async def cancel(instance) -> None:
 
 async def renew(instance) -> None:
     await started(instance, "a", "b")
-    await instance.scripts.renew(instance.parts.monitor.instance, [])
-    entries = [(row.entry_id, row.consumer) for row in await instance.scripts.pending_entries()]
-    await instance.scripts.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
-    await instance.scripts.renew("i", [("", entry_id) for entry_id, _ in entries])
+    await instance.verbs.renew(instance.parts.monitor.instance, [])
+    entries = [(row.entry_id, row.consumer) for row in await instance.verbs.pending_entries()]
+    await instance.verbs.renew("i", [("0" * 32, entry_id) for entry_id, _ in entries])
+    await instance.verbs.renew("i", [("", entry_id) for entry_id, _ in entries])
 
 
 async def take_over(instance) -> None:
     await started(instance, "a")
-    rows = await instance.scripts.pending_entries()
-    assert await instance.scripts.claim_expired("other", [row.entry_id for row in rows], 0.0)
-    await instance.scripts.read_checkpoints(["0" * 32])
+    rows = await instance.verbs.pending_entries()
+    assert await instance.verbs.claim_expired("other", [row.entry_id for row in rows], 0.0)
+    await instance.verbs.read_checkpoints(["0" * 32])
 
 
 async def release(instance) -> None:
     (each,) = await started(instance, "a")
     await put(instance, "b")
     (fresh,) = await claim(instance)
-    assert await instance.scripts.release("i", [release_item(each), release_item(fresh)], leaving=True) == 2
+    assert await instance.verbs.release("i", [release_item(each), release_item(fresh)], leaving=True) == 2
 
 
 async def read(instance) -> None:
@@ -275,7 +275,7 @@ async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) ->
 
 async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     await put(instance, "a")
     instance.parts.dispatcher.put(*await claim(instance))
     each = await instance.worker_queue.claim()
@@ -308,7 +308,7 @@ async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -
 
 async def test_a_call_that_is_cut_off_by_the_end_of_the_service_is_ambiguous(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     await started(instance, "a")
     await put(instance, "b")
     await claim(instance)

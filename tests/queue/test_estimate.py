@@ -90,7 +90,7 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
 
 async def test_positions_are_known_after_a_restart(make_instance) -> None:
     one = make_instance(start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     for i in range(3):
         await one.client_queue.submit(submission(i))
     two = make_instance()

@@ -71,7 +71,7 @@ class TwoInstances(RuleBasedStateMachine):
         rules = QueueConfig(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
         self.instances = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
         self.known: dict[str, Known] = {}
-        self.run(self.instances[0].scripts.create_group())
+        self.run(self.instances[0].verbs.create_group())
 
     def teardown(self) -> None:
         self.run(self.connection.close())
@@ -100,7 +100,7 @@ class TwoInstances(RuleBasedStateMachine):
     @rule(target=held, who=WHO)
     def read(self, who: int):
         instance = self.instances[who]
-        entries = self.run(instance.scripts.read_entries(instance.dispatcher.instance, 1, 0.001))
+        entries = self.run(instance.verbs.read_entries(instance.dispatcher.instance, 1, 0.001))
         unclaimed = {n for n, known in self.known.items() if not known.state.is_final and known.claimed_by is None}
         assert bool(entries) == bool(unclaimed)
         claims, unreadable = instance.dispatcher.hold(entries)
@@ -111,20 +111,18 @@ class TwoInstances(RuleBasedStateMachine):
     def take_over(self, who: int):
         """All leases of the other one end."""
         instance, other = self.instances[who], self.instances[1 - who]
-        rows = [
-            row for row in self.run(instance.scripts.pending_entries()) if row.consumer == other.dispatcher.instance
-        ]
+        rows = [row for row in self.run(instance.verbs.pending_entries()) if row.consumer == other.dispatcher.instance]
         if not rows:
             return multiple()
         entries = self.run(
-            instance.scripts.claim_expired(instance.dispatcher.instance, [row.entry_id for row in rows], 0.0)
+            instance.verbs.claim_expired(instance.dispatcher.instance, [row.entry_id for row in rows], 0.0)
         )
         assert len(entries) == len(rows)
         for row in rows:  # a renewal found it lost before
             if stale := instance.dispatcher.held.get(row.entry_id):
                 instance.dispatcher.forget(stale)
         claims, _ = instance.dispatcher.hold(entries)
-        runs = self.run(instance.scripts.read_checkpoints([claim.task.id for claim in claims]))
+        runs = self.run(instance.verbs.read_checkpoints([claim.task.id for claim in claims]))
         for claim, stands in zip(claims, runs, strict=True):
             take_over_state(claim, stands, 0.0, 30.0)
         return multiple(*[self._hold(claim, who) for claim in claims])
@@ -183,7 +181,7 @@ class TwoInstances(RuleBasedStateMachine):
         instance = self.instances[0]
         unfinished = {name: known for name, known in self.known.items() if not known.state.is_final}
         assert self.run(self.connection.commands.xlen(instance.keys.stream)) == len(unfinished)
-        pending = self.run(instance.scripts.pending_entries())
+        pending = self.run(instance.verbs.pending_entries())
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
             task = self.run(instance.client_queue.read(submission(name).task_id))

@@ -106,7 +106,7 @@ async def test_another_request_under_the_same_id_is_never_served(make_instance) 
 
 async def test_the_queue_takes_no_more_than_max_queue_waiting_tasks(make_instance) -> None:
     instance = make_instance(max_queue=3, start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     for i in range(3):
         await instance.client_queue.submit(submission(i))
     with pytest.raises(QueueFull):
@@ -117,7 +117,7 @@ async def test_the_queue_takes_no_more_than_max_queue_waiting_tasks(make_instanc
 
 async def test_a_full_queue_takes_tasks_again_when_some_are_claimed(make_instance) -> None:
     instance = make_instance(max_queue=2, start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     for i in range(2):
         await instance.client_queue.submit(submission(i))
     instance.start()
@@ -226,7 +226,7 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
 async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     await one.worker_queue.release([stale], leaving=True)
-    (row,) = await two.scripts.pending_entries()
+    (row,) = await two.verbs.pending_entries()
     assert (row.entry_id, row.consumer) == (taken.entry_id, two.parts.dispatcher.instance)
     assert (await end(two, taken)).state is State.COMPLETED
     assert await at_rest(two)
@@ -444,7 +444,7 @@ async def test_cancel_of_a_finished_task_changes_nothing(make_instance) -> None:
 
 async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance) -> None:
     instance = make_instance(start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     await instance.client_queue.submit(submission("a"))
     await instance.client_queue.cancel(submission("a").task_id)
     assert await at_rest(instance)
@@ -557,7 +557,7 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
     monkeypatch.setattr(watching, "POLL_S", 0.05)
     one, two = make_instance(start=False), make_instance(start=False)
     two.notifier.silent = True
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     task = (await one.client_queue.submit(submission("a"))).task
     refreshing = asyncio.create_task(two.parts.change_relay.refresh_forever())
     with two.feed.subscribe([task.id]) as waiter:
@@ -579,9 +579,9 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
 
 async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_counted(make_instance) -> None:
     one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     last = (await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(1_500))))[-1].task
-    waiting = await two.scripts.list_waiting()
+    waiting = await two.verbs.list_waiting()
     assert (len(waiting.ids), waiting.behind, waiting.last) == (200, 1_300, last.entry_id)
     await two.client_queue.refresh_positions()
     assert len(two.parts.dispatcher.estimates.line) == 1_500

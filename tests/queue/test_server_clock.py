@@ -30,12 +30,12 @@ def test_the_clock_runs_on_though_this_machines_jumps_and_is_set_by_the_server()
 @pytest.mark.parametrize("off_by_s", [3_600.0, -3_600.0])
 async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_by_s: float) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
-    await one.scripts.create_group()
+    await one.verbs.create_group()
     one.connection.clock._offset += off_by_s
     task = (await one.client_queue.submit(submission("a"))).task
     assert abs(task.created_at - time.time()) < 2.0
     assert abs(one.connection.clock() - time.time()) < 2.0
-    (claim,) = await two.parts.leases.hold(await two.scripts.read_entries(two.parts.dispatcher.instance, 1, 0.01))
+    (claim,) = await two.parts.leases.hold(await two.verbs.read_entries(two.parts.dispatcher.instance, 1, 0.01))
     assert abs(claim.task.created_at - time.time()) < 2.0
     assert (
         AttemptLimits(RetryPolicy(3, 1.0), 600.0).exhausted(claim.task, claim.checkpoint, two.connection.clock())

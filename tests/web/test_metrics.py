@@ -31,7 +31,7 @@ def meter() -> Meter:
 @pytest.fixture
 async def instance(make_instance, meter):
     instance = make_instance(start=False)
-    await instance.scripts.create_group()
+    await instance.verbs.create_group()
     return instance
 
 

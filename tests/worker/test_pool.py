@@ -77,14 +77,14 @@ async def test_the_next_task_runs_while_a_result_is_written_and_then_no_more(
     make_workshop: MakeWorkshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workshop = make_workshop(slots=1, pool=False)
-    scripts, writes = workshop.instance.scripts, asyncio.Event()
-    finish = scripts.finish
+    verbs, writes = workshop.instance.verbs, asyncio.Event()
+    finish = verbs.finish
 
     async def late(item: FinishItem) -> FinishReply:
         await writes.wait()
         return await finish(item)
 
-    monkeypatch.setattr(scripts, "finish", late)
+    monkeypatch.setattr(verbs, "finish", late)
     task_ids = await submit_many(workshop, 4)
     workshop.pool.start()
     await eventually(lambda: len(workshop.provider.calls) == 2)

@@ -59,9 +59,9 @@ async def test_a_link_that_fails_is_fetched_in_a_later_round_and_no_call_is_made
 async def test_the_good_case_costs_no_checkpoint_more(make_workshop: MakeWorkshop) -> None:
     workshop = make_workshop(default=links(1), pool=False)
     claim = await workshop.claim()
-    before = workshop.instance.scripts.meter.commands.copy()
+    before = workshop.instance.verbs.meter.commands.copy()
     await workshop.attempts.run(claim)
-    after = workshop.instance.scripts.meter.commands
+    after = workshop.instance.verbs.meter.commands
     assert {name: after[name] - before[name] for name in ("start", "retry")} == {"start": 1, "retry": 0}
 
 

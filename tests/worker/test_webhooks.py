@@ -185,7 +185,7 @@ async def test_a_webhook_is_told_of_the_end_signed_and_after_the_result_can_be_r
     readable: list[bool] = []
 
     async def look(request: web.Request) -> web.StreamResponse:
-        record, _, _ = await service.instance.scripts.read(submission("a").task_id)
+        record, _, _ = await service.instance.verbs.read(submission("a").task_id)
         readable.append(b"completed" in record[:20])
         return web.Response()
 

@@ -34,7 +34,7 @@ _Reply = TypeVar("_Reply")
 _Args = TypeVarTuple("_Args")
 
 
-class Scripts:
+class QueueVerbs:
     """The verbs of one instance. Verbs that return a future are batched: one script for the calls of a loop turn.
 
     All raise QueueUnavailable, and RedisError for an error that is not an outage.
