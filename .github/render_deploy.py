@@ -24,7 +24,7 @@ PASSING_FAULTS = {0, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 class DeployError(Exception):
-    """The deploy did not come about; the text says why."""
+    """The deploy did not come about; the text has the reason."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -47,7 +47,7 @@ class Answer:
         return self.status in PASSING_FAULTS or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def json(self) -> Any:
-        """The parsed body, an empty object where it is not JSON."""
+        """Return the parsed body, an empty object unless it is JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -95,7 +95,7 @@ class Render:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to wait, and how often to ask."""
+    """Time to wait, and interval of the requests."""
 
     wait_s: float
     poll_s: float
@@ -110,7 +110,7 @@ class Pace:
 
 
 def start(render: Render, commit: str, pace: Pace) -> str:
-    """Asks for a deploy of this commit and returns its id."""
+    """Start a deploy of this commit and return its id."""
     known = {deploy["id"] for deploy in render.recent_deploys()}
     answer = render.post("/deploys", {"commitId": commit})
     if answer.status not in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.ACCEPTED}:

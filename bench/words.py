@@ -1,7 +1,8 @@
 """Quaint words in the texts of the repository, each with its plain replacement, counted per 1,000 words.
 
 `python -m bench.words [-v] [PATH ...]` counts them in files and folders; -v prints each one with its line. In Python
-files it reads docstrings, comments and texts of three or more words; in Lua files comments; elsewhere all but code.
+files it reads docstrings, comments and texts of three or more words; in Lua, TOML, YAML and make files comments;
+elsewhere all but code.
 """
 
 from __future__ import annotations
@@ -85,8 +86,10 @@ _TEXT_WORDS = 3
 """A string with fewer words is a name or a value."""
 
 DOCUMENTS = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", ".env.example", "docs/**/*.md")
+TOOLS = ("pyproject.toml", "Makefile", "Dockerfile", "*.yaml", ".*.yaml", ".github/**/*.yml", ".github/*.py")
 BENCHES = ("bench/**/*.py", "run.py")
 PACKAGE = ("imagegen/**/*.py", "imagegen/**/*.lua")
+AREAS = {"documents": DOCUMENTS, "tools": TOOLS, "bench": BENCHES, "package": PACKAGE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,9 @@ def texts(path: Path) -> Iterator[Text]:
     if path.suffix == ".py":
         yield from (Text(path, line, plain(text)) for line, text in chain(comments(source), strings(source)))
     elif path.suffix == ".lua":
-        yield from (Text(path, line, text) for line, text in lua_comments(source))
+        yield from (Text(path, line, text) for line, text in comments_after("--", source))
+    elif path.suffix in {".toml", ".yml", ".yaml"} or path.name in {"Makefile", "Dockerfile"}:
+        yield from (Text(path, line, text) for line, text in comments_after("#", source))
     else:
         yield Text(path, 1, plain(source))
 
@@ -148,10 +153,10 @@ def strings(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def lua_comments(source: str) -> Iterator[tuple[int, str]]:
+def comments_after(mark: str, source: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(source.splitlines(), 1):
-        _, mark, comment = line.partition("--")
-        if mark:
+        _, found, comment = line.partition(mark)
+        if found:
             yield number, plain(comment)
 
 
@@ -170,7 +175,7 @@ def count(paths: Iterable[Path], report: Callable[[Text], None] | None = None) -
 
 
 def count_by_area() -> dict[str, Count]:
-    return {"documents": count(files(DOCUMENTS)), "bench": count(files(BENCHES)), "package": count(files(PACKAGE))}
+    return {area: count(files(patterns)) for area, patterns in AREAS.items()}
 
 
 def replacement(words: str) -> str:
@@ -192,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     report = show if given.verbose else None
     if not given.paths:
-        for area, patterns in (("documents", DOCUMENTS), ("bench", BENCHES), ("package", PACKAGE)):
+        for area, patterns in AREAS.items():
             print(f"{area}: {_sum(count(files(patterns), report))}")
         return
     for path in given.paths:

@@ -19,6 +19,12 @@ def test_documents_are_in_plain_words() -> None:
     assert words.count(paths).per_1000 <= words.MAX_PER_1000
 
 
+def test_files_for_tools_are_in_plain_words() -> None:
+    paths = words.files(words.TOOLS)
+    assert {"pyproject.toml", "Makefile", "Dockerfile", "render.yaml", "release.yml"} <= {path.name for path in paths}
+    assert words.count(paths).per_1000 <= words.MAX_PER_1000
+
+
 def test_benchmarks_are_in_plain_words() -> None:
     assert words.count(words.files(words.BENCHES)).per_1000 <= words.MAX_PER_1000
 
