@@ -65,7 +65,7 @@ class GenerationBody(GenerationParams):
     """A request for images. `null` is the same as absent."""
 
     model: _Model = ""
-    webhook: Annotated[WebhookFields, Field(description="Whom to tell when the task ends.")] | None = None
+    webhook: Annotated[WebhookFields, Field(description="Address that is called when the task ends.")] | None = None
 
 
 class BatchBody(BaseModel):
@@ -93,7 +93,7 @@ GENERATE = Operation(
     (
         ResponseDoc(
             202,
-            "A new task, or an unfinished one that was joined.",
+            "A new task, or an unfinished task that was joined.",
             SubmittedView,
             {"new": samples.NEW, "joined": samples.JOINED},
             _SUBMIT_HEADERS,
@@ -122,7 +122,7 @@ BATCH = Operation(
     "Submit many requests at once",
     f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and a bad one spoils no "
     "other. The call counts once against the general limit, each entry against that for generations: those over it get "
-    "their own 429. An `Idempotency-Key` stands for each entry by its place.",
+    "their own 429. An `Idempotency-Key` counts for each entry by its place.",
     (
         ResponseDoc(
             200,
@@ -143,13 +143,13 @@ READ = Operation(
     "getTask",
     FOLLOW,
     "Read a task, or wait for its end",
-    "While a task is unfinished `Retry-After` says when it is worth to ask again; `wait` is better, an event stream "
+    "While a task is unfinished `Retry-After` has the time of the next request; `wait` is better, an event stream "
     "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
     "rises only when something happened (claimed, sent, each image received, kept), never by a timer.",
     (
         ResponseDoc(
             200,
-            "The task as it is now. A failed or a cancelled one is a 200 too.",
+            "The task's present state. A failed or a cancelled task is a 200 too.",
             TaskView,
             {state.value: view for state, view in samples.TASKS.items()},
             (*_TASK_HEADERS, "Retry-After", "Preference-Applied"),
@@ -194,8 +194,8 @@ FOLLOW_MANY = Operation(
     "followTasks",
     FOLLOW,
     "Follow several tasks in one stream",
-    "The events of one task, for many: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
-    "when all are finished; a task that is unknown is said to be so once. 404 where all are unknown.",
+    "The events of several tasks: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
+    "when all are finished; an unknown task has one event that names it so. 404 if all are unknown.",
     (
         ResponseDoc(
             200,
@@ -203,7 +203,7 @@ FOLLOW_MANY = Operation(
             headers=("Cache-Control",),
             events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
         ),
-        ResponseDoc(204, "`Last-Event-ID` says that the ends of all are known."),
+        ResponseDoc(204, "By `Last-Event-ID` the client has the ends of all."),
         _NOT_FOUND,
     ),
     (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
@@ -218,7 +218,7 @@ IMAGE = Operation(
     FOLLOW,
     "Get the bytes of an image",
     "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "
-    "limit, but a request for one that does not exist counts against the general limit (`RATE_LIMIT_MAX`).",
+    "limit, but a request for a missing image counts against the general limit (`RATE_LIMIT_MAX`).",
     (
         ResponseDoc(200, "The image.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
         ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
@@ -239,9 +239,9 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         name,
         CHANGE,
         "Cancel a task",
-        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer does "
-        "not bring it back. **A task that several clients joined is cancelled for all of them.** What was sent may "
-        "have been paid for.",
+        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer "
+        "changes nothing. **A task that several clients joined is cancelled for all of them.** A sent call may have "
+        "been paid for.",
         (
             ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,
@@ -261,8 +261,8 @@ RETRY = Operation(
     "retryTask",
     CHANGE,
     "Try a failed or cancelled task again",
-    "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that asks are "
-    "called at its end.",
+    "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that retries "
+    "are called at its end.",
     (
         ResponseDoc(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
         _NOT_FOUND,
@@ -309,15 +309,13 @@ LIST = Operation(
 )
 
 _WEBHOOK_HEADERS = (
-    Parameter(
-        "webhook-id", "header", "The same on every try: what was seen before may be passed over.", _TEXT, required=True
-    ),
+    Parameter("webhook-id", "header", "The same on every try: a repeated one may be ignored.", _TEXT, required=True),
     Parameter("webhook-timestamp", "header", "Unix time of this try.", _TEXT, required=True, example="1767225604"),
     Parameter(
         "webhook-signature",
         "header",
         "`v1,` and the base64 HMAC-SHA256 of `id.timestamp.body` by the secret of the webhook, else by "
-        "`WEBHOOK_SECRET`. Absent where there is neither. Any Standard Webhooks library verifies it.",
+        "`WEBHOOK_SECRET`. Absent without a secret. Any Standard Webhooks library verifies it.",
         _TEXT,
     ),
 )
@@ -326,11 +324,11 @@ _WEBHOOK_RESPONSES = (
     ResponseDoc(410, "Gone: it is not tried again."),
 )
 _WEBHOOK_TEXT = (
-    "Sent when the task ended, to every webhook that a submit brought along; at once where it was finished already. "
+    "Sent when the task ended, to every webhook of its submits; immediately if it was finished already. "
     "Any other answer than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
     "redirects are not followed. The address must be public and `https`, and not this service's own. Destinations "
-    "(scheme, host, port and the path's first segment) do not wait for each other; one that is slow or fails is called "
-    "less often. A retry calls only the webhooks of the client that asks for it. A task has at most "
+    "(scheme, host, port and the path's first segment) do not wait for each other; a slow or failing one is called "
+    "less often. A retry calls only the webhooks of the client that retries. A task has at most "
     f"{MAX_WEBHOOKS} webhooks; how far each is, is in `webhook` of the task."
 )
 

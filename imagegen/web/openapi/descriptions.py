@@ -14,45 +14,45 @@ curl -s "$BASE/api/images/$TASK_ID?wait=60"
 ```
 
 **States.** `pending` → `processing` → `completed`, `failed` or `cancelled`. `pending` is also the wait before another \
-attempt; `reason` and `retryAt` say why and until when; `store_unavailable` means that images can't be saved now. \
+attempt; `reason` and `retryAt` show why and until when; `store_unavailable` means that images can't be saved now. \
 A finished task is kept for `RESULT_TTL` seconds (a day), its images with it.
 
 **Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
-is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. That \
-also means that **whoever cancels a task cancels it for all who joined it**.
+is the same task for every client: it is joined while it runs, and its result is given out again when it is done. That \
+also means that **a client that cancels a task cancels it for all who joined it**.
 
 **Sequence.** Every answer about a task has a `sequence`. It rises with each change, over crashes, restarts and \
 resubmissions too, and is not dense. Of two answers, the one with the higher sequence is newer.
 
 **Progress** is honest: it rises when something happened, never by a timer. `queuePosition` and `etaSeconds` are null \
-where they are not known.
+if they are unknown.
 
 **Do not poll blindly.** Wait by `Prefer: wait=N` or `?wait=N`, follow an event stream, or leave a webhook. An \
-unfinished answer says by `Retry-After` when to come again.
+unfinished answer has the time of the next request in `Retry-After`.
 
 **Limits** are kept for each client in a moving window. Every call under `/api` and `/v1` counts as one against the \
-general limit, and one that may start a generation against a second limit too; a wait and an event stream count once, \
-however long they take. Images, health, metrics and pages count against \
-none, but a request for an image that does not exist does. `RateLimit` says what is left, \
-`Retry-After` of a 429 when to come again.
+general limit, and a call that may start a generation against a second limit too; a wait and an event stream count \
+once, however long they take. Images, health, metrics and pages count against \
+none, but a request for an image that does not exist does. `RateLimit` shows the rest, \
+`Retry-After` of a 429 the time of the next request.
 
 **Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
 Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. \
-What is no HTTP request gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
-`method_not_allowed` with `Allow`. Every GET but an event stream can be asked by HEAD.
+Bytes that are no HTTP request get a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
+`method_not_allowed` with `Allow`. Every GET but an event stream answers HEAD too.
 
 **Warning of a second bill.** Where a call to the provider was sent and no answer came, or only a gateway's \
-(a time-out, a closed connection), it may have been paid for. It is repeated at most once, and the task says so in \
-`possiblyBilledTwice`. A call that is made again because its answer held no usable image counts there too.
+(a time-out, a closed connection), it may have been paid for. It is repeated at most once, and counted in \
+`possiblyBilledTwice` of the task. A call that is made again because its answer held no usable image counts there too.
 """
 
 TAGS: Mapping[str, str] = {
-    "Submit": "Ask for images.",
+    "Submit": "Request images.",
     "Follow": "Read, wait for or watch a task, and get its images.",
     "Change": "Cancel a task or try it again.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
-    "Operate": "For whoever runs the service.",
+    "Operate": "For the operator of the service.",
     "Pages": "This document.",
-    "OpenAI and Together, other bases": "The same, for client versions that put `/v1` elsewhere.",
+    "OpenAI and Together, other bases": "The same routes for client versions with another place of `/v1`.",
 }

@@ -16,7 +16,7 @@ _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 TASK = Parameter(
     "taskId",
     "path",
-    "The `taskId` of a POST. One that is not known is answered by 404, however it looks.",
+    "The `taskId` of a POST. An unknown one is answered by 404, in any form.",
     {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     required=True,
     example=samples.TASK_ID,
@@ -32,7 +32,7 @@ MODEL = Parameter(
     required=True,
     example="black-forest-labs/FLUX.1-schnell",
 )
-FILE = Parameter("file", "path", "A name that the page asks for.", _TEXT, required=True, example="docs.css")
+FILE = Parameter("file", "path", "A file of the page.", _TEXT, required=True, example="docs.css")
 TASKS = Parameter(
     "tasks",
     "query",
@@ -44,7 +44,7 @@ TASKS = Parameter(
 WAIT = Parameter(
     "wait",
     "query",
-    f"Answer when the task is finished, or after so many seconds: 1 to {MAX_WAIT_S}.",
+    f"Answer when the task is finished, or after this number of seconds: 1 to {MAX_WAIT_S}.",
     {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_S},
     example=30,
 )
@@ -59,14 +59,14 @@ PREFER = Parameter(
 PREFER_ASYNC = Parameter(
     "Prefer",
     "header",
-    "`respond-async` asks for 202 and a link in place of the images, with `wait=N` after so many seconds.",
+    "`respond-async` requests 202 and a link in place of the images, with `wait=N` after N seconds.",
     _TEXT,
     example="respond-async",
 )
 READ_TIMEOUT = Parameter(
     "x-stainless-read-timeout",
     "header",
-    "How long the client reads, as the clients of OpenAI and Together say; the answer comes a tenth before, in 90 s.",
+    "How long the client reads; the clients of OpenAI and Together send it; the answer comes a tenth before, in 90 s.",
     _TEXT,
     example="60",
 )
@@ -82,8 +82,8 @@ IDEMPOTENCY_KEY = Parameter(
 CACHE_CONTROL = Parameter(
     "Cache-Control",
     "header",
-    "`no-cache` asks for fresh images under the same id; one who comes while the task runs joins it. The old "
-    "images stay in `data` with `stale:true` until the new ones are kept, and stand if the fresh run fails.",
+    "`no-cache` generates new images under the same id; a client that comes while the task runs joins it. The old "
+    "images stay in `data` with `stale:true` until the new ones are saved, and remain if the new generation fails.",
     _TEXT,
     example="no-cache",
 )
@@ -102,7 +102,7 @@ IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whol
 LANGUAGE = Parameter(
     "Accept-Language",
     "header",
-    "Texts for people are Chinese, or English where it is liked better.",
+    "Texts for people are Chinese, or English if it is preferred.",
     _TEXT,
     example="en",
 )
@@ -110,8 +110,8 @@ LANGUAGE = Parameter(
 HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "X-Request-Id": ("Names the request: the client's own where that is harmless, else a fresh one.", _TEXT),
     "Location": ("Where to go on.", _TEXT),
-    "Retry-After": ("Seconds until it is worth to ask again.", _NUMBER),
-    "ETag": ("The version of what is shown; that of a task is its sequence.", _TEXT),
+    "Retry-After": ("Seconds until the next request is useful.", _NUMBER),
+    "ETag": ("The version of the response; that of a task is its sequence.", _TEXT),
     "Cache-Control": ("How long this may be kept.", _TEXT),
     "Preference-Applied": ("The preference that was followed.", _TEXT),
     "X-Cache": (
@@ -119,9 +119,9 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"type": "string", "enum": ["MISS", "COALESCED", "HIT", "REFRESH"]},
     ),
     "RateLimit-Policy": ("The limits that count here, by name.", _TEXT),
-    "RateLimit": ("What is left of each, and in how many seconds some of it comes back.", _TEXT),
+    "RateLimit": ("The rest of each, and in how many seconds some of it comes back.", _TEXT),
     "X-RateLimit-Limit": ("Of the tightest limit.", _NUMBER),
-    "X-RateLimit-Remaining": ("What is left of it.", _NUMBER),
+    "X-RateLimit-Remaining": ("The rest of it.", _NUMBER),
     "X-RateLimit-Reset": ("Seconds until some of it comes back.", _NUMBER),
     "WWW-Authenticate": ("`Bearer`.", _TEXT),
     "Accept-Ranges": ("`bytes`.", _TEXT),

@@ -22,7 +22,7 @@ API_HEALTH = Operation(
     "getHealth",
     OPERATE,
     "See that the service answers",
-    "It asks neither Redis nor the provider.",
+    "It calls neither Redis nor the provider.",
     (
         ResponseDoc(
             200,
@@ -45,7 +45,7 @@ ALIVE = Operation(
     "getAlive",
     OPERATE,
     "See that the process lives",
-    "For the platform: it stays 200 while Redis or the provider is away, which a restart would not mend.",
+    "For the platform: it stays 200 while Redis or the provider is away, which a restart would not repair.",
     (ResponseDoc(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
 )
 
@@ -83,7 +83,7 @@ METRICS = Operation(
     "getMetrics",
     OPERATE,
     "Read the metrics",
-    "For Prometheus; as OpenMetrics where `Accept` asks for it.",
+    "For Prometheus; as OpenMetrics if `Accept` prefers it.",
     (
         ResponseDoc(
             200,
@@ -114,7 +114,7 @@ PAGE = Operation(
     "getPage",
     PAGES,
     "See this document as a page",
-    "It asks no other host for anything.",
+    "It requests nothing from other hosts.",
     (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
     (named.IF_NONE_MATCH,),
 )
