@@ -104,6 +104,10 @@ class ClientQueue:
         """Return whether `get` needs no Redis command."""
         return self._lookup.is_free(task_id)
 
+    def may_be_outdated(self, task_id: str) -> bool:
+        """Return whether `get` returns an unfinished task that another instance may have finished meanwhile."""
+        return self._lookup.may_be_outdated(task_id)
+
     async def submit(self, submission: Submission) -> SubmitResult:
         """Enqueue a task, join the unfinished one or return the finished one; a failed task is enqueued again.
 

@@ -92,6 +92,13 @@ class TaskLookup:
             or self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[0]
         )
 
+    def may_be_outdated(self, task_id: str) -> bool:
+        """Return whether `get` returns an unfinished task that another instance may have finished meanwhile."""
+        if self.authoritative_local(task_id) or self.task_cache.finished(task_id):
+            return False
+        task = self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[1]
+        return task is not None and not task.state.is_final
+
     def authoritative_local(self, task_id: str) -> Task | None:
         """Return an unfinished task that runs here or that no other instance can have claimed."""
         task = self.task_cache.live.get(task_id)

@@ -286,3 +286,14 @@ def test_a_deleted_data_folder_makes_the_service_not_ready(start_service, upstre
     causes = eventually(lambda: [cause for cause in service.get("/readyz").json["causes"] if "images" in cause])
     assert "ENOENT" in causes[0]
     assert service.log.count("Images can't be saved") == 1
+
+
+def test_an_image_is_served_by_another_instance_as_soon_as_its_task_is_completed(
+    start_service, upstream: EmulatorProcess, redis_url: str
+) -> None:
+    first, second = (start_service(upstream.url, REDIS_URL=redis_url) for _ in range(2))
+    for number in range(10):
+        task_id = first.accepted(prompt=f"two instances {number} {{{{fault:ok delay_s=0.2}}}}")
+        assert second.task(task_id)["status"] in {"pending", "processing"}
+        first.completed(task_id)
+        assert second.get(f"/api/images/{task_id}/0").status == 200

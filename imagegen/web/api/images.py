@@ -27,6 +27,9 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     context = request.app[SERVICES]
     task = await context.queue.get(request.match_info["task_id"])
     image = _image(task, request.match_info["index"])
+    if image is None and context.queue.may_be_outdated(request.match_info["task_id"]):
+        task = await context.queue.fresh(request.match_info["task_id"])  # a link of another instance comes at once
+        image = _image(task, request.match_info["index"])
     if task is None or image is None:
         raise TaskNotFound
     if image.url:
@@ -39,7 +42,8 @@ async def get_image(request: web.Request) -> web.StreamResponse:
 
 def is_free(request: web.Request) -> bool:
     """Return whether finding the task of this image costs no Redis command."""
-    return request.app[SERVICES].queue.is_free(request.match_info["task_id"])
+    queue, task_id = request.app[SERVICES].queue, request.match_info["task_id"]
+    return queue.is_free(task_id) and not queue.may_be_outdated(task_id)
 
 
 def _version(request: web.Request) -> str | None:
