@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import signal
@@ -32,6 +31,7 @@ from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.lifecycle import Lifecycle
+from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.providers.a1111 import A1111Provider
@@ -373,13 +373,6 @@ def _create_provider(settings: Settings, session: aiohttp.ClientSession) -> Prov
             return SandboxProvider(settings.sandbox_delay_s)
 
 
-def tune_gc() -> None:
-    """Exempt what stays anyway, such as modules, from garbage collection, which took a quarter of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 5, 5)
-
-
 async def serve(settings: Settings) -> int:
     """Run the service until a signal; return the exit code. Raises SettingsError."""
     stop = _stop_on_signals()
@@ -390,6 +383,7 @@ async def serve(settings: Settings) -> int:
     try:
         await runner.setup()
         tune_gc()
+        tune_malloc()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), _call_slots(settings)):

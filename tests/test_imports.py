@@ -17,7 +17,7 @@ FLOORS = [  # a room imports only from floors below its own
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"web", "worker"},
-    {"lifecycle", "start_checks"},
+    {"lifecycle", "memory_tuning", "start_checks"},
     {"app", "__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}
