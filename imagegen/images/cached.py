@@ -222,7 +222,7 @@ class CachedStore:
             self._needed_bytes = 0
 
     def _needed(self) -> int:
-        """Return the size of the largest image that could not be saved lately."""
+        """Return the size of the largest image that could not be saved recently."""
         return self._needed_bytes if self._clock() < self._needed_until_s else 0
 
     async def _open_cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:

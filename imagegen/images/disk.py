@@ -1,6 +1,6 @@
 """Store of images as files in a folder, `IMAGE_STORE=disk`, and the cache in front of other stores.
 
-`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`. Beside the folder: `<folder>.expiry`, the index of when
+`folder/<2 hex>/<task>/<index>-<12 hex of the SHA-256>.<ext>`. Next to the folder: `<folder>.expiry`, the index of when
 images expire; `<folder>.mark`, the id of the folder; `spool/`, files that are not saved yet. Files decide what exists;
 the index in memory only holds which are oldest, so several processes may share a folder.
 
@@ -54,8 +54,8 @@ class DiskStore:
     Until the first sweep, files of earlier runs are served, but do not count towards `max_bytes`.
 
     Args:
-        life_s: how long an image is kept whose expiry is unknown, from when a sweep finds it.
-        others_live: returns whether another instance may have what is missing here.
+        life_s: how long an image of unknown expiry is kept, from when a sweep finds it.
+        others_live: returns whether another instance may have an image that is missing here.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class DiskStore:
         await self._watch.check()
 
     async def save(self, task_id: str, index: int, image: VerifiedImage, expires_at_s: float) -> None:
-        """Write the file, after the oldest ones made room for it. The newest image always stays."""
+        """Write the file, after the oldest ones are removed to fit it. The newest image always stays."""
         name = self._name(task_id, index, image.sha256, image.content_type)
         with self._index.writing(name, image.size_bytes, expires_at_s):
             try:
@@ -193,7 +193,7 @@ class DiskStore:
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def sweep_once(self) -> None:
-        """Remove what is known to have expired, add what other processes saved, and hold the folder under the cap."""
+        """Remove expired images, add those that other processes saved, and hold the folder under the cap."""
         before, order, now = self._index.settled(), self._index.order(), self._clock()
         found = await _in_thread(self._scan)
         parts = {name for name in found if name.endswith(files.PART_SUFFIX)}
@@ -286,7 +286,7 @@ class DiskStore:
             files.flush(self._root)
 
     def _remove_superfluous(self, expired: dict[str, IndexEntry], over_cap: list[str]) -> None:
-        """Remove files, but those whose expiry another process extended."""
+        """Remove files, but not if another process extended their expiry."""
         if expired:
             self._expiry.refresh()
         files.remove([*(name for name, kept in expired.items() if not self._extended(name, kept)), *over_cap])
@@ -336,7 +336,7 @@ class DiskStore:
             raise StoreUnavailable from error
 
     def _cached(self, name: str, image: StoredImage) -> CachedImage | None:
-        """Return the bytes in memory, if the file is still the one that they were read from."""
+        """Return the bytes in memory, if the file is still the same."""
         cached, signature = self._checked.cached(name, image.sha256), self._checked.signature(name, image.sha256)
         if cached is None or len(cached.data) != image.size_bytes:
             return None
@@ -356,7 +356,7 @@ class DiskStore:
             raise StoreUnavailable
 
     def _elsewhere(self, image: StoredImage) -> bool:
-        """Return whether an instance with a folder of its own keeps it."""
+        """Return whether an instance with its own folder keeps it."""
         return image.store_id not in ("", self.store_id) and self._others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:

@@ -28,7 +28,7 @@ MAX_TRIES = 3
 BACKOFF_S = 0.25
 MAX_DETAIL_CHARS = 300
 NEW_LINK_S = 60.0
-"""A link may be handed out moments before its host knows the image; a 404 of an older one is final."""
+"""A link may be handed out moments before its host has the image; a 404 of an older one is final."""
 
 SETTLING_S = 10.0
 """A refusal, a page or a damaged image may pass within this time: buckets answer 403 to what they do not have yet,
@@ -48,7 +48,7 @@ _HEADERS = {
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {408, 425, 429}
 _BODY_STATUSES = {200, 203, 206}
-"""The check of an image tells whether a part is the whole."""
+"""The check of an image decides whether a part is the whole."""
 
 _GRACE_S = {202: NEW_LINK_S, 404: NEW_LINK_S, 410: 0.0}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -57,7 +57,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 class ImageFetcher:
     """Downloads or decodes one image into the spool. A failing link is tried again: the image is paid for.
 
-    session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials of its own.
+    session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials.
     timeout_s: for the tries of one `fetch` together.
     """
 
@@ -237,7 +237,7 @@ class ImageFetcher:
 
 
 def _may_pass(error: NotAnImage) -> bool:
-    """Return whether the same link may bring an image some seconds later."""
+    """Return whether the same link may return an image some seconds later."""
     return not error.lasting or error.is_text
 
 

@@ -23,7 +23,7 @@ from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 SMALL_BYTES = 256 * 1024
-"""Images up to this size are always read at once; larger ones only where the cache has room for them."""
+"""Images up to this size are always read at once; larger ones only if they fit into the cache."""
 
 PART_SUFFIX = ".part"
 MISSING = (FileNotFoundError, NotADirectoryError)
@@ -61,7 +61,7 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class ReadFile:
-    """A file whose content is that of its image: as an open file, or its bytes if it is small."""
+    """A file with the content of its image: as an open file, or its bytes if it is small."""
 
     signature: Signature
     file: FileIO | None
@@ -214,7 +214,7 @@ CAN_FLUSH = _syncfs is not None
 
 
 def flush(folder: str) -> None:
-    """Write all that was written to the file system of a folder to its disk. Raises OSError also for earlier writes."""
+    """Flush the file system of a folder to its disk. Raises OSError also for earlier writes."""
     if _syncfs is None:
         return
     file = os.open(folder, os.O_RDONLY)
@@ -237,7 +237,7 @@ def read_image(
     """Open an image's file and check it; None if it is gone or damaged. A damaged file is removed.
 
     Args:
-        known: the signature at the last check of the content. While it is the same, the content is not hashed again.
+        known: signature at the last check of the content. While it is the same, the content is not hashed again.
         max_data_bytes: up to this size the bytes are read, of a larger image the open file is returned.
     """
     try:
@@ -343,5 +343,5 @@ def _files(folder: Path | str, depth: int) -> Iterator[tuple[str, os.stat_result
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and what is in it, as far as possible."""
+    """Remove a folder and its content, as far as possible."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -102,7 +102,7 @@ class LinkClient:
         return await _response(protocol)
 
     def _request(self, url: URL) -> aiohttp.ClientRequest:
-        """Return a request to the origin of `url`: all that the connector needs, and the headers."""
+        """Return a request to the origin of `url`: everything that the connector needs, and the headers."""
         origin = (url.scheme, url.raw_authority)
         request = self._requests.get(origin)
         if request is None:

@@ -1,11 +1,11 @@
--- Counts a picture that is about to be written, and takes the oldest ones off the index until the rest fits.
+-- Counts an image that is about to be written, and takes the oldest ones off the index until the rest fits.
 --
--- The index is one sorted set: a member a picture, its score the time when it was counted; and the member 'total',
--- whose score is minus the sum of their bytes, so that it always comes first. A picture costs two commands here.
+-- The index is one sorted set: a member for each image, its score the time when it was counted; and the member 'total',
+-- with a score of minus the sum of their bytes, so that it always comes first. An image costs two commands here.
 -- The bytes lie in keys of their own, which are not touched: the caller deletes those that are named.
 --
 -- KEYS  1 index
--- ARGV  1 member, which ends in ':' and the picture's bytes; 2 those bytes; 3 now; 4 most bytes in all;
+-- ARGV  1 member, which ends in ':' and the image's bytes; 2 those bytes; 3 now; 4 most bytes in all;
 --       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end
 -- returns the members that were taken off
 local index, member, size = KEYS[1], ARGV[1], tonumber(ARGV[2])

@@ -37,7 +37,7 @@ _MAGIC_BYTES = 12
 class NotAnImage(ValueError):
     """The bytes are no whole image of a supported kind. The text reads well after "the image can't be used:".
 
-    lasting: another call would bring the same (a GIF, too many pixels), as opposed to damage on the way.
+    lasting: another call would return the same (a GIF, too many pixels), as opposed to damage on the way.
     is_text: they are a page or a message, which a host may send for a moment in place of the image.
     """
 
@@ -91,7 +91,7 @@ class ImageChecker:
         return at
 
     def finish(self, data: bytes) -> VerifiedImage:
-        """Return the image whose bytes were fed and are `data`. Raises NotAnImage if it is not whole."""
+        """Return the image of the bytes that were fed and are `data`. Raises NotAnImage if it is not whole."""
         self.check_ended()
         return VerifiedImage(self.content_type, self.size_bytes, self.width, self.height, self.digest, data)
 
@@ -197,7 +197,7 @@ class ImageChecker:
             if (kind == b"IHDR") != (number == 0) or (number == 0 and length != 13):
                 raise NotAnImage("its PNG header is broken")
             if not kind[0] & 0x20 and kind not in _PNG_CRITICAL:
-                raise NotAnImage("the PNG has a chunk that no reader knows")
+                raise NotAnImage("the PNG has a chunk that no reader supports")
             self._crc = crc32(kind)
             if number == 0:
                 header = yield _NEED, length

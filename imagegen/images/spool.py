@@ -23,7 +23,7 @@ _WRITE_BYTES = 1024 * 1024
 
 
 class Spool:
-    """Holds images for one store. memory: bounds the bytes that are held in memory for want of a file."""
+    """Holds images for one store. memory: bounds the bytes that are held in memory without a file."""
 
     def __init__(self, store: ImageStore, memory: ByteBudget) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class Spool:
 
 
 class ImageSink:
-    """One image whose bytes come in pieces. Its methods block and may run in different threads.
+    """One image that comes in pieces. Its methods block and may run in different threads.
 
     closed: whether it was finished or discarded.
     """
@@ -60,7 +60,7 @@ class ImageSink:
         self._lock = Lock()
 
     def write(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Check and hold the next bytes. Raises NotAnImage; StoreUnavailable if neither disk nor memory has room."""
+        """Check and hold the next bytes. Raises NotAnImage; StoreUnavailable if neither disk nor memory has space."""
         with self._lock:
             checked: list[bytes | memoryview] = []
             pending = 0

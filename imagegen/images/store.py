@@ -19,13 +19,13 @@ PIECE_BYTES = 256 * 1024
 """Size of the pieces in which an image is read and sent: more would keep the loop or memory busy for longer."""
 
 in_file_thread = WorkThreads(8, "image-files").run
-"""Run blocking file work in threads of its own, so that no slow name lookup or other work delays it."""
+"""Run blocking file work in separate threads, so that no slow name lookup or other work delays it."""
 
 in_check_thread = WorkThreads(2, "image-checks").run
 """Run the check of image bytes in one of two threads: more of them would wait for each other's turn only."""
 
 in_flush_thread = WorkThreads(1, "image-flush").run
-"""Flush files to the disk in a thread of its own: a slow disk may take seconds."""
+"""Flush files to the disk in a separate thread: a slow disk may take seconds."""
 
 
 class SpooledImageLost(StoreUnavailable):
@@ -122,7 +122,7 @@ class ImageStore(Protocol):
 
     @property
     def store_id(self) -> str:
-        """`StoredImage.keeper` of what is saved here: names the only place with the bytes; empty if all can read it."""
+        """`StoredImage.store_id` of saved images: the only place with the bytes; empty if all instances can read it."""
         ...
 
     @property

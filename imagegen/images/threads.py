@@ -105,7 +105,7 @@ class _Results:
                 loop.call_soon_threadsafe(self._take)
 
     def _take(self) -> None:
-        self._woken = False  # before the results are taken: one that comes meanwhile wakes the loop again
+        self._woken = False  # before the results are taken: a result that comes meanwhile wakes the loop again
         while self._results:
             future, result, error = self._results.popleft()
             if future.done():

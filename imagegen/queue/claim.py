@@ -108,7 +108,7 @@ def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: 
 def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
     """Decide what to do with an unexpected checkpoint: of an older epoch, a released claim, or another owner.
 
-    Where it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
+    If it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
     """
     entry_id, run = decode_checkpoint(stands)
     if entry_id == claim.entry_id:

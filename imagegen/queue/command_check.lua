@@ -1,4 +1,4 @@
--- Tries, on keys of its own, the commands that the queue needs, and leaves nothing behind.
+-- Tries, on its own keys, the commands that the queue needs, and leaves nothing behind.
 -- KEYS: a stream, a string, a sorted set, a list; none of them is used by anything else
 -- Returns a list of {command, error} for those that failed.
 

@@ -1,7 +1,7 @@
 """Recovery from writes that Redis lost: each instance writes back what it has in memory.
 
 Signs of a loss: a reconnect that leads to another server (a failover, a restart), a group or stream that is gone, a
-claim that is not pending for us any more, a waiting task whose entry was deleted, and a peer's message.
+claim that is not pending for us any more, a waiting task without its entry, and a peer's message.
 
 Running claims come first, then results. Waiting tasks come last, after the peers had time for their claims, so that no
 task that a peer runs is queued a second time. No paid call begins meanwhile.

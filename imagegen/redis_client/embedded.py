@@ -313,7 +313,7 @@ def _failure(binary: ServerBinary, home: _DataFolder, code: int, log_start: int)
         log.seek(log_start)
         said = log.read().decode(errors="replace").strip().splitlines()[-5:]
     fault = f"DATA_DIR: the embedded Redis ({binary.path}) can't work in {home.folder}, it ended with code {code}"
-    advice = "Mend what it says, or move that folder away to begin with nothing, or set REDIS_URL. It says"
+    advice = "Repair the cause, or move that folder away to begin with nothing, or set REDIS_URL. It says"
     return "\n    ".join([f"{fault}. {advice}:", *said])
 
 

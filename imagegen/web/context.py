@@ -80,7 +80,7 @@ class Services:
         return base_url(request, self.public_url, self.trusted_hops)
 
     def local_url(self, request: web.Request, path: str) -> str:
-        """Return the link to one of our paths without scheme and host, for `Location`."""
+        """Return the link to one of our paths without scheme and host (for `Location`)."""
         return path_prefix(request, self.public_url, self.trusted_hops) + path
 
 

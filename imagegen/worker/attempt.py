@@ -162,14 +162,12 @@ class Attempt:
 
     @property
     def _missing(self) -> int:
-        """Return how many images are missing."""
         return self._request.n - len(self._claim.checkpoint.images)
 
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
-        spent = self._runner.rules.exhausted(
-            self._claim.task, replace(self._claim.checkpoint, links=()), self._runner.clock()
-        )
+        without_links = replace(self._claim.checkpoint, links=())
+        spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
         await self._store_writable()
         await self._write()
         await self._save(

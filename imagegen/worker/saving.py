@@ -24,7 +24,7 @@ from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason, image_progress
 
 CHECKPOINT_AFTER_S = 1.0
-"""A download that takes longer is written to the checkpoint, so that a crash does not lose what was paid."""
+"""A download that takes longer is written to the checkpoint, so that a crash does not lose a paid image."""
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 20.0
 """Delay before a link is tried again: half of its age within these bounds."""
@@ -70,7 +70,7 @@ class ImageSaver(Protocol):
 
 
 class ReceivedImage(Struct, frozen=True, gc=False):
-    """An image that a call brought for a place in the task."""
+    """An image of a call's response for a place in the task."""
 
     index: int
     image: GivenImage
@@ -84,7 +84,7 @@ def received_again(paid: PaidImage) -> ReceivedImage:
 
 
 class SavingDelayed(Exception):
-    """The attempt can't go on now and gives up its slot; what is missing is in the checkpoint."""
+    """The attempt can't go on now and gives up its slot; the checkpoint lists the missing images."""
 
     def __init__(self, retry: Retry) -> None:
         super().__init__(retry)
@@ -135,7 +135,7 @@ class ClaimImageSaver:
             await self._save_bytes(rest)
 
     async def _save_bytes(self, images: Sequence[ReceivedImage]) -> None:
-        """Save images, those whose bytes came in the answer first: their loss would be final."""
+        """Save images, first those with bytes in the answer: their loss would be final."""
         links = [given for given in images if isinstance(given.image, ImageLink)]
         failures: list[tuple[ReceivedImage, DownloadFailed]] = []
         for given in sorted(images, key=lambda given: isinstance(given.image, ImageLink)):
@@ -199,7 +199,7 @@ class ClaimImageSaver:
         return not isinstance(given.image, ImageLink)
 
     async def _fetch(self, given: ReceivedImage) -> VerifiedImage:
-        """Return the checked image; a link whose download takes long is checkpointed meanwhile."""
+        """Return the checked image; a link with a long download is checkpointed meanwhile."""
         age_s = max(self.clock() - given.received_at, 0.0)
         if not self.claim.checkpoint.links or self.claim.checkpoint is self.claim.stored_checkpoint:
             return await self.image_saver.fetch(given.image, age_s=age_s)

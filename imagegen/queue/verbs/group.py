@@ -94,7 +94,7 @@ async def transfer_entry(context: VerbContext, consumer: str, entry_id: str) -> 
 
 
 async def probe_claim(context: VerbContext, consumer: str, entry_id: str) -> None:
-    """Claim an entry that nobody renewed for years, so none: Redis answers it only if it takes writes now.
+    """Claim an entry that was not renewed for years, so none: Redis answers it only if it takes writes now.
 
     Raises QueueUnavailable, RedisError.
     """

@@ -32,7 +32,7 @@ class ImagesResponse(TypedDict):
     created: Annotated[Count, Field(description="Unix time.")]
     model: str
     data: list[ImageEntry]
-    warnings: NotRequired[Annotated[list[str], Field(description="What was changed on the way.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request.")]]
 
 
 class AcceptedResponse(TypedDict):
@@ -68,7 +68,7 @@ class ModelEntry(TypedDict):
 
     id: str
     object: Literal["model"]
-    created: Annotated[Count, Field(description="Unix time; 0 where it is not known.")]
+    created: Annotated[Count, Field(description="Unix time; 0 if unknown.")]
     owned_by: str
     type: Literal["image"]
 

@@ -128,7 +128,7 @@ def _upstream(meter: Meter, rules: ProviderLimits) -> Iterator[Metric]:
     calls = _counters("upstream_calls", "Calls to the provider by how they ended.", "code")
     yield _fill(calls, {code: histogram.count for code, histogram in meter.calls.items()})
     yield _histograms("upstream_call_seconds", "How long calls to the provider took.", "code", meter.calls)
-    yield _counter("ambiguous_calls", "Calls that may have been paid for in vain.", meter.ambiguous)
+    yield _counter("ambiguous_calls", "Calls that may have been paid for without a result.", meter.ambiguous)
     yield _gauge("upstream_concurrency", "Calls that may run at once.", rules.concurrency)
     yield _gauge("upstream_blocked_seconds", "Until the provider may be called again.", rules.blocked_s)
 
