@@ -59,8 +59,8 @@ class ChangeRelay:
             await self.check_alone()
             foreign = self._foreign()
             doubtful = self._lookup.possibly_stale_ids()[:DOUBTFUL_AT_ONCE]
-            found = await asyncio.gather(*map(self._lookup.read, {*foreign, *doubtful}), return_exceptions=True)
-            for task in found:
+            results = await asyncio.gather(*map(self._lookup.read, {*foreign, *doubtful}), return_exceptions=True)
+            for task in results:
                 if isinstance(task, Task):
                     self._feed.publish(task)
                 elif task is not None and not isinstance(task, ApiError):
@@ -68,7 +68,7 @@ class ChangeRelay:
             for task_id in doubtful:
                 self._task_cache.move_to_end(task_id)
             try:
-                await self._check_entries([task for task in found if isinstance(task, Task)])
+                await self._check_entries([task for task in results if isinstance(task, Task)])
             except QueueUnavailable:
                 logger.debug("Entries of waiting tasks can't be checked now")
 

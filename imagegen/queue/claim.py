@@ -74,17 +74,17 @@ def checkpoint_ttl_s(lease_s: float) -> float:
     return owner_life_s(lease_s) + MAX_OUTAGE_S
 
 
-def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: float) -> bool:
+def take_over_state(claim: Claim, existing: bytes | None, idle_s: float, lease_s: float) -> bool:
     """Copy the previous owner's progress into a claim that was taken over.
 
     Return whether a call was cut off that may have been paid. That is also assumed if the checkpoint is unreadable, or
     gone although the entry was idle for longer than a checkpoint lives.
     """
-    run, claim.stored_bytes, claim.contested = claim.checkpoint, stands, True
-    cut_off = stands is None and idle_s >= checkpoint_ttl_s(lease_s)
-    if stands is not None:
+    run, claim.stored_bytes, claim.contested = claim.checkpoint, existing, True
+    cut_off = existing is None and idle_s >= checkpoint_ttl_s(lease_s)
+    if existing is not None:
         try:
-            entry_id, theirs = decode_checkpoint(stands)
+            entry_id, theirs = decode_checkpoint(existing)
         except UnreadableRecord:
             cut_off = True
         else:
@@ -105,12 +105,12 @@ def take_over_state(claim: Claim, stands: bytes | None, idle_s: float, lease_s: 
     return cut_off
 
 
-def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
+def resume_from_existing(claim: Claim, existing: bytes) -> StartResult:
     """Decide what to do with an unexpected checkpoint: of an older epoch, a released claim, or another owner.
 
     If it is of another entry, Redis checks at the next start which of the two counts. Raises UnreadableRecord.
     """
-    entry_id, run = decode_checkpoint(stands)
+    entry_id, run = decode_checkpoint(existing)
     if entry_id == claim.entry_id:
         if run.phase != "released":
             claim.mark_lost()
@@ -120,5 +120,5 @@ def resume_from_existing(claim: Claim, stands: bytes) -> StartResult:
         claim.task = replace(claim.task, attempts=run.attempts, images=shown_images(claim.task, run))
     else:
         claim.contested = True
-    claim.stored_bytes = stands
+    claim.stored_bytes = existing
     return StartResult.INHERITED

@@ -113,9 +113,9 @@ class ClientQueue:
 
         Raises QueueFull, QueueUnavailable; nothing is stored then.
         """
-        known = self._from_cache(submission)
-        if known is not None:
-            return self._record_metric(known)
+        cached_result = self._from_cache(submission)
+        if cached_result is not None:
+            return self._record_metric(cached_result)
         running = self._await_inflight_submit(submission.task_id)
         if running is not None:
             first = await running
@@ -148,11 +148,11 @@ class ClientQueue:
         if submitted.cached in (CacheResult.MISS, CacheResult.REFRESH):
             return submitted
         while True:
-            found = await self._verbs.read(submitted.task.id)
-            task = self._lookup.decode(submitted.task.id, found)
+            rows = await self._verbs.read(submitted.task.id)
+            task = self._lookup.decode(submitted.task.id, rows)
             if task is None:
                 raise QueueUnavailable(headers={"Retry-After": "2"})
-            task = await self._outbox.add_webhooks(task, found[2], submission.webhooks)
+            task = await self._outbox.add_webhooks(task, rows[2], submission.webhooks)
             if task is not None:
                 break
         if task.state.is_final:
@@ -220,8 +220,8 @@ class ClientQueue:
         self, submission: Submission, replaced: Task | None = None, *, keep: bool = False
     ) -> SubmitResult:
         task = self._task(submission, replaced.images if replaced and keep else ())
-        joined: list[asyncio.Future[SubmitResult]] = []
-        self._submitting[task.id] = joined
+        waiters: list[asyncio.Future[SubmitResult]] = []
+        self._submitting[task.id] = waiters
         try:
             answer = await self._verbs.with_key_repair(
                 self._verbs.submit, submit_item(task, replaced.epoch if replaced else None)
@@ -231,13 +231,13 @@ class ClientQueue:
             taken_in = answer.kind in ("new", "again")
             submitted = self._on_enqueued(task, answer) if taken_in else self._on_existing(submission, answer)
         except BaseException as error:
-            for waiter in joined:
+            for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
             raise
         finally:
             del self._submitting[task.id]
-        for waiter in joined:
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(submitted)
         return submitted
@@ -255,11 +255,11 @@ class ClientQueue:
 
     def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
         """Return the result of the submit of this task that is in flight, None if there is none."""
-        joined = self._submitting.get(task_id)
-        if joined is None:
+        waiters = self._submitting.get(task_id)
+        if waiters is None:
             return None
         waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
-        joined.append(waiter)
+        waiters.append(waiter)
         return waiter
 
     def _task(self, submission: Submission, stale: tuple[StoredImage, ...]) -> Task:

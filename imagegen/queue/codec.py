@@ -191,7 +191,7 @@ def _stored(deliveries: tuple[Delivery, ...]) -> tuple[dict[str, Any], ...]:
 
 
 def _deliveries(stored: Iterable[Any]) -> tuple[Delivery, ...]:
-    return tuple([Delivery.restore(one) for one in stored]) if stored else ()
+    return tuple([Delivery.restore(fields) for fields in stored]) if stored else ()
 
 
 def encode_entry(task: Task) -> bytes:
@@ -323,12 +323,12 @@ def readable_run(value: bytes) -> bool:
     return True
 
 
-def calls_under_way(stands: bytes | None) -> int:
+def calls_under_way(stored: bytes | None) -> int:
     """Return how many calls of a stored checkpoint may have been paid, a running one included."""
-    if stands is None:
+    if stored is None:
         return 0
     try:
-        _, run = decode_checkpoint(stands)
+        _, run = decode_checkpoint(stored)
     except UnreadableRecord:
         return 1
     return run.billed_again + (run.phase == "calling")
@@ -388,9 +388,9 @@ def with_delivery_log(task: Task, value: bytes | None) -> Task:
     if not value:
         return task
     try:
-        generation, told = decode_hooks(value)
+        generation, logged = decode_hooks(value)
     except (NewerRecord, UnreadableRecord):
         return task
     if generation != task.epoch:
         return task
-    return replace(task, deliveries=merge_deliveries(task.deliveries, told))
+    return replace(task, deliveries=merge_deliveries(task.deliveries, logged))

@@ -125,8 +125,8 @@ class ClaimDispatcher:
     def redelivered(self, entry: Entry) -> bool:
         """Return whether an entry of a held claim was delivered again: the group or the claim was restored."""
         entry_id, fields = entry
-        if (held := self.held.get(entry_id)) is not None:
-            return not held.lost
+        if (holder := self.held.get(entry_id)) is not None:
+            return not holder.lost
         claim = self.claimed.get(peek_task_id(fields)) if self.restoring else None
         return claim is not None and not claim.lost and fields.get(b"g") == str(claim.task.epoch).encode()
 
@@ -135,9 +135,9 @@ class ClaimDispatcher:
 
         Raises NewerRecord or UnreadableRecord.
         """
-        known = self._task_cache.live.get(peek_task_id(fields))
-        if known is not None and known.entry_id == entry_id and known.state is State.PENDING:
-            return known
+        cached = self._task_cache.live.get(peek_task_id(fields))
+        if cached is not None and cached.entry_id == entry_id and cached.state is State.PENDING:
+            return cached
         return decode_entry(fields, entry_id)
 
     def forget(self, claim: Claim) -> None:

@@ -157,14 +157,14 @@ class RunTimes:
         self._medians: dict[WorkloadKey, float] = {}
 
     def record(self, kind: WorkloadKey, seconds: float) -> None:
-        for one in (kind, kind[:1]) if len(kind) > 1 else (kind,):
-            runs = self._by_kind.get(one)
+        for key in (kind, kind[:1]) if len(kind) > 1 else (kind,):
+            runs = self._by_kind.get(key)
             if runs is None:
-                runs = self._by_kind[one] = deque(maxlen=RUNS_PER_WORKLOAD)
+                runs = self._by_kind[key] = deque(maxlen=RUNS_PER_WORKLOAD)
             else:
-                self._by_kind.move_to_end(one)
+                self._by_kind.move_to_end(key)
             runs.append(seconds)
-            self._medians.pop(one, None)
+            self._medians.pop(key, None)
         self._all.append(seconds)
         while len(self._by_kind) > MAX_WORKLOADS:
             gone, _ = self._by_kind.popitem(last=False)

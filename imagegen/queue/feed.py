@@ -31,10 +31,10 @@ class Subscription:
         """End the current wait without a change."""
         self._changed.set()
 
-    def tell(self, task: Task) -> None:
+    def notify(self, task: Task) -> None:
         """Store a change; changes of another instance's task may arrive out of order."""
-        known = self._news.get(task.id)
-        if known is None or known.sequence < task.sequence:
+        previous = self._news.get(task.id)
+        if previous is None or previous.sequence < task.sequence:
             self._news[task.id] = task
             self._changed.set()
 
@@ -70,7 +70,7 @@ class Feed:
     def publish(self, task: Task) -> None:
         """Publish a change of a task, from here or from another instance."""
         for waiter in self._waiters.get(task.id, ()):
-            waiter.tell(task)
+            waiter.notify(task)
 
     @property
     def ids(self) -> Iterable[str]:

@@ -79,12 +79,13 @@ class Leases:
                     self._verbs.unreadable.report("renewal", type(error).__name__, error)
 
     async def _renew(self) -> None:
-        sent_at, renewed = time.monotonic(), list(self.dispatcher.held.values())
+        held, sent_at = self.dispatcher.held, time.monotonic()
+        renewed = list(held.values())
         lost, unnamed = await self._verbs.renew(self.dispatcher.instance, self.dispatcher.ids())
-        for held in renewed:
-            if held.entry_id not in lost:
-                held.confirmed_at = sent_at
-        gone = [claim for entry_id in lost if (claim := self.dispatcher.held.get(entry_id))]
+        for claim in renewed:
+            if claim.entry_id not in lost:
+                claim.confirmed_at = sent_at
+        gone = [held[entry_id] for entry_id in lost if entry_id in held]
         if gone and self.restore is not None:
             restored, gone = await self.restore(gone)
             if restored:

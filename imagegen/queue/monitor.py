@@ -75,7 +75,7 @@ class QueueMonitor:
         self._notifier = notifier
         self._feed = feed
         self._line = line
-        self._asked = _TtlCached(BacklogSize(), self._ask)
+        self._backlog = _TtlCached(BacklogSize(), self._query)
         self._dead = _TtlCached(0, self._count_dead)
 
     @property
@@ -107,13 +107,13 @@ class QueueMonitor:
                     if first_at is not None
                     else BacklogSize()
                 )
-        return await self._asked.get()
+        return await self._backlog.get()
 
     async def dead_letters(self) -> int:
         """Return the number of unreadable entries that are kept."""
         return await self._dead.get()
 
-    async def _ask(self) -> BacklogSize:
+    async def _query(self) -> BacklogSize:
         commands = self._connection.commands
         async with self._connection.deadline():
             length = await commands.xlen(self._keys.stream)
@@ -126,12 +126,12 @@ class QueueMonitor:
     async def _claimed(self) -> tuple[int, str]:
         """Return how many entries are claimed, and the last of them; all waiting entries come after it."""
         try:
-            found: Any = await self._connection.commands.xpending(self._keys.stream, GROUP)
+            summary: Any = await self._connection.commands.xpending(self._keys.stream, GROUP)
         except ResponseError as error:
             if "NOGROUP" in str(error):
                 return 0, ""
             raise
-        return found["pending"], found["max"].decode() if found["pending"] else ""
+        return summary["pending"], summary["max"].decode() if summary["pending"] else ""
 
     async def _count_dead(self) -> int:
         async with self._connection.deadline():
@@ -147,18 +147,18 @@ def _age_s(since: float, now: float) -> float:
 class _TtlCached(Generic[Value]):
     """Value that is queried at most once in `MIN_QUERY_INTERVAL_S`, and kept while Redis is unavailable."""
 
-    def __init__(self, value: Value, ask: Callable[[], Awaitable[Value]]) -> None:
+    def __init__(self, value: Value, query: Callable[[], Awaitable[Value]]) -> None:
         self._value = value
-        self._ask = ask
-        self._asked_at = -math.inf
+        self._query = query
+        self._queried_at = -math.inf
         self._lock = asyncio.Lock()
 
     async def get(self) -> Value:
         async with self._lock:
-            if time.monotonic() - self._asked_at >= MIN_QUERY_INTERVAL_S:
-                self._asked_at = time.monotonic()
+            if time.monotonic() - self._queried_at >= MIN_QUERY_INTERVAL_S:
+                self._queried_at = time.monotonic()
                 try:
-                    self._value = await self._ask()
+                    self._value = await self._query()
                 except QueueUnavailable:
                     return self._value
             return self._value

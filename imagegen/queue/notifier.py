@@ -120,14 +120,14 @@ class Notifier:
             user,
             self._channel,
         )
-        for hook in self.on_join:
-            hook()
+        for callback in self.on_join:
+            callback()
 
     def _on_subscribed(self) -> None:
         self._alone_since = self._connection.clock()  # a peer may have come and gone unnoticed
         self.publish("hello")
-        for hook in self.on_join:
-            hook()
+        for callback in self.on_join:
+            callback()
 
     def _on_message(self, data: bytes) -> None:
         try:
@@ -141,7 +141,7 @@ class Notifier:
             self._unreadable()
 
     def _handle(self, message: Message, sender: str, kind: str) -> None:
-        known = sender in self.peers and kind != "hello"
+        is_known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
             self._alone_since = self._connection.clock()
@@ -149,9 +149,9 @@ class Notifier:
             self.peers[sender] = time.monotonic()
         if kind == "hello":
             self.publish("here")
-        if not known and kind != "bye":
-            for hook in self.on_peer:
-                hook()
+        if not is_known and kind != "bye":
+            for callback in self.on_peer:
+                callback()
         while len(self.peers) > MAX_PEERS:
             del self.peers[next(iter(self.peers))]
         if handler := self.handlers.get(kind):
@@ -172,7 +172,7 @@ class Notifier:
     async def _publish(self, kind: str, content: Mapping[str, Any]) -> None:
         message = orjson.dumps({"from": self._instance, "kind": kind, **content})
         try:
-            heard = await self._connection.commands.publish(self._channel, message)
+            receivers = await self._connection.commands.publish(self._channel, message)
         except (RedisError, OSError, TimeoutError) as error:
             if remedy(error) == RIGHTS_REMEDY:
                 self._refused(error)
@@ -185,7 +185,7 @@ class Notifier:
         if self.silent:
             self.silent = False
             logger.info("The instances can use their channel again")
-        if heard <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
+        if receivers <= 1 and kind not in _BROADCAST and not self._connection.servers.clustered:
             self.peers.clear()
             self._alone_since = self._connection.clock()
 
@@ -193,4 +193,4 @@ class Notifier:
 def ids_of(message: Message) -> Iterable[str]:
     """Return the task ids in a message."""
     ids = message.get("ids")
-    return [one for one in ids if isinstance(one, str)] if isinstance(ids, list) else []
+    return [task_id for task_id in ids if isinstance(task_id, str)] if isinstance(ids, list) else []

@@ -96,16 +96,16 @@ class Outbox:
         self._held: dict[str, _OwnedName] = {}
         self._held_at: Counter[str] = Counter()
         self._lines = Lines()
-        self._room_made = asyncio.Event()
+        self._capacity_freed = asyncio.Event()
         self._reported = False
         self._ready: asyncio.Queue[tuple[Task, Delivery]] = asyncio.Queue()
         self._busy = asyncio.Event()
-        self._look = asyncio.Event()
+        self._check = asyncio.Event()
         self._joined = asyncio.Event()
 
     def check_now(self) -> None:
         """Check for names without an owner, since an instance may have left some."""
-        self._look.set()
+        self._check.set()
 
     def on_peer_left(self, _message: Message) -> None:
         self.check_now()
@@ -121,7 +121,7 @@ class Outbox:
 
     def is_owned_elsewhere(self, task: Task) -> bool:
         """Return whether another instance has a newer state of a finished task's deliveries."""
-        return not all(self._owns(_name(task, one)) for one in pending_deliveries(task))
+        return not all(self._owns(_name(task, delivery)) for delivery in pending_deliveries(task))
 
     async def next(self) -> tuple[Task, Delivery]:
         """Return a finished task and one of its deliveries, to be made at its `due_at`; each try is returned once."""
@@ -130,25 +130,25 @@ class Outbox:
     async def record_attempt(self, task: Task, delivery: Delivery) -> None:
         """Store the result of a try, and forget the delivery if it is done. Waits until Redis is available."""
         name = _name(task, delivery)
-        held = self._held.get(name)
-        if held is None:
+        owned = self._held.get(name)
+        if owned is None:
             return
-        held.task = replace(held.task, deliveries=merge_deliveries(held.task.deliveries, [delivery]))
-        held.open[delivery.number] = delivery
-        self._task_cache.merge_webhooks(held.task)
-        await self._connection.retry_until_available(self._log, held)
+        owned.task = replace(owned.task, deliveries=merge_deliveries(owned.task.deliveries, [delivery]))
+        owned.open[delivery.number] = delivery
+        self._task_cache.merge_webhooks(owned.task)
+        await self._connection.retry_until_available(self._log, owned)
         if not delivery.pending:
-            del held.open[delivery.number]
+            del owned.open[delivery.number]
             self._free([delivery])
-        if not held.open:
+        if not owned.open:
             await self._connection.retry_until_available(self._calls.remove, name)
             self._held.pop(name, None)
         else:
-            held.until = min(one.due_at or self._clock() for one in held.open.values()) + OUTBOX_GRACE_S
-            await self._connection.retry_until_available(self._calls.reschedule, {name: held.until})
-            if delivery.pending and not self._put_aside(name, held, delivery):
-                self._ready.put_nowait((held.task, delivery))
-        self._room_made.set()
+            owned.until = min(delivery.due_at or self._clock() for delivery in owned.open.values()) + OUTBOX_GRACE_S
+            await self._connection.retry_until_available(self._calls.reschedule, {name: owned.until})
+            if delivery.pending and not self._unload(name, owned, delivery):
+                self._ready.put_nowait((owned.task, delivery))
+        self._capacity_freed.set()
 
     async def add_webhooks(self, task: Task, log: bytes | None, webhooks: Sequence[Webhook]) -> Task | None:
         """Add webhooks to a task as it was read, with its log; those of a finished task are called now.
@@ -156,19 +156,19 @@ class Outbox:
         Return None if the task changed meanwhile. Raises InvalidRequest for too many, QueueUnavailable.
         """
         late = task.state.is_final
-        wanted = [webhook for webhook in webhooks if not late or webhook.subscribes_to(task.state)]
-        if not wanted:
+        subscribed = [webhook for webhook in webhooks if not late or webhook.subscribes_to(task.state)]
+        if not subscribed:
             return task
-        deliveries = with_added_webhooks(task.deliveries, wanted, task.state if late else None)
+        deliveries = with_added_webhooks(task.deliveries, subscribed, task.state if late else None)
         task = replace(task, deliveries=deliveries)
-        fresh = deliveries[-len(wanted) :]
-        names = [_name(task, one) for one in fresh] if late else []
+        added = deliveries[-len(subscribed) :]
+        names = [_name(task, delivery) for delivery in added] if late else []
         if not await self._calls.add_webhooks(task, log or b"", encode_hooks(task.epoch, deliveries), names):
             return None
         self._task_cache.merge_webhooks(task)
         if late:
-            for one in fresh:
-                self._hold(_name(task, one), task, [one])
+            for delivery in added:
+                self._hold(_name(task, delivery), task, [delivery])
         return task
 
     async def release(self) -> None:
@@ -188,26 +188,26 @@ class Outbox:
             await asyncio.sleep(RENEW_S)
             now = self._clock()
             before, until = now + OUTBOX_GRACE_S / 2, now + OUTBOX_GRACE_S
-            held = [entry for entry in self._held.items() if entry[1].until < before]
+            owned = [entry for entry in self._held.items() if entry[1].until < before]
             waiting = [name for name, due_at in self._lines.until.items() if due_at < before]
-            if held or waiting:
-                names = [*(name for name, _ in held), *waiting]
+            if owned or waiting:
+                names = [*(name for name, _ in owned), *waiting]
                 await self._usable(self._calls.reschedule, dict.fromkeys(names, until))
-                for _, entry in held:
+                for _, entry in owned:
                     entry.until = until
                 self._lines.until.update((name, until) for name in waiting if name in self._lines)
 
     async def refill_forever(self) -> None:
         """Read deliveries that wait by name, as soon as their destination has capacity; one command reads many."""
         while True:
-            self._room_made.clear()
+            self._capacity_freed.clear()
             due_before = self._clock() + AHEAD_S
-            while names := self._lines.take(due_before, self._refill_at, TAKEN_AT_ONCE):
-                await asyncio.gather(*(self._connection.retry_until_available(self._adopt, name) for name in names))
-            wait_s = self._lines.next_due(self._refill_at) - due_before
+            while names := self._lines.take(due_before, self._refill_capacity_of, TAKEN_AT_ONCE):
+                await asyncio.gather(*(self._connection.retry_until_available(self._load, name) for name in names))
+            wait_s = self._lines.next_due(self._refill_capacity_of) - due_before
             try:
                 async with asyncio.timeout(min(max(wait_s, 0.05), CHECK_INTERVAL_S)):
-                    await self._room_made.wait()
+                    await self._capacity_freed.wait()
             except TimeoutError:
                 pass
 
@@ -221,15 +221,15 @@ class Outbox:
             take = self._take
             try:
                 async with asyncio.timeout(wait_s):
-                    await self._look.wait()
+                    await self._check.wait()
             except TimeoutError:
                 pass
-            self._look.clear()
+            self._check.clear()
 
-    async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply | None:
+    async def _usable(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply | None:
         """Repeat a call until Redis is available; return None if a foreign value has the outbox's key."""
         try:
-            return await self._connection.retry_until_available(call, *given)
+            return await self._connection.retry_until_available(call, *args)
         except ResponseError as error:
             if not self._reported:
                 logger.error("The outbox can't be used, webhooks are delivered from memory alone: {}", error)
@@ -243,9 +243,9 @@ class Outbox:
             names += [name for name, _ in rows]
             if len(rows) < PAGE:
                 break
-        for some in batched((name for name in names if not self._owns(name)), TAKEN_AT_ONCE):
-            await self._calls.reschedule(dict.fromkeys(some, self._clock() + OUTBOX_GRACE_S))
-            await self._adopt_all(some)
+        for batch in batched((name for name in names if not self._owns(name)), TAKEN_AT_ONCE):
+            await self._calls.reschedule(dict.fromkeys(batch, self._clock() + OUTBOX_GRACE_S))
+            await self._load_all(batch)
         return CHECK_INTERVAL_S
 
     async def _take(self) -> float:
@@ -258,18 +258,18 @@ class Outbox:
         if others[0] > now:
             return min(others[0] - now + 0.01, CHECK_INTERVAL_S)
         names = [name for name in await self._calls.claim_due(now, TAKEN_AT_ONCE) if not self._owns(name)]
-        await self._adopt_all(names)
+        await self._load_all(names)
         return 0.1
 
-    async def _adopt_all(self, names: Sequence[str]) -> None:
+    async def _load_all(self, names: Sequence[str]) -> None:
         """Hold the deliveries of names that were just taken; those without capacity stay for later."""
         if names:
             logger.info("Took over webhooks of {} tasks from an instance that is gone", len(names))
-        kept = await asyncio.gather(*map(self._adopt, names))
-        if rest := [name for name, is_kept in zip(names, kept, strict=True) if not is_kept]:
+        loaded = await asyncio.gather(*map(self._load, names))
+        if rest := [name for name, is_loaded in zip(names, loaded, strict=True) if not is_loaded]:
             await self._calls.reschedule(dict.fromkeys(rest, self._clock() + CHECK_INTERVAL_S))
 
-    async def _adopt(self, name: str) -> bool:
+    async def _load(self, name: str) -> bool:
         """Hold the deliveries of a name; drop it if its task is gone or was enqueued again.
 
         Return False if there is no capacity for it.
@@ -285,7 +285,7 @@ class Outbox:
             task = None
         if task is not None and (not task.state.is_final or str(task.epoch) != generation):
             task = None
-        waiting = [one for one in pending_deliveries(task) if _name(task, one) == name] if task else []
+        waiting = [delivery for delivery in pending_deliveries(task) if _name(task, delivery) == name] if task else []
         if task is None or not waiting:
             await self._calls.remove(name)
             return True
@@ -299,31 +299,33 @@ class Outbox:
     def _owns(self, name: str) -> bool:
         return name in self._held or name in self._lines
 
-    def _room_at(self, destination: str) -> int:
+    def _capacity_of(self, destination: str) -> int:
         """Return how many deliveries of a destination may be loaded now."""
-        here, held = self._held_at[destination], len(self._held)
-        if held < MAX_HELD:
-            return min(MAX_HELD_EACH - here, MAX_HELD - held)
-        return FEW_EACH - here if held < 2 * MAX_HELD else 0
+        here, owned = self._held_at[destination], len(self._held)
+        if owned < MAX_HELD:
+            return min(MAX_HELD_EACH - here, MAX_HELD - owned)
+        return FEW_EACH - here if owned < 2 * MAX_HELD else 0
 
-    def _refill_at(self, destination: str) -> int:
+    def _refill_capacity_of(self, destination: str) -> int:
         """Return the same for names: none until half of the capacity is free, so that many are read together."""
-        return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._room_at(destination)
+        return 0 if self._held_at[destination] > MAX_HELD_EACH // 2 else self._capacity_of(destination)
 
     def _hold(self, name: str, task: Task, waiting: Sequence[Delivery]) -> bool:
         """Load deliveries, or keep their name if memory is full. Return False if the names are full too."""
         if self._owns(name):
             return True
         destinations, until = _destinations(waiting), self._clock() + OUTBOX_GRACE_S
-        due_at = min(one.due_at or task.finished_at or 0.0 for one in waiting)
+        due_at = min(delivery.due_at or task.finished_at or 0.0 for delivery in waiting)
         self._busy.set()
-        if self._waits_by_name(due_at, destinations) or not any(self._room_at(one) > 0 for one in destinations):
-            self._room_made.set()
+        if self._waits_by_name(due_at, destinations) or not any(
+            self._capacity_of(destination) > 0 for destination in destinations
+        ):
+            self._capacity_freed.set()
             return self._lines.add(name, due_at, destinations, until)
-        self._held[name] = _OwnedName(task, {one.number: one for one in waiting}, until)
-        for one in waiting:
-            self._held_at[destination_of(one.webhook.url)] += 1
-            self._ready.put_nowait((task, one))
+        self._held[name] = _OwnedName(task, {delivery.number: delivery for delivery in waiting}, until)
+        for delivery in waiting:
+            self._held_at[destination_of(delivery.webhook.url)] += 1
+            self._ready.put_nowait((task, delivery))
         return True
 
     def _waits_by_name(self, due_at: float, destinations: Iterable[str]) -> bool:
@@ -333,12 +335,12 @@ class Outbox:
         used = max(self._held_at[destination] for destination in destinations)
         return used > MAX_HELD_EACH // 2 or len(self._held) > MAX_HELD // 2
 
-    def _put_aside(self, name: str, held: _OwnedName, delivery: Delivery) -> bool:
+    def _unload(self, name: str, owned: _OwnedName, delivery: Delivery) -> bool:
         """Keep only the name of a delivery that waits for long, if others need its memory."""
         due_at, destinations = delivery.due_at or 0.0, _destinations([delivery])
-        if len(held.open) > 1 or not self._waits_by_name(due_at, destinations):
+        if len(owned.open) > 1 or not self._waits_by_name(due_at, destinations):
             return False
-        if not self._lines.add(name, due_at, destinations, held.until):
+        if not self._lines.add(name, due_at, destinations, owned.until):
             return False
         del self._held[name]
         self._free([delivery])
@@ -351,23 +353,23 @@ class Outbox:
             if self._held_at[destination] <= 0:
                 del self._held_at[destination]
 
-    async def _log(self, held: _OwnedName) -> None:
+    async def _log(self, owned: _OwnedName) -> None:
         """Write the delivery log, merged with what others wrote meanwhile; one of a newer epoch is not touched."""
-        task, known = held.task, None
+        task, existing = owned.task, None
         while True:
             log = encode_hooks(task.epoch, task.deliveries)
             try:
-                known = await self._calls.write(task.id, known, log)
-                if known is None:
+                existing = await self._calls.write(task.id, existing, log)
+                if existing is None:
                     return
-                generation, told = decode_hooks(known)
+                generation, logged = decode_hooks(existing)
             except (NewerRecord, UnreadableRecord, ResponseError) as error:
                 logger.bind(taskId=task.id).warning("The delivery log is left as it is: {}", error)
                 return
             if generation > task.epoch:
                 return
             if generation == task.epoch:
-                task = replace(task, deliveries=merge_deliveries(task.deliveries, told))
+                task = replace(task, deliveries=merge_deliveries(task.deliveries, logged))
 
 
 def _destinations(deliveries: Iterable[Delivery]) -> set[str]:

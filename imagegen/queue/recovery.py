@@ -255,9 +255,9 @@ class Recovery:
 
     def _with_webhooks(self, claim: Claim) -> Claim:
         """Copy webhooks that were added later into the claim: their log may be lost too."""
-        known = self._task_cache.live.get(claim.task.id)
-        if known is not None and known.epoch == claim.task.epoch and known.deliveries:
-            claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, known.deliveries))
+        cached = self._task_cache.live.get(claim.task.id)
+        if cached is not None and cached.epoch == claim.task.epoch and cached.deliveries:
+            claim.task = replace(claim.task, deliveries=merge_deliveries(claim.task.deliveries, cached.deliveries))
         return claim
 
     def on_loss_elsewhere(self, _message: Message) -> None:

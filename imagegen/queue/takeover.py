@@ -123,20 +123,20 @@ class Takeover:
             taken += claims
         return taken
 
-    async def _inherit(self, claim: Claim, stands: bytes | None) -> None:
+    async def _inherit(self, claim: Claim, existing: bytes | None) -> None:
         """Write the previous owner's progress as our checkpoint, so that it survives our death before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
-        cut_off = take_over_state(claim, stands, idle_s, self._lease_s)
+        cut_off = take_over_state(claim, existing, idle_s, self._lease_s)
         self._connection.meter.ambiguous += cut_off
-        while cut_off or stands is not None:
+        while cut_off or existing is not None:
             run = claim.checkpoint
             value = run.encode(claim.entry_id)
-            item = CompareAndSetItem(claim.task.id, stands or b"", value, "takeover")
-            stands = await self._connection.retry_until_available(self._verbs.compare_and_set, item)
-            if not stands:
+            item = CompareAndSetItem(claim.task.id, existing or b"", value, "takeover")
+            existing = await self._connection.retry_until_available(self._verbs.compare_and_set, item)
+            if not existing:
                 claim.stored_bytes, claim.stored_checkpoint = value, run
                 return
-            self._connection.meter.ambiguous += take_over_state(claim, stands, idle_s, self._lease_s)
+            self._connection.meter.ambiguous += take_over_state(claim, existing, idle_s, self._lease_s)
 
     async def _check(self) -> float:
         """Check the consumers, and their claims only if another one has some, or ours were lost."""

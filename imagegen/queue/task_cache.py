@@ -39,10 +39,10 @@ class TaskCache:
 
     def put(self, task: Task) -> bool:
         """Store the state of a task of this instance, or of a finished one. Return False if a newer one is cached."""
-        task_id, known = task.id, self.live.get(task.id)
-        finished = None if known else self.finished(task_id)
-        known = known or finished
-        if known and known.sequence > task.sequence:
+        task_id, cached = task.id, self.live.get(task.id)
+        finished = None if cached else self.finished(task_id)
+        cached = cached or finished
+        if cached and cached.sequence > task.sequence:
             return False
         if task.state.is_final:
             self.live.pop(task_id, None)
@@ -50,7 +50,7 @@ class TaskCache:
         else:
             if finished:
                 self._drop(task_id)
-            self.live[task_id] = _with_joined(task, known) if known and known.deliveries else task
+            self.live[task_id] = _with_added_webhooks(task, cached) if cached and cached.deliveries else task
         if self._others:
             self._others.pop(task_id, None)
         self.on_change(task)
@@ -72,8 +72,8 @@ class TaskCache:
 
     def store_from_peer(self, task: Task) -> None:
         """Store a task that its owner published, maybe out of order."""
-        for known in (self._finished.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
-            if known is not None and known.sequence >= task.sequence:
+        for cached in (self._finished.get(task.id, (None,))[0], self.recent_remote(task.id)[1]):
+            if cached is not None and cached.sequence >= task.sequence:
                 return
         if task.state.is_final:
             self.live.pop(task.id, None)
@@ -82,9 +82,9 @@ class TaskCache:
     def merge_webhooks(self, task: Task) -> None:
         """Merge the deliveries of a task into its cached state; nothing else of it changes."""
         if (live := self.live.get(task.id)) and live.epoch == task.epoch:
-            self.live[task.id] = _with_joined(live, task)
+            self.live[task.id] = _with_added_webhooks(live, task)
         if (done := self.finished(task.id)) and done.epoch == task.epoch:
-            self._keep(_with_joined(done, task))
+            self._keep(_with_added_webhooks(done, task))
         self._others.pop(task.id, None)
 
     def move_to_end(self, task_id: str) -> None:
@@ -99,10 +99,10 @@ class TaskCache:
 
     def finished(self, task_id: str) -> Task | None:
         """Return a finished task that has not expired."""
-        found = self._finished.get(task_id)
-        if found is None:
+        entry = self._finished.get(task_id)
+        if entry is None:
             return None
-        task = found[0]
+        task = entry[0]
         if task.expires_at is not None and task.expires_at <= self._clock():
             self._drop(task_id)
             return None
@@ -128,10 +128,10 @@ class TaskCache:
 
         alone_since: returns whether there was no other instance since a time (Unix seconds).
         """
-        found = self._others.get(task_id)
-        if found is None:
+        entry = self._others.get(task_id)
+        if entry is None:
             return False, None
-        task, age_s = found[0], self._monotonic() - found[1]
+        task, age_s = entry[0], self._monotonic() - entry[1]
         counts = age_s <= REMOTE_MAX_AGE_S if task else age_s <= UNKNOWN_AGE_S and alone_since(self._clock() - age_s)
         return counts, task if counts else None
 
@@ -154,13 +154,13 @@ class TaskCache:
         return oldest.expires_at is not None and oldest.expires_at <= now
 
     def _drop(self, task_id: str) -> None:
-        found = self._finished.pop(task_id, None)
-        if found is not None:
-            self._finished_bytes -= found[1]
+        entry = self._finished.pop(task_id, None)
+        if entry is not None:
+            self._finished_bytes -= entry[1]
 
 
-def _with_joined(task: Task, known: Task | None) -> Task:
+def _with_added_webhooks(task: Task, cached: Task | None) -> Task:
     """Return the task with webhooks that were added to its epoch, which its entry lacks."""
-    if known is None or known.epoch != task.epoch or not known.deliveries:
+    if cached is None or cached.epoch != task.epoch or not cached.deliveries:
         return task
-    return replace(task, deliveries=merge_deliveries(task.deliveries, known.deliveries))
+    return replace(task, deliveries=merge_deliveries(task.deliveries, cached.deliveries))

@@ -44,8 +44,8 @@ class TaskList:
                     cursor, match=self._keys.record("*"), count=SCAN_COUNT
                 )
             self._connection.meter.redis_commands_sent("list", 1)
-            found = [place for place in await self._places(names, state) if before is None or place < before]
-            newest = heapq.nlargest(limit + 1, {*newest, *found})
+            matches = [place for place in await self._places(names, state) if before is None or place < before]
+            newest = heapq.nlargest(limit + 1, {*newest, *matches})
         page = newest[:limit]
         return Page([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
 

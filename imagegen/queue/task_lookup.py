@@ -73,8 +73,8 @@ class TaskLookup:
             return task
         if not _TASK_ID.fullmatch(task_id):
             return None
-        known, task = self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)
-        if known:
+        is_recent, task = self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)
+        if is_recent:
             return task
         reading = self._reading.get(task_id)
         if reading is None:
@@ -125,9 +125,9 @@ class TaskLookup:
     async def read(self, task_id: str) -> Task | None:
         """Return a task as Redis has it, regardless of the cache."""
         task = self.decode(task_id, await self._verbs.read(task_id))
-        if task is None and (known := self.task_cache.live.get(task_id)) is not None:
+        if task is None and (cached := self.task_cache.live.get(task_id)) is not None:
             self.missing.add(task_id)
-            return known
+            return cached
         if task is None and self.is_recovering():
             raise QueueUnavailable(headers={"Retry-After": "2"})  # a peer may not have written it back yet
         if task is None:
@@ -137,18 +137,18 @@ class TaskLookup:
         self.task_cache.store_from_redis(task_id, task)
         return task
 
-    def decode(self, task_id: str, found: TaskRows) -> Task | None:
+    def decode(self, task_id: str, rows: TaskRows) -> Task | None:
         """Return the task of stored rows; None without a record. Raises InternalError, QueueUnavailable."""
-        record, run, hooks = found
+        record, run, log = rows
         if record is None:
             return None
         try:
             head, task = decode_record(record)
-            task = with_delivery_log(task, hooks)
+            task = with_delivery_log(task, log)
             if task.state.is_final or run is None:
                 return task
-            entry_id, how_far = decode_checkpoint(run)
-            return with_checkpoint(task, how_far) if entry_id == head.entry_id else task
+            entry_id, checkpoint = decode_checkpoint(run)
+            return with_checkpoint(task, checkpoint) if entry_id == head.entry_id else task
         except NewerRecord as error:
             raise newer_version_error(task_id) from error
         except UnreadableRecord as error:

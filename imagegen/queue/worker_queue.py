@@ -88,15 +88,15 @@ class WorkerQueue:
             retry_at=None,
         )
         value = run.encode(claim.entry_id)
-        stands = await self._connection.retry_until_available(self._write, claim, run, value)
-        if stands is None:
+        existing = await self._connection.retry_until_available(self._write, claim, run, value)
+        if existing is None:
             claim.mark_lost()
             return StartResult.LOST
-        if stands and claim.contested:  # the previous owner started it after our takeover
-            self._meter.ambiguous += take_over_state(claim, stands, 0.0, self._lease_s)
+        if existing and claim.contested:  # the previous owner started it after our takeover
+            self._meter.ambiguous += take_over_state(claim, existing, 0.0, self._lease_s)
             return StartResult.INHERITED
-        if stands:
-            return await self._take_over(claim, stands)
+        if existing:
+            return await self._take_over(claim, existing)
         self._record_checkpoint(claim, run, value)
         now = self._clock()
         self._count_start(claim, now)
@@ -195,14 +195,14 @@ class WorkerQueue:
         self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
         await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
 
-    async def _take_over(self, claim: Claim, stands: bytes) -> StartResult:
+    async def _take_over(self, claim: Claim, existing: bytes) -> StartResult:
         """Continue from an existing checkpoint. A twice delivered entry goes back to the checkpoint's owner."""
-        adopted = resume_from_existing(claim, stands)
-        entry_id, run = decode_checkpoint(stands)
-        if adopted is StartResult.LOST and entry_id == claim.entry_id and run.owner:
+        result = resume_from_existing(claim, existing)
+        entry_id, run = decode_checkpoint(existing)
+        if result is StartResult.LOST and entry_id == claim.entry_id and run.owner:
             await self._connection.retry_until_available(self._verbs.transfer_entry, run.owner, entry_id)
             self.on_transferred()
-        return adopted
+        return result
 
     def _record_checkpoint(self, claim: Claim, run: Checkpoint, value: bytes) -> None:
         claim.checkpoint = claim.stored_checkpoint = run
@@ -234,21 +234,21 @@ class WorkerQueue:
 
         Return `b''` if it was written, else the existing one; None if the claim is not ours. Raises QueueUnavailable.
         """
-        known = claim.stored_bytes
+        expected = claim.stored_bytes
         while True:
-            stands = await self._write_over(claim, run, value, known)
-            if not stands or readable_run(stands):
-                return stands
-            self._unreadable.report("run", claim.task.id, stands)
-            known = stands
+            existing = await self._write_over(claim, run, value, expected)
+            if not existing or readable_run(existing):
+                return existing
+            self._unreadable.report("run", claim.task.id, existing)
+            expected = existing
 
-    async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, known: bytes | None) -> bytes | None:
+    async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, expected: bytes | None) -> bytes | None:
         """Write as `_write` does. If the claim may be lost, Redis checks it first, since a paid call may follow."""
         task = claim.task
         if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
-            item = FencedStart(task.id, task.epoch, claim.entry_id, known or b"", value, run.billed_again)
+            item = FencedStart(task.id, task.epoch, claim.entry_id, expected or b"", value, run.billed_again)
             return await self._verbs.start_fenced(self._dispatcher.instance, item)
-        if known is None:
+        if expected is None:
             try:
                 return await self._verbs.create_checkpoint(task.id, value) or b""
             except ResponseError as error:
@@ -256,4 +256,4 @@ class WorkerQueue:
                     raise
                 self._unreadable.report("run", task.id, "of another type")
         purpose = "start" if run.phase == "calling" else "retry"
-        return await self._verbs.compare_and_set(CompareAndSetItem(task.id, known or b"", value, purpose))
+        return await self._verbs.compare_and_set(CompareAndSetItem(task.id, expected or b"", value, purpose))

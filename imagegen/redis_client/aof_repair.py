@@ -25,7 +25,7 @@ class Repair:
 
     cut_bytes: int
     size_bytes: int
-    kept: Path
+    backup: Path
 
 
 def repair(folder: Path) -> Repair | None:
@@ -40,11 +40,11 @@ def repair(folder: Path) -> Repair | None:
     whole = whole_bytes(path)
     if whole == size:
         return None
-    kept = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-    shutil.copyfile(path, kept)
+    backup = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+    shutil.copyfile(path, backup)
     with path.open("r+b") as file:
         file.truncate(whole)
-    return Repair(size - whole, size, kept)
+    return Repair(size - whole, size, backup)
 
 
 def whole_bytes(path: Path) -> int:
@@ -53,8 +53,8 @@ def whole_bytes(path: Path) -> int:
         return 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end, position, in_transaction = 0, 0, False
-        while (found := _command(data, position)) is not None:
-            position, name = found
+        while (command := _command(data, position)) is not None:
+            position, name = command
             if name == b"MULTI":
                 in_transaction = True
             elif name == b"EXEC":

@@ -49,13 +49,13 @@ class Batcher(Generic[Item, Reply]):
     def __init__(
         self,
         wire: Multiplexer,
-        asked: Callable[[list[Item]], CommandBatch],
-        answers: Callable[[list[Item], list[Any]], Sequence[Reply]],
+        encode: Callable[[list[Item]], CommandBatch],
+        decode: Callable[[list[Item], list[Any]], Sequence[Reply]],
         size: Callable[[Item], int] | None = None,
     ) -> None:
         self._wire = wire
-        self._asked = asked
-        self._answers = answers
+        self._encode = encode
+        self._decode = decode
         self._size = size
         self._waiting: list[tuple[Item, asyncio.Future[Reply], float]] = []
         self._in_flight = 0
@@ -73,10 +73,10 @@ class Batcher(Generic[Item, Reply]):
         while self._waiting and self._in_flight < MAX_IN_FLIGHT:
             count = self._count()
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            items, futures, deadline = [one[0] for one in batch], [one[1] for one in batch], batch[0][2]
+            items, futures, deadline = [item for item, _, _ in batch], [future for _, future, _ in batch], batch[0][2]
             self._in_flight += 1
             try:
-                self._wire.send(self._asked(items), partial(self._answered, items, futures), deadline)
+                self._wire.send(self._encode(items), partial(self._answered, items, futures), deadline)
             except Exception as error:  # noqa: BLE001 - every error goes to the callers
                 self._answered(items, futures, error)
 
@@ -100,7 +100,7 @@ class Batcher(Generic[Item, Reply]):
         try:
             if isinstance(replies, Exception):
                 raise replies
-            for future, answer in zip(futures, self._answers(items, replies), strict=True):
+            for future, answer in zip(futures, self._decode(items, replies), strict=True):
                 if not future.done():
                     future.set_result(answer)
         except Exception as error:  # noqa: BLE001

@@ -20,13 +20,13 @@ class Commands(Redis):
     value delays no other.
     """
 
-    def __init__(self, wires: Sequence[Multiplexer]) -> None:
+    def __init__(self, multiplexers: Sequence[Multiplexer]) -> None:
         super().__init__(protocol=2)
-        self._wires = wires
+        self._multiplexers = multiplexers
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command and return its parsed reply. Raises RedisError, OSError, TimeoutError."""
-        (reply,) = await self._wire().execute_batch(CommandBatch([_packable(args)]))
+        (reply,) = await self._least_busy().execute_batch(CommandBatch([_packable(args)]))
         return await self._parsed(args[0], reply, options)
 
     def pipeline(self, transaction: bool = False, shard_hint: str | None = None) -> WirePipeline:  # noqa: FBT001, FBT002
@@ -37,22 +37,24 @@ class Commands(Redis):
 
     async def run(self, stack: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> list[Any]:
         """Send commands together and return their parsed replies. Raises the first error."""
-        replies = await self._wire().execute_batch(CommandBatch([_packable(args) for args, _ in stack]))
+        replies = await self._least_busy().execute_batch(CommandBatch([_packable(args) for args, _ in stack]))
         return [await self._parsed(args[0], reply, opts) for (args, opts), reply in zip(stack, replies, strict=True)]
 
     async def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Run a script without SCRIPT LOAD, which not every server offers. Raises RedisError, OSError, TimeoutError."""
-        return await self._wire().evalsha(script, keys, args)
+        return await self._least_busy().evalsha(script, keys, args)
 
-    def _wire(self) -> Multiplexer:
-        return min(self._wires, key=lambda wire: wire.under_way)
+    def _least_busy(self) -> Multiplexer:
+        return min(self._multiplexers, key=lambda multiplexer: multiplexer.under_way)
 
     async def _parsed(self, name: str, reply: Any, options: Mapping[str, Any]) -> Any:
         callback = self.response_callbacks.get(name)
         if callback is None:
             return reply
-        known = {key: value for key, value in options.items() if key not in {"keys", EMPTY_RESPONSE, NEVER_DECODE}}
-        return callback(reply, **known)
+        parser_options = {
+            key: value for key, value in options.items() if key not in {"keys", EMPTY_RESPONSE, NEVER_DECODE}
+        }
+        return callback(reply, **parser_options)
 
 
 class WirePipeline(Pipeline):

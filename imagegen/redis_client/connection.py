@@ -30,7 +30,7 @@ __all__ = ["BLOCK_S", "Connection", "Health", "unavailable"]
 BLOCK_S = 57.0
 """One blocked read: long, since each is billed; under a minute, since proxies cut idle connections."""
 
-SELDOM_CONNECTIONS = 4
+RARE_CONNECTIONS = 4
 """Connections for rare commands. All are opened only if several large values are in flight together."""
 
 REFUSED_S, PARTLY_S = 10.0, 3.0
@@ -82,18 +82,18 @@ class Connection:
         shared = WireEvents(self._identify, self.health.succeeded, self._to_client_error, self._reconnect)
         self.multiplexer = Multiplexer(servers, events=shared)
         self.blocking_reads = Multiplexer(servers, sends=1, events=reader)
-        self._seldom = [Multiplexer(servers, events=silent) for _ in range(SELDOM_CONNECTIONS)]
-        self.commands = Commands(self._seldom)
+        self._rare = [Multiplexer(servers, events=silent) for _ in range(RARE_CONNECTIONS)]
+        self.commands = Commands(self._rare)
         self.subscriptions = Subscriptions(servers, self._reconnect)
 
     async def probe(self, script: Script, keys: Sequence[str]) -> Any:
         """Run a script on a separate connection; its failure is no outage. Raises RedisError, OSError."""
-        wire = Multiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
+        multiplexer = Multiplexer(self.servers, sends=1, events=WireEvents(greet=self._identify))
         try:
-            return await wire.evalsha(script, keys, [])
+            return await multiplexer.evalsha(script, keys, [])
         finally:
-            self.servers.on_change.remove(wire.leave)
-            await wire.close()
+            self.servers.on_change.remove(multiplexer.leave)
+            await multiplexer.close()
 
     async def ping(self) -> None:
         """Send PING, which is not billed, or in a cluster a command for the owner of our slot. Raises RedisError."""
@@ -115,12 +115,12 @@ class Connection:
         """Return a context with one deadline; it raises QueueUnavailable if Redis is unavailable."""
         return _Guard(self._to_client_error, self.health.succeeded)
 
-    async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *given: *_Args) -> _Reply:
+    async def retry_until_available(self, call: Callable[[*_Args], Awaitable[_Reply]], *args: *_Args) -> _Reply:
         """Repeat an idempotent call until Redis is available."""
         backoff = Backoff(0.05, 1.0)
         while True:
             try:
-                return await call(*given)
+                return await call(*args)
             except QueueUnavailable:
                 await self.health.wait(backoff.next_s())
 
@@ -137,12 +137,12 @@ class Connection:
             await self.servers.learn_nodes(connection)
         if server.time is not None:
             self.clock.learn(server.time)
-        known, self.server = self.server, server
-        if known is not None and server.run_id != known.run_id and self._may_reconnect():
+        previous, self.server = self.server, server
+        if previous is not None and server.run_id != previous.run_id and self._may_reconnect():
             self._reconnect()
-        if known is not None and server.replaces(known):
+        if previous is not None and server.replaces(previous):
             for callback in self.on_new_server:
-                callback(known, server)
+                callback(previous, server)
 
     def _may_reconnect(self) -> bool:
         """Return whether the last reconnect is a while ago, since an address may lead to two servers in turn."""
@@ -155,8 +155,8 @@ class Connection:
 
         Unanswered commands are sent again; a blocked read begins again.
         """
-        for wire in (self.multiplexer, self.blocking_reads, *self._seldom):
-            wire.abort()
+        for multiplexer in (self.multiplexer, self.blocking_reads, *self._rare):
+            multiplexer.abort()
         self.subscriptions.hang_up()
 
     def _to_client_error(self, error: Exception) -> Exception:
@@ -169,8 +169,8 @@ class Connection:
         return refusal
 
     async def close(self) -> None:
-        for wire in (self.multiplexer, self.blocking_reads, *self._seldom):
-            await wire.close()
+        for multiplexer in (self.multiplexer, self.blocking_reads, *self._rare):
+            await multiplexer.close()
         self.subscriptions.hang_up()
         await self.commands.aclose()
         await self.servers.close()
@@ -195,9 +195,9 @@ class _Guard:
         if error is None:
             self._succeeded()
         elif isinstance(error, RedisError | OSError | TimeoutError):
-            told = self._to_client_error(error)
-            if told is not error:
-                raise told from error
+            client_error = self._to_client_error(error)
+            if client_error is not error:
+                raise client_error from error
 
 
 class Health:

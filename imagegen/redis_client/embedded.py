@@ -74,14 +74,14 @@ class _DataFolder:
 
         Single files are not included: the server replaces them while it runs. Raises OSError.
         """
-        found = []
+        marks: list[int | bool] = []
         for folder in (self.folder, self.folder / "appendonlydir"):
             try:
                 status = folder.stat()
-                found += [status.st_dev, status.st_ino, any(folder.iterdir())]
+                marks += [status.st_dev, status.st_ino, any(folder.iterdir())]
             except (FileNotFoundError, NotADirectoryError):
                 continue
-        return tuple(found)
+        return tuple(marks)
 
     def try_lock(self) -> int | None:
         """Return the open lock file; None if another process, or a server that outlives it, holds the lock."""
@@ -209,7 +209,7 @@ class EmbeddedRedis:
                 "cut, after the last whole command; the file as it was is kept as {}",
                 repaired.cut_bytes,
                 repaired.size_bytes,
-                repaired.kept,
+                repaired.backup,
             )
             await self._start_child(lock)
         self._marks = self._home.marks()
@@ -324,8 +324,8 @@ def _socket_path(folder: Path) -> Path:
         return path
     private = Path(tempfile.gettempdir(), f"imagegen-{os.getuid()}")
     private.mkdir(mode=0o700, exist_ok=True)
-    found = private.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = private.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise SettingsError(f"DATA_DIR: {folder} is too long, and {private} is not yours alone. Set a shorter DATA_DIR")
     return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
 

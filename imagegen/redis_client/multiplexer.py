@@ -300,8 +300,8 @@ class Multiplexer:
             asked = CommandBatch([command], exchange.asked.script, exchange.asked.no_resend)
             packed = hiredis.pack_command(command)  # type: ignore[arg-type]
             done = partial(place, index)
-            one = _InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
-            self._send_elsewhere(one, reply)
+            resent = _InFlight(packed, asked, done, exchange.deadline, redirects=exchange.redirects + 1)
+            self._send_elsewhere(resent, reply)
 
     def _send_elsewhere(self, exchange: _InFlight, reply: Exception) -> None:
         if isinstance(reply, MovedError):
@@ -332,8 +332,8 @@ class Multiplexer:
         cut, self._sent = self._sent, deque()
         for exchange in cut:
             exchange.replies.clear()
-        ended = [one for one in cut if one.asked.no_resend or one.sends >= self._sends]
-        self._unsent.extendleft(one for one in reversed(cut) if one not in ended)
+        ended = [exchange for exchange in cut if exchange.asked.no_resend or exchange.sends >= self._sends]
+        self._unsent.extendleft(exchange for exchange in reversed(cut) if exchange not in ended)
         self._fail(ended, error)
         if self._unsent:
             self._schedule()
@@ -346,20 +346,20 @@ class Multiplexer:
     def _look_at_clock(self) -> None:
         """Fail late batches. Their replies may still come, so the connection can't be used any more."""
         now = asyncio.get_running_loop().time()
-        late = [one for one in (*self._sent, *self._unsent) if one.deadline <= now]
-        self._unsent = deque(one for one in self._unsent if one.deadline > now)
-        in_time = deque(one for one in self._sent if one.deadline > now)
+        late = [exchange for exchange in (*self._sent, *self._unsent) if exchange.deadline <= now]
+        self._unsent = deque(exchange for exchange in self._unsent if exchange.deadline > now)
+        in_time = deque(exchange for exchange in self._sent if exchange.deadline > now)
         if len(in_time) < len(self._sent):
             self._sent = in_time
             self.abort()
             self._events.on_silent()
         self._timer = None
-        if left := [one.deadline for one in (*self._sent, *self._unsent)]:
+        if left := [exchange.deadline for exchange in (*self._sent, *self._unsent)]:
             self._look_at(min(left))
         self._fail(late, RedisTimeoutError("No answer in time"))
 
     def _fail(self, exchanges: Sequence[_InFlight] | deque[_InFlight], error: Exception) -> None:
         if exchanges:
-            told = self._events.on_failure(error)
+            client_error = self._events.on_failure(error)
             for exchange in exchanges:
-                exchange.done(told)
+                exchange.done(client_error)

@@ -41,9 +41,9 @@ def find_binary(named: str | None = None) -> ServerBinary:
     if named:
         binary = _probe(shutil.which(named))
         if binary is None or binary.version < OLDEST:
-            found = f"is {binary}" if binary else "is no Redis or Valkey server that runs here"
+            problem = f"is {binary}" if binary else "is no Redis or Valkey server that runs here"
             raise SettingsError(
-                f"REDIS_SERVER: {named} {found}; name the program of one, 7.0 or newer, or leave it out"
+                f"REDIS_SERVER: {named} {problem}; name the program of one, 7.0 or newer, or leave it out"
             )
         return binary
     for candidate in (_bundled, lambda: shutil.which("valkey-server"), lambda: shutil.which("redis-server")):
@@ -72,7 +72,7 @@ def _probe(path: str | None) -> ServerBinary | None:
         answer = subprocess.run([path, "--version"], capture_output=True, timeout=5, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"(Valkey|Redis) server v=([0-9]+)\.([0-9]+)\.([0-9]+)", answer.stdout.decode(errors="replace"))
-    if found is None:
+    match = re.search(r"(Valkey|Redis) server v=([0-9]+)\.([0-9]+)\.([0-9]+)", answer.stdout.decode(errors="replace"))
+    if match is None:
         return None
-    return ServerBinary(str(Path(path).absolute()), found[1].lower(), tuple(int(part) for part in found.groups()[1:]))
+    return ServerBinary(str(Path(path).absolute()), match[1].lower(), tuple(int(part) for part in match.groups()[1:]))

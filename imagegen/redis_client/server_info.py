@@ -40,8 +40,8 @@ class ServerInfo:
     @classmethod
     def parse(cls, text: str) -> ServerInfo:
         """Parse the fields of INFO that are used here; the rest is ignored."""
-        lines = (line.partition(":") for line in text.splitlines())
-        fields = {name: value.strip() for name, colon, value in lines if colon}
+        pairs = (line.partition(":") for line in text.splitlines())
+        fields = {name: value.strip() for name, colon, value in pairs if colon}
         return cls(
             run_id=fields.get("run_id", ""),
             replication_ids=frozenset(_replication_ids(fields)),
@@ -53,23 +53,23 @@ class ServerInfo:
             time=None if (micros := _number(fields.get("server_time_usec"))) is None else micros / 1e6,
         )
 
-    def replaces(self, known: ServerInfo) -> bool:
+    def replaces(self, previous: ServerInfo) -> bool:
         """Return whether this is another server than the previous one, or the same with less data.
 
         A cluster's node without shared history took over the slot with all its keys; its data is the same.
         """
-        if self.cluster and not self.replication_ids & known.replication_ids:
+        if self.cluster and not self.replication_ids & previous.replication_ids:
             return False
-        if self.run_id != known.run_id:
+        if self.run_id != previous.run_id:
             return True
-        if self.offset is None or known.offset is None:
+        if self.offset is None or previous.offset is None:
             return False
-        return self.offset < known.offset or not self.replication_ids & known.replication_ids
+        return self.offset < previous.offset or not self.replication_ids & previous.replication_ids
 
 
 def _replication_ids(fields: Mapping[str, str]) -> list[str]:
-    found = (fields.get("master_replid", ""), fields.get("master_replid2", ""))
-    return [name for name in found if name.strip("0")]
+    ids = (fields.get("master_replid", ""), fields.get("master_replid2", ""))
+    return [name for name in ids if name.strip("0")]
 
 
 def _number(text: str | None) -> int | None:

@@ -113,12 +113,12 @@ class Servers:
         """Return a text if a sentinel answers and watches no service of our name; else None."""
         for client in self._sentinel.sentinels if self._sentinel is not None else ():
             try:
-                known: Any = await client.sentinel_masters()
+                services: Any = await client.sentinel_masters()
             except (RedisError, OSError, TimeoutError):
                 continue
-            if self.sentinel_service in known:
+            if self.sentinel_service in services:
                 return None
-            return f"the sentinel watches no service {self.sentinel_service}, but {', '.join(known) or 'none'}"
+            return f"the sentinel watches no service {self.sentinel_service}, but {', '.join(services) or 'none'}"
         return None
 
     async def close(self) -> None:
@@ -206,10 +206,10 @@ class Servers:
             return None
         owner = None
         for first, last, *nodes in ranges:
-            found = [(_text(host) or (node or self.address)[0], int(port)) for host, port, *_ in nodes]
-            self._remember(found)
-            if first <= self._slot <= last and found:
-                owner = found[0]
+            addresses = [(_text(host) or (node or self.address)[0], int(port)) for host, port, *_ in nodes]
+            self._remember(addresses)
+            if first <= self._slot <= last and addresses:
+                owner = addresses[0]
         return owner
 
 

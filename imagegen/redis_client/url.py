@@ -65,10 +65,10 @@ def sentinel_url(url: str) -> SentinelUrl | None:
 
 
 def _sentinel_host(place: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", place)
-    if found is None or not 0 < int(found[3] or _SENTINEL_PORT) < 2**16:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", place)
+    if match is None or not 0 < int(match[3] or _SENTINEL_PORT) < 2**16:
         raise ValueError("its sentinels must be written as HOST:PORT,HOST:PORT")
-    return found[1] or found[2], int(found[3] or _SENTINEL_PORT)
+    return match[1] or match[2], int(match[3] or _SENTINEL_PORT)
 
 
 def redis_py_url(url: str, token: str | None) -> str:
@@ -100,13 +100,13 @@ def _check_characters(url: str) -> None:
 def _check_options(query: str, *, tls: bool, sentinel: bool = False) -> None:
     """Raise ValueError for options that redis-py would refuse or ignore only when it connects."""
     options = dict(parse_qsl(query, keep_blank_values=True))
-    known = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if sentinel else set())
+    allowed = _OPTIONS | (_TLS_OPTIONS if tls else set()) | (_SENTINEL_OPTIONS if sentinel else set())
     for name in options:
-        if name in known:
+        if name in allowed:
             continue
         if name == "ssl" or name in _TLS_OPTIONS:
             raise ValueError(f"its option {name} is not for this scheme; TLS is switched on by rediss:// alone")
-        raise ValueError(f"an option in it is not known; allowed: {', '.join(sorted(known))}")
+        raise ValueError(f"an option in it is not known; allowed: {', '.join(sorted(allowed))}")
     if not options.get("db", "0").isdecimal():
         raise ValueError("its option db must be the number of a database")
 

@@ -219,7 +219,7 @@ async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_
     await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
     instance.connection.multiplexer.abort()  # all others are made anew at once
-    for multiplexer in instance.connection._seldom:
+    for multiplexer in instance.connection._rare:
         multiplexer.abort()
     await instance.client_queue.submit(submission("overdue"))
     claim = await asyncio.wait_for(waiting, 5.0)
