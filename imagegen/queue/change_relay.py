@@ -171,7 +171,7 @@ class ChangeRelay:
         try:
             _, task = decode_record(str(message.get("record")).encode())
         except (NewerRecord, UnreadableRecord) as error:
-            logger.debug("A change that another instance told can't be read: {}", error)
+            logger.debug("A change that another instance published can't be read: {}", error)
             return
         if task.state.is_final:
             self._dispatcher.mark_finished_elsewhere(task)

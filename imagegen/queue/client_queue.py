@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
+from typing import Any
 
 from loguru import logger
 from msgspec import Struct
@@ -88,17 +89,17 @@ class ClientQueue:
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
 
-    async def get(self, task_id: str) -> Task | None:
+    def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
-        return await self._lookup.get(task_id)
+        return self._lookup.get(task_id)
 
-    async def fresh(self, task_id: str) -> Task | None:
+    def fresh(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task in its present state, None if there is none. Raises QueueUnavailable."""
-        return await self._lookup.fresh(task_id)
+        return self._lookup.fresh(task_id)
 
-    async def read(self, task_id: str) -> Task | None:
+    def read(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task as Redis has it, None if it has none. Raises QueueUnavailable."""
-        return await self._lookup.read(task_id)
+        return self._lookup.read(task_id)
 
     def is_free(self, task_id: str) -> bool:
         """Return whether `get` needs no Redis command."""
@@ -298,7 +299,7 @@ class ClientQueue:
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)
         if answer.kind != "known":
-            logger.bind(taskId=submission.task_id).error("A record stands in the way of this task: {}", answer.kind)
+            logger.bind(taskId=submission.task_id).error("Redis has another record under this task id: {}", answer.kind)
             raise InternalError
         _, task = decode_record(answer.existing)
         _same_request(task, submission)

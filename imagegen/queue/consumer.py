@@ -111,6 +111,6 @@ class StreamConsumer:
             await asyncio.sleep(1.0)
         if (made := await self._connection.retry_until_available(self._verbs.create_group)) or gone:
             if made or not self._connection.servers.clustered:  # a cluster's slot that moves takes the stream along
-                logger.warning("The stream or its group was deleted; it is made again")
+                logger.warning("The stream or its group was deleted; it is created again")
             self.on_loss()
         self._leases.check_now()

@@ -20,7 +20,7 @@ from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RIGHTS_REMEDY, RedisError, remedy, shown, unavailable
 
 RETRY_S, MAX_RETRY_S = 60.0, 600.0
-"""How often a channel that Redis refuses is tried again."""
+"""Seconds between tries of a channel that Redis refuses; they double."""
 
 HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 
@@ -161,7 +161,7 @@ class Notifier:
         """Log a foreign message once."""
         if not self._reported_unreadable:
             self._reported_unreadable = True
-            logger.warning("A message on the control channel can't be read; more of them are passed over silently")
+            logger.warning("A message on the channel of the instances can't be read; further ones are ignored silently")
 
     def _repeat_hello(self, kind: str) -> None:
         """Send a greeting again that was not sent: peers do not see this instance without it."""

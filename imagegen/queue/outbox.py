@@ -364,7 +364,7 @@ class Outbox:
                     return
                 generation, logged = decode_hooks(existing)
             except (NewerRecord, UnreadableRecord, ResponseError) as error:
-                logger.bind(taskId=task.id).warning("The delivery log is left as it is: {}", error)
+                logger.bind(taskId=task.id).warning("The delivery log was not written: {}", error)
                 return
             if generation > task.epoch:
                 return

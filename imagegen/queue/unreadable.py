@@ -28,7 +28,7 @@ class Unreadable:
         if len(self._reported) > MAX_REPORTED:
             del self._reported[next(iter(self._reported))]
         self._meter.dead_letters += 1
-        logger.error("A {} in Redis can't be read and is passed over: {} ({!r})", kind, name, str(value)[:_SHOWN])
+        logger.error("A {} in Redis can't be read and is skipped: {} ({!r})", kind, name, str(value)[:_SHOWN])
 
 
 def wrong_type(error: Exception) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -62,9 +63,9 @@ class WorkerQueue:
         self.slots = dispatcher.slots
         self.on_transferred: Callable[[], None] = lambda: None
 
-    async def claim(self) -> Claim | None:
+    def claim(self) -> Coroutine[Any, Any, Claim | None]:
         """Wait for a task to run and a free slot. Return None after `quiet`."""
-        return await self._dispatcher.claim()
+        return self._dispatcher.claim()
 
     def quiet(self) -> None:
         """Stop claiming."""
