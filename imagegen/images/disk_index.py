@@ -1,4 +1,4 @@
-"""Index of the files of a disk store in memory: which are oldest, and how many bytes they take together."""
+"""Index in memory of the files or objects of an image store: the oldest, and their total bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class IndexEntry:
 
 
 class DiskIndex:
-    """Files by name, the oldest first. The files themselves are not touched.
+    """Files or objects by name, the oldest first. It does not touch them itself.
 
     max_bytes: of all files together; the newest one always stays.
     """

@@ -24,6 +24,7 @@ from loguru import logger
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
+from imagegen.images.disk_index import DiskIndex, IndexEntry
 from imagegen.images.store import PIECE_BYTES, in_file_thread
 from imagegen.tasks.image import StoredImage
 
@@ -68,12 +69,6 @@ class Bucket:
     prefix: str = "imagegen"
 
 
-@dataclass(frozen=True, slots=True)
-class _BlobEntry:
-    size_bytes: int
-    saved_at_s: float
-
-
 class S3BlobStore:
     """IMAGE_STORE=s3: one request an image to put, to get and to check. `sweep` is a loop that the caller runs.
 
@@ -98,8 +93,7 @@ class S3BlobStore:
         self._failures = (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)  # a cut body is aiohttp's own
         self._stack = AsyncExitStack()
         self._client: Any = None
-        self._index: dict[str, _BlobEntry] = {}
-        self._total_bytes = 0
+        self._index = DiskIndex(max_bytes)
 
     async def start(self) -> None:
         """List, write, read and delete once.
@@ -138,9 +132,9 @@ class S3BlobStore:
                 ContentType=image.content_type,
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
-        self._add(key, _BlobEntry(image.size_bytes, self._clock()))
+        self._index.add(key, image.size_bytes, self._sweep_at(self._clock()))
         with suppress(StoreUnavailable):  # the image is safe; the next sweep finds leftovers
-            await self._delete(self._over_cap(key))
+            await self._delete(self._index.take_over_cap())
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
@@ -197,26 +191,26 @@ class S3BlobStore:
 
     async def sweep_once(self) -> None:
         """List the bucket, delete expired objects, and keep the rest under the cap. Raises StoreUnavailable."""
-        before = set(self._index)
-        found = await self._list()
-        found |= {key: kept for key, kept in self._index.items() if key not in before}
-        self._index, self._total_bytes = {}, 0
-        for key, kept in sorted(found.items(), key=lambda item: item[1].saved_at_s):
-            self._add(key, kept)
-        oldest_saved_at = self._clock() - self._life_s - SWEEP_MARGIN_S
-        expired = [key for key, kept in self._index.items() if kept.saved_at_s < oldest_saved_at]
-        for key in expired:
-            self._forget(key)
-        await self._delete([*expired, *self._over_cap()])
+        before = self._index.settled()
+        entries = await self._list()
+        for key in self._index.settled() - before:
+            if entry := self._index.get(key):
+                entries[key] = entry
+        self._index = DiskIndex(self._max_bytes)
+        for key, entry in entries.items():
+            self._index.add(key, entry.size_bytes, entry.expires_at_s)
+        self._index.place({})
+        expired = self._index.take_expired(self._clock())
+        await self._delete([*expired, *self._index.take_over_cap()])
 
-    async def _list(self) -> dict[str, _BlobEntry]:
-        found: dict[str, _BlobEntry] = {}
+    async def _list(self) -> dict[str, IndexEntry]:
+        entries: dict[str, IndexEntry] = {}
         pages = self._client.get_paginator("list_objects_v2")
         async with self._request(LISTING_S):
             async for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{self._bucket.prefix}/"):
                 for item in page.get("Contents", ()):
-                    found[item["Key"]] = _BlobEntry(item["Size"], item["LastModified"].timestamp())
-        return found
+                    entries[item["Key"]] = IndexEntry(item["Size"], self._sweep_at(item["LastModified"].timestamp()))
+        return entries
 
     async def _has(self, task_id: str, image: StoredImage) -> bool:
         try:
@@ -271,28 +265,9 @@ class S3BlobStore:
         size_bytes = found["ContentLength"] if whole_bytes is None else whole_bytes
         return bool(size_bytes == image.size_bytes and _seconds(end) > self._clock())
 
-    def _add(self, key: str, kept: _BlobEntry) -> None:
-        self._forget(key)
-        self._index[key] = kept
-        self._total_bytes += kept.size_bytes
-
-    def _forget(self, key: str) -> None:
-        if kept := self._index.pop(key, None):
-            self._total_bytes -= kept.size_bytes
-
-    def _over_cap(self, newest: str = "") -> list[str]:
-        """Takes the oldest off the index until the rest fits."""
-        oldest: list[str] = []
-        excess_bytes = self._total_bytes - self._max_bytes
-        for key, kept in self._index.items():
-            if excess_bytes <= 0 or len(oldest) == len(self._index) - 1:
-                break
-            if key != newest:
-                oldest.append(key)
-                excess_bytes -= kept.size_bytes
-        for key in oldest:
-            self._forget(key)
-        return oldest
+    def _sweep_at(self, saved_at_s: float) -> float:
+        """Return the Unix time from which the sweep deletes an object."""
+        return saved_at_s + self._life_s + SWEEP_MARGIN_S
 
 
 def _client_options(bucket: Bucket) -> dict[str, Any]:
