@@ -1,11 +1,11 @@
 """The errors of the service; each has its HTTP status and code, or whether a repeat can help.
 
 ImagegenError
-├── SettingsError          a start that can't succeed: exit code 2, one message that says what to do
+├── SettingsError          a start that can't succeed: exit code 2, one message with the remedy
 ├── ApiError               an answer of the HTTP API (docs/api.md): status, code, texts, headers
 │   ├── InvalidJson, InvalidRequest, BadRequest, NotRetryable, AlreadyFinished, …
 │   └── QueueUnavailable, QueueFull, Draining
-├── UpstreamError          why a call to a provider, or the fetching of its picture, brought nothing
+├── UpstreamError          why a call to a provider, or the download of its image, failed
 │   └── ImageRejected      a paid image that can't be used
 └── DownloadFailed         a link that may work later
 """
@@ -189,12 +189,12 @@ class StoreUnavailable(ApiError):
 class UpstreamError(ImagegenError):
     """A call to a provider without an image, in the words of docs/api.md.
 
-    code: one of the task error codes, `upstream_timeout` say.
+    code: one of the task error codes, such as `upstream_timeout`.
     detail: for the client, at most 300 characters, no control characters, no secret.
     retryable: whether the same call may succeed later.
     ambiguous: sent, and no answer came, or only a gateway's; so it may have been paid for.
     unreached: the provider was certainly not reached, so nothing can have been paid.
-    retry_after_s: seconds the upstream asked to wait.
+    retry_after_s: seconds to wait, by the upstream.
     parameter: the one request field (snake_case, as on Together's wire) that the model refused.
     max_count: how many images a call may request, if the model refused their number; `parameter` is `n` then.
     status: the upstream's HTTP status, None where none came.

@@ -70,9 +70,9 @@ class TaskLabels(NamedTuple):
 
 
 class Meter:
-    """One for each process, handed to whoever has something to count.
+    """Metrics of a process, shared by all its parts.
 
-    models: those that are told apart; every other one is `other`, since clients may name any.
+    models: ids with their own label; every other one is `other`, since clients may name any.
     """
 
     def __init__(self, models: Collection[str] = (), *, clock: Callable[[], float] = time.monotonic) -> None:

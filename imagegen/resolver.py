@@ -1,8 +1,7 @@
 """DNS resolver of outgoing calls, apart from the thread pool that serves the disk: a silent server blocks nothing else.
 
-Names are resolved by c-ares without threads (it reads /etc/hosts, resolv.conf and search domains); what it does not
-find may be known to the system alone (mDNS, NIS), which is asked on few threads of our own. Redis' name is resolved by
-the system, on the same threads.
+Names are resolved by c-ares without threads (it reads /etc/hosts, resolv.conf and search domains). The system resolves
+the others (mDNS, NIS), and the name of Redis, on few threads of our own.
 """
 
 from __future__ import annotations
@@ -45,24 +44,24 @@ class SystemResolver:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[AddressInfo]] = loop.create_future()
 
-        def finish(found: list[Any], error: Exception | None) -> None:
+        def finish(resolved: list[Any], error: Exception | None) -> None:
             self._free.release()
             if future.done():
                 return
             if error is not None:
                 future.set_exception(error)
             else:
-                future.set_result(found)
+                future.set_result(resolved)
 
         def work() -> None:
-            found: list[Any] = []
+            resolved: list[Any] = []
             error = None
             try:
-                found = socket.getaddrinfo(host, port, **hints)
+                resolved = socket.getaddrinfo(host, port, **hints)
             except Exception as failure:  # noqa: BLE001 - raised again to its waiters
                 error = failure
             with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(finish, found, error)
+                loop.call_soon_threadsafe(finish, resolved, error)
 
         try:
             threading.Thread(target=work, name="resolver", daemon=True).start()
@@ -113,12 +112,12 @@ class Resolver(AbstractResolver):
         """
         try:
             async with asyncio.timeout(self._deadline_s):
-                found = await self._addresses(host, port, family)
+                resolved = await self._addresses(host, port, family)
         except TimeoutError as error:
             raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {self._deadline_s:g} s") from error
         return [
             ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=_NUMERIC)
-            for address, family in found
+            for address, family in resolved
         ]
 
     async def close(self) -> None:
@@ -126,10 +125,10 @@ class Resolver(AbstractResolver):
 
     async def _addresses(self, host: str, port: int, family: int) -> list[tuple[str, int]]:
         try:
-            found = await self._dns.getaddrinfo(
+            resolved = await self._dns.getaddrinfo(
                 host, port=port, family=socket.AddressFamily(family), type=socket.SOCK_STREAM
             )
-            return [(_text(node.addr[0]), int(node.family)) for node in found.nodes]
+            return [(_text(node.addr[0]), int(node.family)) for node in resolved.nodes]
         except aiodns.error.DNSError as error:
             if error.args[0] in _SILENT:
                 raise socket.gaierror(socket.EAI_AGAIN, "no DNS server answered") from error

@@ -138,10 +138,10 @@ def is_address(host: str) -> bool:
 
 def byte_count(text: str) -> int:
     """`1048576`, `100MiB`, `1.5 GB`."""
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?:([KMGT])(I?)B)?", text.upper())
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?:([KMGT])(I?)B)?", text.upper())
+    if not match:
         raise ValueError(f"{text[:40]!r} is not allowed; bytes are, as 1073741824, 100MiB or 1GiB")
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     count = int(float(number) * (1024 if binary else 1000) ** (" KMGT".index(unit) if unit else 0))
     if count < 1:
         raise ValueError("must be at least 1 byte")
@@ -150,10 +150,10 @@ def byte_count(text: str) -> int:
 
 def rate_per_min(text: str) -> float:
     """`10/minute`, `2/second`, `600/hour`, or a bare number a minute."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?: ?/ ?(second|minute|hour))?", text.lower())
-    if not found or float(found[1]) <= 0:
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(?: ?/ ?(second|minute|hour))?", text.lower())
+    if not match or float(match[1]) <= 0:
         raise ValueError(f"{text[:40]!r} is not allowed; a rate is, as 10/minute, 2/second or 600/hour")
-    return float(found[1]) * {"second": 60.0, "hour": 1 / 60}.get(found[2], 1.0)
+    return float(match[1]) * {"second": 60.0, "hour": 1 / 60}.get(match[2], 1.0)
 
 
 def http_url(text: str, rule: str) -> SplitResult:

@@ -74,7 +74,7 @@ class Settings:
     """All settings, checked and resolved; its `repr` masks secrets.
 
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
-    misspelled: names that were set and are no settings, each with the one that is probably meant.
+    misspelled: names that were set and are no settings, each with the probable setting.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -145,9 +145,9 @@ class Settings:
         texts |= {
             name: texts.get(name) or texts.get(name.lower(), "") for name in _PROXY_NAMES if name.lower() in texts
         }
-        given = _parse(cls, texts, faults)
-        settings = cls(**given, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
-        settings = _resolve(settings, set(given), faults)
+        parsed = _parse(cls, texts, faults)
+        settings = cls(**parsed, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
+        settings = _resolve(settings, set(parsed), faults)
         for name, fault in _cross_field_errors(settings):
             faults.setdefault(name, fault)
         if faults:
@@ -238,7 +238,7 @@ def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any]:
     """Return the valid values, by attribute."""
-    given = {}
+    parsed = {}
     for attribute, rule in _rules(cls).items():
         try:
             if not (text := values.unwrapped(texts.get(rule.name, ""))):
@@ -248,20 +248,20 @@ def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]
             faults[rule.name] = str(error)
             continue
         if value == rule.default or not NOT_IMPLEMENTED & {rule.name, f"{rule.name}={value}"}:
-            given[attribute] = value
+            parsed[attribute] = value
         else:
             what = "this setting" if rule.name in NOT_IMPLEMENTED else repr(value)
             faults[rule.name] = f"{what} is not built yet; leave it out"
-    return given
+    return parsed
 
 
-def _resolve(settings: Settings, given: set[str], faults: dict[str, str]) -> Settings:
+def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Settings:
     """Fill in the defaults that depend on other settings."""
-    if "provider" not in given and settings.together_api_key:
+    if "provider" not in parsed and settings.together_api_key:
         settings = replace(settings, provider="together")
-    if "image_store_max_bytes" not in given and settings.image_store == "redis":
+    if "image_store_max_bytes" not in parsed and settings.image_store == "redis":
         settings = replace(settings, image_store_max_bytes=100 * _MIB)
-    if "trusted_proxy_hops" not in given and settings.on_render:
+    if "trusted_proxy_hops" not in parsed and settings.on_render:
         settings = replace(settings, trusted_proxy_hops="auto")
     if settings.redis_url:
         try:

@@ -76,10 +76,10 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def check_host(host: str, port: int, allowed: frozenset[str] = frozenset()) -> None:
-    """Raises AddressRefused for a host that is refused without DNS: resolvers never see literal addresses.
+    """Raise AddressBlocked for a host that is refused without DNS: resolvers never see literal addresses.
 
     That is a literal address that is not public or not in its one usual spelling (`127.1`, `0x7f000001`, fullwidth
-    digits, zone ids), `localhost`, and what is no host name at all. `allowed` holds `host` or `host:port`.
+    digits, zone ids), `localhost`, and text that is no host name. `allowed` holds `host` or `host:port`.
     """
     if _is_allowed(host, port, allowed):
         return
@@ -124,14 +124,14 @@ class PublicResolver(AbstractResolver):
             return await self._inner.resolve(host, port, family)
         check_host(host, port, self._allowed)
         try:
-            found = await self._inner.resolve(host, port, family)
+            resolved = await self._inner.resolve(host, port, family)
         except UnicodeError as error:
             raise AddressBlocked("the link has no valid host name") from error
         if not _is_allowed(host, port, self._allowed):
-            for result in found:
+            for result in resolved:
                 if not is_public(result["host"]):
                     raise AddressBlocked(f"{host!r} has an address that is not public")
-        return found
+        return resolved
 
     async def close(self) -> None:
         await self._inner.close()

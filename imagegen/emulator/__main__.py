@@ -58,19 +58,19 @@ def _options(arguments: Sequence[str] | None) -> Options:
     add("--key", help="the only key that is accepted (default: any)")
     add("--link-ttl", type=_not_negative, default=3600.0, metavar="S", help="seconds that image links live")
     add("--serve-model", action="append", default=[], metavar="ID", help="a vanished model that is served all the same")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     return Options(
-        host=given.host,
-        port=given.port,
-        delay_s=given.delay,
-        fault=given.fault or (None if given.fail_rate is None else "500"),
-        fail_rate=1.0 if given.fail_rate is None else given.fail_rate,
-        seed=given.seed,
-        rate_per_minute=given.rate_per_minute,
-        image=given.image,
-        key=given.key,
-        link_ttl_s=given.link_ttl,
-        revived=tuple(given.serve_model),
+        host=options.host,
+        port=options.port,
+        delay_s=options.delay,
+        fault=options.fault or (None if options.fail_rate is None else "500"),
+        fail_rate=1.0 if options.fail_rate is None else options.fail_rate,
+        seed=options.seed,
+        rate_per_minute=options.rate_per_minute,
+        image=options.image,
+        key=options.key,
+        link_ttl_s=options.link_ttl,
+        revived=tuple(options.serve_model),
     )
 
 

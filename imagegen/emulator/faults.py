@@ -70,9 +70,9 @@ def _with_headers(answer: Response, fault: Fault) -> Response:
         headers |= {"x-ratelimit-limit": "1", "x-ratelimit-remaining": "0", "x-ratelimit-reset": reset}
     if fault.name == "429_retry_after" or "retry_after" in fault.options:
         headers["Retry-After"] = fault.text("retry_after", "1")
-    given = fault.options.get("headers")
-    if isinstance(given, Mapping):
-        headers |= {str(name): str(value) for name, value in given.items()}
+    extra_headers = fault.options.get("headers")
+    if isinstance(extra_headers, Mapping):
+        headers |= {str(name): str(value) for name, value in extra_headers.items()}
     return answer.with_headers(headers) if headers else answer
 
 

@@ -50,7 +50,7 @@ class Generation:
     studio: ImageSettings
 
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
-        """`count` images, else as many as asked for; an image fault spoils them; `same`: all alike."""
+        """`count` images, else as many as requested; an image fault spoils them; `same`: all alike."""
         seed = self.studio.rng.getrandbits(63) if self.asked.seed is None else self.asked.seed
         wanted = self.asked.n if count is None else count
         return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]

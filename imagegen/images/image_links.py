@@ -46,7 +46,7 @@ class Origin:
     async def own_address(self, url: URL) -> URL | None:
         """Return where a link leads that names the upstream itself by another name or port; None if it names another.
 
-        An upstream on a private network writes links as it knows itself (`http://localhost:8188/…`, its container's
+        An upstream on a private network writes links by its own name (`http://localhost:8188/…`, its container's
         name or address). Their path is at the address by which we reach it; no other address is requested.
         """
         if self.base_url is None:
@@ -128,7 +128,7 @@ async def _addresses(host: str, resolver: AbstractResolver) -> frozenset[str]:
     except ValueError:
         pass
     try:
-        found = await resolver.resolve(host, 0, socket.AF_UNSPEC)
+        resolved = await resolver.resolve(host, 0, socket.AF_UNSPEC)
     except (OSError, UnicodeError):
         return frozenset()
-    return frozenset(result["host"].partition("%")[0] for result in found)
+    return frozenset(result["host"].partition("%")[0] for result in resolved)

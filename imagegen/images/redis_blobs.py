@@ -33,7 +33,7 @@ EVICT_TO_FRACTION = 16
 class RedisBlobStore:
     """IMAGE_STORE=redis. An image of one part costs four commands to put, one to get, one to check.
 
-    max_bytes: of all images together; the newest one always stays, also where it is larger.
+    max_bytes: of all images together; the newest one always stays, also if it is larger.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """HTTP client of a provider: JSON out, a bounded response in, and every loss as one `UpstreamError`.
 
 The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and a
-connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection just as it is
+connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection while it is
 used again, the request counts as sent.
 """
 

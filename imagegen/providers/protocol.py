@@ -62,7 +62,7 @@ class Provider(Protocol):
 
     name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `a1111`).
     max_images_per_call: images of one call at most.
-    own_hosts: `host` or `host:port` whose image links may be fetched though they are not public addresses.
+    own_hosts: `host` or `host:port` of image links that may be fetched from addresses that are not public.
     base_url: against which relative image links are resolved; None if there are none.
     """
 

@@ -1,7 +1,7 @@
 """Table of what image services mean by a refusal: the codes and the wording each of them uses. No I/O.
 
 A status alone misleads: an account without credit is a 402 at Together, a 429 at OpenAI, a 400 at DashScope, a 403 at
-fal. What lasts until the operator acts must not be retried, whatever its status.
+fal. What lasts until the operator acts must not be retried, with any status.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ _HIGHEST = re.compile(
 def highest_count(parameter: str, message: str) -> int | None:
     """Return how many images a call may request, if a refusal is about their number; None if it is about another thing.
 
-    parameter: the one that the error names, if any. A refusal that names no number is taken for one image a call.
+    parameter: as named by the error, if any. A refusal that names no number is taken for one image a call.
     """
     if not re.fullmatch(_COUNT, parameter, re.IGNORECASE) and not _ABOUT_COUNT.search(message):
         return None

@@ -1,10 +1,10 @@
 """Provider without network and key: it draws the prompt's words onto a generated image.
 
-The same prompt, seed, index, size and format bring the same bytes. What is drawn comes from `drawing/`.
+The same prompt, seed, index, size and format give the same bytes. The drawing is in `drawing/`.
 
 Words in a prompt that let a developer try the rarer ways, here only:
 
-    [slow:5]                      the picture takes 5 seconds (at most 600)
+    [slow:5]                      the image takes 5 seconds (at most 600)
     [fail:content_policy]         every call fails with this task error code (docs/api.md)
     [fail:upstream_error:2]       the first two calls fail, the third draws
 

@@ -32,7 +32,7 @@ def plan_missing_calls(
     sent: the seeds of the images that are there; some are of an earlier such round that was broken off.
     """
     missing = [i for i in range(wanted) if i not in have]
-    used = [(one - seed) % (MAX_SEED + 1) for one in sent if one is not None and seed is not None]
+    used = [(other - seed) % (MAX_SEED + 1) for other in sent if other is not None and seed is not None]
     unused = max((by + per_call for by in used if by >= wanted), default=wanted)
     for first in range(0, len(missing), per_call):
         yield PlannedCall(tuple(missing[first : first + per_call]), _offset_seed(seed, unused + first))

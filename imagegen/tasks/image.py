@@ -1,4 +1,4 @@
-"""Descriptions of an image: as an upstream returns it, and as it is stored."""
+"""Descriptions of an image: as returned by an upstream, and as stored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
     index: its place in the task, from 0.
     sha256: of the bytes, 64 hex digits; empty where the bytes stay upstream (`url` is set then).
     seed: the seed that was sent for it, None where none was sent.
-    keeper: the mark of the only place that has the bytes, where not every instance can read them.
+    store_id: id of the only store with the bytes, if not every instance can read them.
     url: only where the bytes are not kept here: the provider's own link.
     """
 

@@ -57,8 +57,8 @@ class FailureContext(Struct, frozen=True, gc=False):
     """State of a task when a call has failed.
 
     attempts: begun ones, with this one; ambiguous: calls that were sent and got no response, with this one.
-    left_s: seconds until the deadline. upstream_dead: it was found dead, so the failure says nothing of the task.
-    paid_in_vain: this attempt had an answer that was of no use, so that it must count, whatever ended it.
+    left_s: seconds until the deadline. circuit_open: the upstream was found dead, so the failure is not the task's.
+    paid_without_result: this attempt had a useless response, so that it must count, however it ended.
     """
 
     attempts: int

@@ -292,9 +292,9 @@ def with_added_webhooks(
             details=[FieldError("webhook", f"this task has {MAX_WEBHOOKS} webhooks, which is the most")]
         )
     forgotten = {delivery.number for delivery in done[: max(over, 0)]}
-    kept = (delivery for delivery in known if delivery.number not in forgotten)
+    remaining = (delivery for delivery in known if delivery.number not in forgotten)
     return (
-        *kept,
+        *remaining,
         *(Delivery(webhook, first + i, added_after_finish=ended is not None) for i, webhook in enumerate(webhooks)),
     )
 

@@ -198,12 +198,12 @@ class Destinations(Generic[Item]):
         blocked = self._blocked.get(destination.host)
         if blocked is not None and name in blocked:
             return False
-        wanted = self._slow if destination.is_troubled else self._quick
+        lane = self._slow if destination.is_troubled else self._quick
         for ready in (self._quick, self._slow):
-            if ready is not wanted or not is_ready:
+            if ready is not lane or not is_ready:
                 ready.pop(name, None)
         if is_ready:
-            wanted.setdefault(name, destination)
+            lane.setdefault(name, destination)
         return is_ready
 
     def _unblock(self, host: str, now: float) -> None:

@@ -133,10 +133,10 @@ class Parking:
         """Resume the claims of a model that is out of trouble, and release to other instances what they could run."""
         claims = line.take_all(self._parked)
         self._parked.difference_update(claims)
-        kept = len(claims) if self._alone() else KEPT_PER_SLOT * self._claims.slots
-        for claim in claims[:kept]:
+        kept_count = len(claims) if self._alone() else KEPT_PER_SLOT * self._claims.slots
+        for claim in claims[:kept_count]:
             self._claims.resume(claim)
-        if surplus := claims[kept:]:
+        if surplus := claims[kept_count:]:
             release = asyncio.create_task(self._release(surplus), name="release-parked")
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)

@@ -130,6 +130,6 @@ class Pool:
 
     async def _finish(self, claim: Claim, final: Task) -> None:
         self._pacing.finished(final.id)
-        stands = await self._claims.finish(claim, final)
-        fault = f": {stands.error.code}" if stands.error else ""
-        logger.info("{}{}", stands.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)
+        stored = await self._claims.finish(claim, final)
+        fault = f": {stored.error.code}" if stored.error else ""
+        logger.info("{}{}", stored.state, fault, taskId=final.id, attempt=claim.checkpoint.attempts)
