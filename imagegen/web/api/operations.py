@@ -65,7 +65,7 @@ class GenerationBody(GenerationParams):
     """A request for images. `null` is the same as absent."""
 
     model: _Model = ""
-    webhook: Annotated[WebhookFields, Field(description="Address that is called when the task ends.")] | None = None
+    webhook: Annotated[WebhookFields, Field(description="Receiver of the end of the task.")] | None = None
 
 
 class BatchBody(BaseModel):
@@ -82,12 +82,12 @@ GENERATE = Operation(
     "generate",
     SUBMIT,
     "Submit a request for images",
-    "Answers at once with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
+    "Responds immediately with the id of a task; with `Prefer: wait=N` when it is finished.\n\n"
     "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent,"
     ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
     "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
     "it failed or was cancelled it is queued again under the same id.\n\n"
-    "snake_case spellings of the fields are taken too; both spellings of one field, and unknown fields, are refused. "
+    "snake_case spellings of the fields are accepted too; both spellings of one field and unknown fields are refused. "
     "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
     "values and 32 levels.",
     (
@@ -101,7 +101,7 @@ GENERATE = Operation(
         ),
         ResponseDoc(
             200,
-            "Completed before; or, where it was waited for, the end of the task, as GET of the task shows it.",
+            "Completed before; or, after a wait, the finished task, as GET of the task shows it.",
             SubmittedView | FinishedView,
             {"hit": samples.HIT, "ended": samples.ENDED},
             (*_SUBMIT_HEADERS, *_TASK_HEADERS),
@@ -120,9 +120,9 @@ BATCH = Operation(
     "generateBatch",
     SUBMIT,
     "Submit many requests at once",
-    f"1 to {MAX_ENTRIES} requests; each has its own answer with its `statusCode`, in order, and a bad one spoils no "
-    "other. The call counts once against the general limit, each entry against that for generations: those over it get "
-    "their own 429. An `Idempotency-Key` counts for each entry by its place.",
+    f"1 to {MAX_ENTRIES} requests; each has its own response with its `statusCode`, in order, and a bad one does not "
+    "affect the others. The call counts once against the general limit, each entry against that for generations: "
+    "those over it get their own 429. An `Idempotency-Key` holds for each entry by its place.",
     (
         ResponseDoc(
             200,
@@ -143,20 +143,18 @@ READ = Operation(
     "getTask",
     FOLLOW,
     "Read a task, or wait for its end",
-    "While a task is unfinished `Retry-After` has the time of the next request; `wait` is better, an event stream "
-    "best. `sequence` rises with each change and never falls for an id, so what has a lower one is older. `progress` "
-    "rises only when something happened (claimed, sent, each image received, kept), never by a timer.",
+    "While a task is unfinished, `Retry-After` has the seconds until the next request; `wait` is better, an event "
+    "stream best. `sequence` rises with each change and never falls for an id, so a lower one is older. `progress` "
+    "rises only when something happened (claimed, sent, each image received, stored), never by a timer.",
     (
         ResponseDoc(
             200,
-            "The task's present state. A failed or a cancelled task is a 200 too.",
+            "The current task. A failed or cancelled task is a 200 too.",
             TaskView,
             {state.value: view for state, view in samples.TASKS.items()},
             (*_TASK_HEADERS, "Retry-After", "Preference-Applied"),
         ),
-        ResponseDoc(
-            304, "Nothing changed since.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")
-        ),
+        ResponseDoc(304, "Nothing changed.", headers=("ETag", "Cache-Control", "Retry-After", "Preference-Applied")),
         _NOT_FOUND,
     ),
     (named.TASK, named.WAIT, named.PREFER, named.IF_NONE_MATCH, named.LANGUAGE),
@@ -180,7 +178,7 @@ FOLLOW_ONE = Operation(
             headers=("Cache-Control",),
             events=EventStream(_EVENTS, TaskView | ImageView, samples.EVENTS),
         ),
-        ResponseDoc(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops coming again."),
+        ResponseDoc(204, "`Last-Event-ID` is that of the end: there is nothing more, so a browser stops reconnecting."),
         _NOT_FOUND,
     ),
     (named.TASK, named.LAST_EVENT_ID, named.LANGUAGE),
@@ -195,7 +193,7 @@ FOLLOW_MANY = Operation(
     FOLLOW,
     "Follow several tasks in one stream",
     "The events of several tasks: each `data` has its `taskId`, each `id` is `task:sequence`. The stream ends "
-    "when all are finished; an unknown task has one event that names it so. 404 if all are unknown.",
+    "when all are finished; an unknown task has one event. 404 if all are unknown.",
     (
         ResponseDoc(
             200,
@@ -203,7 +201,7 @@ FOLLOW_MANY = Operation(
             headers=("Cache-Control",),
             events=EventStream(_EVENTS, TaskView | ImageView | NotFoundView, samples.MANY_EVENTS),
         ),
-        ResponseDoc(204, "By `Last-Event-ID` the client has the ends of all."),
+        ResponseDoc(204, "`Last-Event-ID` shows that the client has the last event of each."),
         _NOT_FOUND,
     ),
     (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
@@ -223,7 +221,7 @@ IMAGE = Operation(
         ResponseDoc(200, "The image.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
         ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
         ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
-        ResponseDoc(304, "The client has it.", headers=_IMAGE_HEADERS),
+        ResponseDoc(304, "The client has this version.", headers=_IMAGE_HEADERS),
         ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
     ),
     (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
@@ -239,9 +237,9 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         name,
         CHANGE,
         "Cancel a task",
-        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late answer "
-        "changes nothing. **A task that several clients joined is cancelled for all of them.** A sent call may have "
-        "been paid for.",
+        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late result is "
+        "ignored. **A task that several clients joined is cancelled for all of them.** A call that was sent may "
+        "have been paid for.",
         (
             ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,
@@ -261,8 +259,8 @@ RETRY = Operation(
     "retryTask",
     CHANGE,
     "Try a failed or cancelled task again",
-    "It is queued again under the same id, its attempts from zero. Only the webhooks of the client that retries "
-    "are called at its end.",
+    "It is queued again under the same id, its attempts from zero. Only the webhooks of the requesting client are "
+    "called at its end.",
     (
         ResponseDoc(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
         _NOT_FOUND,
@@ -309,7 +307,7 @@ LIST = Operation(
 )
 
 _WEBHOOK_HEADERS = (
-    Parameter("webhook-id", "header", "The same on every try: a repeated one may be ignored.", _TEXT, required=True),
+    Parameter("webhook-id", "header", "The same on every try, so that repeats can be ignored.", _TEXT, required=True),
     Parameter("webhook-timestamp", "header", "Unix time of this try.", _TEXT, required=True, example="1767225604"),
     Parameter(
         "webhook-signature",
@@ -325,11 +323,11 @@ _WEBHOOK_RESPONSES = (
 )
 _WEBHOOK_TEXT = (
     "Sent when the task ended, to every webhook of its submits; immediately if it was finished already. "
-    "Any other answer than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
+    "Any other response than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
     "redirects are not followed. The address must be public and `https`, and not this service's own. Destinations "
     "(scheme, host, port and the path's first segment) do not wait for each other; a slow or failing one is called "
-    "less often. A retry calls only the webhooks of the client that retries. A task has at most "
-    f"{MAX_WEBHOOKS} webhooks; how far each is, is in `webhook` of the task."
+    "less often. A retry calls only the webhooks of its own client. A task has at most "
+    f"{MAX_WEBHOOKS} webhooks; `webhook` of the task shows the state of each."
 )
 
 

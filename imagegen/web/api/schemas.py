@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Sequence = Annotated[int, Field(ge=0, description="Rises with each change of the task, over restarts too; not dense.")]
 Position = Annotated[int, Field(ge=0, description="1 is next, null: not waiting; an estimate with several instances.")]
-Eta = Annotated[float, Field(ge=0, description="Seconds left, from measured run times; null while these are too few.")]
+Eta = Annotated[float, Field(ge=0, description="Seconds left, from measured run times; null while there are too few.")]
 Message = Annotated[str, Field(description="For people: Chinese, or English where `Accept-Language` prefers it.")]
 
 
@@ -94,7 +94,7 @@ class TaskView(TypedDict):
     queuePosition: NotRequired[Position | None]
     etaSeconds: NotRequired[Eta | None]
     data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
-    warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="Changes that were made to the request.")]]
     possiblyBilledTwice: NotRequired[
         Annotated[Count, Field(description="Calls that may have been paid for without an image.")]
     ]

@@ -55,7 +55,7 @@ GENERATE = Operation(
     "/v1/images/generations",
     "createImage",
     COMPATIBLE,
-    "Generate images, as OpenAI's and Together's clients request them",
+    "Generate images, as the clients of OpenAI and Together do",
     "The same queue as `/api/images/generate`: the same canonical request is the same task, so a client that times out "
     "and repeats its POST joins the task that runs, and pays once. The answer comes when the images are there; a "
     "little before the client would give up it is a 503 `unfinished` with `retry-after`, and the task goes on. "
@@ -72,7 +72,7 @@ GENERATE = Operation(
         ),
         ResponseDoc(
             202,
-            "Requested by `Prefer: respond-async`.",
+            "Accepted: the client sent `Prefer: respond-async`.",
             AcceptedResponse,
             {"accepted": samples.ACCEPTED},
             ("Location", "Preference-Applied", "Retry-After"),
@@ -92,7 +92,7 @@ MODELS = Operation(
     "listModels",
     COMPATIBLE,
     "List the provider's models",
-    "The list is renewed every few minutes at most. Together's client (by its `User-Agent`) gets a bare array.",
+    "The list is cached for five minutes. Together's client, recognised by its `User-Agent`, gets a bare array.",
     (
         ResponseDoc(
             200,

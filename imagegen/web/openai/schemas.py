@@ -32,7 +32,7 @@ class ImagesResponse(TypedDict):
     created: Annotated[Count, Field(description="Unix time.")]
     model: str
     data: list[ImageEntry]
-    warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="Changes that were made to the request.")]]
 
 
 class AcceptedResponse(TypedDict):

@@ -31,7 +31,7 @@ _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 _GENERAL = "the general limit (`RATE_LIMIT_MAX`)"
 _BOTH = f"{_GENERAL} and the limit for generations (`IMAGE_RATE_LIMIT_MAX`)"
 _LIMITS = {"none": "no limit", "misses": "no limit", "general": _GENERAL, "generation": _BOTH, "entries": _BOTH}
-_ADMIN = "Needs the admin token; where the service has none, it answers only on its own machine."
+_ADMIN = "Needs the admin token; without one, the service responds only to its own machine."
 _ERROR_TEXTS = {400: "The request can't be read, or breaks a rule: `details` names every fault."}
 _ERROR_HEADERS = {
     401: ("WWW-Authenticate",),

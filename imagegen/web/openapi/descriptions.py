@@ -15,35 +15,35 @@ curl -s "$BASE/api/images/$TASK_ID?wait=60"
 
 **States.** `pending` → `processing` → `completed`, `failed` or `cancelled`. `pending` is also the wait before another \
 attempt; `reason` and `retryAt` show why and until when; `store_unavailable` means that images can't be saved now. \
-A finished task is kept for `RESULT_TTL` seconds (a day), its images with it.
+A finished task is stored for `RESULT_TTL` seconds (a day), its images with it.
 
 **Ids.** A `taskId` is the MD5 of the canonical request (an HMAC where the operator set a secret), so the same request \
-is the same task for every client: it is joined while it runs, and its result is given out again when it is done. That \
-also means that **a client that cancels a task cancels it for all who joined it**.
+is the same task, for everybody: it is joined while it runs, and its result is given out again when it is done. That \
+also means that **cancelling a task cancels it for every client that joined it**.
 
-**Sequence.** Every answer about a task has a `sequence`. It rises with each change, over crashes, restarts and \
-resubmissions too, and is not dense. Of two answers, the one with the higher sequence is newer.
+**Sequence.** Every response about a task has a `sequence`. It rises with each change, over crashes, restarts and \
+resubmissions too, and is not dense. Of two responses, the higher sequence is newer.
 
 **Progress** is honest: it rises when something happened, never by a timer. `queuePosition` and `etaSeconds` are null \
-if they are unknown.
+without an estimate.
 
-**Do not poll blindly.** Wait by `Prefer: wait=N` or `?wait=N`, follow an event stream, or leave a webhook. An \
-unfinished answer has the time of the next request in `Retry-After`.
+**Do not poll blindly.** Wait by `Prefer: wait=N` or `?wait=N`, follow an event stream, or set a webhook. An \
+unfinished task has `Retry-After` with the seconds until the next request.
 
 **Limits** are kept for each client in a moving window. Every call under `/api` and `/v1` counts as one against the \
-general limit, and a call that may start a generation against a second limit too; a wait and an event stream count \
-once, however long they take. Images, health, metrics and pages count against \
-none, but a request for an image that does not exist does. `RateLimit` shows the rest, \
-`Retry-After` of a 429 the time of the next request.
+general limit, and one that may start a generation against a second limit too; a wait and an event stream count once, \
+however long they take. Images, health, metrics and pages count against \
+none, but a request for an image that does not exist does. `RateLimit` shows the rest of each limit, \
+`Retry-After` of a 429 the seconds to wait.
 
 **Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
 Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. \
-Bytes that are no HTTP request get a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
-`method_not_allowed` with `Allow`. Every GET but an event stream answers HEAD too.
+Malformed HTTP gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
+`method_not_allowed` with `Allow`. Every GET route but event streams takes HEAD too.
 
-**Warning of a second bill.** Where a call to the provider was sent and no answer came, or only a gateway's \
-(a time-out, a closed connection), it may have been paid for. It is repeated at most once, and counted in \
-`possiblyBilledTwice` of the task. A call that is made again because its answer held no usable image counts there too.
+**Warning of a second bill.** If a call to the provider was sent and no response came, or only a gateway's \
+(a time-out, a closed connection), it may have been paid for. It is repeated at most once, and the task counts such \
+calls in `possiblyBilledTwice`. A call that is made again because its answer held no usable image counts there too.
 """
 
 TAGS: Mapping[str, str] = {
@@ -52,7 +52,7 @@ TAGS: Mapping[str, str] = {
     "Change": "Cancel a task or try it again.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
-    "Operate": "For the operator of the service.",
+    "Operate": "For the operator.",
     "Pages": "This document.",
-    "OpenAI and Together, other bases": "The same routes for client versions with another place of `/v1`.",
+    "OpenAI and Together, other bases": "The same routes under the other bases that client versions use.",
 }

@@ -16,7 +16,7 @@ _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 TASK = Parameter(
     "taskId",
     "path",
-    "The `taskId` of a POST. An unknown one is answered by 404, in any form.",
+    "The `taskId` of a POST. An unknown or malformed id is a 404.",
     {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     required=True,
     example=samples.TASK_ID,
@@ -32,7 +32,7 @@ MODEL = Parameter(
     required=True,
     example="black-forest-labs/FLUX.1-schnell",
 )
-FILE = Parameter("file", "path", "A file of the page.", _TEXT, required=True, example="docs.css")
+FILE = Parameter("file", "path", "Name of a file of the page.", _TEXT, required=True, example="docs.css")
 TASKS = Parameter(
     "tasks",
     "query",
@@ -44,7 +44,7 @@ TASKS = Parameter(
 WAIT = Parameter(
     "wait",
     "query",
-    f"Answer when the task is finished, or after this number of seconds: 1 to {MAX_WAIT_S}.",
+    f"Respond when the task is finished, or after this number of seconds: 1 to {MAX_WAIT_S}.",
     {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_S},
     example=30,
 )
@@ -52,21 +52,21 @@ VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: wi
 PREFER = Parameter(
     "Prefer",
     "header",
-    f"`wait=N` is the same as `?wait=N` (RFC 7240); more than {MAX_WAIT_S} is cut. What can't be read is passed over.",
+    f"`wait=N` is the same as `?wait=N` (RFC 7240); more than {MAX_WAIT_S} is cut. A malformed preference is ignored.",
     _TEXT,
     example="wait=30",
 )
 PREFER_ASYNC = Parameter(
     "Prefer",
     "header",
-    "`respond-async` requests 202 and a link in place of the images, with `wait=N` after N seconds.",
+    "`respond-async` requests 202 and a link in place of the images; `wait=N` waits N seconds first.",
     _TEXT,
     example="respond-async",
 )
 READ_TIMEOUT = Parameter(
     "x-stainless-read-timeout",
     "header",
-    "How long the client reads; the clients of OpenAI and Together send it; the answer comes a tenth before, in 90 s.",
+    "Read timeout that the SDKs of OpenAI and Together send; the response comes a tenth earlier, within 90 s.",
     _TEXT,
     example="60",
 )
@@ -82,14 +82,12 @@ IDEMPOTENCY_KEY = Parameter(
 CACHE_CONTROL = Parameter(
     "Cache-Control",
     "header",
-    "`no-cache` generates new images under the same id; a client that comes while the task runs joins it. The old "
-    "images stay in `data` with `stale:true` until the new ones are saved, and remain if the new generation fails.",
+    "`no-cache` requests fresh images under the same id; further requests join the running task. The old "
+    "images stay in `data` with `stale:true` until the new ones are stored, and remain if the fresh run fails.",
     _TEXT,
     example="no-cache",
 )
-IF_NONE_MATCH = Parameter(
-    "If-None-Match", "header", "An `ETag` that the client has: 304 where nothing changed since.", _TEXT
-)
+IF_NONE_MATCH = Parameter("If-None-Match", "header", "An `ETag` that the client has: 304 if nothing changed.", _TEXT)
 LAST_EVENT_ID = Parameter(
     "Last-Event-ID",
     "header",
@@ -102,30 +100,30 @@ IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whol
 LANGUAGE = Parameter(
     "Accept-Language",
     "header",
-    "Texts for people are Chinese, or English if it is preferred.",
+    "Language of texts for people: Chinese, or English if it is preferred.",
     _TEXT,
     example="en",
 )
 
 HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "X-Request-Id": ("Names the request: the client's own where that is harmless, else a fresh one.", _TEXT),
-    "Location": ("Where to go on.", _TEXT),
+    "X-Request-Id": ("Id of the request: the client's own if it is harmless, else a new one.", _TEXT),
+    "Location": ("Address of the task or page.", _TEXT),
     "Retry-After": ("Seconds until the next request is useful.", _NUMBER),
-    "ETag": ("The version of the response; that of a task is its sequence.", _TEXT),
-    "Cache-Control": ("How long this may be kept.", _TEXT),
-    "Preference-Applied": ("The preference that was followed.", _TEXT),
+    "ETag": ("The version of the content; that of a task is its sequence.", _TEXT),
+    "Cache-Control": ("How long this may be cached.", _TEXT),
+    "Preference-Applied": ("The preference that was applied.", _TEXT),
     "X-Cache": (
         "`MISS`: a new task. `COALESCED`: joined. `HIT`: completed before. `REFRESH`: made again.",
         {"type": "string", "enum": ["MISS", "COALESCED", "HIT", "REFRESH"]},
     ),
     "RateLimit-Policy": ("The limits that count here, by name.", _TEXT),
-    "RateLimit": ("The rest of each, and in how many seconds some of it comes back.", _TEXT),
+    "RateLimit": ("The rest of each limit, and the seconds until some of it is free again.", _TEXT),
     "X-RateLimit-Limit": ("Of the tightest limit.", _NUMBER),
     "X-RateLimit-Remaining": ("The rest of it.", _NUMBER),
-    "X-RateLimit-Reset": ("Seconds until some of it comes back.", _NUMBER),
+    "X-RateLimit-Reset": ("Seconds until some of it is free again.", _NUMBER),
     "WWW-Authenticate": ("`Bearer`.", _TEXT),
     "Accept-Ranges": ("`bytes`.", _TEXT),
     "Content-Range": ("Which bytes these are, and of how many.", _TEXT),
     "Content-Disposition": ("A file name.", _TEXT),
-    "x-should-retry": ("`false` where a repeat can't help.", {"type": "string", "enum": ["false"]}),
+    "x-should-retry": ("`false` if a repeat can't help.", {"type": "string", "enum": ["false"]}),
 }

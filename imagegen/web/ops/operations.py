@@ -12,7 +12,7 @@ OPERATE, PAGES = "Operate", "Pages"
 
 _TEXT = {"type": "string"}
 _PAGE_HEADERS = ("ETag", "Cache-Control")
-_UNCHANGED = ResponseDoc(304, "The client has it.", headers=_PAGE_HEADERS)
+_UNCHANGED = ResponseDoc(304, "The client has this version.", headers=_PAGE_HEADERS)
 _READY = {"ready": {"status": "ready"}}
 _NOT_READY = {"not ready": {"status": "not ready", "causes": ["images can't be saved: ENOSPC No space left on device"]}}
 
@@ -21,12 +21,12 @@ API_HEALTH = Operation(
     "/api/health",
     "getHealth",
     OPERATE,
-    "See that the service answers",
-    "It calls neither Redis nor the provider.",
+    "Check that the service responds",
+    "It uses neither Redis nor the provider.",
     (
         ResponseDoc(
             200,
-            "It does.",
+            "Yes.",
             HealthView,
             {
                 "healthy": {
@@ -44,9 +44,9 @@ ALIVE = Operation(
     "/healthz",
     "getAlive",
     OPERATE,
-    "See that the process lives",
+    "Check that the process is alive",
     "For the platform: it stays 200 while Redis or the provider is away, which a restart would not repair.",
-    (ResponseDoc(200, "It does.", AliveView, {"alive": {"status": "ok"}}),),
+    (ResponseDoc(200, "Yes.", AliveView, {"alive": {"status": "ok"}}),),
 )
 
 READY = Operation(
@@ -54,12 +54,12 @@ READY = Operation(
     "/readyz",
     "getReady",
     OPERATE,
-    "See whether traffic should come",
+    "Check whether the service is ready",
     "Redis answers, the loops live, images can be saved, and the service is not about to stop. `causes` names what "
     "fails.",
     (
-        ResponseDoc(200, "It should.", ReadyView, _READY),
-        ResponseDoc(503, "It should not.", ReadyView, _NOT_READY),
+        ResponseDoc(200, "Ready.", ReadyView, _READY),
+        ResponseDoc(503, "Not ready.", ReadyView, _NOT_READY),
     ),
 )
 
@@ -69,9 +69,9 @@ STATS = Operation(
     "getStats",
     OPERATE,
     "Read the counters",
-    "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is everybody's; "
-    "all else is of the instance that answers, since its start.",
-    (ResponseDoc(200, "One look.", StatsView),),
+    "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is shared; "
+    "all else is of the responding instance, since its start.",
+    (ResponseDoc(200, "The counters.", StatsView),),
     (named.LANGUAGE,),
     limit="general",
     admin=True,
@@ -114,7 +114,7 @@ PAGE = Operation(
     "getPage",
     PAGES,
     "See this document as a page",
-    "It requests nothing from other hosts.",
+    "It sends no request to another host.",
     (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
     (named.IF_NONE_MATCH,),
 )
