@@ -142,15 +142,15 @@ class RateLimits:
         """Pay for up to `wanted` generations of a batch (1 at least); those over the limit spend nothing."""
         if not self._generation:
             return Admission(wanted, 0)
-        client, before, left = self._identify(request), request.get(_BUDGET), wanted
-        while left > 0:
-            budget = await self._hit_store(self._generation, client, left)
+        client, before, admitted = self._identify(request), request.get(_BUDGET), wanted
+        while admitted > 0:
+            budget = await self._hit_store(self._generation, client, admitted)
             request[_BUDGET] = budget.after(before)
             state = budget.states[0]
             if state.retry_s <= 0:
                 break
-            left = min(state.remaining, left - 1)
-        return Admission(left, 0 if left == wanted else _whole_seconds(request[_BUDGET].states[-1].reset_s))
+            admitted = min(state.remaining, admitted - 1)
+        return Admission(admitted, 0 if admitted == wanted else _whole_seconds(request[_BUDGET].states[-1].reset_s))
 
     def _limited(self, handler: Handler, kind: str, rules: tuple[_Rule, ...]) -> Handler:
         if not rules:
@@ -168,7 +168,7 @@ class RateLimits:
 
     async def _hit_store(self, rules: Sequence[_Rule], client: str, cost: int) -> _LimitResult:
         states = await self._store.hit([rule.window(client) for rule in rules], cost)
-        return _LimitResult(rules, [LimitState(*state) for state in states])
+        return _LimitResult(rules, states)
 
 
 RATE_LIMITS = web.AppKey("rates", RateLimits)
@@ -178,10 +178,13 @@ class _SingleStepStrategy(MovingWindowRateLimiter):
     """Strategy that counts in `test()`; `hit()` does nothing."""
 
     def __init__(
-        self, storage: Any, ask: Callable[[Sequence[_Rule], str, int], Awaitable[_LimitResult]], rules: Sequence[_Rule]
+        self,
+        storage: Any,
+        hit_store: Callable[[Sequence[_Rule], str, int], Awaitable[_LimitResult]],
+        rules: Sequence[_Rule],
     ) -> None:
         super().__init__(storage)
-        self._hit_store = ask
+        self._hit_store = hit_store
         self._rules = rules
 
     async def test(self, item: Any, *identifiers: str, cost: int = 1) -> bool:  # noqa: ARG002 - the item is of one rule

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from imagegen.ratelimit.stores import LimitState, Window
 from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
-
-Window = tuple[str, int, float]
-"""Name, limit, length in seconds."""
-
-Standing = tuple[int, float, float]
-"""Remaining count; seconds until some of it is free again; seconds until the same hit would pass, 0 if it passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +31,13 @@ class RedisRateLimitStore:
         self._meter = connection.meter
         self._keys = keys
         self._script = load_script(__package__, "rate_limit")
-        self._hits = Batcher[_Hit, list[Standing]](connection.multiplexer, self._asked, self._standings)
+        self._hits = Batcher[_Hit, list[LimitState]](connection.multiplexer, self._encode, self._decode)
 
-    async def hit(self, windows: Sequence[Window], cost: int) -> list[Standing]:
+    async def hit(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         """Spend `cost` from each of the windows, or from none; return one state a window. Raises QueueUnavailable."""
         return await self._hits(_Hit(windows, cost))
 
-    def _asked(self, hits: list[_Hit]) -> CommandBatch:
+    def _encode(self, hits: list[_Hit]) -> CommandBatch:
         places: dict[str, int] = {}
         args: list[int] = []
         for hit in hits:
@@ -52,8 +47,8 @@ class RedisRateLimitStore:
                 args += (place, limit, max(round(window_s * 1000), 1))
         return self._script.asked(list(places), args)
 
-    def _standings(self, hits: list[_Hit], replies: list[Any]) -> list[list[Standing]]:
-        answers = cast(list[list[tuple[int, int, int]]], replies[0])
-        passed = [hit for hit, answer in zip(hits, answers, strict=True) if not any(retry for _, _, retry in answer)]
+    def _decode(self, hits: list[_Hit], replies: list[Any]) -> list[list[LimitState]]:
+        rows = cast(list[list[tuple[int, int, int]]], replies[0])
+        passed = [hit for hit, reply in zip(hits, rows, strict=True) if not any(retry for _, _, retry in reply)]
         self._meter.redis_commands_sent("limits", 3 + len({name for hit in passed for name, _, _ in hit.windows}))
-        return [[(left, reset_ms / 1000, retry_ms / 1000) for left, reset_ms, retry_ms in answer] for answer in answers]
+        return [[LimitState(left, reset / 1000, retry / 1000) for left, reset, retry in reply] for reply in rows]

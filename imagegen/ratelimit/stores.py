@@ -15,11 +15,11 @@ from imagegen.errors import QueueUnavailable
 MAX_CLIENTS = 20_000
 
 _REDIS_TIMEOUT_S = 0.4
-_REDIS_REST_S = 5.0
+_RETRY_AFTER_S = 5.0
 
 
 class Window(NamedTuple):
-    """Window of one limit: at most `limit` in any `window_s` seconds. It is also a plain tuple."""
+    """Window of one limit: at most `limit` in any `window_s` seconds."""
 
     key: str
     limit: int
@@ -41,8 +41,8 @@ class LimitState(NamedTuple):
 class RateLimitStore(Protocol):
     """Store of windows. A hit is one step over all windows: it spends from each, or from none."""
 
-    async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[tuple[int, float, float]]:
-        """Spend from the windows; return (remaining, reset_s, retry_s) of each, in order."""
+    async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[LimitState]:
+        """Spend from the windows; return the state of each, in order."""
 
 
 class LocalRateLimitStore(RateLimitStore, Protocol):
@@ -110,43 +110,43 @@ class FallbackRateLimitStore:
         self._shared = shared
         self._memory = memory
         self._clock = clock
-        self._away_since: float | None = None
-        self._rests_until = 0.0
+        self._unavailable_since: float | None = None
+        self._retry_at = 0.0
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         local = self._memory.hit_sync(windows, cost)
-        if self._clock() < self._rests_until or not _passed(local):
+        if self._clock() < self._retry_at or not _passed(local):
             return local
         try:
             async with asyncio.timeout(_REDIS_TIMEOUT_S):
-                shared = [LimitState(*standing) for standing in await self._shared.hit(windows, cost)]
+                shared = list(await self._shared.hit(windows, cost))
         except (QueueUnavailable, OSError) as error:
             self._mark_unavailable(error)
             return local
-        self._note_back()
+        self._mark_available()
         if not _passed(shared):
             self._memory.refund(windows, cost)
         return shared
 
     def hit_sync(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
-        """In this process alone; a client that is over its limit here is refused by `hit` too."""
+        """Count in this process alone; a client that is over its limit here is refused by `hit` too."""
         return self._memory.hit_sync(windows, cost)
 
     def _mark_unavailable(self, error: Exception) -> None:
         now = self._clock()
-        self._rests_until = now + _REDIS_REST_S
-        if self._away_since is None:
-            self._away_since = now
-            logger.warning("Shared rate limits are away ({}): each instance limits alone", type(error).__name__)
+        self._retry_at = now + _RETRY_AFTER_S
+        if self._unavailable_since is None:
+            self._unavailable_since = now
+            logger.warning("Shared rate limits are unavailable ({}): each instance limits alone", type(error).__name__)
 
-    def _note_back(self) -> None:
-        if self._away_since is not None:
-            logger.info("Shared rate limits are back after {:.0f} s", self._clock() - self._away_since)
-            self._away_since = None
+    def _mark_available(self) -> None:
+        if self._unavailable_since is not None:
+            logger.info("Shared rate limits are back after {:.0f} s", self._clock() - self._unavailable_since)
+            self._unavailable_since = None
 
 
-def _passed(standings: Sequence[LimitState]) -> bool:
-    return all(standing.retry_s <= 0 for standing in standings)
+def _passed(states: Sequence[LimitState]) -> bool:
+    return all(state.retry_s <= 0 for state in states)
 
 
 def _retry_s(log: deque[float], window: Window, cost: int, now: float) -> float:
@@ -159,5 +159,5 @@ def _retry_s(log: deque[float], window: Window, cost: int, now: float) -> float:
 
 
 def _left_s(spent_at: float, window: Window, now: float) -> float:
-    """Until a hit comes back. In this order a rounding never makes it longer than the window."""
+    """Return the seconds until a hit is free again. In this order, rounding never makes it longer than the window."""
     return window.window_s - (now - spent_at)

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.ratelimit.redis import RedisRateLimitStore, Standing, Window
-from imagegen.ratelimit.stores import RateLimitStore
+from imagegen.ratelimit.redis import RedisRateLimitStore
+from imagegen.ratelimit.stores import LimitState, RateLimitStore, Window
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 
@@ -38,7 +38,7 @@ async def make_windows(redis_url: str, prefix: str) -> AsyncIterator[MakeWindows
         yield make
 
 
-def admitted(standings: list[list[Standing]]) -> int:
+def admitted(standings: list[list[LimitState]]) -> int:
     return sum(all(retry_s == 0 for _, _, retry_s in standing) for standing in standings)
 
 

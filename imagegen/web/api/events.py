@@ -55,8 +55,8 @@ async def multi_task_events(request: web.Request) -> web.StreamResponse:
     The id of an event is `task:sequence`. The last id of a complete stream joins those of all its tasks, so that a
     client that reconnects misses nothing and receives nothing twice.
     """
-    context, ids = request.app[SERVICES], _task_ids(request)
-    found = await asyncio.gather(*map(context.queue.get, ids))
+    services, ids = request.app[SERVICES], _task_ids(request)
+    found = await asyncio.gather(*map(services.queue.get, ids))
     tasks = [task for task in found if task is not None]
     if not tasks:
         return not_found(request)
@@ -68,17 +68,17 @@ async def multi_task_events(request: web.Request) -> web.StreamResponse:
 
 def _task_ids(request: web.Request) -> list[str]:
     ids = [task_id for text in request.query.getall("tasks", ()) for task_id in text.split(",")]
-    wanted = list(dict.fromkeys(ids))
-    if not 1 <= len(wanted) <= MAX_TASKS or "" in wanted:
+    task_ids = list(dict.fromkeys(ids))
+    if not 1 <= len(task_ids) <= MAX_TASKS or "" in task_ids:
         raise InvalidRequest(details=[FieldError("tasks", f"must be 1 to {MAX_TASKS} task ids with commas between")])
-    return wanted
+    return task_ids
 
 
 async def _stream(request: web.Request, tasks: Sequence[Task], stream: TaskEventStream) -> web.StreamResponse:
-    context = request.app[SERVICES]
+    services = request.app[SERVICES]
     if all(task.state.is_final and stream.known(task) == task.sequence for task in tasks):
         return web.Response(status=204)
-    with context.feed.subscribe(task.id for task in tasks) as subscription:
+    with services.feed.subscribe(task.id for task in tasks) as subscription:
         on_disconnect(request, subscription.wake)
         response = EventSourceResponse(ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
         response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
@@ -117,7 +117,7 @@ class TaskEventStream:
         self, request: web.Request, known: Mapping[str, int], *, joined: bool = False, unknown: Sequence[str] = ()
     ) -> None:
         self._request = request
-        self._context: Services = request.app[SERVICES]
+        self._services: Services = request.app[SERVICES]
         self._client_sequences = dict(known)
         self._joined = joined
         self._unknown = unknown
@@ -140,8 +140,8 @@ class TaskEventStream:
             view = {"taskId": task_id} | not_found_view(language(self._request))
             await response.send(orjson.dumps(view).decode(), event="snapshot")
         for task in tasks:
-            await self._send_changes(response, await self._context.queue.get(task.id) or task)
-        while not self._finished and not self._context.readiness.draining:
+            await self._send_changes(response, await self._services.queue.get(task.id) or task)
+        while not self._finished and not self._services.readiness.draining:
             left_s = ends_at - clock()
             if left_s <= 0 or is_disconnected(self._request):
                 break
@@ -179,9 +179,9 @@ class TaskEventStream:
         self, response: EventSourceResponse, event: str, here: tuple[str, int], data: Mapping[str, Any]
     ) -> None:
         task_id, sequence = here
-        shown = {"taskId": task_id, **data} if self._joined else data
+        body = {"taskId": task_id, **data} if self._joined else data
         event_id = f"{task_id}:{sequence}" if self._joined else str(sequence)
-        await response.send(orjson.dumps(shown).decode(), id=event_id, event=event)
+        await response.send(orjson.dumps(body).decode(), id=event_id, event=event)
 
     async def _end(self, response: EventSourceResponse) -> None:
         """Send the last id and the delay of a reconnect in one write, so that no client reconnects between the two."""

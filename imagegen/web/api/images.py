@@ -24,8 +24,8 @@ _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 async def get_image(request: web.Request) -> web.StreamResponse:
     """Send one image's bytes. Raises TaskNotFound, ImageExpired, StoreUnavailable."""
-    context = request.app[SERVICES]
-    task = await context.queue.get(request.match_info["task_id"])
+    services = request.app[SERVICES]
+    task = await services.queue.get(request.match_info["task_id"])
     image = _image(task, request.match_info["index"])
     if image is None and context.queue.may_be_outdated(request.match_info["task_id"]):
         task = await context.queue.fresh(request.match_info["task_id"])  # a link of another instance comes at once
@@ -37,7 +37,7 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     version = _version(request)
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
-    return await _answer(request, context, task, image)
+    return await _answer(request, services, task, image)
 
 
 def is_free(request: web.Request) -> bool:
@@ -58,16 +58,16 @@ def _image(task: Task | None, index: str) -> StoredImage | None:
     return next((image for image in task.images if image.index == int(index)), None)
 
 
-async def _answer(request: web.Request, context: Services, task: Task, image: StoredImage) -> web.StreamResponse:
+async def _answer(request: web.Request, services: Services, task: Task, image: StoredImage) -> web.StreamResponse:
     """Answer from the record alone if no bytes are to be sent."""
     etag, size_bytes = f'"{image.sha256[:32]}"', image.size_bytes
     headers = _headers(request, task, image, etag)
     if etag_matches(request, etag):
-        return await _without_body(context, task, image, web.Response(status=304, headers=headers))
+        return await _without_body(services, task, image, web.Response(status=304, headers=headers))
     headers[hdrs.CONTENT_TYPE] = image.content_type
     if request.method == hdrs.METH_HEAD:
         head = web.Response(headers={**headers, hdrs.CONTENT_LENGTH: str(size_bytes)})
-        return await _without_body(context, task, image, head)
+        return await _without_body(services, task, image, head)
     status, part = 200, range(size_bytes)
     wanted = request.headers.get(hdrs.RANGE)
     if wanted is not None and request.headers.get(hdrs.IF_RANGE, etag) == etag:
@@ -75,20 +75,20 @@ async def _answer(request: web.Request, context: Services, task: Task, image: St
         if found is not None and not found:
             del headers[hdrs.CONTENT_TYPE]
             refusal = web.Response(status=416, headers={**headers, hdrs.CONTENT_RANGE: f"bytes */{size_bytes}"})
-            return await _without_body(context, task, image, refusal)
+            return await _without_body(services, task, image, refusal)
         if found is not None:
             status, part = 206, found
             headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
-    opened = await context.store.open(task.id, image)
+    opened = await services.store.open(task.id, image)
     if opened is None:
         raise ImageExpired
     return await request.app[IMAGE_SENDER].send(request, opened, part, status, headers)
 
 
 async def _without_body(
-    context: Services, task: Task, image: StoredImage, response: web.StreamResponse
+    services: Services, task: Task, image: StoredImage, response: web.StreamResponse
 ) -> web.StreamResponse:
-    if not await context.store.contains(task.id, image):
+    if not await services.store.contains(task.id, image):
         raise ImageExpired
     return response
 

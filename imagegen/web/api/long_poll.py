@@ -33,8 +33,8 @@ def parse_wait_s(request: web.Request) -> int:
             raise InvalidRequest(details=[FieldError("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
         return int(query)
     preferences = request.headers.getall(_PREFER_HEADER, None)
-    found = _PREFER.search(",".join(preferences)) if preferences else None
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    match = _PREFER.search(",".join(preferences)) if preferences else None
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
 def preference_applied(wait_s: int) -> dict[str, str]:
@@ -42,18 +42,18 @@ def preference_applied(wait_s: int) -> dict[str, str]:
     return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
 
 
-async def wait_until_final(context: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
+async def wait_until_final(services: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
     """Return the task when it is finished, after `within_s` seconds, or when this service stops.
 
     With its request, the wait also ends when the client leaves.
     """
     deadline = asyncio.get_running_loop().time() + within_s
-    with context.feed.subscribe([task.id]) as subscription:
+    with services.feed.subscribe([task.id]) as subscription:
         if request is not None:
             on_disconnect(request, subscription.wake)
-        task = await context.queue.get(task.id) or task
+        task = await services.queue.get(task.id) or task
         while not (
-            task.state.is_final or context.readiness.draining or (request is not None and is_disconnected(request))
+            task.state.is_final or services.readiness.draining or (request is not None and is_disconnected(request))
         ):
             left_s = deadline - asyncio.get_running_loop().time()
             if left_s <= 0:

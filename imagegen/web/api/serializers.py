@@ -40,7 +40,7 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str,
     """Return the POST body."""
     task, cached = submitted.task, submitted.cached
     hit = cached is CacheResult.HIT
-    here = f"{base_url}/api/images/{task.id}"
+    url = f"{base_url}/api/images/{task.id}"
     view: SubmittedView = {
         "success": True,
         "taskId": task.id,
@@ -48,9 +48,9 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str,
         "message": TEXTS[language]["hit" if hit else "new"],
         "status": task.state,
         "sequence": task.sequence,
-        "statusUrl": here,
-        "eventsUrl": f"{here}/events",
-        "cancelUrl": f"{here}/cancel",
+        "statusUrl": url,
+        "eventsUrl": f"{url}/events",
+        "cancelUrl": f"{url}/cancel",
         "queuePosition": place.position,
         "etaSeconds": place.eta_s,
     }
@@ -97,9 +97,13 @@ def task_view(
         view["warnings"] = list(task.warnings)
     if task.possibly_billed_twice:
         view["possiblyBilledTwice"] = task.possibly_billed_twice
-    told = [one for one in task.deliveries if not task.state.is_final or one.webhook.subscribes_to(task.state)]
-    if told:
-        view["webhook"] = [_delivery_view(delivery) for delivery in told]
+    deliveries = [
+        delivery
+        for delivery in task.deliveries
+        if not task.state.is_final or delivery.webhook.subscribes_to(task.state)
+    ]
+    if deliveries:
+        view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
     return view
 
 

@@ -109,10 +109,10 @@ def _check_type(request: web.Request) -> None:
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
         raise UnsupportedMediaType
-    given = headers.get(hdrs.CONTENT_TYPE, "")
-    if given in _JSON_TYPES:
+    content_type = headers.get(hdrs.CONTENT_TYPE, "")
+    if content_type in _JSON_TYPES:
         return
-    kind, *parameters = (part.strip().lower() for part in given.split(";"))
+    kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
     allowed = ("", "charset=utf-8", 'charset="utf-8"')
     if kind != "application/json" or any(parameter not in allowed for parameter in parameters):
         raise UnsupportedMediaType

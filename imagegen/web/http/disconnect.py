@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-_WAKE = web.RequestKey[Callable[[], None]]("wake_when_gone")
+_WAKE = web.RequestKey[Callable[[], None]]("wake_on_disconnect")
 
 
 def on_disconnect(request: web.Request, wake: Callable[[], None]) -> None:
@@ -15,7 +15,7 @@ def on_disconnect(request: web.Request, wake: Callable[[], None]) -> None:
 
 
 def notify_disconnect(request: web.BaseRequest) -> None:
-    """Called by the connection when it is lost."""
+    """Wake the wait of a request; the connection calls it when it is lost."""
     if isinstance(request, web.Request) and (wake := request.get(_WAKE)):
         wake()
 

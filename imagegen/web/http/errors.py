@@ -55,7 +55,7 @@ def error_view(error: ApiError, request_id: str, language: Language) -> ErrorVie
         "message": error.message(language),
         "retryable": error.retryable,
         "requestId": request_id,
-        "details": [{"field": fault.field, "message": fault.message} for fault in error.details],
+        "details": [{"field": field.field, "message": field.message} for field in error.details],
     }
 
 

@@ -25,7 +25,7 @@ SECURITY_HEADERS = {
 }
 """Defaults: a handler may set its own value."""
 
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 async def on_response_prepare(request: web.Request, response: web.StreamResponse) -> None:
@@ -56,7 +56,7 @@ def fresh_request_id() -> str:
 
 def assign_request_id(request: web.Request) -> str:
     """Set the id of a request and return it."""
-    given = request.headers.get(X_REQUEST_ID)
-    request_id = given if given and _GIVEN_ID.fullmatch(given) else fresh_request_id()
+    client_id = request.headers.get(X_REQUEST_ID)
+    request_id = client_id if client_id and _CLIENT_ID.fullmatch(client_id) else fresh_request_id()
     request[REQUEST_ID] = request_id
     return request_id

@@ -66,7 +66,7 @@ class RequestPipeline:
         meter, access_log = self.meter, self.access_log
         counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
-        async def edge(request: web.Request) -> web.StreamResponse:
+        async def pipeline(request: web.Request) -> web.StreamResponse:
             assign_request_id(request)
             began_at, status = monotonic(), _CLIENT_GONE
             meter.open_requests += 1
@@ -96,15 +96,15 @@ class RequestPipeline:
                 if access_log:
                     _log_access(request, status, took_s)
 
-        return edge
+        return pipeline
 
 
 EDGE = web.AppKey("edge", RequestPipeline)
 
 
-def install(app: web.Application, edge: RequestPipeline) -> None:
+def install(app: web.Application, pipeline: RequestPipeline) -> None:
     """Install the pipeline in an application."""
-    app[EDGE] = edge
+    app[EDGE] = pipeline
     app.on_response_prepare.append(on_response_prepare)
 
 

@@ -33,5 +33,5 @@ def etag_matches(request: web.Request, etag: str) -> bool:
     """Return whether the client has this version (RFC 9110, 13.1.2: weak comparison)."""
     if hdrs.IF_NONE_MATCH not in request.headers:
         return False
-    versions = {known.value for known in request.if_none_match or ()}
+    versions = {etag_sent.value for etag_sent in request.if_none_match or ()}
     return bool(versions & {etag.strip('"'), "*"})

@@ -40,7 +40,7 @@ def is_openai_path(path: str) -> bool:
 
 def error_response(error: ApiError, _request_id: str, _language: str) -> web.Response:
     """Return the answer for one error, in English, as `imagegen.web.http.errors` has it for `/api`."""
-    text = "; ".join(f"{fault.field}: {fault.message}" for fault in error.details) or error.message("en")
+    text = "; ".join(f"{field.field}: {field.message}" for field in error.details) or error.message("en")
     param = error.details[0].field if error.details else None
     headers = {name.lower(): value for name, value in error.headers.items()}
     if error.status in {429, 503}:

@@ -44,24 +44,24 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
 
     Raises InvalidRequest with every error, under the names that the client used.
     """
-    given = {name: value for name, value in body.items() if not _is_absent(name, value)}
-    faults = [FieldError(name, "is not supported by this service") for name in _UNSUPPORTED if name in given]
-    spelled = {ours: name for name, ours in _FIELD_NAMES.items() if name in given}
-    fields = {ours: given[name] for ours, name in spelled.items()}
+    sent = {name: value for name, value in body.items() if not _is_absent(name, value)}
+    errors = [FieldError(name, "is not supported by this service") for name in _UNSUPPORTED if name in sent]
+    spelled = {ours: name for name, ours in _FIELD_NAMES.items() if name in sent}
+    fields = {ours: sent[name] for ours, name in spelled.items()}
     if fields.get("output_format") == "jpg":
         fields["output_format"] = "jpeg"
-    _add_size(given, fields, spelled, faults)
-    as_base64 = _as_base64(given, faults)
-    streamed = given.get("stream", False)
+    _add_size(sent, fields, spelled, errors)
+    as_base64 = _as_base64(sent, errors)
+    streamed = sent.get("stream", False)
     if not isinstance(streamed, bool):
-        faults.append(FieldError("stream", "must be true or false"))
+        errors.append(FieldError("stream", "must be true or false"))
     try:
         request = parse_fields(fields, default_model=default_model, aliases=aliases)
     except InvalidRequest as error:
-        faults += [_as_spelled(fault, spelled) for fault in error.details]
-        raise InvalidRequest(details=faults[:MAX_FIELD_ERRORS]) from error
-    if faults:
-        raise InvalidRequest(details=faults[:MAX_FIELD_ERRORS])
+        errors += [_as_spelled(detail, spelled) for detail in error.details]
+        raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
+    if errors:
+        raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
     return OpenAIRequest(request, as_base64, streamed is True)
 
 
@@ -70,7 +70,7 @@ def _is_absent(name: str, value: object) -> bool:
 
 
 def _add_size(
-    given: Mapping[str, Any], fields: dict[str, Any], spelled: dict[str, str], faults: list[FieldError]
+    sent: Mapping[str, Any], fields: dict[str, Any], spelled: dict[str, str], errors: list[FieldError]
 ) -> None:
     """Fill in the missing sides: from `size`, else from `aspect_ratio`, else the default."""
     missing = [side for side in ("width", "height") if side not in fields]
@@ -78,46 +78,46 @@ def _add_size(
         return
     sides = {"width": DEFAULT_SIDE, "height": DEFAULT_SIDE}
     for name, read, rule in (("size", _read_size, "WIDTHxHEIGHT"), ("aspect_ratio", _read_ratio, "16:9, at most 4:1")):
-        text = given.get(name, "auto")
+        text = sent.get(name, "auto")
         if text == "auto":
             continue
-        found = read(text) if isinstance(text, str) else None
-        if found is None:
-            faults.append(FieldError(name, f"must be auto, or such as {rule}"))
+        match = read(text) if isinstance(text, str) else None
+        if match is None:
+            errors.append(FieldError(name, f"must be auto, or such as {rule}"))
         else:
-            sides = dict(zip(("width", "height"), found, strict=True))
+            sides = dict(zip(("width", "height"), match, strict=True))
             spelled |= dict.fromkeys(missing, name)
         break
     fields |= {side: sides[side] for side in missing}
 
 
 def _read_size(text: str) -> tuple[int, int] | None:
-    found = _SIZE.fullmatch(text)
-    return (int(found[1]), int(found[2])) if found else None
+    match = _SIZE.fullmatch(text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _read_ratio(text: str) -> tuple[int, int] | None:
     """Return sides of that ratio, of about a megapixel, multiples of 16."""
-    found = _RATIO.fullmatch(text)
-    wide, high = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = _RATIO.fullmatch(text)
+    wide, high = (int(match[1]), int(match[2])) if match else (0, 0)
     if not wide or not high or max(wide, high) > MAX_RATIO * min(wide, high):
         return None
     root = math.sqrt(wide / high)
     return round(DEFAULT_SIDE * root / 16) * 16, round(DEFAULT_SIDE / root / 16) * 16
 
 
-def _as_base64(given: Mapping[str, Any], faults: list[FieldError]) -> bool:
-    name = given.get("response_format", "url")
+def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool:
+    name = sent.get("response_format", "url")
     if isinstance(name, str) and name in _FORMATS:
         return _FORMATS[name]
-    faults.append(FieldError("response_format", f"must be one of {', '.join(_FORMATS)}"))
+    errors.append(FieldError("response_format", f"must be one of {', '.join(_FORMATS)}"))
     return False
 
 
-def _as_spelled(fault: FieldError, spelled: Mapping[str, str]) -> FieldError:
-    name, bracket, place = fault.field.partition("[")
+def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:
+    name, bracket, place = error.field.partition("[")
     ours = to_snake(name)
     theirs = spelled.get(ours, ours)
     if theirs in {"size", "aspect_ratio"}:
-        return FieldError(theirs, f"{ours} {fault.message}")
-    return FieldError(theirs + bracket + place, fault.message)
+        return FieldError(theirs, f"{ours} {error.message}")
+    return FieldError(theirs + bracket + place, error.message)

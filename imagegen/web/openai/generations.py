@@ -30,65 +30,65 @@ _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNOREC
 
 async def generations(request: web.Request) -> web.StreamResponse:
     """Queue or join the task and return its images, or an error before the client times out."""
-    context, options = request.app[SERVICES], SubmitOptions.from_request(request)
-    identity = context.identity
+    services, options = request.app[SERVICES], SubmitOptions.from_request(request)
+    identity = services.identity
     clock = asyncio.get_running_loop().time
     started_at = clock()
     wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
     submission = identity.submission(wanted.request, options.scope)
-    ended = await permanent_failure(context.queue, submission.task_id, request.headers)
+    ended = await permanent_failure(services.queue, submission.task_id, request.headers)
     if ended:
         return failure_response(ended)
     fresh = options.fresh and not is_sdk_retry(request.headers)
-    task = (await submit(context, submission, fresh=fresh)).task
+    task = (await submit(services, submission, fresh=fresh)).task
     within_s = client_timeout_s(request.headers) - (clock() - started_at)
     if wanted.streamed:
-        return await _streamed(request, context, task, within_s)
-    later = _prefers_async(request)
+        return await _streamed(request, services, task, within_s)
+    is_async = _prefers_async(request)
     if not task.state.is_final:
-        wait_s = min(within_s, parse_wait_s(request)) if later else within_s
-        task = await wait_until_final(context, task, wait_s, request)
-    if later and not task.state.is_final:
-        return await _accepted(context, request, task)
+        wait_s = min(within_s, parse_wait_s(request)) if is_async else within_s
+        task = await wait_until_final(services, task, wait_s, request)
+    if is_async and not task.state.is_final:
+        return await _accepted(services, request, task)
     if task.state is State.COMPLETED:
-        return json_response(await _answer(request, context, wanted, task))
-    return await _without_images(request, context, task)
+        return json_response(await _images_body(request, services, wanted, task))
+    return await _without_images(request, services, task)
 
 
-async def _streamed(request: web.Request, context: Services, task: Task, within_s: float) -> web.StreamResponse:
+async def _streamed(request: web.Request, services: Services, task: Task, within_s: float) -> web.StreamResponse:
     async def encode(task: Task, image: StoredImage) -> str:
-        return await _base64(context, task, image)
+        return await _base64(services, task, image)
 
-    with context.feed.subscribe([task.id]) as subscription:
+    with services.feed.subscribe([task.id]) as subscription:
         on_disconnect(request, subscription.wake)
-        task = await context.queue.get(task.id) or task
-        events = ImageEventStream(subscription, context.readiness, encode)
+        task = await services.queue.get(task.id) or task
+        events = ImageEventStream(subscription, services.readiness, encode)
         streamed = await events.send(request, task, within_s)
-    return streamed or await _without_images(request, context, events.task or task)
+    return streamed or await _without_images(request, services, events.task or task)
 
 
-async def _without_images(request: web.Request, context: Services, task: Task) -> web.Response:
+async def _without_images(request: web.Request, services: Services, task: Task) -> web.Response:
     """Return the response for a failed or unfinished task. The next POST waits too: the delay is only the rest."""
     if task.state.is_final:
         return failure_response(task)
-    place = await context.queue.position(task)
-    location = context.local_url(request, f"/api/images/{task.id}")
+    place = await services.queue.position(task)
+    location = services.local_url(request, f"/api/images/{task.id}")
     response = unfinished_response(task, (place.eta_s or 0.0) - client_timeout_s(request.headers), location)
-    if context.readiness.draining:
+    if services.readiness.draining:
         response.force_close()
     return response
 
 
-async def _answer(request: web.Request, context: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
+async def _images_body(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
     """Return the body, which both clients accept in their strict modes too."""
-    url_of = image_url_builder(context.base_url(request))
+    url_of = image_url_builder(services.base_url(request))
     entries: list[ImageEntry] = [
-        {"index": image.index, "type": "b64_json", "b64_json": await _base64(context, task, image)}
+        {"index": image.index, "type": "b64_json", "b64_json": await _base64(services, task, image)}
         if wanted.as_base64
         else {"index": image.index, "type": "url", "url": url_of(task, image)}
         for image in task.images
     ]
-    answer: ImagesResponse = {
+    body: ImagesResponse = {
         "id": task.id,
         "object": "list",
         "created": int(task.created_at),
@@ -96,15 +96,15 @@ async def _answer(request: web.Request, context: Services, wanted: OpenAIRequest
         "data": entries,
     }
     if task.warnings:
-        answer["warnings"] = list(task.warnings)
-    return answer
+        body["warnings"] = list(task.warnings)
+    return body
 
 
-async def _base64(context: Services, task: Task, image: StoredImage) -> str:
+async def _base64(services: Services, task: Task, image: StoredImage) -> str:
     """Raise StoreUnavailable, and InvalidRequest if only the provider has the bytes."""
     if image.url:
         raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: ask for url")])
-    opened = await context.store.open(task.id, image)
+    opened = await services.store.open(task.id, image)
     if opened is None:
         raise StoreUnavailable
     with closing(opened):
@@ -116,22 +116,22 @@ def _prefers_async(request: web.Request) -> bool:
     return bool(_RESPOND_ASYNC.search(",".join(request.headers.getall("Prefer", ()))))
 
 
-async def _accepted(context: Services, request: web.Request, task: Task) -> web.StreamResponse:
+async def _accepted(services: Services, request: web.Request, task: Task) -> web.StreamResponse:
     path = f"/api/images/{task.id}"
-    here = f"{context.base_url(request)}{path}"
+    url = f"{services.base_url(request)}{path}"
     body: AcceptedResponse = {
         "id": task.id,
         "object": "image.task",
         "created": int(task.created_at),
         "model": task.model,
         "status": task.state,
-        "status_url": here,
-        "events_url": f"{here}/events",
-        "cancel_url": f"{here}/cancel",
+        "status_url": url,
+        "events_url": f"{url}/events",
+        "cancel_url": f"{url}/cancel",
     }
     headers = {
-        hdrs.LOCATION: context.local_url(request, path),
+        hdrs.LOCATION: services.local_url(request, path),
         "Preference-Applied": "respond-async",
-        "retry-after": str(retry_after_s(await context.queue.position(task))),
+        "retry-after": str(retry_after_s(await services.queue.position(task))),
     }
     return json_response(body, status=202, headers=headers)

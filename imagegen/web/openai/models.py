@@ -58,8 +58,8 @@ async def list_models(request: web.Request) -> web.StreamResponse:
     entries = await _entries(request)
     if request.headers.get(hdrs.USER_AGENT, "").startswith(_TOGETHER_AGENTS):
         return web.Response(body=orjson.dumps(entries), content_type="application/json")
-    answer: ModelList = {"object": "list", "data": entries}
-    return json_response(answer)
+    body: ModelList = {"object": "list", "data": entries}
+    return json_response(body)
 
 
 async def get_model(request: web.Request) -> web.StreamResponse:
@@ -72,8 +72,8 @@ async def get_model(request: web.Request) -> web.StreamResponse:
 
 
 async def _entries(request: web.Request) -> list[ModelEntry]:
-    context = request.app[SERVICES]
-    return await request.app[MODEL_LIST].entries(context.list_models, context.identity.default_model)
+    services = request.app[SERVICES]
+    return await request.app[MODEL_LIST].entries(services.list_models, services.identity.default_model)
 
 
 def _entry(model: Mapping[str, object]) -> ModelEntry:

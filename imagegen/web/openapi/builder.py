@@ -72,9 +72,11 @@ class Builder:
     """Builder of entries; `components` holds what they refer to."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
-        shapes = [answer.shape for operation in operations for answer in operation.answers]
+        shapes = [response.shape for operation in operations for response in operation.answers]
         shapes += [operation.body.shape for operation in operations if operation.body]
-        shapes += [answer.events.data for operation in operations for answer in operation.answers if answer.events]
+        shapes += [
+            response.events.data for operation in operations for response in operation.answers if response.events
+        ]
         shapes += [ErrorView, OpenAIError]
         self._schemas = Schemas(shape for shape in shapes if shape is not None and not isinstance(shape, Mapping))
         self._parameters: Json = {}
@@ -104,16 +106,16 @@ class Builder:
         if operation.body:
             content = _content(self._schemas.of(operation.body.shape), operation.body.examples)
             entry["requestBody"] = {"required": True, "content": {JSON: content}}
-        answers = {answer.status: self._answer(operation, answer) for answer in operation.answers}
+        answers = {response.status: self._response(operation, response) for response in operation.answers}
         entry["responses"] = {
-            str(status): shown for status, shown in sorted((answers | self._errors(operation)).items())
+            str(status): response for status, response in sorted((answers | self._errors(operation)).items())
         }
         if operation.admin:
             entry["security"] = [{"admin": []}, {}]
         return entry
 
     def _parameter(self, parameter: Parameter) -> Json:
-        shown: Json = {
+        entry: Json = {
             "name": parameter.name,
             "in": parameter.place,
             "description": parameter.text,
@@ -121,29 +123,31 @@ class Builder:
             "schema": dict(parameter.schema),
         }
         if parameter.example is not None:
-            shown["example"] = parameter.example
+            entry["example"] = parameter.example
         name = f"{parameter.place}.{parameter.name}"
-        while self._parameters.setdefault(name, shown) != shown:
+        while self._parameters.setdefault(name, entry) != entry:
             name += "_"
         return {"$ref": f"#/components/parameters/{name}"}
 
-    def _answer(self, operation: Operation, answer: ResponseDoc) -> Json:
-        shown: Json = {"description": answer.text}
+    def _response(self, operation: Operation, response: ResponseDoc) -> Json:
+        entry: Json = {"description": response.text}
         if operation.envelope != "none":
-            shown["headers"] = _headers(*answer.headers, *(BUDGET_HEADERS if operation.is_limited else ()))
+            entry["headers"] = _headers(*response.headers, *(BUDGET_HEADERS if operation.is_limited else ()))
         content: Json = {}
-        if answer.shape is not None:
-            content |= {media: _content(self._schemas.of(answer.shape), answer.examples) for media in answer.media}
-        if answer.events:
-            content[EVENTS] = self._stream(answer.events)
-        if content:
-            shown["content"] = content
-        if answer.links:
-            shown["links"] = {
-                name: {"operationId": target, "parameters": dict(values)}
-                for name, (target, values) in answer.links.items()
+        if response.shape is not None:
+            content |= {
+                media: _content(self._schemas.of(response.shape), response.examples) for media in response.media
             }
-        return shown
+        if response.events:
+            content[EVENTS] = self._stream(response.events)
+        if content:
+            entry["content"] = content
+        if response.links:
+            entry["links"] = {
+                name: {"operationId": target, "parameters": dict(values)}
+                for name, (target, values) in response.links.items()
+            }
+        return entry
 
     def _stream(self, stream: EventStream) -> Json:
         """Return the schema of one event: OpenAPI 3.1 has no type for it, so its fields are those of an object."""
@@ -167,16 +171,16 @@ class Builder:
         return references
 
     def _error(self, envelope: str, status: int, kinds: Sequence[type[ApiError]], codes: Sequence[str]) -> Json:
-        ours = [kind for kind in kinds if envelope == "api" or kind in _BEFORE_THE_ROUTE]
-        theirs = [kind.code for kind in kinds if envelope == "openai" and kind is not HeadersTooLarge]
+        api_kinds = [kind for kind in kinds if envelope == "api" or kind in _BEFORE_THE_ROUTE]
+        openai_codes = [kind.code for kind in kinds if envelope == "openai" and kind is not HeadersTooLarge]
         choices = []
-        if ours:
-            rules: Json = {"statusCode": {"const": status}, "code": {"enum": [kind.code for kind in ours]}}
+        if api_kinds:
+            rules: Json = {"statusCode": {"const": status}, "code": {"enum": [kind.code for kind in api_kinds]}}
             choices.append(self._schemas.of(ErrorView) | {"properties": rules})
-        if theirs or codes:
-            rules = {"error": {"properties": {"code": {"enum": [*theirs, *codes]}}}}
+        if openai_codes or codes:
+            rules = {"error": {"properties": {"code": {"enum": [*openai_codes, *codes]}}}}
             choices.append(self._schemas.of(OpenAIError) | {"properties": rules})
-        examples = {kind.code: samples.error(kind, "api" if kind in ours else envelope) for kind in kinds}
+        examples = {kind.code: samples.error(kind, "api" if kind in api_kinds else envelope) for kind in kinds}
         examples |= {code: samples.failure(status, code) for code in codes}
         text = _ERROR_TEXTS.get(status) or " ".join(f"{samples.error_text(kind)}." for kind in kinds)
         return {

@@ -58,7 +58,9 @@ _NOWHERE, _THIRD = QueuePosition(), QueuePosition(3, 4.2)
 _hook = Webhook("https://example.com/hooks/images", _BASE)
 _published = replace(
     _done,
-    deliveries=tuple(after_attempt(one, 204, None, now=_AT, random=lambda: 0.0) for one in initial_deliveries([_hook])),
+    deliveries=tuple(
+        after_attempt(delivery, 204, None, now=_AT, random=lambda: 0.0) for delivery in initial_deliveries([_hook])
+    ),
 )
 
 

@@ -60,8 +60,8 @@ def admin_only(handler: Handler) -> Handler:
 
 def _has_token(token: str, request: web.Request) -> bool:
     """Compare each header in constant time."""
-    scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
+    scheme, _, token_sent = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    same = hmac.compare_digest(token_sent.strip().encode(errors="surrogateescape"), token.encode())
     return same and scheme.lower() == "bearer"
 
 

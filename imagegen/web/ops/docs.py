@@ -40,8 +40,8 @@ DOCUMENT_BUILDER = web.AppKey[DocumentBuilder]("document_builder")
 
 async def get_document(request: web.Request) -> web.Response:
     """Return the OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
-    context = request.app[SERVICES]
-    server = context.public_url or context.local_url(request, "") or "/"
+    services = request.app[SERVICES]
+    server = services.public_url or services.local_url(request, "") or "/"
     return _response(request, await asyncio.to_thread(_document, request.app[DOCUMENT_BUILDER], server))
 
 
@@ -61,10 +61,10 @@ async def home(request: web.Request) -> web.Response:
 
 
 async def _file(request: web.Request, name: str) -> web.Response:
-    found = (await asyncio.to_thread(_files)).get(name)
-    if found is None:
+    file = (await asyncio.to_thread(_files)).get(name)
+    if file is None:
         raise RouteNotFound
-    return _response(request, found)
+    return _response(request, file)
 
 
 def _response(request: web.Request, file: _File) -> web.Response:
@@ -77,14 +77,14 @@ def _response(request: web.Request, file: _File) -> web.Response:
 
 @lru_cache(maxsize=4)
 def _document(build: DocumentBuilder, server: str) -> _File:
-    return _made(orjson.dumps(build(server)), "application/json")
+    return _make_file(orjson.dumps(build(server)), "application/json")
 
 
 @cache
 def _files() -> dict[str, _File]:
     paths = [path for path in _FOLDER.iterdir() if path.suffix in _TYPES]
-    return {path.name: _made(path.read_bytes(), _TYPES[path.suffix]) for path in paths}
+    return {path.name: _make_file(path.read_bytes(), _TYPES[path.suffix]) for path in paths}
 
 
-def _made(body: bytes, content_type: str) -> _File:
+def _make_file(body: bytes, content_type: str) -> _File:
     return _File(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -14,14 +14,14 @@ from imagegen.web.http.responses import json_response
 
 async def api_health(_request: web.Request) -> web.StreamResponse:
     """Return the seed's health answer."""
-    answer: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
-    return json_response(answer)
+    body: HealthView = {"success": True, "message": "Service is healthy", "timestamp": rfc3339(time.time())}
+    return json_response(body)
 
 
 async def healthz(_request: web.Request) -> web.StreamResponse:
     """Return the process lives: what a platform polls, so it does not fail because Redis or the upstream is away."""
-    answer: AliveView = {"status": "ok"}
-    return json_response(answer)
+    body: AliveView = {"status": "ok"}
+    return json_response(body)
 
 
 async def readyz(request: web.Request) -> web.StreamResponse:

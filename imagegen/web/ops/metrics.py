@@ -69,10 +69,10 @@ OBSERVED = web.AppKey("observed", Telemetry)
 
 async def get_metrics(request: web.Request) -> web.Response:
     """Prometheus text, or OpenMetrics where the client takes it."""
-    observed = request.app[OBSERVED]
+    telemetry = request.app[OBSERVED]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_MetricsCollector(observed, await observed.backlog.waiting()))
+    registry.register(_MetricsCollector(telemetry, await telemetry.backlog.waiting()))
     encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
     return web.Response(body=encode(registry), headers={hdrs.CONTENT_TYPE: content_type})
 
@@ -80,20 +80,20 @@ async def get_metrics(request: web.Request) -> web.Response:
 class _MetricsCollector(Collector):
     """Collector of the current values."""
 
-    def __init__(self, observed: Telemetry, waiting: BacklogSize) -> None:
-        self._observed = observed
+    def __init__(self, telemetry: Telemetry, waiting: BacklogSize) -> None:
+        self._telemetry = telemetry
         self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
-        observed, meter = self._observed, self._observed.meter
+        telemetry, meter = self._telemetry, self._telemetry.meter
         yield InfoMetricFamily("imagegen", "This process.", {"version": __version__})
         yield _gauge("uptime_seconds", "Since the start of this process.", meter.uptime_s)
         loops = "Loops that live; the process ends with any of them."
-        yield _fill(_gauges("loops", loops, "loop"), observed.loops_by_kind())
+        yield _fill(_gauges("loops", loops, "loop"), telemetry.loops_by_kind())
         yield _gauge("asyncio_tasks", "Tasks of the event loop, one a connection among them.", len(asyncio.all_tasks()))
         yield from _tasks(meter)
-        yield from _queue(self._waiting, observed.backlog.local_status())
-        yield from _upstream(meter, observed.upstream)
+        yield from _queue(self._waiting, telemetry.backlog.local_status())
+        yield from _upstream(meter, telemetry.upstream)
         yield from _redis(meter)
         yield from _http(meter)
 
@@ -113,15 +113,15 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
     yield _counter("image_bytes", "Bytes of completed images that are stored.", meter.image_bytes)
 
 
-def _queue(waiting: BacklogSize, here: InstanceStatus) -> Iterator[Metric]:
+def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("queue_depth", "Tasks that no instance claimed yet.", waiting.depth)
     yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
-    yield _gauge("attempts_in_flight", "Attempts that run here.", here.in_flight)
-    yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", here.retrying)
-    yield _gauge("loops_free", "Slots here that wait for a task.", here.free)
-    yield _gauge("waiters", "Clients here that wait for a change of a task.", here.waiters)
-    yield _gauge("instances", "Instances on this queue, that this one has messages from.", here.instances)
-    yield _gauge("redis_up", "Whether Redis can be used.", here.redis_up)
+    yield _gauge("attempts_in_flight", "Attempts that run here.", local.in_flight)
+    yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", local.retrying)
+    yield _gauge("loops_free", "Slots here that wait for a task.", local.free)
+    yield _gauge("waiters", "Clients here that wait for a change of a task.", local.waiters)
+    yield _gauge("instances", "Instances on this queue, that this one has messages from.", local.instances)
+    yield _gauge("redis_up", "Whether Redis can be used.", local.redis_up)
 
 
 def _upstream(meter: Meter, rules: ProviderLimits) -> Iterator[Metric]:

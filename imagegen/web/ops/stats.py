@@ -27,49 +27,49 @@ from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 
 async def get_stats(request: web.Request) -> web.StreamResponse:
     """Return the counters. The queue is shared; all else is of this instance, since its start."""
-    observed = request.app[OBSERVED]
-    waiting, here = await observed.backlog.waiting(), observed.backlog.local_status()
-    meter = observed.meter
-    answer: StatsView = {
+    telemetry = request.app[OBSERVED]
+    waiting, local = await telemetry.backlog.waiting(), telemetry.backlog.local_status()
+    meter = telemetry.meter
+    body: StatsView = {
         "success": True,
         "timestamp": rfc3339(time.time()),
-        "instance": _instance(observed, here),
-        "queue": _queue(waiting, here, observed.max_queue),
-        "tasks": _tasks(meter, waiting, here),
+        "instance": _instance(telemetry, local),
+        "queue": _queue(waiting, local, telemetry.max_queue),
+        "tasks": _tasks(meter, waiting, local),
         "submits": {kind.lower(): count for kind, count in meter.submits.items()},
-        "rates": _rates(observed),
-        "upstream": _upstream(meter, observed.upstream),
-        "redis": _redis(meter, here),
+        "rates": _rates(telemetry),
+        "upstream": _upstream(meter, telemetry.upstream),
+        "redis": _redis(meter, local),
         "images": {"count": meter.images, "bytes": meter.image_bytes},
-        "deadLetters": {"sinceStart": meter.dead_letters, "kept": await observed.backlog.dead_letters()},
+        "deadLetters": {"sinceStart": meter.dead_letters, "kept": await telemetry.backlog.dead_letters()},
         "http": _http(meter),
     }
-    return json_response(answer)
+    return json_response(body)
 
 
-def _instance(observed: Telemetry, here: InstanceStatus) -> InstanceStats:
+def _instance(telemetry: Telemetry, local: InstanceStatus) -> InstanceStats:
     return {
-        "name": observed.backlog.instance,
+        "name": telemetry.backlog.instance,
         "version": __version__,
-        "uptimeSeconds": round(observed.meter.uptime_s, 1),
-        "instances": here.instances,
-        "loops": observed.loops_by_kind(),
+        "uptimeSeconds": round(telemetry.meter.uptime_s, 1),
+        "instances": local.instances,
+        "loops": telemetry.loops_by_kind(),
     }
 
 
-def _queue(waiting: BacklogSize, here: InstanceStatus, max_queue: int) -> QueueStats:
+def _queue(waiting: BacklogSize, local: InstanceStatus, max_queue: int) -> QueueStats:
     return {
         "depth": waiting.depth,
         "oldestAgeSeconds": round(waiting.oldest_age_s, 3),
         "limit": max_queue,
-        "inFlight": here.in_flight,
-        "retrying": here.retrying,
-        "loopsFree": here.free,
-        "waiters": here.waiters,
+        "inFlight": local.in_flight,
+        "retrying": local.retrying,
+        "loopsFree": local.free,
+        "waiters": local.waiters,
     }
 
 
-def _tasks(meter: Meter, waiting: BacklogSize, here: InstanceStatus) -> TaskStats:
+def _tasks(meter: Meter, waiting: BacklogSize, local: InstanceStatus) -> TaskStats:
     """Count by state; a task that waits for its next attempt is pending too."""
     errors: dict[str, int] = {}
     for key, count in meter.tasks.items():
@@ -77,8 +77,8 @@ def _tasks(meter: Meter, waiting: BacklogSize, here: InstanceStatus) -> TaskStat
             errors[key.code] = errors.get(key.code, 0) + count
     ended = meter.finished_by_state()
     return {
-        "pending": waiting.depth + here.retrying,
-        "processing": here.in_flight,
+        "pending": waiting.depth + local.retrying,
+        "processing": local.in_flight,
         "completed": ended["completed"],
         "failed": ended["failed"],
         "cancelled": ended["cancelled"],
@@ -87,8 +87,8 @@ def _tasks(meter: Meter, waiting: BacklogSize, here: InstanceStatus) -> TaskStat
     }
 
 
-def _rates(observed: Telemetry) -> RateStats:
-    rates = observed.recent.rates()
+def _rates(telemetry: Telemetry) -> RateStats:
+    rates = telemetry.recent.rates()
     return {
         "windowSeconds": round(rates.window_s, 1),
         "submitsPerMinute": round(rates.submits, 2),
@@ -109,11 +109,11 @@ def _upstream(meter: Meter, rules: ProviderLimits) -> UpstreamStats:
     }
 
 
-def _redis(meter: Meter, here: InstanceStatus) -> RedisStats:
+def _redis(meter: Meter, local: InstanceStatus) -> RedisStats:
     return {
-        "up": here.redis_up,
-        "maxmemoryPolicy": here.eviction_policy or None,
-        "warning": eviction_warning(here.eviction_policy),
+        "up": local.redis_up,
+        "maxmemoryPolicy": local.eviction_policy or None,
+        "warning": eviction_warning(local.eviction_policy),
         "commands": {purpose: count for purpose, count in meter.commands.items() if count},
         "commandsTotal": meter.commands.total(),
         "monthProjected": round(meter.commands_a_month),
