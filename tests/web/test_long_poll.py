@@ -176,7 +176,8 @@ async def test_waits_end_when_the_service_stops(start_service) -> None:
     context.readiness.draining = True
     context.feed.wake_all()
     answer = await asyncio.wait_for(waiting, 2.0)
-    assert (answer.status, (await answer.json())["status"]) == (200, "processing")
+    assert answer.status == 200
+    assert (await answer.json())["status"] in ("pending", "processing")
 
 
 async def test_many_waiters_cost_no_more_commands_than_one(start_service, acquaint) -> None:
