@@ -176,7 +176,9 @@ def test_numbers_keep_their_limits_in_the_words_of_json_schema(document: dict[st
     assert b'"ge"' not in orjson.dumps(document)
 
 
-@pytest.mark.parametrize("said", ["cancels it for every client", "MD5", "`sequence`", "never by a timer", "paid for once"])
+@pytest.mark.parametrize(
+    "said", ["cancels it for every client", "MD5", "`sequence`", "never by a timer", "paid for once"]
+)
 def test_what_is_special_is_said_first(document: dict[str, Any], said: str) -> None:
     assert said in document["info"]["description"]
 

@@ -27,8 +27,8 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     task = await services.queue.get(request.match_info["task_id"])
     image = _image(task, request.match_info["index"])
-    if image is None and context.queue.may_be_outdated(request.match_info["task_id"]):
-        task = await context.queue.fresh(request.match_info["task_id"])  # a link of another instance comes at once
+    if image is None and services.queue.may_be_outdated(request.match_info["task_id"]):
+        task = await services.queue.fresh(request.match_info["task_id"])  # a link of another instance comes at once
         image = _image(task, request.match_info["index"])
     if task is None or image is None:
         raise TaskNotFound
