@@ -9,7 +9,7 @@ from emulated import EmulatedUpstream
 
 from imagegen.errors import UpstreamError
 from imagegen.web.openai.models import FRESH_S, RETRY_S, ModelListCache
-from tests.web.v1.conftest import Serve, Service
+from tests.web.openai.conftest import Serve, Service
 
 DEFAULT = "black-forest-labs/FLUX.1-schnell"
 PATHS = ("/v1/models", "/models", "/v1/v1/models")

@@ -14,7 +14,7 @@ from support import eventually
 from imagegen.app import SERVICES
 from imagegen.tasks.task import State
 from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry
-from tests.web.v1.conftest import Serve, Service
+from tests.web.openai.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}
 REPEAT = {"x-stainless-retry-count": "1"}

@@ -12,7 +12,7 @@ from emulated import EmulatedUpstream
 
 from imagegen.app import SERVICES
 from imagegen.images.store import ImageStore, OpenedImage
-from tests.web.v1.conftest import Serve, Service
+from tests.web.openai.conftest import Serve, Service
 
 Frame = tuple[str, dict[str, Any]]
 

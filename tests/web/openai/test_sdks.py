@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from emulated import EmulatedUpstream
 
-from tests.web.v1.conftest import Serve, Service
-from tests.web.v1.sdks import Call, Packages, Sdk
+from tests.web.openai.conftest import Serve, Service
+from tests.web.openai.sdks import Call, Packages, Sdk
 
 MODES = ("sync", "async")
 OPENAI = [Sdk("openai", version, mode) for version in ("3.54.0", "2.54.0") for mode in MODES]
