@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real Redis with a fresh prefix for each test, and an instance of the queue on it."""
+"""Fixtures of all tests: a real Redis, a fresh prefix for each test and instances of the queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a unit test fail that opens a connection or starts a process."""
+    """Fail a unit test that opens a connection or starts a process."""
     if request.node.get_closest_marker("unit"):
 
         def refuse(*_args: object, **_options: object) -> None:
@@ -55,7 +55,7 @@ def prefix() -> str:
 
 
 class Instance:
-    """The queue of one process, with its side loops."""
+    """Queue of one process with its background loops."""
 
     def __init__(self, parts: QueueInstance) -> None:
         self.parts = parts
@@ -68,7 +68,7 @@ class Instance:
         self.loops = [asyncio.create_task(loop, name=name) for name, loop in self.parts.loops().items()]
 
     async def crash(self) -> None:
-        """Stop without a message, as kill -9 does."""
+        """Stop the loops without a message, as kill -9 does."""
         await Supervisor().stop(self.loops)
         self.loops.clear()
 

@@ -17,7 +17,7 @@ _ports = itertools.cycle(_OWN)
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, and which no other process of this test run takes."""
+    """Return a port without a listener that no other process of this test run takes."""
     for port in itertools.islice(_ports, _SHARE):
         try:
             with socket.create_server(("127.0.0.1", port)):

@@ -1,4 +1,4 @@
-"""What tests of several rooms need."""
+"""Helpers for tests of several packages."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Awaitable, Callable
 from imagegen.queue.client_queue import Submission
 
 
-async def eventually(holds: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:
-    """Waits until it holds; fails when it does not in time."""
+async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:
+    """Wait until the condition holds; fail after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while True:
-        found = holds()
-        if isinstance(found, Awaitable):
-            found = await found
-        if found:
+        result = condition()
+        if isinstance(result, Awaitable):
+            result = await result
+        if result:
             return
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         await asyncio.sleep(0.005)
 
 
 class Clock:
-    """Time that stands until a test moves it."""
+    """Clock that a test moves by hand."""
 
     def __init__(self, now: float = 1_000.0) -> None:
         self.now = now
@@ -34,7 +34,7 @@ class Clock:
 
 
 def submission(name: object) -> Submission:
-    """One of as many different submissions as there are names."""
+    """Return a submission that depends on the name alone."""
     task_id = hashlib.md5(str(name).encode()).hexdigest()
     return Submission(
         task_id, hashlib.sha256(str(name).encode()).hexdigest()[:32], "m", b'{"prompt":"%d"}' % hash(name)

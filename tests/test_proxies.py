@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from forwarding import ForwardProxy
+from forward_proxy import ForwardProxy
 from yarl import URL
 
 from imagegen.errors import UpstreamError
@@ -106,7 +106,7 @@ async def test_a_paid_post_and_a_look_up_go_through_the_proxy_with_its_login(por
             for _ in range(2):
                 assert (await upstream.generate({"prompt": "a"}, Watcher())).images == ()
             assert await upstream.get_json("models") == {"data": [], "host": "api.vendor.example", "proxied": False}
-    assert proxy.asked == ["POST http://api.vendor.example/v1/images/generations"] * 2 + [
+    assert proxy.requests == ["POST http://api.vendor.example/v1/images/generations"] * 2 + [
         "GET http://api.vendor.example/v1/models"
     ]
 
@@ -124,7 +124,7 @@ async def test_a_refused_tunnel_means_that_nothing_was_sent(status: int) -> None
                 assert was_never_sent(caught.value)
                 assert "proxy" in caught.value.detail
             assert watcher.sent_count == 0
-    assert proxy.asked == ["CONNECT api.vendor.example:443"] * 2
+    assert proxy.requests == ["CONNECT api.vendor.example:443"] * 2
 
 
 async def test_a_login_that_a_plain_proxy_refuses_means_that_nothing_was_paid(port: int) -> None:
@@ -166,7 +166,7 @@ async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_add
         async with aiohttp.ClientSession(connector=guarded_connector(proxies=proxies, inner=names)) as session:
             assert await fetch(session, "http://unknown.example/a.png") == 200
             assert await fetch(session, "http://public.example/a.png") == 200
-            asked = list(proxy.asked)
+            asked = list(proxy.requests)
             for refused in (
                 "http://inner.example/a.png",
                 "http://10.0.0.5/a.png",
@@ -176,7 +176,7 @@ async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_add
                 f"http://proxy.example:{proxy_port}/a.png",
             ):
                 assert isinstance(await fetch(session, refused), AddressBlocked), refused
-            assert proxy.asked == asked
+            assert proxy.requests == asked
 
 
 async def test_a_name_that_is_not_resolved_in_time_is_left_to_the_proxy(

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.emulated import EmulatedUpstream
+from tests.emulator_fixtures import EmulatedUpstream
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
 Ask = Callable[..., Awaitable[aiohttp.ClientResponse]]

@@ -13,8 +13,8 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import MODEL, Ask
+from tests.emulator_fixtures import EmulatedUpstream
 
 MIB = 1024 * 1024
 

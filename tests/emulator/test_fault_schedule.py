@@ -10,8 +10,8 @@ import pytest
 
 from imagegen.emulator.fault_schedule import Fault, Trigger, UnknownFault, parse_text
 from imagegen.emulator.rate_limit import TokenBucket
-from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import Ask
+from tests.emulator_fixtures import EmulatedUpstream
 
 HEADERS = {"Authorization": "Bearer any"}
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from imagegen.emulator.images import DrawnImage, digest_of, draw
-from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import Ask
+from tests.emulator_fixtures import EmulatedUpstream
 
 GetLink = Callable[..., Awaitable[str]]
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from imagegen.emulator.__main__ import main
-from tests.emulated import EmulatedUpstream, EmulatorProcess
+from tests.emulator_fixtures import EmulatedUpstream, EmulatorProcess
 
 REQUEST = {"model": "m", "prompt": "a cat"}
 HEADERS = {"Authorization": "Bearer any"}

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from imagegen.emulator import responses as answers
-from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import MODEL, Ask
+from tests.emulator_fixtures import EmulatedUpstream
 
 ID = re.compile(r"o[A-Za-z0-9]{6}-2kFHot-[0-9a-f]{16}-PDX")
 RATE_TEXT = (

@@ -12,8 +12,8 @@ import pytest
 import together
 from PIL import Image
 
-from tests.emulated import EmulatedUpstream
 from tests.emulator.conftest import MODEL
+from tests.emulator_fixtures import EmulatedUpstream
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from faults.load import FINAL, POISON, Load
 from redis.asyncio import Redis
 

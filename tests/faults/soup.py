@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from faults.fleet import RedisPair, ServiceProcess
 from faults.invariants import Rest
 from faults.load import CALL_S, SLOTS, Load, Receivers

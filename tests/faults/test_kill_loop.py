@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 
 from imagegen.redis_client.embedded import EmbeddedRedis

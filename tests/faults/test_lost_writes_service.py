@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulated import EmulatedUpstream
+from emulator_fixtures import EmulatedUpstream
 from faults.proxy import FaultProxy
 from faults.servers import RedisServer, primary_and_replica, promote
 from ports import free_port

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import KEY, Service, eventually
 
 TASKS, HOOKS_EACH, HOLD_S = 105, 20, 9.0

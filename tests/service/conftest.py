@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import KEY, RUN, Service
 
 StartService = Callable[..., Service]

@@ -18,7 +18,7 @@ from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 
 from imagegen.redis_client.server_binary import find_binary
 

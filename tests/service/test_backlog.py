@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, at_once, calls_about
 
 SLOW = "{{fault:ok delay_s=0.5}}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, calls_about
 
 DAYS_S = 3 * 86_400.0

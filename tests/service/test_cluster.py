@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, eventually
 from service.topology import Cluster, bundled, cluster, debian, kill, url_of
 

@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, calls_about, eventually, run_to_its_end
 
 LIMITED = Path(__file__).parent / "limited.py"

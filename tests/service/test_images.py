@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from PIL import Image
 from ports import free_port
 from service.running import Answer, Service, at_once, calls_about, eventually

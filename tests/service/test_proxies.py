@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
-from forwarding import ForwardProxy
+from emulator_fixtures import EmulatorProcess
+from forward_proxy import ForwardProxy
 from service.running import Service, calls_about, eventually, run_to_its_end
 
 
@@ -22,8 +22,8 @@ def test_an_upstream_behind_a_proxy_is_called_through_it_and_so_are_its_links(
         task = service.made(prompt=f"by proxy {lower}")
         assert service.get(task["data"][0]["url"]).status == 200
         assert len(calls_about(upstream, f"by proxy {lower}")) == 1
-        assert proxy.asked[0] == "POST http://api.vendor.example/v1/images/generations"
-        assert any(line.startswith("GET http://api.vendor.example/") for line in proxy.asked)
+        assert proxy.requests[0] == "POST http://api.vendor.example/v1/images/generations"
+        assert any(line.startswith("GET http://api.vendor.example/") for line in proxy.requests)
         assert f"go through the proxy http://***@{proxy.address}" in service.log
         assert "hunter2" not in service.log
 
@@ -34,7 +34,7 @@ def test_a_loopback_upstream_and_one_in_no_proxy_are_called_directly(
     with ForwardProxy({}) as proxy:
         service = start_service(upstream.url, HTTP_PROXY=proxy.address, NO_PROXY="example.com, 10.0.0.0/8")
         service.made(prompt="past the proxy")
-        assert proxy.asked == []
+        assert proxy.requests == []
 
 
 def test_webhooks_go_through_their_own_proxy_only(start_service: Callable[..., Service]) -> None:
@@ -42,8 +42,8 @@ def test_webhooks_go_through_their_own_proxy_only(start_service: Callable[..., S
         service = start_service(WEBHOOK_PROXY=f"http://{own.address}", HTTPS_PROXY=f"http://{other.address}")
         service.made(prompt="told by proxy", webhook={"url": "https://receiver.vendor.example/hook"})
         service.until(service.accepted(prompt="told by proxy"), "completed")
-        eventually(lambda: "CONNECT receiver.vendor.example:443" in own.asked)
-        assert other.asked == []
+        eventually(lambda: "CONNECT receiver.vendor.example:443" in own.requests)
+        assert other.requests == []
 
 
 def test_a_proxy_that_can_not_be_used_is_one_message(tmp_path: Path) -> None:

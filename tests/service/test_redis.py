@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from redis import Redis
 from service.running import Service, calls_about, eventually, redis_server

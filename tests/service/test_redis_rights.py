@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from redis import Redis
 from service.running import Service, at_once, eventually, run_to_its_end
 from service.topology import debian, packaged, port_of, server, url_of

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, at_once, calls_about, eventually
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from redis import Redis
 from redis.exceptions import ResponseError
 from service.running import Service, eventually, run_to_its_end

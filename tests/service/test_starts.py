@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import (
     KEY,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import Service, calls_about, redis_server
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Service, calls_about
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from service.running import Answer, Service, at_once, calls_about, eventually
 
 CREATED = "图像生成任务已创建，请使用任务ID查询结果"

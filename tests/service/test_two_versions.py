@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import Service, calls_about, eventually, redis_server
 

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from emulated import EmulatorProcess
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import Service, calls_about, eventually
 from service.wire import JSON, connect, head, last_answer

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
-from edged import EdgedServer
-from emulated import EmulatedUpstream
+from edge_server import EdgeServer
+from emulator_fixtures import EmulatedUpstream
 from support import eventually
 
 from imagegen.app import QUEUE, create_app
@@ -43,7 +43,7 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
     async with AsyncExitStack() as stack:
 
         async def start(**overrides: Any) -> Client:
-            client = TestClient(EdgedServer(create_app(Settings(**defaults | overrides))))
+            client = TestClient(EdgeServer(create_app(Settings(**defaults | overrides))))
             await client.start_server()
             stack.push_async_callback(client.close)
             return client

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from edged import edged
+from edge_server import edge_server
 from multidict import CIMultiDict
 
 from imagegen.errors import Forbidden, Unauthorized
@@ -121,7 +121,7 @@ async def start(aiohttp_client):
         app.router.add_get("/metrics", admin_only(secret))
         if rule:
             app[ADMIN] = rule
-        return await aiohttp_client(edged(app))
+        return await aiohttp_client(edge_server(app))
 
     return start_app
 

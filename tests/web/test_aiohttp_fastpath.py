@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
-from edged import edged
+from edge_server import edge_server
 
 from bench.code_figures import private_uses
 from imagegen.web.http import aiohttp_fastpath as shortcuts
@@ -63,7 +63,7 @@ async def told(port: int, request: str) -> tuple[str, list[str], bytes]:
 
 
 async def compare(app: web.Application, request: str = "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n") -> str:
-    async with edged(app) as server:
+    async with edge_server(app) as server:
         assert server.port is not None
         quick, long = [await told(server.port, request.format(path)) for path in ("/quick", "/long")]
     assert quick == long
@@ -101,7 +101,7 @@ async def test_the_headers_of_rate_limits_are_on_a_quick_answer_too() -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\rb", "a\nb", "a\0b", "a\x01b", "a\x7fb"])
 async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent(value: str) -> None:
-    async with TestClient(edged(app_of({"X-Text": value}))) as client:
+    async with TestClient(edge_server(app_of({"X-Text": value}))) as client:
         with pytest.raises(ServerDisconnectedError):
             await client.get("/quick")
 
@@ -114,7 +114,7 @@ async def client() -> AsyncIterator[Client]:
     app = web.Application()
     app.router.add_get("/of/{name}", name)
     app.router.add_post("/of/{name}", name)
-    async with TestClient(edged(app)) as client:
+    async with TestClient(edge_server(app)) as client:
         yield client
 
 
@@ -148,7 +148,7 @@ async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.M
         "imagegen.web.http.server.RouteCache", lambda *parts: routers.append(make(*parts)) or routers[-1]
     )
     app.router.add_get("/{any}/x", hello)
-    async with TestClient(edged(app)) as client:
+    async with TestClient(edge_server(app)) as client:
         for name in ("a", "b", "c", "d" * 300):
             assert (await client.get(f"/{name}/x")).status == 200
     assert [path for _, path in routers[0]._routes] == ["/b/x", "/c/x"]
@@ -168,7 +168,7 @@ async def test_middlewares_of_an_application_run_each_time() -> None:
 
     app = web.Application(middlewares=[count])
     app.router.add_get("/a", hello)
-    async with TestClient(edged(app)) as client:
+    async with TestClient(edge_server(app)) as client:
         for _ in range(2):
             await client.get("/a")
     assert ran == ["/a", "/a"]
@@ -188,7 +188,7 @@ async def test_a_stop_waits_for_the_request_that_runs() -> None:
     app = app_of({})
     app.router.add_get("/slow", slow)
     app.on_shutdown.append(say_so)
-    async with edged(app) as server, TestClient(server) as client:
+    async with edge_server(app) as server, TestClient(server) as client:
         answer = asyncio.create_task(client.get("/slow"))
         await entered.wait()
         assert isinstance(server.runner, ImagegenRunner)

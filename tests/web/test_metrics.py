@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestClient
-from edged import edged
+from edge_server import edge_server
 from prometheus_client.parser import text_string_to_metric_families
 from support import eventually, submission
 
@@ -48,7 +48,7 @@ async def start(aiohttp_client, instance, meter) -> Start:
         app.router.add_get("/metrics", admin_only(metrics.get_metrics))
         app.router.add_get("/api/stats", admin_only(stats.get_stats))
         app.router.add_get("/things/{thing_id}", things)
-        return await aiohttp_client(edged(app, meter))
+        return await aiohttp_client(edge_server(app, meter))
 
     return start_app
 
@@ -192,7 +192,7 @@ async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client
     one = await start()
     await one.get("/things/one")
     other = web.Application()
-    await (await aiohttp_client(edged(other))).get("/")
+    await (await aiohttp_client(edge_server(other))).get("/")
     samples = await scrape(one)
     assert value(samples, "http_requests_total", method="GET", route="/things/{thing_id}", status="200") == 1
     assert ("GET", "/", 404) not in meter.requests

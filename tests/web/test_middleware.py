@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient
-from edged import edged
+from edge_server import edge_server
 from loguru import logger
 
 from imagegen import log
@@ -87,7 +87,7 @@ async def client(lines: list[str]) -> AsyncIterator[Client]:
     app = web.Application()
     for handler in (hello, invalid, unavailable, draining, unauthorized, broken, moved, conflict, own_headers, stream):
         app.router.add_get(f"/{handler.__name__}", handler)
-    async with TestClient(edged(app, access_log=True)) as client:
+    async with TestClient(edge_server(app, access_log=True)) as client:
         yield client
 
 
@@ -211,7 +211,7 @@ async def test_a_path_with_odd_bytes_cannot_break_the_line(access_log: io.String
 async def test_without_access_log_nothing_is_logged(access_log: io.StringIO) -> None:
     app = web.Application()
     app.router.add_get("/hello", hello)
-    async with edged(app) as server, ClientSession() as session, session.get(server.make_url("/hello")) as answer:
+    async with edge_server(app) as server, ClientSession() as session, session.get(server.make_url("/hello")) as answer:
         assert answer.status == 200
     assert access_log.getvalue() == ""
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
-from edged import edged
+from edge_server import edge_server
 
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
@@ -71,7 +71,7 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
             app.router.add_post("/batch", rates.general(batch))
             app.router.add_get("/healthz", fine)
             rates.install(app)
-            return await stack.enter_async_context(TestClient(edged(app)))
+            return await stack.enter_async_context(TestClient(edge_server(app)))
 
         yield make
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from emulated import EmulatedUpstream
+from emulator_fixtures import EmulatedUpstream
 from support import eventually
 
 from imagegen.app import SERVICES

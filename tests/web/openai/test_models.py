@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from emulated import EmulatedUpstream
+from emulator_fixtures import EmulatedUpstream
 
 from imagegen.errors import UpstreamError
 from imagegen.web.openai.models import FRESH_S, RETRY_S, ModelListCache

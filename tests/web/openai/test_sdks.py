@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from emulated import EmulatedUpstream
+from emulator_fixtures import EmulatedUpstream
 
 from tests.web.openai.conftest import Serve, Service
 from tests.web.openai.sdks import Call, Packages, Sdk

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from emulated import EmulatedUpstream
+from emulator_fixtures import EmulatedUpstream
 
 from imagegen.app import SERVICES
 from imagegen.images.store import ImageStore, OpenedImage

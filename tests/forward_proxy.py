@@ -1,4 +1,4 @@
-"""A forward proxy on loopback, in threads of its own: absolute-form requests and CONNECT, to any name."""
+"""A forward proxy on loopback, in its own threads: absolute-form requests and CONNECT to any name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Self
 
 
 class ForwardProxy:
-    """targets: ports by `host` or `host:port`; login: `user:password` that it wants; status: of all its answers."""
+    """targets: ports by `host` or `host:port`; login: required `user:password`; status: fixed response status."""
 
     def __init__(self, targets: dict[str, int], *, login: str | None = None, status: int | None = None) -> None:
         self.targets, self.login, self.status = targets, login, status
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
 
@@ -52,10 +52,10 @@ class _Handler(socketserver.StreamRequestHandler):
             while (header := self.rfile.readline()) not in (b"\r\n", b""):
                 name, _, value = header.decode().partition(":")
                 headers[name.strip().lower()] = value.strip()
-            proxy.asked.append(f"{method} {target}")
+            proxy.requests.append(f"{method} {target}")
             body = self.rfile.read(int(headers.get("content-length", 0)))
-            wanted = proxy.login and "Basic " + base64.b64encode(proxy.login.encode()).decode()
-            if wanted and headers.get("proxy-authorization") != wanted:
+            required = proxy.login and "Basic " + base64.b64encode(proxy.login.encode()).decode()
+            if required and headers.get("proxy-authorization") != required:
                 self._refuse(407)
             elif proxy.status:
                 self._refuse(proxy.status)
@@ -68,12 +68,12 @@ class _Handler(socketserver.StreamRequestHandler):
     def _refuse(self, status: int) -> None:
         self.wfile.write(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status)
 
-    def _port(self, place: str) -> int | None:
+    def _port(self, address: str) -> int | None:
         targets = self.server.proxy.targets
-        return targets.get(place) or targets.get(place.rpartition(":")[0])
+        return targets.get(address) or targets.get(address.rpartition(":")[0])
 
-    def _tunnel(self, place: str) -> None:
-        port = self._port(place)
+    def _tunnel(self, address: str) -> None:
+        port = self._port(address)
         if port is None:
             self._refuse(502)
             return
@@ -88,13 +88,15 @@ class _Handler(socketserver.StreamRequestHandler):
                     ends[end].sendall(data)
 
     def _forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> None:
-        place, slash, path = target.removeprefix("http://").partition("/")
-        port = self._port(place if ":" in place else f"{place}:80") or self._port(place + ":80")
+        address, slash, path = target.removeprefix("http://").partition("/")
+        port = self._port(address if ":" in address else f"{address}:80") or self._port(address + ":80")
         if port is None:
             self._refuse(502)
             return
-        kept = {name: value for name, value in headers.items() if name not in ("proxy-authorization", "connection")}
-        lines = [f"{method} {slash}{path} HTTP/1.1", *(f"{n}: {v}" for n, v in kept.items()), "connection: close"]
+        forwarded = {
+            name: value for name, value in headers.items() if name not in ("proxy-authorization", "connection")
+        }
+        lines = [f"{method} {slash}{path} HTTP/1.1", *(f"{n}: {v}" for n, v in forwarded.items()), "connection: close"]
         with socket.create_connection(("127.0.0.1", port)) as upstream:
             upstream.sendall("\r\n".join([*lines, "", ""]).encode() + body)
             while data := upstream.recv(65536):

@@ -1,4 +1,4 @@
-"""Test servers whose connections and edge are those of the real service."""
+"""Test server with the connection handling and the middleware of the real service."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from imagegen.web.http import middleware as edge
 from imagegen.web.http.server import ImagegenRunner
 
 
-class EdgedServer(TestServer):
-    """Of an application that has its edge already."""
+class EdgeServer(TestServer):
+    """Test server for an application that has its middleware already."""
 
     __test__ = False
 
@@ -21,7 +21,7 @@ class EdgedServer(TestServer):
         return ImagegenRunner(self.app, **options)
 
 
-def edged(app: web.Application, meter: Meter | None = None, *, access_log: bool = False) -> EdgedServer:
-    """A server of an application that gets its edge here."""
+def edge_server(app: web.Application, meter: Meter | None = None, *, access_log: bool = False) -> EdgeServer:
+    """Install the middleware on the application and return its test server."""
     edge.install(app, edge.RequestPipeline(meter or Meter(), access_log=access_log))
-    return EdgedServer(app)
+    return EdgeServer(app)

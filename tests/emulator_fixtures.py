@@ -1,4 +1,4 @@
-"""Owns how tests start Together's emulator: in their own event loop, or as a process of its own.
+"""Together's emulator for tests, in the event loop of the test or as a separate process.
 
     async with EmulatedUpstream(delay_s=0.1) as upstream:
         upstream.script("500", {"fault": "429", "retry_after": 1, "times": 2, "match": "cat"}, "hang")
@@ -45,16 +45,16 @@ class EmulatedUpstream:
         await self.stop()
 
     async def start(self) -> None:
-        """Again after `stop()`: on the same port."""
+        """Start the emulator; after `stop()`, on the same port again."""
         await self._emulator.start()
 
     async def stop(self) -> None:
-        """Connections end and new ones are refused; the ledger stays."""
+        """Close all connections and refuse new ones; keep the ledger."""
         await self._emulator.stop()
 
     @property
     def url(self) -> str:
-        """Without `/v1`."""
+        """Base URL without `/v1`."""
         return self._emulator.url
 
     @property
@@ -67,24 +67,24 @@ class EmulatedUpstream:
         return self._emulator.ledger
 
     def script(self, *steps: object) -> None:
-        """Queues faults: texts (`"429 retry_after=2"`) or mappings (`{"fault": "500", "times": 2}`)."""
+        """Queue faults: texts (`"429 retry_after=2"`) or mappings (`{"fault": "500", "times": 2}`)."""
         self._emulator.script(steps)
 
     def set_fault(self, fault: str | None, share: float = 1.0) -> None:
-        """What each call gets that the queue and its prompt say nothing of; None: good answers again."""
+        """Set the response of calls without a queued or prompted fault; None restores good responses."""
         self._emulator.set_fault(fault, share)
 
     def expire_links(self) -> None:
         self._emulator.expire_links()
 
     def clear(self) -> None:
-        """Empties the ledger and the queue."""
+        """Empty the ledger and the queue."""
         self._emulator.ledger.clear()
         self._emulator.clear_script()
 
 
 class EmulatorProcess:
-    """`python -m imagegen.emulator` with these arguments, ready when entered, ended with SIGTERM."""
+    """Process `python -m imagegen.emulator` with these arguments; ready when entered, ended with SIGTERM."""
 
     def __init__(self, *arguments: str, port: int = 0) -> None:
         self._command = [sys.executable, "-m", "imagegen.emulator", "--port", str(port), *arguments]
@@ -107,20 +107,20 @@ class EmulatorProcess:
 
     def ledger(self) -> dict[str, Any]:
         """`{"total", "paid", "in_flight", "peak_in_flight", "calls": […]}`."""
-        return dict(json.loads(self._ask("GET", "ledger")))
+        return dict(json.loads(self._request("GET", "ledger")))
 
     def script(self, *steps: object) -> None:
-        self._ask("POST", "script", json.dumps(steps).encode())
+        self._request("POST", "script", json.dumps(steps).encode())
 
     def expire_links(self) -> None:
-        self._ask("POST", "expire")
+        self._request("POST", "expire")
 
     def clear(self) -> None:
-        """Empties the ledger and the queue."""
-        self._ask("DELETE", "ledger")
-        self._ask("DELETE", "script")
+        """Empty the ledger and the queue."""
+        self._request("DELETE", "ledger")
+        self._request("DELETE", "script")
 
-    def _ask(self, method: str, name: str, body: bytes | None = None) -> bytes:
+    def _request(self, method: str, name: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"{self.url}/_emulator/{name}", data=body, method=method)
         with urllib.request.urlopen(request, timeout=_START_S) as response:
             return bytes(response.read())
