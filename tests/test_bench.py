@@ -45,7 +45,7 @@ def test_every_bench_is_tried_here() -> None:
     assert set(BENCHES) == set(TITLES)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_name_is_rejected_with_the_valid_names() -> None:
     done = bench("nonsense")
     assert done.returncode == 2
     assert "latency" in done.stderr
@@ -66,7 +66,7 @@ def test_a_table_lines_up_its_columns(capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-def test_the_command_says_what_was_not_the_default() -> None:
+def test_the_command_shows_options_that_differ_from_the_default() -> None:
     assert command("queue", Options()) == "python -m bench queue"
     assert command("queue", Options(runs=5, full=True, peers=True)) == "PEERS=1 python -m bench queue --full --runs 5"
 

@@ -39,13 +39,13 @@ def test_commands_are_the_median_of_the_rounds(capsys: pytest.CaptureFixture[str
     assert rows[OURS][-1] == "4.25"
 
 
-def test_a_peer_that_was_not_measured_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unmeasured_peer_shows_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     rows = shown(capsys, {OURS: [of(8_000)], "bullmq": "there is no node here", "saq": [of(2_000)]})
     assert rows["bullmq"][-1] == "not measured: there is no node here"
     assert rows["saq"][3] == "4.00 / 4.00 / 4.00"
 
 
-def test_rounds_are_interleaved_and_one_that_fails_is_left_out_of_the_next() -> None:
+def test_rounds_are_interleaved_and_skip_peers_that_failed() -> None:
     order: list[str] = []
 
     def ours() -> Run:
@@ -87,7 +87,7 @@ def test_a_whole_run_shows_ours_and_each_peer(
     assert "$ PEERS=1 python -m bench queue --tiny --runs 1\n" in printed
 
 
-def test_peers_run_beside_the_queue_bench_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_run_only_with_the_queue_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, bool]] = []
     monkeypatch.setattr(bench, "BENCHES", {name: lambda o: made.append(("alone", o.peers)) for name in bench.BENCHES})
     monkeypatch.setattr(run, "queue", lambda o: made.append(("beside", o.peers)))
@@ -114,7 +114,7 @@ def test_each_peer_has_a_script_and_exact_versions(name: str) -> None:
         assert all(re.fullmatch(r"[\w-]+(\[\w+\])?==\d+(\.\d+)+", line) for line in lines)
 
 
-def test_a_program_that_is_missing_fails_or_hangs_is_a_reason(tmp_path: Path) -> None:
+def test_a_missing_failing_or_hanging_program_is_a_reason(tmp_path: Path) -> None:
     with pytest.raises(NotMeasured, match=r"^there is no no-such-program here$"):
         installed.output(["no-such-program"], tmp_path, 5.0)
     with pytest.raises(NotMeasured, match=r"^3 of 4 results are stored$"):

@@ -7,7 +7,7 @@ import asyncio
 from imagegen.byte_budget import ByteBudget
 
 
-async def test_what_fits_is_taken_at_once_and_the_rest_waits_in_order() -> None:
+async def test_what_fits_is_taken_immediately_and_the_rest_waits_in_order() -> None:
     budget, order = ByteBudget(10), []
 
     async def take(name: str, size: int) -> None:
@@ -25,7 +25,7 @@ async def test_what_fits_is_taken_at_once_and_the_rest_waits_in_order() -> None:
     assert budget.held == 10
 
 
-async def test_one_alone_may_be_over_the_limit() -> None:
+async def test_a_single_holder_may_exceed_the_limit() -> None:
     budget = ByteBudget(10)
     await budget.take(100, within_s=0.0)
     assert not budget.try_take(1)
@@ -33,14 +33,14 @@ async def test_one_alone_may_be_over_the_limit() -> None:
     assert budget.try_take(10)
 
 
-async def test_nobody_waits_longer_than_allowed() -> None:
+async def test_a_wait_ends_at_its_timeout() -> None:
     budget = ByteBudget(10)
     assert budget.try_take(10)
     await budget.take(5, within_s=0.01)
     assert budget.held == 15
 
 
-async def test_one_who_leaves_lets_the_next_one_in() -> None:
+async def test_a_cancelled_waiter_admits_the_next() -> None:
     budget = ByteBudget(10)
     assert budget.try_take(8)
     leaver = asyncio.create_task(budget.take(9, within_s=60.0))

@@ -42,12 +42,12 @@ def test_few_private_names_of_aiohttp_are_used() -> None:
     assert len(names) <= MAX_PRIVATE_NAMES, uses
 
 
-def test_a_route_keeps_what_every_run_called() -> None:
+def test_a_route_holds_only_the_calls_common_to_all_runs() -> None:
     first, second, third = trace.common.__code__, trace.file_of.__code__, trace.main.__code__
     assert trace.common([[first, second, third], [third, first]]) == [third, first]
 
 
-def test_changes_of_file_are_those_between_neighbours() -> None:
+def test_file_changes_are_counted_between_neighbours() -> None:
     of_figures, of_package = code_figures.imports.__code__, trace.create_app.__code__
     paths = [code.co_filename for code in (of_figures, of_package)]
     assert paths[0] != paths[1]

@@ -54,7 +54,7 @@ def render_env(service: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {var["key"]: var for var in service["envVars"]}
 
 
-def test_render_yaml_has_only_keys_and_values_that_render_knows(service: dict[str, Any]) -> None:
+def test_render_yaml_has_only_keys_and_values_of_render(service: dict[str, Any]) -> None:
     assert set(service) <= RENDER_KEYS
     assert service["type"] == "web"
     assert service["runtime"] == "python"
@@ -78,7 +78,7 @@ def test_each_render_variable_has_one_source(service: dict[str, Any], render_env
         assert var.get("generateValue", True) is True
 
 
-def test_render_yaml_holds_no_secret_and_asks_for_those_of_the_vendors(render_env: dict[str, dict[str, Any]]) -> None:
+def test_render_yaml_contains_no_secret_and_prompts_for_vendor_keys(render_env: dict[str, dict[str, Any]]) -> None:
     assert render_env["TASK_ID_SECRET"] == {"key": "TASK_ID_SECRET", "generateValue": True}
     for name in ("TOGETHER_API_KEY", "REDIS_URL", "REDIS_TOKEN"):
         assert render_env[name] == {"key": name, "sync": False}
@@ -155,7 +155,7 @@ def test_the_image_is_slim_and_does_not_run_as_root(dockerfile: list[str]) -> No
     assert not [line for line in dockerfile[dockerfile.index("USER imagegen") :] if line.startswith("RUN ")]
 
 
-def test_the_image_starts_the_service_without_a_shell_so_that_it_gets_sigterm(dockerfile: list[str]) -> None:
+def test_the_image_starts_the_service_without_a_shell(dockerfile: list[str]) -> None:
     assert yaml.safe_load(instruction(dockerfile, "CMD")) == ["imagegen"]
     assert not [line for line in dockerfile if line.startswith("ENTRYPOINT ")]
 
@@ -195,7 +195,7 @@ async def test_the_health_check_of_the_image_follows_healthz(
 # Set-up
 
 
-def test_every_dependency_is_pinned_once_per_python_and_no_index_is_named() -> None:
+def test_every_dependency_is_pinned_once_per_python() -> None:
     pins = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r'[A-Za-z0-9._-]+==[\w.]+(; python_version (<|>=) "3\.\d+")?', pin) for pin in pins)
     pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
@@ -211,7 +211,7 @@ def test_make_alone_lists_its_targets() -> None:
         assert re.search(rf"^make {target} ", listed, re.MULTILINE), target
 
 
-def test_make_says_what_is_missing_where_there_is_no_new_python(tmp_path: Path) -> None:
+def test_make_reports_a_missing_recent_python(tmp_path: Path) -> None:
     made = subprocess.run(
         ["make", "-C", str(ROOT), f"VENV={tmp_path / 'venv'}", "PYTHON=", "install"],
         capture_output=True,

@@ -30,7 +30,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_link_within_the_repository_leads_somewhere(document: Path) -> None:
+def test_each_link_within_the_repository_resolves(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if re.match(r"[a-z]+:", link):
             continue
@@ -118,7 +118,7 @@ def test_the_commit_hooks_have_the_versions_of_the_constraints() -> None:
             assert pins.get(name, version) == version
 
 
-def test_each_log_line_that_is_explained_is_written_somewhere() -> None:
+def test_each_explained_log_line_exists_in_the_code() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "imagegen").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go on in the next line
     table = read("docs/operations.md").partition("## Log")[2].partition("## Limits")[0]

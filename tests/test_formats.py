@@ -20,11 +20,11 @@ def test_ascii_digits_are_a_number(text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "٣", "３", "1_0", "+1", "-1", " 1", "1 ", "1.0", "²", "1" * 19])
-def test_any_other_text_is_no_number(text: str) -> None:
+def test_other_text_is_not_a_number(text: str) -> None:
     assert parse_digits(text) is None
 
 
-def test_printable_text_has_marks_for_what_can_not_be_shown() -> None:
+def test_printable_text_replaces_unprintable_characters() -> None:
     assert printable("a\n\u202eb\ud800é") == "a??b?é"
     assert printable("abc\n", 2) == "ab"
 

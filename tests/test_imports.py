@@ -61,7 +61,7 @@ def rooms(files: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_go_down_the_floors(path: Path) -> None:
+def test_imports_go_down_the_layers(path: Path) -> None:
     floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
     own = room(path)
     for name in imports(path):
@@ -81,14 +81,14 @@ def test_only_redis_client_imports_redis() -> None:
     assert rooms(users("redis")) == {"redis_client"}
 
 
-def test_only_those_who_call_out_use_the_http_client() -> None:
+def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
     allowed = {"app", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()
 
 
-def test_one_file_knows_the_rate_limiter() -> None:
+def test_one_file_imports_the_rate_limiter() -> None:
     assert len(users("aiohttplimiter")) <= 1
 
 

@@ -43,7 +43,7 @@ def configure() -> Iterator[Configure]:
     logger.add(lambda line: sys.stderr.write(line))  # noqa: PLW0108 - standard error as it is then
 
 
-def test_a_text_line_has_time_level_message_and_what_was_bound(configure: Configure) -> None:
+def test_a_text_line_has_time_level_message_and_bound_fields(configure: Configure) -> None:
     out = configure()
     logger.bind(taskId="ab12", attempt=2).info("failed: {}", "upstream_timeout")
     assert re.fullmatch(
@@ -52,13 +52,13 @@ def test_a_text_line_has_time_level_message_and_what_was_bound(configure: Config
     )
 
 
-def test_what_a_text_message_says_already_is_not_said_again(configure: Configure) -> None:
+def test_a_text_line_does_not_repeat_fields_of_its_message(configure: Configure) -> None:
     out = configure()
     logger.info("{method} in {ms:.1f} ms", method="GET", ms=1.234, requestId="r1")
     assert out.getvalue().endswith("GET in 1.2 ms requestId=r1\n")
 
 
-def test_a_json_line_is_one_object_with_all_that_was_bound(configure: Configure) -> None:
+def test_a_json_line_is_one_object_with_all_bound_fields(configure: Configure) -> None:
     out = configure(fmt="json")
     logger.bind(requestId="r1", attempt=2, ms=1.5, path=Path("/a"), big=2**70, level="mine").warning("一\n二")
     (line,) = out.getvalue().splitlines()
@@ -95,7 +95,7 @@ def test_an_exception_has_its_trace_but_no_values_of_variables(configure: Config
 HOSTILE = "a\r\n2026-01-01T00:00:00.000Z INFO forged\x1b[2J\x00\x7f\x85\u2028\u202e\ud800z"
 
 
-def test_no_text_can_forge_a_line(configure: Configure) -> None:
+def test_a_message_can_not_forge_a_log_line(configure: Configure) -> None:
     out = configure()
     logger.bind(path=HOSTILE).info("{}", HOSTILE[::-1])
     line = out.getvalue()
@@ -105,7 +105,7 @@ def test_no_text_can_forge_a_line(configure: Configure) -> None:
     assert "\\x1b[2J\\x00\\x7f\\x85\\u2028\\u202e\\ud800z" in line
 
 
-def test_an_exception_can_not_forge_a_line_either(configure: Configure) -> None:
+def test_an_exception_can_not_forge_a_log_line(configure: Configure) -> None:
     out = configure()
     logger.opt(exception=ValueError(HOSTILE)).error("It failed")
     first, *others = out.getvalue().splitlines()
@@ -142,7 +142,7 @@ def test_a_huge_text_is_cut(configure: Configure) -> None:
 # Levels, and logging
 
 
-def test_records_below_the_level_are_not_shown_and_can_be_asked_for(configure: Configure) -> None:
+def test_records_below_the_level_are_hidden_by_default(configure: Configure) -> None:
     out = configure("WARNING")
     logger.info("no")
     logging.getLogger("library").info("no")
@@ -169,15 +169,13 @@ def test_a_record_of_logging_keeps_its_exception(configure: Configure) -> None:
     assert "ValueError: why" in json.loads(out.getvalue())["exception"]
 
 
-def test_a_record_of_logging_that_does_not_fit_its_text_harms_nobody(
-    configure: Configure, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_malformed_logging_record_does_not_raise(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     configure()
     logging.getLogger("library").error("%d", "no number")
     assert "Logging error" in capsys.readouterr().err
 
 
-def test_configured_again_only_the_last_one_counts(configure: Configure) -> None:
+def test_the_last_configuration_replaces_earlier_ones(configure: Configure) -> None:
     first, second = configure(), configure()
     logger.info("once")
     logging.getLogger("library").info("twice")
@@ -193,9 +191,7 @@ def test_configured_again_only_the_last_one_counts(configure: Configure) -> None
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nhunter2\r\n",
     ],
 )
-async def test_what_the_http_parser_refuses_is_logged_without_its_bytes_and_without_a_trace(
-    configure: Configure, sent: bytes
-) -> None:
+async def test_http_parse_errors_are_logged_without_bytes_or_traceback(configure: Configure, sent: bytes) -> None:
     async def read(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
 
@@ -213,7 +209,7 @@ async def test_what_the_http_parser_refuses_is_logged_without_its_bytes_and_with
     assert "Traceback" not in out.getvalue()
 
 
-def test_a_refused_request_is_no_error_of_ours(configure: Configure) -> None:
+def test_a_rejected_request_is_not_logged_as_an_error(configure: Configure) -> None:
     out = configure(fmt="json")
     logging.getLogger("aiohttp.server").error("Error handling request", exc_info=BadStatusLine("hunter2"))
     found = json.loads(out.getvalue())
@@ -228,7 +224,7 @@ class Full(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-def test_a_stream_that_fails_stops_nobody(configure: Configure) -> None:
+def test_a_failing_stream_does_not_raise(configure: Configure) -> None:
     configure()
     closed = io.StringIO()
     closed.close()
@@ -238,7 +234,7 @@ def test_a_stream_that_fails_stops_nobody(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("closing", ["exec 2>&-; exec", "exec"])
-def test_a_process_whose_standard_error_is_closed_lives_and_ends_well(closing: str) -> None:
+def test_a_process_with_closed_standard_error_exits_cleanly(closing: str) -> None:
     script = (
         "import sys; from imagegen import log; from loguru import logger; log.configure('INFO', 'text');"
         "sys.stdin.read(); [logger.info('x' * 1000) for _ in range(100)]; print('alive')"
@@ -271,7 +267,7 @@ def put_access(request_id: str = "93dd8a6ec50b9199", path: str = "/api/images/a"
 @pytest.mark.parametrize(
     ("request_id", "path"), [("r-1", "/a"), ("200", "/a"), ("GET", "/b"), ("r-1", "/a?redis://u:hunter2@h")]
 )
-def test_an_access_line_is_what_a_record_with_its_fields_would_be(
+def test_an_access_line_equals_a_record_with_the_same_fields(
     configure: Configure, fmt: str, request_id: str, path: str
 ) -> None:
     out = configure(fmt=fmt)
@@ -295,7 +291,7 @@ def test_an_access_line_makes_no_record_for_other_sinks(configure: Configure) ->
     assert [line[-3:] for line in out.getvalue().splitlines()] == ["r-1"]
 
 
-def test_without_a_log_an_access_line_is_none(monkeypatch: pytest.MonkeyPatch, configure: Configure) -> None:
+def test_no_access_line_is_written_without_a_log(monkeypatch: pytest.MonkeyPatch, configure: Configure) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     log.configure("INFO", "text")
     put_access()
@@ -318,7 +314,7 @@ def stream(configure: Configure) -> CountingStream:
     return stream
 
 
-async def test_the_access_lines_of_one_turn_are_written_together_and_soon(stream: CountingStream) -> None:
+async def test_access_lines_of_one_loop_iteration_are_written_together(stream: CountingStream) -> None:
     for number in range(3):
         put_access(f"r-{number}")
     await asyncio.sleep(0)
@@ -348,7 +344,7 @@ def test_no_access_line_waits_when_the_event_loop_has_ended(stream: CountingStre
     assert stream.getvalue().endswith("requestId=last\n")
 
 
-async def test_lines_of_other_threads_cost_no_access_line(stream: CountingStream) -> None:
+async def test_lines_of_other_threads_do_not_lose_access_lines(stream: CountingStream) -> None:
     async def answers() -> None:
         for number in range(300):
             put_access(f"r-{number}")

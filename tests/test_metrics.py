@@ -6,7 +6,7 @@ from support import Clock
 from imagegen.metrics import COMMAND_PURPOSES, MONTH_S, Histogram, Meter, RecentRates, TaskLabels
 
 
-def test_a_value_on_a_bound_counts_below_it_and_a_large_one_above_all() -> None:
+def test_a_value_on_a_bucket_bound_counts_in_that_bucket() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
         histogram.observe(value)
@@ -23,7 +23,7 @@ def test_histograms_add_up() -> None:
     assert (one.counts, one.total) == ([1, 1], 3.5)
 
 
-def test_models_that_were_not_named_are_one() -> None:
+def test_unlisted_models_share_one_label() -> None:
     meter = Meter(["flux"])
     for model in ("flux", "a", "b"):
         meter.finished("failed", "upstream_error", model)
@@ -43,11 +43,11 @@ def test_the_month_is_projected_from_all_commands_since_the_start() -> None:
     assert meter.commands_a_month == pytest.approx(6 / 600 * MONTH_S)
 
 
-def test_every_purpose_is_there_before_it_is_used() -> None:
+def test_every_purpose_exists_before_its_first_use() -> None:
     assert set(Meter().commands) == set(COMMAND_PURPOSES)
 
 
-def test_calls_are_counted_by_code_and_ambiguous_ones_besides() -> None:
+def test_calls_are_counted_by_code_and_by_ambiguity() -> None:
     meter = Meter()
     meter.observe_provider_call("ok", 0.2)
     meter.observe_provider_call("upstream_timeout", 120.0, ambiguous=True)
@@ -55,13 +55,13 @@ def test_calls_are_counted_by_code_and_ambiguous_ones_besides() -> None:
     assert meter.ambiguous == 1
 
 
-def test_pictures_are_counted_with_their_bytes() -> None:
+def test_images_are_counted_with_their_bytes() -> None:
     meter = Meter()
     meter.images_stored([10, 20])
     assert (meter.images, meter.image_bytes) == (2, 30)
 
 
-def test_the_first_rates_are_those_since_the_start() -> None:
+def test_the_first_rates_cover_the_time_since_the_start() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
     recent = RecentRates(meter)
@@ -75,7 +75,7 @@ def test_the_first_rates_are_those_since_the_start() -> None:
     assert (rates.submits, rates.finished, rates.requests, rates.commands) == (5.0, 0.5, 0.5, 15.0)
 
 
-def test_rates_are_those_of_about_the_last_minute_where_somebody_asks_often() -> None:
+def test_frequently_read_rates_cover_about_the_last_minute() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
     recent = RecentRates(meter)
@@ -87,7 +87,7 @@ def test_rates_are_those_of_about_the_last_minute_where_somebody_asks_often() ->
     assert 50 <= rates.window_s <= 70
 
 
-def test_rates_reach_back_to_the_last_question_where_somebody_asks_seldom() -> None:
+def test_rarely_read_rates_cover_the_time_since_the_last_read() -> None:
     clock = Clock()
     meter = Meter(clock=clock)
     recent = RecentRates(meter)

@@ -28,7 +28,7 @@ EVERYWHERE = OwnAddresses([("0.0.0.0", 3000), ("::", 3000)])
         *[(EVERYWHERE, host, 3000) for host in ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "0.0.0.0")],
     ],
 )
-def test_what_reaches_this_service_is_refused(own: OwnAddresses, host: str, port: int) -> None:
+def test_addresses_of_this_service_are_rejected(own: OwnAddresses, host: str, port: int) -> None:
     with pytest.raises(AddressBlocked):
         own.check(host, port)
 
@@ -49,17 +49,17 @@ def test_what_reaches_this_service_is_refused(own: OwnAddresses, host: str, port
         (OwnAddresses(), "127.0.0.1", 3000),
     ],
 )
-def test_other_services_are_not(own: OwnAddresses, host: str, port: int) -> None:
+def test_addresses_of_other_services_are_accepted(own: OwnAddresses, host: str, port: int) -> None:
     own.check(host, port)
 
 
-def test_the_hosts_that_a_client_uses_now_count_too() -> None:
+def test_the_host_of_the_current_request_is_an_own_address() -> None:
     with pytest.raises(AddressBlocked):
         LOOPBACK.check("other.example.com", 443, ["http://OTHER.example.com"])
     LOOPBACK.check("other.example.com", 8443, ["http://other.example.com"])
 
 
-async def test_a_name_that_resolves_to_this_service_is_refused() -> None:
+async def test_a_name_that_resolves_to_this_service_is_rejected() -> None:
     class Names(AbstractResolver):
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -98,7 +98,7 @@ async def port(aiohttp_server: Callable[..., object]) -> int:
     return (await aiohttp_server(app)).port
 
 
-async def test_a_paid_post_and_a_look_up_go_through_the_proxy_with_its_login(port: int) -> None:
+async def test_a_paid_post_and_a_lookup_use_the_proxy_with_its_login(port: int) -> None:
     with ForwardProxy({"api.vendor.example": port}, login="user:p@ss") as proxy:
         connector = ProxyConnector(Proxies(http=f"http://user:p%40ss@{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -127,7 +127,7 @@ async def test_a_refused_tunnel_means_that_nothing_was_sent(status: int) -> None
     assert proxy.requests == ["CONNECT api.vendor.example:443"] * 2
 
 
-async def test_a_login_that_a_plain_proxy_refuses_means_that_nothing_was_paid(port: int) -> None:
+async def test_a_login_rejected_by_a_plain_proxy_means_nothing_was_paid(port: int) -> None:
     with ForwardProxy({"api.vendor.example": port}, login="user:right") as proxy:
         connector = ProxyConnector(Proxies(http=f"http://user:wrong@{proxy.address}"))
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -137,7 +137,7 @@ async def test_a_login_that_a_plain_proxy_refuses_means_that_nothing_was_paid(po
     assert was_never_sent(caught.value)
 
 
-async def test_a_proxy_that_is_away_means_that_nothing_was_sent() -> None:
+async def test_an_unreachable_proxy_means_that_nothing_was_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         gone = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession(connector=ProxyConnector(Proxies(http=gone, https=gone))) as session:
@@ -157,7 +157,7 @@ async def fetch(session: aiohttp.ClientSession, url: str) -> AddressBlocked | in
         return blocked_cause(error)
 
 
-async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_address(port: int) -> None:
+async def test_a_proxied_link_to_a_private_address_is_rejected(port: int) -> None:
     names = Names(inner_example="10.0.0.5", public_example="93.184.215.14", proxy_example="127.0.0.1")
     targets = dict.fromkeys(["unknown.example", "inner.example", "public.example", "10.0.0.5", "127.0.0.1"], port)
     with ForwardProxy(targets) as proxy:
@@ -179,9 +179,7 @@ async def test_a_link_through_a_proxy_is_refused_where_it_leads_to_a_private_add
             assert proxy.requests == asked
 
 
-async def test_a_name_that_is_not_resolved_in_time_is_left_to_the_proxy(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_with_slow_dns_is_left_to_the_proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagegen.ssrf.ROUTE_CACHE_S", 0.05)
 
     class Silent(Names):

@@ -112,7 +112,7 @@ def deploy(aiohttp_server: Callable[[web.Application], Awaitable[TestServer]]) -
     return run
 
 
-async def test_the_api_deploys_this_commit_waits_until_it_is_live_and_tries_readyz(deploy: Deploy) -> None:
+async def test_the_api_deploys_this_commit_and_waits_for_readyz(deploy: Deploy) -> None:
     render = SmallRender(["build_in_progress", 502, 429, "update_in_progress", "live"], ready=[502, 503, 200])
     code, printed = await deploy(render, API)
     assert code == 0
@@ -130,7 +130,7 @@ async def test_a_deploy_that_waits_behind_another_is_found_in_the_list(deploy: D
 
 
 @pytest.mark.parametrize("status", ["build_failed", "update_failed", "pre_deploy_failed", "canceled", "deactivated"])
-async def test_a_deploy_that_ends_badly_is_red(deploy: Deploy, status: str) -> None:
+async def test_a_failed_deploy_exits_with_an_error(deploy: Deploy, status: str) -> None:
     render = SmallRender(["build_in_progress", status])
     code, printed = await deploy(render, API)
     assert code == 1
@@ -138,14 +138,14 @@ async def test_a_deploy_that_ends_badly_is_red(deploy: Deploy, status: str) -> N
     assert "readyz" not in render.calls
 
 
-async def test_a_deploy_that_never_ends_is_given_up(deploy: Deploy) -> None:
+async def test_an_endless_deploy_times_out(deploy: Deploy) -> None:
     code, printed = await deploy(SmallRender(["build_in_progress"]), API)
     assert code == 1
     assert "still build_in_progress after 0.5 s" in printed
 
 
 @pytest.mark.parametrize("status", [302, 401, 404, 500])
-async def test_a_deploy_that_render_refuses_is_red_and_asked_for_once(deploy: Deploy, status: int) -> None:
+async def test_a_rejected_deploy_exits_with_an_error_after_one_request(deploy: Deploy, status: int) -> None:
     render = SmallRender(["live"], accepts=status)
     code, printed = await deploy(render, API)
     assert code == 1
@@ -153,13 +153,13 @@ async def test_a_deploy_that_render_refuses_is_red_and_asked_for_once(deploy: De
     assert render.calls == ["list", "start"]
 
 
-async def test_a_live_service_that_is_not_ready_is_red(deploy: Deploy) -> None:
+async def test_a_live_service_that_is_not_ready_is_an_error(deploy: Deploy) -> None:
     code, printed = await deploy(SmallRender(["live"], ready=[503]), API)
     assert code == 1
     assert "/readyz: 503" in printed
 
 
-async def test_the_hook_is_called_once_where_there_is_no_api_key(deploy: Deploy) -> None:
+async def test_the_hook_is_called_once_without_an_api_key(deploy: Deploy) -> None:
     render = SmallRender([])
     secrets = {"RENDER_SERVICE_ID": "srv-1", "RENDER_DEPLOY_HOOK_URL": "BASE/hook?key=made-up-hook-key"}
     code, printed = await deploy(render, secrets)
@@ -171,21 +171,21 @@ async def test_the_hook_is_called_once_where_there_is_no_api_key(deploy: Deploy)
 @pytest.mark.parametrize(
     "hook", ["BASE/hook?key=wrong", "made-up-hook-key", "http://127.0.0.1:1/?key=made-up-hook-key"]
 )
-async def test_a_wrong_hook_is_red_and_never_printed(deploy: Deploy, hook: str) -> None:
+async def test_a_wrong_hook_is_an_error_and_never_printed(deploy: Deploy, hook: str) -> None:
     code, printed = await deploy(SmallRender([]), {"RENDER_DEPLOY_HOOK_URL": hook})
     assert code == 1
     assert "the deploy hook answered" in printed
     assert hook.rsplit("?", 1)[-1] not in printed
 
 
-async def test_the_api_comes_before_the_hook(deploy: Deploy) -> None:
+async def test_the_api_is_preferred_over_the_hook(deploy: Deploy) -> None:
     render = SmallRender(["live"])
     code, _ = await deploy(render, API | {"RENDER_DEPLOY_HOOK_URL": "BASE/hook?key=made-up-hook-key"})
     assert code == 0
     assert "hook" not in render.calls
 
 
-async def test_without_secrets_the_deploy_is_skipped_visibly_and_green(deploy: Deploy) -> None:
+async def test_the_deploy_is_skipped_with_a_notice_without_secrets(deploy: Deploy) -> None:
     render = SmallRender([])
     code, printed = await deploy(render, {"RENDER_API_KEY": "", "RENDER_SERVICE_ID": "srv-1"})
     assert code == 0

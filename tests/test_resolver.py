@@ -48,7 +48,7 @@ async def answering() -> AsyncIterator[str]:
     transport.close()
 
 
-async def test_names_whose_dns_is_silent_end_in_time_and_take_no_thread(silent: str) -> None:
+async def test_silent_dns_times_out_and_uses_no_thread(silent: str) -> None:
     resolver = Resolver([silent], deadline_s=0.3)
     threads = threading.active_count()
     began = time.monotonic()
@@ -63,7 +63,7 @@ async def test_names_whose_dns_is_silent_end_in_time_and_take_no_thread(silent: 
     await resolver.close()
 
 
-async def test_a_connector_gets_an_error_of_names_for_a_silent_server(silent: str) -> None:
+async def test_a_connector_gets_a_dns_error_for_a_silent_server(silent: str) -> None:
     resolver = Resolver([silent], deadline_s=0.1)
     connector = aiohttp.TCPConnector(resolver=resolver)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -72,7 +72,7 @@ async def test_a_connector_gets_an_error_of_names_for_a_silent_server(silent: st
     await resolver.close()
 
 
-async def test_a_name_is_resolved_by_its_dns_server_and_local_names_without_one(answering: str) -> None:
+async def test_public_names_use_dns_and_local_names_do_not(answering: str) -> None:
     resolver = Resolver([answering])
     (result,) = await resolver.resolve("known.example.com", 443, socket.AF_UNSPEC)
     assert (result["host"], result["port"], result["hostname"]) == ("127.0.0.1", 443, "known.example.com")
@@ -82,7 +82,7 @@ async def test_a_name_is_resolved_by_its_dns_server_and_local_names_without_one(
     await resolver.close()
 
 
-async def test_the_guard_judges_what_the_dns_server_says(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_guard_checks_the_answer_of_the_dns_server(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver = Resolver([answering])
     guard = PublicResolver(inner=resolver)
     with pytest.raises(AddressBlocked):
@@ -96,7 +96,7 @@ async def test_the_guard_judges_what_the_dns_server_says(answering: str, monkeyp
     await other.close()
 
 
-async def test_what_dns_does_not_know_is_asked_of_the_system(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_unknown_to_dns_are_resolved_by_the_system(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def system(host: str, port: int, **hints: int) -> list[object]:
         if host != "gpu.local":
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
@@ -110,7 +110,7 @@ async def test_what_dns_does_not_know_is_asked_of_the_system(answering: str, mon
     await resolver.close()
 
 
-async def test_a_thread_that_the_system_refuses_is_an_error_of_names_and_takes_no_place(
+async def test_a_refused_thread_is_a_dns_error_and_frees_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolver = SystemResolver()
@@ -126,7 +126,7 @@ async def test_a_thread_that_the_system_refuses_is_an_error_of_names_and_takes_n
     assert await asyncio.wait_for(resolver.getaddrinfo("127.0.0.1", 80), 5)
 
 
-def test_the_loop_resolves_apart_from_the_disks_threads_and_its_end_waits_for_none(
+def test_the_loop_resolves_names_outside_the_disk_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blocked = threading.Event()

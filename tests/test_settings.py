@@ -35,7 +35,7 @@ def faults(**environ: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in str(caught.value).splitlines())
 
 
-def test_nothing_set_gives_the_sandbox_on_loopback_with_an_embedded_redis() -> None:
+def test_defaults_are_the_sandbox_on_loopback_with_embedded_redis() -> None:
     settings = load()
     assert settings == Settings()
     assert (settings.hosts, settings.port, settings.provider) == (("127.0.0.1",), 3000, "sandbox")
@@ -155,11 +155,11 @@ def test_a_good_value_is_taken(name: str, text: str, attribute: str, value: obje
     ],
 )
 @pytest.mark.usefixtures("all_built")
-def test_a_wrong_value_is_refused_by_name(name: str, text: str) -> None:
+def test_a_wrong_value_is_rejected_by_name(name: str, text: str) -> None:
     assert list(faults(**{name: text})) == [name]
 
 
-def test_every_fault_is_named_at_once_with_what_is_allowed() -> None:
+def test_all_faults_are_reported_together_with_the_allowed_values() -> None:
     found = faults(PORT="http", LOG_LEVEL="loud", LEASE_SECONDS="0", PROVIDER="together")
     assert found == {
         "PORT": "'http' is not allowed; a whole number from 0 to 65535 is",
@@ -192,7 +192,7 @@ def test_an_empty_value_is_not_set(name: str) -> None:
         ("RENDER", '""', "on_render", False),
     ],
 )
-def test_quotes_and_invisible_characters_around_a_value_are_taken_off(
+def test_quotes_and_invisible_characters_around_a_value_are_stripped(
     name: str, text: str, attribute: str, value: object, tmp_path: Path
 ) -> None:
     assert getattr(load(**{name: text}), attribute) == value
@@ -203,21 +203,21 @@ def test_quotes_and_invisible_characters_around_a_value_are_taken_off(
 
 @pytest.mark.parametrize("text", ['"/data', "/data'", '"', "\"/data'", "\u201c/data"])
 @pytest.mark.parametrize("name", ["DATA_DIR", "TOGETHER_API_KEY", "REDIS_URL"])
-def test_a_quote_at_one_end_only_is_a_fault_that_does_not_show_the_value(name: str, text: str) -> None:
+def test_an_unbalanced_quote_is_a_fault_that_hides_the_value(name: str, text: str) -> None:
     found = faults(**{name: text})
     assert list(found) == [name]
     assert "quote" in found[name]
     assert "data" not in found[name]
 
 
-def test_a_comment_behind_a_path_is_a_fault() -> None:
+def test_a_comment_after_a_path_is_a_fault() -> None:
     assert "comment" in faults(DATA_DIR="/data # the volume")["DATA_DIR"]
 
 
 @pytest.mark.parametrize(
     ("home", "path"), [("/home/me", "~nobody-of-this-name/images"), ("", "~/images"), ("/", "~/x")]
 )
-def test_a_home_folder_that_is_not_known_is_a_fault(monkeypatch: pytest.MonkeyPatch, home: str, path: str) -> None:
+def test_an_unknown_home_folder_is_a_fault(monkeypatch: pytest.MonkeyPatch, home: str, path: str) -> None:
     monkeypatch.setenv("HOME", home)
     assert "whole path" in faults(DATA_DIR=path)["DATA_DIR"]
 
@@ -233,7 +233,7 @@ def test_an_upstream_address_may_have_a_user_and_a_password(name: str) -> None:
     "url", ["http://:hunter2@h", "http://me:hunter2@x@h", "http://me:hunter2%zz@h", "http://me:hunter2/x@h"]
 )
 @pytest.mark.parametrize("name", ["A1111_URL", "OPENAI_API_URL"])
-def test_a_bad_login_in_an_address_is_refused_without_showing_it(name: str, url: str) -> None:
+def test_a_bad_login_in_an_address_is_rejected_and_not_shown(name: str, url: str) -> None:
     found = faults(**{name: url})
     assert list(found) == [name]
     assert "hunter2" not in found[name]
@@ -243,7 +243,7 @@ def test_a_key_and_a_login_for_one_upstream_are_a_fault() -> None:
     assert list(faults(OPENAI_API_URL="http://me:pw@h", OPENAI_API_KEY="k")) == ["OPENAI_API_KEY"]
 
 
-def test_names_that_are_nearly_settings_are_found() -> None:
+def test_misspelled_settings_are_detected() -> None:
     others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME")
     near = {
         "TOGETHER_APIKEY": "TOGETHER_API_KEY",
@@ -259,7 +259,7 @@ def test_names_that_are_nearly_settings_are_found() -> None:
 # Settings that depend on each other
 
 
-def test_a_together_key_chooses_together_unless_a_provider_is_named() -> None:
+def test_a_together_key_selects_together_by_default() -> None:
     assert load(TOGETHER_API_KEY="k").provider == "together"
     assert load(TOGETHER_API_KEY="k", PROVIDER="sandbox").provider == "sandbox"
 
@@ -275,17 +275,17 @@ def test_a_together_key_chooses_together_unless_a_provider_is_named() -> None:
         ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),
     ],
 )
-def test_what_a_choice_needs_must_be_set(environ: dict[str, str], missing: list[str]) -> None:
+def test_settings_required_by_a_choice_must_be_set(environ: dict[str, str], missing: list[str]) -> None:
     assert list(faults(**environ)) == missing
 
 
 @pytest.mark.usefixtures("all_built")
-def test_pictures_in_redis_have_a_smaller_cap() -> None:
+def test_images_in_redis_have_a_smaller_cap() -> None:
     assert load(IMAGE_STORE="redis").image_store_max_bytes == 100 * 2**20
     assert load(IMAGE_STORE="redis", IMAGE_STORE_MAX_BYTES="1GiB").image_store_max_bytes == 2**30
 
 
-def test_on_render_proxies_are_trusted_and_an_embedded_redis_is_refused_unless_forced() -> None:
+def test_render_trusts_proxies_and_rejects_an_embedded_redis() -> None:
     found = faults(RENDER="true")
     assert "EMBEDDED_REDIS=force" in found["REDIS_URL"]
     forced = load(RENDER="true", EMBEDDED_REDIS="force")
@@ -293,7 +293,7 @@ def test_on_render_proxies_are_trusted_and_an_embedded_redis_is_refused_unless_f
     assert load(RENDER="true", REDIS_URL="redis://h", TRUSTED_PROXY_HOPS="1").trusted_proxy_hops == 1
 
 
-def test_no_redis_at_all_is_refused() -> None:
+def test_a_missing_redis_is_rejected() -> None:
     assert "EMBEDDED_REDIS=auto" in faults(EMBEDDED_REDIS="off")["REDIS_URL"]
     assert load(EMBEDDED_REDIS="off", REDIS_URL="redis://h").redis_url == "redis://h"
 
@@ -314,7 +314,7 @@ def test_no_redis_at_all_is_refused() -> None:
     ],
 )
 @pytest.mark.usefixtures("all_built")
-def test_a_paid_key_on_an_open_port_is_noticed(environ: dict[str, str], exposed: bool) -> None:
+def test_a_paid_key_on_an_open_port_is_a_warning(environ: dict[str, str], exposed: bool) -> None:
     assert load(**{"HOST": "0.0.0.0", "TOGETHER_API_KEY": "k"} | environ).exposed_without_keys is exposed
 
 
@@ -370,7 +370,7 @@ def test_only_settings_can_be_unbuilt() -> None:
         ("unix:///run/redis.sock", "token", "unix://default:token@/run/redis.sock"),
     ],
 )
-def test_every_form_of_a_redis_address_becomes_one_that_redis_py_takes(url: str, token: str, mapped: str) -> None:
+def test_redis_addresses_are_converted_to_the_form_of_redis_py(url: str, token: str, mapped: str) -> None:
     assert load(REDIS_URL=url, REDIS_TOKEN=token).redis_url == mapped
 
 
@@ -401,7 +401,7 @@ def test_redis_py_reads_the_token_back_as_it_was() -> None:
         "https://eu1-x.upstash.io/get/hunter2",
     ],
 )
-def test_a_wrong_redis_address_is_refused_without_showing_it(url: str) -> None:
+def test_a_wrong_redis_address_is_rejected_and_not_shown(url: str) -> None:
     found = faults(REDIS_URL=url)
     assert list(found) == ["REDIS_URL"]
     assert "hunter2" not in found["REDIS_URL"]
@@ -446,7 +446,7 @@ def test_no_secret_is_in_a_message(name: str) -> None:
 # The file
 
 
-def test_the_environment_comes_before_the_file_and_empty_in_it_hides_the_file(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file_even_when_empty(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text(
         "PORT=4000\nexport HOST='::1'\nTOGETHER_API_KEY=paid # a comment\nLOG_LEVEL\n", encoding="utf-8-sig"
@@ -462,7 +462,7 @@ def test_a_dollar_in_the_file_is_only_a_dollar(tmp_path: Path) -> None:
     assert Settings.load({}, dotenv=file).admin_token == "a${HOME}b"
 
 
-def test_a_file_that_is_not_there_is_fine(tmp_path: Path) -> None:
+def test_a_missing_file_is_accepted(tmp_path: Path) -> None:
     assert Settings.load({}, dotenv=tmp_path / ".env") == Settings()
 
 
@@ -487,7 +487,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
         (lambda file: file.symlink_to(file), "can't be read"),
     ],
 )
-def test_what_stands_in_the_place_of_the_file_and_is_none_is_a_fault(
+def test_a_settings_path_that_is_not_a_file_is_a_fault(
     make: Callable[[Path], object], told: str, tmp_path: Path
 ) -> None:
     make(tmp_path / ".env")
@@ -497,7 +497,7 @@ def test_what_stands_in_the_place_of_the_file_and_is_none_is_a_fault(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_must_not_be_read_is_a_fault(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_a_fault(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.touch(mode=0)
     with pytest.raises(SettingsError, match=r"\.env: can't be read: Permission denied"):
@@ -507,7 +507,7 @@ def test_a_file_that_must_not_be_read_is_a_fault(tmp_path: Path) -> None:
 # The example
 
 
-def test_the_example_names_every_setting_once_and_changes_nothing_as_it_is() -> None:
+def test_the_example_names_every_setting_once_and_changes_none() -> None:
     names = re.findall(r"^# ([A-Z][A-Z0-9_]+)=", EXAMPLE.read_text(), re.MULTILINE)
     assert sorted(names) == sorted(setting_names())
     assert Settings.load({}, dotenv=EXAMPLE) == Settings()
@@ -536,7 +536,7 @@ def test_a_proxy_is_an_address_with_or_without_scheme_and_login(name: str) -> No
         assert "hunter2" not in faults(**{name: bad})[name]
 
 
-def test_proxies_count_in_lower_case_where_the_upper_case_is_not_set() -> None:
+def test_lower_case_proxy_variables_are_the_fallback() -> None:
     assert load(http_proxy="a:1", https_proxy="b:2", no_proxy="c, .D  e").http_proxy == "http://a:1"
     assert load(https_proxy="b:2", HTTPS_PROXY="c:3").https_proxy == "http://c:3"
     assert load(https_proxy="b:2", HTTPS_PROXY="").https_proxy == "http://b:2"

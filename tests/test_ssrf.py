@@ -59,14 +59,14 @@ def test_a_special_address_or_spelling_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-def test_parsed_addresses_are_taken_too() -> None:
+def test_parsed_addresses_are_accepted() -> None:
     assert is_public(IPv4Address("8.8.8.8"))
     assert not is_public(IPv4Address("127.0.0.1"))
     assert not is_public(IPv6Address("::ffff:127.0.0.1"))
 
 
 @pytest.mark.parametrize("host", HOSTILE_HOSTS)
-def test_a_host_that_is_hostile_by_its_looks_is_refused(host: str) -> None:
+def test_a_private_or_malformed_host_is_rejected_without_dns(host: str) -> None:
     with pytest.raises(AddressBlocked):
         check_host(host, 443)
 
@@ -128,12 +128,12 @@ async def test_a_name_with_public_addresses_resolves() -> None:
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-async def test_a_name_of_which_one_address_is_not_public_is_refused(address: str) -> None:
+async def test_a_name_with_one_private_address_is_rejected(address: str) -> None:
     with pytest.raises(AddressBlocked):
         await PublicResolver(inner=Names(pics_test=[["93.184.215.14", address]])).resolve("pics.test", 443)
 
 
-async def test_an_allowed_name_may_be_anywhere_but_another_name_of_the_same_address_may_not() -> None:
+async def test_an_allowed_name_does_not_allow_others_of_its_address() -> None:
     names = Names(gpu_test=[["10.0.0.7"]], evil_test=[["10.0.0.7"]])
     resolver = PublicResolver(frozenset({"gpu.test:7860"}), names)
     assert await resolver.resolve("gpu.test", 7860)
@@ -149,7 +149,7 @@ async def test_a_literal_never_reaches_the_inner_resolver() -> None:
     assert names.asked == 0
 
 
-async def test_a_name_that_no_codec_takes_is_refused_not_a_crash() -> None:
+async def test_a_name_that_can_not_be_encoded_is_rejected() -> None:
     class Strict(Names):
         async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
             host.encode("ascii")
@@ -200,7 +200,7 @@ class TestConnector:
         assert blocked_cause(caught.value)
         assert hits(listener) == 0
 
-    async def test_a_rebinding_name_is_judged_at_each_look_up(self, listener: TestServer) -> None:
+    async def test_a_rebinding_name_is_checked_at_each_lookup(self, listener: TestServer) -> None:
         names = Names(rebind_test=[["93.184.215.14"], ["127.0.0.1"]])
         assert await PublicResolver(inner=names).resolve("rebind.test", 80)
         async with aiohttp.ClientSession(connector=guarded_connector(inner=names)) as session:
@@ -211,7 +211,7 @@ class TestConnector:
         assert names.asked == 4
         assert hits(listener) == 0
 
-    async def test_a_redirect_to_a_refused_address_is_refused(self, listener: TestServer) -> None:
+    async def test_a_redirect_to_a_rejected_address_is_rejected(self, listener: TestServer) -> None:
         async def away(_: web.Request) -> web.Response:
             raise web.HTTPFound(listener.make_url("/"))
 

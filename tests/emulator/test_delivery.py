@@ -81,9 +81,7 @@ async def test_a_hang_answers_nothing_and_is_paid(dial: Dialler, upstream: Emula
     assert call.client_there is False
 
 
-async def test_stopping_does_not_wait_for_a_hang_and_starting_takes_the_same_port(
-    dial: Dialler, upstream: EmulatedUpstream
-) -> None:
+async def test_stopping_does_not_wait_for_a_hang_and_frees_the_port(dial: Dialler, upstream: EmulatedUpstream) -> None:
     url, started_at = upstream.url, monotonic()
     wire = await dial("{{fault:hang}}")
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
@@ -97,9 +95,7 @@ async def test_stopping_does_not_wait_for_a_hang_and_starting_takes_the_same_por
     assert monotonic() - started_at < 3
 
 
-async def test_a_reset_before_reading_comes_before_the_body_and_is_not_paid(
-    dial: Dialler, upstream: EmulatedUpstream
-) -> None:
+async def test_a_reset_before_the_body_is_not_paid(dial: Dialler, upstream: EmulatedUpstream) -> None:
     upstream.script("reset_before_read")
     with pytest.raises(ConnectionResetError):
         await (await dial(withheld=5)).rest()
@@ -115,9 +111,7 @@ async def test_a_reset_is_a_rst_without_an_answer(
     assert (upstream.ledger.calls[0].outcome, upstream.ledger.paid_total) == (fault, paid)
 
 
-async def test_a_reset_in_the_middle_comes_after_headers_and_half_a_body(
-    dial: Dialler, upstream: EmulatedUpstream
-) -> None:
+async def test_a_reset_in_the_middle_follows_half_the_body(dial: Dialler, upstream: EmulatedUpstream) -> None:
     wire = await dial("{{fault:reset_mid_answer}}")
     assert b"200 OK" in await wire.headers()
     with pytest.raises(ConnectionResetError):
@@ -136,7 +130,7 @@ async def test_a_truncated_body_is_shorter_than_its_content_length(dial: Dialler
     assert len(await wire.rest()) == declared // 2
 
 
-async def test_a_trickle_comes_byte_by_byte_and_is_a_whole_answer(dial: Dialler, upstream: EmulatedUpstream) -> None:
+async def test_a_trickle_is_a_whole_response_byte_by_byte(dial: Dialler, upstream: EmulatedUpstream) -> None:
     wire = await dial("{{fault:trickle interval_s=0.002}}")
     await wire.headers()
     assert len(await wire.reader.read(100)) < 5
@@ -152,7 +146,7 @@ async def test_a_client_that_leaves_a_trickle_is_noticed(dial: Dialler, upstream
     await upstream.ledger.wait_for(lambda ledger: ledger.calls[0].client_there is False)
 
 
-async def test_a_delayed_answer_comes_later(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_delayed_response_is_sent_later(ask: Ask, upstream: EmulatedUpstream) -> None:
     started_at = monotonic()
     assert (await ask("{{fault:ok delay_s=0.2}}")).status == 200
     assert monotonic() - started_at >= 0.2
@@ -170,9 +164,7 @@ async def test_a_client_that_leaves_before_a_delayed_answer_has_paid(dial: Diall
     assert (call.outcome, call.paid, call.client_there) == (200, True, False)
 
 
-async def test_a_request_that_never_arrives_whole_is_not_in_the_ledger(
-    dial: Dialler, upstream: EmulatedUpstream, ask: Ask
-) -> None:
+async def test_an_incomplete_request_is_not_in_the_ledger(dial: Dialler, upstream: EmulatedUpstream, ask: Ask) -> None:
     wire = await dial(withheld=3)
     wire.writer.close()
     await wire.writer.wait_closed()
@@ -190,7 +182,7 @@ async def test_a_request_that_never_arrives_whole_is_not_in_the_ledger(
         ("599", "application/json", None),
     ],
 )
-async def test_an_odd_body_comes_as_named(ask: Ask, fault: str, content_type: str, text: str | None) -> None:
+async def test_a_malformed_body_matches_its_name(ask: Ask, fault: str, content_type: str, text: str | None) -> None:
     response = await ask(f"{{{{fault:{fault}}}}}")
     assert response.content_type == content_type
     assert text is None or await response.text() == text
@@ -218,13 +210,13 @@ async def test_a_queued_status_takes_any_json_and_headers(ask: Ask, upstream: Em
         ("wrong_shape", lambda data: isinstance(data, dict)),
     ],
 )
-async def test_a_good_status_with_a_bad_body(ask: Ask, fault: str, change: object) -> None:
+async def test_a_200_may_have_a_bad_body(ask: Ask, fault: str, change: object) -> None:
     response = await ask(f"{{{{fault:{fault}}}}}", n=3)
     assert response.status == 200
     assert change((await response.json())["data"])  # type: ignore[operator]
 
 
-async def test_an_error_in_a_200_and_a_root_that_is_no_object(ask: Ask) -> None:
+async def test_a_200_may_hold_an_error_or_a_root_other_than_an_object(ask: Ask) -> None:
     response = await ask("{{fault:error_in_200}}")
     assert (response.status, (await response.json())["error"]["type"]) == (200, "server_error")
     assert isinstance(await (await ask("{{fault:wrong_root}}")).json(), list)
@@ -235,7 +227,7 @@ async def test_broken_json_is_cut_at_its_end(ask: Ask) -> None:
         await (await ask("{{fault:broken_json}}")).json()
 
 
-async def test_a_duplicate_is_the_same_picture_under_two_indexes(ask: Ask) -> None:
+async def test_a_duplicate_is_the_same_image_under_two_indexes(ask: Ask) -> None:
     body = await (await ask("{{fault:duplicate}}", n=2, response_format="base64")).json()
     good = await (await ask(n=2, response_format="base64")).json()
     assert body["data"][0]["b64_json"] == body["data"][1]["b64_json"]
@@ -276,13 +268,13 @@ async def test_a_gzip_bomb_is_small_on_the_wire_and_big_in_memory(upstream: Emul
     assert json.loads(unpacked[-2000:])["object"] == "list"
 
 
-async def test_a_body_over_20_mib_is_refused_unread(dial: Dialler) -> None:
+async def test_a_body_over_20_mib_is_rejected_unread(dial: Dialler) -> None:
     head = b"POST /images/generations HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n"
     wire = await dial.send(head + b"Content-Length: 30000000\r\n\r\n")
     assert (await wire.headers()).startswith(b"HTTP/1.1 413 ")
 
 
-async def test_each_kind_of_429_says_when_to_come_back_in_its_own_way(ask: Ask) -> None:
+async def test_each_kind_of_429_has_its_own_retry_header(ask: Ask) -> None:
     told = {}
     for fault in ("429 reset=7", "429_retry_after retry_after=3", "429_reset", "429_text", "429 retry_after=2"):
         headers = (await ask(f"{{{{fault:{fault}}}}}")).headers

@@ -20,7 +20,7 @@ async def statuses(ask: Ask, count: int, prompt: str = "a cat") -> list[int]:
     return [(await ask(prompt)).status for _ in range(count)]
 
 
-async def test_queued_faults_come_one_after_another_and_then_all_is_well(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_queued_faults_apply_in_order_and_then_calls_succeed(ask: Ask, upstream: EmulatedUpstream) -> None:
     upstream.script("500", {"fault": "503", "times": 2}, "ok", "429")
     assert await statuses(ask, 6) == [500, 503, 503, 200, 429, 200]
 
@@ -44,7 +44,7 @@ async def test_flapping_fails_every_other_call(ask: Ask, upstream: EmulatedUpstr
     assert await statuses(ask, 4, "{{fault:503 every=3}}") == [503, 200, 200, 503]
 
 
-async def test_a_storm_ends_at_its_moment(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_storm_ends_at_its_time(ask: Ask, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "storm", "for_s": 0.3})
     ends_at = monotonic() + 0.3
     while (await ask()).status == 429:
@@ -53,7 +53,7 @@ async def test_a_storm_ends_at_its_moment(ask: Ask, upstream: EmulatedUpstream) 
     assert {call.outcome for call in upstream.ledger.calls} == {429, 200}
 
 
-def test_a_turn_is_over_after_its_time_its_number_or_both() -> None:
+def test_a_fault_ends_after_its_time_its_count_or_both() -> None:
     turn = Trigger(Fault("429", {"for_s": 10, "times": 2}), 100.0, default_times=1)
     assert [turn.take(now) for now in (100, 105, 109)] == [True, True, False]
     turn = Trigger(Fault("429", {"for_s": 10}), 100.0, default_times=1)
@@ -65,7 +65,7 @@ async def test_a_marker_counts_per_prompt(ask: Ask) -> None:
     assert await statuses(ask, 1, "a dog {{fault:500 times=2}}") == [500]
 
 
-async def test_the_queue_goes_before_the_marker(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_the_queue_precedes_the_marker(ask: Ask, upstream: EmulatedUpstream) -> None:
     upstream.script("ok")
     assert await statuses(ask, 2, "{{fault:500}}") == [200, 500]
 
@@ -78,7 +78,7 @@ async def test_options_are_read_as_in_a_shell() -> None:
             parse_text(text)
 
 
-async def test_an_unknown_fault_is_said_loudly(
+async def test_an_unknown_fault_is_reported(
     ask: Ask, upstream: EmulatedUpstream, session: aiohttp.ClientSession
 ) -> None:
     for prompt in ("{{fault:nonsense}}", "{{fault:}}", "{{fault:500 times=many}}"):
@@ -117,7 +117,7 @@ async def test_the_script_and_the_ledger_are_driven_over_http(
         assert response.status == 404
 
 
-async def test_a_ledger_row_tells_what_was_asked(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_ledger_row_records_the_request(ask: Ask, upstream: EmulatedUpstream) -> None:
     await ask("a cat", n=2, seed=7)
     await ask(seed=7, n=2, prompt="a cat", steps=None)
     await ask("a cat", n=2, seed=8)
@@ -137,7 +137,7 @@ async def test_a_call_is_paid_if_it_was_read_and_not_refused(ask: Ask, upstream:
     assert (upstream.ledger.total, upstream.ledger.paid_total, len(upstream.ledger.paid)) == (7, 4, 4)
 
 
-async def test_the_ledger_counts_the_calls_at_once(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_the_ledger_counts_concurrent_calls(ask: Ask, upstream: EmulatedUpstream) -> None:
     await asyncio.gather(*(ask("{{fault:ok delay_s=0.1}}") for _ in range(5)))
     assert (upstream.ledger.peak_in_flight, upstream.ledger.in_flight) == (5, 0)
 
@@ -147,7 +147,7 @@ async def test_waiting_for_the_ledger_has_a_deadline(upstream: EmulatedUpstream)
         await upstream.ledger.wait_for(lambda ledger: ledger.total, timeout_s=0.05)
 
 
-async def test_a_default_fault_strikes_all_calls_until_it_is_lifted(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_default_fault_affects_all_calls_until_cleared(ask: Ask, upstream: EmulatedUpstream) -> None:
     upstream.set_fault("503")
     assert await statuses(ask, 2) == [503, 503]
     upstream.set_fault(None)
@@ -184,7 +184,7 @@ def test_the_rate_limit_holds_by_the_second() -> None:
     assert all(TokenBucket(None).admit(0.0) for _ in range(10))
 
 
-async def test_a_burst_over_the_rate_limit_is_a_429_that_says_when_to_come_back(session: aiohttp.ClientSession) -> None:
+async def test_a_burst_over_the_rate_limit_is_a_429_with_retry_after(session: aiohttp.ClientSession) -> None:
     async with EmulatedUpstream(rate_per_minute=120) as upstream:
         answers = []
         for _ in range(3):

@@ -24,14 +24,14 @@ async def fetch(session: aiohttp.ClientSession, url: str, **options: object) -> 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (512, 333), (1025, 64)])
-def test_a_drawn_picture_is_whole_and_of_its_size(kind: str, width: int, height: int) -> None:
+def test_a_drawn_image_is_whole_and_has_its_size(kind: str, width: int, height: int) -> None:
     image = Image.open(BytesIO(draw(DrawnImage(kind, width, height, digest_of("a cat", 1, 0)))))
     image.load()
     assert (image.format, image.size) == (kind.upper(), (width, height))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_another_prompt_seed_or_index_is_another_picture_and_the_same_ones_are_the_same(kind: str) -> None:
+def test_prompt_seed_and_index_determine_the_image(kind: str) -> None:
     asked = [("a cat", 1, 0), ("a cat", 1, 1), ("a cat", 2, 0), ("a dog", 1, 0), ("a cat", 1, 0)]
     drawn = [draw(DrawnImage(kind, 64, 64, digest_of(*one))) for one in asked]
     assert len(set(drawn)) == 4
@@ -49,15 +49,13 @@ async def test_a_short_link_redirects_to_an_imgproxy_address(link: GetLink, sess
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
-async def test_the_link_gives_the_format_asked_for(link: GetLink, session: aiohttp.ClientSession, kind: str) -> None:
+async def test_the_link_returns_the_requested_format(link: GetLink, session: aiohttp.ClientSession, kind: str) -> None:
     response, data = await fetch(session, await link(output_format=kind))
     assert response.content_type == f"image/{kind}"
     assert Image.open(BytesIO(data)).format == kind.upper()
 
 
-async def test_a_call_without_a_seed_is_never_the_same_picture_twice(
-    link: GetLink, session: aiohttp.ClientSession
-) -> None:
+async def test_a_call_without_a_seed_never_repeats_an_image(link: GetLink, session: aiohttp.ClientSession) -> None:
     random = [(await fetch(session, await link()))[1] for _ in range(2)]
     seeded = [(await fetch(session, await link(seed=5)))[1] for _ in range(2)]
     assert random[0] != random[1]
@@ -73,7 +71,7 @@ async def test_a_blank_user_agent_is_refused(link: GetLink, session: aiohttp.Cli
         assert (response.status, data) == (403, b"error code: 1010")
 
 
-async def test_links_die_when_told_and_new_ones_live(
+async def test_expired_links_fail_and_new_ones_work(
     upstream: EmulatedUpstream, link: GetLink, session: aiohttp.ClientSession
 ) -> None:
     old = await link()
@@ -86,7 +84,7 @@ async def test_links_die_when_told_and_new_ones_live(
         assert told.status == 204
 
 
-async def test_links_die_of_age(session: aiohttp.ClientSession) -> None:
+async def test_links_expire_by_age(session: aiohttp.ClientSession) -> None:
     async with EmulatedUpstream(link_ttl_s=0) as upstream:
         request = {"model": "m", "prompt": "a cat"}
         headers = {"Authorization": "Bearer any"}
@@ -115,7 +113,7 @@ async def test_an_unknown_link_is_a_404(upstream: EmulatedUpstream, session: aio
         ("image_truncated_jpeg", 200, "image/jpeg", b"\xff\xd8\xff"),
     ],
 )
-async def test_a_link_goes_wrong_by_name(
+async def test_a_link_fails_with_its_named_fault(
     link: GetLink, session: aiohttp.ClientSession, *, fault: str, status: int, content_type: str, start: bytes
 ) -> None:
     response, data = await fetch(session, await link(f"{{{{fault:{fault}}}}}"))
@@ -138,24 +136,24 @@ async def test_links_redirect_in_circles_or_to_a_private_address(link: GetLink, 
         assert response.headers["Location"] == target
 
 
-async def test_a_link_may_break_only_at_its_first_fetches(link: GetLink, session: aiohttp.ClientSession) -> None:
+async def test_a_link_may_fail_only_its_first_fetches(link: GetLink, session: aiohttp.ClientSession) -> None:
     url = await link("{{fault:image_500 link_times=2}}")
     assert [(await fetch(session, url))[0].status for _ in range(3)] == [500, 500, 200]
 
 
-async def test_only_the_picture_at_the_index_is_spoiled(ask: Ask, session: aiohttp.ClientSession) -> None:
+async def test_only_the_image_at_the_index_is_corrupted(ask: Ask, session: aiohttp.ClientSession) -> None:
     body = await (await ask("{{fault:image_404 index=1}}", n=2)).json()
     assert [(await fetch(session, entry["url"]))[0].status for entry in body["data"]] == [200, 404]
 
 
-async def test_spoiled_bytes_come_as_base64_too(ask: Ask) -> None:
+async def test_corrupted_bytes_are_sent_as_base64(ask: Ask) -> None:
     body = await (await ask("{{fault:image_svg}}", response_format="base64")).json()
     assert base64.b64decode(body["data"][0]["b64_json"]).startswith(b"<svg")
     body = await (await ask("{{fault:image_404}}", response_format="base64")).json()
     assert base64.b64decode(body["data"][0]["b64_json"]).startswith(b"\xff\xd8\xff")
 
 
-async def test_a_huge_picture_never_ends(link: GetLink, session: aiohttp.ClientSession) -> None:
+async def test_a_huge_image_never_ends(link: GetLink, session: aiohttp.ClientSession) -> None:
     received = 0
     async with session.get(await link("{{fault:image_huge}}")) as response:
         first = await response.content.readexactly(1000)
@@ -166,19 +164,19 @@ async def test_a_huge_picture_never_ends(link: GetLink, session: aiohttp.ClientS
 
 
 @pytest.mark.parametrize("fault", ["image_short", "image_reset"])
-async def test_a_picture_breaks_off(link: GetLink, session: aiohttp.ClientSession, fault: str) -> None:
+async def test_an_image_is_truncated(link: GetLink, session: aiohttp.ClientSession, fault: str) -> None:
     with pytest.raises(aiohttp.ClientError):
         await fetch(session, await link(f"{{{{fault:{fault}}}}}"))
 
 
 @pytest.mark.parametrize("fault", ["image_hang", "image_slow interval_s=0.5"])
-async def test_a_picture_keeps_its_client_waiting(link: GetLink, session: aiohttp.ClientSession, fault: str) -> None:
+async def test_an_image_stalls_its_client(link: GetLink, session: aiohttp.ClientSession, fault: str) -> None:
     with pytest.raises(TimeoutError):
         await fetch(session, await link(f"{{{{fault:{fault}}}}}"), timeout=aiohttp.ClientTimeout(total=0.3))
 
 
 @pytest.mark.parametrize(("mode", "size"), [("png", (64, 64)), ("tiny", (8, 8))])
-async def test_a_benchmark_asks_for_cheap_pictures(
+async def test_a_benchmark_requests_cheap_images(
     session: aiohttp.ClientSession, mode: str, size: tuple[int, int]
 ) -> None:
     async with EmulatedUpstream(image=mode) as upstream:

@@ -17,7 +17,7 @@ REQUEST = {"model": "m", "prompt": "a cat"}
 HEADERS = {"Authorization": "Bearer any"}
 
 
-async def test_the_program_says_when_it_is_ready_and_ends_at_once_on_sigterm(session: aiohttp.ClientSession) -> None:
+async def test_the_program_prints_readiness_and_exits_on_sigterm(session: aiohttp.ClientSession) -> None:
     with EmulatorProcess("--fault", "503 retry_after=4", "--delay", "0.05") as upstream:
         async with session.post(upstream.url + "/images/generations", json=REQUEST, headers=HEADERS) as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "4")

@@ -116,7 +116,7 @@ async def test_every_row_answers_with_the_status_of_its_name(ask: Ask, name: str
     assert (await ask(f"{{{{fault:{name}}}}}")).status == int(name[:3])
 
 
-async def test_cloudflare_and_cdn_errors_are_no_json(ask: Ask) -> None:
+async def test_cloudflare_and_cdn_errors_are_not_json(ask: Ask) -> None:
     timeout = await ask("{{fault:524}}")
     assert timeout.content_type == "text/html"
     assert "Error code 524" in await timeout.text()
@@ -163,12 +163,12 @@ async def test_the_models_are_a_bare_array(upstream: EmulatedUpstream, session: 
         ({"model": "black-forest-labs/FLUX.1-dev"}, DEDICATED_TEXT.replace(MODEL, "black-forest-labs/FLUX.1-dev")),
     ],
 )
-async def test_a_models_limits_are_held(ask: Ask, fields: dict[str, object], message: str) -> None:
+async def test_the_limits_of_a_model_are_enforced(ask: Ask, fields: dict[str, object], message: str) -> None:
     response = await ask(**{"prompt": "a cat", **fields})
     assert (response.status, (await response.json())["error"]["message"]) == (400, message)
 
 
-async def test_a_vanished_model_is_gone_unless_revived(ask: Ask, session: aiohttp.ClientSession) -> None:
+async def test_a_removed_model_is_missing_until_revived(ask: Ask, session: aiohttp.ClientSession) -> None:
     name = "black-forest-labs/FLUX.1-schnell-Free"
     body = await (await ask(model=name)).json()
     assert body["error"]["code"] == "model_not_available"
@@ -179,12 +179,12 @@ async def test_a_vanished_model_is_gone_unless_revived(ask: Ask, session: aiohtt
             assert (await response.json())["error"]["message"] == "steps must be between 1 and 4"
 
 
-async def test_null_is_absent_and_unknown_models_take_everything(ask: Ask) -> None:
+async def test_null_is_absent_and_unknown_models_accept_everything(ask: Ask) -> None:
     assert (await ask(steps=None, seed=None, n=None)).status == 200
     assert (await ask(model="m", steps=50, guidance_scale=3.5, negative_prompt="x", image_url="y")).status == 200
 
 
-async def test_a_body_that_is_no_json_object_is_a_400(
+async def test_a_body_other_than_a_json_object_is_a_400(
     upstream: EmulatedUpstream, session: aiohttp.ClientSession
 ) -> None:
     for body in (b"{", b"[]", b""):

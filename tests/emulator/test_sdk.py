@@ -22,7 +22,7 @@ async def client(upstream: EmulatedUpstream) -> AsyncIterator[together.AsyncToge
         yield opened
 
 
-async def test_the_sync_client_gets_a_link_that_leads_to_the_picture(
+async def test_the_sync_client_gets_a_link_to_the_image(
     upstream: EmulatedUpstream, session: aiohttp.ClientSession
 ) -> None:
     def generate() -> together.types.ImageFile:
@@ -75,7 +75,7 @@ async def test_an_error_is_raised_as_the_right_class(
     assert type(caught.value) is expected
 
 
-async def test_the_clients_own_repeat_is_a_second_paid_call(upstream: EmulatedUpstream) -> None:
+async def test_a_retry_of_the_client_is_a_second_paid_call(upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "503", "headers": {"retry-after-ms": "1"}})
     async with together.AsyncTogether(api_key="any", base_url=upstream.url, max_retries=1) as client:
         assert (await client.images.generate(model=MODEL, prompt="a cat")).data

@@ -106,7 +106,7 @@ def later() -> float:
     return time.time() + 600
 
 
-async def test_a_saved_picture_is_served_from_the_disk(
+async def test_a_saved_image_is_served_from_the_disk(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -116,7 +116,7 @@ async def test_a_saved_picture_is_served_from_the_disk(
     assert port.gets == 0
 
 
-async def test_a_picture_survives_an_empty_disk_and_is_asked_for_once(
+async def test_an_image_survives_an_empty_disk_and_is_fetched_once(
     store: CachedStore, port: Elsewhere, tmp_path: Path, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -126,9 +126,7 @@ async def test_a_picture_survives_an_empty_disk_and_is_asked_for_once(
     assert port.gets == 1
 
 
-async def test_what_was_only_fetched_is_asked_for_again_some_time(
-    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
-) -> None:
+async def test_fetched_images_are_revalidated(port: Elsewhere, tmp_path: Path, make_picture: MakePicture) -> None:
     image, now = make_picture(), [time.time()]
     port.kept[TASK, 0, image.sha256] = image.data
     cache = DiskStore(tmp_path / "cache", 1_000_000, clock=lambda: now[0])
@@ -139,7 +137,7 @@ async def test_what_was_only_fetched_is_asked_for_again_some_time(
     assert port.gets == 2
 
 
-async def test_what_is_held_is_not_decided_by_the_cache(
+async def test_the_cache_does_not_decide_what_the_store_contains(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -149,7 +147,7 @@ async def test_what_is_held_is_not_decided_by_the_cache(
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
-async def test_damaged_bytes_are_gone_and_never_served_or_cached(
+async def test_damaged_bytes_are_missing_and_never_served_or_cached(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture, damage: Callable[[bytes], bytes]
 ) -> None:
     image = make_picture()
@@ -159,7 +157,7 @@ async def test_damaged_bytes_are_gone_and_never_served_or_cached(
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_save_that_fails_is_told_at_once_and_healed_by_the_next_probe(
+async def test_a_failed_save_is_reported_until_the_next_probe(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -176,7 +174,7 @@ async def test_a_save_that_fails_is_told_at_once_and_healed_by_the_next_probe(
     assert await store.contains_all(TASK, [stored(image)])
 
 
-async def test_a_store_that_has_room_for_small_images_only_is_not_healthy_while_a_large_one_waits(
+async def test_a_store_without_space_for_a_large_image_is_unhealthy(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -191,7 +189,7 @@ async def test_a_store_that_has_room_for_small_images_only_is_not_healthy_while_
     await store.save(TASK, 0, image, later())
 
 
-async def test_a_store_that_fails_again_after_each_recovery_is_probed_ever_seldomer(
+async def test_a_store_that_fails_again_is_probed_less_often(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached, "PROBE_INTERVAL_S", 0.02)
@@ -213,7 +211,7 @@ def large_image() -> VerifiedImage:
     return VerifiedImage("image/png", len(data), 8, 8, hashlib.sha256(data).hexdigest(), data)
 
 
-async def test_a_large_image_is_saved_from_its_file_and_fetched_once_for_all_who_wait(
+async def test_a_large_image_is_saved_from_its_file_and_fetched_once(
     store: CachedStore, port: Elsewhere, tmp_path: Path
 ) -> None:
     image = large_image()
@@ -231,7 +229,7 @@ async def test_a_large_image_is_saved_from_its_file_and_fetched_once_for_all_who
     assert [path.name for path in store.spool_folder.iterdir()] == ["lock"]
 
 
-async def test_a_large_image_is_read_in_pieces_where_the_cache_is_full(
+async def test_a_large_image_is_read_in_pieces_if_the_cache_is_full(
     store: CachedStore, port: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = large_image()
@@ -255,7 +253,7 @@ async def test_a_large_image_is_read_in_pieces_where_the_cache_is_full(
 
 
 @pytest.mark.parametrize("away", [QueueUnavailable(), StoreUnavailable()])
-async def test_a_port_that_is_away_is_a_store_that_is_away(
+async def test_an_unavailable_port_is_an_unavailable_store(
     store: CachedStore, port: Elsewhere, make_picture: MakePicture, away: Exception
 ) -> None:
     kept = stored(make_picture())
@@ -271,7 +269,7 @@ async def test_a_port_that_is_away_is_a_store_that_is_away(
     assert await store.contains_all(TASK, [StoredImage(0, url="https://pics.example.org/1")])
 
 
-async def test_a_disk_that_fails_costs_a_question_and_no_picture(
+async def test_a_failing_disk_costs_a_fetch_and_no_image(
     port: Elsewhere, tmp_path: Path, make_picture: MakePicture
 ) -> None:
     (tmp_path / "cache").write_text("a file in the way")
@@ -283,8 +281,6 @@ async def test_a_disk_that_fails_costs_a_question_and_no_picture(
     assert port.gets == 2
 
 
-async def test_what_has_expired_already_is_not_sent(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture
-) -> None:
+async def test_an_expired_image_is_not_saved(store: CachedStore, port: Elsewhere, make_picture: MakePicture) -> None:
     await store.save(TASK, 0, make_picture(), time.time() - 1)
     assert port.kept == {}

@@ -59,7 +59,7 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted(path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file())
 
 
-async def test_a_file_is_named_by_task_place_and_digest(
+async def test_a_file_is_named_by_task_index_and_digest(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
@@ -71,12 +71,12 @@ async def test_a_file_is_named_by_task_place_and_digest(
 
 
 @pytest.mark.parametrize("task", ["", "..", "../../etc", "a/b", "a" * 65, "x\0y"])
-async def test_what_is_no_task_id_never_becomes_a_path(store: DiskStore, make_picture: MakePicture, task: str) -> None:
+async def test_an_invalid_task_id_never_becomes_a_path(store: DiskStore, make_picture: MakePicture, task: str) -> None:
     with pytest.raises(ValueError, match="not a task id"):
         await store.save(task, 0, make_picture(), 1e10)
 
 
-async def test_a_file_deleted_behind_its_back_is_gone(
+async def test_a_file_deleted_externally_is_missing(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -90,7 +90,7 @@ async def test_a_file_deleted_behind_its_back_is_gone(
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
-async def test_a_damaged_file_is_never_served_and_goes(
+async def test_a_damaged_file_is_never_served_and_is_deleted(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, damage: Callable[[bytes], bytes]
 ) -> None:
     image = make_picture()
@@ -116,7 +116,7 @@ async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
     assert not (tmp_path / "data" / "images" / "01" / TASK).exists()
 
 
-async def test_what_has_expired_makes_room_for_new_pictures_without_a_sweep(
+async def test_expired_images_free_space_without_a_sweep(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -129,7 +129,7 @@ async def test_what_has_expired_makes_room_for_new_pictures_without_a_sweep(
     assert sorted(path.parent.name for path in files(tmp_path)) == sorted(left)
 
 
-async def test_a_sweep_leaves_what_is_not_ours_and_takes_orphans_of_a_dead_writer(
+async def test_a_sweep_deletes_orphans_and_leaves_foreign_files(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     await store.save(TASK, 0, make_picture(), clock.now + ORPHAN_S + 60)
@@ -195,7 +195,7 @@ async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(
         await loop
 
 
-async def test_a_failing_sweep_is_logged_once_and_goes_on(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_sweep_is_logged_once_and_continues(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds, seen, lines = 0, asyncio.Event(), []
 
     async def fails() -> None:
@@ -218,7 +218,7 @@ async def test_a_failing_sweep_is_logged_once_and_goes_on(store: DiskStore, monk
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EMFILE, errno.EROFS])
-async def test_a_disk_that_fails_is_said_to_be_unavailable(
+async def test_a_failing_disk_is_unavailable(
     store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     image = make_picture()
@@ -278,7 +278,7 @@ async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(
     await store.close()
 
 
-async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_made_again(
+async def test_a_folder_swept_during_a_write_is_created_again(
     store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, swept = os.open, []
@@ -296,7 +296,7 @@ async def test_a_task_folder_that_is_swept_away_while_a_picture_is_written_is_ma
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_picture_saved_while_a_sweep_runs_still_counts(
+async def test_an_image_saved_during_a_sweep_still_counts(
     store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     small = DiskStore(tmp_path / "data" / "images", 20_000, clock=clock)
@@ -320,7 +320,7 @@ async def test_the_upstream_store_keeps_only_what_came_without_a_link(
     await upstream.extend_expiry(TASK, [link, stored(image, 1)], 1.1e10)
 
 
-async def test_a_picture_in_another_instances_folder_is_unavailable_and_not_gone(
+async def test_an_image_in_the_folder_of_another_instance_is_unavailable(
     tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     others = {"live": True}

@@ -117,7 +117,7 @@ async def test_an_expired_image_is_not_served_from_memory(store: DiskStore, save
     assert await read(store, image) is None
 
 
-async def test_the_bytes_in_memory_are_bounded_however_many_images_are_read(store: DiskStore, save: Save) -> None:
+async def test_the_bytes_in_memory_are_bounded_for_any_number_of_images(store: DiskStore, save: Save) -> None:
     images = [await save(index) for index in range(2 * FITTING)]
     before = resident_bytes()
     for image in images:
@@ -126,9 +126,7 @@ async def test_the_bytes_in_memory_are_bounded_however_many_images_are_read(stor
     assert [(await open_image(store, image)).data is None for image in images] == [False] * len(images)
 
 
-async def test_images_that_are_being_sent_count_and_the_next_is_sent_from_its_file(
-    store: DiskStore, save: Save
-) -> None:
+async def test_images_in_flight_count_and_the_next_is_sent_from_its_file(store: DiskStore, save: Save) -> None:
     images = [await save(index) for index in range(FITTING + 3)]
     opened = [await open_image(store, image) for image in images]
     assert [image.data is None for image in opened] == [False] * FITTING + [True] * 3

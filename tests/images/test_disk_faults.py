@@ -132,7 +132,7 @@ async def test_neither_times_of_files_nor_fsync_are_needed(
         assert await load(each, moved.stored_at(1)) == moved.data
 
 
-async def test_a_copy_without_times_has_the_images_and_forgets_none_before_its_expiry(
+async def test_a_copy_without_file_times_has_all_unexpired_images(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -150,7 +150,7 @@ async def test_a_copy_without_times_has_the_images_and_forgets_none_before_its_e
     assert list((tmp_path / "copy" / "images").rglob("*.png")) == []
 
 
-async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one_also_over_restarts(
+async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -169,7 +169,7 @@ async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one_also_over_r
     assert not path.exists()
 
 
-async def test_a_file_of_the_version_before_lives_until_its_modification_time(
+async def test_a_file_of_the_previous_version_expires_at_its_mtime(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -186,7 +186,7 @@ async def test_a_file_of_the_version_before_lives_until_its_modification_time(
     assert not path.exists()
 
 
-async def test_a_file_keeps_the_name_and_time_by_which_the_version_before_reads_it(
+async def test_a_file_stays_readable_for_the_previous_version(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -197,7 +197,7 @@ async def test_a_file_keeps_the_name_and_time_by_which_the_version_before_reads_
     assert path.stat().st_mtime == clock.now + 900
 
 
-async def test_what_another_process_saved_again_is_not_removed_by_one_that_holds_it_for_expired(
+async def test_an_image_saved_again_elsewhere_is_not_removed_as_expired(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
 ) -> None:
     ours, theirs, image = await open_disk(), await open_disk(), make_picture()
@@ -209,7 +209,7 @@ async def test_what_another_process_saved_again_is_not_removed_by_one_that_holds
     assert await load(ours, image.stored_at(0)) == image.data
 
 
-async def test_what_another_process_saved_anew_is_not_taken_for_expired_before_its_line_is_written(
+async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs, image, index = await open_disk(), await open_disk(), make_picture(), tmp_path / "data/images.expiry"
@@ -226,7 +226,7 @@ async def test_what_another_process_saved_anew_is_not_taken_for_expired_before_i
     assert await load(ours, image.stored_at(0)) == image.data
 
 
-async def test_what_another_process_saved_over_an_expired_file_is_known_at_once_without_times(
+async def test_a_file_saved_over_an_expired_one_is_found_without_times(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "utime", fails_with(errno.EPERM))
@@ -268,7 +268,7 @@ async def test_a_disk_that_can_not_be_flushed_is_not_healthy(
     assert store.health.writable
 
 
-async def test_each_file_is_synced_where_the_file_system_can_not_be_flushed(
+async def test_each_file_is_synced_without_file_system_flush(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, synced = await open_disk(), []
@@ -295,7 +295,7 @@ def test_a_flush_reports_what_the_system_reports(tmp_path: Path, monkeypatch: py
         files.flush(str(tmp_path))
 
 
-async def test_odd_lines_in_the_index_of_expiries_are_skipped(
+async def test_malformed_lines_in_the_expiry_index_are_skipped(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -307,7 +307,7 @@ async def test_odd_lines_in_the_index_of_expiries_are_skipped(
     assert await load(again, image.stored_at(0)) == image.data
 
 
-async def test_a_full_disk_is_not_healthy_and_is_again_soon_after_space_is_freed(
+async def test_a_full_disk_is_unhealthy_until_space_is_freed(
     open_disk: OpenDisk, small_disk: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
 ) -> None:
     store, image = await open_disk(small_disk), make_picture(pad_bytes=60_000)
@@ -329,9 +329,7 @@ async def test_a_full_disk_is_not_healthy_and_is_again_soon_after_space_is_freed
     assert "ENOSPC" in said[0]
 
 
-async def test_a_disk_is_not_healthy_below_the_mark_of_free_space_though_it_is_not_full(
-    open_disk: OpenDisk, small_disk: Path
-) -> None:
+async def test_a_disk_is_unhealthy_below_its_free_space_limit(open_disk: OpenDisk, small_disk: Path) -> None:
     store = await open_disk(small_disk)
     (small_disk / "filler").write_bytes(bytes(2_030_000))
     await store.check()
@@ -341,7 +339,7 @@ async def test_a_disk_is_not_healthy_below_the_mark_of_free_space_though_it_is_n
     assert store.health.writable
 
 
-async def test_an_image_that_did_not_fit_needs_its_own_size_before_the_disk_is_healthy(
+async def test_a_disk_is_unhealthy_until_the_rejected_image_fits(
     open_disk: OpenDisk, small_disk: Path, clock: Clock
 ) -> None:
     store = await open_disk(small_disk)
@@ -358,7 +356,7 @@ async def test_an_image_that_did_not_fit_needs_its_own_size_before_the_disk_is_h
 
 
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.EFBIG])
-async def test_a_quota_that_is_not_seen_as_space_keeps_the_disk_unhealthy(
+async def test_a_quota_keeps_the_disk_unhealthy(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -425,7 +423,7 @@ async def test_a_probe_finds_a_disk_that_returns_other_bytes(
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
-async def test_a_file_that_can_not_be_opened_is_not_gone(
+async def test_an_unopenable_file_is_not_missing(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -437,7 +435,7 @@ async def test_a_file_that_can_not_be_opened_is_not_gone(
     assert await load(store, image.stored_at(0)) == image.data
 
 
-async def test_a_folder_that_is_deleted_is_not_healthy_and_no_image_of_it_is_said_to_be_gone(
+async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -477,7 +475,7 @@ async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
     assert store.health.writable
 
 
-async def test_an_image_under_way_does_not_make_a_deleted_data_folder_again(
+async def test_a_running_save_does_not_recreate_a_deleted_data_folder(
     open_disk: OpenDisk, tmp_path: Path, make_picture: MakePicture
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -499,7 +497,7 @@ async def test_a_disk_that_does_not_answer_is_not_healthy(open_disk: OpenDisk, m
     assert store.health.writable
 
 
-async def test_a_disk_that_fails_after_each_recovery_is_tried_seldomer(
+async def test_a_disk_that_fails_again_is_retried_less_often(
     open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await open_disk()
@@ -516,7 +514,7 @@ async def test_a_disk_that_fails_after_each_recovery_is_tried_seldomer(
 
 
 @pytest.mark.parametrize("pad_bytes", [0, SMALL_BYTES])
-async def test_a_file_changed_to_others_of_its_length_is_never_served(
+async def test_a_file_changed_to_other_bytes_is_never_served(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, pad_bytes: int
 ) -> None:
     data = os.urandom(100 + pad_bytes)
@@ -546,7 +544,7 @@ async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: 
     assert opened.file.closed
 
 
-async def test_an_image_in_the_spool_is_moved_and_over_file_systems_it_is_copied(
+async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
     open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, image = await open_disk(), make_picture()
@@ -570,7 +568,7 @@ async def test_an_image_in_the_spool_is_moved_and_over_file_systems_it_is_copied
     assert not copied.path.exists()
 
 
-async def test_a_spooled_image_that_is_lost_says_nothing_of_the_disk(
+async def test_a_lost_spooled_image_is_not_a_disk_fault(
     open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
 ) -> None:
     store = await open_disk()
@@ -582,7 +580,7 @@ async def test_a_spooled_image_that_is_lost_says_nothing_of_the_disk(
     assert store.health.writable
 
 
-def test_the_spool_folder_of_a_process_that_ended_is_removed_and_no_other(tmp_path: Path) -> None:
+def test_only_spool_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead, alive, ours = (SpoolFolder(tmp_path / "spool") for _ in range(3))
     for folder in (dead, alive, ours):
         folder.make()

@@ -188,9 +188,7 @@ async def failure(fetcher: ImageFetcher, link: ImageLink, age_s: float = 0.0) ->
     return caught.value
 
 
-async def test_a_link_becomes_checked_bytes_whatever_type_the_server_says(
-    fetcher: ImageFetcher, upstream: Upstream
-) -> None:
+async def test_a_link_becomes_checked_bytes_of_any_declared_type(fetcher: ImageFetcher, upstream: Upstream) -> None:
     image = await fetcher.fetch(upstream.link("/ok"))
     assert (image.data, image.content_type, image.width, image.height) == (PNG, "image/png", 24, 16)
 
@@ -200,7 +198,7 @@ async def test_bytes_are_checked_without_a_request(fetcher: ImageFetcher, upstre
     assert upstream.requests == []
 
 
-async def test_a_large_picture_is_checked_too(fetcher: ImageFetcher) -> None:
+async def test_a_large_image_is_checked(fetcher: ImageFetcher) -> None:
     file = io.BytesIO()
     Image.effect_noise((800, 800), 90).save(file, "PNG")
     assert len(file.getvalue()) > 300_000
@@ -208,7 +206,7 @@ async def test_a_large_picture_is_checked_too(fetcher: ImageFetcher) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", PNG[:-1], b"GIF89a", bytes(1_000_001)])
-async def test_bytes_that_are_no_picture_are_refused(fetcher: ImageFetcher, data: bytes) -> None:
+async def test_bytes_that_are_not_an_image_are_rejected(fetcher: ImageFetcher, data: bytes) -> None:
     await refusal(fetcher, ImageBytes(data))
 
 
@@ -263,7 +261,7 @@ async def test_a_fourth_redirect_or_a_loop_is_refused(fetcher: ImageFetcher, ups
         "//127.0.0.1:{port}/ok",
     ],
 )
-async def test_a_link_that_names_the_upstream_otherwise_is_fetched_from_the_upstream_alone(
+async def test_an_alias_of_the_upstream_is_fetched_from_the_upstream(
     fetcher: ImageFetcher, upstream: Upstream, stranger: Upstream, link: str
 ) -> None:
     assert (await fetcher.fetch(ImageLink(link.format(port=stranger.port)))).data == PNG
@@ -271,7 +269,7 @@ async def test_a_link_that_names_the_upstream_otherwise_is_fetched_from_the_upst
     assert stranger.requests == []
 
 
-async def test_what_another_host_redirects_to_is_not_resolved_against_the_upstream(
+async def test_a_redirect_of_another_host_is_not_relative_to_the_upstream(
     upstream: Upstream, stranger: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger.paths["/go"] = redirects(f"http://localhost:{upstream.port}/ok")
@@ -296,7 +294,7 @@ async def test_what_another_host_redirects_to_is_not_resolved_against_the_upstre
         "",
     ],
 )
-async def test_a_redirect_or_link_to_what_is_not_ours_is_refused(
+async def test_a_redirect_or_link_to_a_private_address_is_rejected(
     fetcher: ImageFetcher, upstream: Upstream, stranger: Upstream, location: str
 ) -> None:
     target = location.format(port=stranger.port, own=upstream.host)
@@ -317,7 +315,7 @@ class Everywhere(AbstractResolver):
         pass
 
 
-async def test_a_name_that_resolves_to_a_private_address_is_refused_without_another_try(stranger: Upstream) -> None:
+async def test_a_name_with_a_private_address_is_rejected_without_retry(stranger: Upstream) -> None:
     async with open_session(frozenset(), Everywhere()) as session:
         fetcher = make_fetcher(session)
         error = await refusal(fetcher, ImageLink(f"http://pics.example.org:{stranger.port}/ok"))
@@ -342,7 +340,7 @@ async def test_a_failing_link_is_tried_three_times_and_may_work_later(
     assert len(upstream.requests) == 3
 
 
-async def test_a_host_that_asks_for_time_gets_it(fetcher: ImageFetcher, upstream: Upstream) -> None:
+async def test_a_retry_after_of_the_host_is_honoured(fetcher: ImageFetcher, upstream: Upstream) -> None:
     upstream.paths["/x"] = answers(503, headers={"Retry-After": "7"})
     assert (await failure(fetcher, upstream.link("/x"))).retry_after_s == 7.0
     assert len(upstream.requests) == 1
@@ -398,7 +396,7 @@ async def test_a_dead_link_is_not_tried_again(
     ],
     ids=["whole range", "transformed", "stored as gzip", "transferred as gzip", "chunked"],
 )
-async def test_a_whole_image_is_read_however_it_is_sent(
+async def test_a_whole_image_is_read_with_any_framing(
     upstream: Upstream, data: bytes, form: Callable[[bytes], Handler]
 ) -> None:
     upstream.paths["/x"] = form(data)
@@ -451,7 +449,7 @@ async def test_no_connection_may_be_one_later(upstream: Upstream) -> None:
         (b"", 3, False),
     ],
 )
-async def test_an_image_of_another_kind_is_refused_at_once_and_damage_or_a_page_after_three_tries(
+async def test_only_damage_and_pages_are_retried_not_a_wrong_kind(
     fetcher: ImageFetcher, upstream: Upstream, body: bytes, tries: int, lasting: bool
 ) -> None:
     upstream.paths["/x"] = answers(body=body, content_type="image/png")
@@ -475,7 +473,7 @@ async def test_a_declared_length_over_the_cap_is_refused_before_reading(
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
-async def test_an_endless_or_squeezed_body_is_read_to_the_cap_only(
+async def test_an_endless_or_compressed_body_is_read_only_to_the_cap(
     fetcher: ImageFetcher, upstream: Upstream, squeezed: bool
 ) -> None:
     written = 0
@@ -577,9 +575,7 @@ LARGE = noise(700)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_large_image_is_in_a_spool_file_and_takes_no_memory(
-    upstream: Upstream, tmp_path: Path, chunked: bool
-) -> None:
+async def test_a_large_image_is_spooled_and_uses_no_memory(upstream: Upstream, tmp_path: Path, chunked: bool) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={} if chunked else {"Content-Length": str(len(LARGE))})
         await response.prepare(request)
@@ -610,7 +606,7 @@ def base64_image(data: bytes) -> ImageBase64:
     return ImageBase64(memoryview(pybase64.b64encode(data)))
 
 
-async def test_base64_is_decoded_into_a_spool_file_with_or_without_padding(tmp_path: Path) -> None:
+async def test_base64_is_decoded_to_a_file_with_or_without_padding(tmp_path: Path) -> None:
     async with open_session(frozenset()) as session:
         fetcher = make_fetcher(session, store=Folder(tmp_path))
         for text in (pybase64.b64encode(LARGE), pybase64.b64encode(LARGE).rstrip(b"=")):
@@ -693,7 +689,7 @@ async def test_the_pieces_of_a_large_image_are_written_together(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
-async def test_an_image_stays_in_memory_where_no_file_can_be_made(
+async def test_an_image_stays_in_memory_if_no_file_can_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(*_: object) -> int:
@@ -705,7 +701,7 @@ async def test_an_image_stays_in_memory_where_no_file_can_be_made(
     assert image.data == LARGE
 
 
-async def test_a_shortage_of_descriptors_is_no_fault_of_the_link(
+async def test_a_shortage_of_descriptors_does_not_condemn_the_link(
     fetcher: ImageFetcher, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> socket.socket:
@@ -715,9 +711,7 @@ async def test_a_shortage_of_descriptors_is_no_fault_of_the_link(
     assert "no connection" in (await failure(fetcher, upstream.link("/ok"))).detail
 
 
-async def test_a_link_is_left_for_later_where_neither_disk_nor_memory_has_room(
-    upstream: Upstream, tmp_path: Path
-) -> None:
+async def test_a_link_is_deferred_without_space_on_disk_and_in_memory(upstream: Upstream, tmp_path: Path) -> None:
     upstream.paths["/x"] = answers(body=LARGE)
     (tmp_path / "file").write_bytes(b"")
     own, memory = frozenset({upstream.host}), ByteBudget(1_000_000)
@@ -752,7 +746,7 @@ async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher
     assert len(peers) == 1
 
 
-async def test_a_connection_that_the_host_closed_while_it_was_idle_is_replaced_at_once(
+async def test_a_closed_idle_connection_is_replaced_immediately(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fetch, "MAX_TRIES", 1)

@@ -26,10 +26,10 @@ NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
         (f"?Expires={int(NOW) + 10**9}", LINK_TTL_S),
     ],
 )
-def test_a_signed_link_lives_as_long_as_it_says_and_others_ten_minutes(query: str, life_s: float) -> None:
+def test_a_signed_link_has_its_own_lifetime_and_others_ten_minutes(query: str, life_s: float) -> None:
     assert expires_at(f"https://images.example.com/a.png{query}", NOW) == NOW + life_s
 
 
 @pytest.mark.parametrize("link", ["http://[::1", "/relative.png", ""])
-def test_an_odd_link_lives_ten_minutes(link: str) -> None:
+def test_a_malformed_link_lives_ten_minutes(link: str) -> None:
     assert expires_at(link, NOW) == NOW + LINK_TTL_S

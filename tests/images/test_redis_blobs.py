@@ -46,7 +46,7 @@ async def got(port: RedisBlobStore, image: StoredImage) -> bytes | None:
     return data if len(data) == image.size_bytes else None
 
 
-async def test_a_large_picture_is_kept_in_parts_and_comes_back_whole(connection: Connection, prefix: str) -> None:
+async def test_a_large_image_is_stored_in_parts_and_loaded_whole(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 10 * PART_BYTES)
     data = b"start" + bytes(2 * PART_BYTES) + b"end"
     image = picture(0, len(data))
@@ -59,7 +59,7 @@ async def test_a_large_picture_is_kept_in_parts_and_comes_back_whole(connection:
     assert not await port.contains_all(TASK, [image])
 
 
-async def test_every_key_has_an_end_and_the_index_outlives_the_pictures(connection: Connection, prefix: str) -> None:
+async def test_every_key_expires_and_the_index_outlives_the_images(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index, life_s in enumerate((60, 200, 100)):
         await port.put(TASK, picture(index, 100), bytes(100), time.time() + life_s)
@@ -69,7 +69,7 @@ async def test_every_key_has_an_end_and_the_index_outlives_the_pictures(connecti
     assert 390 < ends[index] <= 400
 
 
-async def test_an_index_that_was_lost_gets_its_end_again(connection: Connection, prefix: str) -> None:
+async def test_a_lost_index_gets_its_expiry_again(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     await port.put(TASK, picture(0, 100), bytes(100), later())
     await connection.commands.delete(Keys(prefix).image_index)
@@ -77,7 +77,7 @@ async def test_an_index_that_was_lost_gets_its_end_again(connection: Connection,
     assert await connection.commands.pttl(Keys(prefix).image_index) > 60_000
 
 
-async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
+async def test_two_instances_share_a_cap_and_evict_the_oldest(
     connection: Connection, redis_url: str, prefix: str
 ) -> None:
     other = Connection(redis_url)
@@ -91,7 +91,7 @@ async def test_two_instances_hold_one_cap_and_the_oldest_go_whoever_saved_them(
     assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 4
 
 
-async def test_making_room_leaves_some_for_the_next(connection: Connection, prefix: str) -> None:
+async def test_an_eviction_frees_space_for_the_next_images(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1600)
     for index in range(33):
         await port.put(TASK, picture(index, 50), bytes(50), later())
@@ -116,9 +116,7 @@ async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str
     assert len(await connection.commands.keys(f"{{{prefix}}}:picture:*")) == 1
 
 
-async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
-    connection: Connection, prefix: str
-) -> None:
+async def test_an_image_costs_four_commands_to_put_and_one_to_read(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(2):
         await port.put(TASK, picture(index, 9), bytes(9), time.time() + 60 + index)
@@ -136,7 +134,7 @@ async def test_a_picture_costs_four_commands_to_put_and_one_to_get_or_ask_for(
     assert spent == {"pictures": 7}
 
 
-async def test_making_room_is_metered_too(connection: Connection, prefix: str) -> None:
+async def test_evictions_are_metered(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(220):
         await port.put(TASK, picture(index, 4), bytes(4), time.time() + 60 - index / 10)
@@ -154,7 +152,7 @@ async def billed(connection: Connection) -> dict[str, int]:
     return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
 
 
-async def test_a_redis_that_is_away_is_said_to_be(away: RedisBlobStore) -> None:
+async def test_an_unreachable_redis_is_reported_unavailable(away: RedisBlobStore) -> None:
     image = picture(0, 9)
     for call in (
         away.put(TASK, image, bytes(9), later()),

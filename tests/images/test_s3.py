@@ -65,7 +65,7 @@ def names(outside_s3: Any, bucket: Bucket) -> list[str]:
     return [item["Key"] for item in outside_s3.list_objects_v2(Bucket=bucket.name).get("Contents", ())]
 
 
-async def test_an_object_is_named_by_task_place_and_digest_and_says_type_and_end(
+async def test_an_object_has_its_task_index_digest_type_and_expiry(
     make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
 ) -> None:
     port, expires_at = await make_bytes(), later()
@@ -91,7 +91,7 @@ async def test_an_extended_object_keeps_its_type(
     assert float(found["Metadata"]["imagegen-expires-at"]) > time.time() + 4_900
 
 
-async def test_an_object_deleted_behind_its_back_is_gone(
+async def test_an_object_deleted_externally_is_missing(
     make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
 ) -> None:
     port = await make_bytes()
@@ -101,7 +101,7 @@ async def test_an_object_deleted_behind_its_back_is_gone(
     assert not await port.contains_all(TASK, [image])
 
 
-async def test_an_object_that_somebody_else_wrote_there_is_not_ours(
+async def test_an_object_written_by_others_is_not_served(
     make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
 ) -> None:
     port = await make_bytes()
@@ -111,7 +111,7 @@ async def test_an_object_that_somebody_else_wrote_there_is_not_ours(
     assert not await port.contains_all(TASK, [image])
 
 
-async def test_a_sweep_deletes_what_is_older_than_the_longest_life_and_no_other(
+async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
     make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
 ) -> None:
     await put(await make_bytes(), make_picture())
@@ -137,7 +137,7 @@ async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
     assert [await second.contains_all(TASK, [image]) for image in kept] == [False, False, True, True]
 
 
-async def test_a_service_that_is_away_lets_the_start_pass_and_fails_all_calls_but_no_loop(
+async def test_an_unavailable_service_fails_calls_but_not_the_start(
     make_bytes: MakeBytes, bucket: Bucket, make_picture: MakePicture
 ) -> None:
     port, image = await make_bytes(bucket=replace(bucket, endpoint="http://127.0.0.1:1")), make_picture()
@@ -190,7 +190,7 @@ async def served(
         (503, "SlowDown", None),
     ],
 )
-async def test_a_service_that_refuses_our_key_stops_the_start_and_a_busy_one_does_not(
+async def test_a_rejected_key_stops_the_start_and_a_busy_service_not(
     make_bytes: MakeBytes, aiohttp_server: AiohttpServer, status: int, code: str, named: str | None
 ) -> None:
     async def refuse(_: web.Request) -> web.Response:
@@ -205,7 +205,7 @@ async def test_a_service_that_refuses_our_key_stops_the_start_and_a_busy_one_doe
             await make_bytes(bucket=bucket)
 
 
-async def test_a_body_that_breaks_off_is_no_picture(
+async def test_a_truncated_body_is_not_an_image(
     make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_picture: MakePicture
 ) -> None:
     image = make_picture()
@@ -226,7 +226,7 @@ async def test_a_body_that_breaks_off_is_no_picture(
         await got(port, stored(image))
 
 
-def test_without_the_extra_the_start_says_how_to_get_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_its_installation(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
     with pytest.raises(SettingsError, match=r"pip install 'imagegen\[s3\]'"):
         S3BlobStore(bucket, max_bytes=1, life_s=1.0)

@@ -44,7 +44,7 @@ def keeper(store: Store) -> StoringSaver:
     return StoringSaver(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
 
 
-async def test_every_image_is_fetched_and_saved_where_bytes_are_kept() -> None:
+async def test_every_image_is_fetched_and_saved_if_bytes_are_stored() -> None:
     store = Store()
     assert [keeper(store).passthrough(0, image, 7) for image in (LINK, BYTES)] == [None, None]
     kept = await keeper(store).save("t", 1, await keeper(store).fetch(LINK), 7)
@@ -52,7 +52,7 @@ async def test_every_image_is_fetched_and_saved_where_bytes_are_kept() -> None:
     assert store.saved == [("t", 1, 1_060.0)]
 
 
-async def test_a_link_needs_no_saving_where_links_are_handed_out_but_bytes_do() -> None:
+async def test_only_bytes_are_saved_if_links_are_passed_on() -> None:
     store = Store()
     links = LinkOnlySaver(keeper(store))
     assert links.passthrough(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
@@ -61,7 +61,7 @@ async def test_a_link_needs_no_saving_where_links_are_handed_out_but_bytes_do() 
     assert store.saved == [("t", 1, 1_060.0)]
 
 
-async def test_a_relative_link_is_handed_out_as_an_absolute_one() -> None:
+async def test_a_relative_link_is_returned_as_an_absolute_one() -> None:
     given = LinkOnlySaver(keeper(Store())).passthrough(0, ImageLink("/a.png"), None)
     assert given == StoredImage(0, url="http://upstream/a.png")
 
@@ -84,7 +84,7 @@ async def test_a_wait_for_the_store_ends_when_it_works_or_the_time_is_over() -> 
     await keeper(store).wait_writable(60.0)
 
 
-async def test_only_what_is_kept_here_lives_longer() -> None:
+async def test_only_images_stored_here_are_extended() -> None:
     store, kept = Store(), StoredImage(0, sha256="a" * 64)
     await LinkOnlySaver(keeper(store)).extend_expiry("t", (kept, StoredImage(1, url=LINK.url)))
     assert store.extended == [(kept,)]

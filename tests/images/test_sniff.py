@@ -78,7 +78,7 @@ FILES = {name: (kind, make()) for name, (kind, make) in REAL.items()}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_real_picture_passes_with_its_type_size_and_digest(name: str) -> None:
+def test_a_real_image_passes_with_its_type_size_and_digest(name: str) -> None:
     kind, data = FILES[name]
     image = sniff(data)
     assert (image.content_type, image.width, image.height) == (kind, WIDTH, HEIGHT)
@@ -87,7 +87,7 @@ def test_a_real_picture_passes_with_its_type_size_and_digest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_picture_that_is_cut_off_anywhere_is_refused(name: str) -> None:
+def test_an_image_cut_anywhere_is_rejected(name: str) -> None:
     _, data = FILES[name]
     cuts = {len(data) * part // 50 for part in range(50)} | set(range(40)) | set(range(len(data) - 40, len(data)))
     for cut in sorted(cuts):
@@ -107,7 +107,7 @@ def test_an_image_is_checked_the_same_in_pieces_of_any_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_follows_the_picture_is_cut_off(name: str) -> None:
+def test_bytes_after_the_image_are_cut(name: str) -> None:
     kind, data = FILES[name]
     for junk in (b"\0", b"\r\n", b"<script>alert(1)</script>", data, b"\xff\xd9" * 5, b"PK\x03\x04"):
         image = sniff(data + junk)
@@ -172,7 +172,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (b"\x89PNG\r\n\x1a\n", "cut off"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, said: str) -> None:
+def test_other_bytes_are_rejected_with_the_reason(data: bytes, said: str) -> None:
     with pytest.raises(NotAnImage, match=said):
         sniff(data)
 
@@ -297,7 +297,7 @@ def test_a_chunk_that_claims_more_than_the_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 98}), ("PNG", {"compress_level": 0})])
-def test_a_picture_of_megabytes_is_checked_in_milliseconds(kind: str, options: dict[str, int]) -> None:
+def test_an_image_of_megabytes_is_checked_in_milliseconds(kind: str, options: dict[str, int]) -> None:
     file = io.BytesIO()
     noise = random.Random(5).randbytes(3 * 1024 * 1024)
     Image.frombytes("RGB", (1024, 1024), noise).save(file, kind, **options)
@@ -327,7 +327,7 @@ def test_more_than_50_megapixels_are_refused_by_the_header_alone(header: bytes) 
 
 
 @pytest.mark.parametrize(("data", "lasting"), [(b"GIF89a", True), (SVG, True), (png()[:-1], False), (b"", False)])
-def test_a_wrong_kind_is_told_apart_from_damage(data: bytes, lasting: bool) -> None:
+def test_a_wrong_kind_differs_from_damage(data: bytes, lasting: bool) -> None:
     with pytest.raises(NotAnImage) as caught:
         sniff(data)
     assert caught.value.lasting is lasting

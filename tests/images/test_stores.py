@@ -109,14 +109,14 @@ def later() -> float:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_saved_picture_is_loaded_byte_for_byte(open_store: Open, make_picture: MakePicture, kind: str) -> None:
+async def test_a_saved_image_is_loaded_byte_for_byte(open_store: Open, make_picture: MakePicture, kind: str) -> None:
     store, image = await open_store(), make_picture(kind=kind)
     await store.save(TASK, 0, image, later())
     assert await load(store, TASK, stored(image)) == image.data
     assert await store.contains_all(TASK, [stored(image)])
 
 
-async def test_what_was_never_saved_is_not_there(open_store: Open, make_picture: MakePicture) -> None:
+async def test_an_unsaved_image_is_missing(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, later())
     for task, missing in ((OTHER, stored(image)), (TASK, stored(image, index=1)), (TASK, stored(make_picture("red")))):
@@ -125,11 +125,11 @@ async def test_what_was_never_saved_is_not_there(open_store: Open, make_picture:
     assert not await store.contains_all(TASK, [stored(image), stored(image, index=1)])
 
 
-async def test_nothing_is_held_by_everybody(open_store: Open) -> None:
+async def test_every_store_contains_the_empty_set(open_store: Open) -> None:
     assert await (await open_store()).contains_all(TASK, [])
 
 
-async def test_a_picture_that_stayed_upstream_is_nobodys_loss(open_store: Open, make_picture: MakePicture) -> None:
+async def test_an_image_left_upstream_is_not_missing(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     link = StoredImage(1, url="https://pics.example.org/1")
     await store.save(TASK, 0, image, later())
@@ -138,14 +138,14 @@ async def test_a_picture_that_stayed_upstream_is_nobodys_loss(open_store: Open, 
     await store.extend_expiry(TASK, [link], later())
 
 
-async def test_the_same_picture_again_is_fine(open_store: Open, make_picture: MakePicture) -> None:
+async def test_saving_the_same_image_again_succeeds(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(max_bytes=10_000), make_picture(pad_bytes=4_000)
     for _ in range(5):
         await store.save(TASK, 0, image, later())
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_two_pictures_of_one_place_stand_side_by_side(open_store: Open, make_picture: MakePicture) -> None:
+async def test_two_images_of_one_index_coexist(open_store: Open, make_picture: MakePicture) -> None:
     store, old, new = await open_store(), make_picture("red"), make_picture("blue")
     await store.save(TASK, 0, old, later())
     await store.save(TASK, 0, new, later())
@@ -153,7 +153,7 @@ async def test_two_pictures_of_one_place_stand_side_by_side(open_store: Open, ma
     assert await load(store, TASK, stored(new)) == new.data
 
 
-async def test_an_expired_picture_is_gone(open_store: Open, make_picture: MakePicture) -> None:
+async def test_an_expired_image_is_missing(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, time.time() - 1)
     assert await load(store, TASK, stored(image)) is None
@@ -172,7 +172,7 @@ async def test_extending_moves_the_end_of_each(open_store: Open, make_picture: M
     assert not await store.contains_all(TASK, kept[1:])
 
 
-async def test_extending_what_is_gone_is_no_fault(open_store: Open, make_picture: MakePicture) -> None:
+async def test_extending_a_missing_image_does_not_fail(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.extend_expiry(TASK, [stored(image)], later())
     assert await load(store, TASK, stored(image)) is None
@@ -188,7 +188,7 @@ async def test_over_the_cap_the_oldest_go_first(open_store: Open, make_picture: 
     assert kept == [None, None, *(image.data for image in images[2:])]
 
 
-async def test_a_picture_over_the_cap_is_kept_alone(open_store: Open, make_picture: MakePicture) -> None:
+async def test_a_single_image_over_the_cap_is_stored(open_store: Open, make_picture: MakePicture) -> None:
     store, small, large = await open_store(max_bytes=3_000), make_picture("red"), make_picture(pad_bytes=9_000)
     await store.save(TASK, 0, small, later())
     await store.save(TASK, 1, large, later())
@@ -208,7 +208,7 @@ async def test_another_process_finds_what_was_saved_before_and_after_its_start(
     assert await second.contains_all(TASK, [stored(before), stored(after, index=1)])
 
 
-async def test_bytes_that_differ_from_the_record_are_never_served(open_store: Open, make_picture: MakePicture) -> None:
+async def test_bytes_that_differ_from_the_record_are_not_served(open_store: Open, make_picture: MakePicture) -> None:
     store, image = await open_store(), make_picture()
     await store.save(TASK, 0, image, later())
     same_start = image.sha256[:12] + "0" * 52
@@ -217,7 +217,7 @@ async def test_bytes_that_differ_from_the_record_are_never_served(open_store: Op
     assert await load(store, TASK, replace(stored(image), size_bytes=1)) is None
 
 
-async def test_many_at_once_are_all_kept(open_store: Open, make_picture: MakePicture) -> None:
+async def test_concurrent_saves_are_all_stored(open_store: Open, make_picture: MakePicture) -> None:
     store = await open_store()
     images = [make_picture(f"#0000{index:02x}") for index in range(30)]
     await asyncio.gather(*(store.save(TASK, index, image, later()) for index, image in enumerate(images)))

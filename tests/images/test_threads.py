@@ -28,7 +28,7 @@ async def test_an_error_is_raised_in_the_caller() -> None:
         await WorkThreads(1, "failing").run(divmod, 1, 0)
 
 
-async def test_calls_that_hang_do_not_hold_up_others_but_the_count_of_threads_is_bounded() -> None:
+async def test_hanging_calls_do_not_block_others_up_to_the_thread_limit() -> None:
     threads, hang, running = WorkThreads(3, "hanging"), threading.Event(), []
 
     def hangs() -> None:
@@ -48,7 +48,7 @@ async def test_calls_that_hang_do_not_hold_up_others_but_the_count_of_threads_is
     assert await waiting
 
 
-async def test_a_call_goes_on_when_its_caller_is_cancelled_and_the_next_one_is_served() -> None:
+async def test_a_call_of_a_cancelled_caller_finishes_before_the_next() -> None:
     threads, began, go_on, done = WorkThreads(1, "cancelled"), threading.Event(), threading.Event(), []
 
     def work() -> None:

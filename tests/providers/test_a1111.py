@@ -65,7 +65,7 @@ def a1111(session, ui, **more) -> A1111Provider:
     return A1111Provider(session, base_url=ui.url, timeout_s=5, **({"default_model": "m"} | more))
 
 
-async def test_a_generation_brings_its_pictures(session, web_ui, make_call, watcher):
+async def test_a_generation_returns_its_images(session, web_ui, make_call, watcher):
     web_ui.finish.set()
     web_ui.answer = lambda: web.json_response({"images": [B64, f"data:image/png;base64,{B64}", B64]})
     reply = await a1111(session, web_ui).generate(make_call(count=2), watcher)
@@ -74,7 +74,7 @@ async def test_a_generation_brings_its_pictures(session, web_ui, make_call, watc
     assert (web_ui.authorizations, watcher.sent_count) == ([None], 1)
 
 
-def test_what_the_client_gave_is_sent_in_the_web_uis_words(make_call):
+def test_client_parameters_are_sent_under_the_web_ui_names(make_call):
     call = make_call(count=1, seed=7, steps=20, negative_prompt="dogs", guidance_scale=6.5, model="other")
     assert fields_of(call, "m") == {
         "prompt": "a cat",
@@ -94,7 +94,7 @@ def test_a_refused_parameter_is_left_out(make_call):
     assert fields_of(call, "m") == {"prompt": "a cat", "batch_size": 1}
 
 
-async def test_what_it_has_no_place_for_is_told(session, web_ui, make_call, watcher):
+async def test_unsupported_parameters_are_reported(session, web_ui, make_call, watcher):
     web_ui.finish.set()
     call = make_call(output_format="png", image_url="https://example.com/a.png")
     reply = await a1111(session, web_ui).generate(call, watcher)
@@ -104,7 +104,7 @@ async def test_what_it_has_no_place_for_is_told(session, web_ui, make_call, watc
     )
 
 
-async def test_progress_is_told_while_the_call_runs_and_only_rises(session, web_ui, make_call, watcher):
+async def test_progress_is_reported_during_the_call_and_only_rises(session, web_ui, make_call, watcher):
     said = [0, 0.25, 0.1, 0.5, 7, "text", True, None]
     web_ui.progress = [None, "broken", {}, [], *({"progress": value} for value in said), {"progress": 0.9}]
     async with asyncio.timeout(DEADLINE_S):
@@ -113,7 +113,7 @@ async def test_progress_is_told_while_the_call_runs_and_only_rises(session, web_
     assert set(web_ui.asked) == {"skip_current_image=true"}
 
 
-async def test_progress_that_may_be_another_calls_is_not_told(session, web_ui, make_call, watcher):
+async def test_progress_of_a_possibly_different_call_is_not_reported(session, web_ui, make_call, watcher):
     web_ui.progress = [{"progress": 0.5}] * 8
     provider = a1111(session, web_ui, poll_s=0.01)
     async with asyncio.timeout(DEADLINE_S):
@@ -138,7 +138,7 @@ async def test_the_polling_ends_with_a_cancelled_call(session, web_ui, make_call
     assert not [left for left in asyncio.all_tasks() if left.get_name() == "a1111-progress"]
 
 
-async def test_a_watcher_that_fails_is_not_hushed_up(session, web_ui, make_call, watcher):
+async def test_an_error_of_the_watcher_is_raised(session, web_ui, make_call, watcher):
     def fail(fraction):
         web_ui.finish.set()
         raise ZeroDivisionError
@@ -196,7 +196,7 @@ async def test_the_checkpoints_are_listed(session, web_ui):
     assert await a1111(session, web_ui).models() == ({"id": "x", "type": "image"},)
 
 
-async def test_it_is_a_provider(session, web_ui):
+async def test_a1111_implements_the_provider_interface(session, web_ui):
     provider: Provider = a1111(session, web_ui)
     assert (provider.name, provider.max_images_per_call) == ("a1111", 4)
     assert provider.own_hosts == {web_ui.url.removeprefix("http://").rstrip("/")}

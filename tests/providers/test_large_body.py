@@ -36,13 +36,13 @@ def decoded(image: object) -> bytes:
 @pytest.mark.parametrize(
     "form", [TEXT, TEXT.rstrip("="), f"data:image/png;base64,{TEXT}", "\n".join([TEXT[:400], TEXT[400:]])]
 )
-def test_the_base64_of_a_large_answer_is_found_in_place(name: str, place: str, form: str) -> None:
+def test_the_base64_of_a_large_response_is_found_without_a_copy(name: str, place: str, form: str) -> None:
     body = json.dumps({"created": 1, place: [{name: form, "index": 0}], "usage": {"a": [1]}}).encode()
     (image,) = parse_reply(200, {}, body).images
     assert decoded(image) == DATA
 
 
-def test_escaped_slashes_and_plain_texts_are_read_too() -> None:
+def test_escaped_slashes_and_plain_texts_are_read() -> None:
     body = json.dumps({"images": [TEXT, TEXT]}).replace("/", "\\/").encode()
     assert [decoded(image) for image in parse_reply(200, {}, body).images] == [DATA, DATA]
     body = json.dumps({"images": [TEXT], "info": "x"}).encode()
@@ -66,14 +66,14 @@ def test_a_large_text_without_escapes_is_found_without_parsing_it(monkeypatch: p
     ids=["many texts", "many escaped quotes", "much else"],
 )
 @pytest.mark.parametrize("rest_first", [True, False])
-def test_a_body_with_much_beside_the_image_is_read_too(rest: dict[str, object], rest_first: bool) -> None:
+def test_a_body_with_other_large_fields_is_read(rest: dict[str, object], rest_first: bool) -> None:
     image: dict[str, object] = {"data": [{"b64_json": TEXT}]}
     body = json.dumps(rest | image if rest_first else image | rest).encode()
     assert large_body._cut_texts(body) is None
     assert decoded(parse_reply(200, {}, body).images[0]) == DATA
 
 
-def test_links_beside_large_fields_and_missing_fields_are_read() -> None:
+def test_links_next_to_large_or_missing_fields_are_read() -> None:
     items = [{"url": "https://a/b", "b64_json": None}, {"b64_json": TEXT, "url": "https://a/c"}, {"other": 1}]
     images = parse_reply(200, {}, json.dumps({"data": items}).encode()).images
     assert images[0] == ImageLink("https://a/b")
@@ -82,11 +82,11 @@ def test_links_beside_large_fields_and_missing_fields_are_read() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
-def test_what_has_no_list_of_images_is_left_to_the_usual_reading(body: bytes) -> None:
+def test_a_body_without_an_image_list_is_parsed_normally(body: bytes) -> None:
     assert large_items(body) is None
 
 
-def test_a_large_answer_that_is_no_list_of_images_is_read_as_a_small_one() -> None:
+def test_a_large_response_without_an_image_list_is_parsed_normally() -> None:
     body = LargeBody(
         json.dumps({"error": {"message": "very long " * 40_000, "type": "invalid_request_error"}}).encode()
     )
@@ -98,7 +98,7 @@ def test_a_large_answer_that_is_no_list_of_images_is_read_as_a_small_one() -> No
         parse_reply(200, {}, LargeBody(b"<html>" * 100_000))
 
 
-async def test_a_large_body_is_counted_until_its_last_image_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_is_counted_until_its_last_image_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"b64_json": TEXT}]})
 

@@ -69,7 +69,7 @@ async def test_a_call_that_is_dropped_is_counted_as_abandoned() -> None:
     assert counted(meter) == {"abandoned": 1}
 
 
-async def test_all_else_is_the_other_providers() -> None:
+async def test_other_calls_are_delegated() -> None:
     inner = Provider()
     provider = MeteredProvider(inner, Meter())
     assert (provider.name, provider.max_images_per_call, provider.own_hosts) == ("fake", 4, {"here"})
@@ -78,7 +78,7 @@ async def test_all_else_is_the_other_providers() -> None:
     assert inner.closed
 
 
-async def test_a_refused_key_is_one_warning_with_its_setting_until_a_call_is_accepted_again() -> None:
+async def test_a_rejected_key_is_one_warning_until_a_call_succeeds() -> None:
     lines: list[str] = []
     sink = logger.add(lines.append, format="{level} {message}")
     error = UpstreamError("upstream_auth", "the operator must act", status=401, upstream_detail="Invalid API key")
@@ -95,7 +95,7 @@ async def test_a_refused_key_is_one_warning_with_its_setting_until_a_call_is_acc
     assert lines == [refused, "INFO The provider accepts the key again\n", refused, lines[1]]
 
 
-async def test_an_account_without_credit_is_one_warning_too() -> None:
+async def test_an_account_without_credit_is_one_warning() -> None:
     lines: list[str] = []
     sink = logger.add(lines.append, format="{level} {message}")
     metered = MeteredProvider(Provider(UpstreamError("upstream_billing", "no credit", status=402)), Meter())

@@ -95,7 +95,7 @@ def provider(session, base_url, api_key=KEY, **more) -> OpenAICompatibleProvider
         ),
     ],
 )
-def test_each_service_is_spoken_to_in_its_own_words(make_call, base_url, expected):
+def test_each_service_gets_its_own_field_names(make_call, base_url, expected):
     call = make_call(seed=3, **EVERYTHING)
     assert fields_of(call, dialect_of(URL(base_url))) == PLAIN | expected
 
@@ -126,13 +126,13 @@ def test_a_refused_parameter_is_left_out(make_call, without, gone):
     assert fields_of(make_call(seed=3, **EVERYTHING), dialect).keys() - fields_of(call, dialect).keys() == {gone}
 
 
-def test_a_refused_negative_prompt_is_not_put_behind_the_prompt(make_call):
+def test_a_rejected_negative_prompt_is_not_appended_to_the_prompt(make_call):
     call = make_call(negative_prompt="dogs", without=["negative_prompt"])
     assert fields_of(call, Dialect(negative_name=None))["prompt"] == "a cat"
 
 
 @pytest.mark.parametrize("model", ["gpt-image-1.5", "openai/gpt-image-2"])
-def test_a_gpt_image_model_is_strict_behind_a_gateway_too(make_call, model):
+def test_a_gpt_image_model_is_strict_behind_a_gateway(make_call, model):
     fields = fields_of(make_call(seed=3, **EVERYTHING | {"model": model}), Dialect().for_model(model))
     assert fields == {"model": model, "prompt": "a cat", "size": "1024x768", "output_format": "png"}
     assert Dialect().for_model("my-gpt-image") == Dialect()
@@ -146,12 +146,12 @@ def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
     assert nearest_ratio(width, height) == ratio
 
 
-def test_a_large_size_asks_for_2k(make_call):
+def test_a_large_size_requests_2k(make_call):
     fields = fields_of(make_call(width=2048, height=1024), dialect_of(URL("https://api.x.ai/v1")))
     assert (fields["resolution"], fields["aspect_ratio"]) == ("2k", "2:1")
 
 
-async def test_what_was_left_out_is_told(session, upstream, make_call, watcher):
+async def test_dropped_parameters_are_reported(session, upstream, make_call, watcher):
     upstream.post("http://api.openai.com/v1/images/generations", payload={"created": 1, "data": [{"b64_json": B64}]})
     call = make_call(seed=3, without=["negative_prompt"], **EVERYTHING | {"model": "gpt-image-1.5"})
     reply = await provider(session, "http://api.openai.com/v1").generate(call, watcher)
@@ -161,7 +161,7 @@ async def test_what_was_left_out_is_told(session, upstream, make_call, watcher):
     )
 
 
-async def test_an_aspect_ratio_in_place_of_a_size_is_told(session, upstream, make_call, watcher):
+async def test_a_size_replaced_by_an_aspect_ratio_is_reported(session, upstream, make_call, watcher):
     upstream.post("http://api.x.ai/v1/images/generations", payload={"data": [{"url": "https://imgen.x.ai/a.jpg"}]})
     reply = await provider(session, "http://api.x.ai").generate(make_call(), watcher)
     assert reply.images == (ImageLink("https://imgen.x.ai/a.jpg"),)
@@ -175,7 +175,7 @@ async def test_siliconflows_images_list_is_read(session, upstream, make_call, wa
     assert (reply.images, reply.warnings) == ((ImageLink("https://sf.example/a.png"),), ())
 
 
-async def test_a_dialect_of_ones_own_can_be_given(session, upstream, make_call, watcher):
+async def test_a_custom_dialect_can_be_configured(session, upstream, make_call, watcher):
     upstream.post("http://api.example.com/v1/images/generations", payload={"data": [B64, B64]})
     dialect = Dialect(size_style="width_height", response_format="url", max_images_per_call=6)
     own = provider(session, "http://api.example.com", dialect=dialect)
@@ -192,15 +192,13 @@ async def test_the_rate_is_not_taken_for_one_per_second(session, upstream, make_
 
 
 @pytest.mark.parametrize(("api_key", "sent"), [(KEY, f"Bearer {KEY}"), (None, None), ("", None)])
-async def test_the_key_goes_along_only_where_there_is_one(session, upstream, make_call, watcher, api_key, sent):
+async def test_the_key_is_sent_only_if_configured(session, upstream, make_call, watcher, api_key, sent):
     upstream.post("http://gpu-box:11434/v1/images/generations", payload={"data": []})
     await provider(session, "http://gpu-box:11434/", api_key).generate(make_call(), watcher)
     assert upstream.request.headers.get("Authorization") == sent
 
 
-async def test_the_addresss_user_and_password_become_basic_auth_and_are_in_no_link(
-    session, upstream, make_call, watcher
-):
+async def test_user_and_password_become_basic_auth_and_are_in_no_link(session, upstream, make_call, watcher):
     upstream.post("http://gpu-box:11434/v1/images/generations", payload={"data": []})
     own = provider(session, "http://me:p%40ss@gpu-box:11434", None)
     await own.generate(make_call(), watcher)
@@ -208,7 +206,7 @@ async def test_the_addresss_user_and_password_become_basic_auth_and_are_in_no_li
     assert own.own_hosts == {"gpu-box:11434"}
 
 
-async def test_a_base_with_a_path_is_kept(session, upstream, make_call, watcher):
+async def test_a_base_path_is_preserved(session, upstream, make_call, watcher):
     upstream.post("http://api.deepinfra.com/v1/openai/images/generations", payload={"data": []})
     await provider(session, "http://api.deepinfra.com/v1/openai/").generate(make_call(), watcher)
     assert upstream.request.fields["response_format"] == "b64_json"
@@ -253,7 +251,7 @@ async def test_models_are_listed_with_and_without_a_type(session, mocked):
     ]
 
 
-async def test_it_is_a_provider(session):
+async def test_openai_implements_the_provider_interface(session):
     openai: Provider = provider(session, "http://api.openai.com/v1")
     assert (openai.name, openai.max_images_per_call, openai.own_hosts) == ("openai", 10, {"api.openai.com"})
     assert provider(session, "http://u:p@127.0.0.1:8080").own_hosts == {"127.0.0.1:8080"}

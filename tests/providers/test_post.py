@@ -40,7 +40,7 @@ def connections(raw_server, read_request, *answers):
     return raw_server(serve), counts
 
 
-async def test_the_request_is_one_that_servers_know(session, raw_server, read_request, watcher):
+async def test_the_request_is_valid_http(session, raw_server, read_request, watcher):
     async def serve(reader, writer):
         seen.append(await read_request(reader))
         writer.write(OK)
@@ -59,7 +59,7 @@ async def test_the_request_is_one_that_servers_know(session, raw_server, read_re
     assert body == b'{"n":1}'
 
 
-async def test_a_connection_is_used_again_after_a_whole_answer(session, raw_server, read_request, watcher):
+async def test_a_connection_is_reused_after_a_whole_response(session, raw_server, read_request, watcher):
     serving, counts = connections(raw_server, read_request, OK, b"HTTP/1.1 204 No Content\r\n\r\n", OK)
     one = post(session, await serving)
     for _ in range(3):
@@ -74,7 +74,7 @@ async def test_a_connection_is_used_again_after_a_whole_answer(session, raw_serv
         OK + OK.replace(b"ok", b"no"),
     ],
 )
-async def test_a_connection_that_is_not_to_be_used_again_is_closed(session, raw_server, read_request, watcher, last):
+async def test_a_connection_that_must_not_be_reused_is_closed(session, raw_server, read_request, watcher, last):
     serving, counts = connections(raw_server, read_request, last, OK)
     one = post(session, await serving)
     assert (await one.send(b"{}", watcher.sent)).body == b"ok"
@@ -85,7 +85,7 @@ async def test_a_connection_that_is_not_to_be_used_again_is_closed(session, raw_
 @pytest.mark.parametrize(
     "before", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2]
 )
-async def test_what_comes_before_the_answer_is_no_answer(session, raw_server, read_request, watcher, before):
+async def test_bytes_before_the_request_are_not_a_response(session, raw_server, read_request, watcher, before):
     serving, counts = connections(raw_server, read_request, before + OK, OK)
     one = post(session, await serving)
     assert [(await one.send(b"{}", watcher.sent)).body for _ in range(2)] == [b"ok", b"ok"]
@@ -124,7 +124,7 @@ async def test_a_large_request_arrives_whole(session, raw_server, read_request, 
     assert sizes[0] > 2**23
 
 
-async def test_a_connection_is_closed_where_the_answer_came_before_all_was_sent(session, raw_server, watcher):
+async def test_an_early_response_closes_the_connection(session, raw_server, watcher):
     async def serve(reader, writer):
         served.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(OK)
@@ -138,7 +138,7 @@ async def test_a_connection_is_closed_where_the_answer_came_before_all_was_sent(
     assert len(served) == 2
 
 
-async def test_what_is_not_sent_is_told_apart(session, watcher):
+async def test_an_unsent_request_is_distinguished(session, watcher):
     for url in ("http://nowhere.invalid", "ftp://example.com", "http://127.0.0.1:1"):
         with pytest.raises(NotSent):
             await send(session, url, watcher)
@@ -148,7 +148,7 @@ async def test_what_is_not_sent_is_told_apart(session, watcher):
     assert watcher.sent_count == 0
 
 
-async def test_a_connection_that_closes_before_it_is_written_to_is_not_sent(session, raw_server, watcher, monkeypatch):
+async def test_a_connection_closed_before_the_write_is_not_sent(session, raw_server, watcher, monkeypatch):
     async def closing(*args):
         connection = await connect(*args)
         connection.transport.close()
@@ -166,7 +166,7 @@ async def test_a_connection_that_closes_before_it_is_written_to_is_not_sent(sess
     assert (watcher.sent_count, got) == (0, [b""])
 
 
-async def test_a_header_can_not_bring_another(session, raw_server, read_request, watcher):
+async def test_a_header_can_not_inject_another(session, raw_server, read_request, watcher):
     serving, counts = connections(raw_server, read_request, OK)
     with pytest.raises(ValueError, match="control characters"):
         await send(session, await serving, watcher, Authorization="Bearer k\r\nX: y")
@@ -183,7 +183,7 @@ async def test_a_header_can_not_bring_another(session, raw_server, read_request,
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", HttpProcessingError),
     ],
 )
-async def test_how_an_answer_broke_is_told(session, raw_server, read_request, watcher, start, error):
+async def test_a_broken_response_has_its_cause(session, raw_server, read_request, watcher, start, error):
     async def serve(reader, writer):
         await read_request(reader)
         writer.write(start)
@@ -193,7 +193,7 @@ async def test_how_an_answer_broke_is_told(session, raw_server, read_request, wa
     assert watcher.sent_count == 1
 
 
-async def test_a_connection_whose_call_timed_out_is_dropped(session, raw_server, read_request, watcher):
+async def test_a_connection_of_a_timed_out_call_is_dropped(session, raw_server, read_request, watcher):
     async def serve(reader, _writer):
         await read_request(reader)
         got.append(await reader.read())

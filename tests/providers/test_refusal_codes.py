@@ -129,19 +129,19 @@ CONTENT = {
 
 
 @pytest.mark.parametrize("case", BILLING)
-def test_an_account_without_credit_is_told_by_every_services_words_and_not_retried(case: str) -> None:
+def test_missing_credit_is_recognized_for_every_service(case: str) -> None:
     found = read(*BILLING[case])
     assert (found.code, found.retryable, found.retry_after_s) == ("upstream_billing", False, None)
 
 
 @pytest.mark.parametrize("case", AUTH)
-def test_a_refused_key_is_told_by_every_services_words_and_not_retried(case: str) -> None:
+def test_a_rejected_key_is_recognized_for_every_service(case: str) -> None:
     found = read(*AUTH[case])
     assert (found.code, found.retryable) == ("upstream_auth", False)
 
 
 @pytest.mark.parametrize("case", CONTENT)
-def test_a_policy_refusal_is_told_by_every_services_words(case: str) -> None:
+def test_a_policy_refusal_is_recognized_for_every_service(case: str) -> None:
     status, body = CONTENT[case]
     with pytest.raises(UpstreamError) as caught:
         parse_reply(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -161,13 +161,13 @@ def test_a_policy_refusal_is_told_by_every_services_words(case: str) -> None:
         (412, b"{}", "upstream_invalid_request"),
     ],
 )  # fmt: skip
-def test_what_passes_or_is_about_the_request_is_taken_for_nothing_else(status: int, body: object, code: str) -> None:
+def test_transient_and_request_errors_are_not_misclassified(status: int, body: object, code: str) -> None:
     assert read(status, body).code == code
 
 
 @pytest.mark.parametrize("status", sorted(GAVE_UP_WAITING))
 @pytest.mark.parametrize("body", [b"", GATEWAY_PAGE, openai("timed out"), {"title": "x", "cloudflare_error": True}])
-def test_a_gateway_that_gave_up_waiting_leaves_open_whether_the_call_was_paid(status: int, body: object) -> None:
+def test_a_gateway_timeout_is_ambiguous(status: int, body: object) -> None:
     found = read(status, body)
     assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
         "upstream_error",
@@ -178,7 +178,7 @@ def test_a_gateway_that_gave_up_waiting_leaves_open_whether_the_call_was_paid(st
 
 
 @pytest.mark.parametrize("status", sorted(NEVER_REACHED))
-def test_a_gateway_that_found_no_origin_shows_that_nothing_was_paid(status: int) -> None:
+def test_a_gateway_without_origin_means_nothing_was_paid(status: int) -> None:
     found = read(status, GATEWAY_PAGE)
     assert (found.code, found.retryable, found.ambiguous, was_never_sent(found)) == (
         "upstream_error",
@@ -208,9 +208,7 @@ def test_a_gateway_that_found_no_origin_shows_that_nothing_was_paid(status: int)
         (425, b"", False),
     ],
 )
-def test_an_answer_of_the_service_itself_was_not_paid_and_one_in_its_place_may_have_been(
-    status: int, body: object, ambiguous: bool
-) -> None:
+def test_only_errors_in_place_of_the_service_are_ambiguous(status: int, body: object, ambiguous: bool) -> None:
     found = read(status, body)
     assert (found.retryable, found.ambiguous, was_never_sent(found)) == (True, ambiguous, False)
 
@@ -241,16 +239,14 @@ def test_a_refusal_is_never_ambiguous(status: int) -> None:
         ("size", "Invalid value: '1x1'", None),
     ],
 )  # fmt: skip
-def test_a_refused_number_of_images_names_how_many_a_call_may_ask_for(
-    param: str | None, message: str, count: int | None
-) -> None:
+def test_a_rejected_image_count_names_the_limit_per_call(param: str | None, message: str, count: int | None) -> None:
     assert highest_count(param or "", message) == count
     found = read(400, openai(message, param=param))
     assert (found.max_count, found.parameter == "n") == (count, count is not None)
     assert found.code == "upstream_invalid_request"
 
 
-def test_the_client_reads_of_a_refused_key_that_the_operator_must_act_and_the_log_what_the_provider_says() -> None:
+def test_a_rejected_key_is_explained_to_client_and_operator() -> None:
     found = read(
         401, openai("Invalid API key provided. You can find your API key at https://api.together.xyz/settings.")
     )
@@ -259,7 +255,7 @@ def test_the_client_reads_of_a_refused_key_that_the_operator_must_act_and_the_lo
     assert found.upstream_detail.startswith("Invalid API key provided.")
 
 
-def test_the_client_reads_of_missing_credit_what_happened_and_no_advice() -> None:
+def test_missing_credit_is_explained_to_the_client_without_advice() -> None:
     found = read(402, openai("Credit limit exceeded, please [add credits](https://api.together.ai/settings/billing)."))
     assert "operator" in found.detail
     assert found.detail.endswith("(Credit limit exceeded)")

@@ -135,7 +135,7 @@ def test_every_refusal_has_its_code(status, body, code):
         ("steps must be between 1 and 4", None),
     ],
 )
-def test_the_refused_parameter_is_named_in_our_words(message, parameter):
+def test_the_rejected_parameter_has_our_name(message, parameter):
     found = refused(400, error(message))
     assert (found.code, found.parameter) == ("upstream_invalid_request", parameter)
 
@@ -156,7 +156,7 @@ def test_base64_of_the_url_safe_alphabet_is_read():
     )
 
 
-def test_a_parameter_is_only_dropped_where_the_request_was_refused():
+def test_a_parameter_is_dropped_only_if_the_request_was_rejected():
     assert refused(500, error("Unsupported use of 'steps' parameter.")).parameter is None
 
 
@@ -180,13 +180,13 @@ def test_a_parameter_is_only_dropped_where_the_request_was_refused():
         ({}, b"", None),
     ],
 )
-def test_a_429_says_how_long_to_wait(headers, body, seconds):
+def test_a_429_has_its_retry_delay(headers, body, seconds):
     assert refused(429, body, headers, now_s=10.0).retry_after_s == (
         seconds if seconds is None else pytest.approx(seconds)
     )
 
 
-def test_a_503_is_waited_out_as_long_as_it_asks():
+def test_a_503_has_its_retry_delay():
     assert refused(503, b"", {"Retry-After": "4", "x-ratelimit-reset": "9"}).retry_after_s == 4
     assert refused(503, b"", {"x-ratelimit-reset": "9"}).retry_after_s is None
     assert refused(400, UNSUPPORTED, {"Retry-After": "4"}).retry_after_s is None
@@ -234,17 +234,17 @@ def test_a_200_with_an_error_object_is_an_error(body, code):
     assert refused(200, body).code == code
 
 
-def test_an_empty_error_beside_pictures_is_none():
+def test_an_empty_error_next_to_images_is_ignored():
     assert parse_reply(200, {}, b'{"error":null,"data":[{"url":"https://x/y.png"}]}').images == (
         ImageLink("https://x/y.png"),
     )
 
 
-def test_the_captured_answer_brings_its_link():
+def test_the_captured_response_contains_its_link():
     assert parse_reply(200, {}, CAPTURED).images == (ImageLink(LINK),)
 
 
-def test_the_documented_base64_answer_brings_its_bytes():
+def test_the_documented_base64_response_contains_its_bytes():
     body = {"id": "oNM6X9q", "data": [{"b64_json": B64, "index": 0, "type": None, "timings": {"inference": 0.79}}]}
     assert parse_reply(201, {}, json.dumps(body).encode()).images == (ImageBytes(PIXELS),)
 
@@ -282,13 +282,13 @@ def test_the_documented_base64_answer_brings_its_bytes():
     ],
 )
 @pytest.mark.parametrize("name", ["data", "images"])
-def test_each_entry_is_a_picture_or_left_out(name, item, image):
+def test_each_entry_is_an_image_or_skipped(name, item, image):
     body = json.dumps({name: [item, {"url": LINK}]}).encode()
     assert parse_reply(200, {}, body).images == ((image,) if image else ()) + (ImageLink(LINK),)
 
 
 @pytest.mark.parametrize("body", [b'{"data":[]}', b'{"images":[]}', b'{"data":[{"url":null}]}'])
-def test_an_answer_with_no_picture_is_a_reply_without_images(body):
+def test_a_response_with_no_image_is_a_reply_without_images(body):
     assert parse_reply(200, {}, body).images == ()
 
 
@@ -332,7 +332,7 @@ def test_the_rate_limit_headers_are_read(headers, limits):
         (422, b'{"detail":[{"msg":"bad"},7]}', "bad"),
     ],
 )
-def test_the_detail_is_short_plain_and_no_page(status, body, detail):
+def test_the_detail_is_short_plain_text(status, body, detail):
     assert refused(status, body).detail == detail
 
 
@@ -352,7 +352,7 @@ def test_no_detail_shows_our_key_or_a_masked_one():
 
 
 @pytest.mark.parametrize("wrap", [lambda entries: entries, lambda entries: {"object": "list", "data": entries}])
-def test_both_shapes_of_a_model_list_are_read_and_only_image_models_kept(wrap):
+def test_both_shapes_of_a_model_list_are_filtered_to_image_models(wrap):
     entries = [
         {"id": "flux", "type": "image"},
         {"id": "llama", "type": "chat"},
@@ -364,9 +364,9 @@ def test_both_shapes_of_a_model_list_are_read_and_only_image_models_kept(wrap):
 
 
 @pytest.mark.parametrize("listing", [None, 7, {}, {"data": None}, "x"])
-def test_a_model_list_of_no_known_shape_is_empty(listing):
+def test_a_model_list_of_unknown_shape_is_empty(listing):
     assert parse_models(listing) == ()
 
 
-def test_a_refusal_can_be_had_without_raising():
+def test_a_refusal_can_be_returned_instead_of_raised():
     assert error_from_response(402, {}, NO_CREDIT).code == "upstream_billing"

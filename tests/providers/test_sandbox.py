@@ -54,29 +54,29 @@ def luminance(colour: tuple[int, int, int]) -> float:
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
-def test_it_is_a_provider() -> None:
+def test_the_sandbox_implements_the_provider_interface() -> None:
     provider: Provider = SandboxProvider(1.0)
     assert (provider.name, provider.max_images_per_call, provider.own_hosts) == ("sandbox", 1, frozenset())
 
 
-async def test_it_names_a_model() -> None:
+async def test_the_sandbox_lists_a_model() -> None:
     provider = SandboxProvider(1.0)
     assert [model["id"] for model in await provider.models()] == ["sandbox"]
     await provider.close()
 
 
-def test_pillow_is_not_loaded_until_a_picture_is_drawn() -> None:
+def test_pillow_is_not_imported_until_an_image_is_drawn() -> None:
     code = "import sys, imagegen.providers.sandbox; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_the_picture_has_the_asked_size_and_format(watcher, output_format) -> None:
+async def test_the_image_has_the_requested_size_and_format(watcher, output_format) -> None:
     image = opened(await draw(watcher, width=320, height=200, output_format=output_format))
     assert (image.size, image.format, image.mode) == ((320, 200), output_format.upper(), "RGB")
 
 
-async def test_the_format_is_png_where_none_is_asked(watcher) -> None:
+async def test_the_default_format_is_png(watcher) -> None:
     assert opened(await draw(watcher)).format == "PNG"
 
 
@@ -92,7 +92,7 @@ async def test_every_scene_is_drawn_at_the_largest_size(watcher, index) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_the_same_wishes_bring_the_same_bytes(watcher, output_format) -> None:
+async def test_equal_requests_produce_equal_bytes(watcher, output_format) -> None:
     for index, seed in itertools.product(range(7), (None, 5)):
         wishes = {"index": index, "seed": seed, "output_format": output_format, "width": 128, "height": 128}
         assert await draw(watcher, **wishes) == await draw(watcher, **wishes)
@@ -110,7 +110,7 @@ async def test_another_process_draws_the_same_bytes(watcher) -> None:
 
 
 @pytest.mark.parametrize(("seed", "name"), [(None, "no seed"), (41, "a seed")])
-async def test_all_pictures_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, seed, name) -> None:
+async def test_all_images_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, seed, name) -> None:
     pictures = [
         await draw(watcher, seed=None if seed is None else seed + i, index=i, width=128, height=128) for i in range(8)
     ]
@@ -118,7 +118,7 @@ async def test_all_pictures_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, s
         assert visibly_different(one, other) > 0.2, name
 
 
-async def test_prompts_with_one_scene_and_palette_still_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -> None:
     alike: dict[tuple[int, int], list[str]] = {}
     for prompt in (f"prompt {number}" for number in range(400)):
         number = picture._number(prompt)
@@ -150,7 +150,7 @@ def brightest(image: Image.Image, box: tuple[int, int, int, int]) -> float:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("prompt", ["cat", LONG, "一只狐狸在雪地里，水彩画"])
-def test_words_and_mark_stand_out_from_all_of_their_ground(size, prompt) -> None:
+def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
     card = lay_out(*size, prompt)
     line = card.bottom - card.padding - card.mark_size
     left, right = card.left + card.padding, card.right - card.padding
@@ -168,7 +168,7 @@ def test_words_and_mark_stand_out_from_all_of_their_ground(size, prompt) -> None
 
 @pytest.mark.parametrize("size", [*SIZES, (2048, 2048), (128, 64)])
 @pytest.mark.parametrize("prompt", ["cat", "a fox in the snow", LONG, "一只狐狸在雪地里" * 200, "W" * 500])
-def test_the_words_lie_inside_the_picture_at_a_size_that_can_be_read(size, prompt) -> None:
+def test_the_words_are_legible_and_inside_the_image(size, prompt) -> None:
     card = lay_out(*size, prompt)
     assert card.lines.size >= max(9, min(size) // 40)
     assert 0 <= card.left < card.right <= size[0]
@@ -178,7 +178,7 @@ def test_the_words_lie_inside_the_picture_at_a_size_that_can_be_read(size, promp
     assert card.lines.rows[0].startswith(prompt[:3])
 
 
-def test_a_short_prompt_is_shown_whole_even_in_the_smallest_picture() -> None:
+def test_a_short_prompt_is_shown_whole_in_the_smallest_image() -> None:
     assert " ".join(lay_out(64, 64, "a fox in the snow").lines.rows) == "a fox in the snow"
 
 
@@ -194,7 +194,7 @@ def test_a_shorter_prompt_has_larger_letters() -> None:
     assert sizes[0] > sizes[-1]
 
 
-def test_every_picture_is_marked() -> None:
+def test_every_image_is_marked() -> None:
     assert lay_out(512, 512, "cat").mark == "imagegen sandbox"
     assert lay_out(64, 64, "cat").mark == "sandbox"
 
@@ -210,7 +210,7 @@ def test_every_picture_is_marked() -> None:
         "사이버펑크 도시",
     ],
 )
-def test_scripts_that_the_fonts_have_are_kept(text) -> None:
+def test_scripts_in_the_fonts_are_drawn(text) -> None:
     assert readable(text) == text
 
 
@@ -239,30 +239,30 @@ def test_korean_words_are_not_broken() -> None:
     assert broken("도시의 밤거리", 20, text_width("도시의 밤", 20), 3).rows == ("도시의", "밤거리")
 
 
-def test_a_last_word_does_not_stand_alone() -> None:
+def test_the_last_line_is_not_a_single_word() -> None:
     lines = fit("one two three four five", range(20, 19, -1), text_width("one two three four", 20), 200)
     assert lines.rows == ("one two three", "four five")
 
 
-async def test_each_step_is_told_in_order(watcher) -> None:
+async def test_each_step_is_reported_in_order(watcher) -> None:
     await SandboxProvider(0).generate(call(), watcher)
     assert watcher.sent_count == 1
     assert watcher.fractions == [0.4, 0.6, 0.8, 1.0]
 
 
-async def test_several_pictures_of_one_call_share_its_progress(watcher) -> None:
+async def test_several_images_of_one_call_share_its_progress(watcher) -> None:
     reply = await SandboxProvider(0).generate(call(count=2, width=64, height=64), watcher)
     assert len({image.data for image in reply.images}) == 2
     assert watcher.fractions == [0.2, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 1.0]
 
 
-async def test_a_call_for_the_second_picture_brings_what_a_joint_call_would_have(watcher) -> None:
+async def test_a_call_for_the_second_image_equals_a_joint_call(watcher) -> None:
     joint = await SandboxProvider(0).generate(call(count=2, seed=8, width=64, height=64), watcher)
     alone = await draw(watcher, seed=9, index=1, width=64, height=64)
     assert joint.images[1].data == alone
 
 
-async def test_a_picture_takes_its_delay(watcher) -> None:
+async def test_an_image_takes_its_delay(watcher) -> None:
     started_s = time.monotonic()
     await SandboxProvider(0.3).generate(call(width=64, height=64), watcher)
     assert 0.3 <= time.monotonic() - started_s < 2
@@ -295,12 +295,12 @@ async def test_a_cancelled_call_ends_at_once(watcher) -> None:
 
 
 @pytest.mark.parametrize("mark", ["[slow:٩]", "[slow:９]"])
-async def test_digits_of_other_scripts_make_nothing_slow(watcher, mark: str) -> None:
+async def test_digits_of_other_scripts_cause_no_delay(watcher, mark: str) -> None:
     async with asyncio.timeout(5):
         await SandboxProvider(0).generate(call(f"a snail {mark}", width=64, height=64), watcher)
 
 
-async def test_a_prompt_can_ask_for_a_slow_picture(watcher) -> None:
+async def test_a_prompt_can_request_a_slow_image(watcher) -> None:
     started_s = time.monotonic()
     await SandboxProvider(0).generate(call("a snail [slow:0.3]", width=64, height=64), watcher)
     assert time.monotonic() - started_s >= 0.3
@@ -321,7 +321,7 @@ async def test_a_prompt_can_ask_for_a_slow_picture(watcher) -> None:
         ("upstream_bad_response", False, False, 200),
     ],
 )
-async def test_a_prompt_can_ask_for_a_failure(watcher, code, retryable, ambiguous, status) -> None:
+async def test_a_prompt_can_request_a_failure(watcher, code, retryable, ambiguous, status) -> None:
     with pytest.raises(UpstreamError) as caught:
         await SandboxProvider(0).generate(call(f"a cat [fail:{code}]"), watcher)
     error = caught.value
@@ -337,7 +337,7 @@ async def test_a_failure_without_a_number_never_ends(watcher) -> None:
             await provider.generate(call("[fail:upstream_error]"), watcher)
 
 
-async def test_a_failure_with_a_number_ends_and_begins_anew(watcher) -> None:
+async def test_a_failure_with_a_number_ends_and_starts_again(watcher) -> None:
     provider = SandboxProvider(0)
     wanted = call("[fail:upstream_error:2]", width=64, height=64)
     for _ in range(2):

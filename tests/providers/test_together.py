@@ -74,7 +74,7 @@ async def test_everything_that_the_client_gave_is_sent(session, upstream, make_c
     assert upstream.request.fields == expected
 
 
-async def test_the_seed_is_the_calls_and_never_the_requests(session, upstream, make_call, watcher):
+async def test_the_seed_is_of_the_call_and_never_of_the_request(session, upstream, make_call, watcher):
     upstream.post(GENERATIONS, payload=ANSWER)
     call = make_call(seed=None)
     await together(session).generate(call.__class__(replace(call.request, seed=5), count=1), watcher)
@@ -88,7 +88,7 @@ async def test_refused_parameters_are_left_out_and_a_size_as_a_whole(session, up
     assert upstream.request.fields == {"model": "m", "prompt": "a cat", "response_format": "url"}
 
 
-async def test_the_key_and_a_user_agent_go_along(session, upstream, make_call, watcher):
+async def test_the_key_and_a_user_agent_are_sent(session, upstream, make_call, watcher):
     upstream.post(GENERATIONS, payload=ANSWER)
     await together(session).generate(make_call(), watcher)
     headers = upstream.request.headers
@@ -105,7 +105,7 @@ async def test_the_base_url_may_end_in_v1_or_not(session, upstream, make_call, w
     assert provider.own_hosts == {"api.together.xyz"}
 
 
-async def test_base64_is_asked_for_where_it_is_chosen(session, upstream, make_call, watcher):
+async def test_base64_is_requested_if_configured(session, upstream, make_call, watcher):
     picture = b"bytes" * 100_000
     upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(picture).decode()}]})
     reply = await together(session, response_format="base64").generate(make_call(), watcher)
@@ -114,13 +114,13 @@ async def test_base64_is_asked_for_where_it_is_chosen(session, upstream, make_ca
     assert upstream.request.fields["response_format"] == "base64"
 
 
-async def test_more_pictures_than_asked_for_are_cut(session, upstream, make_call, watcher):
+async def test_images_beyond_the_requested_count_are_cut(session, upstream, make_call, watcher):
     upstream.post(GENERATIONS, payload={"data": [{"url": f"{LINK}{i}"} for i in range(3)]})
     reply = await together(session).generate(make_call(count=2), watcher)
     assert reply.images == (ImageLink(f"{LINK}0"), ImageLink(f"{LINK}1"))
 
 
-async def test_a_refusal_is_told_with_its_code_and_wait(session, upstream, make_call, watcher):
+async def test_a_refusal_has_its_code_and_retry_delay(session, upstream, make_call, watcher):
     headers = {"x-ratelimit-reset": "3"}
     upstream.post(GENERATIONS, status=429, payload={"error": {"message": f"slow down, {KEY}"}}, headers=headers)
     error = await lost(together(session), make_call(), watcher)
@@ -142,7 +142,7 @@ async def test_a_model_list_that_fails_is_an_upstream_error(session, mocked, sta
         await together(session).models()
 
 
-async def test_it_is_a_provider(session):
+async def test_together_implements_the_provider_interface(session):
     provider: Provider = together(session, "http://127.0.0.1:9001", max_images_per_call=2)
     assert (provider.name, provider.max_images_per_call) == ("together", 2)
     assert provider.own_hosts == {"127.0.0.1:9001"}
@@ -151,7 +151,7 @@ async def test_it_is_a_provider(session):
     assert KEY not in repr(provider._upstream)
 
 
-async def test_the_watcher_hears_once_that_the_request_is_on_the_wire(session, aiohttp_server, make_call, watcher):
+async def test_the_watcher_is_notified_once_when_the_request_is_sent(session, aiohttp_server, make_call, watcher):
     told = []
 
     async def generate(request):
@@ -204,7 +204,7 @@ async def test_a_handshake_that_hangs_is_not_ambiguous(session, raw_server, make
     assert error.detail == "The provider can't be reached: no connection in time"
 
 
-async def test_an_address_that_is_none_is_not_ambiguous(session, make_call, watcher):
+async def test_an_invalid_address_is_not_ambiguous(session, make_call, watcher):
     error = await lost(together(session, "ftp://example.com"), make_call(), watcher)
     assert (error.ambiguous, error.detail) == (False, "The provider can't be reached: its address is not usable")
 
@@ -251,7 +251,7 @@ async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, 
     assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, True)
 
 
-async def test_an_answer_that_is_not_http_is_a_bad_response(session, raw_server, make_call, watcher, read_request):
+async def test_a_non_http_answer_is_a_bad_response(session, raw_server, make_call, watcher, read_request):
     async def babble(reader, writer):
         await read_request(reader)
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
@@ -277,7 +277,7 @@ async def test_a_pooled_connection_that_dies_is_not_silently_used_twice(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed_and_the_key_stays(session, aiohttp_server, make_call, watcher, status):
+async def test_a_redirect_is_not_followed_and_gets_no_key(session, aiohttp_server, make_call, watcher, status):
     elsewhere = []
 
     async def collect(request):

@@ -38,7 +38,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("headers", [bearer(TOKEN), {"Authorization": f"bearer {TOKEN}"}])
-def test_the_token_opens_from_afar_and_on_render(headers) -> None:
+def test_the_token_admits_remote_clients_and_works_on_render(headers) -> None:
     ask(headers | {"X-Forwarded-For": "8.8.8.8"}, peer="8.8.8.8", host="img.example", token=TOKEN, on_render=True)
 
 
@@ -55,13 +55,13 @@ def test_the_token_opens_from_afar_and_on_render(headers) -> None:
         {"X-Admin-Token": TOKEN},
     ],
 )
-def test_a_wrong_or_missing_token_is_a_401_that_says_how_also_from_this_machine(headers) -> None:
+def test_a_wrong_or_missing_token_is_401_also_from_loopback(headers) -> None:
     with pytest.raises(Unauthorized) as raised:
         ask(headers, token=TOKEN)
     assert raised.value.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_a_token_in_the_query_opens_nothing() -> None:
+def test_a_token_in_the_query_is_ignored() -> None:
     app = web.Application()
     app[ADMIN] = AdminAuth(TOKEN, on_render=False)
     with pytest.raises(Unauthorized):
@@ -70,12 +70,12 @@ def test_a_token_in_the_query_opens_nothing() -> None:
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "localhost.", "127.0.0.1:3000", "[::1]:3000", "[::1]"])
-def test_with_no_token_this_machine_may_ask(peer, host) -> None:
+def test_loopback_is_admitted_without_a_token(peer, host) -> None:
     ask(peer=peer, host=host)
 
 
 @pytest.mark.parametrize("peer", ["10.0.0.2", "192.168.1.9", "8.8.8.8", "::ffff:8.8.8.8", "fe80::1", None])
-def test_with_no_token_nobody_else_may(peer) -> None:
+def test_remote_clients_are_rejected_without_a_token(peer) -> None:
     with pytest.raises(Forbidden):
         ask(peer=peer)
 
@@ -84,12 +84,12 @@ def test_with_no_token_nobody_else_may(peer) -> None:
     "host",
     ["img.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "0.0.0.0", "[::2]", "[::1", None],
 )
-def test_with_no_token_a_name_that_only_points_here_may_not(host) -> None:
+def test_a_name_that_resolves_to_loopback_is_rejected_without_token(host) -> None:
     with pytest.raises(Forbidden):
         ask(host=host)
 
 
-def test_with_no_token_two_hosts_may_not() -> None:
+def test_two_host_headers_are_rejected_without_a_token() -> None:
     with pytest.raises(Forbidden):
         ask([("Host", "img.example")])
 
@@ -97,12 +97,12 @@ def test_with_no_token_two_hosts_may_not() -> None:
 @pytest.mark.parametrize(
     "name", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Proto", "x-forwarded-host", "X-FORWARDED-PREFIX"]
 )
-def test_with_no_token_what_came_through_a_proxy_may_not(name) -> None:
+def test_proxied_requests_are_rejected_without_a_token(name) -> None:
     with pytest.raises(Forbidden):
         ask({name: ""})
 
 
-def test_with_no_token_nobody_may_on_render() -> None:
+def test_every_client_is_rejected_on_render_without_a_token() -> None:
     with pytest.raises(Forbidden):
         ask(on_render=True)
 
@@ -126,13 +126,13 @@ async def start(aiohttp_client):
     return start_app
 
 
-async def test_a_guarded_handler_answers_who_may_ask(start) -> None:
+async def test_a_guarded_handler_serves_authorized_clients(start) -> None:
     client = await start(AdminAuth(TOKEN, on_render=False))
     answer = await client.get("/metrics", headers=bearer(TOKEN))
     assert (answer.status, await answer.text()) == (200, "secret")
 
 
-async def test_the_refusals_are_those_of_the_contract(start) -> None:
+async def test_rejections_match_the_contract(start) -> None:
     client = await start(AdminAuth(TOKEN, on_render=False))
     refused = await client.get("/metrics")
     assert (refused.status, (await refused.json())["code"]) == (401, "unauthorized")
@@ -143,7 +143,7 @@ async def test_the_refusals_are_those_of_the_contract(start) -> None:
     assert "WWW-Authenticate" not in refused.headers
 
 
-async def test_a_token_of_odd_bytes_is_just_wrong(start) -> None:
+async def test_a_token_with_non_ascii_bytes_is_wrong(start) -> None:
     client = await start(AdminAuth(TOKEN, on_render=False))
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
@@ -152,7 +152,7 @@ async def test_a_token_of_odd_bytes_is_just_wrong(start) -> None:
     await writer.wait_closed()
 
 
-async def test_where_the_application_says_nothing_there_is_no_token(start) -> None:
+async def test_the_application_has_no_token_by_default(start) -> None:
     client = await start(None)
     assert (await client.get("/metrics")).status == 200
     assert (await client.get("/metrics", headers={"Via": "1.1 proxy"})).status == 403

@@ -71,7 +71,7 @@ async def compare(app: web.Application, request: str = "GET {} HTTP/1.1\r\nHost:
 
 
 @pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS.keys())
-async def test_a_quick_answer_has_the_headers_and_bytes_of_aiohttps_own(headers: dict[str, str]) -> None:
+async def test_a_fast_response_equals_the_response_of_aiohttp(headers: dict[str, str]) -> None:
     await compare(app_of(headers))
 
 
@@ -86,21 +86,21 @@ async def test_a_quick_answer_has_the_headers_and_bytes_of_aiohttps_own(headers:
         "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\nAccept-Encoding: gzip\r\n\r\n",
     ],
 )
-async def test_so_it_is_however_it_is_asked_for(request_text: str) -> None:
+async def test_a_fast_response_equals_aiohttp_for_every_request(request_text: str) -> None:
     await compare(app_of({"ETag": '"1"'}), request_text)
 
 
 @pytest.mark.parametrize("status", [202, 204, 404, 503])
-async def test_so_it_is_with_every_status(status: int) -> None:
+async def test_a_fast_response_equals_aiohttp_for_every_status(status: int) -> None:
     await compare(app_of({}, status=status))
 
 
-async def test_the_headers_of_rate_limits_are_on_a_quick_answer_too() -> None:
+async def test_a_fast_response_has_the_rate_limit_headers() -> None:
     assert "RateLimit: r" in await compare(app_of({}, more=True))
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\rb", "a\nb", "a\0b", "a\x01b", "a\x7fb"])
-async def test_a_value_that_would_make_a_header_of_its_own_is_not_sent(value: str) -> None:
+async def test_a_value_that_would_inject_a_header_is_not_sent(value: str) -> None:
     async with TestClient(edge_server(app_of({"X-Text": value}))) as client:
         with pytest.raises(ServerDisconnectedError):
             await client.get("/quick")
@@ -118,7 +118,7 @@ async def client() -> AsyncIterator[Client]:
         yield client
 
 
-async def test_a_path_that_came_before_runs_the_same_handler_and_another_its_own(client: Client) -> None:
+async def test_a_cached_path_runs_its_own_handler(client: Client) -> None:
     for path, name, query in (("a", "a", ""), ("a", "a", ""), ("b", "b", ""), ("a?c=d", "a", "c=d"), ("%61", "a", "")):
         for _ in range(2):
             found = await (await client.get(f"/of/{path}")).json()
@@ -126,20 +126,20 @@ async def test_a_path_that_came_before_runs_the_same_handler_and_another_its_own
     assert (await client.head("/of/a")).status == 200
 
 
-async def test_a_wrong_method_or_path_is_refused_however_often_it_comes(client: Client) -> None:
+async def test_a_wrong_method_or_path_is_rejected_every_time(client: Client) -> None:
     await client.get("/of/a")
     for _ in range(3):
         assert (await client.delete("/of/a")).status == 405
         assert (await client.get("/off/a")).status == 404
 
 
-async def test_an_expectation_is_met_on_a_path_that_came_before(client: Client) -> None:
+async def test_an_expect_header_is_honoured_on_a_cached_path(client: Client) -> None:
     for _ in range(2):
         assert (await client.post("/of/a", data=b"x", expect100=True)).status == 200
         assert (await client.post("/of/a", data=b"x", headers={"Expect": "more"})).status == 417
 
 
-async def test_no_more_paths_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cached_paths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortcuts, "MAX_PATHS", 2)
     app = app_of({})
     routers: list[shortcuts.RouteCache] = []

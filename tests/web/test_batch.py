@@ -101,7 +101,7 @@ async def test_a_batch_counts_once_for_the_general_limit(start_service) -> None:
     assert (await service.post("/api/images/batch", json={"requests": [wish("a")]})).status == 429
 
 
-async def test_what_does_not_fit_into_the_queue_is_refused_alone(start_service) -> None:
+async def test_only_entries_that_exceed_the_queue_are_rejected(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=3)
     results = await batch(service, *map(wish, "abcdefgh"))
     codes = [entry["statusCode"] for entry in results]

@@ -128,7 +128,7 @@ _values = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), _values, max_size=4), st.booleans())
-def test_every_valid_object_reads_as_the_standard_library_reads_it(value: dict[str, Any], ascii_only: bool) -> None:
+def test_every_valid_object_parses_like_the_standard_library(value: dict[str, Any], ascii_only: bool) -> None:
     assert parse_object(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
@@ -178,14 +178,14 @@ async def test_any_content_encoding_is_415(stream: StreamReader, encoding: str) 
         await read_json(request_with(stream, Content_Encoding=encoding))
 
 
-async def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(stream: StreamReader) -> None:
+async def test_a_declared_length_over_the_limit_is_rejected_unread(stream: StreamReader) -> None:
     with pytest.raises(BodyTooLarge) as refused:
         await read_json(request_with(stream, Content_Length="101"), max_bytes=100)
     assert refused.value.closes_connection
     assert "100" in refused.value.message("zh")
 
 
-async def test_an_undeclared_body_over_the_limit_is_refused_when_it_passes_it(stream: StreamReader) -> None:
+async def test_an_undeclared_body_is_rejected_once_over_the_limit(stream: StreamReader) -> None:
     reading = asyncio.ensure_future(read_json(request_with(stream), max_bytes=100))
     for _ in range(11):
         stream.feed_data(b"x" * 10)
@@ -216,7 +216,7 @@ async def test_a_stalled_body_times_out_and_closes(stream: StreamReader) -> None
     assert refused.value.closes_connection
 
 
-async def test_a_body_that_trickles_is_given_up_in_the_end(stream: StreamReader) -> None:
+async def test_a_trickling_body_times_out(stream: StreamReader) -> None:
     async def trickle() -> None:
         while True:
             stream.feed_data(b" ")
@@ -238,7 +238,7 @@ async def test_bad_framing_in_the_body_is_a_bad_request(stream: StreamReader) ->
     assert "zz" not in refused.value.message("en")
 
 
-async def test_a_client_that_left_before_its_body_came_is_a_lost_connection(
+async def test_a_client_that_leaves_before_its_body_is_a_lost_connection(
     stream: StreamReader, protocol: BaseProtocol
 ) -> None:
     protocol.connection_lost(None)

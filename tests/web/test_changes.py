@@ -46,7 +46,7 @@ async def is_refused(answer, code: str) -> None:
 # Cancel.
 
 
-async def test_a_pending_task_is_cancelled_and_never_sent(start_paid, upstream) -> None:
+async def test_a_pending_task_is_cancelled_before_any_call(start_paid, upstream) -> None:
     service = await start_paid(worker_concurrency=1)
     upstream.script({"fault": "hang", "match": "first"})
     first = await post(service, "first")
@@ -62,7 +62,7 @@ async def test_a_pending_task_is_cancelled_and_never_sent(start_paid, upstream) 
     assert upstream.ledger.total == 1
 
 
-async def test_cancelling_what_runs_drops_the_call_and_frees_the_slot(start_paid, upstream) -> None:
+async def test_cancelling_a_running_task_aborts_the_call_and_frees_the_slot(start_paid, upstream) -> None:
     service = await start_paid(worker_concurrency=1)
     upstream.script({"fault": "hang", "match": "long"})
     task_id = await post(service, "long")
@@ -74,7 +74,7 @@ async def test_cancelling_what_runs_drops_the_call_and_frees_the_slot(start_paid
 
 
 @pytest.mark.parametrize("method", ["delete", "post"])
-async def test_what_is_finished_is_not_cancelled(service, method: str) -> None:
+async def test_a_finished_task_can_not_be_cancelled(service, method: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     path = f"/api/images/{task_id}" + ("/cancel" if method == "post" else "")
@@ -90,7 +90,7 @@ async def test_a_cancelled_task_is_finished(start_service) -> None:
 
 
 @pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
-async def test_an_unknown_task_is_neither_cancelled_nor_tried_again(service, task_id: str) -> None:
+async def test_an_unknown_task_is_neither_cancelled_nor_retried(service, task_id: str) -> None:
     for answer in (
         await service.delete(f"/api/images/{task_id}"),
         await service.post(f"/api/images/{task_id}/cancel"),
@@ -100,7 +100,7 @@ async def test_an_unknown_task_is_neither_cancelled_nor_tried_again(service, tas
         assert await answer.json() == {"success": False, "status": "not_found", "message": "任务不存在或已过期"}
 
 
-async def test_a_route_for_changes_takes_no_other_method(service) -> None:
+async def test_a_route_for_changes_accepts_only_post(service) -> None:
     task_id = await post(service, "a")
     for verb in ("cancel", "retry"):
         answer = await service.get(f"/api/images/{task_id}/{verb}")
@@ -121,7 +121,7 @@ async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, up
     assert [await state(client, task_id) for client in (one, two)] == ["cancelled", "cancelled"]
 
 
-async def test_everybody_who_joined_is_told_of_the_cancel(start_service) -> None:
+async def test_all_joined_clients_see_the_cancel(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     body = {"prompt": "a", **SMALL}
@@ -145,7 +145,7 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream
     assert upstream.ledger.total == 1
 
 
-async def test_a_cancel_that_races_with_the_end_leaves_one_truth(start_paid, upstream, acquaint, monkeypatch) -> None:
+async def test_a_cancel_that_races_with_completion_has_one_outcome(start_paid, upstream, acquaint, monkeypatch) -> None:
     """200 times, from both instances: whoever is told 200 finds it cancelled for good, whoever 409 completed."""
     random.seed(7)
     monkeypatch.setattr(watching, "REFRESH_S", 0.2)
@@ -190,7 +190,7 @@ async def test_two_cancels_at_once_agree(start_two) -> None:
 # Retry.
 
 
-async def test_a_failed_task_is_tried_again_under_its_id(start_paid, upstream) -> None:
+async def test_a_failed_task_is_retried_under_its_id(start_paid, upstream) -> None:
     upstream.script("401")
     service = await start_paid()
     task_id = await post(service, "a")
@@ -207,7 +207,7 @@ async def test_a_failed_task_is_tried_again_under_its_id(start_paid, upstream) -
     assert (again["status"], again["attempts"]) == ("completed", 1)
 
 
-async def test_a_task_that_was_cancelled_elsewhere_is_tried_again(start_two) -> None:
+async def test_a_task_cancelled_on_another_instance_is_retried(start_two) -> None:
     one, two = await start_two(sandbox_delay_s=0.3)
     task_id = await post(one, "a")
     assert (await two.delete(f"/api/images/{task_id}")).status == 200
@@ -215,7 +215,7 @@ async def test_a_task_that_was_cancelled_elsewhere_is_tried_again(start_two) -> 
     assert (await finished(two, task_id))["status"] == "completed"
 
 
-async def test_what_runs_or_is_complete_is_not_tried_again(start_service) -> None:
+async def test_running_and_completed_tasks_are_not_retried(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.3)
     task_id = await post(service, "a")
     await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
@@ -239,7 +239,7 @@ async def test_two_retries_at_once_pay_once(start_paid, upstream, acquaint) -> N
     assert upstream.ledger.total == 2
 
 
-async def test_a_retry_is_a_generation_for_the_limits(start_paid, upstream) -> None:
+async def test_a_retry_counts_against_the_generation_limit(start_paid, upstream) -> None:
     upstream.script("401")
     service = await start_paid(rate_limit_max=10, image_rate_limit_max=1)
     task_id = await post(service, "a")

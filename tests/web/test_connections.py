@@ -112,7 +112,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         await server.runner.cleanup()
 
 
-async def test_a_new_client_takes_the_place_of_the_oldest_connection_without_a_request(make_server) -> None:
+async def test_a_new_client_replaces_the_oldest_silent_connection(make_server) -> None:
     server = await make_server(cap=4)
     kept = await server.connect()
     await kept.ask()
@@ -125,7 +125,7 @@ async def test_a_new_client_takes_the_place_of_the_oldest_connection_without_a_r
     assert len(server.runner.connections) == 4
 
 
-async def test_of_silent_connections_those_of_the_client_with_most_go_first(make_server) -> None:
+async def test_silent_connections_of_the_largest_client_close_first(make_server) -> None:
     server = await make_server(cap=5)
     (lone,) = await server.fill(1, source="127.0.0.2")
     many = await server.fill(4, source="127.0.0.3")
@@ -136,7 +136,7 @@ async def test_of_silent_connections_those_of_the_client_with_most_go_first(make
     assert (await lone.ask()).startswith(b"HTTP/1.1 200")
 
 
-async def test_without_a_silent_one_the_longest_kept_idle_connection_goes(make_server) -> None:
+async def test_the_longest_idle_connection_closes_if_none_is_silent(make_server) -> None:
     server = await make_server(cap=3)
     kept = [await server.connect() for _ in range(3)]
     for client in kept:
@@ -145,7 +145,7 @@ async def test_without_a_silent_one_the_longest_kept_idle_connection_goes(make_s
     assert await kept[0].closed()
 
 
-async def test_requests_that_run_are_not_broken_off_and_who_has_no_room_is_told(make_server) -> None:
+async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_server) -> None:
     server = await make_server(cap=3)
     running = await server.fill(3, HELD)
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
@@ -159,7 +159,7 @@ async def test_requests_that_run_are_not_broken_off_and_who_has_no_room_is_told(
     assert not await running[0].closed(0.1)
 
 
-async def test_stalled_bodies_make_room_before_requests_that_run(make_server) -> None:
+async def test_stalled_bodies_are_closed_before_running_requests(make_server) -> None:
     server = await make_server(cap=3)
     (running,) = await server.fill(1, HELD)
     stalled = await server.fill(2, b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab")
@@ -169,7 +169,7 @@ async def test_stalled_bodies_make_room_before_requests_that_run(make_server) ->
     assert not await running.closed(0.1)
 
 
-async def test_one_client_with_more_than_half_of_all_running_requests_makes_room_for_another(make_server) -> None:
+async def test_a_client_with_most_running_requests_yields_to_another(make_server) -> None:
     server = await make_server(cap=4)
     running = await server.fill(4, HELD, source="127.0.0.2")
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
@@ -177,7 +177,7 @@ async def test_one_client_with_more_than_half_of_all_running_requests_makes_room
     assert await running[0].closed()
 
 
-async def test_a_connection_without_a_request_is_closed_after_its_time_and_a_used_one_is_kept(make_server) -> None:
+async def test_unused_connections_time_out_and_used_ones_stay_open(make_server) -> None:
     server = await make_server(cap=10, idle_s=0.2)
     used = await server.connect()
     await used.ask()
@@ -188,7 +188,7 @@ async def test_a_connection_without_a_request_is_closed_after_its_time_and_a_use
     assert len(server.runner.connections) == 1
 
 
-async def test_a_head_that_began_in_time_is_left_to_its_own_time_limit(make_server) -> None:
+async def test_a_started_head_has_its_own_time_limit(make_server) -> None:
     server = await make_server(cap=10, idle_s=0.2, head_timeout_s=0.8)
     client = await server.connect()
     client.writer.write(GET[:10])
@@ -197,7 +197,7 @@ async def test_a_head_that_began_in_time_is_left_to_its_own_time_limit(make_serv
     assert (await client.ask(b"")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_shortage_is_one_line_of_log(make_server, lines: list[str]) -> None:
+async def test_a_shortage_is_logged_once(make_server, lines: list[str]) -> None:
     server = await make_server(cap=4)
     for _ in range(30):
         await server.connect()
@@ -219,7 +219,7 @@ class Scarce(socket.socket):
         return super().accept()
 
 
-async def test_no_descriptor_left_is_one_line_and_a_pause_and_then_the_client_is_served(
+async def test_running_out_of_descriptors_is_one_log_line_and_a_pause(
     make_server, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imagegen.web.http.listening.socket.socket", Scarce)
@@ -236,7 +236,7 @@ async def test_no_descriptor_left_is_one_line_and_a_pause_and_then_the_client_is
 
 
 @pytest.mark.parametrize(("descriptors", "slots"), [(64, 5), (256, 5), (1024, 5), (1024, 100), (4096, 5), (10**6, 5)])
-def test_clients_never_get_the_descriptors_that_the_service_needs(descriptors: int, slots: int) -> None:
+def test_clients_never_use_the_reserved_descriptors(descriptors: int, slots: int) -> None:
     cap = connection_cap(descriptors, slots)
     assert 0 < cap <= 10_000
     assert cap <= descriptors * 3 // 4
@@ -245,7 +245,7 @@ def test_clients_never_get_the_descriptors_that_the_service_needs(descriptors: i
         assert cap >= 500
 
 
-def test_hosts_share_one_port_and_the_any_address_of_ipv6_takes_ipv4_too() -> None:
+def test_hosts_share_one_port_and_ipv6_any_accepts_ipv4() -> None:
     for hosts, ways in ((["::"], ["127.0.0.1", "::1"]), (["127.0.0.1", "::1"], ["127.0.0.1", "::1"])):
         sockets = open_sockets(hosts, 0)
         port = sockets[0].getsockname()[1]
@@ -282,7 +282,7 @@ def test_an_address_that_two_hosts_have_is_bound_once(hosts: list[str], bound: l
 
 
 @pytest.mark.parametrize("hosts", [["203.0.113.7"], ["127.0.0.1", "203.0.113.7"], ["no.such.host.invalid"]])
-def test_a_host_that_can_not_be_bound_is_one_fault_and_leaves_nothing_open(hosts: list[str]) -> None:
+def test_an_unbindable_host_is_one_fault_and_leaves_nothing_open(hosts: list[str]) -> None:
     with pytest.raises(SettingsError, match="HOST"):
         open_sockets(hosts, 0)
 

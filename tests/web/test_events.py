@@ -103,7 +103,7 @@ def task(**fields: Any) -> Task:
     return Task("a" * 32, 1_000, 1_000, "d", "m", b"{}", 0.0, reason=WaitReason.QUEUED, **fields)
 
 
-def test_a_change_is_named_by_what_replace() -> None:
+def test_an_event_is_named_after_the_change() -> None:
     pending = task()
     processing = transitions.started(pending, attempts=1, starts=1, now=1.0)
     sent = transitions.progressed(processing, 10)
@@ -117,7 +117,7 @@ def test_a_change_is_named_by_what_replace() -> None:
     assert event_name(waits, replace(waits, sequence=waits.sequence + 1, retry_at=9.0)) == "status"
 
 
-def test_only_new_pictures_are_told() -> None:
+def test_only_new_images_are_sent() -> None:
     first, second, third = (StoredImage(index, sha256=str(index)) for index in range(3))
     before = task(images=(first,))
     assert new_images(None, before) == []
@@ -127,7 +127,7 @@ def test_only_new_pictures_are_told() -> None:
     assert new_images(stale, task(images=(first, third))) == [first, third]
 
 
-async def test_news_that_come_in_another_order_do_not_hide_the_end() -> None:
+async def test_reordered_events_do_not_hide_the_outcome() -> None:
     feed = Feed()
     sent = transitions.progressed(transitions.started(task(), attempts=1, starts=1, now=1.0), 10)
     done = transitions.completed(sent, [StoredImage(0)], [], now=2.0, ttl_s=60)
@@ -141,7 +141,7 @@ async def test_news_that_come_in_another_order_do_not_hide_the_end() -> None:
 # The stream of one task.
 
 
-async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_end(start_service) -> None:
+async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     task_id = await post(service, "a", n=2)
     response = await follow(service, task_id)
@@ -167,7 +167,7 @@ async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_end(start_servi
     assert streams(service) == 0
 
 
-async def test_who_comes_late_gets_the_end_at_once(service) -> None:
+async def test_a_late_client_gets_the_outcome_immediately(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     heard = await asyncio.wait_for(told(await follow(service, task_id)), 1.0)
@@ -176,14 +176,14 @@ async def test_who_comes_late_gets_the_end_at_once(service) -> None:
     assert heard[-1].id == str(final["sequence"])
 
 
-async def test_who_has_the_end_already_gets_204(service) -> None:
+async def test_a_client_that_has_the_outcome_gets_204(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     response = await follow(service, task_id, final["sequence"])
     assert (response.status, await response.read()) == (204, b"")
 
 
-async def test_who_has_an_earlier_event_gets_the_end(service) -> None:
+async def test_a_client_with_an_earlier_event_gets_the_outcome(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
     heard = await told(await follow(service, task_id, final["sequence"] - 1))
@@ -191,14 +191,14 @@ async def test_who_has_an_earlier_event_gets_the_end(service) -> None:
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
-async def test_an_id_that_is_none_of_ours_is_as_none(service, last: str) -> None:
+async def test_an_invalid_last_event_id_is_ignored(service, last: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     heard = await told(await follow(service, task_id, last))
     assert [block.event for block in heard] == ["snapshot", "completed"]
 
 
-async def test_who_comes_again_is_told_only_what_is_new(start_service) -> None:
+async def test_a_reconnecting_client_gets_only_new_events(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.6)
     task_id = await post(service, "a")
     first = await follow(service, task_id)
@@ -233,7 +233,7 @@ async def test_an_unknown_task_has_no_stream(service, task_id: str) -> None:
     assert (await response.json())["status"] == "not_found"
 
 
-async def test_the_stream_of_a_task_is_no_picture_and_takes_no_other_method(service) -> None:
+async def test_a_stream_route_is_not_an_image_and_accepts_only_get(service) -> None:
     task_id = await post(service, "a")
     answer = await service.post(f"/api/images/{task_id}/events")
     assert (answer.status, answer.headers["Allow"]) == (405, "GET")
@@ -263,7 +263,7 @@ async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
 # Ends that are no ends.
 
 
-async def test_a_stream_is_ended_after_a_while_and_says_when_to_come_again(start_service, monkeypatch) -> None:
+async def test_a_stream_ends_after_its_limit_with_a_retry_delay(start_service, monkeypatch) -> None:
     monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
@@ -296,7 +296,7 @@ async def running(client) -> str:
     return next(iter(client.app[QUEUE].task_cache.live))
 
 
-async def test_open_streams_do_not_hold_up_the_end_of_the_service(start_service) -> None:
+async def test_open_streams_do_not_delay_shutdown(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     open_ones = [await follow(service, task_id) for _ in range(5)]
@@ -307,7 +307,7 @@ async def test_open_streams_do_not_hold_up_the_end_of_the_service(start_service)
         assert "retry" in (await anext_all(response))[-1].fields
 
 
-async def test_clients_that_leave_leave_nothing_behind(start_service) -> None:
+async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     before = len(asyncio.all_tasks())
@@ -338,7 +338,7 @@ async def test_changes_elsewhere_arrive_long_before_the_next_poll(start_service,
     assert max(abs(here[key] - there[key]) for key in common) < 2.0
 
 
-async def test_ends_elsewhere_at_one_moment_are_all_told(start_service, acquaint) -> None:
+async def test_simultaneous_completions_elsewhere_are_all_sent(start_service, acquaint) -> None:
     one = await start_service(sandbox_delay_s=0.5, worker_concurrency=20)
     ids = [await post(one, f"prompt {number}") for number in range(20)]
     two = await start_service()
@@ -351,7 +351,7 @@ async def _told_of(client, task_id: str) -> None:
     assert (await told(await follow(client, task_id)))[-1].event == "completed"
 
 
-async def test_a_stream_goes_on_at_another_instance(start_two) -> None:
+async def test_a_stream_resumes_on_another_instance(start_two) -> None:
     one, two = await start_two(sandbox_delay_s=0.6)
     task_id = await post(one, "a")
     first, last = await follow(one, task_id), ""
@@ -366,7 +366,7 @@ async def test_a_stream_goes_on_at_another_instance(start_two) -> None:
     assert (await follow(one, task_id, heard[-1].id)).status == 204
 
 
-async def test_nothing_is_missed_over_a_crash(start_service) -> None:
+async def test_no_event_is_missed_over_a_crash(start_service) -> None:
     one = await start_service(sandbox_delay_s=20.0, lease_s=1.0)
     task_id = await post(one, "a")
     response, last = await follow(one, task_id), 0
@@ -386,7 +386,7 @@ async def test_nothing_is_missed_over_a_crash(start_service) -> None:
     assert all(block_id >= last for block_id in ids)
 
 
-async def test_a_stream_goes_on_after_a_restart_that_handed_its_task_back(start_service) -> None:
+async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_service) -> None:
     one = await start_service(sandbox_delay_s=20.0)
     task_id = await post(one, "a")
     heard = [block async for block in _until_closed(one, task_id)]
@@ -413,7 +413,7 @@ async def many(client, *ids: str, last: str | None = None) -> ClientResponse:
     return await client.get("/api/events", params={"tasks": ",".join(ids)}, headers=headers)
 
 
-async def test_one_stream_tells_of_several_tasks_and_ends_with_the_last(start_service) -> None:
+async def test_one_stream_follows_several_tasks_to_the_last_end(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     ids = [await post(service, prompt) for prompt in "abc"]
     heard = await told(await many(service, *ids))
@@ -425,7 +425,7 @@ async def test_one_stream_tells_of_several_tasks_and_ends_with_the_last(start_se
     assert streams(service) == 0
 
 
-async def test_who_has_the_end_of_all_gets_204(service) -> None:
+async def test_a_client_that_has_all_outcomes_gets_204(service) -> None:
     ids = [await post(service, prompt) for prompt in "ab"]
     for task_id in ids:
         await finished(service, task_id)
@@ -436,7 +436,7 @@ async def test_who_has_the_end_of_all_gets_204(service) -> None:
     assert {block.data["taskId"] for block in again} == {ids[1]}
 
 
-async def test_the_last_id_of_a_stream_that_was_ended_holds_all_its_tasks(start_service, monkeypatch) -> None:
+async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(start_service, monkeypatch) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     ids = [await post(service, prompt) for prompt in "ab"]
     for task_id in ids:
@@ -448,7 +448,7 @@ async def test_the_last_id_of_a_stream_that_was_ended_holds_all_its_tasks(start_
     assert [block.event for block in again] == [""]
 
 
-async def test_an_unknown_task_among_known_ones_is_said_to_be_so(service) -> None:
+async def test_an_unknown_task_in_a_stream_is_reported(service) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     heard = await told(await many(service, UNKNOWN, task_id))
@@ -459,13 +459,13 @@ async def test_an_unknown_task_among_known_ones_is_said_to_be_so(service) -> Non
 
 
 @pytest.mark.parametrize("query", ["", "?tasks=", "?tasks=a,", "?tasks=" + ",".join(map(str, range(51)))])
-async def test_a_stream_wants_1_to_50_tasks(service, query: str) -> None:
+async def test_a_stream_accepts_1_to_50_tasks(service, query: str) -> None:
     answer = await service.get(f"/api/events{query}")
     body = await answer.json()
     assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "tasks")
 
 
-async def test_50_tasks_and_names_that_come_twice_are_fine(service) -> None:
+async def test_50_tasks_and_duplicate_ids_are_accepted(service) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     ids = [f"{number:032x}" for number in range(49)]

@@ -37,7 +37,7 @@ async def test_newlines_of_every_system_are_one_request(service: Client, newline
         {"webhook": ""},
     ],
 )
-async def test_what_a_form_leaves_empty_is_absent(service: Client, empty: dict[str, Any]) -> None:
+async def test_an_empty_form_value_is_absent(service: Client, empty: dict[str, Any]) -> None:
     plain = {"prompt": "a form", "height": 64}
     assert await submitted(service, {**plain, **empty}) == await submitted(service, plain)
     batch = await (await service.post("/api/images/batch", json={"requests": [{**plain, **empty}]})).json()
@@ -47,7 +47,7 @@ async def test_what_a_form_leaves_empty_is_absent(service: Client, empty: dict[s
 @pytest.mark.parametrize(
     ("field", "value"), [("prompt", ""), ("prompt", []), ("model", ""), ("seed", {}), ("n", False), ("n", 0)]
 )
-async def test_what_must_not_be_empty_is_refused(service: Client, field: str, value: object) -> None:
+async def test_an_empty_required_value_is_rejected(service: Client, field: str, value: object) -> None:
     response = await service.post("/api/images/generate", json={**BODY, field: value})
     assert response.status == 400
     assert [fault["field"] for fault in (await response.json())["details"]] == [field]
@@ -94,6 +94,6 @@ async def test_json_that_can_not_be_parsed_is_named_with_its_place(service: Clie
     assert "line 3, column 1" in answer["message"] or "line 2" in answer["message"]
 
 
-async def test_an_unknown_route_is_answered_with_the_place_of_the_documents(service: Client) -> None:
+async def test_an_unknown_route_returns_the_address_of_the_documents(service: Client) -> None:
     answer = await (await service.get("/api/image", headers={"Accept-Language": "en"})).json()
     assert (answer["code"], "/docs" in answer["message"]) == ("route_not_found", True)

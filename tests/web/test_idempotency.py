@@ -37,7 +37,7 @@ async def keys_kept(client) -> int:
 # Keys.
 
 
-async def test_a_repeat_gets_the_first_ones_task(start_paid, upstream) -> None:
+async def test_a_repeat_gets_the_task_of_the_first_request(start_paid, upstream) -> None:
     service = await start_paid()
     first = await post(service, Idempotency_Key="k", Cache_Control="no-cache")
     assert first.status == 202
@@ -49,7 +49,7 @@ async def test_a_repeat_gets_the_first_ones_task(start_paid, upstream) -> None:
     assert upstream.ledger.total == 1
 
 
-async def test_a_repeat_while_it_runs_joins(start_service) -> None:
+async def test_a_repeat_joins_the_running_task(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     await post(service, Idempotency_Key="k")
     again = await post(service, Idempotency_Key="k", Cache_Control="no-cache")
@@ -57,7 +57,7 @@ async def test_a_repeat_while_it_runs_joins(start_service) -> None:
     assert (again.status, body["cached"], body["coalesced"]) == (202, False, True)
 
 
-async def test_a_repeat_of_what_failed_pays_nothing(start_paid, upstream) -> None:
+async def test_a_repeat_of_a_failed_task_pays_nothing(start_paid, upstream) -> None:
     upstream.script("401")
     service = await start_paid()
     failed = await generated(service, Idempotency_Key="k")
@@ -68,7 +68,7 @@ async def test_a_repeat_of_what_failed_pays_nothing(start_paid, upstream) -> Non
     assert (await generated(service, Idempotency_Key="other"))["status"] == "completed"
 
 
-async def test_fifty_at_once_that_want_fresh_pictures_make_one_call(start_paid, upstream) -> None:
+async def test_fifty_concurrent_requests_for_fresh_images_make_one_call(start_paid, upstream) -> None:
     service = await start_paid()
     await generated(service)
     answers = await asyncio.gather(*(post(service, Idempotency_Key="k", Cache_Control="no-cache") for _ in range(50)))
@@ -79,7 +79,7 @@ async def test_fifty_at_once_that_want_fresh_pictures_make_one_call(start_paid, 
     assert upstream.ledger.total == 2
 
 
-async def test_fifty_at_once_on_two_instances_make_one_call(start_paid, upstream, acquaint) -> None:
+async def test_fifty_concurrent_requests_on_two_instances_make_one_call(start_paid, upstream, acquaint) -> None:
     clients = [await start_paid(), await start_paid()]
     await acquaint(*clients)
     answers = await asyncio.gather(
@@ -99,7 +99,7 @@ async def test_another_body_under_the_same_key_is_refused(service) -> None:
     assert (await post(service, "b", Idempotency_Key="k2")).status == 202
 
 
-async def test_the_order_of_fields_makes_no_other_body(service) -> None:
+async def test_the_order_of_fields_does_not_change_the_body(service) -> None:
     for body in ({"prompt": "a", "n": 1}, {"n": 1, "prompt": "a"}):
         answer = await service.post("/api/images/generate", json=body, headers={"Idempotency-Key": "k"})
         assert answer.status in {200, 202}
@@ -122,7 +122,7 @@ async def test_two_keys_are_refused(service) -> None:
 
 
 @pytest.mark.parametrize("key", ["x" * 255, "!~", '"' + "x" * 255 + '"', 'a"b'], ids=lambda key: key[:12])
-async def test_a_key_of_up_to_255_visible_characters_is_taken(service, key: str) -> None:
+async def test_a_key_of_up_to_255_visible_characters_is_accepted(service, key: str) -> None:
     assert (await post(service, Idempotency_Key=key)).status == 202
 
 
@@ -158,7 +158,7 @@ async def test_a_draining_service_does_not_use_the_key_up(service) -> None:
     assert await keys_kept(service) == 0
 
 
-async def test_a_key_that_got_no_task_is_free_for_the_same_body(service) -> None:
+async def test_a_key_without_a_task_is_free_for_the_same_body(service) -> None:
     """The process died between the key and the task."""
     room = service.app[QUEUE]
     task_id = (await (await post(service, Idempotency_Key="k")).json())["taskId"]
@@ -189,7 +189,7 @@ async def test_a_key_costs_one_command_and_lives_a_day(start_service) -> None:
     assert 86_000_000 < await room.connection.commands.pttl(key) <= 86_400_000
 
 
-async def test_a_batch_is_taken_once_under_its_key(start_paid, upstream) -> None:
+async def test_a_batch_is_accepted_once_under_its_key(start_paid, upstream) -> None:
     service = await start_paid()
     body = {"requests": [{"prompt": "a", **SMALL}, {"prompt": "b", **SMALL}]}
     for _ in range(2):
@@ -203,7 +203,7 @@ async def test_a_batch_is_taken_once_under_its_key(start_paid, upstream) -> None
 # Fresh pictures.
 
 
-async def test_fresh_pictures_are_generated_under_the_same_id(start_paid, upstream) -> None:
+async def test_fresh_images_are_generated_under_the_same_id(start_paid, upstream) -> None:
     service = await start_paid()
     old = await generated(service)
     answer = await post(service, Cache_Control="max-age=0, No-Cache")
@@ -217,13 +217,13 @@ async def test_fresh_pictures_are_generated_under_the_same_id(start_paid, upstre
     assert upstream.ledger.total == 2
 
 
-async def test_fresh_pictures_of_what_nobody_asked_for_are_just_made(start_paid, upstream) -> None:
+async def test_fresh_images_of_a_new_request_are_generated(start_paid, upstream) -> None:
     service = await start_paid()
     answer = await post(service, Cache_Control="no-cache")
     assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
 
 
-async def test_who_wants_fresh_pictures_joins_what_runs(start_paid, upstream) -> None:
+async def test_a_request_for_fresh_images_joins_a_running_task(start_paid, upstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.3})
     service = await start_paid()
     await post(service)
@@ -233,7 +233,7 @@ async def test_who_wants_fresh_pictures_joins_what_runs(start_paid, upstream) ->
     assert upstream.ledger.total == 1
 
 
-async def test_the_old_pictures_stay_until_all_new_ones_are_there(start_paid, upstream) -> None:
+async def test_the_old_images_stay_until_all_new_ones_exist(start_paid, upstream) -> None:
     service = await start_paid(worker_concurrency=1)
     answer = await service.post("/api/images/generate?wait=10", json={"prompt": "a", "n": 3, **SMALL})
     old = (await answer.json())["data"]
@@ -256,7 +256,7 @@ async def test_the_old_pictures_stay_until_all_new_ones_are_there(start_paid, up
     assert seen[-4:] == ["image"] * 3 + ["completed"]
 
 
-async def test_the_old_pictures_stand_where_the_fresh_run_fails(start_paid, upstream) -> None:
+async def test_the_old_images_stay_if_the_fresh_generation_fails(start_paid, upstream) -> None:
     service = await start_paid()
     old = await generated(service)
     upstream.script("401")
@@ -270,7 +270,7 @@ async def test_the_old_pictures_stand_where_the_fresh_run_fails(start_paid, upst
     assert upstream.ledger.total == 2
 
 
-async def test_pictures_that_stand_are_kept_as_long_as_their_task(start_paid, upstream, monkeypatch) -> None:
+async def test_old_images_are_stored_as_long_as_their_task(start_paid, upstream, monkeypatch) -> None:
     service = await start_paid()
     old = await generated(service)
     kept: list[float] = []
@@ -290,7 +290,7 @@ async def test_pictures_that_stand_are_kept_as_long_as_their_task(start_paid, up
     assert task.images[0].sha256 == old["data"][0]["sha256"]
 
 
-async def test_a_fresh_run_that_is_taken_over_still_shows_the_old_pictures(start_paid, upstream) -> None:
+async def test_a_fresh_generation_taken_over_still_shows_the_old_images(start_paid, upstream) -> None:
     one = await start_paid()
     old = await generated(one)
     upstream.script("hang")

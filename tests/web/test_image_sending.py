@@ -151,7 +151,7 @@ async def test_a_client_that_stops_reading_is_cut_and_its_image_closed(
 
 
 @pytest.mark.parametrize("source", ["file", "data"])
-async def test_a_slow_client_that_goes_on_reading_is_not_cut(
+async def test_a_slow_client_that_keeps_reading_is_not_cut(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
     served = await serve(opens[source], stall_s=1.5)
@@ -180,7 +180,7 @@ async def test_an_image_is_closed_as_soon_as_its_client_leaves(
 
 
 @pytest.mark.parametrize("source", ["file", "data"])
-async def test_over_the_limit_the_client_that_waits_longest_is_cut(
+async def test_the_longest_waiting_client_is_cut_over_the_limit(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], source: str
 ) -> None:
     served = await serve(opens[source], max_transfers=2)
@@ -204,7 +204,7 @@ async def test_a_file_that_is_cut_while_it_is_sent_breaks_the_connection(
         await served.get()
 
 
-async def test_stalled_readers_and_leavers_cost_no_memory(
+async def test_stalled_and_departed_readers_cost_no_memory(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
 ) -> None:
     served = await serve(opens["file"])
@@ -238,7 +238,7 @@ async def test_a_platform_without_writev_sends_memory_through_the_transport(
 
 
 @pytest.mark.parametrize("source", ["file", "data"])
-async def test_without_a_free_descriptor_the_rest_goes_through_the_transport(
+async def test_the_transport_sends_the_rest_without_a_free_descriptor(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]], monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     served = await serve(opens[source])
@@ -270,7 +270,7 @@ async def test_stalled_readers_of_one_image_in_memory_share_its_bytes(
     await eventually(lambda: served.closed)
 
 
-async def test_slow_readers_of_a_small_image_take_no_descriptor(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_readers_of_a_small_image_use_no_descriptor(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = await serve(lambda: OpenedImage(200_000, LARGE[:200_000]), send_buffer=4096)
     monkeypatch.setattr(os, "dup", lambda _: pytest.fail("a descriptor was taken"))
     writers = [(await served.stalled())[1] for _ in range(5)]
@@ -303,7 +303,7 @@ async def test_clients_that_left_or_stalled_leave_no_bytes_behind(
         writer.transport.abort()
 
 
-async def test_an_idle_connection_holds_no_bytes_of_the_image_before(
+async def test_an_idle_connection_holds_no_bytes_of_its_last_image(
     serve: Serve, opens: dict[str, Callable[[], OpenedImage]]
 ) -> None:
     served = await serve(opens["data"])
@@ -339,7 +339,7 @@ def resident_bytes() -> int:
         ("items=0-1", None),
     ],
 )
-def test_a_range_is_read_as_it_is_defined_whatever_its_length(header: str, part: range | None) -> None:
+def test_a_range_of_any_length_is_parsed_as_defined(header: str, part: range | None) -> None:
     found = requested_range(header, 100)
     assert (found is None) == (part is None)
     assert list(found or ()) == list(part or ())

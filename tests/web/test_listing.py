@@ -36,7 +36,7 @@ async def test_no_task_makes_an_empty_list(service) -> None:
     assert await page(service) == {"success": True, "tasks": [], "nextCursor": None}
 
 
-async def test_the_newest_comes_first_as_its_own_route_shows_it(service) -> None:
+async def test_the_newest_is_first_and_equals_its_own_route(service) -> None:
     made = await completed(service, *"abc")
     listed = (await page(service))["tasks"]
     assert [task["taskId"] for task in listed] == made[::-1]
@@ -55,7 +55,7 @@ async def test_pages_follow_each_other_without_gap_or_repeat(service) -> None:
     assert listed == made[::-1]
 
 
-async def test_a_task_that_comes_while_pages_are_read_moves_none(service) -> None:
+async def test_a_task_submitted_between_pages_shifts_no_entry(service) -> None:
     made = await completed(service, *"abcd")
     first = await page(service, limit=2)
     await completed(service, "e")
@@ -84,7 +84,7 @@ async def test_every_instance_lists_all(start_two) -> None:
     assert await ids(one) == await ids(two) == made[::-1]
 
 
-async def test_a_record_that_nobody_can_read_is_passed_over(service) -> None:
+async def test_an_unreadable_record_is_skipped(service) -> None:
     made = await completed(service, "a")
     room = service.app[QUEUE]
     await room.connection.commands.set(room.keys.record("f" * 32), b"junk", px=10_000)
@@ -113,11 +113,11 @@ async def test_a_bad_query_is_refused_by_name(service, query: str, field: str) -
     assert [fault["field"] for fault in body["details"]] == [field]
 
 
-async def test_all_faults_are_named_at_once(service) -> None:
+async def test_all_faults_are_reported_together(service) -> None:
     answer = await service.get("/api/images?limit=0&cursor=x&status=x")
     assert len((await answer.json())["details"]) == 3
 
 
-async def test_the_list_is_the_operators(service) -> None:
+async def test_the_list_is_for_the_operator_only(service) -> None:
     assert (await service.get("/api/images", headers={"X-Forwarded-For": "192.0.2.1"})).status == 403
     assert (await service.post("/api/images")).status == 405

@@ -28,7 +28,7 @@ def waiters(client) -> int:
     return client.app[SERVICES].feed.count
 
 
-async def test_a_waited_post_answers_with_the_finished_task(service) -> None:
+async def test_a_waiting_post_returns_the_finished_task(service) -> None:
     answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": "wait=10"})
     body = await answer.json()
     assert answer.status == 200
@@ -39,7 +39,7 @@ async def test_a_waited_post_answers_with_the_finished_task(service) -> None:
     assert body["data"][0]["url"].startswith("http://")
 
 
-async def test_a_waited_post_may_ask_by_query_and_a_hit_says_so(service) -> None:
+async def test_a_wait_may_be_a_query_parameter_and_applies_to_hits(service) -> None:
     task_id = await post(service, "a", Prefer="wait=10")
     answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
     body = await answer.json()
@@ -79,7 +79,7 @@ async def test_a_finished_task_is_not_waited_for(service) -> None:
     assert (first.status, again.status) == (200, 304)
 
 
-async def test_a_waited_post_of_a_task_that_fails_tells_why(start_paid, upstream) -> None:
+async def test_a_waiting_post_of_a_failing_task_returns_the_reason(start_paid, upstream) -> None:
     upstream.script("422")
     service = await start_paid()
     answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
@@ -89,7 +89,7 @@ async def test_a_waited_post_of_a_task_that_fails_tells_why(start_paid, upstream
 
 
 @pytest.mark.parametrize("wait", ["0", "61", "x", "", "1.5", "-1", "٣"])
-async def test_a_wait_that_is_no_number_from_1_to_60_is_refused_before_anything_else(service, wait: str) -> None:
+async def test_a_wait_outside_1_to_60_is_rejected_first(service, wait: str) -> None:
     for answer in (
         await service.post("/api/images/generate", params={"wait": wait}, json=wish("a")),
         await service.get(f"/api/images/{'0' * 32}", params={"wait": wait}),
@@ -103,7 +103,7 @@ async def test_a_wait_that_is_no_number_from_1_to_60_is_refused_before_anything_
     ("prefer", "applied"),
     [("wait=7", "wait=7"), ("Wait = 9; x", "wait=9"), ("a, wait=100", "wait=60"), ("wait=0", None), ("wait=x", None)],
 )
-async def test_a_preference_that_is_none_is_passed_over_and_a_long_one_cut(
+async def test_an_invalid_preference_is_ignored_and_a_long_one_capped(
     service, prefer: str, applied: str | None
 ) -> None:
     answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": prefer})
@@ -132,7 +132,7 @@ async def test_a_wait_on_another_instance_ends_long_before_the_next_poll(start_s
     assert abs(there - here) < 2.0
 
 
-async def test_who_begins_to_wait_just_after_the_end_elsewhere_is_told_at_once(start_service, acquaint) -> None:
+async def test_a_wait_begun_after_remote_completion_returns_immediately(start_service, acquaint) -> None:
     one = await start_service(sandbox_delay_s=0.3)
     task_id = await post(one, "a")
     two = await start_service()

@@ -87,7 +87,7 @@ async def test_metrics_are_prometheus_text(start) -> None:
     assert "process_resident_memory_bytes" in text
 
 
-async def test_metrics_are_openmetrics_where_that_is_asked_for(start) -> None:
+async def test_metrics_are_openmetrics_if_requested(start) -> None:
     client = await start()
     answer = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.content_type == "application/openmetrics-text"
@@ -101,7 +101,7 @@ async def test_both_are_behind_the_gate(start, path) -> None:
     assert (await client.get(path, headers={"Authorization": "Bearer s3cret"})).status == 200
 
 
-async def test_requests_are_counted_by_template_and_status_never_by_what_the_client_wrote(start) -> None:
+async def test_requests_are_counted_by_route_template_and_status(start) -> None:
     client = await start()
     for path in ("one", "two", "fault"):
         await client.get(f"/things/{path}")
@@ -128,7 +128,7 @@ async def test_an_answer_that_broke_off_is_counted_as_499(start, meter) -> None:
     assert meter.open_requests == 0
 
 
-async def test_open_requests_are_told(start, meter) -> None:
+async def test_open_requests_are_reported(start, meter) -> None:
     client = await start()
     stuck = asyncio.create_task(client.get("/things/stuck"))
     await eventually(lambda: meter.open_requests == 1)
@@ -136,7 +136,7 @@ async def test_open_requests_are_told(start, meter) -> None:
     stuck.cancel()
 
 
-async def test_what_the_meter_counted_is_told(start, meter) -> None:
+async def test_counts_of_the_meter_are_reported(start, meter) -> None:
     meter.submits["HIT"] += 3
     meter.finished("failed", "upstream_timeout", "flux")
     meter.finished("failed", "upstream_timeout", "their own words")
@@ -167,7 +167,7 @@ async def test_what_the_meter_counted_is_told(start, meter) -> None:
     assert value(samples, "redis_commands_month_projected") > 0
 
 
-async def test_the_queue_and_the_loops_are_told(start, instance) -> None:
+async def test_the_queue_and_the_loops_are_reported(start, instance) -> None:
     await instance.client_queue.submit(submission("a"))
     samples = await scrape(await start(blocked=("upstream_rate_limited", time.time() + 30)))
     assert value(samples, "queue_depth") == 1
@@ -198,7 +198,7 @@ async def test_two_applications_do_not_share_their_numbers(start, aiohttp_client
     assert ("GET", "/", 404) not in meter.requests
 
 
-async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
+async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
     await instance.client_queue.submit(submission("a"))
     meter.submits["MISS"] += 2
     meter.finished("completed", "", "flux")
@@ -235,13 +235,13 @@ async def test_stats_tell_the_same_in_json(start, instance, meter) -> None:
     assert told["http"] == {"open": 1, "byStatus": {"200": 1}}
 
 
-async def test_stats_say_until_when_the_upstream_rests(start) -> None:
+async def test_stats_show_until_when_the_upstream_is_paused(start) -> None:
     client = await start(blocked=("upstream_overloaded", 0.0))
     told = await (await client.get("/api/stats")).json()
     assert told["upstream"]["blocked"] == {"reason": "upstream_overloaded", "until": "1970-01-01T00:00:00.000Z"}
 
 
-async def test_stats_show_the_dead_letters_that_are_kept(start, instance) -> None:
+async def test_stats_show_the_stored_dead_letters(start, instance) -> None:
     await instance.connection.commands.rpush(instance.keys.dead_letters, "x", "y")
     told = await (await (await start()).get("/api/stats")).json()
     assert told["deadLetters"] == {"sinceStart": 0, "kept": 2}
@@ -255,9 +255,7 @@ async def test_the_admin_routes_of_the_service_need_the_token_that_is_set(start_
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/api/stats", "/api/images"])
-async def test_the_admin_routes_of_the_service_are_shut_behind_a_proxy_where_no_token_is_set(
-    start_service, path
-) -> None:
+async def test_admin_routes_are_closed_behind_a_proxy_without_a_token(start_service, path) -> None:
     service = await start_service()
     assert (await service.get(path, headers={"X-Forwarded-For": "127.0.0.1"})).status == 403
     assert (await (await start_service(on_render=True)).get(path)).status == 403

@@ -92,7 +92,7 @@ async def client(lines: list[str]) -> AsyncIterator[Client]:
 
 
 @pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 64])
-async def test_a_harmless_request_id_is_kept_on_every_answer(client: Client, given: str) -> None:
+async def test_a_harmless_request_id_is_on_every_response(client: Client, given: str) -> None:
     for path in ("/hello", "/invalid", "/broken", "/nowhere", "/moved", "/stream"):
         answer = await client.get(path, headers={"X-Request-Id": given}, allow_redirects=False)
         assert answer.headers["X-Request-Id"] == given
@@ -116,7 +116,7 @@ async def test_every_answer_has_the_security_headers_and_names_no_version(client
         assert headers["Server"] == "imagegen"
 
 
-async def test_what_a_view_has_set_stays(client: Client) -> None:
+async def test_headers_set_by_a_handler_are_not_replaced(client: Client) -> None:
     headers = (await client.get("/own_headers")).headers
     assert headers["Cache-Control"] == "max-age=60"
     assert headers["Content-Security-Policy"] == "default-src 'self'"
@@ -180,7 +180,7 @@ async def test_an_unforeseen_error_is_500_logged_once_with_its_request_id(client
     assert "ValueError: hunter2" in errors[0]
 
 
-async def test_an_error_in_the_middle_of_a_stream_cuts_it_and_writes_no_second_head(client: Client) -> None:
+async def test_an_error_in_a_stream_cuts_it_without_a_second_head(client: Client) -> None:
     answer = await client.get("/stream?break=1")
     assert answer.status == 200
     assert b"HTTP/1.1" not in await answer.content.readany()
@@ -240,7 +240,7 @@ async def test_without_access_log_nothing_is_logged(access_log: io.StringIO) -> 
         ("," * 5000 + "en", "zh"),
     ],
 )
-def test_english_is_spoken_only_where_it_is_preferred(header: str | None, language: str) -> None:
+def test_english_is_used_only_if_preferred(header: str | None, language: str) -> None:
     assert preferred_language(header) == language
 
 

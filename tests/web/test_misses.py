@@ -32,9 +32,7 @@ def id_of(service: Client, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
-async def test_images_that_do_not_exist_count_against_the_limit_and_existing_ones_do_not(
-    start_service: Any, store: str
-) -> None:
+async def test_only_missing_images_count_against_the_limit(start_service: Any, store: str) -> None:
     service = await start_service(rate_limit_max=4, rate_limit_store=store)
     done = await (await service.post("/api/images/generate?wait=10", json=BODY)).json()
     link = done["data"][0]["url"].removeprefix(str(service.make_url("")).rstrip("/"))
@@ -50,12 +48,12 @@ async def test_images_that_do_not_exist_count_against_the_limit_and_existing_one
     assert (await service.get(f"/api/images/{done['taskId']}")).status == 429
 
 
-async def test_without_a_limit_misses_are_answered_as_before(service: Client) -> None:
+async def test_misses_are_not_limited_without_a_limit(service: Client) -> None:
     assert {(await service.get(f"/api/images/{random_id()}/0")).status for _ in range(20)} == {404}
 
 
 @pytest.mark.parametrize("path", ["/api/images/{}", "/api/images/{}/0", "/api/images/{}/events"])
-async def test_an_unknown_id_costs_one_command_however_often_it_is_asked_for(service: Client, path: str) -> None:
+async def test_an_unknown_id_costs_one_command_for_many_requests(service: Client, path: str) -> None:
     unknown = path.format(random_id())
     before = commands(service)
     for _ in range(10):
@@ -63,14 +61,14 @@ async def test_an_unknown_id_costs_one_command_however_often_it_is_asked_for(ser
     assert commands(service) - before == 1
 
 
-async def test_a_task_is_found_that_was_unknown_a_moment_ago(service: Client) -> None:
+async def test_a_cached_miss_ends_when_the_task_is_submitted(service: Client) -> None:
     task_id = id_of(service, BODY)
     assert (await service.get(f"/api/images/{task_id}")).status == 404
     assert (await service.post("/api/images/generate", json=BODY)).status == 202
     assert (await service.get(f"/api/images/{task_id}")).status == 200
 
 
-async def test_a_task_is_found_that_was_unknown_here_and_was_submitted_to_another_instance(start_two: Any) -> None:
+async def test_a_cached_miss_ends_when_another_instance_takes_the_task(start_two: Any) -> None:
     one, two = await start_two()
     task_id = id_of(one, BODY)
     assert (await one.get(f"/api/images/{task_id}")).status == 404
@@ -78,7 +76,7 @@ async def test_a_task_is_found_that_was_unknown_here_and_was_submitted_to_anothe
     assert (await one.get(f"/api/images/{task_id}")).status == 200
 
 
-async def test_a_task_is_found_that_was_unknown_before_the_other_instance_came(start_service: Any) -> None:
+async def test_a_cached_miss_ends_when_a_new_instance_takes_the_task(start_service: Any) -> None:
     one = await start_service()
     task_id = id_of(one, BODY)
     assert (await one.get(f"/api/images/{task_id}")).status == 404
@@ -88,7 +86,7 @@ async def test_a_task_is_found_that_was_unknown_before_the_other_instance_came(s
     assert (await one.get(f"/api/images/{task_id}")).status == 200
 
 
-async def test_documents_and_unknown_routes_cost_no_command_with_limits_in_redis(start_service: Any) -> None:
+async def test_documents_and_unknown_routes_cost_no_redis_command(start_service: Any) -> None:
     service = await start_service(rate_limit_max=2, rate_limit_store="redis")
     before = commands(service)
     for _ in range(3):

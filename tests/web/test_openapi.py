@@ -125,7 +125,7 @@ def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) ->
     assert len(ROUTES) == len(documented)
 
 
-def test_every_example_is_as_its_schema_says(document: dict[str, Any], described: Described) -> None:
+def test_every_example_matches_its_schema(document: dict[str, Any], described: Described) -> None:
     examples = every_example(document)
     assert len(examples) > 50
     for schema, value in examples:
@@ -138,7 +138,7 @@ def test_every_parameter_with_an_example_takes_it(document: dict[str, Any], desc
             described.check_value(parameter["schema"], parameter["example"])
 
 
-def test_every_route_has_a_name_of_its_own_a_tag_that_is_told_of_and_a_2xx_or_3xx(document: dict[str, Any]) -> None:
+def test_every_route_has_a_unique_name_a_described_tag_and_a_success(document: dict[str, Any]) -> None:
     tags = {tag["name"] for tag in document["tags"]}
     entries = [entry for item in document["paths"].values() for entry in item.values()]
     assert len({entry["operationId"] for entry in entries}) == len(entries)
@@ -168,7 +168,7 @@ def test_every_status_of_a_failed_task_is_documented_on_v1(document: dict[str, A
     assert {str(status) for status in FAILED_STATUS.values()} | {"409", "502"} <= statuses.keys()
 
 
-def test_numbers_keep_their_limits_in_the_words_of_json_schema(document: dict[str, Any]) -> None:
+def test_numeric_limits_are_json_schema_keywords(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["GenerationBody"]["properties"]
     width = fields["width"]
     assert (width["minimum"], width["maximum"], width["multipleOf"], width["default"]) == (64, 2048, 8, 512)
@@ -179,11 +179,11 @@ def test_numbers_keep_their_limits_in_the_words_of_json_schema(document: dict[st
 @pytest.mark.parametrize(
     "said", ["cancels it for every client", "MD5", "`sequence`", "never by a timer", "paid for once"]
 )
-def test_what_is_special_is_said_first(document: dict[str, Any], said: str) -> None:
+def test_special_cases_are_described_first(document: dict[str, Any], said: str) -> None:
     assert said in document["info"]["description"]
 
 
-async def test_real_answers_about_tasks_are_as_the_document_says(service: Client, described: Described) -> None:
+async def test_task_responses_match_the_document(service: Client, described: Described) -> None:
     async def post(path: str, template: str, json: object = None, **headers: str) -> Any:
         response = await service.post(path, json=json, headers=headers)
         await described.check(response, template)
@@ -221,7 +221,7 @@ async def test_real_answers_about_tasks_are_as_the_document_says(service: Client
     assert len(described.checked) == 20
 
 
-async def test_a_cancelled_task_is_answered_as_the_document_says(start_service: Any, described: Described) -> None:
+async def test_responses_for_a_cancelled_task_match_the_document(start_service: Any, described: Described) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     submitted = await (await service.post("/api/images/generate", json=BODY)).json()
     here = f"/api/images/{submitted['taskId']}"
@@ -231,7 +231,7 @@ async def test_a_cancelled_task_is_answered_as_the_document_says(start_service: 
     assert {status for _, _, status in described.checked} == {200, 202}
 
 
-async def test_real_answers_to_the_operator_are_as_the_document_says(start_service: Any, described: Described) -> None:
+async def test_operator_responses_match_the_document(start_service: Any, described: Described) -> None:
     service = await start_service(admin_token="t0ken")
     await service.post("/api/images/generate?wait=30", json=BODY)
     for path in ("/api/images", "/api/stats", "/metrics"):
@@ -246,7 +246,7 @@ async def test_real_answers_to_the_operator_are_as_the_document_says(start_servi
 
 
 @pytest.mark.parametrize("base", ["/v1", "", "/v1/v1"])
-async def test_real_answers_to_sdks_are_as_the_document_says(service: Client, described: Described, base: str) -> None:
+async def test_sdk_responses_match_the_document(service: Client, described: Described, base: str) -> None:
     path, body = f"{base}/images/generations", {"prompt": "a lighthouse", "size": "64x64"}
     await described.check(await service.post(path, json=body), path)
     await described.check(await service.post(path, json=body | {"response_format": "b64_json"}), path)
@@ -265,7 +265,7 @@ async def test_real_answers_to_sdks_are_as_the_document_says(service: Client, de
     assert {status for _, _, status in described.checked} == {200, 202, 400, 404, 415}
 
 
-async def test_a_refusal_over_the_limit_is_as_the_document_says(start_service: Any, described: Described) -> None:
+async def test_a_rate_limit_response_matches_the_document(start_service: Any, described: Described) -> None:
     service = await start_service(rate_limit_max=1, image_rate_limit_max=1)
     for _ in range(2):
         await described.check(await service.post("/api/images/generate", json=BODY), "/api/images/generate")
@@ -277,14 +277,14 @@ async def test_a_refusal_over_the_limit_is_as_the_document_says(start_service: A
         assert "RateLimit" not in response.headers
 
 
-async def test_the_document_is_asked_for_again_only_where_it_changed(service: Client) -> None:
+async def test_the_document_is_sent_again_only_if_it_changed(service: Client) -> None:
     first = await service.get("/openapi.json")
     assert await first.json() == orjson.loads(orjson.dumps(build_document()))
     again = await service.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status, await again.read()) == (304, b"")
 
 
-async def test_the_page_asks_no_other_host_and_has_nothing_inline(service: Client) -> None:
+async def test_the_page_loads_no_other_host_and_has_nothing_inline(service: Client) -> None:
     page = await service.get("/docs")
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy

@@ -80,7 +80,7 @@ async def statuses(asked: Sequence[Awaitable[ClientResponse]]) -> list[int]:
     return [answer.status for answer in await asyncio.gather(*asked)]
 
 
-async def test_fifty_requests_at_one_moment_spend_five(make_client: MakeClient) -> None:
+async def test_fifty_concurrent_requests_spend_five(make_client: MakeClient) -> None:
     client = await make_client()
     seen = await statuses([client.post("/generate") for _ in range(50)])
     assert (seen.count(200), seen.count(429)) == (5, 45)
@@ -103,7 +103,7 @@ async def test_a_refusal_is_the_seeds_body_with_every_header(make_client: MakeCl
     assert answer.headers["X-RateLimit-Reset"] == "55"
 
 
-async def test_an_admitted_answer_says_what_is_left(make_client: MakeClient) -> None:
+async def test_an_admitted_response_shows_the_remaining_budget(make_client: MakeClient) -> None:
     client = await make_client()
     answer = await client.get("/images/a")
     assert answer.headers["RateLimit"] == '"general";r=9;t=60'
@@ -129,7 +129,7 @@ async def test_a_refused_generation_spends_nothing_of_the_general_budget(make_cl
     assert (seen.count(200), seen.count(429)) == (5, 5)
 
 
-async def test_a_generation_is_refused_where_the_general_budget_is_gone(make_client: MakeClient) -> None:
+async def test_a_generation_is_rejected_without_general_budget(make_client: MakeClient) -> None:
     client = await make_client()
     await statuses([client.get("/images/a") for _ in range(10)])
     answer = await client.post("/generate")
@@ -176,7 +176,7 @@ async def test_zero_turns_a_rule_off(make_client: MakeClient, general: int, gene
     assert seen.count(200) == admitted
 
 
-def test_a_handler_without_rules_is_handed_back_as_it_was() -> None:
+def test_a_handler_without_rules_is_returned_unchanged() -> None:
     rates = RateLimits(Limits(0, 0, 60), MemoryRateLimitStore(), lambda _request: "client")
     app = web.Application()
     rates.install(app)

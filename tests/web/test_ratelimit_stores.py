@@ -27,11 +27,11 @@ def clock() -> Clock:
 ONE = Window("general:a", 2, 60.0)
 
 
-def test_a_hit_over_the_whole_limit_is_refused_for_a_window() -> None:
+def test_a_hit_over_the_whole_limit_is_rejected_for_a_window() -> None:
     assert MemoryRateLimitStore().hit_sync([ONE], 3) == [LimitState(2, 0.0, 60.0)]
 
 
-def test_a_hit_waits_until_enough_has_come_back(clock: Clock) -> None:
+def test_a_hit_waits_until_enough_has_been_refilled(clock: Clock) -> None:
     windows = MemoryRateLimitStore(clock)
     windows.hit_sync([ONE], 1)
     clock.now_s += 10
@@ -40,7 +40,7 @@ def test_a_hit_waits_until_enough_has_come_back(clock: Clock) -> None:
     assert windows.hit_sync([ONE], 2) == [LimitState(0, 50.0, 60.0)]
 
 
-def test_the_memory_is_bounded_and_forgets_the_longest_away() -> None:
+def test_the_memory_is_bounded_and_evicts_the_least_recent_client() -> None:
     windows = MemoryRateLimitStore(max_clients=2)
     for name in ("a", "b", "a", "c"):
         windows.hit_sync([Window(name, 2, 60.0)], 1)
@@ -66,7 +66,7 @@ class Shared:
 
 
 @pytest.mark.parametrize("away", [QueueUnavailable(), ConnectionRefusedError(), None])
-async def test_the_same_limit_holds_while_the_shared_store_is_away(clock: Clock, away: Exception | None) -> None:
+async def test_the_limit_holds_while_the_shared_store_is_unavailable(clock: Clock, away: Exception | None) -> None:
     port = Shared()
     port.answer = away
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
@@ -75,7 +75,7 @@ async def test_the_same_limit_holds_while_the_shared_store_is_away(clock: Clock,
     assert port.asked == 1
 
 
-async def test_what_was_spent_before_an_outage_is_not_given_again(clock: Clock) -> None:
+async def test_budget_spent_before_an_outage_stays_spent(clock: Clock) -> None:
     port = Shared()
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     await windows.hit([ONE], 1)
@@ -83,7 +83,7 @@ async def test_what_was_spent_before_an_outage_is_not_given_again(clock: Clock) 
     assert [(await windows.hit([ONE], 1))[0].retry_s for _ in range(2)] == [0.0, 60.0]
 
 
-async def test_the_shared_store_is_asked_again_after_a_rest(clock: Clock) -> None:
+async def test_the_shared_store_is_retried_after_a_pause(clock: Clock) -> None:
     port = Shared()
     port.answer = QueueUnavailable()
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
@@ -93,7 +93,7 @@ async def test_the_shared_store_is_asked_again_after_a_rest(clock: Clock) -> Non
     assert await windows.hit([ONE], 1) == [port.answer]
 
 
-async def test_a_client_over_its_limit_here_costs_no_further_question(clock: Clock) -> None:
+async def test_a_client_over_its_local_limit_costs_no_shared_hit(clock: Clock) -> None:
     port = Shared()
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     for _ in range(5):
@@ -101,7 +101,7 @@ async def test_a_client_over_its_limit_here_costs_no_further_question(clock: Clo
     assert port.asked == 2
 
 
-async def test_what_the_shared_store_refused_is_not_spent_here(clock: Clock) -> None:
+async def test_hits_rejected_by_the_shared_store_are_not_spent_locally(clock: Clock) -> None:
     port = Shared()
     port.answer = LimitState(0, 9.0, 9.0)
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)

@@ -20,7 +20,7 @@ def asked(name: str) -> ResponseKey:
     return ResponseKey("task", name, "http://x", "zh")
 
 
-def test_a_body_holds_only_for_the_very_task_it_was_made_of() -> None:
+def test_a_body_is_valid_only_for_its_exact_task() -> None:
     kept, one, same = ResponseCache(), task("a"), task("a")
     kept.put(asked("a"), one, b"1")
     assert kept.get(asked("a"), one) == b"1"
@@ -29,7 +29,7 @@ def test_a_body_holds_only_for_the_very_task_it_was_made_of() -> None:
     assert (kept.get(asked("a"), one), kept.get(asked("a"), same)) == (None, b"2")
 
 
-def test_the_one_that_was_not_asked_for_longest_goes_when_there_are_too_many_bytes(
+def test_the_least_recent_body_is_evicted_over_the_byte_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(told, "MAX_BYTES", 1_500)
@@ -51,7 +51,7 @@ def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pyt
     assert kept.get(asked("a"), one) == b"x" * 400
 
 
-async def test_each_reader_is_told_in_its_language_and_with_links_of_its_host(service) -> None:
+async def test_each_reader_gets_its_language_and_links_of_its_host(service) -> None:
     answer = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{answer['taskId']}"
     for _ in range(2):
@@ -64,7 +64,7 @@ async def test_each_reader_is_told_in_its_language_and_with_links_of_its_host(se
         assert (await (await service.post("/api/images/generate", json=JSON)).json())["message"].startswith("发现")
 
 
-async def test_a_task_that_is_drawn_afresh_is_told_anew(service) -> None:
+async def test_a_task_generated_again_is_rendered_again(service) -> None:
     first = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{first['taskId']}"
     before = await (await service.get(path)).json()
@@ -75,7 +75,7 @@ async def test_a_task_that_is_drawn_afresh_is_told_anew(service) -> None:
     assert (hit["cached"], hit["sequence"]) == (True, after["sequence"])
 
 
-async def test_a_reader_that_has_the_version_is_told_so_also_when_the_bytes_are_kept(service) -> None:
+async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service) -> None:
     first = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{first['taskId']}"
     for _ in range(2):
@@ -88,7 +88,7 @@ async def test_a_reader_that_has_the_version_is_told_so_also_when_the_bytes_are_
     )
 
 
-def test_a_task_with_a_large_request_counts_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_request_counts_in_the_size_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(told, "MAX_BYTES", 10_000)
     kept, large = ResponseCache(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
     kept.put(asked("a"), large, b"small")

@@ -75,13 +75,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @schema.exclude(tag=ALIASES).parametrize()
-def test_what_is_answered_is_documented(case: schemathesis.Case, service: Service) -> None:
+def test_every_response_is_documented(case: schemathesis.Case, service: Service) -> None:
     keep_it_cheap(case)
     excluded = CHECKS.get_by_names(["negative_data_rejection"]) if is_lenient(case) else []
     case.call_and_validate(base_url=service.url, excluded_checks=excluded)
 
 
-def test_what_the_links_lead_to_is_documented(service: Service) -> None:
+def test_every_linked_response_is_documented(service: Service) -> None:
     """Submits, then reads, follows and cancels what was submitted, in many orders."""
     machine = schema.as_state_machine()
 

@@ -148,7 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("request_bytes", REFUSED.values(), ids=REFUSED.keys())
-async def test_what_is_no_http_request_is_400_in_json_and_closed(
+async def test_invalid_http_is_400_in_json_and_closes_the_connection(
     server: Server, lines: list[str], request_bytes: bytes
 ) -> None:
     (answer,) = await server.send(request_bytes)
@@ -176,14 +176,14 @@ async def test_a_head_that_is_too_large_is_431_in_json_and_closed(
     assert "hunter2" not in lines[0]
 
 
-async def test_a_head_of_just_under_64_kib_is_taken_also_behind_another_request(server: Server) -> None:
+async def test_a_head_just_under_64_kib_is_accepted_also_when_pipelined(server: Server) -> None:
     fill = b"A: %s\r\n" % (b"x" * 7000) * 9
     head = b"GET /hello HTTP/1.1\r\nHost: x\r\n" + fill
     answers = await server.send(head + b"\r\n" + head, b"Connection: close\r\n\r\n")
     assert [answer.status for answer in answers] == [200, 200]
 
 
-async def test_a_long_body_is_no_part_of_the_head(server: Server) -> None:
+async def test_a_long_body_does_not_count_as_head(server: Server) -> None:
     body = b"x" * 300_000
     head = b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request = head + b"Content-Length: %d\r\n" % len(body)
@@ -229,7 +229,7 @@ def check_refusal(answer: Answer, status: int, code: str) -> None:
     assert CANARY not in answer.body + repr(answer.headers).encode()
 
 
-async def test_a_refusal_is_one_line_of_log_with_its_request_id(server: Server, lines: list[str]) -> None:
+async def test_a_rejection_is_one_log_line_with_its_request_id(server: Server, lines: list[str]) -> None:
     (answer,) = await server.send(REFUSED["a bad method"])
     (line,) = lines
     assert line.startswith("INFO")
@@ -242,19 +242,19 @@ async def test_100_continue_is_sent_before_the_body(server: Server) -> None:
     assert (first.status, last.status) == (100, 200)
 
 
-async def test_a_connection_is_kept_and_pipelined_requests_are_answered_in_order(server: Server) -> None:
+async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     last = post(b'{"a":3}', b"Connection: close")
     answers = await server.send(post(b'{"a":1}') + post(b'{"a":2}') + last)
     assert [json.loads(answer.body)["body"] for answer in answers] == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
-async def test_chunks_are_read(server: Server) -> None:
+async def test_a_chunked_body_is_read(server: Server) -> None:
     chunks = b'4\r\n{"a"\r\n3\r\n:1}\r\n0\r\n\r\n'
     (answer,) = await server.send(post(chunks, b"Transfer-Encoding: chunked", b"Connection: close", length=-1))
     assert json.loads(answer.body) == {"body": {"a": 1}}
 
 
-async def test_a_body_larger_than_what_is_read_ahead_comes_whole_and_so_does_what_follows(server: Server) -> None:
+async def test_a_body_over_the_read_buffer_and_the_next_request_are_whole(server: Server) -> None:
     count = 1_000_000
     head = b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % count
     last = post(b'{"a":1}', b"Connection: close")
@@ -285,7 +285,7 @@ async def test_a_stalled_body_is_408_and_closed(server: Server) -> None:
     check_refusal(answer, 408, "body_timeout")
 
 
-async def test_a_compressed_body_is_not_inflated_but_refused(server: Server) -> None:
+async def test_a_compressed_body_is_rejected_without_inflating(server: Server) -> None:
     (answer,) = await server.send(post(b"\x1f\x8b" + b"x" * 50, b"Content-Encoding: gzip", b"Connection: close"))
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
 
@@ -310,7 +310,7 @@ async def test_a_trickled_head_is_cut_off_after_the_same_time(make_server: MakeS
     writer.close()
 
 
-async def test_a_head_in_two_pieces_is_answered_and_the_connection_outlives_the_head_deadline(
+async def test_a_head_in_two_pieces_is_answered(
     make_server: MakeServer,
 ) -> None:
     server = await make_server(head_timeout_s=0.1)
@@ -327,13 +327,13 @@ async def test_a_head_in_two_pieces_is_answered_and_the_connection_outlives_the_
 
 
 @pytest.mark.parametrize("target", [b"CONNECT x:443", b"OPTIONS *", b"TRACE /hello", b"PRI *", b"GET http://x/hello"])
-async def test_odd_but_legal_requests_get_an_answer(server: Server, target: bytes) -> None:
+async def test_unusual_legal_requests_are_answered(server: Server, target: bytes) -> None:
     (answer,) = await server.send(target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.status in {200, 400, 404, 405}
     assert json.loads(answer.body)
 
 
-async def test_an_upgrade_that_nobody_asked_for_is_an_ordinary_request(server: Server) -> None:
+async def test_an_unsupported_upgrade_is_an_ordinary_request(server: Server) -> None:
     head = b"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
     (answer,) = await server.send(head)
     assert answer.status == 200
@@ -344,7 +344,7 @@ async def test_http_1_0_without_a_host_is_served(server: Server) -> None:
     assert answer.status == 200
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(server: Server, lines: list[str]) -> None:
+async def test_a_client_that_leaves_mid_body_is_not_an_error(server: Server, lines: list[str]) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(post(b'{"a"', length=10))
     await writer.drain()
@@ -354,7 +354,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(server
     assert lines == []
 
 
-async def test_kept_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
+async def test_idle_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
     app = web.Application()
     edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
     runner = ImagegenRunner(app)

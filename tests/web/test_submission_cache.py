@@ -16,7 +16,7 @@ def of(name: str) -> Submission:
     return Submission(name, name, "m", b"{}")
 
 
-def test_the_first_that_came_goes_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_entry_is_evicted_when_the_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_cache, "MAX_SUBMISSIONS", 2)
     bodies = SubmissionCache()
     for name in ("a", "b", "c"):
@@ -24,13 +24,13 @@ def test_the_first_that_came_goes_when_there_are_too_many(monkeypatch: pytest.Mo
     assert [bodies.get(None, name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
 
 
-def test_a_large_body_is_not_kept() -> None:
+def test_a_large_body_is_not_cached() -> None:
     bodies = SubmissionCache()
     bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), of("a"))
     assert bodies.get(None, b"x" * (response_cache.MAX_BODY_BYTES + 1)) is None
 
 
-async def test_the_same_bytes_are_the_same_task_and_still_need_their_type(service) -> None:
+async def test_the_same_bytes_still_need_their_content_type(service) -> None:
     first = await service.post("/api/images/generate?wait=10", data=BODY, headers=JSON)
     again = await service.post("/api/images/generate", data=BODY, headers=JSON)
     assert (first.status, again.status, again.headers["X-Cache"]) == (200, 200, "HIT")
@@ -39,7 +39,7 @@ async def test_the_same_bytes_are_the_same_task_and_still_need_their_type(servic
     assert refused.status == 415
 
 
-async def test_the_same_bytes_with_no_cache_are_drawn_afresh(service) -> None:
+async def test_the_same_bytes_with_no_cache_are_generated_again(service) -> None:
     await service.post("/api/images/generate?wait=10", data=BODY, headers=JSON)
     afresh = await service.post("/api/images/generate", data=BODY, headers=JSON | {"Cache-Control": "no-cache"})
     assert (afresh.status, afresh.headers["X-Cache"]) == (202, "REFRESH")

@@ -23,14 +23,14 @@ async def post(service, body: Any, path: str = "/api/images/generate") -> tuple[
         return response.status, await response.json()
 
 
-async def test_the_faults_of_the_webhook_and_of_the_request_are_told_together(service) -> None:
+async def test_webhook_faults_and_request_faults_are_reported_together(service) -> None:
     status, answer = await post(service, {"prompt": "", "n": 99, "webhook": {"url": "http://127.0.0.1/", "event": 1}})
     assert (status, answer["code"]) == (400, "invalid_request")
     assert {fault["field"] for fault in answer["details"]} == {"prompt", "n", "webhook.event"}
 
 
 @pytest.mark.parametrize("url", ["http://example.com/", "https://127.0.0.1/", "https://u:p@example.com/", "x"])
-async def test_an_address_that_is_wrong_by_its_looks_is_a_400_that_names_it(service, url: str) -> None:
+async def test_a_malformed_or_private_address_is_a_400_that_names_it(service, url: str) -> None:
     status, answer = await post(service, ASKED | {"webhook": {"url": url}})
     assert status == 400
     assert [fault["field"] for fault in answer["details"]] == ["webhook.url"]
@@ -43,18 +43,18 @@ async def test_an_entry_of_a_batch_names_its_webhook(service) -> None:
     assert answer["results"][1]["details"][0]["field"] == "requests[1].webhook.url"
 
 
-async def test_a_webhook_is_no_part_of_the_tasks_id(service) -> None:
+async def test_a_webhook_is_not_part_of_the_task_id(service) -> None:
     _, plain = await post(service, {"prompt": "a lighthouse"})
     for webhook in (ASKED["webhook"], None):
         assert (await post(service, ASKED | {"webhook": webhook}))[1]["taskId"] == plain["taskId"]
 
 
-async def test_a_near_miss_is_told_the_fields_name(service) -> None:
+async def test_a_misspelled_field_gets_a_suggestion(service) -> None:
     _, answer = await post(service, {"prompt": "a lighthouse", "webhok": ASKED["webhook"]})
     assert answer["details"][0]["message"].endswith("did you mean webhook?")
 
 
-async def test_the_view_says_how_far_a_delivery_is_and_hides_the_query(start_service) -> None:
+async def test_the_view_shows_the_delivery_state_and_hides_the_query(start_service) -> None:
     service = await start_service(sandbox_delay_s=5.0)
     task_id = (await post(service, ASKED))[1]["taskId"]
     await post(service, ASKED | {"webhook": {"url": "https://hooks.invalid/b"}})
@@ -92,7 +92,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield receiver
 
 
-async def test_a_receiver_gets_the_get_body_signed_with_links_of_the_one_who_asked(start_service, receiver) -> None:
+async def test_a_receiver_gets_the_signed_body_with_links_of_its_client(start_service, receiver) -> None:
     service = await start_service(webhook_allow_private=True, webhook_secret=SECRET)
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
     await eventually(lambda: receiver.got)
@@ -116,7 +116,7 @@ async def delivered_view(service, task_id: str) -> dict[str, Any]:
     return await view()
 
 
-async def test_a_cancel_and_the_retry_after_it_are_told_to_the_same_webhook(start_service, receiver) -> None:
+async def test_a_cancel_and_the_following_retry_call_the_same_webhook(start_service, receiver) -> None:
     service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3)
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
     await post(service, None, f"/api/images/{task_id}/cancel")
@@ -127,7 +127,7 @@ async def test_a_cancel_and_the_retry_after_it_are_told_to_the_same_webhook(star
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 2
 
 
-async def test_a_cache_hit_on_another_instance_is_told_at_once(start_service, receiver) -> None:
+async def test_a_cache_hit_on_another_instance_is_delivered_immediately(start_service, receiver) -> None:
     one, two = [await start_service(webhook_allow_private=True) for _ in range(2)]
     task_id = (await post(one, {"prompt": "a lighthouse"}, "/api/images/generate?wait=10"))[1]["taskId"]
     status, answer = await post(two, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}})
@@ -137,7 +137,7 @@ async def test_a_cache_hit_on_another_instance_is_told_at_once(start_service, re
     assert len(receiver.got) == 1
 
 
-async def test_this_service_is_no_receiver(start_service) -> None:
+async def test_this_service_is_rejected_as_receiver(start_service) -> None:
     service = await start_service(webhook_allow_private=True, public_url="https://images.example.com")
     own, host = str(service.make_url("/api/images/x/retry")), f"Other.example:{service.port}"
     for url, headers in (
@@ -160,7 +160,7 @@ async def test_a_webhook_of_a_service_like_this_one_is_refused(service) -> None:
         assert (response.status, (await response.json())["code"]) == (403, "forbidden")
 
 
-async def test_a_retry_calls_only_the_webhooks_of_the_client_that_asks(start_service, receiver) -> None:
+async def test_a_retry_calls_only_the_webhooks_of_its_client(start_service, receiver) -> None:
     service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3, trusted_proxy_hops=1)
     asked = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
     theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}

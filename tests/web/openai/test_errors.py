@@ -42,7 +42,7 @@ async def test_a_wrong_body_names_its_first_field_and_all_faults(service: Servic
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_bodies_that_are_none_are_refused_in_the_envelope(service: Service, path: str) -> None:
+async def test_invalid_bodies_are_rejected_in_the_envelope(service: Service, path: str) -> None:
     json = {"Content-Type": "application/json"}
     cases: list[tuple[int, str, dict[str, Any]]] = [
         (400, "invalid_json", {"data": b"{", "headers": json}),
@@ -86,11 +86,11 @@ async def test_api_keeps_its_own_envelope(service: Service) -> None:
         ("/", False),
     ],
 )
-def test_the_envelope_goes_by_the_path(path: str, openai: bool) -> None:
+def test_the_path_decides_the_envelope(path: str, openai: bool) -> None:
     assert is_openai_path(path) is openai
 
 
-async def test_the_limit_of_generations_is_429_with_a_header_that_every_client_finds(
+async def test_the_generation_limit_is_429_with_retry_after(
     serve: Serve,
 ) -> None:
     service = await serve(rate_limit_max=10, image_rate_limit_max=1, rate_limit_window_s=300.0)
@@ -110,9 +110,7 @@ async def test_the_limit_of_generations_is_429_with_a_header_that_every_client_f
     assert (await service.ask("GET", "/models")).status == 429
 
 
-async def test_a_queue_that_is_away_is_503_and_worth_a_repeat(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unavailable_queue_is_a_retryable_503(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(_submission: object) -> None:
         raise QueueUnavailable
 
@@ -121,7 +119,7 @@ async def test_a_queue_that_is_away_is_503_and_worth_a_repeat(
     assert (status, headers["retry-after"], headers.get("x-should-retry")) == (503, "5", None)
 
 
-async def test_the_unforeseen_is_500_without_its_text_and_not_repeated(
+async def test_an_unexpected_error_is_500_without_text_or_retry(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_submission: object) -> None:

@@ -98,7 +98,7 @@ def test_bytes_have_two_names(name: str | None, as_base64: bool) -> None:
     assert parsed(response_format=name).as_base64 is as_base64
 
 
-def test_fields_that_do_no_harm_are_passed_over() -> None:
+def test_harmless_fields_are_ignored() -> None:
     openai = {"quality": "hd", "style": "vivid", "user": "u", "moderation": "low", "background": "auto"}
     more = {"partial_images": 2, "output_compression": 90, "svg": {}, "disable_safety_checker": True, "made_up": [1]}
     assert parsed(**openai, **more).request == parsed().request
@@ -111,7 +111,7 @@ def test_null_and_empty_are_absent() -> None:
 
 
 @pytest.mark.parametrize("name", ["image_loras", "mask", "image", "condition_image", "image_base64", "frame_images"])
-def test_a_field_that_would_change_the_picture_is_refused_and_not_dropped(name: str) -> None:
+def test_a_field_that_changes_the_image_is_rejected_not_dropped(name: str) -> None:
     assert faults_of(**{name: ["x"]}) == {name: "is not supported by this service"}
 
 
@@ -144,11 +144,11 @@ def test_a_fault_is_of_the_field_as_the_client_spelled_it(body: dict[str, object
     assert next(iter(faults_of(**body))) == field
 
 
-def test_a_fault_of_a_side_that_came_by_size_says_which_side() -> None:
+def test_a_fault_in_size_names_the_side() -> None:
     assert faults_of(size="1024x9999") == {"size": "height must be less than or equal to 2048"}
 
 
-def test_all_faults_come_at_once() -> None:
+def test_all_faults_are_reported_together() -> None:
     assert set(faults_of(n=0, steps=0, stream=1, response_format="x", mask="y")) == {
         "n",
         "steps",

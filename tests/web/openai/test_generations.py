@@ -28,7 +28,7 @@ def remove_files(folder: Path, task_id: str) -> int:
     return len(files)
 
 
-async def test_the_answer_is_what_both_clients_read(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_the_response_fits_both_clients(service: Service, upstream: EmulatedUpstream) -> None:
     before = int(time.time())
     answer = await service.generate(model="some/model", size="64x128", n=2)
     body = await answer.json()
@@ -48,7 +48,7 @@ async def test_the_answer_is_what_both_clients_read(service: Service, upstream: 
 
 
 @pytest.mark.parametrize("name", ["b64_json", "base64"])
-async def test_base64_is_the_picture_that_the_link_leads_to(service: Service, name: str) -> None:
+async def test_base64_holds_the_linked_image(service: Service, name: str) -> None:
     (entry,) = (await (await service.generate(response_format=name)).json())["data"]
     (linked,) = (await (await service.generate()).json())["data"]
     assert (entry["index"], entry["type"], "url" in entry) == (0, "b64_json", False)
@@ -68,7 +68,7 @@ async def test_all_paths_are_one_route_and_one_task(service: Service, upstream: 
     assert upstream.ledger.total == 1
 
 
-async def test_it_is_the_same_task_as_on_api(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_the_task_equals_the_one_on_the_native_route(service: Service, upstream: EmulatedUpstream) -> None:
     here = await (await service.generate(model=None, seed=7, quality="hd")).json()
     body = {"prompt": "a cat", "width": 1024, "height": 1024, "seed": 7}
     there = await (await service.ask("POST", "/api/images/generate", json=body)).json()
@@ -76,7 +76,7 @@ async def test_it_is_the_same_task_as_on_api(service: Service, upstream: Emulate
     assert upstream.ledger.total == 1
 
 
-async def test_many_at_once_pay_once(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_concurrent_requests_pay_once(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.1})
     answers = await asyncio.gather(*(service.generate() for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
@@ -84,7 +84,7 @@ async def test_many_at_once_pay_once(service: Service, upstream: EmulatedUpstrea
     assert upstream.ledger.total == 1
 
 
-async def test_the_client_is_answered_before_it_gives_up_and_its_repeat_gets_the_picture(
+async def test_a_client_is_answered_before_its_timeout_and_may_repeat(
     service: Service, upstream: EmulatedUpstream
 ) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.5})
@@ -117,12 +117,12 @@ async def test_the_client_is_answered_before_it_gives_up_and_its_repeat_gets_the
         ("inf", 54.0),
     ],
 )
-def test_the_patience_is_a_little_less_than_the_client_reads_for(given: str | None, patience: float) -> None:
+def test_the_wait_is_slightly_shorter_than_the_client_timeout(given: str | None, patience: float) -> None:
     headers = {} if given is None else {"x-stainless-read-timeout": given}
     assert client_timeout_s(headers) == pytest.approx(patience)
 
 
-async def test_a_client_that_prefers_so_is_told_where_to_look(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_a_client_that_prefers_async_gets_a_location(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.2})
     accepted = await service.generate({"Prefer": "respond-async"})
     body = await accepted.json()
@@ -139,14 +139,12 @@ async def test_a_client_that_prefers_so_is_told_where_to_look(service: Service, 
     assert (await service.generate({"Prefer": "respond-async"})).status == 200
 
 
-async def test_it_may_wait_a_while_before_it_is_told(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_an_async_client_may_wait_first(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.1})
     assert (await service.generate({"Prefer": "respond-async, wait=5"})).status == 200
 
 
-async def test_a_fresh_picture_is_made_where_it_is_wanted_and_not_for_the_clients_own_repeat(
-    service: Service, upstream: EmulatedUpstream
-) -> None:
+async def test_no_cache_generates_again_except_for_sdk_retries(service: Service, upstream: EmulatedUpstream) -> None:
     fresh = {"Cache-Control": "no-cache"}
     first, second, repeated = [
         await (await service.generate(headers)).json() for headers in ({}, fresh, fresh | REPEAT)
@@ -156,9 +154,7 @@ async def test_a_fresh_picture_is_made_where_it_is_wanted_and_not_for_the_client
     assert upstream.ledger.total == 2
 
 
-async def test_a_picture_that_is_gone_is_made_again(
-    service: Service, upstream: EmulatedUpstream, tmp_path: Path
-) -> None:
+async def test_a_deleted_image_is_generated_again(service: Service, upstream: EmulatedUpstream, tmp_path: Path) -> None:
     task_id = (await (await service.generate()).json())["id"]
     assert remove_files(tmp_path, task_id) == 1
     assert (await service.generate(response_format="b64_json")).status == 200
@@ -173,13 +169,13 @@ async def test_links_of_the_provider_have_no_bytes_to_give(serve: Serve) -> None
     assert (refused.status, (await refused.json())["error"]["param"]) == (400, "response_format")
 
 
-async def test_what_was_left_out_is_said(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_dropped_parameters_are_reported(service: Service, upstream: EmulatedUpstream) -> None:
     answer = await service.generate(guidance_scale=3)
     (warning,) = (await answer.json())["warnings"]
     assert warning.startswith("guidance_scale was left out")
 
 
-async def test_a_service_that_stops_answers_at_once_and_closes(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_a_stopping_service_answers_immediately_and_closes(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("hang")
     waiting = asyncio.create_task(service.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
@@ -192,9 +188,7 @@ async def test_a_service_that_stops_answers_at_once_and_closes(service: Service,
     assert (refused.status, (await refused.json())["error"]["code"]) == (503, "draining")
 
 
-async def test_a_cancelled_task_is_a_conflict_that_no_repeat_mends(
-    service: Service, upstream: EmulatedUpstream
-) -> None:
+async def test_a_cancelled_task_is_a_conflict_without_retry(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("hang")
     waiting = asyncio.create_task(service.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
@@ -232,16 +226,14 @@ async def test_a_failed_task_answers_as_an_error(
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
-async def test_a_rate_limited_task_whose_deadline_comes_first_is_429(serve: Serve) -> None:
+async def test_a_rate_limited_task_past_its_deadline_is_429(serve: Serve) -> None:
     service = await serve(task_deadline_s=1)
     answer = await service.generate(prompt="{{fault:429 retry_after=30}}")
     assert (answer.status, (await answer.json())["error"]["code"]) == (429, "upstream_rate_limited")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
-async def test_a_lost_call_is_504_and_no_clients_repeat_pays_for_it_again(
-    serve: Serve, upstream: EmulatedUpstream
-) -> None:
+async def test_a_lost_call_is_504_and_sdk_retries_do_not_pay_again(serve: Serve, upstream: EmulatedUpstream) -> None:
     service = await serve(upstream_timeout_s=0.1)
     first = await service.generate(prompt="{{fault:hang}}")
     assert (first.status, first.headers["x-should-retry"]) == (504, "false")
@@ -251,9 +243,7 @@ async def test_a_lost_call_is_504_and_no_clients_repeat_pays_for_it_again(
     assert upstream.ledger.paid_total == paid == 2
 
 
-async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
-    service: Service, upstream: EmulatedUpstream
-) -> None:
+async def test_an_sdk_retry_gets_the_failure_that_it_missed(service: Service, upstream: EmulatedUpstream) -> None:
     prompt = "{{fault:422_nsfw delay_s=0.4}}"
     early = await service.generate(IMPATIENT, prompt=prompt)
     failed = early.headers["Location"].rpartition("/")[2]
@@ -269,7 +259,7 @@ async def test_a_clients_own_repeat_meets_the_failure_that_it_missed(
     assert upstream.ledger.total == 2
 
 
-async def test_a_clients_own_repeat_of_a_failed_call_gets_the_same_failure_and_a_new_call_is_a_new_try(
+async def test_an_sdk_retry_gets_the_failure_and_a_new_call_is_a_new_try(
     serve: Serve, upstream: EmulatedUpstream
 ) -> None:
     service = await serve(max_attempts=1)
@@ -281,9 +271,7 @@ async def test_a_clients_own_repeat_of_a_failed_call_gets_the_same_failure_and_a
     assert (await service.generate()).status == 200
 
 
-async def test_a_gateways_time_out_is_not_to_be_repeated_and_costs_two_calls_at_most(
-    serve: Serve, upstream: EmulatedUpstream
-) -> None:
+async def test_a_gateway_timeout_costs_two_calls_at_most(serve: Serve, upstream: EmulatedUpstream) -> None:
     service = await serve(retry_base_s=0.01)
     first = await service.generate(prompt="{{fault:524}}")
     assert (first.status, first.headers["x-should-retry"]) == (502, "false")
@@ -292,9 +280,7 @@ async def test_a_gateways_time_out_is_not_to_be_repeated_and_costs_two_calls_at_
     assert upstream.ledger.total == 2
 
 
-async def test_a_call_that_may_have_been_paid_is_not_to_be_repeated_whatever_came_after_it(
-    serve: Serve, upstream: EmulatedUpstream
-) -> None:
+async def test_a_possibly_paid_call_is_marked_not_retryable(serve: Serve, upstream: EmulatedUpstream) -> None:
     service = await serve(retry_base_s=0.01, max_attempts=2)
     upstream.script("504", "500")
     answer = await service.generate()
@@ -311,5 +297,5 @@ async def test_a_call_that_may_have_been_paid_is_not_to_be_repeated_whatever_cam
         ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, True),
     ],
 )
-def test_a_repeat_is_known_by_its_headers(headers: dict[str, str], repeat: bool) -> None:
+def test_a_repeat_is_recognized_by_its_headers(headers: dict[str, str], repeat: bool) -> None:
     assert is_sdk_retry(headers) is repeat

@@ -74,7 +74,7 @@ async def test_the_list_does_not_fail_with_the_upstream(serve: Serve, upstream: 
     assert (answer.status, [entry["id"] for entry in (await answer.json())["data"]]) == (200, [DEFAULT])
 
 
-async def test_an_entry_is_what_both_clients_need(catalogue: ModelListCache, fake: FakeUpstream) -> None:
+async def test_an_entry_fits_both_clients(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     fake.models += ({"id": "two/model", "created": "yesterday"},)
     assert await catalogue.entries(fake.list, "two/model") == [
         {"id": "one/model", "object": "model", "created": 5, "owned_by": "One", "type": "image"},
@@ -86,7 +86,7 @@ async def test_the_default_model_is_always_there(catalogue: ModelListCache, fake
     assert [entry["id"] for entry in await catalogue.entries(fake.list, "mine")] == ["mine", "one/model"]
 
 
-async def test_the_upstream_is_asked_seldom(catalogue: ModelListCache, fake: FakeUpstream) -> None:
+async def test_the_upstream_list_is_cached(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     for fake.now in (0.0, 1.0, FRESH_S - 1):
         await catalogue.entries(fake.list, "mine")
     assert fake.asked == 1
@@ -95,9 +95,7 @@ async def test_the_upstream_is_asked_seldom(catalogue: ModelListCache, fake: Fak
     assert fake.asked == 2
 
 
-async def test_while_it_is_away_the_last_list_stands_and_it_is_asked_again_soon(
-    catalogue: ModelListCache, fake: FakeUpstream
-) -> None:
+async def test_the_last_list_is_served_during_an_outage(catalogue: ModelListCache, fake: FakeUpstream) -> None:
     known = await catalogue.entries(fake.list, "mine")
     fake.now, fake.error = FRESH_S, UpstreamError("upstream_error", "away")
     assert await catalogue.entries(fake.list, "mine") == known

@@ -63,7 +63,7 @@ async def test_a_client_gets_links_and_bytes_from_both_base_urls(
 
 
 @every_client
-async def test_fields_of_the_other_api_go_in_the_extra_body(
+async def test_fields_of_the_other_api_are_sent_in_the_extra_body(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     extra = {"steps": 3, "seed": 7, "width": 256, "height": 128, "negative_prompt": "a dog", "quality": None}
@@ -84,7 +84,7 @@ ERRORS = [
 
 
 @every_client
-async def test_errors_are_the_right_classes_and_what_no_repeat_mends_is_not_repeated(
+async def test_errors_have_the_right_class_and_final_ones_are_not_retried(
     sdk: Sdk, packages: Packages, serve: Serve, upstream: EmulatedUpstream
 ) -> None:
     service = await serve(upstream_timeout_s=0.1)
@@ -112,7 +112,7 @@ async def test_the_limit_is_a_rate_limit_error(sdk: Sdk, packages: Packages, ser
 
 
 @every_client
-async def test_a_client_that_times_out_pays_once_and_its_own_repeat_brings_the_picture(
+async def test_a_client_that_times_out_pays_once_and_retries_to_the_image(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     upstream.script({"fault": "ok", "delay_s": 1.4})
@@ -136,7 +136,7 @@ async def test_openai_streams(sdk: Sdk, packages: Packages, service: Service) ->
 
 
 @pytest.mark.parametrize("sdk", OPENAI, ids=str)
-async def test_a_stream_that_breaks_off_raises_its_error(
+async def test_an_interrupted_stream_raises_its_error(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
     upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
@@ -156,7 +156,7 @@ async def test_models_are_listed(sdk: Sdk, packages: Packages, service: Service)
 
 @pytest.mark.parametrize("sdk", LITELLM, ids=str)
 @pytest.mark.parametrize("route", ["openai", "together_ai", "litellm_proxy"])
-async def test_litellm_generates_by_each_of_its_ways(
+async def test_litellm_generates_with_each_of_its_modes(
     sdk: Sdk, packages: Packages, route: str, service: Service, upstream: EmulatedUpstream
 ) -> None:
     fields = {"model": f"{route}/some-model", "prompt": "a cat", "n": 2, "size": "512x256"}

@@ -26,7 +26,7 @@ def frames(text: str) -> list[Frame]:
     return found
 
 
-async def test_each_picture_is_one_completed_event(service: Service) -> None:
+async def test_each_image_is_one_completed_event(service: Service) -> None:
     answer = await service.generate(stream=True, size="512x256", n=2, output_format="png", partial_images=3)
     assert (answer.status, answer.content_type) == (200, "text/event-stream")
     assert answer.headers["x-request-id"]
@@ -58,7 +58,7 @@ async def test_the_images_of_a_partial_result_are_sent(service: Service, upstrea
     assert [name for name, _ in got] == ["image_generation.completed"] * 4
 
 
-async def test_it_is_the_task_that_others_have(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_a_streaming_client_joins_the_task_of_others(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script({"fault": "ok", "delay_s": 0.2})
     streamed, plain = await asyncio.gather(service.generate(stream=True), service.generate())
     again = await service.generate(stream=True)
@@ -77,7 +77,7 @@ async def test_an_error_before_the_first_frame_is_an_ordinary_status(serve: Serv
     assert early.headers["retry-after"] == "1"
 
 
-async def test_bytes_that_are_gone_before_the_first_frame_are_an_ordinary_status(
+async def test_bytes_missing_before_the_first_frame_are_an_error_status(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(*_: object) -> None:
@@ -89,7 +89,7 @@ async def test_bytes_that_are_gone_before_the_first_frame_are_an_ordinary_status
     assert (answer.status, (await answer.json())["error"]["code"]) == (503, "store_unavailable")
 
 
-async def test_bytes_that_are_gone_later_end_the_stream_with_an_error(
+async def test_bytes_missing_later_end_the_stream_with_an_error(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = service.app[SERVICES].store
