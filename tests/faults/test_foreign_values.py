@@ -79,7 +79,7 @@ def keys_of(instance, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
-async def test_an_instance_starts_and_runs_tasks_over_a_value_of_any_type(make_instance, which) -> None:
+async def test_an_instance_starts_despite_a_value_of_any_type(make_instance, which) -> None:
     for number, kind in enumerate(KINDS):
         instance = make_instance(start=False)
         await put(instance, keys_of(instance, f"task {number}")[which], kind, b"junk")
@@ -89,7 +89,7 @@ async def test_an_instance_starts_and_runs_tasks_over_a_value_of_any_type(make_i
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks", "outbox", "dead", "stream"])
-async def test_a_running_instance_goes_on_over_a_value_of_any_type(make_instance, which) -> None:
+async def test_a_running_instance_continues_despite_a_value_of_any_type(make_instance, which) -> None:
     instance = make_instance(lease_s=1.0)
     await runs_tasks(instance, "before")
     for number, kind in enumerate(KINDS):
@@ -98,7 +98,7 @@ async def test_a_running_instance_goes_on_over_a_value_of_any_type(make_instance
 
 
 @pytest.mark.parametrize("which", ["record", "run", "hooks"])
-async def test_a_running_instance_goes_on_over_any_bytes(make_instance, which) -> None:
+async def test_a_running_instance_continues_despite_any_bytes(make_instance, which) -> None:
     instance = make_instance()
     for number, garbage in enumerate(GARBAGE):
         name = f"task {number}"
@@ -108,7 +108,7 @@ async def test_a_running_instance_goes_on_over_any_bytes(make_instance, which) -
         await runs_tasks(instance, name)
 
 
-async def test_foreign_entries_and_names_are_passed_over(make_instance) -> None:
+async def test_foreign_entries_and_names_are_skipped(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await runs_tasks(instance, "before")
@@ -121,7 +121,7 @@ async def test_foreign_entries_and_names_are_passed_over(make_instance) -> None:
     assert instance.connection.meter.dead_letters >= len(GARBAGE)
 
 
-async def test_foreign_messages_are_passed_over(make_instance) -> None:
+async def test_foreign_messages_are_skipped(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await eventually(lambda: instance.connection.meter.commands["control"])

@@ -180,11 +180,11 @@ async def loop_of(kills: int, folder: Path) -> None:
         await redis.stop()
 
 
-async def test_twelve_kills_lose_no_accepted_task_and_pay_for_nothing_unrecorded(tmp_path: Path) -> None:
+async def test_twelve_kills_lose_no_task_and_record_each_payment(tmp_path: Path) -> None:
     await loop_of(12, tmp_path)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-async def test_two_hundred_kills_lose_no_accepted_task_and_pay_for_nothing_unrecorded(tmp_path: Path) -> None:
+async def test_two_hundred_kills_lose_no_task_and_record_each_payment(tmp_path: Path) -> None:
     await loop_of(200, tmp_path)

@@ -35,7 +35,7 @@ async def test_a_checkpoint_outlives_an_outage_of_all_instances(make_instance) -
     assert await one.connection.commands.pttl(one.keys.checkpoint(claim.task.id)) > MAX_OUTAGE_S * 1_000
 
 
-async def test_the_checkpoint_of_a_task_that_was_handed_back_lives_as_long_as_its_record(make_instance) -> None:
+async def test_the_checkpoint_of_a_released_task_expires_with_its_record(make_instance) -> None:
     one = make_instance(lease_s=LEASE_S)
     claim = await started(one, await claimed(one))
     one.worker_queue.quiet()
@@ -45,9 +45,7 @@ async def test_the_checkpoint_of_a_task_that_was_handed_back_lives_as_long_as_it
     assert abs(run - record) < 5_000
 
 
-async def test_a_task_that_was_handed_back_keeps_its_counts_when_its_next_claim_is_restored(
-    make_instance, own_redis
-) -> None:
+async def test_a_released_task_retains_its_counts_in_a_restored_claim(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S)
     claim = await started(before, await claimed(before))
     before.worker_queue.quiet()
@@ -61,9 +59,7 @@ async def test_a_task_that_was_handed_back_keeps_its_counts_when_its_next_claim_
     assert (claim.checkpoint.attempts, claim.checkpoint.ambiguous_calls) == (1, 1)
 
 
-async def test_a_call_of_an_owner_that_is_gone_with_the_stream_is_recorded(
-    make_instance, own_redis, monkeypatch
-) -> None:
+async def test_a_call_of_an_owner_lost_with_the_stream_is_recorded(make_instance, own_redis, monkeypatch) -> None:
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
     submitter, owner = (make_instance(url=own_redis.url, slots=1, lease_s=LEASE_S) for _ in range(2))

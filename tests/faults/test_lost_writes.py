@@ -112,7 +112,7 @@ async def at_rest(instance) -> bool:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_a_failover_that_loses_the_last_writes_loses_no_task_and_pays_for_none_again(
+async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
     make_instance, servers, calls, count: int
 ) -> None:
     primary, replica = servers
@@ -170,7 +170,7 @@ def all_ended(calls: Calls, ids) -> bool:
 @pytest.mark.usefixtures("quick_checks")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_what_is_deleted_in_redis_is_written_back_and_nothing_is_paid_twice(
+async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
     make_instance, own_redis, calls, loss: str, count: int
 ) -> None:
     instances = [make_instance(url=own_redis.url, slots=4 // count, lease_s=1.5) for _ in range(count)]
@@ -229,7 +229,7 @@ async def test_a_restored_claim_is_taken_over_when_its_owner_dies(make_instance,
     assert mine.checkpoint.ambiguous_calls == 1
 
 
-async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_it(make_instance, own_redis) -> None:
+async def test_a_submit_joins_a_running_task_without_an_entry(make_instance, own_redis) -> None:
     owner = make_instance(url=own_redis.url, slots=1)
     waiting = asyncio.create_task(owner.worker_queue.claim())
     await owner.client_queue.submit(submission("a"))
@@ -244,7 +244,7 @@ async def test_a_submit_that_meets_a_task_without_entry_waits_for_whoever_runs_i
     assert not claim.lost
 
 
-async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_instance, own_redis) -> None:
+async def test_a_task_without_an_owner_fails_at_its_deadline(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url, start=False, deadline_s=0.5)
     await before.verbs.create_group()
     task = (await before.client_queue.submit(submission("a"))).task
@@ -261,7 +261,7 @@ async def test_a_task_that_nobody_knows_any_more_fails_at_its_deadline(make_inst
     assert (await after.client_queue.submit(submission("a"))).cached is CacheResult.MISS
 
 
-async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_at_it(make_instance, own_redis) -> None:
+async def test_reading_a_waiting_task_past_its_deadline_does_not_fail_it(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url, start=False, deadline_s=-60.0)
     await instance.verbs.create_group()
     task = (await instance.client_queue.submit(submission("a"))).task
@@ -269,7 +269,7 @@ async def test_a_task_whose_entry_waits_does_not_fail_at_its_deadline_by_a_look_
     assert (await instance.client_queue.get(task.id)).state is State.PENDING
 
 
-async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instance, own_redis) -> None:
+async def test_pending_webhooks_are_delivered_after_a_flush(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     webhook = Webhook("https://hooks.example.com/a", "http://here")
     waiting = asyncio.create_task(instance.worker_queue.claim())
@@ -292,9 +292,7 @@ async def test_webhooks_that_were_to_be_delivered_are_after_a_flush(make_instanc
     waiting.cancel()
 
 
-async def test_records_that_an_eviction_took_are_counted_and_written_back(
-    make_instance, own_redis, quick_checks
-) -> None:
+async def test_evicted_records_are_counted_and_restored(make_instance, own_redis, quick_checks) -> None:
     instance = make_instance(url=own_redis.url)
     instance.worker_queue.quiet()
     tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(3)]
@@ -310,7 +308,7 @@ async def test_records_that_an_eviction_took_are_counted_and_written_back(
     assert await instance.connection.commands.xlen(instance.keys.stream) == 3
 
 
-async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
+async def test_an_instance_that_missed_every_greeting_detects_its_peers(
     make_instance, own_redis, calls, quick_checks, monkeypatch
 ) -> None:
     monkeypatch.setattr("imagegen.queue.notifier.Notifier.publish", lambda *_args, **_content: None)
@@ -329,9 +327,7 @@ async def test_who_missed_every_greeting_finds_out_that_it_is_not_alone(
     assert (await first.client_queue.get(other_id)).state is State.PENDING
 
 
-async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check(
-    make_instance, own_redis, quick_checks
-) -> None:
+async def test_waiting_tasks_cost_one_command_a_check(make_instance, own_redis, quick_checks) -> None:
     instance = make_instance(url=own_redis.url, slots=1)
     instance.worker_queue.quiet()
     await eventually(lambda: instance.connection.subscriptions.active)
@@ -354,9 +350,7 @@ async def test_tasks_that_wait_are_read_from_memory_and_cost_one_command_a_check
     assert instance.connection.meter.commands.total() - before <= 5
 
 
-async def test_a_task_that_was_under_way_when_all_was_lost_is_recorded_as_maybe_billed_twice(
-    make_instance, own_redis
-) -> None:
+async def test_a_running_task_is_possibly_billed_twice_after_a_full_loss(make_instance, own_redis) -> None:
     before = make_instance(url=own_redis.url)
     waiting = asyncio.create_task(before.worker_queue.claim())
     await before.client_queue.submit(submission("a"))

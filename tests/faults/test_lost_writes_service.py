@@ -171,12 +171,12 @@ async def lose(folder: Path, count: int, loss) -> None:
         print(f"{loss.__name__}, {count} instances, {len(paid)} tasks; written back: {dict(written_back)}")
 
 
-async def test_a_failover_loses_no_task_that_an_instance_knows_and_pays_for_none_again(tmp_path: Path) -> None:
+async def test_a_failover_loses_no_task_and_pays_nothing_twice(tmp_path: Path) -> None:
     await lose(tmp_path, 2, failover)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("loss", [failover, restart_empty, flush, delete_stream, trim_stream, destroy_group])
-async def test_nothing_that_an_instance_knows_is_lost_or_paid_for_again(tmp_path: Path, loss, count: int) -> None:
+async def test_tasks_in_memory_survive_every_loss_and_are_paid_once(tmp_path: Path, loss, count: int) -> None:
     await lose(tmp_path, count, loss)

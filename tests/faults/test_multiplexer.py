@@ -54,20 +54,20 @@ async def test_calls_of_one_turn_go_out_in_one_write_and_each_gets_its_own_answe
     assert len(chunks) == 1
 
 
-async def test_an_error_is_the_answer_of_its_own_call_only(make_wire, redis_url: str, prefix: str) -> None:
+async def test_an_error_reaches_only_its_own_call(make_wire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
     answers = await asyncio.gather(echo(wire, "a"), wire.execute("LPUSH"), echo(wire, "b"), return_exceptions=True)
     assert (answers[0], type(answers[1]), answers[2]) == ("a", ResponseError, "b")
 
 
-async def test_commands_that_are_asked_together_are_answered_together(make_wire, redis_url: str) -> None:
+async def test_commands_sent_together_are_answered_together(make_wire, redis_url: str) -> None:
     wire = make_wire(redis_url)
     assert await wire.execute_batch(CommandBatch([("ECHO", "a"), ("ECHO", "b")])) == [b"a", b"b"]
     with pytest.raises(ResponseError):
         await wire.execute_batch(CommandBatch([("ECHO", "a"), ("LPUSH",), ("ECHO", "b")]))
 
 
-async def test_a_script_that_redis_does_not_know_is_sent_whole(make_wire, redis_url: str, prefix: str) -> None:
+async def test_an_unknown_script_is_sent_in_full(make_wire, redis_url: str, prefix: str) -> None:
     wire = make_wire(redis_url)
     script = Script(f"return {{'{prefix}', ARGV[1]}}")
     asked = [wire.evalsha(script, [], [number]) for number in range(3)]
@@ -75,7 +75,7 @@ async def test_a_script_that_redis_does_not_know_is_sent_whole(make_wire, redis_
     assert (await wire.execute("SCRIPT", "EXISTS", script.sha)) == [1]
 
 
-async def test_what_was_sent_and_not_answered_is_sent_again_on_a_new_connection(make_wire, proxy) -> None:
+async def test_unanswered_calls_are_sent_again_on_a_new_connection(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"once" in chunk and proxy.dropped == 0
@@ -84,7 +84,7 @@ async def test_what_was_sent_and_not_answered_is_sent_again_on_a_new_connection(
 
 
 @pytest.mark.parametrize(("sends", "lost"), [(1, 1), (3, 3)])
-async def test_after_so_many_losses_the_caller_is_told(make_wire, proxy, sends: int, lost: int) -> None:
+async def test_repeated_losses_raise_an_error(make_wire, proxy, sends: int, lost: int) -> None:
     wire = make_wire(proxy.url, sends=sends)
     await wire.execute("PING")
     proxy.drop_reply = lambda chunk: b"never" in chunk
@@ -94,7 +94,7 @@ async def test_after_so_many_losses_the_caller_is_told(make_wire, proxy, sends: 
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_call_that_hangs_ends_in_time_and_the_next_one_has_a_new_connection(make_wire, proxy) -> None:
+async def test_a_hanging_call_times_out_and_the_next_one_reconnects(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -104,7 +104,7 @@ async def test_a_call_that_hangs_ends_in_time_and_the_next_one_has_a_new_connect
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_short_deadline_counts_beside_a_longer_one(make_wire, proxy) -> None:
+async def test_a_short_deadline_holds_next_to_a_longer_one(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -115,7 +115,7 @@ async def test_a_short_deadline_counts_beside_a_longer_one(make_wire, proxy) -> 
     assert await asyncio.wait_for(longer, 5.0) == b"a"
 
 
-async def test_what_is_late_already_is_not_sent_and_costs_nobody_the_connection(make_wire, proxy) -> None:
+async def test_an_expired_call_is_not_sent_and_harms_no_connection(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     chunks = chunks_seen(proxy)
@@ -126,7 +126,7 @@ async def test_what_is_late_already_is_not_sent_and_costs_nobody_the_connection(
     assert not any(b"late" in chunk for chunk in chunks)
 
 
-async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, proxy) -> None:
+async def test_a_failed_connection_is_reported_at_once(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     proxy.refuse = True
     with pytest.raises(RedisConnectionError):
@@ -135,7 +135,7 @@ async def test_a_connection_that_can_not_be_made_is_told_at_once(make_wire, prox
     assert await wire.execute("PING") == b"PONG"
 
 
-async def test_a_connection_that_closed_while_idle_is_made_again_without_a_fault(make_wire, proxy) -> None:
+async def test_a_connection_closed_while_idle_is_renewed_without_error(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.cut()
@@ -143,9 +143,7 @@ async def test_a_connection_that_closed_while_idle_is_made_again_without_a_fault
     assert await echo(wire, "now") == "now"
 
 
-async def test_a_read_only_server_is_left_so_that_the_next_call_finds_its_successor(
-    make_wire, own_redis, tmp_path
-) -> None:
+async def test_a_read_only_server_is_left_for_its_successor(make_wire, own_redis, tmp_path) -> None:
     async with FaultProxy(own_redis.url.removeprefix("unix://")) as proxy:
         wire = make_wire(proxy.url)
         await wire.execute("SET", "a", 1)
@@ -162,7 +160,7 @@ async def test_a_read_only_server_is_left_so_that_the_next_call_finds_its_succes
             await successor.stop()
 
 
-async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make_wire, own_redis, tls) -> None:
+async def test_a_tls_server_with_a_password_is_reached_after_a_cut(make_wire, own_redis, tls) -> None:
     await make_wire(own_redis.url).execute("CONFIG", "SET", "requirepass", "secret")
     async with FaultProxy(own_redis.url.removeprefix("unix://"), tls) as proxy:
         wire = make_wire(proxy.url.replace("//", "//:secret@") + "?ssl_cert_reqs=none")
@@ -172,7 +170,7 @@ async def test_a_server_behind_tls_and_a_password_is_asked_also_after_a_cut(make
         assert await echo(wire, "again") == "again"
 
 
-async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
+async def test_closing_ends_running_calls(make_wire, proxy) -> None:
     wire = make_wire(proxy.url)
     await wire.execute("PING")
     proxy.black_hole = True
@@ -183,7 +181,7 @@ async def test_closing_ends_what_is_under_way(make_wire, proxy) -> None:
         await call
 
 
-async def test_a_read_that_is_given_up_takes_nothing_any_more(make_instance) -> None:
+async def test_an_abandoned_read_takes_no_further_entries(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     redis, stream = instance.connection.commands, instance.keys.stream
@@ -211,7 +209,7 @@ async def connection(redis_url: str) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(connection: Connection) -> None:
+async def test_batches_are_limited_in_items_and_concurrency(connection: Connection) -> None:
     sizes: list[int] = []
     under_way = most = 0
 
@@ -234,7 +232,7 @@ async def test_a_batch_takes_so_many_items_and_no_more_than_four_are_under_way(c
     assert most == MAX_IN_FLIGHT
 
 
-async def test_a_batch_takes_large_items_only_up_to_so_many_bytes(connection: Connection) -> None:
+async def test_a_batch_is_limited_in_bytes(connection: Connection) -> None:
     taken: list[list[int]] = []
 
     def asked(items: list[int]) -> CommandBatch:
@@ -250,9 +248,7 @@ async def test_a_batch_takes_large_items_only_up_to_so_many_bytes(connection: Co
 
 
 @pytest.mark.parametrize("side", ["asked", "answers"])
-async def test_a_batch_that_can_not_be_made_or_read_fails_all_who_wait_and_no_other(
-    connection: Connection, side: str
-) -> None:
+async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection, side: str) -> None:
     def asked(items: list[str]) -> CommandBatch:
         if "bad" in items and side == "asked":
             raise ValueError("bad")

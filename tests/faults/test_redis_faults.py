@@ -32,9 +32,7 @@ async def run_one(instance):
     return await finish(instance, claim)
 
 
-async def test_a_thousand_identical_submits_over_two_instances_with_lost_replies_are_one_task(
-    make_instance, proxy
-) -> None:
+async def test_a_thousand_identical_submits_with_lost_replies_are_one_task(make_instance, proxy) -> None:
     proxy.drop_some(0.05, seed=7)
     instances = [make_instance(start=False, url=proxy.url) for _ in range(2)]
     await instances[0].verbs.create_group()
@@ -102,7 +100,7 @@ async def test_a_submit_is_refused_in_time_while_redis_does_not_answer(make_inst
     assert time.monotonic() - began < 2.5
 
 
-async def test_finished_tasks_are_answered_while_redis_is_away(make_instance, proxy) -> None:
+async def test_finished_tasks_are_served_while_redis_is_down(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     await instance.client_queue.submit(submission("a"))
     final = await run_one(instance)
@@ -112,7 +110,7 @@ async def test_finished_tasks_are_answered_while_redis_is_away(make_instance, pr
     assert (await instance.client_queue.submit(submission("a"))).cached is CacheResult.HIT
 
 
-async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> None:
+async def test_a_result_waits_for_redis_and_is_stored(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     await instance.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
@@ -125,7 +123,7 @@ async def test_a_result_waits_for_redis_and_is_kept(make_instance, proxy) -> Non
     assert (await asyncio.wait_for(finishing, 5)).state is State.COMPLETED
 
 
-async def test_the_first_task_is_taken_soon_after_redis_returns(make_instance, proxy) -> None:
+async def test_the_first_task_is_claimed_soon_after_redis_returns(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     waiting = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission("first"))
@@ -190,7 +188,7 @@ async def test_scripts_are_loaded_again_after_a_script_flush(make_instance) -> N
     assert (await run_one(instance)).state is State.COMPLETED
 
 
-async def test_a_task_starts_within_five_seconds_though_every_open_connection_went_silent(make_instance, proxy) -> None:
+async def test_a_task_starts_in_five_seconds_with_silent_connections(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     waiting = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission("first"))
@@ -210,9 +208,7 @@ async def test_a_task_starts_within_five_seconds_though_every_open_connection_we
     assert time.monotonic() - began < 5.0
 
 
-async def test_a_blocked_read_alone_that_went_silent_is_replaced_when_its_entry_is_overdue(
-    make_instance, proxy
-) -> None:
+async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(make_instance, proxy) -> None:
     instance = make_instance(url=proxy.url)
     await eventually(lambda: instance.connection.subscriptions.active)
     waiting = asyncio.create_task(instance.worker_queue.claim())

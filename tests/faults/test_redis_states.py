@@ -30,7 +30,7 @@ async def finish(instance, claim):
     return await asyncio.wait_for(instance.worker_queue.finish(claim, final), 10)
 
 
-async def test_out_of_memory_refuses_submits_and_starts_but_keeps_what_was_paid(make_instance, own_redis) -> None:
+async def test_out_of_memory_refuses_submits_but_stores_paid_results(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     redis = instance.connection.commands
     paid = await claimed(instance, "paid")
@@ -78,7 +78,7 @@ async def test_after_flushall_waiting_and_running_tasks_are_finished(make_instan
         assert (await instance.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
-async def test_a_killed_redis_comes_back_and_nothing_accepted_is_lost(make_instance, own_redis) -> None:
+async def test_a_killed_redis_returns_without_a_lost_task(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     running = await claimed(instance, "runs")
     await instance.worker_queue.start(running)
@@ -92,7 +92,7 @@ async def test_a_killed_redis_comes_back_and_nothing_accepted_is_lost(make_insta
     await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_a_stopped_redis_makes_no_answer_late_and_no_entry_twice(make_instance, own_redis) -> None:
+async def test_a_stopped_redis_delays_no_response_and_repeats_no_entry(make_instance, own_redis) -> None:
     instance = make_instance(url=own_redis.url)
     await claimed(instance, "before")
     os.kill(own_redis.pid, signal.SIGSTOP)

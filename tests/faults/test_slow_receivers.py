@@ -61,7 +61,7 @@ def receiving(hold_s: float) -> Iterator[Receiver]:
 
 
 @pytest.mark.faults
-def test_two_thousand_webhooks_to_a_slow_receiver_hold_up_no_other_and_all_arrive(tmp_path: Path) -> None:
+def test_two_thousand_slow_webhooks_delay_no_other_and_all_arrive(tmp_path: Path) -> None:
     with EmulatorProcess("--image", "png") as upstream, receiving(HOLD_S) as slow, receiving(0.0) as good:
         settings = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream.url, "WEBHOOK_ALLOW_PRIVATE": "true"}
         service = Service(tmp_path / "service", settings | {"WORKER_CONCURRENCY": "20"})

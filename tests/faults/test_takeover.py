@@ -49,7 +49,7 @@ async def test_more_than_a_thousand_claims_are_renewed_and_released(make_instanc
     assert await one.connection.commands.xinfo_consumers(one.keys.stream, "pool") == []
 
 
-async def test_a_renewal_finds_what_is_lost_and_what_is_held_unnamed_among_thousands(make_instance) -> None:
+async def test_a_renewal_finds_lost_and_unnamed_claims_among_thousands(make_instance) -> None:
     one = make_instance(lease_s=600.0, max_queue=5_000, start=False)
     await one.verbs.create_group()
     claims = await fill(one, 1_700)
@@ -129,16 +129,14 @@ async def unharmed(both, claims, more) -> None:
 
 
 @pytest.mark.parametrize("leases", [1.2, pytest.param(2.0, marks=pytest.mark.faults)])
-async def test_an_outage_that_nobody_could_see_takes_no_claim_from_who_lives(
-    make_instance, own_redis, leases: float
-) -> None:
+async def test_an_unnoticed_outage_takes_no_claim_from_a_live_instance(make_instance, own_redis, leases: float) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     await both[0].connection.commands.client_pause(int(LEASE_S * leases * 1000))
     await unharmed(both, claims, more)
 
 
 @pytest.mark.faults
-async def test_a_redis_that_was_stopped_takes_no_claim_from_who_lives(make_instance, own_redis) -> None:
+async def test_a_stopped_redis_takes_no_claim_from_a_live_instance(make_instance, own_redis) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     os.kill(own_redis.pid, signal.SIGSTOP)
     try:
@@ -149,7 +147,7 @@ async def test_a_redis_that_was_stopped_takes_no_claim_from_who_lives(make_insta
 
 
 @pytest.mark.parametrize("fault", ["refuse", pytest.param("black_hole", marks=pytest.mark.faults)])
-async def test_a_network_that_was_away_takes_no_claim_from_who_lives(make_instance, proxy, fault: str) -> None:
+async def test_a_network_outage_takes_no_claim_from_a_live_instance(make_instance, proxy, fault: str) -> None:
     both, claims, more = await two_busy(make_instance, proxy.url)
     setattr(proxy, fault, True)
     if fault == "refuse":
@@ -159,7 +157,7 @@ async def test_a_network_that_was_away_takes_no_claim_from_who_lives(make_instan
     await unharmed(both, claims, more)
 
 
-async def test_a_redis_that_refused_writes_takes_no_claim_from_who_lives(make_instance, own_redis) -> None:
+async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, own_redis) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     commands = both[0].connection.commands
     await commands.config_set("min-replicas-to-write", 1)
@@ -178,7 +176,7 @@ async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance)
     await asyncio.wait_for(two.worker_queue.claim(), LEASE_S * 2 + 1.0)
 
 
-async def test_who_loses_its_way_after_a_takeover_still_has_what_it_took(make_instance, proxy) -> None:
+async def test_a_takeover_survives_a_lost_reply(make_instance, proxy) -> None:
     """The entries are ours then, so that nobody else looks at them."""
     dead = make_instance(lease_s=LEASE_S, start=False)
     await dead.verbs.create_group()
@@ -220,7 +218,7 @@ async def test_the_consumer_of_a_dead_instance_is_removed_once_it_holds_nothing(
     await eventually(alone)
 
 
-async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instance) -> None:
+async def test_a_live_instance_continues_after_its_consumer_was_removed(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
     waiting = asyncio.create_task(one.worker_queue.claim())
     await eventually(lambda: one.parts.dispatcher.free_slots)
@@ -236,7 +234,7 @@ async def test_a_living_instance_whose_consumer_was_removed_goes_on(make_instanc
     assert owner == one.parts.dispatcher.instance
 
 
-async def test_no_consumer_that_holds_something_is_removed(make_instance) -> None:
+async def test_a_consumer_with_claims_is_not_removed(make_instance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
     (claim,) = await fill(one, 1)

@@ -225,7 +225,7 @@ async def _is_final(instance, task_id: str) -> bool:
     return task is not None and task.state.is_final
 
 
-async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(make_instance) -> None:
+async def test_a_free_loop_proves_an_empty_queue_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
     instance.notifier.peers["other"] = 0.0
     waits = asyncio.create_task(instance.worker_queue.claim())
@@ -236,7 +236,7 @@ async def test_a_queue_with_free_loops_is_known_to_be_empty_without_a_command(ma
     waits.cancel()
 
 
-async def test_a_free_slot_hides_no_task_that_is_known_to_wait(make_instance) -> None:
+async def test_a_free_slot_hides_no_waiting_task(make_instance) -> None:
     instance = make_instance(start=False)
     waits = asyncio.create_task(instance.worker_queue.claim())
     await instance.client_queue.submit(submission("a"))
@@ -245,7 +245,7 @@ async def test_a_free_slot_hides_no_task_that_is_known_to_wait(make_instance) ->
     waits.cancel()
 
 
-async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_instance) -> None:
+async def test_a_single_instance_computes_depth_and_age_without_a_command(make_instance) -> None:
     instance = make_instance(start=False)
     await put(instance, "a", "b")
     before = instance.connection.meter.commands.total()
@@ -255,7 +255,7 @@ async def test_an_instance_alone_knows_depth_and_age_without_a_command(make_inst
     assert instance.connection.meter.commands.total() == before
 
 
-async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) -> None:
+async def test_the_depth_is_rarely_read_from_redis(make_instance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await put(two, "a")
     one.notifier.peers["two"] = 0.0
@@ -264,7 +264,7 @@ async def test_redis_is_asked_for_the_depth_at_most_now_and_then(make_instance) 
     assert one.connection.meter.commands["stats"] == 3
 
 
-async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) -> None:
+async def test_the_last_depth_is_reported_during_an_outage(make_instance) -> None:
     instance = make_instance(start=False, url="redis://127.0.0.1:1")
     instance.notifier.peers["two"] = 0.0
     assert await instance.parts.monitor.waiting() == BacklogSize(0, 0.0)
@@ -273,7 +273,7 @@ async def test_the_last_known_depth_stands_while_redis_is_away(make_instance) ->
     assert instance.connection.meter.commands.total() == 0
 
 
-async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
+async def test_attempts_waits_and_outcomes_are_counted(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     await put(instance, "a")
@@ -294,7 +294,7 @@ async def test_attempts_waits_and_ends_are_counted(make_instance) -> None:
     assert (meter.images, meter.image_bytes) == (1, 10)
 
 
-async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -> None:
+async def test_takeovers_and_possible_double_payments_are_counted(make_instance) -> None:
     one = make_instance(lease_s=0.3)
     await one.client_queue.submit(submission("a"))
     each = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -306,7 +306,7 @@ async def test_a_takeover_and_what_it_may_have_cost_are_counted(make_instance) -
     assert (meter.takeovers, meter.ambiguous) == (1, 1)
 
 
-async def test_a_call_that_is_cut_off_by_the_end_of_the_service_is_ambiguous(make_instance) -> None:
+async def test_a_call_that_shutdown_interrupts_is_ambiguous(make_instance) -> None:
     instance = make_instance(start=False)
     await instance.verbs.create_group()
     await started(instance, "a")

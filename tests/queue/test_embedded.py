@@ -173,9 +173,7 @@ def test_a_named_program_comes_first(make_program: MakeProgram) -> None:
     assert find_binary(str(named)).path == str(named)
 
 
-def test_no_program_at_all_is_refused_with_the_ways_out(
-    make_program: MakeProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_program_is_refused_with_remedies(make_program: MakeProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     old = make_program("redis-server", "Redis server v=6.2.14", "exit 1")
     monkeypatch.setattr(module, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", f"{old.parent}:/bin")
@@ -185,7 +183,7 @@ def test_no_program_at_all_is_refused_with_the_ways_out(
         assert way_out in str(caught.value)
 
 
-def test_a_named_program_that_can_not_serve_is_refused_by_name(make_program: MakeProgram) -> None:
+def test_an_unsuitable_named_program_is_refused_by_name(make_program: MakeProgram) -> None:
     old = make_program("redis-server", "Redis server v=6.2.14", "exit 1")
     with pytest.raises(SettingsError, match=r"^REDIS_SERVER: .* is redis 6\.2\.14"):
         find_binary(str(old))
@@ -197,7 +195,7 @@ def test_a_named_program_that_can_not_serve_is_refused_by_name(make_program: Mak
 # One process
 
 
-async def test_it_answers_quickly_and_keeps_every_write(servers: Servers, tmp_path: Path) -> None:
+async def test_the_server_answers_quickly_and_persists_every_write(servers: Servers, tmp_path: Path) -> None:
     began_at = time.monotonic()
     server = await servers.start(tmp_path)
     assert time.monotonic() - began_at < 1.0
@@ -214,7 +212,7 @@ async def test_it_answers_quickly_and_keeps_every_write(servers: Servers, tmp_pa
     assert the_only(tmp_path, "valkey-*").stat().st_mode & 0o777 == 0o700
 
 
-async def test_its_data_is_there_after_a_stop_and_a_start(servers: Servers, tmp_path: Path) -> None:
+async def test_data_survives_a_stop_and_a_start(servers: Servers, tmp_path: Path) -> None:
     first = await servers.start(tmp_path)
     await put(first, "kept")
     await first.stop()
@@ -222,7 +220,7 @@ async def test_its_data_is_there_after_a_stop_and_a_start(servers: Servers, tmp_
     assert await got(await servers.start(tmp_path)) == "kept"
 
 
-async def test_ctrl_c_in_the_terminal_does_not_reach_it(servers: Servers, tmp_path: Path) -> None:
+async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path)
     assert server.pid
     assert os.getsid(server.pid) != os.getsid(0)
@@ -234,9 +232,7 @@ async def test_a_long_and_odd_path_works(servers: Servers, tmp_path: Path) -> No
     assert await got(server) == "kept"
 
 
-async def test_a_socket_in_the_temporary_folder_needs_a_private_place(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / f"imagegen-{os.getuid()}").mkdir(mode=0o777)
     (tmp_path / f"imagegen-{os.getuid()}").chmod(0o777)
@@ -244,13 +240,13 @@ async def test_a_socket_in_the_temporary_folder_needs_a_private_place(
         await EmbeddedRedis(tmp_path / ("x" * 120)).start()
 
 
-async def test_a_folder_that_can_not_be_used_is_refused_by_name(tmp_path: Path) -> None:
+async def test_an_unusable_folder_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"^DATA_DIR: .*Not a directory.* set another DATA_DIR"):
         await EmbeddedRedis(tmp_path / "file").start()
 
 
-async def test_a_server_that_ends_at_once_is_shown_with_what_it_said(tmp_path: Path, make_program: MakeProgram) -> None:
+async def test_the_output_of_a_server_that_exits_at_once_is_shown(tmp_path: Path, make_program: MakeProgram) -> None:
     broken = make_program("redis-server", "Redis server v=7.0.15", "echo 'Bad file format'; exit 3")
     server = EmbeddedRedis(tmp_path, str(broken))
     with pytest.raises(SettingsError, match=r"ended with code 3\. .*REDIS_URL[\s\S]*Bad file format"):
@@ -268,7 +264,7 @@ async def test_broken_data_stops_the_start(servers: Servers, tmp_path: Path) -> 
         await EmbeddedRedis(tmp_path).start()
 
 
-async def test_another_engine_has_a_folder_of_its_own(
+async def test_each_engine_has_its_own_folder(
     servers: Servers, tmp_path: Path, make_program: MakeProgram, log_lines: list[str]
 ) -> None:
     first = await servers.start(tmp_path)
@@ -282,7 +278,7 @@ async def test_another_engine_has_a_folder_of_its_own(
     assert await got(await servers.start(tmp_path)) == "of valkey"
 
 
-async def test_its_log_does_not_grow_for_ever(servers: Servers, tmp_path: Path) -> None:
+async def test_the_log_size_is_limited(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path)
     await server.stop()
     log = the_only(tmp_path, "*/server.log")
@@ -296,7 +292,7 @@ async def test_its_log_does_not_grow_for_ever(servers: Servers, tmp_path: Path) 
 # Deaths
 
 
-async def test_a_killed_server_is_back_within_two_seconds_with_its_data(servers: Servers, tmp_path: Path) -> None:
+async def test_a_killed_server_returns_with_its_data_within_two_seconds(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path, watched=True)
     for value in ("first", "second", "third"):
         await put(server, value)
@@ -306,7 +302,7 @@ async def test_a_killed_server_is_back_within_two_seconds_with_its_data(servers:
         assert await got(server) == value
 
 
-async def test_a_cut_connection_is_no_death(servers: Servers, tmp_path: Path) -> None:
+async def test_a_cut_connection_does_not_restart_the_server(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path, watched=True)
     before = server.pid
 
@@ -321,7 +317,7 @@ async def test_a_cut_connection_is_no_death(servers: Servers, tmp_path: Path) ->
     assert server.pid == before
 
 
-async def test_it_goes_on_trying_while_the_server_can_not_start(
+async def test_restarts_are_retried_while_the_server_cannot_start(
     servers: Servers, tmp_path: Path, make_program: MakeProgram, log_lines: list[str]
 ) -> None:
     server = await servers.start(tmp_path, watched=True)
@@ -343,7 +339,7 @@ async def test_it_goes_on_trying_while_the_server_can_not_start(
 
 
 @linux_only
-async def test_it_dies_with_its_killed_parent_and_its_data_stays(servers: Servers, tmp_path: Path) -> None:
+async def test_the_server_dies_with_its_killed_parent_and_its_data_remains(servers: Servers, tmp_path: Path) -> None:
     process, pid = await servers.other_process(tmp_path)
     attached = await servers.start(tmp_path)
     assert attached.pid is None
@@ -358,7 +354,7 @@ async def test_it_dies_with_its_killed_parent_and_its_data_stays(servers: Server
 # Several processes
 
 
-async def test_a_second_process_attaches_and_its_end_does_no_harm(servers: Servers, tmp_path: Path) -> None:
+async def test_a_second_process_attaches_and_exits_without_harm(servers: Servers, tmp_path: Path) -> None:
     owner = await servers.start(tmp_path)
     attached = await servers.start(tmp_path)
     assert owner.pid
@@ -369,16 +365,14 @@ async def test_a_second_process_attaches_and_its_end_does_no_harm(servers: Serve
     assert await got(owner) == "shared"
 
 
-async def test_of_many_that_start_at_once_one_runs_it(servers: Servers, tmp_path: Path) -> None:
+async def test_only_one_of_many_concurrent_starts_runs_the_server(servers: Servers, tmp_path: Path) -> None:
     started = await asyncio.gather(*(servers.start(tmp_path) for _ in range(4)))
     assert len([server for server in started if server.pid]) == 1
     await put(started[0], "shared")
     assert [await got(server) for server in started] == ["shared"] * 4
 
 
-async def test_when_the_owner_leaves_one_that_is_attached_takes_over_within_two_seconds(
-    servers: Servers, tmp_path: Path
-) -> None:
+async def test_an_attached_process_takes_over_when_the_owner_exits(servers: Servers, tmp_path: Path) -> None:
     owner = await servers.start(tmp_path)
     left = [await servers.start(tmp_path, watched=True) for _ in range(3)]
     await put(owner, "kept")
@@ -389,9 +383,7 @@ async def test_when_the_owner_leaves_one_that_is_attached_takes_over_within_two_
 
 
 @linux_only
-async def test_when_the_owner_is_killed_one_that_is_attached_takes_over_within_two_seconds(
-    servers: Servers, tmp_path: Path
-) -> None:
+async def test_an_attached_process_takes_over_when_the_owner_is_killed(servers: Servers, tmp_path: Path) -> None:
     process, pid = await servers.other_process(tmp_path)
     attached = await servers.start(tmp_path, watched=True)
     await put(attached, "kept")
@@ -402,9 +394,7 @@ async def test_when_the_owner_is_killed_one_that_is_attached_takes_over_within_t
     assert gone(pid)
 
 
-async def test_when_the_server_is_killed_its_owner_starts_it_and_the_attached_stay_attached(
-    servers: Servers, tmp_path: Path
-) -> None:
+async def test_the_owner_restarts_a_killed_server_and_clients_stay_attached(servers: Servers, tmp_path: Path) -> None:
     owner = await servers.start(tmp_path, watched=True)
     attached = await servers.start(tmp_path, watched=True)
     await put(attached, "kept")
@@ -415,9 +405,7 @@ async def test_when_the_server_is_killed_its_owner_starts_it_and_the_attached_st
     assert attached.pid is None
 
 
-async def test_a_lock_without_a_server_behind_it_is_no_endless_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_without_a_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagegen.redis_client.embedded._SILENT_S", 0.1)
     folder = tmp_path / f"valkey-{find_binary().version[0]}"
     folder.mkdir()
@@ -462,7 +450,7 @@ async def _written(folder: Path, count: int) -> Path:
     ],
     ids=["zeros", "zeros within a transaction", "half a command of garbage", "garbage after a cut"],
 )
-async def test_a_damaged_end_of_the_data_is_cut_and_kept_beside_what_is_whole(
+async def test_a_damaged_tail_is_truncated_and_saved_separately(
     tmp_path: Path, logged: list[str], tail: bytes, cut: int, keys: int
 ) -> None:
     path = await _written(tmp_path, 50)
@@ -484,13 +472,13 @@ async def test_a_damaged_end_of_the_data_is_cut_and_kept_beside_what_is_whole(
         await server.stop()
 
 
-async def test_what_is_whole_is_left_as_it_is(tmp_path: Path) -> None:
+async def test_intact_data_is_left_unchanged(tmp_path: Path) -> None:
     path = await _written(tmp_path, 3)
     assert repair(path.parent.parent) is None
     assert whole_bytes(path) == path.stat().st_size
 
 
-async def test_a_data_folder_that_is_deleted_or_replaced_is_noticed_once(tmp_path: Path, logged: list[str]) -> None:
+async def test_a_deleted_or_replaced_data_folder_is_reported_once(tmp_path: Path, logged: list[str]) -> None:
     server = EmbeddedRedis(tmp_path)
     await server.start()
     try:

@@ -16,7 +16,7 @@ def task(name: str, **changes) -> Task:
     return Task(**{**fields, "request_json": b'{"width":512,"height":512,"n":1}', **changes})
 
 
-def test_positions_follow_the_order_of_entries_whatever_order_they_came_in() -> None:
+def test_positions_follow_the_order_of_entry_ids() -> None:
     line = WaitingEntries()
     ids = [f"{ms}-{n}" for ms in (1, 9, 10, 100) for n in (0, 2, 10)]
     for entry_id in random.sample(ids, len(ids)):
@@ -35,7 +35,7 @@ def test_a_task_waits_for_its_slot(ahead: int, running: list[float], expected: f
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_the_wait_is_what_counting_each_task_would_give(seed: int) -> None:
+def test_the_wait_equals_the_sum_over_single_tasks(seed: int) -> None:
     dice = random.Random(seed)
     slots, mean_s, ahead = dice.randint(1, 8), dice.randint(1, 9), dice.randint(0, 60)
     running = [float(dice.randint(0, 100)) for _ in range(dice.randint(0, slots))]
@@ -46,18 +46,18 @@ def test_the_wait_is_what_counting_each_task_would_give(seed: int) -> None:
     assert SlotForecast(running, slots, float(mean_s)).wait_s(ahead) == min(free_at)
 
 
-def test_a_stuck_run_among_millions_of_short_ones_is_no_work() -> None:
+def test_one_long_run_among_millions_does_not_slow_the_estimate() -> None:
     assert SlotForecast([10**6], 2, 1e-6).wait_s(10**12) == pytest.approx((10**12 * 1e-6 + 10**6) / 2, rel=1e-3)
 
 
-def test_nothing_is_guessed_before_a_task_of_the_kind_ran() -> None:
+def test_no_estimate_exists_before_the_first_run_of_a_kind() -> None:
     estimates = EtaEstimator(slots=1)
     estimates.line.add("5-0")
     place = estimates.position_of(task("a", entry_id="5-0"), now=0.0)
     assert (place.position, place.eta_s) == (1, None)
 
 
-def test_the_guess_is_the_median_of_what_ran() -> None:
+def test_the_estimate_is_the_median_of_past_runs() -> None:
     estimates = EtaEstimator(slots=1)
     for seconds in (8.0, 10.0, 30.0):
         estimates.started(task("x"), 0.0)
@@ -68,7 +68,7 @@ def test_the_guess_is_the_median_of_what_ran() -> None:
     assert estimates.position_of(running, now=150.0).eta_s == 1.0
 
 
-def test_a_failed_run_says_nothing_of_run_times() -> None:
+def test_a_failed_run_does_not_change_the_estimate() -> None:
     estimates = EtaEstimator(slots=1)
     estimates.started(task("x"), 0.0)
     estimates.ended(task("x"), None)
@@ -88,7 +88,7 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     assert (await instance.client_queue.position(tasks[4])).position == 3
 
 
-async def test_positions_are_known_after_a_restart(make_instance) -> None:
+async def test_positions_are_available_after_a_restart(make_instance) -> None:
     one = make_instance(start=False)
     await one.verbs.create_group()
     for i in range(3):
@@ -105,7 +105,7 @@ async def test_positions_are_known_after_a_restart(make_instance) -> None:
             await asyncio.sleep(0)
 
 
-def test_places_behind_the_known_entries_are_estimated_from_the_times_in_their_ids() -> None:
+def test_later_positions_are_estimated_from_the_times_in_entry_ids() -> None:
     line = EtaEstimator(1).line
     line.replace([f"{1000 + i}-0" for i in range(100)], 0.0, behind=900, last="10000-0")
     assert len(line) == 1_000

@@ -98,7 +98,7 @@ async def commands(instance) -> Counter[str]:
     return Counter({name: count for name, count in counts.items() if name not in UNCOUNTED})
 
 
-async def test_a_finished_task_with_a_webhook_is_in_the_outbox_until_it_is_told(make_instance) -> None:
+async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook())
     assert await waiting(instance) == {}
@@ -147,7 +147,7 @@ async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) ->
     assert outbox_module.CHECK_INTERVAL_S >= 600
 
 
-async def test_an_end_that_a_webhook_does_not_want_is_not_told(make_instance) -> None:
+async def test_an_unsubscribed_event_is_not_delivered(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook(events=("image.failed",)))
     await finish(instance)
@@ -155,7 +155,7 @@ async def test_an_end_that_a_webhook_does_not_want_is_not_told(make_instance) ->
     assert await nothing_comes(instance, 0.05)
 
 
-async def test_a_cancelled_task_is_told_by_who_cancelled_it(make_instance) -> None:
+async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> None:
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a", hook())
     assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
@@ -166,7 +166,7 @@ async def test_a_cancelled_task_is_told_by_who_cancelled_it(make_instance) -> No
 
 
 @pytest.mark.parametrize("running", [True, False])
-async def test_webhooks_that_join_from_two_instances_are_all_told_by_who_finishes(make_instance, running: bool) -> None:
+async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance, running: bool) -> None:
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook("first"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -185,7 +185,7 @@ async def test_webhooks_that_join_from_two_instances_are_all_told_by_who_finishe
     assert all(one.status is DeliveryStatus.DELIVERED for one in (await two.client_queue.get(final.id)).deliveries)
 
 
-async def test_a_webhook_may_join_a_task_that_has_none(make_instance) -> None:
+async def test_a_webhook_may_join_a_task_without_webhooks(make_instance) -> None:
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a")
     await put_in(two, "a", hook())
@@ -197,7 +197,7 @@ async def test_a_webhook_may_join_a_task_that_has_none(make_instance) -> None:
     assert (await deliver(one))[1].webhook == hook()
 
 
-async def test_a_cancel_tells_webhooks_that_joined_elsewhere(make_instance) -> None:
+async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance) -> None:
     one, two = make_instance(), make_instance()
     task = await put_in(one, "a")
     await put_in(two, "a", hook())
@@ -205,7 +205,7 @@ async def test_a_cancel_tells_webhooks_that_joined_elsewhere(make_instance) -> N
     assert (await deliver(one))[1].webhook == hook()
 
 
-async def test_webhooks_that_joined_outlive_a_change_of_hands(make_instance) -> None:
+async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
     one = make_instance()
     await put_in(one, "a", hook("first"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -232,7 +232,7 @@ async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> No
     assert [delivery.webhook.url[-5:] for delivery in seen.deliveries] == ["first", "waits", "/runs"]
 
 
-async def test_a_webhook_on_a_cache_hit_is_told_at_once_by_who_was_asked(make_instance) -> None:
+async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook("first"))
     final = await finish(one)
@@ -250,7 +250,7 @@ async def len_of(instance, task_id: str, count: int) -> bool:
     return len((await instance.client_queue.get(task_id)).deliveries) == count
 
 
-async def test_a_log_keeps_what_joined_while_it_was_written(make_instance) -> None:
+async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook("first"))
     final = await finish(one)
@@ -273,7 +273,7 @@ async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> Non
     assert len(final.deliveries) == MAX_WEBHOOKS
 
 
-async def test_another_instance_knows_how_far_a_delivery_is(make_instance) -> None:
+async def test_another_instance_reads_the_delivery_status(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await put_in(one, "a", hook())
     final = await finish(one)
@@ -286,7 +286,7 @@ async def is_delivered(instance, task_id: str) -> bool:
     return (await instance.client_queue.get(task_id)).deliveries[0].status is DeliveryStatus.DELIVERED
 
 
-async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
+async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> None:
     one = make_instance()
     await put_in(one, "a", hook())
     final = await finish(one)
@@ -298,7 +298,7 @@ async def test_a_restart_takes_up_at_once_what_was_left(make_instance) -> None:
     assert task.images == final.images
 
 
-async def test_what_another_instance_cares_for_is_left_to_it(make_instance) -> None:
+async def test_deliveries_of_another_instance_are_left_alone(make_instance) -> None:
     one = make_instance()
     await eventually(lambda: one.notifier.on_join)
     await put_in(one, "a", hook())
@@ -309,7 +309,7 @@ async def test_what_another_instance_cares_for_is_left_to_it(make_instance) -> N
     assert len(await waiting(two)) == 1
 
 
-async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_due_delivery_is_taken_by_one_other_instance(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make_instance()
     await put_in(one, "a", hook())
     await finish(one)
@@ -328,7 +328,7 @@ async def test_what_falls_due_is_taken_by_one_of_the_others(make_instance, monke
     assert sum(taker.done() for taker in takers) == 1
 
 
-async def test_an_instance_that_leaves_hands_its_deliveries_to_the_others(make_instance) -> None:
+async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
     await put_in(one, "a", hook())
@@ -340,7 +340,7 @@ async def test_an_instance_that_leaves_hands_its_deliveries_to_the_others(make_i
     assert task.id == final.id
 
 
-async def test_names_that_wait_for_long_are_moved_on(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_held_delivery_is_renewed(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "RENEW_S", 0.05)
     instance = make_instance()
     await put_in(instance, "a", hook())
@@ -352,7 +352,7 @@ async def test_names_that_wait_for_long_are_moved_on(make_instance, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["junk", "a:b:c:d", "0" * 32 + ":1"])
-async def test_a_name_without_its_task_is_dropped(make_instance, name: str) -> None:
+async def test_an_outbox_item_without_its_task_is_dropped(make_instance, name: str) -> None:
     instance = make_instance(start=False)
     await instance.connection.commands.zadd(instance.keys.outbox, {name: 1})
     instance.start()
@@ -363,7 +363,7 @@ async def gone(instance) -> bool:
     return await waiting(instance) == {}
 
 
-async def test_the_webhooks_of_an_older_generation_are_not_told_of_a_newer_one(make_instance) -> None:
+async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instance) -> None:
     one = make_instance()
     await put_in(one, "a", hook())
     await finish(one, "failed")
@@ -374,7 +374,7 @@ async def test_the_webhooks_of_an_older_generation_are_not_told_of_a_newer_one(m
     await eventually(lambda: gone(two))
 
 
-async def test_a_failed_task_that_comes_again_has_a_log_of_its_own(make_instance) -> None:
+async def test_a_resubmitted_task_has_a_new_delivery_log(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook("old"))
     first = await finish(instance, "failed")
@@ -389,7 +389,7 @@ async def test_a_failed_task_that_comes_again_has_a_log_of_its_own(make_instance
     assert [(one.webhook, one.status) for one in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
 
 
-async def test_the_log_and_the_outbox_of_every_task_have_an_end(make_instance) -> None:
+async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook())
     await put_in(instance, "a", hook("b"))
@@ -402,7 +402,7 @@ async def test_the_log_and_the_outbox_of_every_task_have_an_end(make_instance) -
     assert not await redis.exists(keys.outbox)
 
 
-async def test_a_result_is_kept_though_something_foreign_is_in_its_place(make_instance) -> None:
+async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
     instance = make_instance()
     await put_in(instance, "a", hook())
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
@@ -419,7 +419,7 @@ async def test_a_result_is_kept_though_something_foreign_is_in_its_place(make_in
     assert (await instance.client_queue.get(final.id)).state is State.COMPLETED
 
 
-def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
+def test_records_and_logs_survive_a_round_trip() -> None:
     deliveries = (Delivery(hook(), 0), Delivery(hook("b", secret="whsec_x"), 1, attempts=1, due_at=5.0))
     task = Task("ab", 17, 17, "c0", "m", b"{}", 1.0, State.COMPLETED, deliveries=deliveries)
     assert decode_record(final_record(task))[1].deliveries == deliveries
@@ -432,9 +432,7 @@ def test_a_record_and_a_log_are_read_back_as_they_were_written() -> None:
         decode_hooks(b"1 17\n[{}]")
 
 
-async def test_what_waits_by_name_is_read_in_bulk_in_order_and_left_to_a_restart_at_the_end(
-    make_instance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_named_deliveries_are_read_in_bulk_and_in_order(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 20)
     count, one = 100, make_instance()
     ids = []
@@ -456,7 +454,7 @@ async def test_what_waits_by_name_is_read_in_bulk_in_order_and_left_to_a_restart
     assert await waiting(two) == {}
 
 
-async def test_a_destination_without_room_for_another_name_leaves_it_to_redis(
+async def test_a_full_destination_leaves_further_deliveries_in_redis(
     make_instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 1)
@@ -477,7 +475,7 @@ async def test_a_destination_without_room_for_another_name_leaves_it_to_redis(
     await eventually(lambda: gone(one))
 
 
-async def test_what_waits_for_long_makes_room_for_what_is_due(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_distant_deliveries_are_evicted_for_due_ones(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 2)
     one = make_instance()
     for name in range(4):
@@ -495,7 +493,7 @@ async def test_what_waits_for_long_makes_room_for_what_is_due(make_instance, mon
     assert delivery.due_at is None
 
 
-async def test_something_foreign_in_the_outbox_or_in_its_place_ends_no_loop(make_instance) -> None:
+async def test_a_foreign_outbox_value_does_not_end_the_loop(make_instance) -> None:
     one = make_instance(start=False)
     redis, key = one.connection.commands, one.keys.outbox
     await redis.zadd(key, {b"\xff\xfe": 1, "": 2, "x" * 1000: 3})

@@ -56,7 +56,7 @@ async def test_a_submitted_task_is_claimed_started_and_finished(make_instance) -
     assert await at_rest(instance)
 
 
-async def test_fifty_identical_submits_at_once_are_one_entry(make_instance) -> None:
+async def test_fifty_concurrent_identical_submits_are_one_entry(make_instance) -> None:
     instance = make_instance()
     answers = await asyncio.gather(*(instance.client_queue.submit(submission("a")) for _ in range(50)))
     assert [answer.cached for answer in answers].count(CacheResult.MISS) == 1
@@ -82,7 +82,7 @@ async def test_a_finished_task_is_a_hit_on_every_instance(make_instance) -> None
     assert await at_rest(one)
 
 
-async def test_a_failed_task_comes_again_with_a_higher_sequence_and_no_attempts(make_instance) -> None:
+async def test_a_resubmitted_task_has_a_higher_sequence_and_no_attempts(make_instance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
     failed = await run_one(instance, "failed")
@@ -125,7 +125,7 @@ async def test_a_full_queue_takes_tasks_again_when_some_are_claimed(make_instanc
     assert (await instance.client_queue.submit(submission("next"))).cached is CacheResult.MISS
 
 
-async def test_an_unknown_or_odd_id_is_no_task(make_instance) -> None:
+async def test_an_unknown_or_malformed_id_has_no_task(make_instance) -> None:
     instance = make_instance(start=False)
     for odd in ("0" * 32, "a1b2c3d4e5f6g7h8i9j0", "", "../x", "A" * 32):
         assert await instance.client_queue.get(odd) is None
@@ -158,7 +158,7 @@ async def test_a_retry_keeps_its_claim_and_is_offered_again(make_instance) -> No
     assert claim.task.sequence > before
 
 
-async def test_waiting_out_a_rate_limit_is_no_attempt(make_instance) -> None:
+async def test_waiting_for_a_rate_limit_counts_no_attempt(make_instance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
@@ -215,7 +215,7 @@ async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_in
     assert (await one.client_queue.get(stale.task.id)).state is State.COMPLETED
 
 
-async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -> None:
+async def test_a_late_result_is_accepted_if_no_other_exists(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     assert (await end(one, stale)).state is State.COMPLETED
     stands = await end(two, taken, "failed")
@@ -223,7 +223,7 @@ async def test_a_late_result_is_kept_where_nobody_else_finished(make_instance) -
     assert await at_rest(two)
 
 
-async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_over(make_instance) -> None:
+async def test_a_stale_owner_does_not_release_a_claim_taken_over(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     await one.worker_queue.release([stale], leaving=True)
     (row,) = await two.verbs.pending_entries()
@@ -232,7 +232,7 @@ async def test_a_stale_owner_that_leaves_does_not_hand_back_what_another_took_ov
     assert await at_rest(two)
 
 
-async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance(make_instance) -> None:
+async def test_claims_released_at_shutdown_wake_another_instance(make_instance) -> None:
     one = make_instance()
     await one.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -258,7 +258,7 @@ async def test_what_is_held_is_handed_back_at_the_end_and_wakes_another_instance
     ["junk", '{"id":"x","digest":"d","model":"m","created":1,"request":' + "[" * 2_000 + "]" * 2_000 + "}"],
     ids=["junk", "nested too deep"],
 )
-async def test_an_entry_that_nobody_can_read_goes_to_the_dead_letter_list(make_instance, json: str) -> None:
+async def test_an_unreadable_entry_goes_to_the_dead_letter_list(make_instance, json: str) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     waiting = asyncio.create_task(instance.worker_queue.claim())
@@ -279,7 +279,7 @@ async def test_an_entry_of_a_newer_version_is_left_alone(make_instance) -> None:
     assert await redis.xlen(instance.keys.stream) == 2
 
 
-async def test_a_result_is_kept_though_the_store_was_emptied(make_instance) -> None:
+async def test_a_result_is_written_after_the_store_was_emptied(make_instance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
@@ -291,7 +291,7 @@ async def test_a_result_is_kept_though_the_store_was_emptied(make_instance) -> N
     assert (await instance.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
-async def test_waiting_tasks_come_back_after_the_store_was_emptied(make_instance) -> None:
+async def test_waiting_tasks_are_restored_after_the_store_was_emptied(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     first = asyncio.create_task(instance.worker_queue.claim())
@@ -303,7 +303,7 @@ async def test_waiting_tasks_come_back_after_the_store_was_emptied(make_instance
     assert second.task.id == submission("second").task_id
 
 
-async def test_every_key_but_the_stream_has_an_end(make_instance) -> None:
+async def test_every_key_but_the_stream_expires(make_instance) -> None:
     instance = make_instance()
     for name in ("a", "b"):
         await instance.client_queue.submit(submission(name))
@@ -335,7 +335,7 @@ async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) ->
     assert await reads() == before
 
 
-async def test_a_task_whose_entry_is_gone_comes_again_on_a_submit(make_instance) -> None:
+async def test_a_submit_restores_a_task_without_its_entry(make_instance) -> None:
     one, two = make_instance(start=False), make_instance(start=False)
     await one.client_queue.submit(submission("a"))
     await one.connection.commands.delete(one.keys.stream)
@@ -354,7 +354,7 @@ async def test_a_cancelled_task_is_never_started(make_instance) -> None:
     assert await at_rest(one)
 
 
-async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -> None:
+async def test_a_late_result_never_revives_a_cancelled_task(make_instance) -> None:
     one, two = make_instance(), make_instance(start=False)
     await one.client_queue.submit(submission("a"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -365,7 +365,7 @@ async def test_a_late_result_never_brings_a_cancelled_task_back(make_instance) -
     assert cancelled.request_json == submission("a").request_json
 
 
-async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) -> None:
+async def test_an_unwritable_result_affects_no_other_task(make_instance) -> None:
     instance = make_instance()
     for name in ("good", "bad"):
         await instance.client_queue.submit(submission(name))
@@ -379,7 +379,7 @@ async def test_a_result_that_cannot_be_written_spoils_no_other(make_instance) ->
     assert stands.state is State.COMPLETED
 
 
-async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_instance) -> None:
+async def test_a_late_result_does_not_affect_the_next_epoch(make_instance) -> None:
     instance = make_instance()
     await instance.client_queue.submit(submission("a"))
     late = await asyncio.wait_for(instance.worker_queue.claim(), 5)
@@ -391,7 +391,7 @@ async def test_a_late_result_takes_nothing_from_the_generation_after_it(make_ins
     assert claim.task.request_json == submission("a").request_json
 
 
-async def test_a_cancel_elsewhere_stops_what_runs(make_instance) -> None:
+async def test_a_cancel_on_another_instance_stops_the_attempt(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     runs = asyncio.create_task(one.worker_queue.claim())
@@ -416,7 +416,7 @@ async def finished_elsewhere(make_instance):
     return one, two, task
 
 
-async def test_what_another_instance_finished_is_seen_also_after_that_one_left(make_instance) -> None:
+async def test_results_remain_readable_after_their_instance_stopped(make_instance) -> None:
     one, two, task = await finished_elsewhere(make_instance)
     await Supervisor().stop(two.loops)
     await two.parts.release_all()
@@ -428,7 +428,7 @@ async def test_what_another_instance_finished_is_seen_also_after_that_one_left(m
     assert await one.parts.monitor.waiting() == BacklogSize(1, pytest.approx(0.0, abs=2.0))
 
 
-async def test_what_another_instance_finished_does_not_stay_in_memory(make_instance, monkeypatch) -> None:
+async def test_results_of_other_instances_leave_memory(make_instance, monkeypatch) -> None:
     monkeypatch.setattr(watching, "REFRESH_S", 0.05)
     one, _two, _task = await finished_elsewhere(make_instance)
     await eventually(lambda: not one.task_cache.live)
@@ -450,7 +450,7 @@ async def test_a_cancelled_waiting_task_leaves_the_stream_empty(make_instance) -
     assert await at_rest(instance)
 
 
-async def test_a_change_on_one_instance_is_told_to_who_waits_on_another(make_instance) -> None:
+async def test_a_change_wakes_waiters_on_another_instance(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     with two.feed.subscribe([submission("a").task_id]) as waiting:
@@ -466,7 +466,7 @@ async def test_a_change_on_one_instance_is_told_to_who_waits_on_another(make_ins
     assert (await two.client_queue.get(claim.task.id)).state is State.COMPLETED
 
 
-async def test_a_failed_task_that_comes_again_elsewhere_is_not_served_from_memory(make_instance) -> None:
+async def test_a_task_resubmitted_elsewhere_is_not_served_from_memory(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     runs = asyncio.create_task(one.worker_queue.claim())
@@ -503,7 +503,7 @@ async def listener(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance, listener: Redis) -> None:
+async def test_a_new_peer_learns_of_a_held_task(make_instance, listener: Redis) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     await instance.client_queue.submit(submission("a"))
@@ -523,7 +523,7 @@ async def test_a_peer_that_comes_later_is_told_that_a_task_is_held(make_instance
     await heard.aclose()
 
 
-async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make_instance) -> None:
+async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_instance) -> None:
     instance = make_instance(lease_s=0.6)
     commands = instance.connection.meter.commands
     await eventually(lambda: commands["takeover"] == 1 and commands["control"])  # it has looked, and listens
@@ -533,7 +533,7 @@ async def test_each_word_of_a_busy_peer_is_followed_by_a_look_a_lease_later(make
     await eventually(lambda: commands["takeover"] == 3)
 
 
-async def test_alone_nothing_is_published_after_the_hello(make_instance, listener: Redis) -> None:
+async def test_a_single_instance_publishes_only_its_greeting(make_instance, listener: Redis) -> None:
     instance = make_instance()
     heard = listener.pubsub()
     await heard.subscribe(instance.keys.notifications)
@@ -550,7 +550,7 @@ async def drained(pubsub):
         yield message
 
 
-async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_and_ever_less_often(
+async def test_without_a_channel_changes_are_polled_with_growing_intervals(
     make_instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "REFRESH_S", 30.0)
@@ -577,7 +577,7 @@ async def test_where_redis_refuses_the_channel_a_change_elsewhere_is_read_soon_a
     await Supervisor().stop([refreshing, reader])
 
 
-async def test_of_a_long_queue_only_the_first_entries_are_read_and_the_others_counted(make_instance) -> None:
+async def test_only_the_first_entries_of_a_long_queue_are_read(make_instance) -> None:
     one, two = make_instance(start=False, max_queue=5_000), make_instance(start=False, max_queue=5_000)
     await one.verbs.create_group()
     last = (await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(1_500))))[-1].task

@@ -42,7 +42,7 @@ def admitted(standings: list[list[LimitState]]) -> int:
     return sum(all(retry_s == 0 for _, _, retry_s in standing) for standing in standings)
 
 
-def test_it_is_what_the_web_room_asks_for(make_windows: MakeWindows) -> None:
+def test_the_class_implements_the_protocol_of_the_web_layer(make_windows: MakeWindows) -> None:
     _: RateLimitStore = make_windows()
 
 
@@ -59,7 +59,7 @@ async def test_a_storm_over_two_instances_is_admitted_exactly_to_the_limit(
     assert all(59 < retry_s <= 61 for [(_, _, retry_s)] in standings if retry_s)
 
 
-async def test_a_hit_spends_from_all_its_windows_or_from_none(make_windows: MakeWindows) -> None:
+async def test_a_hit_spends_from_all_its_windows_or_not_at_all(make_windows: MakeWindows) -> None:
     windows = make_windows()
     general, generation = ("general:a", 10, 60.0), ("generation:a", 2, 60.0)
     both = await asyncio.gather(*(windows.hit([general, generation], 1) for _ in range(5)))
@@ -84,7 +84,7 @@ async def test_a_cost_over_what_is_left_spends_nothing(make_windows: MakeWindows
 
 
 @pytest.mark.parametrize("limit", [2, 200])
-async def test_what_was_spent_comes_back_when_the_window_has_moved_on(make_windows: MakeWindows, limit: int) -> None:
+async def test_the_budget_returns_when_the_window_has_moved_on(make_windows: MakeWindows, limit: int) -> None:
     windows, window = make_windows(), ("general:a", limit, 0.3)
     await windows.hit([window], limit)
     _, _, retry_s = (await windows.hit([window], 1))[0]
@@ -95,7 +95,7 @@ async def test_what_was_spent_comes_back_when_the_window_has_moved_on(make_windo
     assert 0 < reset_s <= 0.31
 
 
-async def test_a_key_is_no_longer_than_its_window_and_stays_short(
+async def test_a_key_expires_with_its_window_and_stays_short(
     connection: Connection, make_windows: MakeWindows, prefix: str
 ) -> None:
     windows = make_windows()
@@ -105,7 +105,7 @@ async def test_a_key_is_no_longer_than_its_window_and_stays_short(
     assert await connection.commands.strlen(key) < 2_500
 
 
-async def test_a_window_that_makes_no_sense_counts_as_empty(
+async def test_a_malformed_window_counts_as_empty(
     connection: Connection, make_windows: MakeWindows, prefix: str
 ) -> None:
     await connection.commands.set(Keys(prefix).rate_limit("general:a"), b"\xff?", ex=60)
@@ -136,7 +136,7 @@ async def billed(connection: Connection) -> dict[str, int]:
     return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
 
 
-async def test_a_redis_that_is_away_is_said_to_be() -> None:
+async def test_an_unreachable_redis_is_reported() -> None:
     connection = Connection("redis://127.0.0.1:1")
     with pytest.raises(QueueUnavailable):
         await RedisRateLimitStore(connection, Keys("away")).hit([("general:a", 1, 60.0)], 1)

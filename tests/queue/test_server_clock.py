@@ -15,7 +15,7 @@ from imagegen.tasks.retry import RetryPolicy
 from imagegen.worker.limits import AttemptLimits
 
 
-def test_the_clock_runs_on_though_this_machines_jumps_and_is_set_by_the_server() -> None:
+def test_the_server_clock_ignores_jumps_of_the_local_clock() -> None:
     now = {"wall": 1_000.0, "monotonic": 5.0}
     clock = ServerClock(wall=lambda: now["wall"], monotonic=lambda: now["monotonic"])
     now["wall"], now["monotonic"] = 4_600.0, 6.0
@@ -43,7 +43,7 @@ async def test_a_submitters_wrong_clock_changes_no_tasks_age(make_instance, off_
     )
 
 
-async def test_a_new_connection_tells_the_servers_time(make_instance) -> None:
+async def test_a_new_connection_reads_the_server_time(make_instance) -> None:
     instance = make_instance(start=False)
     instance.connection.clock._offset += 3_600.0
     await instance.connection.multiplexer.execute("PING")

@@ -32,7 +32,7 @@ def test_another_server_or_one_with_less_data_is_recognised(new: ServerInfo, dif
     assert new.replaces(info()) is differs
 
 
-def test_a_server_that_tells_little_is_taken_for_the_same() -> None:
+def test_a_server_with_sparse_info_counts_as_the_same() -> None:
     assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").replaces(ServerInfo.parse(""))
 
 
@@ -47,7 +47,7 @@ def test_version_role_mode_and_eviction_policy_are_read() -> None:
     assert ServerInfo.parse("cluster_enabled:1").cluster
 
 
-def test_a_cluster_node_that_took_over_the_slot_with_its_keys_is_no_loss_but_a_promoted_replica_may_be() -> None:
+def test_a_slot_migration_loses_nothing_but_a_promotion_may() -> None:
     cluster = "cluster_enabled:1\r\nrun_id:r2\r\nmaster_repl_offset:5\r\nmaster_replid:"
     assert not ServerInfo.parse(f"{cluster}{OTHER}").replaces(info())
     assert ServerInfo.parse(f"{cluster}{OTHER}\r\nmaster_replid2:{ID}").replaces(info())

@@ -34,14 +34,14 @@ def remembered(task_cache: TaskCache, count: int) -> list[int]:
     return [number for number in range(count) if task_cache.finished(f"{number:032x}")]
 
 
-def test_the_oldest_make_room(task_cache: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_entries_are_evicted(task_cache: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 3_500)
     for number in range(9):
         task_cache.put(finished(number, clock))
     assert remembered(task_cache, 9) == [6, 7, 8]
 
 
-def test_one_that_is_larger_than_all_room_is_not_remembered(
+def test_a_task_larger_than_the_cache_is_not_cached(
     task_cache: TaskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FINISHED_BYTES", 100)
@@ -49,7 +49,7 @@ def test_one_that_is_larger_than_all_room_is_not_remembered(
     assert remembered(task_cache, 1) == []
 
 
-def test_a_task_takes_what_it_is_counted_for(task_cache: TaskCache, clock: Clock) -> None:
+def test_the_counted_size_of_a_task_matches_its_memory(task_cache: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
     for number in range(500):
@@ -61,7 +61,7 @@ def test_a_task_takes_what_it_is_counted_for(task_cache: TaskCache, clock: Clock
     assert 0.5 < (full - empty) / task_cache._finished_bytes <= 1.0
 
 
-def test_what_has_expired_goes_when_others_come(task_cache: TaskCache, clock: Clock) -> None:
+def test_expired_tasks_are_evicted_by_new_ones(task_cache: TaskCache, clock: Clock) -> None:
     tracemalloc.start()
     for number in range(500):
         task_cache.put(finished(number, clock))
@@ -74,14 +74,12 @@ def test_what_has_expired_goes_when_others_come(task_cache: TaskCache, clock: Cl
     assert remembered(task_cache, 501) == [500]
 
 
-def test_one_that_has_expired_already_is_forgotten_at_once(task_cache: TaskCache, clock: Clock) -> None:
+def test_an_expired_task_is_dropped_at_once(task_cache: TaskCache, clock: Clock) -> None:
     task_cache.put(finished(0, clock, ttl_s=-1.0))
     assert remembered(task_cache, 1) == []
 
 
-def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit(
-    task_cache: TaskCache, clock: Clock
-) -> None:
+def test_a_miss_is_cached_for_ten_seconds_on_a_single_instance(task_cache: TaskCache, clock: Clock) -> None:
     task_cache.store_from_redis("a" * 32, None)
     read_at = clock.now
     for age_s, counts in ((0.0, True), (9.0, True), (11.0, False)):
@@ -90,9 +88,7 @@ def test_that_there_was_no_task_counts_for_ten_seconds_if_nobody_else_can_submit
         assert task_cache.recent_remote("a" * 32, lambda _unix_s: False) == (False, None)
 
 
-def test_that_there_was_no_task_is_not_kept_of_one_that_was_submitted_meanwhile(
-    task_cache: TaskCache, clock: Clock
-) -> None:
+def test_a_miss_is_not_cached_if_a_submit_came_meanwhile(task_cache: TaskCache, clock: Clock) -> None:
     task = Task("a" * 32, 1, 1, "d" * 32, "m", b'{"prompt":"p"}', clock.now)
     task_cache.put(task)
     task_cache.store_from_redis(task.id, None)

@@ -85,7 +85,7 @@ async def test_a_cancel_by_a_stale_owner_records_the_call_of_the_new_owner(two) 
     assert (await stored(one, stale.task.id)).possibly_billed_twice == 1
 
 
-async def test_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
+async def test_a_new_owner_makes_no_call_if_the_stale_owner_finished(two) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -94,7 +94,7 @@ async def test_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(
     assert await other.worker_queue.start(taken) is StartResult.LOST
 
 
-async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_one_finished(two) -> None:
+async def test_a_retry_makes_no_call_if_the_stale_owner_finished(two) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -105,7 +105,7 @@ async def test_a_retry_of_a_new_owner_makes_no_call_for_a_task_that_the_stale_on
     assert taken.lost
 
 
-async def test_who_claims_what_a_new_owner_gave_back_makes_no_call_after_the_stale_owner_finished(two) -> None:
+async def test_a_claim_released_after_a_stale_finish_makes_no_call(two) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -117,7 +117,7 @@ async def test_who_claims_what_a_new_owner_gave_back_makes_no_call_after_the_sta
     assert await one.worker_queue.start(third) is StartResult.LOST
 
 
-async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_instance) -> None:
+async def test_an_owner_verifies_a_doubtful_claim_before_it_pays(make_instance) -> None:
     one, other = make_instance(lease_s=1.0), make_instance(start=False)
     stale = await claimed(one)
     await one.crash()
@@ -126,14 +126,14 @@ async def test_an_owner_that_may_have_lost_its_claim_asks_before_it_pays(make_in
     assert await one.worker_queue.start(stale) is StartResult.LOST
 
 
-async def test_an_owner_that_has_not_lost_its_claim_goes_on_after_a_long_silence(make_instance) -> None:
+async def test_an_owner_with_a_valid_claim_continues_after_a_long_silence(make_instance) -> None:
     one = make_instance(lease_s=1.0)
     claim = await claimed(one)
     claim.confirmed_at -= 1.0
     assert await one.worker_queue.start(claim) is StartResult.STARTED
 
 
-async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_have_been_paid(two) -> None:
+async def test_a_start_just_before_a_takeover_counts_as_possibly_paid(two) -> None:
     one, other = two
     stale = await claimed(one)
     taken = await take_over(other, stale)
@@ -144,7 +144,7 @@ async def test_a_start_that_comes_just_before_the_takeover_is_a_call_that_may_ha
     assert (await end(one, stale)).possibly_billed_twice == 1
 
 
-async def test_a_finish_costs_no_command_more_where_nothing_is_to_be_merged(two) -> None:
+async def test_a_finish_without_a_merge_costs_no_extra_command(two) -> None:
     one, _ = two
     claim = await claimed(one)
     await one.worker_queue.start(claim)
@@ -159,7 +159,7 @@ async def calls_of(instance, name: str) -> int:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"junk", b"\xff\xfe", b"1-0 {}", b"1-0 " + b"[" * 5_000, b'1-0 {"owner":3}'])
-async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_have_been_paid(two, garbage) -> None:
+async def test_an_unreadable_checkpoint_counts_as_possibly_paid(two, garbage) -> None:
     one, other = two
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -171,7 +171,7 @@ async def test_a_checkpoint_that_nobody_can_read_is_taken_for_a_call_that_may_ha
 
 
 @pytest.mark.parametrize("garbage", [b"junk", None])
-async def test_an_owner_writes_its_checkpoint_over_what_nobody_can_read(two, garbage) -> None:
+async def test_an_owner_overwrites_an_unreadable_checkpoint(two, garbage) -> None:
     one, _ = two
     claim = await claimed(one)
     await spoil(one, one.keys.checkpoint(claim.task.id), garbage)
@@ -190,7 +190,7 @@ async def spoil(instance, key: str, garbage: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"junk", b"99 of something", None])
-async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbage) -> None:
+async def test_an_unreadable_record_affects_only_its_task(two, garbage) -> None:
     one, _ = two
     claims = [await claimed(one, name) for name in ("a", "b")]
     for claim in claims:
@@ -201,7 +201,7 @@ async def test_a_record_that_nobody_can_read_costs_only_its_own_task(two, garbag
 
 
 @pytest.mark.parametrize("garbage", [b"junk", None])
-async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> None:
+async def test_a_submit_replaces_an_unreadable_record(two, garbage) -> None:
     _, other = two
     await other.verbs.create_group()
     await spoil(other, other.keys.record(submission("a").task_id), garbage)
@@ -209,7 +209,7 @@ async def test_a_submit_replaces_a_record_that_nobody_can_read(two, garbage) -> 
     assert (await stored(other, submission("a").task_id)).state is State.PENDING
 
 
-async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_start(make_instance) -> None:
+async def test_an_interrupted_call_is_recorded_if_the_new_owner_dies(make_instance) -> None:
     one, other, third = make_instance(lease_s=1.0), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -221,7 +221,7 @@ async def test_what_was_cut_off_is_known_though_the_new_owner_dies_before_its_st
     assert taken.checkpoint.ambiguous_calls == 1
 
 
-async def test_a_run_that_expired_is_taken_for_a_call_also_by_who_takes_over_next(make_instance) -> None:
+async def test_an_expired_checkpoint_counts_as_a_call_after_each_takeover(make_instance) -> None:
     one, other, third = make_instance(), make_instance(start=False), make_instance(start=False)
     stale = await claimed(one)
     await one.worker_queue.start(stale)
@@ -260,7 +260,7 @@ async def test_a_task_with_two_entries_is_run_once(make_instance, first: int) ->
     assert await one.connection.commands.xlen(one.keys.stream) == 0
 
 
-async def test_an_entry_that_comes_back_after_its_task_finished_is_not_run(make_instance) -> None:
+async def test_an_entry_restored_after_the_finish_is_not_run(make_instance) -> None:
     one = make_instance(slots=4)
     claim = await claimed(one)
     second = await copied(one, claim)

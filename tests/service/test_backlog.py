@@ -47,18 +47,18 @@ def test_the_place_in_the_queue_is_exact(service: Service, line: list[str]) -> N
     assert service.task(line[3]).get("queuePosition", 1) in (1, None)
 
 
-def test_a_full_backlog_refuses_what_is_new_and_joins_what_is_known(service: Service, line: list[str]) -> None:
+def test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones(service: Service, line: list[str]) -> None:
     refused = service.submit(prompt="one too many")
     assert refused.error == (503, "queue_full")
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json["retryable"] is True
-    joined = service.submit(prompt="test_a_full_backlog_refuses_what_is_new_and_joins_what_is_known 2")
+    joined = service.submit(prompt="test_a_full_backlog_refuses_new_tasks_and_joins_existing_ones 2")
     assert (joined.status, joined.json["taskId"], joined.json["coalesced"]) == (202, line[2], True)
     service.completed(line[3])
     assert service.submit(prompt="one too many").status == 202
 
 
-def test_a_crowd_never_gets_more_than_there_is_room_for(service: Service, line: list[str]) -> None:
+def test_concurrent_submits_never_exceed_the_queue_limit(service: Service, line: list[str]) -> None:
     for task_id in line:
         service.completed(task_id)
     running = service.accepted(prompt="before the crowd {{fault:ok delay_s=2}}")
@@ -72,7 +72,7 @@ def test_a_crowd_never_gets_more_than_there_is_room_for(service: Service, line: 
         service.completed(task_id)
 
 
-def test_calls_at_once_are_never_more_than_there_are_slots(service: Service, upstream: EmulatorProcess) -> None:
+def test_concurrent_calls_never_exceed_the_slots(service: Service, upstream: EmulatorProcess) -> None:
     service.made(prompt="the last one")
     assert upstream.ledger()["peak_in_flight"] == 1
     assert len(calls_about(upstream, "the last one")) == 1

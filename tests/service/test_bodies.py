@@ -165,7 +165,7 @@ def check(service: Service, route: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", NAMED)
-def test_no_body_costs_more_than_20_ms_of_the_loop_nor_16_mib(service: Service, route: str, name: str) -> None:
+def test_no_body_costs_more_than_20_ms_of_the_loop_or_16_mib(service: Service, route: str, name: str) -> None:
     check(service, route, NAMED[name])
 
 
@@ -191,7 +191,7 @@ def test_no_random_body_costs_more(service: Service, route: str) -> None:
         ("55,000 unknown fields", "body"),
     ],
 )
-def test_the_answer_names_what_has_too_many_entries(service: Service, name: str, field: str) -> None:
+def test_the_response_names_the_oversized_field(service: Service, name: str, field: str) -> None:
     answer = service.ask("POST", ROUTES["requests" in field], NAMED[name])
     assert answer.error == (400, "invalid_request")
     assert field in [fault["field"] for fault in answer.json["details"]]

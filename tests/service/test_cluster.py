@@ -46,7 +46,7 @@ def submit_all(services: list[Service], prompts: list[str]) -> tuple[list[str], 
 
 
 @pytest.mark.parametrize("tasks", [250, pytest.param(1000, marks=pytest.mark.faults)])
-def test_no_task_is_lost_nor_paid_twice_while_the_slot_moves_under_load(
+def test_a_slot_migration_loses_no_task_and_pays_nothing_twice(
     start_service: StartService, upstream: EmulatorProcess, nodes: Cluster, tasks: int
 ) -> None:
     others = nodes.others
@@ -73,7 +73,7 @@ def test_no_task_is_lost_nor_paid_twice_while_the_slot_moves_under_load(
         service.end()
 
 
-def test_a_waiter_on_another_instance_is_told_after_the_slot_has_moved(
+def test_a_waiter_on_another_instance_wakes_after_a_slot_move(
     start_service: StartService, upstream: EmulatorProcess, nodes: Cluster
 ) -> None:
     one, two = (start_service(upstream.url, REDIS_URL=url_of(node)) for node in nodes.nodes[:2])
@@ -102,7 +102,7 @@ def test_a_cluster_that_is_down_is_an_outage_with_one_line(
     service.end()
 
 
-def test_a_node_that_dies_is_replaced_by_its_replica_and_its_tasks_go_on(
+def test_a_dead_node_is_replaced_and_its_tasks_continue(
     start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     with cluster(tmp_path / "cluster", replicas=1) as nodes:

@@ -38,7 +38,7 @@ def flood() -> Iterator[Callable[[str, bytes], None]]:
     [b"", b"GET /healthz HTTP/1.1\r\nHo", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
     ids=["silent", "half a head", "kept after an answer"],
 )
-def test_a_flood_of_connections_holds_up_no_other_client_and_costs_no_call(
+def test_a_flood_of_connections_delays_no_other_client(
     start_service: Callable[..., Service],
     upstream: EmulatorProcess,
     flood: Callable[[str, bytes], None],
@@ -60,7 +60,7 @@ def test_a_flood_of_connections_holds_up_no_other_client_and_costs_no_call(
     assert len(lines) <= 5, lines
 
 
-def test_a_flood_of_long_requests_of_one_client_leaves_room_for_another(
+def test_long_requests_of_one_client_do_not_block_another(
     start_service: Callable[..., Service], flood: Callable[[str, bytes], None]
 ) -> None:
     service = start_service(program=LIMITED, NOFILE="1024", SANDBOX_DELAY="60", DRAIN_SECONDS="0")
@@ -83,7 +83,7 @@ def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Se
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "127.0.0.1,203.0.113.7", "no.such.host.invalid", "a b", ","])
-def test_a_bad_host_is_one_message(tmp_path: Path, host: str) -> None:
+def test_a_bad_host_is_reported_in_one_message(tmp_path: Path, host: str) -> None:
     ended = run_to_its_end(tmp_path, HOST=host, within_s=25)
     assert ended.returncode == 2
     assert ended.stderr.startswith("HOST")

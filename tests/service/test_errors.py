@@ -55,7 +55,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON.keys())
-def test_what_is_no_json_object_is_invalid_json(service: Service, body: bytes) -> None:
+def test_a_body_other_than_a_json_object_is_invalid_json(service: Service, body: bytes) -> None:
     assert post(service, body).error == (400, "invalid_json")
 
 
@@ -112,20 +112,20 @@ def test_a_missing_prompt_is_named(service: Service) -> None:
     assert [detail["field"] for detail in answer.json["details"]] == ["prompt"]
 
 
-def test_all_faults_are_told_at_once(service: Service) -> None:
+def test_all_faults_are_reported_at_once(service: Service) -> None:
     answer = service.submit(prompt="", width=1, height=2, n=0, steps=0, seed=-1, outputFormat="bmp", sede=1)
     faulty = {"prompt", "width", "height", "n", "steps", "seed", "outputFormat", "sede"}
     assert {detail["field"] for detail in answer.json["details"]} == faulty
 
 
-def test_at_most_fifty_faults_are_told(service: Service) -> None:
+def test_at_most_fifty_faults_are_reported(service: Service) -> None:
     answer = service.submit(prompt="a cat", **{f"field{number}": 1 for number in range(200)})
     assert answer.error == (400, "invalid_request")
     assert len(answer.json["details"]) == 50
 
 
 @pytest.mark.parametrize(("field", "near"), [("promt", "prompt"), ("heigth", "height"), ("negativeprompt", "negative")])
-def test_an_unknown_field_is_named_with_the_nearest_known_one(service: Service, field: str, near: str) -> None:
+def test_an_unknown_field_is_named_with_the_nearest_valid_one(service: Service, field: str, near: str) -> None:
     answer = service.submit(**{"prompt": "a cat", field: 1})
     assert answer.error == (400, "invalid_request")
     (detail,) = answer.json["details"]
@@ -186,7 +186,7 @@ CLOSED = {
 
 
 @pytest.mark.parametrize(("sent", "status", "code"), CLOSED.values(), ids=CLOSED.keys())
-def test_what_spoils_the_connection_is_told_in_json_and_closed(
+def test_a_malformed_request_gets_json_and_a_closed_connection(
     service: Service, sent: bytes, status: int, code: str
 ) -> None:
     answer = over_the_wire(service, sent)
@@ -215,13 +215,13 @@ def test_an_unknown_route(service: Service, method: str, path: str) -> None:
         ("POST", "/healthz", "GET"),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(service: Service, method: str, path: str, allowed: str) -> None:
+def test_a_wrong_method_gets_the_allowed_ones(service: Service, method: str, path: str, allowed: str) -> None:
     answer = service.ask(method, path)
     assert answer.error == (405, "method_not_allowed")
     assert allowed in answer.headers["Allow"]
 
 
-def test_messages_are_chinese_and_english_where_that_is_preferred(service: Service) -> None:
+def test_messages_are_chinese_or_english_if_preferred(service: Service) -> None:
     def refused(language: str | None) -> dict[str, Any]:
         return post(service, b"[]", **({"Accept_Language": language} if language else {})).json
 
@@ -232,7 +232,7 @@ def test_messages_are_chinese_and_english_where_that_is_preferred(service: Servi
     assert english["code"] == "invalid_json"
 
 
-def test_every_answer_has_a_request_id_and_the_clients_own_where_it_is_harmless(service: Service) -> None:
+def test_every_response_has_a_request_id(service: Service) -> None:
     ids = [service.get(path).headers["X-Request-Id"] for path in ("/healthz", "/readyz", "/", "/nope", "/api/health")]
     assert len(set(ids)) == len(ids)
     assert all(ids)

@@ -27,7 +27,7 @@ def picture(service: Service, task_id: str, index: int = 0, query: str = "", **h
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_a_picture_is_served_as_its_entry_says(service: Service, kind: str) -> None:
+def test_an_image_is_served_as_its_entry_describes(service: Service, kind: str) -> None:
     task = service.made(prompt=f"as {kind}", outputFormat=kind, width=128, height=64, model="m/any")
     (entry,) = task["data"]
     answer = service.get(entry["url"])
@@ -41,14 +41,14 @@ def test_a_picture_is_served_as_its_entry_says(service: Service, kind: str) -> N
     assert answer.headers["ETag"]
 
 
-def test_a_link_with_its_version_may_be_kept_until_the_picture_expires(service: Service) -> None:
+def test_a_versioned_link_is_cacheable_until_the_image_expires(service: Service) -> None:
     (entry,) = service.made(prompt="kept by browsers")["data"]
     cached = re.fullmatch(r"public, max-age=(\d+), immutable", service.get(entry["url"]).headers["Cache-Control"])
     assert cached
     assert 86_000 < int(cached[1]) <= 86_400
 
 
-def test_a_link_without_a_version_is_not_kept_and_one_with_another_is_410(service: Service) -> None:
+def test_an_unversioned_link_is_not_cacheable_and_a_wrong_one_is_410(service: Service) -> None:
     task_id = service.made(prompt="versions")["taskId"]
     plain = picture(service, task_id)
     assert plain.status == 200
@@ -56,14 +56,14 @@ def test_a_link_without_a_version_is_not_kept_and_one_with_another_is_410(servic
     assert picture(service, task_id, query="?v=000000000000").error == (410, "image_expired")
 
 
-def test_an_unchanged_picture_is_304(service: Service) -> None:
+def test_an_unchanged_image_is_304(service: Service) -> None:
     (entry,) = service.made(prompt="a picture unchanged")["data"]
     etag = service.get(entry["url"]).headers["ETag"]
     again = service.get(entry["url"], If_None_Match=etag)
     assert (again.status, again.body) == (304, b"")
 
 
-def test_a_range_of_a_picture(service: Service) -> None:
+def test_a_range_of_an_image_is_served(service: Service) -> None:
     (entry,) = service.made(prompt="a part")["data"]
     whole = service.get(entry["url"]).body
     size = len(whole)
@@ -75,13 +75,13 @@ def test_a_range_of_a_picture(service: Service) -> None:
     assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{size}")
 
 
-def test_a_picture_that_is_none_of_the_tasks(service: Service) -> None:
+def test_an_image_outside_the_task_is_not_found(service: Service) -> None:
     task_id = service.made(prompt="only one")["taskId"]
     assert picture(service, task_id, 1).status == 404
     assert picture(service, "0" * 32).error == (404, "not_found")
 
 
-def test_no_picture_is_served_before_it_is_there(service: Service) -> None:
+def test_no_image_is_served_before_it_exists(service: Service) -> None:
     task_id = service.accepted(prompt="not yet {{fault:ok delay_s=0.5}}")
     service.until(task_id, "processing")
     assert picture(service, task_id).status == 404
@@ -89,7 +89,7 @@ def test_no_picture_is_served_before_it_is_there(service: Service) -> None:
     assert picture(service, task_id).status == 200
 
 
-def test_a_picture_outlives_the_link_of_the_provider(service: Service, upstream: EmulatorProcess) -> None:
+def test_an_image_outlives_the_link_of_the_provider(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="the link dies", n=4)
     upstream.expire_links()
     assert [service.get(entry["url"]).status for entry in task["data"]] == [200] * 4
@@ -136,7 +136,7 @@ def spoiled(service: Service) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", LASTING + DAMAGED)
-def test_what_is_no_picture_fails_the_task_and_is_not_served(
+def test_an_invalid_image_fails_the_task_and_is_not_served(
     service: Service, upstream: EmulatorProcess, spoiled: dict[str, str], fault: str
 ) -> None:
     task = service.finished(spoiled[fault])
@@ -149,7 +149,7 @@ def test_what_is_no_picture_fails_the_task_and_is_not_served(
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_paid_image_whose_link_fails_is_fetched_later_and_not_paid_for_again(
+def test_a_paid_image_with_a_failing_link_is_fetched_later(
     service: Service, upstream: EmulatorProcess, spoiled: dict[str, str], fault: str
 ) -> None:
     task = eventually(lambda: seen if (seen := service.task(spoiled[fault]))["reason"] == "retrying" else {}, 20.0)
@@ -159,7 +159,7 @@ def test_a_paid_image_whose_link_fails_is_fetched_later_and_not_paid_for_again(
     assert len(calls_about(upstream, f"spoiled {{{{fault:{fault}}}}}")) == 1
 
 
-def test_nothing_but_pictures_was_kept(service: Service, spoiled: dict[str, str]) -> None:
+def test_only_images_were_stored(service: Service, spoiled: dict[str, str]) -> None:
     for fault in LASTING + DAMAGED:
         service.finished(spoiled[fault])
     kept = [path for path in (service.folder.parent / "data" / "images").rglob("*") if path.is_file()]
@@ -169,27 +169,27 @@ def test_nothing_but_pictures_was_kept(service: Service, spoiled: dict[str, str]
             image.verify()
 
 
-def test_the_type_of_a_picture_is_that_of_its_bytes(service: Service) -> None:
+def test_the_type_of_an_image_is_that_of_its_bytes(service: Service) -> None:
     (entry,) = service.made(prompt="typed {{fault:image_wrong_type}}", model="m/typed")["data"]
     assert (entry["contentType"], service.get(entry["url"]).headers["Content-Type"]) == ("image/png",) * 2
 
 
 @pytest.mark.parametrize("fault", ["image_500", "image_reset", "image_404", "image_short"])
-def test_a_link_that_fails_once_is_tried_again_and_nothing_is_paid_twice(
+def test_a_link_that_fails_once_is_retried_and_nothing_paid_twice(
     service: Service, upstream: EmulatorProcess, fault: str
 ) -> None:
     service.made(prompt=f"passing {{{{fault:{fault} link_times=1}}}}", model=f"m/passing-{fault}")
     assert len(calls_about(upstream, f"passing {{{{fault:{fault} ")) == 1
 
 
-def test_only_the_picture_that_was_bad_is_asked_for_again(service: Service, upstream: EmulatorProcess) -> None:
+def test_only_the_bad_image_is_requested_again(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="one bad {{fault:image_svg index=1 times=1}}", n=4, model="m/one-bad")
     assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
     assert "warnings" not in task
     assert [call["n"] for call in calls_about(upstream, "one bad")] == [4, 1]
 
 
-def test_where_one_picture_stays_bad_the_others_are_served_with_a_warning(service: Service) -> None:
+def test_an_image_that_stays_bad_is_a_warning_for_the_others(service: Service) -> None:
     task = service.made(prompt="stays bad {{fault:image_svg index=0}}", n=3, model="m/stays-bad")
     assert len(task["data"]) == 2
     assert task["warnings"]
@@ -200,9 +200,7 @@ def files_of(service: Service, task_id: str) -> list[Path]:
     return [path for path in (service.folder.parent / "data").rglob("*") if path.is_file() and task_id in str(path)]
 
 
-def test_a_picture_whose_file_was_deleted_is_generated_afresh_by_the_next_submit(
-    service: Service, upstream: EmulatorProcess
-) -> None:
+def test_a_deleted_image_is_generated_again_by_the_next_submit(service: Service, upstream: EmulatorProcess) -> None:
     order = {"prompt": "deleted", "n": 2}
     first = service.made(**order)
     files_of(service, first["taskId"])[0].unlink()
@@ -217,7 +215,7 @@ def test_a_picture_whose_file_was_deleted_is_generated_afresh_by_the_next_submit
     assert service.submit(**order).json["cached"] is True
 
 
-def test_fifty_submits_for_a_deleted_picture_are_one_more_call(service: Service, upstream: EmulatorProcess) -> None:
+def test_fifty_submits_for_a_deleted_image_are_one_more_call(service: Service, upstream: EmulatorProcess) -> None:
     order = {"prompt": "missed by fifty"}
     task_id = service.made(**order)["taskId"]
     for path in files_of(service, task_id):
@@ -228,7 +226,7 @@ def test_fifty_submits_for_a_deleted_picture_are_one_more_call(service: Service,
     assert len(calls_about(upstream, "missed by fifty")) == 2
 
 
-def test_progress_is_caused_by_what_happens(service: Service, upstream: EmulatorProcess) -> None:
+def test_progress_follows_events(service: Service, upstream: EmulatorProcess) -> None:
     """Each picture takes its time, and nothing moves while nothing comes."""
     prompt = "step by step {{fault:image_slow interval_s=0.0005 delay_s=0.3}}"
     task_id = service.accepted(prompt=prompt, n=4, width=64, height=64, model="m/steps")
@@ -248,7 +246,7 @@ def test_progress_is_caused_by_what_happens(service: Service, upstream: Emulator
     print(f"progress: {sorted(set(seen))}")
 
 
-def test_the_service_goes_on(service: Service) -> None:
+def test_the_service_continues(service: Service) -> None:
     assert service.made(prompt="after all that", n=2)["status"] == "completed"
     assert service.get("/readyz").status == 200
 

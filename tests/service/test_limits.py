@@ -51,9 +51,7 @@ def check_refusal(answer: Answer) -> None:
     assert answer.headers["X-RateLimit-Remaining"] == "0"
 
 
-def test_generations_over_the_limit_are_refused_and_others_have_their_own_budget(
-    service: Service, client: Client
-) -> None:
+def test_generations_over_the_limit_of_one_client_are_refused(service: Service, client: Client) -> None:
     taken = [client.submit(f"limited {number}") for number in range(3)]
     assert [answer.status for answer in taken] == [202] * 3
     refused = client.submit("limited 3")
@@ -63,7 +61,7 @@ def test_generations_over_the_limit_are_refused_and_others_have_their_own_budget
     assert client.get(f"/api/images/{taken[0].json['taskId']}").status == 200
 
 
-def test_every_limited_answer_tells_the_budget(client: Client) -> None:
+def test_every_limited_response_states_the_budget(client: Client) -> None:
     first, second = client.submit("told 1"), client.submit("told 2")
     assert first.headers["RateLimit-Policy"] == f'"general";q=6;w={WINDOW_S}, "generation";q=3;w={WINDOW_S}'
     assert re.fullmatch(r'"general";r=5;t=\d+, "generation";r=2;t=\d+', first.headers["RateLimit"])
@@ -82,7 +80,7 @@ def test_all_routes_and_ids_share_one_budget(client: Client) -> None:
 
 
 @pytest.mark.parametrize("forge", [True, False])
-def test_a_crowd_at_once_gets_no_more_than_the_limit(client: Client, forge: bool) -> None:
+def test_concurrent_requests_get_no_more_than_the_limit(client: Client, forge: bool) -> None:
     asks: list[Callable[[], Answer]] = [
         lambda number=number: client.submit(f"crowd {number}", f"198.51.100.{number}" if forge else "")
         for number in range(20)
@@ -91,7 +89,7 @@ def test_a_crowd_at_once_gets_no_more_than_the_limit(client: Client, forge: bool
     assert sorted(answer.status for answer in answers) == [202] * 3 + [429] * 17
 
 
-def test_pictures_and_health_do_not_count(service: Service, client: Client) -> None:
+def test_images_and_health_do_not_count(service: Service, client: Client) -> None:
     task_id = client.submit("a picture").json["taskId"]
     picture = eventually(lambda: seen if (seen := client.get(f"/api/images/{task_id}/0")).status == 200 else None)
     assert "RateLimit" not in picture.headers
@@ -107,7 +105,7 @@ def test_a_refused_request_spends_nothing(client: Client) -> None:
     assert client.get(f"/api/images/{'0' * 32}").headers["X-RateLimit-Remaining"] == "2"
 
 
-def test_no_forwarding_header_is_believed_without_a_proxy(start_service) -> None:
+def test_forwarding_headers_are_ignored_without_a_proxy(start_service) -> None:
     service: Service = start_service(RATE_LIMIT_MAX="2")
     forged = [{"X-Forwarded-For": f"203.0.113.{number}", "Forwarded": f"for=203.0.113.{number}"} for number in range(3)]
     answers = [service.ask("GET", f"/api/images/{'0' * 32}", headers=headers) for headers in forged]

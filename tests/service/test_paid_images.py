@@ -29,7 +29,7 @@ def test_images_whose_host_fails_for_a_while_are_paid_once(start_service, upstre
     assert len(calls_about(upstream, "host away")) == 10
 
 
-def test_a_kill_while_the_host_of_paid_images_is_away_costs_nothing(start_service, upstream: EmulatorProcess) -> None:
+def test_a_kill_while_the_image_host_is_down_costs_nothing(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url)
     task_id = service.accepted(prompt="killed {{fault:image_500 link_times=7}}")
     eventually(lambda: service.task(task_id)["reason"] == "retrying")

@@ -12,7 +12,7 @@ from service.running import Service, calls_about, eventually, run_to_its_end
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_an_upstream_behind_a_proxy_is_called_through_it_and_so_are_its_links(
+def test_an_upstream_and_its_links_are_reached_through_the_proxy(
     start_service: Callable[..., Service], upstream: EmulatorProcess, lower: bool
 ) -> None:
     with ForwardProxy({"api.vendor.example": int(upstream.url.rpartition(":")[2])}, login="user:hunter2") as proxy:
@@ -46,7 +46,7 @@ def test_webhooks_go_through_their_own_proxy_only(start_service: Callable[..., S
         assert other.requests == []
 
 
-def test_a_proxy_that_can_not_be_used_is_one_message(tmp_path: Path) -> None:
+def test_an_unusable_proxy_is_reported_in_one_message(tmp_path: Path) -> None:
     ended = run_to_its_end(tmp_path, HTTPS_PROXY="socks5://user:hunter2@127.0.0.1:1080")
     assert ended.returncode == 2
     assert ended.stderr.startswith("HTTPS_PROXY: ")

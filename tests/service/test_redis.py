@@ -18,7 +18,7 @@ LOST_REDIS = ("The embedded Redis died",)
 UNREADABLE = ("in Redis can't be read",)
 
 
-def test_a_redis_that_can_not_be_reached_is_waited_for(
+def test_a_start_waits_for_an_unreachable_redis(
     start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -34,7 +34,7 @@ def test_a_redis_that_can_not_be_reached_is_waited_for(
         service.end()
 
 
-def test_running_tasks_go_on_while_redis_is_away(
+def test_running_tasks_continue_while_redis_is_down(
     start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     port, durable = free_port(), ("--appendonly", "yes")
@@ -51,9 +51,7 @@ def test_running_tasks_go_on_while_redis_is_away(
         service.end()
 
 
-def test_a_killed_embedded_redis_is_back_within_two_seconds_and_no_accepted_task_is_lost(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_a_killed_embedded_redis_returns_without_a_lost_task(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, WORKER_CONCURRENCY="3", allowed=LOST_REDIS)
     finished = service.made(prompt="finished before the loss")
     prompts = [f"through the loss {number} {{{{fault:ok delay_s=0.4}}}}" for number in range(8)]
@@ -71,9 +69,7 @@ def test_a_killed_embedded_redis_is_back_within_two_seconds_and_no_accepted_task
     assert service.made(prompt="after the loss")["status"] == "completed"
 
 
-def test_no_answer_hangs_on_a_redis_that_hangs(
-    start_service: Callable[..., Service], upstream: EmulatorProcess
-) -> None:
+def test_no_response_hangs_on_a_hanging_redis(start_service: Callable[..., Service], upstream: EmulatorProcess) -> None:
     service = start_service(upstream.url)
     done = service.made(prompt="done before it hangs")
     (server,) = service.children()
@@ -93,7 +89,7 @@ def test_no_answer_hangs_on_a_redis_that_hangs(
     assert len(calls_about(upstream, "while it hangs")) == 1
 
 
-def test_a_record_that_cannot_be_read_is_an_error_logged_once_until_its_task_is_submitted_again(
+def test_an_unreadable_record_is_logged_once_until_resubmitted(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -114,7 +110,7 @@ def test_a_record_that_cannot_be_read_is_an_error_logged_once_until_its_task_is_
         service.end()
 
 
-def test_a_data_folder_that_is_deleted_makes_the_service_unready_with_one_line(
+def test_a_deleted_redis_folder_makes_the_service_unready(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     service = start_service(DATA_DIR=str(tmp_path / "gone"), allowed=("DATA_DIR",))

@@ -53,7 +53,7 @@ def test_missing_rights_end_the_start_with_the_command_and_the_remedy(tmp_path: 
         assert f"ACL SETUSER {user} ~{{imagegen}}:* &{{imagegen}}:* +@all -@dangerous +info" in line
 
 
-def test_what_can_not_work_in_the_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
+def test_an_unusable_address_ends_the_start(tmp_path: Path, redis: Redis) -> None:
     faults = {"/99": "database", "?ssl=true": "rediss://", "?sl=1": "not known", "?db=x": "number"}
     starts = [partial(refused, tmp_path / f"{n}", url_of(redis) + tail) for n, tail in enumerate(faults)]
     for text, line in zip(faults.values(), at_once(starts), strict=True):
@@ -93,7 +93,7 @@ def test_few_rights_are_enough(start_service: StartService, upstream: EmulatorPr
         service.end()
 
 
-def test_without_channels_one_line_says_so_and_waiters_elsewhere_are_still_told(
+def test_missing_channel_rights_are_logged_and_waiters_still_wake(
     start_service: StartService, upstream: EmulatorProcess, redis: Redis
 ) -> None:
     url = url_of(redis, "no-channels:word@")
@@ -110,7 +110,7 @@ def test_without_channels_one_line_says_so_and_waiters_elsewhere_are_still_told(
         service.end()
 
 
-def test_rights_that_are_taken_away_later_are_an_outage_that_ends_by_itself(
+def test_revoked_rights_are_an_outage_that_heals(
     start_service: StartService, upstream: EmulatorProcess, redis: Redis
 ) -> None:
     redis.execute_command("ACL", "SETUSER", "changing", "on", ">word", "~*", "&*", "+@all")
@@ -130,9 +130,7 @@ def test_rights_that_are_taken_away_later_are_an_outage_that_ends_by_itself(
     service.end()
 
 
-def test_a_policy_that_deletes_tasks_is_warned_of_at_the_start_and_in_the_stats(
-    start_service: StartService, tmp_path: Path
-) -> None:
+def test_an_evicting_policy_is_warned_of_at_the_start_and_in_stats(start_service: StartService, tmp_path: Path) -> None:
     with server(tmp_path / "redis", "--maxmemory-policy", "allkeys-lru", "--maxmemory", "100mb") as redis:
         service = start_service(REDIS_URL=url_of(redis), ADMIN_TOKEN="a-token-of-the-admin")
         assert service.log.count("maxmemory-policy allkeys-lru") == 1

@@ -14,9 +14,7 @@ def in_flight(upstream: EmulatorProcess, text: str) -> bool:
     return any(call["answered_at"] is None for call in calls_about(upstream, text))
 
 
-def test_a_task_whose_process_was_killed_in_the_midst_of_a_call_completes_after_the_next_start(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_a_task_killed_during_its_call_completes_after_a_restart(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, LEASE_SECONDS="1")
     prompt = "killed {{fault:hang times=1}}"
     done = service.made(prompt="done before")
@@ -74,9 +72,7 @@ def test_an_idle_service_ends_at_once(start_service) -> None:
     assert took_s < 3
 
 
-def test_what_is_not_finished_in_time_is_handed_back_and_completes_after_the_next_start(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_an_unfinished_task_is_released_and_completes_after_a_restart(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, DRAIN_SECONDS="0.3", LEASE_SECONDS="30")
     prompt = "too long for the drain {{fault:hang times=1}}"
     task_id = service.accepted(prompt=prompt)
@@ -89,7 +85,7 @@ def test_what_is_not_finished_in_time_is_handed_back_and_completes_after_the_nex
     assert len(calls_about(upstream, prompt)) == 2
 
 
-def test_a_second_signal_ends_it_at_once(start_service, upstream: EmulatorProcess) -> None:
+def test_a_second_signal_ends_the_service_at_once(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url)
     prompt = "no patience {{fault:hang times=1}}"
     service.accepted(prompt=prompt)
@@ -115,7 +111,7 @@ def test_two_instances_on_one_folder_are_one_service(start_service, upstream: Em
 
 
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
-def test_when_the_owner_of_the_redis_leaves_the_other_starts_it_again_within_two_seconds(
+def test_another_instance_restarts_the_redis_of_a_stopped_owner(
     start_service, upstream: EmulatorProcess, way: signal.Signals
 ) -> None:
     first: Service = start_service(upstream.url)

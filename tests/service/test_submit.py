@@ -40,7 +40,7 @@ def check_submit(service: Service, answer: Answer, status: int, cache: str, mess
     assert urls == [f"{service.url}{here}", f"{service.url}{here}/events", f"{service.url}{here}/cancel"]
 
 
-def test_a_new_task_then_a_joined_one_then_a_hit(service: Service, upstream: EmulatorProcess) -> None:
+def test_a_repeated_request_joins_and_then_hits(service: Service, upstream: EmulatorProcess) -> None:
     order = {"prompt": "three submits {{fault:ok delay_s=0.4}}"}
     first, second = service.submit(**order), service.submit(**order)
     check_submit(service, first, 202, "MISS", CREATED)
@@ -53,7 +53,7 @@ def test_a_new_task_then_a_joined_one_then_a_hit(service: Service, upstream: Emu
     assert len(calls_about(upstream, "three submits")) == 1
 
 
-def test_fifty_identical_submits_at_once_are_one_paid_call(service: Service, upstream: EmulatorProcess) -> None:
+def test_fifty_concurrent_identical_submits_are_one_paid_call(service: Service, upstream: EmulatorProcess) -> None:
     order = {"prompt": "fifty at once {{fault:ok delay_s=0.3}}"}
     answers = at_once([lambda: service.submit(**order)] * 50)
     (task_id,) = {answer.json["taskId"] for answer in answers}
@@ -89,11 +89,11 @@ SAME: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("bodies", SAME.values(), ids=SAME.keys())
-def test_what_asks_for_the_same_picture_is_one_task(service: Service, bodies: list[dict[str, Any]]) -> None:
+def test_equivalent_requests_are_one_task(service: Service, bodies: list[dict[str, Any]]) -> None:
     assert len({service.accepted(**body) for body in bodies}) == 1
 
 
-def test_every_field_that_changes_the_picture_makes_another_task(service: Service) -> None:
+def test_every_field_that_changes_the_image_makes_another_task(service: Service) -> None:
     base = FULL | {"model": "a/model", "width": 512, "height": 512, "n": 1}
     changes: list[dict[str, Any]] = [
         {},
@@ -115,7 +115,7 @@ def test_every_field_that_changes_the_picture_makes_another_task(service: Servic
     assert len({service.accepted(**base | change) for change in changes}) == len(changes)
 
 
-def test_only_what_was_given_goes_upstream(service: Service, upstream: EmulatorProcess) -> None:
+def test_only_given_fields_are_sent_upstream(service: Service, upstream: EmulatorProcess) -> None:
     service.made(prompt="no steps")
     service.made(prompt="with steps", steps=4, seed=7, negativePrompt="dog", model="m/any")
     (without,), (with_them,) = calls_about(upstream, "no steps"), calls_about(upstream, "with steps")
@@ -125,9 +125,7 @@ def test_only_what_was_given_goes_upstream(service: Service, upstream: EmulatorP
     assert given == {"steps": 4, "seed": 7, "negative_prompt": "dog"}
 
 
-def test_many_pictures_are_split_over_calls_with_seeds_of_their_own(
-    service: Service, upstream: EmulatorProcess
-) -> None:
+def test_many_images_are_split_over_calls_with_distinct_seeds(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="eight of them", n=8, seed=40)
     calls = calls_about(upstream, "eight of them")
     assert sum(call["n"] for call in calls) == 8
@@ -193,7 +191,7 @@ def test_a_failed_task(service: Service) -> None:
     assert service.get(f"/api/images/{task_id}").headers["Retry-After"] is None
 
 
-def test_a_failed_task_is_queued_afresh_under_its_id(service: Service, upstream: EmulatorProcess) -> None:
+def test_a_failed_task_is_queued_again_under_its_id(service: Service, upstream: EmulatorProcess) -> None:
     order = {"prompt": "second chance {{fault:422_nsfw times=1}}"}
     task_id = service.accepted(**order)
     failed = service.finished(task_id)
@@ -214,7 +212,7 @@ def test_an_unknown_task(service: Service, task_id: str) -> None:
     assert (answer.status, answer.json) == (404, GONE)
 
 
-def test_texts_are_english_where_that_is_preferred_and_nothing_else_changes(service: Service) -> None:
+def test_english_texts_change_nothing_else(service: Service) -> None:
     task_id = service.made(prompt="two languages")["taskId"]
 
     def submitted(language: str) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def test_texts_are_english_where_that_is_preferred_and_nothing_else_changes(serv
     assert service.task(task_id)["status"] == "completed"
 
 
-def test_links_have_the_host_that_the_client_asked(service: Service) -> None:
+def test_links_have_the_host_of_the_request(service: Service) -> None:
     task_id = service.made(prompt="by another name")["taskId"]
     (entry,) = service.get(f"/api/images/{task_id}", Host="images.example:8080").json["data"]
     assert entry["url"].startswith(f"http://images.example:8080/api/images/{task_id}/0?v=")
@@ -249,7 +247,7 @@ def test_the_sequence_rises_with_each_change_and_never_falls(service: Service) -
     assert len({sequence for sequence, *_ in seen}) == len(set(seen))
 
 
-def test_the_largest_request_there_may_be(service: Service, upstream: EmulatorProcess) -> None:
+def test_the_largest_valid_request_is_accepted(service: Service, upstream: EmulatorProcess) -> None:
     largest = {"width": 2048, "height": 64, "n": 8, "seed": 2**63 - 1, "steps": 100, "model": "m/large"}
     task = service.made(prompt="ü" * 4000, **largest)
     assert len(task["data"]) == 8

@@ -12,9 +12,7 @@ NEWER = Path(__file__).with_name("newer.py")
 LONG = "{{fault:ok delay_s=1.5}}"
 
 
-def test_a_deploy_loses_nothing_and_pays_for_each_once(
-    start_service, upstream: EmulatorProcess, tmp_path: Path
-) -> None:
+def test_a_deploy_loses_no_task_and_pays_each_once(start_service, upstream: EmulatorProcess, tmp_path: Path) -> None:
     port = free_port()
     with redis_server(tmp_path, port):
         shared = {"REDIS_URL": f"redis://127.0.0.1:{port}", "WORKER_CONCURRENCY": "1"}

@@ -13,25 +13,25 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Fate:
-    """code: of the failed task; calls: made for it; says: of the message; retryable: whether asking again helps."""
+class ExpectedOutcome:
+    """Error code, number of upstream calls, part of the message and retryability of a failed task."""
 
     code: str
     calls: int
-    says: str = ""
+    message: str = ""
     retryable: bool = False
 
 
-def refused(code: str, says: str = "") -> Fate:
-    return Fate(code, 1, says)
+def refused(code: str, message: str = "") -> ExpectedOutcome:
+    return ExpectedOutcome(code, 1, message)
 
 
 AGAIN = {"calls": ATTEMPTS, "retryable": True}
-BAD = Fate("upstream_bad_response", 2)
+BAD = ExpectedOutcome("upstream_bad_response", 2)
 LOST = {"calls": 2, "retryable": True}
-"""A second call that was sent and brought no answer ends the task."""
+"""The second call that was sent and got no response ends the task."""
 
-FATES = {
+EXPECTED = {
     "400_multiple": refused("upstream_invalid_request", "height must be a multiple of 16"),
     "400_size": refused("upstream_invalid_request", "width must be between 64 and 1792"),
     "400_steps": refused("upstream_invalid_request", "steps must be between 1 and 4"),
@@ -52,26 +52,26 @@ FATES = {
     "422_nsfw": refused("content_policy", "image may contain NSFW content"),
     "422_policy": refused("content_policy"),
     "long_error": refused("upstream_invalid_request", "very long"),
-    "408": Fate("upstream_error", **LOST),
-    "425": Fate("upstream_error", **AGAIN),
-    "500": Fate("upstream_error", says="Internal server error", **AGAIN),
-    "500_null": Fate("upstream_error", says="Internal Server Error", **AGAIN),
-    "502": Fate("upstream_error", **LOST),
-    "503": Fate("upstream_overloaded", says="overloaded", **AGAIN),
-    "504": Fate("upstream_error", **LOST),
-    "520": Fate("upstream_error", **LOST),
-    "522": Fate("upstream_error", **LOST),
-    "499": Fate("upstream_error", **LOST),
-    "598": Fate("upstream_error", **LOST),
-    "524": Fate("upstream_error", **LOST),
-    "529": Fate("upstream_overloaded", **AGAIN),
-    "error_in_200": Fate("upstream_error", **AGAIN),
-    "hang": Fate("upstream_timeout", **LOST),
-    "trickle interval_s=0.05": Fate("upstream_timeout", **LOST),
-    "reset": Fate("upstream_error", **LOST),
-    "close": Fate("upstream_error", **LOST),
-    "reset_mid_answer": Fate("upstream_error", **LOST),
-    "truncated": Fate("upstream_error", **LOST),
+    "408": ExpectedOutcome("upstream_error", **LOST),
+    "425": ExpectedOutcome("upstream_error", **AGAIN),
+    "500": ExpectedOutcome("upstream_error", message="Internal server error", **AGAIN),
+    "500_null": ExpectedOutcome("upstream_error", message="Internal Server Error", **AGAIN),
+    "502": ExpectedOutcome("upstream_error", **LOST),
+    "503": ExpectedOutcome("upstream_overloaded", message="overloaded", **AGAIN),
+    "504": ExpectedOutcome("upstream_error", **LOST),
+    "520": ExpectedOutcome("upstream_error", **LOST),
+    "522": ExpectedOutcome("upstream_error", **LOST),
+    "499": ExpectedOutcome("upstream_error", **LOST),
+    "598": ExpectedOutcome("upstream_error", **LOST),
+    "524": ExpectedOutcome("upstream_error", **LOST),
+    "529": ExpectedOutcome("upstream_overloaded", **AGAIN),
+    "error_in_200": ExpectedOutcome("upstream_error", **AGAIN),
+    "hang": ExpectedOutcome("upstream_timeout", **LOST),
+    "trickle interval_s=0.05": ExpectedOutcome("upstream_timeout", **LOST),
+    "reset": ExpectedOutcome("upstream_error", **LOST),
+    "close": ExpectedOutcome("upstream_error", **LOST),
+    "reset_mid_answer": ExpectedOutcome("upstream_error", **LOST),
+    "truncated": ExpectedOutcome("upstream_error", **LOST),
     "empty": BAD,
     "not_json": BAD,
     "broken_json": BAD,
@@ -89,38 +89,40 @@ def service(start_for_module, upstream: EmulatorProcess) -> Service:
 
 
 @pytest.fixture(scope="module")
-def orders(service: Service) -> dict[str, str]:
-    """The ids of tasks that run at once, each with a model of its own: what fails for one says nothing of another."""
-    bodies = [{"prompt": f"fate {{{{fault:{fault}}}}}", "model": f"m/{fault}"} for fault in FATES]
+def task_ids(service: Service) -> dict[str, str]:
+    """Ids of concurrent tasks by fault, each with another model, so that no failure affects another."""
+    bodies = [{"prompt": f"expected {{{{fault:{fault}}}}}", "model": f"m/{fault}"} for fault in EXPECTED]
     ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
-    return dict(zip(FATES, ids, strict=True))
+    return dict(zip(EXPECTED, ids, strict=True))
 
 
-@pytest.mark.parametrize("fault", FATES)
-def test_an_upstream_fault_has_its_state_its_code_and_its_number_of_calls(
-    service: Service, upstream: EmulatorProcess, orders: dict[str, str], fault: str
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_an_upstream_fault_has_its_state_code_and_number_of_calls(
+    service: Service, upstream: EmulatorProcess, task_ids: dict[str, str], fault: str
 ) -> None:
-    fate, task = FATES[fault], service.finished(orders[fault])
+    expected, task = EXPECTED[fault], service.finished(task_ids[fault])
     assert (task["success"], task["status"]) == (True, "failed")
-    assert (task["error"]["code"], task["error"]["retryable"]) == (fate.code, fate.retryable)
+    assert (task["error"]["code"], task["error"]["retryable"]) == (expected.code, expected.retryable)
     assert task["message"].startswith("图像生成失败：")
     detail = task["message"].removeprefix("图像生成失败：")
-    assert fate.says in detail
+    assert expected.message in detail
     assert 0 < len(detail) <= 300
     assert detail.isprintable()
     assert "<" not in detail
-    assert len(calls_about(upstream, f"fate {{{{fault:{fault}}}}}")) == fate.calls
+    assert len(calls_about(upstream, f"expected {{{{fault:{fault}}}}}")) == expected.calls
 
 
-@pytest.mark.parametrize("fault", [name for name, fate in FATES.items() if fate.calls == 2 and fate.retryable])
-def test_what_may_have_been_paid_without_a_picture_is_said(
-    service: Service, orders: dict[str, str], fault: str
+@pytest.mark.parametrize(
+    "fault", [name for name, expected in EXPECTED.items() if expected.calls == 2 and expected.retryable]
+)
+def test_a_possible_payment_without_an_image_is_reported(
+    service: Service, task_ids: dict[str, str], fault: str
 ) -> None:
-    assert service.finished(orders[fault])["possiblyBilledTwice"] == 2
+    assert service.finished(task_ids[fault])["possiblyBilledTwice"] == 2
 
 
-def test_the_service_goes_on_after_all_of_them(service: Service, orders: dict[str, str]) -> None:
-    for task_id in orders.values():
+def test_the_service_continues_after_all_faults(service: Service, task_ids: dict[str, str]) -> None:
+    for task_id in task_ids.values():
         service.finished(task_id)
     assert service.made(prompt="after all of them", n=4)["attempts"] == 1
     assert service.get("/readyz").status == 200
@@ -152,7 +154,7 @@ def passing(service: Service) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_fault_that_passes_is_survived(
+def test_a_transient_fault_is_survived(
     service: Service, upstream: EmulatorProcess, passing: dict[str, str], fault: str
 ) -> None:
     task = service.completed(passing[fault])
@@ -164,7 +166,7 @@ def test_a_fault_that_passes_is_survived(
 LIMITS = ["429_model", "429_credit", "429_dynamic", "429_retry_after retry_after=0.3", "429 reset=0.3"]
 
 
-def test_waiting_out_a_rate_limit_is_no_attempt(start_service, upstream: EmulatorProcess) -> None:
+def test_waiting_for_a_rate_limit_counts_no_attempt(start_service, upstream: EmulatorProcess) -> None:
     service = start_service(upstream.url, MAX_ATTEMPTS="1")
     bodies = [{"prompt": f"limited {{{{fault:{row} times=1}}}}", "model": f"m/{row}"} for row in LIMITS]
     tasks = [service.completed(task_id) for task_id in [service.accepted(**body) for body in bodies]]
@@ -172,7 +174,7 @@ def test_waiting_out_a_rate_limit_is_no_attempt(start_service, upstream: Emulato
     assert len(calls_about(upstream, "limited")) == 2 * len(LIMITS)
 
 
-def test_a_task_that_waits_out_a_rate_limit_says_so(service: Service) -> None:
+def test_a_task_shows_that_it_waits_for_a_rate_limit(service: Service) -> None:
     task_id = service.accepted(prompt="says so {{fault:429 retry_after=1 times=1}}", model="m/says-so")
     task = eventually(lambda: seen if (seen := service.task(task_id)).get("reason") == "upstream_rate_limited" else {})
     assert (task["status"], task["progress"]) == ("pending", 0)
@@ -182,7 +184,7 @@ def test_a_task_that_waits_out_a_rate_limit_says_so(service: Service) -> None:
     assert completed["finishedAt"] >= task["retryAt"][:19]
 
 
-def test_a_task_that_waits_for_a_retry_says_so(service: Service) -> None:
+def test_a_task_shows_that_it_waits_for_a_retry(service: Service) -> None:
     seen: list[dict[str, Any]] = []
     task_id = service.accepted(prompt="again {{fault:500 times=2}}", model="m/again")
 
@@ -216,18 +218,14 @@ def test_a_second_refused_parameter_fails_the_task(service: Service, upstream: E
     assert len(calls_about(upstream, "two refused")) == 2
 
 
-def test_images_that_a_model_makes_one_a_call_come_by_as_many_calls(
-    service: Service, upstream: EmulatorProcess
-) -> None:
+def test_a_model_with_one_image_a_call_gets_one_call_each(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="one image a call {{fault:400_n times=1}}", n=3, seed=5, model="m/one-image")
     assert [entry["index"] for entry in task["data"]] == [0, 1, 2]
     assert "warnings" not in task
     assert [call["n"] for call in calls_about(upstream, "one image a call")] == [3, 1, 1, 1]
 
 
-def test_a_refused_key_is_one_warning_and_the_client_reads_that_the_operator_must_act(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_a_refused_key_is_one_warning_for_the_operator(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url)
     tasks = [service.finished(service.accepted(prompt=f"key {i} {{{{fault:401}}}}")) for i in range(3)]
     assert all("operator" in task["message"] and "find your API key" not in task["message"] for task in tasks)
@@ -250,9 +248,7 @@ def test_tasks_that_always_fail_end_and_do_not_stop_the_others(
     assert len(calls_about(upstream, f"{fault} {{{{fault:{fault}}}}}")) == 8 * calls
 
 
-def test_tasks_of_a_model_that_rests_do_not_keep_those_of_others_waiting(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_tasks_of_a_paused_model_do_not_delay_others(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url)
     first = service.accepted(prompt="rests {{fault:429_retry_after retry_after=60}}", model="m/rests")
     eventually(lambda: service.task(first).get("reason") == "upstream_rate_limited")
@@ -262,7 +258,7 @@ def test_tasks_of_a_model_that_rests_do_not_keep_those_of_others_waiting(
     assert calls_about(upstream, "behind it") == []
 
 
-def test_missing_images_are_asked_for_once_more(service: Service, upstream: EmulatorProcess) -> None:
+def test_missing_images_are_requested_once_more(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="two of four {{fault:fewer_images images=2 times=1}}", n=4, seed=5, model="m/fewer")
     assert [entry["index"] for entry in task["data"]] == [0, 1, 2, 3]
     assert "warnings" not in task
@@ -272,18 +268,14 @@ def test_missing_images_are_asked_for_once_more(service: Service, upstream: Emul
     assert len({entry["sha256"] for entry in task["data"]}) == 4
 
 
-def test_where_images_stay_missing_the_task_is_completed_with_a_warning(
-    service: Service, upstream: EmulatorProcess
-) -> None:
+def test_a_task_with_missing_images_completes_with_a_warning(service: Service, upstream: EmulatorProcess) -> None:
     task = service.made(prompt="one a call {{fault:fewer_images images=1}}", n=4, model="m/one-a-call")
     assert (len(task["data"]), len(task["warnings"])) == (2, 1)
     assert len(calls_about(upstream, "one a call")) == 2
 
 
 @pytest.mark.parametrize("fault", ["huge_body bytes=60000000", "gzip_bomb", "long_error"])
-def test_an_answer_that_is_too_large_is_not_read_to_its_end(
-    start_service, upstream: EmulatorProcess, fault: str
-) -> None:
+def test_an_oversized_response_is_not_read_to_its_end(start_service, upstream: EmulatorProcess, fault: str) -> None:
     service: Service = start_service(upstream.url)
     task = service.finished(service.accepted(prompt=f"too much {{{{fault:{fault}}}}}"))
     code = "upstream_invalid_request" if fault == "long_error" else "upstream_bad_response"

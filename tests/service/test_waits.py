@@ -34,7 +34,7 @@ def unreached(start_for_module, tmp_path_factory: pytest.TempPathFactory, absent
     return service, service.accepted(prompt="nobody is there")
 
 
-def test_an_upstream_that_can_not_be_reached_is_waited_for(unreached: tuple[Service, str], absent_port: int) -> None:
+def test_tasks_wait_for_an_unreachable_upstream(unreached: tuple[Service, str], absent_port: int) -> None:
     service, task_id = unreached
     waiting = eventually(lambda: seen if (seen := service.task(task_id)).get("reason") == "upstream_overloaded" else {})
     assert (waiting["status"], waiting["attempts"]) == ("pending", 0)
@@ -44,16 +44,14 @@ def test_an_upstream_that_can_not_be_reached_is_waited_for(unreached: tuple[Serv
         assert len(upstream.ledger()["calls"]) == 1
 
 
-def test_what_can_not_be_finished_by_its_deadline_fails(start_service, upstream: EmulatorProcess) -> None:
+def test_a_task_that_cannot_meet_its_deadline_fails(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, TASK_DEADLINE="1")
     limited = service.accepted(prompt="late {{fault:429 retry_after=1}}", model="m/late")
     task = service.finished(limited, within_s=6)
     assert task["error"] == {"code": "upstream_rate_limited", "retryable": True}
 
 
-def test_a_task_is_gone_after_its_time_and_comes_again_with_a_higher_sequence(
-    start_service, upstream: EmulatorProcess
-) -> None:
+def test_an_expired_task_is_resubmitted_with_a_higher_sequence(start_service, upstream: EmulatorProcess) -> None:
     service: Service = start_service(upstream.url, RESULT_TTL="2")
     completed = service.made(prompt="short-lived")
     failed = service.finished(service.accepted(prompt="a short-lived failure {{fault:422}}"))
@@ -69,11 +67,11 @@ def test_a_task_is_gone_after_its_time_and_comes_again_with_a_higher_sequence(
     assert len(calls_about(upstream, "short-lived")) == 3
 
 
-def test_after_the_window_of_a_rate_limit_there_is_a_budget_again(start_service) -> None:
+def test_the_budget_returns_after_the_rate_limit_window(start_service) -> None:
     service: Service = start_service(IMAGE_RATE_LIMIT_MAX="2", RATE_LIMIT_WINDOW="1500")
     assert [service.submit(prompt=f"{number}").status for number in range(3)] == [202, 202, 429]
     eventually(lambda: service.submit(prompt="again").status == 202, within_s=3)
 
 
-def test_a_body_that_stalls_for_10_s_is_given_up(stalled: socket.socket) -> None:
+def test_a_body_that_stalls_for_10_s_is_aborted(stalled: socket.socket) -> None:
     assert last_answer(stalled).error == (408, "body_timeout")

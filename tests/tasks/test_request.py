@@ -47,9 +47,7 @@ def test_the_stored_form_takes_hardly_more_memory_than_its_bytes() -> None:
 
 
 @given(BODIES, some.none() | TEXTS)
-def test_the_canonical_form_is_the_json_of_what_is_set_with_sorted_keys(
-    body: dict[str, object], scope: str | None
-) -> None:
+def test_the_canonical_form_is_json_with_sorted_keys(body: dict[str, object], scope: str | None) -> None:
     expected = DEFAULTS | body | {"provider": "p"} | ({} if scope is None else {"scope": scope})
     scale = body.get("guidance_scale")
     if isinstance(scale, float) and scale.is_integer():
@@ -58,7 +56,7 @@ def test_the_canonical_form_is_the_json_of_what_is_set_with_sorted_keys(
 
 
 @given(BODIES)
-def test_a_request_is_read_back_as_it_was_stored(body: dict[str, object]) -> None:
+def test_a_stored_request_survives_a_round_trip(body: dict[str, object]) -> None:
     request = requested(**body)
     assert GenerationRequest.from_json(request.to_json()) == request
     assert orjson.loads(request.to_json()) == DEFAULTS | body
@@ -78,7 +76,7 @@ def test_each_field_makes_another_task(name: str) -> None:
     assert first.to_json() != second.to_json()
 
 
-def test_what_is_always_known_is_always_stored() -> None:
+def test_defaulted_fields_are_always_stored() -> None:
     assert requested().to_json() == b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1}'
 
 
@@ -97,7 +95,7 @@ def test_what_is_always_known_is_always_stored() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_stored_request_is_refused(stored: bytes) -> None:
+def test_an_invalid_stored_request_is_refused(stored: bytes) -> None:
     with pytest.raises(ValueError, match="no stored request"):
         GenerationRequest.from_json(stored)
 
@@ -113,7 +111,7 @@ def test_a_control_character_is_named_as_the_fault(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["width", "steps", "seed", "guidance_scale"])
 @pytest.mark.parametrize("digits", ["٦٤", "６４", "6_4"])
-def test_digits_of_other_scripts_are_no_number(name: str, digits: str) -> None:
+def test_digits_of_other_scripts_are_refused(name: str, digits: str) -> None:
     with pytest.raises(InvalidRequest):
         requested(**{name: digits})
 

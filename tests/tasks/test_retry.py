@@ -51,18 +51,18 @@ def test_a_first_failure_is_tried_again(error: UpstreamError, reason: WaitReason
 
 
 @pytest.mark.parametrize("error", [OVERLOADED, BROKEN, LOSS], ids=["503", "500", "loss"])
-def test_what_counts_fails_at_the_last_attempt(error: UpstreamError) -> None:
+def test_a_counted_failure_ends_the_last_attempt(error: UpstreamError) -> None:
     failed = judged(error, LAST)
     assert isinstance(failed, Failed)
     assert (failed.error.code, failed.error.retryable) == (error.code, True)
 
 
 @pytest.mark.parametrize("error", [LIMITED, REFUSED], ids=["429", "refused"])
-def test_what_costs_no_attempt_never_runs_out_of_them(error: UpstreamError) -> None:
+def test_an_uncounted_failure_never_exhausts_the_attempts(error: UpstreamError) -> None:
     assert judged(error, LAST) == judged(error)
 
 
-def test_a_refusal_fails_at_once_and_is_not_to_be_repeated() -> None:
+def test_a_refusal_fails_at_once_and_is_not_retryable() -> None:
     failed = judged(INVALID)
     assert isinstance(failed, Failed)
     assert not failed.error.retryable
@@ -85,14 +85,14 @@ def test_nothing_counts_while_the_upstream_is_dead(error: UpstreamError) -> None
     )
 
 
-def test_an_attempt_that_paid_in_vain_counts_whatever_ended_it() -> None:
+def test_a_paid_attempt_without_images_always_counts() -> None:
     assert judged(LIMITED, replace(FIRST, paid_without_result=True)) == Retry(
         5.0, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=True
     )
     assert isinstance(judged(LIMITED, replace(LAST, paid_without_result=True)), Failed)
 
 
-def test_a_rate_limit_waits_as_long_as_the_upstream_asks() -> None:
+def test_a_rate_limit_waits_for_the_retry_after() -> None:
     assert judged(asked(LIMITED, 0.5)) == Retry(0.5, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False)
     assert judged(asked(LIMITED, 86_400.0)) == Retry(
         MAX_RETRY_AFTER_S, WaitReason.UPSTREAM_RATE_LIMITED, counts_as_attempt=False
@@ -117,5 +117,5 @@ def test_the_delay_doubles_has_jitter_and_an_end() -> None:
     assert POLICY.backoff_s(1000, lambda: 1.0) == MAX_BACKOFF_S
 
 
-def test_only_what_was_not_sent_never_reached_the_upstream() -> None:
+def test_only_unsent_calls_never_reached_the_upstream() -> None:
     assert [was_never_sent(error) for error in (REFUSED, BROKEN, LOSS, LIMITED, INVALID)] == [True] + [False] * 4

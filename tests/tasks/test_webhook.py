@@ -54,7 +54,7 @@ def faults(sent: object) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("url", HOSTILE)
-def test_an_address_that_is_wrong_by_its_looks_is_refused_by_name(url: str) -> None:
+def test_a_malformed_address_is_refused_by_name(url: str) -> None:
     assert list(faults({"url": url})) == ["webhook.url"]
 
 
@@ -73,7 +73,7 @@ def test_a_public_https_address_passes_as_it_was_written(url: str) -> None:
     assert parse({"url": url}).url == url
 
 
-def test_private_and_plain_addresses_pass_where_that_is_allowed() -> None:
+def test_private_and_plain_addresses_pass_if_allowed() -> None:
     for url in ("http://127.0.0.1:8080/x", "https://localhost/", "http://[::1]:1/"):
         assert Webhook.parse({"url": url}, "", None).url == url
     for url in ("ftp://127.0.0.1/", "http://u:p@127.0.0.1/", "http:///x"):
@@ -104,7 +104,7 @@ def test_a_fault_names_its_field_and_never_the_secret(sent: object, field: str) 
     assert "word" not in found[field]
 
 
-def test_an_unknown_field_is_told_the_nearest_one() -> None:
+def test_an_unknown_field_is_refused_with_the_nearest_name() -> None:
     assert faults({"url": HOOK.url, "secrets": SECRET})["webhook.secrets"].endswith("did you mean secret?")
 
 
@@ -126,7 +126,7 @@ def test_any_2xx_is_delivered(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [None, 100, 301, 302, 400, 404, 429, 500, 503])
-def test_anything_else_is_tried_again_five_times(status: int | None) -> None:
+def test_any_other_status_is_retried_five_times(status: int | None) -> None:
     delivery, waits = Delivery(HOOK, 0), []
     for _ in RETRY_DELAYS_S:
         delivery = after_attempt(delivery, status, None, now=1_000, random=lambda: 0)
@@ -137,7 +137,7 @@ def test_anything_else_is_tried_again_five_times(status: int | None) -> None:
     assert (delivery.status, delivery.attempts, delivery.due_at) == (DeliveryStatus.FAILED, 6, None)
 
 
-def test_gone_is_the_end() -> None:
+def test_410_is_final() -> None:
     assert after_attempt(Delivery(HOOK, 0), 410, None, now=0, random=lambda: 0).status is DeliveryStatus.FAILED
 
 
@@ -150,11 +150,11 @@ def test_a_delay_is_spread_and_never_shorter_than_its_plan() -> None:
 @pytest.mark.parametrize(
     ("status", "asked_s", "due_at"), [(429, 60, 60), (503, 7, 7), (503, 1, 5), (429, 90_000, 3_600), (500, 60, 5)]
 )
-def test_a_receiver_that_asks_for_time_gets_it_up_to_an_hour(status: int, asked_s: float, due_at: float) -> None:
+def test_a_requested_delay_is_honoured_up_to_an_hour(status: int, asked_s: float, due_at: float) -> None:
     assert after_attempt(Delivery(HOOK, 0), status, asked_s, now=0, random=lambda: 0).due_at == due_at
 
 
-def test_a_delivery_is_read_back_as_it_was_stored() -> None:
+def test_a_stored_delivery_survives_a_round_trip() -> None:
     for delivery in (
         Delivery(HOOK, 0),
         Delivery(
@@ -170,7 +170,7 @@ def test_a_delivery_is_read_back_as_it_was_stored() -> None:
         assert Delivery.restore(orjson.loads(orjson.dumps(delivery.stored()))) == delivery
 
 
-def test_joined_webhooks_get_numbers_of_their_own_up_to_the_most() -> None:
+def test_joined_webhooks_get_distinct_numbers_up_to_the_limit() -> None:
     known = initial_deliveries([HOOK])
     for _ in range(MAX_WEBHOOKS - 1):
         known = with_added_webhooks(known, [HOOK], None)
@@ -180,7 +180,7 @@ def test_joined_webhooks_get_numbers_of_their_own_up_to_the_most() -> None:
     assert refused.value.details[0].field == "webhook"
 
 
-def test_of_a_finished_task_those_that_were_told_make_room() -> None:
+def test_delivered_webhooks_of_a_finished_task_free_their_places() -> None:
     known = initial_deliveries([HOOK] * MAX_WEBHOOKS)
     told = (replace(known[0], status=DeliveryStatus.DELIVERED), *known[1:])
     late = with_added_webhooks(told, [HOOK], "completed")
@@ -190,7 +190,7 @@ def test_of_a_finished_task_those_that_were_told_make_room() -> None:
     assert len(with_added_webhooks(only_failures, [HOOK], "completed")) == MAX_WEBHOOKS
 
 
-def test_merging_keeps_one_of_each_number_the_one_that_is_further() -> None:
+def test_a_merge_selects_the_most_advanced_delivery_of_each_number() -> None:
     first, second = initial_deliveries([HOOK, HOOK])
     done = replace(first, status=DeliveryStatus.DELIVERED, attempts=1)
     failing = replace(second, attempts=2)

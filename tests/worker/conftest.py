@@ -1,4 +1,4 @@
-"""A scripted provider, a keeper in memory, and pools of them on the real queue."""
+"""A scripted provider, a image_saver in memory, and pools of them on the real queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 Step = Reply | Exception | Callable[[Call], Awaitable[Reply]]
 
 
-def pictures(count: int = 1, **changes: object) -> Reply:
+def images(count: int = 1, **changes: object) -> Reply:
     return Reply(tuple(ImageBytes(b"picture") for _ in range(count)), **changes)
 
 
@@ -80,7 +80,7 @@ class ScriptedProvider:
         watcher.sent()
         try:
             if step is None:
-                return pictures(call.count)
+                return images(call.count)
             if isinstance(step, Exception):
                 raise step
             return step if isinstance(step, Reply) else await step(call)
@@ -147,12 +147,12 @@ def submission(prompt: object = "a", **fields: object) -> Submission:
     return Submission(fingerprint(canonical, None), request_digest(canonical), request.model, request.to_json())
 
 
-class Workshop:
-    """One instance with its provider, keeper and pool."""
+class WorkerHarness:
+    """One instance with its provider, image_saver and pool."""
 
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
-        self.instance, self.provider, self.keeper = instance, provider, MemoryImageSaver()
+        self.instance, self.provider, self.image_saver = instance, provider, MemoryImageSaver()
         self.pacing = Pacing(
             rate_per_min=rules.pop("rate_per_min", None),
             tempo=rules.pop("tempo", TEMPO),
@@ -161,7 +161,7 @@ class Workshop:
         self.attempts = AttemptRunner(
             instance.worker_queue,
             provider,
-            self.keeper,
+            self.image_saver,
             AttemptLimits(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
             self.pacing,
         )
@@ -199,22 +199,22 @@ class Workshop:
         return [self.task(task_id) for task_id in task_ids]
 
 
-MakeWorkshop = Callable[..., Workshop]
+MakeHarness = Callable[..., WorkerHarness]
 
 
 @pytest.fixture
-async def make_workshop(make_instance) -> AsyncIterator[MakeWorkshop]:
-    """`make_workshop(*steps, default=…, pool=True, slots=…, **rules)`: a pool that runs, unless told otherwise."""
-    made: list[Workshop] = []
+async def make_harness(make_instance) -> AsyncIterator[MakeHarness]:
+    """`make_harness(*steps, default=…, pool=True, slots=…, **rules)`: a pool that runs, unless told otherwise."""
+    made: list[WorkerHarness] = []
 
     def make(*steps: Step, default: Step | None = None, per_call=4, pool=True, slots=5, **rules: object):
         provider = ScriptedProvider(list(steps), default, max_images_per_call=per_call)
-        workshop = Workshop(make_instance(slots=slots), provider, **rules)
+        harness = WorkerHarness(make_instance(slots=slots), provider, **rules)
         if pool:
-            workshop.pool.start()
-        made.append(workshop)
-        return workshop
+            harness.pool.start()
+        made.append(harness)
+        return harness
 
     yield make
-    for workshop in made:
-        await workshop.drain(0.0)
+    for harness in made:
+        await harness.drain(0.0)

@@ -18,11 +18,11 @@ def open_places(gate: CircuitBreaker, now: float, at_most: int = 20) -> int:
     return count
 
 
-def test_a_new_gate_lets_everything_in() -> None:
+def test_a_new_breaker_admits_everything() -> None:
     assert open_places(CircuitBreaker(TEMPO), 0.0) == 20
 
 
-def test_a_rest_lets_nothing_in_and_then_one_probe() -> None:
+def test_a_pause_admits_nothing_and_then_one_probe() -> None:
     gate = CircuitBreaker(TEMPO)
     open_places(gate, 0.0)
     assert gate.open_for(0.0, 10.0, LIMIT)
@@ -32,7 +32,7 @@ def test_a_rest_lets_nothing_in_and_then_one_probe() -> None:
     assert gate.next_allowed_at(16.0) == math.inf
 
 
-def test_a_probe_that_brought_nothing_is_followed_by_another_after_five_seconds() -> None:
+def test_a_failed_probe_is_repeated_after_five_seconds() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.open_for(0.0, 1.0, LIMIT)
     period = gate.enter(1.0)
@@ -41,7 +41,7 @@ def test_a_probe_that_brought_nothing_is_followed_by_another_after_five_seconds(
     assert gate.next_allowed_at(1.1) == 6.0
 
 
-def test_a_probe_waits_longer_where_the_upstream_asks_for_it() -> None:
+def test_a_probe_honours_a_longer_retry_after() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.open_for(0.0, 1.0, LIMIT)
     period = gate.enter(1.0)
@@ -50,7 +50,7 @@ def test_a_probe_waits_longer_where_the_upstream_asks_for_it() -> None:
     assert gate.next_allowed_at(1.1) == 31.1
 
 
-def test_a_probe_that_was_dropped_counts_as_one() -> None:
+def test_a_dropped_probe_counts_as_a_probe() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.open_for(0.0, 1.0, LIMIT)
     gate.leave(gate.enter(1.0))
@@ -72,7 +72,7 @@ def test_late_refusals_of_the_same_burst_only_lengthen_the_pause() -> None:
     assert gate.next_allowed_at(0.5) == 1.2
 
 
-def test_after_a_probe_that_was_answered_the_calls_come_back_two_four_eight_and_all() -> None:
+def test_calls_double_after_an_answered_probe() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.open_for(0.0, 1.0, LIMIT)
     probe = gate.enter(1.0)
@@ -93,7 +93,7 @@ def test_an_answer_from_before_a_rate_limit_does_not_end_it() -> None:
     assert gate.next_allowed_at(2.0) == 11.0
 
 
-def test_any_answer_ends_the_rest_of_a_dead_upstream() -> None:
+def test_any_response_ends_the_pause_of_a_dead_upstream() -> None:
     gate = CircuitBreaker(TEMPO)
     before = gate.enter(0.0)
     assert gate.trip(1.0)
@@ -115,7 +115,7 @@ def test_a_dead_upstream_is_probed_soon_and_then_every_five_seconds() -> None:
     assert asked == [0.5, 1.5, 3.5, 7.5, 12.5, 17.5, 22.5, 27.5]
 
 
-def test_room_is_what_may_begin_now() -> None:
+def test_capacity_is_the_number_of_calls_that_may_begin_now() -> None:
     gate = CircuitBreaker(TEMPO)
     assert gate.room(0.0) == math.inf
     gate.trip(0.0)
@@ -127,7 +127,7 @@ def test_room_is_what_may_begin_now() -> None:
     assert (gate.room(2.0), gate.room(3.0), gate.room(20.0)) == (2, 4, math.inf)
 
 
-def test_what_the_upstream_holds_back_comes_again_slowly_and_without_a_probe() -> None:
+def test_reduced_upstream_capacity_returns_slowly_without_a_probe() -> None:
     gate = CircuitBreaker(TEMPO)
     gate.enter(0.0)
     gate.pause(0.0, 10.0)
@@ -137,7 +137,7 @@ def test_what_the_upstream_holds_back_comes_again_slowly_and_without_a_probe() -
     assert open_places(gate, 12.0) == 2
 
 
-def test_a_gate_is_idle_when_nothing_is_known_of_it_any_more() -> None:
+def test_a_breaker_without_state_is_idle() -> None:
     gate = CircuitBreaker(TEMPO)
     assert gate.idle(0.0)
     period = gate.enter(0.0)
@@ -156,7 +156,7 @@ def test_failing_tasks_are_counted_for_each_model_and_each_task_once() -> None:
     assert streaks.failed("c", "other") == 1
 
 
-def test_life_clears_the_failing_tasks_of_that_model() -> None:
+def test_a_success_clears_the_failing_tasks_of_its_model() -> None:
     streaks = FailingTasks()
     streaks.failed("a", "m")
     streaks.failed("b", "other")
@@ -165,7 +165,7 @@ def test_life_clears_the_failing_tasks_of_that_model() -> None:
     assert streaks.failed("d", "other") == 2
 
 
-def test_a_task_that_failed_while_others_succeeded_is_suspect_and_no_evidence_until_it_is_finished() -> None:
+def test_a_task_that_failed_among_successes_is_no_evidence() -> None:
     streaks = FailingTasks()
     streaks.failed("a", "m")
     assert streaks.has_failed("a")

@@ -76,7 +76,7 @@ def url(host: object, segment: object = "hook") -> str:
     return f"https://{host}:443/{segment}"
 
 
-def test_a_slow_receiver_with_thousands_takes_two_places_and_the_healthy_are_called_at_once() -> None:
+def test_a_slow_receiver_takes_two_slots_and_delays_no_other() -> None:
     world = Receivers({url("slow"): 9.0, url("good"): 0.05})
     world.add(url("slow"), 2_100)
     world.run(30.0)
@@ -89,7 +89,7 @@ def test_a_slow_receiver_with_thousands_takes_two_places_and_the_healthy_are_cal
 
 @pytest.mark.parametrize("took_s", [9.0, None], ids=["slow", "silent"])
 @pytest.mark.parametrize("known", [False, True])
-def test_any_number_of_slow_hosts_leave_room_for_a_healthy_one(took_s: float | None, known: bool) -> None:
+def test_slow_hosts_leave_slots_for_a_healthy_one(took_s: float | None, known: bool) -> None:
     slow = [url(f"slow{n}") for n in range(60)]
     world = Receivers(dict.fromkeys(slow, took_s) | {url("good"): 0.05})
     for name in slow:
@@ -125,7 +125,7 @@ def test_another_path_of_a_slow_receivers_host_is_called_at_once() -> None:
     assert len(world.done[url("host", "good")]) == 5
 
 
-def test_a_healthy_receiver_gets_more_at_once_after_its_first_answer() -> None:
+def test_a_healthy_receiver_gets_more_slots_after_its_first_response() -> None:
     world = Receivers({url("good"): 0.1})
     world.add(url("good"), 100)
     world.run(0.05)
@@ -136,7 +136,7 @@ def test_a_healthy_receiver_gets_more_at_once_after_its_first_answer() -> None:
     assert len(world.done[url("good")]) == 100
 
 
-def test_a_silent_receiver_is_left_alone_for_longer_and_longer_and_comes_back_at_once() -> None:
+def test_a_silent_receiver_backs_off_and_recovers_at_once() -> None:
     world = Receivers({url("silent"): None})
     world.add(url("silent"), 100)
     world.run(200.0)
@@ -158,7 +158,7 @@ def test_what_is_due_first_is_called_first_within_a_destination() -> None:
     assert world.started[url("good")] == [1.0, 2.0, 3.0]
 
 
-def test_a_receiver_that_asks_for_time_is_left_alone_as_a_whole() -> None:
+def test_a_retry_after_pauses_the_whole_receiver() -> None:
     schedule: Destinations[int] = Destinations()
     for number in range(3):
         schedule.add(url("busy"), 0.0, number, 0.0)
@@ -183,7 +183,7 @@ def test_destinations_without_work_are_forgotten(monkeypatch: pytest.MonkeyPatch
     assert not +world.schedule._of_host
 
 
-def test_a_timer_of_a_forgotten_destination_takes_no_turn_from_the_new_one() -> None:
+def test_an_old_timer_takes_no_turn_from_a_new_destination() -> None:
     schedule: Destinations[int] = Destinations()
     schedule.add(url("a"), 0.0, 0, 0.0)
     schedule.add(url("a"), 0.0, 1, 0.0)
@@ -203,7 +203,7 @@ def test_a_timer_of_a_forgotten_destination_takes_no_turn_from_the_new_one() -> 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_waits_for_ever_whatever_the_receivers_do(seed: int) -> None:
+def test_every_delivery_is_attempted_eventually(seed: int) -> None:
     dice = random.Random(seed)
     names = [url(f"host{dice.randrange(30)}", n) for n in range(120)]
     world = Receivers({name: dice.choice([0.01, 0.2, 1.5, 9.0, None]) for name in names})

@@ -81,7 +81,7 @@ def test_a_rate_saves_nothing_up(clock: Clock) -> None:
     assert [call(pacing) for _ in range(3)] == [True, False, False]
 
 
-def test_who_waits_for_the_rate_is_told_until_when(clock: Clock) -> None:
+def test_a_rate_limited_waiter_gets_its_start_time(clock: Clock) -> None:
     pacing = make(clock, rate_per_min=10)
     call(pacing)
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1006.0)
@@ -97,12 +97,12 @@ def test_a_rate_limit_pauses_all_calls_of_the_model_and_no_other(clock: Clock, p
     assert call(pacing)
 
 
-def test_a_rate_limit_without_a_word_pauses_for_five_seconds(clock: Clock, pacing: Pacing) -> None:
+def test_a_rate_limit_without_retry_after_pauses_for_five_seconds(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(None))
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1005.0)
 
 
-def test_an_upstream_that_says_that_nothing_remains_is_left_alone_until_its_reset(clock: Clock, pacing: Pacing) -> None:
+def test_no_remaining_budget_pauses_calls_until_the_reset(clock: Clock, pacing: Pacing) -> None:
     with pacing.try_acquire("m") as turn:
         pacing.record_success(turn, UpstreamLimits(limit_per_s=1, remaining=0, reset_s=8.0))
     assert pacing.blocked("m") == (WaitReason.UPSTREAM_RATE_LIMITED, 1008.0)
@@ -113,7 +113,7 @@ def test_an_upstream_that_says_that_nothing_remains_is_left_alone_until_its_rese
 @pytest.mark.parametrize(
     "limits", [UpstreamLimits(1, 1, 8.0), UpstreamLimits(1, 0, None), UpstreamLimits(1, None, 8.0)]
 )
-def test_limits_that_leave_something_or_say_too_little_pause_nothing(pacing: Pacing, limits: UpstreamLimits) -> None:
+def test_incomplete_or_unspent_limits_cause_no_pause(pacing: Pacing, limits: UpstreamLimits) -> None:
     with pacing.try_acquire("m") as turn:
         pacing.record_success(turn, limits)
     assert pacing.blocked("m") is None
@@ -143,7 +143,7 @@ def test_tasks_that_fail_one_after_the_other_never_open_the_breaker(pacing: Paci
 
 
 @pytest.mark.parametrize("sign", [None, INVALID], ids=["an answer", "a refusal"])
-def test_any_sign_of_life_starts_the_count_anew(pacing: Pacing, sign: UpstreamError | None) -> None:
+def test_any_response_resets_the_failure_count(pacing: Pacing, sign: UpstreamError | None) -> None:
     for i in range(4):
         call(pacing, BROKEN, task=str(i))
     call(pacing, sign, task=None)
@@ -153,7 +153,7 @@ def test_any_sign_of_life_starts_the_count_anew(pacing: Pacing, sign: UpstreamEr
 
 
 @pytest.mark.parametrize("status", [408, 425, 499])
-def test_a_gateway_that_gave_up_is_no_sign_of_life(pacing: Pacing, status: int) -> None:
+def test_a_gateway_timeout_does_not_reset_the_failure_count(pacing: Pacing, status: int) -> None:
     gave_up = UpstreamError("upstream_error", str(status), retryable=True, ambiguous=True, status=status)
     for i in range(5):
         call(pacing, gave_up, task=str(i))
@@ -172,7 +172,7 @@ def test_a_limit_that_comes_and_goes_is_one_warning_a_minute(clock: Clock, pacin
     assert [line.split()[0] for line in lines] == ["WARNING", "INFO"] * 2
 
 
-def test_the_upstreams_own_room_is_that_of_all_models(clock: Clock, pacing: Pacing) -> None:
+def test_upstream_capacity_is_shared_by_all_models(clock: Clock, pacing: Pacing) -> None:
     assert pacing.room("m") == pacing.room_of_upstream() == math.inf
     for i in range(2):
         call(pacing, REFUSED, model=str(i))
@@ -183,7 +183,7 @@ def test_the_upstreams_own_room_is_that_of_all_models(clock: Clock, pacing: Paci
         assert (pacing.room("other"), pacing.closed("other").reason) == (0, WaitReason.UPSTREAM_OVERLOADED)
 
 
-def test_a_rate_limit_is_no_sign_of_life(clock: Clock, pacing: Pacing) -> None:
+def test_a_rate_limit_does_not_reset_the_failure_count(clock: Clock, pacing: Pacing) -> None:
     for i in range(4):
         call(pacing, BROKEN, task=str(i))
     call(pacing, limited(0.0), task="4")
@@ -199,7 +199,7 @@ def test_two_calls_that_never_reached_it_open_the_breaker_for_all_models(clock: 
     assert call(pacing)
 
 
-def test_a_call_that_was_lost_on_its_way_is_no_second_in_a_row_after_one_that_was_answered(pacing: Pacing) -> None:
+def test_a_response_between_two_lost_calls_resets_the_count(pacing: Pacing) -> None:
     for error in (REFUSED, BROKEN, REFUSED, None, REFUSED):
         assert call(pacing, error)
     assert pacing.blocked("m") is None
@@ -257,7 +257,7 @@ def test_full_speed_is_back_within_fifteen_seconds(clock: Clock, pacing: Pacing,
     assert len(storm.calls) - before >= 0.9 * 5 * 10 / storm.call_s
 
 
-def test_models_that_nothing_is_known_of_are_forgotten(clock: Clock, pacing: Pacing) -> None:
+def test_models_without_state_are_dropped(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(100.0), model="paused")
     for i in range(1000):
         call(pacing, model=str(i))
@@ -265,7 +265,7 @@ def test_models_that_nothing_is_known_of_are_forgotten(clock: Clock, pacing: Pac
     assert pacing.blocked("paused")
 
 
-async def test_turns_are_given_in_the_order_of_asking() -> None:
+async def test_turns_follow_the_order_of_requests() -> None:
     pacing, given = Pacing(rate_per_min=60 / 0.02), []
 
     async def wait(name: int) -> None:
@@ -276,7 +276,7 @@ async def test_turns_are_given_in_the_order_of_asking() -> None:
     assert given == [0, 1, 2, 3, 4, 5]
 
 
-async def test_who_asks_later_for_another_model_need_not_wait() -> None:
+async def test_a_later_request_for_another_model_does_not_wait() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
     waiting = asyncio.create_task(pacing.acquire("m", 60.0))
@@ -297,13 +297,13 @@ async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
     assert await asyncio.wait_for(waiting, 0.05)
 
 
-async def test_a_wait_ends_with_its_time() -> None:
+async def test_a_wait_ends_at_its_timeout() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
     assert await asyncio.wait_for(pacing.acquire("m", 0.02), 1.0) is None
 
 
-async def test_quiet_ends_every_wait_and_lets_none_begin() -> None:
+async def test_quiet_ends_every_wait_and_starts_no_other() -> None:
     pacing = Pacing()
     call(pacing, limited(60.0))
     waiting = [asyncio.create_task(pacing.acquire("m", 60.0)) for _ in range(3)]
@@ -327,7 +327,7 @@ async def test_a_cancelled_wait_takes_no_turn() -> None:
     assert first.cancelled()
 
 
-async def test_a_turn_that_was_given_to_a_cancelled_wait_is_given_back(clock: Clock, pacing: Pacing) -> None:
+async def test_the_turn_of_a_cancelled_wait_is_released(clock: Clock, pacing: Pacing) -> None:
     call(pacing, limited(0.0))
     call(pacing, limited(0.0))
     first, second = (asyncio.create_task(pacing.acquire("m", 60.0)) for _ in range(2))

@@ -17,13 +17,13 @@ def line(*claims: Claim, failed: tuple[Claim, ...] = (), suspect: tuple[Claim, .
     return made
 
 
-def test_claims_that_never_failed_probe_first_from_both_ends_by_turns_and_suspects_last() -> None:
+def test_claims_that_never_failed_probe_before_suspects() -> None:
     a, b, c, d, failed, suspect = map(claim, ("a", "b", "c", "d", "failed", "suspect"))
     waiting, parked = line(a, b, c, d, failed=(failed,), suspect=(suspect,)), {a, b, c, d, failed, suspect}
     assert [waiting.pop(parked) for _ in range(7)] == [a, d, b, c, failed, suspect, None]
 
 
-def test_claims_that_are_lost_or_parked_no_more_are_passed_over() -> None:
+def test_lost_or_unparked_claims_are_skipped() -> None:
     a, b, c = map(claim, ("a", "b", "c"))
     waiting = line(a, b, c)
     b.mark_lost()
@@ -32,7 +32,7 @@ def test_claims_that_are_lost_or_parked_no_more_are_passed_over() -> None:
     assert waiting.is_empty({b, c})
 
 
-def test_all_that_wait_are_taken_once() -> None:
+def test_each_parked_claim_is_taken_once() -> None:
     a, b, c = map(claim, ("a", "b", "c"))
     waiting = line(a, c, failed=(b,))
     waiting.add(a, has_failed=True, is_suspect=False)

@@ -180,7 +180,7 @@ async def start(make_instance) -> AsyncIterator[StartService]:
         yield start
 
 
-async def test_a_webhook_is_told_of_the_end_signed_and_after_the_result_can_be_read(start, receiver: Receiver) -> None:
+async def test_a_signed_webhook_follows_the_readable_result(start, receiver: Receiver) -> None:
     service = await start()
     readable: list[bool] = []
 
@@ -203,7 +203,7 @@ async def test_a_webhook_is_told_of_the_end_signed_and_after_the_result_can_be_r
     assert (delivery.attempts, delivery.last_status) == (1, 200)
 
 
-async def test_a_secret_of_its_own_goes_before_the_services(start, receiver: Receiver) -> None:
+async def test_the_secret_of_a_webhook_overrides_that_of_the_service(start, receiver: Receiver) -> None:
     service = await start()
     await service.submit("a", Webhook(receiver.url, "", secret=OWN_SECRET))
     await service.told((await service.end()).id)
@@ -222,7 +222,7 @@ async def test_without_any_secret_nothing_is_signed(start, receiver: Receiver) -
 
 
 @pytest.mark.parametrize("outcome", [State.FAILED, State.CANCELLED])
-async def test_other_ends_are_told_too(start, receiver: Receiver, outcome: State) -> None:
+async def test_other_outcomes_are_delivered_too(start, receiver: Receiver, outcome: State) -> None:
     service = await start()
     await service.submit("a", Webhook(receiver.url, ""))
     if outcome is State.CANCELLED:
@@ -233,7 +233,7 @@ async def test_other_ends_are_told_too(start, receiver: Receiver, outcome: State
     assert receiver.got[0].event["type"] == f"image.{outcome}"
 
 
-async def test_every_joined_submits_webhook_is_called_with_an_id_of_its_own(start, receiver: Receiver) -> None:
+async def test_each_joined_webhook_is_called_with_its_own_id(start, receiver: Receiver) -> None:
     service = await start()
     kinds = [await service.submit("a", Webhook(receiver.url + str(n), f"http://{n}")) for n in range(5)]
     assert kinds == [CacheResult.MISS] + [CacheResult.COALESCED] * 4
@@ -242,7 +242,7 @@ async def test_every_joined_submits_webhook_is_called_with_an_id_of_its_own(star
     assert {got.event["data"]["data"][0]["url"] for got in receiver.got} == {f"http://{n}/0" for n in range(5)}
 
 
-async def test_a_cache_hit_is_told_at_once(start, receiver: Receiver) -> None:
+async def test_a_cache_hit_is_delivered_at_once(start, receiver: Receiver) -> None:
     service = await start()
     await service.submit("a")
     final = await service.end()
@@ -251,7 +251,7 @@ async def test_a_cache_hit_is_told_at_once(start, receiver: Receiver) -> None:
     assert len(receiver.got) == 1
 
 
-async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> None:
+async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start) -> None:
     port = unused_port()
     one = await start(delays_s=(0.3,) * 5)
     await one.submit("a", Webhook(f"http://127.0.0.1:{port}/hook", ""))
@@ -269,7 +269,7 @@ async def test_a_receiver_that_was_down_is_told_once_after_a_restart(start) -> N
         await eventually(two.outbox_is_empty)
 
 
-async def test_a_crash_after_the_answer_tells_it_again_with_the_same_id(start, receiver: Receiver) -> None:
+async def test_a_crash_after_the_response_repeats_the_delivery_id(start, receiver: Receiver) -> None:
     one = await start()
     one.instance.parts.outbox.record_attempt = one.instance.parts.outbox.next  # the write that a crash would swallow
     await one.submit("a", Webhook(receiver.url, ""))
@@ -283,7 +283,7 @@ async def test_a_crash_after_the_answer_tells_it_again_with_the_same_id(start, r
     assert len({got.body for got in receiver.got}) == 1
 
 
-async def test_a_failing_receiver_is_tried_again_until_it_takes_it(start, receiver: Receiver) -> None:
+async def test_a_delivery_is_retried_until_the_receiver_accepts_it(start, receiver: Receiver) -> None:
     service = await start()
     receiver.script = [500, 404, web.Response(status=302, headers={"Location": "/elsewhere"})]
     await service.submit("a", Webhook(receiver.url, ""))
@@ -302,7 +302,7 @@ async def test_a_receiver_that_always_fails_is_given_up(start, receiver: Receive
     await eventually(service.outbox_is_empty)
 
 
-async def test_gone_ends_it_at_once(start, receiver: Receiver) -> None:
+async def test_410_ends_the_delivery_at_once(start, receiver: Receiver) -> None:
     service = await start()
     receiver.script = [410]
     await service.submit("a", Webhook(receiver.url, ""))
@@ -310,7 +310,7 @@ async def test_gone_ends_it_at_once(start, receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-async def test_a_busy_receiver_is_given_the_time_that_it_asks_for(start, receiver: Receiver, as_date: bool) -> None:
+async def test_a_busy_receiver_gets_its_requested_delay(start, receiver: Receiver, as_date: bool) -> None:
     service = await start()
     value = formatdate(time.time() + 120, usegmt=True) if as_date else "120"
     receiver.script = [web.Response(status=503, headers={"Retry-After": value})]
@@ -330,7 +330,7 @@ async def test_a_receiver_is_never_called_by_many_at_once(start, receiver: Recei
     assert MAX_UNPROVEN <= receiver.most <= MAX_HEALTHY
 
 
-async def test_slow_receivers_hold_up_no_other_host_and_no_other_path_of_theirs(start, receiver: Receiver) -> None:
+async def test_slow_receivers_delay_no_other_host_or_path(start, receiver: Receiver) -> None:
     service = await start(timeout_s=2)
     async with AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(receiving(Receiver(hold_s=30))) for _ in range(12)]
@@ -352,7 +352,7 @@ async def test_slow_receivers_hold_up_no_other_host_and_no_other_path_of_theirs(
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["as they come", "after a restart"])
-async def test_many_webhooks_to_a_slow_receiver_hold_up_no_other_and_none_is_lost(
+async def test_a_slow_receiver_delays_no_other_and_loses_no_webhook(
     start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, restarts: bool
 ) -> None:
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 4)
@@ -382,7 +382,7 @@ async def test_many_webhooks_to_a_slow_receiver_hold_up_no_other_and_none_is_los
         await eventually(service.outbox_is_empty)
 
 
-async def test_a_stop_waits_for_the_try_that_is_under_way(start, receiver: Receiver) -> None:
+async def test_a_stop_waits_for_the_running_delivery(start, receiver: Receiver) -> None:
     service = await start()
     receiver.hold_s = 0.2
     await service.submit("a", Webhook(receiver.url, ""))
@@ -392,7 +392,7 @@ async def test_a_stop_waits_for_the_try_that_is_under_way(start, receiver: Recei
     assert service.instance.task_cache.finished(final.id).deliveries[0].status is DeliveryStatus.DELIVERED
 
 
-async def test_a_fault_of_ours_is_a_failed_try_and_ends_nothing(start, receiver: Receiver) -> None:
+async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(start, receiver: Receiver) -> None:
     service = await start()
     faults = iter([ZeroDivisionError()])
 
@@ -422,19 +422,19 @@ async def endless(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
+async def test_an_endless_response_is_not_read(receiver: Receiver) -> None:
     receiver.script = [endless]
     began = time.monotonic()
     assert (await send(receiver.url)).status == 200
     assert time.monotonic() - began < 0.4
 
 
-async def test_an_answer_that_does_not_come_in_time_is_none() -> None:
+async def test_a_late_response_counts_as_missing() -> None:
     async with receiving(Receiver(hold_s=30)) as silent:
         assert (await send(silent.url)).status is None
 
 
-async def test_cookies_are_not_kept_and_no_proxy_is_asked(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cookies_are_not_stored_and_no_proxy_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused_port()}")
     receiver.script = [web.Response(headers={"Set-Cookie": "a=b"})]
     async with webhook_session(private=True) as session:
@@ -513,7 +513,7 @@ async def listening_everywhere() -> AsyncIterator[tuple[int, list[Any]]]:
         await one.wait_closed()
 
 
-async def test_no_hostile_address_is_ever_connected_to(make_instance) -> None:
+async def test_hostile_addresses_are_never_connected(make_instance) -> None:
     instance, resolver = make_instance(), Names()
     async with listening_everywhere() as (port, accepted), webhook_session(private=False, resolver=resolver) as session:
         _, probe = await asyncio.open_connection("127.0.0.1", port)
@@ -536,14 +536,14 @@ async def test_no_hostile_address_is_ever_connected_to(make_instance) -> None:
         await service.crash()
 
 
-async def test_a_refused_address_is_refused_by_the_guard_and_not_by_chance() -> None:
+async def test_the_address_guard_causes_the_refusal() -> None:
     async with webhook_session(private=False, resolver=Names()) as session:
         with pytest.raises(ClientConnectorError) as refused:
             await session.post("https://loopback.example/")
         assert isinstance(refused.value.os_error, AddressBlocked)
 
 
-async def test_addresses_that_became_private_are_refused_where_that_is_not_allowed(receiver: Receiver) -> None:
+async def test_addresses_that_became_private_are_refused(receiver: Receiver) -> None:
     assert (await send(receiver.url)).status == 200
     assert (await send(receiver.url, private=False)).status is None
     assert len(receiver.got) == 1
