@@ -80,14 +80,24 @@ class AttemptRunner:
         """
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
-                return _with_what_came(claim, spent)
+                return self._with_saved_images(claim, spent)
             try:
                 with ClaimScope(claim):
-                    return _with_what_came(claim, await Attempt(self, claim).run())
+                    return self._with_saved_images(claim, await Attempt(self, claim).run())
             except ClaimWasLost:
                 return ClaimLost()
             except _Inherited:
                 continue
+
+    @staticmethod
+    def _with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
+        """Complete a task that fails at its deadline with the images that it has: they are paid for."""
+        images = claim.checkpoint.images
+        if not isinstance(outcome, Failed) or not outcome.at_deadline or not images or claim.task.stale_images:
+            return outcome
+        count = GenerationRequest.from_json(claim.task.request_json).n
+        why = outcome.error.detail or outcome.error.code
+        return Succeeded(images, (*claim.checkpoint.warnings, f"only {len(images)} of {count} images came: {why}"))
 
 
 class _AttemptEnded(Exception):
@@ -430,16 +440,6 @@ class Attempt:
         log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
         log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
         return outcome
-
-
-def _with_what_came(claim: Claim, outcome: Outcome) -> Outcome:
-    """Complete a task that fails while some of its images are saved already: they are paid for."""
-    images = claim.checkpoint.images
-    if not isinstance(outcome, Failed) or not images or claim.task.stale_images:
-        return outcome
-    wanted = GenerationRequest.from_json(claim.task.request_json).n
-    why = outcome.error.detail or outcome.error.code
-    return Succeeded(images, (*claim.checkpoint.warnings, f"only {len(images)} of {wanted} images came: {why}"))
 
 
 def _what_follows(outcome: Retry | Failed) -> str:

@@ -26,7 +26,8 @@ class AttemptLimits:
         """Return the failure of a task at its deadline; its code is the reason that it waited for."""
         waited_for = task.reason in (WaitReason.UPSTREAM_RATE_LIMITED, WaitReason.UPSTREAM_OVERLOADED)
         code = str(task.reason) if waited_for else "upstream_timeout"
-        return Failed(TaskError(code, f"the task could not be finished within {self.deadline_s:g} s", retryable=True))
+        detail = f"the task could not be finished within {self.deadline_s:g} s"
+        return Failed(TaskError(code, detail, retryable=True), at_deadline=True)
 
     def exhausted(self, task: Task, run: Checkpoint, now: float) -> Failed | None:
         """Return the failure of a task that must not be called for again; paid images may still be fetched."""

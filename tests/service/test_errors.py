@@ -82,7 +82,7 @@ WRONG: dict[str, tuple[str, Any]] = {
     "too many steps": ("steps", 101),
     "no picture": ("n", 0),
     "nine pictures": ("n", 9),
-    "a negative seed": ("seed", -1),
+    "a negative seed": ("seed", -2),
     "a large seed": ("seed", 2**63),
     "a boolean seed": ("seed", False),
     "a number as negative prompt": ("negativePrompt", 1),
@@ -113,7 +113,7 @@ def test_a_missing_prompt_is_named(service: Service) -> None:
 
 
 def test_all_faults_are_reported_at_once(service: Service) -> None:
-    answer = service.submit(prompt="", width=1, height=2, n=0, steps=0, seed=-1, outputFormat="bmp", sede=1)
+    answer = service.submit(prompt="", width=1, height=2, n=0, steps=0, seed=-2, outputFormat="bmp", sede=1)
     faulty = {"prompt", "width", "height", "n", "steps", "seed", "outputFormat", "sede"}
     assert {detail["field"] for detail in answer.json["details"]} == faulty
 

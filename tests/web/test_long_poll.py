@@ -195,4 +195,4 @@ async def test_many_waiters_cost_no_more_commands_than_one(start_service, acquai
     waits = [client.get(f"/api/images/{task_id}?wait=10") for client in (one, two) for _ in range(50)]
     answers = await asyncio.gather(*waits)
     assert {(await answer.json())["status"] for answer in answers} == {"completed"}
-    assert await used() - before <= 10
+    assert await used() - before <= 20  # a hundred waiters; the few are those of the two instances, each second

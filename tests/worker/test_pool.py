@@ -6,14 +6,13 @@ import pytest
 from msgspec.structs import replace
 from support import eventually
 
-from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, Reply
 from imagegen.queue.verbs.finish import FinishItem, FinishReply
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import parking, pool
 from imagegen.worker.circuit_breaker import BreakerConfig
 
-from .conftest import MakeHarness, WorkerHarness, fault, images, links, loss, no_model, refused
+from .conftest import MakeHarness, WorkerHarness, fault, images, links, loss, refused
 
 
 class Switch:
@@ -109,17 +108,6 @@ async def test_faulty_tasks_one_after_the_other_each_fail_after_their_attempts(m
         await harness.finished(await harness.submit(i))
     assert len(harness.provider.calls) == 24
     assert harness.pacing.blocked("m") is None
-
-
-@pytest.mark.parametrize("error", [fault(500), no_model(), loss()])
-async def test_images_that_are_paid_for_complete_a_task_that_fails(
-    make_harness: MakeHarness, error: UpstreamError
-) -> None:
-    harness = make_harness(images(1), default=error, per_call=1)
-    [task] = await harness.finished(await harness.submit(n=3))
-    assert (task.state, [image.index for image in task.images]) == (State.COMPLETED, [0])
-    [warning] = task.warnings
-    assert warning.startswith("only 1 of 3 images came: ")
 
 
 async def test_images_that_are_paid_for_complete_a_task_at_its_deadline(make_harness: MakeHarness) -> None:

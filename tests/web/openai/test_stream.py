@@ -52,10 +52,12 @@ async def test_each_image_is_one_completed_event(service: Service) -> None:
         }
 
 
-async def test_the_images_of_a_partial_result_are_sent(service: Service, upstream: EmulatedUpstream) -> None:
+async def test_a_picture_is_sent_before_the_others_are_there(service: Service, upstream: EmulatedUpstream) -> None:
     upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
     got = frames(await (await service.generate(stream=True, n=8, seed=1)).text())
-    assert [name for name, _ in got] == ["image_generation.completed"] * 4
+    *pictures, (event, last) = got
+    assert [name for name, _ in pictures] == ["image_generation.completed"] * 4
+    assert (event, last["type"], last["error"]["code"]) == ("error", "error", "content_policy")
 
 
 async def test_a_streaming_client_joins_the_task_of_others(service: Service, upstream: EmulatedUpstream) -> None:
