@@ -23,7 +23,7 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate that it signed itself."""
+    """Return the server side of TLS with a self-signed certificate."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.now(UTC)
     made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
@@ -37,7 +37,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 @pytest.fixture
 async def own_redis(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
-    """A server of this test alone, to be stopped, filled and demoted."""
+    """Run a server for one test, to be stopped, filled and demoted."""
     server = EmbeddedRedis(tmp_path)
     await server.start()
     yield server

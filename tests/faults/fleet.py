@@ -35,7 +35,7 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], within_s: float) 
 
 @dataclass
 class ServiceProcess:
-    """One instance of the service on a port of its own; it can be killed, frozen and started again.
+    """One instance of the service on its own port; it can be killed, frozen and started again.
 
     arguments: what Python runs; log: where its output goes, appended over all its lives.
     """

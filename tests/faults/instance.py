@@ -1,6 +1,6 @@
-"""Runs the service with a death wish: it kills itself at the step that the file `KILL_FILE` names.
+"""Service that kills itself at the step that the file `KILL_FILE` names.
 
-Steps: `start.before`, `start.after`, `finish.before`. The service itself knows nothing of this.
+Steps: `start.before`, `start.after`, `finish.before`. The package has no code for this.
 """
 
 from __future__ import annotations

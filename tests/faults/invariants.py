@@ -1,6 +1,6 @@
 """The invariants that hold once a soup of faults has come to rest.
 
-All are checked before any failure is raised; what is known of the tasks concerned is printed with it.
+All are checked before any failure is raised; details of the tasks concerned are printed with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SILENT_S = 65.0
 
 MAX_RESIDENT_MIB = 200
 BROUGHT_NONE = (500, 503)
-"""Outcomes of a call that the emulator counts as paid and that brought no image."""
+"""Outcomes of a call that the emulator counts as paid and that returned no image."""
 
 _LOG_FAULT = re.compile(r"Traceback|never retrieved|never awaited|nforeseen|CRITICAL")
 
@@ -49,7 +49,7 @@ class Rest:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     async def check(self) -> str:
-        """Check every invariant; return a line of figures. Raises AssertionError that shows what is broken."""
+        """Check every invariant; return a line of figures. Raises AssertionError with every violation."""
         await self._read_all()
         self._check_states()
         excess, recorded = self._check_payments()
@@ -84,12 +84,12 @@ class Rest:
         self._expect_none("attempts", attempts)
 
     def _may_fail(self, task_id: str, task: dict[str, Any]) -> bool:
-        """Whether the upstream refuses the task, its entry was lost, or two of its calls brought no answer."""
+        """Return whether the upstream refuses the task, its entry was lost, or two of its calls got no response."""
         is_poison = POISON in self.load.accepted[task_id]
         return is_poison or task["error"]["code"] == "interrupted" or task.get("possiblyBilledTwice", 0) >= 2
 
     def _check_payments(self) -> tuple[int, int]:
-        """No image is paid for beyond the planned one and the recorded losses."""
+        """Check that no image is paid beyond the planned one and the recorded losses."""
         paid = Counter(call["prompt"] for call in self._calls() if call["paid"] and call["outcome"] not in BROUGHT_NONE)
         recorded = {i: int(task.get("possiblyBilledTwice", 0)) for i, task in self.tasks.items()}
         prompts = self.load.accepted
@@ -100,7 +100,7 @@ class Rest:
         return sum(max(paid[prompts[i]] - 1, 0) for i in recorded), sum(recorded.values())
 
     async def _check_images(self) -> None:
-        """Every image of a completed task is there."""
+        """Check that every image of a completed task is served."""
         gone = []
         for number, (task_id, task) in enumerate(self.tasks.items()):
             if task["status"] == "completed":
@@ -111,7 +111,7 @@ class Rest:
         self._expect_none("images", gone)
 
     async def _check_redis(self, ends_at: float) -> None:
-        """The stream is empty, nothing is pending, dead consumers are gone, and what is kept ends by itself."""
+        """Check that the stream is empty, nothing is pending, dead consumers are removed and keys expire."""
         stream, outbox = f"{{{self.prefix}}}:tasks", f"{{{self.prefix}}}:outbox"
 
         async def entries() -> Any:
@@ -126,8 +126,8 @@ class Rest:
 
         async def endless() -> Any:
             keys = [key async for key in self.redis.scan_iter(f"{{{self.prefix}}}:*")]
-            kept = (stream.encode(), outbox.encode())
-            return [key for key in keys if key not in kept and await self.redis.ttl(key) == -1]
+            lasting = (stream.encode(), outbox.encode())
+            return [key for key in keys if key not in lasting and await self.redis.ttl(key) == -1]
 
         looks = [entries, pending, endless]
         if self.quiet_within_s > SILENT_S:
@@ -136,7 +136,7 @@ class Rest:
             await self._expect_none_by(ends_at, look)
 
     async def _check_webhooks(self, ends_at: float) -> None:
-        """Every webhook was delivered, or has its place in the outbox until its next try."""
+        """Check that every webhook was delivered or is in the outbox until its next try."""
         receivers, outbox = self.load.receivers, f"{{{self.prefix}}}:outbox"
 
         async def undelivered() -> Any:
@@ -155,7 +155,7 @@ class Rest:
         await self._expect_none_by(ends_at, unready)
 
     def _check_processes(self) -> list[int]:
-        """No log has a traceback; memory is as small as before. Returns the resident MiB of each instance."""
+        """Check that logs have no traceback and memory is not larger; return the resident MiB of each instance."""
         resident = []
         for service in self.load.services:
             faults = [line for line in service.log.read_text().splitlines() if _LOG_FAULT.search(line)]
@@ -177,7 +177,7 @@ class Rest:
         return list(self.emulator.ledger()["calls"])
 
     def _report(self) -> str:
-        """What is broken, and for the first tasks of each kind: the task, its paid calls and its log lines."""
+        """Return the violations, and for the first tasks of each kind the task, its paid calls and log lines."""
         lines = [f"{at:.2f} {name}" for at, name in self.timeline]
         calls = defaultdict(list)
         for call in self._calls():

@@ -1,4 +1,4 @@
-"""Clients of a soup of faults, and the receivers of their webhooks; both remember all that they were told."""
+"""Clients of a soup of faults, and the receivers of their webhooks; both record every response and delivery."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOW_RECEIVER_S = 2.0
 
 
 class Receivers:
-    """Two webhook receivers on one port: one answers at once, one after `SLOW_RECEIVER_S`. They can be restarted.
+    """Two webhook receivers on one port: one responds at once, one after `SLOW_RECEIVER_S`. They can be restarted.
 
     delivered: how often each task's webhook was answered with 200.
     """
@@ -93,7 +93,7 @@ class Load:
                 group.create_task(client)
 
     async def read(self, task_id: str, service: ServiceProcess) -> dict[str, Any] | None:
-        """Return the task as an instance answers it; None where it gives no answer."""
+        """Return the task from an instance; None if it does not respond."""
         with suppress(aiohttp.ClientError, TimeoutError):
             async with self.http.get(f"{service.url}/api/images/{task_id}") as response:
                 task: dict[str, Any] = await response.json()
@@ -104,7 +104,7 @@ class Load:
         return None
 
     def _compare(self, task_id: str, task: dict[str, Any]) -> None:
-        """A final state stays."""
+        """Record a task that left its final state."""
         status, now = task["status"], time.monotonic()
         if task_id not in self.finals:
             if status in FINAL:

@@ -1,4 +1,4 @@
-"""A TCP proxy between the service and Redis that does to the connection what networks do."""
+"""TCP proxy between the service and Redis that simulates network faults."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Judge = Callable[[bytes], bool]
 
 
 class FaultProxy:
-    """Listens on a free loopback port, by TLS where it is told how, and passes bytes to a unix socket.
+    """Proxy from a free loopback port, with TLS if given, to a unix socket.
 
-    latency_s: added to each chunk of a reply. drop_reply: asked with each request chunk; where it says yes the reply is
-    swallowed and the connection closed, after the server has done the work. black_hole: bytes go in and nothing comes
+    latency_s: added to each chunk of a reply. drop_reply: called with each request chunk; if it returns True, the reply
+    is dropped and the connection closed after the server has done the work. black_hole: bytes go in and nothing comes
     out. refuse: new connections are closed at once.
     """
 
@@ -51,7 +51,7 @@ class FaultProxy:
 
     @property
     def connected(self) -> bool:
-        """Whether anybody is."""
+        """Return whether a client is connected."""
         return bool(self._pairs)
 
     def silence(self) -> None:
@@ -59,7 +59,7 @@ class FaultProxy:
         self._silent |= self._pairs
 
     def to(self, path: str) -> None:
-        """New connections go to another server."""
+        """Send new connections to another server."""
         self._path = path
 
     @property
@@ -67,12 +67,12 @@ class FaultProxy:
         return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     def drop_some(self, share: float, seed: int, commands: tuple[bytes, ...] = (b"EVALSHA", b"SET")) -> None:
-        """Drops this share of the replies to these commands."""
+        """Drop this share of the replies to these commands."""
         chance = random.Random(seed)
         self.drop_reply = lambda request: any(c in request for c in commands) and chance.random() < share
 
     def cut(self, *, reset: bool = False) -> None:
-        """Ends every connection; by RST where asked."""
+        """End every connection; with `reset` by RST."""
         for writer in list(self._pairs):
             sock: socket.socket | None = writer.get_extra_info("socket")
             if reset and sock is not None and sock.family == socket.AF_INET:
@@ -104,8 +104,8 @@ class FaultProxy:
             pass
         finally:
             self._pairs -= {writer, upstream_writer}
-            for one in (writer, upstream_writer):
-                one.transport.abort()
+            for stream in (writer, upstream_writer):
+                stream.transport.abort()
 
     async def _requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: dict[str, bool]

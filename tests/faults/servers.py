@@ -1,4 +1,4 @@
-"""Real Redis servers as processes of their own: a primary and its replica, to be promoted."""
+"""Real Redis servers as processes: a primary and its replica for a promotion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVER = shutil.which("redis-server")
 
 
 class RedisServer:
-    """A server with a unix socket and a port, without persistence unless `args` say otherwise."""
+    """A server with a unix socket and a port, without persistence unless `args` enable it."""
 
     def __init__(self, folder: Path, *args: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class RedisServer:
 
 @asynccontextmanager
 async def primary_and_replica(folder: Path) -> AsyncIterator[tuple[RedisServer, RedisServer]]:
-    """A replica in step with its primary. `promote` stops the replication, so that later writes are lost to it."""
+    """Run a primary and a synchronised replica; `promote` stops the replication, so that later writes are lost."""
     primary = RedisServer(folder / "primary", "--repl-diskless-sync-delay", "0")
     await primary.start()
     replica = RedisServer(folder / "replica", "--replicaof", "127.0.0.1", str(primary.port))
@@ -72,6 +72,6 @@ async def primary_and_replica(folder: Path) -> AsyncIterator[tuple[RedisServer, 
 
 
 async def promote(primary: RedisServer, replica: RedisServer) -> None:
-    """All writes so far reach the replica, and none from now on."""
+    """Let all writes so far reach the replica, and none from now on."""
     assert await primary.redis.execute_command("WAIT", 1, 5000) == 1
     await replica.redis.execute_command("REPLICAOF", "NO", "ONE")

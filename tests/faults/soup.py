@@ -1,9 +1,9 @@
-"""A seeded soup of faults against two instances: its worlds, and the faults that are played in them.
+"""Random faults from a seed against two instances: their worlds and the faults.
 
 One fault at a time is played while clients go on submitting; after each the service has a moment to recover. What is
 played, and when, follows from one seed.
 
-What only a killed process knew can't be written back, so that a loss of writes comes no sooner than `CALM_S` after a
+State of a killed process alone can't be restored, so a loss of writes comes no sooner than `CALM_S` after a
 crash, and a crash no sooner than that after a loss.
 """
 
@@ -33,7 +33,7 @@ LEASE_S = 2.0
 MAX_ATTEMPTS = 3
 PREFIX = "imagegen"
 DEADLINE_S = 120.0
-"""A task whose entry nobody can restore fails then; on a busy machine instances need half a minute to start."""
+"""A task without a restorable entry fails then; on a busy machine instances need half a minute to start."""
 
 DISK_BYTES = 64 * 2**20
 RECOVERY_S = 1.5
@@ -43,7 +43,7 @@ MIGRATION_PAUSE_S = 0.002
 
 @dataclass
 class World:
-    """All that a fault can be played on. data: the folder of the images; small_disk: whether it can be filled."""
+    """Targets of the faults. data: the folder of the images; small_disk: whether it can be filled."""
 
     services: list[ServiceProcess]
     emulator: EmulatorProcess
@@ -59,7 +59,7 @@ class World:
 
     @property
     def redis(self) -> Redis:
-        """A client of the server that has the keys, past every proxy."""
+        """Return a direct client of the server that has the keys."""
         raise NotImplementedError
 
     async def rest(self, *, quiet_within_s: float) -> str:
@@ -276,7 +276,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 @asynccontextmanager
 async def pair_world(folder: Path, seed: int) -> AsyncIterator[PairWorld]:
-    """Two instances, and a Redis that fails over."""
+    """Run two instances and a Redis that fails over."""
     async with AsyncExitStack() as stack:
         pair = await stack.enter_async_context(RedisPair(folder))
         url = pair.proxy.url
@@ -286,7 +286,7 @@ async def pair_world(folder: Path, seed: int) -> AsyncIterator[PairWorld]:
 
 @asynccontextmanager
 async def cluster_world(folder: Path, seed: int) -> AsyncIterator[ClusterWorld]:
-    """Two instances that know different nodes of a cluster."""
+    """Run two instances that start from different nodes of a cluster."""
     with cluster(folder / "cluster") as nodes:
         urls = [url_of(node) for node in nodes.nodes[:2]]
         clients = {port_of(node): Redis(port=port_of(node)) for node in nodes.nodes}

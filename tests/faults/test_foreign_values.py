@@ -30,7 +30,7 @@ KINDS = ["string", "list", "set", "hash", "zset", "stream"]
 
 
 async def put(instance, key: str, kind: str, garbage: bytes) -> None:
-    """Puts a value of a kind where ours should be."""
+    """Replace our value by one of the given type."""
     redis = instance.connection.commands
     await redis.delete(key)
     match kind:
@@ -49,7 +49,7 @@ async def put(instance, key: str, kind: str, garbage: bytes) -> None:
 
 
 async def runs_tasks(instance, name: str) -> None:
-    """A new task is taken, run and finished, and all loops live."""
+    """Check that a new task is claimed, run and finished, and that all loops are alive."""
     await instance.client_queue.submit(submission(name))
     while True:
         claim = await asyncio.wait_for(instance.worker_queue.claim(), 10)

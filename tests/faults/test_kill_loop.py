@@ -30,7 +30,7 @@ SLOTS = 4
 
 @dataclass
 class Service:
-    """One instance, started anew each time it dies."""
+    """One instance that is restarted each time it dies."""
 
     environ: dict[str, str]
     wish: Path
@@ -51,7 +51,7 @@ class Service:
                 await asyncio.sleep(0.02)
 
     async def die(self, step: str) -> None:
-        """Kills it at the next time it comes to the step, or at once."""
+        """Kill the instance when it next reaches the step, or at once."""
         assert self.process is not None
         if step in STEPS:
             self.wish.write_text(step)
@@ -75,7 +75,7 @@ class Service:
 
 @dataclass
 class Client:
-    """Submits tasks to whichever instance lives, and remembers what was accepted."""
+    """Client that submits tasks to a live instance and records the accepted ones."""
 
     http: aiohttp.ClientSession
     services: list[Service]
@@ -129,7 +129,7 @@ async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path) -> AsyncItera
 
 
 async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[Counter[str], int]:
-    """Kills one instance after the other; returns how often at each step, and the tasks in flight at the kills."""
+    """Kill one instance after the other; return the kills at each step and the tasks in flight."""
     chance, counts, in_flight = random.Random(SEED), Counter[str](), 0
     plan = [step for step in STEPS for _ in range(max(kills // 10, 1))]
     plan += ["in flight"] * (kills - len(plan))
@@ -147,7 +147,7 @@ async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[C
 
 
 async def check(client: Client, emulator: EmulatorProcess, in_flight: int) -> None:
-    """The invariants: every accepted task is final, and no paid call is beyond the recorded losses."""
+    """Check that every accepted task is final and no paid call exceeds the recorded losses."""
     tasks = {}
     async with asyncio.timeout(90):
         for task_id in client.accepted:

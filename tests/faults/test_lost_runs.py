@@ -1,4 +1,4 @@
-"""What becomes of how far a task has come when its owner is gone: for long, or together with the stream."""
+"""Checkpoints of tasks that lost their owner, for long or together with the stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def claimed(instance):
 
 
 async def started(instance, claim=None):
-    """The first claim that the instance can start."""
+    """Return the first claim that the instance can start."""
     while True:
         claim = claim or await instance.worker_queue.claim()
         start = StartResult.INHERITED

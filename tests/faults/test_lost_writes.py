@@ -1,4 +1,4 @@
-"""What instances do when Redis has lost writes that they know of: a failover, a flush, a deleted stream."""
+"""Instances after Redis lost acknowledged writes: a failover, a flush, a deleted stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 class Calls:
-    """Loops that run tasks on instances: each paid call is counted, and ends when the test lets it.
+    """Loops that run tasks on instances; each paid call is counted, and the test ends it.
 
     paid: calls by task id; broken_off: tasks whose claim was lost while the call ran.
     """
@@ -80,8 +80,8 @@ async def servers(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, RedisServe
         yield pair
 
 
-async def put_in(instances, names) -> list[str]:
-    """Submits to the instances in turn; returns the ids."""
+async def submit_all(instances, names) -> list[str]:
+    """Submit to the instances in turn; return the ids."""
     ids = []
     for number, name in enumerate(names):
         task = (await instances[number % len(instances)].client_queue.submit(submission(name))).task
@@ -123,12 +123,12 @@ async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
         calls.go_on.set()
         for instance in instances:
             calls.run_on(instance, 4 // count)
-        finished = await put_in(instances, [f"finished {i}" for i in range(20)])
+        finished = await submit_all(instances, [f"finished {i}" for i in range(20)])
         await eventually(lambda: calls.ended.issuperset(finished))
         calls.go_on.clear()
-        running = await put_in(instances, [f"running {i}" for i in range(4)])
-        await eventually(lambda: all(calls.paid[one] for one in running))
-        waiting = await put_in(instances, [f"waiting {i}" for i in range(20)])
+        running = await submit_all(instances, [f"running {i}" for i in range(4)])
+        await eventually(lambda: all(calls.paid[task_id] for task_id in running))
+        waiting = await submit_all(instances, [f"waiting {i}" for i in range(20)])
         assert await replica.redis.dbsize() <= 1
         proxy.to(replica.path)
         proxy.cut()
@@ -143,7 +143,7 @@ async def test_a_failover_with_lost_writes_loses_no_task_and_pays_once(
                 instance.task_cache.forget(task_id)
         await eventually(lambda: all_final(instances, everything), within_s=10)
         assert calls.broken_off == []
-        assert [one for one in everything if calls.paid[one] != 1] == []
+        assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
         await eventually(lambda: at_rest(instances[0]))
 
 
@@ -157,7 +157,7 @@ LOSSES = {
 
 @pytest.fixture
 def quick_checks(monkeypatch) -> None:
-    """What is done every few seconds is done more often."""
+    """Shorten the intervals of periodic checks."""
     monkeypatch.setattr("imagegen.queue.change_relay.REFRESH_S", 0.2)
     monkeypatch.setattr("imagegen.queue.change_relay.TRUST_S", 0.25)
     monkeypatch.setattr("imagegen.queue.recovery.CHECK_AGAIN_S", 0.3)
@@ -178,12 +178,12 @@ async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
     for instance in instances:
         calls.run_on(instance, 4 // count)
     calls.go_on.set()
-    finished = await put_in(instances, [f"finished {i}" for i in range(4)])
+    finished = await submit_all(instances, [f"finished {i}" for i in range(4)])
     await eventually(lambda: calls.ended.issuperset(finished))
     calls.go_on.clear()
-    running = await put_in(instances, [f"running {i}" for i in range(4)])
-    await eventually(lambda: all(calls.paid[one] for one in running))
-    waiting = await put_in(instances, [f"waiting {i}" for i in range(20)])
+    running = await submit_all(instances, [f"running {i}" for i in range(4)])
+    await eventually(lambda: all(calls.paid[task_id] for task_id in running))
+    waiting = await submit_all(instances, [f"waiting {i}" for i in range(20)])
     redis = instances[0].connection.commands
     await LOSSES[loss](redis, instances[0].keys)
 
@@ -202,7 +202,7 @@ async def test_deleted_keys_are_restored_and_nothing_is_paid_twice(
             instance.task_cache.forget(task_id)
     await eventually(lambda: all_final(instances, everything), within_s=10)
     assert calls.broken_off == []
-    assert [one for one in everything if calls.paid[one] != 1] == []
+    assert [task_id for task_id in everything if calls.paid[task_id] != 1] == []
     await eventually(lambda: at_rest(instances[0]))
 
 
@@ -314,9 +314,9 @@ async def test_an_instance_that_missed_every_greeting_detects_its_peers(
     monkeypatch.setattr("imagegen.queue.notifier.Notifier.publish", lambda *_args, **_content: None)
     first, second = (make_instance(url=own_redis.url, slots=1) for _ in range(2))
     calls.run_on(first, 1)
-    await put_in([first], ["runs"])
+    await submit_all([first], ["runs"])
     await eventually(lambda: len(calls.paid) == 1)
-    task_id, other_id = await put_in([first], ["taken by the other", "taken by the other later"])
+    task_id, other_id = await submit_all([first], ["taken by the other", "taken by the other later"])
     assert first.notifier.alone
     assert second.notifier.alone
     claim = await asyncio.wait_for(second.worker_queue.claim(), 5)

@@ -1,4 +1,4 @@
-"""Whole processes on a Redis that loses what it had accepted: 44 tasks, none lost and none paid for again."""
+"""Service processes on a Redis that loses acknowledged writes: of 44 tasks none is lost or paid again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_FOUND = 50
 
 
 class Fleet:
-    """Instances of the service as processes, four slots together, and a client that knows what was accepted."""
+    """Service processes with four slots together, and a client that records the accepted tasks."""
 
     def __init__(self, http: aiohttp.ClientSession, folder: Path, settings: dict[str, str]) -> None:
         self._http, self._folder, self._settings = http, folder, settings
@@ -72,7 +72,7 @@ class Fleet:
         return ids
 
     async def all_are(self, ids, *states: str | None) -> bool:
-        """Whether every instance has these tasks in one of these states."""
+        """Return whether every instance has these tasks in one of these states."""
         return all([await self.state(url, task_id) in states for url in self.urls for task_id in ids])
 
     async def state(self, url: str, task_id: str) -> str | None:

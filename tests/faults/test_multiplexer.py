@@ -1,4 +1,4 @@
-"""The connection that calls share, and the batches on it: order, one write a turn, and every way to lose it."""
+"""The shared Redis connection and its batches: order, one write a turn, and every kind of loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def make_wire() -> AsyncIterator[MakeWire]:
 
 
 def chunks_seen(proxy: FaultProxy) -> list[bytes]:
-    """What the other side reads from now on, write by write."""
+    """Record what the server reads from now on, write by write."""
     chunks: list[bytes] = []
     proxy.drop_reply = lambda chunk: chunks.append(chunk) is not None
     return chunks
@@ -261,7 +261,7 @@ async def test_a_broken_batch_fails_only_its_own_waiters(connection: Connection,
 
     batcher = Batcher(connection.multiplexer, asked, answers)
     both = await asyncio.gather(batcher("good"), batcher("bad"), return_exceptions=True)
-    assert [type(one) for one in both] == [ValueError, ValueError]
+    assert [type(error) for error in both] == [ValueError, ValueError]
     assert await batcher("good") == b"good"
 
 

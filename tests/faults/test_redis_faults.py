@@ -1,4 +1,4 @@
-"""What the queue does when Redis, or the way to it, fails."""
+"""The queue during failures of Redis or of its network."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ async def test_lost_replies_of_every_write_leave_every_task_finished_once(make_i
             except QueueUnavailable:
                 continue
     await eventually(lambda: len({task.id for task in finished}) == 60, within_s=20)
-    for one in loops:
-        one.cancel()
+    for loop in loops:
+        loop.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
     assert proxy.dropped > 0
     assert all(task.state is State.COMPLETED for task in finished)
@@ -214,7 +214,7 @@ async def test_a_silent_blocked_read_is_replaced_for_an_overdue_entry(make_insta
     waiting = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.connection.blocking_reads.under_way)
     proxy.silence()
-    instance.connection.multiplexer.abort()  # all others are made anew at once
+    instance.connection.multiplexer.abort()  # all other connections are renewed at once
     for multiplexer in instance.connection._rare:
         multiplexer.abort()
     await instance.client_queue.submit(submission("overdue"))

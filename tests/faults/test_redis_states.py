@@ -1,4 +1,4 @@
-"""What the queue does when Redis lives and refuses: full, read-only, emptied, killed, stopped."""
+"""The queue on a Redis that is full, read-only, emptied, killed or stopped."""
 
 from __future__ import annotations
 

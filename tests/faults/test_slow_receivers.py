@@ -18,7 +18,7 @@ TASKS, HOOKS_EACH, HOLD_S = 105, 20, 9.0
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """Counts what it gets, and answers after `hold_s`."""
+    """Receiver that counts its requests and responds after `hold_s`."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -43,7 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def handle(self) -> None:
         try:

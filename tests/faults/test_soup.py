@@ -1,4 +1,4 @@
-"""All faults that are known, mixed by a seed, against two instances, and a Redis that fails over or is a cluster."""
+"""All faults mixed by a seed against two instances on a Redis that fails over or is a cluster."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SEED = int(os.environ.get("SOUP_SEED", "20261128"))
 DURATION_S = float(os.environ.get("SOUP_SECONDS", "60"))
 
 
-async def simmer(folder: Path, duration_s: float, quiet_within_s: float) -> None:
+async def run_soup(folder: Path, duration_s: float, quiet_within_s: float) -> None:
     async with pair_world(folder, SEED) as world:
         counts = await play(world, OF_PAIR, duration_s)
         print(f"seed {SEED}: {dict(counts)}")
         print(await world.rest(quiet_within_s=quiet_within_s))
 
 
-async def simmer_in_cluster(folder: Path, duration_s: float, tasks: int, quiet_within_s: float) -> None:
+async def run_soup_in_cluster(folder: Path, duration_s: float, tasks: int, quiet_within_s: float) -> None:
     async with cluster_world(folder, SEED) as world:
         counts = await play(world, OF_CLUSTER, duration_s, at_least=len(OF_CLUSTER), tasks=tasks)
         print(f"seed {SEED}: {dict(counts)}")
@@ -28,21 +28,21 @@ async def simmer_in_cluster(folder: Path, duration_s: float, tasks: int, quiet_w
 
 @pytest.mark.timeout(400)
 async def test_every_invariant_holds_after_a_minute_of_mixed_faults(tmp_path: Path) -> None:
-    await simmer(tmp_path, DURATION_S, 10)
+    await run_soup(tmp_path, DURATION_S, 10)
 
 
 @pytest.mark.timeout(400)
 async def test_every_invariant_holds_after_mixed_faults_in_a_cluster_whose_slots_move(tmp_path: Path) -> None:
-    await simmer_in_cluster(tmp_path, 0, 0, 10)
+    await run_soup_in_cluster(tmp_path, 0, 0, 10)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1500)
 async def test_every_invariant_holds_after_ten_minutes_of_mixed_faults(tmp_path: Path) -> None:
-    await simmer(tmp_path, 600, 200)
+    await run_soup(tmp_path, 600, 200)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1500)
 async def test_a_thousand_tasks_hold_every_invariant_in_a_cluster_whose_slots_move(tmp_path: Path) -> None:
-    await simmer_in_cluster(tmp_path, 60, 1000, 200)
+    await run_soup_in_cluster(tmp_path, 60, 1000, 200)

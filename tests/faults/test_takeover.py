@@ -1,4 +1,4 @@
-"""Renewal, release and takeover of any number of claims, also after an outage; consumers that are gone."""
+"""Renewal, release and takeover of any number of claims, also after an outage; removal of consumers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEASE_S = 1.2
 
 
 async def fill(instance, count: int) -> list[Claim]:
-    """Submits tasks and claims them; all wait for a retry."""
+    """Submit tasks and claim them; all wait for a retry."""
     await asyncio.gather(*(instance.client_queue.submit(submission(number)) for number in range(count)))
     claims = []
     while len(claims) < count:
@@ -31,7 +31,7 @@ async def fill(instance, count: int) -> list[Claim]:
 
 
 async def owners(instance) -> dict[str, str]:
-    """Who holds which entry."""
+    """Return the owner of each entry."""
     return {row.entry_id: row.consumer for row in await instance.verbs.pending_entries()}
 
 
@@ -92,7 +92,7 @@ async def test_all_of_more_than_a_thousand_claims_are_taken_over(make_instance) 
 
 
 async def two_busy(make_instance, url: str):
-    """Two instances that hold one claim each, know of each other, and have looked at the start."""
+    """Return two instances that hold one claim each, have detected each other and made their first check."""
     both = [make_instance(lease_s=LEASE_S, url=url, slots=1) for _ in range(2)]
     await eventually(lambda: not any(instance.notifier.alone for instance in both))
     waiting = [asyncio.create_task(instance.worker_queue.claim()) for instance in both]
@@ -104,14 +104,14 @@ async def two_busy(make_instance, url: str):
         await instance.worker_queue.start(claim)
     more = [
         asyncio.create_task(instance.worker_queue.claim()) for instance in both
-    ]  # there is room for what is taken over
+    ]  # a slot is free for the claim that is taken over
     for instance, claim in zip(both, claims, strict=True):
         instance.parts.dispatcher.leave_slot(claim)
     return both, claims, more
 
 
-async def unharmed(both, claims, more) -> None:
-    """Nothing was taken over, and all is renewed again, for longer than a takeover would need."""
+async def check_unharmed(both, claims, more) -> None:
+    """Check that nothing is taken over and all claims are renewed, for longer than a takeover takes."""
     before = {claim.entry_id: instance.parts.dispatcher.instance for instance, claim in zip(both, claims, strict=True)}
     loop = asyncio.get_running_loop()
     until = loop.time() + LEASE_S * 3
@@ -132,7 +132,7 @@ async def unharmed(both, claims, more) -> None:
 async def test_an_unnoticed_outage_takes_no_claim_from_a_live_instance(make_instance, own_redis, leases: float) -> None:
     both, claims, more = await two_busy(make_instance, own_redis.url)
     await both[0].connection.commands.client_pause(int(LEASE_S * leases * 1000))
-    await unharmed(both, claims, more)
+    await check_unharmed(both, claims, more)
 
 
 @pytest.mark.faults
@@ -143,7 +143,7 @@ async def test_a_stopped_redis_takes_no_claim_from_a_live_instance(make_instance
         await asyncio.sleep(LEASE_S * 1.5)
     finally:
         os.kill(own_redis.pid, signal.SIGCONT)
-    await unharmed(both, claims, more)
+    await check_unharmed(both, claims, more)
 
 
 @pytest.mark.parametrize("fault", ["refuse", pytest.param("black_hole", marks=pytest.mark.faults)])
@@ -154,7 +154,7 @@ async def test_a_network_outage_takes_no_claim_from_a_live_instance(make_instanc
         proxy.cut()
     await asyncio.sleep(LEASE_S * 1.5)
     setattr(proxy, fault, False)
-    await unharmed(both, claims, more)
+    await check_unharmed(both, claims, more)
 
 
 async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, own_redis) -> None:
@@ -163,7 +163,7 @@ async def test_refused_writes_take_no_claim_from_a_live_instance(make_instance, 
     await commands.config_set("min-replicas-to-write", 1)
     await asyncio.sleep(LEASE_S * 3)  # the refusal lasts longer than a lease and the proof of a takeover together
     await commands.config_set("min-replicas-to-write", 0)
-    await unharmed(both, claims, more)
+    await check_unharmed(both, claims, more)
 
 
 async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance) -> None:
@@ -177,7 +177,7 @@ async def test_a_dead_instance_is_taken_over_soon_after_its_lease(make_instance)
 
 
 async def test_a_takeover_survives_a_lost_reply(make_instance, proxy) -> None:
-    """The entries are ours then, so that nobody else looks at them."""
+    """The entries belong to this instance then, so that no other reads them."""
     dead = make_instance(lease_s=LEASE_S, start=False)
     await dead.verbs.create_group()
     await fill(dead, 1)
@@ -190,7 +190,7 @@ async def test_a_takeover_survives_a_lost_reply(make_instance, proxy) -> None:
 
 
 async def consumer_names(instance) -> set[str]:
-    """Return the names of the group's consumers, none while an instance is still making the group."""
+    """Return the names of the group's consumers; empty while an instance is still making the group."""
     try:
         rows = await instance.connection.commands.xinfo_consumers(instance.keys.stream, "pool")
     except ResponseError:

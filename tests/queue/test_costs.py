@@ -26,7 +26,7 @@ NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "s
 
 
 async def server_count(instance) -> int:
-    """Return the commands that the server ran, without those that Upstash does not bill; a NOSCRIPT is no run."""
+    """Return the number of commands that the server ran, without NOSCRIPT replies and those Upstash does not bill."""
     stats = await instance.connection.commands.info("commandstats")
     return sum(
         row["calls"] - (row["failed_calls"] if name == "cmdstat_evalsha" else 0)
@@ -55,7 +55,7 @@ class CommandCount:
 
 @pytest.fixture
 async def one(make_instance):
-    """An instance without side loops, whose group is there."""
+    """Return an instance without background loops and with its consumer group."""
     instance = make_instance(start=False, max_queue=3)
     await instance.verbs.create_group()
     return instance

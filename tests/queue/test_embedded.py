@@ -1,4 +1,4 @@
-"""The embedded Redis with real servers and real deaths."""
+"""The embedded Redis with real server processes and crashes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ asyncio.run(main())
 
 
 class Servers:
-    """Makes EmbeddedRedis objects; two of them on one folder are to each other like two processes."""
+    """Factory of EmbeddedRedis objects; two of them on one folder behave like two processes."""
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
@@ -63,7 +63,7 @@ class Servers:
         return server
 
     async def other_process(self, data_dir: Path) -> tuple[asyncio.subprocess.Process, int]:
-        """Another process that runs a server there, and the server's pid."""
+        """Start a process that runs a server in the folder; return it and the server's pid."""
         process = await asyncio.create_subprocess_exec(
             *[sys.executable, "-c", OTHER_PROCESS, str(data_dir)], cwd=ROOT, stdout=-1, stderr=-3
         )
@@ -99,7 +99,7 @@ async def put(server: EmbeddedRedis, value: str) -> None:
 
 
 async def got(server: EmbeddedRedis) -> str | None:
-    """None also where nobody answers."""
+    """Return the stored value; None also if no server answers."""
     try:
         async with client(server) as redis:
             found: str | None = await redis.get("key")
@@ -109,7 +109,7 @@ async def got(server: EmbeddedRedis) -> str | None:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process is no more, or only waits for its new parent to take note."""
+    """Return whether the process has ended or is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -126,7 +126,7 @@ MakeProgram = Callable[[str, str, str], Path]
 
 @pytest.fixture
 def make_program(tmp_path: Path) -> MakeProgram:
-    """Makes a program in a folder of its own that says a version, and else does what the line says."""
+    """Make a program in its own folder that prints a version and otherwise runs the shell line."""
 
     def make(name: str, version: str, line: str) -> Path:
         path = tmp_path / f"{name}-{version.rpartition('=')[2]}" / name
@@ -214,10 +214,10 @@ async def test_the_server_answers_quickly_and_persists_every_write(servers: Serv
 
 async def test_data_survives_a_stop_and_a_start(servers: Servers, tmp_path: Path) -> None:
     first = await servers.start(tmp_path)
-    await put(first, "kept")
+    await put(first, "stored")
     await first.stop()
     assert await got(first) is None
-    assert await got(await servers.start(tmp_path)) == "kept"
+    assert await got(await servers.start(tmp_path)) == "stored"
 
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(servers: Servers, tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(servers: Servers
 
 async def test_a_long_and_odd_path_works(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path / 'it\'s 10% "odd" 图' / ("x" * 120))
-    await put(server, "kept")
-    assert await got(server) == "kept"
+    await put(server, "stored")
+    assert await got(server) == "stored"
 
 
 async def test_a_shared_temporary_socket_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_the_output_of_a_server_that_exits_at_once_is_shown(tmp_path: Path
 
 async def test_broken_data_stops_the_start(servers: Servers, tmp_path: Path) -> None:
     server = await servers.start(tmp_path)
-    await put(server, "kept")
+    await put(server, "stored")
     await server.stop()
     the_only(tmp_path, "*/appendonlydir/*.manifest").write_text("nonsense")
     with pytest.raises(SettingsError, match=r"^DATA_DIR: .*can't work in[\s\S]*AOF"):
@@ -321,7 +321,7 @@ async def test_restarts_are_retried_while_the_server_cannot_start(
     servers: Servers, tmp_path: Path, make_program: MakeProgram, log_lines: list[str]
 ) -> None:
     server = await servers.start(tmp_path, watched=True)
-    await put(server, "kept")
+    await put(server, "stored")
     assert server.pid
     good = server._binary
     tries = tmp_path / "tries"
@@ -343,12 +343,12 @@ async def test_the_server_dies_with_its_killed_parent_and_its_data_remains(serve
     process, pid = await servers.other_process(tmp_path)
     attached = await servers.start(tmp_path)
     assert attached.pid is None
-    await put(attached, "kept")
+    await put(attached, "stored")
     process.kill()
     await eventually(lambda: gone(pid))
     next_one = await servers.start(tmp_path)
     assert next_one.pid
-    assert await got(next_one) == "kept"
+    assert await got(next_one) == "stored"
 
 
 # Several processes
@@ -375,10 +375,10 @@ async def test_only_one_of_many_concurrent_starts_runs_the_server(servers: Serve
 async def test_an_attached_process_takes_over_when_the_owner_exits(servers: Servers, tmp_path: Path) -> None:
     owner = await servers.start(tmp_path)
     left = [await servers.start(tmp_path, watched=True) for _ in range(3)]
-    await put(owner, "kept")
+    await put(owner, "stored")
     await owner.stop()
     await eventually(lambda: got(left[0]), BACK_S)
-    assert [await got(server) for server in left] == ["kept"] * 3
+    assert [await got(server) for server in left] == ["stored"] * 3
     assert len([server for server in left if server.pid]) == 1
 
 
@@ -386,18 +386,18 @@ async def test_an_attached_process_takes_over_when_the_owner_exits(servers: Serv
 async def test_an_attached_process_takes_over_when_the_owner_is_killed(servers: Servers, tmp_path: Path) -> None:
     process, pid = await servers.other_process(tmp_path)
     attached = await servers.start(tmp_path, watched=True)
-    await put(attached, "kept")
+    await put(attached, "stored")
     process.kill()
     await eventually(lambda: attached.pid, BACK_S)
     await eventually(lambda: got(attached), BACK_S)
-    assert await got(attached) == "kept"
+    assert await got(attached) == "stored"
     assert gone(pid)
 
 
 async def test_the_owner_restarts_a_killed_server_and_clients_stay_attached(servers: Servers, tmp_path: Path) -> None:
     owner = await servers.start(tmp_path, watched=True)
     attached = await servers.start(tmp_path, watched=True)
-    await put(attached, "kept")
+    await put(attached, "stored")
     assert owner.pid
     os.kill(owner.pid, signal.SIGKILL)
     await eventually(lambda: got(attached), BACK_S)
@@ -417,7 +417,7 @@ async def test_a_lock_without_a_server_times_out(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """Warnings and errors that are logged during the test."""
+    """Return the warnings and errors that are logged during the test."""
     lines: list[str] = []
     handler = logger.add(lines.append, format="{message}", level="WARNING")
     yield lines
@@ -425,7 +425,7 @@ def logged() -> Iterator[list[str]]:
 
 
 async def _written(folder: Path, count: int) -> Path:
-    """The append-only file of a server that took so many values and is gone."""
+    """Return the append-only file of a stopped server with `count` values."""
     server = EmbeddedRedis(folder)
     await server.start()
     async with Redis.from_url(server.url) as redis:
@@ -465,9 +465,9 @@ async def test_a_damaged_tail_is_truncated_and_saved_separately(
         async with Redis.from_url(server.url) as redis:
             assert await redis.dbsize() == keys
             await redis.set("new", 1)
-        (kept,) = path.parent.glob("*.broken-*")
-        assert kept.read_bytes() == damaged
-        assert len([line for line in logged if "could not read the end" in line and str(kept) in line]) == 1
+        (backup,) = path.parent.glob("*.broken-*")
+        assert backup.read_bytes() == damaged
+        assert len([line for line in logged if "could not read the end" in line and str(backup) in line]) == 1
     finally:
         await server.stop()
 

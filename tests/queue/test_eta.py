@@ -81,7 +81,7 @@ async def test_positions_are_exact_on_one_instance(make_instance) -> None:
     await instance.client_queue.submit(submission(0))
     await asyncio.wait_for(held, 5)
     tasks = [(await instance.client_queue.submit(submission(i))).task for i in range(1, 6)]
-    assert [(await instance.client_queue.position(one)).position for one in tasks] == [1, 2, 3, 4, 5]
+    assert [(await instance.client_queue.position(task)).position for task in tasks] == [1, 2, 3, 4, 5]
     await instance.client_queue.cancel(tasks[1].id)
     assert (await instance.client_queue.position(tasks[4])).position == 4
     await asyncio.wait_for(instance.worker_queue.claim(), 5)

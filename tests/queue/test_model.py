@@ -1,4 +1,4 @@
-"""The scripts against a small model: whatever two instances do in whatever order, Redis and the model agree."""
+"""The Lua scripts against a small model: Redis and the model agree after any sequence of operations."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _numbers = itertools.count()
 
 
 @dataclass
-class Known:
-    """What the model knows of a task: the state of its generation, who claimed its entry, and the entry."""
+class ModelTask:
+    """A task in the model: the state of its epoch, the claiming instance and the entry."""
 
     state: State
-    generation: int
+    epoch: int
     sequence: int
     claimed_by: int | None = None
     entry_id: str = ""
@@ -48,15 +48,15 @@ class Known:
 
 @dataclass(eq=False)
 class Held:
-    """A claim in somebody's hands, perhaps a stale one."""
+    """A claim that an instance holds, perhaps a stale one."""
 
     name: str
     who: int
     claim: Claim
-    generation: int = field(init=False)
+    epoch: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.generation = self.claim.task.epoch
+        self.epoch = self.claim.task.epoch
 
 
 class TwoInstances(RuleBasedStateMachine):
@@ -70,18 +70,18 @@ class TwoInstances(RuleBasedStateMachine):
         self.connection = Connection(self.url)
         rules = QueueConfig(prefix, lease_s=30.0, result_ttl_s=60.0, record_life_s=60.0, max_queue=100)
         self.instances = [open_queue(self.connection, rules, instance=f"i{n}") for n in range(2)]
-        self.known: dict[str, Known] = {}
+        self.known: dict[str, ModelTask] = {}
         self.run(self.instances[0].verbs.create_group())
 
     def teardown(self) -> None:
         self.run(self.connection.close())
         self.loop.close()
 
-    def run(self, doing):
-        return self.loop.run_until_complete(doing)
+    def run(self, coroutine):
+        return self.loop.run_until_complete(coroutine)
 
     def fresh_instance(self, who: int, name: str) -> QueueInstance:
-        """An instance that remembers nothing of the task, so that Redis is asked."""
+        """Return an instance with an empty cache, so that it reads the task from Redis."""
         instance = self.instances[who]
         instance.task_cache.forget(submission(name).task_id)
         return instance
@@ -93,7 +93,7 @@ class TwoInstances(RuleBasedStateMachine):
         if known is None or known.state in (State.FAILED, State.CANCELLED):
             assert answer.cached is CacheResult.MISS
             assert known is None or answer.task.sequence > known.sequence
-            self.known[name] = Known(State.PENDING, answer.task.epoch, answer.task.sequence)
+            self.known[name] = ModelTask(State.PENDING, answer.task.epoch, answer.task.sequence)
         else:
             assert answer.cached is (CacheResult.HIT if known.state is State.COMPLETED else CacheResult.COALESCED)
 
@@ -109,7 +109,7 @@ class TwoInstances(RuleBasedStateMachine):
 
     @rule(target=held, who=WHO)
     def take_over(self, who: int):
-        """All leases of the other one end."""
+        """Expire all leases of the other instance and take over."""
         instance, other = self.instances[who], self.instances[1 - who]
         rows = [row for row in self.run(instance.verbs.pending_entries()) if row.consumer == other.dispatcher.instance]
         if not rows:
@@ -123,37 +123,37 @@ class TwoInstances(RuleBasedStateMachine):
                 instance.dispatcher.forget(stale)
         claims, _ = instance.dispatcher.hold(entries)
         runs = self.run(instance.verbs.read_checkpoints([claim.task.id for claim in claims]))
-        for claim, stands in zip(claims, runs, strict=True):
-            take_over_state(claim, stands, 0.0, 30.0)
+        for claim, checkpoint in zip(claims, runs, strict=True):
+            take_over_state(claim, checkpoint, 0.0, 30.0)
         return multiple(*[self._hold(claim, who) for claim in claims])
 
-    @rule(one=held)
-    def start(self, one: Held) -> None:
-        known = self.known[one.name]
-        live = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
-        came = self.run(self.instances[one.who].worker_queue.start(one.claim))
+    @rule(item=held)
+    def start(self, item: Held) -> None:
+        known = self.known[item.name]
+        live = known.epoch == item.epoch and not known.state.is_final and known.claimed_by == item.who
+        came = self.run(self.instances[item.who].worker_queue.start(item.claim))
         if came is StartResult.INHERITED:
-            came = self.run(self.instances[one.who].worker_queue.start(one.claim))
-        if came is StartResult.STARTED and known.generation == one.generation and not known.state.is_final:
+            came = self.run(self.instances[item.who].worker_queue.start(item.claim))
+        if came is StartResult.STARTED and known.epoch == item.epoch and not known.state.is_final:
             known.state = State.PROCESSING
-            known.sequence = max(known.sequence, one.claim.task.sequence)
-        if live and not one.claim.lost:
+            known.sequence = max(known.sequence, item.claim.task.sequence)
+        if live and not item.claim.lost:
             assert came is StartResult.STARTED
 
-    @rule(one=consumes(held), succeeds=st.booleans())
-    def finish(self, one: Held, succeeds: bool) -> None:
-        known, now, task = self.known[one.name], time.time(), one.claim.task
+    @rule(item=consumes(held), succeeds=st.booleans())
+    def finish(self, item: Held, succeeds: bool) -> None:
+        known, now, task = self.known[item.name], time.time(), item.claim.task
         if succeeds:
             final = transitions.completed(task, [IMAGE], [], now=now, ttl_s=60)
         else:
             final = transitions.failed(task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
-        stands = self.run(self.instances[one.who].worker_queue.finish(one.claim, final))
-        if known.generation == one.generation and not known.state.is_final:
-            assert stands.state is final.state
-            assert stands.sequence >= known.sequence
-            known.state, known.sequence = final.state, stands.sequence
+        stored = self.run(self.instances[item.who].worker_queue.finish(item.claim, final))
+        if known.epoch == item.epoch and not known.state.is_final:
+            assert stored.state is final.state
+            assert stored.sequence >= known.sequence
+            known.state, known.sequence = final.state, stored.sequence
         elif known.state.is_final:
-            assert stands.state is known.state
+            assert stored.state is known.state
 
     @rule(name=NAMES, who=WHO)
     def cancel(self, name: str, who: int) -> None:
@@ -168,12 +168,12 @@ class TwoInstances(RuleBasedStateMachine):
             assert task.sequence > known.sequence
             known.state, known.sequence = State.CANCELLED, task.sequence
 
-    @rule(one=consumes(held))
-    def hand_back(self, one: Held) -> None:
-        known = self.known[one.name]
-        ours = known.generation == one.generation and not known.state.is_final and known.claimed_by == one.who
-        self.run(self.instances[one.who].worker_queue.release([one.claim]))
-        if ours and not one.claim.lost and known.entry_id == one.claim.entry_id:
+    @rule(item=consumes(held))
+    def release(self, item: Held) -> None:
+        known = self.known[item.name]
+        ours = known.epoch == item.epoch and not known.state.is_final and known.claimed_by == item.who
+        self.run(self.instances[item.who].worker_queue.release([item.claim]))
+        if ours and not item.claim.lost and known.entry_id == item.claim.entry_id:
             known.state, known.claimed_by, known.entry_id = State.PENDING, None, ""
 
     @invariant()
@@ -185,7 +185,7 @@ class TwoInstances(RuleBasedStateMachine):
         assert len(pending) == sum(known.claimed_by is not None for known in unfinished.values())
         for name, known in self.known.items():
             task = self.run(instance.client_queue.read(submission(name).task_id))
-            assert task.epoch == known.generation
+            assert task.epoch == known.epoch
             assert task.state.is_final == known.state.is_final
             if known.state.is_final:
                 assert task.state is known.state
@@ -194,7 +194,7 @@ class TwoInstances(RuleBasedStateMachine):
         name = next(n for n in ("a", "b", "c") if submission(n).task_id == claim.task.id)
         known = self.known[name]
         assert not known.state.is_final
-        assert known.generation == claim.task.epoch
+        assert known.epoch == claim.task.epoch
         known.claimed_by, known.entry_id = who, claim.entry_id
         return Held(name, who, claim)
 

@@ -1,4 +1,4 @@
-"""What is kept of webhooks in Redis: with the task, in the outbox, in the delivery log; and who cares for it."""
+"""Webhooks in Redis: in the task record, the outbox and the delivery log, and their owning instance."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def with_webhooks(name: str, *webhooks: Webhook) -> Submission:
     return changed(submission(name), webhooks=webhooks)
 
 
-async def put_in(instance, name: str, *webhooks: Webhook) -> Task:
-    """As a client's submit does, joining what runs."""
-    wanted = with_webhooks(name, *webhooks)
-    return (await instance.client_queue.add_webhooks(wanted, await instance.client_queue.submit(wanted))).task
+async def submit_hooks(instance, name: str, *webhooks: Webhook) -> Task:
+    """Submit a task as a client does; join a running one."""
+    submitted = with_webhooks(name, *webhooks)
+    return (await instance.client_queue.add_webhooks(submitted, await instance.client_queue.submit(submitted))).task
 
 
 async def finish(instance, outcome: str = "completed") -> Task:
@@ -100,7 +100,7 @@ async def commands(instance) -> Counter[str]:
 
 async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook())
+    await submit_hooks(instance, "a", hook())
     assert await waiting(instance) == {}
     final = await finish(instance)
     assert list(await waiting(instance)) == [f"{final.id}:{final.epoch}".encode()]
@@ -108,17 +108,17 @@ async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_in
     assert (task.id, task.state, delivery.webhook) == (final.id, State.COMPLETED, hook())
     assert await waiting(instance) == {}
     seen = (await instance.client_queue.get(final.id)).deliveries
-    assert [(one.status, one.attempts) for one in seen] == [(DeliveryStatus.DELIVERED, 1)]
+    assert [(delivery.status, delivery.attempts) for delivery in seen] == [(DeliveryStatus.DELIVERED, 1)]
 
 
 async def test_a_webhook_costs_at_most_three_commands(make_instance) -> None:
     instance = make_instance()
     await finish_and_settle(instance, "warm", hook())
     plain = await counted(instance, "plain")
-    told = await counted(instance, "told", hook())
-    more = told - plain
+    delivered = await counted(instance, "delivered", hook())
+    more = delivered - plain
     assert more == Counter(zadd=1, set=1, zrem=1)
-    assert not plain - told
+    assert not plain - delivered
 
 
 async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
@@ -130,7 +130,7 @@ async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:
 async def finish_and_settle(instance, name: str, *webhooks: Webhook) -> None:
     claiming = asyncio.create_task(instance.worker_queue.claim())
     await eventually(lambda: instance.connection.subscriptions.active)
-    await put_in(instance, name, *webhooks)
+    await submit_hooks(instance, name, *webhooks)
     claim = await asyncio.wait_for(claiming, 5)
     await instance.worker_queue.start(claim)
     await end(instance, claim)
@@ -149,7 +149,7 @@ async def test_an_idle_outbox_costs_one_command_in_ten_minutes(make_instance) ->
 
 async def test_an_unsubscribed_event_is_not_delivered(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook(events=("image.failed",)))
+    await submit_hooks(instance, "a", hook(events=("image.failed",)))
     await finish(instance)
     assert await waiting(instance) == {}
     assert await nothing_comes(instance, 0.05)
@@ -157,10 +157,10 @@ async def test_an_unsubscribed_event_is_not_delivered(make_instance) -> None:
 
 async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    task = await put_in(one, "a", hook())
+    task = await submit_hooks(one, "a", hook())
     assert (await two.client_queue.cancel(task.id)).state is State.CANCELLED
-    told, _ = await deliver(two)
-    assert told.state is State.CANCELLED
+    delivered, _ = await deliver(two)
+    assert delivered.state is State.CANCELLED
     assert await waiting(one) == {}
     assert await nothing_comes(one, 0.05)
 
@@ -168,27 +168,29 @@ async def test_the_cancelling_instance_delivers_the_webhook(make_instance) -> No
 @pytest.mark.parametrize("running", [True, False])
 async def test_the_finishing_instance_delivers_all_joined_webhooks(make_instance, running: bool) -> None:
     one, two = make_instance(), make_instance()
-    await put_in(one, "a", hook("first"))
+    await submit_hooks(one, "a", hook("first"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
     if running:
         await one.worker_queue.start(claim)
-    joins = [put_in(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
+    joins = [submit_hooks(i, "a", hook(f"{n}")) for n, i in enumerate([one, two] * 3)]
     await asyncio.gather(*joins)
     if not running:
         await one.worker_queue.start(claim)
     final = await end(one, claim)
     paths = {(await deliver(one))[1].webhook.url.rpartition("/")[2] for _ in range(7)}
     assert paths == {"first", *map(str, range(6))}
-    assert sorted(one.number for one in final.deliveries) == list(range(7))
+    assert sorted(delivery.number for delivery in final.deliveries) == list(range(7))
     assert await waiting(one) == {}
     two.task_cache.forget(final.id)
-    assert all(one.status is DeliveryStatus.DELIVERED for one in (await two.client_queue.get(final.id)).deliveries)
+    assert all(
+        delivery.status is DeliveryStatus.DELIVERED for delivery in (await two.client_queue.get(final.id)).deliveries
+    )
 
 
 async def test_a_webhook_may_join_a_task_without_webhooks(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    task = await put_in(one, "a")
-    await put_in(two, "a", hook())
+    task = await submit_hooks(one, "a")
+    await submit_hooks(two, "a", hook())
     seen = await two.client_queue.get(task.id)
     assert [delivery.webhook for delivery in seen.deliveries] == [hook()]
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -199,18 +201,18 @@ async def test_a_webhook_may_join_a_task_without_webhooks(make_instance) -> None
 
 async def test_a_cancel_notifies_webhooks_that_joined_elsewhere(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    task = await put_in(one, "a")
-    await put_in(two, "a", hook())
+    task = await submit_hooks(one, "a")
+    await submit_hooks(two, "a", hook())
     await one.client_queue.cancel(task.id)
     assert (await deliver(one))[1].webhook == hook()
 
 
 async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
     one = make_instance()
-    await put_in(one, "a", hook("first"))
+    await submit_hooks(one, "a", hook("first"))
     claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
     await one.worker_queue.start(claim)
-    await put_in(one, "a", hook("second"))
+    await submit_hooks(one, "a", hook("second"))
     one.worker_queue.quiet()
     await one.crash()
     await one.parts.release_all()
@@ -222,11 +224,11 @@ async def test_joined_webhooks_survive_a_takeover(make_instance) -> None:
 
 async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> None:
     instance = make_instance()
-    task = await put_in(instance, "a", hook("first"))
-    await put_in(instance, "a", hook("waits"))
+    task = await submit_hooks(instance, "a", hook("first"))
+    await submit_hooks(instance, "a", hook("waits"))
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     await instance.worker_queue.start(claim)
-    await put_in(instance, "a", hook("runs"))
+    await submit_hooks(instance, "a", hook("runs"))
     instance.worker_queue.progress(claim, 20)
     seen = await instance.client_queue.get(task.id)
     assert [delivery.webhook.url[-5:] for delivery in seen.deliveries] == ["first", "waits", "/runs"]
@@ -234,11 +236,11 @@ async def test_a_joined_webhook_is_seen_while_the_task_runs(make_instance) -> No
 
 async def test_a_webhook_on_a_cache_hit_is_delivered_at_once(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await put_in(one, "a", hook("first"))
+    await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
     await deliver(one)
     assert (await two.client_queue.submit(submission("a"))).cached is CacheResult.HIT
-    await put_in(two, "a", hook("late"))
+    await submit_hooks(two, "a", hook("late"))
     assert list(await waiting(two)) == [f"{final.id}:{final.epoch}:1".encode()]
     task, delivery = await deliver(two)
     assert (task.state, delivery.webhook, delivery.number) == (State.COMPLETED, hook("late"), 1)
@@ -252,9 +254,9 @@ async def len_of(instance, task_id: str, count: int) -> bool:
 
 async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await put_in(one, "a", hook("first"))
+    await submit_hooks(one, "a", hook("first"))
     final = await finish(one)
-    await put_in(two, "a", hook("late"))
+    await submit_hooks(two, "a", hook("late"))
     await deliver(one)
     await deliver(two)
     for instance in (one, two):
@@ -264,8 +266,10 @@ async def test_a_log_includes_webhooks_that_joined_during_its_write(make_instanc
 
 async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook())
-    results = await asyncio.gather(*(put_in(instance, "a", hook(str(n))) for n in range(25)), return_exceptions=True)
+    await submit_hooks(instance, "a", hook())
+    results = await asyncio.gather(
+        *(submit_hooks(instance, "a", hook(str(n))) for n in range(25)), return_exceptions=True
+    )
     refused = [result for result in results if isinstance(result, InvalidRequest)]
     assert len(refused) == 26 - MAX_WEBHOOKS
     assert refused[0].details[0].field == "webhook"
@@ -275,7 +279,7 @@ async def test_the_twenty_first_webhook_is_refused_by_name(make_instance) -> Non
 
 async def test_another_instance_reads_the_delivery_status(make_instance) -> None:
     one, two = make_instance(), make_instance()
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     final = await finish(one)
     assert (await two.client_queue.get(final.id)).deliveries[0].pending
     await deliver(one)
@@ -288,7 +292,7 @@ async def is_delivered(instance, task_id: str) -> bool:
 
 async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> None:
     one = make_instance()
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     final = await finish(one)
     failed = await fail_once(one, due_in_s=3_600)
     await one.crash()
@@ -301,7 +305,7 @@ async def test_a_restart_resumes_remaining_deliveries_at_once(make_instance) -> 
 async def test_deliveries_of_another_instance_are_left_alone(make_instance) -> None:
     one = make_instance()
     await eventually(lambda: one.notifier.on_join)
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     await finish(one)
     two = make_instance()
     await eventually(lambda: not two.notifier.alone)
@@ -311,7 +315,7 @@ async def test_deliveries_of_another_instance_are_left_alone(make_instance) -> N
 
 async def test_a_due_delivery_is_taken_by_one_other_instance(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make_instance()
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     await finish(one)
     others = [make_instance(), make_instance()]
     for other in others:
@@ -331,7 +335,7 @@ async def test_a_due_delivery_is_taken_by_one_other_instance(make_instance, monk
 async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> None:
     one, two = make_instance(), make_instance()
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     final = await finish(one)
     one.worker_queue.quiet()
     await one.crash()
@@ -343,7 +347,7 @@ async def test_a_stopping_instance_releases_its_deliveries(make_instance) -> Non
 async def test_a_held_delivery_is_renewed(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "RENEW_S", 0.05)
     instance = make_instance()
-    await put_in(instance, "a", hook())
+    await submit_hooks(instance, "a", hook())
     await finish(instance)
     (held,) = instance.parts.outbox._held.values()
     held.until = 0.0
@@ -365,7 +369,7 @@ async def gone(instance) -> bool:
 
 async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instance) -> None:
     one = make_instance()
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     await finish(one, "failed")
     await one.crash()
     two = make_instance(start=False)
@@ -376,23 +380,23 @@ async def test_webhooks_of_an_old_epoch_are_not_called_for_a_new_one(make_instan
 
 async def test_a_resubmitted_task_has_a_new_delivery_log(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook("old"))
+    await submit_hooks(instance, "a", hook("old"))
     first = await finish(instance, "failed")
     await deliver(instance)
-    await put_in(instance, "a", hook("new"))
+    await submit_hooks(instance, "a", hook("new"))
     second = await finish(instance)
     _, delivery = await deliver(instance)
     assert second.epoch > first.epoch
     assert delivery.webhook == hook("new")
     instance.task_cache.forget(second.id)
     seen = (await instance.client_queue.get(second.id)).deliveries
-    assert [(one.webhook, one.status) for one in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
+    assert [(delivery.webhook, delivery.status) for delivery in seen] == [(hook("new"), DeliveryStatus.DELIVERED)]
 
 
 async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook())
-    await put_in(instance, "a", hook("b"))
+    await submit_hooks(instance, "a", hook())
+    await submit_hooks(instance, "a", hook("b"))
     redis, keys = instance.connection.commands, instance.keys
     assert 0 < await redis.pttl(keys.delivery_log(submission("a").task_id)) <= 60_000
     await finish(instance)
@@ -404,7 +408,7 @@ async def test_delivery_logs_and_outbox_items_expire(make_instance) -> None:
 
 async def test_a_result_is_written_over_a_foreign_value(make_instance) -> None:
     instance = make_instance()
-    await put_in(instance, "a", hook())
+    await submit_hooks(instance, "a", hook())
     claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
     await instance.worker_queue.start(claim)
     redis, keys = instance.connection.commands, instance.keys
@@ -437,20 +441,20 @@ async def test_named_deliveries_are_read_in_bulk_and_in_order(make_instance, mon
     count, one = 100, make_instance()
     ids = []
     for name in range(count):
-        await put_in(one, name, hook())
+        await submit_hooks(one, name, hook())
         ids.append((await finish(one)).id)
     outbox, meter = one.parts.outbox, one.connection.meter
     assert len(outbox._held) == 20
     assert len(await waiting(one)) == count
     before = meter.commands["hooks"] + meter.commands["read"]
-    told = [(await deliver(one))[0].id for _ in range(70)]
-    assert told == ids[:70]
+    delivered = [(await deliver(one))[0].id for _ in range(70)]
+    assert delivered == ids[:70]
     assert meter.commands["hooks"] + meter.commands["read"] - before <= 70 * 2.2
     await one.parts.release_all()
     await one.crash()
     two = make_instance()
-    told = [(await deliver(two))[0].id for _ in range(30)]
-    assert sorted(told) == sorted(ids[70:])
+    delivered = [(await deliver(two))[0].id for _ in range(30)]
+    assert sorted(delivered) == sorted(ids[70:])
     assert await waiting(two) == {}
 
 
@@ -461,7 +465,7 @@ async def test_a_full_destination_leaves_further_deliveries_in_redis(
     monkeypatch.setattr(lines_module, "MAX_NAMES_EACH", 1)
     one = make_instance()
     for name in range(4):
-        await put_in(one, name, hook())
+        await submit_hooks(one, name, hook())
         await finish(one)
     outbox = one.parts.outbox
     assert (len(outbox._held), len(outbox._lines.until), len(await waiting(one))) == (1, 1, 4)
@@ -479,12 +483,12 @@ async def test_distant_deliveries_are_evicted_for_due_ones(make_instance, monkey
     monkeypatch.setattr(outbox_module, "MAX_HELD_EACH", 2)
     one = make_instance()
     for name in range(4):
-        await put_in(one, name, hook())
+        await submit_hooks(one, name, hook())
         await finish(one)
     for _ in range(4):
         await fail_once(one, due_in_s=600)
     assert len(one.parts.outbox._held) <= 2
-    await put_in(one, "new", hook())
+    await submit_hooks(one, "new", hook())
     final = await finish(one)
     while True:
         task, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
@@ -501,7 +505,7 @@ async def test_a_foreign_outbox_value_does_not_end_the_loop(make_instance) -> No
     await eventually(lambda: gone(one))
     await redis.set(key, "foreign")
     one.parts.outbox.check_now()
-    await put_in(one, "a", hook())
+    await submit_hooks(one, "a", hook())
     await finish(one)
     _, delivery = await asyncio.wait_for(one.parts.outbox.next(), 5)
     assert delivery.webhook == hook()

@@ -195,7 +195,7 @@ async def test_a_renewed_lease_is_not_taken_over(make_instance) -> None:
 
 
 async def taken_over(make_instance):
-    """A stale claim with its instance, and the one that another took over after the lease; both are started."""
+    """Return a stale claim and the claim that replaced it, each after its instance; both are started."""
     one = make_instance(lease_s=0.5)
     await one.client_queue.submit(submission("a"))
     stale = await asyncio.wait_for(one.worker_queue.claim(), 5)
@@ -210,16 +210,16 @@ async def taken_over(make_instance):
 async def test_a_late_result_of_a_stale_owner_never_replaces_a_final_one(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     await end(two, taken)
-    stands = await end(one, stale, "failed")
-    assert stands.state is State.COMPLETED
+    stored = await end(one, stale, "failed")
+    assert stored.state is State.COMPLETED
     assert (await one.client_queue.get(stale.task.id)).state is State.COMPLETED
 
 
 async def test_a_late_result_is_accepted_if_no_other_exists(make_instance) -> None:
     one, stale, two, taken = await taken_over(make_instance)
     assert (await end(one, stale)).state is State.COMPLETED
-    stands = await end(two, taken, "failed")
-    assert stands.state is State.COMPLETED
+    stored = await end(two, taken, "failed")
+    assert stored.state is State.COMPLETED
     assert await at_rest(two)
 
 
@@ -319,7 +319,7 @@ async def test_every_key_but_the_stream_expires(make_instance) -> None:
 async def test_reads_of_own_and_finished_tasks_cost_no_command(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
-    await eventually(lambda: instance.connection.meter.commands["control"])  # from now on it knows that it is alone
+    await eventually(lambda: instance.connection.meter.commands["control"])  # it has detected that it is alone
     await instance.client_queue.submit(submission("finished"))
     await instance.client_queue.submit(submission("waits"))
     await run_one(instance)
@@ -374,9 +374,9 @@ async def test_an_unwritable_result_affects_no_other_task(make_instance) -> None
     no_text = transitions.completed(bad.task, [IMAGE], ["\ud800"], now=now, ttl_s=60)
     fine = transitions.completed(good.task, [IMAGE], [], now=now, ttl_s=60)
     ends = [instance.worker_queue.finish(bad, no_text), instance.worker_queue.finish(good, fine)]
-    failed, stands = await asyncio.gather(*ends, return_exceptions=True)
+    failed, stored = await asyncio.gather(*ends, return_exceptions=True)
     assert isinstance(failed, UnicodeEncodeError)
-    assert stands.state is State.COMPLETED
+    assert stored.state is State.COMPLETED
 
 
 async def test_a_late_result_does_not_affect_the_next_epoch(make_instance) -> None:
@@ -406,7 +406,7 @@ async def test_a_cancel_on_another_instance_stops_the_attempt(make_instance) -> 
 
 
 async def finished_elsewhere(make_instance):
-    """Two instances, and a task that the first one took from a client and the second one finished."""
+    """Return two instances and a task that the first accepted and the second finished."""
     one, two = make_instance(), make_instance()
     await eventually(lambda: not two.notifier.alone and not one.notifier.alone)
     runs = asyncio.create_task(run_one(two))
@@ -508,19 +508,19 @@ async def test_a_new_peer_learns_of_a_held_task(make_instance, listener: Redis) 
     redis = instance.connection.commands
     await instance.client_queue.submit(submission("a"))
     await asyncio.wait_for(instance.worker_queue.claim(), 5)
-    heard = listener.pubsub()
-    await heard.subscribe(instance.keys.notifications)
+    subscription = listener.pubsub()
+    await subscription.subscribe(instance.keys.notifications)
     await redis.publish(instance.keys.notifications, word("hello"))
 
-    async def told() -> bool:
+    async def busy_was_published() -> bool:
         return any(
             b'"busy"' in message["data"]
-            for message in [m async for m in drained(heard)]
+            for message in [m async for m in drained(subscription)]
             if message["type"] == "message"
         )
 
-    await eventually(told)
-    await heard.aclose()
+    await eventually(busy_was_published)
+    await subscription.aclose()
 
 
 async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_instance) -> None:
@@ -535,14 +535,14 @@ async def test_each_message_of_a_busy_peer_schedules_a_takeover_check(make_insta
 
 async def test_a_single_instance_publishes_only_its_greeting(make_instance, listener: Redis) -> None:
     instance = make_instance()
-    heard = listener.pubsub()
-    await heard.subscribe(instance.keys.notifications)
+    subscription = listener.pubsub()
+    await subscription.subscribe(instance.keys.notifications)
     await instance.client_queue.submit(submission("a"))
     await run_one(instance)
     await instance.notifier.flush()
-    messages = [message async for message in drained(heard)]
+    messages = [message async for message in drained(subscription)]
     assert not any(b"busy" in message["data"] for message in messages if message["type"] == "message")
-    await heard.aclose()
+    await subscription.aclose()
 
 
 async def drained(pubsub):

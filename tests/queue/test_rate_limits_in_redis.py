@@ -1,4 +1,4 @@
-"""Shared windows: exact over instances, all or nothing, on the server's clock, and cheap."""
+"""Shared rate limit windows: exact over instances, all or nothing, by the server's clock, and cheap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def connection(redis_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def make_windows(redis_url: str, prefix: str) -> AsyncIterator[MakeWindows]:
-    """Each call makes another instance's; a connection may be given."""
+    """Return a factory: each call makes the windows of another instance."""
     async with AsyncExitStack() as stack:
 
         def make(connection: Connection | None = None) -> RedisRateLimitStore:
@@ -130,7 +130,7 @@ async def test_hits_of_one_turn_share_their_commands(connection: Connection, mak
 
 
 async def billed(connection: Connection) -> dict[str, int]:
-    """The commands since the last reset, those inside scripts too."""
+    """Return the number of commands since the last reset, including those of scripts."""
     stats = await connection.commands.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): numbers["calls"] for name, numbers in stats.items()}
     return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}

@@ -1,4 +1,4 @@
-"""Ages and deadlines are measured by the server's clock, whatever this machine's says."""
+"""Ages and deadlines by the clock of the Redis server, independent of the local clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identity of a server: what INFO tells, and when another one answers."""
+"""Identity of a Redis server from INFO, and the detection of another server."""
 
 from __future__ import annotations
 

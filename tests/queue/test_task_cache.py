@@ -1,4 +1,4 @@
-"""What a process remembers of finished tasks is bounded, by their bytes and by their time."""
+"""Cache of finished tasks in a process, bounded by bytes and time."""
 
 from __future__ import annotations
 

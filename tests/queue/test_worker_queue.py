@@ -1,4 +1,4 @@
-"""Who owns a task, and what is recorded of calls that may have been paid twice."""
+"""Ownership of tasks, and the record of calls that may have been paid twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 
 
 async def end(instance, claim, outcome="completed"):
-    """Finishes as the pool does: with the count of the claim's own checkpoint."""
+    """Finish as the pool does: with the count of the claim's own checkpoint."""
     now = time.time()
     task = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
     if outcome == "completed":
@@ -34,19 +34,19 @@ async def claimed(instance, name="a"):
 
 
 async def take_over(instance, claim):
-    """What an instance does with an entry that nobody renewed for a lease."""
+    """Take over an entry as after an expired lease."""
     (taken,) = await instance.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
     return taken
 
 
 async def stored(instance, task_id: str):
-    """The task as it stands in Redis."""
+    """Return the task as stored in Redis."""
     return decode_record(await instance.connection.commands.get(instance.keys.record(task_id)))[1]
 
 
 @pytest.fixture
 async def two(make_instance):
-    """Two instances without side loops but the reader of the first; the second takes over when a test says so."""
+    """Return two instances, of which only the first reads; the second takes over by command of the test."""
     one, other = make_instance(), make_instance(start=False)
     return one, other
 
@@ -183,7 +183,7 @@ async def test_an_owner_overwrites_an_unreadable_checkpoint(two, garbage) -> Non
 
 
 async def spoil(instance, key: str, garbage: bytes | None) -> None:
-    """Puts bytes, or another type, where our value should be."""
+    """Replace our value by other bytes or another type."""
     commands = instance.connection.commands
     await commands.delete(key)
     await (commands.set(key, garbage) if garbage is not None else commands.sadd(key, "x"))
@@ -232,7 +232,7 @@ async def test_an_expired_checkpoint_counts_as_a_call_after_each_takeover(make_i
 
 
 async def copied(instance, claim):
-    """The claim of a second entry of the same task, as a stream has that comes back after it was written anew."""
+    """Return the claim of a second entry of the task, as after the restore of an old stream."""
     commands = instance.connection.commands
     ((_, fields),) = await commands.xrange(instance.keys.stream, claim.entry_id, claim.entry_id)
     await commands.xadd(instance.keys.stream, fields)
@@ -240,7 +240,7 @@ async def copied(instance, claim):
 
 
 async def starts(instance, claim) -> list[StartResult]:
-    """All answers until it is decided whether a call may be made."""
+    """Return all replies until the decision whether a call may be made."""
     answers = [await instance.worker_queue.start(claim)]
     while answers[-1] is StartResult.INHERITED:
         answers.append(await instance.worker_queue.start(claim))

@@ -1,4 +1,4 @@
-"""Fixtures that run the real service: one for a whole module, or as many as a test wants."""
+"""Fixtures that run the real service, for a module or for one test."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _services(folder: Path) -> Iterator[StartService]:
 
 @pytest.fixture
 def start_service(tmp_path: Path) -> Iterator[StartService]:
-    """Starts services of one test; each is ended at its end, and its log looked through."""
+    """Start services for one test; end each afterwards and check its log."""
     yield from _services(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartService]:
-    """The same for the fixture that serves a whole module."""
+    """Start services for a whole module; end each afterwards and check its log."""
     yield from _services(tmp_path_factory.mktemp("service"))
 
 

@@ -1,4 +1,4 @@
-"""Runs the service with as few descriptors as `NOFILE` says, soft and hard."""
+"""Service with `NOFILE` as its soft and hard limit of descriptors."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""`python newer.py`: the service as its next version may be, with entries and records that this one can't read."""
+"""`python newer.py`: a future version of the service, with entries and records that this one can't read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns how tests run the real service: `python run.py` as a process with its own folder, asked over HTTP alone."""
+"""The real service for tests: `python run.py` as a process with its own folder, used over HTTP alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAST = {
     "IMAGE_RATE_LIMIT_MAX": "0",
     "SANDBOX_DELAY": "0.05",
 }
-"""What every service of these tests is set to, unless its test says otherwise."""
+"""Settings of every service in these tests; a test may override them."""
 
 _LISTENS = re.compile(r"listens on (http://\S+)")
 _FAULTS = ("Traceback", "never retrieved", "never awaited", "Unforeseen", "unforeseen", "ERROR", "CRITICAL", KEY)
@@ -45,7 +45,7 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """HTTP response of the service."""
 
     status: int
     headers: HTTPMessage
@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def error(self) -> tuple[int, str]:
-        """Status and code of an error of docs/api.md, whose shape is checked on the way."""
+        """Return status and code of an error; check its shape against docs/api.md."""
         seen = self.json
         assert set(seen) == {"success", "statusCode", "code", "message", "retryable", "requestId", "details"}
         assert (seen["success"], seen["statusCode"]) == (False, self.status)
@@ -67,28 +67,28 @@ class Answer:
 
 
 def eventually(look: Callable[[], _Found], within_s: float = 10.0) -> _Found:
-    """What `look` finds as soon as it is true; fails when that takes too long."""
+    """Return the result of `look` once it is true; fail after `within_s` seconds."""
     deadline = time.monotonic() + within_s
-    while not (found := look()):
+    while not (match := look()):
         assert time.monotonic() < deadline, f"it did not come true within {within_s:g} s"
         time.sleep(0.01)
-    return found
+    return match
 
 
 def at_once(calls: Sequence[Callable[[], _Found]]) -> list[_Found]:
-    """Makes all the calls at the same moment."""
+    """Make all calls at the same moment; return their results."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [each.result() for each in [pool.submit(call) for call in calls]]
 
 
 def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of this machine's but what a process needs."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-    return kept | {"DATA_DIR": str(folder / "data")} | FAST | settings
+    """Return an environment with the settings and only what a process needs from this machine."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    return inherited | {"DATA_DIR": str(folder / "data")} | FAST | settings
 
 
 def run_to_its_end(folder: Path, within_s: float = 60.0, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A start that is to fail."""
+    """Run a start that is expected to fail, until its exit."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RUN)]
     environ = environment(folder, settings)
@@ -99,7 +99,7 @@ def run_to_its_end(folder: Path, within_s: float = 60.0, **settings: str) -> sub
 
 @dataclass
 class Service:
-    """One instance. `folder` is where it runs and keeps its data; settings are its whole environment."""
+    """One instance. `folder`: its working and data folder; `settings`: its whole environment."""
 
     folder: Path
     settings: dict[str, str]
@@ -110,7 +110,7 @@ class Service:
     first_answer_s: float = field(default=0.0, init=False)
 
     def start(self, *, ready: bool = True) -> Self:
-        """Returns when it answers; `ready`: and when Redis does, too."""
+        """Start the service and wait until it answers; with `ready`, until Redis does too."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         began = time.monotonic()
@@ -141,16 +141,16 @@ class Service:
 
     def _address(self) -> str:
         assert self.process is not None
-        said = self.log_path.read_bytes()[self._log_start :].decode()
-        assert self.process.poll() is None, f"it ended with {self.process.returncode}: {said}"
-        found = _LISTENS.search(said)
-        return found[1] if found else ""
+        output = self.log_path.read_bytes()[self._log_start :].decode()
+        assert self.process.poll() is None, f"it ended with {self.process.returncode}: {output}"
+        match = _LISTENS.search(output)
+        return match[1] if match else ""
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
     def wait(self, within_s: float = END_S) -> int:
-        """The exit code."""
+        """Wait for the exit; return its code."""
         assert self.process is not None
         return self.process.wait(within_s)
 
@@ -159,7 +159,7 @@ class Service:
         assert self.wait() == -signal.SIGKILL
 
     def end(self) -> None:
-        """Ends it as an operator does, and looks whether its log is clean."""
+        """End the service as an operator does, and check that its log is clean."""
         if self.process is None or self.process.poll() is not None:
             return
         self.signal(signal.SIGTERM)
@@ -178,11 +178,11 @@ class Service:
         assert faults == []
 
     def children(self) -> list[int]:
-        """The process ids of the servers that it runs."""
+        """Return the process ids of the servers that the service runs."""
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         return [int(pid) for pid, parent in map(str.split, listed.splitlines()) if int(parent) == self.pid]
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -191,7 +191,7 @@ class Service:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 15.0,
     ) -> Answer:
-        """One request on a connection of its own; what is not bytes is sent as JSON."""
+        """Send one request on a new connection; encode any body but bytes as JSON."""
         host, port = self.url.removeprefix("http://").split(":")
         connection = HTTPConnection(host, int(port), timeout=timeout_s)
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -210,15 +210,15 @@ class Service:
             return False
 
     def get(self, path: str, **headers: str) -> Answer:
-        """`path` may be a whole link of this service."""
+        """Get a path or an absolute link of this service."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.ask("GET", path.removeprefix(self.url), headers=named)
+        return self.request("GET", path.removeprefix(self.url), headers=named)
 
     def submit(self, **fields: object) -> Answer:
-        return self.ask("POST", "/api/images/generate", fields)
+        return self.request("POST", "/api/images/generate", fields)
 
     def accepted(self, **fields: object) -> str:
-        """The id of a task that was taken."""
+        """Submit a task; return its id."""
         answer = self.submit(**fields)
         assert answer.status in (200, 202), answer.body
         return str(answer.json["taskId"])
@@ -229,7 +229,7 @@ class Service:
         return answer.json
 
     def until(self, task_id: str, *states: str, within_s: float = 20.0) -> dict[str, Any]:
-        """The task once it is in one of the states."""
+        """Return the task once it is in one of the states."""
         return eventually(lambda: seen if (seen := self.task(task_id))["status"] in states else {}, within_s)
 
     def finished(self, task_id: str, within_s: float = 20.0) -> dict[str, Any]:
@@ -241,18 +241,18 @@ class Service:
         return task
 
     def made(self, **fields: object) -> dict[str, Any]:
-        """A task that was submitted and is completed."""
+        """Submit a task; return it once it is completed."""
         return self.completed(self.accepted(**fields))
 
 
 def calls_about(upstream: EmulatorProcess, text: str) -> list[dict[str, Any]]:
-    """The calls in the emulator's ledger whose prompt holds the text."""
+    """Return the calls in the emulator's ledger with the text in their prompt."""
     return [call for call in upstream.ledger()["calls"] if text in call["prompt"]]
 
 
 @contextmanager
 def redis_server(folder: Path, port: int, *arguments: str) -> Iterator[None]:
-    """A Redis of somebody else's, over TCP."""
+    """Run an external Redis server over TCP."""
     command = [find_binary().path, "--port", str(port), "--dir", str(folder), "--save", "", *arguments]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""Runs the service where no DNS server ever answers: names hang, in c-ares as in the system's resolver."""
+"""Service without an answering DNS server: names hang in c-ares and in the system's resolver."""
 
 import os
 import socket

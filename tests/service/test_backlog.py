@@ -1,4 +1,4 @@
-"""What a client sees of tasks that wait for a free slot, and of a backlog that is full."""
+"""Waiting tasks and a full backlog from the view of a client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def service(start_for_module, upstream: EmulatorProcess) -> Service:
 
 @pytest.fixture
 def line(service: Service, request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """One task that runs and three that wait."""
+    """Submit one task that runs and three that wait; return their ids."""
     name = request.node.name
     ids = [service.accepted(prompt=f"{name} 0 {SLOW}")]
     service.until(ids[0], "processing")

@@ -1,4 +1,4 @@
-"""What the worst bodies of 1 MiB cost the service: time of its event loop, memory, and the size of the answer."""
+"""Cost of the worst bodies of 1 MiB: event loop time, memory and size of the response."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reaso
 
 
 def filled(before: str, unit: str, after: str, size: int = MIB) -> bytes:
-    """A body of `size` bytes that repeats one entry."""
+    """Return a body of `size` bytes that repeats one entry."""
     head, tail = before.encode(), after.encode()
     each = unit.encode() + b","
     return head + (each * ((size - len(head) - len(tail)) // len(each))).removesuffix(b",") + tail
 
 
 def text_of(before: str, unit: str, after: str) -> bytes:
-    """The same within a string."""
+    """Return a body of 1 MiB that repeats one text within a string."""
     return (before + unit * ((MIB - len(before) - len(after)) // len(unit.encode())) + after).encode()[:MIB]
 
 
@@ -85,7 +85,7 @@ NAMED = {
 
 
 class Shapes:
-    """Random bodies: fields that are known and that are not, with values that are bad in size, kind and depth."""
+    """Random bodies: valid and unknown fields with values of bad size, type and depth."""
 
     NAMES = ("prompt", "model", "width", "n", "seed", "imageUrl", "referenceImages", "webhook", "requests", "extra")
     ATOMS = ("0", "-1", "1e5", "true", "null", '""', '"a"', "[]", "{}", '{"a":{}}', "[[]]", '"\\u00e9"', '"é"', "1.0")
@@ -121,7 +121,7 @@ def service(start_for_module: StartService) -> Service:
 
 
 def slowness() -> float:
-    """How much slower than the machine of the figures this one is now, 1 at least."""
+    """Return how much slower this machine is than the reference, at least 1."""
     return max(1.0, _timed_s() / 0.020)
 
 
@@ -132,7 +132,7 @@ def _timed_s() -> float:
 
 
 def loop_s(service: Service) -> float:
-    """Time that the main thread has run."""
+    """Return the CPU time of the main thread in seconds."""
     return int(Path(f"/proc/{service.pid}/task/{service.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -146,12 +146,12 @@ def forget_peak(service: Service) -> None:
 
 
 def check(service: Service, route: str, body: bytes) -> None:
-    """Send a body up to five times: the cheapest one shows what it costs, for others of this machine disturb it."""
+    """Send a body up to five times: the lowest cost counts, since other processes disturb the measurement."""
     costs_s: list[float] = []
     for _ in range(5):
         forget_peak(service)
         before, began_s = memory(service, "VmRSS"), loop_s(service)
-        answer = service.ask("POST", route, body, headers={"Prefer": "respond-async"})
+        answer = service.request("POST", route, body, headers={"Prefer": "respond-async"})
         costs_s.append((loop_s(service) - began_s) / slowness())
         grown = memory(service, "VmHWM") - before
         assert answer.status in (200, 202, 400, 404), answer.body[:300]
@@ -192,13 +192,13 @@ def test_no_random_body_costs_more(service: Service, route: str) -> None:
     ],
 )
 def test_the_response_names_the_oversized_field(service: Service, name: str, field: str) -> None:
-    answer = service.ask("POST", ROUTES["requests" in field], NAMED[name])
+    answer = service.request("POST", ROUTES["requests" in field], NAMED[name])
     assert answer.error == (400, "invalid_request")
     assert field in [fault["field"] for fault in answer.json["details"]]
 
 
 def test_a_batch_of_bad_entries_is_answered_shortly(service: Service) -> None:
     body = {"requests": [{f"num_imagez{n}{k}": 0 for k in range(190)} for n in range(50)]}
-    answer = service.ask("POST", "/api/images/batch", json.dumps(body).encode())
+    answer = service.request("POST", "/api/images/batch", json.dumps(body).encode())
     assert len(answer.body) < 8 * MAX_ANSWER_BYTES
     assert {result["statusCode"] for result in answer.json["results"]} == {400}

@@ -1,4 +1,4 @@
-"""An instance's clock may be days off, and jump: what is paid for stays, since ages are measured by Redis's clock."""
+"""Instances with clocks that are days off or jump: paid images stay, since Redis's clock measures ages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ time.time = _shifted
 
 @pytest.fixture
 def clock(tmp_path: Path) -> Path:
-    """The file with the offset of the clock of services that run with `shifted(clock)`."""
+    """Return the file with the clock offset of services that run with `shifted(clock)`."""
     folder = tmp_path / "clock"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SHIFTED_CLOCK)
@@ -35,7 +35,7 @@ def shifted(clock: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(clock.parent), "CLOCK_OFFSET_FILE": str(clock)}
 
 
-def is_kept(service: Service, upstream: EmulatorProcess, task: dict, prompt: str) -> None:
+def check_stored(service: Service, upstream: EmulatorProcess, task: dict, prompt: str) -> None:
     assert service.get(f"/api/images/{task['taskId']}/0").status == 200
     assert service.submit(prompt=prompt).json["cached"] is True
     assert len(calls_about(upstream, prompt)) == 1
@@ -50,9 +50,9 @@ def test_images_live_on_when_the_clock_jumps(
     service: Service = start_service(upstream.url, **shifted(clock))
     task = service.made(prompt=prompt)
     clock.write_text("0")
-    is_kept(service, upstream, task, prompt)
+    check_stored(service, upstream, task, prompt)
     service.kill()
-    is_kept(service.start(), upstream, task, prompt)
+    check_stored(service.start(), upstream, task, prompt)
 
 
 def test_a_start_with_a_clock_that_is_ahead_removes_no_image(
@@ -64,7 +64,7 @@ def test_a_start_with_a_clock_that_is_ahead_removes_no_image(
     clock.write_text(f"{DAYS_S}")
     service.start()
     service.made(prompt="after")  # by then the first sweep is over
-    is_kept(service, upstream, task, "before")
+    check_stored(service, upstream, task, "before")
 
 
 def test_a_repeat_of_a_failed_call_gets_the_same_failure_when_the_clock_is_ahead(
@@ -73,7 +73,7 @@ def test_a_repeat_of_a_failed_call_gets_the_same_failure_when_the_clock_is_ahead
     clock.write_text(f"{DAYS_S}")
     service: Service = start_service(upstream.url, MAX_ATTEMPTS="1", **shifted(clock))
     body = {"prompt": "fails {{fault:500}}", "model": "m"}
-    first = service.ask("POST", "/v1/images/generations", body)
-    again = service.ask("POST", "/v1/images/generations", body, headers={"x-stainless-retry-count": "1"})
+    first = service.request("POST", "/v1/images/generations", body)
+    again = service.request("POST", "/v1/images/generations", body, headers={"x-stainless-retry-count": "1"})
     assert first.status == again.status >= 500
     assert len(calls_about(upstream, "fails")) == 1

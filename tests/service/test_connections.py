@@ -20,7 +20,7 @@ ORDINARY = (" GET /", " POST /", "completed", "listens", "The embedded Redis run
 
 @pytest.fixture
 def flood() -> Iterator[Callable[[str, bytes], None]]:
-    """Opens many connections to a service, from one address, and says something on each."""
+    """Open many connections from one address to a service and send bytes on each."""
     with ExitStack() as stack:
 
         def flood(url: str, words: bytes) -> None:
@@ -36,7 +36,7 @@ def flood() -> Iterator[Callable[[str, bytes], None]]:
 @pytest.mark.parametrize(
     "words",
     [b"", b"GET /healthz HTTP/1.1\r\nHo", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
-    ids=["silent", "half a head", "kept after an answer"],
+    ids=["silent", "half a head", "open after a response"],
 )
 def test_a_flood_of_connections_delays_no_other_client(
     start_service: Callable[..., Service],
@@ -69,7 +69,7 @@ def test_long_requests_of_one_client_do_not_block_another(
     began = time.monotonic()
     assert service.get("/api/health").status == 200
     assert time.monotonic() - began < 3  # behind a thousand requests that came before
-    assert service.ask("DELETE", f"/api/images/{task_id}").status == 200
+    assert service.request("DELETE", f"/api/images/{task_id}").status == 200
 
 
 def test_several_hosts_are_listened_on_and_named(start_service: Callable[..., Service]) -> None:

@@ -1,4 +1,4 @@
-"""What a client sees of requests that are wrong: the rows of docs/api.md, over the wire."""
+"""Errors of invalid requests over HTTP, as docs/api.md lists them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nothing_is_paid(service: Service, upstream: EmulatorProcess) -> Iterator[Non
 
 def post(service: Service, body: bytes, **headers: str) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return service.ask("POST", GENERATE, body, headers=named)
+    return service.request("POST", GENERATE, body, headers=named)
 
 
 NOT_JSON = {
@@ -156,7 +156,7 @@ TYPES = {
 
 @pytest.mark.parametrize("headers", TYPES.values(), ids=TYPES.keys())
 def test_only_plain_json_is_read(service: Service, headers: dict[str, str]) -> None:
-    answer = service.ask("POST", GENERATE, {"prompt": "a cat"}, headers=headers)
+    answer = service.request("POST", GENERATE, {"prompt": "a cat"}, headers=headers)
     assert answer.error == (415, "unsupported_media_type")
 
 
@@ -164,7 +164,7 @@ def test_only_plain_json_is_read(service: Service, headers: dict[str, str]) -> N
     "kind", ["application/json", "application/json;charset=utf-8", "Application/JSON; Charset=UTF-8"]
 )
 def test_json_in_utf8_may_be_named_in_any_way(service: Service, kind: str) -> None:
-    assert service.ask("POST", GENERATE, {"prompt": "good"}, headers={"Content-Type": kind}).status in (200, 202)
+    assert service.request("POST", GENERATE, {"prompt": "good"}, headers={"Content-Type": kind}).status in (200, 202)
 
 
 CLOSED = {
@@ -203,7 +203,7 @@ def test_a_body_of_exactly_the_limit_is_read(service: Service) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nothing/here"), ("GET", "/api/nope"), ("GET", "//x")])
 def test_an_unknown_route(service: Service, method: str, path: str) -> None:
-    assert service.ask(method, path).error == (404, "route_not_found")
+    assert service.request(method, path).error == (404, "route_not_found")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_an_unknown_route(service: Service, method: str, path: str) -> None:
     ],
 )
 def test_a_wrong_method_gets_the_allowed_ones(service: Service, method: str, path: str, allowed: str) -> None:
-    answer = service.ask(method, path)
+    answer = service.request(method, path)
     assert answer.error == (405, "method_not_allowed")
     assert allowed in answer.headers["Allow"]
 
@@ -242,7 +242,7 @@ def test_every_response_has_a_request_id(service: Service) -> None:
 
 
 def test_a_secret_in_a_refused_request_is_not_logged(service: Service) -> None:
-    service.ask("POST", GENERATE, {"prompt": "a long prompt of my own " * 20, "width": 1})
+    service.request("POST", GENERATE, {"prompt": "a long prompt of my own " * 20, "width": 1})
     over_the_wire(service, head("Authorization: Bearer my-canary", "canary"))
     assert "my own" not in service.log
     assert "my-canary" not in service.log

@@ -1,4 +1,4 @@
-"""What a client gets of GET /api/images/{taskId}/{index}, and what is never served."""
+"""Responses of GET /api/images/{taskId}/{index}."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_image_is_served_as_its_entry_describes(service: Service, kind: str) 
 
 
 def test_a_versioned_link_is_cacheable_until_the_image_expires(service: Service) -> None:
-    (entry,) = service.made(prompt="kept by browsers")["data"]
+    (entry,) = service.made(prompt="cached by browsers")["data"]
     cached = re.fullmatch(r"public, max-age=(\d+), immutable", service.get(entry["url"]).headers["Cache-Control"])
     assert cached
     assert 86_000 < int(cached[1]) <= 86_400
@@ -67,8 +67,13 @@ def test_a_range_of_an_image_is_served(service: Service) -> None:
     (entry,) = service.made(prompt="a part")["data"]
     whole = service.get(entry["url"]).body
     size = len(whole)
-    for wanted, part in [("0-9", whole[:10]), ("10-", whole[10:]), ("-5", whole[-5:]), (f"5-{size * 2}", whole[5:])]:
-        answer = service.get(entry["url"], Range=f"bytes={wanted}")
+    for span, part in [
+        ("0-9", whole[:10]),
+        ("10-", whole[10:]),
+        ("-5", whole[-5:]),
+        (f"5-{size * 2}", whole[5:]),
+    ]:
+        answer = service.get(entry["url"], Range=f"bytes={span}")
         assert (answer.status, answer.body) == (206, part)
         assert re.fullmatch(rf"bytes \d+-\d+/{size}", answer.headers["Content-Range"])
     beyond = service.get(entry["url"], Range=f"bytes={size}-")
@@ -109,10 +114,10 @@ LASTING = [
     "file_url",
     "private_url",
 ]
-"""What another call would bring again."""
+"""Faults that another call would repeat."""
 
 DAMAGED = ["image_truncated_png", "image_truncated_jpeg", "image_empty", "image_huge", "null_url", "garbage_base64"]
-"""What another call may mend."""
+"""Faults that another call may fix."""
 
 PASSING = [
     "image_short",
@@ -129,9 +134,9 @@ SPOILED = LASTING + DAMAGED + PASSING
 
 @pytest.fixture(scope="module")
 def spoiled(service: Service) -> dict[str, str]:
-    """The ids of tasks that run at once, each with a model of its own, since one that fails says nothing of another."""
-    orders = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
-    ids = at_once([lambda order=order: service.accepted(**order) for order in orders])
+    """Submit concurrent tasks, each with another model, so that no failure affects another; return their ids."""
+    bodies = [{"prompt": f"spoiled {{{{fault:{fault}}}}}", "model": f"m/{fault[:20]}"} for fault in SPOILED]
+    ids = at_once([lambda body=body: service.accepted(**body) for body in bodies])
     return dict(zip(SPOILED, ids, strict=True))
 
 
@@ -162,9 +167,9 @@ def test_a_paid_image_with_a_failing_link_is_fetched_later(
 def test_only_images_were_stored(service: Service, spoiled: dict[str, str]) -> None:
     for fault in LASTING + DAMAGED:
         service.finished(spoiled[fault])
-    kept = [path for path in (service.folder.parent / "data" / "images").rglob("*") if path.is_file()]
-    assert kept
-    for path in kept:
+    stored = [path for path in (service.folder.parent / "data" / "images").rglob("*") if path.is_file()]
+    assert stored
+    for path in stored:
         with Image.open(path) as image:
             image.verify()
 
@@ -201,33 +206,33 @@ def files_of(service: Service, task_id: str) -> list[Path]:
 
 
 def test_a_deleted_image_is_generated_again_by_the_next_submit(service: Service, upstream: EmulatorProcess) -> None:
-    order = {"prompt": "deleted", "n": 2}
-    first = service.made(**order)
+    body = {"prompt": "deleted", "n": 2}
+    first = service.made(**body)
     files_of(service, first["taskId"])[0].unlink()
     statuses = sorted(service.get(entry["url"]).status for entry in first["data"])
     assert statuses == [200, 410]
-    again = service.submit(**order)
+    again = service.submit(**body)
     assert (again.status, again.json["cached"], again.json["taskId"]) == (202, False, first["taskId"])
     second = service.completed(first["taskId"])
     assert second["sequence"] > again.json["sequence"] > first["sequence"]
     assert [service.get(entry["url"]).status for entry in second["data"]] == [200, 200]
     assert len(calls_about(upstream, "deleted")) == 2
-    assert service.submit(**order).json["cached"] is True
+    assert service.submit(**body).json["cached"] is True
 
 
 def test_fifty_submits_for_a_deleted_image_are_one_more_call(service: Service, upstream: EmulatorProcess) -> None:
-    order = {"prompt": "missed by fifty"}
-    task_id = service.made(**order)["taskId"]
+    body = {"prompt": "missed by fifty"}
+    task_id = service.made(**body)["taskId"]
     for path in files_of(service, task_id):
         path.unlink()
-    answers = at_once([lambda: service.submit(**order)] * 50)
+    answers = at_once([lambda: service.submit(**body)] * 50)
     assert {answer.json["taskId"] for answer in answers} == {task_id}
     service.completed(task_id)
     assert len(calls_about(upstream, "missed by fifty")) == 2
 
 
 def test_progress_follows_events(service: Service, upstream: EmulatorProcess) -> None:
-    """Each picture takes its time, and nothing moves while nothing comes."""
+    """Each image takes a while; progress does not change in between."""
     prompt = "step by step {{fault:image_slow interval_s=0.0005 delay_s=0.3}}"
     task_id = service.accepted(prompt=prompt, n=4, width=64, height=64, model="m/steps")
     seen, pictures = [0], [0]

@@ -1,4 +1,4 @@
-"""What a client sees of rate limits."""
+"""Rate limits from the view of a client."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def service(start_for_module) -> Service:
 
 
 class Client:
-    """One address behind the proxy."""
+    """Client with one address behind the proxy."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._address = f"203.0.113.{next(_clients)}"
 
     def submit(self, prompt: str, forged: str = "") -> Answer:
-        return self._service.ask("POST", "/api/images/generate", {"prompt": prompt}, headers=self._headers(forged))
+        return self._service.request("POST", "/api/images/generate", {"prompt": prompt}, headers=self._headers(forged))
 
     def get(self, path: str, forged: str = "") -> Answer:
-        return self._service.ask("GET", path, headers=self._headers(forged))
+        return self._service.request("GET", path, headers=self._headers(forged))
 
     def _headers(self, forged: str) -> dict[str, str]:
         return {"X-Forwarded-For": f"{forged}, {self._address}" if forged else self._address}
@@ -62,13 +62,13 @@ def test_generations_over_the_limit_of_one_client_are_refused(service: Service, 
 
 
 def test_every_limited_response_states_the_budget(client: Client) -> None:
-    first, second = client.submit("told 1"), client.submit("told 2")
+    first, second = client.submit("budget 1"), client.submit("budget 2")
     assert first.headers["RateLimit-Policy"] == f'"general";q=6;w={WINDOW_S}, "generation";q=3;w={WINDOW_S}'
     assert re.fullmatch(r'"general";r=5;t=\d+, "generation";r=2;t=\d+', first.headers["RateLimit"])
-    told = [
+    budgets = [
         (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) for answer in (first, second)
     ]
-    assert told == [("3", "2"), ("3", "1")]
+    assert budgets == [("3", "2"), ("3", "1")]
     assert 0 < int(first.headers["X-RateLimit-Reset"]) <= WINDOW_S
 
 
@@ -108,5 +108,5 @@ def test_a_refused_request_spends_nothing(client: Client) -> None:
 def test_forwarding_headers_are_ignored_without_a_proxy(start_service) -> None:
     service: Service = start_service(RATE_LIMIT_MAX="2")
     forged = [{"X-Forwarded-For": f"203.0.113.{number}", "Forwarded": f"for=203.0.113.{number}"} for number in range(3)]
-    answers = [service.ask("GET", f"/api/images/{'0' * 32}", headers=headers) for headers in forged]
+    answers = [service.request("GET", f"/api/images/{'0' * 32}", headers=headers) for headers in forged]
     assert [answer.status for answer in answers] == [404, 404, 429]

@@ -1,4 +1,4 @@
-"""A paid image is kept: its host may be away for a while, and so may the disk."""
+"""Paid images survive an outage of their host or of the disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_kill_while_the_image_host_is_down_costs_nothing(start_service, upstre
 
 @contextmanager
 def image_host(form: str) -> Iterator[str]:
-    """An upstream whose images are large."""
+    """Run an upstream with large images."""
     command = [sys.executable, "-m", "bench.imagehost", str(IMAGE_BYTES), form, "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -53,7 +53,7 @@ def image_host(form: str) -> Iterator[str]:
 
 @contextmanager
 def no_large_files(service: Service) -> Iterator[None]:
-    """The service can't write files as large as its images are."""
+    """Limit the file size of the service below that of its images."""
     before = resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (LOG_BYTES, resource.RLIM_INFINITY))
     yield
     with suppress(ProcessLookupError):
@@ -93,7 +93,7 @@ def test_a_stop_while_the_disk_refuses_paid_links_costs_nothing(start_service) -
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 def test_paid_images_wait_while_there_are_no_file_descriptors(start_service, upstream: EmulatorProcess) -> None:
-    """It is the first image of this process: a module that is imported only then could not be read."""
+    """The first image of this process: a module imported only now could not be read."""
     service: Service = start_service(upstream.url)
     upstream.script({"fault": "ok", "delay_s": 1.0})
     task_id = service.accepted(prompt="descriptors")
@@ -107,7 +107,7 @@ def test_paid_images_wait_while_there_are_no_file_descriptors(start_service, ups
 
 
 def calls(service: Service) -> int:
-    """The upstream calls of this process."""
+    """Return the number of upstream calls of this process."""
     return sum(service.get("/api/stats").json["upstream"]["calls"].values())
 
 

@@ -1,4 +1,4 @@
-"""A service whose upstream is reached only through a proxy, and webhooks that have a proxy of their own."""
+"""A service with proxies: one for its upstream and another for webhooks."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_a_loopback_upstream_and_one_in_no_proxy_are_called_directly(
 def test_webhooks_go_through_their_own_proxy_only(start_service: Callable[..., Service]) -> None:
     with ForwardProxy({}) as own, ForwardProxy({}) as other:
         service = start_service(WEBHOOK_PROXY=f"http://{own.address}", HTTPS_PROXY=f"http://{other.address}")
-        service.made(prompt="told by proxy", webhook={"url": "https://receiver.vendor.example/hook"})
-        service.until(service.accepted(prompt="told by proxy"), "completed")
+        service.made(prompt="delivered by proxy", webhook={"url": "https://receiver.vendor.example/hook"})
+        service.until(service.accepted(prompt="delivered by proxy"), "completed")
         eventually(lambda: "CONNECT receiver.vendor.example:443" in own.requests)
         assert other.requests == []
 

@@ -1,4 +1,4 @@
-"""What a client sees when Redis is not there yet, dies, hangs, or holds what it should not."""
+"""Redis that is missing, dies, hangs or holds foreign values, from the view of a client."""
 
 from __future__ import annotations
 

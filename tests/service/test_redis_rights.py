@@ -1,4 +1,4 @@
-"""Redis users with too few rights, servers that are too old or read-only, and what evicts: one message each."""
+"""Redis users without rights, old, read-only and evicting servers: one message each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 
 def refused(folder: Path, url: str) -> str:
-    """The one line of a start that ends with 2."""
+    """Return the one line of a start that exits with 2."""
     ended = run_to_its_end(folder, REDIS_URL=url, within_s=30)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
@@ -99,7 +99,7 @@ def test_missing_channel_rights_are_logged_and_waiters_still_wake(
     url = url_of(redis, "no-channels:word@")
     one, two = (start_service(upstream.url, REDIS_URL=url, LEASE_SECONDS="3") for _ in range(2))
     before = redis.info("stats")["total_connections_received"], redis.info("stats")["total_commands_processed"]
-    task_id = one.accepted(prompt="told without a channel {{fault:ok delay_s=2}}")
+    task_id = one.accepted(prompt="waits without a channel {{fault:ok delay_s=2}}")
     for service in (one, two):
         assert service.get(f"/api/images/{task_id}?wait=20").json["status"] == "completed"
     stats = redis.info("stats")

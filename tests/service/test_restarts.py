@@ -1,4 +1,4 @@
-"""What survives the end of a process of the service, by whatever signal."""
+"""Tasks over the end of a service process, for each signal."""
 
 from __future__ import annotations
 

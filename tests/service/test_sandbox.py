@@ -1,4 +1,4 @@
-"""The service as it is without any settings: it draws its own pictures."""
+"""The service without any settings: it draws its own images."""
 
 from __future__ import annotations
 
@@ -66,4 +66,4 @@ def test_health(service: Service) -> None:
     assert seen["timestamp"].endswith("Z")
     assert [service.get(path).status for path in ("/healthz", "/readyz")] == [200, 200]
     assert service.get("/").status < 400
-    assert [service.ask("HEAD", path).status for path in ("/healthz", "/readyz")] == [200, 200]
+    assert [service.request("HEAD", path).status for path in ("/healthz", "/readyz")] == [200, 200]

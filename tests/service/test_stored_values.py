@@ -1,4 +1,4 @@
-"""Values in Redis that the version before wrote, captured from it: a deploy reads them and loses and pays nothing."""
+"""Values in Redis captured from the version before: a deploy reads them, loses no task and pays nothing twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def captured() -> tuple[dict[str, str], dict[str, dict]]:
 
 
 def load(client: redis.Redis, keys: dict[str, dict]) -> None:
-    """Write the captured keys. The old instance owns what it was running."""
+    """Write the captured keys. The old instance owns its running tasks."""
     for name, key in keys.items():
         full_name, value = f"{{imagegen}}:{name}", key["value"]
         match key["type"]:
@@ -73,7 +73,7 @@ def test_a_finished_task_of_the_version_before_is_shown(deployed) -> None:
 
 def test_an_idempotency_key_of_the_version_before_is_recognised(deployed) -> None:
     service, ids = deployed
-    answer = service.ask(
+    answer = service.request(
         "POST", "/api/images/generate", {"prompt": "refused task"}, headers={"Idempotency-Key": "one-key"}
     )
     assert answer.json["taskId"] == ids["refused task"]

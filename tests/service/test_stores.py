@@ -1,4 +1,4 @@
-"""Where pictures are kept, as a client sees it."""
+"""Image stores from the view of a client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_links_of_the_provider_are_returned_if_configured(
     start_service, upstream: EmulatorProcess, tmp_path: Path
 ) -> None:
     service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
-    task = service.made(prompt="kept upstream", n=2, seed=3)
+    task = service.made(prompt="stored upstream", n=2, seed=3)
     assert [entry["index"] for entry in task["data"]] == [0, 1]
     for entry in task["data"]:
         assert entry["url"].startswith(f"{upstream.url}/shrt/")
@@ -22,15 +22,15 @@ def test_links_of_the_provider_are_returned_if_configured(
             assert answer.headers["Content-Type"] == "image/png"
     shown = service.get(f"/api/images/{task['taskId']}/0")
     assert (shown.status, shown.headers["Location"]) == (302, task["data"][0]["url"])
-    assert service.submit(prompt="kept upstream", n=2, seed=3).json["cached"] is True
-    assert len(calls_about(upstream, "kept upstream")) == 1
+    assert service.submit(prompt="stored upstream", n=2, seed=3).json["cached"] is True
+    assert len(calls_about(upstream, "stored upstream")) == 1
     assert not [path for path in (tmp_path / "data" / "images").rglob("*") if path.is_file()]
 
 
 def test_images_in_redis_are_served_by_every_instance(start_service, upstream: EmulatorProcess) -> None:
     first: Service = start_service(upstream.url, IMAGE_STORE="redis")
     second: Service = start_service(upstream.url, IMAGE_STORE="redis")
-    task = first.made(prompt="kept in redis")
+    task = first.made(prompt="stored in redis")
     upstream.expire_links()
     pictures = [service.get(f"/api/images/{task['taskId']}/0") for service in (first, second)]
     assert [picture.status for picture in pictures] == [200, 200]

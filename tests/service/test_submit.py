@@ -1,4 +1,4 @@
-"""What a client sees of POST /api/images/generate and GET /api/images/{taskId}, text by text."""
+"""Responses of POST /api/images/generate and GET /api/images/{taskId}."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def test_a_completed_task(service: Service) -> None:
     assert all(TIME.fullmatch(time) for time in times)
     assert not {"message", "reason", "retryAt", "error", "warnings", "possiblyBilledTwice"} & set(seen)
     (entry,) = seen["data"]
-    wanted = {"url", "index", "contentType", "bytes", "width", "height", "sha256", "seed", "expiresAt"}
-    assert set(entry) == wanted
+    expected = {"url", "index", "contentType", "bytes", "width", "height", "sha256", "seed", "expiresAt"}
+    assert set(entry) == expected
     here = re.escape(f"{service.url}/api/images/{seen['taskId']}/0")
     assert re.fullmatch(rf"{here}\?v={entry['sha256'][:12]}", entry["url"])
     assert (entry["index"], entry["width"], entry["height"], entry["contentType"]) == (0, 256, 128, "image/png")
@@ -217,7 +217,7 @@ def test_english_texts_change_nothing_else(service: Service) -> None:
 
     def submitted(language: str) -> dict[str, Any]:
         headers = {"Accept-Language": language}
-        return service.ask("POST", "/api/images/generate", {"prompt": "two languages"}, headers=headers).json
+        return service.request("POST", "/api/images/generate", {"prompt": "two languages"}, headers=headers).json
 
     chinese, english = submitted("zh-CN,zh;q=0.9,en;q=0.8"), submitted("en-GB,en;q=0.9,zh;q=0.1")
     assert chinese["message"] == FOUND

@@ -1,4 +1,4 @@
-"""A deploy: for a while an old and a new version work on one queue, and neither harms what it can't read."""
+"""A deploy: an old and a new version share one queue, and leave entries alone that they can't read."""
 
 from __future__ import annotations
 

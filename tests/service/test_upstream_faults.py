@@ -1,4 +1,4 @@
-"""What becomes of a task for each thing that the upstream may answer: its state, its code, and how often it asked."""
+"""The outcome of a task for each response of the upstream: state, code and number of calls."""
 
 from __future__ import annotations
 

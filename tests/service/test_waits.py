@@ -1,4 +1,4 @@
-"""What takes its time by contract. All of it begins with the module and goes on at once; the tests see how it ends."""
+"""Timeouts of the contract. All of them start with the module and run concurrently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREACHED_S = 15.0
 
 @pytest.fixture(scope="module", autouse=True)
 def stalled(start_for_module) -> Iterator[socket.socket]:
-    """A body that stops in its midst."""
+    """Send a request with a body that stops halfway."""
     with connect(start_for_module(), 20) as connection:
         connection.sendall(head(JSON, "Content-Length: 100") + b'{"prompt": "a c')
         yield connection
@@ -29,7 +29,7 @@ def absent_port() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def unreached(start_for_module, tmp_path_factory: pytest.TempPathFactory, absent_port: int) -> tuple[Service, str]:
-    """A service whose upstream is not there, and a task that waits for it."""
+    """Start a service without a reachable upstream and a task that waits for it."""
     service = start_for_module(f"http://127.0.0.1:{absent_port}", home=tmp_path_factory.mktemp("unreached"))
     return service, service.accepted(prompt="nobody is there")
 

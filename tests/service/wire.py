@@ -1,4 +1,4 @@
-"""Owns requests that no client library would send."""
+"""Raw requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ JSON = "Content-Type: application/json"
 
 
 def head(*lines: str) -> bytes:
-    """Of a POST of a generation; its Host is a good one where the lines name none."""
+    """Return the head of a POST of a generation, with a valid Host if the lines have none."""
     named = [] if any(line.lower().startswith("host:") for line in lines) else ["Host: a"]
     return "\r\n".join(["POST /api/images/generate HTTP/1.1", *named, *lines, "", ""]).encode()
 
@@ -22,14 +22,14 @@ def connect(service: Service, within_s: float = 15.0) -> socket.socket:
 
 
 def over_the_wire(service: Service, sent: bytes) -> Answer:
-    """The one answer to these bytes."""
+    """Send the bytes on a new connection; return the one response."""
     with connect(service) as connection:
         connection.sendall(sent)
         return last_answer(connection)
 
 
 def last_answer(connection: socket.socket) -> Answer:
-    """An answer after which the service closes the connection."""
+    """Return a response after which the service closes the connection."""
     response = HTTPResponse(connection)
     response.begin()
     body = response.read()

@@ -40,10 +40,10 @@ def requested(**fields: object) -> GenerationRequest:
 def test_the_stored_form_takes_hardly_more_memory_than_its_bytes() -> None:
     requests = [requested(prompt=f"a cat {number}") for number in range(200)]
     tracemalloc.start()
-    kept = [request.to_json() for request in requests]
+    stored = [request.to_json() for request in requests]
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert taken < sum(map(len, kept)) * 3
+    assert taken < sum(map(len, stored)) * 3
 
 
 @given(BODIES, some.none() | TEXTS)

@@ -1,4 +1,4 @@
-"""The webhook as a value: what a client may register, how a try is judged, what is merged and kept."""
+"""Webhooks as values: validation, the result of a delivery, and merging."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def test_joined_webhooks_get_distinct_numbers_up_to_the_limit() -> None:
 
 def test_delivered_webhooks_of_a_finished_task_free_their_places() -> None:
     known = initial_deliveries([HOOK] * MAX_WEBHOOKS)
-    told = (replace(known[0], status=DeliveryStatus.DELIVERED), *known[1:])
-    late = with_added_webhooks(told, [HOOK], "completed")
+    delivered = (replace(known[0], status=DeliveryStatus.DELIVERED), *known[1:])
+    late = with_added_webhooks(delivered, [HOOK], "completed")
     assert [delivery.number for delivery in late] == [*range(1, MAX_WEBHOOKS), MAX_WEBHOOKS]
     assert late[-1].added_after_finish
     only_failures = tuple(Delivery(replace(HOOK, events=("image.failed",)), n) for n in range(MAX_WEBHOOKS))

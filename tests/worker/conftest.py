@@ -1,4 +1,4 @@
-"""A scripted provider, a image_saver in memory, and pools of them on the real queue."""
+"""Scripted provider, image saver in memory, and pools with both on the real queue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def links(count: int = 1, host: str = "images.example.com") -> Reply:
 
 
 def fault(status: int, **changes: object) -> UpstreamError:
-    """What a provider makes of an upstream's status."""
+    """Return the error that a provider raises for an upstream's status."""
     code = {429: "upstream_rate_limited", 503: "upstream_overloaded"}.get(status, "upstream_error")
     return UpstreamError(code, f"HTTP {status}", retryable=True, status=status, **changes)
 
@@ -58,7 +58,7 @@ def no_model(name: str = "") -> UpstreamError:
 
 @dataclass
 class ScriptedProvider:
-    """Plays `steps` in order, then `default`; a function is asked, an error raised. Remembers every call."""
+    """Provider that plays `steps` in order, then `default`, and records every call."""
 
     steps: list[Step] = field(default_factory=list)
     default: Step | None = None
@@ -91,7 +91,7 @@ class ScriptedProvider:
         return ()
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing."""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -104,7 +104,7 @@ class ScriptedProvider:
 
 @dataclass
 class MemoryImageSaver:
-    """Saves nothing but says so; plays `faults` of fetches and `store_faults` of saves first, None for none."""
+    """Image saver that stores nothing; raises `faults` in fetches and `store_faults` in saves first."""
 
     faults: list[Exception | None] = field(default_factory=list)
     store_faults: list[Exception | None] = field(default_factory=list)
@@ -121,7 +121,7 @@ class MemoryImageSaver:
             await asyncio.wait_for(self.health.wait_writable(), within_s)
 
     def passthrough(self, _index: int, _image: GivenImage, _seed: int | None) -> StoredImage | None:
-        """All images are for `fetch` and `save`."""
+        """Return None, so that all images go through `fetch` and `save`."""
         return None
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
@@ -148,7 +148,7 @@ def submission(prompt: object = "a", **fields: object) -> Submission:
 
 
 class WorkerHarness:
-    """One instance with its provider, image_saver and pool."""
+    """One instance with its provider, image saver and pool."""
 
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
@@ -171,7 +171,7 @@ class WorkerHarness:
         assert not rules
 
     async def drain(self, within_s: float) -> None:
-        """What the end of a service does with its pool."""
+        """Drain the pool as a shutdown of the service does."""
         self.pool.quiet()
         await self.pool.wait_idle(within_s)
         await self.pool.stop()
@@ -180,12 +180,12 @@ class WorkerHarness:
         return (await self.instance.client_queue.submit(submission(prompt, **fields))).task.id
 
     async def claim(self, prompt: object = "a", **fields: object):
-        """Submits a task and claims it, without the pool."""
+        """Submit a task and claim it without the pool."""
         await self.submit(prompt, **fields)
         return await asyncio.wait_for(self.instance.worker_queue.claim(), 5)
 
     def task(self, task_id: str) -> Task:
-        """What this process says of it."""
+        """Return the task from the cache of this instance."""
         cache = self.instance.task_cache
         task = cache.live.get(task_id) or cache.finished(task_id)
         assert task is not None
@@ -204,7 +204,7 @@ MakeHarness = Callable[..., WorkerHarness]
 
 @pytest.fixture
 async def make_harness(make_instance) -> AsyncIterator[MakeHarness]:
-    """`make_harness(*steps, default=…, pool=True, slots=…, **rules)`: a pool that runs, unless told otherwise."""
+    """`make_harness(*steps, default=…, pool=True, slots=…, **rules)`: a running pool by default."""
     made: list[WorkerHarness] = []
 
     def make(*steps: Step, default: Step | None = None, per_call=4, pool=True, slots=5, **rules: object):

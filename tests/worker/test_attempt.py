@@ -34,13 +34,13 @@ async def stored_checkpoint(harness, claim):
 
 
 async def pause(harness, model: str = "m", retry_after_s: float = 60.0) -> None:
-    """The upstream limits the rate for a model."""
+    """Pause a model by a rate limit of the upstream."""
     with harness.pacing.try_acquire(model) as turn:
         harness.pacing.failed(turn, fault(429, retry_after_s=retry_after_s), unfinished=None)
 
 
 async def settled(harness, claim, outcome) -> None:
-    """What the pool does with an outcome; returns when the claim is offered again."""
+    """Settle the outcome as the pool does; return when the claim is offered again."""
     await harness.pool._report(claim, outcome)
     if isinstance(outcome, Retry):
         assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 5) is claim

@@ -10,7 +10,7 @@ LIMIT, DEAD = WaitReason.UPSTREAM_RATE_LIMITED, WaitReason.UPSTREAM_OVERLOADED
 
 
 def open_places(gate: CircuitBreaker, now: float, at_most: int = 20) -> int:
-    """How many calls may begin now, each of which goes on."""
+    """Return how many calls may begin now if none of them ends."""
     count = 0
     while count < at_most and gate.next_allowed_at(now) <= now:
         gate.enter(now)

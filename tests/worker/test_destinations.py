@@ -1,4 +1,4 @@
-"""Who may be called next: many receivers, quick, slow and dead ones, by a clock that the test moves."""
+"""Order of deliveries to many receivers, quick, slow and dead ones, by a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imagegen.worker.destinations import (
 
 
 class Receivers:
-    """A simulation: each destination takes so many seconds a try, None for never an answer within 10 s."""
+    """Simulation of receivers; each takes its number of seconds a try, None means a timeout after 10 s."""
 
     def __init__(self, took_s: dict[str, float | None]) -> None:
         self.took_s = took_s

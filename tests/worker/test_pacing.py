@@ -25,7 +25,7 @@ QUICK = BreakerConfig(0.1, 0.1, longest_s=0.5, step_s=0.02)
 
 @pytest.fixture
 def clock() -> Clock:
-    """Monotonic time that a test sets; the wall shows 1,000 more."""
+    """Set the monotonic clock by hand; the wall clock is 1,000 s ahead."""
     return Clock(0.0)
 
 
@@ -43,7 +43,7 @@ def limited(retry_after_s: float | None) -> UpstreamError:
 
 
 def call(pacing: Pacing, error: UpstreamError | None = None, *, task: str | None = "t", model: str = "m") -> bool:
-    """One call that is over at once. False where none could be made."""
+    """Make a call that ends at once; return False if it is not admitted."""
     turn = pacing.try_acquire(model)
     if turn is None:
         return False
@@ -206,7 +206,7 @@ def test_a_response_between_two_lost_calls_resets_the_count(pacing: Pacing) -> N
 
 
 class Storm:
-    """Five slots and more than enough tasks against an upstream that a function plays; 0.05 s a step."""
+    """Simulation of five busy slots against an upstream given by a function, in steps of 0.05 s."""
 
     def __init__(self, clock: Clock, pacing: Pacing, call_s: float = 0.5) -> None:
         self.clock, self.pacing, self.call_s = clock, pacing, call_s

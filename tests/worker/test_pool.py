@@ -16,7 +16,7 @@ from .conftest import MakeHarness, WorkerHarness, fault, images, links, loss, re
 
 
 class Switch:
-    """An upstream that fails until it is mended."""
+    """An upstream that fails until it is repaired."""
 
     def __init__(self, error: Exception | None = None, call_s: float = 0.005) -> None:
         self.error, self.call_s = error, call_s
@@ -33,8 +33,8 @@ async def hang(_call: Call) -> Reply:
     raise AssertionError
 
 
-async def trouble(harness: WorkerHarness, task_ids: list[str], at_most: int) -> None:
-    """A minute of it, a fiftieth as long; so many calls at most."""
+async def check_trouble(harness: WorkerHarness, task_ids: list[str], at_most: int) -> None:
+    """Simulate a minute of check_trouble fifty times faster; allow `at_most` calls."""
     began = asyncio.get_running_loop().time()
     await asyncio.sleep(1.2)
     minutes = (asyncio.get_running_loop().time() - began) / 1.2
@@ -43,7 +43,7 @@ async def trouble(harness: WorkerHarness, task_ids: list[str], at_most: int) -> 
 
 
 async def pause(harness: WorkerHarness) -> None:
-    """Its first call is refused for a minute, and its task cancelled."""
+    """Let the first call be refused for a minute and cancel its task."""
     first = await harness.submit("first")
     await eventually(lambda: harness.pacing.blocked("m"))
     await harness.instance.client_queue.cancel(first)
@@ -58,7 +58,7 @@ async def states(harness: WorkerHarness, task_ids: list[str], within_s: float = 
 
 
 async def healthy(harness: WorkerHarness) -> None:
-    """All loops live: that many tasks run at once, and are completed."""
+    """Check that all loops are alive: as many tasks run at once and complete."""
     provider = harness.provider
     provider.most, provider.default = 0, Switch(call_s=0.05)
     task_ids = [await harness.submit(f"healthy {i}") for i in range(10)]
@@ -195,7 +195,7 @@ async def test_a_storm_of_rate_limits_fails_nothing_and_full_speed_is_back_soon(
     upstream = Switch(fault(429, retry_after_s=0.02))
     harness = make_harness(default=upstream)
     task_ids = await submit_many(harness, 100)
-    await trouble(harness, task_ids, at_most=5 + 12)
+    await check_trouble(harness, task_ids, at_most=5 + 12)
     upstream.error, harness.provider.most = None, 0
     await eventually(lambda: harness.provider.most == 5, within_s=1.0)
     tasks = await harness.finished(*task_ids)
@@ -207,7 +207,7 @@ async def test_a_dead_upstream_is_called_rarely_and_fails_nothing(make_harness: 
     upstream = Switch(error)
     harness = make_harness(default=upstream, base_s=0.1)
     task_ids = await submit_many(harness, 100)
-    await trouble(harness, task_ids, at_most=30)
+    await check_trouble(harness, task_ids, at_most=30)
     waiting = [harness.task(task_id) for task_id in task_ids]
     assert {task.state for task in waiting} <= {State.PENDING, State.PROCESSING}
     held = [task for task in waiting if task.reason is WaitReason.UPSTREAM_OVERLOADED]
@@ -224,7 +224,7 @@ async def test_a_hanging_upstream_is_called_rarely_and_a_second_loss_ends(
     upstream = Switch(loss(), call_s=0.04)
     harness = make_harness(default=upstream, base_s=0.1)
     task_ids = await submit_many(harness, 30)
-    await trouble(harness, task_ids, at_most=30)
+    await check_trouble(harness, task_ids, at_most=30)
     upstream.error = None
     for task in await harness.finished(*task_ids):
         assert task.possibly_billed_twice == (2 if task.state is State.FAILED else task.possibly_billed_twice)
@@ -241,8 +241,8 @@ async def test_a_paused_model_does_not_block_another(make_harness: MakeHarness) 
     for task_id in (first, *paused):
         task = harness.task(task_id)
         assert (task.state, task.attempts) == (State.PENDING, 0)
-    told = [harness.task(task_id).reason for task_id in paused]
-    assert told.count(WaitReason.UPSTREAM_RATE_LIMITED) == 8
+    reasons = [harness.task(task_id).reason for task_id in paused]
+    assert reasons.count(WaitReason.UPSTREAM_RATE_LIMITED) == 8
     assert len(harness.provider.calls) == 2
 
 
@@ -363,7 +363,7 @@ async def test_an_interrupted_task_shows_the_attempts_that_were_made(make_harnes
 
 
 class Faulty:
-    """An upstream that works, but for prompts that name a fault; those always get this error."""
+    """An upstream that always returns the error for prompts that name a fault, and images otherwise."""
 
     def __init__(self, error: Exception, call_s: float = 0.005) -> None:
         self.error, self.call_s = error, call_s
@@ -376,7 +376,7 @@ class Faulty:
 
 
 def mixed(faulty: int, good: int, order: str) -> list[str]:
-    """Prompts in this order: the faulty ones first, or between the good ones."""
+    """Return the prompts with the faulty ones first or between the good ones."""
     bad, fine = [f"faulty {i}" for i in range(faulty)], [f"good {i}" for i in range(good)]
     if order == "first":
         return bad + fine

@@ -1,4 +1,4 @@
-"""What becomes of images that are paid for while their host, or the store, is away."""
+"""Paid images while their host or the image store is unavailable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ async def stored_checkpoint(harness, claim) -> Checkpoint:
     return decode_checkpoint(value)[1]
 
 
-async def again(harness, claim, outcome):
-    """Runs the next attempt after a retry, as the pool does."""
+async def run_next_attempt(harness, claim, outcome):
+    """Run the next attempt after a retry, as the pool does."""
     claim.task = replace(claim.task, possibly_billed_twice=claim.checkpoint.ambiguous_calls)
     await harness.instance.worker_queue.retry(claim, replace(outcome, delay_s=0.0))
     assert await asyncio.wait_for(harness.instance.worker_queue.claim(), 5) is claim
@@ -47,9 +47,9 @@ async def test_a_link_that_fails_is_fetched_in_a_later_round_and_no_call_is_made
     assert [(paid.index, paid.url, paid.seed) for paid in claim.checkpoint.links] == [
         (1, "https://images.example.com/1", 7)
     ]
-    outcome = await again(harness, claim, outcome)
+    outcome = await run_next_attempt(harness, claim, outcome)
     assert isinstance(outcome, Retry)
-    outcome = await again(harness, claim, outcome)
+    outcome = await run_next_attempt(harness, claim, outcome)
     assert isinstance(outcome, Succeeded)
     assert [(image.index, image.seed) for image in outcome.images] == [(0, 7), (1, 7)]
     assert claim.task.attempts == 1
@@ -70,9 +70,9 @@ async def test_remaining_calls_follow_the_download_of_paid_images(make_harness: 
     harness.image_saver.faults = [DownloadFailed("503"), None, DownloadFailed("503")]
     claim = await harness.claim(n=2, seed=10)
     outcome = await harness.attempts.run(claim)
-    outcome = await again(harness, claim, outcome)
+    outcome = await run_next_attempt(harness, claim, outcome)
     assert isinstance(outcome, Retry)
-    assert isinstance(await again(harness, claim, outcome), Succeeded)
+    assert isinstance(await run_next_attempt(harness, claim, outcome), Succeeded)
     assert harness.provider.seeds == [10, 11]
 
 
@@ -120,7 +120,7 @@ async def test_an_expired_link_ends_the_task_without_another_call(make_harness: 
     claim.checkpoint = replace(
         claim.checkpoint, links=tuple(replace(paid, received_at=1.0) for paid in claim.checkpoint.links)
     )
-    outcome = await again(harness, claim, outcome)
+    outcome = await run_next_attempt(harness, claim, outcome)
     assert isinstance(outcome, Failed)
     assert outcome.error.code == "upstream_bad_response"
     assert len(harness.provider.calls) == 1
@@ -130,7 +130,7 @@ async def test_a_dead_link_next_to_a_failing_one_is_not_paid_again(make_harness:
     harness = make_harness(links(2), pool=False)
     harness.image_saver.faults = [ImageRejected("a GIF", lasting=True), DownloadFailed("503")]
     claim = await harness.claim(n=2)
-    outcome = await again(harness, claim, await harness.attempts.run(claim))
+    outcome = await run_next_attempt(harness, claim, await harness.attempts.run(claim))
     assert isinstance(outcome, Succeeded)
     assert outcome.warnings == ("only 1 of 2 images came",)
     assert len(harness.provider.calls) == 1
@@ -180,7 +180,7 @@ async def test_eight_unusable_images_are_not_all_paid_again(
 async def test_missing_images_are_requested_once_over_all_attempts(make_harness: MakeHarness) -> None:
     harness = make_harness(images(0), fault(500), images(1), images(0), per_call=1, pool=False)
     claim = await harness.claim(n=2)
-    outcome = await again(harness, claim, await harness.attempts.run(claim))
+    outcome = await run_next_attempt(harness, claim, await harness.attempts.run(claim))
     assert isinstance(outcome, Succeeded)
     assert [call.first_index for call in harness.provider.calls] == [0, 1, 1, 0]
     assert (claim.checkpoint.short, claim.checkpoint.given_up) == ((0,), (0,))

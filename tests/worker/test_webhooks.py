@@ -1,4 +1,4 @@
-"""Webhooks from the submit to a receiver on loopback, and to nowhere else."""
+"""Webhooks from the submit to a receiver on loopback only."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """Answers by `script` in order, then 200; keeps all that came."""
+    """Receiver that answers by `script` in order, then 200, and records every request."""
 
     script: list[int | web.Response | Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
         default_factory=list
@@ -111,7 +111,7 @@ def body_of(task: Task, webhook: Webhook) -> dict[str, Any]:
 
 
 class Service:
-    """An instance that delivers, and whose tasks end when they are told to."""
+    """Instance that delivers webhooks; a test ends its tasks."""
 
     def __init__(self, instance, deliveries: WebhookDispatcher, *, delivers: bool = True) -> None:
         self.instance = instance
@@ -119,9 +119,9 @@ class Service:
         self.loop = asyncio.create_task(deliveries.deliver_forever() if delivers else asyncio.Event().wait())
 
     async def submit(self, name: str, *webhooks: Webhook) -> CacheResult:
-        wanted = changed(submission(name), webhooks=webhooks)
-        submitted = await self.instance.client_queue.submit(wanted)
-        await self.instance.client_queue.add_webhooks(wanted, submitted)
+        submission_with_webhooks = changed(submission(name), webhooks=webhooks)
+        submitted = await self.instance.client_queue.submit(submission_with_webhooks)
+        await self.instance.client_queue.add_webhooks(submission_with_webhooks, submitted)
         return submitted.cached
 
     async def end(self, outcome: State = State.COMPLETED) -> Task:
@@ -135,14 +135,14 @@ class Service:
             final = transitions.failed(claim.task, TaskError("upstream_error", "no", retryable=True), now=now, ttl_s=60)
         return await self.instance.worker_queue.finish(claim, final)
 
-    async def told(self, task_id: str, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> Delivery:
-        """The first delivery of the task when all have this status."""
+    async def wait_delivered(self, task_id: str, status: DeliveryStatus = DeliveryStatus.DELIVERED) -> Delivery:
+        """Wait until all deliveries of the task have the status; return the first."""
 
-        async def all_told() -> bool:
+        async def all_have_status() -> bool:
             seen = (await self.instance.client_queue.get(task_id)).deliveries
             return bool(seen) and all(delivery.status is status for delivery in seen)
 
-        await eventually(all_told)
+        await eventually(all_have_status)
         return (await self.instance.client_queue.get(task_id)).deliveries[0]
 
     async def outbox_is_empty(self) -> bool:
@@ -192,7 +192,7 @@ async def test_a_signed_webhook_follows_the_readable_result(start, receiver: Rec
     receiver.script = [look]
     await service.submit("a", Webhook(receiver.url, "http://base"))
     final = await service.end()
-    delivery = await service.told(final.id)
+    delivery = await service.wait_delivered(final.id)
     assert readable == [True]
     (got,) = receiver.got
     assert Verifier(SECRET).verify(got.body, got.headers) == got.event
@@ -206,7 +206,7 @@ async def test_a_signed_webhook_follows_the_readable_result(start, receiver: Rec
 async def test_the_secret_of_a_webhook_overrides_that_of_the_service(start, receiver: Receiver) -> None:
     service = await start()
     await service.submit("a", Webhook(receiver.url, "", secret=OWN_SECRET))
-    await service.told((await service.end()).id)
+    await service.wait_delivered((await service.end()).id)
     (got,) = receiver.got
     Verifier(OWN_SECRET).verify(got.body, got.headers)
     with pytest.raises(WebhookVerificationError):
@@ -216,7 +216,7 @@ async def test_the_secret_of_a_webhook_overrides_that_of_the_service(start, rece
 async def test_without_any_secret_nothing_is_signed(start, receiver: Receiver) -> None:
     service = await start(secret=None)
     await service.submit("a", Webhook(receiver.url, ""))
-    await service.told((await service.end()).id)
+    await service.wait_delivered((await service.end()).id)
     assert "webhook-id" in receiver.got[0].headers
     assert "webhook-signature" not in receiver.got[0].headers
 
@@ -229,7 +229,7 @@ async def test_other_outcomes_are_delivered_too(start, receiver: Receiver, outco
         await service.instance.client_queue.cancel(submission("a").task_id)
     else:
         await service.end(outcome)
-    await service.told(submission("a").task_id)
+    await service.wait_delivered(submission("a").task_id)
     assert receiver.got[0].event["type"] == f"image.{outcome}"
 
 
@@ -237,7 +237,7 @@ async def test_each_joined_webhook_is_called_with_its_own_id(start, receiver: Re
     service = await start()
     kinds = [await service.submit("a", Webhook(receiver.url + str(n), f"http://{n}")) for n in range(5)]
     assert kinds == [CacheResult.MISS] + [CacheResult.COALESCED] * 4
-    await service.told((await service.end()).id)
+    await service.wait_delivered((await service.end()).id)
     assert len({got.headers["webhook-id"] for got in receiver.got}) == 5
     assert {got.event["data"]["data"][0]["url"] for got in receiver.got} == {f"http://{n}/0" for n in range(5)}
 
@@ -247,7 +247,7 @@ async def test_a_cache_hit_is_delivered_at_once(start, receiver: Receiver) -> No
     await service.submit("a")
     final = await service.end()
     assert await service.submit("a", Webhook(receiver.url, "")) is CacheResult.HIT
-    await service.told(final.id)
+    await service.wait_delivered(final.id)
     assert len(receiver.got) == 1
 
 
@@ -261,7 +261,7 @@ async def test_a_receiver_that_was_down_is_called_once_after_a_restart(start) ->
     await one.crash()
     async with receiving(Receiver(), port) as receiver:
         two = await start(delays_s=(0.3,) * 5)
-        delivery = await two.told(final.id)
+        delivery = await two.wait_delivered(final.id)
         assert delivery.attempts >= 2
         (got,) = receiver.got
         Verifier(SECRET).verify(got.body, got.headers)
@@ -277,7 +277,7 @@ async def test_a_crash_after_the_response_repeats_the_delivery_id(start, receive
     await eventually(lambda: receiver.got)
     await one.crash()
     two = await start()
-    await two.told(final.id)
+    await two.wait_delivered(final.id)
     assert len(receiver.got) == 2
     assert len({got.headers["webhook-id"] for got in receiver.got}) == 1
     assert len({got.body for got in receiver.got}) == 1
@@ -287,7 +287,7 @@ async def test_a_delivery_is_retried_until_the_receiver_accepts_it(start, receiv
     service = await start()
     receiver.script = [500, 404, web.Response(status=302, headers={"Location": "/elsewhere"})]
     await service.submit("a", Webhook(receiver.url, ""))
-    delivery = await service.told((await service.end()).id)
+    delivery = await service.wait_delivered((await service.end()).id)
     assert (delivery.attempts, delivery.last_status) == (4, 200)
     assert len(receiver.got) == 4
     assert len({got.headers["webhook-id"] for got in receiver.got}) == 1
@@ -297,7 +297,7 @@ async def test_a_receiver_that_always_fails_is_given_up(start, receiver: Receive
     service = await start(delays_s=(0.01, 0.01))
     receiver.script = [500] * 9
     await service.submit("a", Webhook(receiver.url, ""))
-    delivery = await service.told((await service.end()).id, DeliveryStatus.FAILED)
+    delivery = await service.wait_delivered((await service.end()).id, DeliveryStatus.FAILED)
     assert (delivery.attempts, delivery.last_status) == (3, 500)
     await eventually(service.outbox_is_empty)
 
@@ -306,7 +306,7 @@ async def test_410_ends_the_delivery_at_once(start, receiver: Receiver) -> None:
     service = await start()
     receiver.script = [410]
     await service.submit("a", Webhook(receiver.url, ""))
-    assert (await service.told((await service.end()).id, DeliveryStatus.FAILED)).attempts == 1
+    assert (await service.wait_delivered((await service.end()).id, DeliveryStatus.FAILED)).attempts == 1
 
 
 @pytest.mark.parametrize("as_date", [False, True])
@@ -326,7 +326,7 @@ async def test_a_receiver_is_never_called_by_many_at_once(start, receiver: Recei
     receiver.hold_s = 0.02
     for n in range(20):
         await service.submit("a", Webhook(f"{receiver.url}/{n}", ""))
-    await service.told((await service.end()).id)
+    await service.wait_delivered((await service.end()).id)
     assert MAX_UNPROVEN <= receiver.most <= MAX_HEALTHY
 
 
@@ -345,7 +345,7 @@ async def test_slow_receivers_delay_no_other_host_or_path(start, receiver: Recei
         await service.submit("other path", Webhook(str(slow[0].server.make_url("/other/path")), ""))
         finals = [await service.end(), await service.end()]
         for final in finals:
-            await service.told(final.id)
+            await service.wait_delivered(final.id)
         assert time.monotonic() - began < 1
         assert max(host.most for host in slow[1:]) <= MAX_SLOW_EACH
         assert len(service.deliveries._under_way) <= 12 * MAX_SLOW_EACH
@@ -377,7 +377,7 @@ async def test_a_slow_receiver_delays_no_other_and_loses_no_webhook(
         assert len(slow.got) <= 8
         slow.hold_s = 0
         for final in [*healthy, *finals]:
-            await service.told(final.id)
+            await service.wait_delivered(final.id)
         assert len(slow.got) == count
         await eventually(service.outbox_is_empty)
 
@@ -403,7 +403,7 @@ async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(start, re
 
     service.deliveries._sender = replace(service.deliveries._sender, body_of=broken)
     await service.submit("a", Webhook(receiver.url, ""))
-    assert (await service.told((await service.end()).id)).attempts == 2
+    assert (await service.wait_delivered((await service.end()).id)).attempts == 2
 
 
 async def send(url: str, *, private: bool = True, resolver: AbstractResolver | None = None) -> ReceiverResponse:
@@ -451,7 +451,7 @@ HOSTILE_HOSTS = [
     "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]",
     "[2002:7f00:1::]", "[2001:0:7f00:1::]", "[fe80::1%25lo]", "[fd00::1]", "user@127.0.0.1", "a.org@127.0.0.1",
     "a.org\\@127.0.0.1", "10.0.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "[v1.x]", "",
-    # names, by what the injected resolver says of them
+    # names, by the answers of the injected resolver
     "loopback.example", "six.example", "mapped.example", "private.example", "mixed.example", "nat64.example",
     "sixtofour.example", "any.example", "rebinding.example", "metadata", "redis",
 ]  # fmt: skip
@@ -471,7 +471,7 @@ NAMES = {
 
 
 class Names(AbstractResolver):
-    """Resolves by NAMES; `rebinding.example` is public with a private one at first, then loopback. No real look-up."""
+    """Resolver by NAMES; `rebinding.example` is first public and private, then loopback."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -490,12 +490,12 @@ class Names(AbstractResolver):
         ]  # fmt: skip
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 @asynccontextmanager
 async def listening_everywhere() -> AsyncIterator[tuple[int, list[Any]]]:
-    """The port of listeners on every address that can be bound, and what they accepted."""
+    """Yield the port of listeners on every local address, and the connections they accepted."""
     accepted: list[Any] = []
 
     def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -508,9 +508,9 @@ async def listening_everywhere() -> AsyncIterator[tuple[int, list[Any]]]:
     with suppress(OSError):  # a machine without IPv6
         servers.append(await asyncio.start_server(accept, "::", port, family=socket.AF_INET6))
     yield port, accepted
-    for one in servers:
-        one.close()
-        await one.wait_closed()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
 
 
 async def test_hostile_addresses_are_never_connected(make_instance) -> None:
@@ -528,7 +528,7 @@ async def test_hostile_addresses_are_never_connected(make_instance) -> None:
         for index in range(0, len(urls), 10):
             webhooks = [Webhook(url, "") for url in urls[index : index + 10]]
             await service.submit(str(index), *webhooks)
-            delivery = await service.told((await service.end()).id, DeliveryStatus.FAILED)
+            delivery = await service.wait_delivered((await service.end()).id, DeliveryStatus.FAILED)
             assert (delivery.attempts, delivery.last_status) == (2, None)
         assert len(accepted) == 1
         assert resolver.asked.count("rebinding.example") == 2
