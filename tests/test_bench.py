@@ -1,4 +1,4 @@
-"""Every bench works: in its tiny mode it ends in seconds and prints its table with the command that makes it again."""
+"""Tests that each bench finishes in seconds in its tiny mode and prints its table with the command to reproduce it."""
 
 from __future__ import annotations
 

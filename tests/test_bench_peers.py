@@ -1,4 +1,4 @@
-"""Other queues are measured beside ours, and one that cannot be is shown so and stops nothing. No network is used."""
+"""Tests of the peer benchmark: an unmeasurable peer is reported and does not stop the others. No network is used."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ from bench.peers.run import OURS, Run, rounds, table
 from bench.report import Options
 
 
-def of(rate: float, commands: float = 2.0) -> Run:
+def make_run(rate: float, commands: float = 2.0) -> Run:
     return Run(5_000, rate, commands, "1.2.3")
 
 
 def shown(capsys: pytest.CaptureFixture[str], results: dict[str, list[Run] | str]) -> dict[str, list[str]]:
-    """The cells of each row."""
+    """Return the cells of each row."""
     table("Title", results).show("a command")
     rows = (re.split(r" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
     return {cells[0]: cells[1:] for cells in rows}
 
 
 def test_the_ratio_is_of_the_runs_of_one_round(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = shown(capsys, {OURS: [of(8_000), of(6_000), of(9_000)], "arq": [of(2_000), of(3_000), of(1_000)]})
+    rows = shown(
+        capsys,
+        {
+            OURS: [make_run(8_000), make_run(6_000), make_run(9_000)],
+            "arq": [make_run(2_000), make_run(3_000), make_run(1_000)],
+        },
+    )
     assert rows["arq"] == ["1.2.3", "5,000", "1,000 / 2,000 / 3,000", "2.00 / 4.00 / 9.00", "2.00"]
     assert rows[OURS] == ["1.2.3", "5,000", "6,000 / 8,000 / 9,000", "1", "2.00"]
 
 
 def test_commands_are_the_median_of_the_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = shown(capsys, {OURS: [of(1, 3.0), of(1, 9.0), of(1, 4.254)]})
+    rows = shown(capsys, {OURS: [make_run(1, 3.0), make_run(1, 9.0), make_run(1, 4.254)]})
     assert rows[OURS][-1] == "4.25"
 
 
 def test_an_unmeasured_peer_shows_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = shown(capsys, {OURS: [of(8_000)], "bullmq": "there is no node here", "saq": [of(2_000)]})
+    rows = shown(capsys, {OURS: [make_run(8_000)], "bullmq": "there is no node here", "saq": [make_run(2_000)]})
     assert rows["bullmq"][-1] == "not measured: there is no node here"
     assert rows["saq"][3] == "4.00 / 4.00 / 4.00"
 
@@ -50,7 +56,7 @@ def test_rounds_are_interleaved_and_skip_peers_that_failed() -> None:
 
     def ours() -> Run:
         order.append("ours")
-        return of(1)
+        return make_run(1)
 
     def failing() -> Run:
         order.append("failing")
@@ -58,17 +64,17 @@ def test_rounds_are_interleaved_and_skip_peers_that_failed() -> None:
 
     def other() -> Run:
         order.append("other")
-        return of(2)
+        return make_run(2)
 
     results = rounds({OURS: ours, "failing": failing, "other": other}, 2)
     assert order == ["ours", "failing", "other", "ours", "other"]
-    assert results == {OURS: [of(1), of(1)], "failing": "no registry", "other": [of(2), of(2)]}
+    assert results == {OURS: [make_run(1), make_run(1)], "failing": "no registry", "other": [make_run(2), make_run(2)]}
 
 
 def test_a_whole_run_shows_ours_and_each_peer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Peers are stood in for by a script that prints its line, and one whose set-up fails."""
+    """Run fake peers: a script that prints its line, and a peer with a failing set-up."""
     line = json.dumps({"seconds": 0.5, "submitted": 4, "version": "9.9"})
 
     def command(name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How bytes in memory are bounded without anybody waiting forever."""
+"""Tests of the byte budget: bounded memory, ordered waits, timeouts."""
 
 from __future__ import annotations
 

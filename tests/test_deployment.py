@@ -1,4 +1,4 @@
-"""The files that set up, ship and deploy the service say what the platforms take."""
+"""Tests that the set-up, packaging and deployment files are valid for their platforms."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_both_readmes_have_the_same_settings_routes_and_commands() -> None:
 
 @pytest.fixture(scope="module")
 def dockerfile() -> list[str]:
-    """The instructions of the last stage, one line each."""
+    """Return the instructions of the last stage, one line each."""
     lines = re.sub(r"\\\n\s*", " ", read("Dockerfile")).splitlines()
     last = max(number for number, line in enumerate(lines) if line.startswith("FROM "))
     return [line for line in lines[last:] if line and not line.startswith("#")]

@@ -51,7 +51,7 @@ def test_a_document_names_only_files_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["docs/operations.md", "docs/api.md", "SECURITY.md"])
 def test_a_document_names_only_settings_that_exist(name: str) -> None:
-    others = {"ALL_PROXY"}  # named to say that it is not read
+    others = {"ALL_PROXY"}  # the document states that it is not read
     named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", read(name)))
     assert named - others <= set(setting_names())
 
@@ -74,7 +74,7 @@ def test_the_contract_names_each_error_code_reason_and_task_error() -> None:
 
 
 class _Nothing:
-    """A backlog of a process that does nothing."""
+    """Backlog of an idle process."""
 
     instance = "one"
 
@@ -120,7 +120,7 @@ def test_the_commit_hooks_have_the_versions_of_the_constraints() -> None:
 
 def test_each_explained_log_line_exists_in_the_code() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "imagegen").rglob("*.py"))
-    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go on in the next line
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings continued on the next line
     table = read("docs/operations.md").partition("## Log")[2].partition("## Limits")[0]
     lines = [
         line for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for line in re.findall(r"`([^`]+)`", row)

@@ -1,4 +1,4 @@
-"""Which room may import which, and who may touch the environment, Redis, the HTTP client and the rate limiter."""
+"""Tests of the layers, and of which modules use the environment, Redis, the HTTP client and the rate limiter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "imagegen"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = [  # a room imports only from floors below its own
+LAYERS = [  # a package imports only from layers below its own
     {"backoff", "did_you_mean", "errors", "formats", "metrics", "resolver"},
     {"byte_budget", "proxies", "redis_client", "setting_parsers"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
@@ -24,7 +24,7 @@ HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "conn
 IMPURE = {"aiohttp", "asyncio", "loguru", "os", "pathlib", "random", "redis", "secrets", "socket", "threading", "time"}
 
 
-def room(path: Path) -> str:
+def package_name(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -47,30 +47,30 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def users(*wanted: str) -> set[str]:
-    """The files, without suffix, that import one of these names or something below it."""
+    """Return the files, without suffix, that import one of these names or a submodule."""
     return {
         path.relative_to(PACKAGE).with_suffix("").as_posix()
         for path in FILES
         for name in imports(path)
-        if any(name == one or name.startswith(f"{one}.") for one in wanted)
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in wanted)
     }
 
 
-def rooms(files: set[str]) -> set[str]:
+def package_names(files: set[str]) -> set[str]:
     return {file.split("/")[0] for file in files}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_go_down_the_layers(path: Path) -> None:
-    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-    own = room(path)
+    layer_of = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+    own = package_name(path)
     for name in imports(path):
         other = name.split(".")[1] if name.startswith("imagegen.") else own
         if other in {own, "__version__"}:
             continue
         assert own not in {"emulator", "__init__"}, f"{own} imports nothing of ours, but {name}"
-        assert other in floor_of, f"{name} is in no floor"
-        assert floor_of[other] < floor_of[own], f"{own} imports {name}"
+        assert other in layer_of, f"{name} is in no layer"
+        assert layer_of[other] < layer_of[own], f"{own} imports {name}"
 
 
 def test_only_settings_reads_the_environment() -> None:
@@ -78,7 +78,7 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 def test_only_redis_client_imports_redis() -> None:
-    assert rooms(users("redis")) == {"redis_client"}
+    assert package_names(users("redis")) == {"redis_client"}
 
 
 def test_only_modules_with_outbound_calls_use_the_http_client() -> None:

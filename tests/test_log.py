@@ -1,4 +1,4 @@
-"""The log: its two forms, what must never get into it, and what must never come out of a log call."""
+"""Tests of the log: its two formats, excluded contents, and log calls that must never raise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Configure = Callable[..., io.StringIO]
 
 @pytest.fixture
 def configure() -> Iterator[Configure]:
-    """Configures the log and gives the stream it writes to; what was before is put back."""
+    """Configure the log and return its stream; restore the previous configuration afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
@@ -40,7 +40,7 @@ def configure() -> Iterator[Configure]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logger.remove()
-    logger.add(lambda line: sys.stderr.write(line))  # noqa: PLW0108 - standard error as it is then
+    logger.add(lambda line: sys.stderr.write(line))  # noqa: PLW0108 - looks up the current standard error
 
 
 def test_a_text_line_has_time_level_message_and_bound_fields(configure: Configure) -> None:
@@ -298,7 +298,7 @@ def test_no_access_line_is_written_without_a_log(monkeypatch: pytest.MonkeyPatch
 
 
 class CountingStream(io.StringIO):
-    """Counts its flushes."""
+    """Stream that counts its flushes."""
 
     flushes = 0
 

@@ -1,4 +1,4 @@
-"""Tuning of malloc: what it changes is seen in the page faults of a process of its own."""
+"""Tests of malloc tuning by the page faults of a separate process."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ def test_a_value_on_a_bucket_bound_counts_in_that_bucket() -> None:
 
 
 def test_histograms_add_up() -> None:
-    one, two = Histogram((1.0,)), Histogram((1.0,))
-    one.observe(0.5)
-    two.observe(3.0)
-    one.add(two)
-    assert (one.counts, one.total) == ([1, 1], 3.5)
+    first, second = Histogram((1.0,)), Histogram((1.0,))
+    first.observe(0.5)
+    second.observe(3.0)
+    first.add(second)
+    assert (first.counts, first.total) == ([1, 1], 3.5)
 
 
 def test_unlisted_models_share_one_label() -> None:

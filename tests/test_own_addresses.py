@@ -1,4 +1,4 @@
-"""Which addresses are this service's own, in every spelling, and which are other services of the same machine."""
+"""Tests that separate this service's own addresses, in every spelling, from other services of the same machine."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_name_that_resolves_to_this_service_is_rejected() -> None:
             return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0)]
 
         async def close(self) -> None:
-            """Holds nothing."""
+            """Do nothing."""
 
     resolver = ForeignResolver(LOOPBACK, Names())
     with pytest.raises(AddressBlocked):

@@ -1,4 +1,4 @@
-"""Which calls go through a proxy, what the guard still refuses there, and what a proxy's refusal means."""
+"""Tests of outbound proxies: the calls that use one, the SSRF guard, and the meaning of a proxy's refusal."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ PROXY = "http://proxy.example:3128"
 
 
 class Names(AbstractResolver):
-    """Knows the names that it was given."""
+    """Resolver for a fixed table of names."""
 
-    def __init__(self, **known: str) -> None:
-        self.known = {name.replace("_", "."): address for name, address in known.items()}
-        self.asked: list[str] = []
+    def __init__(self, **addresses: str) -> None:
+        self.addresses = {name.replace("_", "."): address for name, address in addresses.items()}
+        self.lookups: list[str] = []
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        self.asked.append(host)
-        if host not in self.known:
+        self.lookups.append(host)
+        if host not in self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
-        return [ResolveResult(hostname=host, host=self.known[host], port=port, family=family, proto=0, flags=0)]
+        return [ResolveResult(hostname=host, host=self.addresses[host], port=port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing."""
 
 
 class Watcher:
@@ -49,7 +49,7 @@ class Watcher:
         self.sent_count += 1
 
     def progress(self, fraction: float) -> None:
-        """No partial images here."""
+        """Ignore partial images."""
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_an_unreachable_proxy_means_that_nothing_was_sent() -> None:
 
 
 async def fetch(session: aiohttp.ClientSession, url: str) -> AddressBlocked | int | None:
-    """The status, the refusal, or None for another error."""
+    """Return the status, the refusal, or None for another error."""
     try:
         async with session.get(url) as response:
             return response.status
@@ -166,7 +166,7 @@ async def test_a_proxied_link_to_a_private_address_is_rejected(port: int) -> Non
         async with aiohttp.ClientSession(connector=guarded_connector(proxies=proxies, inner=names)) as session:
             assert await fetch(session, "http://unknown.example/a.png") == 200
             assert await fetch(session, "http://public.example/a.png") == 200
-            asked = list(proxy.requests)
+            lookups = list(proxy.requests)
             for refused in (
                 "http://inner.example/a.png",
                 "http://10.0.0.5/a.png",
@@ -176,7 +176,7 @@ async def test_a_proxied_link_to_a_private_address_is_rejected(port: int) -> Non
                 f"http://proxy.example:{proxy_port}/a.png",
             ):
                 assert isinstance(await fetch(session, refused), AddressBlocked), refused
-            assert proxy.requests == asked
+            assert proxy.requests == lookups
 
 
 async def test_a_name_with_slow_dns_is_left_to_the_proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

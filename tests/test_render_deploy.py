@@ -1,4 +1,4 @@
-"""The deploy script of the workflow, run against a small Render on loopback."""
+"""Tests of the workflow's deploy script against a fake Render API on loopback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ API_KEY = "rnd_made_up_key"
 
 @dataclass
 class SmallRender:
-    """Render's API for one service, its hook, and the service itself. Each poll takes the next status."""
+    """Fake of Render's API for one service, its hook and the service itself. Each poll returns the next status."""
 
     statuses: list[str | int]
     accepts: int = 201

@@ -1,4 +1,4 @@
-"""Names whose DNS never answers, next to what the disk's threads and other names need."""
+"""Tests of name resolution: silent DNS servers do not block disk threads or other names."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from imagegen.ssrf import AddressBlocked, PublicResolver
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of a DNS server that never answers."""
+    """Return the address of a DNS server that never answers."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 class Answers(asyncio.DatagramProtocol):
-    """A DNS server that knows no name but `known.example.com` with one IPv4 address."""
+    """DNS server with the single name `known.example.com` and one IPv4 address."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         end = data.index(b"\0", 12) + 5
-        asks_a, known = data[end - 4 : end - 2] == b"\0\1", b"\5known\7example" in data
-        answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + self.address if asks_a and known else b""
-        head = data[:2] + (b"\x81\x80" if known else b"\x81\x83") + b"\0\1" + (b"\0\1" if answer else b"\0\0")
+        is_ipv4_query, exists = data[end - 4 : end - 2] == b"\0\1", b"\5known\7example" in data
+        answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + self.address if is_ipv4_query and exists else b""
+        head = data[:2] + (b"\x81\x80" if exists else b"\x81\x83") + b"\0\1" + (b"\0\1" if answer else b"\0\0")
         self.transport.sendto(head + b"\0\0\0\0" + data[12:end] + answer, addr)
 
     address = b"\x7f\0\0\1"
@@ -52,12 +52,12 @@ async def test_silent_dns_times_out_and_uses_no_thread(silent: str) -> None:
     resolver = Resolver([silent], deadline_s=0.3)
     threads = threading.active_count()
     began = time.monotonic()
-    asked = [asyncio.ensure_future(resolver.resolve(f"host{n}.example.com", 443)) for n in range(100)]
+    lookups = [asyncio.ensure_future(resolver.resolve(f"host{n}.example.com", 443)) for n in range(100)]
     await asyncio.sleep(0.1)
     assert threading.active_count() == threads
     assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.1) == 7
     assert (await resolver.resolve("localhost", 80))[0]["host"] in ("127.0.0.1", "::1")
-    for error in await asyncio.gather(*asked, return_exceptions=True):
+    for error in await asyncio.gather(*lookups, return_exceptions=True):
         assert isinstance(error, OSError)
     assert time.monotonic() - began < 1.5
     await resolver.close()
@@ -134,12 +134,12 @@ def test_the_loop_resolves_names_outside_the_disk_threads(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        asking = [asyncio.ensure_future(loop.getaddrinfo("redis.example.com", 6379)) for _ in range(50)]
+        lookups = [asyncio.ensure_future(loop.getaddrinfo("redis.example.com", 6379)) for _ in range(50)]
         await asyncio.sleep(0.1)
         assert sum(thread.name == "resolver" for thread in threading.enumerate()) == SYSTEM_AT_ONCE
         assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.5) == 7
-        for one in asking:
-            one.cancel()
+        for lookup in lookups:
+            lookup.cancel()
 
     began = time.monotonic()
     with asyncio.Runner(loop_factory=EventLoop) as runner:

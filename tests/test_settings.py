@@ -1,4 +1,4 @@
-"""Settings: defaults, forms, faults and the things that must not be shown."""
+"""Tests of settings: defaults, formats, faults and hidden secrets."""
 
 from __future__ import annotations
 
@@ -478,7 +478,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (Path.mkdir, "is a folder"),
         (os.mkfifo, "no regular file"),
@@ -488,12 +488,12 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_settings_path_that_is_not_a_file_is_a_fault(
-    make: Callable[[Path], object], told: str, tmp_path: Path
+    make: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     make(tmp_path / ".env")
     with pytest.raises(SettingsError, match=r"\.env: ") as caught:
         Settings.load({}, dotenv=tmp_path / ".env")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

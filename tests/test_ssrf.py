@@ -1,4 +1,4 @@
-"""Which addresses may be called: the table of hostile spellings, and a connector that holds it."""
+"""Tests of the SSRF guard: a table of hostile spellings, and a connector that rejects them."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def test_an_allowed_host_passes_on_its_port_only(allowed: str, host: str, port: 
 
 
 class Names(AbstractResolver):
-    """Resolves names by a table; each look-up takes the next answer, the last one stays."""
+    """Resolver for a table of names; each lookup returns the next answer, then the last one again."""
 
     def __init__(self, **answers: list[list[str]]) -> None:
         self.answers = {name.replace("_", "."): list(turns) for name, turns in answers.items()}
-        self.asked = 0
+        self.lookups = 0
         self.closed = False
 
     async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        self.asked += 1
+        self.lookups += 1
         turns = self.answers[host]
         return [_result(host, port, address) for address in (turns.pop(0) if len(turns) > 1 else turns[0])]
 
@@ -146,7 +146,7 @@ async def test_a_literal_never_reaches_the_inner_resolver() -> None:
     names = Names()
     with pytest.raises(AddressBlocked):
         await PublicResolver(inner=names).resolve("0x7f.1", 80)
-    assert names.asked == 0
+    assert names.lookups == 0
 
 
 async def test_a_name_that_can_not_be_encoded_is_rejected() -> None:
@@ -170,7 +170,7 @@ HITS = web.AppKey("hits", list)
 
 @pytest.fixture
 async def listener() -> AsyncIterator[TestServer]:
-    """Counts the requests that arrive on loopback."""
+    """Count the requests that arrive on loopback."""
 
     async def hit(request: web.Request) -> web.Response:
         request.app[HITS].append(request.path)
@@ -208,7 +208,7 @@ class TestConnector:
                 with pytest.raises(aiohttp.ClientConnectorError) as caught:
                     await session.get(f"http://rebind.test:{listener.port}/")
                 assert blocked_cause(caught.value)
-        assert names.asked == 4
+        assert names.lookups == 4
         assert hits(listener) == 0
 
     async def test_a_redirect_to_a_rejected_address_is_rejected(self, listener: TestServer) -> None:

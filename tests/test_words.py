@@ -1,4 +1,4 @@
-"""The texts of the repository are in plain words: at most two quaint ones in 1,000."""
+"""Tests that the texts of the repository have at most two banned words in 1,000."""
 
 from __future__ import annotations
 

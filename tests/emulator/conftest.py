@@ -1,4 +1,4 @@
-"""Owns the fixtures of the emulator's tests: one running emulator, and a bare client that asks it."""
+"""Fixtures of the emulator tests: one running emulator and a plain client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def ask(upstream: EmulatedUpstream, session: aiohttp.ClientSession) -> Ask:
-    """POSTs a generation; the answer's body is read."""
+    """Post a generation and read the response's body."""
 
     async def send(prompt: str = "a cat", **fields: Any) -> aiohttp.ClientResponse:
         path = fields.pop("path", "/v1/images/generations")
@@ -43,7 +43,7 @@ def ask(upstream: EmulatedUpstream, session: aiohttp.ClientSession) -> Ask:
 
 @pytest.fixture
 def link(ask: Ask) -> Callable[[str], Awaitable[str]]:
-    """Asks for one picture and gives its link."""
+    """Request one image and return its link."""
 
     async def get(prompt: str = "a cat", **fields: Any) -> str:
         return str((await (await ask(prompt, **fields)).json())["data"][0]["url"])

@@ -1,4 +1,4 @@
-"""Each fault does on the wire what its name says."""
+"""Tests that each fault behaves on the wire as its name describes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIB = 1024 * 1024
 
 
 class Wire:
-    """A raw connection that sent one request."""
+    """Raw connection that sent one request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
     async def rest(self) -> bytes:
-        """All until the end; raises ConnectionResetError on RST."""
+        """Return all bytes to the end; raises ConnectionResetError on RST."""
         async with asyncio.timeout(10):
             return await self.reader.read()
 
@@ -36,14 +36,14 @@ class Wire:
 
 
 class Dialler:
-    """Sends generations by hand, each over a connection of its own."""
+    """Raw client that sends each generation over a separate connection."""
 
     def __init__(self, upstream: EmulatedUpstream) -> None:
         self._host, self._port = upstream.host.split(":")
         self.writers: list[asyncio.StreamWriter] = []
 
     async def __call__(self, prompt: str = "a cat", *, withheld: int = 0) -> Wire:
-        """All but the last `withheld` bytes of the body."""
+        """Send all but the last `withheld` bytes of the body."""
         body = json.dumps({"model": MODEL, "prompt": prompt, "width": 64, "height": 64}).encode()
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer k\r\n"
         return await self.send(
@@ -275,11 +275,11 @@ async def test_a_body_over_20_mib_is_rejected_unread(dial: Dialler) -> None:
 
 
 async def test_each_kind_of_429_has_its_own_retry_header(ask: Ask) -> None:
-    told = {}
+    headers_by_fault = {}
     for fault in ("429 reset=7", "429_retry_after retry_after=3", "429_reset", "429_text", "429 retry_after=2"):
         headers = (await ask(f"{{{{fault:{fault}}}}}")).headers
-        told[fault] = (headers.get("Retry-After"), headers.get("x-ratelimit-reset"))
-    assert list(told.values()) == [(None, "7"), ("3", None), (None, "1"), (None, None), ("2", "1")]
+        headers_by_fault[fault] = (headers.get("Retry-After"), headers.get("x-ratelimit-reset"))
+    assert list(headers_by_fault.values()) == [(None, "7"), ("3", None), (None, "1"), (None, None), ("2", "1")]
 
 
 async def test_a_base64_answer_may_be_garbage_too(ask: Ask) -> None:

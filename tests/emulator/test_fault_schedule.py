@@ -1,4 +1,4 @@
-"""Faults come by queue, by the prompt's marker, by default; the ledger says what was paid."""
+"""Tests of faults by queue, by the prompt's marker and by default; the ledger records paid calls."""
 
 from __future__ import annotations
 

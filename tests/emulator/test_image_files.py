@@ -1,4 +1,4 @@
-"""Image links lead to real pictures, die when told, and go wrong by name."""
+"""Tests of the emulator's image links: real images, expiry, and named faults."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_a_drawn_image_is_whole_and_has_its_size(kind: str, width: int, height: 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_prompt_seed_and_index_determine_the_image(kind: str) -> None:
-    asked = [("a cat", 1, 0), ("a cat", 1, 1), ("a cat", 2, 0), ("a dog", 1, 0), ("a cat", 1, 0)]
-    drawn = [draw(DrawnImage(kind, 64, 64, digest_of(*one))) for one in asked]
+    inputs = [("a cat", 1, 0), ("a cat", 1, 1), ("a cat", 2, 0), ("a dog", 1, 0), ("a cat", 1, 0)]
+    drawn = [draw(DrawnImage(kind, 64, 64, digest_of(*arguments))) for arguments in inputs]
     assert len(set(drawn)) == 4
     assert drawn[0] == drawn[4]
 
@@ -80,8 +80,8 @@ async def test_expired_links_fail_and_new_ones_work(
     assert response.status == 403
     assert b"Request has expired" in data
     assert (await fetch(session, await link()))[0].status == 200
-    async with session.post(upstream.url + "/_emulator/expire") as told:
-        assert told.status == 204
+    async with session.post(upstream.url + "/_emulator/expire") as response:
+        assert response.status == 204
 
 
 async def test_links_expire_by_age(session: aiohttp.ClientSession) -> None:

@@ -1,4 +1,4 @@
-"""The emulator runs as a program of its own."""
+"""Tests of the emulator as a separate process."""
 
 from __future__ import annotations
 

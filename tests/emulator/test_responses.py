@@ -1,4 +1,4 @@
-"""What goes over the wire is what users of Together captured, key by key."""
+"""Tests that the emulator's responses equal those captured by users of Together, key by key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real `together` package works against the emulator, and takes its errors for what they are."""
+"""Tests of the real `together` package against the emulator, including its error classes."""
 
 from __future__ import annotations
 

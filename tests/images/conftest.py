@@ -1,4 +1,4 @@
-"""Pictures for the tests of the image room, and a real S3 server to keep them in."""
+"""Images for the image tests, and a real S3 server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import VerifiedImage
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
-    """A local server that speaks S3 over HTTP."""
+    """Start a local S3 server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
@@ -32,7 +32,7 @@ def s3_url() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_url: str) -> Bucket:
-    """An empty bucket."""
+    """Create an empty bucket."""
     bucket = Bucket(f"pictures{next(_numbers)}", "a-key", "a-secret", endpoint=s3_url)
     outside(bucket).create_bucket(Bucket=bucket.name)
     return bucket
@@ -44,7 +44,7 @@ def outside_s3(bucket: Bucket):
 
 
 def outside(bucket: Bucket):
-    """A client of Amazon's own, to look at the bucket from outside."""
+    """Return Amazon's own client to inspect the bucket."""
     from botocore.session import Session
 
     return Session().create_client(
@@ -57,8 +57,8 @@ def outside(bucket: Bucket):
 
 
 @pytest.fixture
-def make_picture() -> MakePicture:
-    """`make_picture("teal", kind="WEBP", pad_bytes=1_000)`: a small checked picture, each colour another one."""
+def make_image() -> MakeImage:
+    """Return a small checked image for each colour: `make_image("teal", kind="WEBP", pad_bytes=1_000)`."""
 
     def make(colour: str = "teal", *, kind: str = "PNG", pad_bytes: int = 0) -> VerifiedImage:
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The disk cache before a store elsewhere: what it saves, what it never hides, and a paid picture that is not lost."""
+"""Tests of the disk cache in front of a remote store: saved fetches, visible failures, and no lost paid image."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import PIECE_BYTES, ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 
 
-class Elsewhere:
-    """A port in memory: away for the next `failing_puts`, or for all calls."""
+class RemoteStore:
+    """Remote store in memory: unavailable for the next `failing_puts`, or for all calls."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, int, str], bytes] = {}
+        self.data_by_key: dict[tuple[str, int, str], bytes] = {}
         self.away: Exception | None = None
         self.failing_puts = 0
         self.gets = 0
@@ -50,19 +50,19 @@ class Elsewhere:
         if image.size_bytes > self.room_bytes:
             raise StoreUnavailable
         data = source if isinstance(source, bytes) else source.read_bytes()  # noqa: ASYNC240
-        self.kept[task_id, image.index, image.sha256] = data
+        self.data_by_key[task_id, image.index, image.sha256] = data
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         self._answers()
         self.gets += 1
-        data = self.kept.get((task_id, image.index, image.sha256), b"")
+        data = self.data_by_key.get((task_id, image.index, image.sha256), b"")
         for start in range(offset, min(offset + length, len(data)), PIECE_BYTES):
             yield data[start : min(start + PIECE_BYTES, offset + length)]
             await asyncio.sleep(0)
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
         self._answers()
-        return all((task_id, image.index, image.sha256) in self.kept for image in images)
+        return all((task_id, image.index, image.sha256) in self.data_by_key for image in images)
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:
         self._answers()
@@ -78,12 +78,12 @@ class Elsewhere:
 
 
 @pytest.fixture
-def port() -> Elsewhere:
-    return Elsewhere()
+def port() -> RemoteStore:
+    return RemoteStore()
 
 
 @pytest.fixture
-async def store(port: Elsewhere, tmp_path: Path) -> AsyncIterator[CachedStore]:
+async def store(port: RemoteStore, tmp_path: Path) -> AsyncIterator[CachedStore]:
     store = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000))
     await store.start()
     yield store
@@ -107,9 +107,9 @@ def later() -> float:
 
 
 async def test_a_saved_image_is_served_from_the_disk(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, later())
     port.away = QueueUnavailable()
     assert await load(store, TASK, stored(image)) == image.data
@@ -117,18 +117,18 @@ async def test_a_saved_image_is_served_from_the_disk(
 
 
 async def test_an_image_survives_an_empty_disk_and_is_fetched_once(
-    store: CachedStore, port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+    store: CachedStore, port: RemoteStore, tmp_path: Path, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, later())
     shutil.rmtree(tmp_path / "cache")
     assert [await load(store, TASK, stored(image)) for _ in range(3)] == [image.data] * 3
     assert port.gets == 1
 
 
-async def test_fetched_images_are_revalidated(port: Elsewhere, tmp_path: Path, make_picture: MakePicture) -> None:
-    image, now = make_picture(), [time.time()]
-    port.kept[TASK, 0, image.sha256] = image.data
+async def test_fetched_images_are_revalidated(port: RemoteStore, tmp_path: Path, make_image: MakeImage) -> None:
+    image, now = make_image(), [time.time()]
+    port.data_by_key[TASK, 0, image.sha256] = image.data
     cache = DiskStore(tmp_path / "cache", 1_000_000, clock=lambda: now[0])
     store = CachedStore(port, cache, clock=lambda: now[0])
     for passed_s in (0.0, CACHED_S - 1, 2.0):
@@ -138,29 +138,29 @@ async def test_fetched_images_are_revalidated(port: Elsewhere, tmp_path: Path, m
 
 
 async def test_the_cache_does_not_decide_what_the_store_contains(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, later())
-    port.kept.clear()
+    port.data_by_key.clear()
     assert not await store.contains_all(TASK, [stored(image)])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
 async def test_damaged_bytes_are_missing_and_never_served_or_cached(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture, damage: Callable[[bytes], bytes]
+    store: CachedStore, port: RemoteStore, make_image: MakeImage, damage: Callable[[bytes], bytes]
 ) -> None:
-    image = make_picture()
-    port.kept[TASK, 0, image.sha256] = damage(image.data)
+    image = make_image()
+    port.data_by_key[TASK, 0, image.sha256] = damage(image.data)
     assert await load(store, TASK, stored(image)) is None
-    port.kept[TASK, 0, image.sha256] = image.data
+    port.data_by_key[TASK, 0, image.sha256] = image.data
     assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_a_failed_save_is_reported_until_the_next_probe(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     port.away = QueueUnavailable()
     with pytest.raises(StoreUnavailable):
         await store.save(TASK, 0, image, later())
@@ -175,9 +175,9 @@ async def test_a_failed_save_is_reported_until_the_next_probe(
 
 
 async def test_a_store_without_space_for_a_large_image_is_unhealthy(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture
+    store: CachedStore, port: RemoteStore, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     port.room_bytes = image.size_bytes - 1
     with pytest.raises(StoreUnavailable):
         await store.save(TASK, 0, image, later())
@@ -190,7 +190,7 @@ async def test_a_store_without_space_for_a_large_image_is_unhealthy(
 
 
 async def test_a_store_that_fails_again_is_probed_less_often(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    store: CachedStore, port: RemoteStore, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached, "PROBE_INTERVAL_S", 0.02)
     watching = asyncio.create_task(store.watch())
@@ -198,7 +198,7 @@ async def test_a_store_that_fails_again_is_probed_less_often(
     for _ in range(4):
         port.failing_puts = 1
         with pytest.raises(StoreUnavailable):
-            await store.save(TASK, 0, make_picture(), later())
+            await store.save(TASK, 0, make_image(), later())
         failed_at = loop.time()
         await asyncio.wait_for(store.health.wait_writable(), 5)
         took_s.append(loop.time() - failed_at)
@@ -212,7 +212,7 @@ def large_image() -> VerifiedImage:
 
 
 async def test_a_large_image_is_saved_from_its_file_and_fetched_once(
-    store: CachedStore, port: Elsewhere, tmp_path: Path
+    store: CachedStore, port: RemoteStore, tmp_path: Path
 ) -> None:
     image = large_image()
     assert store.spool_folder is not None
@@ -230,7 +230,7 @@ async def test_a_large_image_is_saved_from_its_file_and_fetched_once(
 
 
 async def test_a_large_image_is_read_in_pieces_if_the_cache_is_full(
-    store: CachedStore, port: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    store: CachedStore, port: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = large_image()
     await store.save(TASK, 0, image, later())
@@ -245,23 +245,23 @@ async def test_a_large_image_is_read_in_pieces_if_the_cache_is_full(
     assert opened is not None
     assert image.data is not None
     assert b"".join([piece async for piece in opened.read(7, 300_000)]) == image.data[7:300_007]
-    port.kept[TASK, 0, image.sha256] = image.data[:-1] + bytes([image.data[-1] ^ 1])
+    port.data_by_key[TASK, 0, image.sha256] = image.data[:-1] + bytes([image.data[-1] ^ 1])
     with pytest.raises(StoreUnavailable):
         await load(store, TASK, stored(image))
-    port.kept.clear()
+    port.data_by_key.clear()
     assert await load(store, TASK, stored(image)) is None
 
 
 @pytest.mark.parametrize("away", [QueueUnavailable(), StoreUnavailable()])
 async def test_an_unavailable_port_is_an_unavailable_store(
-    store: CachedStore, port: Elsewhere, make_picture: MakePicture, away: Exception
+    store: CachedStore, port: RemoteStore, make_image: MakeImage, away: Exception
 ) -> None:
-    kept = stored(make_picture())
+    record = stored(make_image())
     port.away = away
     calls: list[Awaitable[object]] = [
-        load(store, TASK, kept),
-        store.contains_all(TASK, [kept]),
-        store.extend_expiry(TASK, [kept], later()),
+        load(store, TASK, record),
+        store.contains_all(TASK, [record]),
+        store.extend_expiry(TASK, [record], later()),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable):
@@ -270,10 +270,10 @@ async def test_an_unavailable_port_is_an_unavailable_store(
 
 
 async def test_a_failing_disk_costs_a_fetch_and_no_image(
-    port: Elsewhere, tmp_path: Path, make_picture: MakePicture
+    port: RemoteStore, tmp_path: Path, make_image: MakeImage
 ) -> None:
     (tmp_path / "cache").write_text("a file in the way")
-    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_picture()
+    store, image = CachedStore(port, DiskStore(tmp_path / "cache", 1_000_000)), make_image()
     await store.start()
     await store.save(TASK, 0, image, later())
     assert [await load(store, TASK, stored(image)) for _ in range(2)] == [image.data] * 2
@@ -281,6 +281,6 @@ async def test_a_failing_disk_costs_a_fetch_and_no_image(
     assert port.gets == 2
 
 
-async def test_an_expired_image_is_not_saved(store: CachedStore, port: Elsewhere, make_picture: MakePicture) -> None:
-    await store.save(TASK, 0, make_picture(), time.time() - 1)
-    assert port.kept == {}
+async def test_an_expired_image_is_not_saved(store: CachedStore, port: RemoteStore, make_image: MakeImage) -> None:
+    await store.save(TASK, 0, make_image(), time.time() - 1)
+    assert port.data_by_key == {}

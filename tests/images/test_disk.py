@@ -1,4 +1,4 @@
-"""The store on a disk: its files, its sweeping, and a folder that changes or fails under its hands."""
+"""Tests of the disk store: files, sweeps, and a folder that changes or fails during use."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """Unix time that stands until a test moves it; near the real one, which new files bear."""
+    """Return a Unix clock that only a test moves; near the real time because new files have real times."""
     return Clock(float(int(time.time())))
 
 
@@ -60,10 +60,10 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 async def test_a_file_is_named_by_task_index_and_digest(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
-        image = make_picture(kind=kind)
+        image = make_image(kind=kind)
         await store.save(TASK, index, image, clock.now + 60)
         path = tmp_path / "data" / "images" / "01" / TASK / f"{index}-{image.sha256[:12]}.{extension}"
         assert path.read_bytes() == image.data
@@ -71,15 +71,15 @@ async def test_a_file_is_named_by_task_index_and_digest(
 
 
 @pytest.mark.parametrize("task", ["", "..", "../../etc", "a/b", "a" * 65, "x\0y"])
-async def test_an_invalid_task_id_never_becomes_a_path(store: DiskStore, make_picture: MakePicture, task: str) -> None:
+async def test_an_invalid_task_id_never_becomes_a_path(store: DiskStore, make_image: MakeImage, task: str) -> None:
     with pytest.raises(ValueError, match="not a task id"):
-        await store.save(task, 0, make_picture(), 1e10)
+        await store.save(task, 0, make_image(), 1e10)
 
 
 async def test_a_file_deleted_externally_is_missing(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, clock.now + 60)
     shutil.rmtree(tmp_path / "data" / "images" / "01")
     assert await load(store, TASK, stored(image)) is None
@@ -91,9 +91,9 @@ async def test_a_file_deleted_externally_is_missing(
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda _: b""])
 async def test_a_damaged_file_is_never_served_and_is_deleted(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, damage: Callable[[bytes], bytes]
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, damage: Callable[[bytes], bytes]
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, clock.now + 60)
     (path,) = files(tmp_path)
     path.write_bytes(damage(image.data))
@@ -104,9 +104,9 @@ async def test_a_damaged_file_is_never_served_and_is_deleted(
 
 
 async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    short, long = make_picture("red"), make_picture("blue")
+    short, long = make_image("red"), make_image("blue")
     await store.save(TASK, 0, short, clock.now + 10)
     await store.save("f" * 32, 0, long, clock.now + 60)
     clock.now += 10
@@ -117,9 +117,9 @@ async def test_a_sweep_removes_what_has_expired_and_its_empty_folder(
 
 
 async def test_expired_images_free_space_without_a_sweep(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     for number in range(EXPIRED_AT_ONCE + 5):
         await store.save(f"{number:032x}", 0, image, clock.now + 10)
     await store.extend_expiry(f"{0:032x}", [stored(image)], clock.now + 60)
@@ -130,9 +130,9 @@ async def test_expired_images_free_space_without_a_sweep(
 
 
 async def test_a_sweep_deletes_orphans_and_leaves_foreign_files(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    await store.save(TASK, 0, make_picture(), clock.now + ORPHAN_S + 60)
+    await store.save(TASK, 0, make_image(), clock.now + ORPHAN_S + 60)
     folder = tmp_path / "data" / "images"
     ours = files(tmp_path)[0]
     stranger, orphan, fresh = folder / "README", ours.with_name(".0-a.png.1.part"), ours.with_name(".0-a.png.2.part")
@@ -149,9 +149,9 @@ async def test_a_sweep_deletes_orphans_and_leaves_foreign_files(
 
 
 async def test_files_of_an_earlier_run_count_after_the_first_sweep(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    images = [make_picture(colour, pad_bytes=6_000) for colour in ("red", "green", "blue")]
+    images = [make_image(colour, pad_bytes=6_000) for colour in ("red", "green", "blue")]
     for index, image in enumerate(images):
         await store.save(TASK, index, image, clock.now + 60 - index)
     again = DiskStore(tmp_path / "data" / "images", 13_500, clock=clock)
@@ -159,34 +159,34 @@ async def test_files_of_an_earlier_run_count_after_the_first_sweep(
     await again.sweep_once()
     loaded = [await load(again, TASK, stored(image, index)) for index, image in enumerate(images)]
     assert loaded == [images[0].data, images[1].data, None]
-    await again.save(TASK, 3, make_picture("gold", pad_bytes=6_000), clock.now + 70)
+    await again.save(TASK, 3, make_image("gold", pad_bytes=6_000), clock.now + 70)
     assert await load(again, TASK, stored(images[1], 1)) is None
     assert await load(again, TASK, stored(images[0])) == images[0].data
 
 
 async def test_two_processes_hold_one_cap_between_them(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     pair = [DiskStore(tmp_path / "data" / "images", 20_000, clock=clock) for _ in range(2)]
     for index in range(6):
-        picture = make_picture(f"#0000{index:02x}", pad_bytes=6_000)
-        await pair[index % 2].save(TASK, index, picture, clock.now + 60 + index)
+        image = make_image(f"#0000{index:02x}", pad_bytes=6_000)
+        await pair[index % 2].save(TASK, index, image, clock.now + 60 + index)
     for each in pair:
         await each.sweep_once()
     assert [path.name[0] for path in files(tmp_path)] == ["3", "4", "5"]
 
 
 async def test_the_loop_sweeps_at_once_and_ends_when_cancelled(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await store.save(TASK, 0, make_picture(), clock.now - 1)
+    await store.save(TASK, 0, make_image(), clock.now - 1)
     swept, sweep_once = asyncio.Event(), store.sweep_once
 
-    async def told() -> None:
+    async def fail_sweep() -> None:
         await sweep_once()
         swept.set()
 
-    monkeypatch.setattr(store, "sweep_once", told)
+    monkeypatch.setattr(store, "sweep_once", fail_sweep)
     loop = asyncio.create_task(store.sweep())
     await asyncio.wait_for(swept.wait(), 5)
     assert files(tmp_path) == []
@@ -219,9 +219,9 @@ async def test_a_failing_sweep_is_logged_once_and_continues(store: DiskStore, mo
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOSPC, errno.EMFILE, errno.EROFS])
 async def test_a_failing_disk_is_unavailable(
-    store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+    store: DiskStore, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, clock.now + 60)
 
     def fails(*_: object, **__: object) -> None:
@@ -232,27 +232,27 @@ async def test_a_failing_disk_is_unavailable(
     monkeypatch.setattr(os, "open", fails)
     monkeypatch.setattr(os, "stat", fails)
     monkeypatch.setattr("builtins.open", fails)
-    for ask in (
+    for call in (
         store.save(TASK, 1, image, clock.now + 60),
         load(store, TASK, stored(image)),
         store.contains_all(TASK, [stored(image)]),
         store.extend_expiry(TASK, [stored(image)], clock.now + 90),
     ):
         with pytest.raises(StoreUnavailable):
-            await ask
+            await call
 
 
 async def test_a_write_that_fails_half_way_leaves_nothing_behind(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = os.close
 
     def full(file: int) -> None:
-        """Report what could not be written, as network mounts do."""
+        """Raise a write error at close, as network mounts do."""
         closed(file)
         raise OSError(errno.ENOSPC, "no space")
 
-    image = make_picture()
+    image = make_image()
     with monkeypatch.context() as patch:
         patch.setattr(os, "close", full)
         with pytest.raises(StoreUnavailable):
@@ -263,9 +263,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_behind(
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(
-    tmp_path: Path, make_picture: MakePicture
-) -> None:
+async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(tmp_path: Path, make_image: MakeImage) -> None:
     (tmp_path / "file").write_text("in the way")
     store = DiskStore(tmp_path / "file" / "images", 10**6)
     await store.start()
@@ -274,12 +272,12 @@ async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(
     (tmp_path / "file").mkdir()
     await store.check()
     assert store.health.writable
-    await store.save(TASK, 0, make_picture(), time.time() + 60)
+    await store.save(TASK, 0, make_image(), time.time() + 60)
     await store.close()
 
 
 async def test_a_folder_swept_during_a_write_is_created_again(
-    store: DiskStore, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, swept = os.open, []
 
@@ -290,27 +288,25 @@ async def test_a_folder_swept_during_a_write_is_created_again(
         return opened(path, *options)
 
     monkeypatch.setattr(os, "open", swept_then_opened)
-    image = make_picture()
+    image = make_image()
     await store.save(TASK, 0, image, clock.now + 60)
     assert len(swept) == 2
     assert await load(store, TASK, stored(image)) == image.data
 
 
 async def test_an_image_saved_during_a_sweep_still_counts(
-    store: DiskStore, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     small = DiskStore(tmp_path / "data" / "images", 20_000, clock=clock)
     for index in range(12):
-        picture = make_picture(f"#0000{index:02x}", pad_bytes=6_000)
-        await asyncio.gather(small.sweep_once(), small.save(TASK, index, picture, clock.now + 60 + index))
-    await small.save(TASK, 12, make_picture("gold", pad_bytes=6_000), clock.now + 90)
+        image = make_image(f"#0000{index:02x}", pad_bytes=6_000)
+        await asyncio.gather(small.sweep_once(), small.save(TASK, index, image, clock.now + 60 + index))
+    await small.save(TASK, 12, make_image("gold", pad_bytes=6_000), clock.now + 90)
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 20_000
 
 
-async def test_the_upstream_store_keeps_only_what_came_without_a_link(
-    store: DiskStore, make_picture: MakePicture
-) -> None:
-    upstream, image = UpstreamStore(store), make_picture()
+async def test_the_upstream_store_keeps_only_what_came_without_a_link(store: DiskStore, make_image: MakeImage) -> None:
+    upstream, image = UpstreamStore(store), make_image()
     link = StoredImage(0, url="https://pics.example.org/0")
     assert await upstream.contains_all(TASK, [link])
     assert not await upstream.contains_all(TASK, [link, stored(image, 1)])
@@ -321,14 +317,14 @@ async def test_the_upstream_store_keeps_only_what_came_without_a_link(
 
 
 async def test_an_image_in_the_folder_of_another_instance_is_unavailable(
-    tmp_path: Path, clock: Clock, make_picture: MakePicture
+    tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     others = {"live": True}
     ours = DiskStore(tmp_path / "ours", 10**6, clock=clock, others_live=lambda: others["live"])
     theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
     await ours.start()
     await theirs.start()
-    image = replace(stored(make_picture()), store_id=theirs.store_id)
+    image = replace(stored(make_image()), store_id=theirs.store_id)
     assert await ours.contains_all(TASK, [image])
     with pytest.raises(StoreUnavailable):
         await load(ours, TASK, image)

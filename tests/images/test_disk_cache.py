@@ -1,4 +1,4 @@
-"""Cache of image bytes in front of the files of a disk store: bounded, and never ahead of the files."""
+"""Tests of the memory cache in front of a disk store: bounded, and never newer than the files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
 
 @pytest.fixture
 def save(store: DiskStore, clock: Clock) -> Save:
-    """`await save(index, size_bytes)`: the record of a saved image of random bytes."""
+    """Save random images and return their records: `await save(index, size_bytes)`."""
 
     async def save(index: int = 0, size_bytes: int = LARGE_BYTES) -> StoredImage:
         data = os.urandom(size_bytes)

@@ -1,4 +1,4 @@
-"""Disks as they are in the field: full, read-only, failing, slow, copied, without times, deleted under the process."""
+"""Tests of disk faults: full, read-only, failing, slow, copied, without file times, deleted under the process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from support import Clock, eventually
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
-from imagegen.images import disk, files
-from imagegen.images import disk_watch as diskwatch
+from imagegen.images import disk, disk_watch, files
 from imagegen.images.checked_files import MAX_IMAGE_BYTES
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
@@ -31,7 +30,7 @@ from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 OpenDisk = Callable[..., "asyncio.Future[DiskStore]"]
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -45,7 +44,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What is logged at INFO and above."""
+    """Collect log lines at INFO and above."""
     lines: list[str] = []
     sink = logger.add(lines.append, format="{level} {message}", level="INFO")
     yield lines
@@ -54,7 +53,7 @@ def lines() -> Iterator[list[str]]:
 
 @pytest.fixture
 async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
-    """`await open_disk(folder)`: a started store in `folder/images`."""
+    """Open started stores: `await open_disk(folder)` uses `folder/images`."""
     stores: list[DiskStore] = []
 
     async def make(folder: Path = tmp_path / "data") -> DiskStore:
@@ -70,7 +69,7 @@ async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[OpenDisk]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
+    """Mount a real file system of 2 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -81,7 +80,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> None:
-    """Take all the space that is left."""
+    """Fill the remaining space."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
@@ -100,7 +99,7 @@ async def load(store: DiskStore, image: StoredImage) -> bytes | None:
 
 
 def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
-    """The same image, in a file of the spool folder."""
+    """Return the same image in a file of the spool folder."""
     assert image.data is not None
     path = store.spool_folder / "image"
     path.write_bytes(image.data)
@@ -116,11 +115,11 @@ def fails_with(code: int) -> Callable[..., object]:
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
 async def test_neither_times_of_files_nor_fsync_are_needed(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(os, "utime", fails_with(code))
     monkeypatch.setattr(os, "fsync", fails_with(code))
-    store, image, moved = await open_disk(), make_picture(), make_picture("red")
+    store, image, moved = await open_disk(), make_image(), make_image("red")
     assert store.health.writable
     await store.save(TASK, 0, image, clock.now + 600)
     await store.save(TASK, 1, spooled(store, moved), clock.now + 600)
@@ -133,9 +132,9 @@ async def test_neither_times_of_files_nor_fsync_are_needed(
 
 
 async def test_a_copy_without_file_times_has_all_unexpired_images(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
     await store.close()
     shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)
@@ -151,9 +150,9 @@ async def test_a_copy_without_file_times_has_all_unexpired_images(
 
 
 async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
     await store.close()
     (tmp_path / "data" / "images.expiry").unlink()
@@ -170,9 +169,9 @@ async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
 
 
 async def test_a_file_of_the_previous_version_expires_at_its_mtime(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
     assert image.data is not None
     path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
     path.parent.mkdir(parents=True)
@@ -187,9 +186,9 @@ async def test_a_file_of_the_previous_version_expires_at_its_mtime(
 
 
 async def test_a_file_stays_readable_for_the_previous_version(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, spooled(store, image), clock.now + 600)
     path = tmp_path / "data" / "images" / TASK[:2] / TASK / f"0-{image.sha256[:12]}.png"
     assert path.stat().st_mtime == clock.now + 600
@@ -198,9 +197,9 @@ async def test_a_file_stays_readable_for_the_previous_version(
 
 
 async def test_an_image_saved_again_elsewhere_is_not_removed_as_expired(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage
 ) -> None:
-    ours, theirs, image = await open_disk(), await open_disk(), make_picture()
+    ours, theirs, image = await open_disk(), await open_disk(), make_image()
     await ours.save(TASK, 0, image, clock.now + 10)
     clock.now += 300
     await theirs.save(TASK, 0, image, clock.now + 600)
@@ -210,9 +209,9 @@ async def test_an_image_saved_again_elsewhere_is_not_removed_as_expired(
 
 
 async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs, image, index = await open_disk(), await open_disk(), make_picture(), tmp_path / "data/images.expiry"
+    ours, theirs, image, index = await open_disk(), await open_disk(), make_image(), tmp_path / "data/images.expiry"
     monkeypatch.setattr(disk, "FLUSH_S", 0.0)
     await ours.save(TASK, 0, image, clock.now + 10)
     await eventually(index.exists)
@@ -227,11 +226,11 @@ async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
 
 
 async def test_a_file_saved_over_an_expired_one_is_found_without_times(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "utime", fails_with(errno.EPERM))
     monkeypatch.setattr(disk, "FLUSH_S", 600.0)
-    ours, theirs, image = await open_disk(), await open_disk(), make_picture()
+    ours, theirs, image = await open_disk(), await open_disk(), make_image()
     await ours.save(TASK, 0, image, clock.now + 10)
     clock.now += 300
     await theirs.save(TASK, 0, image, clock.now + 600)
@@ -239,12 +238,12 @@ async def test_a_file_saved_over_an_expired_one_is_found_without_times(
 
 
 async def test_images_are_flushed_together_soon_after_they_were_saved(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(files, "flush", flushed.append)
     monkeypatch.setattr(disk, "FLUSH_S", 0.2)
-    store, image, index = await open_disk(), make_picture(), tmp_path / "data" / "images.expiry"
+    store, image, index = await open_disk(), make_image(), tmp_path / "data" / "images.expiry"
     for number in range(5):
         await store.save(f"{number}{TASK[1:]}", 0, image, clock.now + 600)
     assert (flushed, index.exists()) == ([], False)
@@ -256,12 +255,12 @@ async def test_images_are_flushed_together_soon_after_they_were_saved(
 
 
 async def test_a_disk_that_can_not_be_flushed_is_not_healthy(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "flush", fails_with(errno.EIO))
     monkeypatch.setattr(disk, "FLUSH_S", 0.0)
     store = await open_disk()
-    await store.save(TASK, 0, make_picture(), clock.now + 600)
+    await store.save(TASK, 0, make_image(), clock.now + 600)
     await eventually(lambda: not store.health.writable)
     assert "EIO" in store.health.cause
     await store.check()
@@ -269,14 +268,14 @@ async def test_a_disk_that_can_not_be_flushed_is_not_healthy(
 
 
 async def test_each_file_is_synced_without_file_system_flush(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, synced = await open_disk(), []
     monkeypatch.setattr(files, "CAN_FLUSH", False)
     monkeypatch.setattr(os, "fsync", synced.append)
-    await store.save(TASK, 0, make_picture(), clock.now + 600)
+    await store.save(TASK, 0, make_image(), clock.now + 600)
     assert len(synced) == 1
-    await store.save(TASK, 1, spooled(store, make_picture("red")), clock.now + 600)
+    await store.save(TASK, 1, spooled(store, make_image("red")), clock.now + 600)
     assert len(synced) == 2
 
 
@@ -296,9 +295,9 @@ def test_a_flush_reports_what_the_system_reports(tmp_path: Path, monkeypatch: py
 
 
 async def test_malformed_lines_in_the_expiry_index_are_skipped(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
     with (tmp_path / "data" / "images.expiry").open("ab") as file:
         file.write(b"\0\0\0\n" + TASK.encode() + b" soon\n\xff\xfe 12\nhalf a li")
@@ -308,13 +307,13 @@ async def test_malformed_lines_in_the_expiry_index_are_skipped(
 
 
 async def test_a_full_disk_is_unhealthy_until_space_is_freed(
-    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
+    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_image: MakeImage, lines: list[str]
 ) -> None:
-    store, image = await open_disk(small_disk), make_picture(pad_bytes=60_000)
+    store, image = await open_disk(small_disk), make_image(pad_bytes=60_000)
     watching = asyncio.create_task(store.watch())
     fill(small_disk / "filler")
     with pytest.raises(StoreUnavailable):
-        await store.save(TASK, 0, make_picture("red", pad_bytes=60_000), clock.now + 600)
+        await store.save(TASK, 0, make_image("red", pad_bytes=60_000), clock.now + 600)
     assert not store.health.writable
     assert "ENOSPC" in store.health.cause
     with suppress(StoreUnavailable):
@@ -324,9 +323,9 @@ async def test_a_full_disk_is_unhealthy_until_space_is_freed(
     await store.save(TASK, 9, image, clock.now + 600)
     assert await load(store, image.stored_at(9)) == image.data
     watching.cancel()
-    said = [line for line in lines if "Images can" in line]
-    assert [line.split()[0] for line in said] == ["WARNING", "INFO"]
-    assert "ENOSPC" in said[0]
+    reports = [line for line in lines if "Images can" in line]
+    assert [line.split()[0] for line in reports] == ["WARNING", "INFO"]
+    assert "ENOSPC" in reports[0]
 
 
 async def test_a_disk_is_unhealthy_below_its_free_space_limit(open_disk: OpenDisk, small_disk: Path) -> None:
@@ -357,9 +356,9 @@ async def test_a_disk_is_unhealthy_until_the_rejected_image_fits(
 
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.EFBIG])
 async def test_a_quota_keeps_the_disk_unhealthy(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     with monkeypatch.context() as quota:
         quota.setattr(files, "write_image", fails_with(code))
         quota.setattr(os, "posix_fallocate", fails_with(code))
@@ -372,9 +371,9 @@ async def test_a_quota_keeps_the_disk_unhealthy(
 
 
 async def test_a_read_only_disk_is_not_healthy_but_serves_what_it_has(
-    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, small_disk: Path, clock: Clock, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(small_disk), make_picture()
+    store, image = await open_disk(small_disk), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
     remount(small_disk, "ro")
     with pytest.raises(StoreUnavailable):
@@ -424,9 +423,9 @@ async def test_a_probe_finds_a_disk_that_returns_other_bytes(
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
 async def test_an_unopenable_file_is_not_missing(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch, code: int
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, spooled(store, image), clock.now + 600)
     with monkeypatch.context() as failing:
         failing.setattr("builtins.open", fails_with(code))
@@ -436,9 +435,9 @@ async def test_an_unopenable_file_is_not_missing(
 
 
 async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, lines: list[str]
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, lines: list[str]
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     await store.save(TASK, 0, image, clock.now + 600)
     shutil.rmtree(tmp_path / "data")
     for _ in range(3):
@@ -476,9 +475,9 @@ async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
 
 
 async def test_a_running_save_does_not_recreate_a_deleted_data_folder(
-    open_disk: OpenDisk, tmp_path: Path, make_picture: MakePicture
+    open_disk: OpenDisk, tmp_path: Path, make_image: MakeImage
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     shutil.rmtree(tmp_path / "data")
     sink = Spool(store, ByteBudget(2**20)).sink()
     assert sink.finish([image.data or b""]).path is None
@@ -487,8 +486,8 @@ async def test_a_running_save_does_not_recreate_a_deleted_data_folder(
 
 async def test_a_disk_that_does_not_answer_is_not_healthy(open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     store, hangs = await open_disk(), threading.Event()
-    monkeypatch.setattr(diskwatch, "SLOW_CHECK_S", 0.05)
-    monkeypatch.setattr(diskwatch, "check_space", lambda *_: hangs.wait(10))
+    monkeypatch.setattr(disk_watch, "SLOW_CHECK_S", 0.05)
+    monkeypatch.setattr(disk_watch, "check_space", lambda *_: hangs.wait(10))
     checking = asyncio.create_task(store.check())
     await eventually(lambda: not store.health.writable)
     assert "ETIMEDOUT" in store.health.cause
@@ -501,7 +500,7 @@ async def test_a_disk_that_fails_again_is_retried_less_often(
     open_disk: OpenDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await open_disk()
-    monkeypatch.setattr(diskwatch, "CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(disk_watch, "CHECK_INTERVAL_S", 0.01)
     watching = asyncio.create_task(store.watch())
     delays = []
     for _ in range(4):
@@ -545,9 +544,9 @@ async def test_a_large_image_is_opened_and_not_read(open_disk: OpenDisk, clock: 
 
 
 async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
-    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_picture: MakePicture, monkeypatch: pytest.MonkeyPatch
+    open_disk: OpenDisk, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, image = await open_disk(), make_picture()
+    store, image = await open_disk(), make_image()
     moved = spooled(store, image)
     assert moved.path is not None
     inode = moved.path.stat().st_ino
@@ -569,10 +568,10 @@ async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
 
 
 async def test_a_lost_spooled_image_is_not_a_disk_fault(
-    open_disk: OpenDisk, clock: Clock, make_picture: MakePicture
+    open_disk: OpenDisk, clock: Clock, make_image: MakeImage
 ) -> None:
     store = await open_disk()
-    image = spooled(store, make_picture())
+    image = spooled(store, make_image())
     assert image.path is not None
     image.path.unlink()
     with pytest.raises(SpooledImageLost):

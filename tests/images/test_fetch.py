@@ -1,4 +1,4 @@
-"""How a provider's picture is fetched: over loopback servers that redirect, lie, break and stall."""
+"""Tests of fetching a provider's image from loopback servers that redirect, send false headers, break and stall."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PNG = _png()
 
 @dataclass
 class Upstream:
-    """A server whose paths are what a test says, and what was asked of it."""
+    """Server with scripted paths, and the requests it received."""
 
     port: int
     paths: dict[str, Handler]
@@ -89,7 +89,7 @@ def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Folder:
-    """What a spool needs of a store."""
+    """Store methods that a spool needs."""
 
     spool_folder: Path | None = None
 
@@ -131,7 +131,7 @@ def answers(status: int = 200, **response: object) -> Handler:
 
 
 def sends(head: bytes, body: bytes) -> Handler:
-    """A response that a well-behaved server would not send, and the end of its connection."""
+    """Return a handler that sends raw bytes, possibly invalid HTTP, and closes the connection."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
@@ -182,7 +182,7 @@ async def refusal(fetcher: ImageFetcher, image: GivenImage, age_s: float = 0.0) 
 
 
 async def failure(fetcher: ImageFetcher, link: ImageLink, age_s: float = 0.0) -> DownloadFailed:
-    """The link may work later."""
+    """Return the error of a link that may work later."""
     with pytest.raises(DownloadFailed) as caught:
         await fetcher.fetch(link, age_s=age_s)
     return caught.value
@@ -306,7 +306,7 @@ async def test_a_redirect_or_link_to_a_private_address_is_rejected(
 
 
 class Everywhere(AbstractResolver):
-    """Every name is on loopback."""
+    """Resolver with every name on loopback."""
 
     async def resolve(self, host: str, port: int = 0, family: object = None) -> list[ResolveResult]:
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
@@ -641,14 +641,14 @@ async def test_base64_in_other_forms_is_read(change: Callable[[bytes], bytes]) -
 async def test_an_image_that_a_full_disk_can_not_take_stays_in_memory(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: GivenImage | None, after_bytes: int
 ) -> None:
-    room = after_bytes
+    free_bytes = after_bytes
 
     def write(file: int, data: memoryview) -> int:
-        nonlocal room
-        if not room:
+        nonlocal free_bytes
+        if not free_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
-        done = real(file, data[:room])
-        room -= done
+        done = real(file, data[:free_bytes])
+        free_bytes -= done
         return done
 
     def write_pieces(file: int, pieces: Sequence[bytes]) -> int:
@@ -734,12 +734,12 @@ async def test_a_rejected_large_image_leaves_no_file(upstream: Upstream, tmp_pat
 async def test_images_of_one_host_come_over_one_connection(fetcher: ImageFetcher, upstream: Upstream) -> None:
     peers: set[object] = set()
 
-    async def noted(request: web.Request) -> web.StreamResponse:
+    async def record_peer(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         peers.add(request.transport.get_extra_info("peername"))
         return web.Response(body=PNG)
 
-    upstream.paths |= {"/a": noted, "/b": noted}
+    upstream.paths |= {"/a": record_peer, "/b": record_peer}
     for path in ("/a", "/b", "/a"):
         await fetcher.fetch(upstream.link(path))
     assert len(upstream.requests) == 3

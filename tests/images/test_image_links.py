@@ -1,4 +1,4 @@
-"""How long a link to an image lives, by what it says of itself."""
+"""Tests of the lifetime of an image link, derived from its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes in Redis: parts, ends, the cap, what a picture costs, and a Redis that is away."""
+"""Tests of image bytes in Redis: parts, expiry, the cap, the cost of an image, and an unreachable Redis."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def away() -> AsyncIterator[RedisBlobStore]:
         yield RedisBlobStore(connection, Keys("away"), 1000)
 
 
-def picture(index: int, size_bytes: int) -> StoredImage:
+def stored_image(index: int, size_bytes: int) -> StoredImage:
     return StoredImage(index, "image/png", size_bytes, 8, 8, f"{index:02x}" * 32)
 
 
@@ -41,7 +41,7 @@ def later() -> float:
 
 
 async def got(port: RedisBlobStore, image: StoredImage) -> bytes | None:
-    """All its bytes, None if some are gone."""
+    """Return all bytes of an image, None if some are missing."""
     data = b"".join([piece async for piece in port.get(TASK, image, 0, image.size_bytes)])
     return data if len(data) == image.size_bytes else None
 
@@ -49,7 +49,7 @@ async def got(port: RedisBlobStore, image: StoredImage) -> bytes | None:
 async def test_a_large_image_is_stored_in_parts_and_loaded_whole(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 10 * PART_BYTES)
     data = b"start" + bytes(2 * PART_BYTES) + b"end"
-    image = picture(0, len(data))
+    image = stored_image(0, len(data))
     await port.put(TASK, image, data, later())
     assert await got(port, image) == data
     keys = sorted(await connection.commands.keys(f"{{{prefix}}}:picture:*"))
@@ -62,7 +62,7 @@ async def test_a_large_image_is_stored_in_parts_and_loaded_whole(connection: Con
 async def test_every_key_expires_and_the_index_outlives_the_images(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index, life_s in enumerate((60, 200, 100)):
-        await port.put(TASK, picture(index, 100), bytes(100), time.time() + life_s)
+        await port.put(TASK, stored_image(index, 100), bytes(100), time.time() + life_s)
     ends = {key: await connection.commands.pttl(key) / 1000 for key in await connection.commands.keys(f"*{prefix}*")}
     index = Keys(prefix).image_index.encode()
     assert all(0 < end <= 200 for key, end in ends.items() if key != index)
@@ -71,9 +71,9 @@ async def test_every_key_expires_and_the_index_outlives_the_images(connection: C
 
 async def test_a_lost_index_gets_its_expiry_again(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
-    await port.put(TASK, picture(0, 100), bytes(100), later())
+    await port.put(TASK, stored_image(0, 100), bytes(100), later())
     await connection.commands.delete(Keys(prefix).image_index)
-    await port.put(TASK, picture(1, 100), bytes(100), time.time() + 30)
+    await port.put(TASK, stored_image(1, 100), bytes(100), time.time() + 30)
     assert await connection.commands.pttl(Keys(prefix).image_index) > 60_000
 
 
@@ -82,7 +82,7 @@ async def test_two_instances_share_a_cap_and_evict_the_oldest(
 ) -> None:
     other = Connection(redis_url)
     ports = [RedisBlobStore(each, Keys(prefix), 1000) for each in (connection, other)]
-    images = [picture(index, 240) for index in range(8)]
+    images = [stored_image(index, 240) for index in range(8)]
     for index, image in enumerate(images):
         await ports[index % 2].put(TASK, image, bytes(240), later())
     there = [await ports[0].contains_all(TASK, [image]) for image in images]
@@ -94,7 +94,7 @@ async def test_two_instances_share_a_cap_and_evict_the_oldest(
 async def test_an_eviction_frees_space_for_the_next_images(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1600)
     for index in range(33):
-        await port.put(TASK, picture(index, 50), bytes(50), later())
+        await port.put(TASK, stored_image(index, 50), bytes(50), later())
     assert await connection.commands.zcard(Keys(prefix).image_index) == 1 + 30
 
 
@@ -102,12 +102,12 @@ async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str
     port, keys = RedisBlobStore(connection, Keys(prefix), 100_000), Keys(prefix)
     for _ in range(2):
         for index in range(1, 300):
-            await port.put(TASK, picture(index % 256, index), bytes(index), later())
+            await port.put(TASK, stored_image(index % 256, index), bytes(index), later())
     total = -int(await connection.commands.zscore(keys.image_index, "total"))
     members = await connection.commands.zrange(keys.image_index, 1, -1)
     assert total == sum(int(member.rpartition(b":")[2]) for member in members)
     small = RedisBlobStore(connection, keys, 10)
-    await small.put(TASK, picture(0, 50), bytes(50), later())
+    await small.put(TASK, stored_image(0, 50), bytes(50), later())
     assert await connection.commands.zrange(keys.image_index, 0, -1, withscores=False) == [
         b"total",
         f"{TASK}:0:000000000000:50".encode(),
@@ -119,17 +119,17 @@ async def test_the_count_of_bytes_stays_true(connection: Connection, prefix: str
 async def test_an_image_costs_four_commands_to_put_and_one_to_read(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(2):
-        await port.put(TASK, picture(index, 9), bytes(9), time.time() + 60 + index)
+        await port.put(TASK, stored_image(index, 9), bytes(9), time.time() + 60 + index)
     spent = connection.meter.commands
     await connection.commands.config_resetstat()
     spent.clear()
-    await port.put(TASK, picture(2, 9), bytes(9), later())
+    await port.put(TASK, stored_image(2, 9), bytes(9), later())
     assert await billed(connection) == {"evalsha": 1, "zadd": 1, "zincrby": 1, "set": 1}
     assert spent == {"pictures": 4}
     await connection.commands.config_resetstat()
-    assert await got(port, picture(2, 9)) == bytes(9)
-    assert await port.contains_all(TASK, [picture(index, 9) for index in range(3)])
-    await port.extend_expiry(TASK, [picture(2, 9)], later())
+    assert await got(port, stored_image(2, 9)) == bytes(9)
+    assert await port.contains_all(TASK, [stored_image(index, 9) for index in range(3)])
+    await port.extend_expiry(TASK, [stored_image(2, 9)], later())
     assert await billed(connection) == {"get": 1, "exists": 1, "pexpireat": 1}
     assert spent == {"pictures": 7}
 
@@ -137,23 +137,23 @@ async def test_an_image_costs_four_commands_to_put_and_one_to_read(connection: C
 async def test_evictions_are_metered(connection: Connection, prefix: str) -> None:
     port = RedisBlobStore(connection, Keys(prefix), 1000)
     for index in range(220):
-        await port.put(TASK, picture(index, 4), bytes(4), time.time() + 60 - index / 10)
+        await port.put(TASK, stored_image(index, 4), bytes(4), time.time() + 60 - index / 10)
     await connection.commands.config_resetstat()
     connection.meter.commands.clear()
-    await port.put(TASK, picture(220, 990), bytes(990), later() - 30)
+    await port.put(TASK, stored_image(220, 990), bytes(990), later() - 30)
     assert sum((await billed(connection)).values()) == connection.meter.commands["pictures"]
     assert await connection.commands.zcard(Keys(prefix).image_index) == 2
 
 
 async def billed(connection: Connection) -> dict[str, int]:
-    """The commands since the last reset, those inside scripts too."""
+    """Return the commands since the last reset, including those of scripts."""
     stats = await connection.commands.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): numbers["calls"] for name, numbers in stats.items()}
     return {name: count for name, count in calls.items() if name not in {"config|resetstat", "info", "ping"}}
 
 
 async def test_an_unreachable_redis_is_reported_unavailable(away: RedisBlobStore) -> None:
-    image = picture(0, 9)
+    image = stored_image(0, 9)
     for call in (
         away.put(TASK, image, bytes(9), later()),
         got(away, image),

@@ -1,4 +1,4 @@
-"""The bucket: its objects, its sweeping, settings that can't work, and a service that is away."""
+"""Tests of the S3 store: objects, sweeps, invalid settings, and an unavailable service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imagegen.images.s3 import SWEEP_MARGIN_S, Bucket, S3BlobStore
 from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 MakeBytes = Callable[..., Awaitable[S3BlobStore]]
 
 TASK = "0123456789abcdef0123456789abcdef"
@@ -29,7 +29,7 @@ LIFE_S = 600.0
 
 @pytest.fixture
 async def make_bytes(bucket: Bucket) -> AsyncIterator[MakeBytes]:
-    """`await make_bytes(max_bytes=…, ahead_s=…, bucket=…)`: each another instance's, with a clock that is ahead."""
+    """Create stores of several instances, with clocks ahead: `await make_bytes(max_bytes=…, ahead_s=…, bucket=…)`."""
     async with AsyncExitStack() as stack:
 
         async def make(max_bytes: int = 100_000, ahead_s: float = 0.0, bucket: Bucket = bucket) -> S3BlobStore:
@@ -51,7 +51,7 @@ def later() -> float:
 
 
 async def got(port: S3BlobStore, image: StoredImage) -> bytes | None:
-    """All its bytes, None if some are gone."""
+    """Return all bytes of an image, None if some are missing."""
     data = b"".join([piece async for piece in port.get(TASK, image, 0, image.size_bytes)])
     return data if len(data) == image.size_bytes else None
 
@@ -66,11 +66,11 @@ def names(outside_s3: Any, bucket: Bucket) -> list[str]:
 
 
 async def test_an_object_has_its_task_index_digest_type_and_expiry(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
     port, expires_at = await make_bytes(), later()
     for index, (kind, extension) in enumerate((("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))):
-        image = make_picture(kind=kind)
+        image = make_image(kind=kind)
         await port.put(TASK, stored(image, index), image.data, expires_at)
         key = f"imagegen/{TASK}/{index}-{image.sha256[:12]}.{extension}"
         found = outside_s3.get_object(Bucket=bucket.name, Key=key)
@@ -80,10 +80,10 @@ async def test_an_object_has_its_task_index_digest_type_and_expiry(
 
 
 async def test_an_extended_object_keeps_its_type(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
-    image = await put(port, make_picture())
+    image = await put(port, make_image())
     await port.extend_expiry(TASK, [image, changed(image, index=5)], time.time() + 5_000)
     key = f"imagegen/{TASK}/0-{image.sha256[:12]}.png"
     found = outside_s3.head_object(Bucket=bucket.name, Key=key)
@@ -92,29 +92,29 @@ async def test_an_extended_object_keeps_its_type(
 
 
 async def test_an_object_deleted_externally_is_missing(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
-    image = await put(port, make_picture())
+    image = await put(port, make_image())
     outside_s3.delete_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0])
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
 
 
 async def test_an_object_written_by_others_is_not_served(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
     port = await make_bytes()
-    image = await put(port, make_picture())
+    image = await put(port, make_image())
     outside_s3.put_object(Bucket=bucket.name, Key=names(outside_s3, bucket)[0], Body=bytes(image.size_bytes))
     assert await got(port, image) is None
     assert not await port.contains_all(TASK, [image])
 
 
 async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
-    await put(await make_bytes(), make_picture())
+    await put(await make_bytes(), make_image())
     outside_s3.put_object(Bucket=bucket.name, Key="not-ours.txt", Body=b"")
     await (await make_bytes(ahead_s=LIFE_S + SWEEP_MARGIN_S - 60)).sweep_once()
     assert len(names(outside_s3, bucket)) == 2
@@ -123,24 +123,24 @@ async def test_a_sweep_deletes_only_objects_past_the_longest_lifetime(
 
 
 async def test_a_sweep_counts_what_others_saved_and_deletes_the_oldest(
-    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, outside_s3: Any, make_image: MakeImage
 ) -> None:
     first, second = await make_bytes(max_bytes=10_000), await make_bytes(max_bytes=10_000)
-    images = [make_picture(colour, pad_bytes=4_000) for colour in ("red", "green", "blue", "teal")]
-    kept = []
+    images = [make_image(colour, pad_bytes=4_000) for colour in ("red", "green", "blue", "teal")]
+    saved = []
     for index, image in enumerate(images):
-        kept.append(await put((first, second)[index % 2], image, index))
-        if index == 1:  # listed ages are whole seconds
+        saved.append(await put((first, second)[index % 2], image, index))
+        if index == 1:  # listings have ages in whole seconds
             await asyncio.sleep(1.02 - time.time() % 1)
     assert len(names(outside_s3, bucket)) == 4
     await first.sweep_once()
-    assert [await second.contains_all(TASK, [image]) for image in kept] == [False, False, True, True]
+    assert [await second.contains_all(TASK, [image]) for image in saved] == [False, False, True, True]
 
 
 async def test_an_unavailable_service_fails_calls_but_not_the_start(
-    make_bytes: MakeBytes, bucket: Bucket, make_picture: MakePicture
+    make_bytes: MakeBytes, bucket: Bucket, make_image: MakeImage
 ) -> None:
-    port, image = await make_bytes(bucket=replace(bucket, endpoint="http://127.0.0.1:1")), make_picture()
+    port, image = await make_bytes(bucket=replace(bucket, endpoint="http://127.0.0.1:1")), make_image()
     calls: list[Awaitable[object]] = [
         port.put(TASK, stored(image), image.data, later()),
         got(port, stored(image)),
@@ -174,7 +174,7 @@ async def test_a_bucket_that_can_not_work_stops_the_start(
 async def served(
     aiohttp_server: AiohttpServer, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> Bucket:
-    """A bucket at a service that answers as it is told."""
+    """Return a bucket of a service with scripted responses."""
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", handler)
     return Bucket("pictures", "a-key", "a-secret", endpoint=str((await aiohttp_server(app)).make_url("/")))
@@ -206,9 +206,9 @@ async def test_a_rejected_key_stops_the_start_and_a_busy_service_not(
 
 
 async def test_a_truncated_body_is_not_an_image(
-    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_picture: MakePicture
+    make_bytes: MakeBytes, aiohttp_server: AiohttpServer, make_image: MakeImage
 ) -> None:
-    image = make_picture()
+    image = make_image()
 
     async def break_off(request: web.Request) -> web.StreamResponse:
         if "list-type" in request.query:

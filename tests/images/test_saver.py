@@ -1,4 +1,4 @@
-"""Which images are kept here, and which stay where their links lead."""
+"""Tests of which images are stored here and which stay at their links."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fetcher:
 
 class Spool:
     def discard(self, _image: VerifiedImage) -> None:
-        """Holds nothing."""
+        """Do nothing."""
 
 
 class Store:
@@ -40,21 +40,21 @@ class Store:
         self.extended.append(tuple(images))
 
 
-def keeper(store: Store) -> StoringSaver:
+def make_saver(store: Store) -> StoringSaver:
     return StoringSaver(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
 
 
 async def test_every_image_is_fetched_and_saved_if_bytes_are_stored() -> None:
     store = Store()
-    assert [keeper(store).passthrough(0, image, 7) for image in (LINK, BYTES)] == [None, None]
-    kept = await keeper(store).save("t", 1, await keeper(store).fetch(LINK), 7)
-    assert kept == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, store_id="here")
+    assert [make_saver(store).passthrough(0, image, 7) for image in (LINK, BYTES)] == [None, None]
+    saved = await make_saver(store).save("t", 1, await make_saver(store).fetch(LINK), 7)
+    assert saved == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, store_id="here")
     assert store.saved == [("t", 1, 1_060.0)]
 
 
 async def test_only_bytes_are_saved_if_links_are_passed_on() -> None:
     store = Store()
-    links = LinkOnlySaver(keeper(store))
+    links = LinkOnlySaver(make_saver(store))
     assert links.passthrough(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
     assert links.passthrough(1, BYTES, 7) is None
     assert (await links.save("t", 1, await links.fetch(BYTES), 7)).sha256 == "a" * 64
@@ -62,16 +62,16 @@ async def test_only_bytes_are_saved_if_links_are_passed_on() -> None:
 
 
 async def test_a_relative_link_is_returned_as_an_absolute_one() -> None:
-    given = LinkOnlySaver(keeper(Store())).passthrough(0, ImageLink("/a.png"), None)
+    given = LinkOnlySaver(make_saver(Store())).passthrough(0, ImageLink("/a.png"), None)
     assert given == StoredImage(0, url="http://upstream/a.png")
 
 
 async def test_links_need_no_store_that_works_until_bytes_came() -> None:
     store = Store()
-    links = LinkOnlySaver(keeper(store))
+    links = LinkOnlySaver(make_saver(store))
     store.health.mark_failed("full")
     assert links.writable
-    assert not keeper(store).writable
+    assert not make_saver(store).writable
     links.passthrough(0, BYTES, None)
     assert not links.writable
 
@@ -79,12 +79,12 @@ async def test_links_need_no_store_that_works_until_bytes_came() -> None:
 async def test_a_wait_for_the_store_ends_when_it_works_or_the_time_is_over() -> None:
     store = Store()
     store.health.mark_failed("full")
-    await keeper(store).wait_writable(0.01)
+    await make_saver(store).wait_writable(0.01)
     store.health.mark_ok()
-    await keeper(store).wait_writable(60.0)
+    await make_saver(store).wait_writable(60.0)
 
 
 async def test_only_images_stored_here_are_extended() -> None:
-    store, kept = Store(), StoredImage(0, sha256="a" * 64)
-    await LinkOnlySaver(keeper(store)).extend_expiry("t", (kept, StoredImage(1, url=LINK.url)))
-    assert store.extended == [(kept,)]
+    store, saved = Store(), StoredImage(0, sha256="a" * 64)
+    await LinkOnlySaver(make_saver(store)).extend_expiry("t", (saved, StoredImage(1, url=LINK.url)))
+    assert store.extended == [(saved,)]

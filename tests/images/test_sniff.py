@@ -1,4 +1,4 @@
-"""What counts as a picture: real files of many kinds pass, anything cut, broken or foreign does not."""
+"""Tests of image checks: real files of many kinds pass; cut, broken or foreign bytes do not."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from imagegen.images.store import VerifiedImage
 WIDTH, HEIGHT = 96, 56
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 1) -> Image.Image:
-    """Noise over a gradient: compresses badly, so that every file has some length."""
+def draw_image(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 1) -> Image.Image:
+    """Return noise over a gradient; it compresses badly, so every file has some length."""
     noise = Image.frombytes("L", size, random.Random(seed).randbytes(size[0] * size[1]))
     return Image.blend(Image.linear_gradient("L").resize(size), noise, 0.3).convert("RGB").convert(mode)
 
 
 def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
     file = io.BytesIO()
-    source = picture("L", size).point(lambda v: v * 257, "I") if mode.startswith("I") else picture(mode, size)
+    source = draw_image("L", size).point(lambda v: v * 257, "I") if mode.startswith("I") else draw_image(mode, size)
     source.convert(mode).save(file, kind, **options)
     return file.getvalue()
 
 
 def exif() -> Image.Exif:
-    """With a thumbnail-like blob in it that holds JPEG markers of its own."""
+    """Return EXIF data with a thumbnail-like blob that contains JPEG markers."""
     tags = Image.Exif()
     tags[0x010E] = "a picture " + "\xff\xd8\xff\xd9" * 20
     tags[0x0112] = 6
@@ -49,7 +49,7 @@ def png_text() -> PngImagePlugin.PngInfo:
     return info
 
 
-FRAMES = [picture(seed=seed) for seed in (2, 3)]
+FRAMES = [draw_image(seed=seed) for seed in (2, 3)]
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -152,7 +152,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "reason"),
     [
         (b"", "empty"),
         (b"<!DOCTYPE html><html><body>Sorry</body></html>", "HTML"),
@@ -172,8 +172,8 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
         (b"\x89PNG\r\n\x1a\n", "cut off"),
     ],
 )
-def test_other_bytes_are_rejected_with_the_reason(data: bytes, said: str) -> None:
-    with pytest.raises(NotAnImage, match=said):
+def test_other_bytes_are_rejected_with_the_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(NotAnImage, match=reason):
         sniff(data)
 
 

@@ -1,4 +1,4 @@
-"""The health of a store: one log line when it can't be written, one when it can again."""
+"""Tests of store health: one log line when writes fail, one when they work again."""
 
 from __future__ import annotations
 

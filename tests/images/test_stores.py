@@ -1,4 +1,4 @@
-"""What every image store promises, asked of each of them. A store joins by one entry in BACKINGS."""
+"""Contract tests of every image store. A new store needs one entry in BACKINGS."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from imagegen.tasks.image import StoredImage
 Open = Callable[..., Awaitable[ImageStore]]
 """`await open_store(max_bytes=…)`: a started store; all of one test share what lies beneath (folder, Redis, bucket)."""
 
-MakePicture = Callable[..., VerifiedImage]
+MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
 
 
 class Disk:
-    """One folder, which all instances share."""
+    """Folder shared by all instances."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.folder = request.getfixturevalue("tmp_path") / "images"
@@ -39,8 +39,8 @@ class Disk:
         return DiskStore(self.folder, max_bytes)
 
 
-class Away:
-    """A port behind an instance's own small cache, which holds no more than the newest picture."""
+class Remote:
+    """Remote store behind a small local cache that holds only the newest image."""
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.folder = request.getfixturevalue("tmp_path")
@@ -50,7 +50,7 @@ class Away:
         return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1))
 
 
-class InRedis(Away):
+class InRedis(Remote):
     def __init__(self, request: pytest.FixtureRequest) -> None:
         super().__init__(request)
         self.url, self.keys = request.getfixturevalue("redis_url"), Keys(request.getfixturevalue("prefix"))
@@ -61,7 +61,7 @@ class InRedis(Away):
         return self.cached(RedisBlobStore(connection, self.keys, max_bytes))
 
 
-class InBucket(Away):
+class InBucket(Remote):
     def __init__(self, request: pytest.FixtureRequest) -> None:
         super().__init__(request)
         self.bucket = request.getfixturevalue("bucket")
@@ -74,16 +74,16 @@ BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket}
 
 
 @pytest.fixture(params=BACKINGS)
-def beneath(request: pytest.FixtureRequest):
+def backing(request: pytest.FixtureRequest):
     return BACKINGS[request.param](request)
 
 
 @pytest.fixture
-async def open_store(beneath: Disk | InRedis | InBucket):
+async def open_store(backing: Disk | InRedis | InBucket):
     async with AsyncExitStack() as stack:
 
         async def open_one(max_bytes: int = 10_000_000) -> ImageStore:
-            store = beneath.open(max_bytes, stack)
+            store = backing.open(max_bytes, stack)
             await store.start()
             stack.push_async_callback(store.close)
             return store
@@ -92,7 +92,7 @@ async def open_store(beneath: Disk | InRedis | InBucket):
 
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
-    """What a task remembers of it."""
+    """Return the record of an image in its task."""
     return image.stored_at(index)
 
 
@@ -109,17 +109,17 @@ def later() -> float:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_saved_image_is_loaded_byte_for_byte(open_store: Open, make_picture: MakePicture, kind: str) -> None:
-    store, image = await open_store(), make_picture(kind=kind)
+async def test_a_saved_image_is_loaded_byte_for_byte(open_store: Open, make_image: MakeImage, kind: str) -> None:
+    store, image = await open_store(), make_image(kind=kind)
     await store.save(TASK, 0, image, later())
     assert await load(store, TASK, stored(image)) == image.data
     assert await store.contains_all(TASK, [stored(image)])
 
 
-async def test_an_unsaved_image_is_missing(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(), make_picture()
+async def test_an_unsaved_image_is_missing(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
     await store.save(TASK, 0, image, later())
-    for task, missing in ((OTHER, stored(image)), (TASK, stored(image, index=1)), (TASK, stored(make_picture("red")))):
+    for task, missing in ((OTHER, stored(image)), (TASK, stored(image, index=1)), (TASK, stored(make_image("red")))):
         assert await load(store, task, missing) is None
         assert not await store.contains_all(task, [missing])
     assert not await store.contains_all(TASK, [stored(image), stored(image, index=1)])
@@ -129,8 +129,8 @@ async def test_every_store_contains_the_empty_set(open_store: Open) -> None:
     assert await (await open_store()).contains_all(TASK, [])
 
 
-async def test_an_image_left_upstream_is_not_missing(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(), make_picture()
+async def test_an_image_left_upstream_is_not_missing(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
     link = StoredImage(1, url="https://pics.example.org/1")
     await store.save(TASK, 0, image, later())
     assert await load(store, TASK, link) is None
@@ -138,58 +138,58 @@ async def test_an_image_left_upstream_is_not_missing(open_store: Open, make_pict
     await store.extend_expiry(TASK, [link], later())
 
 
-async def test_saving_the_same_image_again_succeeds(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(max_bytes=10_000), make_picture(pad_bytes=4_000)
+async def test_saving_the_same_image_again_succeeds(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(max_bytes=10_000), make_image(pad_bytes=4_000)
     for _ in range(5):
         await store.save(TASK, 0, image, later())
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_two_images_of_one_index_coexist(open_store: Open, make_picture: MakePicture) -> None:
-    store, old, new = await open_store(), make_picture("red"), make_picture("blue")
+async def test_two_images_of_one_index_coexist(open_store: Open, make_image: MakeImage) -> None:
+    store, old, new = await open_store(), make_image("red"), make_image("blue")
     await store.save(TASK, 0, old, later())
     await store.save(TASK, 0, new, later())
     assert await load(store, TASK, stored(old)) == old.data
     assert await load(store, TASK, stored(new)) == new.data
 
 
-async def test_an_expired_image_is_missing(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(), make_picture()
+async def test_an_expired_image_is_missing(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
     await store.save(TASK, 0, image, time.time() - 1)
     assert await load(store, TASK, stored(image)) is None
     assert not await store.contains_all(TASK, [stored(image)])
 
 
-async def test_extending_moves_the_end_of_each(open_store: Open, make_picture: MakePicture) -> None:
-    store, images = await open_store(), [make_picture("red"), make_picture("blue")]
+async def test_extending_moves_the_end_of_each(open_store: Open, make_image: MakeImage) -> None:
+    store, images = await open_store(), [make_image("red"), make_image("blue")]
     for index, image in enumerate(images):
         await store.save(TASK, index, image, time.time() + 30)
-    kept = [stored(image, index) for index, image in enumerate(images)]
-    await store.extend_expiry(TASK, kept, later())
-    assert await store.contains_all(TASK, kept)
-    await store.extend_expiry(TASK, kept, time.time() - 1)
-    assert not await store.contains_all(TASK, kept[:1])
-    assert not await store.contains_all(TASK, kept[1:])
+    records = [stored(image, index) for index, image in enumerate(images)]
+    await store.extend_expiry(TASK, records, later())
+    assert await store.contains_all(TASK, records)
+    await store.extend_expiry(TASK, records, time.time() - 1)
+    assert not await store.contains_all(TASK, records[:1])
+    assert not await store.contains_all(TASK, records[1:])
 
 
-async def test_extending_a_missing_image_does_not_fail(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(), make_picture()
+async def test_extending_a_missing_image_does_not_fail(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
     await store.extend_expiry(TASK, [stored(image)], later())
     assert await load(store, TASK, stored(image)) is None
 
 
-async def test_over_the_cap_the_oldest_go_first(open_store: Open, make_picture: MakePicture) -> None:
+async def test_over_the_cap_the_oldest_go_first(open_store: Open, make_image: MakeImage) -> None:
     store = await open_store(max_bytes=20_000)
-    images = [make_picture(colour, pad_bytes=6_000) for colour in ("red", "green", "blue", "teal", "gold")]
+    images = [make_image(colour, pad_bytes=6_000) for colour in ("red", "green", "blue", "teal", "gold")]
     expires_at = later()
     for index, image in enumerate(images):
         await store.save(TASK, index, image, expires_at)
-    kept = [await load(store, TASK, stored(image, index)) for index, image in enumerate(images)]
-    assert kept == [None, None, *(image.data for image in images[2:])]
+    records = [await load(store, TASK, stored(image, index)) for index, image in enumerate(images)]
+    assert records == [None, None, *(image.data for image in images[2:])]
 
 
-async def test_a_single_image_over_the_cap_is_stored(open_store: Open, make_picture: MakePicture) -> None:
-    store, small, large = await open_store(max_bytes=3_000), make_picture("red"), make_picture(pad_bytes=9_000)
+async def test_a_single_image_over_the_cap_is_stored(open_store: Open, make_image: MakeImage) -> None:
+    store, small, large = await open_store(max_bytes=3_000), make_image("red"), make_image(pad_bytes=9_000)
     await store.save(TASK, 0, small, later())
     await store.save(TASK, 1, large, later())
     assert await load(store, TASK, stored(small)) is None
@@ -197,9 +197,9 @@ async def test_a_single_image_over_the_cap_is_stored(open_store: Open, make_pict
 
 
 async def test_another_process_finds_what_was_saved_before_and_after_its_start(
-    open_store: Open, make_picture: MakePicture
+    open_store: Open, make_image: MakeImage
 ) -> None:
-    first, before, after = await open_store(), make_picture("red"), make_picture("blue")
+    first, before, after = await open_store(), make_image("red"), make_image("blue")
     await first.save(TASK, 0, before, later())
     second = await open_store()
     await first.save(TASK, 1, after, later())
@@ -208,8 +208,8 @@ async def test_another_process_finds_what_was_saved_before_and_after_its_start(
     assert await second.contains_all(TASK, [stored(before), stored(after, index=1)])
 
 
-async def test_bytes_that_differ_from_the_record_are_not_served(open_store: Open, make_picture: MakePicture) -> None:
-    store, image = await open_store(), make_picture()
+async def test_bytes_that_differ_from_the_record_are_not_served(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
     await store.save(TASK, 0, image, later())
     same_start = image.sha256[:12] + "0" * 52
     assert await load(store, TASK, replace(stored(image), sha256=same_start)) is None
@@ -217,9 +217,9 @@ async def test_bytes_that_differ_from_the_record_are_not_served(open_store: Open
     assert await load(store, TASK, replace(stored(image), size_bytes=1)) is None
 
 
-async def test_concurrent_saves_are_all_stored(open_store: Open, make_picture: MakePicture) -> None:
+async def test_concurrent_saves_are_all_stored(open_store: Open, make_image: MakeImage) -> None:
     store = await open_store()
-    images = [make_picture(f"#0000{index:02x}") for index in range(30)]
+    images = [make_image(f"#0000{index:02x}") for index in range(30)]
     await asyncio.gather(*(store.save(TASK, index, image, later()) for index, image in enumerate(images)))
     loaded = await asyncio.gather(*(load(store, TASK, stored(image, index)) for index, image in enumerate(images)))
     assert loaded == [image.data for image in images]

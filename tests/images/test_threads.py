@@ -1,4 +1,4 @@
-"""Threads for blocking work: one while calls are quick, more while they take long."""
+"""Tests of threads for blocking calls: one while calls are quick, more while they are slow."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Owns what the provider tests share: a session like the app's, upstreams on loopback, a mocked one for what the
-session itself is asked, a listening watcher."""
+"""Fixtures of the provider tests: a session like the app's, upstreams on loopback, a mock of the session's lookups, a
+recording watcher."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 class _Response(aiohttp.ClientResponse):
-    """aioresponses 0.7.9 lacks `stream_writer`, which aiohttp has required since 3.14."""
+    """Response of aioresponses 0.7.9 with `stream_writer`, which aiohttp has required since 3.14."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("stream_writer", Mock(output_size=0))
@@ -30,13 +30,13 @@ class _Response(aiohttp.ClientResponse):
 
 
 def _reader(loop=None):
-    """The default limit of aioresponses' reader fails on bodies over 128 KiB."""
+    """Return a reader with a higher limit; aioresponses' default fails on bodies over 128 KiB."""
     loop = loop or asyncio.get_running_loop()
     return aiohttp.StreamReader(ResponseHandler(loop=loop), limit=2**26, loop=loop)
 
 
 class Names(AbstractResolver):
-    """Where every host name leads to: to a port of this machine, or nowhere."""
+    """Resolver of every host name to a port of this machine, or to nothing."""
 
     def __init__(self) -> None:
         self.port: int | None = None
@@ -48,12 +48,12 @@ class Names(AbstractResolver):
         return [address | {"family": family, "proto": 0, "flags": 0}]
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing."""
 
 
 @dataclass
 class Request:
-    """What an upstream got."""
+    """Request received by an upstream."""
 
     headers: dict[str, str]
     body: bytes
@@ -64,14 +64,14 @@ class Request:
 
 
 class ScriptedUpstream:
-    """Stands for every host; answers those addresses that it was given an answer for, all others with a 404."""
+    """Server for every host; sends the scripted response of an address, 404 for all others."""
 
     def __init__(self) -> None:
         self._answers: dict[str, dict] = {}
         self.requests: list[Request] = []
 
     def post(self, url: str, **answer) -> None:
-        """payload: JSON; or body; and status, headers."""
+        """Add a response. payload: JSON; or body; and status, headers."""
         self._answers[url] = answer
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -82,14 +82,14 @@ class ScriptedUpstream:
 
     @property
     def request(self) -> Request:
-        """The only one that came."""
+        """Return the only received request."""
         (request,) = self.requests
         return request
 
 
 @dataclass
 class Listener:
-    """A watcher that remembers what it was told."""
+    """Watcher that records its notifications."""
 
     sent_count: int = 0
     fractions: list[float] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Listener:
 
 @pytest.fixture
 def mocked(monkeypatch) -> Iterator[aioresponses.aioresponses]:
-    """Answers what goes through `ClientSession`: the look-ups. A paid POST goes past it, to an `upstream`."""
+    """Mock the lookups through `ClientSession`. A paid POST bypasses it and reaches an `upstream`."""
     monkeypatch.setattr(aioresponses.core, "ClientResponse", _Response)
     monkeypatch.setattr(aioresponses.core, "stream_reader_factory", _reader)
     with aioresponses.aioresponses() as mock:
@@ -150,7 +150,7 @@ def make_call() -> Callable[..., Call]:
 
 @pytest.fixture
 async def raw_server() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
-    """Starts a server of bare bytes on a loopback port and gives its address; each handler reads for itself."""
+    """Start a raw TCP server on a loopback port and return its address; each handler reads its request."""
     servers, writers = [], []
 
     async def start(handler: Handler) -> str:
@@ -176,7 +176,7 @@ async def raw_server() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
-    """One whole request: its head and its body."""
+    """Read one whole request: its head and its body."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(
         (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0

@@ -1,4 +1,4 @@
-"""The calls to a Stable Diffusion web UI: its words, its progress, its errors."""
+"""Tests of calls to a Stable Diffusion web UI: fields, progress, errors."""
 
 import asyncio
 import base64
@@ -20,12 +20,12 @@ DEADLINE_S = 10
 
 @dataclass
 class WebUi:
-    """A web UI of its own: answers a generation when told to, and shows the progress that it is given."""
+    """Fake web UI: answers a generation on request and shows the given progress."""
 
     url: str = ""
     calls: list[dict] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     progress: list[object] = field(default_factory=list)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     answer: Callable[[], web.Response] = lambda: web.json_response({"images": [B64], "parameters": {}, "info": "{}"})
@@ -36,14 +36,14 @@ class WebUi:
         await self.finish.wait()
         return self.answer()
 
-    async def tell_progress(self, request):
-        self.asked.append(request.query_string)
-        told = self.progress.pop(0) if self.progress else None
+    async def get_progress(self, request):
+        self.queries.append(request.query_string)
+        value = self.progress.pop(0) if self.progress else None
         if not self.progress:
             self.finish.set()
-        if told == "broken":
+        if value == "broken":
             return web.Response(status=500, text="<html>")
-        return web.json_response(told)
+        return web.json_response(value)
 
     async def models(self, _request):
         return web.json_response([{"title": "x.safetensors [abc]", "model_name": "x", "hash": "abc"}, {"title": "y"}])
@@ -54,7 +54,7 @@ async def web_ui(aiohttp_server) -> WebUi:
     ui = WebUi()
     app = web.Application()
     app.router.add_post("/sdapi/v1/txt2img", ui.txt2img)
-    app.router.add_get("/sdapi/v1/progress", ui.tell_progress)
+    app.router.add_get("/sdapi/v1/progress", ui.get_progress)
     app.router.add_get("/sdapi/v1/sd-models", ui.models)
     server = await aiohttp_server(app)
     ui.url = str(server.make_url("/"))
@@ -105,12 +105,12 @@ async def test_unsupported_parameters_are_reported(session, web_ui, make_call, w
 
 
 async def test_progress_is_reported_during_the_call_and_only_rises(session, web_ui, make_call, watcher):
-    said = [0, 0.25, 0.1, 0.5, 7, "text", True, None]
-    web_ui.progress = [None, "broken", {}, [], *({"progress": value} for value in said), {"progress": 0.9}]
+    values = [0, 0.25, 0.1, 0.5, 7, "text", True, None]
+    web_ui.progress = [None, "broken", {}, [], *({"progress": value} for value in values), {"progress": 0.9}]
     async with asyncio.timeout(DEADLINE_S):
         await a1111(session, web_ui, poll_s=0.01).generate(make_call(), watcher)
     assert watcher.fractions in ([0.25, 0.5, 0.9], [0.25, 0.5])
-    assert set(web_ui.asked) == {"skip_current_image=true"}
+    assert set(web_ui.queries) == {"skip_current_image=true"}
 
 
 async def test_progress_of_a_possibly_different_call_is_not_reported(session, web_ui, make_call, watcher):

@@ -1,4 +1,4 @@
-"""How large answers are read: their base64 stays in the body, and the memory of bodies is bounded."""
+"""Tests of large responses: their base64 stays in the body, and the memory of bodies is bounded."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.protocol import Call, Reply
-from imagegen.tasks import validation as fields
+from imagegen.tasks import validation
 
-CALL = Call(fields.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
+CALL = Call(validation.parse({"prompt": "a cat"}, default_model="m", aliases={}), 1)
 
 
 class Provider:

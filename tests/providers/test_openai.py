@@ -1,4 +1,4 @@
-"""The calls to OpenAI-compatible services: each one's words, and the answers they share."""
+"""Tests of calls to OpenAI-compatible services: the fields of each, and their common responses."""
 
 import base64
 
@@ -11,8 +11,8 @@ from imagegen.providers.protocol import Provider
 from imagegen.tasks.image import ImageBytes, ImageLink
 
 KEY = "sk-not-a-real-key"
-PICTURE = b"picture bytes"
-B64 = base64.b64encode(PICTURE).decode()
+IMAGE = b"picture bytes"
+B64 = base64.b64encode(IMAGE).decode()
 EVERYTHING = {
     "width": 1024,
     "height": 768,
@@ -155,7 +155,7 @@ async def test_dropped_parameters_are_reported(session, upstream, make_call, wat
     upstream.post("http://api.openai.com/v1/images/generations", payload={"created": 1, "data": [{"b64_json": B64}]})
     call = make_call(seed=3, without=["negative_prompt"], **EVERYTHING | {"model": "gpt-image-1.5"})
     reply = await provider(session, "http://api.openai.com/v1").generate(call, watcher)
-    assert reply.images == (ImageBytes(PICTURE),)
+    assert reply.images == (ImageBytes(IMAGE),)
     assert reply.warnings == tuple(
         f"{name} is not known to this provider and was left out" for name in ("guidance_scale", "steps")
     )
@@ -180,7 +180,7 @@ async def test_a_custom_dialect_can_be_configured(session, upstream, make_call, 
     dialect = Dialect(size_style="width_height", response_format="url", max_images_per_call=6)
     own = provider(session, "http://api.example.com", dialect=dialect)
     reply = await own.generate(make_call(), watcher)
-    assert (reply.images, own.max_images_per_call) == ((ImageBytes(PICTURE),), 6)
+    assert (reply.images, own.max_images_per_call) == ((ImageBytes(IMAGE),), 6)
     assert upstream.request.fields == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
 
 

@@ -1,4 +1,4 @@
-"""One paid POST on the wire, and what is used of aiohttp for it beside what its documentation promises."""
+"""Tests of one paid POST on the wire, and of the undocumented aiohttp behaviour that it uses."""
 
 import asyncio
 import gzip
@@ -25,7 +25,7 @@ async def send(session, url, watcher, body=b"{}", **more):
 
 
 def connections(raw_server, read_request, *answers):
-    """A server that gives these answers in order, over all connections; and how many requests each connection had."""
+    """Start a server that sends the responses in order; return its address and the request count per connection."""
     counts: list[int] = []
     left = iter(answers)
 

@@ -1,5 +1,5 @@
-"""What each service's refusals mean, in the words and shapes that users and documentation quote."""
-# ruff: noqa: E501 - each answer on one line, as the service sends it
+"""Tests of each service's refusals, in the texts and shapes that users and documentation quote."""
+# ruff: noqa: E501 - each response on one line, as the service sends it
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the answers of image services mean: the bodies seen on the wire, and the broken ones."""
+"""Tests of parsing image services' responses: captured bodies and broken ones."""
 
 import base64
 import json

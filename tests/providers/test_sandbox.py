@@ -1,4 +1,4 @@
-"""Owns the proof that sandbox pictures are real, repeatable, different from each other, and can be read."""
+"""Tests that sandbox images are real, repeatable, different from each other, and legible."""
 
 import asyncio
 import io
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.drawing import render as picture
+from imagegen.providers.drawing import render
 from imagegen.providers.drawing.caption import lay_out
 from imagegen.providers.drawing.lettering import broken, fit, readable, text_width
 from imagegen.providers.protocol import Call, Provider
@@ -42,14 +42,14 @@ def opened(data: bytes) -> Image.Image:
 
 
 def visibly_different(one: bytes, other: bytes) -> float:
-    """The part of the pixels that differ by more than an eye overlooks."""
+    """Return the share of pixels with a visible difference."""
     channels = ImageChops.difference(opened(one).convert("RGB"), opened(other).convert("RGB")).split()
     largest = ImageChops.lighter(ImageChops.lighter(channels[0], channels[1]), channels[2]).histogram()
     return sum(largest[13:]) / sum(largest)
 
 
 def luminance(colour: tuple[int, int, int]) -> float:
-    """As WCAG 2 defines it: https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
+    """Return the relative luminance of WCAG 2: https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
     parts = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
@@ -111,17 +111,17 @@ async def test_another_process_draws_the_same_bytes(watcher) -> None:
 
 @pytest.mark.parametrize(("seed", "name"), [(None, "no seed"), (41, "a seed")])
 async def test_all_images_of_a_task_differ_in_a_fifth_of_the_pixels(watcher, seed, name) -> None:
-    pictures = [
+    images = [
         await draw(watcher, seed=None if seed is None else seed + i, index=i, width=128, height=128) for i in range(8)
     ]
-    for one, other in itertools.combinations(pictures, 2):
+    for one, other in itertools.combinations(images, 2):
         assert visibly_different(one, other) > 0.2, name
 
 
 async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -> None:
     alike: dict[tuple[int, int], list[str]] = {}
     for prompt in (f"prompt {number}" for number in range(400)):
-        number = picture._number(prompt)
+        number = render._number(prompt)
         alike.setdefault((number % 7, number // 1_000 % 11), []).append(prompt)
     assert len(alike) == 77
     for one, other in [prompts[:2] for prompts in alike.values() if len(prompts) > 1]:
@@ -156,7 +156,7 @@ def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
     left, right = card.left + card.padding, card.right - card.padding
     words, mark = (left, card.top + card.padding, right, line), (left, line, right, card.bottom - card.padding)
     for index in range(7):
-        sheet = picture.Drawing(picture.DrawingSpec(prompt, None, index, *size, "png"))
+        sheet = render.Drawing(render.DrawingSpec(prompt, None, index, *size, "png"))
         sheet.paint()
         sheet.blur_card()
         bare = sheet._canvas.image.copy()
@@ -271,13 +271,13 @@ async def test_an_image_takes_its_delay(watcher) -> None:
 async def test_drawing_happens_off_the_event_loop(watcher, monkeypatch) -> None:
     threads = set()
     for step in ("paint", "blur_card", "write_words", "encode"):
-        real = getattr(picture.Drawing, step)
+        real = getattr(render.Drawing, step)
 
         def noted(self, real=real):
             threads.add(threading.get_ident())
             return real(self)
 
-        monkeypatch.setattr(picture.Drawing, step, noted)
+        monkeypatch.setattr(render.Drawing, step, noted)
     await draw(watcher, width=64, height=64)
     assert threads
     assert threading.get_ident() not in threads

@@ -1,4 +1,4 @@
-"""The calls to Together: what goes out, what comes back, and how each loss of a call is told."""
+"""Tests of calls to Together: requests, responses, and the error for each lost call."""
 
 import asyncio
 import base64
@@ -106,11 +106,11 @@ async def test_the_base_url_may_end_in_v1_or_not(session, upstream, make_call, w
 
 
 async def test_base64_is_requested_if_configured(session, upstream, make_call, watcher):
-    picture = b"bytes" * 100_000
-    upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(picture).decode()}]})
+    data = b"bytes" * 100_000
+    upstream.post(GENERATIONS, payload={"data": [{"b64_json": base64.b64encode(data).decode()}]})
     reply = await together(session, response_format="base64").generate(make_call(), watcher)
     (image,) = reply.images
-    assert base64.b64decode(image.text) == picture
+    assert base64.b64decode(image.text) == data
     assert upstream.request.fields["response_format"] == "base64"
 
 
@@ -152,11 +152,11 @@ async def test_together_implements_the_provider_interface(session):
 
 
 async def test_the_watcher_is_notified_once_when_the_request_is_sent(session, aiohttp_server, make_call, watcher):
-    told = []
+    counts = []
 
     async def generate(request):
         await request.read()
-        told.append(watcher.sent_count)
+        counts.append(watcher.sent_count)
         return web.json_response(ANSWER)
 
     app = web.Application()
@@ -164,7 +164,7 @@ async def test_the_watcher_is_notified_once_when_the_request_is_sent(session, ai
     server = await aiohttp_server(app)
     assert watcher.sent_count == 0
     await together(session, str(server.make_url("/"))).generate(make_call(negative_prompt="x" * 4000), watcher)
-    assert (told, watcher.sent_count) == ([1], 1)
+    assert (counts, watcher.sent_count) == ([1], 1)
 
 
 async def test_a_refused_connection_is_not_ambiguous(session, make_call, watcher):
@@ -184,11 +184,11 @@ async def test_an_unknown_name_is_not_ambiguous(session, make_call, watcher):
 
 
 async def test_a_failed_tls_handshake_is_not_ambiguous(session, raw_server, make_call, watcher):
-    async def speak_plainly(reader, writer):
+    async def serve_plaintext(reader, writer):
         await reader.read(10)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    url = await raw_server(speak_plainly)
+    url = await raw_server(serve_plaintext)
     error = await lost(together(session, url.replace("http:", "https:")), make_call(), watcher)
     assert (error.code, error.retryable, error.ambiguous) == ("upstream_error", True, False)
     assert error.detail == "The provider can't be reached: TLS failed"
@@ -252,11 +252,11 @@ async def test_a_cut_after_sending_is_ambiguous(session, raw_server, make_call, 
 
 
 async def test_a_non_http_answer_is_a_bad_response(session, raw_server, make_call, watcher, read_request):
-    async def babble(reader, writer):
+    async def send_garbage(reader, writer):
         await read_request(reader)
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
 
-    error = await lost(together(session, await raw_server(babble)), make_call(), watcher)
+    error = await lost(together(session, await raw_server(send_garbage)), make_call(), watcher)
     assert (error.code, error.retryable) == ("upstream_bad_response", False)
 
 

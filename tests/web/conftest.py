@@ -1,4 +1,4 @@
-"""Fixtures of the web room: whole services in this process, on one Redis, over real connections."""
+"""Fixtures of the web tests: whole services in this process, on one Redis, over real connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ StartService = Callable[..., Awaitable[Client]]
 
 @pytest.fixture
 async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
-    """Starts services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
+    """Start services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
 
     Overrides are fields of Settings. The sandbox draws, nothing is limited, and `client.app` is the application.
     `await client.close()` ends one before the test does.
@@ -53,20 +53,20 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
 
 @pytest.fixture
 async def service(start_service: StartService) -> Client:
-    """One service, with the defaults of `start_service`."""
+    """Start one service with the defaults of `start_service`."""
     return await start_service()
 
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[EmulatedUpstream]:
-    """Together's emulator, whose ledger says what was paid."""
+    """Start the emulator of Together; its ledger records paid calls."""
     async with EmulatedUpstream() as upstream:
         yield upstream
 
 
 @pytest.fixture
 def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> StartService:
-    """As `start_service`, with `upstream` in the place of the sandbox."""
+    """Start services as `start_service` does, with `upstream` instead of the sandbox."""
     return partial(
         start_service, provider="together", together_api_key="any", together_api_url=upstream.url, max_attempts=2
     )
@@ -74,22 +74,22 @@ def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> Start
 
 @pytest.fixture
 def start_two(start_service: StartService) -> Callable[..., Awaitable[tuple[Client, Client]]]:
-    """Starts two services that know of each other. (`acquaint` makes two known that were started apart.)"""
+    """Start two services that have discovered each other."""
 
     async def start(**overrides: Any) -> tuple[Client, Client]:
-        one, two = await start_service(**overrides), await start_service(**overrides)
-        await acquainted(one, two)
-        return one, two
+        client_a, client_b = await start_service(**overrides), await start_service(**overrides)
+        await wait_until_discovered(client_a, client_b)
+        return client_a, client_b
 
     return start
 
 
-async def acquainted(*clients: Client) -> None:
+async def wait_until_discovered(*clients: Client) -> None:
     for client in clients:
         await eventually(lambda client=client: client.app[QUEUE].notifier.peers)
 
 
 @pytest.fixture
-def acquaint() -> Callable[..., Awaitable[None]]:
-    """Waits until each of these services has heard of another."""
-    return acquainted
+def wait_for_discovery() -> Callable[..., Awaitable[None]]:
+    """Wait until each of these services has discovered another."""
+    return wait_until_discovered

@@ -15,7 +15,7 @@ from imagegen.web.ops.admin import ADMIN, AdminAuth, admin_only, require_admin
 TOKEN = "s3cret"
 
 
-def ask(
+def request_admin_route(
     headers: dict[str, str] | list[tuple[str, str]] | None = None,
     *,
     peer: str | None = "127.0.0.1",
@@ -23,7 +23,7 @@ def ask(
     token: str | None = None,
     on_render: bool = False,
 ) -> None:
-    """Asks for an admin route; raises what the gate raises."""
+    """Request an admin route; raises the error of the gate."""
     app = web.Application()
     app[ADMIN] = AdminAuth(token, on_render)
     transport = Mock()
@@ -39,7 +39,9 @@ def bearer(token: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("headers", [bearer(TOKEN), {"Authorization": f"bearer {TOKEN}"}])
 def test_the_token_admits_remote_clients_and_works_on_render(headers) -> None:
-    ask(headers | {"X-Forwarded-For": "8.8.8.8"}, peer="8.8.8.8", host="img.example", token=TOKEN, on_render=True)
+    request_admin_route(
+        headers | {"X-Forwarded-For": "8.8.8.8"}, peer="8.8.8.8", host="img.example", token=TOKEN, on_render=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_the_token_admits_remote_clients_and_works_on_render(headers) -> None:
 )
 def test_a_wrong_or_missing_token_is_401_also_from_loopback(headers) -> None:
     with pytest.raises(Unauthorized) as raised:
-        ask(headers, token=TOKEN)
+        request_admin_route(headers, token=TOKEN)
     assert raised.value.headers["WWW-Authenticate"] == "Bearer"
 
 
@@ -71,13 +73,13 @@ def test_a_token_in_the_query_is_ignored() -> None:
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "localhost.", "127.0.0.1:3000", "[::1]:3000", "[::1]"])
 def test_loopback_is_admitted_without_a_token(peer, host) -> None:
-    ask(peer=peer, host=host)
+    request_admin_route(peer=peer, host=host)
 
 
 @pytest.mark.parametrize("peer", ["10.0.0.2", "192.168.1.9", "8.8.8.8", "::ffff:8.8.8.8", "fe80::1", None])
 def test_remote_clients_are_rejected_without_a_token(peer) -> None:
     with pytest.raises(Forbidden):
-        ask(peer=peer)
+        request_admin_route(peer=peer)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +88,12 @@ def test_remote_clients_are_rejected_without_a_token(peer) -> None:
 )
 def test_a_name_that_resolves_to_loopback_is_rejected_without_token(host) -> None:
     with pytest.raises(Forbidden):
-        ask(host=host)
+        request_admin_route(host=host)
 
 
 def test_two_host_headers_are_rejected_without_a_token() -> None:
     with pytest.raises(Forbidden):
-        ask([("Host", "img.example")])
+        request_admin_route([("Host", "img.example")])
 
 
 @pytest.mark.parametrize(
@@ -99,12 +101,12 @@ def test_two_host_headers_are_rejected_without_a_token() -> None:
 )
 def test_proxied_requests_are_rejected_without_a_token(name) -> None:
     with pytest.raises(Forbidden):
-        ask({name: ""})
+        request_admin_route({name: ""})
 
 
 def test_every_client_is_rejected_on_render_without_a_token() -> None:
     with pytest.raises(Forbidden):
-        ask(on_render=True)
+        request_admin_route(on_render=True)
 
 
 def test_the_token_is_in_no_repr() -> None:

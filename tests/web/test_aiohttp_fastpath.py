@@ -1,4 +1,4 @@
-"""The short cuts through aiohttp: what comes over the wire is what the long way sends, and the same handler runs."""
+"""Tests of the aiohttp fast path: it sends the same bytes as aiohttp and runs the same handler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient
 from edge_server import edge_server
 
 from bench.code_figures import private_uses
-from imagegen.web.http import aiohttp_fastpath as shortcuts
+from imagegen.web.http import aiohttp_fastpath
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
 
@@ -51,8 +51,8 @@ def app_of(headers: dict[str, str], *, more: bool = False, status: int = 200) ->
     return app
 
 
-async def told(port: int, request: str) -> tuple[str, list[str], bytes]:
-    """Start line, sorted headers and body; the time of day is not compared."""
+async def fetch_raw(port: int, request: str) -> tuple[str, list[str], bytes]:
+    """Return start line, sorted headers and body, without the time of day."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request.encode())
     head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode()
@@ -65,7 +65,7 @@ async def told(port: int, request: str) -> tuple[str, list[str], bytes]:
 async def compare(app: web.Application, request: str = "GET {} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\n\r\n") -> str:
     async with edge_server(app) as server:
         assert server.port is not None
-        quick, long = [await told(server.port, request.format(path)) for path in ("/quick", "/long")]
+        quick, long = [await fetch_raw(server.port, request.format(path)) for path in ("/quick", "/long")]
     assert quick == long
     return "\r\n".join(quick[1])
 
@@ -140,10 +140,10 @@ async def test_an_expect_header_is_honoured_on_a_cached_path(client: Client) -> 
 
 
 async def test_cached_paths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcuts, "MAX_PATHS", 2)
+    monkeypatch.setattr(aiohttp_fastpath, "MAX_PATHS", 2)
     app = app_of({})
-    routers: list[shortcuts.RouteCache] = []
-    make = shortcuts.RouteCache
+    routers: list[aiohttp_fastpath.RouteCache] = []
+    make = aiohttp_fastpath.RouteCache
     monkeypatch.setattr(
         "imagegen.web.http.server.RouteCache", lambda *parts: routers.append(make(*parts)) or routers[-1]
     )
@@ -182,12 +182,12 @@ async def test_a_stop_waits_for_the_request_that_runs() -> None:
         await stopping.wait()
         return json_response({})
 
-    async def say_so(_: web.Application) -> None:
+    async def set_stopping(_: web.Application) -> None:
         stopping.set()
 
     app = app_of({})
     app.router.add_get("/slow", slow)
-    app.on_shutdown.append(say_so)
+    app.on_shutdown.append(set_stopping)
     async with edge_server(app) as server, TestClient(server) as client:
         answer = asyncio.create_task(client.get("/slow"))
         await entered.wait()

@@ -1,4 +1,4 @@
-"""Many requests in one: each is answered for itself, in order."""
+"""Tests of batches: each entry gets a separate result, in order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ async def batch(client, *entries: object, **headers: str) -> list[dict]:
     return body["results"]
 
 
-def wish(prompt: str, **fields: object) -> dict[str, object]:
+def request_body(prompt: str, **fields: object) -> dict[str, object]:
     return {"prompt": prompt, **SMALL, **fields}
 
 
 async def test_each_entry_is_answered_in_order(service) -> None:
-    first, second = await batch(service, wish("a"), wish("b"))
-    single = await (await service.post("/api/images/generate", json=wish("a"))).json()
+    first, second = await batch(service, request_body("a"), request_body("b"))
+    single = await (await service.post("/api/images/generate", json=request_body("a"))).json()
     assert first["taskId"] == single["taskId"] != second["taskId"]
     assert [entry["statusCode"] for entry in (first, second)] == [202, 202]
     assert first.keys() - {"statusCode"} == single.keys() - {"coalesced"}
@@ -32,12 +32,14 @@ async def test_each_entry_is_answered_in_order(service) -> None:
     for entry in (first, second):
         done = await (await service.get(f"/api/images/{entry['taskId']}?wait=10")).json()
         assert done["status"] == "completed"
-    hit, _ = await batch(service, wish("a"), wish("c"))
+    hit, _ = await batch(service, request_body("a"), request_body("c"))
     assert (hit["statusCode"], hit["cached"]) == (200, True)
 
 
 async def test_one_bad_entry_spoils_no_other(service) -> None:
-    results = await batch(service, wish("a"), {"prompt": "", "width": 7, "stps": 4}, "x", None, wish("b"))
+    results = await batch(
+        service, request_body("a"), {"prompt": "", "width": 7, "stps": 4}, "x", None, request_body("b")
+    )
     assert [entry["statusCode"] for entry in results] == [202, 400, 400, 400, 202]
     bad = results[1]
     assert (bad["success"], bad["code"], bad["retryable"]) == (False, "invalid_request", False)
@@ -52,7 +54,7 @@ async def test_one_bad_entry_spoils_no_other(service) -> None:
 
 async def test_the_same_request_twice_is_one_task(start_paid, upstream) -> None:
     service = await start_paid()
-    results = await batch(service, *[wish("a")] * 10)
+    results = await batch(service, *[request_body("a")] * 10)
     assert len({entry["taskId"] for entry in results}) == 1
     assert sum("coalesced" in entry for entry in results) == 9
     await service.get(f"/api/images/{results[0]['taskId']}?wait=10")
@@ -66,8 +68,8 @@ async def test_the_same_request_twice_is_one_task(start_paid, upstream) -> None:
         ({"requests": []}, "requests"),
         ({"requests": {}}, "requests"),
         ({"requests": None}, "requests"),
-        ({"requests": [wish("a")] * 51}, "requests"),
-        ({"requests": [wish("a")], "request": []}, "request"),
+        ({"requests": [request_body("a")] * 51}, "requests"),
+        ({"requests": [request_body("a")], "request": []}, "request"),
     ],
 )
 async def test_a_batch_is_a_list_of_1_to_50(service, body: object, field: str) -> None:
@@ -78,32 +80,32 @@ async def test_a_batch_is_a_list_of_1_to_50(service, body: object, field: str) -
 
 
 async def test_50_entries_are_fine(service) -> None:
-    results = await batch(service, *(wish("a", seed=seed) for seed in range(50)))
+    results = await batch(service, *(request_body("a", seed=seed) for seed in range(50)))
     assert {entry["statusCode"] for entry in results} == {202}
     assert len({entry["taskId"] for entry in results}) == 50
 
 
 async def test_entries_over_the_generation_limit_get_their_own_429(start_service) -> None:
     service = await start_service(rate_limit_max=10, image_rate_limit_max=3)
-    results = await batch(service, *map(wish, "abcde"))
+    results = await batch(service, *map(request_body, "abcde"))
     assert [entry["statusCode"] for entry in results] == [202, 202, 202, 429, 429]
     late = results[-1]
     assert (late["code"], late["retryable"], late["message"]) == ("rate_limited", True, "请求频率过高，请稍后再试")
     assert 1 <= late["retryAfterSeconds"] <= 60
-    assert (await service.post("/api/images/generate", json=wish("f"))).status == 429
-    assert {entry["statusCode"] for entry in await batch(service, wish("g"))} == {429}
+    assert (await service.post("/api/images/generate", json=request_body("f"))).status == 429
+    assert {entry["statusCode"] for entry in await batch(service, request_body("g"))} == {429}
 
 
 async def test_a_batch_counts_once_for_the_general_limit(start_service) -> None:
     service = await start_service(rate_limit_max=2)
     for _ in range(2):
-        await batch(service, *map(wish, "abcde"))
-    assert (await service.post("/api/images/batch", json={"requests": [wish("a")]})).status == 429
+        await batch(service, *map(request_body, "abcde"))
+    assert (await service.post("/api/images/batch", json={"requests": [request_body("a")]})).status == 429
 
 
 async def test_only_entries_that_exceed_the_queue_are_rejected(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=3)
-    results = await batch(service, *map(wish, "abcdefgh"))
+    results = await batch(service, *map(request_body, "abcdefgh"))
     codes = [entry["statusCode"] for entry in results]
     assert set(codes) == {202, 503}
     assert codes.count(202) in {3, 4}
@@ -112,10 +114,10 @@ async def test_only_entries_that_exceed_the_queue_are_rejected(start_service) ->
 
 async def test_a_draining_service_takes_no_batch(service) -> None:
     service.app[SERVICES].readiness.draining = True
-    answer = await service.post("/api/images/batch", json={"requests": [wish("a")]})
+    answer = await service.post("/api/images/batch", json={"requests": [request_body("a")]})
     assert (answer.status, (await answer.json())["code"]) == (503, "draining")
 
 
 async def test_the_texts_follow_the_client(service) -> None:
-    results = await batch(service, wish("a"), {}, **{"Accept-Language": "en"})
+    results = await batch(service, request_body("a"), {}, **{"Accept-Language": "en"})
     assert [entry["message"].isascii() for entry in results] == [True, True]

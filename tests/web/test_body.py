@@ -1,4 +1,4 @@
-"""What a JSON body may be, and what each other thing is answered."""
+"""Tests of JSON bodies: accepted forms, and the error for each other form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancel and retry: in each state, from each instance, and at the moment of the end."""
+"""Tests of cancel and retry: in each state, from each instance, and during completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from support import eventually
 
 from imagegen.app import QUEUE
-from imagegen.queue import change_relay as watching
+from imagegen.queue import change_relay
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -33,9 +33,9 @@ async def finished(client, task_id: str) -> dict:
 
 
 async def at_rest(client) -> bool:
-    room = client.app[QUEUE]
-    pending = await room.connection.commands.xpending(room.keys.stream, "pool")
-    return not pending["pending"] and not await room.connection.commands.xlen(room.keys.stream)
+    queue = client.app[QUEUE]
+    pending = await queue.connection.commands.xpending(queue.keys.stream, "pool")
+    return not pending["pending"] and not await queue.connection.commands.xlen(queue.keys.stream)
 
 
 async def is_refused(answer, code: str) -> None:
@@ -107,18 +107,18 @@ async def test_a_route_for_changes_accepts_only_post(service) -> None:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
-async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, upstream, acquaint) -> None:
-    one = await start_paid()
+async def test_a_cancel_from_another_instance_stops_the_call_here(start_paid, upstream, wait_for_discovery) -> None:
+    client_a = await start_paid()
     upstream.script("hang")
-    task_id = await post(one, "a")
+    task_id = await post(client_a, "a")
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
-    two = await start_paid()
-    await acquaint(one, two)
+    client_b = await start_paid()
+    await wait_for_discovery(client_a, client_b)
     began = time.monotonic()
-    assert (await two.delete(f"/api/images/{task_id}")).status == 200
+    assert (await client_b.delete(f"/api/images/{task_id}")).status == 200
     await upstream.ledger.wait_for(lambda ledger: ledger.in_flight == 0)
     assert time.monotonic() - began < 1.0
-    assert [await state(client, task_id) for client in (one, two)] == ["cancelled", "cancelled"]
+    assert [await state(client, task_id) for client in (client_a, client_b)] == ["cancelled", "cancelled"]
 
 
 async def test_all_joined_clients_see_the_cancel(start_service) -> None:
@@ -145,12 +145,14 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled(start_paid, upstream
     assert upstream.ledger.total == 1
 
 
-async def test_a_cancel_that_races_with_completion_has_one_outcome(start_paid, upstream, acquaint, monkeypatch) -> None:
-    """200 times, from both instances: whoever is told 200 finds it cancelled for good, whoever 409 completed."""
+async def test_a_cancel_that_races_with_completion_has_one_outcome(
+    start_paid, upstream, wait_for_discovery, monkeypatch
+) -> None:
+    """Race 200 times from both instances: after a 200 the task stays cancelled, after a 409 it is completed."""
     random.seed(7)
-    monkeypatch.setattr(watching, "REFRESH_S", 0.2)
+    monkeypatch.setattr(change_relay, "REFRESH_S", 0.2)
     clients = [await start_paid(worker_concurrency=20), await start_paid(worker_concurrency=20)]
-    await acquaint(*clients)
+    await wait_for_discovery(*clients)
 
     began = time.monotonic()
     warm = await asyncio.gather(*(post(clients[number % 2], f"warm {number}") for number in range(20)))
@@ -178,13 +180,13 @@ async def test_a_cancel_that_races_with_completion_has_one_outcome(start_paid, u
 
 
 async def test_two_cancels_at_once_agree(start_two) -> None:
-    one, two = await start_two(sandbox_delay_s=30.0)
-    task_id = await post(one, "a")
+    client_a, client_b = await start_two(sandbox_delay_s=30.0)
+    task_id = await post(client_a, "a")
     answers = await asyncio.gather(
-        *(client.delete(f"/api/images/{task_id}") for client in (one, two) for _ in range(5))
+        *(client.delete(f"/api/images/{task_id}") for client in (client_a, client_b) for _ in range(5))
     )
     assert 200 in {answer.status for answer in answers} <= {200, 409}
-    assert [await state(client, task_id) for client in (one, two)] == ["cancelled", "cancelled"]
+    assert [await state(client, task_id) for client in (client_a, client_b)] == ["cancelled", "cancelled"]
 
 
 # Retry.
@@ -208,11 +210,11 @@ async def test_a_failed_task_is_retried_under_its_id(start_paid, upstream) -> No
 
 
 async def test_a_task_cancelled_on_another_instance_is_retried(start_two) -> None:
-    one, two = await start_two(sandbox_delay_s=0.3)
-    task_id = await post(one, "a")
-    assert (await two.delete(f"/api/images/{task_id}")).status == 200
-    assert (await one.post(f"/api/images/{task_id}/retry")).status == 202
-    assert (await finished(two, task_id))["status"] == "completed"
+    client_a, client_b = await start_two(sandbox_delay_s=0.3)
+    task_id = await post(client_a, "a")
+    assert (await client_b.delete(f"/api/images/{task_id}")).status == 200
+    assert (await client_a.post(f"/api/images/{task_id}/retry")).status == 202
+    assert (await finished(client_b, task_id))["status"] == "completed"
 
 
 async def test_running_and_completed_tasks_are_not_retried(start_service) -> None:
@@ -223,19 +225,19 @@ async def test_running_and_completed_tasks_are_not_retried(start_service) -> Non
     await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
 
 
-async def test_two_retries_at_once_pay_once(start_paid, upstream, acquaint) -> None:
+async def test_two_retries_at_once_pay_once(start_paid, upstream, wait_for_discovery) -> None:
     upstream.script("401")
-    one, two = await start_paid(), await start_paid()
-    await acquaint(one, two)
-    task_id = await post(one, "a")
-    await finished(one, task_id)
+    client_a, client_b = await start_paid(), await start_paid()
+    await wait_for_discovery(client_a, client_b)
+    task_id = await post(client_a, "a")
+    await finished(client_a, task_id)
     answers = await asyncio.gather(
-        *(client.post(f"/api/images/{task_id}/retry") for client in (one, two) for _ in range(5))
+        *(client.post(f"/api/images/{task_id}/retry") for client in (client_a, client_b) for _ in range(5))
     )
     statuses = {answer.status for answer in answers}
     assert 202 in statuses
-    assert statuses <= {202, 409}  # 409 for one that comes when the task is on its way already
-    await finished(one, task_id)
+    assert statuses <= {202, 409}  # 409 if the task is already running
+    await finished(client_a, task_id)
     assert upstream.ledger.total == 2
 
 

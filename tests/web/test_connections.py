@@ -1,4 +1,4 @@
-"""The cap of client connections, over real sockets: who has to go, who may stay, and what the system refuses."""
+"""Tests of the connection limit over real sockets: eviction order, and a shortage of descriptors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import eventually
 
 from imagegen.errors import SettingsError
 from imagegen.metrics import Meter
-from imagegen.web.http import middleware as edge
+from imagegen.web.http import middleware
 from imagegen.web.http.connections import Connections, connection_cap
 from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
 from imagegen.web.http.responses import json_response
@@ -35,12 +35,12 @@ def lines() -> Iterator[list[str]]:
 
 
 class Client:
-    """One connection to the server, from any address of the loopback net."""
+    """Connection to the server from any address of the loopback network."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
-    async def ask(self, request: bytes = GET) -> bytes:
+    async def fetch(self, request: bytes = GET) -> bytes:
         self.writer.write(request)
         return await asyncio.wait_for(self.reader.readuntil(b"}"), 2)
 
@@ -64,7 +64,7 @@ class Server:
         return client
 
     async def fill(self, count: int, request: bytes = b"", source: str = "127.0.0.1") -> list[Client]:
-        """Connections that the server knows, in order."""
+        """Open connections until the server has registered them, in order."""
         made = []
         for _ in range(count):
             before = len(self.runner.connections)
@@ -97,7 +97,7 @@ async def make_server() -> AsyncIterator[MakeServer]:
         app.router.add_get("/hello", hello)
         app.router.add_get("/held", held)
         app.router.add_post("/body", body)
-        edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
+        middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, max_connections=cap, shutdown_timeout=0.1, **options)
         await runner.setup()
         sockets = open_sockets(["127.0.0.1"], 0)
@@ -114,13 +114,13 @@ async def make_server() -> AsyncIterator[MakeServer]:
 
 async def test_a_new_client_replaces_the_oldest_silent_connection(make_server) -> None:
     server = await make_server(cap=4)
-    kept = await server.connect()
-    await kept.ask()
+    idle = await server.connect()
+    await idle.fetch()
     silent = await server.fill(3)
     new = await server.connect()
-    assert (await new.ask()).startswith(b"HTTP/1.1 200")
+    assert (await new.fetch()).startswith(b"HTTP/1.1 200")
     assert await silent[0].closed()
-    assert (await kept.ask()).startswith(b"HTTP/1.1 200")
+    assert (await idle.fetch()).startswith(b"HTTP/1.1 200")
     assert not await silent[1].closed(0.1)
     assert len(server.runner.connections) == 4
 
@@ -130,19 +130,19 @@ async def test_silent_connections_of_the_largest_client_close_first(make_server)
     (lone,) = await server.fill(1, source="127.0.0.2")
     many = await server.fill(4, source="127.0.0.3")
     for _ in range(2):
-        await (await server.connect("127.0.0.4")).ask()
+        await (await server.connect("127.0.0.4")).fetch()
     assert await many[0].closed()
     assert await many[1].closed()
-    assert (await lone.ask()).startswith(b"HTTP/1.1 200")
+    assert (await lone.fetch()).startswith(b"HTTP/1.1 200")
 
 
 async def test_the_longest_idle_connection_closes_if_none_is_silent(make_server) -> None:
     server = await make_server(cap=3)
-    kept = [await server.connect() for _ in range(3)]
-    for client in kept:
-        await client.ask()
-    assert (await (await server.connect()).ask()).startswith(b"HTTP/1.1 200")
-    assert await kept[0].closed()
+    idle = [await server.connect() for _ in range(3)]
+    for client in idle:
+        await client.fetch()
+    assert (await (await server.connect()).fetch()).startswith(b"HTTP/1.1 200")
+    assert await idle[0].closed()
 
 
 async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_server) -> None:
@@ -150,7 +150,7 @@ async def test_running_requests_are_not_cut_and_excess_clients_get_503(make_serv
     running = await server.fill(3, HELD)
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
     refused = await server.connect()
-    head, _, body = (await refused.ask(b"")).partition(b"\r\n\r\n")
+    head, _, body = (await refused.fetch(b"")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
     answer = json.loads(body)
     assert (answer["code"], answer["retryable"], len(answer)) == ("too_many_connections", True, 7)
@@ -164,7 +164,7 @@ async def test_stalled_bodies_are_closed_before_running_requests(make_server) ->
     (running,) = await server.fill(1, HELD)
     stalled = await server.fill(2, b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab")
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
-    assert (await (await server.connect()).ask()).startswith(b"HTTP/1.1 200")
+    assert (await (await server.connect()).fetch()).startswith(b"HTTP/1.1 200")
     assert await stalled[0].closed()
     assert not await running.closed(0.1)
 
@@ -173,18 +173,18 @@ async def test_a_client_with_most_running_requests_yields_to_another(make_server
     server = await make_server(cap=4)
     running = await server.fill(4, HELD, source="127.0.0.2")
     await eventually(lambda: not any(connection.idle for connection in server.runner.connections._open))
-    assert (await (await server.connect("127.0.0.3")).ask()).startswith(b"HTTP/1.1 200")
+    assert (await (await server.connect("127.0.0.3")).fetch()).startswith(b"HTTP/1.1 200")
     assert await running[0].closed()
 
 
 async def test_unused_connections_time_out_and_used_ones_stay_open(make_server) -> None:
     server = await make_server(cap=10, idle_s=0.2)
     used = await server.connect()
-    await used.ask()
+    await used.fetch()
     silent = await server.fill(2)
     for client in silent:
         assert await client.closed()
-    assert (await used.ask()).startswith(b"HTTP/1.1 200")
+    assert (await used.fetch()).startswith(b"HTTP/1.1 200")
     assert len(server.runner.connections) == 1
 
 
@@ -194,20 +194,20 @@ async def test_a_started_head_has_its_own_time_limit(make_server) -> None:
     client.writer.write(GET[:10])
     await asyncio.sleep(0.4)
     client.writer.write(GET[10:])
-    assert (await client.ask(b"")).startswith(b"HTTP/1.1 200")
+    assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_shortage_is_logged_once(make_server, lines: list[str]) -> None:
     server = await make_server(cap=4)
     for _ in range(30):
         await server.connect()
-    await (await server.connect()).ask()
+    await (await server.connect()).fetch()
     assert len(lines) == 1
     assert "All 4 client connections are taken" in lines[0]
 
 
 class Scarce(socket.socket):
-    """A listening socket of a process that has no descriptors left, until `left` is positive."""
+    """Listening socket of a process without free descriptors until `left` is positive."""
 
     left = 0
     calls = 0
@@ -231,7 +231,7 @@ async def test_running_out_of_descriptors_is_one_log_line_and_a_pause(
     await asyncio.sleep(0.5)
     assert 2 <= Scarce.calls <= 15
     monkeypatch.setattr(Scarce, "left", 1)
-    assert (await client.ask(b"")).startswith(b"HTTP/1.1 200")
+    assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")
     assert lines == ["WARNING No connection can be accepted for now: Too many open files\n"]
 
 

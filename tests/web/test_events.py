@@ -1,4 +1,4 @@
-"""Server-sent events: of one task and of several, here, on another instance, and over restarts."""
+"""Tests of server-sent events: one task and several, on this and another instance, and over restarts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNKNOWN = "0" * 32
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two blank lines of a stream."""
+    """Text between two blank lines of a stream."""
 
     fields: dict[str, str]
     comment: str
@@ -63,8 +63,8 @@ async def blocks(response: ClientResponse) -> AsyncIterator[Block]:
             comment = value.strip()
 
 
-async def told(response: ClientResponse) -> list[Block]:
-    """The events of a stream, to its end."""
+async def read_events(response: ClientResponse) -> list[Block]:
+    """Return the events of a stream to its end."""
     return [block async for block in blocks(response) if "data" in block.fields]
 
 
@@ -90,13 +90,13 @@ def streams(client) -> int:
 
 
 async def crash(client) -> None:
-    """Stops its loops without a word, as kill -9 does; what it holds stays claimed."""
+    """Stop the loops without releasing claims, as kill -9 does."""
     await client.app[SUPERVISOR].stop()
     for connection in client.server.runner.server.connections:
         connection.force_close()
 
 
-# What a change is called.
+# Names of events.
 
 
 def task(**fields: Any) -> Task:
@@ -150,30 +150,30 @@ async def test_a_stream_begins_with_a_snapshot_and_ends_with_the_outcome(start_s
     assert response.headers["X-Accel-Buffering"] == "no"
     assert "no-cache" in response.headers["Cache-Control"]
     assert response.headers["X-Request-Id"]
-    heard = await told(response)
-    names = [block.event for block in heard]
+    received = await read_events(response)
+    names = [block.event for block in received]
     assert names[0] == "snapshot"
     assert names[-1] == "completed"
     assert {"progress", "image"} <= set(names) <= {"snapshot", "status", "progress", "image", "completed"}
-    ids = [int(block.id) for block in heard]
+    ids = [int(block.id) for block in received]
     assert ids == sorted(ids)
-    assert all(int(block.id) == block.data["sequence"] for block in heard if block.event != "image")
-    progress = [block.data["progress"] for block in heard if block.event != "image"]
+    assert all(int(block.id) == block.data["sequence"] for block in received if block.event != "image")
+    progress = [block.data["progress"] for block in received if block.event != "image"]
     assert progress == sorted(progress)
-    pictures = [block.data for block in heard if block.event == "image"]
-    assert [picture["index"] for picture in pictures] == [0, 1]
-    assert all(picture["url"].startswith("http://") for picture in pictures)
-    assert heard[-1].data == await finished(service, task_id)
+    images = [block.data for block in received if block.event == "image"]
+    assert [image["index"] for image in images] == [0, 1]
+    assert all(image["url"].startswith("http://") for image in images)
+    assert received[-1].data == await finished(service, task_id)
     assert streams(service) == 0
 
 
 async def test_a_late_client_gets_the_outcome_immediately(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
-    heard = await asyncio.wait_for(told(await follow(service, task_id)), 1.0)
-    assert [block.event for block in heard] == ["snapshot", "completed"]
-    assert heard[-1].data == final
-    assert heard[-1].id == str(final["sequence"])
+    received = await asyncio.wait_for(read_events(await follow(service, task_id)), 1.0)
+    assert [block.event for block in received] == ["snapshot", "completed"]
+    assert received[-1].data == final
+    assert received[-1].id == str(final["sequence"])
 
 
 async def test_a_client_that_has_the_outcome_gets_204(service) -> None:
@@ -186,16 +186,16 @@ async def test_a_client_that_has_the_outcome_gets_204(service) -> None:
 async def test_a_client_with_an_earlier_event_gets_the_outcome(service) -> None:
     task_id = await post(service, "a")
     final = await finished(service, task_id)
-    heard = await told(await follow(service, task_id, final["sequence"] - 1))
-    assert heard[-1].event == "completed"
+    received = await read_events(await follow(service, task_id, final["sequence"] - 1))
+    assert received[-1].event == "completed"
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "9" * 18, "9" * 40, "1:2", ""])
 async def test_an_invalid_last_event_id_is_ignored(service, last: str) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
-    heard = await told(await follow(service, task_id, last))
-    assert [block.event for block in heard] == ["snapshot", "completed"]
+    received = await read_events(await follow(service, task_id, last))
+    assert [block.event for block in received] == ["snapshot", "completed"]
 
 
 async def test_a_reconnecting_client_gets_only_new_events(start_service) -> None:
@@ -209,20 +209,20 @@ async def test_a_reconnecting_client_gets_only_new_events(start_service) -> None
             break
     first.close()
     response = await follow(service, task_id, last)
-    heard = await told(response)
-    assert all(int(block.id) >= int(last) for block in heard)
-    assert all(int(block.id) > int(last) for block in heard if block.event != "image")
-    assert heard[-1].event == "completed"
+    received = await read_events(response)
+    assert all(int(block.id) >= int(last) for block in received)
+    assert all(int(block.id) > int(last) for block in received if block.event != "image")
+    assert received[-1].event == "completed"
 
 
 async def test_a_failed_and_a_cancelled_task_end_their_streams(start_paid, upstream) -> None:
     service = await start_paid()
     upstream.script({"fault": "422", "match": "bad"}, {"fault": "hang", "match": "long"})
     bad, long = await post(service, "bad"), await post(service, "long")
-    assert (await told(await follow(service, bad)))[-1].event == "failed"
+    assert (await read_events(await follow(service, bad)))[-1].event == "failed"
     response = await follow(service, long)
     await service.delete(f"/api/images/{long}")
-    end = (await asyncio.wait_for(told(response), 2.0))[-1]
+    end = (await asyncio.wait_for(read_events(response), 2.0))[-1]
     assert (end.event, end.data["status"]) == ("cancelled", "cancelled")
 
 
@@ -257,19 +257,19 @@ async def test_a_stream_counts_once_for_the_limits(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.3, rate_limit_max=2)
     response = await follow(service, await post(service, "a"))
     assert response.headers["X-RateLimit-Remaining"] == "0"
-    assert (await told(response))[-1].event == "completed"
+    assert (await read_events(response))[-1].event == "completed"
 
 
-# Ends that are no ends.
+# Streams that end before their task.
 
 
 async def test_a_stream_ends_after_its_limit_with_a_retry_delay(start_service, monkeypatch) -> None:
     monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
-    heard = [block async for block in blocks(response)]
-    assert 1_000 <= int(heard[-1].fields["retry"]) <= 3_000
-    assert "data" not in heard[-1].fields
+    received = [block async for block in blocks(response)]
+    assert 1_000 <= int(received[-1].fields["retry"]) <= 3_000
+    assert "data" not in received[-1].fields
     assert streams(service) == 0
 
 
@@ -280,12 +280,12 @@ async def test_streams_end_cleanly_when_the_service_stops(start_service) -> None
     context = service.app[SERVICES]
     context.readiness.draining = True
     context.feed.wake_all()
-    heard = await asyncio.wait_for(anext_all(response), 2.0)
-    assert "retry" in heard[-1].fields
+    received = await asyncio.wait_for(anext_all(response), 2.0)
+    assert "retry" in received[-1].fields
     late = await follow(service, await running(service))
-    heard = await asyncio.wait_for(anext_all(late), 2.0)
-    assert heard[0].event == "snapshot"
-    assert "retry" in heard[-1].fields
+    received = await asyncio.wait_for(anext_all(late), 2.0)
+    assert received[0].event == "snapshot"
+    assert "retry" in received[-1].fields
 
 
 async def anext_all(response: ClientResponse) -> list[Block]:
@@ -322,78 +322,81 @@ async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
 # Several instances, and restarts.
 
 
-async def test_changes_elsewhere_arrive_long_before_the_next_poll(start_service, acquaint) -> None:
-    one = await start_service(sandbox_delay_s=0.5)
-    task_id = await post(one, "a", n=2)
-    two = await start_service()
-    await acquaint(one, two)
+async def test_changes_elsewhere_arrive_long_before_the_next_poll(start_service, wait_for_discovery) -> None:
+    client_a = await start_service(sandbox_delay_s=0.5)
+    task_id = await post(client_a, "a", n=2)
+    client_b = await start_service()
+    await wait_for_discovery(client_a, client_b)
 
-    async def heard_at(client) -> dict[str, float]:
+    async def finished_at(client) -> dict[str, float]:
         response = await follow(client, task_id)
         return {block.id + block.event: time.monotonic() async for block in blocks(response) if block.fields}
 
-    here, there = await asyncio.gather(heard_at(one), heard_at(two))
+    here, there = await asyncio.gather(finished_at(client_a), finished_at(client_b))
     common = here.keys() & there.keys()
     assert len(common) >= 4
     assert max(abs(here[key] - there[key]) for key in common) < 2.0
 
 
-async def test_simultaneous_completions_elsewhere_are_all_sent(start_service, acquaint) -> None:
-    one = await start_service(sandbox_delay_s=0.5, worker_concurrency=20)
-    ids = [await post(one, f"prompt {number}") for number in range(20)]
-    two = await start_service()
-    await acquaint(one, two)
-    ends = [*(finished(two, task_id) for task_id in ids), *(_told_of(two, task_id) for task_id in ids)]
+async def test_simultaneous_completions_elsewhere_are_all_sent(start_service, wait_for_discovery) -> None:
+    client_a = await start_service(sandbox_delay_s=0.5, worker_concurrency=20)
+    ids = [await post(client_a, f"prompt {number}") for number in range(20)]
+    client_b = await start_service()
+    await wait_for_discovery(client_a, client_b)
+    ends = [
+        *(finished(client_b, task_id) for task_id in ids),
+        *(_read_task_events(client_b, task_id) for task_id in ids),
+    ]
     await asyncio.wait_for(asyncio.gather(*ends), 5.0)
 
 
-async def _told_of(client, task_id: str) -> None:
-    assert (await told(await follow(client, task_id)))[-1].event == "completed"
+async def _read_task_events(client, task_id: str) -> None:
+    assert (await read_events(await follow(client, task_id)))[-1].event == "completed"
 
 
 async def test_a_stream_resumes_on_another_instance(start_two) -> None:
-    one, two = await start_two(sandbox_delay_s=0.6)
-    task_id = await post(one, "a")
-    first, last = await follow(one, task_id), ""
+    client_a, client_b = await start_two(sandbox_delay_s=0.6)
+    task_id = await post(client_a, "a")
+    first, last = await follow(client_a, task_id), ""
     async for block in blocks(first):
         last = block.id
         if block.data["status"] == "processing":
             break
     first.close()
-    heard = await told(await follow(two, task_id, last))
-    assert heard[-1].event == "completed"
-    assert all(int(block.id) >= int(last) for block in heard)
-    assert (await follow(one, task_id, heard[-1].id)).status == 204
+    received = await read_events(await follow(client_b, task_id, last))
+    assert received[-1].event == "completed"
+    assert all(int(block.id) >= int(last) for block in received)
+    assert (await follow(client_a, task_id, received[-1].id)).status == 204
 
 
 async def test_no_event_is_missed_over_a_crash(start_service) -> None:
-    one = await start_service(sandbox_delay_s=20.0, lease_s=1.0)
-    task_id = await post(one, "a")
-    response, last = await follow(one, task_id), 0
+    client_a = await start_service(sandbox_delay_s=20.0, lease_s=1.0)
+    task_id = await post(client_a, "a")
+    response, last = await follow(client_a, task_id), 0
     async for block in blocks(response):
         last = int(block.id)
         if block.data["progress"] >= 10:
             break
-    await crash(one)
+    await crash(client_a)
     with pytest.raises((ClientPayloadError, ConnectionError, StopAsyncIteration)):
         await anext(blocks(response))
-    two = await start_service(lease_s=1.0)
-    heard = await asyncio.wait_for(told(await follow(two, task_id, last)), 10.0)
-    assert heard[-1].event == "completed"
-    assert heard[-1].data["possiblyBilledTwice"] == 1
-    ids = [int(block.id) for block in heard]
+    client_b = await start_service(lease_s=1.0)
+    received = await asyncio.wait_for(read_events(await follow(client_b, task_id, last)), 10.0)
+    assert received[-1].event == "completed"
+    assert received[-1].data["possiblyBilledTwice"] == 1
+    ids = [int(block.id) for block in received]
     assert ids == sorted(ids)
     assert all(block_id >= last for block_id in ids)
 
 
 async def test_a_stream_resumes_after_a_restart_that_released_its_task(start_service) -> None:
-    one = await start_service(sandbox_delay_s=20.0)
-    task_id = await post(one, "a")
-    heard = [block async for block in _until_closed(one, task_id)]
-    two = await start_service()
-    again = await asyncio.wait_for(told(await follow(two, task_id, heard[-1].id)), 5.0)
+    client_a = await start_service(sandbox_delay_s=20.0)
+    task_id = await post(client_a, "a")
+    received = [block async for block in _until_closed(client_a, task_id)]
+    client_b = await start_service()
+    again = await asyncio.wait_for(read_events(await follow(client_b, task_id, received[-1].id)), 5.0)
     assert again[-1].event == "completed"
-    assert int(again[0].id) > int(heard[-1].id)
+    assert int(again[0].id) > int(received[-1].id)
 
 
 async def _until_closed(client, task_id: str) -> AsyncIterator[Block]:
@@ -416,12 +419,12 @@ async def many(client, *ids: str, last: str | None = None) -> ClientResponse:
 async def test_one_stream_follows_several_tasks_to_the_last_end(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.2)
     ids = [await post(service, prompt) for prompt in "abc"]
-    heard = await told(await many(service, *ids))
+    received = await read_events(await many(service, *ids))
     for task_id in ids:
-        own = [block for block in heard if block.data["taskId"] == task_id]
+        own = [block for block in received if block.data["taskId"] == task_id]
         assert [own[0].event, own[-1].event] == ["snapshot", "completed"]
         assert all(re.fullmatch(rf"{task_id}:\d+", block.id) for block in own)
-    assert heard[-1].event == "completed"
+    assert received[-1].event == "completed"
     assert streams(service) == 0
 
 
@@ -429,10 +432,10 @@ async def test_a_client_that_has_all_outcomes_gets_204(service) -> None:
     ids = [await post(service, prompt) for prompt in "ab"]
     for task_id in ids:
         await finished(service, task_id)
-    heard = await anext_all(await many(service, *ids))
-    assert [block.event for block in heard] == ["snapshot", "completed"] * 2 + [""]
-    assert (await many(service, *ids, last=heard[-1].id)).status == 204
-    again = await told(await many(service, *ids, last=heard[1].id))
+    received = await anext_all(await many(service, *ids))
+    assert [block.event for block in received] == ["snapshot", "completed"] * 2 + [""]
+    assert (await many(service, *ids, last=received[-1].id)).status == 204
+    again = await read_events(await many(service, *ids, last=received[1].id))
     assert {block.data["taskId"] for block in again} == {ids[1]}
 
 
@@ -442,19 +445,19 @@ async def test_the_last_id_of_an_ended_stream_covers_all_its_tasks(start_service
     for task_id in ids:
         await eventually(lambda task_id=task_id: service.app[QUEUE].task_cache.live[task_id].progress >= 10)
     monkeypatch.setattr(events, "MAX_STREAM_S", 0.1)
-    heard = await anext_all(await many(service, *ids))
-    assert "retry" in heard[-1].fields
-    again = await anext_all(await many(service, *ids, last=heard[-1].id))
+    received = await anext_all(await many(service, *ids))
+    assert "retry" in received[-1].fields
+    again = await anext_all(await many(service, *ids, last=received[-1].id))
     assert [block.event for block in again] == [""]
 
 
 async def test_an_unknown_task_in_a_stream_is_reported(service) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
-    heard = await told(await many(service, UNKNOWN, task_id))
-    assert heard[0].data["taskId"] == UNKNOWN
-    assert (heard[0].event, heard[0].data["status"]) == ("snapshot", "not_found")
-    assert [block.event for block in heard[1:]] == ["snapshot", "completed"]
+    received = await read_events(await many(service, UNKNOWN, task_id))
+    assert received[0].data["taskId"] == UNKNOWN
+    assert (received[0].event, received[0].data["status"]) == ("snapshot", "not_found")
+    assert [block.event for block in received[1:]] == ["snapshot", "completed"]
     assert (await many(service, UNKNOWN)).status == 404
 
 
@@ -469,6 +472,6 @@ async def test_50_tasks_and_duplicate_ids_are_accepted(service) -> None:
     task_id = await post(service, "a")
     await finished(service, task_id)
     ids = [f"{number:032x}" for number in range(49)]
-    heard = await told(await many(service, *ids, task_id, task_id))
-    assert heard[-1].event == "completed"
-    assert len(heard) == 51
+    received = await read_events(await many(service, *ids, task_id, task_id))
+    assert received[-1].event == "completed"
+    assert len(received) == 51

@@ -1,4 +1,4 @@
-"""What clients send that means the same as something plainer: newlines of other systems, empty form fields, digits."""
+"""Tests of normalised values: newlines of other systems, empty form fields, digits."""
 
 from __future__ import annotations
 

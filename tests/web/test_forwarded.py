@@ -1,4 +1,4 @@
-"""Whose request it is, behind any row of proxies, and which links it gets."""
+"""Tests of the client address behind any number of proxies, and of the links in its responses."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_auto_uses_the_rightmost_address_that_is_not_a_proxy(peer: str, forwarde
 
 
 def test_a_customer_has_one_ipv6_network_of_64_bits() -> None:
-    one, two = (client_address(request_from(f"2001:db8:0:1::{end}"), 0) for end in ("1", "ffff"))
-    assert one == two == "2001:db8:0:1::/64"
-    assert client_address(request_from("2001:db8:0:2::1"), 0) != one
+    first, second = (client_address(request_from(f"2001:db8:0:1::{end}"), 0) for end in ("1", "ffff"))
+    assert first == second == "2001:db8:0:1::/64"
+    assert client_address(request_from("2001:db8:0:2::1"), 0) != first
 
 
 def test_a_mapped_address_is_the_ipv4_address_itself() -> None:

@@ -1,4 +1,4 @@
-"""Idempotency keys, and fresh pictures by `Cache-Control: no-cache`."""
+"""Tests of idempotency keys, and of fresh images by `Cache-Control: no-cache`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def generated(client, prompt: str = "a", **headers: str) -> dict:
     return await finished(client, (await (await post(client, prompt, **headers)).json())["taskId"])
 
 
-async def keys_kept(client) -> int:
-    room = client.app[QUEUE]
-    return len(await room.connection.commands.keys(room.keys.idempotency("*")))
+async def count_stored_keys(client) -> int:
+    queue = client.app[QUEUE]
+    return len(await queue.connection.commands.keys(queue.keys.idempotency("*")))
 
 
 # Keys.
@@ -79,9 +79,11 @@ async def test_fifty_concurrent_requests_for_fresh_images_make_one_call(start_pa
     assert upstream.ledger.total == 2
 
 
-async def test_fifty_concurrent_requests_on_two_instances_make_one_call(start_paid, upstream, acquaint) -> None:
+async def test_fifty_concurrent_requests_on_two_instances_make_one_call(
+    start_paid, upstream, wait_for_discovery
+) -> None:
     clients = [await start_paid(), await start_paid()]
-    await acquaint(*clients)
+    await wait_for_discovery(*clients)
     answers = await asyncio.gather(
         *(post(clients[number % 2], Idempotency_Key="k", Cache_Control="no-cache") for number in range(50))
     )
@@ -112,7 +114,7 @@ async def test_a_bad_key_is_refused_by_name(service, key: str) -> None:
     answer = await post(service, Idempotency_Key=key)
     body = await answer.json()
     assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "Idempotency-Key")
-    assert await keys_kept(service) == 0
+    assert await count_stored_keys(service) == 0
 
 
 async def test_two_keys_are_refused(service) -> None:
@@ -142,39 +144,39 @@ async def test_a_refused_body_does_not_use_the_key_up(service) -> None:
 
 async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=1)
-    room = service.app[QUEUE]
+    queue = service.app[QUEUE]
     await post(service, "runs")
-    await eventually(lambda: any(task.progress for task in room.task_cache.live.values()))
+    await eventually(lambda: any(task.progress for task in queue.task_cache.live.values()))
     assert (await post(service, "waits")).status == 202
     for prompt in ("a", "b"):
         answer = await post(service, prompt, Idempotency_Key="k")
         assert (answer.status, (await answer.json())["code"]) == (503, "queue_full")
-    assert await keys_kept(service) == 0
+    assert await count_stored_keys(service) == 0
 
 
 async def test_a_draining_service_does_not_use_the_key_up(service) -> None:
     service.app[SERVICES].readiness.draining = True
     assert (await post(service, Idempotency_Key="k")).status == 503
-    assert await keys_kept(service) == 0
+    assert await count_stored_keys(service) == 0
 
 
 async def test_a_key_without_a_task_is_free_for_the_same_body(service) -> None:
-    """The process died between the key and the task."""
-    room = service.app[QUEUE]
+    """Simulate a process that died after storing the key and before the task."""
+    queue = service.app[QUEUE]
     task_id = (await (await post(service, Idempotency_Key="k")).json())["taskId"]
     await finished(service, task_id)
-    await room.connection.commands.delete(room.keys.record(task_id))
-    room.task_cache.forget(task_id)
+    await queue.connection.commands.delete(queue.keys.record(task_id))
+    queue.task_cache.forget(task_id)
     answer = await post(service, Idempotency_Key="k")
     assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
 
 
 async def test_a_key_costs_one_command_and_lives_a_day(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
-    room = service.app[QUEUE]
+    queue = service.app[QUEUE]
 
     async def commands() -> int:
-        stats = await room.connection.commands.info("commandstats")
+        stats = await queue.connection.commands.info("commandstats")
         skipped = {"cmdstat_info", "cmdstat_ping"}
         return sum(stat["calls"] for name, stat in stats.items() if name not in skipped)
 
@@ -185,8 +187,8 @@ async def test_a_key_costs_one_command_and_lives_a_day(start_service) -> None:
     plain = await commands()
     await post(service, "warm up", Idempotency_Key="k")
     assert (await commands() - plain) - (plain - start) <= 1
-    [key] = [key for key in await room.connection.commands.keys(room.keys.idempotency("*")) if key][:1]
-    assert 86_000_000 < await room.connection.commands.pttl(key) <= 86_400_000
+    [key] = [key for key in await queue.connection.commands.keys(queue.keys.idempotency("*")) if key][:1]
+    assert 86_000_000 < await queue.connection.commands.pttl(key) <= 86_400_000
 
 
 async def test_a_batch_is_accepted_once_under_its_key(start_paid, upstream) -> None:
@@ -200,7 +202,7 @@ async def test_a_batch_is_accepted_once_under_its_key(start_paid, upstream) -> N
     assert upstream.ledger.total == 2
 
 
-# Fresh pictures.
+# Fresh images.
 
 
 async def test_fresh_images_are_generated_under_the_same_id(start_paid, upstream) -> None:
@@ -273,33 +275,33 @@ async def test_the_old_images_stay_if_the_fresh_generation_fails(start_paid, ups
 async def test_old_images_are_stored_as_long_as_their_task(start_paid, upstream, monkeypatch) -> None:
     service = await start_paid()
     old = await generated(service)
-    kept: list[float] = []
+    expiries: list[float] = []
     store = service.app[STORE]
     extend = store.extend_expiry
 
-    async def noted(task_id: str, images, expires_at_s: float) -> None:
-        kept.append(expires_at_s)
+    async def record_expiry(task_id: str, images, expires_at_s: float) -> None:
+        expiries.append(expires_at_s)
         await extend(task_id, images, expires_at_s)
 
-    monkeypatch.setattr(store, "extend_expiry", noted)
+    monkeypatch.setattr(store, "extend_expiry", record_expiry)
     upstream.script("401")
     await generated(service, Cache_Control="no-cache")
     task = await service.app[SERVICES].queue.get(old["taskId"])
-    assert len(kept) == 1
-    assert kept[0] >= task.expires_at
+    assert len(expiries) == 1
+    assert expiries[0] >= task.expires_at
     assert task.images[0].sha256 == old["data"][0]["sha256"]
 
 
 async def test_a_fresh_generation_taken_over_still_shows_the_old_images(start_paid, upstream) -> None:
-    one = await start_paid()
-    old = await generated(one)
+    client_a = await start_paid()
+    old = await generated(client_a)
     upstream.script("hang")
-    await post(one, Cache_Control="no-cache")
+    await post(client_a, Cache_Control="no-cache")
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 2)
     upstream.script("hang")
-    await one.server.close()
-    two = await start_paid()
+    await client_a.server.close()
+    client_b = await start_paid()
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 3)
-    body = await (await two.get(f"/api/images/{old['taskId']}")).json()
+    body = await (await client_b.get(f"/api/images/{old['taskId']}")).json()
     assert body["status"] == "processing"
     assert [(image["sha256"], image["stale"]) for image in body["data"]] == [(old["data"][0]["sha256"], True)]

@@ -1,4 +1,4 @@
-"""Images on their way to clients: whole, in parts, to those who leave, and to those who stop reading."""
+"""Tests of sending images: whole, in ranges, to clients that disconnect, and to clients that stop reading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support import eventually
 from imagegen.images.store import OpenedImage
 from imagegen.metrics import Meter
 from imagegen.web.api.images import requested_range
-from imagegen.web.http import middleware as edge
+from imagegen.web.http import middleware
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.server import ImagegenRunner
 
@@ -31,7 +31,7 @@ Serve = Callable[..., Awaitable["Served"]]
 
 
 class Served:
-    """A server that sends one image, and what it opened for that."""
+    """Server of one image, with the sources it opened."""
 
     def __init__(self, opens: Callable[[], OpenedImage], sender: ImageSender) -> None:
         self.opened: list[OpenedImage] = []
@@ -54,7 +54,7 @@ class Served:
             return await answer.read()
 
     async def stalled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client that sent its request and reads nothing."""
+        """Return a client that sent its request and reads nothing."""
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setblocking(False)
@@ -65,7 +65,7 @@ class Served:
 
     @property
     def closed(self) -> bool:
-        """Whether all that was opened is closed again."""
+        """Return whether every opened source is closed."""
         return all(map(is_closed, self.opened))
 
 
@@ -75,7 +75,7 @@ def is_closed(opened: OpenedImage) -> bool:
 
 @pytest.fixture
 def opens(tmp_path: Path) -> dict[str, Callable[[], OpenedImage]]:
-    """The sources of a large image: a file, memory, pieces of a store elsewhere."""
+    """Return a large image's sources: a file, memory, and pieces of a remote store."""
     (tmp_path / "image").write_bytes(LARGE)
 
     async def pieces(offset: int, length: int) -> AsyncIterator[bytes]:
@@ -96,7 +96,7 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(opens: Callable[[], OpenedImage], *, send_buffer: int = 0, **limits: float) -> Served:
             served = Served(opens, ImageSender(**limits))  # type: ignore[arg-type]
             app = web.Application()
-            edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
+            middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
             app.router.add_get("/", served.handle)
             runner = ImagegenRunner(app)
             stack.push_async_callback(runner.cleanup)

@@ -1,4 +1,4 @@
-"""The list of all tasks, for the operator."""
+"""Tests of the operator's task list."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ async def test_tasks_are_found_by_state(start_paid, upstream) -> None:
 
 
 async def test_every_instance_lists_all(start_two) -> None:
-    one, two = await start_two()
-    made = await completed(one, *"ab") + await completed(two, "c")
-    assert await ids(one) == await ids(two) == made[::-1]
+    client_a, client_b = await start_two()
+    made = await completed(client_a, *"ab") + await completed(client_b, "c")
+    assert await ids(client_a) == await ids(client_b) == made[::-1]
 
 
 async def test_an_unreadable_record_is_skipped(service) -> None:
     made = await completed(service, "a")
-    room = service.app[QUEUE]
-    await room.connection.commands.set(room.keys.record("f" * 32), b"junk", px=10_000)
-    await room.connection.commands.set(room.keys.record("e" * 32), b"9 new things", px=10_000)
+    queue = service.app[QUEUE]
+    await queue.connection.commands.set(queue.keys.record("f" * 32), b"junk", px=10_000)
+    await queue.connection.commands.set(queue.keys.record("e" * 32), b"9 new things", px=10_000)
     assert await ids(service) == made
 
 

@@ -1,4 +1,4 @@
-"""Waiting for the end of a task: by POST and GET, here and on another instance."""
+"""Tests of waiting for a task's outcome by POST and GET, on this and on another instance."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from imagegen.web.context import SERVICES
 SMALL = {"width": 64, "height": 64}
 
 
-def wish(prompt: str, **fields: object) -> dict[str, object]:
+def request_body(prompt: str, **fields: object) -> dict[str, object]:
     return {"prompt": prompt, **SMALL, **fields}
 
 
 async def post(client, prompt: str, **headers: str) -> str:
-    answer = await client.post("/api/images/generate", json=wish(prompt), headers=headers)
+    answer = await client.post("/api/images/generate", json=request_body(prompt), headers=headers)
     assert answer.status in {200, 202}, await answer.text()
     return (await answer.json())["taskId"]
 
@@ -29,7 +29,7 @@ def waiters(client) -> int:
 
 
 async def test_a_waiting_post_returns_the_finished_task(service) -> None:
-    answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": "wait=10"})
+    answer = await service.post("/api/images/generate", json=request_body("a"), headers={"Prefer": "wait=10"})
     body = await answer.json()
     assert answer.status == 200
     assert answer.headers["Preference-Applied"] == "wait=10"
@@ -41,7 +41,7 @@ async def test_a_waiting_post_returns_the_finished_task(service) -> None:
 
 async def test_a_wait_may_be_a_query_parameter_and_applies_to_hits(service) -> None:
     task_id = await post(service, "a", Prefer="wait=10")
-    answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    answer = await service.post("/api/images/generate?wait=10", json=request_body("a"))
     body = await answer.json()
     assert answer.status == 200
     assert (body["taskId"], body["status"], body["cached"]) == (task_id, "completed", True)
@@ -50,18 +50,18 @@ async def test_a_wait_may_be_a_query_parameter_and_applies_to_hits(service) -> N
 
 async def test_a_wait_that_ends_first_answers_with_the_state(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
-    posted = await service.post("/api/images/generate?wait=1", json=wish("a"))
+    posted = await service.post("/api/images/generate?wait=1", json=request_body("a"))
     body = await posted.json()
     assert posted.status == 202
     assert body["cached"] is False
     assert body["status"] == "processing"
     assert int(posted.headers["Retry-After"]) >= 1
     began = time.monotonic()
-    got = await service.get(f"/api/images/{body['taskId']}", headers={"Prefer": "respond-async, wait=1"})
+    response = await service.get(f"/api/images/{body['taskId']}", headers={"Prefer": "respond-async, wait=1"})
     assert 0.9 < time.monotonic() - began < 3
-    assert (await got.json())["status"] == "processing"
-    assert got.headers["Preference-Applied"] == "wait=1"
-    assert int(got.headers["Retry-After"]) >= 1
+    assert (await response.json())["status"] == "processing"
+    assert response.headers["Preference-Applied"] == "wait=1"
+    assert int(response.headers["Retry-After"]) >= 1
 
 
 async def test_a_get_waits_for_the_end(start_service) -> None:
@@ -82,7 +82,7 @@ async def test_a_finished_task_is_not_waited_for(service) -> None:
 async def test_a_waiting_post_of_a_failing_task_returns_the_reason(start_paid, upstream) -> None:
     upstream.script("422")
     service = await start_paid()
-    answer = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    answer = await service.post("/api/images/generate?wait=10", json=request_body("a"))
     body = await answer.json()
     assert answer.status == 200
     assert (body["status"], body["error"]["code"], body["cached"]) == ("failed", "content_policy", False)
@@ -91,12 +91,12 @@ async def test_a_waiting_post_of_a_failing_task_returns_the_reason(start_paid, u
 @pytest.mark.parametrize("wait", ["0", "61", "x", "", "1.5", "-1", "٣"])
 async def test_a_wait_outside_1_to_60_is_rejected_first(service, wait: str) -> None:
     for answer in (
-        await service.post("/api/images/generate", params={"wait": wait}, json=wish("a")),
+        await service.post("/api/images/generate", params={"wait": wait}, json=request_body("a")),
         await service.get(f"/api/images/{'0' * 32}", params={"wait": wait}),
     ):
         body = await answer.json()
         assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "wait")
-    assert (await service.post("/api/images/generate", json=wish("a"))).headers["X-Cache"] == "MISS"
+    assert (await service.post("/api/images/generate", json=request_body("a"))).headers["X-Cache"] == "MISS"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def test_a_wait_outside_1_to_60_is_rejected_first(service, wait: str) -> N
 async def test_an_invalid_preference_is_ignored_and_a_long_one_capped(
     service, prefer: str, applied: str | None
 ) -> None:
-    answer = await service.post("/api/images/generate", json=wish("a"), headers={"Prefer": prefer})
+    answer = await service.post("/api/images/generate", json=request_body("a"), headers={"Prefer": prefer})
     assert answer.status in {200, 202}
     assert answer.headers.get("Preference-Applied") == applied
 
@@ -117,37 +117,37 @@ async def test_an_unknown_task_is_not_waited_for(service) -> None:
     assert (await answer.json())["status"] == "not_found"
 
 
-async def test_a_wait_on_another_instance_ends_long_before_the_next_poll(start_service, acquaint) -> None:
-    one = await start_service(sandbox_delay_s=0.5)
-    task_id = await post(one, "a")
-    two = await start_service()
-    await acquaint(one, two)
+async def test_a_wait_on_another_instance_ends_long_before_the_next_poll(start_service, wait_for_discovery) -> None:
+    client_a = await start_service(sandbox_delay_s=0.5)
+    task_id = await post(client_a, "a")
+    client_b = await start_service()
+    await wait_for_discovery(client_a, client_b)
 
-    async def told_at(client) -> float:
+    async def finished_at(client) -> float:
         answer = await client.get(f"/api/images/{task_id}?wait=10")
         assert (await answer.json())["status"] == "completed"
         return time.monotonic()
 
-    here, there = await asyncio.gather(told_at(one), told_at(two))
+    here, there = await asyncio.gather(finished_at(client_a), finished_at(client_b))
     assert abs(there - here) < 2.0
 
 
-async def test_a_wait_begun_after_remote_completion_returns_immediately(start_service, acquaint) -> None:
-    one = await start_service(sandbox_delay_s=0.3)
-    task_id = await post(one, "a")
-    two = await start_service()
-    await acquaint(one, two)
-    await one.get(f"/api/images/{task_id}")
-    assert (await (await two.get(f"/api/images/{task_id}")).json())["status"] == "processing"
-    await one.get(f"/api/images/{task_id}?wait=10")
+async def test_a_wait_begun_after_remote_completion_returns_immediately(start_service, wait_for_discovery) -> None:
+    client_a = await start_service(sandbox_delay_s=0.3)
+    task_id = await post(client_a, "a")
+    client_b = await start_service()
+    await wait_for_discovery(client_a, client_b)
+    await client_a.get(f"/api/images/{task_id}")
+    assert (await (await client_b.get(f"/api/images/{task_id}")).json())["status"] == "processing"
+    await client_a.get(f"/api/images/{task_id}?wait=10")
     began = time.monotonic()
-    assert (await (await two.get(f"/api/images/{task_id}?wait=10")).json())["status"] == "completed"
+    assert (await (await client_b.get(f"/api/images/{task_id}?wait=10")).json())["status"] == "completed"
     assert time.monotonic() - began < 0.5
 
 
 async def test_a_waited_post_counts_once_for_the_limits(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.3, rate_limit_max=2, image_rate_limit_max=1)
-    posted = await service.post("/api/images/generate?wait=10", json=wish("a"))
+    posted = await service.post("/api/images/generate?wait=10", json=request_body("a"))
     assert posted.headers["X-RateLimit-Remaining"] == "0"
     task_id = (await posted.json())["taskId"]
     assert (await service.get(f"/api/images/{task_id}?wait=10")).status == 200
@@ -180,19 +180,19 @@ async def test_waits_end_when_the_service_stops(start_service) -> None:
     assert (await answer.json())["status"] in ("pending", "processing")
 
 
-async def test_many_waiters_cost_no_more_commands_than_one(start_service, acquaint) -> None:
-    one = await start_service(sandbox_delay_s=1.5)
-    task_id = await post(one, "a")
-    two = await start_service()
-    await acquaint(one, two)
-    redis = two.app[QUEUE].connection.commands
+async def test_many_waiters_cost_no_more_commands_than_one(start_service, wait_for_discovery) -> None:
+    client_a = await start_service(sandbox_delay_s=1.5)
+    task_id = await post(client_a, "a")
+    client_b = await start_service()
+    await wait_for_discovery(client_a, client_b)
+    redis = client_b.app[QUEUE].connection.commands
 
     async def used() -> int:
         stats = await redis.info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("mget", "get", "publish"))
 
     before = await used()
-    waits = [client.get(f"/api/images/{task_id}?wait=10") for client in (one, two) for _ in range(50)]
+    waits = [client.get(f"/api/images/{task_id}?wait=10") for client in (client_a, client_b) for _ in range(50)]
     answers = await asyncio.gather(*waits)
     assert {(await answer.json())["status"] for answer in answers} == {"completed"}
     assert await used() - before <= 20  # a hundred waiters; the few are those of the two instances, each second

@@ -176,7 +176,7 @@ async def test_the_queue_and_the_loops_are_reported(start, instance) -> None:
     assert value(samples, "loops", loop="reader") == 1
     assert value(samples, "instances") == 1
     assert value(samples, "redis_up") == 1
-    assert value(samples, "asyncio_tasks") == len(asyncio.all_tasks()) + 1  # that of the request itself
+    assert value(samples, "asyncio_tasks") == len(asyncio.all_tasks()) + 1  # plus the request itself
     assert 25 < value(samples, "upstream_blocked_seconds") <= 30
 
 
@@ -209,42 +209,42 @@ async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
     await client.get("/things/one")
     answer = await client.get("/api/stats")
     assert answer.status == 200
-    told = await answer.json()
-    assert told["success"] is True
-    assert told["instance"]["loops"] == {"loop": 2, "reader": 1}
-    assert told["instance"]["name"] == instance.parts.monitor.instance
-    assert (told["queue"]["depth"], told["queue"]["limit"], told["queue"]["inFlight"]) == (1, 100, 0)
+    report = await answer.json()
+    assert report["success"] is True
+    assert report["instance"]["loops"] == {"loop": 2, "reader": 1}
+    assert report["instance"]["name"] == instance.parts.monitor.instance
+    assert (report["queue"]["depth"], report["queue"]["limit"], report["queue"]["inFlight"]) == (1, 100, 0)
     states = {"pending": 1, "processing": 0, "completed": 1, "failed": 1, "cancelled": 0}
-    assert states.items() <= told["tasks"].items()
-    assert told["tasks"]["errors"] == {"content_policy": 1}
-    assert told["submits"] == {"miss": 2, "coalesced": 0, "hit": 0, "refresh": 0, "full": 0}
-    assert told["rates"]["submitsPerMinute"] > 0
-    assert told["upstream"] == {
+    assert states.items() <= report["tasks"].items()
+    assert report["tasks"]["errors"] == {"content_policy": 1}
+    assert report["submits"] == {"miss": 2, "coalesced": 0, "hit": 0, "refresh": 0, "full": 0}
+    assert report["rates"]["submitsPerMinute"] > 0
+    assert report["upstream"] == {
         "concurrency": 5,
         "ratePerMinute": 10.0,
         "blocked": None,
         "calls": {"ok": 1},
         "ambiguous": 0,
     }
-    assert told["redis"]["commands"] == {"claim": 4}
-    assert told["redis"]["commandsTotal"] == 4
-    assert told["redis"]["monthProjected"] > 0
-    assert told["redis"]["vanished"] == 0
-    assert told["redis"]["writtenBack"] == {"waiting": 0, "running": 0, "finished": 0}
-    assert told["deadLetters"] == {"sinceStart": 0, "kept": 0}
-    assert told["http"] == {"open": 1, "byStatus": {"200": 1}}
+    assert report["redis"]["commands"] == {"claim": 4}
+    assert report["redis"]["commandsTotal"] == 4
+    assert report["redis"]["monthProjected"] > 0
+    assert report["redis"]["vanished"] == 0
+    assert report["redis"]["writtenBack"] == {"waiting": 0, "running": 0, "finished": 0}
+    assert report["deadLetters"] == {"sinceStart": 0, "kept": 0}
+    assert report["http"] == {"open": 1, "byStatus": {"200": 1}}
 
 
 async def test_stats_show_until_when_the_upstream_is_paused(start) -> None:
     client = await start(blocked=("upstream_overloaded", 0.0))
-    told = await (await client.get("/api/stats")).json()
-    assert told["upstream"]["blocked"] == {"reason": "upstream_overloaded", "until": "1970-01-01T00:00:00.000Z"}
+    report = await (await client.get("/api/stats")).json()
+    assert report["upstream"]["blocked"] == {"reason": "upstream_overloaded", "until": "1970-01-01T00:00:00.000Z"}
 
 
 async def test_stats_show_the_stored_dead_letters(start, instance) -> None:
     await instance.connection.commands.rpush(instance.keys.dead_letters, "x", "y")
-    told = await (await (await start()).get("/api/stats")).json()
-    assert told["deadLetters"] == {"sinceStart": 0, "kept": 2}
+    report = await (await (await start()).get("/api/stats")).json()
+    assert report["deadLetters"] == {"sinceStart": 0, "kept": 2}
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/api/stats", "/api/images"])
@@ -268,7 +268,7 @@ async def test_stats_count_against_the_limit_of_the_api_and_metrics_do_not(start
 
 
 async def billed(service: TestClient) -> tuple[int, int]:
-    """Commands by our own count, and by the server's."""
+    """Return the command counts of our meter and of the server."""
     stats = await service.app[CONNECTION].commands.info("commandstats")
     free = ("info", "ping", "hello", "client", "script", "config", "select", "auth")
     rows = {name.removeprefix("cmdstat_"): row for name, row in stats.items()}
@@ -302,7 +302,7 @@ async def test_a_service_counts_its_redis_commands_as_the_server_does(start_serv
     await service.get("/api/images", headers={"Authorization": "Bearer s3cret"})
 
     async def agree() -> bool:
-        told, counted = (after - earlier for after, earlier in zip(await billed(service), before, strict=True))
-        return counted > 40 * 7 and abs(told - counted) <= 0.02 * counted
+        report, counted = (after - earlier for after, earlier in zip(await billed(service), before, strict=True))
+        return counted > 40 * 7 and abs(report - counted) <= 0.02 * counted
 
     await eventually(agree, within_s=2.0)

@@ -1,4 +1,4 @@
-"""What every request gets: an id, an answer for every error, the same headers, one line in the log."""
+"""Tests of the middleware: request id, error responses, common headers, access log."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ async def test_a_harmless_request_id_is_on_every_response(client: Client, given:
 
 @pytest.mark.parametrize("given", ["", "x" * 65, "a b", "<script>", "a/b", "é"])
 async def test_another_request_id_is_replaced_by_a_fresh_one(client: Client, given: str) -> None:
-    one, two = [await client.get("/hello", headers={"X-Request-Id": given}) for _ in range(2)]
-    assert re.fullmatch("[0-9a-f]{16}", one.headers["X-Request-Id"])
-    assert one.headers["X-Request-Id"] != two.headers["X-Request-Id"]
-    assert (await one.json())["id"] == one.headers["X-Request-Id"]
+    first, second = [await client.get("/hello", headers={"X-Request-Id": given}) for _ in range(2)]
+    assert re.fullmatch("[0-9a-f]{16}", first.headers["X-Request-Id"])
+    assert first.headers["X-Request-Id"] != second.headers["X-Request-Id"]
+    assert (await first.json())["id"] == first.headers["X-Request-Id"]
 
 
 async def test_every_answer_has_the_security_headers_and_names_no_version(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""What a client gets for tasks that do not exist: few Redis commands, and soon a refusal."""
+"""Tests of requests for unknown tasks: few Redis commands, and a rate limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 import pytest
-from web.conftest import Client, acquainted
+from web.conftest import Client, wait_until_discovered
 
 from imagegen.app import CONNECTION
 from imagegen.tasks.validation import parse
@@ -16,7 +16,7 @@ BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 
 def commands(service: Client) -> int:
-    """Those for reading tasks and for limits so far; others are spent in the background."""
+    """Return the number of commands for task reads and limits; background commands are excluded."""
     spent = service.app[CONNECTION].meter.commands  # type: ignore[union-attr]
     return spent["read"] + spent["limits"]
 
@@ -69,21 +69,21 @@ async def test_a_cached_miss_ends_when_the_task_is_submitted(service: Client) ->
 
 
 async def test_a_cached_miss_ends_when_another_instance_takes_the_task(start_two: Any) -> None:
-    one, two = await start_two()
-    task_id = id_of(one, BODY)
-    assert (await one.get(f"/api/images/{task_id}")).status == 404
-    assert (await two.post("/api/images/generate", json=BODY)).status == 202
-    assert (await one.get(f"/api/images/{task_id}")).status == 200
+    client_a, client_b = await start_two()
+    task_id = id_of(client_a, BODY)
+    assert (await client_a.get(f"/api/images/{task_id}")).status == 404
+    assert (await client_b.post("/api/images/generate", json=BODY)).status == 202
+    assert (await client_a.get(f"/api/images/{task_id}")).status == 200
 
 
 async def test_a_cached_miss_ends_when_a_new_instance_takes_the_task(start_service: Any) -> None:
-    one = await start_service()
-    task_id = id_of(one, BODY)
-    assert (await one.get(f"/api/images/{task_id}")).status == 404
-    two = await start_service()
-    await acquainted(one, two)
-    assert (await two.post("/api/images/generate", json=BODY)).status == 202
-    assert (await one.get(f"/api/images/{task_id}")).status == 200
+    client_a = await start_service()
+    task_id = id_of(client_a, BODY)
+    assert (await client_a.get(f"/api/images/{task_id}")).status == 404
+    client_b = await start_service()
+    await wait_until_discovered(client_a, client_b)
+    assert (await client_b.post("/api/images/generate", json=BODY)).status == 202
+    assert (await client_a.get(f"/api/images/{task_id}")).status == 200
 
 
 async def test_documents_and_unknown_routes_cost_no_redis_command(start_service: Any) -> None:

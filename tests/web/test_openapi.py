@@ -1,4 +1,4 @@
-"""The document says what the routes are and what they answer; its page asks nobody else."""
+"""Tests that the OpenAPI document matches the routes and responses, and that its page loads no other host."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ADMIN = {"Authorization": "Bearer t0ken"}
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 
-def told_apart(path: str) -> str:
-    """A path whatever its parameters are called."""
+def without_parameter_names(path: str) -> str:
+    """Return a path without the names of its parameters."""
     return re.sub(r"\{[^}]*\}", "{}", path)
 
 
 def closed(part: Any) -> Any:
-    """The same schema, with no field that it does not name."""
+    """Return the schema with unnamed fields forbidden."""
     if isinstance(part, list):
         return [closed(each) for each in part]
     if not isinstance(part, dict):
@@ -44,7 +44,7 @@ def closed(part: Any) -> Any:
 
 
 class Described:
-    """The document, to hold answers against."""
+    """OpenAPI document that responses are checked against."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -63,7 +63,7 @@ class Described:
         Draft202012Validator({**closed(copy.deepcopy(schema)), **self.schemas}).validate(value)
 
     async def check(self, response: Any, template: str) -> None:
-        """The status is documented, and so are the content type, the headers that are ours, and the body."""
+        """Assert that status, content type, our headers and the body are documented."""
         method = response.method.lower()
         entry = self.document["paths"][template][method]
         assert str(response.status) in entry["responses"], f"{method} {template} answers {response.status}"
@@ -92,13 +92,13 @@ def described(document: dict[str, Any]) -> Described:
 
 
 def every_example(document: dict[str, Any]) -> list[tuple[dict[str, Any], Any]]:
-    """Each with its schema."""
+    """Return each example with its schema."""
     found: list[tuple[dict[str, Any], Any]] = []
 
     def look(part: Any) -> None:
         if isinstance(part, dict):
             if isinstance(part.get("examples"), dict):
-                found.extend((part["schema"], one["value"]) for one in part["examples"].values())
+                found.extend((part["schema"], element["value"]) for element in part["examples"].values())
             for each in part.values():
                 look(each)
 
@@ -114,12 +114,14 @@ def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
 
 def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) -> None:
     routed = {
-        (route.method.lower(), told_apart(route.resource.canonical))
+        (route.method.lower(), without_parameter_names(route.resource.canonical))
         for route in create_app(Settings()).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     documented = {
-        (method, told_apart(path)) for path, item in document["paths"].items() for method in METHODS & item.keys()
+        (method, without_parameter_names(path))
+        for path, item in document["paths"].items()
+        for method in METHODS & item.keys()
     }
     assert documented == routed
     assert len(ROUTES) == len(documented)
@@ -159,8 +161,8 @@ def test_links_lead_to_operations_and_to_their_parameters(document: dict[str, An
     ]
     assert links
     for link in links:
-        known = {described.resolve(one)["name"] for one in entries[link["operationId"]]["parameters"]}
-        assert link["parameters"].keys() <= known
+        names = {described.resolve(element)["name"] for element in entries[link["operationId"]]["parameters"]}
+        assert link["parameters"].keys() <= names
 
 
 def test_every_status_of_a_failed_task_is_documented_on_v1(document: dict[str, Any]) -> None:
@@ -177,10 +179,10 @@ def test_numeric_limits_are_json_schema_keywords(document: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    "said", ["cancels it for every client", "MD5", "`sequence`", "never by a timer", "paid for once"]
+    "text", ["cancels it for every client", "MD5", "`sequence`", "never by a timer", "paid for once"]
 )
-def test_special_cases_are_described_first(document: dict[str, Any], said: str) -> None:
-    assert said in document["info"]["description"]
+def test_special_cases_are_described_first(document: dict[str, Any], text: str) -> None:
+    assert text in document["info"]["description"]
 
 
 async def test_task_responses_match_the_document(service: Client, described: Described) -> None:
@@ -195,7 +197,7 @@ async def test_task_responses_match_the_document(service: Client, described: Des
         await described.check(response, template)
         return response
 
-    generate, task, picture = "/api/images/generate", "/api/images/{taskId}", "/api/images/{taskId}/{index}"
+    generate, task, image = "/api/images/generate", "/api/images/{taskId}", "/api/images/{taskId}/{index}"
     task_id = (await (await post(generate, generate, BODY)).json())["taskId"]
     await post(f"{generate}?wait=30", generate, BODY, Prefer="wait=30")
     await post(generate, generate, BODY)
@@ -209,11 +211,11 @@ async def test_task_responses_match_the_document(service: Client, described: Des
     await get(f"{here}/events", "/api/images/{taskId}/events", Last_Event_ID=etag.strip('"'))
     await get(f"/api/events?tasks={task_id},{'0' * 32}", "/api/events")
     await get("/api/events", "/api/events")
-    await get(f"{here}/0", picture)
-    await get(f"{here}/0", picture, Range="bytes=0-9")
-    await get(f"{here}/0", picture, Range="bytes=99999999-")
-    await get(f"{here}/0?v=0", picture)
-    await get(f"{here}/7", picture)
+    await get(f"{here}/0", image)
+    await get(f"{here}/0", image, Range="bytes=0-9")
+    await get(f"{here}/0", image, Range="bytes=99999999-")
+    await get(f"{here}/0?v=0", image)
+    await get(f"{here}/7", image)
     await get(f"/api/images/{'0' * 32}", task)
     await post(f"{here}/retry", "/api/images/{taskId}/retry")
     await post(f"{here}/cancel", "/api/images/{taskId}/cancel")

@@ -1,4 +1,4 @@
-"""A service behind a proxy that puts a path in front of it: links, redirects, and requests with the path or without."""
+"""Tests of a service behind a path prefix: links, redirects, and requests with or without the prefix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATER = {"Prefer": "respond-async"}
 
 
 def links_of(value: object) -> list[str]:
-    """Every link of this service in an answer."""
+    """Return every link to this service in a response."""
     if isinstance(value, dict):
         return [link for inner in value.values() for link in links_of(inner)]
     if isinstance(value, list):
@@ -28,7 +28,7 @@ def links_of(value: object) -> list[str]:
 
 
 async def check(response: ClientResponse, links: int, base: str = PUBLIC) -> None:
-    """All links of an answer, and its Location, are below the base."""
+    """Assert that all links of a response, and its Location, are below the base."""
     found = links_of(await response.json())
     assert len(found) >= links
     assert all(link.startswith(f"{base}/api/images/") for link in found), found
@@ -82,7 +82,7 @@ async def test_another_path_is_not_found(start_service: Any, path: str) -> None:
 
 async def test_an_error_below_the_path_has_the_envelope_of_its_client(start_service: Any) -> None:
     service = await start_service(public_url=PUBLIC)
-    for _ in range(2):  # the second time the route is known
+    for _ in range(2):  # the second request uses the cached route
         openai = await (await service.post("/imagegen/v1/images/generations", json={})).json()
         assert openai["error"]["param"] == "prompt"
         ours = await (await service.post("/imagegen/api/images/generate", json={})).json()

@@ -1,4 +1,4 @@
-"""A client's budget: never over, shared by all ids of a route, told in headers, and not forged away."""
+"""Tests of rate limits: exact, shared by all ids of a route, shown in headers, and safe against forged addresses."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
         yield make
 
 
-async def statuses(asked: Sequence[Awaitable[ClientResponse]]) -> list[int]:
-    return [answer.status for answer in await asyncio.gather(*asked)]
+async def statuses(requests: Sequence[Awaitable[ClientResponse]]) -> list[int]:
+    return [answer.status for answer in await asyncio.gather(*requests)]
 
 
 async def test_fifty_concurrent_requests_spend_five(make_client: MakeClient) -> None:

@@ -1,4 +1,4 @@
-"""Windows: exact, bounded, and with the same limit while the shared store is away."""
+"""Tests of the rate limit stores: exact and bounded windows, with the same limit while the shared store is down."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_the_memory_is_bounded_and_evicts_the_least_recent_client() -> None:
 
 
 class Shared:
-    """A port that answers as it is told."""
+    """Shared store with scripted answers."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
         self.answer: LimitState | Exception | None = LimitState(1, 60.0, 0.0)
 
     async def hit(self, windows: Sequence[Window], cost: int) -> Sequence[tuple[int, float, float]]:
-        self.asked += 1
+        self.calls += 1
         if self.answer is None:
             await asyncio.Event().wait()
         if isinstance(self.answer, Exception):
@@ -72,7 +72,7 @@ async def test_the_limit_holds_while_the_shared_store_is_unavailable(clock: Cloc
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     answers = [(await windows.hit([ONE], 1))[0].retry_s for _ in range(3)]
     assert answers == [0.0, 0.0, 60.0]
-    assert port.asked == 1
+    assert port.calls == 1
 
 
 async def test_budget_spent_before_an_outage_stays_spent(clock: Clock) -> None:
@@ -98,7 +98,7 @@ async def test_a_client_over_its_local_limit_costs_no_shared_hit(clock: Clock) -
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     for _ in range(5):
         await windows.hit([ONE], 1)
-    assert port.asked == 2
+    assert port.calls == 2
 
 
 async def test_hits_rejected_by_the_shared_store_are_not_spent_locally(clock: Clock) -> None:
@@ -106,4 +106,4 @@ async def test_hits_rejected_by_the_shared_store_are_not_spent_locally(clock: Cl
     port.answer = LimitState(0, 9.0, 9.0)
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     refused = [(await windows.hit([ONE], 1))[0] for _ in range(4)]
-    assert (refused, port.asked) == ([port.answer] * 4, 4)
+    assert (refused, port.calls) == ([port.answer] * 4, 4)

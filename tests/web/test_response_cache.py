@@ -1,11 +1,11 @@
-"""What was told of a finished task is told again from bytes, and never of another task or to another client."""
+"""Tests of the response cache: cached bytes are reused only for the same finished task and the same kind of client."""
 
 from __future__ import annotations
 
 import pytest
 
 from imagegen.tasks.task import State, Task
-from imagegen.web.api import response_cache as told
+from imagegen.web.api import response_cache
 from imagegen.web.api.response_cache import ResponseCache, ResponseKey
 from imagegen.web.context import SERVICES
 
@@ -16,48 +16,48 @@ def task(name: str) -> Task:
     return Task(name, 1, 1, "d", "m", b"{}", 1.0, state=State.COMPLETED)
 
 
-def asked(name: str) -> ResponseKey:
+def key_of(name: str) -> ResponseKey:
     return ResponseKey("task", name, "http://x", "zh")
 
 
 def test_a_body_is_valid_only_for_its_exact_task() -> None:
-    kept, one, same = ResponseCache(), task("a"), task("a")
-    kept.put(asked("a"), one, b"1")
-    assert kept.get(asked("a"), one) == b"1"
-    assert kept.get(asked("a"), same) is None
-    kept.put(asked("a"), same, b"2")
-    assert (kept.get(asked("a"), one), kept.get(asked("a"), same)) == (None, b"2")
+    cache, record, same = ResponseCache(), task("a"), task("a")
+    cache.put(key_of("a"), record, b"1")
+    assert cache.get(key_of("a"), record) == b"1"
+    assert cache.get(key_of("a"), same) is None
+    cache.put(key_of("a"), same, b"2")
+    assert (cache.get(key_of("a"), record), cache.get(key_of("a"), same)) == (None, b"2")
 
 
 def test_the_least_recent_body_is_evicted_over_the_byte_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(told, "MAX_BYTES", 1_500)
-    kept, tasks = ResponseCache(), [task(name) for name in "abc"]
-    for one in tasks[:2]:
-        kept.put(asked(one.id), one, b"x" * 100)
-    kept.get(asked("a"), tasks[0])
-    kept.put(asked("c"), tasks[2], b"x" * 100)
-    assert [kept.get(asked(one.id), one) is not None for one in tasks] == [True, False, True]
-    kept.put(asked("c"), tasks[2], b"x" * 5_000)
-    assert [kept.get(asked(one.id), one) for one in tasks] == [None, None, None]
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 1_500)
+    cache, tasks = ResponseCache(), [task(name) for name in "abc"]
+    for record in tasks[:2]:
+        cache.put(key_of(record.id), record, b"x" * 100)
+    cache.get(key_of("a"), tasks[0])
+    cache.put(key_of("c"), tasks[2], b"x" * 100)
+    assert [cache.get(key_of(record.id), record) is not None for record in tasks] == [True, False, True]
+    cache.put(key_of("c"), tasks[2], b"x" * 5_000)
+    assert [cache.get(key_of(record.id), record) for record in tasks] == [None, None, None]
 
 
 def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(told, "MAX_BYTES", 1_500)
-    kept, one = ResponseCache(), task("a")
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 1_500)
+    cache, record = ResponseCache(), task("a")
     for _ in range(10):
-        kept.put(asked("a"), one, b"x" * 400)
-    assert kept.get(asked("a"), one) == b"x" * 400
+        cache.put(key_of("a"), record, b"x" * 400)
+    assert cache.get(key_of("a"), record) == b"x" * 400
 
 
 async def test_each_reader_gets_its_language_and_links_of_its_host(service) -> None:
     answer = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{answer['taskId']}"
     for _ in range(2):
-        one = await (await service.get(path, headers={"Host": "one.example"})).json()
+        record = await (await service.get(path, headers={"Host": "one.example"})).json()
         two = await (await service.get(path, headers={"Host": "two.example"})).json()
-        assert one["data"][0]["url"].startswith("http://one.example/api/images/")
+        assert record["data"][0]["url"].startswith("http://one.example/api/images/")
         assert two["data"][0]["url"].startswith("http://two.example/api/images/")
         hit = await (await service.post("/api/images/generate", json=JSON, headers={"Accept-Language": "en"})).json()
         assert hit["message"].startswith("The same image")
@@ -89,7 +89,7 @@ async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service) -> N
 
 
 def test_a_large_request_counts_in_the_size_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(told, "MAX_BYTES", 10_000)
-    kept, large = ResponseCache(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
-    kept.put(asked("a"), large, b"small")
-    assert kept.get(asked("a"), large) is None
+    monkeypatch.setattr(response_cache, "MAX_BYTES", 10_000)
+    cache, large = ResponseCache(), Task("a", 1, 1, "d", "m", b"x" * 20_000, 1.0, state=State.COMPLETED)
+    cache.put(key_of("a"), large, b"small")
+    assert cache.get(key_of("a"), large) is None

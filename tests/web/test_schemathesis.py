@@ -1,4 +1,4 @@
-"""Schemathesis reads the document and drives a live service with it."""
+"""Schemathesis tests of a live service, generated from the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from imagegen.web.openai.operations import ALIASES
 from imagegen.web.routes import build_document
 
 ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
-"""What schema-valid data may meet: 410 for another `v`, 422 for an Idempotency-Key with several bodies."""
+"""Statuses that schema-valid data may cause: 410 for another `v`, 422 for an Idempotency-Key with several bodies."""
 
 LENIENT = ("/api/images/batch", "images/generations")
-"""Paths whose bodies are refused entry by entry, or are read as generously as OpenAI's and Together's clients need."""
+"""Paths with bodies rejected entry by entry, or parsed as leniently as OpenAI's and Together's clients need."""
 
 CHEAP = {"width": 64, "height": 64, "size": "64x64", "n": 1, "webhook": None}
 
@@ -56,8 +56,8 @@ def is_lenient(case: schemathesis.Case) -> bool:
     return case.operation.path.endswith(LENIENT)
 
 
-def keep_it_cheap(case: schemathesis.Case) -> None:
-    """Small pictures and no webhooks, where the body is taken."""
+def limit_cost(case: schemathesis.Case) -> None:
+    """Request small images and no webhooks if the body is valid."""
     refused = case.meta is not None and case.meta.generation.mode.is_negative and not is_lenient(case)
     if refused or not isinstance(case.body, dict):
         return
@@ -76,18 +76,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @schema.exclude(tag=ALIASES).parametrize()
 def test_every_response_is_documented(case: schemathesis.Case, service: Service) -> None:
-    keep_it_cheap(case)
+    limit_cost(case)
     excluded = CHECKS.get_by_names(["negative_data_rejection"]) if is_lenient(case) else []
     case.call_and_validate(base_url=service.url, excluded_checks=excluded)
 
 
 def test_every_linked_response_is_documented(service: Service) -> None:
-    """Submits, then reads, follows and cancels what was submitted, in many orders."""
+    """Walk that submits tasks, then reads, follows and cancels them in many orders."""
     machine = schema.as_state_machine()
 
     class Walk(machine):
         def before_call(self, case: schemathesis.Case) -> None:
-            keep_it_cheap(case)
+            limit_cost(case)
 
         def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
             return {"base_url": service.url}

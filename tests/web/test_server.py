@@ -1,4 +1,4 @@
-"""What goes over a raw socket: refusals of both of aiohttp's parsers, framing, slow heads, kept connections."""
+"""Tests over a raw socket: errors of both aiohttp parsers, framing, slow heads, keep-alive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiohttp import http_parser, web, web_protocol
 from loguru import logger
 
 from imagegen.metrics import Meter
-from imagegen.web.http import middleware as edge
+from imagegen.web.http import middleware
 from imagegen.web.http.body import read_body, read_json
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
@@ -44,7 +44,7 @@ class Server:
     port: int
 
     async def send(self, *pieces: bytes, within_s: float = 5.0) -> list[Answer]:
-        """Every answer until the server closes; the client itself does not."""
+        """Return every response until the server closes; the client does not close."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             for piece in pieces:
@@ -103,7 +103,7 @@ async def make_server(parser: None) -> AsyncIterator[MakeServer]:
         app.router.add_post("/echo", echo)
         app.router.add_get("/hello", hello)
         app.router.add_post("/size", size)
-        edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
+        middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
         runner = ImagegenRunner(app, **{"lingering_time": 0.1, **options})
         runners.append(runner)
         await runner.setup()
@@ -305,7 +305,7 @@ async def test_a_trickled_head_is_cut_off_after_the_same_time(make_server: MakeS
             break
         writer.write(bytes([byte]))
         await asyncio.sleep(0.01)
-    with suppress(ConnectionResetError):  # of a byte that was under way
+    with suppress(ConnectionResetError):  # caused by a byte in flight
         assert await asyncio.wait_for(gone, 1) == b""
     writer.close()
 
@@ -356,7 +356,7 @@ async def test_a_client_that_leaves_mid_body_is_not_an_error(server: Server, lin
 
 async def test_idle_connections_outlive_a_proxys_two_minutes(server: Server) -> None:
     app = web.Application()
-    edge.install(app, edge.RequestPipeline(Meter(), access_log=False))
+    middleware.install(app, middleware.RequestPipeline(Meter(), access_log=False))
     runner = ImagegenRunner(app)
     await runner.setup()
     assert runner.server is not None

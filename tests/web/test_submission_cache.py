@@ -1,4 +1,4 @@
-"""A body that came before is not parsed again, and is still answered as it was the first time."""
+"""Tests of the submission cache: a repeated body is not parsed again and gets the same response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BODY = b'{"prompt": "seen"}'
 JSON = {"Content-Type": "application/json"}
 
 
-def of(name: str) -> Submission:
+def submission_of(name: str) -> Submission:
     return Submission(name, name, "m", b"{}")
 
 
@@ -20,13 +20,13 @@ def test_the_oldest_entry_is_evicted_when_the_cache_is_full(monkeypatch: pytest.
     monkeypatch.setattr(response_cache, "MAX_SUBMISSIONS", 2)
     bodies = SubmissionCache()
     for name in ("a", "b", "c"):
-        bodies.put(None, name.encode(), of(name))
-    assert [bodies.get(None, name) for name in (b"a", b"b", b"c")] == [None, of("b"), of("c")]
+        bodies.put(None, name.encode(), submission_of(name))
+    assert [bodies.get(None, name) for name in (b"a", b"b", b"c")] == [None, submission_of("b"), submission_of("c")]
 
 
 def test_a_large_body_is_not_cached() -> None:
     bodies = SubmissionCache()
-    bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), of("a"))
+    bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), submission_of("a"))
     assert bodies.get(None, b"x" * (response_cache.MAX_BODY_BYTES + 1)) is None
 
 
@@ -47,5 +47,9 @@ async def test_the_same_bytes_with_no_cache_are_generated_again(service) -> None
 
 def test_a_body_is_cached_for_each_scope() -> None:
     bodies = SubmissionCache()
-    bodies.put("alice", BODY, of("a"))
-    assert (bodies.get("alice", BODY), bodies.get("bob", BODY), bodies.get(None, BODY)) == (of("a"), None, None)
+    bodies.put("alice", BODY, submission_of("a"))
+    assert (bodies.get("alice", BODY), bodies.get("bob", BODY), bodies.get(None, BODY)) == (
+        submission_of("a"),
+        None,
+        None,
+    )

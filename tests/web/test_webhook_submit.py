@@ -1,4 +1,4 @@
-"""`webhook` in a submit: its faults beside those of the request, and what the task's view says of it."""
+"""Tests of `webhook` in a submit: its faults, and its delivery in the task's view."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ async def test_the_twenty_first_webhook_of_a_task_is_a_400(start_service) -> Non
 @dataclass
 class Receiver:
     url: str = ""
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     async def take(self, request: web.Request) -> web.Response:
-        self.got.append((dict(request.headers), await request.read()))
+        self.received.append((dict(request.headers), await request.read()))
         return web.Response()
 
 
@@ -95,8 +95,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 async def test_a_receiver_gets_the_signed_body_with_links_of_its_client(start_service, receiver) -> None:
     service = await start_service(webhook_allow_private=True, webhook_secret=SECRET)
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
-    await eventually(lambda: receiver.got)
-    headers, body = receiver.got[0]
+    await eventually(lambda: receiver.received)
+    headers, body = receiver.received[0]
     event = Verifier(SECRET).verify(body, headers)
     view = await delivered_view(service, task_id)
     assert view.pop("webhook") == [{"url": receiver.url, "status": "delivered", "attempts": 1, "lastStatus": 200}]
@@ -110,7 +110,7 @@ async def delivered_view(service, task_id: str) -> dict[str, Any]:
             return await response.json()
 
     async def is_delivered() -> bool:
-        return all(one["status"] == "delivered" for one in (await view())["webhook"])
+        return all(delivery["status"] == "delivered" for delivery in (await view())["webhook"])
 
     await eventually(is_delivered)
     return await view()
@@ -120,21 +120,21 @@ async def test_a_cancel_and_the_following_retry_call_the_same_webhook(start_serv
     service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3)
     task_id = (await post(service, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}))[1]["taskId"]
     await post(service, None, f"/api/images/{task_id}/cancel")
-    await eventually(lambda: len(receiver.got) == 1)
+    await eventually(lambda: len(receiver.received) == 1)
     await post(service, None, f"/api/images/{task_id}/retry")
-    await eventually(lambda: len(receiver.got) == 2)
-    assert [orjson.loads(body)["type"] for _, body in receiver.got] == ["image.cancelled", "image.completed"]
-    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 2
+    await eventually(lambda: len(receiver.received) == 2)
+    assert [orjson.loads(body)["type"] for _, body in receiver.received] == ["image.cancelled", "image.completed"]
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 2
 
 
 async def test_a_cache_hit_on_another_instance_is_delivered_immediately(start_service, receiver) -> None:
-    one, two = [await start_service(webhook_allow_private=True) for _ in range(2)]
-    task_id = (await post(one, {"prompt": "a lighthouse"}, "/api/images/generate?wait=10"))[1]["taskId"]
-    status, answer = await post(two, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}})
+    client_a, client_b = [await start_service(webhook_allow_private=True) for _ in range(2)]
+    task_id = (await post(client_a, {"prompt": "a lighthouse"}, "/api/images/generate?wait=10"))[1]["taskId"]
+    status, answer = await post(client_b, {"prompt": "a lighthouse", "webhook": {"url": receiver.url}})
     assert (status, answer["cached"]) == (200, True)
-    for service in (two, one):
+    for service in (client_b, client_a):
         assert len((await delivered_view(service, task_id))["webhook"]) == 1
-    assert len(receiver.got) == 1
+    assert len(receiver.received) == 1
 
 
 async def test_this_service_is_rejected_as_receiver(start_service) -> None:
@@ -148,8 +148,8 @@ async def test_this_service_is_rejected_as_receiver(start_service) -> None:
         ("https://proxied.example/hook", {"Host": "proxied.example"}),
         ("https://proxied.example/hook", {"X-Forwarded-Host": "proxied.example"}),
     ):
-        asked = {"prompt": "a lighthouse", "webhook": {"url": url}}
-        async with service.post("/api/images/generate", json=asked, headers=headers) as response:
+        submission = {"prompt": "a lighthouse", "webhook": {"url": url}}
+        async with service.post("/api/images/generate", json=submission, headers=headers) as response:
             assert response.status == 400, url
             assert [fault["field"] for fault in (await response.json())["details"]] == ["webhook.url"]
 
@@ -162,15 +162,15 @@ async def test_a_webhook_of_a_service_like_this_one_is_refused(service) -> None:
 
 async def test_a_retry_calls_only_the_webhooks_of_its_client(start_service, receiver) -> None:
     service = await start_service(webhook_allow_private=True, sandbox_delay_s=0.3, trusted_proxy_hops=1)
-    asked = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
+    submission = {"prompt": "a lighthouse", "webhook": {"url": receiver.url}}
     theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}
-    async with service.post("/api/images/generate", json=asked, headers=theirs) as response:
+    async with service.post("/api/images/generate", json=submission, headers=theirs) as response:
         task_id = (await response.json())["taskId"]
     await post(service, None, f"/api/images/{task_id}/cancel")
-    await eventually(lambda: len(receiver.got) == 1)
+    await eventually(lambda: len(receiver.received) == 1)
     async with service.post(f"/api/images/{task_id}/retry", headers=ours) as response:
         assert response.status == 202
     async with service.get(f"/api/images/{task_id}?wait=10") as response:
         view = await response.json()
     assert (view["status"], view.get("webhook", [])) == ("completed", [])
-    assert len(receiver.got) == 1
+    assert len(receiver.received) == 1

@@ -1,4 +1,4 @@
-"""Owns the fixtures of the tests of `/v1`: the service in front of the emulated upstream, asked as its clients do."""
+"""Fixtures of the `/v1` tests: the service in front of the emulated upstream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Client = TestClient[web.Request, web.Application]
 
 
 class Service:
-    """url: without a slash at the end; app: for what a test has to look at from inside."""
+    """Running service. url: without a trailing slash; app: for tests that inspect the application."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -23,16 +23,16 @@ class Service:
     async def generate(
         self, headers: dict[str, str] | None = None, path: str = "/v1/images/generations", **body: object
     ) -> ClientResponse:
-        """The answer to a POST, its body read."""
-        return await self.ask("POST", path, json={"prompt": "a cat"} | body, headers=headers)
+        """Return the response to a POST, with its body read."""
+        return await self.request("POST", path, json={"prompt": "a cat"} | body, headers=headers)
 
-    async def ask(self, method: str, path: str, **options: Any) -> ClientResponse:
+    async def request(self, method: str, path: str, **options: Any) -> ClientResponse:
         response = await self._client.request(method, path, **options)
         await response.read()
         return response
 
-    async def picture(self, url: str) -> bytes:
-        response = await self.ask("GET", url.removeprefix(self.url))
+    async def fetch_image(self, url: str) -> bytes:
+        response = await self.request("GET", url.removeprefix(self.url))
         assert response.status == 200
         return await response.read()
 
@@ -42,7 +42,7 @@ Serve = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 def serve(start_paid: Callable[..., Awaitable[Client]]) -> Serve:
-    """Starts services with any settings: `serve(max_attempts=1, …)`."""
+    """Start services with any settings: `serve(max_attempts=1, …)`."""
 
     async def start(**overrides: Any) -> Service:
         return Service(await start_paid(**overrides))

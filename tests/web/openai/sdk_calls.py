@@ -1,4 +1,4 @@
-"""Runs calls of a real client package and says what they brought; a process of its own, see sdks.py.
+"""Program that runs calls of a real client package and prints their results; see sdks.py.
 
     python sdk_calls.py NAME VERSION
 
@@ -27,31 +27,31 @@ def client_of(sdk: str, mode: str, base: str, options: dict) -> object:
     return kind(api_key="any", base_url=base, **options)
 
 
-def call(sdk: str, mode: str, asked: dict) -> object:
-    """The call's result, or what brings it."""
+def call(sdk: str, mode: str, spec: dict) -> object:
+    """Return the call's result or its awaitable."""
     if sdk == "litellm":
         import litellm
 
         method = litellm.aimage_generation if mode == "async" else litellm.image_generation
-        return method(api_base=asked["base"], api_key="any", **asked["options"], **asked["fields"])
-    method = client_of(sdk, mode, asked["base"], asked["options"])
-    for name in asked["method"].split("."):
+        return method(api_base=spec["base"], api_key="any", **spec["options"], **spec["fields"])
+    method = client_of(sdk, mode, spec["base"], spec["options"])
+    for name in spec["method"].split("."):
         method = getattr(method, name)
-    return method(**asked["fields"])
+    return method(**spec["fields"])
 
 
-async def brought(sdk: str, mode: str, asked: dict) -> dict:
+async def result_of(sdk: str, mode: str, spec: dict) -> dict:
     try:
-        result = call(sdk, mode, asked)
+        result = call(sdk, mode, spec)
         if inspect.isawaitable(result):
             result = await result
-        if asked["fields"].get("stream"):
+        if spec["fields"].get("stream"):
             events = [event async for event in result] if mode == "async" else list(result)
             return {"events": [plain(event.model_dump()) for event in events]}
-        if asked["method"] == "models.list" and inspect.isasyncgen(getattr(result, "__aiter__", lambda: None)()):
+        if spec["method"] == "models.list" and inspect.isasyncgen(getattr(result, "__aiter__", lambda: None)()):
             result = [model async for model in result]
         return {"answer": plain(dump(result)), "class": type(result).__name__}
-    except Exception as error:  # noqa: BLE001 - whatever it raises is the result
+    except Exception as error:  # noqa: BLE001 - any error is the result
         return failed(error)
 
 
@@ -62,13 +62,15 @@ def dump(result: object) -> object:
 
 
 def plain(value: object) -> object:
-    """The same with the SHA-256 in the place of a picture."""
+    """Return the value with each image replaced by its SHA-256."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
     if isinstance(value, dict):
         return {
-            name: hashlib.sha256(base64.b64decode(one)).hexdigest() if name == "b64_json" and one else plain(one)
-            for name, one in value.items()
+            name: hashlib.sha256(base64.b64decode(element)).hexdigest()
+            if name == "b64_json" and element
+            else plain(element)
+            for name, element in value.items()
         }
     return value
 
@@ -90,13 +92,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # litellm prints advice
     for line in sys.stdin:
-        asked = json.loads(line)
-        answers.write(json.dumps(asyncio.run(run(asked))) + "\n")
+        spec = json.loads(line)
+        answers.write(json.dumps(asyncio.run(run(spec))) + "\n")
         answers.flush()
 
 
-async def run(asked: dict) -> list[dict]:
-    return [await brought(asked["sdk"], asked["mode"], one) for one in asked["calls"]]
+async def run(spec: dict) -> list[dict]:
+    return [await result_of(spec["sdk"], spec["mode"], element) for element in spec["calls"]]
 
 
 main()

@@ -1,7 +1,7 @@
-"""Owns the real client packages: both majors of each, each in a process of its own that runs calls for the tests.
+"""Real client packages, both majors of each, in separate processes that run calls for the tests.
 
-The versions of this environment are used as they are. Two majors can't live in one, so others are installed beside it,
-once, into `.sdks/`.
+The versions of this environment are used unchanged. Two majors can't share one environment, so others are installed
+once into `.sdks/`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _END_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
-    """One version of a client package, used in one way (`sync` or `async`)."""
+    """Version of a client package with its mode (`sync` or `async`)."""
 
     name: str
     version: str
@@ -47,7 +47,7 @@ class Sdk:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a client. base: its base URL; method: dotted; options: of the client; fields: of the call."""
+    """Call of a client. base: its base URL; method: dotted; options: of the client; fields: of the call."""
 
     base: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -56,16 +56,16 @@ class Call:
 
 
 class Packages:
-    """Processes with the real packages: one for each version, started when it is first asked, until `close`."""
+    """Processes with the real packages: one for each version, started at its first call, until `close`."""
 
     def __init__(self) -> None:
         self._processes: dict[tuple[str, str], subprocess.Popen[str]] = {}
 
     async def run(self, sdk: Sdk, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        """What each call brought: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`."""
+        """Return each call's result: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`."""
         process = await asyncio.to_thread(self._process, sdk)
-        asked = {"sdk": sdk.name, "mode": sdk.mode, "calls": [asdict(call) for call in calls]}
-        answering = asyncio.ensure_future(asyncio.to_thread(_exchange, process, json.dumps(asked)))
+        batch = {"sdk": sdk.name, "mode": sdk.mode, "calls": [asdict(call) for call in calls]}
+        answering = asyncio.ensure_future(asyncio.to_thread(_exchange, process, json.dumps(batch)))
         try:
             async with asyncio.timeout(_RUN_S):
                 line = await asyncio.shield(answering)
@@ -89,7 +89,7 @@ class Packages:
 def _start(sdk: Sdk) -> subprocess.Popen[str]:
     place = installed(sdk.name, sdk.version)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TOGETHER_"))}
-    environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the network for prices
+    environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it loads prices from the network
     if place is not None:
         environment["PYTHONPATH"] = str(place)
     command = [sys.executable, "-P", str(SCRIPT), sdk.name, sdk.version]
@@ -107,7 +107,7 @@ def _exchange(process: subprocess.Popen[str], line: str) -> str:
 
 
 def installed(name: str, version: str) -> Path | None:
-    """Where that version is; None where it is this environment's own. Installs it where it is nowhere."""
+    """Return the folder of that version, installed if missing; None if it is this environment's version."""
     try:
         if importlib.metadata.version(name) == version:
             return None
@@ -123,7 +123,7 @@ def installed(name: str, version: str) -> Path | None:
 
 
 def _install(name: str, version: str, place: Path) -> None:
-    """Whole or not at all; what it needs is held to our pins, but for the packages that are to differ."""
+    """Install atomically; dependencies have our pins, except the packages that must differ."""
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         pins = Path(folder) / "pins.txt"
         every = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

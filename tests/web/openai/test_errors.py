@@ -1,4 +1,4 @@
-"""Every error under `/v1` is in OpenAI's envelope, and says whether a repeat helps."""
+"""Tests that every error under `/v1` has OpenAI's envelope and shows whether a retry helps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_invalid_bodies_are_rejected_in_the_envelope(service: Service, pat
         (415, "unsupported_media_type", {"data": {"prompt": "a cat"}}),
     ]
     for status, code, options in cases:
-        answer = await service.ask("POST", path, **options)
+        answer = await service.request("POST", path, **options)
         error = (await answer.json())["error"]
         assert (answer.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
         assert error["message"].isascii()
@@ -60,16 +60,16 @@ async def test_invalid_bodies_are_rejected_in_the_envelope(service: Service, pat
 
 async def test_unknown_routes_and_methods_are_in_the_envelope(service: Service) -> None:
     for path in ("/v1", "/v1/nothing", "/v1/images/edits", "/images/variations", "/v1/images/nothing/"):
-        answer = await service.ask("POST", path)
+        answer = await service.request("POST", path)
         assert (answer.status, (await answer.json())["error"]["code"]) == (404, "route_not_found")
-    wrong = await service.ask("GET", "/v1/images/generations")
+    wrong = await service.request("GET", "/v1/images/generations")
     assert (wrong.status, wrong.headers["Allow"]) == (405, "POST")
     assert (await wrong.json())["error"]["code"] == "method_not_allowed"
 
 
 async def test_api_keeps_its_own_envelope(service: Service) -> None:
     for path in ("/api/nothing", "/nothing", "/v1x"):
-        assert (await (await service.ask("GET", path)).json())["code"] == "route_not_found"
+        assert (await (await service.request("GET", path)).json())["code"] == "route_not_found"
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ async def test_the_generation_limit_is_429_with_retry_after(
         "code": "rate_limited",
     }
     for _ in range(9):
-        assert (await service.ask("GET", "/v1/models")).status == 200
-    assert (await service.ask("GET", "/models")).status == 429
+        assert (await service.request("GET", "/v1/models")).status == 200
+    assert (await service.request("GET", "/models")).status == 429
 
 
 async def test_an_unavailable_queue_is_a_retryable_503(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_retry_after_is_what_both_clients_honour(seconds: float, text: str) -> N
 
 
 async def _raw_post(url: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers with their names as they are on the wire, and body."""
+    """Return status, headers with their raw names, and body."""
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     body = b'{"prompt": "another cat"}'

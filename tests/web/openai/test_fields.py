@@ -1,4 +1,4 @@
-"""The union body: what each client spells, what is passed over, and which field a fault is of."""
+"""Tests of the body that accepts both clients' fields: spellings, ignored fields, and the field named by a fault."""
 
 from __future__ import annotations
 

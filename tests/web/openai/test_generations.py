@@ -1,4 +1,4 @@
-"""POST /v1/images/generations: the answers, the one queue, and how long a client is kept waiting."""
+"""Tests of POST /v1/images/generations: responses, the shared queue, and how long a client waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEAT = {"x-stainless-retry-count": "1"}
 
 
 def remove_files(folder: Path, task_id: str) -> int:
-    """Removes the files of a task; how many there were."""
+    """Delete the files of a task and return their number."""
     files = [path for path in folder.rglob("*") if path.is_file() and task_id in str(path)]
     for path in files:
         path.unlink()
@@ -43,7 +43,7 @@ async def test_the_response_fits_both_clients(service: Service, upstream: Emulat
     }
     for link in links:
         assert link.startswith(f"{service.url}/api/images/{body['id']}/")
-        assert (await service.picture(link)).startswith(b"\xff\xd8")
+        assert (await service.fetch_image(link)).startswith(b"\xff\xd8")
     assert upstream.ledger.total == 1
 
 
@@ -52,7 +52,7 @@ async def test_base64_holds_the_linked_image(service: Service, name: str) -> Non
     (entry,) = (await (await service.generate(response_format=name)).json())["data"]
     (linked,) = (await (await service.generate()).json())["data"]
     assert (entry["index"], entry["type"], "url" in entry) == (0, "b64_json", False)
-    assert base64.b64decode(entry["b64_json"]) == await service.picture(linked["url"])
+    assert base64.b64decode(entry["b64_json"]) == await service.fetch_image(linked["url"])
 
 
 async def test_links_have_the_public_base(serve: Serve) -> None:
@@ -71,7 +71,7 @@ async def test_all_paths_are_one_route_and_one_task(service: Service, upstream: 
 async def test_the_task_equals_the_one_on_the_native_route(service: Service, upstream: EmulatedUpstream) -> None:
     here = await (await service.generate(model=None, seed=7, quality="hd")).json()
     body = {"prompt": "a cat", "width": 1024, "height": 1024, "seed": 7}
-    there = await (await service.ask("POST", "/api/images/generate", json=body)).json()
+    there = await (await service.request("POST", "/api/images/generate", json=body)).json()
     assert (here["id"], there["cached"]) == (there["taskId"], True)
     assert upstream.ledger.total == 1
 
@@ -132,7 +132,7 @@ async def test_a_client_that_prefers_async_gets_a_location(service: Service, ups
     assert body["status"] in {"pending", "processing"}
 
     async def done() -> bool:
-        answer = await service.ask("GET", accepted.headers["Location"])
+        answer = await service.request("GET", accepted.headers["Location"])
         return (await answer.json())["status"] == "completed"
 
     await eventually(done)

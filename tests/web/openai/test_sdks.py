@@ -1,4 +1,4 @@
-"""The real packages of OpenAI and Together, both majors, and litellm, work against the service unchanged."""
+"""Tests of the unmodified OpenAI and Together packages, both majors, and of litellm against the service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ every_client = pytest.mark.parametrize("sdk", [*OPENAI, *TOGETHER], ids=str)
 
 
 async def linked(service: Service, entry: dict[str, Any]) -> str:
-    return hashlib.sha256(await service.picture(entry["url"])).hexdigest()
+    return hashlib.sha256(await service.fetch_image(entry["url"])).hexdigest()
 
 
 @every_client
@@ -51,14 +51,14 @@ async def test_a_client_gets_links_and_bytes_from_both_base_urls(
     first = answers[0]
     assert (first["object"], first["model"], len(first["id"])) == ("list", "some/model", 32)
     assert first["created"] > 1_700_000_000
-    pictures = [await linked(service, entry) for entry in first["data"]]
-    assert len(set(pictures)) == 2
+    digests = [await linked(service, entry) for entry in first["data"]]
+    assert len(set(digests)) == 2
     for answer in answers[:3]:
         assert [(entry["index"], entry["type"], entry["url"]) for entry in answer["data"]] == [
             (index, "url", entry["url"]) for index, entry in enumerate(first["data"])
         ]
     for answer in answers[3:]:
-        assert [entry["b64_json"] for entry in answer["data"]] == pictures
+        assert [entry["b64_json"] for entry in answer["data"]] == digests
     assert upstream.ledger.total == 1
 
 
@@ -164,15 +164,15 @@ async def test_litellm_generates_with_each_of_its_modes(
     bodies = (extra, extra | {"response_format": "b64_json"})
     calls = [Call(f"{service.url}/v1", fields | {"extra_body": body}) for body in bodies]
     by_link, by_bytes = await packages.run(sdk, calls)
-    pictures = [await linked(service, entry) for entry in by_link["answer"]["data"]]
-    assert [entry["b64_json"] for entry in by_bytes["answer"]["data"]] == pictures
+    digests = [await linked(service, entry) for entry in by_link["answer"]["data"]]
+    assert [entry["b64_json"] for entry in by_bytes["answer"]["data"]] == digests
     assert upstream.ledger.total == 1
     assert (upstream.ledger.calls[0].body["steps"], upstream.ledger.calls[0].model) == (3, "some-model")
 
 
 @pytest.mark.parametrize("sdk", LITELLM, ids=str)
 async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, serve: Serve) -> None:
-    """It goes by the type before the status: each `invalid_request_error` is a BadRequestError, with its status."""
+    """litellm checks the type before the status: each `invalid_request_error` is a BadRequestError with its status."""
     service = await serve(max_attempts=1, retry_base_s=0.01)
     expected = [
         ("{{fault:422_nsfw}}", "BadRequestError", 400),

@@ -1,4 +1,4 @@
-"""`stream: true`: a frame for each picture when it is there, and an ordinary status before the first one."""
+"""Tests of `stream: true`: a frame for each image as it completes, and an ordinary status before the first one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def test_each_image_is_one_completed_event(service: Service) -> None:
     assert [event for event, _ in got] == ["image_generation.completed"] * 2
     linked = await (await service.generate(size="512x256", n=2, output_format="png")).json()
     for (event, data), entry in zip(got, linked["data"], strict=True):
-        picture = await service.picture(entry["url"])
-        assert base64.b64decode(data.pop("b64_json")) == picture
+        image = await service.image(entry["url"])
+        assert base64.b64decode(data.pop("b64_json")) == image
         assert isinstance(data.pop("created_at"), int)
         assert data == {
             "type": event,
