@@ -143,7 +143,7 @@ def test_a_peer_is_installed_again_only_when_its_pins_change(monkeypatch: pytest
     assert ran == ["venv", "pip", "venv", "pip"]
 
 
-def test_a_failed_installation_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_installation_is_retried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def failing(*_: object) -> str:
         raise NotMeasured("no registry")
 

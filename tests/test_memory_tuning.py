@@ -30,7 +30,7 @@ def faults(*, tuned: bool) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_buffers_of_images_are_not_returned_to_the_system_after_each_image() -> None:
+def test_image_buffers_are_not_returned_to_the_system_each_time() -> None:
     if not tune_malloc():
         pytest.skip("this C library's malloc can't be tuned")
     assert faults(tuned=True) < faults(tuned=False) / 10

@@ -106,7 +106,7 @@ def test_settings_can_not_be_changed() -> None:
     ],
 )
 @pytest.mark.usefixtures("all_built")
-def test_a_good_value_is_taken(name: str, text: str, attribute: str, value: object) -> None:
+def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: object) -> None:
     assert getattr(load(**{name: text}), attribute) == value
 
 

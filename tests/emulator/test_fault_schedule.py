@@ -128,7 +128,7 @@ async def test_a_ledger_row_records_the_request(ask: Ask, upstream: EmulatedUpst
     assert first.answered_at is not None
 
 
-async def test_a_call_is_paid_if_it_was_read_and_not_refused(ask: Ask, upstream: EmulatedUpstream) -> None:
+async def test_a_call_is_paid_if_it_was_read_and_not_rejected(ask: Ask, upstream: EmulatedUpstream) -> None:
     for prompt in ("{{fault:429}}", "{{fault:422}}", "{{fault:500}}", "{{fault:524}}", "{{fault:empty}}", "a cat"):
         await ask(prompt)
     await ask(headers={})

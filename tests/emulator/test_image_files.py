@@ -63,7 +63,7 @@ async def test_a_call_without_a_seed_never_repeats_an_image(link: GetLink, sessi
 
 
 @pytest.mark.parametrize("agent", ["", " "])
-async def test_a_blank_user_agent_is_refused(link: GetLink, session: aiohttp.ClientSession, agent: str) -> None:
+async def test_a_blank_user_agent_is_rejected(link: GetLink, session: aiohttp.ClientSession, agent: str) -> None:
     url = await link()
     redirect, _ = await fetch(session, url, allow_redirects=False)
     for address in (url, redirect.headers["Location"]):

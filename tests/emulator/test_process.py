@@ -55,7 +55,7 @@ def test_an_unknown_fault_on_the_command_line_is_exit_code_2(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("arguments", [["--rate-per-minute", "0"], ["--delay", "-1"], ["--image", "gif"]])
-def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
+def test_a_wrong_argument_is_rejected(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

@@ -130,7 +130,7 @@ async def test_a_missing_key_is_the_captured_401_without_an_id(ask: Ask, header:
     assert (response.status, await response.json()) == (401, {"error": error})
 
 
-async def test_only_the_given_key_is_accepted_where_one_is_given(session: aiohttp.ClientSession) -> None:
+async def test_only_the_configured_key_is_accepted(session: aiohttp.ClientSession) -> None:
     async with EmulatedUpstream(key="right") as upstream:
         for key, status in (("right", 200), ("wrong", 401)):
             headers = {"Authorization": f"Bearer {key}"}

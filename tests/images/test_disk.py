@@ -263,7 +263,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_behind(
     assert await load(store, TASK, stored(image)) == image.data
 
 
-async def test_a_folder_that_cannot_be_made_at_the_start_is_tried_again(tmp_path: Path, make_image: MakeImage) -> None:
+async def test_a_folder_that_can_not_be_created_at_start_is_retried(tmp_path: Path, make_image: MakeImage) -> None:
     (tmp_path / "file").write_text("in the way")
     store = DiskStore(tmp_path / "file" / "images", 10**6)
     await store.start()

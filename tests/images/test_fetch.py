@@ -235,7 +235,7 @@ async def test_three_redirects_are_followed(fetcher: ImageFetcher, upstream: Ups
     assert (await fetcher.fetch(upstream.link("/1"))).width == 24
 
 
-async def test_a_fourth_redirect_or_a_loop_is_refused(fetcher: ImageFetcher, upstream: Upstream) -> None:
+async def test_a_fourth_redirect_or_a_loop_is_rejected(fetcher: ImageFetcher, upstream: Upstream) -> None:
     upstream.paths |= {f"/{n}": redirects(f"/{n + 1}") for n in range(4)} | {"/loop": redirects("/loop")}
     upstream.paths["/4"] = upstream.paths["/ok"]
     for path in ("/0", "/loop"):
@@ -366,7 +366,7 @@ SETTLING = {
 
 
 @pytest.mark.parametrize("answer", SETTLING.values(), ids=SETTLING)
-async def test_a_new_link_that_is_refused_or_damaged_may_work_some_seconds_later(
+async def test_a_new_link_that_fails_may_work_some_seconds_later(
     fetcher: ImageFetcher, upstream: Upstream, answer: Handler
 ) -> None:
     upstream.paths["/x"] = answer
@@ -376,9 +376,7 @@ async def test_a_new_link_that_is_refused_or_damaged_may_work_some_seconds_later
 
 
 @pytest.mark.parametrize(("status", "age_s"), [(201, 11.0), (204, 11.0), (400, 11.0), (401, 11.0), (410, 0.0)])
-async def test_a_dead_link_is_not_tried_again(
-    fetcher: ImageFetcher, upstream: Upstream, status: int, age_s: float
-) -> None:
+async def test_a_dead_link_is_not_retried(fetcher: ImageFetcher, upstream: Upstream, status: int, age_s: float) -> None:
     upstream.paths["/x"] = answers(status)
     await refusal(fetcher, upstream.link("/x"), age_s=age_s)
     assert len(upstream.requests) == 1
@@ -405,7 +403,7 @@ async def test_a_whole_image_is_read_with_any_framing(
     assert image.size_bytes == len(data)
 
 
-async def test_gzip_of_too_much_is_refused(upstream: Upstream) -> None:
+async def test_gzip_of_too_much_is_rejected(upstream: Upstream) -> None:
     upstream.paths["/x"] = answers(body=gzip.compress(bytes(2_000_000)))
     async with open_session(frozenset({upstream.host})) as session:
         fetcher = make_fetcher(session, frozenset({upstream.host}), max_bytes=1_000_000)
@@ -459,9 +457,7 @@ async def test_only_damage_and_pages_are_retried_not_a_wrong_kind(
     assert len(upstream.requests) == tries
 
 
-async def test_a_declared_length_over_the_cap_is_refused_before_reading(
-    fetcher: ImageFetcher, upstream: Upstream
-) -> None:
+async def test_a_declared_length_over_the_cap_is_rejected_unread(fetcher: ImageFetcher, upstream: Upstream) -> None:
     async def huge(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(10**12)})
         await response.prepare(request)

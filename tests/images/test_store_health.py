@@ -24,7 +24,7 @@ def full() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device", "/data/images/ab/task/0.png")
 
 
-async def test_an_outage_is_logged_once_with_its_errno_and_once_when_it_is_over(lines: list[str]) -> None:
+async def test_an_outage_is_logged_at_its_start_with_errno_and_at_its_end(lines: list[str]) -> None:
     health, changes = StoreHealth("disk"), []
     health.on_change(changes.append)
     health.mark_ok()

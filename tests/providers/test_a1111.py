@@ -89,7 +89,7 @@ def test_client_parameters_are_sent_under_the_web_ui_names(make_call):
     }
 
 
-def test_a_refused_parameter_is_left_out(make_call):
+def test_a_rejected_parameter_is_dropped(make_call):
     call = make_call(seed=7, steps=20, guidance_scale=6.5, without=["steps", "guidance_scale", "seed", "width"])
     assert fields_of(call, "m") == {"prompt": "a cat", "batch_size": 1}
 

@@ -120,7 +120,7 @@ def test_a_count_over_one_is_sent_as_n(make_call):
         ("size", "size"),
     ],
 )
-def test_a_refused_parameter_is_left_out(make_call, without, gone):
+def test_a_rejected_parameter_is_dropped(make_call, without, gone):
     call = make_call(seed=3, without=[without], **EVERYTHING)
     dialect = Dialect(steps_name="num_inference_steps")
     assert fields_of(make_call(seed=3, **EVERYTHING), dialect).keys() - fields_of(call, dialect).keys() == {gone}
@@ -184,7 +184,7 @@ async def test_a_custom_dialect_can_be_configured(session, upstream, make_call, 
     assert upstream.request.fields == PLAIN | {"width": 512, "height": 512, "response_format": "url"}
 
 
-async def test_the_rate_is_not_taken_for_one_per_second(session, upstream, make_call, watcher):
+async def test_the_rate_is_not_read_as_one_per_second(session, upstream, make_call, watcher):
     headers = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "5"}
     upstream.post("http://api.example.com/v1/images/generations", payload={"data": []}, headers=headers)
     limits = (await provider(session, "http://api.example.com").generate(make_call(), watcher)).limits

@@ -132,7 +132,7 @@ async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -
         assert visibly_different(first, second) > 0.2, (one, other)
 
 
-async def test_prompts_that_differ_in_one_letter_differ_in_a_fifth_of_the_pixels(watcher) -> None:
+async def test_prompts_one_letter_apart_differ_in_a_fifth_of_the_pixels(watcher) -> None:
     first, second = await draw(watcher, "a fox"), await draw(watcher, "a box")
     assert visibly_different(first, second) > 0.2
 

@@ -81,7 +81,7 @@ async def test_the_seed_is_of_the_call_and_never_of_the_request(session, upstrea
     assert "seed" not in upstream.request.fields
 
 
-async def test_refused_parameters_are_left_out_and_a_size_as_a_whole(session, upstream, make_call, watcher):
+async def test_rejected_parameters_are_dropped_and_a_size_as_a_whole(session, upstream, make_call, watcher):
     upstream.post(GENERATIONS, payload=ANSWER)
     call = make_call(seed=1, steps=4, without=["steps", "seed", "height", "prompt_upsampling"])
     await together(session).generate(call, watcher)

@@ -38,7 +38,7 @@ async def at_rest(client) -> bool:
     return not pending["pending"] and not await queue.connection.commands.xlen(queue.keys.stream)
 
 
-async def is_refused(answer, code: str) -> None:
+async def assert_rejected(answer, code: str) -> None:
     body = await answer.json()
     assert (answer.status, body["code"], body["success"]) == (409, code, False)
 
@@ -78,7 +78,7 @@ async def test_a_finished_task_can_not_be_cancelled(service, method: str) -> Non
     task_id = await post(service, "a")
     await finished(service, task_id)
     path = f"/api/images/{task_id}" + ("/cancel" if method == "post" else "")
-    await is_refused(await service.request(method, path), "already_finished")
+    await assert_rejected(await service.request(method, path), "already_finished")
     assert await state(service, task_id) == "completed"
 
 
@@ -86,7 +86,7 @@ async def test_a_cancelled_task_is_finished(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     task_id = await post(service, "a")
     assert (await service.delete(f"/api/images/{task_id}")).status == 200
-    await is_refused(await service.delete(f"/api/images/{task_id}"), "already_finished")
+    await assert_rejected(await service.delete(f"/api/images/{task_id}"), "already_finished")
 
 
 @pytest.mark.parametrize("task_id", [UNKNOWN, "odd", "%7Bodd%7D"])
@@ -220,9 +220,9 @@ async def test_a_task_cancelled_on_another_instance_is_retried(start_two) -> Non
 async def test_running_and_completed_tasks_are_not_retried(start_service) -> None:
     service = await start_service(sandbox_delay_s=0.3)
     task_id = await post(service, "a")
-    await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
+    await assert_rejected(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
     await finished(service, task_id)
-    await is_refused(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
+    await assert_rejected(await service.post(f"/api/images/{task_id}/retry"), "not_retryable")
 
 
 async def test_two_retries_at_once_pay_once(start_paid, upstream, wait_for_discovery) -> None:

@@ -322,7 +322,7 @@ async def test_departed_clients_leave_no_subscriptions(start_service) -> None:
 # Several instances, and restarts.
 
 
-async def test_changes_elsewhere_arrive_long_before_the_next_poll(start_service, wait_for_discovery) -> None:
+async def test_remote_changes_arrive_before_the_next_poll(start_service, wait_for_discovery) -> None:
     client_a = await start_service(sandbox_delay_s=0.5)
     task_id = await post(client_a, "a", n=2)
     client_b = await start_service()

@@ -129,7 +129,7 @@ def test_a_host_is_short_ascii_to_its_last_character(host: str) -> None:
     assert not valid_host(host)
 
 
-def test_links_have_the_public_url_where_one_is_set() -> None:
+def test_links_have_the_public_url_if_configured() -> None:
     request = request_from("10.0.0.9", X_Forwarded_Host="evil.example")
     assert base_url(request, "https://pictures.example/", 1) == "https://pictures.example"
 

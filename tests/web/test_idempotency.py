@@ -93,7 +93,7 @@ async def test_fifty_concurrent_requests_on_two_instances_make_one_call(
     assert upstream.ledger.total == 1
 
 
-async def test_another_body_under_the_same_key_is_refused(service) -> None:
+async def test_another_body_under_the_same_key_is_rejected(service) -> None:
     await post(service, "a", Idempotency_Key="k")
     answer = await post(service, "b", Idempotency_Key="k")
     body = await answer.json()
@@ -110,14 +110,14 @@ async def test_the_order_of_fields_does_not_change_the_body(service) -> None:
 @pytest.mark.parametrize(
     "key", ["", '""', "with space", "é", '"quo ted"', "x" * 256, '"' + "x" * 256 + '"'], ids=lambda key: key[:12]
 )
-async def test_a_bad_key_is_refused_by_name(service, key: str) -> None:
+async def test_a_bad_key_is_rejected_by_name(service, key: str) -> None:
     answer = await post(service, Idempotency_Key=key)
     body = await answer.json()
     assert (answer.status, body["code"], body["details"][0]["field"]) == (400, "invalid_request", "Idempotency-Key")
     assert await count_stored_keys(service) == 0
 
 
-async def test_two_keys_are_refused(service) -> None:
+async def test_two_keys_are_rejected(service) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     answer = await service.post("/api/images/generate", json={"prompt": "a"}, headers=headers)
     assert answer.status == 400
@@ -135,14 +135,14 @@ async def test_a_quoted_key_is_the_bare_one(service) -> None:
     assert (await post(service, "b", Idempotency_Key=r'"q\""')).status == 422
 
 
-async def test_a_refused_body_does_not_use_the_key_up(service) -> None:
+async def test_a_rejected_body_does_not_use_up_the_key(service) -> None:
     headers = {"Idempotency-Key": "k"}
     for body in ({"prompt": ""}, {"prompt": "a", "width": 1}, {}):
         assert (await service.post("/api/images/generate", json=body, headers=headers)).status == 400
     assert (await post(service, Idempotency_Key="k")).status == 202
 
 
-async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
+async def test_a_full_queue_does_not_use_up_the_key(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0, worker_concurrency=1, max_queue=1)
     queue = service.app[QUEUE]
     await post(service, "runs")
@@ -154,7 +154,7 @@ async def test_a_full_queue_does_not_use_the_key_up(start_service) -> None:
     assert await count_stored_keys(service) == 0
 
 
-async def test_a_draining_service_does_not_use_the_key_up(service) -> None:
+async def test_a_draining_service_does_not_use_up_the_key(service) -> None:
     service.app[SERVICES].readiness.draining = True
     assert (await post(service, Idempotency_Key="k")).status == 503
     assert await count_stored_keys(service) == 0

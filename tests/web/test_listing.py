@@ -106,7 +106,7 @@ async def test_an_unreadable_record_is_skipped(service) -> None:
         ("status=", "status"),
     ],
 )
-async def test_a_bad_query_is_refused_by_name(service, query: str, field: str) -> None:
+async def test_a_bad_query_is_rejected_by_name(service, query: str, field: str) -> None:
     answer = await service.get(f"/api/images?{query}")
     body = await answer.json()
     assert (answer.status, body["code"]) == (400, "invalid_request")

@@ -37,9 +37,7 @@ async def check(response: ClientResponse, links: int, base: str = PUBLIC) -> Non
 
 
 @pytest.mark.parametrize("front", ["", "/imagegen"])
-async def test_all_links_have_the_path_of_public_url_whether_the_proxy_takes_it_off_or_not(
-    start_service: Any, front: str
-) -> None:
+async def test_all_links_have_the_path_of_public_url(start_service: Any, front: str) -> None:
     service = await start_service(public_url=PUBLIC)
     path = f"{front}/api/images/generate"
     await check(await service.post(path, json=BODY), 3)

@@ -122,7 +122,7 @@ async def test_twelve_ids_share_one_budget(make_client: MakeClient) -> None:
     assert (seen.count(200), seen.count(429)) == (10, 2)
 
 
-async def test_a_refused_generation_spends_nothing_of_the_general_budget(make_client: MakeClient) -> None:
+async def test_a_rejected_generation_spends_no_general_budget(make_client: MakeClient) -> None:
     client = await make_client()
     await statuses([client.post("/generate") for _ in range(30)])
     seen = await statuses([client.get("/images/a") for _ in range(10)])

@@ -262,7 +262,7 @@ async def test_a_body_over_the_read_buffer_and_the_next_request_are_whole(server
     assert [json.loads(answer.body) for answer in answers] == [{"bytes": count}] * 3 + [{"body": {"a": 1}}]
 
 
-async def test_more_pipelined_requests_than_are_queued_are_all_answered_in_order(server: Server) -> None:
+async def test_pipelined_requests_over_the_queue_are_answered_in_order(server: Server) -> None:
     count = 200
     sent = b"".join(post(b'{"a":%d}' % number) for number in range(count)) + post(b"{}", b"Connection: close")
     answers = await server.send(sent)

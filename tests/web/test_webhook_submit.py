@@ -154,7 +154,7 @@ async def test_this_service_is_rejected_as_receiver(start_service) -> None:
             assert [fault["field"] for fault in (await response.json())["details"]] == ["webhook.url"]
 
 
-async def test_a_webhook_of_a_service_like_this_one_is_refused(service) -> None:
+async def test_a_webhook_delivery_of_imagegen_is_rejected_as_submit(service) -> None:
     headers = {"webhook-id": "msg_1", "User-Agent": "imagegen/1.0"}
     async with service.post("/api/images/generate", json={"prompt": "a lighthouse"}, headers=headers) as response:
         assert (response.status, (await response.json())["code"]) == (403, "forbidden")

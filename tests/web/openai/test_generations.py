@@ -214,7 +214,7 @@ async def test_a_cancelled_task_is_a_conflict_without_retry(service: Service, up
         ("no_images", 502, "upstream_bad_response", "server_error", None),
     ],
 )
-async def test_a_failed_task_answers_as_an_error(
+async def test_a_failed_task_is_an_error_response(
     serve: Serve, fault: str, status: int, code: str, kind: str, param: str | None
 ) -> None:
     service = await serve(max_attempts=1)
