@@ -34,7 +34,7 @@ async def test_each_image_is_one_completed_event(service: Service) -> None:
     assert [event for event, _ in got] == ["image_generation.completed"] * 2
     linked = await (await service.generate(size="512x256", n=2, output_format="png")).json()
     for (event, data), entry in zip(got, linked["data"], strict=True):
-        image = await service.image(entry["url"])
+        image = await service.fetch_image(entry["url"])
         assert base64.b64decode(data.pop("b64_json")) == image
         assert isinstance(data.pop("created_at"), int)
         assert data == {
