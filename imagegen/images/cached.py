@@ -118,7 +118,7 @@ class CachedStore:
             self.health.mark_failed(error.__cause__ or error)
 
     async def watch(self) -> None:
-        """Probe until cancelled a port that failed, until it can be written; seldomer if it fails again soon."""
+        """Probe a store that failed until it can be written; less often if it fails again soon. Never returns."""
         loop = asyncio.get_running_loop()
         retry_s, recovered_at_s = PROBE_INTERVAL_S, -FLAP_S
         while True:

@@ -22,6 +22,19 @@ Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest.fixture
 async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
     """Start services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.

@@ -15,21 +15,10 @@ from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
 from imagegen.web.http.forwarded import client_address
 
+from .conftest import Clock
+
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 async def fine(request: web.Request) -> web.Response:

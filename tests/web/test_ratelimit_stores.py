@@ -10,19 +10,7 @@ import pytest
 from imagegen.errors import QueueUnavailable
 from imagegen.ratelimit.stores import FallbackRateLimitStore, LimitState, MemoryRateLimitStore, Window
 
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
+from .conftest import Clock
 
 ONE = Window("general:a", 2, 60.0)
 

@@ -97,14 +97,18 @@ def task_view(
         view["warnings"] = list(task.warnings)
     if task.possibly_billed_twice:
         view["possiblyBilledTwice"] = task.possibly_billed_twice
-    deliveries = [
+    if deliveries := _shown_deliveries(task):
+        view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
+    return view
+
+
+def _shown_deliveries(task: Task) -> list[Delivery]:
+    """Return all deliveries of an unfinished task, and those that the end of a finished one concerns."""
+    return [
         delivery
         for delivery in task.deliveries
         if not task.state.is_final or delivery.webhook.subscribes_to(task.state)
     ]
-    if deliveries:
-        view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
-    return view
 
 
 def _delivery_view(delivery: Delivery) -> DeliveryView:
