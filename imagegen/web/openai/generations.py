@@ -22,19 +22,30 @@ from imagegen.web.openai.errors import failure_response, unfinished_response
 from imagegen.web.openai.fields import OpenAIRequest, parse
 from imagegen.web.openai.schemas import AcceptedResponse, ImageEntry, ImagesResponse
 from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry, permanent_failure
-from imagegen.web.openai.stream import ImageEventStream
+from imagegen.web.openai.stream import COMPLETED, ImageEventStream
 from imagegen.web.submitter import SubmitOptions, submit
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
 
 
 async def generations(request: web.Request) -> web.StreamResponse:
-    """Queue or join the task and return its images, or an error before the client times out."""
+    """Parse a generation and answer it."""
+    identity = request.app[SERVICES].identity
+    started_at = asyncio.get_running_loop().time()
+    wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
+    return await respond(request, wanted, started_at)
+
+
+async def respond(
+    request: web.Request, wanted: OpenAIRequest, started_at: float, *, completed: str = COMPLETED
+) -> web.StreamResponse:
+    """Queue or join the task and return its images, or an error before the client times out.
+
+    started_at: the event loop's time when the request came. completed: name of the event of a finished image.
+    """
     services, options = request.app[SERVICES], SubmitOptions.from_request(request)
     identity = services.identity
     clock = asyncio.get_running_loop().time
-    started_at = clock()
-    wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
     submission = identity.submission(wanted.request, options.scope)
     ended = await permanent_failure(services.queue, submission.task_id, request.headers)
     if ended:
@@ -43,7 +54,7 @@ async def generations(request: web.Request) -> web.StreamResponse:
     task = (await submit(services, submission, fresh=fresh)).task
     within_s = client_timeout_s(request.headers) - (clock() - started_at)
     if wanted.streamed:
-        return await _streamed(request, services, task, within_s)
+        return await _streamed(request, services, task, within_s, completed)
     is_async = _prefers_async(request)
     if not task.state.is_final:
         wait_s = min(within_s, parse_wait_s(request)) if is_async else within_s
@@ -55,14 +66,16 @@ async def generations(request: web.Request) -> web.StreamResponse:
     return await _without_images(request, services, task)
 
 
-async def _streamed(request: web.Request, services: Services, task: Task, within_s: float) -> web.StreamResponse:
+async def _streamed(
+    request: web.Request, services: Services, task: Task, within_s: float, completed: str
+) -> web.StreamResponse:
     async def encode(task: Task, image: StoredImage) -> str:
         return await _base64(services, task, image)
 
     with services.feed.subscribe([task.id]) as subscription:
         on_disconnect(request, subscription.wake)
         task = await services.queue.get(task.id) or task
-        events = ImageEventStream(subscription, services.readiness, encode)
+        events = ImageEventStream(subscription, services.readiness, encode, completed)
         streamed = await events.send(request, task, within_s)
     return streamed or await _without_images(request, services, events.task or task)
 

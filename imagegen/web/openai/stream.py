@@ -37,13 +37,17 @@ Encode = Callable[[Task, StoredImage], Awaitable[str]]
 class ImageEventStream:
     """Events of one task, one for each finished image; no provider shows partial images.
 
-    task: its newest state here. encode: returns an image's bytes as base64; may raise ApiError.
+    task: its newest state here. encode: returns an image's bytes as base64; may raise ApiError. completed: the name
+    of each event.
     """
 
-    def __init__(self, subscription: Subscription, readiness: Readiness, encode: Encode) -> None:
+    def __init__(
+        self, subscription: Subscription, readiness: Readiness, encode: Encode, completed: str = COMPLETED
+    ) -> None:
         self._subscription = subscription
         self._readiness = readiness
         self._encode = encode
+        self._completed = completed
         self._sent: set[int] = set()
         self.task: Task | None = None
 
@@ -109,7 +113,7 @@ class ImageEventStream:
         encoded = await self._encode(task, image)
         self._sent.add(image.index)
         return {
-            "type": COMPLETED,
+            "type": self._completed,
             "b64_json": encoded,
             "created_at": int(task.created_at),
             "background": "opaque",
