@@ -22,6 +22,7 @@ from imagegen.tasks.task import WaitReason
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.progress import ProgressReporter
 from imagegen.worker.saving import (
     ClaimImageSaver,
@@ -40,9 +41,6 @@ MAX_KNOWN_COUNTS = 200
 
 MAX_BARREN_CALLS = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
-
-STORE_CHECK_S = 1.0
-"""How often a claim that waits for the store looks whether the instance stops."""
 
 
 class Counts:
@@ -119,8 +117,8 @@ class _Inherited(Exception):
 class Attempt:
     """One attempt.
 
-    begun: it is written and counted. paid_in_vain: a response had fewer images than requested. wasted: places of calls
-    that were answered, so that they may be paid for, without a usable image.
+    paid_in_vain: a response had fewer images than requested. wasted: places of calls that were answered, so that they
+    may be paid for, without a usable image.
     """
 
     def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
@@ -129,18 +127,19 @@ class Attempt:
         self._model = self._request.model
         self._untried = [model for model in runner.rules.fallback_models if model != self._model]
         self._first_refusal: UpstreamError | None = None
-        self._begun = False
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
         self._unusable: set[int] = set()
         self._wasted = set(claim.checkpoint.short)
+        ends_at = runner.rules.deadline(claim.task)
+        self._waiting = PermitWaiting(runner.claims, claim, runner.pacing, runner.image_saver, ends_at, runner.clock)
         self._saver = ClaimImageSaver(
             runner.claims,
             runner.image_saver,
             claim,
             self._request.n,
-            runner.rules.deadline(claim.task),
+            ends_at,
             lambda: runner.pacing.is_quiet,
             self._rejected,
             runner.clock,
@@ -154,10 +153,13 @@ class Attempt:
                 with suppress(_Refused):
                     await self._make_calls()
                     break
-        except _AttemptEnded as ended:
+        except (_AttemptEnded, SavingDelayed) as ended:
             return ended.outcome
-        except SavingDelayed as waiting:
-            return waiting.retry
+        except Stopping:
+            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
+            return pause if self._waiting.begun else NotStarted()
+        except UpstreamResting as resting:
+            return self._judge(resting.error, upstream_dead=True)
         except DeadlinePassed:
             return self._runner.rules.deadline_failure(self._claim.task)
         except UpstreamError as error:
@@ -178,7 +180,7 @@ class Attempt:
         """Save the images that an earlier attempt paid for; no call is made before that."""
         without_links = replace(self._claim.checkpoint, links=())
         spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
-        await self._store_writable()
+        await self._waiting.store_writable()
         await self._write()
         await self._save(
             [received_again(paid) for paid in self._claim.checkpoint.links],
@@ -276,7 +278,7 @@ class Attempt:
         Raises UpstreamError for a bad response, _AttemptEnded for any other failure.
         """
         while True:
-            with self._permit_now() or await self._wait_for_permit() as turn:
+            with await self._waiting.permit(self._model) as turn:
                 await self._write()
                 watcher = ProgressReporter(self._runner.claims, self._claim, self._request.n, len(share.indexes))
                 try:
@@ -290,77 +292,17 @@ class Attempt:
                         self._warn(f"{self._request.model} is not available: {self._model} was used")
                     return reply
 
-    def _permit_now(self) -> Permit | None:
-        """Return the permit for a call if one may be made now."""
-        return self._runner.pacing.try_acquire(self._model) if self._runner.image_saver.writable else None
-
-    async def _wait_for_permit(self) -> Permit:
-        """Wait until the next call may be made."""
-        while True:
-            await self._store_writable()
-            if turn := await self._runner.pacing.acquire(self._model, self._wait_s()):
-                if self._runner.image_saver.writable:
-                    return turn
-                turn.close()
-
-    async def _store_writable(self) -> None:
-        """Wait until images can be saved. Raises _AttemptEnded if the deadline comes or the instance stops."""
-        runner, claim = self._runner, self._claim
-        waited = False
-        while not runner.image_saver.writable:
-            self._check_time()
-            if not waited:
-                self._report_waiting(WaitReason.STORE_UNAVAILABLE, runner.clock() + STORE_CHECK_S)
-            waited = True
-            await runner.image_saver.wait_writable(
-                min(STORE_CHECK_S, runner.rules.deadline(claim.task) - runner.clock())
-            )
-        if waited and self._begun:
-            runner.claims.stall(claim, None, None)
-
-    def _report_waiting(self, reason: WaitReason, retry_at: float) -> None:
-        if self._begun:
-            self._runner.claims.stall(self._claim, reason, retry_at)
-        else:
-            self._runner.claims.mark_waiting(self._claim, reason, retry_at)
-
-    def _wait_s(self) -> float:
-        """Return the seconds to wait before the next check. Raises _AttemptEnded if there is none to wait for.
-
-        A claim that is not begun waits as pending; a begun attempt ends when the breaker is open.
-        """
-        runner, claim, now = self._runner, self._claim, self._runner.clock()
-        ends_at = runner.rules.deadline(claim.task)
-        self._check_time()
-        blocked = runner.pacing.blocked(self._model)
-        if blocked is None:
-            return 0.0
-        if not self._begun:
-            runner.claims.mark_waiting(claim, *blocked)
-        elif rest := runner.pacing.resting(self._model):
-            raise _AttemptEnded(self._judge(_resting(rest.reason, rest.retry_at - now), upstream_dead=True))
-        return min(blocked.retry_at, ends_at) - now
-
-    def _check_time(self) -> None:
-        """Raise _AttemptEnded if the deadline has come, or the instance stops."""
-        runner, claim = self._runner, self._claim
-        if runner.clock() >= runner.rules.deadline(claim.task):
-            raise _AttemptEnded(runner.rules.deadline_failure(claim.task))
-        if runner.pacing.is_quiet:
-            pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
-            raise _AttemptEnded(pause if self._begun else NotStarted())
-
     async def _write(self) -> None:
         """Write the start, which counts the attempt, before the first paid call, then a checkpoint before each."""
         claim, claims = self._claim, self._runner.claims
-        if not self._begun:
+        if not self._waiting.begun:
             start = await claims.start(claim)
             if start is StartResult.INHERITED:
                 raise _Inherited
-            self._begun = start is StartResult.STARTED
+            self._waiting.begun = start is StartResult.STARTED
         elif claim.checkpoint is not claim.stored_checkpoint:
-            self._begun = await claims.checkpoint(claim, claim.checkpoint)
-        if not self._begun:
+            self._waiting.begun = await claims.checkpoint(claim, claim.checkpoint)
+        if not self._waiting.begun:
             raise _AttemptEnded(ClaimLost())
 
     def _build_call(self, share: PlannedCall) -> Call:
@@ -444,7 +386,3 @@ class Attempt:
 
 def _what_follows(outcome: Retry | Failed) -> str:
     return f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
-
-
-def _resting(reason: WaitReason, for_s: float) -> UpstreamError:
-    return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)

@@ -88,7 +88,7 @@ class SavingDelayed(Exception):
 
     def __init__(self, retry: Retry) -> None:
         super().__init__(retry)
-        self.retry = retry
+        self.outcome = retry
 
 
 class DeadlinePassed(Exception):

@@ -1,0 +1,96 @@
+"""Wait of an attempt for the moment at which its next paid call may be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from imagegen.errors import UpstreamError
+from imagegen.queue.claim import Claim
+from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.saving import DeadlinePassed, ImageSaver
+
+STORE_CHECK_S = 1.0
+"""How often a claim that waits for the store looks whether the instance stops."""
+
+
+class Stopping(Exception):
+    """The instance stops, so no further call is made."""
+
+
+class UpstreamResting(Exception):
+    """The upstream takes no calls now; `error` is what a call would have met."""
+
+    def __init__(self, error: UpstreamError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass(eq=False, slots=True)
+class PermitWaiting:
+    """Waits for a writable store and for a permit to call. ends_at: the task's deadline, Unix time.
+
+    begun: whether the attempt is written and counted. A claim that is not begun waits as pending; a begun attempt
+    ends when the circuit breaker is open.
+    """
+
+    claims: WorkerQueue
+    claim: Claim
+    pacing: Pacing
+    image_saver: ImageSaver
+    ends_at: float
+    clock: Callable[[], float]
+    begun: bool = field(default=False, init=False)
+
+    async def permit(self, model: str) -> Permit:
+        """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting."""
+        if self.image_saver.writable and (permit := self.pacing.try_acquire(model)):
+            return permit
+        while True:
+            await self.store_writable()
+            if permit := await self.pacing.acquire(model, self._wait_s(model)):
+                if self.image_saver.writable:
+                    return permit
+                permit.close()
+
+    async def store_writable(self) -> None:
+        """Wait until images can be saved. Raises DeadlinePassed, Stopping."""
+        waited = False
+        while not self.image_saver.writable:
+            self._check_time()
+            if not waited:
+                self._report_waiting(WaitReason.STORE_UNAVAILABLE, self.clock() + STORE_CHECK_S)
+            waited = True
+            await self.image_saver.wait_writable(min(STORE_CHECK_S, self.ends_at - self.clock()))
+        if waited and self.begun:
+            self.claims.stall(self.claim, None, None)
+
+    def _report_waiting(self, reason: WaitReason, retry_at: float) -> None:
+        if self.begun:
+            self.claims.stall(self.claim, reason, retry_at)
+        else:
+            self.claims.mark_waiting(self.claim, reason, retry_at)
+
+    def _wait_s(self, model: str) -> float:
+        """Return the seconds to wait before the next check."""
+        self._check_time()
+        blocked = self.pacing.blocked(model)
+        if blocked is None:
+            return 0.0
+        if not self.begun:
+            self.claims.mark_waiting(self.claim, *blocked)
+        elif rest := self.pacing.resting(model):
+            raise UpstreamResting(_resting(rest.reason, rest.retry_at - self.clock()))
+        return min(blocked.retry_at, self.ends_at) - self.clock()
+
+    def _check_time(self) -> None:
+        if self.clock() >= self.ends_at:
+            raise DeadlinePassed
+        if self.pacing.is_quiet:
+            raise Stopping
+
+
+def _resting(reason: WaitReason, for_s: float) -> UpstreamError:
+    return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)
