@@ -9,24 +9,22 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from loguru import logger
-from yarl import URL
 
 from imagegen import __version__, log, start_checks
 from imagegen.byte_budget import ByteBudget
+from imagegen.chosen_parts import call_slots, create_blob_store, create_provider, create_rate_limits, image_ttl_s
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.link_store import UpstreamStore
-from imagegen.images.redis_blobs import RedisBlobStore
-from imagegen.images.s3 import Bucket, S3BlobStore
+from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
@@ -34,16 +32,12 @@ from imagegen.lifecycle import Lifecycle
 from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
-from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
-from imagegen.providers.sandbox import SandboxProvider
-from imagegen.providers.together import TogetherProvider
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
-from imagegen.ratelimit.limits import RATE_LIMITS, Limits, RateLimits
+from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ratelimit.redis import RedisRateLimitStore
 from imagegen.ratelimit.stores import FallbackRateLimitStore, MemoryRateLimitStore
 from imagegen.redis_client.connection import Connection
@@ -60,7 +54,7 @@ from imagegen.web.api.serializers import task_view
 from imagegen.web.context import SERVICES, Readiness, Services, TaskIdentity, image_url_builder
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
-from imagegen.web.http.forwarded import client_address, public_prefix
+from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
@@ -109,7 +103,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     edge.install(
         app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix=public_prefix(settings.public_url))
     )
-    app[RATE_LIMITS] = _create_rate_limits(settings)
+    app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
     add_routes(app, app[RATE_LIMITS])
     app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
@@ -157,7 +151,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         settings.result_ttl_s,
         record_life_s=settings.task_deadline_s + settings.result_ttl_s,
         max_queue=settings.max_queue,
-        slots=_call_slots(settings),
+        slots=call_slots(settings),
         deadline_s=settings.task_deadline_s,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -171,13 +165,13 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 
 async def _images(app: web.Application) -> AsyncIterator[None]:
     settings, supervisor, clock = app[SETTINGS], app[SUPERVISOR], app[CONNECTION].clock
-    shared = _create_blob_store(settings, app[QUEUE])
+    shared = create_blob_store(settings, app[QUEUE])
     folder = settings.data_dir / ("cache" if shared else "images")
     cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
     disk = DiskStore(
         folder,
         cap,
-        life_s=_image_ttl_s(settings),
+        life_s=image_ttl_s(settings),
         health=cache_health() if shared else None,
         clock=clock,
         others_live=lambda: not app[QUEUE].notifier.alone,
@@ -210,14 +204,14 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
         cookie_jar=jar,
     ) as session:
-        provider = MeteredProvider(_create_provider(settings, session), app[METER])
+        provider = MeteredProvider(create_provider(settings, session), app[METER])
         async with aiohttp.ClientSession(
             connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
         ) as links:
             spool = Spool(app[STORE], ByteBudget())
             origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
             fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
-            saver = StoringSaver(fetcher, spool, app[STORE], _image_ttl_s(settings), clock=app[CONNECTION].clock)
+            saver = StoringSaver(fetcher, spool, app[STORE], image_ttl_s(settings), clock=app[CONNECTION].clock)
             app[PROVIDER] = provider
             app[IMAGE_SAVER] = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
             yield
@@ -308,7 +302,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         RecentRates(app[METER]),
         app[QUEUE].monitor,
         ProviderLimits(
-            _call_slots(settings),
+            call_slots(settings),
             settings.upstream_rate_per_min,
             lambda: app[PACING].blocked(settings.default_model),
         ),
@@ -316,61 +310,6 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
     )
     yield
-
-
-def _create_rate_limits(settings: Settings) -> RateLimits:
-    """Return limits that this process counts; the queue replaces the store if Redis counts them."""
-    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
-    return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
-
-
-def _create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
-    """Return the store that all instances share, None if each one keeps its own images."""
-    clock = queue.connection.clock
-    if settings.image_store == "redis":
-        return RedisBlobStore(queue.connection, queue.keys, settings.image_store_max_bytes, clock=clock)
-    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
-    if settings.image_store == "s3" and key and secret and bucket:
-        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        max_bytes, life_s = settings.image_store_max_bytes, _image_ttl_s(settings)
-        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
-    return None
-
-
-def _image_ttl_s(settings: Settings) -> float:
-    """Return the lifetime of an image, which is stored before its task is finished. Seconds."""
-    return settings.result_ttl_s + 2 * settings.upstream_timeout_s
-
-
-def _call_slots(settings: Settings) -> int:
-    """Return how many calls this instance makes at once: WORKER_CONCURRENCY, or the provider's own limit if lower.
-
-    Further tasks wait in the stream, where no time limit runs and other instances can take them.
-    """
-    provider_max: int | None = None
-    match settings.provider:
-        case "a1111":
-            provider_max = A1111Provider.max_concurrent_calls
-        case "openai" if settings.openai_api_url:
-            provider_max = dialect_of(URL(settings.openai_api_url)).max_concurrent_calls
-    return settings.worker_concurrency if provider_max is None else min(provider_max, settings.worker_concurrency)
-
-
-def _create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
-    """Return the provider of the settings, the sandbox by default."""
-    timeout_s = settings.upstream_timeout_s
-    match settings.provider:
-        case "together" if settings.together_api_key:
-            key, url = settings.together_api_key, settings.together_api_url
-            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
-        case "openai" if settings.openai_api_url:
-            key_or_none, url = settings.openai_api_key, settings.openai_api_url
-            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
-        case "a1111" if settings.a1111_url:
-            url, model = settings.a1111_url, settings.default_model
-            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
-        case _:
-            return SandboxProvider(settings.sandbox_delay_s)
 
 
 async def serve(settings: Settings) -> int:
@@ -386,7 +325,7 @@ async def serve(settings: Settings) -> int:
         tune_malloc()
         await ListeningSite(runner, sockets, runner.connections).start()
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
-        for line in start_checks.overview(settings, local_address(sockets[0]), _call_slots(settings)):
+        for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
         died = asyncio.create_task(app[SUPERVISOR].failed.wait())
         stopped = asyncio.create_task(stop.wait())

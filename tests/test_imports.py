@@ -17,7 +17,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"web", "worker"},
-    {"lifecycle", "memory_tuning", "start_checks"},
+    {"chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
     {"app", "__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}
@@ -82,7 +82,7 @@ def test_only_redis_client_imports_redis() -> None:
 
 
 def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
-    allowed = {"app", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
+    allowed = {"app", "chosen_parts", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()

@@ -1,0 +1,76 @@
+"""Parts of the service that the settings choose, for the composition root: provider, shared image store, limits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import aiohttp
+from yarl import URL
+
+from imagegen.images.redis_blobs import RedisBlobStore
+from imagegen.images.s3 import Bucket, S3BlobStore
+from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
+from imagegen.providers.protocol import Provider
+from imagegen.providers.sandbox import SandboxProvider
+from imagegen.providers.together import TogetherProvider
+from imagegen.queue.instance import QueueInstance
+from imagegen.ratelimit.limits import Limits, RateLimits
+from imagegen.ratelimit.stores import MemoryRateLimitStore
+from imagegen.settings import Settings
+from imagegen.web.http.forwarded import client_address
+
+
+def create_rate_limits(settings: Settings) -> RateLimits:
+    """Return limits that this process counts; the queue replaces the store if Redis counts them."""
+    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
+    return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
+
+
+def create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
+    """Return the store that all instances share, None if each one keeps its own images."""
+    clock = queue.connection.clock
+    if settings.image_store == "redis":
+        return RedisBlobStore(queue.connection, queue.keys, settings.image_store_max_bytes, clock=clock)
+    key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
+    if settings.image_store == "s3" and key and secret and bucket:
+        where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
+        max_bytes, life_s = settings.image_store_max_bytes, image_ttl_s(settings)
+        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
+    return None
+
+
+def image_ttl_s(settings: Settings) -> float:
+    """Return the lifetime of an image, which is stored before its task is finished. Seconds."""
+    return settings.result_ttl_s + 2 * settings.upstream_timeout_s
+
+
+def call_slots(settings: Settings) -> int:
+    """Return how many calls this instance makes at once: WORKER_CONCURRENCY, or the provider's own limit if lower.
+
+    Further tasks wait in the stream, where no time limit runs and other instances can take them.
+    """
+    provider_max: int | None = None
+    match settings.provider:
+        case "a1111":
+            provider_max = A1111Provider.max_concurrent_calls
+        case "openai" if settings.openai_api_url:
+            provider_max = dialect_of(URL(settings.openai_api_url)).max_concurrent_calls
+    return settings.worker_concurrency if provider_max is None else min(provider_max, settings.worker_concurrency)
+
+
+def create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
+    """Return the provider of the settings, the sandbox by default."""
+    timeout_s = settings.upstream_timeout_s
+    match settings.provider:
+        case "together" if settings.together_api_key:
+            key, url = settings.together_api_key, settings.together_api_url
+            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "openai" if settings.openai_api_url:
+            key_or_none, url = settings.openai_api_key, settings.openai_api_url
+            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
+        case "a1111" if settings.a1111_url:
+            url, model = settings.a1111_url, settings.default_model
+            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case _:
+            return SandboxProvider(settings.sandbox_delay_s)
