@@ -97,7 +97,7 @@ def task_view(
         view["warnings"] = list(task.warnings)
     if task.possibly_billed_twice:
         view["possiblyBilledTwice"] = task.possibly_billed_twice
-    if deliveries := _shown_deliveries(task):
+    if task.deliveries and (deliveries := _shown_deliveries(task)):
         view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
     return view
 
