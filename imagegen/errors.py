@@ -71,6 +71,19 @@ class InvalidRequest(ApiError):
     zh, en = "请求参数无效", "The request is not valid"
 
 
+class UploadNotFound(ApiError):
+    status, code = 400, "upload_not_found"
+    zh, en = "上传的图像不存在或已过期，请重新上传", "The upload does not exist or has expired: upload the image again"
+
+
+class ImageTooLarge(ApiError):
+    status, code = 400, "image_too_large"
+    zh, en = (
+        "图像像素过多：最多5000万像素，每边最多16384",
+        "The image has more than 50 megapixels, or a side over 16,384",
+    )
+
+
 class BadRequest(ApiError):
     status, code, closes_connection = 400, "bad_request", True
     zh, en = "无法解析的HTTP请求", "The HTTP request could not be parsed"
@@ -131,6 +144,14 @@ class BodyTooLarge(ApiError):
 class UnsupportedMediaType(ApiError):
     status, code = 415, "unsupported_media_type"
     zh, en = "请使用Content-Type: application/json，且不压缩", "Send Content-Type: application/json, not compressed"
+
+
+class UnsupportedImage(ApiError):
+    status, code = 415, "unsupported_image"
+    zh, en = (
+        "不支持的图像：必须是完整的PNG、JPEG或WebP文件",
+        "The image can't be used: it must be a whole PNG, JPEG or WebP",
+    )
 
 
 class ExpectationFailed(ApiError):

@@ -112,6 +112,8 @@ class Settings:
     max_queue: int = _setting("MAX_QUEUE", 10_000, values.integer(1, 10**9))
     image_store: str = _setting("IMAGE_STORE", "disk", values.one_of("disk", "redis", "s3", "upstream"))
     image_store_max_bytes: int = _setting("IMAGE_STORE_MAX_BYTES", 1024 * _MIB, values.byte_count)
+    upload_max_bytes: int = _setting("UPLOAD_MAX_BYTES", 20 * _MIB, values.byte_count)
+    upload_ttl_s: float = _setting("UPLOAD_TTL", 86400.0, values.seconds(1))
     s3_endpoint: str | None = _optional("S3_ENDPOINT", values.base_url)
     s3_bucket: str | None = _optional("S3_BUCKET", values.plain_text)
     s3_region: str | None = _optional("S3_REGION", values.plain_text)

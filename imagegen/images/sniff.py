@@ -47,6 +47,10 @@ class NotAnImage(ValueError):
         self.is_text = is_text
 
 
+class TooManyPixels(NotAnImage):
+    """The image has more pixels, or longer sides, than any image here may have."""
+
+
 def sniff(data: bytes) -> VerifiedImage:
     """Return the image that `data` is, without what follows its end. Raises NotAnImage."""
     checker = ImageChecker()
@@ -166,9 +170,12 @@ class ImageChecker:
     def _set_size(self, width: int, height: int) -> None:
         """Take the size from a header. Raises NotAnImage before any pixel is read."""
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-            raise NotAnImage(f"it has {width}x{height} pixels; a side may have 1 to {MAX_SIDE}", lasting=True)
+            kind = TooManyPixels if width and height else NotAnImage
+            raise kind(f"it has {width}x{height} pixels; a side may have 1 to {MAX_SIDE}", lasting=True)
         if width * height > MAX_PIXELS:
-            raise NotAnImage(f"it has {width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million", lasting=True)
+            raise TooManyPixels(
+                f"it has {width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million", lasting=True
+            )
         self.width, self.height = width, height
 
     def _walk_any(self) -> _Walk:

@@ -60,6 +60,10 @@ class Keys:
         """String: a part of an image's bytes. Until the image expires."""
         return f"{{{self.prefix}}}:picture:{name}:{part}"
 
+    def upload(self, sha256: str) -> str:
+        """String: type, size and expiry of an uploaded image. Until it expires and no task may need it any more."""
+        return f"{{{self.prefix}}}:upload:{sha256}"
+
     def rate_limit(self, name: str) -> str:
         """String: a client's use of one rate limit. The window's length."""
         return f"{{{self.prefix}}}:window:{name}"

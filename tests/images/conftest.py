@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
+from images.backings import BACKINGS, Disk, InBucket, InRedis
 from PIL import Image
 
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
-from imagegen.images.store import VerifiedImage
+from imagegen.images.store import ImageStore, VerifiedImage
 
 MakeImage = Callable[..., VerifiedImage]
 
@@ -67,3 +69,21 @@ def make_image() -> MakeImage:
         return sniff(file.getvalue())
 
     return make
+
+
+@pytest.fixture(params=BACKINGS)
+def backing(request: pytest.FixtureRequest):
+    return BACKINGS[request.param](request)
+
+
+@pytest.fixture
+async def open_store(backing: Disk | InRedis | InBucket):
+    async with AsyncExitStack() as stack:
+
+        async def open_one(max_bytes: int = 10_000_000) -> ImageStore:
+            store = backing.open(max_bytes, stack)
+            await store.start()
+            stack.push_async_callback(store.close)
+            return store
+
+        yield open_one

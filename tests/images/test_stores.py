@@ -1,23 +1,16 @@
-"""Contract tests of every image store. A new store needs one entry in BACKINGS."""
+"""Contract tests of every image store. A new store needs one entry in `backings.BACKINGS`."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
 
-from imagegen.images.cached import BlobStore, CachedStore
-from imagegen.images.disk import DiskStore
-from imagegen.images.redis_blobs import RedisBlobStore
-from imagegen.images.s3 import S3BlobStore
 from imagegen.images.store import ImageStore, VerifiedImage
-from imagegen.redis_client.connection import Connection
-from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
 
 Open = Callable[..., Awaitable[ImageStore]]
@@ -27,68 +20,6 @@ MakeImage = Callable[..., VerifiedImage]
 
 TASK = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
-
-
-class Disk:
-    """Folder shared by all instances."""
-
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self.folder = request.getfixturevalue("tmp_path") / "images"
-
-    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
-        return DiskStore(self.folder, max_bytes)
-
-
-class Remote:
-    """Remote store behind a small local cache that holds only the newest image."""
-
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        self.folder = request.getfixturevalue("tmp_path")
-        self.numbers = itertools.count()
-
-    def cached(self, port: BlobStore) -> ImageStore:
-        return CachedStore(port, DiskStore(self.folder / f"cache{next(self.numbers)}", max_bytes=1))
-
-
-class InRedis(Remote):
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        super().__init__(request)
-        self.url, self.keys = request.getfixturevalue("redis_url"), Keys(request.getfixturevalue("prefix"))
-
-    def open(self, max_bytes: int, stack: AsyncExitStack) -> ImageStore:
-        connection = Connection(self.url)
-        stack.push_async_callback(connection.close)
-        return self.cached(RedisBlobStore(connection, self.keys, max_bytes))
-
-
-class InBucket(Remote):
-    def __init__(self, request: pytest.FixtureRequest) -> None:
-        super().__init__(request)
-        self.bucket = request.getfixturevalue("bucket")
-
-    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
-        return self.cached(S3BlobStore(self.bucket, max_bytes=max_bytes, life_s=600.0))
-
-
-BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket}
-
-
-@pytest.fixture(params=BACKINGS)
-def backing(request: pytest.FixtureRequest):
-    return BACKINGS[request.param](request)
-
-
-@pytest.fixture
-async def open_store(backing: Disk | InRedis | InBucket):
-    async with AsyncExitStack() as stack:
-
-        async def open_one(max_bytes: int = 10_000_000) -> ImageStore:
-            store = backing.open(max_bytes, stack)
-            await store.start()
-            stack.push_async_callback(store.close)
-            return store
-
-        yield open_one
 
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:

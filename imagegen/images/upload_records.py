@@ -1,0 +1,100 @@
+"""Records of uploads in Redis: what an uploaded image is, and how long it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+from msgspec import Struct
+
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+from imagegen.tasks.image import StoredImage
+
+KEPT_LONGER_MS = 60_000
+"""A record outlives its image's last use by this: an attempt that begins late still learns what is missing."""
+
+MAX_KNOWN = 10_000
+"""Records in memory."""
+
+WRITE_COMMANDS = 3
+
+
+class UploadRecord(Struct, frozen=True, gc=False):
+    """One uploaded image. Times are Unix times in seconds.
+
+    needed_until: by then, each task that was submitted with it has ended.
+    """
+
+    image: StoredImage
+    expires_at: float
+    needed_until: float = 0.0
+
+    @property
+    def ends_at(self) -> float:
+        """When the image may be removed."""
+        return max(self.expires_at, self.needed_until)
+
+
+class UploadRecords:
+    """Records by the SHA-256 of the image. All methods raise QueueUnavailable.
+
+    A record costs three commands to write and one to read; those of recent use are in memory. Times in it only grow.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, clock: Callable[[], float]) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._clock = clock
+        self._known: dict[str, UploadRecord] = {}
+        self._write = load_script(__package__, "record_upload")
+
+    async def write(self, record: UploadRecord) -> UploadRecord:
+        """Write a record, with the later times of the new one and of one that is there; return it."""
+        sha256 = record.image.sha256
+        args = (
+            int(record.expires_at * 1000),
+            int(record.needed_until * 1000),
+            msgspec.json.encode(record.image),
+            KEPT_LONGER_MS,
+        )
+        async with self._connection.deadline():
+            written = await self._connection.commands.run_script(self._write, [self._keys.upload(sha256)], args)
+        self._count(WRITE_COMMANDS)
+        return self._remember(sha256, _parse(cast(bytes, written)) or record)
+
+    async def read(self, sha256: str) -> UploadRecord | None:
+        """Return a record; None if there is none."""
+        known = self._known.pop(sha256, None)
+        if known is not None and self._clock() < known.expires_at:
+            return self._remember(sha256, known)
+        async with self._connection.deadline():
+            found = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))
+        self._count(1)
+        record = _parse(found) if found is not None else None
+        return record and self._remember(sha256, record)
+
+    def forget(self, sha256: str) -> None:
+        """Drop a record from memory."""
+        self._known.pop(sha256, None)
+
+    def _remember(self, sha256: str, record: UploadRecord) -> UploadRecord:
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[sha256] = record
+        return record
+
+    def _count(self, commands: int) -> None:
+        self._connection.meter.redis_commands_sent("pictures", commands)
+
+
+def _parse(written: bytes) -> UploadRecord | None:
+    """Return a record as `record_upload.lua` writes it; None for anything else."""
+    try:
+        expires_ms, needed_ms, described = written.split(b" ", 2)
+        image = msgspec.json.decode(described, type=StoredImage)
+        return UploadRecord(image, int(expires_ms) / 1000, int(needed_ms) / 1000)
+    except ValueError:
+        return None

@@ -1,0 +1,230 @@
+"""Input images that clients upload: kept in the image store under the SHA-256 of their bytes.
+
+In the store an upload is image 0 of a task with the SHA-256 as its id, so it counts under the store's cap like any
+image. Its record is in Redis, for all instances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Self
+from weakref import WeakValueDictionary
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.byte_budget import ByteBudget
+from imagegen.errors import (
+    BodyTooLarge,
+    FieldError,
+    ImageTooLarge,
+    StoreUnavailable,
+    UnsupportedImage,
+    UploadNotFound,
+)
+from imagegen.images.sniff import NotAnImage, TooManyPixels
+from imagegen.images.spool import ImageSink, Spool
+from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, in_check_thread, in_file_thread
+from imagegen.images.upload_records import UploadRecord, UploadRecords
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+
+PREFIX = "upload:"
+FILE_FIELD = "file"
+"""The field that an error names if the request has no other."""
+
+CHECKED_BYTES = 256 * 1024
+"""Bytes that are checked and written at once."""
+
+MEMORY_BYTES = 32 * 1024 * 1024
+"""Of uploads that are held in memory, as the disk can't take them."""
+
+STORED_LONGER_S = 60.0
+"""The store keeps an image beyond its record's end, so that one that is found can be opened."""
+
+NEED_STEP_S = 600.0
+"""A need is recorded for longer by this, so that many tasks with one image write it once."""
+
+_ID = re.compile(rf"{PREFIX}([0-9a-f]{{64}})")
+_MARKUP = re.compile(rb"<(?:script|html|iframe|body)[\s>/]|<(?:!doctype|\?php)\s", re.IGNORECASE)
+_MARKUP_BYTES = 16
+"""Of the longest match."""
+
+
+class Upload(Struct, frozen=True):
+    """An uploaded image. id: `upload:` and its SHA-256; expires_at: Unix time, no new task may use it from then on."""
+
+    id: str
+    content_type: str
+    size_bytes: int
+    width: int
+    height: int
+    expires_at: float
+
+    @classmethod
+    def of(cls, record: UploadRecord) -> Self:
+        image = record.image
+        return cls(
+            f"{PREFIX}{image.sha256}",
+            image.content_type,
+            image.size_bytes,
+            image.width,
+            image.height,
+            record.expires_at,
+        )
+
+
+class Uploads:
+    """Uploads of all instances. Methods raise QueueUnavailable, StoreUnavailable.
+
+    Args:
+        life_s: how long an upload lives after it was saved last.
+        max_bytes: of one upload.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        connection: Connection,
+        keys: Keys,
+        *,
+        life_s: float,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.max_bytes = max_bytes
+        self._store = store
+        self._spool = Spool(store, ByteBudget(MEMORY_BYTES))
+        self._records = UploadRecords(connection, keys, clock)
+        self._life_s = life_s
+        self._clock = clock
+        self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def save(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> tuple[Upload, bool]:
+        """Save an image that comes in pieces; return it, and whether it is new. One that is there lives longer.
+
+        What follows the end of the image is dropped.
+
+        Raises: UnsupportedImage, ImageTooLarge, BodyTooLarge.
+        """
+        if not self._store.health.writable:
+            raise StoreUnavailable
+        image = await self._receive(chunks, self.max_bytes if max_bytes is None else max_bytes)
+        try:
+            async with self._saving.setdefault(image.sha256, asyncio.Lock()):
+                return await self._store_image(image)
+        finally:
+            self._spool.discard(image)
+
+    async def find(self, upload_id: str) -> Upload | None:
+        """Return an upload; None if it is unknown or expired, or its bytes are gone."""
+        record = await self._record(upload_id)
+        if record is None or record.expires_at <= self._clock() or not await self._is_stored(record):
+            return None
+        return Upload.of(record)
+
+    async def open(self, upload_id: str) -> OpenedImage | None:
+        """Open an upload for reading, also an expired one that a task needs; None if its bytes are gone."""
+        record = await self._record(upload_id)
+        return None if record is None else await self._store.open(record.image.sha256, record.image)
+
+    async def describe(self, upload_id: str) -> Upload | None:
+        """Return an upload, also an expired one that a task needs; None if its bytes are gone."""
+        record = await self._record(upload_id)
+        return Upload.of(record) if record is not None and await self._is_stored(record) else None
+
+    async def keep(self, upload_ids: Iterable[str], until: float) -> None:
+        """Keep uploads until a Unix time, also beyond their expiry."""
+        for upload_id in upload_ids:
+            record = await self._record(upload_id)
+            if record is None or record.needed_until >= until:
+                continue
+            needed = replace(record, needed_until=until + NEED_STEP_S)
+            if needed.ends_at > record.ends_at:
+                await self._extend(needed)
+            await self._records.write(needed)
+
+    async def _receive(self, chunks: AsyncIterator[bytes], max_bytes: int) -> VerifiedImage:
+        receiver = _Receiver(self._spool.sink())
+        received, pending, pieces = 0, 0, list[bytes]()
+        try:
+            async for chunk in chunks:
+                received += len(chunk)
+                if received > max_bytes:
+                    raise BodyTooLarge(limit=max_bytes)
+                pieces.append(chunk)
+                pending += len(chunk)
+                if pending >= CHECKED_BYTES:
+                    await in_check_thread(receiver.write, pieces)
+                    pieces, pending = [], 0
+            return await in_check_thread(receiver.finish, pieces)
+        except NotAnImage as error:
+            raise _refusal(error) from error
+        finally:
+            if not receiver.sink.closed:
+                await in_file_thread(receiver.sink.discard)
+
+    async def _store_image(self, image: VerifiedImage) -> tuple[Upload, bool]:
+        expires_at = self._clock() + self._life_s
+        known = await self._records.read(image.sha256)
+        if known is not None and await self._is_stored(known):
+            later = replace(known, expires_at=max(expires_at, known.expires_at))
+            await self._extend(later)
+            is_new = known.expires_at <= self._clock()
+        else:
+            later = UploadRecord(image.stored_at(0, store_id=self._store.store_id), expires_at)
+            needed_until = known.needed_until if known is not None else 0.0
+            await self._store.save(image.sha256, 0, image, max(expires_at, needed_until) + STORED_LONGER_S)
+            is_new = True
+        return Upload.of(await self._records.write(later)), is_new
+
+    async def _record(self, upload_id: str) -> UploadRecord | None:
+        match = _ID.fullmatch(upload_id)
+        return await self._records.read(match[1]) if match else None
+
+    async def _is_stored(self, record: UploadRecord) -> bool:
+        stored = await self._store.contains(record.image.sha256, record.image)
+        if not stored:
+            self._records.forget(record.image.sha256)
+        return stored
+
+    async def _extend(self, record: UploadRecord) -> None:
+        await self._store.extend_expiry(record.image.sha256, [record.image], record.ends_at + STORED_LONGER_S)
+
+
+class _Receiver:
+    """Check of an upload while it comes, and the sink that holds it. Its methods block."""
+
+    def __init__(self, sink: ImageSink) -> None:
+        self.sink = sink
+        self._tail = b""
+
+    def write(self, pieces: list[bytes]) -> None:
+        """Check and hold the next bytes. Raises NotAnImage, StoreUnavailable."""
+        self._refuse_markup(pieces)
+        self.sink.write(pieces)
+
+    def finish(self, pieces: list[bytes]) -> VerifiedImage:
+        """Return the whole image, after the last bytes. Raises as `write` does."""
+        self._refuse_markup(pieces)
+        return self.sink.finish(pieces)
+
+    def _refuse_markup(self, pieces: list[bytes]) -> None:
+        """Raise NotAnImage for a file that a browser or a server might read as a page, though it is an image too."""
+        joined = self._tail + b"".join(pieces)
+        if _MARKUP.search(joined):
+            raise NotAnImage("it contains HTML or a script", lasting=True)
+        self._tail = joined[-_MARKUP_BYTES:]
+
+
+def upload_not_found(field: str) -> UploadNotFound:
+    """Return the error for a field of a request that names an upload that is unknown or expired."""
+    return UploadNotFound(details=[FieldError(field, "is unknown or has expired: upload the image again")])
+
+
+def _refusal(error: NotAnImage) -> UnsupportedImage | ImageTooLarge:
+    kind = ImageTooLarge if isinstance(error, TooManyPixels) else UnsupportedImage
+    return kind(details=[FieldError(FILE_FIELD, str(error))])

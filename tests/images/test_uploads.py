@@ -1,0 +1,204 @@
+"""Contract tests of uploads over every image store."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
+from imagegen.images.store import ImageStore
+from imagegen.images.uploads import Uploads
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+
+OpenUploads = Callable[..., Awaitable[Uploads]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        import time
+
+        self.now_s = time.time()
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def open_uploads(open_store: Any, redis_url: str, prefix: str, clock: Clock) -> AsyncIterator[OpenUploads]:
+    """Open the uploads of one more instance: `await open_uploads(life_s=60)`."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(*, life_s: float = 600.0, max_bytes: int = 1_000_000, store_bytes: int = 10_000_000):
+            store: ImageStore = await open_store(store_bytes)
+            connection = Connection(redis_url)
+            stack.push_async_callback(connection.close)
+            return Uploads(store, connection, Keys(prefix), life_s=life_s, max_bytes=max_bytes, clock=clock)
+
+        yield open_one
+
+
+def image_file(colour: str = "teal", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind)
+    return file.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a whole PNG of a few hundred bytes, with a header that claims any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
+    )
+
+
+async def in_pieces(data: bytes, piece_bytes: int = 1_000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), piece_bytes):
+        yield data[at : at + piece_bytes]
+
+
+async def load(uploads: Uploads, upload_id: str) -> bytes | None:
+    opened = await uploads.open(upload_id)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+async def test_an_upload_is_found_by_its_hash_on_every_instance(open_uploads: OpenUploads, kind: str) -> None:
+    data = image_file(kind=kind)
+    first, second = await open_uploads(), await open_uploads()
+    upload, is_new = await first.save(in_pieces(data))
+    assert is_new
+    assert upload.id == f"upload:{hashlib.sha256(data).hexdigest()}"
+    assert (upload.content_type, upload.size_bytes) == (f"image/{kind.lower()}", len(data))
+    assert (upload.width, upload.height) == (24, 16)
+    for uploads in (first, second):
+        assert await uploads.find(upload.id) == upload
+        assert await load(uploads, upload.id) == data
+
+
+async def test_the_same_bytes_again_are_the_same_upload_with_a_longer_life(
+    open_uploads: OpenUploads, clock: Clock
+) -> None:
+    uploads, data = await open_uploads(), image_file()
+    first, _ = await uploads.save(in_pieces(data))
+    clock.now_s += 10
+    again, is_new = await uploads.save(in_pieces(data, 7))
+    assert (again.id, is_new) == (first.id, False)
+    assert again.expires_at == pytest.approx(first.expires_at + 10, abs=0.01)
+
+
+async def test_an_expired_upload_is_not_found_but_can_be_uploaded_again(
+    open_uploads: OpenUploads, clock: Clock
+) -> None:
+    uploads, data = await open_uploads(life_s=5), image_file()
+    upload, _ = await uploads.save(in_pieces(data))
+    clock.now_s += 6
+    assert await uploads.find(upload.id) is None
+    assert (await uploads.save(in_pieces(data)))[1]
+    assert await uploads.find(upload.id) is not None
+
+
+@pytest.mark.parametrize("upload_id", ["upload:" + "0" * 64, "upload:", "upload:../../etc/passwd", "", "0" * 64])
+async def test_an_unknown_upload_is_not_found(open_uploads: OpenUploads, upload_id: str) -> None:
+    uploads = await open_uploads()
+    assert await uploads.find(upload_id) is None
+    assert await uploads.open(upload_id) is None
+    await uploads.keep([upload_id], 1e12)
+
+
+async def test_an_upload_that_a_task_needs_outlives_its_expiry(open_uploads: OpenUploads, clock: Clock) -> None:
+    first, second, data = await open_uploads(life_s=5), await open_uploads(life_s=5), image_file()
+    upload, _ = await first.save(in_pieces(data))
+    await second.keep([upload.id], clock() + 3600)
+    clock.now_s += 3599
+    for uploads in (first, second):
+        assert await uploads.find(upload.id) is None, "no new task may use it"
+        assert await uploads.describe(upload.id) is not None
+        assert await load(uploads, upload.id) == data
+
+
+PAGE = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
+REFUSED = {
+    "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', UnsupportedImage),
+    "a page": (PAGE, UnsupportedImage),
+    "a PNG with a page behind it": (image_file() + PAGE, UnsupportedImage),
+    "a JPEG with a page behind it": (image_file(kind="JPEG") + PAGE, UnsupportedImage),
+    "a page with a PNG in it": (b"<html>" + image_file(), UnsupportedImage),
+    "a GIF": (image_file(kind="GIF"), UnsupportedImage),
+    "a truncated PNG": (image_file()[:-5], UnsupportedImage),
+    "a truncated JPEG": (image_file(kind="JPEG")[:-5], UnsupportedImage),
+    "a truncated WebP": (image_file(kind="WEBP")[:-5], UnsupportedImage),
+    "nothing": (b"", UnsupportedImage),
+    "a PNG of 100 megapixels": (png_of(10_000, 10_000), ImageTooLarge),
+    "a PNG of four billion pixels a side": (png_of(2**31 - 1, 2**31 - 1), ImageTooLarge),
+    "a PNG without a pixel": (png_of(0, 0), UnsupportedImage),
+    "more bytes than allowed": (image_file() + bytes(1_000_000), BodyTooLarge),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("piece_bytes", [5, 1_000_000])
+async def test_nothing_is_kept_of_a_file_that_is_refused(
+    open_uploads: OpenUploads, name: str, piece_bytes: int
+) -> None:
+    data, error = REFUSED[name]
+    if len(data) > 100_000:
+        piece_bytes = max(piece_bytes, 50_000)
+    uploads = await open_uploads()
+    with pytest.raises(error):
+        await uploads.save(in_pieces(data, piece_bytes))
+    assert await uploads.find(f"upload:{hashlib.sha256(data).hexdigest()}") is None
+    spool = uploads._store.spool_folder
+    assert [path.name for path in spool.iterdir()] == ["lock"]
+
+
+async def test_bytes_behind_the_image_are_dropped(open_uploads: OpenUploads) -> None:
+    uploads, data = await open_uploads(), image_file(kind="JPEG")
+    upload, _ = await uploads.save(in_pieces(data + b"a short film"))
+    assert upload.id == f"upload:{hashlib.sha256(data).hexdigest()}"
+    assert await load(uploads, upload.id) == data
+
+
+async def test_a_client_that_leaves_leaves_nothing(open_uploads: OpenUploads) -> None:
+    uploads, data = await open_uploads(), image_file(size=(900, 900))
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield data[:500]
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await uploads.save(cut())
+    assert [path.name for path in uploads._store.spool_folder.iterdir()] == ["lock"]
+
+
+async def test_a_store_that_can_not_be_written_refuses_uploads_before_a_byte(open_uploads: OpenUploads) -> None:
+    uploads, read = await open_uploads(), []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        read.append(1)
+        yield image_file()
+
+    uploads._store.health.mark_failed("ENOSPC")
+    with pytest.raises(StoreUnavailable):
+        await uploads.save(chunks())
+    assert not read
