@@ -17,7 +17,15 @@ from loguru import logger
 
 from imagegen import __version__, log, start_checks
 from imagegen.byte_budget import ByteBudget
-from imagegen.chosen_parts import call_slots, create_blob_store, create_provider, create_rate_limits, image_ttl_s
+from imagegen.chosen_parts import (
+    call_slots,
+    create_blob_store,
+    create_provider,
+    create_rate_limits,
+    create_uploads,
+    image_ttl_s,
+    longest_life_s,
+)
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
@@ -28,6 +36,7 @@ from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
+from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
@@ -75,6 +84,7 @@ CONNECTION = web.AppKey("connection", Connection)
 EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
 STORE = web.AppKey("store", ImageStore)
+UPLOADS = web.AppKey("uploads", Uploads)
 PROVIDER = web.AppKey("provider", Provider)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
@@ -171,7 +181,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     disk = DiskStore(
         folder,
         cap,
-        life_s=image_ttl_s(settings),
+        life_s=longest_life_s(settings),
         health=cache_health() if shared else None,
         clock=clock,
         others_live=lambda: not app[QUEUE].notifier.alone,
@@ -189,6 +199,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     if isinstance(shared, S3BlobStore):
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
+    app[UPLOADS] = create_uploads(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
     yield
     await store.close()

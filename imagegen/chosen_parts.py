@@ -9,6 +9,8 @@ from yarl import URL
 
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import Bucket, S3BlobStore
+from imagegen.images.store import ImageStore
+from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
@@ -35,7 +37,7 @@ def create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStor
     key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if settings.image_store == "s3" and key and secret and bucket:
         where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        max_bytes, life_s = settings.image_store_max_bytes, image_ttl_s(settings)
+        max_bytes, life_s = settings.image_store_max_bytes, longest_life_s(settings)
         return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
     return None
 
@@ -43,6 +45,17 @@ def create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStor
 def image_ttl_s(settings: Settings) -> float:
     """Return the lifetime of an image, which is stored before its task is finished. Seconds."""
     return settings.result_ttl_s + 2 * settings.upstream_timeout_s
+
+
+def longest_life_s(settings: Settings) -> float:
+    """Return the longest lifetime of an image or an upload in the store. Seconds."""
+    return max(image_ttl_s(settings), settings.upload_ttl_s, 2 * settings.task_deadline_s)
+
+
+def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore) -> Uploads:
+    """Return the uploads of a store."""
+    connection, life_s, max_bytes = queue.connection, settings.upload_ttl_s, settings.upload_max_bytes
+    return Uploads(store, connection, queue.keys, life_s=life_s, max_bytes=max_bytes, clock=connection.clock)
 
 
 def call_slots(settings: Settings) -> int:
