@@ -58,6 +58,8 @@ def fields_of(call: Call, response_format: str) -> dict[str, object]:
     The fields of a request have Together's names.
     """
     fields = call.request.to_dict() | {"n": call.count, "seed": call.seed, "response_format": response_format}
+    fields.pop("variant", None)
+    fields |= fields.pop("extra", {})
     if call.count == 1:
         del fields["n"]
     if call.seed is None:

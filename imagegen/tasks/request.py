@@ -9,17 +9,29 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta, Struct
 
-MAX_IMAGES = 8
+MAX_IMAGES = 16
 MAX_SEED = 2**63 - 1
 
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
+class Lora(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Adapter weights that a model adds. path: an address or id of the weights; scale: their part."""
+
+    path: str
+    scale: float
+
+
 class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Parameters that change the image, as stored. Required fields have no default, so they are always written.
 
     `validation.parse` checks the limits; `from_json` checks only `n` again, which decides how many calls are paid for.
+
+    width, height: pixels; computed from aspect_ratio and resolution if those were given.
+    variant: 0 for the first image of these parameters; never sent upstream.
+    image_url, reference_images, mask: addresses, or `upload:` and the SHA-256 of stored bytes.
+    extra: fields that the service does not know; sent upstream unchanged.
     """
 
     prompt: str
@@ -34,11 +46,31 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     output_format: str | None = None
     image_url: str | None = None
     reference_images: tuple[str, ...] | None = None
+    mask: str | None = None
+    aspect_ratio: str | None = None
+    resolution: str | None = None
+    variant: int = 0
+    output_compression: int | None = None
+    quality: str | None = None
+    background: str | None = None
+    moderation: str | None = None
+    style: str | None = None
+    input_fidelity: str | None = None
+    disable_safety_checker: bool | None = None
+    prompt_upsampling: bool | None = None
+    image_loras: tuple[Lora, ...] | None = None
+    extra: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are set, in snake_case."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         return fields
+
+    @property
+    def input_images(self) -> tuple[str, ...]:
+        """Return the images to start from, without the mask."""
+        first = () if self.image_url is None else (self.image_url,)
+        return (*first, *(self.reference_images or ()))
 
     def to_json(self) -> bytes:
         """Return the stored form, which `from_json` reads."""

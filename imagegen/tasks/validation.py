@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,11 +26,18 @@ from typing_extensions import TypedDict
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
-from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, Lora
+from imagegen.tasks.sizes import MAX_RATIO, sides_of
 
-MAX_PROMPT_CHARS = 4_000
+MAX_PROMPT_CHARS = 32_000
 MAX_MODEL_CHARS = 200
-MAX_REFERENCE_IMAGES = 16
+MAX_OPTION_CHARS = 100
+MAX_INPUT_IMAGES = 16
+MAX_LORAS = 8
+MAX_EXTRA_BYTES = 8 * 1024
+MAX_SIDE = 8_192
+MAX_PIXELS = 36_000_000
+MAX_VARIANT = 1_000_000
 MAX_FIELD_ERRORS = 50
 MAX_KEY_CHARS = 60
 MAX_HINTS = 3
@@ -38,6 +46,22 @@ MAX_HINTS = 3
 _TEXTS = ("prompt", "negative_prompt")
 _NEVER_EMPTY = frozenset({"prompt", "model"})
 _WHOLE = re.compile(r"[+-]?[0-9]{1,25}(\.0*)?")
+_UPLOAD = re.compile(r"upload:[0-9a-f]{64}")
+_CALLBACK = re.compile(r"webhook|callback|notify_(?:url|hook)", re.IGNORECASE)
+_RESERVED = frozenset(
+    {
+        "n",
+        "num_images",
+        "batch_size",
+        "size",
+        "width",
+        "height",
+        "model",
+        "prompt",
+        "stream",
+        "response_format",
+    }
+)
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -61,16 +85,48 @@ def _number(value: object) -> object:
 
 
 def _image_source(value: str) -> str:
-    if not value[:16].lower().startswith(("https://", "http://", "data:image/")):
-        raise PydanticCustomError("image_source", "must be an http(s) address or a data:image/ URI")
+    start = value[:16].lower()
+    if not start.startswith(("https://", "http://", "data:image/")) and not _UPLOAD.fullmatch(value):
+        raise PydanticCustomError(
+            "image_source", "must be an http(s) address, a data:image/ URI, or upload: and 64 hex digits"
+        )
     return value
 
 
-def _check_image_count(value: object) -> object:
-    """Count a list before pydantic looks into it, which makes a fault of each entry."""
-    if isinstance(value, list) and len(value) > MAX_REFERENCE_IMAGES:
-        raise PydanticCustomError("too_many", f"must have at most {MAX_REFERENCE_IMAGES} entries")
-    return value
+def _at_most(count: int) -> BeforeValidator:
+    """Return a validator that counts a list before pydantic looks into it, which makes a fault of each entry."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list) and len(value) > count:
+            raise PydanticCustomError("too_many", f"must have at most {count} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _boolean(value: object) -> object:
+    """`"true"` and `"false"` are booleans too: form fields have no other type."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def _extra(value: object) -> object:
+    """Drop nulls, which count as absent. Raises PydanticCustomError if a field has a place of its own."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("extra", "must be an object")
+    fields = {name: part for name, part in value.items() if part is not None}
+    for name in fields:
+        if is_reserved(name):
+            raise PydanticCustomError("extra", f"must not contain {printable(name, MAX_KEY_CHARS)}")
+        if name in _SPELLINGS:
+            raise PydanticCustomError("extra", f"must not contain {name}: it is a field of its own")
+    if len(msgspec.json.encode(fields)) > MAX_EXTRA_BYTES:
+        raise PydanticCustomError("extra", f"must be at most {MAX_EXTRA_BYTES} bytes of JSON")
+    return fields or None
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether an unknown field would change what the service itself decides: image count, size, model, calls."""
+    return name in _RESERVED or _CALLBACK.search(name) is not None
 
 
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
@@ -91,15 +147,36 @@ ImageSource = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, pattern=_NO_CONTROL),
     AfterValidator(_image_source),
-    Field(json_schema_extra={"pattern": r"^(https?://|data:image/)[!-~]+$"}),
+    Field(json_schema_extra={"pattern": r"^(https?://[!-~]+|data:image/[!-~]+|upload:[0-9a-f]{64})$"}),
 ]
+Option = Annotated[str, _visible_text(MAX_OPTION_CHARS)]
+"""A word that a provider understands, such as a quality."""
 
 # The limits come before our own rule: after it pydantic would check them by calls of Python.
 _WHOLE_NUMBER = BeforeValidator(_whole_number)
-Size = Annotated[int, Field(ge=64, le=2048), _WHOLE_NUMBER, Field(multiple_of=8)]  # the order of the errors
+Size = Annotated[int, Field(ge=64, le=MAX_SIDE), _WHOLE_NUMBER, Field(multiple_of=8)]  # the order of the errors
 Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _WHOLE_NUMBER]
 Steps = Annotated[int, Field(ge=1, le=100), _WHOLE_NUMBER]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _WHOLE_NUMBER]
+Variant = Annotated[int, Field(ge=0, le=MAX_VARIANT), _WHOLE_NUMBER]
+Percent = Annotated[int, Field(ge=0, le=100), _WHOLE_NUMBER]
+Switch = Annotated[bool, Field(strict=True), BeforeValidator(_boolean)]
+Scale = Annotated[float, BeforeValidator(_number)]
+
+
+class LoraParams(TypedDict):
+    """Adapter weights, as a client sends them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    path: Annotated[str, _visible_text(2_000)]
+    scale: Annotated[float, Field(ge=-100, le=100), BeforeValidator(_number)]
+
+
+AspectRatio = Annotated[
+    str, StringConstraints(strict=True, strip_whitespace=True, pattern=r"^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$")
+]
+Resolution = Literal["512", "1K", "2K", "4K"]
 
 
 class GenerationParams(BaseModel):
@@ -117,12 +194,33 @@ class GenerationParams(BaseModel):
     negative_prompt: Prompt | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100), BeforeValidator(_number)] | None = None
     output_format: Literal["jpeg", "png", "webp"] | None = None
-    image_url: ImageSource | None = None
+    image_url: Annotated[ImageSource, Field(description="Image to start from.")] | None = None
     reference_images: (
         Annotated[
             tuple[ImageSource, ...],
-            Field(min_length=1, max_length=MAX_REFERENCE_IMAGES),
-            BeforeValidator(_check_image_count),
+            Field(min_length=1, max_length=MAX_INPUT_IMAGES, description="Further images to start from."),
+            _at_most(MAX_INPUT_IMAGES),
+        ]
+        | None
+    ) = None
+    mask: Annotated[ImageSource, Field(description="Image whose transparent part is to be changed.")] | None = None
+    aspect_ratio: Annotated[AspectRatio, Field(description="Instead of width and height.")] | None = None
+    resolution: Annotated[Resolution, Field(description="Instead of width and height.")] | None = None
+    variant: Annotated[Variant, Field(description="Another variant of the same request is another task.")] = 0
+    output_compression: Annotated[Percent, Field(description="Of JPEG and WebP.")] | None = None
+    quality: Option | None = None
+    background: Option | None = None
+    moderation: Option | None = None
+    style: Option | None = None
+    input_fidelity: Option | None = None
+    disable_safety_checker: Switch | None = None
+    prompt_upsampling: Switch | None = None
+    image_loras: Annotated[tuple[LoraParams, ...], Field(max_length=MAX_LORAS), _at_most(MAX_LORAS)] | None = None
+    extra: (
+        Annotated[
+            dict[str, Any],
+            BeforeValidator(_extra),
+            Field(description="Fields that only the provider knows, sent unchanged; at most 8 KiB of JSON."),
         ]
         | None
     ) = None
@@ -144,11 +242,33 @@ def parse(
         params = _validate(fields)
     except ValidationError as error:
         raise InvalidRequest(details=(faults + _field_errors(error))[:max_faults]) from error
+    faults += _cross_field_errors(fields, params)
     if faults:
-        raise InvalidRequest(details=faults)
+        raise InvalidRequest(details=faults[:max_faults])
+    if loras := params["image_loras"]:
+        params["image_loras"] = tuple(Lora(**lora) for lora in loras)
     if (alias := aliases.get(params["model"])) is not None:
         params["model"] = alias
     return GenerationRequest(**params)
+
+
+def _cross_field_errors(fields: Mapping[str, Any], params: dict[str, Any]) -> list[FieldError]:
+    """Return the errors of fields that are good alone but not together; width and height are computed if need be."""
+    errors = []
+    ratio, resolution = params["aspect_ratio"], params["resolution"]
+    if ratio is not None or resolution is not None:
+        name = "aspectRatio" if ratio is not None else "resolution"
+        if "width" in fields or "height" in fields:
+            errors.append(FieldError(name, "must not be sent together with width or height"))
+        elif (sides := sides_of(ratio or "1:1", resolution or "1K")) is None:
+            errors.append(FieldError(name, f"must be at most {MAX_RATIO}:1 or 1:{MAX_RATIO}"))
+        else:
+            params["width"], params["height"] = sides
+    if params["width"] * params["height"] > MAX_PIXELS:
+        errors.append(FieldError("height", f"must be at most {MAX_PIXELS // 1_000_000} megapixels, with width"))
+    if params["image_url"] is not None and len(params["reference_images"] or ()) == MAX_INPUT_IMAGES:
+        errors.append(FieldError("referenceImages", f"must have at most {MAX_INPUT_IMAGES} entries, with imageUrl"))
+    return errors
 
 
 def _dict_validator(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -203,7 +323,8 @@ def _field_errors(error: ValidationError) -> list[FieldError]:
 
 def _path(location: tuple[int | str, ...]) -> str:
     first, *rest = location or ("",)
-    return to_camel(str(first)) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+    return to_camel(str(first)) + "".join(parts)
 
 
 def _error_message(error: ErrorDetails) -> str:
@@ -250,6 +371,13 @@ _OTHERS = {
     "image": "imageUrl",
     "init_image": "imageUrl",
     "image_urls": "referenceImages",
+    "images": "referenceImages",
+    "input_image": "imageUrl",
+    "mask_url": "mask",
+    "mask_image": "mask",
+    "loras": "imageLoras",
+    "enable_safety_checker": "disableSafetyChecker",
+    "extra_body": "extra",
     "text": "prompt",
     "model_id": "model",
     "webhook_url": "webhook",
