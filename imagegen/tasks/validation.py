@@ -121,7 +121,7 @@ def _extra(value: object) -> object:
             raise PydanticCustomError("extra", f"must not contain {name}: it is a field of its own")
     if len(msgspec.json.encode(fields)) > MAX_EXTRA_BYTES:
         raise PydanticCustomError("extra", f"must be at most {MAX_EXTRA_BYTES} bytes of JSON")
-    return fields or None
+    return fields
 
 
 def is_reserved(name: str) -> bool:
@@ -247,6 +247,7 @@ def parse(
         raise InvalidRequest(details=faults[:max_faults])
     if loras := params["image_loras"]:
         params["image_loras"] = tuple(Lora(**lora) for lora in loras)
+    params["extra"] = params["extra"] or None
     if (alias := aliases.get(params["model"])) is not None:
         params["model"] = alias
     return GenerationRequest(**params)
@@ -307,12 +308,17 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
 def _is_absent(name: str, value: object) -> bool:
     if value:
         return name == "seed" and value == -1  # what many programs write for a seed of the service's choice
-    return value is None or (name not in _NEVER_EMPTY and value in ("", []))
+    return value is None or (name not in _NEVER_EMPTY and value in ("", [], {}))
+
+
+def our_name(name: str) -> str | None:
+    """Return our field that means the same as another image API's; None if there is none."""
+    return _OTHERS.get(name)
 
 
 def unknown_field(key: str, known: tuple[str, ...]) -> str:
     """Return the text about an unknown field, with the field that is near to it or means the same."""
-    meant = _OTHERS.get(key) if known is _NAMES else None
+    meant = our_name(key) if known is _NAMES else None
     near = meant or nearest(key, known)
     return "is not a known field" + (f"; did you mean {near}?" if near else "")
 

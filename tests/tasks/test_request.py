@@ -17,9 +17,9 @@ BODIES = some.fixed_dictionaries(
     {"prompt": TEXTS},
     optional={
         "model": TEXTS,
-        "width": some.integers(8, 256).map(lambda eighths: eighths * 8),
-        "height": some.integers(8, 256).map(lambda eighths: eighths * 8),
-        "n": some.integers(1, 8),
+        "width": some.integers(8, 560).map(lambda eighths: eighths * 8),
+        "height": some.integers(8, 560).map(lambda eighths: eighths * 8),
+        "n": some.integers(1, 16),
         "steps": some.integers(1, 100),
         "seed": some.integers(0, 2**63 - 1),
         "negative_prompt": TEXTS,
@@ -68,9 +68,17 @@ def test_each_field_makes_another_task(name: str) -> None:
         "output_format": ["png", "jpeg"],
         "image_url": ["https://host/a", "https://host/b"],
         "reference_images": [["https://host/a"], ["https://host/b"]],
+        "mask": ["https://host/a", "https://host/b"],
+        "aspect_ratio": ["1:1", "2:1"],
+        "resolution": ["1K", "2K"],
+        "disable_safety_checker": [True, False],
+        "prompt_upsampling": [True, False],
+        "image_loras": [[{"path": "a", "scale": 1}], [{"path": "a", "scale": 2}]],
+        "extra": [{"x_style": 1}, {"x_style": 2}],
     }
     values |= {side: [64, 128] for side in ("width", "height")}
-    values |= {number: [1, 2] for number in ("n", "steps", "seed", "guidance_scale")}
+    numbers = ("n", "steps", "seed", "guidance_scale", "variant", "output_compression")
+    values |= {number: [1, 2] for number in numbers}
     first, second = [requested(**{name: value}) for value in values.get(name, ["a", "b"])]
     assert first.canonical("p", None) != second.canonical("p", None)
     assert first.to_json() != second.to_json()
@@ -90,7 +98,7 @@ def test_defaulted_fields_are_always_stored() -> None:
         b'{"prompt":1,"model":"m","width":512,"height":512,"n":1}',
         b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":1,"odd":1}',
         b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":0}',
-        b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":9}',
+        b'{"prompt":"a cat","model":"m","width":512,"height":512,"n":17}',
         b'{"prompt":"\xff","model":"m","width":512,"height":512,"n":1}',
         b"[" * 100_000,
     ],

@@ -173,7 +173,7 @@ def test_every_status_of_a_failed_task_is_documented_on_v1(document: dict[str, A
 def test_numeric_limits_are_json_schema_keywords(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["GenerationBody"]["properties"]
     width = fields["width"]
-    assert (width["minimum"], width["maximum"], width["multipleOf"], width["default"]) == (64, 2048, 8, 512)
+    assert (width["minimum"], width["maximum"], width["multipleOf"], width["default"]) == (64, 8192, 8, 512)
     assert fields["steps"]["type"] == ["integer", "null"]
     assert b'"ge"' not in orjson.dumps(document)
 

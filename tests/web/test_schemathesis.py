@@ -30,6 +30,9 @@ LENIENT = ("/api/images/batch", "images/generations")
 """Paths with bodies rejected entry by entry, or parsed as leniently as OpenAI's and Together's clients need."""
 
 CHEAP = {"width": 64, "height": 64, "size": "64x64", "n": 1, "webhook": None}
+CHEAP |= {"extra": {"x_style": 1}} | dict.fromkeys(
+    ("aspectRatio", "aspect_ratio", "resolution", "imageUrl", "image_url")
+)
 
 schema = schemathesis.openapi.from_dict(
     build_document(),
@@ -57,7 +60,7 @@ def is_lenient(case: schemathesis.Case) -> bool:
 
 
 def limit_cost(case: schemathesis.Case) -> None:
-    """Request small images and no webhooks if the body is valid."""
+    """Request small images, without fields that exclude each other and without webhooks, if the body is valid."""
     refused = case.meta is not None and case.meta.generation.mode.is_negative and not is_lenient(case)
     if refused or not isinstance(case.body, dict):
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +10,30 @@ from typing import Any
 from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import FieldError, InvalidRequest
+from imagegen.formats import printable
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.validation import MAX_FIELD_ERRORS, GenerationParams
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, GenerationParams, is_reserved, our_name
 from imagegen.tasks.validation import parse as parse_fields
 
 DEFAULT_SIDE = 1024
-MAX_RATIO = 4
 
 _FORMATS = {"url": False, "b64_json": True, "base64": True}
 _FIELD_NAMES = {"num_inference_steps": "steps", "guidance": "guidance_scale"}
-_FIELD_NAMES |= {spelling: name for name in GenerationParams.model_fields for spelling in (to_camel(name), name)}
-"""Our name of each field; of two spellings the later one here counts."""
+_FIELD_NAMES |= {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
+"""Our name of each field."""
 
-_UNSUPPORTED = ("image", "mask", "image_base64", "image_strength", "image_loras", "condition_image", "frame_images")
-"""Fields that decide the content of the image: without them, another image than the requested one would be paid for."""
+_LEFT_OUT = frozenset({"user", "safety_identifier", "metadata", "store", "partial_images"})
+"""Fields that change neither the image nor its price."""
 
+_OF_THE_CALL = frozenset({"size", "stream", "response_format"})
+"""Fields that are read here: none of them is sent upstream as it is."""
+
+_AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
+"""Fields for which `auto` means the default."""
+
+_SIDES = ("width", "height")
+_SHAPE = (*_SIDES, "aspect_ratio", "resolution")
 _SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
-_RATIO = re.compile(r"\s*([0-9]{1,4})\s*:\s*([0-9]{1,4})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +46,15 @@ class OpenAIRequest:
 
 
 def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str]) -> OpenAIRequest:
-    """Parse a client's fields; null and empty count as absent, and unknown fields that do no harm are ignored.
+    """Parse a client's fields; null and empty count as absent, and unknown fields are the provider's.
 
     Raises InvalidRequest with every error, under the names that the client used.
     """
     sent = {name: value for name, value in body.items() if not _is_absent(name, value)}
-    errors = [FieldError(name, "is not supported by this service") for name in _UNSUPPORTED if name in sent]
-    spelled = {ours: name for name, ours in _FIELD_NAMES.items() if name in sent}
-    fields = {ours: sent[name] for ours, name in spelled.items()}
-    if fields.get("output_format") == "jpg":
-        fields["output_format"] = "jpeg"
+    errors: list[FieldError] = []
+    spelled: dict[str, str] = {}
+    fields = _known_fields(sent, spelled, errors)
+    _add_unknown_fields(sent, fields, errors)
     _add_size(sent, fields, spelled, errors)
     as_base64 = _as_base64(sent, errors)
     streamed = sent.get("stream", False)
@@ -66,44 +71,65 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
 
 
 def _is_absent(name: str, value: object) -> bool:
-    return value is None or (name not in {"prompt", "model"} and value in ("", []))
+    if value is None or (value == "auto" and name in _AUTO):
+        return True
+    return value in ("", []) and name not in {"prompt", "model"}
+
+
+def _known_fields(sent: Mapping[str, Any], spelled: dict[str, str], errors: list[FieldError]) -> dict[str, Any]:
+    """Return the fields under our names; `spelled` receives the client's name of each."""
+    fields: dict[str, Any] = {}
+    for name, value in sent.items():
+        ours = _FIELD_NAMES.get(name)
+        if ours is None:
+            continue
+        if ours in spelled and value != fields[ours]:
+            errors.append(FieldError(name, f"is the same field as {spelled[ours]}: send one of them"))
+        fields[ours] = value
+        spelled[ours] = name
+    if fields.get("output_format") == "jpg":
+        fields["output_format"] = "jpeg"
+    return fields
+
+
+def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors: list[FieldError]) -> None:
+    """Add the fields that only the provider knows to `extra`."""
+    unknown = sent.keys() - _FIELD_NAMES.keys() - _LEFT_OUT - _OF_THE_CALL
+    if not unknown:
+        return
+    extra = fields.get("extra", {})
+    for name in (name for name in sent if name in unknown):
+        if is_reserved(name):
+            meant = our_name(name) or "webhook"
+            advice = "use webhook of /api/images/generate" if meant == "webhook" else f"use {meant}"
+            errors.append(FieldError(printable(name, MAX_KEY_CHARS), f"is not supported here: {advice}"))
+        elif isinstance(extra, dict):
+            if name in extra:
+                errors.append(FieldError(printable(name, MAX_KEY_CHARS), "is in extra too: send one of them"))
+            extra = {**extra, name: sent[name]}
+        if len(errors) >= MAX_FIELD_ERRORS:
+            raise InvalidRequest(details=errors)
+    fields["extra"] = extra
 
 
 def _add_size(
     sent: Mapping[str, Any], fields: dict[str, Any], spelled: dict[str, str], errors: list[FieldError]
 ) -> None:
-    """Fill in the missing sides: from `size`, else from `aspect_ratio`, else the default."""
-    missing = [side for side in ("width", "height") if side not in fields]
-    if not missing:
-        return
-    sides = {"width": DEFAULT_SIDE, "height": DEFAULT_SIDE}
-    for name, read, rule in (("size", _read_size, "WIDTHxHEIGHT"), ("aspect_ratio", _read_ratio, "16:9, at most 4:1")):
-        text = sent.get(name, "auto")
-        if text == "auto":
-            continue
-        match = read(text) if isinstance(text, str) else None
+    """Read `size`; fill in the default where no field says a size."""
+    if "size" in sent:
+        text = sent["size"]
+        match = _SIZE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            errors.append(FieldError(name, f"must be auto, or such as {rule}"))
-        else:
-            sides = dict(zip(("width", "height"), match, strict=True))
-            spelled |= dict.fromkeys(missing, name)
-        break
-    fields |= {side: sides[side] for side in missing}
-
-
-def _read_size(text: str) -> tuple[int, int] | None:
-    match = _SIZE.fullmatch(text)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _read_ratio(text: str) -> tuple[int, int] | None:
-    """Return sides of that ratio, of about a megapixel, multiples of 16."""
-    match = _RATIO.fullmatch(text)
-    wide, high = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not wide or not high or max(wide, high) > MAX_RATIO * min(wide, high):
-        return None
-    root = math.sqrt(wide / high)
-    return round(DEFAULT_SIDE * root / 16) * 16, round(DEFAULT_SIDE / root / 16) * 16
+            errors.append(FieldError("size", "must be auto, or such as WIDTHxHEIGHT"))
+        sides = dict(zip(_SIDES, map(int, match.groups()), strict=True)) if match else {}
+        others = [name for name in _SHAPE if name in fields and fields[name] != sides.get(name)]
+        errors += [FieldError(spelled[name], "must not be sent together with size") for name in others]
+        for side in () if others else sides.keys() - fields.keys():
+            fields[side] = sides[side]
+            spelled[side] = "size"
+    if "aspect_ratio" not in fields and "resolution" not in fields:
+        for side in _SIDES:
+            fields.setdefault(side, DEFAULT_SIDE)
 
 
 def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool:
@@ -115,9 +141,9 @@ def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool:
 
 
 def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:
-    name, bracket, place = error.field.partition("[")
+    name, *path = re.split(r"(?=[\[.])", error.field, maxsplit=1)
     ours = to_snake(name)
     theirs = spelled.get(ours, ours)
-    if theirs in {"size", "aspect_ratio"}:
+    if theirs == "size":
         return FieldError(theirs, f"{ours} {error.message}")
-    return FieldError(theirs + bracket + place, error.message)
+    return FieldError(theirs + "".join(path), error.message)

@@ -36,8 +36,9 @@ _Model = Annotated[ModelId, Field(description="Any model id of the provider; `DE
 
 
 class OpenAIBody(GenerationParams):
-    """The fields of OpenAI's and of Together's image APIs. `null` and empty count as absent, and unknown fields that
-    do no harm are ignored."""
+    """The fields of OpenAI's and of Together's image APIs. `null` and empty count as absent. An unknown field is sent
+    to the provider unchanged; only `user`, `safety_identifier`, `metadata`, `store` and `partial_images` are ignored.
+    """
 
     model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
 
@@ -45,7 +46,6 @@ class OpenAIBody(GenerationParams):
     width: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     height: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None
-    aspect_ratio: Annotated[str, Field(description="Such as `16:9`, at most 4:1; of about a megapixel.")] | None = None
     response_format: Literal["url", "b64_json", "base64"] | None = None
     stream: Annotated[bool, Field(description="Answer by events, one for each image.")] | None = None
 

@@ -70,7 +70,7 @@ async def test_all_paths_are_one_route_and_one_task(service: Service, upstream: 
 
 async def test_the_task_equals_the_one_on_the_native_route(service: Service, upstream: EmulatedUpstream) -> None:
     here = await (await service.generate(model=None, seed=7, quality="hd")).json()
-    body = {"prompt": "a cat", "width": 1024, "height": 1024, "seed": 7}
+    body = {"prompt": "a cat", "width": 1024, "height": 1024, "seed": 7, "quality": "hd"}
     there = await (await service.request("POST", "/api/images/generate", json=body)).json()
     assert (here["id"], there["cached"]) == (there["taskId"], True)
     assert upstream.ledger.total == 1
