@@ -215,6 +215,7 @@ class UpstreamError(ImagegenError):
     retryable: whether the same call may succeed later.
     ambiguous: sent, and no answer came, or only a gateway's; so it may have been paid for.
     unreached: the provider was certainly not reached, so nothing can have been paid.
+    partly_sent: it was reached, but not the whole request was sent, so nothing can have been paid.
     retry_after_s: seconds to wait, by the upstream.
     parameter: the one request field (snake_case, as on Together's wire) that the model refused.
     max_count: how many images a call may request, if the model refused their number; `parameter` is `n` then.
@@ -230,6 +231,7 @@ class UpstreamError(ImagegenError):
         retryable: bool = False,
         ambiguous: bool = False,
         unreached: bool = False,
+        partly_sent: bool = False,
         retry_after_s: float | None = None,
         parameter: str | None = None,
         max_count: int | None = None,
@@ -242,6 +244,7 @@ class UpstreamError(ImagegenError):
         self.retryable = retryable
         self.ambiguous = ambiguous
         self.unreached = unreached
+        self.partly_sent = partly_sent
         self.retry_after_s = retry_after_s
         self.parameter = parameter
         self.max_count = max_count

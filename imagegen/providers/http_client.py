@@ -1,4 +1,4 @@
-"""HTTP client of a provider: JSON out, a bounded response in, and every loss as one `UpstreamError`.
+"""HTTP client of a provider: JSON or a form out, a bounded response in, and every loss as one `UpstreamError`.
 
 The session is the app's. It needs a `DummyCookieJar` (the vendors' proxies set cookies), no `trust_env`, and a
 connector with a short `keepalive_timeout` (15 s is fine): when an upstream closes an idle connection while it is
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import aiohttp
@@ -20,9 +20,10 @@ from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import UpstreamError
+from imagegen.providers.input_bodies import FORM_TYPE, JSON_TYPE, Body, form_body, json_body
 from imagegen.providers.large_body import load_json
-from imagegen.providers.post import NotSent, PaidPost, RawResponse, connect_timeout, read_limited
-from imagegen.providers.protocol import CallObserver, Reply
+from imagegen.providers.post import NotSent, PaidPost, PartlySent, RawResponse, connect_timeout, read_limited
+from imagegen.providers.protocol import CallObserver, InputImage, Reply
 from imagegen.providers.response_parser import error_from_response, parse_reply
 
 USER_AGENT = f"imagegen/{__version__}"
@@ -77,7 +78,8 @@ class ProviderClient:
         self._timeout_s = timeout_s
         self._secret = secret
         self._headers = _headers(authorization)
-        self._post = PaidPost(session, URL(f"{base}/{generations}"), self._headers, timeout_s)
+        self._generations = generations
+        self._posts: dict[tuple[str, str], PaidPost] = {}
 
     @property
     def base_url(self) -> URL:
@@ -88,12 +90,28 @@ class ProviderClient:
     def own_hosts(self) -> frozenset[str]:
         return frozenset({self._base.host_port_subcomponent or ""})
 
-    async def generate(self, fields: Mapping[str, object], watcher: CallObserver) -> Reply:
-        """POSTs one paid call. Raises UpstreamError."""
+    async def generate(self, fields: Mapping[str, object], watcher: CallObserver, path: str | None = None) -> Reply:
+        """POST one paid call as JSON. Raises UpstreamError."""
+        return await self._pay(path or self._generations, JSON_TYPE, json_body(fields), watcher)
+
+    async def send_form(
+        self, path: str, fields: Mapping[str, object], files: Sequence[tuple[str, InputImage]], watcher: CallObserver
+    ) -> Reply:
+        """POST one paid call as a multipart form. Raises UpstreamError."""
+        return await self._pay(path, FORM_TYPE, form_body(fields, files), watcher)
+
+    async def _pay(self, path: str, content_type: str, body: Body, watcher: CallObserver) -> Reply:
+        post = self._posts.get((path, content_type))
+        if post is None:
+            headers = self._headers | {"Content-Type": content_type}
+            post = PaidPost(self._session, URL(f"{self._base}/{path}"), headers, self._timeout_s)
+            self._posts[path, content_type] = post
         try:
-            answer = await self._post.send(orjson.dumps(fields), watcher.sent)
+            answer = await post.send(body, watcher.sent)
         except NotSent as error:
             raise _not_reached(error.__cause__) from error
+        except PartlySent as error:
+            raise _partly_sent(error.__cause__, self._timeout_s) from error
         except HttpProcessingError as error:
             raise _not_http() from error
         except (aiohttp.ClientError, OSError) as error:
@@ -131,7 +149,7 @@ class ProviderClient:
 
 def _headers(authorization: str | None) -> dict[str, str]:
     """A blank User-Agent gets a 403 from the proxies before Together."""
-    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": USER_AGENT}
+    headers = {"Accept": "application/json", "Content-Type": JSON_TYPE, "User-Agent": USER_AGENT}
     return headers | ({"Authorization": authorization} if authorization else {})
 
 
@@ -148,6 +166,14 @@ def _not_reached(cause: BaseException | None) -> UpstreamError:
         return _no_login()
     reason = next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "no connection")
     return UpstreamError("upstream_error", f"The provider can't be reached: {reason}", retryable=True)
+
+
+def _partly_sent(cause: BaseException | None, timeout_s: float) -> UpstreamError:
+    if isinstance(cause, TimeoutError):
+        detail = f"The provider did not take the whole request within {timeout_s:g} s"
+        return UpstreamError("upstream_timeout", detail, retryable=True, partly_sent=True)
+    detail = "The connection to the provider was lost before the whole request was sent"
+    return UpstreamError("upstream_error", detail, retryable=True, partly_sent=True)
 
 
 def _no_login() -> UpstreamError:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
-from imagegen.providers.protocol import Call, CallObserver, Provider, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
 
 OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
@@ -53,6 +53,9 @@ class MeteredProvider:
     @property
     def base_url(self) -> URL | None:
         return self._provider.base_url
+
+    def edits(self, model: str) -> Edits | None:
+        return self._provider.edits(model)
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False

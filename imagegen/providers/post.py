@@ -12,15 +12,19 @@ import asyncio
 import re
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from functools import cached_property
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import RawResponseMessage, StreamWriter
 from msgspec import Struct
 from yarl import URL
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
+from imagegen.providers.input_bodies import Body, StreamedBody
 from imagegen.providers.large_body import LARGE_BYTES, LargeBody
 
 MAX_BODY_BYTES = 48 * 2**20
@@ -32,6 +36,9 @@ _READ_BYTES = 2**18
 _WAIT_FOR_MEMORY_S = 10.0
 """How long a large body stays unread while others fill the memory: its call is paid, so it is not left for long."""
 
+_LAST_WORD_S = 1.0
+"""How long a response may still come after its connection took no more of the request."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 
 _bodies = ByteBudget()
@@ -40,6 +47,10 @@ _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 class NotSent(Exception):
     """No byte of the request has left, so nothing can have been paid for; the cause is why."""
+
+
+class PartlySent(Exception):
+    """The connection or the time ended before the whole request was sent, so nothing was paid for; the cause is why."""
 
 
 class RawResponse(Struct, frozen=True, gc=False):
@@ -63,23 +74,34 @@ class PaidPost:
         self._timeout_s = timeout_s
         self._connect_timeout = connect_timeout(timeout_s)
 
-    async def send(self, body: bytes, on_sent: Callable[[], None]) -> RawResponse:
+    async def send(self, body: Body, on_sent: Callable[[], None]) -> RawResponse:
         """`on_sent` is called when the request was handed to the system.
 
-        Raises NotSent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the answer is
-        not HTTP, HttpProcessingError. Raises UpstreamError for a body over the limit.
+        Raises NotSent, PartlySent; of a request that was sent TimeoutError, aiohttp.ClientError, OSError or, where the
+        answer is not HTTP, HttpProcessingError. Raises UpstreamError for a body over the limit, and for an input image
+        that can't be read.
         """
-        async with asyncio.timeout(self._timeout_s):
-            connection = await self._connect()
-            try:
-                answer = await self._exchange(connection, body, on_sent)
-            except BaseException:
-                connection.close()
-                raise
-            if connection.transport is not None and connection.transport.get_write_buffer_size():
-                connection.close()  # answered before all of it was sent: the rest would precede the next request
-            connection.release()
-            return answer
+        sending = _Sending(body, on_sent)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._send(sending)
+        except TimeoutError as error:
+            if sending.begun and not sending.done:
+                raise PartlySent from error
+            raise
+
+    async def _send(self, sending: _Sending) -> RawResponse:
+        connection = await self._connect()
+        try:
+            answer = await self._exchange(connection, sending)
+        except BaseException:
+            connection.close()
+            raise
+        unsent = connection.transport is not None and connection.transport.get_write_buffer_size()
+        if unsent or not sending.done:
+            connection.close()  # answered before all of it was sent: the rest would precede the next request
+        connection.release()
+        return answer
 
     async def _connect(self) -> Connection:
         """Take a free connection or a new one, within a shorter time limit than the whole."""
@@ -93,16 +115,12 @@ class PaidPost:
         except (aiohttp.ClientError, OSError) as error:
             raise NotSent from error
 
-    async def _exchange(self, connection: Connection, body: bytes, on_sent: Callable[[], None]) -> RawResponse:
+    async def _exchange(self, connection: Connection, sending: _Sending) -> RawResponse:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             raise NotSent
         protocol.set_response_params(read_until_eof=True, read_bufsize=_READ_BYTES)
-        transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        on_sent()
-        message, content = await protocol.read()
-        while 100 <= message.code < 200 and message.code != 101:
-            message, content = await protocol.read()
+        message, content = await sending.exchange(protocol, transport, self._head)
         answered = await read_limited(message.code, message.headers, content)
         if answered[:2] == _GZIP_MAGIC:  # compressed as a transfer coding, or without a word
             answered = await asyncio.to_thread(_unzipped, message.code, answered)
@@ -122,6 +140,61 @@ class PaidPost:
         target = str(self._url) if self._request.proxy and not self._request.is_ssl() else self._url.raw_path_qs
         lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
         return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+class _Sending:
+    """One request on its way. begun, done: whether its first and its last byte were handed to the system."""
+
+    def __init__(self, body: Body, on_sent: Callable[[], None]) -> None:
+        self._body = body
+        self._on_sent = on_sent
+        self.begun = self.done = False
+
+    async def exchange(
+        self, protocol: ResponseHandler, transport: asyncio.Transport, head: bytes
+    ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """Send the request and return the head of its response, which may come before all of it was sent."""
+        body = self._body
+        self.begun = True
+        if isinstance(body, bytes):
+            transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+            self._finish()
+            return await _final_response(protocol)
+        transport.write(b"%b%d\r\n\r\n" % (head, len(body)))
+        writing = asyncio.create_task(self._write(protocol, body))
+        reading = asyncio.create_task(_final_response(protocol))
+        try:
+            await asyncio.wait((writing, reading), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and not reading.done() and isinstance(writing.exception(), OSError):
+                await asyncio.wait((reading,), timeout=_LAST_WORD_S)
+            if reading.done() and reading.exception() is None:
+                return reading.result()
+            if not writing.done() or isinstance(writing.exception(), OSError):
+                raise PartlySent from (writing.exception() if writing.done() else reading.exception())
+            writing.result()
+            return await reading
+        finally:
+            for task in (writing, reading):
+                task.cancel()
+            await asyncio.gather(writing, reading, return_exceptions=True)
+
+    async def _write(self, protocol: ResponseHandler, body: StreamedBody) -> None:
+        writer = StreamWriter(protocol, asyncio.get_running_loop())
+        async with aclosing(body.pieces()) as pieces:
+            async for piece in pieces:
+                await writer.write(piece)
+        self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        self._on_sent()
+
+
+async def _final_response(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+    message, content = await protocol.read()
+    while 100 <= message.code < 200 and message.code != 101:
+        message, content = await protocol.read()
+    return message, content
 
 
 def connect_timeout(timeout_s: float) -> aiohttp.ClientTimeout:

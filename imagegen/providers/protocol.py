@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 from yarl import URL
 
+from imagegen.errors import UpstreamError
 from imagegen.tasks.image import GivenImage
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.request import MAX_IMAGES, GenerationRequest
+
+
+class InputImage(Struct, frozen=True):
+    """Bytes of an image that a request starts from; each call of `read` yields all of them, in pieces."""
+
+    content_type: str
+    size_bytes: int
+    read: Callable[[], AsyncGenerator[bytes, None]]
+
+    async def read_all(self) -> bytes:
+        """Return the bytes in one piece."""
+        return b"".join([piece async for piece in self.read()])
+
+
+class Edits(Struct, frozen=True):
+    """Input images that a provider takes for a model.
+
+    max_images: of one request, without the mask. mask: whether it takes one. links: whether it takes http(s) addresses
+    and fetches them itself.
+    """
+
+    max_images: int = MAX_IMAGES
+    mask: bool = False
+    links: bool = True
 
 
 class Call(Struct, frozen=True):
@@ -19,6 +45,7 @@ class Call(Struct, frozen=True):
     first_index: the place in the task of the call's first image.
     seed: the seed to send, None where the client gave none (`request.seed` is not to be sent itself).
     without: parameters (snake_case, as on Together's wire) to leave out because the model refused them.
+    inputs: input images by their address or upload; those that are not here are sent as links.
     """
 
     request: GenerationRequest
@@ -26,6 +53,18 @@ class Call(Struct, frozen=True):
     first_index: int = 0
     seed: int | None = None
     without: frozenset[str] = frozenset()
+    inputs: Mapping[str, InputImage] = msgspec.field(default_factory=dict)
+
+    def input(self, source: str) -> InputImage | str:
+        """Return the bytes of an input image, or the link to send."""
+        return self.inputs.get(source, source)
+
+    def input_bytes(self, source: str) -> InputImage:
+        """Return the bytes of an input image. Raises UpstreamError if there is only a link."""
+        image = self.inputs.get(source)
+        if image is None:
+            raise UpstreamError("upstream_invalid_request", "this provider takes the bytes of input images only")
+        return image
 
 
 class UpstreamLimits(Struct, frozen=True):
@@ -77,6 +116,10 @@ class Provider(Protocol):
 
     @property
     def base_url(self) -> URL | None: ...
+
+    def edits(self, model: str) -> Edits | None:
+        """Return the input images that it takes for this model, None if it takes none."""
+        ...
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""

@@ -72,6 +72,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         first = () if self.image_url is None else (self.image_url,)
         return (*first, *(self.reference_images or ()))
 
+    @property
+    def image_sources(self) -> tuple[str, ...]:
+        """Return the input images and the mask."""
+        return self.input_images if self.mask is None else (*self.input_images, self.mask)
+
     def to_json(self) -> bytes:
         """Return the stored form, which `from_json` reads."""
         return _encode(self)

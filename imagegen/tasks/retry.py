@@ -72,7 +72,7 @@ class FailureContext(Struct, frozen=True, gc=False):
 def was_never_sent(error: UpstreamError) -> bool:
     """Connection refused, name not found, TLS, or a gateway that found no origin: nothing can have been paid."""
     unsent = error.code == "upstream_error" and error.status is None and error.retryable and not error.ambiguous
-    return error.unreached or unsent
+    return error.unreached or (unsent and not error.partly_sent)
 
 
 def is_server_error(error: UpstreamError) -> bool:
