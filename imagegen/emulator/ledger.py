@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time
 from typing import Final
 
 import orjson
+
+from .input_files import InputFile
 
 _KEPT: Final = 200_000
 
@@ -21,6 +23,7 @@ class Call:
     outcome: the status that it got or will get, or what came instead (`hang`, `reset`, `trickle` …).
     paid: the whole request was read, and the answer is no 4xx.
     client_there: whether the client was still there when it was answered; None while it waits.
+    inputs: the images that came with it; path: of the route.
     """
 
     received_at: float
@@ -34,6 +37,8 @@ class Call:
     body: Mapping[str, object] = field(default_factory=dict)
     answered_at: float | None = None
     client_there: bool | None = None
+    inputs: Sequence[InputFile] = ()
+    path: str = ""
 
 
 class Ledger:

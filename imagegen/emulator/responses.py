@@ -192,6 +192,14 @@ def pictures(request_id: str, model: str, entries: Sequence[Entry]) -> Response:
     return Response(200, orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
 
+def as_webui(answer: Response) -> Response:
+    """Return a 200 in the shape of a Stable Diffusion web UI, any other answer unchanged."""
+    if answer.status != 200 or answer.delivery != "plain":
+        return answer
+    images = [entry["b64_json"] for entry in orjson.loads(answer.body)["data"]]
+    return replace(answer, body=orjson.dumps({"images": images, "parameters": {}, "info": "{}"}))
+
+
 def link_entry(index: int, url: object, inference_s: float) -> Entry:
     return {"index": index, "url": url, "timings": {"inference": inference_s}}
 

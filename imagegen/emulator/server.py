@@ -18,14 +18,19 @@ from . import responses as answers
 from .fault_schedule import UNREAD, Fault, FaultSchedule, UnknownFault
 from .generation import Generation, ImageSettings, new_ids
 from .image_files import Links
+from .input_files import BadForm, read_form
 from .ledger import Call, Ledger
 from .rate_limit import TokenBucket
-from .request import BadBody, ImageRequest, parse
+from .request import BadBody, ImageRequest, parse, parse_webui, request_of
 from .responses import Response
 
 _GENERATION_PATHS: Final = frozenset(("/v1/images/generations", "/images/generations"))
+_EDIT_PATHS: Final = frozenset(("/v1/images/edits", "/images/edits"))
+_WEBUI_PATHS: Final = frozenset(("/sdapi/v1/txt2img", "/sdapi/v1/img2img"))
+_PAID_PATHS: Final = _GENERATION_PATHS | _EDIT_PATHS | _WEBUI_PATHS
 _MODEL_PATHS: Final = frozenset(("/v1/models", "/models"))
 _MAX_BODY_BYTES: Final = 20 * 1024 * 1024
+_MAX_EDIT_BYTES: Final = 32 * 20 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +105,27 @@ class Emulator:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
-        if path in _GENERATION_PATHS and request.method == hdrs.METH_POST:
-            return await self._generate(request)
+        if path in _PAID_PATHS and request.method == hdrs.METH_POST:
+            return await self._generate(request, path)
         if path.startswith(("/shrt/", "/imgproxy/")):
             agent = request.headers.get(hdrs.USER_AGENT, "")
             return await self._answer(request, self._links.answer(path, _base_url(request), agent, monotonic()))
+        if path == "/sdapi/v1/progress":
+            return await self._answer(request, Response(200, b'{"progress":0}'))
         if path.startswith("/_emulator/"):
             return await self._answer(request, await self._operate(request, path))
         if path in _MODEL_PATHS and request.method == hdrs.METH_GET:
             return await self._answer(request, self._list_models(request))
         return await self._answer(request, answers.error("404_path", ""))
 
-    async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _generate(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         request_id, ray = new_ids(self._rng)
-        answer = self._refusal_unread(request, request_id)
+        answer = self._refusal_unread(request, request_id, path)
         if answer is not None:
             call = Call(time(), answer.outcome, paid=False)
         else:
-            raw = await request.content.read()
-            answer, call = self._judge(raw, request_id, _base_url(request))
+            answer, call = await self._judge(request, path, request_id)
+        call.path = path
         if answer.status != 429 and "x-ratelimit-limit" not in answer.headers:
             answer = answer.with_headers(self._pace.headers())
         self.ledger.opened(call)
@@ -129,22 +136,25 @@ class Emulator:
         }
         return await self._answer(request, answer.with_headers(headers), call)
 
-    def _refusal_unread(self, request: web.BaseRequest, request_id: str) -> Response | None:
-        """What needs no look into the body."""
-        if not self._has_key(request):
+    def _refusal_unread(self, request: web.BaseRequest, request_id: str, path: str) -> Response | None:
+        """What needs no look into the body. A web UI has no keys."""
+        if path not in _WEBUI_PATHS and not self._has_key(request):
             return answers.error("401", request_id)
-        if (request.content_length or 0) > _MAX_BODY_BYTES:
+        max_bytes = _MAX_BODY_BYTES if path in _GENERATION_PATHS else _MAX_EDIT_BYTES
+        if (request.content_length or 0) > max_bytes:
             return answers.error("413", request_id)
         fault = self._script.take_unread(monotonic())
         return None if fault is None else Response(0, b"", delivery=fault.name)
 
-    def _judge(self, raw: bytes, request_id: str, base_url: str) -> tuple[Response, Call]:
+    async def _judge(self, request: web.BaseRequest, path: str, request_id: str) -> tuple[Response, Call]:
         try:
-            asked = parse(raw)
-        except BadBody as failure:
+            asked = await _read(request, path)
+        except (BadBody, BadForm) as failure:
             return answers.invalid(str(failure), request_id), Call(time(), 400, paid=False)
         try:
-            answer = self._decide(Generation(asked, request_id, base_url, self._studio))
+            answer = self._decide(Generation(asked, request_id, _base_url(request), self._studio))
+            if path in _WEBUI_PATHS:
+                answer = answers.as_webui(answer)
         except UnknownFault as failure:
             answer = answers.invalid(f"emulator: {failure}", request_id)
         return answer, _call_of(asked, answer)
@@ -222,6 +232,15 @@ class Emulator:
         return scheme.lower() == "bearer" and bool(key.strip()) and self.options.key in (None, key.strip())
 
 
+async def _read(request: web.BaseRequest, path: str) -> ImageRequest:
+    """Raises BadBody, BadForm."""
+    if path in _EDIT_PATHS and request.content_type == "multipart/form-data":
+        fields, files = await read_form(request)
+        return request_of(fields, files, as_base64=fields.get("response_format") != "url")
+    raw = await request.content.read()
+    return parse_webui(raw) if path in _WEBUI_PATHS else parse(raw)
+
+
 def _base_url(request: web.BaseRequest) -> str:
     return f"http://{request.headers.get(hdrs.HOST, 'localhost')}"
 
@@ -238,4 +257,5 @@ def _call_of(asked: ImageRequest, answer: Response) -> Call:
         n=asked.n,
         seed=asked.seed,
         body=asked.body,
+        inputs=asked.inputs,
     )
