@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
@@ -12,13 +13,14 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import ProviderClient, basic_authorization
-from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.input_bodies import Base64Image
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 
-_TXT2IMG = "sdapi/v1/txt2img"
+_TXT2IMG, _IMG2IMG = "sdapi/v1/txt2img", "sdapi/v1/img2img"
 _PROGRESS = "sdapi/v1/progress?skip_current_image=true"
 _MODELS = "sdapi/v1/sd-models"
 
-_NO_PLACE = ("output_format", "image_url", "reference_images")
+_NO_PLACE = ("output_format",)
 _SIZE = frozenset({"width", "height"})
 _RANDOM_SEED = -1
 
@@ -59,9 +61,15 @@ class A1111Provider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
+    def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - the same for every checkpoint
+        return Edits(max_images=1, mask=True, links=False)
+
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        fields, path = fields_of(call, self._default_model), _TXT2IMG
+        if call.request.image_sources:
+            fields, path = fields | await _input_fields(call), _IMG2IMG
         async with self._progress_told(watcher):
-            reply = await self._upstream.generate(fields_of(call, self._default_model), watcher)
+            reply = await self._upstream.generate(fields, watcher, path)
         dropped = [name for name in _NO_PLACE if getattr(call.request, name) is not None]
         warnings = tuple(f"{name} is not known to this provider and was left out" for name in dropped)
         return replace(reply, images=reply.images[: call.count], warnings=warnings)
@@ -120,6 +128,26 @@ def fields_of(call: Call, default_model: str) -> dict[str, object]:
     if request.model != default_model:
         fields["override_settings"] = {"sd_model_checkpoint": request.model}
     return fields
+
+
+async def _input_fields(call: Call) -> dict[str, object]:
+    """Return the image to start from and the mask, which is white where the image is to be changed."""
+    images = [Base64Image(call.input_bytes(source)) for source in call.request.input_images]
+    fields: dict[str, object] = {"init_images": images}
+    if call.request.mask is not None:
+        data = await call.input_bytes(call.request.mask).read_all()
+        fields["mask"] = base64.b64encode(await asyncio.to_thread(_white_where_changed, data)).decode()
+    return fields
+
+
+def _white_where_changed(mask: bytes) -> bytes:
+    # Pillow costs start time and memory that only those who need it should pay.
+    from imagegen.providers.drawing.inputs import Unreadable, white_where_changed  # noqa: PLC0415
+
+    try:
+        return white_where_changed(mask)
+    except Unreadable as error:
+        raise UpstreamError("upstream_invalid_request", f"The mask can't be decoded: {error}") from error
 
 
 def _fraction(progress: object) -> float:

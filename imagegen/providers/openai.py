@@ -11,13 +11,14 @@ import aiohttp
 from msgspec import structs
 from yarl import URL
 
+from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
 from imagegen.providers.http_client import ProviderClient, basic_authorization
-from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
 
 _ADJUSTMENTS = frozenset({"steps", "seed", "negative_prompt", "guidance_scale"})
-_SOURCES = frozenset({"image_url", "reference_images"})
+_EDITS = "images/edits"
 _RATIOS = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "2:1", "1:2")
 _SIZE = frozenset({"width", "height", "size", "image_size", "aspect_ratio"})
 
@@ -31,6 +32,7 @@ class Dialect:
     response_format: its value in a call, None if the service refuses or ignores the field.
     max_concurrent_calls: what the service works on at once; None if it has no such limit.
     refused: fields (in our words) that it has no place for; they are left out, with a warning.
+    edits: how it takes input images, None if it takes none.
     """
 
     size_style: Literal["size", "width_height", "image_size", "aspect_ratio"] = "size"
@@ -41,25 +43,29 @@ class Dialect:
     max_images_per_call: int = 1
     max_concurrent_calls: int | None = None
     refused: frozenset[str] = frozenset()
+    edits: EditStyle | None = "form"
 
     def for_model(self, model: str) -> Dialect:
         """GPT image models are as strict behind a gateway as at OpenAI itself."""
-        if not model.rpartition("/")[2].startswith("gpt-image"):
+        if not model.rpartition("/")[2].startswith(("gpt-image", "chatgpt-image")):
             return self
-        return replace(self, response_format=None, refused=self.refused | _GPT_IMAGE.refused)
+        return replace(self, response_format=None, refused=self.refused | _GPT_IMAGE.refused, edits="form")
 
 
 # https://platform.openai.com/docs/api-reference/images/create
-_GPT_IMAGE = Dialect(response_format=None, max_images_per_call=10, refused=_ADJUSTMENTS | _SOURCES)
+_GPT_IMAGE = Dialect(response_format=None, max_images_per_call=10, refused=_ADJUSTMENTS)
 
-_NEBIUS = Dialect(size_style="width_height", steps_name="num_inference_steps", format_name="response_extension")
+_NEBIUS = Dialect(
+    size_style="width_height", steps_name="num_inference_steps", format_name="response_extension", edits=None
+)
 
 # `batch_size` is for one of its models only: https://api-docs.siliconflow.cn/docs/api/images-generations-post
 _SILICONFLOW = Dialect(
     size_style="image_size",
     steps_name="num_inference_steps",
     response_format=None,
-    refused=_SOURCES | {"output_format"},
+    refused=frozenset({"output_format"}),
+    edits="numbered",
 )
 
 _DIALECTS = {
@@ -69,16 +75,19 @@ _DIALECTS = {
     "api.studio.nebius.com": _NEBIUS,
     # https://docs.x.ai/developers/model-capabilities/images/generation
     "api.x.ai": Dialect(
-        size_style="aspect_ratio", max_images_per_call=10, refused=_ADJUSTMENTS | _SOURCES | {"output_format"}
+        size_style="aspect_ratio",
+        max_images_per_call=10,
+        refused=_ADJUSTMENTS | {"output_format"},
+        edits="objects",
     ),
     "api.siliconflow.cn": _SILICONFLOW,
     "api.siliconflow.com": _SILICONFLOW,
 }
 
 _LOCAL_DIALECTS = {
-    1234: Dialect(max_concurrent_calls=1, refused=_ADJUSTMENTS | _SOURCES),  # sd.cpp's sd-server
+    1234: Dialect(max_concurrent_calls=1, refused=_ADJUSTMENTS),  # sd.cpp's sd-server
     8000: Dialect(steps_name="num_inference_steps", max_images_per_call=10),  # vLLM-Omni
-    8080: Dialect(steps_name="step", negative_name=None),  # LocalAI
+    8080: Dialect(steps_name="step", negative_name=None, edits="ref_images"),  # LocalAI
 }
 """By the port on which each serves by default."""
 
@@ -122,9 +131,19 @@ class OpenAICompatibleProvider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
+    def edits(self, model: str) -> Edits | None:
+        return edits_of(self._dialect.for_model(model).edits)
+
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         dialect = self._dialect.for_model(call.request.model)
-        reply = await self._upstream.generate(fields_of(call, dialect), watcher)
+        fields = fields_of(call, dialect)
+        if not call.request.image_sources:
+            reply = await self._upstream.generate(fields, watcher)
+        elif dialect.edits == "form":
+            reply = await self._upstream.send_form(_EDITS, fields, input_files(call), watcher)
+        else:
+            path = _EDITS if dialect.edits == "objects" else None
+            reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), watcher, path)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = structs.replace(reply.limits, limit_per_s=None)
         return structs.replace(
@@ -155,8 +174,6 @@ def fields_of(call: Call, dialect: Dialect) -> dict[str, object]:
         "seed": None if "seed" in left_out else call.seed,
         "guidance_scale": given("guidance_scale"),
         dialect.format_name: given("output_format"),
-        "image_url": given("image_url"),
-        "reference_images": given("reference_images"),
         "response_format": dialect.response_format,
     }
     if dialect.negative_name:

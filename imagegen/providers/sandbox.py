@@ -20,10 +20,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.tasks.image import ImageBytes
 
 if TYPE_CHECKING:
+    from imagegen.providers.drawing.inputs import Thumbnails
     from imagegen.providers.drawing.render import Drawing
 
 _MAX_SLOW_S = 600.0
@@ -58,15 +59,19 @@ class SandboxProvider:
         self._delay_s = delay_s
         self._failures: OrderedDict[tuple[str, int | None, int], int] = OrderedDict()
 
+    def edits(self, model: str) -> Edits | None:  # noqa: ARG002 - it draws every model
+        return Edits(mask=True, links=False)
+
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         """Draw the call's images one after the other. Raises UpstreamError if the prompt requests it."""
+        inputs = await _inputs(call) if call.request.image_sources else None
         watcher.sent()
         delay_s = _slow_s(call.request.prompt, self._delay_s)
         error = self._failure(call)
         if error is not None:
             await asyncio.sleep(delay_s)
             raise error
-        images = [await _draw(call, nth, delay_s, watcher) for nth in range(call.count)]
+        images = [await _draw(call, nth, delay_s, watcher, inputs) for nth in range(call.count)]
         return Reply(images=tuple(images))
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
@@ -93,7 +98,7 @@ class SandboxProvider:
         return error
 
 
-async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver) -> ImageBytes:
+async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver, inputs: Thumbnails | None) -> ImageBytes:
     """Draw one image in four steps, spread over `delay_s`; each is reported when it is done."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -113,6 +118,8 @@ async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver) -> 
     done(0.6)
     await rest(0.75)
     await asyncio.to_thread(picture.write_words)
+    if inputs is not None:
+        await asyncio.to_thread(picture.show_inputs, inputs)
     done(0.8)
     await rest(1.0)
     data = await asyncio.to_thread(picture.encode)
@@ -135,6 +142,21 @@ def _image(call: Call, nth: int) -> Drawing:
             output_format=request.output_format or "png",
         )
     )
+
+
+async def _inputs(call: Call) -> Thumbnails:
+    """Read the input images and the mask, one after the other. Raises UpstreamError if one can't be decoded."""
+    from imagegen.providers.drawing.inputs import Thumbnails, Unreadable, thumbnail  # noqa: PLC0415 - as above
+
+    request = call.request
+    try:
+        small = [
+            await asyncio.to_thread(thumbnail, await call.input_bytes(source).read_all())
+            for source in request.image_sources
+        ]
+    except Unreadable as error:
+        raise UpstreamError("upstream_invalid_request", f"An input image can't be decoded: {error}") from error
+    return Thumbnails(small) if request.mask is None else Thumbnails(small[:-1], small[-1])
 
 
 def _slow_s(prompt: str, usual_s: float) -> float:

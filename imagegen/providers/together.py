@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,10 +11,18 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.providers.http_client import ProviderClient
-from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.input_bodies import Base64Image, as_data_uri
+from imagegen.providers.protocol import Call, CallObserver, Edits, InputImage, Reply
 from imagegen.providers.response_parser import parse_models
 
 _SIZE = frozenset({"width", "height"})
+
+_SINGLE_INPUT = re.compile(r"kontext", re.IGNORECASE)
+_BY_REFERENCES = re.compile(r"flux\.?2|^google/", re.IGNORECASE)
+"""Models that take all input images as `reference_images`, where others have `image_url` for the first."""
+
+_NO_INPUT = re.compile(r"flux\.?1(?!.*(?:kontext|canny|depth|redux|fill))|imagen-", re.IGNORECASE)
+"""Models that only draw from words: https://docs.together.ai/docs/images-overview"""
 
 
 class TogetherProvider:
@@ -40,6 +49,11 @@ class TogetherProvider:
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
+    def edits(self, model: str) -> Edits | None:
+        if _NO_INPUT.search(model):
+            return None
+        return Edits(max_images=1) if _SINGLE_INPUT.search(model) else Edits()
+
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         fields = fields_of(call, self._response_format)
         reply = await self._upstream.generate(fields, watcher)
@@ -60,10 +74,25 @@ def fields_of(call: Call, response_format: str) -> dict[str, object]:
     fields = call.request.to_dict() | {"n": call.count, "seed": call.seed, "response_format": response_format}
     fields.pop("variant", None)
     fields |= fields.pop("extra", {})
+    fields |= _input_fields(call)
     if call.count == 1:
         del fields["n"]
     if call.seed is None:
         del fields["seed"]
     for name in call.without | _SIZE if call.without & _SIZE else call.without:
         fields.pop(name, None)
-    return fields
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _input_fields(call: Call) -> dict[str, object]:
+    """Return the input images as links or `data:` URIs, under the names that the model takes them by."""
+    images = [_sendable(call.input(source)) for source in call.request.input_images]
+    if not images:
+        return {}
+    if _BY_REFERENCES.search(call.request.model):
+        return {"image_url": None, "reference_images": images}
+    return {"image_url": images[0], "reference_images": images[1:] or None}
+
+
+def _sendable(image: InputImage | str) -> Base64Image | str:
+    return image if isinstance(image, str) else as_data_uri(image)

@@ -11,6 +11,7 @@ from random import Random
 from imagegen.providers.drawing import abstracts, landscapes
 from imagegen.providers.drawing.canvas import Canvas
 from imagegen.providers.drawing.caption import blur_card, lay_out, write_words
+from imagegen.providers.drawing.inputs import Thumbnails, show_inputs
 from imagegen.providers.drawing.palette import PALETTES
 
 _SCENES: tuple[Callable[[Canvas], None], ...] = (
@@ -60,6 +61,10 @@ class Drawing:
     def write_words(self) -> None:
         """The prompt and the mark."""
         write_words(self._canvas, self._card)
+
+    def show_inputs(self, inputs: Thumbnails) -> None:
+        """Draw the images that the request starts from, above the words."""
+        show_inputs(self._canvas, self._card.top, inputs)
 
     def encode(self) -> bytes:
         """The file."""
