@@ -71,6 +71,7 @@ from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
@@ -84,6 +85,7 @@ CONNECTION = web.AppKey("connection", Connection)
 EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
 STORE = web.AppKey("store", ImageStore)
+INPUTS = web.AppKey("inputs", InputOpener)
 UPLOADS = web.AppKey("uploads", Uploads)
 PROVIDER = web.AppKey("provider", Provider)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
@@ -94,6 +96,9 @@ PACING = web.AppKey("pacing", Pacing)
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """Time for running tries at the end, so that they need not be repeated after the restart."""
+
+INPUT_TIMEOUT_S = 30.0
+"""For one linked input image; no one pays for it, and its client waits."""
 
 UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
@@ -223,6 +228,15 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
             fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
             saver = StoringSaver(fetcher, spool, app[STORE], image_ttl_s(settings), clock=app[CONNECTION].clock)
+            inputs = ImageFetcher(
+                links,
+                spool,
+                origin,
+                timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
+                max_bytes=settings.upload_max_bytes,
+                subject="The input image",
+            )
+            app[INPUTS] = InputOpener(app[UPLOADS], inputs, spool)
             app[PROVIDER] = provider
             app[IMAGE_SAVER] = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
             yield
@@ -239,7 +253,9 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         wall=clock,
         on_release=lambda: pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
     )
-    attempts = AttemptRunner(queue.worker_queue, app[PROVIDER], app[IMAGE_SAVER], limits, pacing, clock=clock)
+    attempts = AttemptRunner(
+        queue.worker_queue, app[PROVIDER], app[IMAGE_SAVER], limits, pacing, clock=clock, inputs=app[INPUTS]
+    )
     pool = Pool(
         queue.worker_queue,
         attempts,

@@ -58,7 +58,7 @@ class ImageFetcher:
     """Downloads or decodes one image into the spool. A failing link is tried again: the image is paid for.
 
     session: over a guarded_connector that allows the origin's own hosts, with no cookies and no credentials.
-    timeout_s: for the tries of one `fetch` together.
+    timeout_s: for the tries of one `fetch` together. subject: begins the texts about an image that can't be used.
     """
 
     def __init__(
@@ -69,11 +69,13 @@ class ImageFetcher:
         *,
         timeout_s: float,
         max_bytes: int = MAX_IMAGE_BYTES,
+        subject: str = "The upstream's image",
     ) -> None:
         self._spool = spool
         self._origin = origin
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._subject = subject
         self._client = LinkClient(session, _HEADERS, timeout_s / MAX_TRIES)
 
     async def fetch(self, image: GivenImage, *, age_s: float = 0.0) -> VerifiedImage:
@@ -94,7 +96,7 @@ class ImageFetcher:
                 return sniff(image.data)
             return await self._write_decoded(self._spool.sink(must_hold=True), [image.data])
         except NotAnImage as error:
-            detail = _printable(f"The upstream's image can't be used: {error}")
+            detail = _printable(f"{self._subject} can't be used: {error}")
             if isinstance(image, ImageLink) and _may_pass(error) and age_s < SETTLING_S:
                 raise DownloadFailed(detail) from error
             raise ImageRejected(detail, lasting=error.lasting) from error
@@ -233,7 +235,7 @@ class ImageFetcher:
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
-            raise _rejected(f"The upstream's image is over {self._max_bytes} bytes")
+            raise _rejected(f"{self._subject} is over {self._max_bytes} bytes")
 
 
 def _may_pass(error: NotAnImage) -> bool:

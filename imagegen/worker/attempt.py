@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, UpstreamError
-from imagegen.providers.protocol import Call, Provider, Reply
+from imagegen.providers.protocol import Call, InputImage, Provider, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
-from imagegen.tasks.task import WaitReason
+from imagegen.tasks.task import TaskError, WaitReason
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
+from imagegen.worker.inputs import AttemptInputs, InputOpener
 from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing, Permit
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
@@ -33,7 +34,7 @@ from imagegen.worker.saving import (
     received_again,
 )
 
-NEEDED_PARAMETERS = frozenset({"prompt", "model", "n"})
+NEEDED_PARAMETERS = frozenset({"prompt", "model", "n", "image_url", "reference_images", "image", "images", "mask"})
 """Parameters that a call can't go without, even if a model refuses them."""
 
 MAX_KNOWN_COUNTS = 200
@@ -69,6 +70,7 @@ class AttemptRunner:
     rules: AttemptLimits
     pacing: Pacing
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
+    inputs: InputOpener | None = field(default=None, kw_only=True)
     counts: Counts = field(default_factory=Counts, init=False)
 
     async def run(self, claim: Claim) -> Outcome:
@@ -125,7 +127,8 @@ class Attempt:
         self._runner, self._claim = runner, claim
         self._request = GenerationRequest.from_json(claim.task.request_json)
         self._model = self._request.model
-        self._untried = [model for model in runner.rules.fallback_models if model != self._model]
+        self._untried = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
+        self._inputs = AttemptInputs(runner.inputs, self._request)
         self._first_refusal: UpstreamError | None = None
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
@@ -146,6 +149,10 @@ class Attempt:
         )
 
     async def run(self) -> Outcome:
+        async with aclosing(self._inputs):
+            return await self._run()
+
+    async def _run(self) -> Outcome:
         try:
             if self._claim.checkpoint.links:
                 await self._fetch_paid()
@@ -278,11 +285,12 @@ class Attempt:
         Raises UpstreamError for a bad response, _AttemptEnded for any other failure.
         """
         while True:
+            inputs = await self._open_inputs()
             with await self._waiting.permit(self._model) as turn:
                 await self._write()
                 watcher = ProgressReporter(self._runner.claims, self._claim, self._request.n, len(share.indexes))
                 try:
-                    reply = await self._runner.provider.generate(self._build_call(share), watcher)
+                    reply = await self._runner.provider.generate(self._build_call(share, inputs), watcher)
                 except UpstreamError as error:
                     self._failed(turn, error, len(share.indexes))
                 else:
@@ -305,11 +313,26 @@ class Attempt:
         if not self._waiting.begun:
             raise _AttemptEnded(ClaimLost())
 
-    def _build_call(self, share: PlannedCall) -> Call:
+    async def _open_inputs(self) -> Mapping[str, InputImage]:
+        """Return the input images to send as bytes. Without them no call is made: the task fails, and costs nothing."""
+        if not self._request.image_sources:
+            return {}
+        try:
+            return await self._inputs.open(self._runner.provider.edits(self._model))
+        except UpstreamError as error:
+            logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
+            raise _AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
+
+    def _is_alternative(self, model: str) -> bool:
+        """Return whether a fallback model may take the place of the requested one."""
+        editing = self._request.image_sources
+        return model != self._model and (not editing or self._runner.provider.edits(model) is not None)
+
+    def _build_call(self, share: PlannedCall, inputs: Mapping[str, InputImage]) -> Call:
         request, without = self._request, frozenset(self._claim.checkpoint.dropped_params)
         if self._model != request.model:
             request = replace(request, model=self._model)
-        return Call(request, len(share.indexes), share.indexes[0], share.seed, without)
+        return Call(request, len(share.indexes), share.indexes[0], share.seed, without, inputs)
 
     def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:
         """Return if the call is to be repeated at once in another form; raise otherwise."""

@@ -12,7 +12,7 @@ import pytest
 from imagegen.errors import UpstreamError
 from imagegen.images.store import VerifiedImage
 from imagegen.images.store_health import StoreHealth
-from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.request import fingerprint, request_digest
@@ -66,6 +66,7 @@ class ScriptedProvider:
     max_images_per_call: int = 4
     own_hosts: frozenset[str] = frozenset()
     base_url: None = None
+    editable: Edits | None = field(default_factory=Edits)
     calls: list[Call] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     running: int = 0
@@ -86,6 +87,9 @@ class ScriptedProvider:
             return step if isinstance(step, Reply) else await step(call)
         finally:
             self.running -= 1
+
+    def edits(self, model: str) -> Edits | None:
+        return self.editable
 
     async def models(self):
         return ()

@@ -1,0 +1,138 @@
+"""Input images of an attempt: found, and where the provider needs bytes fetched, before its first paid call."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from io import FileIO
+
+from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.spool import Spool
+from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
+from imagegen.images.uploads import PREFIX, Uploads
+from imagegen.providers.protocol import Edits, InputImage
+from imagegen.tasks.image import ImageLink
+from imagegen.tasks.request import GenerationRequest
+
+FETCH_TIMEOUT_S = 60.0
+"""For all links of a task together."""
+
+UNAVAILABLE_TRIES = 30
+UNAVAILABLE_WAIT_S = 1.0
+"""How often, and after how long, an upload is looked for again while Redis or the store does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputOpener:
+    """What the input images of all attempts need. spool: holds what `fetcher` returns."""
+
+    uploads: Uploads
+    fetcher: ImageFetcher
+    spool: Spool
+
+
+class AttemptInputs:
+    """Input images of one attempt; close it after use."""
+
+    def __init__(self, opener: InputOpener | None, request: GenerationRequest) -> None:
+        self._opener = opener
+        self._sources = request.image_sources
+        self._opened: dict[str, InputImage] = {}
+        self._fetched: list[VerifiedImage] = []
+
+    async def open(self, edits: Edits | None) -> Mapping[str, InputImage]:
+        """Return the images whose bytes the provider needs. Raises UpstreamError, before anything is paid."""
+        if self._opener is None or not self._sources:
+            return self._opened
+        links = edits is not None and edits.links
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                for source in self._sources:
+                    if source in self._opened:
+                        continue
+                    if source.startswith(PREFIX):
+                        self._opened[source] = await self._find(self._opener.uploads, source)
+                    elif not links:
+                        self._opened[source] = await self._fetch(self._opener.fetcher, source)
+        except TimeoutError as error:
+            raise _unusable(f"The input images did not come within {FETCH_TIMEOUT_S:g} s", retryable=True) from error
+        return self._opened
+
+    async def aclose(self) -> None:
+        """Remove what was fetched."""
+        if self._opener is not None:
+            for image in self._fetched:
+                await in_file_thread(self._opener.spool.discard, image)
+
+    async def _find(self, uploads: Uploads, upload_id: str) -> InputImage:
+        for _ in range(UNAVAILABLE_TRIES):
+            try:
+                upload = await uploads.describe(upload_id)
+            except (QueueUnavailable, StoreUnavailable):
+                await asyncio.sleep(UNAVAILABLE_WAIT_S)
+                continue
+            if upload is None:
+                raise _gone(upload_id)
+            return InputImage(upload.content_type, upload.size_bytes, lambda: _read_upload(uploads, upload_id))
+        raise _unreadable()
+
+    async def _fetch(self, fetcher: ImageFetcher, link: str) -> InputImage:
+        try:
+            image = await fetcher.fetch(ImageLink(link), age_s=math.inf)
+        except ImageRejected as error:
+            raise _unusable(error.detail) from error
+        except DownloadFailed as error:
+            raise _unusable(f"The input image can't be fetched: {error.detail}", retryable=True) from error
+        except StoreUnavailable as error:
+            raise _unreadable() from error
+        self._fetched.append(image)
+        return InputImage(image.content_type, image.size_bytes, lambda: _read_fetched(image))
+
+
+async def _read_upload(uploads: Uploads, upload_id: str) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes; the upload is open only meanwhile, so that few of them are in memory."""
+    try:
+        opened = await uploads.open(upload_id)
+    except (QueueUnavailable, StoreUnavailable) as error:
+        raise _unreadable() from error
+    if opened is None:
+        raise _gone(upload_id)
+    async for piece in _read(opened):
+        yield piece
+
+
+async def _read_fetched(image: VerifiedImage) -> AsyncGenerator[bytes, None]:
+    if image.path is None:
+        yield image.data or b""
+        return
+    try:
+        opened = OpenedImage(image.size_bytes, file=await in_file_thread(FileIO, image.path))
+    except OSError as error:
+        raise _unreadable() from error
+    async for piece in _read(opened):
+        yield piece
+
+
+async def _read(opened: OpenedImage) -> AsyncGenerator[bytes, None]:
+    try:
+        with closing(opened):
+            async for piece in opened.read():
+                yield piece
+    except (OSError, StoreUnavailable) as error:
+        raise _unreadable() from error
+
+
+def _unusable(detail: str, *, retryable: bool = False) -> UpstreamError:
+    return UpstreamError("upstream_invalid_request", detail, retryable=retryable)
+
+
+def _gone(upload_id: str) -> UpstreamError:
+    return _unusable(f"The input image {upload_id[:20]}… is gone: upload it again")
+
+
+def _unreadable() -> UpstreamError:
+    return UpstreamError("internal_error", "an input image could not be read", retryable=True)
