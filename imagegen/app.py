@@ -313,6 +313,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         queue=app[QUEUE].client_queue,
         feed=app[QUEUE].feed,
         store=app[STORE],
+        uploads=app[UPLOADS],
         identity=TaskIdentity(
             app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret
         ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from imagegen.images.store import ImageStore
+from imagegen.images.uploads import Uploads
 from imagegen.own_addresses import OwnAddresses
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
@@ -65,6 +66,7 @@ class Services:
     queue: ClientQueue
     feed: Feed
     store: ImageStore
+    uploads: Uploads
     identity: TaskIdentity
     readiness: Readiness
     public_url: str | None

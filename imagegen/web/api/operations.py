@@ -11,6 +11,7 @@ from imagegen.errors import (
     Draining,
     IdempotencyMismatch,
     ImageExpired,
+    ImageTooLarge,
     InvalidRequest,
     NotRetryable,
     QueueFull,
@@ -19,6 +20,8 @@ from imagegen.errors import (
     RouteNotFound,
     StoreUnavailable,
     TaskNotFound,
+    UnsupportedImage,
+    UploadNotFound,
 )
 from imagegen.tasks.task import State
 from imagegen.tasks.validation import GenerationParams, ModelId
@@ -33,9 +36,11 @@ from imagegen.web.api.schemas import (
     SubmittedView,
     TaskListView,
     TaskView,
+    UploadView,
     WebhookEvent,
 )
 from imagegen.web.api.tasks import DEFAULT_LIMIT, MAX_LIMIT
+from imagegen.web.api.uploads import upload
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Body, EventStream, Operation, Parameter, ResponseDoc, Route
@@ -45,6 +50,7 @@ SUBMIT, FOLLOW, CHANGE, OPERATE = "Submit", "Follow", "Change", "Operate"
 _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
 _SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
+_INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
 _IMAGES = ("image/png", "image/jpeg", "image/webp")
 _IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
@@ -110,7 +116,7 @@ GENERATE = Operation(
     ),
     (named.WAIT, named.PREFER, named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
     Body(GenerationBody, {"plain": samples.REQUEST, "with a webhook": samples.REQUEST_WITH_WEBHOOK}),
-    (*_SUBMIT_ERRORS, IdempotencyMismatch),
+    (*_SUBMIT_ERRORS, *_INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )
 
@@ -135,6 +141,34 @@ BATCH = Operation(
     Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring"}]}}),
     (Draining,),
     limit="entries",
+)
+
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+UPLOAD = Operation(
+    "post",
+    "/api/uploads",
+    "upload",
+    SUBMIT,
+    "Upload an input image",
+    "A PNG, JPEG or WebP, recognised by its content: the body itself, or the field `file` of a form. It is whole, and "
+    "has at most `UPLOAD_MAX_BYTES` (20 MiB) and 50 megapixels. `uploadId` goes into `imageUrl`, `referenceImages` or "
+    "`mask`. The same bytes are the same upload, which then lives longer. An upload lives `UPLOAD_TTL` (a day), and "
+    "until all tasks that were submitted with it have ended.",
+    (
+        ResponseDoc(201, "A new upload.", UploadView, {"new": samples.UPLOAD}),
+        ResponseDoc(200, "The same bytes were uploaded before.", UploadView, {"again": samples.UPLOAD}),
+    ),
+    (named.LANGUAGE,),
+    Body(
+        None,
+        others={
+            **dict.fromkeys(_IMAGES, _FILE),
+            "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": _FILE}},
+        },
+    ),
+    (ImageTooLarge, UnsupportedImage, QueueUnavailable, Draining, StoreUnavailable),
+    limit="general",
 )
 
 READ = Operation(
@@ -351,6 +385,7 @@ WEBHOOKS = tuple(_webhook(state) for state in State if state.is_final)
 ROUTES: tuple[Route, ...] = (
     (GENERATE, submit.generate),
     (BATCH, batch),
+    (UPLOAD, upload),
     (READ, tasks.get_task),
     (FOLLOW_ONE, events.task_events),
     (FOLLOW_MANY, events.multi_task_events),

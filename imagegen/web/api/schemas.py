@@ -115,6 +115,24 @@ class NotFoundView(TypedDict):
     message: Message
 
 
+class UploadView(TypedDict):
+    """An input image that is kept for requests."""
+
+    success: Literal[True]
+    uploadId: Annotated[
+        str,
+        Field(
+            pattern="^upload:[0-9a-f]{64}$",
+            description="`upload:` and the SHA-256 of the image; the value of `imageUrl`, `referenceImages` or `mask`.",
+        ),
+    ]
+    contentType: Annotated[str, Field(json_schema_extra={"enum": ["image/png", "image/jpeg", "image/webp"]})]
+    bytes: Count
+    width: Count
+    height: Count
+    expiresAt: Timestamp
+
+
 class SubmittedView(TypedDict):
     """A request that was taken."""
 

@@ -16,6 +16,7 @@ from imagegen.web.openapi.document import (
     BUDGET_HEADERS,
     EVENTS,
     JSON,
+    Body,
     EventStream,
     Json,
     Operation,
@@ -104,8 +105,7 @@ class Builder:
         if operation.parameters:
             entry["parameters"] = [self._parameter(parameter) for parameter in operation.parameters]
         if operation.body:
-            content = _content(self._schemas.of(operation.body.shape), operation.body.examples)
-            entry["requestBody"] = {"required": True, "content": {JSON: content}}
+            entry["requestBody"] = {"required": True, "content": self._media(operation.body)}
         answers = {response.status: self._response(operation, response) for response in operation.answers}
         entry["responses"] = {
             str(status): response for status, response in sorted((answers | self._errors(operation)).items())
@@ -113,6 +113,13 @@ class Builder:
         if operation.admin:
             entry["security"] = [{"admin": []}, {}]
         return entry
+
+    def _media(self, body: Body) -> Json:
+        """Return the content of a request body, by media type."""
+        media: Json = {name: {"schema": schema} for name, schema in body.others.items()}
+        if body.shape is not None:
+            media[JSON] = _content(self._schemas.of(body.shape), body.examples)
+        return media
 
     def _parameter(self, parameter: Parameter) -> Json:
         entry: Json = {

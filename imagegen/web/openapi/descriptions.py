@@ -47,7 +47,7 @@ calls in `possiblyBilledTwice`. A call that is made again because its answer hel
 """
 
 TAGS: Mapping[str, str] = {
-    "Submit": "Request images.",
+    "Submit": "Request images, and upload images to start from.",
     "Follow": "Read, wait for or watch a task, and get its images.",
     "Change": "Cancel a task or try it again.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",

@@ -53,11 +53,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Body of a request. shape: the model, or a JSON Schema; examples: by name."""
+    """Body of a request. shape: the model, or a JSON Schema, None if it is no JSON; examples: by name.
+
+    others: JSON Schemas of bodies of other media types, by type.
+    """
 
     shape: Any
-    examples: Mapping[str, Any]
+    examples: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    others: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

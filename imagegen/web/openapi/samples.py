@@ -9,6 +9,7 @@ import orjson
 from msgspec.structs import replace
 
 from imagegen.errors import ApiError, FieldError, InvalidJson, InvalidRequest
+from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import validation as fields
@@ -79,6 +80,15 @@ NOT_FOUND = not_found_view("zh")
 
 NEW = submitted_view(SubmitResult(_waiting, CacheResult.MISS), _THIRD, _BASE, "zh")
 JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosition(None, 3.1), _BASE, "zh")
+UPLOAD = {
+    "success": True,
+    "uploadId": f"upload:{_SHA256}",
+    "contentType": "image/png",
+    "bytes": 401_223,
+    "width": 512,
+    "height": 512,
+    "expiresAt": rfc3339(_AT + 86_400),
+}
 HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _BASE, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
 

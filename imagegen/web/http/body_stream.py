@@ -1,0 +1,142 @@
+"""Request bodies as they come: raw bytes and multipart forms, bounded in size, parts and time."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from aiohttp import BodyPartReader, MultipartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.multipart import BadContentDispositionHeader, BadContentDispositionParam
+
+from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, FieldError, InvalidRequest, UnsupportedMediaType
+
+STALL_S = 10.0
+TRICKLE_S = 60.0
+"""A body may take this long, and longer as far as it brings `SLOWEST_BYTES_PER_S`, however steadily it comes."""
+
+SLOWEST_BYTES_PER_S = 16 * 1024
+
+FORM_BYTES = 64 * 1024
+"""What a form may take besides its files: boundaries, headers and the text before and after the parts."""
+
+MAX_PART_HEADERS = 16
+MAX_HEADER_BYTES = 4_096
+MAX_NAME_CHARS = 60
+
+_CHUNK_BYTES = 64 * 1024
+_PLAIN = frozenset({"", "binary", "8bit", "7bit"})
+_Result = TypeVar("_Result")
+
+for _warning in (BadContentDispositionHeader, BadContentDispositionParam):  # such a part has no name, and is refused
+    warnings.filterwarnings("ignore", category=_warning)
+
+
+class BodyStream:
+    """The body of one request, which is read once.
+
+    max_bytes: of the whole body. Raises BodyTooLarge at once if the declared length is over it, and
+    UnsupportedMediaType for a compressed body.
+    """
+
+    def __init__(self, request: web.Request, max_bytes: int, *, stall_s: float = STALL_S) -> None:
+        if hdrs.CONTENT_ENCODING in request.headers:
+            raise UnsupportedMediaType
+        if (request.content_length or 0) > max_bytes:
+            raise BodyTooLarge(limit=max_bytes)
+        self._request = request
+        self._content = request.content
+        self._max_bytes = max_bytes
+        self._stall_s = stall_s
+        self._time = asyncio.get_running_loop().time
+        self._began_at = self._time()
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes. Raises BodyTooLarge, BodyTimeout, BadRequest, ConnectionResetError if the client left."""
+        while chunk := await self._arrival(self._content.readany()):
+            yield chunk
+
+    async def parts(self, max_parts: int) -> AsyncGenerator[FormPart, None]:
+        """Yield the parts of a multipart form; what is not read of one is skipped.
+
+        Raises as `chunks`, and InvalidRequest for more than `max_parts`.
+        """
+        with _errors():
+            reader = MultipartReader(
+                self._request.headers,
+                self._content,
+                max_field_size=MAX_HEADER_BYTES,
+                max_headers=MAX_PART_HEADERS,
+            )
+        for _ in range(max_parts):
+            part = await self._arrival(reader.next())
+            if part is None:
+                return
+            if not isinstance(part, BodyPartReader):
+                raise BadRequest
+            yield FormPart(part, self)
+        if await self._arrival(reader.next()) is not None:
+            raise InvalidRequest(details=[FieldError("body", f"must have at most {max_parts} parts")])
+
+    async def read_part(self, part: BodyPartReader) -> bytes:
+        """Return the next bytes of a part, none at its end. Raises as `chunks`."""
+        return await self._arrival(part.read_chunk(_CHUNK_BYTES))
+
+    async def _arrival(self, reading: Awaitable[_Result]) -> _Result:
+        latest = self._began_at + TRICKLE_S + self._content.total_bytes / SLOWEST_BYTES_PER_S
+        with _errors():
+            async with asyncio.timeout_at(min(latest, self._time() + self._stall_s)):
+                result = await reading
+        if self._content.total_bytes > self._max_bytes:
+            raise BodyTooLarge(limit=self._max_bytes)
+        return result
+
+
+class FormPart:
+    """One part of a multipart form. name: empty if it has none; content_type: as the client declares it."""
+
+    def __init__(self, part: BodyPartReader, body: BodyStream) -> None:
+        self._part = part
+        self._body = body
+        with _errors():
+            self.name = (part.name or "")[:MAX_NAME_CHARS]
+        if part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "").lower() not in _PLAIN:
+            raise InvalidRequest(details=[FieldError(self.name or "body", "must be sent as it is, not encoded")])
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes. Raises as `BodyStream.chunks`."""
+        while chunk := await self._body.read_part(self._part):
+            yield chunk
+
+    async def text(self, max_bytes: int) -> str:
+        """Return the part as text. Raises InvalidRequest if it is longer, or not UTF-8; else as `chunks`."""
+        data = bytearray()
+        async for chunk in self.chunks():
+            data += chunk
+            if len(data) > max_bytes:
+                raise InvalidRequest(details=[FieldError(self.name, f"must have at most {max_bytes} bytes")])
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(details=[FieldError(self.name, "must be UTF-8")]) from error
+
+
+def is_form(request: web.Request) -> bool:
+    """Return whether the body is a multipart form."""
+    return request.content_type == "multipart/form-data"
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the errors of aiohttp's readers into ours."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise BodyTimeout from error
+    except (web.RequestPayloadError, HttpProcessingError, ValueError, AssertionError, Warning) as error:
+        raise BadRequest from error
+    except RuntimeError as error:  # aiohttp raises it if the client left before its body was complete
+        raise ConnectionResetError from error
