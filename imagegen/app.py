@@ -227,7 +227,14 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             spool = Spool(app[STORE], ByteBudget())
             origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
             fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
-            saver = StoringSaver(fetcher, spool, app[STORE], image_ttl_s(settings), clock=app[CONNECTION].clock)
+            saver = StoringSaver(
+                fetcher,
+                spool,
+                app[STORE],
+                image_ttl_s(settings),
+                embed_metadata=settings.embed_metadata and settings.image_store != "upstream",
+                clock=app[CONNECTION].clock,
+            )
             inputs = ImageFetcher(
                 links,
                 spool,

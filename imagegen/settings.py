@@ -114,6 +114,7 @@ class Settings:
     image_store_max_bytes: int = _setting("IMAGE_STORE_MAX_BYTES", 1024 * _MIB, values.byte_count)
     upload_max_bytes: int = _setting("UPLOAD_MAX_BYTES", 20 * _MIB, values.byte_count)
     upload_ttl_s: float = _setting("UPLOAD_TTL", 86400.0, values.seconds(1))
+    embed_metadata: bool = _setting("EMBED_METADATA", default=False, parse=values.boolean)
     s3_endpoint: str | None = _optional("S3_ENDPOINT", values.base_url)
     s3_bucket: str | None = _optional("S3_BUCKET", values.plain_text)
     s3_region: str | None = _optional("S3_REGION", values.plain_text)

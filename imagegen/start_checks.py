@@ -59,6 +59,8 @@ def warnings(settings: Settings) -> Iterator[str]:
     for name, remedy in unused.items():
         if remedy and settings.provider == "sandbox":
             yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
+    if settings.embed_metadata and settings.image_store == "upstream":
+        yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
 
 
 def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.spool import Spool
-from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.images.store import Describe, ImageStore, VerifiedImage, in_check_thread
 from imagegen.tasks.image import GivenImage, ImageLink, StoredImage
 
 
 class StoringSaver:
-    """Fetches images into the spool, and saves them in the store. life_s: how long an image is kept from then on."""
+    """Fetches images into the spool, and saves them in the store.
+
+    life_s: how long an image is kept from then on. embed_metadata: whether its parameters are written into its file.
+    """
 
     def __init__(
         self,
@@ -22,8 +25,10 @@ class StoringSaver:
         store: ImageStore,
         life_s: float,
         *,
+        embed_metadata: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._embed_metadata = embed_metadata
         self._fetcher = fetcher
         self._spool = spool
         self._store = store
@@ -49,8 +54,20 @@ class StoringSaver:
         """Return None: bytes are fetched, and kept here."""
         return None
 
-    async def save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
+    async def save(
+        self, task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Describe
+    ) -> StoredImage:
         """Save a fetched image. Raises StoreUnavailable."""
+        if not self._embed_metadata:
+            return await self._save(task_id, index, image, seed)
+        described = await in_check_thread(self._spool.embed, image, *describe(image, seed))
+        try:
+            return await self._save(task_id, index, described, seed)
+        finally:
+            if described is not image:
+                self._spool.discard(described)
+
+    async def _save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
         await self._store.save(task_id, index, image, self._clock() + self._ttl_s)
         return image.stored_at(index, seed=seed, store_id=self._store.store_id)
 

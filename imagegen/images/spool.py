@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+
+from loguru import logger
 
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import StoreUnavailable
 from imagegen.images.files import NEW_FILE, write_all
-from imagegen.images.sniff import ImageChecker
+from imagegen.images.metadata import Read, spliced, splices
+from imagegen.images.sniff import ImageChecker, NotAnImage, sniff
 from imagegen.images.store import ImageStore, VerifiedImage
 
 SMALL_BYTES = 256 * 1024
@@ -32,6 +36,36 @@ class Spool:
     def sink(self, *, must_hold: bool = False) -> ImageSink:
         """Return a sink for one image. must_hold: it stays in memory without a file, also over the budget."""
         return ImageSink(self._store.spool_folder, self._memory, must_hold=must_hold)
+
+    def embed(self, image: VerifiedImage, text: str, description: str) -> VerifiedImage:
+        """Return the image with a text in its metadata, as another file or other bytes; both are to be discarded.
+
+        The image itself is returned if it has no place for the text or can't be changed: it is paid for. Blocks.
+        """
+        try:
+            with _reader(image) as read:
+                changes = splices(image.content_type, read, text, description)
+                if not changes:
+                    return image
+                pieces = spliced(read, image.size_bytes, changes)
+                if image.data is not None and image.size_bytes <= SMALL_BYTES:
+                    return self._in_memory(sniff(b"".join(pieces)))
+                return self._finish(self.sink(must_hold=True), pieces)
+        except (OSError, StoreUnavailable, NotAnImage, ValueError, IndexError, struct.error) as error:
+            logger.debug("An image is saved without its parameters: {}", error)
+            return image
+
+    def _in_memory(self, image: VerifiedImage) -> VerifiedImage:
+        if image.size_bytes > SMALL_BYTES:
+            self._memory.try_take(image.size_bytes, force=True)
+        return image
+
+    @staticmethod
+    def _finish(sink: ImageSink, pieces: Iterator[bytes]) -> VerifiedImage:
+        try:
+            return sink.finish(pieces)
+        finally:
+            sink.discard()
 
     def discard(self, image: VerifiedImage) -> None:
         """Forget an image that was saved or is not needed."""
@@ -158,6 +192,20 @@ class ImageSink:
         if self._path is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reader(image: VerifiedImage) -> Iterator[Read]:
+    """Open an image for reading at any offset."""
+    if image.data is not None:
+        data = image.data
+        yield lambda offset, length: data[offset : offset + length]
+    else:
+        file = os.open(image.source, os.O_RDONLY)
+        try:
+            yield lambda offset, length: os.pread(file, length, offset)
+        finally:
+            os.close(file)
 
 
 def _create(path: Path) -> int:

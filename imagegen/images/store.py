@@ -28,6 +28,10 @@ in_flush_thread = WorkThreads(1, "image-flush").run
 """Flush files to the disk in a separate thread: a slow disk may take seconds."""
 
 
+Describe = Callable[["VerifiedImage", int | None], tuple[str, str]]
+"""Returns the parameters of an image as one text, and its title. Arguments: the image, the seed that was sent."""
+
+
 class SpooledImageLost(StoreUnavailable):
     """The file `VerifiedImage.path` is not there any more; saving it again can't help."""
 

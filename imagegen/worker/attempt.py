@@ -12,10 +12,12 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, UpstreamError
+from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import Call, InputImage, Provider, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls
+from imagegen.tasks.infotext import infotext
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import TaskError, WaitReason
@@ -145,6 +147,7 @@ class Attempt:
             ends_at,
             lambda: runner.pacing.is_quiet,
             self._rejected,
+            self._describe,
             runner.clock,
         )
 
@@ -257,6 +260,12 @@ class Attempt:
         """Save images that are paid for; again: whether they were requested before."""
         self._fault, self._again = None, again
         await self._saver.save(images)
+
+    def _describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
+        """Return the parameters and the title of an image, for the metadata of its file."""
+        request = self._request
+        text = infotext(request, model=self._model, seed=seed, width=image.width, height=image.height)
+        return text, request.prompt
 
     def _rejected(self, given: ReceivedImage, error: ImageRejected) -> None:
         """Request an unusable image again only if that may help."""

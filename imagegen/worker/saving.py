@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
 from imagegen.images.image_links import expires_at
-from imagegen.images.store import VerifiedImage
+from imagegen.images.store import Describe, VerifiedImage
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
@@ -56,8 +56,10 @@ class ImageSaver(Protocol):
         """Return the checked image. Raises ImageRejected, DownloadFailed, StoreUnavailable."""
         ...
 
-    async def save(self, task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
-        """Save a fetched image. Raises StoreUnavailable."""
+    async def save(
+        self, task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Describe
+    ) -> StoredImage:
+        """Save a fetched image, with its description in the file if that is set. Raises StoreUnavailable."""
         ...
 
     def discard(self, image: VerifiedImage) -> None:
@@ -99,7 +101,8 @@ class DeadlinePassed(Exception):
 class ClaimImageSaver:
     """Saves the paid images of one claim in the store. wanted: images of the task; ends_at: its deadline, Unix time.
 
-    is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used.
+    is_quiet: whether the instance is stopping; on_rejected: called with images that can't be used; describe: returns
+    the text for the metadata of an image.
     """
 
     claims: WorkerQueue
@@ -109,6 +112,7 @@ class ClaimImageSaver:
     ends_at: float
     is_quiet: Callable[[], bool]
     on_rejected: Callable[[ReceivedImage, ImageRejected], None]
+    describe: Describe
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
     _writing: asyncio.Task[bool] | None = field(default=None, init=False)
@@ -176,7 +180,9 @@ class ClaimImageSaver:
                     if image is None and not self.image_saver.writable and not isinstance(given.image, ImageLink):
                         raise StoreUnavailable  # the bytes are in the answer: decoded they would take memory twice
                     image = image or await self._fetch(given)
-                    stored = await self.image_saver.save(self.claim.task.id, given.index, image, given.seed)
+                    stored = await self.image_saver.save(
+                        self.claim.task.id, given.index, image, given.seed, self.describe
+                    )
                 except StoreUnavailable as error:
                     if image is not None and self._comes_again(given, image):
                         self.image_saver.discard(image)

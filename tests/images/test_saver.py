@@ -40,6 +40,10 @@ class Store:
         self.extended.append(tuple(images))
 
 
+def describe(_image: VerifiedImage, _seed: int | None) -> tuple[str, str]:
+    raise AssertionError("not set")
+
+
 def make_saver(store: Store) -> StoringSaver:
     return StoringSaver(Fetcher(), Spool(), store, 60.0, clock=lambda: 1_000.0)  # type: ignore[arg-type]
 
@@ -47,7 +51,7 @@ def make_saver(store: Store) -> StoringSaver:
 async def test_every_image_is_fetched_and_saved_if_bytes_are_stored() -> None:
     store = Store()
     assert [make_saver(store).passthrough(0, image, 7) for image in (LINK, BYTES)] == [None, None]
-    saved = await make_saver(store).save("t", 1, await make_saver(store).fetch(LINK), 7)
+    saved = await make_saver(store).save("t", 1, await make_saver(store).fetch(LINK), 7, describe)
     assert saved == StoredImage(1, "image/png", 7, 8, 8, "a" * 64, 7, store_id="here")
     assert store.saved == [("t", 1, 1_060.0)]
 
@@ -57,7 +61,7 @@ async def test_only_bytes_are_saved_if_links_are_passed_on() -> None:
     links = LinkOnlySaver(make_saver(store))
     assert links.passthrough(1, LINK, 7) == StoredImage(1, seed=7, url=LINK.url)
     assert links.passthrough(1, BYTES, 7) is None
-    assert (await links.save("t", 1, await links.fetch(BYTES), 7)).sha256 == "a" * 64
+    assert (await links.save("t", 1, await links.fetch(BYTES), 7, describe)).sha256 == "a" * 64
     assert store.saved == [("t", 1, 1_060.0)]
 
 

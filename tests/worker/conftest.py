@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from imagegen.errors import UpstreamError
-from imagegen.images.store import VerifiedImage
+from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.queue.client_queue import Submission
@@ -113,6 +113,7 @@ class MemoryImageSaver:
     faults: list[Exception | None] = field(default_factory=list)
     store_faults: list[Exception | None] = field(default_factory=list)
     fetched: list[GivenImage] = field(default_factory=list)
+    described: list[tuple[str, str]] = field(default_factory=list)
     held: int = 0
     health: StoreHealth = field(default_factory=lambda: StoreHealth("memory"))
 
@@ -136,7 +137,10 @@ class MemoryImageSaver:
         self.held += 1
         return VerifiedImage("image/png", 10, 8, 8, "a" * 64, b"a picture!")
 
-    async def save(self, _task_id: str, index: int, image: VerifiedImage, seed: int | None) -> StoredImage:
+    async def save(
+        self, _task_id: str, index: int, image: VerifiedImage, seed: int | None, describe: Describe
+    ) -> StoredImage:
+        self.described.append(describe(image, seed))
         if self.store_faults and (error := self.store_faults.pop(0)):
             raise error
         return image.stored_at(index, seed=seed)

@@ -283,7 +283,7 @@ def test_a_checkpoint_of_the_version_before_is_read_and_an_older_version_reads_o
 def test_the_delay_of_a_link_grows_with_its_age_and_ends_before_it_dies() -> None:
     def delay_s(age_s: float, url: str = "https://a/b", asked_s: float | None = None) -> float:
         claim = SimpleNamespace(task=SimpleNamespace(id="t"))
-        saver = saving.ClaimImageSaver(None, None, claim, 1, 0.0, lambda: False, lambda *_: None, lambda: 1e9)  # type: ignore[arg-type]
+        saver = saving.ClaimImageSaver(None, None, claim, 1, 0.0, lambda: False, lambda *_: None, None, lambda: 1e9)  # type: ignore[arg-type]
         given = saving.ReceivedImage(0, ImageLink(url), None, 1e9 - age_s)
         return saver._later([(given, DownloadFailed("503", retry_after_s=asked_s))]).delay_s
 
