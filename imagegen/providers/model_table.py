@@ -1,0 +1,221 @@
+"""Table of image models: limits, prices and end dates, from `models.toml` and the operator's own file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from datetime import date, timedelta
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from imagegen.errors import SettingsError
+from imagegen.providers.prices import RESOLUTIONS, Price
+from imagegen.providers.size_limits import SizeLimits, parse_size
+
+MAX_AGE = timedelta(days=120)
+"""Age at which the table should be checked again."""
+
+NOTICE = timedelta(days=30)
+"""Time before a model's end in which its tasks have a warning."""
+
+MAX_FILE_BYTES = 1024 * 1024
+
+
+class Steps(Struct, frozen=True, forbid_unknown_fields=True):
+    """Steps of a model; None where unknown."""
+
+    default: int | None = None
+    max: int | None = None
+
+
+class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is published about a model; None where unknown.
+
+    aliases: other ids of the same model. max_n: images of one call. prompt_max: characters.
+    steps, seed, edit, mask, transparent: False if the model refuses it. ratios: the only aspect ratios.
+    images_as: the field of input images on the wire. takes_ratio: sized by an aspect ratio, not by pixels.
+    ends: the first day without the model. certainty: how sure the price is.
+    """
+
+    id: str
+    provider: str = ""
+    aliases: tuple[str, ...] = ()
+    sizes: SizeLimits | None = None
+    ratios: tuple[str, ...] | None = None
+    takes_ratio: bool | None = None
+    steps: Steps | bool | None = None
+    max_n: int | None = None
+    prompt_max: int | None = None
+    seed: bool | None = None
+    edit: bool | None = None
+    max_input_images: int | None = None
+    images_as: Literal["image_url", "reference_images"] | None = None
+    mask: bool | None = None
+    transparent: bool | None = None
+    qualities: tuple[str, ...] | None = None
+    price: Price | None = None
+    ends: date | None = None
+    successor: str | None = None
+    source: str | None = None
+    certainty: Literal["vendor", "price_list", "copies", "reseller", "unverified"] | None = None
+
+    def end_notice(self, today: date) -> str | None:
+        """Return the warning about the model's end, from 30 days before it on."""
+        if self.ends is None or self.ends - today > NOTICE:
+            return None
+        verb = "ends" if self.ends > today else "ended"
+        advice = f"; its successor is {self.successor}" if self.successor else ""
+        return f"{self.id} {verb} on {self.ends}{advice}"
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    models: tuple[dict[str, Any], ...]
+    checked: date | None = None
+
+
+class ModelTable:
+    """Rows of the configured provider by id; the sandbox has no limits, but every model's end date.
+
+    checked: the day on which the packaged rows were last compared with their sources.
+    """
+
+    def __init__(self, rows: Iterable[ModelRow], provider: str, checked: date) -> None:
+        self.checked = checked
+        self._provider = provider
+        self._all = tuple({(row.provider, row.id): row for row in rows}.values())
+        self.rows = tuple(row for row in self._all if row.provider == provider)
+        self._by_id = {name: row for row in reversed(self.rows) for name in (*row.aliases, row.id)}
+        self._anywhere = {name: row for row in reversed(self._all) for name in (*row.aliases, row.id)}
+
+    @property
+    def all_rows(self) -> tuple[ModelRow, ...]:
+        """Rows of every provider."""
+        return self._all
+
+    def find(self, model: str) -> ModelRow | None:
+        """Return the row that limits a model of the configured provider; a gateway's prefix does not matter.
+
+        A gateway names OpenAI's models `openai/gpt-image-2` or `azure/gpt-image-2`.
+        """
+        row = self._by_id.get(model)
+        if row is None and self._provider == "openai" and "/" in model:
+            return self._by_id.get(model.rpartition("/")[2])
+        return row
+
+    def describe(self, model: str) -> ModelRow | None:
+        """Return the row that describes a model: the sandbox takes the models of every provider."""
+        return self.find(model) or (self._anywhere.get(model) if self._provider == "sandbox" else None)
+
+    def max_images_per_call(self, model: str) -> int | None:
+        """Return how many images one call may request, None if unknown."""
+        row = self.find(model)
+        return row.max_n if row else None
+
+    def notices(self, model: str, today: date) -> tuple[str, ...]:
+        """Return the warnings of a task of this model."""
+        row = self.describe(model)
+        notice = row.end_notice(today) if row and row.ends else None
+        return (notice,) if notice else ()
+
+
+def load_table(provider: str, own_file: Path | None = None) -> ModelTable:
+    """Return the packaged table with the operator's rows, which take the place of rows of the same id.
+
+    Raises SettingsError with the file, the row and the rule that it breaks.
+    """
+    rows, checked = _packaged()
+    if own_file is not None:
+        own, own_checked = _read(own_file, provider)
+        rows, checked = (*rows, *own), own_checked or checked
+    return ModelTable(rows, provider, checked)
+
+
+def parse_rows(text: str, provider: str) -> tuple[tuple[ModelRow, ...], date | None]:
+    """Read a table; a row without a provider is the configured one's. Raises ValueError with the row and the rule."""
+    try:
+        raw = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"is no TOML: {error}") from error
+    try:
+        file = msgspec.convert(raw, _File)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"must have `models`, a list of tables, and may have `checked`, a date: {error}") from error
+    rows: dict[tuple[str, str], ModelRow] = {}
+    for number, fields in enumerate(file.models, start=1):
+        name = f"row {number} ({str(fields.get('id', 'without id'))[:80]})"
+        try:
+            row = msgspec.convert({"provider": provider} | fields, ModelRow)
+            _check(row)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        if (row.provider, row.id) in rows:
+            raise ValueError(f"{name}: a row of {row.provider} has this id already")
+        rows[row.provider, row.id] = row
+    return tuple(rows.values()), file.checked
+
+
+def _check(row: ModelRow) -> None:
+    """Raise ValueError if a value can't be a limit or a price."""
+    if not row.id.strip() or not row.provider:
+        raise ValueError("id must not be empty")
+    sizes, price = row.sizes or SizeLimits(), row.price or Price()
+    steps = row.steps if isinstance(row.steps, Steps) else Steps()
+    numbers = {
+        "max_n": row.max_n,
+        "prompt_max": row.prompt_max,
+        "max_input_images": row.max_input_images,
+        "steps.default": steps.default,
+        "steps.max": steps.max,
+        "default_steps": price.default_steps,
+        "sizes.ratio": sizes.ratio,
+        **{f"sizes.{name}": getattr(sizes, name) for name in ("multiple", "min", "max", "min_pixels", "max_pixels")},
+    }
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1")
+    for size in (*(sizes.list or ()), *(size for prices in (price.by_quality_size or {}).values() for size in prices)):
+        parse_size(size)
+    if not sizes.allows(*sizes.nearest(1024, 1024)):
+        raise ValueError("sizes: no size meets all limits")
+    for name in price.by_resolution or ():
+        if name not in RESOLUTIONS:
+            raise ValueError(f"by_resolution: {name!r} is not one of {', '.join(RESOLUTIONS)}")
+    _check_prices(msgspec.to_builtins(price, builtin_types=(Decimal,)), "price")
+
+
+def _check_prices(value: object, path: str) -> None:
+    """Raise ValueError for a price below zero, or one that is not finite."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_prices(part, f"{path}.{name}")
+    elif isinstance(value, int | Decimal) and not 0 <= value < 10**6:
+        raise ValueError(f"{path} must be from 0 to a million dollars")
+
+
+@cache
+def _packaged() -> tuple[tuple[ModelRow, ...], date]:
+    text = resources.files(__package__).joinpath("models.toml").read_text(encoding="utf-8")
+    rows, checked = parse_rows(text, "")
+    if checked is None:
+        raise ValueError("models.toml: checked is missing")
+    return rows, checked
+
+
+def _read(path: Path, provider: str) -> tuple[tuple[ModelRow, ...], date | None]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise ValueError(f"is over {MAX_FILE_BYTES} bytes")
+        return parse_rows(raw.decode("utf-8-sig"), provider)
+    except OSError as error:
+        fault = f"can't be read: {error.strerror or type(error).__name__}"
+        raise SettingsError(f"MODELS_FILE: {path} {fault}; name a readable TOML file, or leave it out") from error
+    except ValueError as error:
+        raise SettingsError(f"MODELS_FILE: {path}: {error}") from error

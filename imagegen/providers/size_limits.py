@@ -1,0 +1,132 @@
+"""Limits of a model's image sizes, and the allowed size that is nearest to another one."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from functools import cached_property
+
+from msgspec import Struct
+
+_MAX_ROUNDS = 4
+"""Each repair of one limit may break another by one step of `multiple`."""
+
+
+class SizeLimits(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """Limits in pixels; None where unknown.
+
+    multiple: of each side. min, max: of a side. min_pixels, max_pixels: of the area. ratio: long side to short side, at
+    most. list: the only sizes, as `1024x768`.
+    """
+
+    multiple: int | None = None
+    min: int | None = None
+    max: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    ratio: Decimal | None = None
+    list: tuple[str, ...] | None = None
+
+    @cached_property
+    def listed(self) -> frozenset[tuple[int, int]]:
+        """The sizes of the list."""
+        return frozenset(map(parse_size, self.list or ()))
+
+    @property
+    def most_pixels(self) -> int | None:
+        """Largest area, as far as the limits state one."""
+        if self.list:
+            return max(width * height for width, height in self.listed)
+        if self.max_pixels is None and self.max is not None:
+            return self.max**2
+        return self.max_pixels
+
+    def allows(self, width: int, height: int) -> bool:
+        if self.list:
+            return (width, height) in self.listed
+        step, low, high = self.multiple or 1, self.min or 1, self.max or math.inf
+        if width % step or height % step or not low <= width <= high or not low <= height <= high:
+            return False
+        if not (self.min_pixels or 0) <= width * height <= (self.max_pixels or math.inf):
+            return False
+        return self.ratio is None or max(width, height) <= self.ratio * min(width, height)
+
+    def nearest(self, width: int, height: int) -> tuple[int, int]:
+        """Return the allowed size that is nearest: each side for itself, then the shape, then the area."""
+        if self.list:
+            return min(sorted(self.listed), key=lambda size: _distance(size, (width, height)))
+        sides = self._side(width), self._side(height)
+        for _ in range(_MAX_ROUNDS):
+            if self.allows(*sides):
+                break
+            sides = self._within_area(*self._within_ratio(*sides))
+        return sides
+
+    def rule(self) -> str:
+        """Return the limits in words."""
+        if self.list:
+            return f"the sizes are {', '.join(self.list)}"
+        low, high = self.min, self.max
+        span = f"{low or 1} to {high}" if high else f"at least {low}" if low else ""
+        parts = [f"sides are {span} pixels"] if span else []
+        if self.multiple:
+            parts.append(f"sides are multiples of {self.multiple}")
+        if self.ratio:
+            parts.append(f"the long side is at most {self.ratio:f} times the short one")
+        if self.min_pixels:
+            parts.append(f"the area is at least {self.min_pixels} pixels")
+        if self.max_pixels:
+            parts.append(f"the area is at most {self.max_pixels} pixels")
+        return ", ".join(parts)
+
+    def _side(self, side: float) -> int:
+        """Return the allowed length that is nearest."""
+        step = self.multiple or 1
+        low, high = _up(self.min or step, step), _down(self.max, step) if self.max else None
+        nearest = max(round(side / step) * step, low)
+        return nearest if high is None else min(nearest, high)
+
+    def _within_ratio(self, width: int, height: int) -> tuple[int, int]:
+        """Shorten the long side, or lengthen the short one if the long one would be too short."""
+        long, short = max(width, height), min(width, height)
+        if self.ratio is None or long <= self.ratio * short:
+            return width, height
+        step = self.multiple or 1
+        shorter = _down(short * self.ratio, step)
+        if shorter * short >= (self.min_pixels or 0):
+            long = shorter
+        else:
+            short = _up(long / self.ratio, step)
+        return (long, short) if width > height else (short, long)
+
+    def _within_area(self, width: int, height: int) -> tuple[int, int]:
+        """Scale both sides, so that the shape stays."""
+        step, area = self.multiple or 1, width * height
+        if self.max_pixels and area > self.max_pixels:
+            scale = math.sqrt(self.max_pixels / area)
+            return _down(width * scale, step), _down(height * scale, step)
+        if self.min_pixels and area < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / area)
+            return _up(width * scale, step), _up(height * scale, step)
+        return width, height
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `1024x768`. Raises ValueError for anything else."""
+    width, cross, height = text.partition("x")
+    if not (cross and text.isascii() and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"{text[:40]!r} is no size such as 1024x768")
+    return int(width), int(height)
+
+
+def _distance(size: tuple[int, int], other: tuple[int, int]) -> float:
+    """Return how much both sides change, as factors."""
+    return sum(abs(math.log(ours / theirs)) for ours, theirs in zip(size, other, strict=True))
+
+
+def _down(length: float | Decimal, step: int) -> int:
+    return max(int(length // step) * step, step)
+
+
+def _up(length: float | Decimal, step: int) -> int:
+    return max(math.ceil(length / step) * step, step)
