@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from collections.abc import Iterable
 from datetime import date, timedelta
@@ -25,6 +27,8 @@ NOTICE = timedelta(days=30)
 """Time before a model's end in which its tasks have a warning."""
 
 MAX_FILE_BYTES = 1024 * 1024
+
+_RATIO = re.compile(r"[1-9][0-9]{0,3}:[1-9][0-9]{0,3}")
 
 
 class Steps(Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,12 +181,15 @@ def _check(row: ModelRow) -> None:
         **{f"sizes.{name}": getattr(sizes, name) for name in ("multiple", "min", "max", "min_pixels", "max_pixels")},
     }
     for name, value in numbers.items():
-        if value is not None and value < 1:
+        if value is not None and not (math.isfinite(value) and value >= 1):
             raise ValueError(f"{name} must be at least 1")
     for size in (*(sizes.list or ()), *(size for prices in (price.by_quality_size or {}).values() for size in prices)):
         parse_size(size)
     if not sizes.allows(*sizes.nearest(1024, 1024)):
         raise ValueError("sizes: no size meets all limits")
+    for ratio in row.ratios or ():
+        if not _RATIO.fullmatch(ratio):
+            raise ValueError(f"{ratio[:40]!r} is no ratio such as 16:9")
     for name in price.by_resolution or ():
         if name not in RESOLUTIONS:
             raise ValueError(f"by_resolution: {name!r} is not one of {', '.join(RESOLUTIONS)}")
@@ -194,7 +201,7 @@ def _check_prices(value: object, path: str) -> None:
     if isinstance(value, dict):
         for name, part in value.items():
             _check_prices(part, f"{path}.{name}")
-    elif isinstance(value, int | Decimal) and not 0 <= value < 10**6:
+    elif isinstance(value, int | Decimal) and not (math.isfinite(value) and 0 <= value < 10**6):
         raise ValueError(f"{path} must be from 0 to a million dollars")
 
 
