@@ -42,6 +42,8 @@ from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.providers.metered import MeteredProvider
+from imagegen.providers.model_rules import ModelRules
+from imagegen.providers.model_table import ModelTable, load_table
 from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.command_check import check_server
@@ -70,7 +72,7 @@ from imagegen.web.http.server import ImagegenRunner
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.attempt import AttemptRunner, Counts
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
@@ -92,6 +94,7 @@ IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
+MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
@@ -113,6 +116,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[SETTINGS] = settings
     app[OWN_ADDRESSES] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
+    app[MODEL_TABLE] = load_table(settings.provider, settings.models_file)
     app[ADMIN] = AdminAuth(settings.admin_token, on_render=settings.on_render)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
     edge.install(
@@ -261,7 +265,14 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         on_release=lambda: pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
     )
     attempts = AttemptRunner(
-        queue.worker_queue, app[PROVIDER], app[IMAGE_SAVER], limits, pacing, clock=clock, inputs=app[INPUTS]
+        queue.worker_queue,
+        app[PROVIDER],
+        app[IMAGE_SAVER],
+        limits,
+        pacing,
+        clock=clock,
+        inputs=app[INPUTS],
+        counts=Counts(app[MODEL_TABLE].max_images_per_call),
     )
     pool = Pool(
         queue.worker_queue,
@@ -285,8 +296,9 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
         logger.info("Webhooks go through the proxy {}", Proxies(https=settings.webhook_proxy).masked)
 
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
+        noticed = app[MODEL_TABLE].with_notices(task, app[CONNECTION].clock())
         return task_view(
-            task, image_url_builder(webhook.link_base_url), language="zh", max_attempts=settings.max_attempts
+            noticed, image_url_builder(webhook.link_base_url), language="zh", max_attempts=settings.max_attempts
         )
 
     resolver = ForeignResolver(app[OWN_ADDRESSES], app[RESOLVER])
@@ -322,12 +334,17 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         uploads=app[UPLOADS],
         identity=TaskIdentity(
-            app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret
+            app[PROVIDER].name,
+            settings.default_model,
+            settings.model_aliases,
+            settings.task_id_secret,
+            ModelRules(app[MODEL_TABLE]) if settings.model_rules else None,
         ),
         readiness=readiness,
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
         max_attempts=settings.max_attempts,
+        models=app[MODEL_TABLE],
         list_models=app[PROVIDER].models,
         private_webhooks=settings.webhook_allow_private,
         own=app[OWN_ADDRESSES],

@@ -105,6 +105,10 @@ def boolean(text: str) -> bool:
     return one_of("true", "false", "1", "0", "yes", "no")(text) in {"true", "1", "yes"}
 
 
+def on_off(text: str) -> bool:
+    return one_of("on", "off", "true", "false", "1", "0", "yes", "no")(text) in {"on", "true", "1", "yes"}
+
+
 def proxy_hops(text: str) -> int | Literal["auto"]:
     if text.lower() == "auto":
         return "auto"

@@ -95,6 +95,8 @@ class Settings:
     a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
+    models_file: Path | None = _optional("MODELS_FILE", values.folder)
+    model_rules: bool = _setting("MODEL_RULES", default=True, parse=values.on_off)
     fallback_models: tuple[str, ...] = _setting("FALLBACK_MODELS", (), values.comma_separated(values.plain_text))
     rate_limit_window_s: float = _setting("RATE_LIMIT_WINDOW", 60.0, values.milliseconds)
     rate_limit_max: int = _setting("RATE_LIMIT_MAX", 10, values.integer(0, 10**9))

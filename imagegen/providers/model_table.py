@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.errors import SettingsError
 from imagegen.providers.prices import RESOLUTIONS, Price
 from imagegen.providers.size_limits import SizeLimits, parse_size
+from imagegen.tasks.task import Task
 
 MAX_AGE = timedelta(days=120)
 """Age at which the table should be checked again."""
@@ -121,11 +123,13 @@ class ModelTable:
         row = self.find(model)
         return row.max_n if row else None
 
-    def notices(self, model: str, today: date) -> tuple[str, ...]:
-        """Return the warnings of a task of this model."""
-        row = self.describe(model)
-        notice = row.end_notice(today) if row and row.ends else None
-        return (notice,) if notice else ()
+    def with_notices(self, task: Task, now: float) -> Task:
+        """Return the task with a warning if its model ends soon or has ended. now: Unix time."""
+        row = self.describe(task.model)
+        if row is None or row.ends is None:
+            return task
+        notice = row.end_notice(datetime.fromtimestamp(now, UTC).date())
+        return task if notice is None or notice in task.warnings else replace(task, warnings=(*task.warnings, notice))
 
 
 def load_table(provider: str, own_file: Path | None = None) -> ModelTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -36,6 +36,7 @@ MAX_INPUT_IMAGES = 16
 MAX_LORAS = 8
 MAX_EXTRA_BYTES = 8 * 1024
 MAX_SIDE = 8_192
+DEFAULT_SIDE = 512
 MAX_PIXELS = 36_000_000
 MAX_VARIANT = 1_000_000
 MAX_FIELD_ERRORS = 50
@@ -186,8 +187,8 @@ class GenerationParams(BaseModel):
 
     prompt: Annotated[Prompt, Field(description="What to draw.")]
     model: Annotated[ModelId, Field(description="Any model id of the provider.")]
-    width: Annotated[Size, Field(description="Pixels.")] = 512
-    height: Annotated[Size, Field(description="Pixels.")] = 512
+    width: Annotated[Size, Field(description="Pixels.")] = DEFAULT_SIDE
+    height: Annotated[Size, Field(description="Pixels.")] = DEFAULT_SIDE
     n: Annotated[Count, Field(description="Images wanted.")] = 1
     steps: Annotated[Steps, Field(description="Not sent where not given.")] | None = None
     seed: Annotated[Seed, Field(description="The same seed, the same image; -1 is absent.")] | None = None
@@ -226,22 +227,33 @@ class GenerationParams(BaseModel):
     ) = None
 
 
+Adjust = Callable[[GenerationRequest, Collection[str]], GenerationRequest]
+"""Fits a request to its model. Gets our names of the fields that were given; raises InvalidRequest with such names."""
+
+
 def parse(
-    body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], max_faults: int = MAX_FIELD_ERRORS
+    body: Mapping[str, Any],
+    *,
+    default_model: str,
+    aliases: Mapping[str, str],
+    max_faults: int = MAX_FIELD_ERRORS,
+    default_side: int = DEFAULT_SIDE,
+    adjust: Adjust | None = None,
 ) -> GenerationRequest:
     """Read a client's fields, in either spelling; `null`, empty form values and a seed of -1 are absent.
+
+    default_side: pixels of a side that no field gives. adjust: applied last, to a request that is valid without it.
 
     Raises InvalidRequest with all faults, or the first `max_faults`.
     """
     fields, faults = _normalize_keys(body, max_faults)
     fields.setdefault("model", default_model)
-    for name in _TEXTS:
-        if type(text := fields.get(name)) is str and "\r" in text:
-            fields[name] = text.replace("\r\n", "\n").replace("\r", "\n")
+    _normalize_newlines(fields)
     try:
         params = _validate(fields)
     except ValidationError as error:
         raise InvalidRequest(details=(faults + _field_errors(error))[:max_faults]) from error
+    params |= {side: default_side for side in ("width", "height") if side not in fields}
     faults += _cross_field_errors(fields, params)
     if faults:
         raise InvalidRequest(details=faults[:max_faults])
@@ -250,7 +262,25 @@ def parse(
     params["extra"] = params["extra"] or None
     if (alias := aliases.get(params["model"])) is not None:
         params["model"] = alias
-    return GenerationRequest(**params)
+    request = GenerationRequest(**params)
+    if adjust is None:
+        return request
+    try:
+        return adjust(request, fields.keys())
+    except InvalidRequest as error:
+        raise InvalidRequest(details=_as_spelled(error.details, body)[:max_faults]) from error
+
+
+def _normalize_newlines(fields: dict[str, Any]) -> None:
+    for name in _TEXTS:
+        if type(text := fields.get(name)) is str and "\r" in text:
+            fields[name] = text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _as_spelled(errors: Iterable[FieldError], body: Mapping[str, Any]) -> list[FieldError]:
+    """Return the errors under the names that the client used."""
+    spelled = {_SPELLINGS[key]: key for key in body if key in _SPELLINGS}
+    return [FieldError(spelled.get(error.field, to_camel(error.field)), error.message) for error in errors]
 
 
 def _cross_field_errors(fields: Mapping[str, Any], params: dict[str, Any]) -> list[FieldError]:

@@ -10,11 +10,13 @@ from aiohttp import web
 from imagegen.images.store import ImageStore
 from imagegen.images.uploads import Uploads
 from imagegen.own_addresses import OwnAddresses
+from imagegen.providers.model_table import ModelTable
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
+from imagegen.tasks.validation import Adjust
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
@@ -29,12 +31,16 @@ async def _no_models() -> tuple[Mapping[str, object], ...]:
 
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
-    """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint."""
+    """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint.
+
+    adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
+    """
 
     provider: str
     default_model: str
     aliases: Mapping[str, str]
     secret: str | None
+    adjust: Adjust | None = None
 
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
@@ -60,7 +66,8 @@ class Readiness:
 class Services:
     """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
-    list_models: requests them. private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
+    models: what is published about models. list_models: requests those that the provider offers.
+    private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
     queue: ClientQueue
@@ -72,11 +79,16 @@ class Services:
     public_url: str | None
     trusted_hops: TrustedHops
     max_attempts: int
+    models: ModelTable
     list_models: ListModels = _no_models
     private_webhooks: bool = False
     own: OwnAddresses = field(default_factory=OwnAddresses)
     submission_cache: SubmissionCache = field(default_factory=SubmissionCache)
     response_cache: ResponseCache = field(default_factory=ResponseCache)
+
+    def with_notices(self, task: Task) -> Task:
+        """Return the task with a warning if its model ends soon or has ended."""
+        return self.models.with_notices(task, self.queue.clock())
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.trusted_hops)

@@ -161,7 +161,13 @@ def _parse(
 
 
 def _parse_fields(identity: TaskIdentity, body: Mapping[str, Any], max_errors: int) -> GenerationRequest:
-    return validation.parse(body, default_model=identity.default_model, aliases=identity.aliases, max_faults=max_errors)
+    return validation.parse(
+        body,
+        default_model=identity.default_model,
+        aliases=identity.aliases,
+        max_faults=max_errors,
+        adjust=identity.adjust,
+    )
 
 
 def _parse_webhooks(services: Services, sent: object, options: SubmitOptions) -> tuple[Webhook, ...]:

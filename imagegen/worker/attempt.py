@@ -47,13 +47,14 @@ MAX_BARREN_CALLS = 2
 
 
 class Counts:
-    """Limits of images a call, by model, as learned from refusals; those cost nothing."""
+    """Limits of images a call, by model: published ones, and those learned from refusals, which cost nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, published: Callable[[str], int | None] = lambda _model: None) -> None:
         self._most: dict[str, int] = {}
+        self._published = published
 
     def most(self, model: str, per_call: int) -> int:
-        return min(per_call, self._most.get(model, per_call))
+        return min(per_call, self._most.get(model, per_call), self._published(model) or per_call)
 
     def refused(self, model: str, count: int, most: int) -> None:
         """Learn from a refused call for `count` images; `most`: the highest count that the refusal names."""
@@ -73,7 +74,7 @@ class AttemptRunner:
     pacing: Pacing
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
-    counts: Counts = field(default_factory=Counts, init=False)
+    counts: Counts = field(default_factory=Counts, kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:
         """Run one attempt, from the wait for its permit to the outcome.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import pytest
 
 from imagegen.errors import SettingsError
 from imagegen.providers.model_table import ModelRow, load_table, parse_rows
+from imagegen.tasks.task import Task
 
 SCHNELL = "black-forest-labs/FLUX.1-schnell"
+
+
+def a_task(model: str) -> Task:
+    return Task("a" * 32, 1, 1, "digest", model, b"{}", 0.0)
 
 
 def own_table(tmp_path: Path, text: str, provider: str = "together"):
@@ -35,7 +40,9 @@ def test_each_model_has_one_row_and_a_source() -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["gpt-image-2", "openai/gpt-image-2", "azure/gpt-image-2", "a/b/gpt-image-2-2026-04-21"])
+@pytest.mark.parametrize(
+    "model", ["gpt-image-2", "openai/gpt-image-2", "azure/gpt-image-2", "a/b/gpt-image-2-2026-04-21"]
+)
 def test_a_gateways_prefix_does_not_matter(model: str) -> None:
     row = load_table("openai").find(model)
     assert row is not None
@@ -50,19 +57,19 @@ def test_a_similar_name_is_another_model(model: str) -> None:
 def test_the_sandbox_has_no_limits_but_end_dates() -> None:
     table = load_table("sandbox")
     assert table.find("gpt-image-1") is None
-    assert table.notices("gpt-image-1", date(2026, 11, 28))
+    assert table.describe("gpt-image-1") == load_table("openai").find("gpt-image-1")
 
 
 def test_own_rows_are_added_and_take_the_place_of_packaged_ones(tmp_path: Path) -> None:
     table = own_table(
         tmp_path,
-        f'''
+        f"""
         models = [
           {{ id = "{SCHNELL}", max_n = 1 }},
           {{ id = "mine", provider = "together", steps = false }},
           {{ id = "theirs", provider = "fal", seed = false }},
         ]
-        ''',
+        """,
     )
     assert table.find(SCHNELL) == ModelRow(SCHNELL, "together", max_n=1)
     assert table.find("mine") == ModelRow("mine", "together", steps=False)
@@ -107,12 +114,12 @@ def test_a_bad_file_is_one_message_with_file_row_and_rule(tmp_path: Path, text: 
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="MODELS_FILE: .*missing.toml can't be read"):
+    with pytest.raises(SettingsError, match=r"MODELS_FILE: .*missing\.toml can't be read"):
         load_table("together", tmp_path / "missing.toml")
-    with pytest.raises(SettingsError, match="MODELS_FILE: .* can't be read"):
+    with pytest.raises(SettingsError, match=r"MODELS_FILE: .* can't be read"):
         load_table("together", tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"\xff")
-    with pytest.raises(SettingsError, match="MODELS_FILE: .*latin.toml"):
+    with pytest.raises(SettingsError, match=r"MODELS_FILE: .*latin\.toml"):
         load_table("together", tmp_path / "latin.toml")
 
 
@@ -126,10 +133,12 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_has_a_notice_from_30_days_before_its_end(today: date, notice: str | None) -> None:
-    table = load_table("openai")
-    assert table.notices("gpt-image-1.5", today) == ((notice,) if notice else ())
-    assert table.notices("gpt-image-2", today) == ()
-    assert table.notices("unknown", today) == ()
+    table, now = load_table("openai"), datetime.combine(today, time(23, 59), UTC).timestamp()
+    task = a_task("openai/gpt-image-1.5")
+    assert table.with_notices(task, now).warnings == ((notice,) if notice else ())
+    assert table.with_notices(table.with_notices(task, now), now) == table.with_notices(task, now)
+    for other in ("gpt-image-2", "unlisted"):
+        assert table.with_notices(a_task(other), now).warnings == ()
 
 
 def test_a_notice_without_a_successor_has_the_date_alone() -> None:

@@ -30,6 +30,7 @@ async def build_submit_response(
     request: web.Request, services: Services, submitted: SubmitResult, *, waited: bool = False
 ) -> SubmitResponse:
     """Return the response to a submit: the finished task if the client waited for it, else a link to it."""
+    submitted = msgspec.structs.replace(submitted, task=services.with_notices(submitted.task))
     task, hit = submitted.task, submitted.cached is CacheResult.HIT
     headers = submit_headers(request, services, submitted)
     if waited and task.state.is_final:
@@ -80,7 +81,9 @@ async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[
     services = request.app[SERVICES]
     place = await services.queue.position(task)
     urls = image_url_builder(services.base_url(request))
-    view = task_view(task, urls, language=language(request), max_attempts=services.max_attempts, place=place)
+    view = task_view(
+        services.with_notices(task), urls, language=language(request), max_attempts=services.max_attempts, place=place
+    )
     headers = _cache_headers(task)
     if not task.state.is_final:
         headers["Retry-After"] = str(retry_after_s(place))
