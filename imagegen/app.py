@@ -340,6 +340,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
             settings.task_id_secret,
             ModelRules(app[MODEL_TABLE]) if settings.model_rules else None,
         ),
+        identity=_identity(app),
         readiness=readiness,
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
@@ -362,6 +363,14 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
     )
     yield
+
+
+def _identity(app: web.Application) -> TaskIdentity:
+    settings = app[SETTINGS]
+    rules = ModelRules(app[MODEL_TABLE]) if settings.model_rules else None
+    return TaskIdentity(
+        app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret, rules
+    )
 
 
 async def serve(settings: Settings) -> int:

@@ -66,11 +66,11 @@ def _errors(row: ModelRow, request: GenerationRequest) -> Iterator[FieldError]:
         rule = f"must have at most {row.prompt_max} characters for {row.id}"
         yield FieldError("prompt", f"{rule}, and has {len(request.prompt)}")
     if request.seed is not None and row.seed is False:
-        yield _refused("seed", row, "a seed")
+        yield _refused("seed", row, "seed")
     if request.background == "transparent" and row.transparent is False:
         yield FieldError("background", f"must not be transparent: {row.id} has no such images; the nearest is opaque")
     if request.mask is not None and row.mask is False:
-        yield _refused("mask", row, "a mask")
+        yield _refused("mask", row, "mask")
     if request.quality is not None and row.qualities and request.quality not in row.qualities:
         near = _nearest_quality(request.quality, row.qualities)
         rule = f"must be one of {', '.join(row.qualities)} for {row.id}"
@@ -108,8 +108,8 @@ def _size_errors(
     advice = f"is not possible for {row.id}: {sizes.rule()}; the nearest size is {near[0]}x{near[1]}"
     sides = [name for name in _SIDES if name in given]
     wrong = [name for name in sides if getattr(request, name) != near[_SIDES.index(name)]]
-    names = wrong or sides or [name for name in ("aspect_ratio", "resolution") if name in given][:1]
-    yield from (FieldError(name, advice) for name in names)
+    shape = "resolution" if "resolution" in given and _has_shape(asked, near) else "aspect_ratio"
+    yield from (FieldError(name, advice) for name in wrong or sides or (shape,))
 
 
 def _fitting_size(sizes: SizeLimits, request: GenerationRequest, given: Collection[str]) -> tuple[int, int] | None:
@@ -129,9 +129,9 @@ def _fitting_size(sizes: SizeLimits, request: GenerationRequest, given: Collecti
         case False, True:
             fitting = [size for size in (near, (height, height), *sorted(sizes.listed)) if size[1] == height]
         case _:
-            shape = "aspect_ratio" in given and not _within(width / height, near[0] / near[1], _SAME_SHAPE)
-            area = "resolution" in given and not _within(width * height, math.prod(near), _SAME_AREA)
-            fitting = [] if shape or area else [near]
+            named = "aspect_ratio" in given or "resolution" in given
+            fits = _has_shape((width, height), near) and _within(width * height, math.prod(near), _SAME_AREA)
+            fitting = [near] if fits or not named else []
     return next((size for size in fitting if sizes.allows(*size)), None)
 
 
@@ -144,6 +144,10 @@ def _nearest_quality(quality: str, allowed: tuple[str, ...]) -> str:
         lower = [name for name in _QUALITIES[: _QUALITIES.index(meant)] if name in allowed]
         return lower[-1] if lower else allowed[0]
     return nearest(quality, allowed) or allowed[0]
+
+
+def _has_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    return _within(size[0] / size[1], other[0] / other[1], _SAME_SHAPE)
 
 
 def _within(value: float, other: float, factor: float) -> bool:

@@ -80,10 +80,10 @@ class SizeLimits(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return ", ".join(parts)
 
     def _side(self, side: float) -> int:
-        """Return the allowed length that is nearest."""
+        """Return the allowed length that is nearest, of two the shorter."""
         step = self.multiple or 1
         low, high = _up(self.min or step, step), _down(self.max, step) if self.max else None
-        nearest = max(round(side / step) * step, low)
+        nearest = max(math.ceil(side / step - 0.5) * step, low)
         return nearest if high is None else min(nearest, high)
 
     def _within_ratio(self, width: int, height: int) -> tuple[int, int]:
@@ -120,8 +120,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _distance(size: tuple[int, int], other: tuple[int, int]) -> float:
-    """Return how much both sides change, as factors."""
-    return sum(abs(math.log(ours / theirs)) for ours, theirs in zip(size, other, strict=True))
+    """Return how much the shape and the area change, as factors; the shape counts twice."""
+    across, down = math.log(size[0] / other[0]), math.log(size[1] / other[1])
+    return 2 * abs(across - down) + abs(across + down)
 
 
 def _down(length: float | Decimal, step: int) -> int:

@@ -94,7 +94,7 @@ class TaskView(TypedDict):
     queuePosition: NotRequired[Position | None]
     etaSeconds: NotRequired[Eta | None]
     data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
-    warnings: NotRequired[Annotated[list[str], Field(description="Changes that were made to the request.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request, and an end of its model.")]]
     possiblyBilledTwice: NotRequired[
         Annotated[Count, Field(description="Calls that may have been paid for without an image.")]
     ]
@@ -148,6 +148,7 @@ class SubmittedView(TypedDict):
     queuePosition: Position | None
     etaSeconds: Eta | None
     coalesced: NotRequired[Annotated[Literal[True], Field(description="The same request runs already and was joined.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request, and an end of its model.")]]
 
 
 class FieldErrorView(TypedDict):

@@ -56,6 +56,8 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str,
     }
     if cached is CacheResult.COALESCED:
         view["coalesced"] = True
+    if task.warnings:
+        view["warnings"] = list(task.warnings)
     return view
 
 

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel, to_snake
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, GenerationParams, is_reserved, our_name
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams, is_reserved, our_name
 from imagegen.tasks.validation import parse as parse_fields
 
 DEFAULT_SIDE = 1024
@@ -45,8 +45,12 @@ class OpenAIRequest:
     streamed: bool
 
 
-def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str]) -> OpenAIRequest:
+def parse(
+    body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, str], adjust: Adjust | None = None
+) -> OpenAIRequest:
     """Parse a client's fields; null and empty count as absent, and unknown fields are the provider's.
+
+    adjust: fits the request to its model, see validation.parse.
 
     Raises InvalidRequest with every error, under the names that the client used.
     """
@@ -61,7 +65,9 @@ def parse(body: Mapping[str, Any], *, default_model: str, aliases: Mapping[str, 
     if not isinstance(streamed, bool):
         errors.append(FieldError("stream", "must be true or false"))
     try:
-        request = parse_fields(fields, default_model=default_model, aliases=aliases)
+        request = parse_fields(
+            fields, default_model=default_model, aliases=aliases, default_side=DEFAULT_SIDE, adjust=adjust
+        )
     except InvalidRequest as error:
         errors += [_as_spelled(detail, spelled) for detail in error.details]
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
@@ -115,7 +121,7 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
 def _add_size(
     sent: Mapping[str, Any], fields: dict[str, Any], spelled: dict[str, str], errors: list[FieldError]
 ) -> None:
-    """Read `size`; fill in the default where no field says a size."""
+    """Read `size` into the sides that have no field."""
     if "size" in sent:
         text = sent["size"]
         match = _SIZE.fullmatch(text) if isinstance(text, str) else None
@@ -127,9 +133,6 @@ def _add_size(
         for side in () if others else sides.keys() - fields.keys():
             fields[side] = sides[side]
             spelled[side] = "size"
-    if "aspect_ratio" not in fields and "resolution" not in fields:
-        for side in _SIDES:
-            fields.setdefault(side, DEFAULT_SIDE)
 
 
 def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool:

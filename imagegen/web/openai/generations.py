@@ -32,7 +32,12 @@ async def generations(request: web.Request) -> web.StreamResponse:
     """Parse a generation and answer it."""
     identity = request.app[SERVICES].identity
     started_at = asyncio.get_running_loop().time()
-    wanted = parse(await read_json(request), default_model=identity.default_model, aliases=identity.aliases)
+    wanted = parse(
+        await read_json(request),
+        default_model=identity.default_model,
+        aliases=identity.aliases,
+        adjust=identity.adjust,
+    )
     return await respond(request, wanted, started_at)
 
 
@@ -108,8 +113,8 @@ async def _images_body(request: web.Request, services: Services, wanted: OpenAIR
         "model": task.model,
         "data": entries,
     }
-    if task.warnings:
-        body["warnings"] = list(task.warnings)
+    if warnings := services.with_notices(task).warnings:
+        body["warnings"] = list(warnings)
     return body
 
 
