@@ -338,7 +338,7 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
 def _is_absent(name: str, value: object) -> bool:
     if value:
         return name == "seed" and value == -1  # what many programs write for a seed of the service's choice
-    return value is None or (name not in _NEVER_EMPTY and value in ("", [], {}))
+    return value is None or (name not in _NEVER_EMPTY and value in ("", [])) or (name == "extra" and value == {})
 
 
 def our_name(name: str) -> str | None:
