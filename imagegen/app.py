@@ -333,13 +333,6 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         feed=app[QUEUE].feed,
         store=app[STORE],
         uploads=app[UPLOADS],
-        identity=TaskIdentity(
-            app[PROVIDER].name,
-            settings.default_model,
-            settings.model_aliases,
-            settings.task_id_secret,
-            ModelRules(app[MODEL_TABLE]) if settings.model_rules else None,
-        ),
         identity=_identity(app),
         readiness=readiness,
         public_url=settings.public_url,
