@@ -7,7 +7,7 @@ import os
 
 from loguru import logger
 
-from bench import commands, footprint, http, images, rates, recovery, soak, trace
+from bench import commands, footprint, http, images, instructions, rates, recovery, soak, trace
 from bench.peers import run as peers
 from bench.report import Options, machine
 
@@ -18,6 +18,7 @@ BENCHES = {
     "commands": commands.main,
     "http": http.main,
     "images": images.main,
+    "instructions": instructions.main,
     "footprint": footprint.main,
     "recovery": recovery.main,
     "soak": soak.main,

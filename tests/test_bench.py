@@ -41,8 +41,8 @@ def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> Non
     assert f"$ python -m bench {name} --tiny --runs 1" in done.stdout
 
 
-def test_every_bench_is_tried_here() -> None:
-    assert set(BENCHES) == set(TITLES)
+def test_every_bench_is_tried_here_but_the_one_that_takes_minutes() -> None:
+    assert set(BENCHES) == set(TITLES) | {"instructions"}
 
 
 def test_an_unknown_name_is_rejected_with_the_valid_names() -> None:
