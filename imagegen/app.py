@@ -362,7 +362,12 @@ def _identity(app: web.Application) -> TaskIdentity:
     settings = app[SETTINGS]
     rules = ModelRules(app[MODEL_TABLE]) if settings.model_rules else None
     return TaskIdentity(
-        app[PROVIDER].name, settings.default_model, settings.model_aliases, settings.task_id_secret, rules
+        app[PROVIDER].name,
+        settings.default_model,
+        settings.model_aliases,
+        settings.task_id_secret,
+        rules,
+        app[PROVIDER].sent_request,
     )
 
 

@@ -15,13 +15,31 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import ProviderClient, basic_authorization
 from imagegen.providers.input_bodies import Base64Image
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
+from imagegen.tasks.request import GenerationRequest
 
 _TXT2IMG, _IMG2IMG = "sdapi/v1/txt2img", "sdapi/v1/img2img"
 _PROGRESS = "sdapi/v1/progress?skip_current_image=true"
 _MODELS = "sdapi/v1/sd-models"
 
-_NO_PLACE = ("output_format",)
-_SIZE = frozenset({"width", "height"})
+VOCABULARY = Vocabulary(
+    words={"guidance_scale": "cfg_scale", "n": "batch_size"},
+    unknown=frozenset(
+        {
+            "output_format",
+            "output_compression",
+            "quality",
+            "background",
+            "moderation",
+            "style",
+            "input_fidelity",
+            "disable_safety_checker",
+            "prompt_upsampling",
+            "image_loras",
+        }
+    ),
+)
+
 _RANDOM_SEED = -1
 
 
@@ -70,9 +88,10 @@ class A1111Provider:
             fields, path = fields | await _input_fields(call), _IMG2IMG
         async with self._progress_told(watcher):
             reply = await self._upstream.generate(fields, watcher, path)
-        dropped = [name for name in _NO_PLACE if getattr(call.request, name) is not None]
-        warnings = tuple(f"{name} is not known to this provider and was left out" for name in dropped)
-        return replace(reply, images=reply.images[: call.count], warnings=warnings)
+        return replace(reply, images=reply.images[: call.count], warnings=left_out_warnings(call, VOCABULARY))
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return sent_request(request, VOCABULARY)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         listing = await self._upstream.get_json(_MODELS)
@@ -110,23 +129,13 @@ class A1111Provider:
 
 def fields_of(call: Call, default_model: str) -> dict[str, object]:
     """What goes out; the sampler and, unless another model was named, the checkpoint stay the web UI's own."""
-    request = call.request
-    fields: dict[str, object] = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "width": request.width,
-        "height": request.height,
-        "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
-        "seed": _RANDOM_SEED if call.seed is None else call.seed,
-        "batch_size": call.count,
-    }
-    without = call.without | (_SIZE if call.without & _SIZE else frozenset())
-    fields = {name: value for name, value in fields.items() if value is not None and name not in without}
-    if "guidance_scale" in fields:
-        fields["cfg_scale"] = fields.pop("guidance_scale")
-    if request.model != default_model:
-        fields["override_settings"] = {"sd_model_checkpoint": request.model}
+    fields = {"seed": _RANDOM_SEED, "batch_size": 1} | request_fields(call, VOCABULARY)
+    if "seed" in call.without:
+        del fields["seed"]
+    model = fields.pop("model")
+    if model != default_model:
+        settings = fields.get("override_settings")
+        fields["override_settings"] = (settings if isinstance(settings, dict) else {}) | {"sd_model_checkpoint": model}
     return fields
 
 

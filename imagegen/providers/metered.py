@@ -12,6 +12,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
+from imagegen.tasks.request import GenerationRequest
 
 OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
@@ -56,6 +57,9 @@ class MeteredProvider:
 
     def edits(self, model: str) -> Edits | None:
         return self._provider.edits(model)
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return self._provider.sent_request(request)
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         began_at, code, ambiguous = monotonic(), ABANDONED, False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import aiohttp
@@ -14,13 +14,20 @@ from yarl import URL
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
 from imagegen.providers.http_client import ProviderClient, basic_authorization
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.request_fields import (
+    SizeStyle,
+    Vocabulary,
+    left_out_warnings,
+    request_fields,
+    sent_request,
+)
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
 
 _ADJUSTMENTS = frozenset({"steps", "seed", "negative_prompt", "guidance_scale"})
 _EDITS = "images/edits"
-_RATIOS = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "2:1", "1:2")
-_SIZE = frozenset({"width", "height", "size", "image_size", "aspect_ratio"})
+_DIFFUSION = frozenset({"image_loras", "disable_safety_checker", "prompt_upsampling"})
+_GPT_ONLY = frozenset({"quality", "background", "moderation", "style", "input_fidelity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class Dialect:
     edits: how it takes input images, None if it takes none.
     """
 
-    size_style: Literal["size", "width_height", "image_size", "aspect_ratio"] = "size"
+    size_style: SizeStyle = "size"
     steps_name: str = "steps"
     format_name: str = "output_format"
     negative_name: str | None = "negative_prompt"
@@ -51,9 +58,24 @@ class Dialect:
             return self
         return replace(self, response_format=None, refused=self.refused | _GPT_IMAGE.refused, edits="form")
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return _vocabulary_of(self)
+
+
+@cache
+def _vocabulary_of(dialect: Dialect) -> Vocabulary:
+    words = {
+        "steps": dialect.steps_name,
+        "output_format": dialect.format_name,
+        "negative_prompt": dialect.negative_name or "negative_prompt",
+    }
+    differing = {name: word for name, word in words.items() if name != word}
+    return Vocabulary(dialect.size_style, differing, dialect.refused)
+
 
 # https://platform.openai.com/docs/api-reference/images/create
-_GPT_IMAGE = Dialect(response_format=None, max_images_per_call=10, refused=_ADJUSTMENTS)
+_GPT_IMAGE = Dialect(response_format=None, max_images_per_call=10, refused=_ADJUSTMENTS | _DIFFUSION)
 
 _NEBIUS = Dialect(
     size_style="width_height", steps_name="num_inference_steps", format_name="response_extension", edits=None
@@ -77,7 +99,7 @@ _DIALECTS = {
     "api.x.ai": Dialect(
         size_style="aspect_ratio",
         max_images_per_call=10,
-        refused=_ADJUSTMENTS | {"output_format"},
+        refused=_ADJUSTMENTS | _DIFFUSION | {"output_format", "output_compression"},
         edits="objects",
     ),
     "api.siliconflow.cn": _SILICONFLOW,
@@ -85,7 +107,8 @@ _DIALECTS = {
 }
 
 _LOCAL_DIALECTS = {
-    1234: Dialect(max_concurrent_calls=1, refused=_ADJUSTMENTS),  # sd.cpp's sd-server
+    # sd.cpp's sd-server
+    1234: Dialect(max_concurrent_calls=1, refused=_ADJUSTMENTS | _DIFFUSION | _GPT_ONLY),
     8000: Dialect(steps_name="num_inference_steps", max_images_per_call=10),  # vLLM-Omni
     8080: Dialect(steps_name="step", negative_name=None, edits="ref_images"),  # LocalAI
 }
@@ -146,9 +169,15 @@ class OpenAICompatibleProvider:
             reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), watcher, path)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = structs.replace(reply.limits, limit_per_s=None)
-        return structs.replace(
-            reply, images=reply.images[: call.count], limits=limits, warnings=_warnings(call, dialect)
-        )
+        warnings = left_out_warnings(call, dialect.vocabulary)
+        return structs.replace(reply, images=reply.images[: call.count], limits=limits, warnings=warnings)
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        dialect = self._dialect.for_model(request.model)
+        sent = sent_request(request, dialect.vocabulary)
+        if dialect.negative_name is None and sent.negative_prompt:
+            sent = structs.replace(sent, prompt=f"{sent.prompt}|{sent.negative_prompt}", negative_prompt=None)
+        return sent
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))
@@ -159,55 +188,9 @@ class OpenAICompatibleProvider:
 
 def fields_of(call: Call, dialect: Dialect) -> dict[str, object]:
     """What goes out: only what the client gave, in the service's words."""
-    request, left_out = call.request, call.without | dialect.refused
-
-    def given(name: str) -> object:
-        return None if name in left_out else getattr(request, name)
-
-    negative = given("negative_prompt")
-    after_bar = f"|{negative}" if negative and dialect.negative_name is None else ""
-    fields: dict[str, object] = {
-        "model": request.model,
-        "prompt": request.prompt + after_bar,
-        "n": call.count if call.count > 1 else None,
-        dialect.steps_name: given("steps"),
-        "seed": None if "seed" in left_out else call.seed,
-        "guidance_scale": given("guidance_scale"),
-        dialect.format_name: given("output_format"),
-        "response_format": dialect.response_format,
-    }
-    if dialect.negative_name:
-        fields[dialect.negative_name] = negative
-    if not call.without & _SIZE:
-        fields |= _size(request, dialect)
-    return {name: value for name, value in fields.items() if value is not None and name not in call.without}
-
-
-def _size(request: GenerationRequest, dialect: Dialect) -> dict[str, object]:
-    width, height = request.width, request.height
-    match dialect.size_style:
-        case "width_height":
-            return {"width": width, "height": height}
-        case "aspect_ratio":
-            resolution = "1k" if max(width, height) <= 1024 else "2k"
-            return {"aspect_ratio": nearest_ratio(width, height), "resolution": resolution}
-    return {dialect.size_style: f"{width}x{height}"}
-
-
-def nearest_ratio(width: int, height: int) -> str:
-    """Return the offered aspect ratio that changes the image's shape least."""
-
-    def stretch(ratio: str) -> float:
-        across, _, down = ratio.partition(":")
-        return abs(math.log(width / height * int(down) / int(across)))
-
-    return min(_RATIOS, key=stretch)
-
-
-def _warnings(call: Call, dialect: Dialect) -> tuple[str, ...]:
-    dropped = (name for name in sorted(dialect.refused - call.without) if getattr(call.request, name) is not None)
-    warnings = [f"{name} is not known to this provider and was left out" for name in dropped]
-    if dialect.size_style == "aspect_ratio":
-        ratio = nearest_ratio(call.request.width, call.request.height)
-        warnings.append(f"this provider takes an aspect ratio instead of a size: {ratio} was asked for")
-    return tuple(warnings)
+    fields = request_fields(call, dialect.vocabulary)
+    if dialect.negative_name is None and (negative := fields.pop("negative_prompt", None)):
+        fields["prompt"] = f"{fields['prompt']}|{negative}"
+    if dialect.response_format and "response_format" not in call.without:
+        fields["response_format"] = dialect.response_format
+    return fields

@@ -125,6 +125,10 @@ class Provider(Protocol):
         """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""
         ...
 
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request without what a call does not carry; it is what a task's fingerprint is made of."""
+        ...
+
     async def models(self) -> tuple[Mapping[str, object], ...]:
         """The models it offers, each with at least `id`; empty if it has no list."""
         ...

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.request_fields import Vocabulary, sent_request
 from imagegen.tasks.image import ImageBytes
+from imagegen.tasks.request import GenerationRequest
 
 if TYPE_CHECKING:
     from imagegen.providers.drawing.inputs import Thumbnails
     from imagegen.providers.drawing.render import Drawing
 
+_VOCABULARY = Vocabulary()
 _MAX_SLOW_S = 600.0
 _MAX_REMEMBERED = 1_000
 _SLOW = re.compile(r"\[slow:([0-9]{1,4}(?:\.[0-9]{1,3})?)\]")
@@ -73,6 +76,10 @@ class SandboxProvider:
             raise error
         images = [await _draw(call, nth, delay_s, watcher, inputs) for nth in range(call.count)]
         return Reply(images=tuple(images))
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with a size in pixels, which is what is drawn."""
+        return sent_request(request, _VOCABULARY)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         """Return one entry; every other model id is drawn too."""

@@ -13,9 +13,12 @@ from yarl import URL
 from imagegen.providers.http_client import ProviderClient
 from imagegen.providers.input_bodies import Base64Image, as_data_uri
 from imagegen.providers.protocol import Call, CallObserver, Edits, InputImage, Reply
+from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.providers.response_parser import parse_models
+from imagegen.tasks.request import GenerationRequest
 
-_SIZE = frozenset({"width", "height"})
+VOCABULARY = Vocabulary(ratio_models=re.compile(r"kontext|^google/", re.IGNORECASE))
+"""Kontext and Google's models are sized by a ratio: https://docs.together.ai/docs/images-overview"""
 
 _SINGLE_INPUT = re.compile(r"kontext", re.IGNORECASE)
 _BY_REFERENCES = re.compile(r"flux\.?2|^google/", re.IGNORECASE)
@@ -57,7 +60,13 @@ class TogetherProvider:
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
         fields = fields_of(call, self._response_format)
         reply = await self._upstream.generate(fields, watcher)
-        return reply if len(reply.images) <= call.count else replace(reply, images=reply.images[: call.count])
+        warnings = left_out_warnings(call, VOCABULARY)
+        if len(reply.images) <= call.count and not warnings:
+            return reply
+        return replace(reply, images=reply.images[: call.count], warnings=warnings)
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return sent_request(request, VOCABULARY)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))
@@ -71,17 +80,10 @@ def fields_of(call: Call, response_format: str) -> dict[str, object]:
 
     The fields of a request have Together's names.
     """
-    fields = call.request.to_dict() | {"n": call.count, "seed": call.seed, "response_format": response_format}
-    fields.pop("variant", None)
-    fields |= fields.pop("extra", {})
-    fields |= _input_fields(call)
-    if call.count == 1:
-        del fields["n"]
-    if call.seed is None:
-        del fields["seed"]
-    for name in call.without | _SIZE if call.without & _SIZE else call.without:
-        fields.pop(name, None)
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = request_fields(call, VOCABULARY) | _input_fields(call)
+    if "response_format" not in call.without:
+        fields["response_format"] = response_format
+    return fields
 
 
 def _input_fields(call: Call) -> dict[str, object]:
@@ -90,8 +92,8 @@ def _input_fields(call: Call) -> dict[str, object]:
     if not images:
         return {}
     if _BY_REFERENCES.search(call.request.model):
-        return {"image_url": None, "reference_images": images}
-    return {"image_url": images[0], "reference_images": images[1:] or None}
+        return {"reference_images": images}
+    return {"image_url": images[0]} | ({"reference_images": images[1:]} if images[1:] else {})
 
 
 def _sendable(image: InputImage | str) -> Base64Image | str:

@@ -100,7 +100,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         if scope is not None:
             fields["scope"] = scope
         scale = self.guidance_scale
-        if scale is not None and scale.is_integer():
+        if isinstance(scale, float) and scale.is_integer():
             fields["guidance_scale"] = int(scale)
         return _encode_sorted(fields)
 

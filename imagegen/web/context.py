@@ -29,11 +29,16 @@ async def _no_models() -> tuple[Mapping[str, object], ...]:
     return ()
 
 
+def _unchanged(request: GenerationRequest) -> GenerationRequest:
+    return request
+
+
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
     """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint.
 
     adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
+    sent_request: returns the part of a request that the provider is sent, which alone decides the id.
     """
 
     provider: str
@@ -41,12 +46,13 @@ class TaskIdentity:
     aliases: Mapping[str, str]
     secret: str | None
     adjust: Adjust | None = None
+    sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
 
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
     ) -> Submission:
         """Return the submission for a request. scope: name of the key that owns the task, None if tasks are shared."""
-        canonical = request.canonical(self.provider, scope)
+        canonical = self.sent_request(request).canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
         return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks)
 

@@ -6,7 +6,7 @@ import pytest
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.openai import Dialect, OpenAICompatibleProvider, dialect_of, fields_of, nearest_ratio
+from imagegen.providers.openai import Dialect, OpenAICompatibleProvider, dialect_of, fields_of
 from imagegen.providers.protocol import Provider
 from imagegen.tasks.image import ImageBytes, ImageLink
 
@@ -136,14 +136,6 @@ def test_a_gpt_image_model_is_strict_behind_a_gateway(make_call, model):
     fields = fields_of(make_call(seed=3, **EVERYTHING | {"model": model}), Dialect().for_model(model))
     assert fields == {"model": model, "prompt": "a cat", "size": "1024x768", "output_format": "png"}
     assert Dialect().for_model("my-gpt-image") == Dialect()
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "ratio"),
-    [(512, 512, "1:1"), (1344, 768, "16:9"), (768, 1024, "3:4"), (2048, 64, "2:1"), (64, 2048, "1:2")],
-)
-def test_a_size_becomes_the_nearest_aspect_ratio(width, height, ratio):
-    assert nearest_ratio(width, height) == ratio
 
 
 def test_a_large_size_requests_2k(make_call):

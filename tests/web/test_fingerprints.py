@@ -1,0 +1,136 @@
+"""Property tests: two bodies are one task exactly if every provider would be sent the same for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from yarl import URL
+
+from imagegen.providers import a1111, openai, together
+from imagegen.providers.protocol import Call
+from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.validation import parse
+from imagegen.web.context import TaskIdentity
+from imagegen.web.openai import fields as v1
+
+MODELS = ["m", "gpt-image-2", "black-forest-labs/FLUX.1-kontext-pro", "google/flash-image-2.5"]
+KNOWN = {
+    "model": MODELS,
+    "steps": [4, 20],
+    "seed": [7, 8],
+    "negative_prompt": ["a dog", "fog"],
+    "guidance_scale": [2, 2.0, "2", 3.5],
+    "output_format": ["png", "webp"],
+    "output_compression": [50, 80],
+    "quality": ["low", "high"],
+    "background": ["opaque", "transparent"],
+    "moderation": ["low", "auto"],
+    "style": ["vivid", "natural"],
+    "input_fidelity": ["low", "high"],
+    "disable_safety_checker": [True, False],
+    "prompt_upsampling": [True, False],
+    "image_loras": [[{"path": "a", "scale": 1}], [{"path": "a", "scale": 1.0}], [{"path": "b", "scale": 1}]],
+    "n": [1, 2, "2"],
+    "variant": [0, 1],
+}
+SHAPES = [
+    {},
+    {"width": 512, "height": 512},
+    {"width": 1024, "height": 1024},
+    {"width": "1024", "height": 1024.0},
+    {"width": 1360, "height": 768},
+    {"width": 1000, "height": 1000},
+    {"aspect_ratio": "1:1"},
+    {"aspect_ratio": "2:2"},
+    {"aspect_ratio": "16:9"},
+    {"aspect_ratio": "16:9", "resolution": "2K"},
+    {"resolution": "1K"},
+    {"resolution": "2K"},
+]
+UNKNOWN = {
+    "x_style": [1, 2],
+    "cfg_scale": [2, 3],
+    "num_inference_steps": [4],
+    "nested": [{"a": 1, "b": [1]}, {"b": [1]}],
+}
+BODIES = some.builds(
+    lambda prompt, shape, fields, extra: ({"prompt": prompt} | shape | fields, extra),
+    some.sampled_from(["a cat", " a cat\n", "a dog"]),
+    some.sampled_from(SHAPES),
+    some.fixed_dictionaries({}, optional={name: some.sampled_from(values) for name, values in KNOWN.items()}),
+    some.fixed_dictionaries({}, optional={name: some.sampled_from(values) for name, values in UNKNOWN.items()}),
+)
+
+Build = Callable[[Call], dict[str, object]]
+Reduce = Callable[[GenerationRequest], GenerationRequest]
+
+
+def of_dialect(base: str) -> tuple[Build, Reduce]:
+    provider = openai.OpenAICompatibleProvider(None, base_url=base, api_key="k", timeout_s=1)  # type: ignore[arg-type]
+    dialect = openai.dialect_of(URL(base))
+    return lambda call: openai.fields_of(call, dialect.for_model(call.request.model)), provider.sent_request
+
+
+PROVIDERS: dict[str, tuple[Build, Reduce]] = {
+    "together": (
+        lambda call: together.fields_of(call, "url"),
+        lambda request: sent_request(request, together.VOCABULARY),
+    ),
+    "a1111": (lambda call: a1111.fields_of(call, "m"), lambda request: sent_request(request, a1111.VOCABULARY)),
+    "sandbox": (
+        lambda call: request_fields(call, Vocabulary()),
+        lambda request: sent_request(request, Vocabulary()),
+    ),
+    "openai": of_dialect("https://api.openai.com/v1"),
+    "xai": of_dialect("https://api.x.ai/v1"),
+    "siliconflow": of_dialect("https://api.siliconflow.cn/v1"),
+    "nebius": of_dialect("https://api.studio.nebius.com/v1"),
+    "sd.cpp": of_dialect("http://127.0.0.1:1234/v1"),
+    "vllm": of_dialect("http://127.0.0.1:8000/v1"),
+    "localai": of_dialect("http://127.0.0.1:8080/v1"),
+    "relay": of_dialect("https://relay.example/v1"),
+}
+
+
+def on_api(body: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationRequest:
+    return parse({**body, "extra": extra}, default_model="m", aliases={})
+
+
+def on_v1(body: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationRequest:
+    fields = {**body, **extra}
+    if "steps" in fields:
+        fields.pop("num_inference_steps", None)
+    return v1.parse(fields, default_model="m", aliases={}).request
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@settings(max_examples=60)
+@given(
+    BODIES,
+    BODIES | some.none(),
+    some.lists(some.sampled_from([*KNOWN, *UNKNOWN]), max_size=2),
+    some.booleans(),
+    some.booleans(),
+)
+def test_two_bodies_are_one_task_exactly_if_they_are_sent_alike(
+    provider: str,
+    first: tuple[dict[str, Any], dict[str, Any]],
+    second: tuple[dict[str, Any], dict[str, Any]] | None,
+    removed: list[str],
+    first_on_v1: bool,
+    second_on_v1: bool,
+) -> None:
+    build, reduce = PROVIDERS[provider]
+    body, extra = second or tuple(
+        {name: value for name, value in part.items() if name not in removed} for part in first
+    )
+    requests = [(on_v1 if first_on_v1 else on_api)(*first), (on_v1 if second_on_v1 else on_api)(body, extra)]
+    identity = TaskIdentity(provider, "m", {}, None, sent_request=reduce)
+    ids = [identity.submission(request, None).task_id for request in requests]
+    sent = [(build(Call(request, request.n, 0, request.seed)), request.variant, request.n) for request in requests]
+    assert (ids[0] == ids[1]) == (sent[0] == sent[1])
