@@ -62,7 +62,7 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import task_view
-from imagegen.web.context import SERVICES, Readiness, Services, TaskIdentity, image_url_builder
+from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services, TaskIdentity, image_url_builder
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.forwarded import public_prefix
@@ -330,6 +330,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
     readiness = Readiness(causes)
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
+        lost_calls=app[QUEUE].lost_calls,
         feed=app[QUEUE].feed,
         store=app[STORE],
         uploads=app[UPLOADS],
@@ -341,6 +342,9 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         models=app[MODEL_TABLE],
         list_models=app[PROVIDER].models,
         private_webhooks=settings.webhook_allow_private,
+        openai=OpenAIOptions(
+            settings.v1_reuse, settings.v1_max_wait_s, settings.v1_keepalive, settings.v1_response_format
+        ),
         own=app[OWN_ADDRESSES],
     )
     app[OBSERVED] = Telemetry(

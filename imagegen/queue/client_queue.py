@@ -83,7 +83,7 @@ class ClientQueue:
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
-        self._result_ttl_s = result_ttl_s
+        self.result_ttl_s = result_ttl_s
         self.clock = verbs.clock
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
@@ -100,6 +100,19 @@ class ClientQueue:
     def read(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task as Redis has it, None if it has none. Raises QueueUnavailable."""
         return self._lookup.read(task_id)
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether there may be other instances."""
+        return not self._notifier.alone
+
+    def was_interrupted(self, task: Task) -> bool:
+        """Return whether a task was unfinished when the last other instance left, or this one started alone.
+
+        A client that waited for it there has lost its connection.
+        """
+        since = self._notifier.alone_since
+        return since is not None and task.created_at < since and (task.finished_at is None or task.finished_at > since)
 
     def is_free(self, task_id: str) -> bool:
         """Return whether `get` needs no Redis command."""
@@ -168,7 +181,7 @@ class ClientQueue:
         while (task := await self.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
-            final = transitions.cancelled(task, now=self.clock(), ttl_s=self._result_ttl_s)
+            final = transitions.cancelled(task, now=self.clock(), ttl_s=self.result_ttl_s)
             answer = await self._verbs.cancel(final, CANCELLED_RUN)
             if answer is not None and answer.existing == b"":
                 final = as_stored(final, answer)

@@ -18,6 +18,7 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.leases import Leases
+from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.outbox import Outbox
@@ -74,6 +75,7 @@ class QueueInstance:
     monitor: QueueMonitor
     outbox: Outbox
     recovery: Recovery
+    lost_calls: LostCalls
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -145,6 +147,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, line=dispatcher.estimates.line),
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
+        lost_calls=LostCalls(connection, keys),
     )
     _connect(parts)
     return parts

@@ -65,6 +65,11 @@ class Notifier:
         """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
 
+    @property
+    def alone_since(self) -> float | None:
+        """Unix time since when there was certainly no peer, None if there may be one."""
+        return self._alone_since if self.alone else None
+
     def no_peers_since(self, unix_s: float) -> bool:
         """Return whether there was no peer at any time since then."""
         return self.alone and unix_s >= self._alone_since

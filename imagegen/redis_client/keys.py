@@ -72,6 +72,10 @@ class Keys:
         """String: the task that a client's idempotency key was used for. A day."""
         return f"{{{self.prefix}}}:once:{name}"
 
+    def lost_calls(self, name: str) -> str:
+        """Sorted set: variants of a client's equal calls that ended without their answer. Ten minutes."""
+        return f"{{{self.prefix}}}:lost:{name}"
+
     def delivery_log(self, task_id: str) -> str:
         """String: the delivery log of a task's webhooks, and of those added later. As long as the record."""
         return f"{{{self.prefix}}}:hooks:{task_id}"

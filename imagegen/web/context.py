@@ -13,6 +13,7 @@ from imagegen.own_addresses import OwnAddresses
 from imagegen.providers.model_table import ModelTable
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
+from imagegen.queue.lost_calls import LostCalls
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
@@ -20,6 +21,7 @@ from imagegen.tasks.validation import Adjust
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
+from imagegen.web.openai.client_calls import ClientCalls
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """Requests the provider's models, each with at least `id`. Raises UpstreamError."""
@@ -69,6 +71,20 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAIOptions:
+    """How `/v1` answers: the settings that begin with V1.
+
+    reuse: `always` if equal calls are one task. max_wait_s: how long a client that never repeats is held.
+    keepalive: it is sent spaces meanwhile. response_format: form of the images if the client names none.
+    """
+
+    reuse: str = "retries"
+    max_wait_s: float = 300.0
+    keepalive: bool = False
+    response_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
@@ -77,6 +93,7 @@ class Services:
     """
 
     queue: ClientQueue
+    lost_calls: LostCalls
     feed: Feed
     store: ImageStore
     uploads: Uploads
@@ -88,6 +105,8 @@ class Services:
     models: ModelTable
     list_models: ListModels = _no_models
     private_webhooks: bool = False
+    openai: OpenAIOptions = field(default_factory=OpenAIOptions)
+    calls: ClientCalls = field(default_factory=ClientCalls)
     own: OwnAddresses = field(default_factory=OwnAddresses)
     submission_cache: SubmissionCache = field(default_factory=SubmissionCache)
     response_cache: ResponseCache = field(default_factory=ResponseCache)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from imagegen.errors import RateLimited
 from imagegen.ratelimit.limits import RateLimits
 from imagegen.web.api import events, images
 from imagegen.web.api import operations as api
+from imagegen.web.context import SERVICES
+from imagegen.web.http.forwarded import client_address
 from imagegen.web.openai import operations as openai
 from imagegen.web.openai.models import MODEL_LIST, ModelListCache
+from imagegen.web.openai.sdk_retries import marking
 from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation
 from imagegen.web.ops import operations as ops
@@ -53,6 +57,21 @@ def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> Handl
         case "general" | "entries":
             return rates.general(handler)
         case "generation":
-            return rates.generation(handler)
+            limited = rates.generation(handler)
+            return limited if operation.envelope != "openai" else _remember_refusals(limited)
         case "misses":
             return rates.misses(handler, images.is_free)
+
+
+def _remember_refusals(handler: Handler) -> Handler:
+    """Wrap a generation of `/v1`: an SDK repeats a call over the limit, and its repeat is a new call."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RateLimited:
+            services = request.app[SERVICES]
+            services.calls.refuse(client_address(request, services.trusted_hops), marking(request.headers))
+            raise
+
+    return handle

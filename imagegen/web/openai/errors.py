@@ -28,6 +28,9 @@ FAILED_STATUS = {
     "upstream_timeout": 504,
 }
 _FAILED_PARAM = {"content_policy": "prompt", "model_not_available": "model"}
+_CODES = {"content_policy": "content_policy_violation"}
+"""Codes that OpenAI's clients know by another name."""
+
 _MAYBE_PAID = frozenset({"upstream_timeout", "interrupted"})
 _CANCELLED = TaskError("cancelled", "the task was cancelled", retryable=False)
 _TYPES: Mapping[int, ErrorType] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -58,7 +61,7 @@ def error_response(error: ApiError, _request_id: str, _language: str) -> web.Res
 def failure_response(task: Task) -> web.Response:
     """Return the response for a failed task; the client's own repeat would get the same failure."""
     headers = {"x-should-retry": "false"}
-    status = _failed_status(task)
+    status = failed_status(task)
     if status in {429, 503} and is_retryable(task):
         headers["retry-after"] = retry_after(_FAILED_RETRY_AFTER_S)
     return _envelope(status, failure_fields(task), headers)
@@ -89,7 +92,17 @@ def is_retryable(task: Task) -> bool:
 def failure_fields(task: Task) -> OpenAIErrorFields:
     """Return the inside of the envelope for a failed or cancelled task."""
     error = _error(task)
-    return error_fields(_failed_status(task), error.detail, error.code, _FAILED_PARAM.get(error.code))
+    return error_fields(failed_status(task), error.detail, public_code(error.code), _FAILED_PARAM.get(error.code))
+
+
+def public_code(code: str) -> str:
+    """Return the code of a failed task as `/v1` shows it."""
+    return _CODES.get(code, code)
+
+
+def failed_status(task: Task) -> int:
+    """Return the status of the response for a failed or cancelled task."""
+    return 409 if task.state is State.CANCELLED else FAILED_STATUS.get(_error(task).code, 502)
 
 
 def error_fields(status: int, message: str, code: str, param: str | None) -> OpenAIErrorFields:
@@ -102,10 +115,6 @@ def error_fields(status: int, message: str, code: str, param: str | None) -> Ope
 def retry_after(seconds: float) -> str:
     """Return the delay as both clients honour it: whole seconds from 1 to 60."""
     return str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
-
-
-def _failed_status(task: Task) -> int:
-    return 409 if task.state is State.CANCELLED else FAILED_STATUS.get(_error(task).code, 502)
 
 
 def _error(task: Task) -> TaskError:

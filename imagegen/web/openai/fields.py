@@ -38,11 +38,15 @@ _SIZE = re.compile(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*")
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRequest:
-    """Parsed body. as_base64: the response holds the bytes instead of links; streamed: it is an event stream."""
+    """Parsed body. as_base64: the response holds the bytes instead of links, None if the client named no form.
+
+    streamed: it is an event stream. named_model: as the client spelled it, which may be an alias.
+    """
 
     request: GenerationRequest
-    as_base64: bool
+    as_base64: bool | None
     streamed: bool
+    named_model: str = ""
 
 
 def parse(
@@ -73,7 +77,7 @@ def parse(
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
     if errors:
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
-    return OpenAIRequest(request, as_base64, streamed is True)
+    return OpenAIRequest(request, as_base64, streamed is True, str(sent.get("model", "")))
 
 
 def _is_absent(name: str, value: object) -> bool:
@@ -135,12 +139,14 @@ def _add_size(
             spelled[side] = "size"
 
 
-def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool:
-    name = sent.get("response_format", "url")
+def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool | None:
+    name = sent.get("response_format")
+    if name is None:
+        return None
     if isinstance(name, str) and name in _FORMATS:
         return _FORMATS[name]
     errors.append(FieldError("response_format", f"must be one of {', '.join(_FORMATS)}"))
-    return False
+    return None
 
 
 def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:

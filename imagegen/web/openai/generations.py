@@ -1,44 +1,61 @@
-"""Route of POST /v1/images/generations: the same queue, with the responses of OpenAI and Together."""
+"""Routes of generations on `/v1`: the same queue, with the responses of OpenAI and Together."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
-from contextlib import closing
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
+from imagegen.errors import TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
-from imagegen.web.api.task_responses import retry_after_s
-from imagegen.web.context import SERVICES, Services, image_url_builder
+from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.body import read_json
-from imagegen.web.http.disconnect import on_disconnect
+from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.responses import json_response
+from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
+from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import failure_response, unfinished_response
 from imagegen.web.openai.fields import OpenAIRequest, parse
-from imagegen.web.openai.schemas import AcceptedResponse, ImageEntry, ImagesResponse
-from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry, permanent_failure
+from imagegen.web.openai.keepalive import KeepaliveResponse
+from imagegen.web.openai.sdk_retries import marking, repeats_by_itself, wait_limit_s
 from imagegen.web.openai.stream import COMPLETED, ImageEventStream
-from imagegen.web.submitter import SubmitOptions, submit
+from imagegen.web.openai.submit_call import ClientCall
+from imagegen.web.submitter import SubmitOptions
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
 
 
 async def generations(request: web.Request) -> web.StreamResponse:
     """Parse a generation and answer it."""
-    identity = request.app[SERVICES].identity
     started_at = asyncio.get_running_loop().time()
-    wanted = parse(
+    return await respond(request, await _read_generation(request), started_at)
+
+
+async def generations_async(request: web.Request) -> web.StreamResponse:
+    """Parse a generation and answer with its task."""
+    return await respond_async(request, await _read_generation(request))
+
+
+async def image_task(request: web.Request) -> web.StreamResponse:
+    """Return a task of the asynchronous routes. Raises TaskNotFound."""
+    services = request.app[SERVICES]
+    task = await services.queue.get(request.match_info["task_id"])
+    if task is None:
+        raise TaskNotFound
+    return await async_task_response(services, request, task)
+
+
+async def _read_generation(request: web.Request) -> OpenAIRequest:
+    identity = request.app[SERVICES].identity
+    return parse(
         await read_json(request),
         default_model=identity.default_model,
         aliases=identity.aliases,
         adjust=identity.adjust,
     )
-    return await respond(request, wanted, started_at)
 
 
 async def respond(
@@ -48,108 +65,118 @@ async def respond(
 
     started_at: the event loop's time when the request came. completed: name of the event of a finished image.
     """
-    services, options = request.app[SERVICES], SubmitOptions.from_request(request)
-    identity = services.identity
-    clock = asyncio.get_running_loop().time
-    submission = identity.submission(wanted.request, options.scope)
-    ended = await permanent_failure(services.queue, submission.task_id, request.headers)
-    if ended:
-        return failure_response(ended)
-    fresh = options.fresh and not is_sdk_retry(request.headers)
-    task = (await submit(services, submission, fresh=fresh)).task
-    within_s = client_timeout_s(request.headers) - (clock() - started_at)
-    if wanted.streamed:
-        return await _streamed(request, services, task, within_s, completed)
+    services = request.app[SERVICES]
+    call, ending = _client_call(request, wanted), Ending.LOST
+    try:
+        task = await call.task()
+        spent_s = asyncio.get_running_loop().time() - started_at
+        within_s = wait_limit_s(request.headers, services.openai.max_wait_s) - spent_s
+        if wanted.streamed:
+            events, streamed = await _streamed(request, services, task, within_s, completed)
+            if streamed is not None:
+                ending = events.ending
+                return streamed
+            task = events.task or task
+            response, ending_then = await _response(request, services, wanted, task), _ending(request, task)
+        else:
+            response, ending_then = await _held(request, services, wanted, task, within_s)
+        ending = await _deliver(request, response, ending_then)
+        return response
+    finally:
+        await call.end(ending)
+
+
+async def respond_async(request: web.Request, wanted: OpenAIRequest) -> web.StreamResponse:
+    """Queue or join the task and return where it can be read."""
+    services = request.app[SERVICES]
+    call, ending = _client_call(request, wanted), Ending.LOST
+    try:
+        task = await call.task()
+        response = await async_task_response(services, request, task, status=202)
+        delivered = Ending.FAILED if task.state in (State.FAILED, State.CANCELLED) else Ending.DELIVERED
+        ending = await _deliver(request, response, delivered)
+        return response
+    finally:
+        await call.end(ending)
+
+
+def _client_call(request: web.Request, wanted: OpenAIRequest) -> ClientCall:
+    options = SubmitOptions.from_request(request)
+    return ClientCall(request.app[SERVICES], wanted.request, options, marking(request.headers))
+
+
+async def _held(
+    request: web.Request, services: Services, wanted: OpenAIRequest, task: Task, within_s: float
+) -> tuple[web.StreamResponse, Ending]:
+    """Return the response when the task is finished or the wait is over, and how the call ends once it is delivered."""
     is_async = _prefers_async(request)
+    if services.openai.keepalive and not is_async and not repeats_by_itself(request.headers):
+        held = KeepaliveResponse(request, services)
+        task = await held.wait(task, within_s)
+        response = await held.complete(lambda: _response(request, services, wanted, task))
+        return response, Ending.LOST if held.has_error else _ending(request, task)
     if not task.state.is_final:
         wait_s = min(within_s, parse_wait_s(request)) if is_async else within_s
         task = await wait_until_final(services, task, wait_s, request)
-    if is_async and not task.state.is_final:
-        return await _accepted(services, request, task)
+    return await _response(request, services, wanted, task), _ending(request, task)
+
+
+async def _response(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> web.StreamResponse:
     if task.state is State.COMPLETED:
-        return json_response(await _images_body(request, services, wanted, task))
-    return await _without_images(request, services, task)
-
-
-async def _streamed(
-    request: web.Request, services: Services, task: Task, within_s: float, completed: str
-) -> web.StreamResponse:
-    async def encode(task: Task, image: StoredImage) -> str:
-        return await _base64(services, task, image)
-
-    with services.feed.subscribe([task.id]) as subscription:
-        on_disconnect(request, subscription.wake)
-        task = await services.queue.get(task.id) or task
-        events = ImageEventStream(subscription, services.readiness, encode, completed)
-        streamed = await events.send(request, task, within_s)
-    return streamed or await _without_images(request, services, events.task or task)
-
-
-async def _without_images(request: web.Request, services: Services, task: Task) -> web.Response:
-    """Return the response for a failed or unfinished task. The next POST waits too: the delay is only the rest."""
+        return json_response(await images_body(request, services, wanted, task))
     if task.state.is_final:
         return failure_response(task)
+    if _prefers_async(request) and not wanted.streamed:
+        return await accepted_response(services, request, task)
+    return await _unfinished(request, services, task)
+
+
+async def _unfinished(request: web.Request, services: Services, task: Task) -> web.Response:
+    """Return the response for an unfinished task. The next POST waits too: the delay is only the rest."""
     place = await services.queue.position(task)
     location = services.local_url(request, f"/api/images/{task.id}")
-    response = unfinished_response(task, (place.eta_s or 0.0) - client_timeout_s(request.headers), location)
+    next_wait_s = wait_limit_s(request.headers, services.openai.max_wait_s)
+    response = unfinished_response(task, (place.eta_s or 0.0) - next_wait_s, location)
     if services.readiness.draining:
         response.force_close()
     return response
 
 
-async def _images_body(request: web.Request, services: Services, wanted: OpenAIRequest, task: Task) -> ImagesResponse:
-    """Return the body, which both clients accept in their strict modes too."""
-    url_of = image_url_builder(services.base_url(request))
-    entries: list[ImageEntry] = [
-        {"index": image.index, "type": "b64_json", "b64_json": await _base64(services, task, image)}
-        if wanted.as_base64
-        else {"index": image.index, "type": "url", "url": url_of(task, image)}
-        for image in task.images
-    ]
-    body: ImagesResponse = {
-        "id": task.id,
-        "object": "list",
-        "created": int(task.created_at),
-        "model": task.model,
-        "data": entries,
-    }
-    if warnings := services.with_notices(task).warnings:
-        body["warnings"] = list(warnings)
-    return body
+async def _streamed(
+    request: web.Request, services: Services, task: Task, within_s: float, completed: str
+) -> tuple[ImageEventStream, web.StreamResponse | None]:
+    """Send the events. Return them, and their response, None if nothing was sent."""
+
+    async def encode(task: Task, image: StoredImage) -> str:
+        return await base64_of(services, task, image)
+
+    with services.feed.subscribe([task.id]) as subscription:
+        on_disconnect(request, subscription.wake)
+        task = await services.queue.get(task.id) or task
+        events = ImageEventStream(subscription, services.readiness, encode, completed)
+        return events, await events.send(request, task, within_s)
 
 
-async def _base64(services: Services, task: Task, image: StoredImage) -> str:
-    """Raise StoreUnavailable, and InvalidRequest if only the provider has the bytes."""
-    if image.url:
-        raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: ask for url")])
-    opened = await services.store.open(task.id, image)
-    if opened is None:
-        raise StoreUnavailable
-    with closing(opened):
-        data = await opened.read_all()
-    return base64.b64encode(data).decode()
+def _ending(request: web.Request, task: Task) -> Ending:
+    """Return how a call with an answer about this task ends, if the answer is delivered."""
+    if task.state is State.COMPLETED:
+        return Ending.DELIVERED
+    if task.state.is_final:
+        return Ending.FAILED
+    return Ending.DELIVERED if _prefers_async(request) else Ending.LOST
+
+
+async def _deliver(request: web.Request, response: web.StreamResponse, ending: Ending) -> Ending:
+    """Send a response now, so that its loss is noticed. Return how the call ended."""
+    if is_disconnected(request):
+        return Ending.LOST
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+    except ConnectionError:
+        return Ending.LOST
+    return ending
 
 
 def _prefers_async(request: web.Request) -> bool:
     return bool(_RESPOND_ASYNC.search(",".join(request.headers.getall("Prefer", ()))))
-
-
-async def _accepted(services: Services, request: web.Request, task: Task) -> web.StreamResponse:
-    path = f"/api/images/{task.id}"
-    url = f"{services.base_url(request)}{path}"
-    body: AcceptedResponse = {
-        "id": task.id,
-        "object": "image.task",
-        "created": int(task.created_at),
-        "model": task.model,
-        "status": task.state,
-        "status_url": url,
-        "events_url": f"{url}/events",
-        "cancel_url": f"{url}/cancel",
-    }
-    headers = {
-        hdrs.LOCATION: services.local_url(request, path),
-        "Preference-Applied": "respond-async",
-        "retry-after": str(retry_after_s(await services.queue.position(task))),
-    }
-    return json_response(body, status=202, headers=headers)

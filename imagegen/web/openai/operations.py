@@ -9,14 +9,21 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_snake
 
-from imagegen.errors import Draining, QueueFull, QueueUnavailable, StoreUnavailable
+from imagegen.errors import (
+    Draining,
+    IdempotencyMismatch,
+    QueueFull,
+    QueueUnavailable,
+    StoreUnavailable,
+    TaskNotFound,
+)
 from imagegen.tasks.validation import GenerationParams, ModelId, Size
 from imagegen.web.api.schemas import TASK_ERRORS
-from imagegen.web.openai.errors import FAILED_STATUS
+from imagegen.web.openai.errors import FAILED_STATUS, public_code
 from imagegen.web.openai.fields import DEFAULT_SIDE
-from imagegen.web.openai.generations import generations
+from imagegen.web.openai.generations import generations, generations_async, image_task
 from imagegen.web.openai.models import get_model, list_models
-from imagegen.web.openai.schemas import AcceptedResponse, ImagesResponse, ModelEntry, ModelList
+from imagegen.web.openai.schemas import AcceptedResponse, AsyncTask, ImagesResponse, ModelEntry, ModelList
 from imagegen.web.openai.stream import COMPLETED
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
@@ -25,7 +32,7 @@ from imagegen.web.openapi.document import Body, EventStream, Operation, Response
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
 _FAILURES = {
-    status: tuple(code for code in TASK_ERRORS if FAILED_STATUS.get(code, 502) == status)
+    status: tuple(public_code(code) for code in TASK_ERRORS if FAILED_STATUS.get(code, 502) == status)
     for status in sorted({502, *FAILED_STATUS.values()})
 }
 
@@ -56,11 +63,17 @@ GENERATE = Operation(
     "createImage",
     COMPATIBLE,
     "Generate images, as the clients of OpenAI and Together do",
-    "The same queue as `/api/images/generate`: the same canonical request is the same task, so a client that times out "
-    "and repeats its POST joins the task that runs, and pays once. The answer comes when the images are there; a "
-    "little before the client would give up it is a 503 `unfinished` with `retry-after`, and the task goes on. "
+    "The same queue as `/api/images/generate`. A repeat of a call that got no answer joins its task and pays nothing; "
+    "another equal call is another image, the next `variant` of the request, unless it has a `seed`. A repeat has "
+    "`x-stainless-retry-count` above 0 or the same `Idempotency-Key`, or the same client's earlier equal call ended "
+    "without its answer. `V1_REUSE=always` makes equal calls one task.\n\n"
+    "The answer comes when the images are there. An SDK that sends its timeout gets a 503 `unfinished` with "
+    "`retry-after` a little before it would give up, any other client after `V1_MAX_WAIT`; the task goes on. "
+    "With `V1_KEEPALIVE=true` other clients are sent spaces meanwhile: then a late error comes as `error` in a 200. "
     "A failed task has `x-should-retry: false`: a client's own repeat gets the same failure and starts no attempt.\n\n"
-    "No size given is 1024x1024. With `stream: true` the images come as events `image_generation.completed`.",
+    "No size given is 1024x1024. No `response_format` given is `b64_json` for models with `gpt-image` or "
+    "`chatgpt-image` in their name, else `url`; `V1_RESPONSE_FORMAT` sets it. "
+    "With `stream: true` the images come as events `image_generation.completed`.",
     (
         ResponseDoc(
             200,
@@ -78,11 +91,64 @@ GENERATE = Operation(
             ("Location", "Preference-Applied", "Retry-After"),
         ),
     ),
-    (named.PREFER_ASYNC, named.WAIT, named.READ_TIMEOUT, named.CACHE_CONTROL),
+    (
+        named.PREFER_ASYNC,
+        named.WAIT,
+        named.READ_TIMEOUT,
+        named.RETRY_COUNT,
+        named.CACHE_CONTROL,
+        named.IDEMPOTENCY_KEY,
+    ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch),
     _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
+    envelope="openai",
+)
+
+_ASYNC_ACCEPTED = ResponseDoc(
+    202,
+    "Accepted: poll the task.",
+    AsyncTask,
+    {"accepted": samples.ASYNC_TASK},
+    ("Location", "Retry-After"),
+)
+
+GENERATE_ASYNC = Operation(
+    "post",
+    "/v1/images/generations/async",
+    "createImageTask",
+    COMPATIBLE,
+    "Generate images, and poll for them",
+    "The same as `POST /v1/images/generations`, but the answer comes at once: poll `poll_url` until `status` is "
+    "`completed` or `failed`. `stream` and `response_format` have no effect: the images are links.",
+    (_ASYNC_ACCEPTED,),
+    (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
+    Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch),
+    limit="generation",
+    envelope="openai",
+)
+
+IMAGE_TASK = Operation(
+    "get",
+    "/v1/images/tasks/{taskId}",
+    "getImageTask",
+    COMPATIBLE,
+    "Read a task of the asynchronous routes",
+    "Any task of the service by its id. `http_status` is the status that the synchronous route answers.",
+    (
+        ResponseDoc(
+            200,
+            "The task in its present state.",
+            AsyncTask,
+            {"processing": samples.ASYNC_TASK, "completed": samples.ASYNC_TASK_COMPLETED},
+            ("Retry-After",),
+        ),
+    ),
+    (named.TASK,),
+    errors=(TaskNotFound, QueueUnavailable),
+    limit="general",
     envelope="openai",
 )
 
@@ -120,7 +186,13 @@ MODEL = Operation(
 )
 
 
-_ROUTES = ((GENERATE, generations), (MODELS, list_models), (MODEL, get_model))
+_ROUTES = (
+    (GENERATE, generations),
+    (GENERATE_ASYNC, generations_async),
+    (IMAGE_TASK, image_task),
+    (MODELS, list_models),
+    (MODEL, get_model),
+)
 
 
 def _under_every_base() -> Iterator[Route]:

@@ -63,6 +63,35 @@ class OpenAIError(TypedDict):
     error: OpenAIErrorFields
 
 
+class LinkedImage(TypedDict):
+    """An image of a task of the asynchronous routes."""
+
+    url: Link
+
+
+class AsyncResult(TypedDict):
+    """The images of a task of the asynchronous routes."""
+
+    created: Annotated[Count, Field(description="Unix time.")]
+    data: list[LinkedImage]
+
+
+class AsyncTask(TypedDict):
+    """A task of the asynchronous routes. `result` is there once it is completed, `error` once it has failed."""
+
+    id: TaskId
+    task_id: TaskId
+    object: Literal["image.generation.task"]
+    status: Literal["processing", "completed", "failed"]
+    created_at: Annotated[Count, Field(description="Unix time.")]
+    expires_at: Annotated[Count, Field(description="Unix time.")]
+    poll_url: Link
+    http_status: NotRequired[Annotated[Count, Field(description="Status that the synchronous route answers.")]]
+    image_url: NotRequired[Annotated[Link, Field(description="The first image.")]]
+    result: NotRequired[AsyncResult]
+    error: NotRequired[OpenAIErrorFields]
+
+
 class ModelEntry(TypedDict):
     """A model of the provider."""
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from imagegen.queue.client_queue import ClientQueue
-from imagegen.tasks.task import State, Task
-from imagegen.web.openai.errors import is_retryable
+from imagegen.web.openai.client_calls import Marking
 
 MAX_PATIENCE_S = 90.0
 DEFAULT_READ_TIMEOUT_S = 60.0
 
-REPEAT_S = 180.0
-"""Longest time between two POSTs of one call of a client: our longest wait and our longest delay."""
-
-UNSURE_REPEAT_S = 30.0
-"""The same for a POST that may also be a new call."""
-
 _SAFETY_FACTOR = 0.9
+_RETRY_COUNT = "x-stainless-retry-count"
+_READ_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
+"""Python's SDKs send the first, those for Node the second, in seconds."""
 
 
-def client_timeout_s(headers: Mapping[str, str]) -> float:
-    """How long the client may be kept waiting: a little less than it reads for."""
+def wait_limit_s(headers: Mapping[str, str], max_wait_s: float) -> float:
+    """How long a client may be kept waiting.
+
+    An SDK repeats its call, so it is answered a little before it would give up; any other client is held for
+    `max_wait_s`, since it would not come again.
+    """
+    if not repeats_by_itself(headers):
+        return max_wait_s
+    text = next((headers[name] for name in _READ_TIMEOUTS if name in headers), "")
     try:
-        read_timeout_s = float(headers.get("x-stainless-read-timeout", DEFAULT_READ_TIMEOUT_S))
+        read_timeout_s = float(text)
     except ValueError:
         read_timeout_s = DEFAULT_READ_TIMEOUT_S
     if not math.isfinite(read_timeout_s) or read_timeout_s <= 0:
@@ -32,26 +34,18 @@ def client_timeout_s(headers: Mapping[str, str]) -> float:
     return min(read_timeout_s * _SAFETY_FACTOR, MAX_PATIENCE_S)
 
 
-def is_sdk_retry(headers: Mapping[str, str]) -> bool:
-    """Return whether the client may have repeated this POST itself; Together's 1.x does not mark its repeats."""
-    return _is_counted_repeat(headers) or headers.get("user-agent", "").startswith("Together/v1 ")
+def repeats_by_itself(headers: Mapping[str, str]) -> bool:
+    """Return whether the client is an SDK that repeats calls after a timeout or a 503, and marks the repeats."""
+    return _RETRY_COUNT in headers or any(name in headers for name in _READ_TIMEOUTS)
 
 
-def _is_counted_repeat(headers: Mapping[str, str]) -> bool:
-    return headers.get("x-stainless-retry-count", "0") != "0"
+def marking(headers: Mapping[str, str]) -> Marking:
+    """Return how far the headers mark a POST as a repeat.
 
-
-async def permanent_failure(queue: ClientQueue, task_id: str, headers: Mapping[str, str]) -> Task | None:
-    """Return the failed or cancelled task that a client's own repeat meets; None if the repeat may start again.
-
-    A requeued task would be paid for again, though it was requested once: the client's earlier POST timed out, or the
-    client repeats every failure. A repeat of Together's 1.x looks like a new call, so a retryable failure is returned
-    to it for a shorter time.
+    Proxies such as LiteLLM's repeat a failed call of an SDK as a new one, and Together's 1.x does not mark repeats.
     """
-    if not is_sdk_retry(headers):
-        return None
-    task = await queue.read(task_id)
-    if task is None or task.state not in (State.FAILED, State.CANCELLED):
-        return None
-    unsure = is_retryable(task) and not _is_counted_repeat(headers)
-    return task if queue.clock() - (task.finished_at or 0.0) < (UNSURE_REPEAT_S if unsure else REPEAT_S) else None
+    if headers.get(_RETRY_COUNT, "0") != "0":
+        return Marking.REPEAT
+    if repeats_by_itself(headers) or headers.get("user-agent", "").startswith("Together/v1 "):
+        return Marking.UNSURE
+    return Marking.NEW

@@ -18,6 +18,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.web.api.events import PING_S, SEND_TIMEOUT_S
 from imagegen.web.context import Readiness
 from imagegen.web.http.disconnect import is_disconnected
+from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
 
 COMPLETED = "image_generation.completed"
@@ -37,8 +38,8 @@ Encode = Callable[[Task, StoredImage], Awaitable[str]]
 class ImageEventStream:
     """Events of one task, one for each finished image; no provider shows partial images.
 
-    task: its newest state here. encode: returns an image's bytes as base64; may raise ApiError. completed: the name
-    of each event.
+    task: its newest state here. ending: how the client's call ended. encode: returns an image's bytes as base64; may
+    raise ApiError. completed: the name of each event.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ImageEventStream:
         self._completed = completed
         self._sent: set[int] = set()
         self.task: Task | None = None
+        self.ending = Ending.LOST
 
     async def send(self, request: web.Request, task: Task, within_s: float) -> web.StreamResponse | None:
         """Send all events. Return None, with nothing sent, if no image came in time, so that a status can be sent."""
@@ -87,6 +89,9 @@ class ImageEventStream:
         else:
             if task.state in (State.FAILED, State.CANCELLED):
                 await _send(response, {"type": "error", "error": failure_fields(task)})
+                self.ending = Ending.FAILED
+            elif task.state is State.COMPLETED:
+                self.ending = Ending.DELIVERED
 
     async def _send_images(self, request: web.Request, response: EventSourceResponse, task: Task) -> Task:
         """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""

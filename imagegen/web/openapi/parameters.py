@@ -70,6 +70,13 @@ READ_TIMEOUT = Parameter(
     _TEXT,
     example="60",
 )
+RETRY_COUNT = Parameter(
+    "x-stainless-retry-count",
+    "header",
+    "Number of the repeat that the SDKs of OpenAI and Together send; above 0, the call joins the one that it repeats.",
+    _TEXT,
+    example="0",
+)
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
     "header",

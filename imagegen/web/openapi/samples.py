@@ -126,6 +126,22 @@ ACCEPTED = {
     "events_url": f"{_BASE}/api/images/{TASK_ID}/events",
     "cancel_url": f"{_BASE}/api/images/{TASK_ID}/cancel",
 }
+ASYNC_TASK: dict[str, Any] = {
+    "id": TASK_ID,
+    "task_id": TASK_ID,
+    "object": "image.generation.task",
+    "status": "processing",
+    "created_at": int(_AT),
+    "expires_at": int(_AT) + 86_400,
+    "poll_url": f"{_BASE}/v1/images/tasks/{TASK_ID}",
+}
+_url = image_url_builder(_BASE)(_done, _image)
+ASYNC_TASK_COMPLETED = ASYNC_TASK | {
+    "status": "completed",
+    "http_status": 200,
+    "image_url": _url,
+    "result": {"created": int(_AT), "data": [{"url": _url}]},
+}
 MODEL_ENTRY = {"id": MODEL, "object": "model", "created": 0, "owned_by": "black-forest-labs", "type": "image"}
 
 

@@ -13,7 +13,8 @@ from support import eventually
 
 from imagegen.app import SERVICES
 from imagegen.tasks.task import State
-from imagegen.web.openai.sdk_retries import client_timeout_s, is_sdk_retry
+from imagegen.web.openai.client_calls import Marking
+from imagegen.web.openai.sdk_retries import marking, wait_limit_s
 from tests.web.openai.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}
@@ -49,8 +50,8 @@ async def test_the_response_fits_both_clients(service: Service, upstream: Emulat
 
 @pytest.mark.parametrize("name", ["b64_json", "base64"])
 async def test_base64_holds_the_linked_image(service: Service, name: str) -> None:
-    (entry,) = (await (await service.generate(response_format=name)).json())["data"]
-    (linked,) = (await (await service.generate()).json())["data"]
+    (entry,) = (await (await service.generate(response_format=name, seed=1)).json())["data"]
+    (linked,) = (await (await service.generate(seed=1)).json())["data"]
     assert (entry["index"], entry["type"], "url" in entry) == (0, "b64_json", False)
     assert base64.b64decode(entry["b64_json"]) == await service.fetch_image(linked["url"])
 
@@ -63,7 +64,7 @@ async def test_links_have_the_public_base(serve: Serve) -> None:
 
 async def test_all_paths_are_one_route_and_one_task(service: Service, upstream: EmulatedUpstream) -> None:
     paths = ("/v1/images/generations", "/images/generations", "/v1/v1/images/generations")
-    answers = [await (await service.generate(path=path)).json() for path in paths]
+    answers = [await (await service.generate(path=path, seed=1)).json() for path in paths]
     assert answers[0] == answers[1] == answers[2]
     assert upstream.ledger.total == 1
 
@@ -76,9 +77,13 @@ async def test_the_task_equals_the_one_on_the_native_route(service: Service, ups
     assert upstream.ledger.total == 1
 
 
-async def test_concurrent_requests_pay_once(service: Service, upstream: EmulatedUpstream) -> None:
+@pytest.mark.parametrize(("reuse", "fields"), [("always", {}), ("retries", {"seed": 1}), ("retries", {"variant": 3})])
+async def test_concurrent_requests_for_the_same_image_pay_once(
+    serve: Serve, upstream: EmulatedUpstream, reuse: str, fields: dict[str, int]
+) -> None:
+    service = await serve(v1_reuse=reuse)
     upstream.script({"fault": "ok", "delay_s": 0.1})
-    answers = await asyncio.gather(*(service.generate() for _ in range(20)))
+    answers = await asyncio.gather(*(service.generate(**fields) for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
     assert len({(await answer.json())["id"] for answer in answers}) == 1
     assert upstream.ledger.total == 1
@@ -117,9 +122,15 @@ async def test_a_client_is_answered_before_its_timeout_and_may_repeat(
         ("inf", 54.0),
     ],
 )
-def test_the_wait_is_slightly_shorter_than_the_client_timeout(given: str | None, patience: float) -> None:
-    headers = {} if given is None else {"x-stainless-read-timeout": given}
-    assert client_timeout_s(headers) == pytest.approx(patience)
+@pytest.mark.parametrize("name", ["x-stainless-read-timeout", "x-stainless-timeout"])
+def test_an_sdk_waits_slightly_shorter_than_its_timeout(name: str, given: str | None, patience: float) -> None:
+    headers = {"x-stainless-retry-count": "0"} | ({} if given is None else {name: given})
+    assert wait_limit_s(headers, 300.0) == pytest.approx(patience)
+
+
+@pytest.mark.parametrize("headers", [{}, {"user-agent": "Together/v1 PythonBindings/1.5.35"}])
+def test_a_client_without_marks_waits_for_the_longest_time(headers: dict[str, str]) -> None:
+    assert wait_limit_s(headers, 300.0) == 300.0
 
 
 async def test_a_client_that_prefers_async_gets_a_location(service: Service, upstream: EmulatedUpstream) -> None:
@@ -136,7 +147,7 @@ async def test_a_client_that_prefers_async_gets_a_location(service: Service, ups
         return (await answer.json())["status"] == "completed"
 
     await eventually(done)
-    assert (await service.generate({"Prefer": "respond-async"})).status == 200
+    assert (await service.generate({"Prefer": "respond-async"} | REPEAT)).status == 200
 
 
 async def test_an_async_client_may_wait_first(service: Service, upstream: EmulatedUpstream) -> None:
@@ -147,7 +158,7 @@ async def test_an_async_client_may_wait_first(service: Service, upstream: Emulat
 async def test_no_cache_generates_again_except_for_sdk_retries(service: Service, upstream: EmulatedUpstream) -> None:
     fresh = {"Cache-Control": "no-cache"}
     first, second, repeated = [
-        await (await service.generate(headers)).json() for headers in ({}, fresh, fresh | REPEAT)
+        await (await service.generate(headers, seed=1)).json() for headers in ({}, fresh, fresh | REPEAT)
     ]
     assert first["id"] == second["id"]
     assert second["data"] == repeated["data"] != first["data"]
@@ -155,17 +166,17 @@ async def test_no_cache_generates_again_except_for_sdk_retries(service: Service,
 
 
 async def test_a_deleted_image_is_generated_again(service: Service, upstream: EmulatedUpstream, tmp_path: Path) -> None:
-    task_id = (await (await service.generate()).json())["id"]
+    task_id = (await (await service.generate(seed=1)).json())["id"]
     assert remove_files(tmp_path, task_id) == 1
-    assert (await service.generate(response_format="b64_json")).status == 200
+    assert (await service.generate(response_format="b64_json", seed=1)).status == 200
     assert upstream.ledger.total == 2
 
 
 async def test_links_of_the_provider_have_no_bytes_to_give(serve: Serve) -> None:
     service = await serve(image_store="upstream")
-    by_link = await (await service.generate()).json()
+    by_link = await (await service.generate(seed=1)).json()
     assert by_link["data"][0]["url"].startswith("http://127.0.0.1")
-    refused = await service.generate(response_format="b64_json")
+    refused = await service.generate(response_format="b64_json", seed=1)
     assert (refused.status, (await refused.json())["error"]["param"]) == (400, "response_format")
 
 
@@ -193,7 +204,7 @@ async def test_a_cancelled_task_is_a_conflict_without_retry(service: Service, up
     waiting = asyncio.create_task(service.generate())
     await upstream.ledger.wait_for(lambda ledger: ledger.total == 1)
     queue = service.app[SERVICES].queue
-    task_id = (await (await service.generate({"Prefer": "respond-async"})).json())["id"]
+    task_id = (await (await service.generate({"Prefer": "respond-async"} | REPEAT)).json())["id"]
     await queue.cancel(task_id)
     for answer in (await waiting, await service.generate(REPEAT)):
         assert (answer.status, answer.headers["x-should-retry"]) == (409, "false")
@@ -204,7 +215,7 @@ async def test_a_cancelled_task_is_a_conflict_without_retry(service: Service, up
 @pytest.mark.parametrize(
     ("fault", "status", "code", "kind", "param"),
     [
-        ("422_nsfw", 400, "content_policy", "invalid_request_error", "prompt"),
+        ("422_nsfw", 400, "content_policy_violation", "invalid_request_error", "prompt"),
         ("400_multiple", 400, "upstream_invalid_request", "invalid_request_error", None),
         ("404_model", 404, "model_not_available", "invalid_request_error", "model"),
         ("401", 502, "upstream_auth", "server_error", None),
@@ -288,14 +299,14 @@ async def test_a_possibly_paid_call_is_marked_not_retryable(serve: Serve, upstre
 
 
 @pytest.mark.parametrize(
-    ("headers", "repeat"),
+    ("headers", "expected"),
     [
-        ({}, False),
-        ({"x-stainless-retry-count": "0"}, False),
-        ({"x-stainless-retry-count": "2"}, True),
-        ({"user-agent": "OpenAI/Python 3.54.0"}, False),
-        ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, True),
+        ({}, Marking.NEW),
+        ({"x-stainless-retry-count": "0"}, Marking.UNSURE),
+        ({"x-stainless-retry-count": "2"}, Marking.REPEAT),
+        ({"user-agent": "OpenAI/Python 3.54.0"}, Marking.NEW),
+        ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, Marking.UNSURE),
     ],
 )
-def test_a_repeat_is_recognized_by_its_headers(headers: dict[str, str], repeat: bool) -> None:
-    assert is_sdk_retry(headers) is repeat
+def test_a_repeat_is_recognized_by_its_headers(headers: dict[str, str], expected: Marking) -> None:
+    assert marking(headers) is expected

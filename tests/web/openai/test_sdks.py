@@ -41,7 +41,7 @@ async def linked(service: Service, entry: dict[str, Any]) -> str:
 async def test_a_client_gets_links_and_bytes_from_both_base_urls(
     sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
 ) -> None:
-    fields: dict[str, Any] = {"model": "some/model", "prompt": "a cat", "n": 2}
+    fields: dict[str, Any] = {"model": "some/model", "prompt": "a cat", "n": 2, "extra_body": {"seed": 1}}
     size = {"size": "512x256"} if sdk.name == "openai" else {"width": 512, "height": 256}
     encoded = {"response_format": "b64_json" if sdk.name == "openai" else "base64"}
     bases = (service.url, f"{service.url}/v1", f"{service.url}/v1/")
@@ -76,7 +76,7 @@ async def test_fields_of_the_other_api_are_sent_in_the_extra_body(
 
 ERRORS = [
     ("a cat", {"n": 99}, "BadRequestError", 400, "invalid_request", "n"),
-    ("{{fault:422_nsfw}}", {}, "BadRequestError", 400, "content_policy", "prompt"),
+    ("{{fault:422_nsfw}}", {}, "BadRequestError", 400, "content_policy_violation", "prompt"),
     ("{{fault:404_model}}", {}, "NotFoundError", 404, "model_not_available", "model"),
     ("{{fault:401}}", {}, "InternalServerError", 502, "upstream_auth", None),
     ("{{fault:hang}}", {}, "InternalServerError", 504, "upstream_timeout", None),
@@ -124,7 +124,7 @@ async def test_a_client_that_times_out_pays_once_and_retries_to_the_image(
 
 @pytest.mark.parametrize("sdk", OPENAI, ids=str)
 async def test_openai_streams(sdk: Sdk, packages: Packages, service: Service) -> None:
-    fields: dict[str, Any] = {"model": "m", "prompt": "a cat"}
+    fields: dict[str, Any] = {"model": "m", "prompt": "a cat", "extra_body": {"seed": 1}}
     streamed = Call(f"{service.url}/v1", fields | {"stream": True, "partial_images": 2}, options=STRICT)
     refused = Call(f"{service.url}/v1", {"model": "m", "prompt": "{{fault:422_nsfw}}", "stream": True}, options=ONCE)
     plain = Call(f"{service.url}/v1", fields | {"response_format": "b64_json"})
@@ -132,7 +132,7 @@ async def test_openai_streams(sdk: Sdk, packages: Packages, service: Service) ->
     (event,) = stream["events"]
     assert (event["type"], event["size"]) == ("image_generation.completed", "1024x1024")
     assert event["b64_json"] == answer["answer"]["data"][0]["b64_json"]
-    assert (error["error"], error["code"]) == ("BadRequestError", "content_policy")
+    assert (error["error"], error["code"]) == ("BadRequestError", "content_policy_violation")
 
 
 @pytest.mark.parametrize("sdk", OPENAI, ids=str)
@@ -142,7 +142,7 @@ async def test_an_interrupted_stream_raises_its_error(
     upstream.script("ok", {"fault": "422_nsfw", "delay_s": 0.3})
     fields = {"model": "m", "prompt": "a cat", "n": 8, "stream": True}
     (result,) = await packages.run(sdk, [Call(f"{service.url}/v1", fields, options=ONCE)])
-    assert (result["error"], result["code"]) == ("APIError", "content_policy")
+    assert (result["error"], result["code"]) == ("APIError", "content_policy_violation")
 
 
 @pytest.mark.parametrize("sdk", [*OPENAI, *(sdk for sdk in TOGETHER if sdk.major == 2)], ids=str)

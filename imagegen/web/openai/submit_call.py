@@ -1,0 +1,154 @@
+"""Use case of a call on `/v1`: a repeat joins the task of the first call; another call is another variant.
+
+Several instances: each remembers the calls that it served. A new call tries the variants from the first one that it
+does not remember, and skips those whose task exists; a repeat finds a call that ended on another instance by
+`queue.lost_calls`, else by the tasks that exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import State, Task
+from imagegen.tasks.validation import MAX_VARIANT
+from imagegen.web.context import Services
+from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Call, Ending, Marking
+from imagegen.web.openai.errors import is_retryable
+from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
+
+MAX_PROBES = 64
+"""Variants that are looked up for a repeat whose first call nobody remembers."""
+
+
+class ClientCall:
+    """One call of a client from its POST to its end: it gets a task, and remembers whether its answer was delivered.
+
+    options: of its request. A call with an idempotency key needs no memory: its key leads to its task.
+    """
+
+    def __init__(
+        self, services: Services, request: GenerationRequest, options: SubmitOptions, marking: Marking
+    ) -> None:
+        self._services, self._request, self._options, self._marking = services, request, options, marking
+        self._request_id = self._submission(request.variant).task_id
+        is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
+        self._fixed = request.variant if is_same else None
+        self._call: Call | None = None
+        self._has_task = False
+
+    async def task(self) -> Task:
+        """Return the call's task: a new one, or that of an earlier call, which may have failed.
+
+        Raises what `submit` raises, and IdempotencyMismatch.
+        """
+        if self._options.key is not None:
+            return await self._keyed_task(self._options.key)
+        calls, client = self._services.calls, self._options.client
+        self._call = call = calls.begin(client, self._request_id, self._marking, self._fixed)
+        if call.is_repeat and self._fixed is None and self._services.queue.has_peers:
+            with suppress(QueueUnavailable):
+                await self._services.lost_calls.remove(client, self._request_id, call.variant)
+        elif self._marking is Marking.REPEAT and self._fixed is None and not call.is_repeat:
+            await self._find_first_call(call)
+        if call.is_repeat:
+            task = await self._joined_task(call)
+        elif self._fixed is None:
+            task = await self._new_task(call)
+        else:
+            submission = self._submission(call.variant)
+            task = (await submit(self._services, submission, fresh=self._options.fresh)).task
+        self._has_task = True
+        return task
+
+    async def end(self, ending: Ending) -> None:
+        """Remember how the call ended; other instances learn only of lost ones. Call it once."""
+        if self._call is None:
+            return
+        self._call.end(ending)
+        queue, client = self._services.queue, self._options.client
+        is_lost = ending is Ending.LOST and self._has_task and self._fixed is None
+        if is_lost and (queue.has_peers or self._services.readiness.draining):
+            with suppress(QueueUnavailable):
+                await self._services.lost_calls.add(client, self._request_id, self._call.variant)
+
+    async def _joined_task(self, call: Call) -> Task:
+        submission = self._submission(call.variant)
+        task = await self._services.queue.get(submission.task_id)
+        if task is not None and task.state in (State.FAILED, State.CANCELLED) and self._is_answer(task):
+            return task
+        return (await submit(self._services, submission)).task
+
+    def _is_answer(self, failed: Task) -> bool:
+        """Return whether a failure is recent enough to be the answer to a repeat.
+
+        A repeat of Together's 1.x looks like a new call, so a retryable failure is returned to it for a shorter time.
+        """
+        unsure = self._marking is Marking.UNSURE and is_retryable(failed)
+        age_s = self._services.queue.clock() - (failed.finished_at or 0.0)
+        return age_s < (UNSURE_REPEAT_S if unsure else REPEAT_S)
+
+    async def _new_task(self, call: Call) -> Task:
+        """Submit the first variant without a task, unless a task that exists is of a lost call."""
+        refuse_while_draining(self._services)
+        queue, asked = self._services.queue, False
+        while True:
+            submission = self._submission(call.variant)
+            submitted = await queue.submit(submission)
+            if submitted.cached is CacheResult.MISS:
+                return submitted.task
+            lost = call.variant if queue.was_interrupted(submitted.task) else None
+            if lost is None and not asked:
+                asked, lost = True, await self._take_lost()
+            if lost is not None:
+                call.join(lost)
+                return await self._joined_task(call)
+            call.skip()
+
+    async def _find_first_call(self, call: Call) -> None:
+        """Make a marked repeat join the call that it repeats, if it was served elsewhere or before a restart."""
+        if call.is_known and not self._services.queue.has_peers:
+            return
+        variant = await self._take_lost()
+        if variant is None and not call.is_known:
+            variant = await self._last_existing()
+        if variant is not None:
+            call.join(variant)
+
+    async def _take_lost(self) -> int | None:
+        with suppress(QueueUnavailable):
+            return await self._services.lost_calls.take(self._options.client, self._request_id)
+        return None
+
+    async def _last_existing(self) -> int | None:
+        """Return the highest variant of those that exist without a gap. Raises QueueUnavailable."""
+        last = None
+        for variant in range(MAX_PROBES):
+            if await self._services.queue.get(self._submission(variant).task_id) is None:
+                break
+            last = variant
+        return last
+
+    async def _keyed_task(self, key: str) -> Task:
+        """Return the task that the key was first used for, or a new one of a variant that only this key has."""
+        services, options = self._services, self._options
+        refuse_while_draining(services)
+        seed = hashlib.sha256(f"{options.client}\n{key}".encode()).digest()
+        variant = 1 + int.from_bytes(seed[:8]) % MAX_VARIANT if self._fixed is None else self._fixed
+        submission = self._submission(variant)
+        keys, digest = services.queue.idempotency, self._submission(self._request.variant).digest
+        async with keys.first_use_or_existing(options.client, key, submission.task_id, digest) as first_id:
+            if first_id is not None:
+                task = await services.queue.get(first_id) or await services.queue.fresh(first_id)
+                if task is not None:
+                    return task
+            return (await submit(services, submission, fresh=first_id is None and options.fresh)).task
+
+    def _submission(self, variant: int) -> Submission:
+        request = self._request if variant == self._request.variant else replace(self._request, variant=variant)
+        return self._services.identity.submission(request, self._options.scope)
