@@ -313,21 +313,24 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
         await app[SUPERVISOR].stop(delivering)
 
 
-async def _context(app: web.Application) -> AsyncIterator[None]:
-    settings, connection, supervisor = app[SETTINGS], app[CONNECTION], app[SUPERVISOR]
-
+def _readiness(app: web.Application) -> Readiness:
     async def causes() -> list[str]:
         images, embedded = app[STORE].health, app[EMBEDDED]
         failing = {
-            "a loop of the service died": not supervisor.alive,
+            "a loop of the service died": not app[SUPERVISOR].alive,
             "the service is about to stop": readiness.draining,
-            "Redis does not answer": not await connection.is_reachable(),
+            "Redis does not answer": not await app[CONNECTION].is_reachable(),
             "the data folder of the embedded Redis is gone": embedded is not None and not embedded.intact,
             f"images can't be saved: {images.cause}": not images.writable,
         }
         return [cause for cause, fails in failing.items() if fails]
 
     readiness = Readiness(causes)
+    return readiness
+
+
+async def _context(app: web.Application) -> AsyncIterator[None]:
+    settings, supervisor = app[SETTINGS], app[SUPERVISOR]
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
         lost_calls=app[QUEUE].lost_calls,
@@ -335,7 +338,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         uploads=app[UPLOADS],
         identity=_identity(app),
-        readiness=readiness,
+        readiness=_readiness(app),
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
         max_attempts=settings.max_attempts,

@@ -31,6 +31,9 @@ class Service:
         await response.read()
         return response
 
+    async def close(self) -> None:
+        await self._client.close()
+
     async def fetch_image(self, url: str) -> bytes:
         response = await self.request("GET", url.removeprefix(self.url))
         assert response.status == 200

@@ -27,7 +27,7 @@ def test_only_a_prompt_is_needed() -> None:
         "height": 1024,
         "n": 1,
     }
-    assert (wanted.as_base64, wanted.streamed) == (False, False)
+    assert (wanted.as_base64, wanted.streamed) == (None, False)
 
 
 def test_every_field_of_ours_is_passed_on() -> None:
@@ -93,9 +93,9 @@ def test_a_size_is_read_in_each_way(body: dict[str, object], size: tuple[int, in
 
 
 @pytest.mark.parametrize(
-    ("name", "as_base64"), [("url", False), ("b64_json", True), ("base64", True), (None, False), ("", False)]
+    ("name", "as_base64"), [("url", False), ("b64_json", True), ("base64", True), (None, None), ("", None)]
 )
-def test_bytes_have_two_names(name: str | None, as_base64: bool) -> None:
+def test_bytes_have_two_names(name: str | None, as_base64: bool | None) -> None:
     assert parsed(response_format=name).as_base64 is as_base64
 
 
