@@ -61,10 +61,13 @@ class Packages:
     def __init__(self) -> None:
         self._processes: dict[tuple[str, str], subprocess.Popen[str]] = {}
 
-    async def run(self, sdk: Sdk, calls: Sequence[Call]) -> list[dict[str, Any]]:
-        """Return each call's result: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`."""
+    async def run(self, sdk: Sdk, calls: Sequence[Call], *, at_once: bool = False) -> list[dict[str, Any]]:
+        """Return each call's result: `{"answer": …}`, `{"events": […]}`, or `{"error": class, "status_code": …, …}`.
+
+        at_once: the calls of an asynchronous client begin together.
+        """
         process = await asyncio.to_thread(self._process, sdk)
-        batch = {"sdk": sdk.name, "mode": sdk.mode, "calls": [asdict(call) for call in calls]}
+        batch = {"sdk": sdk.name, "mode": sdk.mode, "at_once": at_once, "calls": [asdict(call) for call in calls]}
         answering = asyncio.ensure_future(asyncio.to_thread(_exchange, process, json.dumps(batch)))
         try:
             async with asyncio.timeout(_RUN_S):

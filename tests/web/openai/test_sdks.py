@@ -122,6 +122,39 @@ async def test_a_client_that_times_out_pays_once_and_retries_to_the_image(
     assert upstream.ledger.total == 1
 
 
+@pytest.mark.parametrize("sdk", [sdk for sdk in (*OPENAI, *TOGETHER) if sdk.mode == "async"], ids=str)
+async def test_equal_calls_at_once_are_different_images_although_they_time_out(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script({"fault": "ok", "delay_s": 1.0, "times": 4})
+    calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options={"timeout": 0.7})] * 4
+    results = await packages.run(sdk, calls, at_once=True)
+    assert len({result["answer"]["id"] for result in results}) == 4
+    assert upstream.ledger.paid_total == 4
+
+
+@every_client
+async def test_a_failing_upstream_gets_no_more_calls_than_one_task_has_attempts(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script({"fault": "500", "times": 20})
+    (result,) = await packages.run(sdk, [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"})])
+    assert (result["error"], result["status_code"]) == ("InternalServerError", 502)
+    assert upstream.ledger.total == 2
+
+
+@pytest.mark.parametrize("sdk", LITELLM, ids=str)
+@pytest.mark.parametrize("route", ["openai", "litellm_proxy"])
+async def test_the_retries_of_litellm_start_no_attempts(
+    sdk: Sdk, packages: Packages, route: str, service: Service, upstream: EmulatedUpstream
+) -> None:
+    upstream.script({"fault": "500", "times": 20})
+    fields = {"model": f"{route}/m", "prompt": "a cat", "num_retries": 2}
+    (result,) = await packages.run(sdk, [Call(f"{service.url}/v1", fields)])
+    assert result["status_code"] == 502
+    assert upstream.ledger.total == 2
+
+
 @pytest.mark.parametrize("sdk", OPENAI, ids=str)
 async def test_openai_streams(sdk: Sdk, packages: Packages, service: Service) -> None:
     fields: dict[str, Any] = {"model": "m", "prompt": "a cat", "extra_body": {"seed": 1}}
@@ -175,7 +208,7 @@ async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, serv
     """litellm checks the type before the status: each `invalid_request_error` is a BadRequestError with its status."""
     service = await serve(max_attempts=1, retry_base_s=0.01)
     expected = [
-        ("{{fault:422_nsfw}}", "BadRequestError", 400),
+        ("{{fault:422_nsfw}}", "ContentPolicyViolationError", 400),
         ("{{fault:404_model}}", "BadRequestError", 404),
         ("{{fault:401}}", "BadGatewayError", 502),
     ]
