@@ -71,6 +71,14 @@ class InvalidRequest(ApiError):
     zh, en = "请求参数无效", "The request is not valid"
 
 
+class Unsupported(ApiError):
+    status, code = 400, "unsupported"
+    zh, en = (
+        "没有任何上游再支持此接口，请使用/v1/images/edits",
+        "No upstream has this route any more: use /v1/images/edits",
+    )
+
+
 class UploadNotFound(ApiError):
     status, code = 400, "upload_not_found"
     zh, en = "上传的图像不存在或已过期，请重新上传", "The upload does not exist or has expired: upload the image again"

@@ -85,9 +85,13 @@ def _number(value: object) -> object:
     return value
 
 
+def is_image_source(value: str) -> bool:
+    """Return whether a text is an http(s) address, a `data:` URI of an image, or an upload."""
+    return value[:16].lower().startswith(("https://", "http://", "data:image/")) or bool(_UPLOAD.fullmatch(value))
+
+
 def _image_source(value: str) -> str:
-    start = value[:16].lower()
-    if not start.startswith(("https://", "http://", "data:image/")) and not _UPLOAD.fullmatch(value):
+    if not is_image_source(value):
         raise PydanticCustomError(
             "image_source", "must be an http(s) address, a data:image/ URI, or upload: and 64 hex digits"
         )

@@ -96,13 +96,18 @@ class BodyStream:
 
 
 class FormPart:
-    """One part of a multipart form. name: empty if it has none; content_type: as the client declares it."""
+    """One part of a multipart form.
+
+    name: empty if it has none. filename: None if it has none. content_type: as the client declares it.
+    """
 
     def __init__(self, part: BodyPartReader, body: BodyStream) -> None:
         self._part = part
         self._body = body
         with _errors():
             self.name = (part.name or "")[:MAX_NAME_CHARS]
+            self.filename = part.filename
+        self.content_type = part.headers.get(hdrs.CONTENT_TYPE, "").lower()
         if part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "").lower() not in _PLAIN:
             raise InvalidRequest(details=[FieldError(self.name or "body", "must be sent as it is, not encoded")])
 

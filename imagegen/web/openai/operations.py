@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_snake
 
 from imagegen.errors import (
     Draining,
     IdempotencyMismatch,
+    ImageTooLarge,
     QueueFull,
     QueueUnavailable,
     StoreUnavailable,
     TaskNotFound,
+    Unsupported,
+    UnsupportedImage,
+    UploadNotFound,
 )
+from imagegen.tasks.request import MAX_IMAGES
 from imagegen.tasks.validation import GenerationParams, ModelId, Size
 from imagegen.web.api.schemas import TASK_ERRORS
+from imagegen.web.openai.edits import edits, edits_async, variations
 from imagegen.web.openai.errors import FAILED_STATUS, public_code
 from imagegen.web.openai.fields import DEFAULT_SIDE
 from imagegen.web.openai.generations import generations, generations_async, image_task
 from imagegen.web.openai.models import get_model, list_models
 from imagegen.web.openai.schemas import AcceptedResponse, AsyncTask, ImagesResponse, ModelEntry, ModelList
-from imagegen.web.openai.stream import COMPLETED
+from imagegen.web.openai.stream import COMPLETED, EDITED
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Body, EventStream, Operation, ResponseDoc, Route
@@ -186,9 +192,77 @@ MODEL = Operation(
 )
 
 
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_LINK = {"type": "string", "description": "An http(s) address, a `data:image/` URI, or an `uploadId`."}
+_ENTRY = {"anyOf": [_LINK, {"type": "object", "properties": {"image_url": _LINK, "file_id": {"type": "string"}}}]}
+_ENTRIES = {"type": "array", "items": _ENTRY, "maxItems": MAX_IMAGES}
+_EDIT_FORM = {
+    "type": "object",
+    "required": ["image", "prompt"],
+    "properties": {
+        "image": {**_FILE, "description": "One file, or up to 16 as repeated `image` or `image[]`; or a link."},
+        "mask": {**_FILE, "description": "PNG, transparent where the image is to be changed."},
+        "prompt": {"type": "string"},
+    },
+    "additionalProperties": {"description": "Each other field of a generation, as text."},
+}
+
+
+class OpenAIEditBody(OpenAIBody):
+    """The fields of a generation, and the images to start from."""
+
+    images: Annotated[Any, WithJsonSchema(_ENTRIES)] = None
+    image: Annotated[Any, WithJsonSchema({"anyOf": [_ENTRY, _ENTRIES]})] = None
+    mask: Annotated[Any, WithJsonSchema(_ENTRY)] = None
+
+
+EDIT = replace(
+    GENERATE,
+    path="/v1/images/edits",
+    name="editImage",
+    summary="Edit images, as the clients of OpenAI and Together do",
+    text="A generation that starts from images: up to 16 files of a form, which become uploads as they come, or links "
+    "in JSON. From there it is the same request as with `imageUrl`, `referenceImages` and `mask` on "
+    "`/api/images/generate`, with the answers of `/v1/images/generations`. A provider or model that takes no input "
+    "images, fewer of them, or no mask is a 400. With `stream: true` the events are `image_edit.completed`.",
+    answers=(
+        replace(GENERATE.answers[0], events=EventStream((EDITED, "error"), None, samples.EDIT_EVENTS)),
+        *GENERATE.answers[1:],
+    ),
+    body=Body(OpenAIEditBody, {"links": samples.EDIT_REQUEST}, others={"multipart/form-data": _EDIT_FORM}),
+    errors=(*GENERATE.errors, UploadNotFound, ImageTooLarge, UnsupportedImage),
+)
+
+EDIT_ASYNC = replace(
+    GENERATE_ASYNC,
+    path="/v1/images/edits/async",
+    name="editImageTask",
+    summary="Edit images, and poll for them",
+    text="The same as `POST /v1/images/edits`, with the answer of `POST /v1/images/generations/async`.",
+    body=EDIT.body,
+    errors=(*GENERATE_ASYNC.errors, UploadNotFound, ImageTooLarge, UnsupportedImage),
+)
+
+VARIATIONS = Operation(
+    "post",
+    "/v1/images/variations",
+    "createImageVariation",
+    COMPATIBLE,
+    "Refuse image variations",
+    "No upstream has them any more: use `/v1/images/edits`.",
+    (),
+    errors=(Unsupported,),
+    limit="general",
+    envelope="openai",
+)
+
+
 _ROUTES = (
     (GENERATE, generations),
     (GENERATE_ASYNC, generations_async),
+    (EDIT, edits),
+    (EDIT_ASYNC, edits_async),
+    (VARIATIONS, variations),
     (IMAGE_TASK, image_task),
     (MODELS, list_models),
     (MODEL, get_model),

@@ -21,7 +21,7 @@ from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
 
-COMPLETED = "image_generation.completed"
+COMPLETED, EDITED = "image_generation.completed", "image_edit.completed"
 
 _CHECK_S = 60.0
 _USAGE = {

@@ -22,12 +22,17 @@ from imagegen.web.api.serializers import not_found_view, submitted_view, task_vi
 from imagegen.web.context import TaskIdentity, image_url_builder
 from imagegen.web.http.errors import error_view
 from imagegen.web.openai.errors import error_fields
-from imagegen.web.openai.stream import COMPLETED
+from imagegen.web.openai.stream import COMPLETED, EDITED
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
 REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}
 REQUEST_WITH_WEBHOOK = REQUEST | {"n": 2, "seed": 7, "webhook": {"url": "https://example.com/hooks/images"}}
 OPENAI_REQUEST = {"model": MODEL, "prompt": "a lighthouse in a storm", "size": "1024x1024", "response_format": "url"}
+EDIT_REQUEST = {
+    "model": "black-forest-labs/FLUX.1-kontext-pro",
+    "prompt": "make it night",
+    "images": [{"image_url": "https://example.com/lighthouse.png"}],
+}
 
 _BASE = "https://images.example.com"
 _REQUEST_ID = "5d1f0c6ab2e94c37"
@@ -102,12 +107,15 @@ EVENTS = {
     "last": _event("completed", str(_done.sequence), _view(_done)),
 }
 MANY_EVENTS = {"a latecomer's first": _event("snapshot", f"{TASK_ID}:{_done.sequence}", _view(_done))}
-IMAGE_EVENTS = {
-    "an image": {
-        "event": COMPLETED,
-        "data": f'{{"type":"{COMPLETED}","b64_json":"iVBORw0KGgo…","created_at":{int(_AT)},"size":"1024x1024"}}',
-    }
-}
+
+
+def _image_event(name: str) -> dict[str, str]:
+    data = f'{{"type":"{name}","b64_json":"iVBORw0KGgo…","created_at":{int(_AT)},"size":"1024x1024"}}'
+    return {"event": name, "data": data}
+
+
+IMAGE_EVENTS = {"an image": _image_event(COMPLETED)}
+EDIT_EVENTS = {"an image": _image_event(EDITED)}
 
 IMAGES = {
     "id": TASK_ID,

@@ -1,0 +1,200 @@
+"""Bodies of edits on `/v1`: a form, whose files become uploads as they come, or JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from imagegen.errors import ApiError, FieldError, InvalidRequest
+from imagegen.formats import printable
+from imagegen.images.uploads import PREFIX, Uploads
+from imagegen.tasks.request import MAX_IMAGES
+from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
+from imagegen.web.http.body import read_json
+from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
+
+MAX_PARTS = 80
+MAX_TEXT_BYTES = 4 * MAX_PROMPT_CHARS
+MAX_TEXTS_BYTES = 1024 * 1024
+"""Of all fields of a form that are no files."""
+
+_FILES = MAX_IMAGES + 1
+_IMAGES = re.compile(r"images?(?:\[[0-9]{0,2}\])?")
+_SOURCE_NAMES = ("image", "images", "image_url", "imageUrl", "reference_images", "referenceImages")
+_MASK = "mask"
+_LINK_NAMES = ("image_url", "file_id", "url")
+"""Where an entry of `images` has its address or upload; `url` is xAI's name, and that of an `image_url` object."""
+
+_LITERAL = re.compile(r"true|false|-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")
+_TEXT_FIELDS = frozenset({"prompt", "model", "user", "negative_prompt", "size"})
+_OBJECTS = frozenset({"extra", "image_loras", "imageLoras"})
+
+
+@dataclass(slots=True)
+class EditBody:
+    """A body as it is read. images, mask: (client's name of the field, address or upload); fields: all others."""
+
+    images: list[tuple[str, str]] = field(default_factory=list)
+    mask: tuple[str, str] | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    errors: list[FieldError] = field(default_factory=list)
+
+    def add(self, name: str, source: str) -> None:
+        """Add an input image, or the mask."""
+        if name != _MASK:
+            self.images.append((name, source))
+        elif self.mask is None:
+            self.mask = (name, source)
+        else:
+            self.errors.append(FieldError(_MASK, "must be sent once"))
+
+    def as_generation(self) -> dict[str, Any]:
+        """Return the fields of the same request on the route of generations. Raises InvalidRequest."""
+        errors = [*self.errors, *_source_errors(self.images)]
+        if not self.images:
+            errors.append(FieldError("image", "is required"))
+        elif len(self.images) > MAX_IMAGES:
+            errors.append(FieldError(self.images[0][0], f"must have at most {MAX_IMAGES} images"))
+        if self.mask is not None:
+            errors += _source_errors([self.mask])
+        if errors:
+            raise InvalidRequest(details=errors)
+        (_, first), *others = self.images
+        fields = {**self.fields, "image_url": first}
+        if others:
+            fields["reference_images"] = [source for _, source in others]
+        if self.mask is not None:
+            fields[_MASK] = self.mask[1]
+        return fields
+
+    def respelled(self, error: InvalidRequest) -> InvalidRequest:
+        """Return the error of a generation under the names that the client used."""
+        details = []
+        for detail in error.details:
+            name, bracket, rest = detail.field.partition("[")
+            place = int(rest.partition("]")[0]) + 1 if bracket and rest[:1].isdigit() else 0
+            if name in ("image_url", "reference_images") and place < len(self.images):
+                details.append(FieldError(self.images[place][0], detail.message))
+            else:
+                details.append(detail)
+        return InvalidRequest(details=details)
+
+
+async def read_edit(request: web.Request, uploads: Uploads) -> EditBody:
+    """Read the body; the files of a form are saved as uploads while they come.
+
+    Raises what `BodyStream`, `Uploads.save` and `read_json` raise, with the client's name of a file's field.
+    """
+    if is_form(request):
+        return await _read_form(request, uploads)
+    return _read_object(await read_json(request))
+
+
+async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
+    edit, texts_bytes = EditBody(), 0
+    stream = BodyStream(request, _FILES * uploads.max_bytes + MAX_TEXTS_BYTES)
+    async for part in stream.parts(MAX_PARTS):
+        name = part.name
+        if name == _MASK or _IMAGES.fullmatch(name):
+            if len(edit.images) > MAX_IMAGES:
+                break
+            if (source := await _read_source(part, uploads)) is not None:
+                edit.add(name, source)
+            continue
+        text = await part.text(MAX_TEXT_BYTES)
+        texts_bytes += len(text)
+        if texts_bytes > MAX_TEXTS_BYTES:
+            raise InvalidRequest(details=[FieldError("body", f"must have at most {MAX_TEXTS_BYTES} bytes of fields")])
+        _add_text(edit, name, text)
+    return edit
+
+
+async def _read_source(part: FormPart, uploads: Uploads) -> str | None:
+    """Return the upload of a file, or the address that the field holds; None if it is empty, as forms have it."""
+    if part.filename is None and not part.content_type.startswith(("image/", "application/octet-stream")):
+        return (await part.text(MAX_TEXT_BYTES)).strip() or None
+    chunks = part.chunks()
+    first = await anext(chunks, b"")
+    if not first and not part.filename:
+        return None
+    try:
+        saved, _ = await uploads.save(_rejoined(first, chunks))
+    except ApiError as error:
+        error.details = tuple(FieldError(part.name, detail.message) for detail in error.details)
+        raise
+    return saved.id
+
+
+async def _rejoined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _add_text(edit: EditBody, name: str, text: str) -> None:
+    """Add a field of a form, where numbers, booleans and objects are texts."""
+    if name.endswith("[]"):
+        edit.fields.setdefault(name[:-2], []).append(text)
+    elif not name:
+        edit.errors.append(FieldError("body", "has a part without a name"))
+    elif name in edit.fields:
+        edit.errors.append(FieldError(printable(name, MAX_KEY_CHARS), "must be sent once"))
+    else:
+        edit.fields[name] = _value(name, text)
+
+
+def _value(name: str, text: str) -> object:
+    if name in _TEXT_FIELDS:
+        return text
+    if _LITERAL.fullmatch(text) or (name in _OBJECTS and text[:1] in ("{", "[")):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return text
+    return text
+
+
+def _read_object(body: Mapping[str, Any]) -> EditBody:
+    edit = EditBody()
+    for name in _SOURCE_NAMES:
+        for where, entry in _entries(name, body.get(name)):
+            _add_entry(edit, where, entry)
+    if body.get(_MASK) not in (None, ""):
+        _add_entry(edit, _MASK, body[_MASK])
+    edit.fields = {name: value for name, value in body.items() if name not in _SOURCE_NAMES and name != _MASK}
+    return edit
+
+
+def _entries(name: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, list):
+        yield from ((f"{name}[{place}]", entry) for place, entry in enumerate(value))
+    elif value not in (None, ""):
+        yield name, value
+
+
+def _add_entry(edit: EditBody, where: str, entry: object) -> None:
+    source, within = entry, where
+    while isinstance(source, dict):
+        given = [name for name in _LINK_NAMES if source.get(name) is not None]
+        if len(given) != 1:
+            edit.errors.append(FieldError(within, "must have image_url or file_id"))
+            return
+        within, source = f"{within}.{given[0]}", source[given[0]]
+    if not isinstance(source, str):
+        edit.errors.append(FieldError(within, "must be a string"))
+    elif within.endswith("file_id") and not source.startswith(PREFIX):
+        edit.errors.append(FieldError(within, "must be an uploadId of POST /api/uploads"))
+    elif where == _MASK:
+        edit.mask = (within, source)
+    else:
+        edit.images.append((within, source))
+
+
+def _source_errors(images: list[tuple[str, str]]) -> list[FieldError]:
+    rule = "must be a file, an http(s) address, a data:image/ URI, or upload: and 64 hex digits"
+    return [FieldError(name, rule) for name, source in images if not is_image_source(source.strip())]

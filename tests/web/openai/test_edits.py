@@ -1,0 +1,315 @@
+"""Tests of edits on `/v1`: forms and JSON become one request; bad ones name the field and cost nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import FormData
+from emulator_fixtures import EmulatedUpstream
+from PIL import Image
+
+from imagegen.tasks.request import GenerationRequest
+
+GPT = "gpt-image-2"
+SIZE = {"size": "64x64"}
+
+
+def image_file(colour: Any = "teal", kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (24, 16)) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, kind)
+    return file.getvalue()
+
+
+RED, GREEN, BLUE = [image_file(colour) for colour in ("red", "green", "blue")]
+MASK = image_file((0, 0, 0, 0), mode="RGBA")
+
+
+def upload_id(data: bytes) -> str:
+    return f"upload:{hashlib.sha256(data).hexdigest()}"
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def form(*parts: tuple[str, bytes | str], **fields: str) -> FormData:
+    """Return a form; bytes are files."""
+    data = FormData(default_to_multipart=True)
+    for name, value in parts:
+        if isinstance(value, bytes):
+            data.add_field(name, io.BytesIO(value), filename=f"{name}.png", content_type="image/png")
+        else:
+            data.add_field(name, value)
+    for name, value in ({"prompt": "a cat", "model": GPT} | SIZE | fields).items():
+        data.add_field(name, value)
+    return data
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[EmulatedUpstream]:
+    async with EmulatedUpstream(image="tiny") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def editing(serve: Any, emulator: EmulatedUpstream) -> Any:
+    """Start a service in front of an upstream that takes edits as OpenAI does."""
+    return await serve(provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", max_attempts=1)
+
+
+async def post(service: Any, data: FormData, path: str = "/v1/images/edits", **headers: str) -> tuple[int, Any]:
+    response = await service.request("POST", path, data=data, headers=headers)
+    return response.status, await response.json()
+
+
+async def post_json(service: Any, **body: Any) -> tuple[int, Any]:
+    body = {"prompt": "a cat", "model": GPT} | SIZE | body
+    response = await service.request("POST", "/v1/images/edits", json=body)
+    return response.status, await response.json()
+
+
+def received(emulator: EmulatedUpstream) -> list[tuple[str, str]]:
+    (paid,) = emulator.ledger.paid
+    return [(file.field, f"upload:{file.sha256}") for file in paid.inputs]
+
+
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/images/edits", "/v1/v1/images/edits"])
+async def test_an_edit_sends_the_whole_file_upstream_and_returns_images(editing, emulator, path):
+    status, body = await post(editing, form(("image", RED), output_format="png", n="1"), path)
+    assert status == 200, body
+    assert len(body["data"]) == 1
+    assert received(emulator) == [("image", upload_id(RED))]
+    (paid,) = emulator.ledger.paid
+    assert (paid.path, paid.body["output_format"], paid.prompt) == ("/v1/images/edits", "png", "a cat")
+
+
+@pytest.mark.parametrize("name", ["image[]", "image", "images", "image[0]"])
+async def test_several_files_and_a_mask_arrive_in_order(editing, emulator, name):
+    status, body = await post(editing, form((name, RED), (name, GREEN), ("mask", MASK), (name, BLUE)))
+    assert status == 200, body
+    images = [("image[]", upload_id(file)) for file in (RED, GREEN, BLUE)]
+    assert received(emulator) == [*images, ("mask", upload_id(MASK))]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        {"images": [{"file_id": "RED"}, {"file_id": "GREEN"}], "mask": {"file_id": "MASK"}},
+        {"images": ["RED", {"image_url": "GREEN"}], "mask": "MASK"},
+        {"image": ["RED", "GREEN"], "mask": {"image_url": {"url": "MASK"}}},
+        {"image": "RED", "reference_images": ["GREEN"], "mask": {"image_url": "MASK"}},
+        {"image_url": "RED", "referenceImages": ["GREEN"], "mask": "MASK"},
+    ],
+)
+async def test_json_names_uploads_in_every_usual_way(editing, emulator, images):
+    for file in (RED, GREEN, MASK):
+        await editing.request("POST", "/api/uploads", data=file, headers={"Content-Type": "image/png"})
+    names = {"RED": upload_id(RED), "GREEN": upload_id(GREEN), "MASK": upload_id(MASK)}
+    body = json.dumps(images)
+    for name, value in names.items():
+        body = body.replace(name, value)
+    status, answer = await post_json(editing, **json.loads(body))
+    assert status == 200, answer
+    assert received(emulator) == [
+        ("image[]", upload_id(RED)),
+        ("image[]", upload_id(GREEN)),
+        ("mask", upload_id(MASK)),
+    ]
+
+
+async def test_a_form_and_json_with_the_same_image_are_one_request(editing, emulator):
+    status, first = await post(editing, form(("image", RED), seed="7", n="1"))
+    assert status == 200, first
+    status, again = await post_json(editing, images=[{"file_id": upload_id(RED)}], seed=7)
+    assert (status, again["id"]) == (200, first["id"])
+    assert emulator.ledger.paid_total == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [("prompt", "a dog"), ("output_format", "webp")],
+)
+async def test_each_other_field_of_a_form_makes_another_request(editing, emulator, changed, value):
+    _, first = await post(editing, form(("image", RED)))
+    _, second = await post(editing, form(("image", RED), **{changed: value}))
+    assert first["id"] != second["id"]
+    assert str(emulator.ledger.paid[1].body[changed]) == value
+
+
+async def test_another_image_is_another_request(editing):
+    ids = {(await post(editing, form(("image", file), seed="1")))[1]["id"] for file in (RED, GREEN)}
+    assert len(ids) == 2
+
+
+async def test_fields_of_a_form_are_numbers_booleans_and_objects(editing, emulator):
+    status, body = await post(
+        editing,
+        form(("image", RED), n="2", user="u"),
+    )
+    assert status == 200, body
+    assert len(body["data"]) == 2
+    sent = emulator.ledger.paid[0].body
+    assert "user" not in sent
+
+
+async def test_empty_optional_files_of_a_browser_form_are_absent(editing, emulator):
+    data = form(("image", RED))
+    data.add_field("mask", b"", filename="", content_type="application/octet-stream")
+    assert (await post(editing, data))[0] == 200
+    assert received(emulator) == [("image", upload_id(RED))]
+
+
+async def test_a_link_may_stand_in_a_form(editing, emulator):
+    await editing.request("POST", "/api/uploads", data=RED, headers={"Content-Type": "image/png"})
+    assert (await post(editing, form(("image", upload_id(RED)))))[0] == 200
+    assert received(emulator) == [("image", upload_id(RED))]
+
+
+UNKNOWN = f"upload:{'0' * 64}"
+GIF = image_file(kind="GIF")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "param"),
+    [
+        (form, 400, "invalid_request", "image"),
+        (lambda: form(("image", RED), prompt=""), 400, "invalid_request", "prompt"),
+        (lambda: form(("image", GIF)), 415, "unsupported_image", "image"),
+        (lambda: form(("image[]", RED), ("image[]", RED[:-20])), 415, "unsupported_image", "image[]"),
+        (lambda: form(("image", RED), ("mask", b"<svg/>")), 415, "unsupported_image", "mask"),
+        (lambda: form(("image", b"")), 415, "unsupported_image", "image"),
+        (lambda: form(("image", RED), n="0"), 400, "invalid_request", "n"),
+        (lambda: form(("image", RED), size="1x"), 400, "invalid_request", "size"),
+        (lambda: form(("image", RED), stream="maybe"), 400, "invalid_request", "stream"),
+        (lambda: form(("image", "C:\\a.png")), 400, "invalid_request", "image"),
+        (lambda: form(("image", RED), ("mask", MASK), ("mask", MASK)), 400, "invalid_request", "mask"),
+        (lambda: form(*[("image[]", RED)] * 17), 400, "invalid_request", "image[]"),
+        (lambda: form(("image", RED), ("quality", "low"), ("quality", "high")), 400, "invalid_request", "quality"),
+        (lambda: form(("image", RED), x="y" * 200_000), 400, "invalid_request", "x"),
+        (lambda: form(("image", RED), *[(f"x{i}", "1") for i in range(90)]), 400, "invalid_request", "body"),
+    ],
+)
+async def test_a_bad_form_names_its_field_and_costs_nothing(editing, emulator, data, status, code, param):
+    answered, body = await post(editing, data())
+    assert (answered, body["error"]["code"], body["error"]["param"]) == (status, code, param), body
+    assert emulator.ledger.total == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "param"),
+    [
+        ({}, "image"),
+        ({"images": []}, "image"),
+        ({"images": [{"image_url": 1}]}, "images[0].image_url"),
+        ({"images": [{"file_id": "file-abc"}]}, "images[0].file_id"),
+        ({"images": [{"image_url": "ftp://x"}]}, "images[0].image_url"),
+        ({"images": [{}]}, "images[0]"),
+        ({"images": [{"image_url": "https://x.example/a.png", "file_id": UNKNOWN}]}, "images[0]"),
+        ({"image": 5}, "image"),
+        ({"images": ["https://x.example/a.png"], "mask": ["a"]}, "mask"),
+        ({"images": ["https://x.example/a.png"] * 17}, "images[0]"),
+    ],
+)
+async def test_a_bad_json_edit_names_its_field_and_costs_nothing(editing, emulator, images, param):
+    status, body = await post_json(editing, **images)
+    assert (status, body["error"]["param"]) == (400, param), body
+    assert emulator.ledger.total == 0
+
+
+async def test_variations_are_refused(editing):
+    response = await editing.request("POST", "/v1/images/variations", data=form(("image", RED)))
+    body = await response.json()
+    assert (response.status, body["error"]["code"]) == (400, "unsupported")
+    assert response.headers["x-should-retry"] == "false"
+
+
+async def test_a_streamed_edit_has_the_events_of_edits(editing):
+    response = await editing.request("POST", "/v1/images/edits", data=form(("image", RED), stream="true"))
+    text = await response.text()
+    assert (response.status, response.content_type) == (200, "text/event-stream")
+    assert "event: image_edit.completed" in text
+    assert '"type":"image_edit.completed"' in text
+
+
+async def test_an_edit_may_be_accepted_without_waiting(editing):
+    status, body = await post(editing, form(("image", RED)), Prefer="respond-async")
+    assert (status, body["object"]) == (202, "image.task") or status == 200
+
+
+async def test_a_linked_image_that_cannot_be_fetched_fails_the_task_at_no_cost(editing, emulator):
+    for link in ("http://10.0.0.1/a.png", "http://127.0.0.1:1/a.png", f"{emulator.url}/shrt/unknown"):
+        status, body = await post_json(editing, images=[link])
+        assert (status, body["error"]["code"]) == (400, "upstream_invalid_request"), body
+        assert "link" in body["error"]["message"]
+    assert emulator.ledger.total == 0
+
+
+async def test_an_image_linked_on_the_providers_host_is_fetched_and_sent(editing, emulator):
+    _, generated = await post(editing, form(("image", RED), response_format="url"))
+    image = await editing.fetch_image(generated["data"][0]["url"])
+    assert image
+    link = await _link_of(emulator)
+    status, body = await post_json(editing, images=[link])
+    assert status == 200, body
+    assert len(emulator.ledger.paid[-1].inputs) == 1
+
+
+async def _link_of(emulator: EmulatedUpstream) -> str:
+    import aiohttp
+
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{emulator.url}/v1/images/generations",
+            json={"prompt": "x", "model": "m"},
+            headers={"Authorization": "Bearer k"},
+        ) as response,
+    ):
+        return str((await response.json())["data"][0]["url"])
+
+
+async def test_the_files_of_an_edit_are_larger_than_other_bodies_may_be(editing, emulator):
+    file = io.BytesIO()
+    Image.effect_noise((1600, 1600), 90).save(file, "PNG")
+    assert len(file.getvalue()) > 2**20
+    status, body = await post(editing, form(("image", file.getvalue())))
+    assert status == 200, body
+    assert received(emulator) == [("image", upload_id(file.getvalue()))]
+
+
+async def test_a_file_over_the_limit_is_refused(serve, emulator):
+    service = await serve(
+        provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k", upload_max_bytes=2_000
+    )
+    file = image_file(size=(64, 64)) + b"x" * 3_000
+    status, body = await post(service, form(("image", file)))
+    assert (status, body["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_the_entry_of_an_edit_is_small(editing):
+    status, _ = await post(editing, form(*[("image[]", file) for file in (RED, GREEN, BLUE)], ("mask", MASK)))
+    assert status == 200
+    stored = GenerationRequest(
+        prompt="a cat",
+        model=GPT,
+        width=64,
+        height=64,
+        n=1,
+        image_url=upload_id(RED),
+        reference_images=(upload_id(GREEN), upload_id(BLUE)),
+        mask=upload_id(MASK),
+    )
+    assert len(stored.to_json()) < 2_000
+
+
+async def test_a_form_without_a_boundary_is_refused(editing):
+    response = await editing.request(
+        "POST", "/v1/images/edits", data=b"x", headers={"Content-Type": "multipart/form-data"}
+    )
+    assert (response.status, (await response.json())["error"]["code"]) == (400, "bad_request")
