@@ -41,6 +41,7 @@ from imagegen.lifecycle import Lifecycle
 from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
+from imagegen.providers.edit_rules import EditRules
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable, load_table
@@ -367,7 +368,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
 
 def _identity(app: web.Application) -> TaskIdentity:
     settings = app[SETTINGS]
-    rules = ModelRules(app[MODEL_TABLE]) if settings.model_rules else None
+    rules = EditRules(app[PROVIDER].edits, ModelRules(app[MODEL_TABLE]) if settings.model_rules else None)
     return TaskIdentity(
         app[PROVIDER].name,
         settings.default_model,

@@ -34,7 +34,7 @@ async def _read_request(request: web.Request) -> OpenAIRequest:
     edit = await read_edit(request, services.uploads)
     fields = edit.as_generation()
     try:
-        return parse(fields, default_model=identity.default_model, aliases=identity.aliases)
+        return parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
     except InvalidRequest as error:
         raise edit.respelled(error) from error
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagegen.tasks.request import GenerationRequest
 
-GPT = "gpt-image-2"
+EDITOR = "an-edit-model"
 SIZE = {"size": "64x64"}
 
 
@@ -46,7 +46,7 @@ def form(*parts: tuple[str, bytes | str], **fields: str) -> FormData:
             data.add_field(name, io.BytesIO(value), filename=f"{name}.png", content_type="image/png")
         else:
             data.add_field(name, value)
-    for name, value in ({"prompt": "a cat", "model": GPT} | SIZE | fields).items():
+    for name, value in ({"prompt": "a cat", "model": EDITOR} | SIZE | fields).items():
         data.add_field(name, value)
     return data
 
@@ -69,7 +69,7 @@ async def post(service: Any, data: FormData, path: str = "/v1/images/edits", **h
 
 
 async def post_json(service: Any, **body: Any) -> tuple[int, Any]:
-    body = {"prompt": "a cat", "model": GPT} | SIZE | body
+    body = {"prompt": "a cat", "model": EDITOR} | SIZE | body
     response = await service.request("POST", "/v1/images/edits", json=body)
     return response.status, await response.json()
 
@@ -297,7 +297,7 @@ async def test_the_entry_of_an_edit_is_small(editing):
     assert status == 200
     stored = GenerationRequest(
         prompt="a cat",
-        model=GPT,
+        model=EDITOR,
         width=64,
         height=64,
         n=1,
@@ -313,3 +313,68 @@ async def test_a_form_without_a_boundary_is_refused(editing):
         "POST", "/v1/images/edits", data=b"x", headers={"Content-Type": "multipart/form-data"}
     )
     assert (response.status, (await response.json())["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "images", "param", "words"),
+    [
+        ({"provider": "together"}, "black-forest-labs/FLUX.1-schnell", 1, "image", "takes no input images"),
+        ({"provider": "together"}, "black-forest-labs/FLUX.1-kontext-pro", 2, "image", "at most 1 input images"),
+        ({"provider": "together", "masked": True}, "some/model", 1, "mask", "takes no mask"),
+        ({"provider": "openai", "nebius": True}, "flux-dev", 1, "image", "takes no input images for flux-dev"),
+        ({"provider": "a1111"}, "m", 2, "image", "at most 1"),
+    ],
+)
+async def test_an_edit_that_provider_or_model_cannot_make_is_refused_at_submit(
+    serve, emulator, settings, model, images, param, words
+):
+    addresses = {
+        "together": {"together_api_url": emulator.url, "together_api_key": "k"},
+        "openai": {"openai_api_url": "https://api.studio.nebius.com/v1", "openai_api_key": "k"},
+        "a1111": {"a1111_url": emulator.url},
+    }
+    service = await serve(provider=settings["provider"], **addresses[settings["provider"]])
+    parts = [("image", RED), ("image", GREEN)][:images] + [("mask", MASK)] * settings.get("masked", False)
+    status, body = await post(service, form(*parts, model=model, size="1024x1024"))
+    assert (status, body["error"]["param"]) == (400, param), body
+    assert words in body["error"]["message"]
+    assert emulator.ledger.total == 0
+
+
+async def test_an_input_image_that_the_provider_cannot_take_is_refused_on_api_too(serve, emulator):
+    service = await serve(provider="a1111", a1111_url=emulator.url)
+    body = {"prompt": "x", "imageUrl": "https://x.example/a.png", "referenceImages": ["https://x.example/b.png"]}
+    response = await service.request("POST", "/api/images/generate", json=body)
+    (detail,) = (await response.json())["details"]
+    assert (response.status, detail["field"]) == (400, "referenceImages")
+    response = await service.request(
+        "POST", "/api/images/generate", json={"prompt": "x", "mask": "https://x.example/a"}
+    )
+    (detail,) = (await response.json())["details"]
+    assert (response.status, detail["field"]) == (400, "mask")
+
+
+async def test_a_web_ui_gets_the_image_and_the_mask_of_an_edit(serve, emulator):
+    service = await serve(provider="a1111", a1111_url=emulator.url)
+    status, body = await post(service, form(("image", RED), ("mask", MASK), response_format="b64_json"))
+    assert status == 200, body
+    assert Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"]))).format == "PNG"
+    (paid,) = emulator.ledger.paid
+    assert (paid.path, [file.field for file in paid.inputs]) == ("/sdapi/v1/img2img", ["init_images", "mask"])
+    assert f"upload:{paid.inputs[0].sha256}" == upload_id(RED)
+
+
+async def test_together_gets_an_upload_as_a_data_uri(serve, emulator):
+    service = await serve(together_api_url=emulator.url, together_api_key="k")
+    status, body = await post(service, form(("image", RED), model="black-forest-labs/FLUX.1-kontext-pro"))
+    assert status == 200, body
+    (paid,) = emulator.ledger.paid
+    assert paid.body["image_url"] == data_uri(RED)
+
+
+async def test_the_sandbox_draws_an_edit(serve):
+    service = await serve(provider="sandbox")
+    status, body = await post(service, form(("image", RED), ("mask", MASK), response_format="b64_json", size="512x512"))
+    assert status == 200, body
+    drawn = Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"])))
+    assert drawn.size == (512, 512)
