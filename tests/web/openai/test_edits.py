@@ -133,7 +133,7 @@ async def test_a_form_and_json_with_the_same_image_are_one_request(editing, emul
 
 @pytest.mark.parametrize(
     ("changed", "value"),
-    [("prompt", "a dog"), ("output_format", "webp")],
+    [("prompt", "a dog"), ("quality", "low"), ("background", "opaque"), ("input_fidelity", "high"), ("x_style", "1")],
 )
 async def test_each_other_field_of_a_form_makes_another_request(editing, emulator, changed, value):
     _, first = await post(editing, form(("image", RED)))
@@ -150,12 +150,12 @@ async def test_another_image_is_another_request(editing):
 async def test_fields_of_a_form_are_numbers_booleans_and_objects(editing, emulator):
     status, body = await post(
         editing,
-        form(("image", RED), n="2", user="u"),
+        form(("image", RED), n="2", output_compression="80", extra='{"x_depth": 2}', x_on="true", user="u"),
     )
     assert status == 200, body
     assert len(body["data"]) == 2
     sent = emulator.ledger.paid[0].body
-    assert "user" not in sent
+    assert (str(sent["x_depth"]), sent["x_on"], "user" in sent) == ("2", "true", False)
 
 
 async def test_empty_optional_files_of_a_browser_form_are_absent(editing, emulator):
