@@ -73,9 +73,9 @@ from imagegen.web.http.server import ImagegenRunner
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.worker.attempt import AttemptRunner, Counts
+from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.inputs import InputOpener
-from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.limits import AttemptLimits, Counts
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session

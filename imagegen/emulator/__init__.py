@@ -23,11 +23,14 @@ Options of some: `reset=S` (429: x-ratelimit-reset), `parameter=P`, `low=`, `hig
 `status=`, `body=`, `content_type=` (status), `index=I` (spoils only that image), `images=K` (fewer_images), `url=`,
 `target=` (redirects), `bytes=` (huge_body, gzip_bomb, long_error), `interval_s=` (trickle, image_slow: a byte each),
 `link_times=N` (image_*: only the first N fetches of the link). `flapping` is 500 every=2; `storm` is 429 for_s=60.
+`refused_field parameter=P shape=openai|together|fastapi` refuses calls that have that field.
+`job` accepts the call as a job that is polled; its options: emulator/jobs.py. `--dialect sub2api` does so always.
 A call that gets a fault, `ok` too, is not judged by the rate limit and the model's limits.
 `reset_before_read` leaves the body unread only if queued without `match`; else it is read, but not paid.
 
 `GET /_emulator/ledger` shows every call and whether it was paid: it is if the emulator read the whole request and did
-not answer 4xx. `DELETE` on it or on the script clears it; `POST /_emulator/expire` kills all image links at once.
+not answer 4xx; `job` in it is the job that the call began: charged (a failed one is not), polls, collected. `DELETE` on
+it or on the script clears it; `POST /_emulator/expire` kills all image links at once.
 """
 
 from .ledger import Call, Ledger

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from . import faults
 from .fault_schedule import UnknownFault
 from .generation import IMAGE_MODES
+from .jobs import DIALECTS
 from .server import Emulator, Options
 
 
@@ -40,7 +41,8 @@ async def _serve(emulator: Emulator) -> None:
 def _options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m imagegen.emulator",
-        description="Together's image endpoint on this machine. Set TOGETHER_API_URL to its address, and any key.",
+        description="Together's image endpoint on this machine. Set TOGETHER_API_URL to its address, and any key. With "
+        "PROVIDER=openai and OPENAI_API_URL it is OpenAI's (models named gpt-image-…) or, with --dialect, a relay's.",
         epilog="Faults: " + ", ".join(faults.names()),
     )
     add = parser.add_argument
@@ -57,6 +59,7 @@ def _options(arguments: Sequence[str] | None) -> Options:
     add("--no-image", action="store_const", const="none", dest="image", help="the same as --image none")
     add("--key", help="the only key that is accepted (default: any)")
     add("--link-ttl", type=_not_negative, default=3600.0, metavar="S", help="seconds that image links live")
+    add("--dialect", choices=DIALECTS, help="each call begins a job, as at this kind of relay (default: none)")
     add("--serve-model", action="append", default=[], metavar="ID", help="a vanished model that is served all the same")
     options = parser.parse_args(arguments)
     return Options(
@@ -71,6 +74,7 @@ def _options(arguments: Sequence[str] | None) -> Options:
         key=options.key,
         link_ttl_s=options.link_ttl,
         revived=tuple(options.serve_model),
+        dialect=options.dialect,
     )
 
 

@@ -141,8 +141,17 @@ def _error_in_200(generation: Generation, _fault: Fault) -> Response:
     return Response(200, answers.error_body("Internal server error", "server_error", None, generation.request_id))
 
 
+def _refused_field(generation: Generation, fault: Fault) -> Response:
+    name = fault.text("parameter", "x_unknown")
+    if name not in generation.asked.body:
+        return generation.answer()
+    return answers.refused_field(fault.text("shape", "openai"), name, generation.request_id)
+
+
 FAULTS: Final[Mapping[str, Plan]] = {
     "ok": lambda generation, _fault: generation.answer(),
+    "job": lambda generation, fault: generation.accept(fault),
+    "refused_field": _refused_field,
     "status": _any_status,
     "hang": _delivered("hang"),
     UNREAD: _delivered(UNREAD),

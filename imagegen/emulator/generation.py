@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_letters, digits
 from time import monotonic
 from typing import Final
 
+from . import gpt_image, models
 from . import images as pictures
-from . import models
 from . import responses as answers
 from .fault_schedule import Fault
 from .image_files import Links, spoiled_bytes
 from .images import DrawnImage
+from .jobs import Jobs
 from .request import ImageRequest
 from .responses import Entry, Response
 
@@ -38,16 +39,19 @@ class ImageSettings:
     rng: random.Random
     links: Links
     image: str
+    jobs: Jobs = field(default_factory=Jobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One request about to be answered."""
+    """One request about to be answered. dialect: of the job that it begins, None if it is answered with images."""
 
     asked: ImageRequest
     request_id: str
     base_url: str
     studio: ImageSettings
+    key: str = ""
+    dialect: str | None = None
 
     def entries(self, *, count: int | None = None, fault: Fault | None = None, same: bool = False) -> list[Entry]:
         """`count` images, else as many as requested; an image fault spoils them; `same`: all alike."""
@@ -56,13 +60,20 @@ class Generation:
         return [self._entry(index, 0 if same else index, seed, fault) for index in range(wanted)]
 
     def answer(self, entries: Sequence[Entry] | None = None) -> Response:
-        return answers.pictures(self.request_id, self.asked.model, self.entries() if entries is None else entries)
+        made = self.entries() if entries is None else entries
+        if gpt_image.is_gpt_image(self.asked.model) and all("b64_json" in entry for entry in made):
+            return gpt_image.answer(self.asked, made)
+        return answers.pictures(self.request_id, self.asked.model, made)
+
+    def accept(self, fault: Fault) -> Response:
+        """Return the acceptance of a job. Raises UnknownFault."""
+        return self.studio.jobs.accept(self, fault)
 
     def _entry(self, index: int, shown: int, seed: int, fault: Fault | None) -> Entry:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
         picture = self._image(pictures.digest_of(self.asked.prompt, seed, shown))
-        if self.asked.wants_base64:
+        if self.asked.wants_base64 or (gpt_image.is_gpt_image(self.asked.model) and self.dialect is None):
             encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
             return answers.base64_entry(index, encoded, inference_s)
         return answers.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)

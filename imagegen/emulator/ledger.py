@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from .input_files import InputFile
+from .jobs import Job
 
 _KEPT: Final = 200_000
 
@@ -24,6 +25,7 @@ class Call:
     paid: the whole request was read, and the answer is no 4xx.
     client_there: whether the client was still there when it was answered; None while it waits.
     inputs: the images that came with it; path: of the route.
+    job: the job that it began; `paid` is whether that was charged in the end.
     """
 
     received_at: float
@@ -39,6 +41,7 @@ class Call:
     client_there: bool | None = None
     inputs: Sequence[InputFile] = ()
     path: str = ""
+    job: Job | None = None
 
 
 class Ledger:
@@ -51,6 +54,10 @@ class Ledger:
         self.in_flight = 0
         self.peak_in_flight = 0
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [call.job for call in self.calls if call.job is not None]
 
     @property
     def paid(self) -> list[Call]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from . import gpt_image
 from . import responses as answers
 from .request import ImageRequest
 from .responses import Response
@@ -88,6 +89,8 @@ _MAX_IMAGES: Final = 4
 
 def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
     """Why the model would not do it, or None. `revived` are vanished models that are served all the same."""
+    if gpt_image.is_gpt_image(asked.model):
+        return gpt_image.refusal(asked, request_id)
     gone = RETIRED.get(asked.model)
     if gone is not None and asked.model not in revived:
         return answers.error(gone, request_id, model=asked.model)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
@@ -20,7 +23,10 @@ Entry = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What goes to the client. `delivery` names how: `plain`, or one of the ways in wire.py with its `options`."""
+    """What goes to the client. `delivery` names how: `plain`, or one of the ways in delivery.py with its `options`.
+
+    job: the job that it accepts.
+    """
 
     status: int
     body: bytes
@@ -29,6 +35,7 @@ class Response:
     delivery: str = "plain"
     options: Mapping[str, object] = field(default_factory=dict)
     delay_s: float = 0.0
+    job: Job | None = None
 
     @property
     def outcome(self) -> int | str:
@@ -181,6 +188,27 @@ def error(name: str, request_id: str, **values: object) -> Response:
 def invalid(message: str, request_id: str) -> Response:
     """Return a 400 with a text of our own: no real response of these faults was captured."""
     return Response(400, error_body(message, "invalid_request_error", None, request_id))
+
+
+def refused_field(shape: str, name: str, request_id: str, message: str = "") -> Response:
+    """Return the refusal of a field by its name, in the shape of `openai`, `together` or `fastapi`."""
+    if shape == "fastapi":
+        fault = {
+            "type": "extra_forbidden",
+            "loc": ["body", name],
+            "msg": "Extra inputs are not permitted",
+            "input": "?",
+        }
+        return Response(422, orjson.dumps({"detail": [fault]}))
+    if shape == "together":
+        return error("400_unsupported", request_id, parameter=name)
+    fields = {
+        "message": message or f"Unknown parameter: '{name}'.",
+        "type": "invalid_request_error",
+        "param": name,
+        "code": "invalid_value" if message else "unknown_parameter",
+    }
+    return Response(400, orjson.dumps({"error": fields}))
 
 
 def pictures(request_id: str, model: str, entries: Sequence[Entry]) -> Response:

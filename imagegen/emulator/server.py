@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, time
 from typing import Final
@@ -24,10 +24,22 @@ from .rate_limit import TokenBucket
 from .request import BadBody, ImageRequest, parse, parse_webui, request_of
 from .responses import Response
 
-_GENERATION_PATHS: Final = frozenset(("/v1/images/generations", "/images/generations"))
-_EDIT_PATHS: Final = frozenset(("/v1/images/edits", "/images/edits"))
+_GENERATION_PATHS: Final[Mapping[str, str | None]] = {
+    "/v1/images/generations": None,
+    "/images/generations": None,
+    "/v1/images/generations/async": "sub2api",
+    "/v1/async/images/generations": "bifrost",
+}
+"""Routes of generations, with the dialect of the jobs that they begin."""
+
+_EDIT_PATHS: Final[Mapping[str, str | None]] = {
+    "/v1/images/edits": None,
+    "/images/edits": None,
+    "/v1/images/edits/async": "sub2api",
+    "/v1/async/images/edits": "bifrost",
+}
 _WEBUI_PATHS: Final = frozenset(("/sdapi/v1/txt2img", "/sdapi/v1/img2img"))
-_PAID_PATHS: Final = _GENERATION_PATHS | _EDIT_PATHS | _WEBUI_PATHS
+_PAID_PATHS: Final = _GENERATION_PATHS.keys() | _EDIT_PATHS.keys() | _WEBUI_PATHS
 _MODEL_PATHS: Final = frozenset(("/v1/models", "/models"))
 _MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 _MAX_EDIT_BYTES: Final = 32 * 20 * 1024 * 1024
@@ -39,7 +51,7 @@ class Options:
 
     port: 0 takes a free one; key: the only key accepted, else any; image: one of generation.IMAGE_MODES;
     fault: what every call gets, or a share `fail_rate` (0 to 1) of them; seed: makes chance repeatable;
-    revived: vanished models that are served all the same.
+    revived: vanished models that are served all the same; dialect: one of jobs.DIALECTS, if each call begins a job.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +65,7 @@ class Options:
     key: str | None = None
     link_ttl_s: float = 3600.0
     revived: tuple[str, ...] = ()
+    dialect: str | None = None
 
 
 class Emulator:
@@ -110,12 +123,10 @@ class Emulator:
         if path.startswith(("/shrt/", "/imgproxy/")):
             agent = request.headers.get(hdrs.USER_AGENT, "")
             return await self._answer(request, self._links.answer(path, _base_url(request), agent, monotonic()))
-        if path == "/sdapi/v1/progress":
-            return await self._answer(request, Response(200, b'{"progress":0}'))
+        if request.method == hdrs.METH_GET and (known := self._get(request, path)):
+            return await self._answer(request, known)
         if path.startswith("/_emulator/"):
             return await self._answer(request, await self._operate(request, path))
-        if path in _MODEL_PATHS and request.method == hdrs.METH_GET:
-            return await self._answer(request, self._list_models(request))
         return await self._answer(request, answers.error("404_path", ""))
 
     async def _generate(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
@@ -152,7 +163,9 @@ class Emulator:
         except (BadBody, BadForm) as failure:
             return answers.invalid(str(failure), request_id), Call(time(), 400, paid=False)
         try:
-            answer = self._decide(Generation(asked, request_id, _base_url(request), self._studio))
+            answer = self._decide(
+                Generation(asked, request_id, _base_url(request), self._studio, _key(request), self._dialect(path))
+            )
             if path in _WEBUI_PATHS:
                 answer = answers.as_webui(answer)
         except UnknownFault as failure:
@@ -171,7 +184,22 @@ class Emulator:
         if not pace.admit(monotonic()):
             options = {"rate": pace.per_minute, "reset": pace.reset_s(), "headers": pace.headers()}
             return faults.plan(generation, Fault("429_model", options))
-        return models.refusal(asked, generation.request_id, self.options.revived) or generation.answer()
+        if refusal := models.refusal(asked, generation.request_id, self.options.revived):
+            return refusal
+        return generation.accept(Fault("job")) if generation.dialect else generation.answer()
+
+    def _get(self, request: web.BaseRequest, path: str) -> Response | None:
+        """Return the response to a poll, a list of models, or a look at the progress; None for other paths."""
+        if path == "/sdapi/v1/progress":
+            return Response(200, b'{"progress":0}')
+        if path in _MODEL_PATHS:
+            return self._list_models(request)
+        return self._studio.jobs.answer(path, _key(request), request.headers)
+
+    def _dialect(self, path: str) -> str | None:
+        """Return the dialect of the job that a call begins; None if it is answered with images."""
+        by_route = _GENERATION_PATHS.get(path) or _EDIT_PATHS.get(path)
+        return by_route or (None if path in _WEBUI_PATHS else self.options.dialect)
 
     async def _answer(self, request: web.BaseRequest, answer: Response, call: Call | None = None) -> web.StreamResponse:
         there = False
@@ -228,8 +256,14 @@ class Emulator:
         return Response(204, b"")
 
     def _has_key(self, request: web.BaseRequest) -> bool:
-        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        return scheme.lower() == "bearer" and bool(key.strip()) and self.options.key in (None, key.strip())
+        key = _key(request)
+        return bool(key) and self.options.key in (None, key)
+
+
+def _key(request: web.BaseRequest) -> str:
+    """Return the bearer key of a request, empty if it has none."""
+    scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _read(request: web.BaseRequest, path: str) -> ImageRequest:
@@ -250,7 +284,7 @@ def _call_of(asked: ImageRequest, answer: Response) -> Call:
     return Call(
         received_at=time(),
         outcome=answer.outcome,
-        paid=not refused,
+        paid=answer.job.charged if answer.job else not refused,
         body_hash=asked.body_hash,
         prompt=asked.prompt,
         model=asked.model,
@@ -258,4 +292,5 @@ def _call_of(asked: ImageRequest, answer: Response) -> Call:
         seed=asked.seed,
         body=asked.body,
         inputs=asked.inputs,
+        job=answer.job,
     )

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.http_client import ProviderClient, basic_authorization
+from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
 from imagegen.providers.input_bodies import Base64Image
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
 from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
 
@@ -43,7 +43,7 @@ VOCABULARY = Vocabulary(
 _RANDOM_SEED = -1
 
 
-class A1111Provider:
+class A1111Provider(WithoutJobs):
     """base_url: `http://127.0.0.1:7860`, with `user:password@` where the web UI runs with `--api-auth`.
 
     default_model: the service's own default, which means the web UI's loaded checkpoint.
@@ -69,8 +69,7 @@ class A1111Provider:
             url.with_user(None),
             _TXT2IMG,
             timeout_s,
-            authorization=basic_authorization(url),
-            secret=url.password or "",
+            Account(basic_authorization(url), url.password or ""),
         )
         self._default_model = default_model
         self._poll_s = poll_s

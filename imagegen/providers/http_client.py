@@ -16,19 +16,25 @@ from contextlib import suppress
 import aiohttp
 import orjson
 from aiohttp.http import HttpProcessingError
+from msgspec import Struct
 from yarl import URL
 
 from imagegen import __version__
 from imagegen.errors import UpstreamError
 from imagegen.providers.input_bodies import FORM_TYPE, JSON_TYPE, Body, form_body, json_body
+from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.large_body import load_json
 from imagegen.providers.post import NotSent, PaidPost, PartlySent, RawResponse, connect_timeout, read_limited
-from imagegen.providers.protocol import CallObserver, InputImage, Reply
+from imagegen.providers.protocol import CallObserver, InputImage, Reply, forgotten_job
 from imagegen.providers.response_parser import error_from_response, parse_reply
+from imagegen.tasks.provider_job import JobHandle
 
 USER_AGENT = f"imagegen/{__version__}"
 
 _LOOK_UP_S = 15.0
+
+_POLL_HEADERS = {"X-ModelScope-Task-Type": "image_generation"}
+"""Without it ModelScope does not find the job: https://modelscope.cn/docs/model-service/API-Inference/intro"""
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientProxyConnectionError, "no connection to its proxy"),
@@ -56,11 +62,22 @@ _NEVER_SENT = (
 """What `ClientSession` raises where nothing was sent."""
 
 
+class Account(Struct, frozen=True):
+    """What goes with each request to a provider.
+
+    authorization: the header's value; secret: the part of it that no text may show; headers: further ones.
+    """
+
+    authorization: str | None = None
+    secret: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 class ProviderClient:
     """A provider's base URL, and what goes with each request to it and to no other host.
 
     generations: the path of its paid call. timeout_s: over everything, from the wait for a connection to the last byte
-    of the body. authorization: the header's value; secret: the part of it that no text may show.
+    of the body. jobs_of: the provider's name, if a call may begin a job instead of returning images.
     """
 
     def __init__(
@@ -69,17 +86,19 @@ class ProviderClient:
         base: URL,
         generations: str,
         timeout_s: float,
+        account: Account = Account(),  # noqa: B008 - immutable
         *,
-        authorization: str | None = None,
-        secret: str = "",
+        jobs_of: str | None = None,
     ) -> None:
         self._session = session
         self._base = base
         self._timeout_s = timeout_s
-        self._secret = secret
-        self._headers = _headers(authorization)
+        self._secret = account.secret
+        self._headers = _headers(account)
         self._generations = generations
         self._posts: dict[tuple[str, str], PaidPost] = {}
+        submit = URL(f"{base}/{generations}")
+        self._jobs = JobPoller(jobs_of, base, submit, account.secret, self._poll) if jobs_of else None
 
     @property
     def base_url(self) -> URL:
@@ -118,7 +137,22 @@ class ProviderClient:
             raise _lost_response(error, self._timeout_s) from error
         if answer.status == _PROXY_LOGIN:
             raise _no_login()
+        return await self._reply(answer, watcher)
+
+    async def _reply(self, answer: RawResponse, watcher: CallObserver) -> Reply:
+        """Return the reply to a paid call, or the result of the job that it has begun."""
+        if self._jobs and (reply := await self._jobs.collect(answer, watcher)):
+            return reply
         return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+
+    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+        """Poll the job of an earlier call until it ends. Raises UpstreamError."""
+        if self._jobs is None:
+            raise forgotten_job()
+        return await self._jobs.resume(handle, watcher)
+
+    async def _poll(self, url: URL, timeout_s: float) -> RawResponse:
+        return await self._get(url, min(timeout_s, self._timeout_s), _POLL_HEADERS)
 
     async def get_json(self, path: str) -> object:
         """GETs some JSON that costs nothing. Raises UpstreamError."""
@@ -130,12 +164,13 @@ class ProviderClient:
             raise _no_login()
         raise error_from_response(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
-    async def _get(self, url: URL, timeout_s: float) -> RawResponse:
+    async def _get(self, url: URL, timeout_s: float, headers: Mapping[str, str] | None = None) -> RawResponse:
+        everything = {**self._headers, **(headers or {})}
         limits = connect_timeout(timeout_s)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.get(url, headers=self._headers, allow_redirects=False, timeout=limits) as response,
+                self._session.get(url, headers=everything, allow_redirects=False, timeout=limits) as response,
             ):
                 body = await read_limited(response.status, response.headers, response.content)
                 return RawResponse(response.status, response.headers, body)
@@ -147,10 +182,10 @@ class ProviderClient:
             raise _lost_response(error, timeout_s) from error
 
 
-def _headers(authorization: str | None) -> dict[str, str]:
+def _headers(account: Account) -> dict[str, str]:
     """A blank User-Agent gets a 403 from the proxies before Together."""
     headers = {"Accept": "application/json", "Content-Type": JSON_TYPE, "User-Agent": USER_AGENT}
-    return headers | ({"Authorization": authorization} if authorization else {})
+    return headers | dict(account.headers) | ({"Authorization": account.authorization} if account.authorization else {})
 
 
 def basic_authorization(url: URL) -> str | None:

@@ -6,6 +6,7 @@ import codecs
 import json
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 import orjson
@@ -55,12 +56,20 @@ class _Entry(Struct, gc=False):
     url: Raw = _ABSENT
 
 
-class _Entries(Struct):
+class _Answer(Struct):
+    usage: Raw = _ABSENT
+    size: Raw = _ABSENT
+    quality: Raw = _ABSENT
+    background: Raw = _ABSENT
+    output_format: Raw = _ABSENT
+
+
+class _Entries(_Answer):
     data: list[_Entry] | None = None
     images: list[_Entry] | None = None
 
 
-class _Texts(Struct):
+class _Texts(_Answer):
     data: list[Raw] | None = None
     images: list[Raw] | None = None
 
@@ -69,11 +78,18 @@ _read_entries = msgspec.json.Decoder(_Entries).decode
 _read_texts = msgspec.json.Decoder(_Texts).decode
 
 
-def large_items(body: bytes | bytearray) -> list[object] | None:
-    """Return the entries of a large answer; None if it has no list of them, or is not JSON.
+class LargeAnswer(NamedTuple):
+    """Entries of a large answer, and the fields beside them.
 
     An entry is a dict with the fields that an image may be in, or a text. A text of base64 is an ImageBase64.
     """
+
+    items: list[object]
+    fields: dict[str, object]
+
+
+def parse_large(body: bytes | bytearray) -> LargeAnswer | None:
+    """Return the entries of a large answer; None if it has no list of them, or is not JSON."""
     cut = _cut_texts(body)
     if cut is not None:
         return _items_of(*cut)
@@ -128,8 +144,8 @@ def _closing_quote(body: bytes | bytearray, view: memoryview, start: int) -> int
     return -1
 
 
-def _items_of(body: bytes, texts: list[memoryview]) -> list[object] | None:
-    """Return the entries of a body with placeholders; see `large_items`."""
+def _items_of(body: bytes, texts: list[memoryview]) -> LargeAnswer | None:
+    """Return the entries of a body with placeholders."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -145,17 +161,22 @@ def _items_of(body: bytes, texts: list[memoryview]) -> list[object] | None:
             return _in_place(texts[int(value[len(_PLACEHOLDER_TEXT) :])])
         return value
 
-    return [
+    items = [
         {name: restored(entry[name]) for name in _FIELDS if name in entry}
         if isinstance(entry, dict)
         else restored(entry)
         for entry in entries
     ]
+    return LargeAnswer(items, answer)
 
 
-def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> list[object] | None:
+def _listed(answer: _Entries | _Texts, read: Callable[..., object]) -> LargeAnswer | None:
     entries = answer.data or answer.images
-    return [read(entry) for entry in entries] if entries else None
+    if not entries:
+        return None
+    beside = {name: getattr(answer, name) for name in _Answer.__struct_fields__}
+    fields = {name: msgspec.json.decode(raw) for name, raw in beside.items() if 0 < len(raw) <= _HEAD_BYTES}
+    return LargeAnswer([read(entry) for entry in entries], fields)
 
 
 def _fields(entry: _Entry) -> dict[str, object]:

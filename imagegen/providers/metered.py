@@ -12,6 +12,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.metrics import Meter
 from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
 OK, ABANDONED = "ok", "abandoned"
@@ -77,6 +78,10 @@ class MeteredProvider:
         finally:
             self._meter.observe_provider_call(code, monotonic() - began_at, ambiguous=ambiguous)
         return reply
+
+    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+        """Polls are free, so they are not counted."""
+        return await self._provider.resume(handle, watcher)
 
     def _warn(self, error: UpstreamError) -> None:
         """One line for the operator until a call is accepted again, at most once a minute: one model may be refused."""

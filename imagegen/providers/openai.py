@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +13,7 @@ from msgspec import structs
 from yarl import URL
 
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
-from imagegen.providers.http_client import ProviderClient, basic_authorization
+from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.providers.request_fields import (
     SizeStyle,
@@ -22,6 +23,7 @@ from imagegen.providers.request_fields import (
     sent_request,
 )
 from imagegen.providers.response_parser import parse_models
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
 _ADJUSTMENTS = frozenset({"steps", "seed", "negative_prompt", "guidance_scale"})
@@ -40,6 +42,7 @@ class Dialect:
     max_concurrent_calls: what the service works on at once; None if it has no such limit.
     refused: fields (in our words) that it has no place for; they are left out, with a warning.
     edits: how it takes input images, None if it takes none.
+    headers: of each request, besides the usual ones.
     """
 
     size_style: SizeStyle = "size"
@@ -51,6 +54,7 @@ class Dialect:
     max_concurrent_calls: int | None = None
     refused: frozenset[str] = frozenset()
     edits: EditStyle | None = "form"
+    headers: tuple[tuple[str, str], ...] = ()
 
     def for_model(self, model: str) -> Dialect:
         """GPT image models are as strict behind a gateway as at OpenAI itself."""
@@ -90,6 +94,9 @@ _SILICONFLOW = Dialect(
     edits="numbered",
 )
 
+# https://modelscope.cn/docs/model-service/API-Inference/intro
+_MODELSCOPE = Dialect(response_format=None, headers=(("X-ModelScope-Async-Mode", "true"),))
+
 _DIALECTS = {
     "api.openai.com": _GPT_IMAGE,
     "api.deepinfra.com": Dialect(),
@@ -104,6 +111,7 @@ _DIALECTS = {
     ),
     "api.siliconflow.cn": _SILICONFLOW,
     "api.siliconflow.com": _SILICONFLOW,
+    "api-inference.modelscope.cn": _MODELSCOPE,
 }
 
 _LOCAL_DIALECTS = {
@@ -123,8 +131,18 @@ def dialect_of(base: URL) -> Dialect:
     return known or Dialect()
 
 
+_ENDPOINT = re.compile(r"(.*?)(?:/((?:async/)?images/generations(?:/async)?))?/*")
+
+
+def split_endpoint(address: str) -> tuple[str, str]:
+    """Return base and path of the paid call of an address, which may be a base or the whole address of a call."""
+    match = _ENDPOINT.fullmatch(address.strip())
+    return (match[1], match[2] or "images/generations") if match else (address, "images/generations")
+
+
 class OpenAICompatibleProvider:
-    """base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added.
+    """base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added. It may also be the
+    whole address of a relay's asynchronous route, such as `https://relay/v1/images/generations/async`.
 
     dialect: None for the dialect of the address.
     """
@@ -140,16 +158,22 @@ class OpenAICompatibleProvider:
         timeout_s: float,
         dialect: Dialect | None = None,
     ) -> None:
-        url = URL(base_url.strip().rstrip("/"))
+        address, generations = split_endpoint(base_url)
+        url = URL(address)
         base = url.with_user(None)
         if base.path in ("", "/"):
             base = base.with_path("/v1")
         authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
         secret = api_key or url.password or ""
-        self._upstream = ProviderClient(
-            session, base, "images/generations", timeout_s, authorization=authorization, secret=secret
-        )
         self._dialect = dialect or dialect_of(base)
+        self._upstream = ProviderClient(
+            session,
+            base,
+            generations,
+            timeout_s,
+            Account(authorization, secret, self._dialect.headers),
+            jobs_of=self.name,
+        )
         self.max_images_per_call = self._dialect.max_images_per_call
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
@@ -178,6 +202,9 @@ class OpenAICompatibleProvider:
         if dialect.negative_name is None and sent.negative_prompt:
             sent = structs.replace(sent, prompt=f"{sent.prompt}|{sent.negative_prompt}", negative_prompt=None)
         return sent
+
+    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+        return await self._upstream.resume(handle, watcher)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))

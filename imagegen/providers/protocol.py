@@ -11,6 +11,8 @@ from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import GivenImage
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import MAX_IMAGES, GenerationRequest
 
 
@@ -84,6 +86,7 @@ class Reply(Struct, frozen=True):
     images: tuple[GivenImage, ...]
     limits: UpstreamLimits = UpstreamLimits()
     warnings: tuple[str, ...] = ()
+    details: ReplyDetails | None = None
 
 
 class CallObserver(Protocol):
@@ -91,6 +94,12 @@ class CallObserver(Protocol):
 
     def sent(self) -> None:
         """The request is on the wire (its headers and body were written)."""
+
+    async def accepted(self, handle: JobHandle) -> None:
+        """Keep the handle of a provider job that the upstream has accepted. It returns once the handle is durable.
+
+        The provider polls the job only after that.
+        """
 
     def progress(self, fraction: float) -> None:
         """Report the part of the call's work that is done, 0 to 1."""
@@ -122,7 +131,17 @@ class Provider(Protocol):
         ...
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
-        """Makes one call. Raises UpstreamError; a cancellation drops the connection at once."""
+        """Makes one call. Raises UpstreamError; a cancellation drops the connection at once.
+
+        After `watcher.accepted` it polls the job until it ends, as `resume` does.
+        """
+        ...
+
+    async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
+        """Poll a job of an earlier call until it ends; never begin another one. It is cancelled when time is over.
+
+        Raises UpstreamError once the job can bring no image any more: it failed, or the upstream has forgotten it.
+        """
         ...
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
@@ -134,3 +153,17 @@ class Provider(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def forgotten_job() -> UpstreamError:
+    """Return the error of a job that can't be found any more. It may have been paid, so it counts as ambiguous."""
+    detail = "The provider no longer knows the job that it had accepted"
+    return UpstreamError("upstream_error", detail, retryable=True, ambiguous=True)
+
+
+class WithoutJobs:
+    """The part of a provider whose calls return images, never jobs."""
+
+    async def resume(self, _handle: JobHandle, _watcher: CallObserver) -> Reply:
+        """Raise UpstreamError: the job is of another provider."""
+        raise forgotten_job()

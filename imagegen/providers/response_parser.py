@@ -18,9 +18,10 @@ import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.large_body import LARGE_BYTES, large_items, load_json
+from imagegen.providers.large_body import LARGE_BYTES, load_json, parse_large
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
+from imagegen.providers.reply_details import parse_details
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
 MAX_DETAIL_CHARS = 300
@@ -106,17 +107,18 @@ def parse_reply(
     now_s: Unix time, used for a `Retry-After` date where the answer has no `Date`.
     """
     if len(body) > LARGE_BYTES and 200 <= status < 300:
-        images = tuple([image for item in large_items(body) or () if (image := _image(item)) is not None])
-        if images:
-            return Reply(images, _limits(headers))
+        large = parse_large(body)
+        images = tuple([image for item in large.items if (image := parse_image(item)) is not None]) if large else ()
+        if large and images:
+            return Reply(images, _limits(headers), details=parse_details(large.fields))
     fields = _json_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and fields.get("error")):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
-    images = tuple([image for item in items if (image := _image(item)) is not None])
+    images = tuple([image for item in items if (image := parse_image(item)) is not None])
     if not images and (fault := _fault_of_item(items)):
         raise error_from_response(status, headers, orjson.dumps(fault), secret=secret, now_s=now_s)
-    return Reply(images, _limits(headers))
+    return Reply(images, _limits(headers), details=parse_details(fields))
 
 
 def error_from_response(
@@ -179,7 +181,8 @@ def _fault_of_item(items: list[object]) -> dict[str, object] | None:
     return None
 
 
-def _image(item: object) -> GivenImage | None:
+def parse_image(item: object) -> GivenImage | None:
+    """Return the image of an entry: a text, or an object with a link or base64; None if it holds none."""
     if isinstance(item, ImageBase64):
         return item
     if isinstance(item, str):

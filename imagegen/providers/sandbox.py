@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
 from imagegen.providers.request_fields import Vocabulary, sent_request
 from imagegen.tasks.image import ImageBytes
 from imagegen.tasks.request import GenerationRequest
@@ -50,7 +50,7 @@ _STATUSES: Mapping[str, int | None] = {
 _RETRYABLE = {"upstream_rate_limited", "upstream_overloaded", "upstream_error", "upstream_timeout"}
 
 
-class SandboxProvider:
+class SandboxProvider(WithoutJobs):
     """Draws each image in about `delay_s` seconds, never on the event loop."""
 
     name = "sandbox"

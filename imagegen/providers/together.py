@@ -10,9 +10,9 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
-from imagegen.providers.http_client import ProviderClient
+from imagegen.providers.http_client import Account, ProviderClient
 from imagegen.providers.input_bodies import Base64Image, as_data_uri
-from imagegen.providers.protocol import Call, CallObserver, Edits, InputImage, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, InputImage, Reply, WithoutJobs
 from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
@@ -24,7 +24,7 @@ _BY_REFERENCES = re.compile(r"flux\.?2|^google/", re.IGNORECASE)
 """Models that take all input images as `reference_images`, where others have `image_url` for the first."""
 
 
-class TogetherProvider:
+class TogetherProvider(WithoutJobs):
     """base_url: with or without `/v1`; response_format: whether images come as links or in the response itself."""
 
     name = "together"
@@ -41,7 +41,7 @@ class TogetherProvider:
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
         self._upstream = ProviderClient(
-            session, base, "images/generations", timeout_s, authorization=f"Bearer {api_key}", secret=api_key
+            session, base, "images/generations", timeout_s, Account(f"Bearer {api_key}", api_key)
         )
         self._response_format = response_format
         self.max_images_per_call = max_images_per_call

@@ -90,7 +90,7 @@ def take_over_state(claim: Claim, existing: bytes | None, idle_s: float, lease_s
         else:
             if entry_id == claim.entry_id:
                 run, cut_off = theirs, theirs.calling
-                if theirs.phase == "calling" and theirs.links:
+                if theirs.phase == "calling" and (theirs.links or theirs.job):
                     run = replace(theirs, attempts=theirs.attempts - 1)
     if cut_off:
         run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))

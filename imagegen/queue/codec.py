@@ -18,6 +18,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.tasks.image import PaidImage, StoredImage
+from imagegen.tasks.provider_job import AcceptedJob
+from imagegen.tasks.reply_details import ReplyDetails
+from imagegen.tasks.retry import MAX_AMBIGUOUS
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.webhook import Delivery, merge_deliveries
 
@@ -64,6 +67,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     reason: WaitReason = WaitReason.QUEUED
     webhooks: tuple[dict[str, Any], ...] = ()
     request: msgspec.Raw = _NO_REQUEST
+    details: ReplyDetails | None = None
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -117,6 +121,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.reason or WaitReason.QUEUED,
             _stored(task.deliveries),
             msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
+            task.details,
         )
     )
 
@@ -183,6 +188,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         retry_at=record.retry,
         entry_id=head.entry_id if pending else "",
         deliveries=_deliveries(record.webhooks),
+        details=record.details,
     )
 
 
@@ -264,6 +270,8 @@ class Checkpoint(
         links: paid images that are not fetched yet; while there are any, no call is in flight.
         short: indexes that a reply left empty, not requested again yet. given_up: indexes that are not requested again.
         repeated: calls made again because the reply, which may be paid, held no usable image.
+        job: a provider job that was paid and is not collected yet; while there is one, no call is in flight.
+        details: what the upstream reported beside the images.
     """
 
     owner: str
@@ -282,6 +290,8 @@ class Checkpoint(
     short: tuple[int, ...] = ()
     given_up: tuple[int, ...] = ()
     repeated: int = 0
+    job: AcceptedJob | None = None
+    details: ReplyDetails | None = None
 
     @property
     def billed_again(self) -> int:
@@ -291,10 +301,16 @@ class Checkpoint(
     @property
     def calling(self) -> bool:
         """Whether a paid call may be in flight, or its images may be only in its owner's memory."""
-        return self.phase == "calling" and not self.links
+        return self.phase == "calling" and not self.links and self.job is None
 
     def encode(self, entry_id: str) -> bytes:
-        return entry_id.encode() + b" " + _encode(self)
+        """Return the stored form.
+
+        With a job it counts `MAX_AMBIGUOUS` ambiguous calls more: versions that can't resume jobs then fail the task
+        as interrupted, instead of paying for it again.
+        """
+        run = self if self.job is None else replace(self, ambiguous_calls=self.ambiguous_calls + MAX_AMBIGUOUS)
+        return entry_id.encode() + b" " + _encode(run)
 
 
 _read_run = msgspec.json.Decoder(Checkpoint).decode
@@ -309,7 +325,10 @@ def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
         entry_id, _, rest = value.partition(b" ")
         if not _ENTRY_ID.fullmatch(entry_id):
             raise ValueError(entry_id)
-        return entry_id.decode(), _read_run(rest)
+        run = _read_run(rest)
+        if run.job is not None:
+            run = replace(run, ambiguous_calls=run.ambiguous_calls - MAX_AMBIGUOUS)
+        return entry_id.decode(), run
     except _UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
@@ -331,7 +350,7 @@ def calls_under_way(stored: bytes | None) -> int:
         _, run = decode_checkpoint(stored)
     except UnreadableRecord:
         return 1
-    return run.billed_again + (run.phase == "calling")
+    return run.billed_again + (run.phase == "calling" or run.job is not None)
 
 
 def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:

@@ -22,6 +22,7 @@ from imagegen.queue.verbs.outbox_entry import restore_outbox
 from imagegen.queue.verbs.read import ReadTasks, TaskRows
 from imagegen.queue.verbs.release import ReleaseItem, release
 from imagegen.queue.verbs.renew import renew
+from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
 from imagegen.queue.verbs.requeue import RequeueResult, check_requeue, requeue
 from imagegen.queue.verbs.restore_claims import RestoredClaim, restore_claims
 from imagegen.queue.verbs.restore_results import RestoredResult, restore_results
@@ -52,6 +53,7 @@ class QueueVerbs:
         self._submit = Submit(context, depth, self._entries_added)
         self._create_checkpoint = CreateCheckpoint(context)
         self._compare_and_set = CompareAndSet(context)
+        self._replace_checkpoint = ReplaceCheckpoint(context)
         self._finish = Finish(context)
         self._read = ReadTasks(context)
 
@@ -102,6 +104,9 @@ class QueueVerbs:
 
     def compare_and_set(self, item: CompareAndSetItem) -> asyncio.Future[bytes]:
         return self._compare_and_set(item)
+
+    def replace_checkpoint(self, item: CompareAndSetItem) -> asyncio.Future[bytes]:
+        return self._replace_checkpoint(item)
 
     async def start_fenced(self, consumer: str, item: FencedStart) -> bytes | None:
         return await start_fenced(self._context, consumer, item)

@@ -115,6 +115,16 @@ class WorkerQueue:
         self._record_checkpoint(claim, run, value)
         return True
 
+    async def record_job(self, claim: Claim, run: Checkpoint) -> bool:
+        """Write a checkpoint with an accepted provider job; costs one command. Return False if the claim is lost."""
+        await self._connection.recovered.wait()
+        value = run.encode(claim.entry_id)
+        if await self._connection.retry_until_available(self._write_job, claim, run, value) != b"":
+            claim.mark_lost()
+            return False
+        self._record_checkpoint(claim, run, value)
+        return True
+
     def progress(self, claim: Claim, percent: int) -> None:
         """Publish progress from memory; costs no command."""
         if not claim.lost:
@@ -243,10 +253,23 @@ class WorkerQueue:
             self._unreadable.report("run", claim.task.id, existing)
             expected = existing
 
+    async def _write_job(self, claim: Claim, run: Checkpoint, value: bytes) -> bytes | None:
+        """Write as `_write` does, without a comparison while no other instance can have taken the claim over."""
+        if self._is_surely_ours(claim) and claim.stored_bytes is not None:
+            try:
+                return await self._verbs.replace_checkpoint(CompareAndSetItem(claim.task.id, claim.stored_bytes, value))
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+        return await self._write(claim, run, value)
+
+    def _is_surely_ours(self, claim: Claim) -> bool:
+        return not claim.contested and time.monotonic() - claim.confirmed_at <= self._lease_s * SURE_SHARE
+
     async def _write_over(self, claim: Claim, run: Checkpoint, value: bytes, expected: bytes | None) -> bytes | None:
         """Write as `_write` does. If the claim may be lost, Redis checks it first, since a paid call may follow."""
         task = claim.task
-        if claim.contested or time.monotonic() - claim.confirmed_at > self._lease_s * SURE_SHARE:
+        if not self._is_surely_ours(claim):
             item = FencedStart(task.id, task.epoch, claim.entry_id, expected or b"", value, run.billed_again)
             return await self._verbs.start_fenced(self._dispatcher.instance, item)
         if expected is None:

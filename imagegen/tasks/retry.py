@@ -10,6 +10,7 @@ from msgspec import Struct
 from imagegen.backoff import doubled
 from imagegen.errors import UpstreamError
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import TaskError, WaitReason
 
 MAX_AMBIGUOUS = 2
@@ -26,6 +27,7 @@ class Succeeded(Struct, frozen=True, gc=False):
 
     images: tuple[StoredImage, ...]
     warnings: tuple[str, ...] = ()
+    details: ReplyDetails | None = None
 
 
 class Retry(Struct, frozen=True, gc=False):

@@ -15,6 +15,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.webhook import Delivery
 
 ATTEMPT_BLOCK = 1_000
@@ -79,6 +80,7 @@ class Task(Struct, frozen=True, gc=False):
     entry_id: of the stream entry that carries it while it is unfinished; empty if unknown.
     stale_images: how many of `images` are of the epoch before (see `Cache-Control: no-cache`).
     deliveries: to the webhooks of this epoch.
+    details: of a completed task, as the upstream reported them.
     """
 
     id: str
@@ -103,6 +105,7 @@ class Task(Struct, frozen=True, gc=False):
     retry_at: float | None = None
     entry_id: str = ""
     deliveries: tuple[Delivery, ...] = ()
+    details: ReplyDetails | None = None
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

@@ -7,26 +7,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.images.store import VerifiedImage
-from imagegen.providers.protocol import Call, InputImage, Provider, Reply
+from imagegen.providers.protocol import InputImage, Provider, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls
 from imagegen.tasks.infotext import infotext
+from imagegen.tasks.provider_job import AcceptedJob
+from imagegen.tasks.reply_details import add_details
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import TaskError, WaitReason
+from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.inputs import AttemptInputs, InputOpener
-from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.job_wait import JobUnfinished, JobWait
+from imagegen.worker.limits import AttemptLimits, Counts
 from imagegen.worker.pacing import Pacing, Permit
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
-from imagegen.worker.progress import ProgressReporter
 from imagegen.worker.saving import (
     ClaimImageSaver,
     DeadlinePassed,
@@ -36,31 +40,8 @@ from imagegen.worker.saving import (
     received_again,
 )
 
-NEEDED_PARAMETERS = frozenset({"prompt", "model", "n", "image_url", "reference_images", "image", "images", "mask"})
-"""Parameters that a call can't go without, even if a model refuses them."""
-
-MAX_KNOWN_COUNTS = 200
-"""Models; clients may name any."""
-
 MAX_BARREN_CALLS = 2
 """Calls without a usable image after which the rest of a task's calls are not made, while it has none at all."""
-
-
-class Counts:
-    """Limits of images a call, by model: published ones, and those learned from refusals, which cost nothing."""
-
-    def __init__(self, published: Callable[[str], int | None] = lambda _model: None) -> None:
-        self._most: dict[str, int] = {}
-        self._published = published
-
-    def most(self, model: str, per_call: int) -> int:
-        return min(per_call, self._most.get(model, per_call), self._published(model) or per_call)
-
-    def refused(self, model: str, count: int, most: int) -> None:
-        """Learn from a refused call for `count` images; `most`: the highest count that the refusal names."""
-        if len(self._most) >= MAX_KNOWN_COUNTS:
-            self._most.clear()
-        self._most[model] = max(min(most, count - 1), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +81,8 @@ class AttemptRunner:
             return outcome
         count = GenerationRequest.from_json(claim.task.request_json).n
         why = outcome.error.detail or outcome.error.code
-        return Succeeded(images, (*claim.checkpoint.warnings, f"only {len(images)} of {count} images came: {why}"))
+        warning = f"only {len(images)} of {count} images came: {why}"
+        return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
 
 
 class _AttemptEnded(Exception):
@@ -129,10 +111,9 @@ class Attempt:
     def __init__(self, runner: AttemptRunner, claim: Claim) -> None:
         self._runner, self._claim = runner, claim
         self._request = GenerationRequest.from_json(claim.task.request_json)
-        self._model = self._request.model
-        self._untried = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
+        fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
+        self._form = CallForm(claim, self._request, runner.counts, fallback_models)
         self._inputs = AttemptInputs(runner.inputs, self._request)
-        self._first_refusal: UpstreamError | None = None
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
@@ -140,6 +121,7 @@ class Attempt:
         self._wasted = set(claim.checkpoint.short)
         ends_at = runner.rules.deadline(claim.task)
         self._waiting = PermitWaiting(runner.claims, claim, runner.pacing, runner.image_saver, ends_at, runner.clock)
+        self._job_wait = JobWait(runner.claims, claim, self._request.n, runner.rules.job_wait_s, ends_at, runner.clock)
         self._saver = ClaimImageSaver(
             runner.claims,
             runner.image_saver,
@@ -161,10 +143,12 @@ class Attempt:
             if self._claim.checkpoint.links:
                 await self._fetch_paid()
             while True:
+                if job := self._claim.checkpoint.job:
+                    await self._collect(job)
                 with suppress(_Refused):
                     await self._make_calls()
                     break
-        except (_AttemptEnded, SavingDelayed) as ended:
+        except (_AttemptEnded, SavingDelayed, JobUnfinished) as ended:
             return ended.outcome
         except Stopping:
             pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
@@ -176,8 +160,9 @@ class Attempt:
         except UpstreamError as error:
             return self._judge(error)
         if missing := self._missing:
-            self._warn(f"only {self._request.n - missing} of {self._request.n} images came")
-        return Succeeded(self._claim.checkpoint.images, self._claim.checkpoint.warnings)
+            add_warnings(self._claim, f"only {self._request.n - missing} of {self._request.n} images came")
+        run = self._claim.checkpoint
+        return Succeeded(run.images, run.warnings, run.details)
 
     @property
     def _places(self) -> set[int]:
@@ -189,7 +174,7 @@ class Attempt:
 
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
-        without_links = replace(self._claim.checkpoint, links=())
+        without_links = replace(self._claim.checkpoint, links=(), job=None)
         spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
         await self._waiting.store_writable()
         await self._write()
@@ -201,11 +186,34 @@ class Attempt:
             raise _AttemptEnded(spent)
         if spent:
             self._give_up(range(self._request.n))
+        run = self._claim.checkpoint
+        if run.job and self._places.union(run.short, run.given_up).issuperset(run.job.indexes):
+            self._change(job=None)
+
+    async def _collect(self, job: AcceptedJob) -> None:
+        """Collect the images of a job that an earlier attempt paid for; no call is made before that."""
+        await self._waiting.store_writable()
+        await self._write()
+        if job.model:
+            self._form.use(job.model)
+        share = PlannedCall(job.indexes, job.seed)
+        again = self._claim.checkpoint.missing_requested
+        try:
+            resume = partial(self._runner.provider.resume, job.handle)
+            reply = await self._job_wait.reply(share, self._form.model, resume, job=job)
+        except UpstreamError as error:
+            if error.code == "upstream_bad_response":
+                self._answered_in_vain(share, again=again)
+            elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
+                raise
+        else:
+            self._form.warn_of_model()
+            await self._received(share, reply, again=again)
 
     async def _make_calls(self) -> None:
         """Make the calls that are still needed; request missing images once more, and never again."""
         n, seed, per_call = self._request.n, self._request.seed, self._runner.provider.max_images_per_call
-        per_call = self._runner.counts.most(self._model, per_call)
+        per_call = self._runner.counts.most(self._form.model, per_call)
         run, last, barren = self._claim.checkpoint, self._fault, 0
         if not run.missing_requested:
             for share in plan_calls(n, self._places.union(run.short, run.given_up), per_call, seed):
@@ -239,23 +247,44 @@ class Attempt:
         try:
             reply = await self._call(share)
         except UpstreamError as error:
-            self._paid_in_vain = True
-            self._wasted.update(share.indexes)
-            self._leave_out(share.indexes, again=again)
+            self._answered_in_vain(share, again=again)
             return error
-        now = self._runner.clock()
+        await self._received(share, reply, again=again)
+        return self._fault
+
+    def _answered_in_vain(self, share: PlannedCall, *, again: bool) -> None:
+        """Record a response without any usable image, which may be paid for."""
+        self._paid_in_vain = True
+        self._wasted.update(share.indexes)
+        self._leave_out(share.indexes, again=again)
+
+    async def _received(self, share: PlannedCall, reply: Reply, *, again: bool) -> None:
+        """Save the images of a reply. Its job, if any, stays in the checkpoint until nothing of it can be lost."""
+        now, places = self._runner.clock(), self._places
         images = [
             ReceivedImage(index, image, share.seed, now)
             for index, image in zip(share.indexes, reply.images, strict=False)
+            if index not in places
         ]
-        if len(images) < len(share.indexes):
+        if missing := share.indexes[len(reply.images) :]:
             if not images:
                 self._wasted.update(share.indexes)
-            self._leave_out(share.indexes[len(images) :], again=again)
-        await self._save(images, again=again)
+            self._leave_out(missing, again=again)
+        try:
+            await self._save(images, again=again)
+        except (SavingDelayed, DeadlinePassed):
+            self._collected(reply)
+            raise
+        self._collected(reply)
         if self._missing and not self._places.issuperset(share.indexes):
             self._paid_in_vain = True
-        return self._fault
+
+    def _collected(self, reply: Reply) -> None:
+        """Record that nothing of a reply can be lost any more."""
+        if self._claim.checkpoint.job:
+            self._change(job=None)
+        if reply.details:
+            self._change(details=add_details(self._claim.checkpoint.details, reply.details))
 
     async def _save(self, images: Sequence[ReceivedImage], *, again: bool) -> None:
         """Save images that are paid for; again: whether they were requested before."""
@@ -265,7 +294,7 @@ class Attempt:
     def _describe(self, image: VerifiedImage, seed: int | None) -> tuple[str, str]:
         """Return the parameters and the title of an image, for the metadata of its file."""
         request = self._request
-        text = infotext(request, model=self._model, seed=seed, width=image.width, height=image.height)
+        text = infotext(request, model=self._form.model, seed=seed, width=image.width, height=image.height)
         return text, request.prompt
 
     def _rejected(self, given: ReceivedImage, error: ImageRejected) -> None:
@@ -296,18 +325,18 @@ class Attempt:
         """
         while True:
             inputs = await self._open_inputs()
-            with await self._waiting.permit(self._model) as turn:
+            with await self._waiting.permit(self._form.model) as turn:
                 await self._write()
-                watcher = ProgressReporter(self._runner.claims, self._claim, self._request.n, len(share.indexes))
+                call = self._form.call(share, inputs)
                 try:
-                    reply = await self._runner.provider.generate(self._build_call(share, inputs), watcher)
+                    generate = partial(self._runner.provider.generate, call)
+                    reply = await self._job_wait.reply(share, self._form.model, generate)
                 except UpstreamError as error:
                     self._failed(turn, error, len(share.indexes))
                 else:
                     self._runner.pacing.record_success(turn, reply.limits)
-                    self._warn(*reply.warnings)
-                    if self._model != self._request.model:
-                        self._warn(f"{self._request.model} is not available: {self._model} was used")
+                    add_warnings(self._claim, *reply.warnings)
+                    self._form.warn_of_model()
                     return reply
 
     async def _write(self) -> None:
@@ -328,7 +357,7 @@ class Attempt:
         if not self._request.image_sources:
             return {}
         try:
-            return await self._inputs.open(self._runner.provider.edits(self._model))
+            return await self._inputs.open(self._runner.provider.edits(self._form.model))
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
             raise _AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
@@ -336,24 +365,17 @@ class Attempt:
     def _is_alternative(self, model: str) -> bool:
         """Return whether a fallback model may take the place of the requested one."""
         editing = self._request.image_sources
-        return model != self._model and (not editing or self._runner.provider.edits(model) is not None)
-
-    def _build_call(self, share: PlannedCall, inputs: Mapping[str, InputImage]) -> Call:
-        request, without = self._request, frozenset(self._claim.checkpoint.dropped_params)
-        if self._model != request.model:
-            request = replace(request, model=self._model)
-        return Call(request, len(share.indexes), share.indexes[0], share.seed, without, inputs)
+        return model != self._request.model and (not editing or self._runner.provider.edits(model) is not None)
 
     def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:
         """Return if the call is to be repeated at once in another form; raise otherwise."""
-        if error.max_count is not None and count > 1:
-            self._runner.counts.refused(self._model, count, error.max_count)
+        if self._form.learn_count(error, count):
             self._runner.pacing.failed(turn, error, unfinished=None)
             raise _Refused
         bad = error.code == "upstream_bad_response"
-        mended = self._try_dropping_parameter(error) or self._try_fallback_model(error)
+        mended = self._form.mend(error)
         excused = self._runner.pacing.excuses(turn, error) and self._is_excused()
-        outcome = None if bad or mended else self._judge(self._first_refusal or error, upstream_dead=excused)
+        outcome = None if bad or mended else self._judge(self._form.first_refusal or error, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.pacing.failed(turn, error, unfinished=unfinished)
         if outcome:
@@ -370,35 +392,9 @@ class Attempt:
         attempts, most = self._claim.checkpoint.attempts, self._runner.rules.policy.max_attempts
         return not self._runner.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
 
-    def _try_dropping_parameter(self, error: UpstreamError) -> bool:
-        """Return whether the one parameter that the model may refuse is left out from now on."""
-        if error.parameter is None or error.parameter in NEEDED_PARAMETERS or self._claim.checkpoint.dropped_params:
-            return False
-        self._change(dropped_params=(error.parameter,))
-        self._warn(f"{error.parameter} was left out: the model does not support it")
-        return True
-
-    def _try_fallback_model(self, error: UpstreamError) -> bool:
-        """Return whether there is another model to try; if not, the refusal of the first one counts."""
-        if error.code != "model_not_available":
-            self._first_refusal = None
-            return False
-        self._first_refusal = self._first_refusal or error
-        if not self._untried:
-            return False
-        self._model = self._untried.pop(0)
-        return True
-
     def _change(self, **changes: object) -> None:
         """Change the checkpoint, which is written before the next paid call."""
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
-
-    def _warn(self, *warnings: str) -> None:
-        if not warnings:
-            return
-        earlier = self._claim.checkpoint.warnings
-        if new := [warning for warning in warnings if warning not in earlier]:
-            self._change(warnings=(*earlier, *new))
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
         claim, runner = self._claim, self._runner

@@ -1,22 +1,27 @@
-"""Limits of a task: attempts, ambiguous calls, deadline. No I/O."""
+"""Limits of a task: attempts, ambiguous calls, deadline, images a call. No I/O."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from imagegen.queue.codec import Checkpoint
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Failed, RetryPolicy
 from imagegen.tasks.task import Task, TaskError, WaitReason
 
+MAX_KNOWN_COUNTS = 200
+"""Models; clients may name any."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptLimits:
     """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
-    the requested model is not available."""
+    the requested model is not available. job_wait_s: how long an attempt polls a provider job in its slot."""
 
     policy: RetryPolicy
     deadline_s: float
     fallback_models: tuple[str, ...] = ()
+    job_wait_s: float = 600.0
 
     def deadline(self, task: Task) -> float:
         """Return the task's deadline, Unix time."""
@@ -30,9 +35,26 @@ class AttemptLimits:
         return Failed(TaskError(code, detail, retryable=True), at_deadline=True)
 
     def exhausted(self, task: Task, run: Checkpoint, now: float) -> Failed | None:
-        """Return the failure of a task that must not be called for again; paid images may still be fetched."""
-        if run.links:
+        """Return the failure of a task that must not be called for again; paid images and jobs may still be fetched."""
+        if run.links or run.job:
             return self.deadline_failure(task) if now >= self.deadline(task) else None
         if run.ambiguous_calls >= MAX_AMBIGUOUS or run.attempts >= self.policy.max_attempts:
             return Failed(TaskError("interrupted", "the service stopped while the task ran", retryable=True))
         return self.deadline_failure(task) if now >= self.deadline(task) else None
+
+
+class Counts:
+    """Limits of images a call, by model: published ones, and those learned from refusals, which cost nothing."""
+
+    def __init__(self, published: Callable[[str], int | None] = lambda _model: None) -> None:
+        self._most: dict[str, int] = {}
+        self._published = published
+
+    def most(self, model: str, per_call: int) -> int:
+        return min(per_call, self._most.get(model, per_call), self._published(model) or per_call)
+
+    def refused(self, model: str, count: int, most: int) -> None:
+        """Learn from a refused call for `count` images; `most`: the highest count that the refusal names."""
+        if len(self._most) >= MAX_KNOWN_COUNTS:
+            self._most.clear()
+        self._most[model] = max(min(most, count - 1), 1)

@@ -89,7 +89,8 @@ class Pool:
             return await self._attempts.run(claim)
         except Exception:  # noqa: BLE001 - one task may fail in unforeseen ways; the pool lives on
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
-            if claim.checkpoint.links and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
+            has_paid = claim.checkpoint.links or claim.checkpoint.job
+            if has_paid and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
                 return Retry(UNFORESEEN_RETRY_S, WaitReason.RETRYING)  # its images are paid for: they are fetched again
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 
@@ -100,7 +101,8 @@ class Pool:
                 claim.task, attempts=claim.checkpoint.attempts, possibly_billed_twice=claim.checkpoint.billed_again
             )
             match outcome:
-                case Succeeded(images, warnings):
+                case Succeeded(images, warnings, details):
+                    task = replace(task, details=details)
                     await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
                 case NotStarted():
                     pass

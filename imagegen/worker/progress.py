@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.task import SENT_PROGRESS, image_progress
 
 
 @dataclass(slots=True)
 class ProgressReporter:
-    """A provider's CallObserver. total: images of the whole task; count: images of this call."""
+    """A provider's CallObserver. total: images of the whole task; count: images of this call.
+
+    on_accepted: keeps the handle of a provider job.
+    """
 
     claims: WorkerQueue
     claim: Claim
     total: int
     count: int
+    on_accepted: Callable[[JobHandle], Awaitable[None]]
 
     def sent(self) -> None:
         self.claims.progress(self.claim, SENT_PROGRESS)
+
+    async def accepted(self, handle: JobHandle) -> None:
+        await self.on_accepted(handle)
 
     def progress(self, fraction: float) -> None:
         stored = len(self.claim.checkpoint.images)

@@ -16,7 +16,7 @@ from yarl import URL
 from imagegen.byte_budget import ByteBudget
 from imagegen.errors import UpstreamError
 from imagegen.providers import large_body, post
-from imagegen.providers.large_body import LargeBody, large_items
+from imagegen.providers.large_body import LargeBody, parse_large
 from imagegen.providers.post import PaidPost
 from imagegen.providers.response_parser import parse_reply
 from imagegen.tasks.image import ImageBase64, ImageLink
@@ -83,7 +83,7 @@ def test_links_next_to_large_or_missing_fields_are_read() -> None:
 
 @pytest.mark.parametrize("body", [b"[" * 300_000, b'{"data":7}', b'{"data":[]}', b'{"data":[{"b64_json":"'])
 def test_a_body_without_an_image_list_is_parsed_normally(body: bytes) -> None:
-    assert large_items(body) is None
+    assert parse_large(body) is None
 
 
 def test_a_large_response_without_an_image_list_is_parsed_normally() -> None:

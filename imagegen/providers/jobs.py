@@ -1,0 +1,317 @@
+"""Parser of provider jobs in the dialects of relays: accepted calls, states of a job, results. No I/O.
+
+Read are APIMart's (`{"code": 200, "data": [{"status": "submitted", "task_id": …}]}`), sub2api's
+(`{"id", "task_id", "object": "image.generation.task", "poll_url"}`), new-api's, ModelScope's (`task_status`,
+`output_images`) and Bifrost's (`202 {"id", "status"}`) shapes, by the same lenient code, since forks mix them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote
+
+import orjson
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.large_body import load_json
+from imagegen.providers.protocol import Reply
+from imagegen.providers.reply_details import parse_details
+from imagegen.providers.response_parser import error_from_response, parse_image
+from imagegen.tasks.image import GivenImage
+from imagegen.tasks.reply_details import ReplyDetails
+
+MAX_ACCEPTED_BYTES = 64 * 1024
+"""An acceptance is small; a larger body is a result."""
+
+MAX_ID_CHARS = 200
+MAX_DEPTH = 8
+MAX_IMAGES_READ = 100
+
+_PHASES: Mapping[str, tuple[str, ...]] = {
+    "running": (
+        *(
+            "submitted",
+            "pending",
+            "processing",
+            "queued",
+            "queueing",
+            "running",
+            "in_progress",
+            "in_queue",
+            "not_start",
+        ),
+        *("starting", "started", "created", "accepted", "generating", "waiting", "initialized", "throttled"),
+    ),
+    "done": ("completed", "complete", "succeeded", "succeed", "success", "successful", "finished", "done", "ready"),
+    "failed": ("failed", "failure", "fail", "error", "cancelled", "canceled", "aborted", "rejected", "timeout"),
+    "forgotten": ("expired", "not_found", "unknown"),
+}
+_PHASE_OF_WORD = {word: phase for phase, words in _PHASES.items() for word in words}
+_STATUS_NAMES = ("status", "task_status", "state", "taskStatus")
+_ID_NAMES = ("task_id", "taskId")
+_ADDRESS_NAMES = ("poll_url", "polling_url", "status_url")
+_ERROR_NAMES = ("error", "errors", "fail_reason", "failure", "failure_reason", "error_message", "message")
+_IMAGE_NAMES = (
+    "result",
+    "output",
+    "data",
+    "images",
+    "output_images",
+    "image_urls",
+    "results",
+    "outputs",
+    "urls",
+    "url",
+    "image_url",
+)
+_NOT_FOUND = re.compile(
+    r"(?:task|job|request).{0,40}(?:not[ _](?:found|exist)|does(?: not|n't) exist|expired)|任务.{0,8}不存在",
+    re.IGNORECASE,
+)
+_OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth", "model_not_available"})
+_SUCCESS_CODES = frozenset({0, 200, 201, 202, "0", "200", "success", "ok", "", None})
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """An accepted job. address: as the upstream gave it, not checked. guess: the path below the base to try without."""
+
+    id: str
+    address: str = ""
+    guess: str = "tasks"
+    expires_at: float | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """State of a job.
+
+    phase: `forgotten` if the upstream does not know the job. reply: of a job that is done; error: of one that failed,
+    as a call with the same result would have raised it. progress: 0 to 1, if it is known.
+    """
+
+    phase: Literal["running", "done", "failed", "forgotten"]
+    reply: Reply | None = None
+    error: UpstreamError | None = None
+    progress: float | None = None
+    retry_after_s: float | None = None
+
+
+def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | bytearray) -> Acceptance | None:
+    """Return the job that a call has begun; None if its response is something else, such as images or an error."""
+    if not 200 <= status < 300 or len(body) > MAX_ACCEPTED_BYTES or (status != 202 and b"task" not in body):
+        return None
+    fields = _object(body)
+    if fields is None:
+        return None
+    job = _job_object(fields)
+    job_id = _job_id(fields, job, status)
+    if not job_id or _phase(job) == "failed" or _images(fields, 0):
+        return None
+    of_task = fields.get("object") == "image.generation.task"
+    address = next((text for name in _ADDRESS_NAMES if isinstance(text := job.get(name) or fields.get(name), str)), "")
+    return Acceptance(
+        job_id,
+        address or headers.get("Location", ""),
+        guess="images/tasks" if of_task else "tasks" if _named_id(fields, job) else "",
+        expires_at=_number(job.get("expires_at") or fields.get("expires_at")),
+        retry_after_s=_retry_after_s(headers),
+    )
+
+
+def poll_addresses(base: URL, submit: URL, job_id: str, address: str, guess: str = "tasks") -> tuple[URL, ...]:
+    """Return where a job may be polled, the most likely address first; all have the base's host.
+
+    An address on another host is not used, since the key would go there. One with the scheme `http` below a base with
+    `https` is of a relay behind a proxy: it is requested with `https`.
+    """
+    name = quote(job_id, safe="")
+    urls = [URL(f"{base}/tasks/{name}", encoded=True), URL(f"{base}/images/tasks/{name}", encoded=True)]
+    if guess == "images/tasks":
+        urls.reverse()
+    urls.insert(0 if not guess else 2, URL(f"{submit}/{name}", encoded=True))
+    if given := _same_host(base, address):
+        urls.insert(0, given)
+    return tuple(dict.fromkeys(urls))
+
+
+def _same_host(base: URL, address: str) -> URL | None:
+    if not address or len(address) > 2_000 or not address.isprintable():
+        return None
+    try:
+        url = URL(f"{base}/").join(URL(address)).with_fragment(None)
+        if url.user is not None or url.host is None or url.host != base.host:
+            return None
+        if url.scheme == base.scheme and url.port == base.port:
+            return url
+        is_default = url.is_default_port() and base.is_default_port()
+        if is_default and {url.scheme, base.scheme} == {"http", "https"}:
+            return url.with_scheme("https")
+    except ValueError:
+        return None
+    return None
+
+
+def parse_job(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> JobState:
+    """Read the response to a poll. Raises UpstreamError for a poll that failed, which says nothing about the job."""
+    fields = _object(body)
+    if status in (404, 410):
+        return JobState("forgotten")
+    if fields is None or not 200 <= status < 300:
+        raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
+    job = _job_object(fields)
+    phase = _phase(job)
+    if not phase and (code := _envelope_status(fields)):
+        return parse_job(code, headers, body, secret=secret, now_s=now_s)
+    if phase == "failed" or (not phase and fields.get("error")):
+        return _failure(job, fields, secret)
+    if phase == "forgotten":
+        return JobState("forgotten")
+    images = () if phase == "running" else tuple(_images(fields, 0)[:MAX_IMAGES_READ])
+    if images or phase == "done":
+        return JobState("done", reply=Reply(images, details=_details(job, fields)))
+    return JobState("running", progress=_progress(job), retry_after_s=_retry_after_s(headers))
+
+
+def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> JobState:
+    """Return the state of a failed job; a job that a service does not know is reported as a failure by some."""
+    fault = next((fault for where in (job, fields) for name in _ERROR_NAMES if (fault := where.get(name))), None)
+    if isinstance(fault, dict):
+        message = str(fault.get("message") or "")
+    else:
+        message = fault if isinstance(fault, str) else "the job failed"
+        fault = {"message": message, "code": job.get("code"), "type": job.get("error_type")}
+    if _NOT_FOUND.search(message[:500]):
+        return JobState("forgotten")
+    body = orjson.dumps({"error": fault})
+    status = _status_of(job, fields, fault)
+    if status is None:
+        error = error_from_response(422, {}, body, secret=secret)
+        if error.code not in _OF_THE_REQUEST and not error.parameter and fault.get("type") != "invalid_request_error":
+            error = error_from_response(500, {}, body, secret=secret)
+    else:
+        error = error_from_response(status, {}, body, secret=secret)
+    return JobState("failed", error=error)
+
+
+def _status_of(job: dict[str, object], fields: dict[str, object], fault: dict[str, object]) -> int | None:
+    """Return the HTTP status that a failed job names for its error."""
+    for value in (job.get("http_status"), job.get("status_code"), fields.get("http_status"), fault.get("code")):
+        text = str(value)
+        if re.fullmatch(r"[45][0-9]{2}", text):
+            return int(text)
+    return None
+
+
+def _object(body: bytes | bytearray) -> dict[str, object] | None:
+    try:
+        value = load_json(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _job_object(fields: dict[str, object]) -> dict[str, object]:
+    """Return the object with the job's state: below an envelope's `data` or `output`, or the whole."""
+    data = fields.get("data")
+    inner = data[0] if isinstance(data, list) and data else data
+    for value in (inner, fields.get("output")):
+        if isinstance(value, dict) and (_word(value) or any(value.get(name) for name in _ID_NAMES)):
+            return value
+    return fields
+
+
+def _word(job: Mapping[str, object]) -> str:
+    for name in _STATUS_NAMES:
+        value = job.get(name)
+        if isinstance(value, str) and value:
+            return value.lower().replace(" ", "_")
+    return ""
+
+
+def _phase(job: Mapping[str, object]) -> str:
+    """Return the phase that a job's status means; empty if it has none, `running` for an unknown word."""
+    word = _word(job)
+    return _PHASE_OF_WORD.get(word, "running") if word else ""
+
+
+def _named_id(fields: dict[str, object], job: dict[str, object]) -> object:
+    return next((value for where in (job, fields) for name in _ID_NAMES if (value := where.get(name))), None)
+
+
+def _job_id(fields: dict[str, object], job: dict[str, object], status: int) -> str:
+    value = _named_id(fields, job)
+    if value is None and (fields.get("object") == "image.generation.task" or (status == 202 and _word(job))):
+        value = job.get("id") or fields.get("id")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value)
+    return text if 0 < len(text) <= MAX_ID_CHARS and text.isprintable() and text.strip(".") else ""
+
+
+def _images(value: object, depth: int) -> list[GivenImage]:
+    """Return the images of a result, wherever a service puts them."""
+    if depth > MAX_DEPTH:
+        return []
+    if isinstance(value, list):
+        return [image for entry in value[:MAX_IMAGES_READ] for image in _images(entry, depth + 1)]
+    if isinstance(value, dict):
+        return _images_of_object(value, depth)
+    is_image = isinstance(value, str) and value[:5].lower() in ("http:", "https", "data:")
+    return [image] if is_image and (image := parse_image(value)) else []
+
+
+def _images_of_object(value: dict[str, object], depth: int) -> list[GivenImage]:
+    if any(isinstance(value.get(name), str) for name in ("b64_json", "base64")) and (image := parse_image(value)):
+        return [image]
+    for name in _IMAGE_NAMES:
+        if name in value and (images := _images(value[name], depth + 1)):
+            return images
+    return []
+
+
+def _envelope_status(fields: dict[str, object]) -> int | None:
+    """Return the status that the envelope of a relay names for an error that came with HTTP 200."""
+    code = fields.get("code")
+    if isinstance(code, bool) or not isinstance(code, str | int | None) or code in _SUCCESS_CODES:
+        return None
+    if _NOT_FOUND.search(str(fields.get("message") or fields.get("msg") or "")[:500]):
+        return 404
+    return int(text) if re.fullmatch(r"[45][0-9]{2}", text := str(code)) else 500
+
+
+def _progress(job: dict[str, object]) -> float | None:
+    """Return the progress; it comes as a number of percent, or as `"40%"`."""
+    value = job.get("progress")
+    if isinstance(value, str):
+        value = _number(value.strip().removesuffix("%"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return min(max(value / 100, 0.0), 1.0)
+
+
+def _details(job: dict[str, object], fields: dict[str, object]) -> ReplyDetails | None:
+    result = job.get("result")
+    inner = result if isinstance(result, dict) else {}
+    return parse_details({**fields, **job, **inner, "cost": job.get("cost", fields.get("cost"))})
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    return _number(headers.get("Retry-After"))
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value) if isinstance(value, str | int | float) else -1.0
+    except ValueError:
+        return None
+    return number if 0 <= number < 1e11 else None

@@ -1,0 +1,87 @@
+"""Wait for the reply to a call, or for the end of the provider job that the call began."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import CallObserver, Reply
+from imagegen.queue.claim import Claim
+from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.tasks.call_plan import PlannedCall
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.retry import Retry
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.cancel_scope import ClaimWasLost
+from imagegen.worker.progress import ProgressReporter
+from imagegen.worker.saving import DeadlinePassed
+
+JOB_RETRY_S = 5.0
+"""Delay before an unfinished provider job is polled again, so that other tasks can use the slot."""
+
+
+class JobUnfinished(Exception):
+    """The job runs for longer than a slot is held; it stays in the checkpoint."""
+
+    def __init__(self, outcome: Retry) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+@dataclass(eq=False, slots=True)
+class JobWait:
+    """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: the task's deadline,
+    Unix time."""
+
+    claims: WorkerQueue
+    claim: Claim
+    total: int
+    longest_s: float
+    ends_at: float
+    clock: Callable[[], float]
+
+    async def reply(
+        self,
+        share: PlannedCall,
+        model: str,
+        call: Callable[[CallObserver], Awaitable[Reply]],
+        *,
+        job: AcceptedJob | None = None,
+    ) -> Reply:
+        """Return the reply. A job that the call begins is in the stored checkpoint before it is polled.
+
+        job: an earlier call's job that `call` polls. Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what
+        `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
+        """
+        limit = asyncio.timeout(self._wait_end() if job else None)
+
+        async def accepted(handle: JobHandle) -> None:
+            accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
+            self.claim.checkpoint = replace(self.claim.checkpoint, job=accepted_job)
+            if not await self.claims.record_job(self.claim, self.claim.checkpoint):
+                raise ClaimWasLost
+            limit.reschedule(self._wait_end())
+
+        try:
+            async with limit:
+                return await call(ProgressReporter(self.claims, self.claim, self.total, len(share.indexes), accepted))
+        except TimeoutError:
+            raise self._unfinished() from None
+        except UpstreamError:
+            if self.claim.checkpoint.job:
+                self.claim.checkpoint = replace(self.claim.checkpoint, job=None)
+            raise
+
+    def _wait_end(self) -> float:
+        """Return the event-loop time until which a job is polled."""
+        return asyncio.get_running_loop().time() + min(self.longest_s, self.ends_at - self.clock())
+
+    def _unfinished(self) -> JobUnfinished | DeadlinePassed:
+        left_s = self.ends_at - self.clock()
+        if left_s <= 0:
+            return DeadlinePassed()
+        return JobUnfinished(Retry(min(JOB_RETRY_S, left_s), WaitReason.RETRYING, counts_as_attempt=False))

@@ -1,0 +1,180 @@
+"""Provider jobs of a relay through the running service: one submit for each task, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from emulator_fixtures import EmulatorProcess
+from service.running import KEY, Service, calls_about, eventually
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[EmulatorProcess]:
+    with EmulatorProcess("--image", "png") as relay:
+        yield relay
+
+
+def settings(url: str, **more: str) -> dict[str, str]:
+    return {"PROVIDER": "openai", "OPENAI_API_URL": url, "OPENAI_API_KEY": KEY, **more}
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module: Start, relay: EmulatorProcess) -> Service:
+    return start_for_module(**settings(f"{relay.url}/v1", WORKER_CONCURRENCY="30"))
+
+
+def jobs_of(relay: EmulatorProcess, text: str) -> list[dict[str, Any]]:
+    return [call["job"] for call in calls_about(relay, text) if call["job"]]
+
+
+@pytest.mark.parametrize("dialect", ["apimart", "sub2api", "bifrost", "modelscope", "newapi"])
+def test_an_accepted_job_is_polled_until_its_image_comes(
+    service: Service, relay: EmulatorProcess, dialect: str
+) -> None:
+    task = service.made(prompt=f"a job of {dialect} {{{{fault:job dialect={dialect}}}}}")
+    assert service.get(task["data"][0]["url"]).body.startswith(b"\x89PNG")
+    (job,) = jobs_of(relay, f"a job of {dialect}")
+    assert (job["charged"], job["collected"]) == (True, True)
+    assert (task["attempts"], task.get("possiblyBilledTwice")) == (1, None)
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations/async", "/v1/async/images/generations"])
+def test_the_address_of_an_asynchronous_route_may_be_the_base(
+    start_service: Start, relay: EmulatorProcess, path: str
+) -> None:
+    service = start_service(**settings(relay.url + path))
+    service.made(prompt=f"by {path}")
+    (job,) = jobs_of(relay, f"by {path}")
+    assert job["collected"] is True
+
+
+def test_a_job_that_is_not_found_at_first_is_not_submitted_again(service: Service, relay: EmulatorProcess) -> None:
+    task = service.made(prompt="unknown at first {{fault:job unknown_s=3}}")
+    assert (len(jobs_of(relay, "unknown at first")), task["attempts"]) == (1, 1)
+
+
+def test_polls_that_fail_do_not_end_a_job(service: Service, relay: EmulatorProcess) -> None:
+    task = service.made(prompt="bad polls {{fault:job poll_fault=500 polls=3}}")
+    (job,) = jobs_of(relay, "bad polls")
+    assert job["polls"] >= 4
+    assert (task["attempts"], task.get("possiblyBilledTwice")) == (1, None)
+
+
+def test_each_image_of_a_task_is_a_job_of_its_own(service: Service, relay: EmulatorProcess) -> None:
+    task = service.made(prompt="three jobs {{fault:job}}", n=3)
+    assert len({image["sha256"] for image in task["data"]}) == 3
+    assert len(jobs_of(relay, "three jobs")) == 3
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "submits"),
+    [("policy", "content_policy", 1), ("failed", "upstream_error", 3), ("empty", "upstream_bad_response", 2)],
+)
+def test_a_failed_job_fails_its_task_as_a_failed_call_does(
+    service: Service, relay: EmulatorProcess, end: str, code: str, submits: int
+) -> None:
+    task = service.finished(service.accepted(prompt=f"it ends {end} {{{{fault:job end={end}}}}}", model=f"m/{end}"))
+    assert (task["status"], task["error"]["code"]) == ("failed", code)
+    assert len(jobs_of(relay, f"it ends {end}")) == submits
+
+
+def test_a_lost_answer_to_a_submit_is_an_ambiguous_call(service: Service, relay: EmulatorProcess) -> None:
+    task = service.made(prompt="lost answer {{fault:job answer=lost times=1}}")
+    assert task["possiblyBilledTwice"] == 1
+    assert len(calls_about(relay, "lost answer")) == 2
+
+
+def polled(relay: EmulatorProcess, text: str) -> bool:
+    return any(job["polls"] for job in jobs_of(relay, text))
+
+
+def collected(relay: EmulatorProcess, text: str) -> bool:
+    return any(job["collected"] for job in jobs_of(relay, text))
+
+
+def answered(relay: EmulatorProcess, text: str) -> bool:
+    """Return whether the acceptance was sent, and a checkpoint had some time to be written."""
+    calls = [call for call in calls_about(relay, text) if call["answered_at"]]
+    return bool(calls) and time.time() - calls[0]["answered_at"] > 0.25
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        (answered, signal.SIGKILL),
+        (polled, signal.SIGKILL),
+        (collected, signal.SIGKILL),
+        (polled, signal.SIGTERM),
+    ],
+)
+def test_a_restart_resumes_the_job_and_never_submits_it_again(
+    start_service: Start, relay: EmulatorProcess, moment: Callable[..., bool], number: signal.Signals
+) -> None:
+    service = start_service(**settings(f"{relay.url}/v1", DRAIN_SECONDS="0.1"))
+    text = f"resumed {moment.__name__} {number.name}"
+    task_id = service.accepted(prompt=f"{text} {{{{fault:job dialect=sub2api job_s=1.5}}}}")
+    eventually(lambda: moment(relay, text))
+    service.signal(number)
+    service.wait()
+    service.start()
+    task = service.completed(task_id)
+    assert (len(jobs_of(relay, text)), task.get("possiblyBilledTwice")) == (1, None)
+    assert service.get(task["data"][0]["url"]).status == 200
+
+
+def test_another_instance_takes_over_the_job(start_service: Start, relay: EmulatorProcess) -> None:
+    first = start_service(**settings(f"{relay.url}/v1"))
+    task_id = first.accepted(prompt="moved {{fault:job job_s=3}}")
+    eventually(lambda: polled(relay, "moved"))
+    second = start_service(**settings(f"{relay.url}/v1"))
+    first.signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: second.task(task_id)["status"] == "completed", 15)
+    finally:
+        first.signal(signal.SIGCONT)
+    task = second.task(task_id)
+    assert (len(jobs_of(relay, "moved")), task.get("possiblyBilledTwice")) == (1, None)
+
+
+@contextmanager
+def listener() -> Iterator[tuple[str, list[str]]]:
+    """Run a server that records each request; return its address and the records."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(f"{self.path} {self.headers.get('Authorization')}")
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            """Write nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("dialect", ["apimart", "sub2api"])
+def test_a_poll_address_on_another_host_never_gets_the_key(
+    service: Service, relay: EmulatorProcess, dialect: str
+) -> None:
+    with listener() as (url, seen):
+        prompt = f"led away {dialect} {{{{fault:job dialect={dialect} poll_url={url}/v1/tasks/x}}}}"
+        service.made(prompt=prompt)
+    assert seen == []
+    assert len(jobs_of(relay, f"led away {dialect}")) == 1
