@@ -70,6 +70,7 @@ from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
+from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
@@ -337,7 +338,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         lost_calls=app[QUEUE].lost_calls,
         feed=app[QUEUE].feed,
         store=app[STORE],
-        uploads=app[UPLOADS],
+        inputs=InputImages(app[UPLOADS], settings.task_deadline_s, connection.clock),
         identity=_identity(app),
         readiness=_readiness(app),
         public_url=settings.public_url,

@@ -54,6 +54,11 @@ _MARKUP_BYTES = 16
 """Of the longest match."""
 
 
+def upload_id_of(image: VerifiedImage) -> str:
+    """Return the id of an image as an upload."""
+    return f"{PREFIX}{image.sha256}"
+
+
 class Upload(Struct, frozen=True):
     """An uploaded image. id: `upload:` and its SHA-256; expires_at: Unix time, no new task may use it from then on."""
 
@@ -106,18 +111,36 @@ class Uploads:
     async def save(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> tuple[Upload, bool]:
         """Save an image that comes in pieces; return it, and whether it is new. One that is there lives longer.
 
+        Raises as `receive` and `store`.
+        """
+        image = await self.receive(chunks, max_bytes)
+        try:
+            return await self.store(image)
+        finally:
+            self.discard(image)
+
+    async def receive(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> VerifiedImage:
+        """Check and spool an image that comes in pieces; the caller stores or discards it.
+
         What follows the end of the image is dropped.
 
-        Raises: UnsupportedImage, ImageTooLarge, BodyTooLarge.
+        Raises: UnsupportedImage, ImageTooLarge, BodyTooLarge; StoreUnavailable if nothing can be stored now.
         """
         if not self._store.health.writable:
             raise StoreUnavailable
-        image = await self._receive(chunks, self.max_bytes if max_bytes is None else max_bytes)
         try:
-            async with self._saving.setdefault(image.sha256, asyncio.Lock()):
-                return await self._store_image(image)
-        finally:
-            self._spool.discard(image)
+            return await self._receive(chunks, self.max_bytes if max_bytes is None else max_bytes)
+        except NotAnImage as error:
+            raise _refusal(error) from error
+
+    async def store(self, image: VerifiedImage) -> tuple[Upload, bool]:
+        """Store an image that was received, or let it live longer. Discard it afterwards."""
+        async with self._saving.setdefault(image.sha256, asyncio.Lock()):
+            return await self._store_image(image)
+
+    def discard(self, image: VerifiedImage) -> None:
+        """Forget an image that was received."""
+        self._spool.discard(image)
 
     async def find(self, upload_id: str) -> Upload | None:
         """Return an upload; None if it is unknown or expired, or its bytes are gone."""
@@ -148,8 +171,7 @@ class Uploads:
             await self._records.write(needed)
 
     async def _receive(self, chunks: AsyncIterator[bytes], max_bytes: int) -> VerifiedImage:
-        receiver = _Receiver(self._spool.sink())
-        received, pending, pieces = 0, 0, list[bytes]()
+        receiver, received, pending, pieces = _Receiver(self._spool.sink()), 0, 0, list[bytes]()
         try:
             async for chunk in chunks:
                 received += len(chunk)
@@ -161,8 +183,6 @@ class Uploads:
                     await in_check_thread(receiver.write, pieces)
                     pieces, pending = [], 0
             return await in_check_thread(receiver.finish, pieces)
-        except NotAnImage as error:
-            raise _refusal(error) from error
         finally:
             if not receiver.sink.closed:
                 await in_file_thread(receiver.sink.discard)

@@ -21,6 +21,7 @@ from imagegen.tasks.validation import Adjust
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
+from imagegen.web.input_images import InputImages
 from imagegen.web.openai.client_calls import ClientCalls
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
@@ -96,7 +97,7 @@ class Services:
     lost_calls: LostCalls
     feed: Feed
     store: ImageStore
-    uploads: Uploads
+    inputs: InputImages
     identity: TaskIdentity
     readiness: Readiness
     public_url: str | None
@@ -114,6 +115,11 @@ class Services:
     def with_notices(self, task: Task) -> Task:
         """Return the task with a warning if its model ends soon or has ended."""
         return self.models.with_notices(task, self.queue.clock())
+
+    @property
+    def uploads(self) -> Uploads:
+        """Return the uploads of all clients."""
+        return self.inputs.uploads
 
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.trusted_hops)

@@ -27,6 +27,7 @@ from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.forwarded import bases, client_address, owner_name
+from imagegen.web.http.json_images import ReceivedBody
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
@@ -76,25 +77,33 @@ class SubmitOptions(Struct, frozen=True):
         return self if self.key is None else replace(self, key=f"{self.key} {index}")
 
 
-def submit_body(services: Services, raw: bytes, options: SubmitOptions) -> Awaitable[SubmitResult]:
-    """Parse a body and submit it. Equal bytes of the same scope are parsed once."""
+def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) -> Awaitable[SubmitResult]:
+    """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
-        return submit_parsed(services, parse_object(raw), options)
-    submission = services.submission_cache.get(options.scope, raw)
+        return submit_parsed(services, parse_object(body.raw), body, options)
+    submission = services.submission_cache.get(options.scope, body.raw)
     if submission is None:
-        submission = _submission(services, parse_object(raw), options)
-        if not submission.webhooks:
-            services.submission_cache.put(options.scope, raw, submission)
+        fields = parse_object(body.raw)
+        request, webhooks = _parse(services, fields, options)
+        if request.image_sources or body.images or body.refusals:
+            return submit_parsed(services, fields, body, options)
+        submission = services.identity.submission(request, options.scope, webhooks)
+        if not webhooks:
+            services.submission_cache.put(options.scope, body.raw, submission)
     return submit(services, submission, fresh=options.fresh)
 
 
-async def submit_parsed(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> SubmitResult:
-    """Submit a parsed body, once only if the client gave a key."""
-    submission = _submission(services, body, options)
+async def submit_parsed(
+    services: Services, fields: Mapping[str, Any], body: ReceivedBody, options: SubmitOptions
+) -> SubmitResult:
+    """Submit parsed fields of a body, once only if the client gave a key."""
+    request, webhooks = _parse(services, fields, options)
+    request = await _settle_images(services, request, fields, body, options.scope)
+    submission = services.identity.submission(request, options.scope, webhooks)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
     refuse_while_draining(services)
-    keys, digest = services.queue.idempotency, body_digest(body)
+    keys, digest = services.queue.idempotency, body_digest(fields)
     async with keys.first_use_or_existing(options.client, options.key, submission.task_id, digest) as first_id:
         if first_id is None:
             return await submit(services, submission, fresh=options.fresh)
@@ -102,6 +111,19 @@ async def submit_parsed(services: Services, body: Mapping[str, Any], options: Su
         if task is None:
             return await submit(services, submission)
         return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)
+
+
+async def _settle_images(
+    services: Services, request: GenerationRequest, fields: Mapping[str, Any], body: ReceivedBody, scope: str | None
+) -> GenerationRequest:
+    """Return a request with uploads in place of its `data:` URIs, kept for its task. See `InputImages.settle`."""
+
+    async def is_known(settled: GenerationRequest) -> bool:
+        """Return whether the task of this request exists, and neither failed nor was cancelled."""
+        task = await services.queue.get(services.identity.submission(settled, scope).task_id)
+        return task is not None and task.state not in (State.FAILED, State.CANCELLED)
+
+    return await services.inputs.settle(request, fields, body, is_known=is_known)
 
 
 async def submit(services: Services, submission: Submission, *, fresh: bool = False) -> SubmitResult:
@@ -130,11 +152,6 @@ def refuse_while_draining(services: Services) -> None:
 def body_digest(body: Mapping[str, Any]) -> str:
     """Return 32 hex digits that name a body, independent of spaces and of the order of its fields."""
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
-
-
-def _submission(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> Submission:
-    request, webhooks = _parse(services, body, options)
-    return services.identity.submission(request, options.scope, webhooks)
 
 
 def _parse(

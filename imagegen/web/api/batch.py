@@ -17,9 +17,10 @@ from imagegen.tasks.validation import MAX_FIELD_ERRORS
 from imagegen.web.api.schemas import RefusedEntry
 from imagegen.web.api.task_responses import build_submit_response
 from imagegen.web.context import SERVICES
-from imagegen.web.http.body import read_json
+from imagegen.web.http.body import parse_object
 from imagegen.web.http.errors import error_view
 from imagegen.web.http.headers import request_id_of
+from imagegen.web.http.json_images import ReceivedBody, receive_json
 from imagegen.web.http.responses import json_response, language
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit_parsed
 
@@ -32,11 +33,18 @@ _MIN_ERRORS = 3
 async def batch(request: web.Request) -> web.StreamResponse:
     """Submit each entry; every entry counts against the limit for generations."""
     options = SubmitOptions.from_request(request)
-    entries = _entries(await read_json(request))
+    async with receive_json(request, request.app[SERVICES].uploads) as body:
+        return await _submit_all(request, body, options)
+
+
+async def _submit_all(request: web.Request, body: ReceivedBody, options: SubmitOptions) -> web.StreamResponse:
+    entries = _entries(parse_object(body.raw))
     options = msgspec.structs.replace(options, max_errors=max(_MIN_ERRORS, MAX_FIELD_ERRORS // len(entries)))
     refuse_while_draining(request.app[SERVICES])
     admission = await request.app[RATE_LIMITS].admit(request, len(entries))
-    admitted = [_submit(request, index, entry, options) for index, entry in enumerate(entries[: admission.admitted])]
+    admitted = [
+        _submit(request, index, entry, body, options) for index, entry in enumerate(entries[: admission.admitted])
+    ]
     results = await asyncio.gather(*admitted)
     error = RateLimited(headers={"Retry-After": str(admission.retry_after_s)})
     results += [_refusal(request, error) for _ in entries[admission.admitted :]]
@@ -57,19 +65,19 @@ def _entries(body: Mapping[str, Any]) -> list[Any]:
     return list(entries or ())
 
 
-async def _submit(request: web.Request, index: int, entry: object, options: SubmitOptions) -> Mapping[str, object]:
+async def _submit(
+    request: web.Request, index: int, entry: object, body: ReceivedBody, options: SubmitOptions
+) -> Mapping[str, object]:
     """Return the response body for one entry; an error is a body too."""
     services, place = request.app[SERVICES], f"requests[{index}]"
     try:
         if not isinstance(entry, dict):
             raise InvalidRequest(details=[FieldError(place, "must be an object")])
-        submitted = await submit_parsed(services, entry, options.for_batch_entry(index))
-    except InvalidRequest as error:
+        submitted = await submit_parsed(services, entry, body, options.for_batch_entry(index))
+    except ApiError as error:
         error.details = tuple(
             field if field.field == place else replace(field, field=f"{place}.{field.field}") for field in error.details
         )
-        return _refusal(request, error)
-    except ApiError as error:
         return _refusal(request, error)
     response = await build_submit_response(request, services, submitted)
     return response.view | {"statusCode": response.status}

@@ -9,7 +9,7 @@ from imagegen.queue.client_queue import CacheResult
 from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
 from imagegen.web.api.task_responses import build_submit_response, cached_hit_response
 from imagegen.web.context import SERVICES
-from imagegen.web.http.body import read_body
+from imagegen.web.http.json_images import receive_json
 from imagegen.web.http.responses import json_response
 from imagegen.web.submitter import SubmitOptions, submit_body
 
@@ -17,7 +17,8 @@ from imagegen.web.submitter import SubmitOptions, submit_body
 async def generate(request: web.Request) -> web.StreamResponse:
     """Queue a task, join an unfinished one, or point at a finished one; wait for its end on request."""
     services, wait_s, options = request.app[SERVICES], parse_wait_s(request), SubmitOptions.from_request(request)
-    submitted = await submit_body(services, await read_body(request), options)
+    async with receive_json(request, services.uploads) as body:
+        submitted = await submit_body(services, body, options)
     if wait_s:
         submitted = replace(submitted, task=await wait_until_final(services, submitted.task, wait_s, request))
     elif submitted.cached is CacheResult.HIT:

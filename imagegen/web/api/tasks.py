@@ -69,6 +69,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
         return not_found(request)
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
         raise NotRetryable
+    await services.inputs.keep_again(task.request_json)
     owner = owner_name(client_address(request, services.trusted_hops))
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
     submission = Submission(task.id, task.digest, task.model, task.request_json, webhooks)

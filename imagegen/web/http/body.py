@@ -73,7 +73,7 @@ async def read_body(
     Raises UnsupportedMediaType, BodyTooLarge (a declared length: before a byte is read), BodyTimeout if nothing
     came for `timeout_s` seconds, and BadRequest for bad framing.
     """
-    _check_type(request)
+    check_type(request)
     if (request.content_length or 0) > max_bytes:
         raise BodyTooLarge(limit=max_bytes)
     try:
@@ -105,7 +105,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _check_type(request: web.Request) -> None:
+def check_type(request: web.Request) -> None:
+    """Raise UnsupportedMediaType unless the body is JSON that is not compressed."""
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers:
         raise UnsupportedMediaType

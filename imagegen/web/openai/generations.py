@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -12,8 +13,9 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
 from imagegen.web.context import SERVICES, Services
-from imagegen.web.http.body import read_json
+from imagegen.web.http.body import parse_object
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.json_images import receive_json
 from imagegen.web.http.responses import json_response
 from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
 from imagegen.web.openai.client_calls import Ending
@@ -49,13 +51,15 @@ async def image_task(request: web.Request) -> web.StreamResponse:
 
 
 async def _read_generation(request: web.Request) -> OpenAIRequest:
-    identity = request.app[SERVICES].identity
-    return parse(
-        await read_json(request),
-        default_model=identity.default_model,
-        aliases=identity.aliases,
-        adjust=identity.adjust,
-    )
+    services = request.app[SERVICES]
+    identity = services.identity
+    async with receive_json(request, services.uploads) as body:
+        fields = parse_object(body.raw)
+        wanted = parse(
+            fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust
+        )
+        settled = await services.inputs.settle(wanted.request, fields, body, spell=str)
+    return wanted if settled is wanted.request else replace(wanted, request=settled)
 
 
 async def respond(
