@@ -338,7 +338,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         lost_calls=app[QUEUE].lost_calls,
         feed=app[QUEUE].feed,
         store=app[STORE],
-        inputs=InputImages(app[UPLOADS], settings.task_deadline_s, connection.clock),
+        inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         identity=_identity(app),
         readiness=_readiness(app),
         public_url=settings.public_url,

@@ -55,9 +55,7 @@ async def _read_generation(request: web.Request) -> OpenAIRequest:
     identity = services.identity
     async with receive_json(request, services.uploads) as body:
         fields = parse_object(body.raw)
-        wanted = parse(
-            fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust
-        )
+        wanted = parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
         settled = await services.inputs.settle(wanted.request, fields, body, spell=str)
     return wanted if settled is wanted.request else replace(wanted, request=settled)
 
