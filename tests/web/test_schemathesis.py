@@ -32,7 +32,16 @@ LENIENT = ("/api/images/batch", "images/generations", "images/edits", "images/ed
 IMAGES_IN = ("/api/uploads", "images/edits", "images/edits/async", "images/variations")
 """No schema says what an image is, and variations are never accepted."""
 
-CHEAP = {"width": 64, "height": 64, "size": "64x64", "n": 1, "webhook": None}
+CHEAP = {
+    "width": 64,
+    "height": 64,
+    "size": "64x64",
+    "n": 1,
+    "webhook": None,
+    "imageUrl": None,
+    "referenceImages": None,
+    "mask": None,
+}
 CHEAP |= {"extra": {"x_style": 1}} | dict.fromkeys(
     (
         "aspectRatio",
