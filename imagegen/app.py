@@ -346,6 +346,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_attempts=settings.max_attempts,
         models=app[MODEL_TABLE],
         list_models=app[PROVIDER].models,
+        fallbacks=settings.fallback_models,
         private_webhooks=settings.webhook_allow_private,
         openai=OpenAIOptions(
             settings.v1_reuse, settings.v1_max_wait_s, settings.v1_keepalive, settings.v1_response_format

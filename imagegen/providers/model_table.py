@@ -88,7 +88,8 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 class ModelTable:
     """Rows of the configured provider by id; the sandbox has no limits, but every model's end date.
 
-    checked: the day on which the packaged rows were last compared with their sources.
+    checked: the day on which the packaged rows were last compared with their sources. rows: of the provider.
+    listed: rows to show to clients; the sandbox shows Together's, which it draws in place of.
     """
 
     def __init__(self, rows: Iterable[ModelRow], provider: str, checked: date) -> None:
@@ -96,6 +97,8 @@ class ModelTable:
         self._provider = provider
         self._all = tuple({(row.provider, row.id): row for row in rows}.values())
         self.rows = tuple(row for row in self._all if row.provider == provider)
+        named = (provider, "together") if provider == "sandbox" else (provider,)
+        self.listed = tuple(row for row in self._all if row.provider in named)
         self._by_id = {name: row for row in reversed(self.rows) for name in (*row.aliases, row.id)}
         self._anywhere = {name: row for row in reversed(self._all) for name in (*row.aliases, row.id)}
 

@@ -89,7 +89,8 @@ class OpenAIOptions:
 class Services:
     """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
-    models: what is published about models. list_models: requests those that the provider offers.
+    models: what is published about models. list_models: requests those that the provider offers. fallbacks: models that
+    are called if another is not available.
     private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
@@ -105,6 +106,7 @@ class Services:
     max_attempts: int
     models: ModelTable
     list_models: ListModels = _no_models
+    fallbacks: tuple[str, ...] = ()
     private_webhooks: bool = False
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     calls: ClientCalls = field(default_factory=ClientCalls)

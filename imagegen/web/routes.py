@@ -11,8 +11,8 @@ from imagegen.web.api import events, images
 from imagegen.web.api import operations as api
 from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import client_address
+from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
-from imagegen.web.openai.models import MODEL_LIST, ModelListCache
 from imagegen.web.openai.sdk_retries import marking
 from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation

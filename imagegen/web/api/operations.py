@@ -26,12 +26,13 @@ from imagegen.errors import (
 from imagegen.tasks.task import State
 from imagegen.tasks.validation import GenerationParams, ModelId
 from imagegen.tasks.webhook import MAX_WEBHOOKS, WebhookFields
-from imagegen.web.api import events, images, submit, tasks
+from imagegen.web.api import events, images, models, submit, tasks
 from imagegen.web.api.batch import MAX_ENTRIES, batch
 from imagegen.web.api.schemas import (
     BatchView,
     FinishedView,
     ImageView,
+    ModelsView,
     NotFoundView,
     SubmittedView,
     TaskListView,
@@ -45,7 +46,7 @@ from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Body, EventStream, Operation, Parameter, ResponseDoc, Route
 
-SUBMIT, FOLLOW, CHANGE, OPERATE = "Submit", "Follow", "Change", "Operate"
+SUBMIT, FOLLOW, CHANGE, LOOK_UP, OPERATE = "Submit", "Follow", "Change", "Models", "Operate"
 
 _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
@@ -340,6 +341,20 @@ LIST = Operation(
     admin=True,
 )
 
+MODELS = Operation(
+    "get",
+    "/api/models",
+    "listModelCapabilities",
+    LOOK_UP,
+    "List the models with their limits and prices",
+    "The default model, image models of the provider's list, those of the model table, aliases and fallbacks. "
+    "A value that a model's limits exclude is a 400 at the submit and costs nothing; the error names the nearest "
+    "allowed value. What is not published is null. A task whose model ends within 30 days has a warning.",
+    (ResponseDoc(200, "The models.", ModelsView, {"one": samples.MODELS}),),
+    (named.LANGUAGE,),
+    limit="general",
+)
+
 _WEBHOOK_HEADERS = (
     Parameter("webhook-id", "header", "The same on every try, so that repeats can be ignored.", _TEXT, required=True),
     Parameter("webhook-timestamp", "header", "Unix time of this try.", _TEXT, required=True, example="1767225604"),
@@ -394,4 +409,5 @@ ROUTES: tuple[Route, ...] = (
     (DELETE, tasks.cancel),
     (RETRY, tasks.retry),
     (LIST, tasks.list_tasks),
+    (MODELS, models.models),
 )

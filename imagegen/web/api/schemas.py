@@ -6,7 +6,7 @@ Descriptions here are for the readers of that document.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -342,3 +342,48 @@ class StatsView(TypedDict):
     images: ImageStats
     deadLetters: DeadLetterStats
     http: HttpStats
+
+
+class StepsView(TypedDict):
+    """Steps of a model; null: not published."""
+
+    default: Count | None
+    max: Annotated[Count | None, Field(description="0: the model takes no steps.")]
+
+
+class CapabilitiesView(TypedDict):
+    """Published limits of a model; null: not published, and then not checked."""
+
+    sizes: Annotated[list[str] | None, Field(description="The only sizes, as `1024x768`.")]
+    maxPixels: Count | None
+    multipleOf: Annotated[Count | None, Field(description="Of each side, in pixels.")]
+    maxN: Annotated[Count | None, Field(description="Images of one call; a request of more is split.")]
+    steps: StepsView
+    seed: bool | None
+    edit: Annotated[bool | None, Field(description="Whether it takes input images.")]
+    maxInputImages: Count | None
+    mask: bool | None
+    transparent: Annotated[bool | None, Field(description="Whether the background may be transparent.")]
+    qualities: list[str] | None
+    promptMax: Annotated[Count | None, Field(description="Characters.")]
+
+
+class ModelView(TypedDict):
+    """A model that a request may name."""
+
+    id: str
+    provider: str
+    channel: Annotated[str | None, Field(description="null: the only one.")]
+    capabilities: CapabilitiesView
+    price: Annotated[dict[str, Any] | None, Field(description="Rules in dollars; null: unknown.")]
+    endsAt: Annotated[
+        str | None, Field(description="First day without the model.", json_schema_extra={"format": "date"})
+    ]
+    successor: str | None
+
+
+class ModelsView(TypedDict):
+    """The models."""
+
+    success: Literal[True]
+    models: list[ModelView]

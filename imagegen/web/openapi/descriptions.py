@@ -50,6 +50,7 @@ TAGS: Mapping[str, str] = {
     "Submit": "Request images, and upload images to start from.",
     "Follow": "Read, wait for or watch a task, and get its images.",
     "Change": "Cancel a task or try it again.",
+    "Models": "Limits, prices and ends of models.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
     "Operate": "For the operator.",

@@ -150,6 +150,33 @@ ASYNC_TASK_COMPLETED = ASYNC_TASK | {
     "image_url": _url,
     "result": {"created": int(_AT), "data": [{"url": _url}]},
 }
+MODELS = {
+    "success": True,
+    "models": [
+        {
+            "id": MODEL,
+            "provider": "together",
+            "channel": None,
+            "capabilities": {
+                "sizes": None,
+                "maxPixels": 3_211_264,
+                "multipleOf": 16,
+                "maxN": 4,
+                "steps": {"default": 4, "max": 12},
+                "seed": True,
+                "edit": False,
+                "maxInputImages": 0,
+                "mask": False,
+                "transparent": False,
+                "qualities": None,
+                "promptMax": None,
+            },
+            "price": {"currency": "USD", "perMegapixel": {"first": 0.0027, "more": 0.0027}, "defaultSteps": 4},
+            "endsAt": None,
+            "successor": None,
+        }
+    ],
+}
 MODEL_ENTRY = {"id": MODEL, "object": "model", "created": 0, "owned_by": "black-forest-labs", "type": "image"}
 
 

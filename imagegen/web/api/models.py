@@ -1,0 +1,80 @@
+"""Route of the models with their limits and prices: GET /api/models."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from pydantic.alias_generators import to_camel
+
+from imagegen.providers.model_table import ModelRow, Steps
+from imagegen.providers.prices import Price
+from imagegen.web.api.schemas import CapabilitiesView, ModelView
+from imagegen.web.context import SERVICES
+from imagegen.web.http.responses import json_response
+from imagegen.web.model_list import ListedModel, listed_models
+
+_NO_ROW = ModelRow("")
+_REFUSES_STEPS = Steps(max=0)
+
+
+async def models(request: web.Request) -> web.StreamResponse:
+    """Return the image models; a model that only the provider lists without a type may be a text model."""
+    provider = request.app[SERVICES].identity.provider
+    listed = await listed_models(request)
+    views = [
+        _model_view(model, provider)
+        for model in listed
+        if model.entry is None or model.row is not None or model.entry.get("type") == "image"
+    ]
+    return json_response({"success": True, "models": views})
+
+
+def _model_view(model: ListedModel, provider: str) -> ModelView:
+    row = model.row or _NO_ROW
+    return {
+        "id": model.id,
+        "provider": provider,
+        "channel": None,
+        "capabilities": _capabilities(row),
+        "price": price_view(row.price) if row.price and row.provider == provider else None,
+        "endsAt": row.ends.isoformat() if row.ends else None,
+        "successor": row.successor,
+    }
+
+
+def _capabilities(row: ModelRow) -> CapabilitiesView:
+    sizes = row.sizes
+    steps = _REFUSES_STEPS if row.steps is False else row.steps if isinstance(row.steps, Steps) else Steps()
+    return {
+        "sizes": list(sizes.list) if sizes and sizes.list else None,
+        "maxPixels": sizes.most_pixels if sizes else None,
+        "multipleOf": sizes.multiple if sizes else None,
+        "maxN": row.max_n,
+        "steps": {"default": steps.default, "max": steps.max},
+        "seed": row.seed,
+        "edit": row.edit,
+        "maxInputImages": 0 if row.edit is False else row.max_input_images,
+        "mask": row.mask,
+        "transparent": row.transparent,
+        "qualities": list(row.qualities) if row.qualities else None,
+        "promptMax": row.prompt_max,
+    }
+
+
+def price_view(price: Price) -> dict[str, Any]:
+    """Return the rules of a price in camelCase, without those that are unknown. Dollars."""
+    rules: dict[str, Any] = msgspec.to_builtins(price, builtin_types=(Decimal,))
+    for name in ("per_megapixel", "per_million_tokens"):
+        if name in rules:
+            rules[name] = {to_camel(part): cost for part, cost in rules[name].items() if cost is not None}
+    return {"currency": "USD"} | {to_camel(name): _plain(rule) for name, rule in rules.items()}
+
+
+def _plain(rule: object) -> object:
+    """Return a rule with plain numbers."""
+    if isinstance(rule, dict):
+        return {name: _plain(part) for name, part in rule.items()}
+    return float(rule) if isinstance(rule, Decimal) else rule
