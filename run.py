@@ -1,8 +1,8 @@
-"""Starts the service: `python run.py`."""
+"""Starts the service: `python run.py`; with arguments, it is the command `imagegen`."""
 
 import sys
 
-from imagegen.app import main
+from imagegen.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -25,7 +26,9 @@ from imagegen.chosen_parts import (
     create_uploads,
     image_ttl_s,
     longest_life_s,
+    task_identity,
 )
+from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
 from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
 from imagegen.images.disk import DiskStore
@@ -41,9 +44,7 @@ from imagegen.lifecycle import Lifecycle
 from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
-from imagegen.providers.edit_rules import EditRules
 from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable, load_table
 from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies, ProxyConnector
@@ -63,7 +64,7 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import task_view
-from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services, TaskIdentity, image_url_builder
+from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services, image_url_builder
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.forwarded import public_prefix
@@ -339,7 +340,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         feed=app[QUEUE].feed,
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
-        identity=_identity(app),
+        identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE]),
         readiness=_readiness(app),
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
@@ -366,19 +367,6 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
     )
     yield
-
-
-def _identity(app: web.Application) -> TaskIdentity:
-    settings = app[SETTINGS]
-    rules = EditRules(app[PROVIDER].edits, ModelRules(app[MODEL_TABLE]) if settings.model_rules else None)
-    return TaskIdentity(
-        app[PROVIDER].name,
-        settings.default_model,
-        settings.model_aliases,
-        settings.task_id_secret,
-        rules,
-        app[PROVIDER].sent_request,
-    )
 
 
 async def serve(settings: Settings) -> int:
@@ -430,8 +418,8 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def main() -> None:
-    """Run the command `imagegen`: exit code 0 after a signal, 1 if a part died, 2 if the settings can't work."""
+def main() -> int:
+    """Run the service; return 0 after a signal, 1 if a part died, 2 if the settings can't work."""
     start_checks.open_standard_streams()
     try:
         settings = Settings.load()
@@ -439,14 +427,17 @@ def main() -> None:
         start_checks.check_data_dir(settings.data_dir)
         for line in start_checks.warnings(settings):
             logger.warning("{}", line)
+        for finding in check_models(
+            settings, load_table(settings.provider, settings.models_file), datetime.now(UTC).date()
+        ):
+            logger.warning("{}", finding.text)
         if settings.exposed_without_keys:
             logger.warning(
                 "Anybody who reaches {} can spend your provider's credit: put a gateway that checks callers in front",
                 ", ".join(settings.hosts),
             )
         with asyncio.Runner(loop_factory=EventLoop) as runner:
-            code = runner.run(serve(settings))
+            return runner.run(serve(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
-        code = 2
-    sys.exit(code)
+        return 2

@@ -12,6 +12,8 @@ from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.store import ImageStore
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.model_rules import ModelRules
+from imagegen.providers.model_table import ModelTable
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
@@ -20,6 +22,7 @@ from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.settings import Settings
+from imagegen.web.context import TaskIdentity
 from imagegen.web.http.forwarded import client_address
 
 
@@ -87,3 +90,9 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provi
             return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
         case _:
             return SandboxProvider(settings.sandbox_delay_s)
+
+
+def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> TaskIdentity:
+    """Return how requests become tasks, with the limits of their models unless MODEL_RULES is off."""
+    rules = ModelRules(table) if settings.model_rules else None
+    return TaskIdentity(provider.name, settings.default_model, settings.model_aliases, settings.task_id_secret, rules)

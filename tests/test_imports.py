@@ -18,7 +18,10 @@ LAYERS = [  # a package imports only from layers below its own
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"web", "worker"},
     {"chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
-    {"app", "__main__"},
+    {"doctor"},
+    {"app"},
+    {"cli"},
+    {"__main__"},
 ]
 HTTP_CLIENT = {"BaseConnector", "TCPConnector", "UnixConnector", "client", "connector", "request"}
 IMPURE = {"aiohttp", "asyncio", "loguru", "os", "pathlib", "random", "redis", "secrets", "socket", "threading", "time"}

@@ -1,0 +1,8 @@
+"""Runs the command: `python -m imagegen`."""
+
+import sys
+
+from imagegen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+from imagegen import __version__
+from imagegen.errors import SettingsError
+from imagegen.settings import Settings, setting_names
+
+FAILED, USAGE = 1, 2
+"""Exit codes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code. arguments: None for those of the process."""
+    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
+    for argument in given:
+        option = argument.partition("=")[0]
+        name = option.removeprefix("--").upper().replace("-", "_")
+        if option.startswith("--") and name in setting_names():
+            parser.error(f"{option} is no option: set {name} in the environment or in .env")
+    chosen = parser.parse_args(given)
+    if chosen.command == "doctor":
+        return doctor(datetime.now(UTC).date(), models_only=chosen.models)
+    from imagegen.app import main as serve  # noqa: PLC0415 - help and version need no service
+
+    return serve()
+
+
+def doctor(today: date, *, models_only: bool) -> int:
+    """Print the findings; return 1 if one is fatal, or with `models_only` if there is any."""
+    from imagegen import doctor as checks  # noqa: PLC0415 - as above
+    from imagegen import log  # noqa: PLC0415
+    from imagegen.providers.model_table import load_table  # noqa: PLC0415
+
+    log.configure("ERROR", "text")
+    try:
+        settings = Settings.load()
+        if models_only:
+            table = load_table(settings.provider, settings.models_file)
+            findings = [checks.Finding(each.text, fatal=True) for each in checks.check_table(table, today)]
+        else:
+            findings = list(checks.check_all(settings, today))
+    except SettingsError as error:
+        findings = [checks.Finding(line, fatal=True) for line in str(error).splitlines()]
+    for finding in findings:
+        print(f"{'FAULT' if finding.fatal else 'warning'}: {finding.text}")
+    fatal = sum(finding.fatal for finding in findings)
+    print(f"{fatal} faults, {len(findings) - fatal} warnings" if findings else "all checks passed")
+    return FAILED if fatal else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="imagegen",
+        description="Paid image APIs as a durable asynchronous API. Without a command, it runs the service.",
+        epilog="Every setting is read from the environment or from .env; .env.example lists them.",
+    )
+    parser.add_argument("--version", action="version", version=f"imagegen {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands")
+    commands.add_parser("serve", help="run the service (the default)")
+    checks = commands.add_parser("doctor", help="check settings, folders, models and Redis; exit code 1 for a fault")
+    checks.add_argument("--models", action="store_true", help="check only the model table, and any finding is a fault")
+    return parser
