@@ -12,6 +12,7 @@ from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.store import ImageStore
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.edit_rules import EditRules
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
@@ -93,6 +94,13 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provi
 
 
 def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> TaskIdentity:
-    """Return how requests become tasks, with the limits of their models unless MODEL_RULES is off."""
-    rules = ModelRules(table) if settings.model_rules else None
-    return TaskIdentity(provider.name, settings.default_model, settings.model_aliases, settings.task_id_secret, rules)
+    """Return how requests become tasks: with the edits of the provider, and its models' limits unless those are off."""
+    rules = EditRules(provider.edits, ModelRules(table) if settings.model_rules else None)
+    return TaskIdentity(
+        provider.name,
+        settings.default_model,
+        settings.model_aliases,
+        settings.task_id_secret,
+        rules,
+        provider.sent_request,
+    )
