@@ -95,7 +95,10 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provi
 
 def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> TaskIdentity:
     """Return how requests become tasks: with the edits of the provider, and its models' limits unless those are off."""
-    rules = EditRules(provider.edits, ModelRules(table) if settings.model_rules else None)
+    if settings.model_rules:
+        rules = EditRules(provider.edits, ModelRules(table))
+    else:
+        rules = EditRules(lambda model: provider.edits("") or provider.edits(model))  # what any model may take
     return TaskIdentity(
         provider.name,
         settings.default_model,
