@@ -23,6 +23,7 @@ from imagegen.chosen_parts import (
     create_blob_store,
     create_provider,
     create_rate_limits,
+    create_thumbnails,
     create_uploads,
     image_ttl_s,
     longest_life_s,
@@ -39,6 +40,7 @@ from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
+from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.memory_tuning import tune_gc, tune_malloc
@@ -91,6 +93,7 @@ EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
 STORE = web.AppKey("store", ImageStore)
 INPUTS = web.AppKey("inputs", InputOpener)
+THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
 UPLOADS = web.AppKey("uploads", Uploads)
 PROVIDER = web.AppKey("provider", Provider)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
@@ -212,6 +215,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
     app[UPLOADS] = create_uploads(settings, app[QUEUE], store)
+    app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
     yield
     await store.close()
@@ -340,6 +344,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         feed=app[QUEUE].feed,
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
+        thumbnails=app[THUMBNAILS],
         identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE]),
         readiness=_readiness(app),
         public_url=settings.public_url,

@@ -10,6 +10,7 @@ from yarl import URL
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.store import ImageStore
+from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.edit_rules import EditRules
@@ -60,6 +61,12 @@ def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore) 
     """Return the uploads of a store."""
     connection, life_s, max_bytes = queue.connection, settings.upload_ttl_s, settings.upload_max_bytes
     return Uploads(store, connection, queue.keys, life_s=life_s, max_bytes=max_bytes, clock=connection.clock)
+
+
+def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStore) -> Thumbnails:
+    """Return the thumbnails of a store's images."""
+    connection, life_s = queue.connection, image_ttl_s(settings)
+    return Thumbnails(store, connection, queue.keys, life_s=life_s, clock=connection.clock)
 
 
 def call_slots(settings: Settings) -> int:

@@ -94,6 +94,7 @@ class Meter:
         self.written_back = Counter(dict.fromkeys(WRITTEN_BACK, 0))
         self.images = 0
         self.image_bytes = 0
+        self.thumbnails = 0
 
     @property
     def uptime_s(self) -> float:

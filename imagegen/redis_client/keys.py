@@ -60,6 +60,10 @@ class Keys:
         """String: a part of an image's bytes. Until the image expires."""
         return f"{{{self.prefix}}}:picture:{name}:{part}"
 
+    def thumbnail(self, name: str) -> str:
+        """String: type, size and hash of a thumbnail, or a claim while it is made. Until the image's task expires."""
+        return f"{{{self.prefix}}}:thumbnail:{name}"
+
     def upload(self, sha256: str) -> str:
         """String: type, size and expiry of an uploaded image. Until it expires and no task may need it any more."""
         return f"{{{self.prefix}}}:upload:{sha256}"

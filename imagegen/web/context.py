@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from imagegen.images.store import ImageStore
+from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.own_addresses import OwnAddresses
 from imagegen.providers.model_table import ModelTable
@@ -99,6 +100,7 @@ class Services:
     feed: Feed
     store: ImageStore
     inputs: InputImages
+    thumbnails: Thumbnails
     identity: TaskIdentity
     readiness: Readiness
     public_url: str | None

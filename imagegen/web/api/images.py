@@ -1,4 +1,4 @@
-"""Route of image bytes: GET and HEAD /api/images/{taskId}/{index}."""
+"""Route of image bytes and thumbnails: GET and HEAD /api/images/{taskId}/{index}."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 
 from aiohttp import hdrs, web
 
-from imagegen.errors import ImageExpired, TaskNotFound
+from imagegen.errors import FieldError, ImageExpired, InvalidRequest, TaskNotFound
+from imagegen.images.thumbnails import SIZES, Wanted
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES, Services
@@ -19,11 +20,16 @@ _INDEX = re.compile(r"0|[1-9][0-9]?")
 _OWN_QUERY = re.compile(r"v=[0-9a-f]{12}")
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 18
+_SIZES = {str(size): size for size in SIZES}
 _EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 async def get_image(request: web.Request) -> web.StreamResponse:
-    """Send one image's bytes. Raises TaskNotFound, ImageExpired, StoreUnavailable."""
+    """Send one image's bytes, or those of its thumbnail.
+
+    Raises: TaskNotFound, ImageExpired, StoreUnavailable; InvalidRequest, UnsupportedImage for a thumbnail.
+    """
+    size = _thumbnail_size(request)
     services = request.app[SERVICES]
     task = await services.queue.get(request.match_info["task_id"])
     image = _image(task, request.match_info["index"])
@@ -37,6 +43,8 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     version = _version(request)
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
+    if size is not None:
+        return await _thumbnail(request, services, task, Wanted(task.id, image, size, task.expires_at))
     return await _answer(request, services, task, image)
 
 
@@ -50,6 +58,18 @@ def _version(request: web.Request) -> str | None:
     """Return the `v` of the query."""
     query = request.rel_url.raw_query_string
     return query[2:] if _OWN_QUERY.fullmatch(query) else request.query.get("v")
+
+
+def _thumbnail_size(request: web.Request) -> int | None:
+    """Return the `size` of the query, None if there is none. Raises InvalidRequest."""
+    query = request.rel_url.raw_query_string
+    if not query or _OWN_QUERY.fullmatch(query) or "size" not in request.query:
+        return None
+    sizes = request.query.getall("size")
+    size = _SIZES.get(sizes[0])
+    if size is None or len(sizes) > 1:
+        raise InvalidRequest(details=[FieldError("size", f"must be one of {', '.join(_SIZES)}")])
+    return size
 
 
 def _image(task: Task | None, index: str) -> StoredImage | None:
@@ -83,6 +103,31 @@ async def _answer(request: web.Request, services: Services, task: Task, image: S
     if opened is None:
         raise ImageExpired
     return await request.app[IMAGE_SENDER].send(request, opened, part, status, headers)
+
+
+async def _thumbnail(request: web.Request, services: Services, task: Task, wanted: Wanted) -> web.StreamResponse:
+    """Answer with a thumbnail, as long as its image is there."""
+    image = wanted.image
+    etag = f'"{image.sha256[:32]}-{wanted.size}"'
+    if not await services.store.contains(task.id, image):
+        raise ImageExpired
+    if etag_matches(request, etag):
+        return web.Response(status=304, headers=_thumbnail_headers(request, task, wanted, etag))
+    found = await services.thumbnails.open(wanted)
+    if found is None:
+        raise ImageExpired
+    thumbnail, opened = found
+    headers = _thumbnail_headers(request, task, wanted, etag) | {hdrs.CONTENT_TYPE: thumbnail.content_type}
+    if request.method == hdrs.METH_HEAD:
+        opened.close()
+        return web.Response(headers=headers | {hdrs.CONTENT_LENGTH: str(thumbnail.size_bytes)})
+    return await request.app[IMAGE_SENDER].send(request, opened, range(thumbnail.size_bytes), 200, headers)
+
+
+def _thumbnail_headers(request: web.Request, task: Task, wanted: Wanted, etag: str) -> dict[str, str]:
+    headers = _headers(request, task, wanted.image, etag)
+    name = f"{task.id}-{wanted.image.index}-{wanted.size}.webp"
+    return headers | {"Accept-Ranges": "none", "Content-Disposition": f'inline; filename="{name}"'}
 
 
 async def _without_body(

@@ -251,16 +251,35 @@ IMAGE = Operation(
     FOLLOW,
     "Get the bytes of an image",
     "Take the `url` from `data`: with its `?v=` an image may be cached as long as it lives. Images count against no "
-    "limit, but a request for a missing image counts against the general limit (`RATE_LIMIT_MAX`).",
+    "limit, but a request for a missing image counts against the general limit (`RATE_LIMIT_MAX`). `&size=256` behind "
+    "it requests a thumbnail, which is made once, kept with the image, and cached alike; a `Range` is ignored then.",
     (
-        ResponseDoc(200, "The image.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
+        ResponseDoc(200, "The image, or its thumbnail.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
         ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
         ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
         ResponseDoc(304, "The client has this version.", headers=_IMAGE_HEADERS),
         ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
     ),
-    (named.TASK, named.INDEX, named.VERSION, named.IF_NONE_MATCH, named.RANGE, named.IF_RANGE, named.LANGUAGE),
-    errors=(TaskNotFound, RouteNotFound, ImageExpired, RateLimited, StoreUnavailable, QueueUnavailable),
+    (
+        named.TASK,
+        named.INDEX,
+        named.VERSION,
+        named.SIZE,
+        named.IF_NONE_MATCH,
+        named.RANGE,
+        named.IF_RANGE,
+        named.LANGUAGE,
+    ),
+    errors=(
+        InvalidRequest,
+        TaskNotFound,
+        RouteNotFound,
+        ImageExpired,
+        UnsupportedImage,
+        RateLimited,
+        StoreUnavailable,
+        QueueUnavailable,
+    ),
     limit="misses",
 )
 

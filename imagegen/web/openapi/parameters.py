@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from imagegen.images.thumbnails import SIZES
 from imagegen.web.api.events import MAX_TASKS
 from imagegen.web.api.long_poll import MAX_WAIT_S
 from imagegen.web.openapi import samples
@@ -49,6 +50,13 @@ WAIT = Parameter(
     example=30,
 )
 VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: with it the answer may be cached.", _TEXT)
+SIZE = Parameter(
+    "size",
+    "query",
+    "A thumbnail in place of the image: a WebP with at most so many pixels on its longer side, never enlarged.",
+    {"type": "integer", "enum": list(SIZES)},
+    example=256,
+)
 PREFER = Parameter(
     "Prefer",
     "header",

@@ -111,6 +111,7 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
     yield _counter("dead_letters", "Entries that could not be read.", meter.dead_letters)
     yield _counter("images", "Images of completed tasks.", meter.images)
     yield _counter("image_bytes", "Bytes of completed images that are stored.", meter.image_bytes)
+    yield _counter("thumbnails", "Thumbnails that were made.", meter.thumbnails)
 
 
 def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:

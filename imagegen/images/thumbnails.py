@@ -1,0 +1,225 @@
+"""Thumbnails of stored images: each is made once for all instances, and kept in the image store like an image.
+
+A thumbnail has the task and the index of its image, so it expires and counts under the store's cap as that does. Its
+record in Redis says which bytes it has; while it is made, the record is a claim of the instance that makes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import BinaryIO, TypeVar, cast
+
+import msgspec
+from loguru import logger
+from msgspec import Struct
+
+from imagegen.errors import FieldError, QueueUnavailable, StoreUnavailable, UnsupportedImage
+from imagegen.images.shrink import NoThumbnail, shrink
+from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage
+from imagegen.images.threads import WorkThreads
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.tasks.image import StoredImage
+
+_V = TypeVar("_V")
+
+SIZES = (64, 128, 256, 512)
+"""Pixels on the longer side."""
+
+CLAIM_S = 20.0
+"""Longest time for one thumbnail: then another instance may make it, since this one may have died."""
+
+POLL_S = 0.1
+"""How often an instance looks whether another one has made the thumbnail."""
+
+MAX_KNOWN = 10_000
+"""Records, and unusable images, in memory."""
+
+_CLAIM = b"making"
+
+_in_thread = WorkThreads(1, "thumbnails").run
+"""Make thumbnails in one thread: each may take 256 MiB."""
+
+
+class Wanted(Struct, frozen=True):
+    """A thumbnail that a client requests.
+
+    size: one of SIZES. expires_at: when the image's task expires, Unix time; None while it is unfinished.
+    """
+
+    task_id: str
+    image: StoredImage
+    size: int
+    expires_at: float | None
+
+    @property
+    def name(self) -> str:
+        """The thumbnail's name in Redis; another image at the same place has another one."""
+        return f"{self.task_id}:{self.image.index}:{self.image.sha256[:12]}:{self.size}"
+
+
+class _Made(Struct, frozen=True):
+    """A thumbnail's record, and its bytes if they were just made."""
+
+    record: StoredImage
+    data: bytes | None = None
+
+
+class Thumbnails:
+    """Thumbnails of all instances. While Redis is away, each instance makes its own.
+
+    life_s: how long a thumbnail of an unfinished task is kept.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        connection: Connection,
+        keys: Keys,
+        *,
+        life_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._connection = connection
+        self._keys = keys
+        self._life_s = life_s
+        self._clock = clock
+        self._known: dict[str, StoredImage] = {}
+        self._unusable: dict[str, None] = {}
+        self._finding: dict[str, asyncio.Task[_Made | None]] = {}
+        self._turn = asyncio.Semaphore(1)
+
+    async def open(self, wanted: Wanted) -> tuple[StoredImage, OpenedImage] | None:
+        """Return a thumbnail with its bytes, made now if there is none; None if the image is gone.
+
+        Raises: StoreUnavailable; UnsupportedImage if the image can't be decoded.
+        """
+        gone = None
+        for _ in range(2):
+            known = self._known.get(wanted.name)
+            made = _Made(known) if known is not None else await self._find(wanted, gone)
+            if made is None:
+                return None
+            if made.data is not None:
+                return made.record, OpenedImage(made.record.size_bytes, made.data)
+            if opened := await self._store.open(wanted.task_id, made.record):
+                return made.record, opened
+            gone = self._known.pop(wanted.name, made.record)
+        raise StoreUnavailable
+
+    async def _find(self, wanted: Wanted, gone: StoredImage | None) -> _Made | None:
+        """Find or make a thumbnail once for all who wait for it. gone: a record whose bytes are not there any more."""
+        finding = self._finding.get(wanted.name)
+        if finding is None:
+            finding = self._finding[wanted.name] = asyncio.create_task(self._find_or_make(wanted, gone))
+            finding.add_done_callback(lambda done: self._found(wanted.name, done))
+        return await asyncio.shield(finding)
+
+    def _found(self, name: str, done: asyncio.Task[_Made | None]) -> None:
+        self._finding.pop(name, None)
+        if not done.cancelled() and done.exception() is None and (made := done.result()):
+            _put(self._known, name, made.record)
+
+    async def _find_or_make(self, wanted: Wanted, gone: StoredImage | None) -> _Made | None:
+        if wanted.name in self._unusable:
+            raise _unusable()
+        try:
+            if found := await self._claim(wanted.name, gone):
+                return _Made(found)
+        except QueueUnavailable:
+            return await self._make(wanted)
+        made = None
+        try:
+            made = await self._make(wanted)
+        finally:
+            with suppress(QueueUnavailable):
+                await self._write(wanted, None if made is None else made.record)
+        return made
+
+    async def _claim(self, name: str, gone: StoredImage | None) -> StoredImage | None:
+        """Return the record of a thumbnail; None once this instance has to make it. Raises QueueUnavailable."""
+        key, life_ms = self._keys.thumbnail(name), int(CLAIM_S * 1000)
+        while True:
+            async with self._connection.deadline():
+                found = cast(
+                    bytes | None,
+                    await self._connection.commands.set(key, _CLAIM, px=life_ms, nx=True, get=True),
+                )
+            self._count(1)
+            if found is None:
+                return None
+            if found != _CLAIM:
+                record = _parse(found)
+                if record is not None and record != gone:
+                    return record
+                async with self._connection.deadline():
+                    await self._connection.commands.set(key, _CLAIM, px=life_ms)
+                self._count(1)
+                return None
+            await asyncio.sleep(POLL_S)
+
+    async def _write(self, wanted: Wanted, record: StoredImage | None) -> None:
+        """Replace the claim by the record; by nothing if there is none. Raises QueueUnavailable."""
+        key = self._keys.thumbnail(wanted.name)
+        async with self._connection.deadline():
+            if record is None:
+                await self._connection.commands.unlink(key)
+            else:
+                end_ms = int(self._expires_at(wanted) * 1000)
+                await self._connection.commands.set(key, msgspec.json.encode(record), pxat=end_ms)
+        self._count(1)
+
+    async def _make(self, wanted: Wanted) -> _Made | None:
+        """Make and save a thumbnail; None if the image is gone. Raises StoreUnavailable, UnsupportedImage."""
+        async with self._turn:
+            opened = await self._store.open(wanted.task_id, wanted.image)
+            if opened is None:
+                return None
+            with closing(opened):
+                source = opened.file or await opened.read_all()
+                try:
+                    data, width, height = await _in_thread(shrink, cast(BinaryIO, source), wanted.size)
+                except NoThumbnail as error:
+                    logger.info("No thumbnail can be made of an image: {}", error)
+                    _put(self._unusable, wanted.name, None)
+                    raise _unusable() from error
+        self._connection.meter.thumbnails += 1
+        sha256 = hashlib.sha256(data).hexdigest()
+        image = VerifiedImage("image/webp", len(data), width, height, sha256, data)
+        await self._save(wanted, image)
+        return _Made(image.stored_at(wanted.image.index, store_id=self._store.store_id), data)
+
+    async def _save(self, wanted: Wanted, image: VerifiedImage) -> None:
+        """Save a thumbnail if the store can take it; else it is made again when it is requested next."""
+        if self._store.health.writable:
+            with suppress(StoreUnavailable):
+                await self._store.save(wanted.task_id, wanted.image.index, image, self._expires_at(wanted))
+
+    def _expires_at(self, wanted: Wanted) -> float:
+        return self._clock() + self._life_s if wanted.expires_at is None else wanted.expires_at
+
+    def _count(self, commands: int) -> None:
+        self._connection.meter.redis_commands_sent("pictures", commands)
+
+
+def _unusable() -> UnsupportedImage:
+    return UnsupportedImage(details=[FieldError("size", "no thumbnail can be made of this image: request it whole")])
+
+
+def _put(kept: dict[str, _V], name: str, value: _V) -> None:
+    """Add to a bounded dictionary; the oldest goes first."""
+    if len(kept) >= MAX_KNOWN:
+        del kept[next(iter(kept))]
+    kept[name] = value
+
+
+def _parse(written: bytes) -> StoredImage | None:
+    try:
+        return msgspec.json.decode(written, type=StoredImage)
+    except (msgspec.MsgspecError, ValueError):
+        return None

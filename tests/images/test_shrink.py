@@ -1,0 +1,206 @@
+"""Tests of thumbnails made from images of every kind, and from hostile ones."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from imagegen.images.shrink import NoThumbnail, shrink
+
+KINDS = ["PNG", "JPEG", "WEBP"]
+
+
+def gradient(size: tuple[int, int] = (1000, 600)) -> Image.Image:
+    """Return an image that is dark at its left and bright at its right."""
+    return Image.linear_gradient("L").rotate(90).resize(size).convert("RGB")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def thumbnail(data: bytes, size: int = 256) -> Image.Image:
+    made = shrink(data, size)
+    image = Image.open(io.BytesIO(made.data))
+    image.load()
+    assert (image.format, image.size) == ("WEBP", (made.width, made.height))
+    assert max(image.size) <= size
+    assert not image.is_animated
+    return image
+
+
+def is_brighter_right(image: Image.Image) -> bool:
+    grey = image.convert("L")
+    row = grey.height // 2
+    return grey.getpixel((2, row)) < 40 and grey.getpixel((grey.width - 3, row)) > 215
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """Return a PNG of one grey byte per pixel; without `pixels`, with a stream of zeros that is as small as may be."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    stream = zlib.compress(pixels or bytes((width + 1) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_a_thumbnail_has_the_size_on_its_longer_side_and_the_same_picture(kind: str, size: int) -> None:
+    image = thumbnail(encoded(gradient(), kind), size)
+    assert image.size == (size, round(size * 0.6))
+    assert is_brighter_right(image)
+
+
+@pytest.mark.parametrize("size", [(2048, 2048), (3500, 1500), (1500, 3500), (16384, 64), (511, 8000)])
+def test_a_large_image_keeps_its_shape_and_its_picture(size: tuple[int, int]) -> None:
+    image = thumbnail(encoded(gradient(size)))
+    assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.02, abs=0.05) or 1 in image.size
+    if min(image.size) > 20:
+        assert is_brighter_right(image)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(1, 1), (20, 10), (64, 64), (255, 256)])
+def test_a_small_image_is_not_enlarged(kind: str, size: tuple[int, int]) -> None:
+    assert thumbnail(encoded(gradient(size), kind)).size == size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("orientation", "turned"), [(1, False), (2, False), (3, False), (6, True), (8, True), (99, False)]
+)
+def test_the_exif_orientation_is_honoured(kind: str, orientation: int, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = thumbnail(encoded(gradient(), kind, exif=exif))
+    assert image.size == ((154, 256) if turned else (256, 154))
+    assert is_brighter_right(image) is (orientation in (1, 99))
+    assert not image.getexif()
+
+
+def test_the_colours_of_a_cmyk_jpeg_are_kept() -> None:
+    image = thumbnail(encoded(Image.new("RGB", (600, 400), (200, 30, 40)).convert("CMYK"), "JPEG"))
+    assert image.mode == "RGB"
+    assert image.getpixel((50, 50)) == pytest.approx((200, 30, 40), abs=12)
+
+
+@pytest.mark.parametrize("size", [(1000, 600), (2000, 1200)])
+def test_sixteen_bits_are_scaled_and_not_cut(size: tuple[int, int]) -> None:
+    row = struct.pack(f"<{size[0]}H", *(number * 65_535 // size[0] for number in range(size[0])))
+    image = Image.frombytes("I;16", size, row * size[1])
+    assert is_brighter_right(thumbnail(encoded(image)))
+
+
+@pytest.mark.parametrize("size", [(1000, 600), (2000, 1200)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette with one transparent colour"])
+def test_transparency_is_kept(mode: str, size: tuple[int, int]) -> None:
+    image = gradient(size)
+    alpha = Image.linear_gradient("L").resize(size)
+    options: dict[str, object] = {}
+    if mode in ("RGBA", "LA"):
+        image = image.convert("RGB" if mode == "RGBA" else "L")
+        image.putalpha(alpha)
+    else:
+        image = image.quantize(32)
+        darkest = image.getpixel((0, 0))
+        options["transparency"] = darkest if mode != "P" else bytes([0 if n == darkest else 255 for n in range(32)])
+    made = thumbnail(encoded(image, **options))
+    assert made.mode == "RGBA"
+    low, high = made.getchannel("A").getextrema()
+    assert low < 20
+    assert high > 235
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_the_first_frame_of_an_animation_is_shown(kind: str) -> None:
+    first = gradient()
+    data = encoded(first, kind, save_all=True, append_images=[first.rotate(180), first.rotate(90)], duration=40)
+    assert is_brighter_right(thumbnail(data))
+
+
+def test_a_progressive_jpeg_and_a_broken_profile_are_no_obstacle() -> None:
+    for profile in (b"junk", b"x" * 100_000):
+        assert is_brighter_right(thumbnail(encoded(gradient(), "JPEG", progressive=True, icc_profile=profile)))
+
+
+def test_noise_gets_a_lower_quality_until_its_file_is_small() -> None:
+    noise = Image.merge("RGB", [Image.effect_noise((800, 800), 120) for _ in range(3)])
+    assert len(shrink(encoded(noise, "JPEG"), 256).data) < 20_000
+
+
+def test_a_truncated_jpeg_is_shown_as_far_as_it_came_and_a_truncated_png_refused() -> None:
+    data = encoded(Image.effect_noise((1000, 800), 90).convert("RGB"), "JPEG")
+    assert thumbnail(data[: len(data) // 2] + b"\xff\xd9").size == (256, 205)
+    data = encoded(Image.effect_noise((500, 500), 90))
+    with pytest.raises(NoThumbnail):
+        shrink(data[: len(data) // 2], 256)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"<svg/>", b"\xff\xd8\xff\xd9", b"RIFF\x04\0\0\0WEBP", png(8, 8, b"x")]
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(NoThumbnail):
+        shrink(data, 256)
+
+
+def test_a_format_that_the_store_does_not_take_is_not_decoded() -> None:
+    with pytest.raises(NoThumbnail):
+        shrink(encoded(gradient(), "GIF"), 256)
+
+
+def peak_kib(data: bytes) -> tuple[str, int]:
+    """Return what a process of its own prints for a thumbnail of a file, and how much memory it took for it."""
+    code = """
+import re, sys
+from imagegen.images.shrink import NoThumbnail, shrink
+
+def peak():
+    return int(re.search("VmHWM: *(.*) kB", open("/proc/self/status").read())[1])
+
+shrink(bytes.fromhex(sys.argv[1]), 256)
+before = peak()
+try:
+    print(shrink(sys.stdin.buffer.read(), 256).width)
+except NoThumbnail:
+    print("refused")
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", code, png(8, 8).hex()]
+    done = subprocess.run(command, input=data, capture_output=True, check=True, timeout=50)
+    assert done.stderr == b""
+    shown, kib = done.stdout.split()
+    return shown.decode(), int(kib)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize(
+    ("make", "shown", "most_mib"),
+    [
+        pytest.param(lambda: png(16_384, 16_384), "refused", 2, id="png bomb"),
+        pytest.param(lambda: encoded(Image.new("L", (16_383, 1_100)), "WEBP"), "refused", 140, id="large webp"),
+        pytest.param(lambda: encoded(Image.new("RGB", (8_000, 6_200)), compress_level=1), "256", 220, id="large png"),
+        pytest.param(lambda: encoded(Image.new("RGB", (8_000, 6_200)), "JPEG"), "256", 16, id="large jpeg"),
+    ],
+)
+def test_memory_is_bounded_by_the_header_of_a_file(make: Callable[[], bytes], shown: str, most_mib: int) -> None:
+    data = make()
+    assert len(data) < 2_000_000
+    assert peak_kib(data) == (shown, pytest.approx(0, abs=most_mib * 1024))
+
+
+def test_pillow_is_not_imported_before_the_first_thumbnail() -> None:
+    code = "import sys, imagegen.app, imagegen.images.shrink; sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

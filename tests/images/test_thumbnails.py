@@ -1,0 +1,232 @@
+"""Tests that a thumbnail is made once for all instances and kept in every kind of store."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zlib
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagegen.errors import QueueUnavailable, StoreUnavailable, UnsupportedImage
+from imagegen.images import thumbnails as module
+from imagegen.images.disk import DiskStore
+from imagegen.images.sniff import sniff
+from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.images.thumbnails import SIZES, Thumbnails, Wanted
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.tasks.image import StoredImage
+
+TASK = "0123456789abcdef0123456789abcdef"
+
+
+class Instance:
+    """One instance with its own connection."""
+
+    def __init__(self, store: ImageStore, redis_url: str, prefix: str) -> None:
+        self.store = store
+        self.connection = Connection(redis_url)
+        self.thumbnails = Thumbnails(store, self.connection, Keys(prefix), life_s=600.0)
+
+    @property
+    def made(self) -> int:
+        return self.connection.meter.thumbnails
+
+    @property
+    def commands(self) -> int:
+        return self.connection.meter.commands["pictures"]
+
+    async def bytes_of(self, image: StoredImage, size: int = 256) -> bytes | None:
+        found = await self.thumbnails.open(Wanted(TASK, image, size, self.connection.clock() + 500))
+        if found is None:
+            return None
+        record, opened = found
+        data = await opened.read_all()
+        opened.close()
+        assert (record.size_bytes, record.content_type) == (len(data), "image/webp")
+        with Image.open(io.BytesIO(data)) as opened_image:
+            assert (opened_image.format, opened_image.size) == ("WEBP", (record.width, record.height))
+            assert max(opened_image.size) <= size
+        return data
+
+
+def picture(colour: str = "teal") -> VerifiedImage:
+    file = io.BytesIO()
+    Image.new("RGB", (640, 400), colour).save(file, "PNG")
+    return sniff(file.getvalue())
+
+
+def undecodable() -> VerifiedImage:
+    """Return a PNG that is whole by its headers and check sums; its pixels are no deflate stream."""
+    data = picture().data
+    assert data is not None
+    pixels = b"IDATx"
+    return sniff(data[:33] + b"\0\0\0\1" + pixels + zlib.crc32(pixels).to_bytes(4, "big") + data[-12:])
+
+
+Start = Callable[..., Awaitable[Instance]]
+
+
+@pytest.fixture
+async def start(open_store, redis_url: str, prefix: str):
+    async with AsyncExitStack() as stack:
+
+        async def start_one(store: ImageStore | None = None) -> Instance:
+            instance = Instance(store or await open_store(), redis_url, prefix)
+            stack.push_async_callback(instance.connection.close)
+            return instance
+
+        yield start_one
+
+
+async def save(instance: Instance, image: VerifiedImage, index: int = 0) -> StoredImage:
+    await instance.store.save(TASK, index, image, instance.connection.clock() + 600)
+    return image.stored_at(index, store_id=instance.store.store_id)
+
+
+async def test_a_hundred_requests_on_two_instances_make_one_thumbnail(start: Start) -> None:
+    first, second = await start(), await start()
+    image = await save(first, picture())
+    both = [instance.bytes_of(image) for _ in range(50) for instance in (first, second)]
+    seen = set(await asyncio.gather(*both))
+    assert len(seen) == 1
+    assert first.made + second.made == 1
+
+
+async def test_each_size_and_each_image_has_its_own_thumbnail(start: Start) -> None:
+    instance = await start()
+    images = [await save(instance, picture("teal")), await save(instance, picture("red"), 1)]
+    seen = {await instance.bytes_of(image, size) for image in images for size in SIZES}
+    assert len(seen) == instance.made == 8
+
+
+async def test_another_instance_serves_what_was_made_for_one_more_command(start: Start) -> None:
+    first, second = await start(), await start()
+    image = await save(first, picture())
+    before = first.commands
+    made = await first.bytes_of(image)
+    assert await second.bytes_of(image) == made
+    assert await first.bytes_of(image) == made
+    assert (first.made, second.made) == (1, 0)
+    if isinstance(first.store, DiskStore):
+        assert (first.commands - before, second.commands) == (2, 1)
+
+
+async def test_the_thumbnail_of_a_replaced_image_is_another_one(start: Start) -> None:
+    instance = await start()
+    before = await instance.bytes_of(await save(instance, picture("teal")))
+    assert await instance.bytes_of(await save(instance, picture("red"))) != before
+
+
+async def test_an_image_that_is_gone_has_no_thumbnail(start: Start) -> None:
+    instance = await start()
+    await save(instance, picture())
+    gone = picture("red").stored_at(0, store_id=instance.store.store_id)
+    assert await instance.bytes_of(gone) is None
+    assert await instance.bytes_of(await save(instance, picture("red"))) is not None
+
+
+async def test_an_evicted_thumbnail_is_made_again(start: Start, open_store) -> None:
+    image = picture()
+    store = await open_store(max_bytes=image.size_bytes)
+    first, second = await start(store), await start(store)
+    stored = await save(first, image)
+    made = await first.bytes_of(stored)
+    stored = await save(first, image)  # evicts the thumbnail, which is the oldest now
+    assert await second.bytes_of(stored) == made
+    assert second.made == 1
+    stored = await save(first, image)
+    assert await first.bytes_of(stored) == made
+    assert first.made == 2
+
+
+async def test_a_claim_of_an_instance_that_died_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLAIM_S", 0.3)
+    monkeypatch.setattr(module, "POLL_S", 0.02)
+    dead, live = await start(), await start()
+    image = await save(live, picture())
+    assert await dead.thumbnails._claim(Wanted(TASK, image, 256, None).name, None) is None
+    assert await live.bytes_of(image) is not None
+    assert live.made == 1
+
+
+async def test_a_foreign_record_is_replaced(start: Start) -> None:
+    instance = await start()
+    image = await save(instance, picture())
+    key = instance.thumbnails._keys.thumbnail(Wanted(TASK, image, 256, None).name)
+    await instance.connection.commands.set(key, b"what is this?")
+    assert await instance.bytes_of(image) is not None
+
+
+async def test_an_image_that_cannot_be_decoded_is_tried_once(start: Start) -> None:
+    instance = await start()
+    image = await save(instance, undecodable())
+    before = instance.commands
+    for _ in range(3):
+        with pytest.raises(UnsupportedImage):
+            await instance.bytes_of(image)
+    assert instance.made == 0
+    if isinstance(instance.store, DiskStore):
+        assert instance.commands - before == 2
+    other = await start(instance.store)
+    with pytest.raises(UnsupportedImage):
+        await other.bytes_of(image)
+
+
+async def test_thumbnails_are_made_while_redis_is_away(
+    redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path / "images", 10_000_000)
+    await store.start()
+    instance = Instance(store, redis_url, prefix)
+    image = await save(instance, picture())
+
+    async def away(*_: object, **__: object) -> None:
+        raise QueueUnavailable
+
+    monkeypatch.setattr(instance.connection.commands, "set", away)
+    made = await instance.bytes_of(image)
+    assert made is not None
+    assert await instance.bytes_of(image) == made
+    assert instance.made == 1
+    await instance.connection.close()
+    await store.close()
+
+
+async def test_a_store_that_cannot_save_still_has_thumbnails(redis_url: str, prefix: str, tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "images", 10_000_000)
+    await store.start()
+    instance = Instance(store, redis_url, prefix)
+    image = await save(instance, picture())
+    files = len(list((tmp_path / "images").rglob("*.*")))
+    store.health.mark_failed("ENOSPC")
+    assert await instance.bytes_of(image) == await instance.bytes_of(image)
+    assert instance.made == 2
+    assert len(list((tmp_path / "images").rglob("*.*"))) == files
+    await instance.connection.close()
+    await store.close()
+
+
+async def test_a_store_that_cannot_be_read_is_an_error_and_leaves_no_claim(
+    redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path / "images", 10_000_000)
+    await store.start()
+    instance = Instance(store, redis_url, prefix)
+    image = await save(instance, picture())
+
+    async def unreadable(*_: object) -> None:
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "open", unreadable)
+        with pytest.raises(StoreUnavailable):
+            await instance.bytes_of(image)
+    assert await instance.bytes_of(image) is not None
+    await instance.connection.close()
+    await store.close()
