@@ -21,18 +21,17 @@ from imagegen.byte_budget import ByteBudget
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
+    create_disk_store,
     create_provider,
     create_rate_limits,
     create_thumbnails,
     create_uploads,
     image_ttl_s,
-    longest_life_s,
     task_identity,
 )
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
-from imagegen.images.cached import CACHE_MAX_BYTES, CachedStore, cache_health
-from imagegen.images.disk import DiskStore
+from imagegen.images.cached import CachedStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.link_store import UpstreamStore
@@ -191,16 +190,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 async def _images(app: web.Application) -> AsyncIterator[None]:
     settings, supervisor, clock = app[SETTINGS], app[SUPERVISOR], app[CONNECTION].clock
     shared = create_blob_store(settings, app[QUEUE])
-    folder = settings.data_dir / ("cache" if shared else "images")
-    cap = min(settings.image_store_max_bytes, CACHE_MAX_BYTES) if shared else settings.image_store_max_bytes
-    disk = DiskStore(
-        folder,
-        cap,
-        life_s=longest_life_s(settings),
-        health=cache_health() if shared else None,
-        clock=clock,
-        others_live=lambda: not app[QUEUE].notifier.alone,
-    )
+    disk = create_disk_store(settings, app[QUEUE], is_cache=shared is not None)
     store: ImageStore = disk
     if shared:
         store = CachedStore(shared, disk, clock=clock)

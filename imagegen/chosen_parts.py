@@ -7,6 +7,8 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
+from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
+from imagegen.images.disk import DiskStore
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.store import ImageStore
@@ -45,6 +47,19 @@ def create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStor
         max_bytes, life_s = settings.image_store_max_bytes, longest_life_s(settings)
         return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
     return None
+
+
+def create_disk_store(settings: Settings, queue: QueueInstance, *, is_cache: bool) -> DiskStore:
+    """Return the store on the disk, or the cache on it in front of the store that all instances share."""
+    max_bytes = settings.image_store_max_bytes
+    return DiskStore(
+        settings.data_dir / ("cache" if is_cache else "images"),
+        min(max_bytes, CACHE_MAX_BYTES) if is_cache else max_bytes,
+        life_s=longest_life_s(settings),
+        health=cache_health() if is_cache else None,
+        clock=queue.connection.clock,
+        others_live=lambda: not queue.notifier.alone,
+    )
 
 
 def image_ttl_s(settings: Settings) -> float:
