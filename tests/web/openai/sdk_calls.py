@@ -2,8 +2,8 @@
 
     python sdk_calls.py NAME VERSION
 
-Reads lines {"sdk", "mode", "at_once", "calls": [{"base", "method", "options", "fields"}]}, answers each with a JSON
-list.
+Reads lines {"sdk", "mode", "at_once", "calls": [{"base", "method", "options", "fields", "files"}]}, answers each with a
+JSON list. files: one base64 text or a list of them for each field.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import base64
 import hashlib
 import importlib.metadata
 import inspect
+import io
 import json
 import os
 import sys
@@ -34,12 +35,26 @@ def call(sdk: str, mode: str, spec: dict) -> object:
     if sdk == "litellm":
         import litellm
 
-        method = litellm.aimage_generation if mode == "async" else litellm.image_generation
-        return method(api_base=spec["base"], api_key="any", **spec["options"], **spec["fields"])
+        name = {"images.generate": "image_generation", "images.edit": "image_edit"}[spec["method"]]
+        method = getattr(litellm, f"a{name}" if mode == "async" else name)
+        return method(api_base=spec["base"], api_key="any", **spec["options"], **spec["fields"], **files_of(spec))
     method = client_of(sdk, mode, spec["base"], spec["options"])
     for name in spec["method"].split("."):
         method = getattr(method, name)
-    return method(**spec["fields"])
+    return method(**spec["fields"], **files_of(spec))
+
+
+def files_of(spec: dict) -> dict:
+    return {
+        name: [file_of(text) for text in value] if isinstance(value, list) else file_of(value)
+        for name, value in spec["files"].items()
+    }
+
+
+def file_of(text: str) -> object:
+    file = io.BytesIO(base64.b64decode(text))
+    file.name = "image.png"
+    return file
 
 
 async def result_of(sdk: str, mode: str, spec: dict) -> dict:

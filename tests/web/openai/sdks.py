@@ -47,12 +47,16 @@ class Sdk:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call of a client. base: its base URL; method: dotted; options: of the client; fields: of the call."""
+    """Call of a client. base: its base URL; method: dotted; options: of the client; fields: of the call.
+
+    files: one base64 text or a list of them for each field.
+    """
 
     base: str
     fields: dict[str, Any] = field(default_factory=dict)
     method: str = "images.generate"
     options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str | list[str]] = field(default_factory=dict)
 
 
 class Packages:

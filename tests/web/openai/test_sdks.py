@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from PIL import Image
 
 from tests.web.openai.conftest import Serve, Service
 from tests.web.openai.sdks import Call, Packages, Sdk
@@ -217,3 +220,81 @@ async def test_litellm_raises_its_own_classes(sdk: Sdk, packages: Packages, serv
     results = await packages.run(sdk, calls)
     found = [(result["error"], result["status_code"]) for result in results]
     assert found == [(kind, status) for _, kind, status in expected]
+
+
+def encoded(colour: str | tuple[int, ...], mode: str = "RGB") -> str:
+    file = io.BytesIO()
+    Image.new(mode, (24, 16), colour).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+FILES = [encoded(colour) for colour in ("red", "green", "blue")]
+MASK = encoded((0, 0, 0, 0), "RGBA")
+HASHES = [hashlib.sha256(base64.b64decode(file)).hexdigest() for file in (*FILES, MASK)]
+
+
+@pytest.fixture
+async def editing(serve: Serve, upstream: EmulatedUpstream) -> Service:
+    """Start a service in front of an upstream that takes edits as OpenAI does."""
+    return await serve(provider="openai", openai_api_url=f"{upstream.url}/v1", openai_api_key="any")
+
+
+@pytest.mark.parametrize("sdk", [*OPENAI, *LITELLM], ids=str)
+async def test_a_client_edits_one_image_and_three_with_a_mask(
+    sdk: Sdk, packages: Packages, editing: Service, upstream: EmulatedUpstream
+) -> None:
+    name = "openai/an-edit-model" if sdk.name == "litellm" else "an-edit-model"
+    options = STRICT if sdk.name == "openai" else {}
+    fields: dict[str, Any] = {"model": name, "prompt": "a cat", "size": "512x256", "n": 1, "quality": "high"}
+    results = await packages.run(
+        sdk,
+        [
+            Call(f"{editing.url}/v1", fields, "images.edit", options, {"image": FILES[0]}),
+            Call(f"{editing.url}/v1", fields, "images.edit", options, {"image": FILES, "mask": MASK}),
+        ],
+    )
+    for result in results:
+        (entry,) = result["answer"]["data"]
+        assert await linked(editing, entry)
+    one, three = upstream.ledger.paid
+    assert [file.sha256 for file in one.inputs] == HASHES[:1]
+    assert [(file.field, file.sha256) for file in three.inputs] == list(
+        zip(["image[]"] * 3 + ["mask"], HASHES, strict=True)
+    )
+    assert (one.prompt, one.body["quality"], one.body["size"]) == ("a cat", "high", "512x256")
+
+
+@pytest.mark.parametrize("sdk", OPENAI, ids=str)
+async def test_a_client_streams_an_edit_and_repeats_it_without_a_second_payment(
+    sdk: Sdk, packages: Packages, editing: Service, upstream: EmulatedUpstream
+) -> None:
+    fields = {"model": "an-edit-model", "prompt": "a cat", "size": "1024x1024", "stream": True}
+    call = Call(f"{editing.url}/v1", fields, "images.edit", STRICT, {"image": FILES[0]})
+    (streamed,) = await packages.run(sdk, [call])
+    assert [event["type"] for event in streamed["events"]] == ["image_edit.completed"]
+    upstream.script({"fault": "ok", "delay_s": 1.4})
+    slow = Call(
+        f"{editing.url}/v1",
+        {"model": "an-edit-model", "prompt": "slow"},
+        "images.edit",
+        {"timeout": 0.7},
+        {"image": FILES[0]},
+    )
+    (result,) = await packages.run(sdk, [slow])
+    assert await linked(editing, result["answer"]["data"][0])
+    assert len(upstream.ledger.matching("slow")) == 1
+
+
+@pytest.mark.parametrize("sdk", TOGETHER, ids=str)
+async def test_togethers_client_sends_an_image_to_start_from(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    link = "https://images.example/a.png"
+    uri = f"data:image/png;base64,{FILES[0]}"
+    fields = {"model": "black-forest-labs/FLUX.1-kontext-pro", "prompt": "a cat"}
+    calls = [Call(f"{service.url}/v1", fields | {"image_url": image}, options=STRICT) for image in (link, uri)]
+    for result in await packages.run(sdk, calls):
+        assert result["answer"]["data"][0]["url"]
+    linked_call, with_bytes = upstream.ledger.paid
+    assert linked_call.body["image_url"] == link
+    assert [file.sha256 for file in with_bytes.inputs] == HASHES[:1]
