@@ -35,7 +35,7 @@ _CONTEXT_BYTES = 2_048
 _URI = re.compile(rb'"\s{0,8}data:image\\?/[a-z0-9.+-]{1,40}(?:;[a-z0-9=._-]{1,40}){0,2};base64,', re.IGNORECASE)
 _ENTRIES = rb'(?:\s*(?:"[^"]*"|\{[^{}]*\})\s*,)*'
 _IMAGE_FIELD = re.compile(
-    rb'"(?:imageUrl|image_url|image|mask)"\s*:\s*\Z'
+    rb'"(?:imageUrl|image_url|image|mask|url)"\s*:\s*\Z'
     rb'|"(?:referenceImages|reference_images|image|images)"\s*:\s*\[' + _ENTRIES + rb"\s*\Z"
 )
 """What precedes the value of a field that takes images."""

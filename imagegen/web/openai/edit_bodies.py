@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from imagegen.formats import printable
 from imagegen.images.uploads import PREFIX, Uploads
 from imagegen.tasks.request import MAX_IMAGES
 from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
-from imagegen.web.http.body import read_json
+from imagegen.web.http.body import parse_object
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
+from imagegen.web.http.json_images import ReceivedBody, receive_json
 
 MAX_PARTS = 80
 MAX_TEXT_BYTES = 4 * MAX_PROMPT_CHARS
@@ -25,6 +27,7 @@ MAX_TEXTS_BYTES = 1024 * 1024
 
 _FILES = MAX_IMAGES + 1
 _IMAGES = re.compile(r"images?(?:\[[0-9]{0,2}\])?")
+_PLACE = re.compile(r"image_url|reference_images(?:\[([0-9]{1,2})\])?")
 _SOURCE_NAMES = ("image", "images", "image_url", "imageUrl", "reference_images", "referenceImages")
 _MASK = "mask"
 _LINK_NAMES = ("image_url", "file_id", "url")
@@ -72,27 +75,26 @@ class EditBody:
             fields[_MASK] = self.mask[1]
         return fields
 
-    def respelled(self, error: InvalidRequest) -> InvalidRequest:
-        """Return the error of a generation under the names that the client used."""
-        details = []
-        for detail in error.details:
-            name, bracket, rest = detail.field.partition("[")
-            place = int(rest.partition("]")[0]) + 1 if bracket and rest[:1].isdigit() else 0
-            if name in ("image_url", "reference_images") and place < len(self.images):
-                details.append(FieldError(self.images[place][0], detail.message))
-            else:
-                details.append(detail)
-        return InvalidRequest(details=details)
+    def spell(self, name: str) -> str:
+        """Return the client's name of a field of the generation."""
+        if name == _MASK and self.mask is not None:
+            return self.mask[0]
+        match = _PLACE.fullmatch(name)
+        place = int(match[1] or -1) + 1 if match else len(self.images)
+        return self.images[place][0] if place < len(self.images) else name
 
 
-async def read_edit(request: web.Request, uploads: Uploads) -> EditBody:
-    """Read the body; the files of a form are saved as uploads while they come.
+@asynccontextmanager
+async def receive_edit(request: web.Request, uploads: Uploads) -> AsyncIterator[tuple[EditBody, ReceivedBody]]:
+    """Read the body; the files of a form are saved as uploads while they come. Images cut out of JSON end with it.
 
-    Raises what `BodyStream`, `Uploads.save` and `read_json` raise, with the client's name of a file's field.
+    Raises what `BodyStream`, `Uploads.save` and `receive_json` raise, with the client's name of a file's field.
     """
     if is_form(request):
-        return await _read_form(request, uploads)
-    return _read_object(await read_json(request))
+        yield await _read_form(request, uploads), ReceivedBody(b"")
+    else:
+        async with receive_json(request, uploads) as body:
+            yield _read_object(parse_object(body.raw)), body
 
 
 async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:

@@ -204,7 +204,7 @@ _EDIT_FORM = {
         "mask": {**_FILE, "description": "PNG, transparent where the image is to be changed."},
         "prompt": {"type": "string"},
     },
-    "additionalProperties": {"description": "Each other field of a generation, as text."},
+    "additionalProperties": {"type": "string", "description": "Each other field of a generation, as text."},
 }
 
 

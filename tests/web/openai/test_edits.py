@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -70,7 +71,8 @@ async def post(service: Any, data: FormData, path: str = "/v1/images/edits", **h
 
 async def post_json(service: Any, **body: Any) -> tuple[int, Any]:
     body = {"prompt": "a cat", "model": EDITOR} | SIZE | body
-    response = await service.request("POST", "/v1/images/edits", json=body)
+    data, headers = io.BytesIO(json.dumps(body).encode()), {"Content-Type": "application/json"}
+    response = await service.request("POST", "/v1/images/edits", data=data, headers=headers)
     return response.status, await response.json()
 
 
@@ -140,6 +142,30 @@ async def test_each_other_field_of_a_form_makes_another_request(editing, emulato
     _, second = await post(editing, form(("image", RED), **{changed: value}))
     assert first["id"] != second["id"]
     assert str(emulator.ledger.paid[1].body[changed]) == value
+
+
+@pytest.mark.parametrize("size", [(24, 16), (700, 700)])
+async def test_one_image_as_file_upload_or_data_uri_is_one_request(editing, emulator, size):
+    file = io.BytesIO()
+    Image.effect_noise(size, 90).convert("RGB").save(file, "PNG")
+    image = file.getvalue()
+    uri = data_uri(image)
+    _, first = await post(editing, form(("image", image), seed="7"))
+    for images in (
+        {"image": uri},
+        {"images": [{"image_url": uri}]},
+        {"images": [uri]},
+        {"image": {"image_url": {"url": uri}}},
+        {"image_url": uri},
+        {"images": [{"file_id": upload_id(image)}]},
+    ):
+        status, again = await post_json(editing, seed=7, **images)
+        assert (status, again.get("id")) == (200, first["id"]), again
+    body = {"prompt": "a cat", "model": EDITOR, "width": 64, "height": 64, "seed": 7, "imageUrl": uri}
+    data, headers = io.BytesIO(json.dumps(body).encode()), {"Content-Type": "application/json"}
+    response = await editing.request("POST", "/api/images/generate", data=data, headers=headers)
+    assert (await response.json())["taskId"] == first["id"]
+    assert emulator.ledger.paid_total == 1
 
 
 async def test_another_image_is_another_request(editing):
@@ -214,11 +240,15 @@ async def test_a_bad_form_names_its_field_and_costs_nothing(editing, emulator, d
         ({"image": 5}, "image"),
         ({"images": ["https://x.example/a.png"], "mask": ["a"]}, "mask"),
         ({"images": ["https://x.example/a.png"] * 17}, "images[0]"),
+        ({"images": ["https://x.example/a.png", {"file_id": UNKNOWN}]}, "images[1].file_id"),
+        ({"image": "https://x.example/a.png", "mask": {"image_url": data_uri(GIF, "gif")}}, "mask.image_url"),
+        ({"images": ["https://x.example/a.png", data_uri(RED[:-9])]}, "images[1]"),
     ],
 )
 async def test_a_bad_json_edit_names_its_field_and_costs_nothing(editing, emulator, images, param):
     status, body = await post_json(editing, **images)
-    assert (status, body["error"]["param"]) == (400, param), body
+    assert status in (400, 415)
+    assert body["error"]["param"] == param, body
     assert emulator.ledger.total == 0
 
 
@@ -235,6 +265,18 @@ async def test_a_streamed_edit_has_the_events_of_edits(editing):
     assert (response.status, response.content_type) == (200, "text/event-stream")
     assert "event: image_edit.completed" in text
     assert '"type":"image_edit.completed"' in text
+
+
+async def test_an_edit_may_be_polled_for(editing, emulator):
+    status, body = await post(editing, form(("image", RED)), "/v1/images/edits/async")
+    assert (status, body["object"]) == (202, "image.generation.task")
+    await emulator.ledger.wait_for(lambda ledger: ledger.paid)
+    async with asyncio.timeout(10):
+        while body["status"] == "processing":
+            response = await editing.request("GET", f"/v1/images/tasks/{body['id']}?wait=5")
+            body = await response.json()
+    assert body["status"] == "completed"
+    assert received(emulator) == [("image", upload_id(RED))]
 
 
 async def test_an_edit_may_be_accepted_without_waiting(editing):
