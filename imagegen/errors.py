@@ -225,8 +225,8 @@ class UpstreamError(ImagegenError):
     unreached: the provider was certainly not reached, so nothing can have been paid.
     partly_sent: it was reached, but not the whole request was sent, so nothing can have been paid.
     retry_after_s: seconds to wait, by the upstream.
-    parameter: the one request field (snake_case, as on Together's wire) that the model refused.
-    max_count: how many images a call may request, if the model refused their number; `parameter` is `n` then.
+    refused: fields that the upstream refused by name, as it spells them; see `refused_fields`.
+    max_count: how many images a call may request, if the model refused their number.
     status: the upstream's HTTP status, None where none came.
     upstream_detail: the upstream's own words, for the log; `detail` where they are fit for the client.
     """
@@ -241,7 +241,7 @@ class UpstreamError(ImagegenError):
         unreached: bool = False,
         partly_sent: bool = False,
         retry_after_s: float | None = None,
-        parameter: str | None = None,
+        refused: tuple[str, ...] = (),
         max_count: int | None = None,
         status: int | None = None,
         upstream_detail: str | None = None,
@@ -254,7 +254,7 @@ class UpstreamError(ImagegenError):
         self.unreached = unreached
         self.partly_sent = partly_sent
         self.retry_after_s = retry_after_s
-        self.parameter = parameter
+        self.refused = refused
         self.max_count = max_count
         self.status = status
         self.upstream_detail = detail if upstream_detail is None else upstream_detail

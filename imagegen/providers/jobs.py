@@ -194,7 +194,8 @@ def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> 
     status = _status_of(job, fields, fault)
     if status is None:
         error = error_from_response(422, {}, body, secret=secret)
-        if error.code not in _OF_THE_REQUEST and not error.parameter and fault.get("type") != "invalid_request_error":
+        named = error.refused or error.max_count or fault.get("type") == "invalid_request_error"
+        if error.code not in _OF_THE_REQUEST and not named:
             error = error_from_response(500, {}, body, secret=secret)
     else:
         error = error_from_response(status, {}, body, secret=secret)

@@ -21,6 +21,7 @@ from imagegen.errors import UpstreamError
 from imagegen.providers.large_body import LARGE_BYTES, load_json, parse_large
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
+from imagegen.providers.refused_fields import refused_fields
 from imagegen.providers.reply_details import parse_details
 from imagegen.tasks.image import GivenImage, ImageBase64, ImageBytes, ImageLink
 
@@ -54,10 +55,6 @@ _MODEL = re.compile(
     r"model is not supported for image generation|unable to access (?:non-serverless )?model", re.IGNORECASE
 )
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
-_PARAMETER = re.compile(
-    r"(?:unsupported use of|un(?:known|supported|recognized) parameter:?|argument not supported:?) ['\"]?([a-z_]+)",
-    re.IGNORECASE,
-)
 _PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
 _MASKED_KEY = re.compile(r"\S{0,80}\*{3,}\S{0,80}")
 _HTML = re.compile(r"<\s*(?:!doctype|html|head|body)\b", re.IGNORECASE)
@@ -66,15 +63,6 @@ _PLAIN_LINK = re.compile(r"https?://[a-z0-9.-]+/[!-~]*")
 """Form of most links, so that few need a full parse to check that they name a host."""
 
 _LIMIT_NAMES = tuple((f"x-ratelimit-{name}", f"x-ratelimit-{name}-dynamic") for name in ("limit", "remaining", "reset"))
-
-_OUR_NAMES = {
-    "num_inference_steps": "steps",
-    "step": "steps",
-    "guidance": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "response_extension": "output_format",
-}
-
 
 _OPERATOR_MUST_ACT = {
     "upstream_auth": "The provider does not accept this service's key; the operator of this service must act",
@@ -130,8 +118,9 @@ def error_from_response(
     complaint = _complaint(fields or {})
     meant = _effective_status(status, fields or {}, complaint)
     max_count = _max_count(meant, complaint)
-    parameter = "n" if max_count else _parameter(complaint) if meant in _REFUSED else None
-    code = "upstream_invalid_request" if parameter else _code(meant, complaint, is_json=fields is not None)
+    refused = _refused_fields(meant, fields or {}, complaint)
+    is_about_fields = bool(max_count or refused)
+    code = "upstream_invalid_request" if is_about_fields else _code(meant, complaint, is_json=fields is not None)
     retryable = code in _RETRYABLE
     said = _detail(status, body, fields, complaint, secret)
     return UpstreamError(
@@ -141,7 +130,7 @@ def error_from_response(
         ambiguous=retryable and may_have_run(status, body, is_own_error=_is_own_error(fields)),
         unreached=retryable and status in NEVER_REACHED,
         retry_after_s=_retry_after_s(code, headers, complaint.message, now_s) if retryable else None,
-        parameter=parameter,
+        refused=refused,
         max_count=max_count,
         status=status,
         upstream_detail=said,
@@ -286,6 +275,8 @@ def _sentence(value: object) -> str:
         return value
     if not isinstance(value, list):
         return ""
+    if value and all(isinstance(entry, str) for entry in value):
+        return "; ".join(value[:10])
     faults = [fault for fault in value[:10] if isinstance(fault, dict) and isinstance(fault.get("msg"), str)]
     places = (fault["loc"][-1] if isinstance(fault.get("loc"), list) and fault["loc"] else "" for fault in faults)
     return "; ".join(f"{place}: {fault['msg']}".removeprefix(": ") for place, fault in zip(places, faults, strict=True))
@@ -309,13 +300,18 @@ def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
     if 500 <= status < 600:
         return "upstream_error"
     if status in _REFUSED or 200 <= status < 300:
-        return _code_of_text(status, complaint, message, is_json=is_json)
+        return _code_of_text(status, complaint, is_json=is_json)
     return "upstream_bad_response"
 
 
-def _code_of_text(status: int, complaint: _ErrorInfo, message: str, *, is_json: bool) -> str:
-    if complaint.code in _MODEL_CODES or _MODEL.search(message):
+def _is_about_model(complaint: _ErrorInfo) -> bool:
+    return complaint.code in _MODEL_CODES or _MODEL.search(complaint.message[:_LONGEST_READ_CHARS]) is not None
+
+
+def _code_of_text(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
+    if _is_about_model(complaint):
         return "model_not_available"
+    message = complaint.message[:_LONGEST_READ_CHARS]
     if status == 404 and is_json and not _ROUTE.match(message):
         return "model_not_available"
     return "upstream_invalid_request" if status in _REFUSED else "upstream_bad_response"
@@ -334,10 +330,14 @@ def _client_detail(code: str, said: str) -> str:
     return _OPERATOR_MUST_ACT.get(code, said)
 
 
-def _parameter(complaint: _ErrorInfo) -> str | None:
-    found = _PARAMETER.search(complaint.message[:_LONGEST_READ_CHARS])
-    name = found[1].lower() if found else ""
-    return None if name in ("", "prompt", "model") else _OUR_NAMES.get(name, name)
+def _refused_fields(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> tuple[str, ...]:
+    """Return the fields that a refusal names, none if it is about another thing: no repeat without them would help."""
+    message = complaint.message[:_LONGEST_READ_CHARS]
+    if status not in _REFUSED or _is_about_model(complaint) or lasting(status, complaint.codes, message):
+        return ()
+    error = fields.get("error")
+    inner = error if isinstance(error, dict) else fields
+    return refused_fields(inner, message, complaint.code, complaint.param)
 
 
 def _detail(

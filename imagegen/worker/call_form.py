@@ -8,13 +8,14 @@ from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Call, InputImage
+from imagegen.providers.refused_fields import sent_fields
 from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
 from imagegen.tasks.request import GenerationRequest
 from imagegen.worker.limits import Counts
 
-NEEDED_PARAMETERS = frozenset({"prompt", "model", "n", "image_url", "reference_images", "image", "images", "mask"})
-"""Parameters that a call can't go without, even if a model refuses them."""
+MAX_DROPPED_FIELDS = 16
+"""Fields that a task may lose because the upstream refuses them."""
 
 
 class CallForm:
@@ -59,15 +60,16 @@ class CallForm:
 
     def mend(self, error: UpstreamError) -> bool:
         """Return whether the call is to be repeated in another form."""
-        return self._drop_parameter(error) or self._change_model(error)
+        return self._drop_fields(error) or self._change_model(error)
 
-    def _drop_parameter(self, error: UpstreamError) -> bool:
-        """Return whether the one parameter that the model may refuse is left out from now on."""
+    def _drop_fields(self, error: UpstreamError) -> bool:
+        """Return whether fields that the upstream refuses are left out from now on; a refused call is not paid."""
         run = self._claim.checkpoint
-        if error.parameter is None or error.parameter in NEEDED_PARAMETERS or run.dropped_params:
+        names = [name for name in sent_fields(error.refused, self._request) if name not in run.dropped_params]
+        if not names or len(run.dropped_params) + len(names) > MAX_DROPPED_FIELDS:
             return False
-        self._claim.checkpoint = replace(run, dropped_params=(error.parameter,))
-        add_warnings(self._claim, f"{error.parameter} was left out: the model does not support it")
+        self._claim.checkpoint = replace(run, dropped_params=(*run.dropped_params, *names))
+        add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in names))
         return True
 
     def _change_model(self, error: UpstreamError) -> bool:

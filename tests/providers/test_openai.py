@@ -205,32 +205,30 @@ async def test_a_base_path_is_preserved(session, upstream, make_call, watcher):
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "code", "parameter"),
+    ("status", "answer", "code", "refused"),
     [
         (
             400,
             {"error": {"message": "Unknown parameter: 'steps'.", "param": "steps"}},
             "upstream_invalid_request",
-            "steps",
+            ("steps",),
         ),
-        (400, {"error": {"message": "Your request was rejected by the safety system."}}, "content_policy", None),
+        (400, {"error": {"message": "Your request was rejected by the safety system."}}, "content_policy", ()),
         (
             404,
             {"error": {"message": "The model does not exist", "code": "model_not_found"}},
             "model_not_available",
-            None,
+            (),
         ),
-        (422, {"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "upstream_invalid_request", "n"),
-        (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}, "upstream_auth", None),
+        (422, {"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "upstream_invalid_request", ()),
+        (401, {"error": {"message": f"Incorrect API key provided: {KEY}."}}, "upstream_auth", ()),
     ],
 )
-async def test_a_refusal_has_its_code_and_no_key(
-    session, upstream, make_call, watcher, status, answer, code, parameter
-):
+async def test_a_refusal_has_its_code_and_no_key(session, upstream, make_call, watcher, status, answer, code, refused):
     upstream.post("http://api.openai.com/v1/images/generations", status=status, payload=answer)
     with pytest.raises(UpstreamError) as caught:
         await provider(session, "http://api.openai.com/v1").generate(make_call(), watcher)
-    assert (caught.value.code, caught.value.parameter) == (code, parameter)
+    assert (caught.value.code, caught.value.refused) == (code, refused)
     assert KEY not in caught.value.detail
 
 

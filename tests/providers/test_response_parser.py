@@ -123,23 +123,6 @@ def test_every_refusal_has_its_code(status, body, code):
     assert found.retryable == (code in {"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
 
 
-@pytest.mark.parametrize(
-    ("message", "parameter"),
-    [
-        ("Unsupported use of 'steps' parameter. This parameter is not supported for the selected model.", "steps"),
-        ("Unsupported use of 'negative_prompt' parameter.", "negative_prompt"),
-        ("Unknown parameter: 'response_format'.", "response_format"),
-        ("Argument not supported: size", "size"),
-        ("Unknown parameter: 'num_inference_steps'.", "steps"),
-        ("Unsupported use of 'prompt' parameter.", None),
-        ("steps must be between 1 and 4", None),
-    ],
-)
-def test_the_rejected_parameter_has_our_name(message, parameter):
-    found = refused(400, error(message))
-    assert (found.code, found.parameter) == ("upstream_invalid_request", parameter)
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
 def test_json_is_read_in_each_of_its_encodings(encoding):
     body = json.dumps({"data": [{"url": LINK}]}).encode(encoding)
@@ -154,10 +137,6 @@ def test_base64_of_the_url_safe_alphabet_is_read():
     assert parse_reply(200, CIMultiDict(), json.dumps({"data": [{"b64_json": text}]}).encode()).images == (
         ImageBytes(pixels),
     )
-
-
-def test_a_parameter_is_dropped_only_if_the_request_was_rejected():
-    assert refused(500, error("Unsupported use of 'steps' parameter.")).parameter is None
 
 
 @pytest.mark.parametrize(

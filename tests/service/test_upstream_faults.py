@@ -211,11 +211,13 @@ def test_a_parameter_that_the_model_refuses_is_left_out_once_with_a_warning(
     assert [call["body"].get("steps") for call in calls_about(upstream, "without steps")] == [20, None]
 
 
-def test_a_second_refused_parameter_fails_the_task(service: Service, upstream: EmulatorProcess) -> None:
-    order = {"steps": 20, "guidanceScale": 3, "model": "Qwen/Qwen-Image-2.0"}
-    task = service.finished(service.accepted(prompt="two refused", **order))
-    assert task["error"] == {"code": "upstream_invalid_request", "retryable": False}
-    assert len(calls_about(upstream, "two refused")) == 2
+def test_each_parameter_that_the_model_refuses_is_left_out(service: Service, upstream: EmulatorProcess) -> None:
+    order = {"steps": 20, "guidanceScale": 3, "model": "Qwen/Qwen-Image-2.0", "extra": {"x_style": 1}}
+    task = service.made(prompt="two refused", **order)
+    assert [warning.split()[0] for warning in task["warnings"]] == ["guidance_scale", "steps"]
+    bodies = [call["body"] for call in calls_about(upstream, "two refused")]
+    assert ["steps" in body for body in bodies] == [True, True, False]
+    assert all(body["x_style"] == 1 for body in bodies)
 
 
 def test_a_model_with_one_image_a_call_gets_one_call_each(service: Service, upstream: EmulatorProcess) -> None:

@@ -21,7 +21,7 @@ SLOW = BreakerConfig(probe_s=60.0)
 
 
 def no_parameter(name: str) -> UpstreamError:
-    return UpstreamError("upstream_invalid_request", f"Unsupported use of '{name}'", parameter=name, status=400)
+    return UpstreamError("upstream_invalid_request", f"Unsupported use of '{name}'", refused=(name,), status=400)
 
 
 def no_image() -> UpstreamError:
@@ -122,12 +122,37 @@ async def test_a_refused_parameter_is_dropped_with_a_warning(make_harness: MakeH
     assert outcome.warnings == ("steps was left out: the model does not support it",)
 
 
-@pytest.mark.parametrize("steps", [(no_parameter("steps"), no_parameter("width")), (no_parameter("n"),)])
-async def test_a_second_or_required_refused_parameter_fails_the_task(make_harness: MakeHarness, steps) -> None:
-    harness = make_harness(*steps, pool=False)
+async def test_refused_parameters_are_dropped_in_turn_or_together(make_harness: MakeHarness) -> None:
+    both = UpstreamError("upstream_invalid_request", "no", refused=("quality", "x_style"), status=400)
+    harness = make_harness(no_parameter("steps"), both, pool=False)
+    outcome = await harness.attempts.run(await harness.claim(steps=20, quality="high", extra={"x_style": 1}))
+    dropped = [frozenset(), {"steps"}, {"steps", "quality", "x_style"}]
+    assert [call.without for call in harness.provider.calls] == dropped
+    assert len(outcome.warnings) == 3
+
+
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        [no_parameter("n")],
+        [no_parameter("prompt")],
+        [no_parameter("quality")],
+        [no_parameter("steps"), no_parameter("steps")],
+    ],
+)
+async def test_a_parameter_that_is_needed_or_was_not_sent_fails_the_task(make_harness: MakeHarness, refusals) -> None:
+    harness = make_harness(*refusals, pool=False)
     outcome = await harness.attempts.run(await harness.claim(steps=20))
     assert isinstance(outcome, Failed)
-    assert len(harness.provider.calls) == len(steps)
+    assert len(harness.provider.calls) == len(refusals)
+
+
+async def test_at_most_sixteen_parameters_are_dropped(make_harness: MakeHarness) -> None:
+    names = [f"x_{number}" for number in range(20)]
+    harness = make_harness(*map(no_parameter, names), pool=False)
+    outcome = await harness.attempts.run(await harness.claim(extra=dict.fromkeys(names, 1)))
+    assert isinstance(outcome, Failed)
+    assert len(harness.provider.calls) == 17
 
 
 async def test_a_missing_model_is_replaced_by_the_next_within_the_attempt(make_harness: MakeHarness) -> None:
@@ -492,7 +517,7 @@ async def test_no_call_is_made_if_all_images_exist(make_harness: MakeHarness) ->
 
 def too_many(most: int) -> UpstreamError:
     detail = f"n must be between 1 and {most}"
-    return UpstreamError("upstream_invalid_request", detail, status=400, parameter="n", max_count=most)
+    return UpstreamError("upstream_invalid_request", detail, status=400, max_count=most)
 
 
 async def test_one_image_a_call_means_one_call_for_each_image(make_harness: MakeHarness) -> None:
