@@ -202,8 +202,9 @@ def test_a_task_shows_that_it_waits_for_a_retry(service: Service) -> None:
 
 
 def test_a_parameter_that_the_model_refuses_is_left_out_once_with_a_warning(
-    service: Service, upstream: EmulatorProcess
+    start_service, upstream: EmulatorProcess
 ) -> None:
+    service: Service = start_service(upstream.url, MODEL_RULES="off")
     task = service.made(prompt="without steps", steps=20, model="Qwen/Qwen-Image-2.0")
     assert len(task["warnings"]) == 1
     assert "steps" in task["warnings"][0]
@@ -211,7 +212,8 @@ def test_a_parameter_that_the_model_refuses_is_left_out_once_with_a_warning(
     assert [call["body"].get("steps") for call in calls_about(upstream, "without steps")] == [20, None]
 
 
-def test_each_parameter_that_the_model_refuses_is_left_out(service: Service, upstream: EmulatorProcess) -> None:
+def test_each_parameter_that_the_model_refuses_is_left_out(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url, MODEL_RULES="off")
     order = {"steps": 20, "guidanceScale": 3, "model": "Qwen/Qwen-Image-2.0", "extra": {"x_style": 1}}
     task = service.made(prompt="two refused", **order)
     assert [warning.split()[0] for warning in task["warnings"]] == ["guidance_scale", "steps"]
