@@ -37,10 +37,10 @@ async def images_body(request: web.Request, services: Services, wanted: OpenAIRe
 
 async def _entries(request: web.Request, services: Services, task: Task, wanted: OpenAIRequest) -> list[ImageEntry]:
     url_of = image_url_builder(services.base_url(request))
-    is_base64, is_asked = _is_base64(services, wanted), wanted.as_base64 is not None
+    is_base64, is_named = _is_base64(services, wanted), wanted.as_base64 is not None
     entries: list[ImageEntry] = []
     for image in task.images:
-        if is_base64 and (is_asked or not image.url):
+        if is_base64 and (is_named or not image.url):
             encoded = await base64_of(services, task, image)
             entries.append({"index": image.index, "type": "b64_json", "b64_json": encoded})
         else:
@@ -60,7 +60,7 @@ def _is_base64(services: Services, wanted: OpenAIRequest) -> bool:
 async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
     """Return an image's bytes. Raises StoreUnavailable, and InvalidRequest if only the provider has them."""
     if image.url:
-        raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: ask for url")])
+        raise InvalidRequest(details=[FieldError("response_format", "this service keeps links only: request url")])
     opened = await services.store.open(task.id, image)
     if opened is None:
         raise StoreUnavailable

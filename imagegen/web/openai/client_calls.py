@@ -1,8 +1,8 @@
 """Memory of the calls of `/v1` clients: which variant of its request each call gets.
 
-Several SDKs make n images by n equal calls, and repeat a call whose answer they did not get. Nothing in a request
-tells the two apart for certain, so this process remembers which equal calls of a client are open, and which ended
-without their answer delivered.
+Several SDKs make n images by n equal calls, and repeat a call after its answer was lost. A request does not show for
+certain which of the two it is, so this process remembers which equal calls of a client are open, and which ended
+without a delivered answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLAIN_STEPS = 4
 class Marking(Enum):
     """How far the headers of a POST mark it as a repeat.
 
-    REPEAT: it is one. UNSURE: a client that may repeat without a mark. NEW: a client that does not repeat by itself.
+    REPEAT: it is one. UNSURE: of a client that may repeat without a mark. NEW: of any other client.
     """
 
     REPEAT = "repeat"
@@ -52,8 +52,8 @@ class Ending(Enum):
 class _Group:
     """Equal calls of one client.
 
-    next: the lowest variant above all that the client was given here. open: number of open calls by variant.
-    lost: variants whose last call ended without its answer, oldest first. failed: variants without images, with the
+    next: the lowest variant above those of the client's calls here. open: number of open calls by variant.
+    lost: variants of calls that ended without an answer, oldest first. failed: variants without images, with the
     time at which the failure was delivered. delivered: the last variant that was delivered, and when.
     """
 
@@ -90,7 +90,7 @@ class _Group:
         return next((variant for variant, at in self.failed.items() if now - at <= within_s), None)
 
     def assumed_lost(self, now: float) -> int | None:
-        """Return the variant of a marked repeat whose first call did not end here, or was delivered a moment ago."""
+        """Return the variant of a marked repeat if its first call is open, or was answered a moment ago."""
         if self.open:
             return min(self.open, key=lambda variant: (self.open[variant], variant))
         if self.delivered is not None and now - self.delivered[1] <= UNSURE_REPEAT_S:
@@ -98,7 +98,7 @@ class _Group:
         return None
 
     def unused(self) -> int:
-        """Return the variant of a new call: one that gave no image, else the next."""
+        """Return the variant of a new call: a failed one without an open call, else the next."""
         return next((variant for variant in self.failed if variant not in self.open), self.next)
 
 

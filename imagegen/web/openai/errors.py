@@ -29,7 +29,7 @@ FAILED_STATUS = {
 }
 _FAILED_PARAM = {"content_policy": "prompt", "model_not_available": "model"}
 _CODES = {"content_policy": "content_policy_violation"}
-"""Codes that OpenAI's clients know by another name."""
+"""Codes with another name in OpenAI's API."""
 
 _MAYBE_PAID = frozenset({"upstream_timeout", "interrupted"})
 _CANCELLED = TaskError("cancelled", "the task was cancelled", retryable=False)

@@ -11,9 +11,15 @@ MAX_PATIENCE_S = 90.0
 DEFAULT_READ_TIMEOUT_S = 60.0
 
 _SAFETY_FACTOR = 0.9
+_MAX_WAIT_FACTOR = 0.99
+"""Of V1_MAX_WAIT: Node's own fetch waits 300 s for an answer, and the 503 must come before."""
+
 _RETRY_COUNT = "x-stainless-retry-count"
 _READ_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Python's SDKs send the first, those for Node the second, in seconds."""
+
+_REPEATING_AGENTS = ("Together/v1 ", "ai-sdk/", "litellm/")
+"""Parts of the `User-Agent` of clients that repeat failed calls without a mark."""
 
 
 def wait_limit_s(headers: Mapping[str, str], max_wait_s: float) -> float:
@@ -23,7 +29,7 @@ def wait_limit_s(headers: Mapping[str, str], max_wait_s: float) -> float:
     `max_wait_s`, since it would not come again.
     """
     if not repeats_by_itself(headers):
-        return max_wait_s
+        return max_wait_s * _MAX_WAIT_FACTOR
     text = next((headers[name] for name in _READ_TIMEOUTS if name in headers), "")
     try:
         read_timeout_s = float(text)
@@ -42,10 +48,11 @@ def repeats_by_itself(headers: Mapping[str, str]) -> bool:
 def marking(headers: Mapping[str, str]) -> Marking:
     """Return how far the headers mark a POST as a repeat.
 
-    Proxies such as LiteLLM's repeat a failed call of an SDK as a new one, and Together's 1.x does not mark repeats.
+    Proxies such as LiteLLM's repeat a failed call of an SDK as a new one.
     """
     if headers.get(_RETRY_COUNT, "0") != "0":
         return Marking.REPEAT
-    if repeats_by_itself(headers) or headers.get("user-agent", "").startswith("Together/v1 "):
+    agent = headers.get("user-agent", "")
+    if repeats_by_itself(headers) or any(part in agent for part in _REPEATING_AGENTS):
         return Marking.UNSURE
     return Marking.NEW

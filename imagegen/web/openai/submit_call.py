@@ -1,8 +1,8 @@
 """Use case of a call on `/v1`: a repeat joins the task of the first call; another call is another variant.
 
-Several instances: each remembers the calls that it served. A new call tries the variants from the first one that it
-does not remember, and skips those whose task exists; a repeat finds a call that ended on another instance by
-`queue.lost_calls`, else by the tasks that exist.
+Several instances: each remembers the calls that it served. A new call tries the variants that its instance does not
+remember, and skips those that have a task. A repeat finds a call that ended on another instance by `queue.lost_calls`,
+else by the tasks that exist.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imagegen.web.openai.errors import is_retryable
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
 MAX_PROBES = 64
-"""Variants that are looked up for a repeat whose first call nobody remembers."""
+"""Variants that are looked up for a repeat if no instance remembers its first call."""
 
 
 class ClientCall:
@@ -96,15 +96,15 @@ class ClientCall:
     async def _new_task(self, call: Call) -> Task:
         """Submit the first variant without a task, unless a task that exists is of a lost call."""
         refuse_while_draining(self._services)
-        queue, asked = self._services.queue, False
+        queue, looked_up = self._services.queue, False
         while True:
             submission = self._submission(call.variant)
             submitted = await queue.submit(submission)
             if submitted.cached is CacheResult.MISS:
                 return submitted.task
             lost = call.variant if queue.was_interrupted(submitted.task) else None
-            if lost is None and not asked:
-                asked, lost = True, await self._take_lost()
+            if lost is None and not looked_up:
+                looked_up, lost = True, await self._take_lost()
             if lost is not None:
                 call.join(lost)
                 return await self._joined_task(call)
