@@ -35,6 +35,7 @@ from imagegen.images.cached import CachedStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.link_store import UpstreamStore
+from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
@@ -189,8 +190,9 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
 
 async def _images(app: web.Application) -> AsyncIterator[None]:
     settings, supervisor, clock = app[SETTINGS], app[SUPERVISOR], app[CONNECTION].clock
-    shared = create_blob_store(settings, app[QUEUE])
-    disk = create_disk_store(settings, app[QUEUE], is_cache=shared is not None)
+    needed = NeededUploads(app[CONNECTION], app[QUEUE].keys)
+    shared = create_blob_store(settings, app[QUEUE], needed)
+    disk = create_disk_store(settings, app[QUEUE], needed, is_cache=shared is not None)
     store: ImageStore = disk
     if shared:
         store = CachedStore(shared, disk, clock=clock)
@@ -204,7 +206,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     if isinstance(shared, S3BlobStore):
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
-    app[UPLOADS] = create_uploads(settings, app[QUEUE], store)
+    app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
     app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
     yield

@@ -8,11 +8,13 @@ import aiohttp
 from yarl import URL
 
 from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
-from imagegen.images.disk import DiskStore
+from imagegen.images.disk import DiskLookups, DiskStore
+from imagegen.images.needed_uploads import NeededUploads, nothing_needed
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import Bucket, S3BlobStore
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
+from imagegen.images.upload_records import UploadRecords
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.edit_rules import EditRules
@@ -36,29 +38,30 @@ def create_rate_limits(settings: Settings) -> RateLimits:
     return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
 
 
-def create_blob_store(settings: Settings, queue: QueueInstance) -> RedisBlobStore | S3BlobStore | None:
+def create_blob_store(
+    settings: Settings, queue: QueueInstance, needed: NeededUploads
+) -> RedisBlobStore | S3BlobStore | None:
     """Return the store that all instances share, None if each one keeps its own images."""
-    clock = queue.connection.clock
+    clock, max_bytes = queue.connection.clock, settings.image_store_max_bytes
     if settings.image_store == "redis":
-        return RedisBlobStore(queue.connection, queue.keys, settings.image_store_max_bytes, clock=clock)
+        return RedisBlobStore(queue.connection, queue.keys, max_bytes, clock=clock, find_needed=needed.among)
     key, secret, bucket = settings.s3_access_key_id, settings.s3_secret_access_key, settings.s3_bucket
     if settings.image_store == "s3" and key and secret and bucket:
         where = Bucket(bucket, key, secret, settings.s3_endpoint, settings.s3_region, settings.redis_prefix)
-        max_bytes, life_s = settings.image_store_max_bytes, longest_life_s(settings)
-        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock)
+        life_s = longest_life_s(settings)
+        return S3BlobStore(where, max_bytes=max_bytes, life_s=life_s, clock=clock, find_needed=needed.among)
     return None
 
 
-def create_disk_store(settings: Settings, queue: QueueInstance, *, is_cache: bool) -> DiskStore:
-    """Return the store on the disk, or the cache on it in front of the store that all instances share."""
-    max_bytes = settings.image_store_max_bytes
+def create_disk_store(settings: Settings, queue: QueueInstance, needed: NeededUploads, *, is_cache: bool) -> DiskStore:
+    """Return the store in `DATA_DIR`. is_cache: it is the cache in front of the store that all instances share."""
     return DiskStore(
         settings.data_dir / ("cache" if is_cache else "images"),
-        min(max_bytes, CACHE_MAX_BYTES) if is_cache else max_bytes,
+        min(settings.image_store_max_bytes, CACHE_MAX_BYTES if is_cache else settings.image_store_max_bytes),
         life_s=longest_life_s(settings),
         health=cache_health() if is_cache else None,
         clock=queue.connection.clock,
-        others_live=lambda: not queue.notifier.alone,
+        lookups=DiskLookups(lambda: not queue.notifier.alone, find_needed=nothing_needed if is_cache else needed.among),
     )
 
 
@@ -72,10 +75,10 @@ def longest_life_s(settings: Settings) -> float:
     return max(image_ttl_s(settings), settings.upload_ttl_s, 2 * settings.task_deadline_s)
 
 
-def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore) -> Uploads:
-    """Return the uploads of a store."""
-    connection, life_s, max_bytes = queue.connection, settings.upload_ttl_s, settings.upload_max_bytes
-    return Uploads(store, connection, queue.keys, life_s=life_s, max_bytes=max_bytes, clock=connection.clock)
+def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore, needed: NeededUploads) -> Uploads:
+    """Return the uploads of a store. needed: shared with the store."""
+    records = UploadRecords(queue.connection, queue.keys, queue.connection.clock)
+    return Uploads(store, records, needed, life_s=settings.upload_ttl_s, max_bytes=settings.upload_max_bytes)
 
 
 def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStore) -> Thumbnails:

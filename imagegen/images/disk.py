@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
+from imagegen.images.needed_uploads import FindNeeded, nothing_needed, take_over_cap
 from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread, in_flush_thread
 from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage
@@ -48,6 +50,18 @@ _TASK_ID = re.compile(r"[0-9A-Za-z_-]{3,64}")
 _OUR_NAME = re.compile(r"\d{1,4}-[0-9a-f]{12}\.(?:png|jpg|webp|bin)")
 
 
+@dataclass(frozen=True, slots=True)
+class DiskLookups:
+    """Look-ups outside of a disk store.
+
+    others_live: returns whether another instance may have an image that is missing here.
+    find_needed: returns the uploads that stay though they are the oldest.
+    """
+
+    others_live: Callable[[], bool] = lambda: False
+    find_needed: FindNeeded = nothing_needed
+
+
 class DiskStore:
     """Store of images in one folder. The caller runs the loops `sweep` and `watch`.
 
@@ -55,7 +69,6 @@ class DiskStore:
 
     Args:
         life_s: how long an image of unknown expiry is kept, from when a sweep finds it.
-        others_live: returns whether another instance may have an image that is missing here.
     """
 
     def __init__(
@@ -66,14 +79,14 @@ class DiskStore:
         life_s: float = 86_400.0,
         health: StoreHealth | None = None,
         clock: Callable[[], float] = time.time,
-        others_live: Callable[[], bool] = lambda: False,
+        lookups: DiskLookups | None = None,
     ) -> None:
         self.health = health or StoreHealth(f"the folder {folder}")
         self._folder = folder
         self._root = str(folder)
         self._life_s = life_s
         self._clock = clock
-        self._others_live = others_live
+        self._lookups = lookups or DiskLookups()
         self._index = DiskIndex(max_bytes)
         self._expiry = ExpiryIndex(folder.with_name(f"{folder.name}.expiry"))
         self._checked = CheckedFiles()
@@ -206,7 +219,7 @@ class DiskStore:
         self._parts = {name: self._parts.get(name, now) for name in parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
         expired = self._index.take_expired(now)
-        useless = [*orphans, *expired, *self._index.take_over_cap()]
+        useless = [*orphans, *expired, *await self._take_over_cap()]
         await _in_thread(self._finish_sweep, useless, unknown, {_task_of(name) for name in found})
 
     def _scan(self) -> dict[str, FoundFile]:
@@ -243,7 +256,8 @@ class DiskStore:
         self._expiry.forget_expired(self._clock(), keep=found_tasks)
 
     async def _make_room_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
-        expired, over_cap = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE), self._index.take_over_cap()
+        expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
+        over_cap = await self._take_over_cap()
 
         def write() -> None:
             if expired or over_cap:
@@ -260,6 +274,9 @@ class DiskStore:
                 self._expiry.flush()
 
         await _in_thread(write)
+
+    async def _take_over_cap(self) -> list[str]:
+        return await take_over_cap(self._index, _task_of, self._lookups.find_needed)
 
     def _flush_soon(self) -> None:
         """Flush within FLUSH_S, once for all images that are saved until then."""
@@ -357,7 +374,7 @@ class DiskStore:
 
     def _elsewhere(self, image: StoredImage) -> bool:
         """Return whether an instance with its own folder keeps it."""
-        return image.store_id not in ("", self.store_id) and self._others_live()
+        return image.store_id not in ("", self.store_id) and self._lookups.others_live()
 
     def _name(self, task_id: str, index: int, sha256: str, content_type: str) -> str:
         """Return the path as a string, which is made in a tenth of the time."""

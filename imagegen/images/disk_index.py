@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,16 +81,14 @@ class DiskIndex:
             self.forget(name)
         return expired
 
-    def take_over_cap(self) -> list[str]:
-        """Take the oldest files off until the rest fits; files being written stay."""
+    def over_cap(self, is_needed: Callable[[str], bool]) -> list[str]:
+        """Return the oldest files that have to go so that the rest fits; needed files and those being written stay."""
         oldest: list[str] = []
         excess_bytes = self._total_bytes - self._max_bytes
         for name, kept in self._entries.items():
             if excess_bytes <= 0 or len(oldest) == len(self._entries) - 1:
                 break
-            if name not in self._writing:
+            if name not in self._writing and not is_needed(name):
                 oldest.append(name)
                 excess_bytes -= kept.size_bytes
-        for name in oldest:
-            self.forget(name)
         return oldest

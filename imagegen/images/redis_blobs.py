@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from imagegen.errors import StoreUnavailable
+from imagegen.images.needed_uploads import FindNeeded, nothing_needed, uploads_of
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
@@ -34,18 +35,27 @@ class RedisBlobStore:
     """IMAGE_STORE=redis. An image of one part costs four commands to put, one to get, one to check.
 
     max_bytes: of all images together; the newest one always stays, also if it is larger.
+    find_needed: returns the uploads that stay though they are the oldest.
     """
 
     def __init__(
-        self, connection: Connection, keys: Keys, max_bytes: int, *, clock: Callable[[], float] = time.time
+        self,
+        connection: Connection,
+        keys: Keys,
+        max_bytes: int,
+        *,
+        clock: Callable[[], float] = time.time,
+        find_needed: FindNeeded = nothing_needed,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._max_bytes = max_bytes
         self._clock = clock
+        self._find_needed = find_needed
         self._spent = partial(connection.meter.redis_commands_sent, "pictures")
         self._index_end_s = 0.0
         self._reserve = load_script(__package__, "reserve")
+        self._put_back = load_script(__package__, "put_back")
 
     async def start(self) -> None:
         """Nothing has to be ready."""
@@ -123,11 +133,24 @@ class RedisBlobStore:
             )
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
-        names = [oldest.decode().rpartition(":") for oldest in taken]
+        names = [oldest.rpartition(":") for oldest in await self._unneeded([oldest.decode() for oldest in taken])]
         if keys := [key for name, _, size in names for key in self._parts(name, int(size))]:
             async with self._connection.deadline():
                 await self._connection.commands.unlink(*keys)
             self._spent(1)
+
+    async def _unneeded(self, members: list[str]) -> list[str]:
+        """Return the members of the index that may go; put needed uploads back into it, as the newest."""
+        uploads = uploads_of(member.partition(":")[0] for member in members)
+        needed = await self._find_needed(uploads) if uploads else ()
+        stay = [member for member in members if member.partition(":")[0] in needed]
+        if stay:
+            async with self._connection.deadline(), _memory_checked():
+                await self._connection.commands.run_script(
+                    self._put_back, [self._keys.image_index], [self._clock(), *stay]
+                )
+            self._spent(3)
+        return [member for member in members if member not in stay]
 
     def _all_parts(self, task_id: str, images: Sequence[StoredImage]) -> list[str]:
         return [key for image in images for key in self._parts(_name(task_id, image), image.size_bytes)]

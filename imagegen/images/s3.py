@@ -25,6 +25,7 @@ from loguru import logger
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
 from imagegen.images.disk_index import DiskIndex, IndexEntry
+from imagegen.images.needed_uploads import FindNeeded, nothing_needed, take_over_cap
 from imagegen.images.store import PIECE_BYTES, in_file_thread
 from imagegen.tasks.image import StoredImage
 
@@ -73,10 +74,17 @@ class S3BlobStore:
     """IMAGE_STORE=s3: one request an image to put, to get and to check. `sweep` is a loop that the caller runs.
 
     life_s: how long an image is kept at most; max_bytes: of all, the newest one always stays.
+    find_needed: returns the uploads that stay though they are the oldest.
     """
 
     def __init__(
-        self, bucket: Bucket, *, max_bytes: int, life_s: float, clock: Callable[[], float] = time.time
+        self,
+        bucket: Bucket,
+        *,
+        max_bytes: int,
+        life_s: float,
+        clock: Callable[[], float] = time.time,
+        find_needed: FindNeeded = nothing_needed,
     ) -> None:
         try:
             from aiobotocore.session import get_session  # noqa: PLC0415 - an optional extra, and slow to import
@@ -86,6 +94,7 @@ class S3BlobStore:
         self._bucket = bucket
         self._max_bytes = max_bytes
         self._life_s = life_s
+        self._find_needed = find_needed
         self._clock = clock
         self._session = get_session()
         self._cause = (ParamValidationError, ValueError)
@@ -134,7 +143,7 @@ class S3BlobStore:
             )
         self._index.add(key, image.size_bytes, self._sweep_at(self._clock()))
         with suppress(StoreUnavailable):  # the image is safe; the next sweep finds leftovers
-            await self._delete(self._index.take_over_cap())
+            await self._delete(await take_over_cap(self._index, _task_of, self._find_needed))
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
@@ -201,7 +210,7 @@ class S3BlobStore:
             self._index.add(key, entry.size_bytes, entry.expires_at_s)
         self._index.place({})
         expired = self._index.take_expired(self._clock())
-        await self._delete([*expired, *self._index.take_over_cap()])
+        await self._delete([*expired, *await take_over_cap(self._index, _task_of, self._find_needed)])
 
     async def _list(self) -> dict[str, IndexEntry]:
         entries: dict[str, IndexEntry] = {}
@@ -316,6 +325,10 @@ def _md5(source: bytes | Path) -> str:
             while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
     return base64.b64encode(digest.digest()).decode()
+
+
+def _task_of(key: str) -> str:
+    return key.rpartition("/")[0].rpartition("/")[2]
 
 
 def _passes(status: int) -> bool:

@@ -42,12 +42,13 @@ class UploadRecords:
     """Records by the SHA-256 of the image. All methods raise QueueUnavailable.
 
     A record costs three commands to write and one to read; those of recent use are in memory. Times in it only grow.
+    clock: Unix time.
     """
 
     def __init__(self, connection: Connection, keys: Keys, clock: Callable[[], float]) -> None:
         self._connection = connection
         self._keys = keys
-        self._clock = clock
+        self.clock = clock
         self._known: dict[str, UploadRecord] = {}
         self._write = load_script(__package__, "record_upload")
 
@@ -68,7 +69,7 @@ class UploadRecords:
     async def read(self, sha256: str) -> UploadRecord | None:
         """Return a record; None if there is none."""
         known = self._known.pop(sha256, None)
-        if known is not None and self._clock() < known.expires_at:
+        if known is not None and self.clock() < known.expires_at:
             return self._remember(sha256, known)
         async with self._connection.deadline():
             found = cast(bytes | None, await self._connection.commands.get(self._keys.upload(sha256)))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -25,12 +24,11 @@ from imagegen.errors import (
     UnsupportedImage,
     UploadNotFound,
 )
+from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.sniff import NotAnImage, TooManyPixels
 from imagegen.images.spool import ImageSink, Spool
 from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, in_check_thread, in_file_thread
 from imagegen.images.upload_records import UploadRecord, UploadRecords
-from imagegen.redis_client.connection import Connection
-from imagegen.redis_client.keys import Keys
 
 PREFIX = "upload:"
 FILE_FIELD = "file"
@@ -86,6 +84,7 @@ class Uploads:
     """Uploads of all instances. Methods raise QueueUnavailable, StoreUnavailable.
 
     Args:
+        needed: shared with the store.
         life_s: how long an upload lives after it was saved last.
         max_bytes: of one upload.
     """
@@ -93,19 +92,19 @@ class Uploads:
     def __init__(
         self,
         store: ImageStore,
-        connection: Connection,
-        keys: Keys,
+        records: UploadRecords,
+        needed: NeededUploads,
         *,
         life_s: float,
         max_bytes: int,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.max_bytes = max_bytes
         self._store = store
         self._spool = Spool(store, ByteBudget(MEMORY_BYTES))
-        self._records = UploadRecords(connection, keys, clock)
+        self._needed = needed
+        self._records = records
         self._life_s = life_s
-        self._clock = clock
+        self._clock = records.clock
         self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def save(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> tuple[Upload, bool]:
@@ -163,7 +162,10 @@ class Uploads:
         """Keep uploads until a Unix time, also beyond their expiry."""
         for upload_id in upload_ids:
             record = await self._record(upload_id)
-            if record is None or record.needed_until >= until:
+            if record is None:
+                continue
+            self._needed.note(record.image.sha256)
+            if record.needed_until >= until:
                 continue
             needed = replace(record, needed_until=until + NEED_STEP_S)
             if needed.ends_at > record.ends_at:

@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from imagegen.images.cached import BlobStore, CachedStore
-from imagegen.images.disk import DiskStore
+from imagegen.images.disk import DiskLookups, DiskStore
+from imagegen.images.link_store import UpstreamStore
+from imagegen.images.needed_uploads import FindNeeded
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import S3BlobStore
 from imagegen.images.store import ImageStore
@@ -22,8 +24,8 @@ class Disk:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.folder = request.getfixturevalue("tmp_path") / "images"
 
-    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
-        return DiskStore(self.folder, max_bytes)
+    def open(self, max_bytes: int, _: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
+        return DiskStore(self.folder, max_bytes, lookups=DiskLookups(find_needed=find_needed))
 
 
 class Remote:
@@ -42,10 +44,10 @@ class InRedis(Remote):
         super().__init__(request)
         self.url, self.keys = request.getfixturevalue("redis_url"), Keys(request.getfixturevalue("prefix"))
 
-    def open(self, max_bytes: int, stack: AsyncExitStack) -> ImageStore:
+    def open(self, max_bytes: int, stack: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
         connection = Connection(self.url)
         stack.push_async_callback(connection.close)
-        return self.cached(RedisBlobStore(connection, self.keys, max_bytes))
+        return self.cached(RedisBlobStore(connection, self.keys, max_bytes, find_needed=find_needed))
 
 
 class InBucket(Remote):
@@ -53,8 +55,16 @@ class InBucket(Remote):
         super().__init__(request)
         self.bucket = request.getfixturevalue("bucket")
 
-    def open(self, max_bytes: int, _: AsyncExitStack) -> ImageStore:
-        return self.cached(S3BlobStore(self.bucket, max_bytes=max_bytes, life_s=600.0))
+    def open(self, max_bytes: int, _: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
+        store = S3BlobStore(self.bucket, max_bytes=max_bytes, life_s=600.0, find_needed=find_needed)
+        return self.cached(store)
 
 
-BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket}
+class LinksOnly(Disk):
+    """Store of links, with what comes without a link in a folder."""
+
+    def open(self, max_bytes: int, stack: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
+        return UpstreamStore(super().open(max_bytes, stack, find_needed))
+
+
+BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket, "upstream": LinksOnly}

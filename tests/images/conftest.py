@@ -11,6 +11,7 @@ import pytest
 from images.backings import BACKINGS, Disk, InBucket, InRedis
 from PIL import Image
 
+from imagegen.images.needed_uploads import FindNeeded, nothing_needed
 from imagegen.images.s3 import Bucket
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
@@ -80,8 +81,8 @@ def backing(request: pytest.FixtureRequest):
 async def open_store(backing: Disk | InRedis | InBucket):
     async with AsyncExitStack() as stack:
 
-        async def open_one(max_bytes: int = 10_000_000) -> ImageStore:
-            store = backing.open(max_bytes, stack)
+        async def open_one(max_bytes: int = 10_000_000, find_needed: FindNeeded = nothing_needed) -> ImageStore:
+            store = backing.open(max_bytes, stack, find_needed)
             await store.start()
             stack.push_async_callback(store.close)
             return store

@@ -18,7 +18,7 @@ from support import Clock
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images import disk
-from imagegen.images.disk import ORPHAN_S, DiskStore
+from imagegen.images.disk import ORPHAN_S, DiskLookups, DiskStore
 from imagegen.images.disk_index import EXPIRED_AT_ONCE
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.store import ImageStore, VerifiedImage
@@ -320,7 +320,7 @@ async def test_an_image_in_the_folder_of_another_instance_is_unavailable(
     tmp_path: Path, clock: Clock, make_image: MakeImage
 ) -> None:
     others = {"live": True}
-    ours = DiskStore(tmp_path / "ours", 10**6, clock=clock, others_live=lambda: others["live"])
+    ours = DiskStore(tmp_path / "ours", 10**6, clock=clock, lookups=DiskLookups(lambda: others["live"]))
     theirs = DiskStore(tmp_path / "theirs", 10**6, clock=clock)
     await ours.start()
     await theirs.start()

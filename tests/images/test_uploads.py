@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,9 @@ import pytest
 from PIL import Image
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
+from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.store import ImageStore
+from imagegen.images.upload_records import UploadRecords
 from imagegen.images.uploads import Uploads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
@@ -43,10 +46,12 @@ async def open_uploads(open_store: Any, redis_url: str, prefix: str, clock: Cloc
     async with AsyncExitStack() as stack:
 
         async def open_one(*, life_s: float = 600.0, max_bytes: int = 1_000_000, store_bytes: int = 10_000_000):
-            store: ImageStore = await open_store(store_bytes)
-            connection = Connection(redis_url)
+            connection, keys = Connection(redis_url), Keys(prefix)
             stack.push_async_callback(connection.close)
-            return Uploads(store, connection, Keys(prefix), life_s=life_s, max_bytes=max_bytes, clock=clock)
+            needed = NeededUploads(connection, keys)
+            store: ImageStore = await open_store(store_bytes, needed.among)
+            records = UploadRecords(connection, keys, clock)
+            return Uploads(store, records, needed, life_s=life_s, max_bytes=max_bytes)
 
         yield open_one
 
@@ -67,6 +72,13 @@ def png_of(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
     )
+
+
+def noise(side: int) -> bytes:
+    """Return a JPEG that can't be compressed further."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)).save(file, "JPEG", quality=75)
+    return file.getvalue()
 
 
 async def in_pieces(data: bytes, piece_bytes: int = 1_000) -> AsyncIterator[bytes]:
@@ -202,3 +214,44 @@ async def test_a_store_that_can_not_be_written_refuses_uploads_before_a_byte(ope
     with pytest.raises(StoreUnavailable):
         await uploads.save(chunks())
     assert not read
+
+
+async def test_in_a_full_store_the_oldest_uploads_go_that_no_unfinished_task_needs(
+    open_uploads: OpenUploads, redis_url: str, prefix: str
+) -> None:
+    files = [noise(100) for _ in range(5)]
+    store_bytes = int(3.5 * max(map(len, files)))
+    uploads, connection, stream = (
+        await open_uploads(store_bytes=store_bytes),
+        Connection(redis_url),
+        Keys(prefix).stream,
+    )
+    needed, other = [(await uploads.save(in_pieces(data)))[0].id for data in files[:2]]
+    for number in range(1_200):
+        text = needed if number == 1_100 else f"https://a.example/{number}"
+        await connection.commands.xadd(stream, {"task": f'{{"prompt":"p","image_url":"{text}"}}'})
+    for data in files[2:]:
+        await uploads.save(in_pieces(data))
+    assert await uploads.find(needed) is not None
+    assert await load(uploads, needed) == files[0]
+    assert await uploads.find(other) is None
+    await connection.commands.delete(stream)
+    for data in (noise(100), noise(100), noise(100)):
+        await uploads.save(in_pieces(data))
+    assert await uploads.find(needed) is None
+    await connection.close()
+
+
+async def test_an_upload_stays_while_its_task_is_being_submitted(open_uploads: OpenUploads) -> None:
+    uploads = await open_uploads(store_bytes=2 * len(noise(100)))
+    upload, _ = await uploads.save(in_pieces(noise(100)))
+    await uploads.keep([upload.id], uploads._clock() + 60)
+    for _ in range(4):
+        await uploads.save(in_pieces(noise(100)))
+    assert await uploads.find(upload.id) is not None
+
+
+async def test_no_upload_is_removed_for_space_while_redis_is_away(open_uploads: OpenUploads) -> None:
+    needed = NeededUploads(Connection("redis://127.0.0.1:1"), Keys("nowhere"))
+    assert set(await needed.among({"a" * 64, "b" * 64})) == {"a" * 64, "b" * 64}
+    await needed._connection.close()

@@ -1,0 +1,104 @@
+"""Look-up of the uploads that unfinished tasks need: the store may not remove these to make space."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import cast
+
+from imagegen.errors import QueueUnavailable
+from imagegen.images.disk_index import DiskIndex
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+
+PAGE_ENTRIES = 500
+SUBMITTING_S = 60.0
+"""How long an upload counts as needed after its last use in a submit: its entry may not be written yet."""
+
+SHA256_CHARS = 64
+"""Task ids are shorter."""
+
+FindNeeded = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Returns those of some uploads, by SHA-256, that unfinished tasks need."""
+
+
+class NeededUploads:
+    """Uploads that the entries of unfinished tasks name, or that were submitted here a moment ago.
+
+    A look-up costs two commands for 500 unfinished tasks. It is made only when uploads are the oldest in a full store.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._stream = keys.stream
+        self._find = load_script(__package__, "needed_uploads")
+        self._submitted: dict[str, float] = {}
+
+    def note(self, sha256: str) -> None:
+        """Record that a task that needs this upload is being submitted."""
+        now = time.monotonic()
+        self._submitted.pop(sha256, None)
+        self._submitted[sha256] = now
+        while self._submitted[oldest := next(iter(self._submitted))] < now - SUBMITTING_S:
+            del self._submitted[oldest]
+
+    async def among(self, uploads: Collection[str]) -> Collection[str]:
+        """Return those of some uploads that are needed; all of them if Redis does not answer."""
+        submitted = {sha256 for sha256 in uploads if self._submitted_just_now(sha256)}
+        try:
+            return submitted | await self._in_stream(set(uploads) - submitted)
+        except QueueUnavailable:
+            return uploads
+
+    def _submitted_just_now(self, sha256: str) -> bool:
+        at = self._submitted.get(sha256)
+        return at is not None and at > time.monotonic() - SUBMITTING_S
+
+    async def _in_stream(self, uploads: set[str]) -> set[str]:
+        needed: set[str] = set()
+        last = ""
+        while uploads:
+            async with self._connection.deadline():
+                reply = await self._connection.commands.run_script(
+                    self._find, [self._stream], [last, PAGE_ENTRIES, *uploads]
+                )
+            self._connection.meter.redis_commands_sent("pictures", 2)
+            next_id, found = cast(tuple[bytes, list[bytes]], reply)
+            names = {sha256.decode() for sha256 in found}
+            needed |= names
+            uploads = uploads - names
+            last = next_id.decode()
+            if not last:
+                break
+        return needed
+
+
+async def nothing_needed(_uploads: Collection[str]) -> Collection[str]:
+    """Return that no upload is needed, for a store without uploads."""
+    return ()
+
+
+def uploads_of(task_ids: Iterable[str]) -> set[str]:
+    """Return those of some task ids that are uploads."""
+    return {task_id for task_id in task_ids if len(task_id) == SHA256_CHARS}
+
+
+async def take_over_cap(index: DiskIndex, task_of: Callable[[str], str], find_needed: FindNeeded) -> list[str]:
+    """Take the oldest files or objects off an index until the rest fits; return them. Needed uploads stay.
+
+    task_of: returns the task id in a name.
+    """
+    needed, checked = set[str](), set[str]()
+
+    def is_needed(name: str) -> bool:
+        return task_of(name) in needed
+
+    names = index.over_cap(is_needed)
+    while unchecked := uploads_of(map(task_of, names)) - checked:
+        checked |= unchecked
+        needed |= set(await find_needed(unchecked))
+        names = index.over_cap(is_needed)
+    for name in names:
+        index.forget(name)
+    return names
