@@ -39,7 +39,7 @@ def refusal(asked: ImageRequest, request_id: str) -> Response | None:
 
 
 def answer(asked: ImageRequest, entries: Sequence[Entry]) -> Response:
-    """Return the 200: what was asked for as `auto` has a value here."""
+    """Return the 200; a parameter that was `auto` has a value in it."""
     body = asked.body
     quality = body.get("quality") if body.get("quality") in _TOKENS else "medium"
     background = body.get("background")

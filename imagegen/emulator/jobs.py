@@ -34,7 +34,7 @@ _ROUTE_OF: Final = {
     "bifrost": "images/generations",
 }
 _LINKS_ONLY: Final = frozenset(("apimart", "modelscope", "sub2api"))
-"""Dialects whose results are links, whatever `response_format` says."""
+"""Dialects with results that are links for each `response_format`."""
 
 _RUN_S: Final = 0.3
 _LIFE_S: Final = 86_400

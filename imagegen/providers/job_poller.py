@@ -53,7 +53,7 @@ class JobPoller:
     async def collect(self, answer: RawResponse, watcher: CallObserver) -> Reply | None:
         """Return the result of the job that a call has begun; None if its response is no acceptance of one.
 
-        Raises UpstreamError once the job can bring no image any more.
+        Raises UpstreamError once the job can have no image any more.
         """
         accepted = parse_acceptance(answer.status, answer.headers, answer.body)
         if accepted is None:
@@ -67,7 +67,7 @@ class JobPoller:
         return await self.resume(handle, watcher)
 
     async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
-        """Poll a job until it ends. Raises UpstreamError once it can bring no image any more."""
+        """Poll a job until it ends. Raises UpstreamError once it can have no image any more."""
         if handle.provider != self.provider:
             raise forgotten_job()
         poll = _Poll(self, handle, poll_addresses(self.base, self.submit, handle.id, handle.poll_url))
@@ -91,9 +91,9 @@ class _Poll:
         self.delay_s = FIRST_DELAY_S / DELAY_GROWTH
 
     async def state(self) -> JobState:
-        """Return the state of the job, `running` while it can't be known. Raises UpstreamError if the job is given up.
+        """Return the state of the job, `running` while it is unclear. Raises UpstreamError if the job is given up.
 
-        Until one address knows the job, all are tried. A passing fault of the first one ends the round.
+        Until one address finds the job, all are tried. A passing fault of the first one ends the round.
         """
         for number, address in enumerate(self._addresses):
             try:

@@ -91,8 +91,8 @@ class Acceptance:
 class JobState:
     """State of a job.
 
-    phase: `forgotten` if the upstream does not know the job. reply: of a job that is done; error: of one that failed,
-    as a call with the same result would have raised it. progress: 0 to 1, if it is known.
+    phase: `forgotten` if the upstream does not find the job. reply: of a job that is done; error: of a failed job, as
+    a call with the same result would have raised it. progress: 0 to 1, None if the upstream reports none.
     """
 
     phase: Literal["running", "done", "failed", "forgotten"]
@@ -160,7 +160,7 @@ def _same_host(base: URL, address: str) -> URL | None:
 def parse_job(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> JobState:
-    """Read the response to a poll. Raises UpstreamError for a poll that failed, which says nothing about the job."""
+    """Read the response to a poll. Raises UpstreamError for a failed poll; the job's state is unclear then."""
     fields = _object(body)
     if status in (404, 410):
         return JobState("forgotten")
@@ -181,7 +181,7 @@ def parse_job(
 
 
 def _failure(job: dict[str, object], fields: dict[str, object], secret: str) -> JobState:
-    """Return the state of a failed job; a job that a service does not know is reported as a failure by some."""
+    """Return the state of a failed job; some services report a job that they do not find as a failed one."""
     fault = next((fault for where in (job, fields) for name in _ERROR_NAMES if (fault := where.get(name))), None)
     if isinstance(fault, dict):
         message = str(fault.get("message") or "")
@@ -258,7 +258,7 @@ def _job_id(fields: dict[str, object], job: dict[str, object], status: int) -> s
 
 
 def _images(value: object, depth: int) -> list[GivenImage]:
-    """Return the images of a result, wherever a service puts them."""
+    """Return the images of a result, from each place in which a service may put them."""
     if depth > MAX_DEPTH:
         return []
     if isinstance(value, list):

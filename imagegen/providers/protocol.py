@@ -140,7 +140,7 @@ class Provider(Protocol):
     async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
         """Poll a job of an earlier call until it ends; never begin another one. It is cancelled when time is over.
 
-        Raises UpstreamError once the job can bring no image any more: it failed, or the upstream has forgotten it.
+        Raises UpstreamError once the job can have no image any more: it failed, or the upstream has forgotten it.
         """
         ...
 
@@ -157,12 +157,12 @@ class Provider(Protocol):
 
 def forgotten_job() -> UpstreamError:
     """Return the error of a job that can't be found any more. It may have been paid, so it counts as ambiguous."""
-    detail = "The provider no longer knows the job that it had accepted"
+    detail = "The provider does not find the job that it had accepted"
     return UpstreamError("upstream_error", detail, retryable=True, ambiguous=True)
 
 
 class WithoutJobs:
-    """The part of a provider whose calls return images, never jobs."""
+    """The part of a provider that answers each call with images, never with a job."""
 
     async def resume(self, _handle: JobHandle, _watcher: CallObserver) -> Reply:
         """Raise UpstreamError: the job is of another provider."""

@@ -1,4 +1,4 @@
-"""Parser of what an upstream reports beside the images: usage, cost, and the parameters that it has used. No I/O."""
+"""Parser of what an upstream reports with the images: usage, cost, and the parameters that it has used. No I/O."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ class Checkpoint(
         short: indexes that a reply left empty, not requested again yet. given_up: indexes that are not requested again.
         repeated: calls made again because the reply, which may be paid, held no usable image.
         job: a provider job that was paid and is not collected yet; while there is one, no call is in flight.
-        details: what the upstream reported beside the images.
+        details: what the upstream reported with the images.
     """
 
     owner: str

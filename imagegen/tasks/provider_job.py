@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What is needed to collect the result of a provider job, also in another process.
+    """Data with which each process can collect the result of a provider job.
 
     provider: name of the provider. account: hash of the address and the key that the job belongs to.
     poll_url: the address to poll, empty if the upstream gave none that may be used.

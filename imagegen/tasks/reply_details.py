@@ -1,4 +1,4 @@
-"""Details of a result that an upstream reports beside the images: usage, and the parameters that it has used."""
+"""Details of a result that an upstream reports with the images: usage, and the parameters that it has used."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MAX_DROPPED_FIELDS = 16
 class CallForm:
     """Form of the calls of one attempt. fallback_models: tried in this order if the requested one is not available.
 
-    model: the one that is called. first_refusal: why the requested model is not available; it counts if no other is.
+    model: called now. first_refusal: why the requested model is not available; it counts if no other is.
     """
 
     def __init__(
