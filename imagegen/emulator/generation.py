@@ -61,7 +61,7 @@ class Generation:
 
     def answer(self, entries: Sequence[Entry] | None = None) -> Response:
         made = self.entries() if entries is None else entries
-        if gpt_image.is_gpt_image(self.asked.model) and all("b64_json" in entry for entry in made):
+        if gpt_image.is_for_openai(self.asked) and all("b64_json" in entry for entry in made):
             return gpt_image.answer(self.asked, made)
         return answers.pictures(self.request_id, self.asked.model, made)
 
@@ -73,7 +73,7 @@ class Generation:
         inference_s = 0.3 + self.studio.rng.random()
         spoiled = fault if fault is not None and fault.number("index", index) == index else None
         picture = self._image(pictures.digest_of(self.asked.prompt, seed, shown))
-        if self.asked.wants_base64 or (gpt_image.is_gpt_image(self.asked.model) and self.dialect is None):
+        if self.asked.wants_base64 or (gpt_image.is_for_openai(self.asked) and self.dialect is None):
             encoded = b64encode(spoiled_bytes(picture, spoiled)).decode()
             return answers.base64_entry(index, encoded, inference_s)
         return answers.link_entry(index, self.base_url + self._link(picture, spoiled), inference_s)

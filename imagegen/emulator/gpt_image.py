@@ -24,8 +24,9 @@ _TOKENS: Final[Mapping[object, int]] = {"low": 272, "medium": 1056, "high": 4160
 _MAX_IMAGES: Final = 10
 
 
-def is_gpt_image(model: str) -> bool:
-    return "gpt-image" in model.rpartition("/")[2]
+def is_for_openai(asked: ImageRequest) -> bool:
+    """Return whether a call names a GPT image model, and is not in the words of Together."""
+    return "gpt-image" in asked.model.rpartition("/")[2] and "width" not in asked.body
 
 
 def refusal(asked: ImageRequest, request_id: str) -> Response | None:

@@ -89,7 +89,7 @@ _MAX_IMAGES: Final = 4
 
 def refusal(asked: ImageRequest, request_id: str, revived: Collection[str] = ()) -> Response | None:
     """Why the model would not do it, or None. `revived` are vanished models that are served all the same."""
-    if gpt_image.is_gpt_image(asked.model):
+    if gpt_image.is_for_openai(asked):
         return gpt_image.refusal(asked, request_id)
     gone = RETIRED.get(asked.model)
     if gone is not None and asked.model not in revived:

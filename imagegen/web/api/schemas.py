@@ -95,6 +95,9 @@ class TaskView(TypedDict):
     etaSeconds: NotRequired[Eta | None]
     data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request, and an end of its model.")]]
+    usage: NotRequired[
+        Annotated[dict[str, int | dict[str, int]], Field(description="Counts of all calls, by the upstream's names.")]
+    ]
     possiblyBilledTwice: NotRequired[
         Annotated[Count, Field(description="Calls that may have been paid for without an image.")]
     ]

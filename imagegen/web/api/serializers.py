@@ -97,6 +97,8 @@ def task_view(
         view["data"] = [_image_view(task, image, image_url) for image in task.images]
     if task.warnings:
         view["warnings"] = list(task.warnings)
+    if task.details and task.details.usage:
+        view["usage"] = task.details.usage
     if task.possibly_billed_twice:
         view["possiblyBilledTwice"] = task.possibly_billed_twice
     if task.deliveries and (deliveries := _shown_deliveries(task)):

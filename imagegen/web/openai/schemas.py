@@ -22,6 +22,24 @@ class ImageEntry(TypedDict):
     type: Literal["url", "b64_json"]
     url: NotRequired[Link]
     b64_json: NotRequired[str]
+    revised_prompt: NotRequired[str]
+
+
+class TokenDetails(TypedDict):
+    """Parts of a count of tokens."""
+
+    text_tokens: Count
+    image_tokens: Count
+
+
+class TokenUsage(TypedDict):
+    """Tokens of all calls of a task, as the upstream counted them."""
+
+    input_tokens: Count
+    input_tokens_details: TokenDetails
+    output_tokens: Count
+    output_tokens_details: TokenDetails
+    total_tokens: Count
 
 
 class ImagesResponse(TypedDict):
@@ -33,6 +51,11 @@ class ImagesResponse(TypedDict):
     model: str
     data: list[ImageEntry]
     warnings: NotRequired[Annotated[list[str], Field(description="Changes that were made to the request.")]]
+    usage: NotRequired[TokenUsage]
+    size: NotRequired[str]
+    quality: NotRequired[str]
+    background: NotRequired[str]
+    output_format: NotRequired[str]
 
 
 class AcceptedResponse(TypedDict):
