@@ -170,7 +170,12 @@ class WorkerHarness:
             instance.worker_queue,
             provider,
             self.image_saver,
-            AttemptLimits(policy, rules.pop("deadline_s", 600.0), rules.pop("fallback_models", ())),
+            AttemptLimits(
+                policy,
+                rules.pop("deadline_s", 600.0),
+                rules.pop("fallback_models", ()),
+                rules.pop("job_wait_s", 600.0),
+            ),
             self.pacing,
         )
         self.pool = Pool(

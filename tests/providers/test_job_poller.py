@@ -1,0 +1,142 @@
+"""Tests of polls against an emulated relay: pace, faults, addresses, and jobs that are gone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from emulator_fixtures import EmulatedUpstream
+
+from imagegen.errors import UpstreamError
+from imagegen.providers import job_poller
+from imagegen.providers.openai import OpenAICompatibleProvider, split_endpoint
+from imagegen.tasks.provider_job import JobHandle
+
+
+@dataclass
+class Recorder:
+    """A call's observer. polls: of the relay when the handle was kept."""
+
+    upstream: EmulatedUpstream
+    handles: list[JobHandle] = field(default_factory=list)
+    polls: int = -1
+    parts: list[float] = field(default_factory=list)
+
+    def sent(self) -> None:
+        """Do nothing."""
+
+    async def accepted(self, handle: JobHandle) -> None:
+        self.handles.append(handle)
+        self.polls = self.upstream.ledger.jobs[0].polls
+
+    def progress(self, fraction: float) -> None:
+        self.parts.append(fraction)
+
+
+@pytest.fixture
+async def relay():
+    async with EmulatedUpstream(image="tiny") as relay:
+        yield relay
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let polls follow each other at once."""
+    for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
+        monkeypatch.setattr(job_poller, name, 0.02)
+
+
+@pytest.fixture
+def make_provider(session, relay):
+    def make(key: str = "sk-a-key", path: str = "/v1", **more) -> OpenAICompatibleProvider:
+        return OpenAICompatibleProvider(session, base_url=relay.url + path, api_key=key, timeout_s=5, **more)
+
+    return make
+
+
+async def begun(provider, make_call, relay: EmulatedUpstream, fault: str) -> tuple[Recorder, object]:
+    """Make a call; return its observer, and its reply or error."""
+    observer = Recorder(relay)
+    try:
+        return observer, await provider.generate(make_call(prompt=f"a cat {{{{fault:{fault}}}}}"), observer)
+    except UpstreamError as error:
+        return observer, error
+
+
+async def test_the_handle_is_kept_before_the_first_poll(quick, make_provider, make_call, relay) -> None:
+    observer, reply = await begun(make_provider(), make_call, relay, "job job_s=0.2")
+    (handle,) = observer.handles
+    assert (observer.polls, handle.provider, handle.poll_url) == (0, "openai", f"{relay.url}/v1/tasks/{handle.id}")
+    assert "sk-a-key" not in repr(handle)
+    assert len(reply.images) == 1
+    assert reply.details.cost_micro_usd == 40_000
+    assert observer.parts == sorted(observer.parts)
+
+
+async def test_a_handle_is_enough_to_collect_the_result(quick, make_provider, make_call, relay) -> None:
+    observer, reply = await begun(make_provider(), make_call, relay, "job dialect=sub2api")
+    later = await make_provider().resume(observer.handles[0], Recorder(relay))
+    assert later.images == reply.images
+    assert relay.ledger.total == 1
+
+
+async def test_a_job_that_is_gone_is_an_ambiguous_call(quick, make_provider, make_call, relay) -> None:
+    old = JobHandle("openai", "task_0", accepted_at=time.time() - 60)
+    with pytest.raises(UpstreamError) as caught:
+        await make_provider().resume(old, Recorder(relay))
+    assert (caught.value.code, caught.value.retryable, caught.value.ambiguous) == ("upstream_error", True, True)
+
+
+async def test_the_jobs_of_another_key_are_gone(quick, make_provider, make_call, relay) -> None:
+    observer, _ = await begun(make_provider(), make_call, relay, "job")
+    handle = JobHandle("openai", observer.handles[0].id, accepted_at=0.0)
+    with pytest.raises(UpstreamError, match="does not find the job"):
+        await make_provider("sk-other").resume(handle, Recorder(relay))
+
+
+async def test_the_jobs_of_another_provider_are_gone_without_a_poll(make_provider, make_call, relay) -> None:
+    with pytest.raises(UpstreamError, match="does not find the job"):
+        await make_provider().resume(JobHandle("fal", "task_0"), Recorder(relay))
+
+
+async def test_a_job_that_has_expired_upstream_is_gone_at_once(make_provider, make_call, relay) -> None:
+    handle = JobHandle("openai", "task_0", accepted_at=time.time(), expires_at=time.time() - 1)
+    began = time.monotonic()
+    with pytest.raises(UpstreamError, match="does not find the job"):
+        await make_provider().resume(handle, Recorder(relay))
+    assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+async def test_no_number_of_failed_polls_ends_a_job(quick, make_provider, make_call, relay, status: int) -> None:
+    _, reply = await begun(make_provider(), make_call, relay, f"job poll_fault={status} polls=20")
+    assert len(reply.images) == 1
+    assert relay.ledger.jobs[0].polls > 20
+
+
+async def test_a_refused_key_ends_a_job_after_some_polls(quick, make_provider, make_call, relay) -> None:
+    _, error = await begun(make_provider(), make_call, relay, "job poll_fault=401 polls=99")
+    assert error.code == "upstream_auth"
+    assert relay.ledger.jobs[0].polls == job_poller.MAX_REFUSED
+
+
+async def test_without_an_address_all_usual_ones_are_tried(quick, make_provider, make_call, relay) -> None:
+    observer, _ = await begun(make_provider(), make_call, relay, "job dialect=newapi")
+    assert observer.handles[0].poll_url.endswith("/v1/tasks/" + observer.handles[0].id)
+    assert relay.ledger.jobs[0].collected
+
+
+@pytest.mark.parametrize(
+    ("address", "base", "path"),
+    [
+        ("https://a.example/v1", "https://a.example/v1", "images/generations"),
+        ("https://a.example/v1/", "https://a.example/v1", "images/generations"),
+        ("https://a.example/v1/images/generations", "https://a.example/v1", "images/generations"),
+        ("https://a.example/v1/images/generations/async/", "https://a.example/v1", "images/generations/async"),
+        ("https://a.example/v1/async/images/generations", "https://a.example/v1", "async/images/generations"),
+        ("https://a.example", "https://a.example", "images/generations"),
+    ],
+)
+def test_an_address_may_end_in_the_path_of_the_paid_call(address: str, base: str, path: str) -> None:
+    assert split_endpoint(address) == (base, path)

@@ -1,0 +1,139 @@
+"""Provider jobs in attempts: resumed and never begun again, within the limits of slot, task and claim."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.reply_details import ReplyDetails
+from imagegen.tasks.retry import Failed, Retry, Succeeded
+from imagegen.tasks.task import State
+
+
+@dataclass
+class JobProvider(ScriptedProvider):
+    """Provider of jobs. `ends` are what its jobs end with, in order; None is a job that runs on."""
+
+    ends: list[Reply | UpstreamError | None] = field(default_factory=list)
+    resumed: list[JobHandle] = field(default_factory=list)
+    on_accepted: Callable[[], None] = lambda: None
+
+    async def generate(self, call: Call, watcher: CallObserver) -> Reply:
+        await super().generate(call, watcher)
+        await watcher.accepted(JobHandle("scripted", f"task_{len(self.calls)}"))
+        self.on_accepted()
+        return await self._end()
+
+    async def resume(self, handle: JobHandle, _watcher: CallObserver) -> Reply:
+        self.resumed.append(handle)
+        return await self._end()
+
+    async def _end(self) -> Reply:
+        end = self.ends.pop(0) if self.ends else images()
+        if end is None:
+            await asyncio.get_running_loop().create_future()
+        if isinstance(end, UpstreamError):
+            raise end
+        assert isinstance(end, Reply)
+        return end
+
+
+def harness_of(instance, *ends: Reply | UpstreamError | None, **rules: object) -> WorkerHarness:
+    return WorkerHarness(instance, JobProvider(ends=list(ends), max_images_per_call=1), **rules)
+
+
+@pytest.fixture
+async def instance(make_instance):
+    return make_instance()
+
+
+async def run_again(harness: WorkerHarness, claim, outcome):
+    assert isinstance(outcome, Retry)
+    await harness.instance.worker_queue.retry(claim, outcome)
+    return await harness.attempts.run(claim)
+
+
+async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(instance) -> None:
+    harness = harness_of(instance, None, job_wait_s=0.05)
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    assert isinstance(outcome, Retry)
+    assert not outcome.counts_as_attempt
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert [handle.id for handle in harness.provider.resumed] == ["task_1"]
+    assert (len(harness.provider.calls), claim.checkpoint.attempts, claim.checkpoint.job) == (1, 1, None)
+
+
+async def test_a_job_is_polled_until_the_deadline_of_its_task(instance) -> None:
+    harness = harness_of(instance, None, deadline_s=0.3)
+    outcome = await harness.attempts.run(await harness.claim())
+    assert isinstance(outcome, Failed)
+    assert outcome.at_deadline
+    assert len(harness.provider.calls) == 1
+
+
+async def test_a_job_that_the_provider_has_forgotten_counts_as_ambiguous(instance) -> None:
+    harness = harness_of(instance, None, loss(), loss(), job_wait_s=0.05)
+    claim = await harness.claim()
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert (claim.checkpoint.ambiguous_calls, claim.checkpoint.job) == (1, None)
+    assert isinstance(await run_again(harness, claim, outcome), Failed)
+    assert (len(harness.provider.calls), claim.checkpoint.ambiguous_calls) == (2, 2)
+
+
+async def test_a_failed_job_is_begun_again_as_a_failed_call_is(instance) -> None:
+    busy = UpstreamError("upstream_error", "busy", retryable=True, status=500)
+    harness = harness_of(instance, busy, images())
+    claim = await harness.claim()
+    assert isinstance(await run_again(harness, claim, await harness.attempts.run(claim)), Succeeded)
+    assert (len(harness.provider.calls), harness.provider.resumed) == (2, [])
+
+
+async def test_a_parameter_that_a_resumed_job_refuses_is_left_out(instance) -> None:
+    refusal = UpstreamError("upstream_invalid_request", "no steps", parameter="steps", status=400)
+    harness = harness_of(instance, None, refusal, images(), job_wait_s=0.05)
+    claim = await harness.claim(steps=4)
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert isinstance(outcome, Succeeded)
+    assert [call.without for call in harness.provider.calls] == [frozenset(), frozenset({"steps"})]
+    assert "steps was left out" in outcome.warnings[0]
+
+
+async def test_the_images_of_a_task_come_from_its_job_and_the_calls_after_it(instance) -> None:
+    counted = images(details=ReplyDetails(usage={"images": 1}))
+    harness = harness_of(instance, counted, None, counted, counted, job_wait_s=0.1)
+    claim = await harness.claim(n=3, seed=5)
+    outcome = await run_again(harness, claim, await harness.attempts.run(claim))
+    assert isinstance(outcome, Succeeded)
+    assert [(image.index, image.seed) for image in outcome.images] == [(0, 5), (1, 6), (2, 7)]
+    assert outcome.details == ReplyDetails(usage={"images": 3})
+    assert (harness.provider.seeds, len(harness.provider.resumed)) == ([5, 6, 7], 1)
+
+
+async def test_a_bad_result_of_a_resumed_job_is_requested_once_more(instance) -> None:
+    bad = UpstreamError("upstream_bad_response", "no image", status=200)
+    harness = harness_of(instance, None, bad, images(), job_wait_s=0.05)
+    claim = await harness.claim()
+    assert isinstance(await run_again(harness, claim, await harness.attempts.run(claim)), Succeeded)
+    assert len(harness.provider.calls) == 2
+
+
+async def test_a_cancelled_task_stops_the_polls(instance) -> None:
+    harness = harness_of(instance, None)
+    accepted = asyncio.Event()
+    harness.provider.on_accepted = accepted.set
+    harness.pool.start()
+    task_id = await harness.submit()
+    await asyncio.wait_for(accepted.wait(), 5)
+    await instance.client_queue.cancel(task_id)
+    (task,) = await harness.finished(task_id)
+    assert task.state is State.CANCELLED
+    await harness.drain(1)
+    assert len(harness.provider.calls) == 1
