@@ -177,6 +177,7 @@ class WorkerHarness:
                 rules.pop("job_wait_s", 600.0),
             ),
             self.pacing,
+            inputs=rules.pop("inputs", None),
         )
         self.pool = Pool(
             instance.worker_queue, self.attempts, self.pacing, result_ttl_s=60.0, alone=lambda: instance.notifier.alone

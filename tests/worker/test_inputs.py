@@ -1,0 +1,146 @@
+"""Tests of the input images of an attempt: opened once, before its first paid call, and at no cost if unusable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from worker.conftest import MakeHarness, images
+
+from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable, UpstreamError
+from imagegen.images.store import OpenedImage, VerifiedImage
+from imagegen.images.uploads import Upload
+from imagegen.providers.protocol import Call, Edits
+from imagegen.tasks.image import ImageLink
+from imagegen.tasks.task import State
+from imagegen.worker import inputs
+from imagegen.worker.inputs import InputOpener
+
+LINK = "https://images.example/a.png"
+UPLOAD = f"upload:{'a' * 64}"
+DATA = b"the bytes"
+
+
+@dataclass
+class FakeUploads:
+    """Uploads in memory. faults: raised by the next look-ups."""
+
+    known: dict[str, bytes] = field(default_factory=lambda: {UPLOAD: DATA})
+    faults: list[Exception] = field(default_factory=list)
+
+    async def describe(self, upload_id: str) -> Upload | None:
+        if self.faults:
+            raise self.faults.pop(0)
+        data = self.known.get(upload_id)
+        return None if data is None else Upload(upload_id, "image/png", len(data), 8, 8, math.inf)
+
+    async def open(self, upload_id: str) -> OpenedImage | None:
+        data = self.known.get(upload_id)
+        return None if data is None else OpenedImage(len(data), data)
+
+
+@dataclass
+class FakeFetcher:
+    """Fetcher that returns the same image, or raises."""
+
+    error: Exception | None = None
+    fetched: list[str] = field(default_factory=list)
+
+    async def fetch(self, image: ImageLink, *, age_s: float) -> VerifiedImage:
+        assert age_s == math.inf, "a client's link is not new"
+        self.fetched.append(image.url)
+        if self.error is not None:
+            raise self.error
+        return VerifiedImage("image/webp", len(DATA), 8, 8, "b" * 64, DATA)
+
+
+@dataclass
+class FakeSpool:
+    discarded: int = 0
+
+    def discard(self, _image: VerifiedImage) -> None:
+        self.discarded += 1
+
+
+def opener(uploads: FakeUploads | None = None, fetcher: FakeFetcher | None = None) -> InputOpener:
+    return InputOpener(uploads or FakeUploads(), fetcher or FakeFetcher(), FakeSpool())
+
+
+async def sent_bytes(call: Call) -> dict[str, tuple[str, bytes]]:
+    return {source: (image.content_type, await image.read_all()) for source, image in call.inputs.items()}
+
+
+async def test_links_are_sent_as_links_to_a_provider_that_takes_them(make_harness: MakeHarness) -> None:
+    own = opener()
+    harness = make_harness(inputs=own)
+    (task,) = await harness.finished(await harness.submit(image_url=LINK, reference_images=[UPLOAD]))
+    (call,) = harness.provider.calls
+    assert (task.state, own.fetcher.fetched) == (State.COMPLETED, [])
+    assert await sent_bytes(call) == {UPLOAD: ("image/png", DATA)}
+
+
+async def test_a_link_is_fetched_once_for_all_calls_and_forgotten_at_the_end(make_harness: MakeHarness) -> None:
+    own, seen = opener(), []
+
+    async def answer(call: Call):
+        seen.append(await sent_bytes(call))
+        return images(call.count)
+
+    harness = make_harness(default=answer, per_call=1, inputs=own)
+    harness.provider.editable = Edits(mask=True, links=False)
+    (task,) = await harness.finished(await harness.submit(image_url=LINK, mask=UPLOAD, n=3))
+    expected = {LINK: ("image/webp", DATA), UPLOAD: ("image/png", DATA)}
+    assert (task.state, seen) == (State.COMPLETED, [expected] * 3)
+    assert (own.fetcher.fetched, own.spool.discarded) == ([LINK], 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"),
+    [
+        (ImageRejected("The image's link is dead: x answered 404", lasting=True), False),
+        (DownloadFailed("x answered 503"), True),
+        (StoreUnavailable(), True),
+    ],
+)
+async def test_a_link_that_cannot_be_fetched_fails_the_task_without_a_call(
+    make_harness: MakeHarness, error: Exception, retryable: bool
+) -> None:
+    harness = make_harness(inputs=opener(fetcher=FakeFetcher(error)))
+    harness.provider.editable = Edits(links=False)
+    (task,) = await harness.finished(await harness.submit(image_url=LINK))
+    assert (task.state, task.error.retryable, task.attempts) == (State.FAILED, retryable, 0)
+    assert task.error.code == ("internal_error" if isinstance(error, StoreUnavailable) else "upstream_invalid_request")
+    assert harness.provider.calls == []
+
+
+async def test_an_upload_that_is_gone_fails_the_task_without_a_call(make_harness: MakeHarness) -> None:
+    harness = make_harness(inputs=opener(FakeUploads({})))
+    (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
+    assert (task.state, task.error.code, harness.provider.calls) == (State.FAILED, "upstream_invalid_request", [])
+    assert "upload it again" in task.error.detail
+
+
+async def test_an_upload_that_cannot_be_looked_up_now_is_waited_for(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "UNAVAILABLE_WAIT_S", 0.001)
+    harness = make_harness(inputs=opener(FakeUploads(faults=[StoreUnavailable(), StoreUnavailable()])))
+    (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
+    assert (task.state, len(harness.provider.calls)) == (State.COMPLETED, 1)
+
+
+@pytest.mark.parametrize("name", ["image_url", "image", "mask"])
+async def test_an_edit_is_never_made_without_its_images(make_harness: MakeHarness, name: str) -> None:
+    refusal = UpstreamError("upstream_invalid_request", f"{name} is not supported", parameter=name, status=400)
+    harness = make_harness(refusal, inputs=opener())
+    (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
+    assert (task.state, task.error.code, len(harness.provider.calls)) == (State.FAILED, "upstream_invalid_request", 1)
+
+
+async def test_an_edit_falls_back_only_to_a_model_that_takes_images(make_harness: MakeHarness) -> None:
+    gone = UpstreamError("model_not_available", "no such model", status=404)
+    harness = make_harness(gone, inputs=opener(), fallback_models=("no-edits", "edits"))
+    harness.provider.edits = lambda model: None if model == "no-edits" else Edits()
+    (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
+    assert (task.state, harness.provider.models_called) == (State.COMPLETED, ["m", "edits"])
