@@ -27,7 +27,6 @@ from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.request import GenerationRequest
 
 _ADJUSTMENTS = frozenset({"steps", "seed", "negative_prompt", "guidance_scale"})
-_EDITS = "images/edits"
 _DIFFUSION = frozenset({"image_loras", "disable_safety_checker", "prompt_upsampling"})
 _GPT_ONLY = frozenset({"quality", "background", "moderation", "style", "input_fidelity"})
 
@@ -166,6 +165,7 @@ class OpenAICompatibleProvider:
         authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
         secret = api_key or url.password or ""
         self._dialect = dialect or dialect_of(base)
+        self._edits_path = generations.replace("generations", "edits")
         self._upstream = ProviderClient(
             session,
             base,
@@ -187,9 +187,9 @@ class OpenAICompatibleProvider:
         if not call.request.image_sources:
             reply = await self._upstream.generate(fields, watcher)
         elif dialect.edits == "form":
-            reply = await self._upstream.send_form(_EDITS, fields, input_files(call), watcher)
+            reply = await self._upstream.send_form(self._edits_path, fields, input_files(call), watcher)
         else:
-            path = _EDITS if dialect.edits == "objects" else None
+            path = self._edits_path if dialect.edits == "objects" else None
             reply = await self._upstream.generate(fields | input_fields(call, dialect.edits), watcher, path)
         # Only Together counts `x-ratelimit-limit` per second.
         limits = structs.replace(reply.limits, limit_per_s=None)

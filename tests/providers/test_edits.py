@@ -118,6 +118,14 @@ async def test_openai_gets_whole_files_and_fields_in_one_form(session, emulator,
     assert (len(reply.images), watcher.sent_count) == (1, 1)
 
 
+async def test_an_edit_at_an_asynchronous_relay_goes_to_its_asynchronous_route(session, upstream, make_call, watcher):
+    upstream.post("http://relay.example/v1/images/edits/async", payload={"data": [{"url": "https://x.example/a.png"}]})
+    address = "http://relay.example/v1/images/generations/async"
+    relay = OpenAICompatibleProvider(session, base_url=address, api_key=None, timeout_s=5)
+    await relay.generate(edit(make_call, PNG), watcher)
+    assert PNG in upstream.request.body
+
+
 async def test_a_link_is_never_sent_to_a_service_that_takes_files(session, emulator, make_call, watcher):
     with pytest.raises(UpstreamError) as caught:
         await openai(session, emulator).generate(edit(make_call, LINK), watcher)
