@@ -14,7 +14,7 @@ from imagegen.redis_client.lua import load_script
 from imagegen.tasks.image import StoredImage
 
 KEPT_LONGER_MS = 60_000
-"""A record outlives its image's last use by this: an attempt that begins late still learns what is missing."""
+"""A record outlives its image's last use by this: an attempt that begins late still finds it."""
 
 MAX_KNOWN = 10_000
 """Records in memory."""
@@ -53,7 +53,7 @@ class UploadRecords:
         self._write = load_script(__package__, "record_upload")
 
     async def write(self, record: UploadRecord) -> UploadRecord:
-        """Write a record, with the later times of the new one and of one that is there; return it."""
+        """Write a record, with the later times of the new record and of an existing one; return it."""
         sha256 = record.image.sha256
         args = (
             int(record.expires_at * 1000),

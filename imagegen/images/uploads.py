@@ -41,7 +41,7 @@ MEMORY_BYTES = 32 * 1024 * 1024
 """Of uploads that are held in memory, as the disk can't take them."""
 
 STORED_LONGER_S = 60.0
-"""The store keeps an image beyond its record's end, so that one that is found can be opened."""
+"""The store keeps an image beyond its record's end: an upload that was found can be opened."""
 
 NEED_STEP_S = 600.0
 """A need is recorded for longer by this, so that many tasks with one image write it once."""
@@ -108,7 +108,7 @@ class Uploads:
         self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def save(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> tuple[Upload, bool]:
-        """Save an image that comes in pieces; return it, and whether it is new. One that is there lives longer.
+        """Save an image that comes in pieces; return it, and whether it is new. An upload that exists lives longer.
 
         Raises as `receive` and `store`.
         """
@@ -149,12 +149,12 @@ class Uploads:
         return Upload.of(record)
 
     async def open(self, upload_id: str) -> OpenedImage | None:
-        """Open an upload for reading, also an expired one that a task needs; None if its bytes are gone."""
+        """Open an upload for reading, also after its expiry if a task needs it; None if its bytes are gone."""
         record = await self._record(upload_id)
         return None if record is None else await self._store.open(record.image.sha256, record.image)
 
     async def describe(self, upload_id: str) -> Upload | None:
-        """Return an upload, also an expired one that a task needs; None if its bytes are gone."""
+        """Return an upload, also after its expiry if a task needs it; None if its bytes are gone."""
         record = await self._record(upload_id)
         return Upload.of(record) if record is not None and await self._is_stored(record) else None
 

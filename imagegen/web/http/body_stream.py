@@ -16,7 +16,7 @@ from imagegen.errors import BadRequest, BodyTimeout, BodyTooLarge, FieldError, I
 
 STALL_S = 10.0
 TRICKLE_S = 60.0
-"""A body may take this long, and longer as far as it brings `SLOWEST_BYTES_PER_S`, however steadily it comes."""
+"""A body may take this long, and longer if it comes at `SLOWEST_BYTES_PER_S`, however steadily it comes."""
 
 SLOWEST_BYTES_PER_S = 16 * 1024
 
@@ -60,7 +60,7 @@ class BodyStream:
             yield chunk
 
     async def parts(self, max_parts: int) -> AsyncGenerator[FormPart, None]:
-        """Yield the parts of a multipart form; what is not read of one is skipped.
+        """Yield the parts of a multipart form; unread bytes of a part are skipped.
 
         Raises as `chunks`, and InvalidRequest for more than `max_parts`.
         """

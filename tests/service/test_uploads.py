@@ -1,0 +1,226 @@
+"""Uploads from the view of a client: memory, crashes, full disks, and a task's images until its end."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from emulator_fixtures import EmulatorProcess
+from PIL import Image
+from ports import free_port
+from service.conftest import StartService
+from service.running import Service, calls_about, eventually, redis_server
+
+MIB = 2**20
+MAX_GROWTH_BYTES = 8 * MIB
+STALL_S = 0.5
+EDITS = "black-forest-labs/FLUX.1-kontext-dev"
+
+
+def image_file(colour: str = "teal", size: tuple[int, int] = (24, 16)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def png_of(size_bytes: int) -> bytes:
+    """Return a whole PNG of exactly this size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    pixels, end = chunk(b"IDAT", zlib.compress(os.urandom(3 * 64 * 64 + 64))), chunk(b"IEND", b"")
+    missing = size_bytes - 8 - len(header) - len(pixels) - len(end) - 12
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"teST", os.urandom(missing)) + pixels + end
+
+
+def upload(service: Service, data: bytes) -> str:
+    answer = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"}, timeout_s=60)
+    assert answer.status in (200, 201), answer.body
+    return str(answer.json["uploadId"])
+
+
+def in_json(data: bytes, prompt: str = "in autumn") -> bytes:
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return json.dumps({"prompt": prompt, "width": 64, "height": 64, "imageUrl": uri}).encode()
+
+
+def memory(service: Service, name: str) -> int:
+    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def forget_peak(service: Service) -> None:
+    Path(f"/proc/{service.pid}/clear_refs").write_text("5")
+
+
+def spooled(service: Service) -> list[Path]:
+    """Return the files of images on their way."""
+    folder = Path(service.settings["DATA_DIR"]) / "spool"
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("way", ["bytes", "form", "data: URI"])
+def test_an_image_of_20_mib_takes_less_than_8_mib_of_memory(start_service: StartService, way: str) -> None:
+    service = start_service(UPSTREAM_RATE="1/hour")
+    service.made(prompt="uses the only call of this hour")
+
+    def send(data: bytes) -> int:
+        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        route, body, kind = {
+            "bytes": ("/api/uploads", data, "image/png"),
+            "form": ("/api/uploads", head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+            "data: URI": ("/api/images/generate", in_json(data), "application/json"),
+        }[way]
+        return service.request("POST", route, body, headers={"Content-Type": kind}, timeout_s=60).status
+
+    assert send(png_of(2 * MIB)) in (201, 202)
+    forget_peak(service)
+    before = memory(service, "VmRSS")
+    assert send(png_of(20 * MIB)) in (201, 202)
+    grown = memory(service, "VmHWM") - before
+    print(f"{way}: {grown / MIB:.1f} MiB")
+    assert grown < MAX_GROWTH_BYTES
+    assert send(png_of(20 * MIB + 1)) == 413
+
+
+@needs_proc
+def test_ten_large_bodies_at_once_stall_no_other_client(start_service: StartService) -> None:
+    service = start_service(UPSTREAM_RATE="1/hour")
+    service.made(prompt="uses the only call of this hour")
+    bodies = [in_json(png_of(15 * MIB), f"{number}") for number in range(10)]
+    before = memory(service, "VmRSS")
+    waits_s = []
+    with ThreadPoolExecutor(10) as pool:
+        sent = [pool.submit(service.request, "POST", "/api/images/generate", body, timeout_s=120) for body in bodies]
+        while not all(each.done() for each in sent):
+            began = time.monotonic()
+            assert service.get("/healthz").status == 200
+            waits_s.append(time.monotonic() - began)
+            time.sleep(0.02)
+    assert [each.result().status for each in sent] == [202] * 10
+    grown = memory(service, "VmHWM") - before
+    print(f"{grown / MIB:.1f} MiB, longest wait of another client {max(waits_s) * 1e3:.0f} ms")
+    assert grown < 64 * MIB
+    assert max(waits_s) < STALL_S
+    assert not spooled(service)
+
+
+def test_a_declared_length_over_the_limit_is_refused_unread(start_service: StartService) -> None:
+    service = start_service(SANDBOX_DELAY="0")
+    host, port = service.url.removeprefix("http://").split(":")
+    for route, kind, length in (
+        ("/api/uploads", "image/png", 21 * MIB),
+        ("/api/images/generate", "application/json", 30 * MIB),
+        ("/api/images/batch", "application/json", 30 * MIB),
+        ("/v1/images/generations", "application/json", 30 * MIB),
+    ):
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            head = f"POST {route} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+            client.sendall(head.encode())
+            assert b" 413 " in client.recv(4_096)
+
+
+def test_a_crash_in_an_upload_leaves_nothing_for_ever(start_service: StartService) -> None:
+    service = start_service(SANDBOX_DELAY="0")
+    host, port = service.url.removeprefix("http://").split(":")
+    data = png_of(6 * MIB)
+    with socket.create_connection((host, int(port)), timeout=5) as client:
+        head = f"POST /api/uploads HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data[: 4 * MIB])
+        eventually(lambda: [path for path in spooled(service) if path.stat().st_size])
+        service.kill()
+    assert spooled(service)
+    again = start_service(SANDBOX_DELAY="0")
+    eventually(lambda: not spooled(again))
+    upload(again, data)
+
+
+@pytest.mark.parametrize("store", ["disk", "redis", "upstream"])
+def test_a_task_keeps_its_upload_over_a_crash_and_beyond_its_expiry(
+    start_service: StartService, upstream: EmulatorProcess, store: str
+) -> None:
+    settings = {"IMAGE_STORE": store, "UPLOAD_TTL": "1", "WORKER_CONCURRENCY": "1"}
+    service = start_service(upstream.url, **settings)
+    prompt, data = f"kept beyond its expiry in {store}", png_of(3 * MIB)
+    image = upload(service, data)
+    upstream.script({"fault": "503", "retry_after": 2, "match": prompt, "times": 1})
+    task = service.accepted(prompt=prompt, imageUrl=image, model=EDITS)
+    eventually(lambda: calls_about(upstream, prompt))
+    service.kill()
+    time.sleep(1.2)
+    again = start_service(upstream.url, **settings)
+    assert again.submit(prompt="another", imageUrl=image, model=EDITS).error == (400, "upload_not_found")
+    assert again.completed(task, within_s=30)
+    sent = calls_about(upstream, prompt)
+    assert len(sent) == 2
+    assert hashlib.sha256(data).hexdigest() in json.dumps(sent[-1])
+
+
+def test_a_task_without_its_upload_fails_and_costs_nothing(
+    start_service: StartService, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    service = start_service(upstream.url, UPSTREAM_RATE="1/minute")
+    service.made(prompt="uses the only call of this minute")
+    task = service.accepted(prompt="its upload is gone", imageUrl=upload(service, image_file("gold")), model=EDITS)
+    service.end()
+    for file in (tmp_path / "data" / "images").rglob("0-*.png"):
+        file.unlink()
+    again = start_service(upstream.url)
+    failed = again.finished(task)
+    assert failed["status"] == "failed"
+    assert "upload" in failed["message"]
+    assert not calls_about(upstream, "its upload is gone")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 24 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_on_a_full_disk_an_upload_is_a_503_and_nothing_is_lost(
+    start_service: StartService, small_disk: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port):
+        service = start_service(DATA_DIR=str(small_disk / "data"), REDIS_URL=f"redis://127.0.0.1:{port}")
+        files, kept = [png_of(7 * MIB) for _ in range(4)], []
+        for data in files:
+            answer = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"})
+            if answer.status != 201:
+                break
+            kept.append(data)
+        assert 1 <= len(kept) < 4
+        assert answer.error == (503, "store_unavailable")
+        assert answer.headers["Retry-After"]
+        assert not spooled(service)
+        subprocess.run(["mount", "-o", "remount,size=80m", str(small_disk)], check=True)
+        eventually(lambda: service.get("/readyz").status == 200)
+        for data in kept:
+            again = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"})
+            assert again.status == 200, "it is still there"
+        assert upload(service, files[-1])
