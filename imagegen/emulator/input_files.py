@@ -26,11 +26,11 @@ class InputFile:
 
 
 class BadForm(Exception):
-    """The body is no multipart form; the text says why."""
+    """The body is no multipart form; the text is the reason."""
 
 
 async def read_form(request: web.BaseRequest) -> tuple[dict[str, object], list[InputFile]]:
-    """Read the fields and the files, whose bytes are hashed and dropped. Raises BadForm."""
+    """Read the fields and the files; bytes are hashed and dropped. Raises BadForm."""
     fields: dict[str, object] = {}
     files: list[InputFile] = []
     try:

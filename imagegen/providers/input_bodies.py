@@ -1,4 +1,4 @@
-"""Bodies of paid calls with input images: multipart or JSON, of known length, read while they are sent."""
+"""Bodies of paid calls with input images: multipart or JSON, of fixed length, read while they are sent."""
 
 from __future__ import annotations
 

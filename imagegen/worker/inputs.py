@@ -45,7 +45,7 @@ class AttemptInputs:
         self._fetched: list[VerifiedImage] = []
 
     async def open(self, edits: Edits | None) -> Mapping[str, InputImage]:
-        """Return the images whose bytes the provider needs. Raises UpstreamError, before anything is paid."""
+        """Return the images that the provider needs as bytes. Raises UpstreamError, before anything is paid."""
         if self._opener is None or not self._sources:
             return self._opened
         links = edits is not None and edits.links
@@ -63,7 +63,7 @@ class AttemptInputs:
         return self._opened
 
     async def aclose(self) -> None:
-        """Remove what was fetched."""
+        """Remove the fetched images."""
         if self._opener is not None:
             for image in self._fetched:
                 await in_file_thread(self._opener.spool.discard, image)

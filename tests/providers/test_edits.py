@@ -192,6 +192,15 @@ async def test_together_gets_input_images_under_the_models_names(
     assert {name: fields[name] for name in ("image_url", "reference_images") if name in fields} == expected
 
 
+@pytest.mark.parametrize("without", [(), ("image_url", "image", "reference_images")])
+async def test_an_edit_is_never_made_without_its_images(session, emulator, make_call, watcher, without):
+    together = TogetherProvider(session, api_key="k", base_url=emulator.url, timeout_s=5)
+    call = edit(make_call, PNG, model="black-forest-labs/FLUX.1-schnell", without=without)
+    with pytest.raises(UpstreamError):
+        await together.generate(call, watcher)
+    assert emulator.ledger.calls[0].body["image_url"] == DATA_URI
+
+
 async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent(session, emulator, make_call, watcher):
     mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 64))

@@ -132,7 +132,7 @@ async def test_an_upload_that_cannot_be_looked_up_now_is_waited_for(
 
 @pytest.mark.parametrize("name", ["image_url", "image", "mask"])
 async def test_an_edit_is_never_made_without_its_images(make_harness: MakeHarness, name: str) -> None:
-    refusal = UpstreamError("upstream_invalid_request", f"{name} is not supported", parameter=name, status=400)
+    refusal = UpstreamError("upstream_invalid_request", f"{name} is not supported", refused=(name,), status=400)
     harness = make_harness(refusal, inputs=opener())
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
     assert (task.state, task.error.code, len(harness.provider.calls)) == (State.FAILED, "upstream_invalid_request", 1)

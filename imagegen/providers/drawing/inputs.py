@@ -19,7 +19,7 @@ _MASK_STRENGTH = 0.65
 
 
 class Unreadable(ValueError):
-    """The bytes of an input image can't be decoded; the text says why."""
+    """The bytes of an input image can't be decoded; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)

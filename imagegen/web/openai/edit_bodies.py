@@ -1,4 +1,4 @@
-"""Bodies of edits on `/v1`: a form, whose files become uploads as they come, or JSON."""
+"""Bodies of edits on `/v1`: forms, with files that become uploads as they come, and JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OBJECTS = frozenset({"extra", "image_loras", "imageLoras"})
 
 @dataclass(slots=True)
 class EditBody:
-    """A body as it is read. images, mask: (client's name of the field, address or upload); fields: all others."""
+    """Parsed body. images, mask: (client's name of the field, address or upload); fields: all others."""
 
     images: list[tuple[str, str]] = field(default_factory=list)
     mask: tuple[str, str] | None = None
