@@ -79,7 +79,7 @@ from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.inputs import InputOpener
-from imagegen.worker.limits import AttemptLimits, Counts
+from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.pool import Pool
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
@@ -256,7 +256,8 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, queue, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
-    limits = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models)
+    job_wait_s = max(settings.upstream_timeout_s, MIN_JOB_WAIT_S)
+    limits = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models, job_wait_s)
     clock = queue.connection.clock
     pacing = Pacing(
         rate_per_min=settings.upstream_rate_per_min,

@@ -164,6 +164,7 @@ class OpenAICompatibleProvider:
             base = base.with_path("/v1")
         authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
         secret = api_key or url.password or ""
+        self._edits_path = generations.replace("generations", "edits")
         self._dialect = dialect or dialect_of(base)
         self._edits_path = generations.replace("generations", "edits")
         self._upstream = ProviderClient(

@@ -270,6 +270,9 @@ class Attempt:
             if not images:
                 self._wasted.update(share.indexes)
             self._leave_out(missing, again=again)
+        if reply.details:
+            details = add_details(self._claim.checkpoint.details, reply.details)
+            self._claim.task = replace(self._claim.task, details=details)
         try:
             await self._save(images, again=again)
         except (SavingDelayed, DeadlinePassed):

@@ -9,6 +9,9 @@ from imagegen.queue.codec import Checkpoint
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Failed, RetryPolicy
 from imagegen.tasks.task import Task, TaskError, WaitReason
 
+MIN_JOB_WAIT_S = 600.0
+"""Shortest wait for a provider job in a slot, also if `UPSTREAM_TIMEOUT` is shorter: polls are free, the job paid."""
+
 MAX_KNOWN_COUNTS = 200
 """Models; clients may name any."""
 
@@ -21,7 +24,7 @@ class AttemptLimits:
     policy: RetryPolicy
     deadline_s: float
     fallback_models: tuple[str, ...] = ()
-    job_wait_s: float = 600.0
+    job_wait_s: float = MIN_JOB_WAIT_S
 
     def deadline(self, task: Task) -> float:
         """Return the task's deadline, Unix time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import threading
 import time
@@ -55,6 +56,16 @@ def test_the_address_of_an_asynchronous_route_may_be_the_base(
     service.made(prompt=f"by {path}")
     (job,) = jobs_of(relay, f"by {path}")
     assert job["collected"] is True
+
+
+def test_an_edit_is_a_job_of_the_asynchronous_route(start_service: Start, relay: EmulatorProcess) -> None:
+    service = start_service(**settings(f"{relay.url}/v1/images/generations/async"))
+    source = service.get(service.made(prompt="to be edited")["data"][0]["url"]).body
+    link = "data:image/png;base64," + base64.b64encode(source).decode()
+    service.made(prompt="edited by a job", imageUrl=link)
+    (call,) = calls_about(relay, "edited by a job")
+    assert call["path"] == "/v1/images/edits/async"
+    assert (call["job"]["collected"], len(call["inputs"])) == (True, 1)
 
 
 def test_a_job_that_is_not_found_at_first_is_not_submitted_again(service: Service, relay: EmulatorProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
 from collections.abc import Iterator
 
@@ -68,3 +69,11 @@ def test_an_upstream_without_usage_has_none_in_its_answers(service: Service) -> 
     body = generate(service, prompt="nothing counted", model="some/model")
     assert not {"usage", "size", "quality", "background", "output_format"} & set(body)
     assert "usage" not in service.task(body["id"])
+
+
+def test_a_stream_has_the_usage_and_the_quality_of_the_upstream(service: Service) -> None:
+    answer = service.request("POST", "/v1/images/generations", PARTS | {"prompt": "streamed", "stream": True})
+    (line,) = [line for line in answer.body.decode().splitlines() if line.startswith("data: {")]
+    event = json.loads(line.removeprefix("data: "))
+    assert (event["type"], event["quality"]) == ("image_generation.completed", "low")
+    assert event["usage"]["output_tokens"] == 272

@@ -9,7 +9,6 @@ from aiohttp import hdrs, web
 
 from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.reply_details import ReplyDetails, Usage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.task_responses import retry_after_s
 from imagegen.web.context import Services, image_url_builder
@@ -21,9 +20,8 @@ from imagegen.web.openai.schemas import (
     AsyncTask,
     ImageEntry,
     ImagesResponse,
-    TokenDetails,
-    TokenUsage,
 )
+from imagegen.web.openai.usage import add_details
 
 _BASE64_MODELS = ("gpt-image", "chatgpt-image")
 """Parts of the names of models that OpenAI answers with bytes only; its clients expect no links of them."""
@@ -41,45 +39,8 @@ async def images_body(request: web.Request, services: Services, wanted: OpenAIRe
     if warnings := services.with_notices(task).warnings:
         body["warnings"] = list(warnings)
     if task.details:
-        _add_details(body, task.details)
+        add_details(body, task.details)
     return body
-
-
-def _add_details(body: ImagesResponse, details: ReplyDetails) -> None:
-    """Add what the upstream reported with the images. `auto` is left out: the clients' types do not have it."""
-    if usage := _usage(details.usage or {}):
-        body["usage"] = usage
-    if details.size and details.size != "auto":
-        body["size"] = details.size
-    if details.quality and details.quality != "auto":
-        body["quality"] = details.quality
-    if details.background and details.background != "auto":
-        body["background"] = details.background
-    if details.output_format and details.output_format != "auto":
-        body["output_format"] = details.output_format
-    if details.revised_prompt and body["data"]:
-        body["data"][0]["revised_prompt"] = details.revised_prompt
-
-
-def _usage(usage: Usage) -> TokenUsage | None:
-    """Return the tokens as OpenAI's client reads them; None if the upstream counts something else."""
-    spent, made, total = usage.get("input_tokens"), usage.get("output_tokens"), usage.get("total_tokens")
-    if not (isinstance(spent, int) and isinstance(made, int)):
-        return None
-    return {
-        "input_tokens": spent,
-        "input_tokens_details": _token_details(usage.get("input_tokens_details"), text_tokens=spent),
-        "output_tokens": made,
-        "output_tokens_details": _token_details(usage.get("output_tokens_details"), image_tokens=made),
-        "total_tokens": total if isinstance(total, int) else spent + made,
-    }
-
-
-def _token_details(details: object, *, text_tokens: int = 0, image_tokens: int = 0) -> TokenDetails:
-    """Return the parts of a count; all of it is of one kind if the upstream reports no parts."""
-    if not isinstance(details, dict):
-        return {"text_tokens": text_tokens, "image_tokens": image_tokens}
-    return {"text_tokens": details.get("text_tokens", 0), "image_tokens": details.get("image_tokens", 0)}
 
 
 async def _entries(request: web.Request, services: Services, task: Task, wanted: OpenAIRequest) -> list[ImageEntry]:

@@ -14,12 +14,14 @@ from aiohttp_sse import EventSourceResponse
 from imagegen.errors import ApiError, Draining
 from imagegen.queue.feed import Subscription
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.events import PING_S, SEND_TIMEOUT_S
 from imagegen.web.context import Readiness
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
+from imagegen.web.openai.usage import token_usage
 
 COMPLETED, EDITED = "image_generation.completed", "image_edit.completed"
 
@@ -30,7 +32,7 @@ _USAGE = {
     "total_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
 }
-"""Required by the clients' types; no provider of ours counts tokens."""
+"""Required by the clients' types; most providers count no tokens."""
 
 Encode = Callable[[Task, StoredImage], Awaitable[str]]
 
@@ -117,15 +119,16 @@ class ImageEventStream:
     async def _event(self, task: Task, image: StoredImage) -> dict[str, Any]:
         encoded = await self._encode(task, image)
         self._sent.add(image.index)
+        reported = task.details or ReplyDetails()
         return {
             "type": self._completed,
             "b64_json": encoded,
             "created_at": int(task.created_at),
-            "background": "opaque",
+            "background": reported.background or "opaque",
             "output_format": image.content_type.removeprefix("image/"),
-            "quality": "high",
+            "quality": reported.quality or "high",
             "size": f"{image.width}x{image.height}",
-            "usage": _USAGE,
+            "usage": token_usage(reported.usage or {}) or _USAGE,
         }
 
 
