@@ -27,6 +27,7 @@ from imagegen.chosen_parts import (
     create_thumbnails,
     create_uploads,
     image_ttl_s,
+    reused_image_ttl_s,
     task_identity,
 )
 from imagegen.doctor import check_models
@@ -36,6 +37,7 @@ from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.needed_uploads import NeededUploads
+from imagegen.images.reuse import ImageReuse
 from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
 from imagegen.images.spool import Spool
@@ -346,6 +348,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         models=app[MODEL_TABLE],
         list_models=app[PROVIDER].models,
         fallbacks=settings.fallback_models,
+        reuse_images=ImageReuse(app[STORE], reused_image_ttl_s(settings), clock=app[CONNECTION].clock).reuse,
         private_webhooks=settings.webhook_allow_private,
         openai=OpenAIOptions(
             settings.v1_reuse, settings.v1_max_wait_s, settings.v1_keepalive, settings.v1_response_format

@@ -70,9 +70,14 @@ def image_ttl_s(settings: Settings) -> float:
     return settings.result_ttl_s + 2 * settings.upstream_timeout_s
 
 
+def reused_image_ttl_s(settings: Settings) -> float:
+    """Return the lifetime of an image that a task has before its first call. Seconds."""
+    return image_ttl_s(settings) + settings.task_deadline_s
+
+
 def longest_life_s(settings: Settings) -> float:
     """Return the longest lifetime of an image or an upload in the store. Seconds."""
-    return max(image_ttl_s(settings), settings.upload_ttl_s, 2 * settings.task_deadline_s)
+    return max(reused_image_ttl_s(settings), settings.upload_ttl_s, 2 * settings.task_deadline_s)
 
 
 def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore, needed: NeededUploads) -> Uploads:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from imagegen.queue.client_queue import Submission
+from imagegen.tasks.family import RequestFamily
+from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:
@@ -39,3 +41,12 @@ def submission(name: object) -> Submission:
     return Submission(
         task_id, hashlib.sha256(str(name).encode()).hexdigest()[:32], "m", b'{"prompt":"%d"}' % hash(name)
     )
+
+
+def family_submission(prompt: str, n: int) -> Submission:
+    """Return the submission of a request, with its family."""
+    request = GenerationRequest(prompt=prompt, model="m", width=512, height=512, n=n)
+    canonical = request.canonical("together", None)
+    family = RequestFamily(request, "together", None, None)
+    task_id = fingerprint(canonical, None)
+    return Submission(task_id, request_digest(canonical), "m", request.to_json(), family=family)

@@ -51,6 +51,10 @@ class BlobStore(Protocol):
         """Save the bytes, or those of a file, until `expires_at_s`. Saving them again is allowed."""
         ...
 
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Copy the bytes within the store, for another task; return False if they are gone."""
+        ...
+
     def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from `offset` in pieces: fewer than `length` if some are gone. They are not verified."""
         ...
@@ -159,6 +163,17 @@ class CachedStore:
             await self._save_in_cache(task_id, index, image, expires_at_s)
         if image.path is not None:
             await in_file_thread(image.path.unlink, missing_ok=True)
+
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Copy the image in the port, and link it in the cache."""
+        try:
+            is_there = await self._blobs.reuse(source_id, image, task_id, index, expires_at_s)
+        except _UNAVAILABLE as error:
+            raise self._unavailable(error) from error
+        if is_there:
+            with suppress(StoreUnavailable):
+                await self._cache.reuse(source_id, image, task_id, index, expires_at_s)
+        return is_there
 
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """Open the image in the cache, after copying it there; read it from the port in pieces if that fails."""

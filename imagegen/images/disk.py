@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,31 @@ class DiskStore:
             signature = Signature.of(os.stat(name))  # noqa: PTH116
             self._checked.add(name, image.sha256, signature, self._cacheable(image))
 
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Give the file a name in the folder of the other task too. Return False if it is not in this folder."""
+        if not await self._is_there(source_id, image):
+            return False
+        name = self._name(task_id, index, image.sha256, image.content_type)
+        with self._index.writing(name, image.size_bytes, expires_at_s):
+            try:
+                is_there = await _in_thread(self._link, self._stored_name(source_id, image), name, image, expires_at_s)
+            except StoreUnavailable as error:
+                self._forget([name])
+                self._watch.save_failed(image.size_bytes, error.__cause__ or error)
+                raise
+        if not is_there:
+            self._forget([name])
+            return False
+        self._index.share(self._stored_name(source_id, image))
+        self._flush_soon()
+        return True
+
+    def _link(self, source: str, name: str, image: StoredImage, expires_at_s: float) -> bool:
+        self._expiry.note(_task_of(name), expires_at_s)
+        is_there = files.link_image(self._folder, source, name, image, expires_at_s)
+        self._expiry.flush()
+        return is_there
+
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """Open the file; None if it is gone or damaged.
 
@@ -212,9 +237,12 @@ class DiskStore:
         parts = {name for name in found if name.endswith(files.PART_SUFFIX)}
         self._forget(before - found.keys())
         unknown: dict[str, float] = {}
-        for name, file in found.items():
-            if name not in parts:
-                self._index.add(name, file.size_bytes, self._expiry_of(name, file, now, unknown))
+        expiries = {
+            name: self._expiry_of(name, file, now, unknown) for name, file in found.items() if name not in parts
+        }
+        shared = _shared_names(found, expiries, order)
+        for name, expires_at_s in expiries.items():
+            self._index.add(name, 0 if name in shared else found[name].size_bytes, expires_at_s)
         self._index.place(order)
         self._parts = {name: self._parts.get(name, now) for name in parts}
         orphans = [name for name, seen_at_s in self._parts.items() if now - seen_at_s >= ORPHAN_S]
@@ -390,6 +418,14 @@ class DiskStore:
         for name in names:
             self._index.forget(name)
             self._checked.forget(name)
+
+
+def _shared_names(found: Mapping[str, FoundFile], expiries: Mapping[str, float], order: Mapping[str, int]) -> set[str]:
+    """Return the names of files that have another name which is removed later: their bytes count there."""
+    linked = [name for name in expiries if found[name].links > 1]
+    linked.sort(key=lambda name: (expiries[name], order.get(name, -1)))
+    last = {found[name].inode: name for name in linked}
+    return set(linked) - set(last.values())
 
 
 def _task_of(name: str) -> str:

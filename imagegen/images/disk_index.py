@@ -45,6 +45,12 @@ class DiskIndex:
         if kept := self._entries.pop(name, None):
             self._total_bytes -= kept.size_bytes
 
+    def share(self, name: str) -> None:
+        """Count the bytes of a file under another name, which a later task gave it. Its place stays."""
+        if kept := self._entries.get(name):
+            self._entries[name] = IndexEntry(0, kept.expires_at_s)
+            self._total_bytes -= kept.size_bytes
+
     def settled(self) -> set[str]:
         """Return the files that are not being written."""
         return self._entries.keys() - self._writing

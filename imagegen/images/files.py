@@ -35,6 +35,7 @@ _MAX_IOV = 512
 """Pieces that are passed to the system at once; POSIX systems take 1,024."""
 
 _WRITE_TRIES = 5
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV}
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EROFS}
 
 
@@ -53,10 +54,12 @@ class Signature(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that a scan found."""
+    """A file that a scan found. links: how many names it has."""
 
     size_bytes: int
     modified_s: float
+    inode: int
+    links: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,30 @@ def write_image(root: Path, path: str, image: VerifiedImage, expires_at_s: float
     if image.path is not None:
         image.path.unlink(missing_ok=True)
     return folder_is_new
+
+
+def link_image(root: Path, source: str, target: str, image: StoredImage, expires_at_s: float) -> bool:
+    """Give an image's file a second name, or copy it if the mount has no links. Return False if the file is gone."""
+    for _ in range(_WRITE_TRIES):
+        make_folder(root, os.path.dirname(target))  # noqa: PTH120
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            if stat_file(str(root), source) is None:
+                return False
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            verified = VerifiedImage(
+                image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=Path(source)
+            )
+            _copy(root, target, verified, expires_at_s)
+        stamp(target, expires_at_s)
+        return True
+    return False
 
 
 def _try_move(root: Path, source: str, target: str) -> bool | None:
@@ -329,7 +356,10 @@ def remove(paths: Iterable[str]) -> None:
 
 def scan(folder: Path) -> dict[str, FoundFile]:
     """Return the files exactly two folders down; others are not ours. What vanishes meanwhile is left out."""
-    return {path: FoundFile(stat.st_size, stat.st_mtime) for path, stat in _files(folder, depth=2)}
+    return {
+        path: FoundFile(stat.st_size, stat.st_mtime, stat.st_ino, stat.st_nlink)
+        for path, stat in _files(folder, depth=2)
+    }
 
 
 def _files(folder: Path | str, depth: int) -> Iterator[tuple[str, os.stat_result]]:

@@ -17,6 +17,7 @@ class UpstreamStore:
         self._fallback = behind
         self.save = behind.save
         self.open = behind.open
+        self.reuse = behind.reuse
         self.contains = behind.contains
         self.start = behind.start
         self.close = behind.close

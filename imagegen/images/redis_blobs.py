@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from msgspec.structs import replace
+
 from imagegen.errors import StoreUnavailable
 from imagegen.images.needed_uploads import FindNeeded, nothing_needed, uploads_of
 from imagegen.redis_client.connection import Connection
@@ -56,6 +58,7 @@ class RedisBlobStore:
         self._index_end_s = 0.0
         self._reserve = load_script(__package__, "reserve")
         self._put_back = load_script(__package__, "put_back")
+        self._copy_parts = load_script(__package__, "copy_parts")
 
     async def start(self) -> None:
         """Nothing has to be ready."""
@@ -75,6 +78,26 @@ class RedisBlobStore:
             async with self._connection.deadline(), _memory_checked():
                 await self._connection.commands.set(key, data, pxat=int(expires_at_s * 1000))
             self._spent(1)
+
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Copy the parts under another name, then count them: two commands a part, and four.
+
+        Return False if a part is gone, or if Redis can't copy it. Raises QueueUnavailable, StoreUnavailable.
+        """
+        source, target, size_bytes = (
+            _name(source_id, image),
+            _name(task_id, replace(image, index=index)),
+            image.size_bytes,
+        )
+        parts = list(zip(self._parts(source, size_bytes), self._parts(target, size_bytes), strict=True))
+        keys, ends_at_ms = [key for part in parts for key in part], int(expires_at_s * 1000)
+        async with self._connection.deadline():
+            is_copied = await self._connection.commands.run_script(self._copy_parts, keys, [ends_at_ms])
+        self._spent(1 + 2 * len(parts))
+        if not is_copied:
+            return False
+        await self._make_room(f"{target}:{size_bytes}", size_bytes, expires_at_s)
+        return True
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from `offset` in pieces: fewer than `length` if a part is gone. Raises QueueUnavailable."""

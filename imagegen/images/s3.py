@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import aiohttp
 from loguru import logger
+from msgspec.structs import replace
 
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
@@ -141,9 +142,23 @@ class S3BlobStore:
                 ContentType=image.content_type,
                 Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
             )
+        await self._count(key, image)
+
+    async def _count(self, key: str, image: StoredImage) -> None:
+        """Count a saved object, and delete the oldest ones that are over the cap."""
         self._index.add(key, image.size_bytes, self._sweep_at(self._clock()))
         with suppress(StoreUnavailable):  # the image is safe; the next sweep finds leftovers
             await self._delete(await take_over_cap(self._index, _task_of, self._find_needed))
+
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Copy the object within the service; return False if it is gone. Raises StoreUnavailable."""
+        key = self._key(task_id, replace(image, index=index))
+        try:
+            await self._copy(self._key(source_id, image), key, image, expires_at_s)
+        except _Missing:
+            return False
+        await self._count(key, image)
+        return True
 
     async def get(self, task_id: str, image: StoredImage, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """Yield the object's bytes from `offset` in pieces; none if it is gone or expired. Raises StoreUnavailable."""
@@ -231,15 +246,19 @@ class S3BlobStore:
 
     async def _set_end(self, key: str, image: StoredImage, expires_at_s: float) -> None:
         with suppress(_Missing):
-            async with self._request():
-                await self._client.copy_object(
-                    Bucket=self._bucket.name,
-                    Key=key,
-                    CopySource={"Bucket": self._bucket.name, "Key": key},
-                    ContentType=image.content_type,
-                    Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
-                    MetadataDirective="REPLACE",
-                )
+            await self._copy(key, key, image, expires_at_s)
+
+    async def _copy(self, source: str, key: str, image: StoredImage, expires_at_s: float) -> None:
+        """Copy an object with a new end. Raises _Missing, StoreUnavailable."""
+        async with self._request():
+            await self._client.copy_object(
+                Bucket=self._bucket.name,
+                Key=key,
+                CopySource={"Bucket": self._bucket.name, "Key": source},
+                ContentType=image.content_type,
+                Metadata={_EXPIRES_METADATA: f"{expires_at_s:.3f}"},
+                MetadataDirective="REPLACE",
+            )
 
     async def _delete(self, keys: Sequence[str]) -> None:
         """Delete one by one: not every service supports multi-object deletes."""

@@ -148,6 +148,13 @@ class ImageStore(Protocol):
         """
         ...
 
+    async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
+        """Save an image of the task `source_id` for another task too, without reading it; either may expire alone.
+
+        Return False if the image is gone. Raises StoreUnavailable.
+        """
+        ...
+
     async def open(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         """Open an image for reading; None if it is gone. Raises StoreUnavailable if that is not certain."""
         ...

@@ -22,6 +22,7 @@ from imagegen.queue.codec import (
     server_time,
 )
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
+from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
@@ -30,8 +31,9 @@ from imagegen.queue.task_lookup import TaskLookup, newer_version_error
 from imagegen.queue.verbs.finish import as_stored
 from imagegen.queue.verbs.submit import SubmitReply, submit_item
 from imagegen.tasks import transitions
+from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import State, Task, WaitReason
+from imagegen.tasks.task import FINAL_OFFSET, State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook, initial_deliveries
 
 POSITIONS_MAX_AGE_S = 10.0
@@ -47,13 +49,14 @@ class CacheResult(StrEnum):
 
 
 class Submission(Struct, frozen=True, gc=False):
-    """Submitted request in its stored form, the two hashes of its canonical form, and its webhooks."""
+    """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings."""
 
     task_id: str
     digest: str
     model: str
     request_json: bytes
     webhooks: tuple[Webhook, ...] = ()
+    family: RequestFamily | None = None
 
 
 class SubmitResult(Struct, frozen=True, gc=False):
@@ -76,14 +79,14 @@ class ClientQueue:
         idempotency: IdempotencyKeys,
         listing: TaskList,
         *,
-        result_ttl_s: float,
+        families: CompletedFamilies,
     ) -> None:
         self.idempotency, self.listing = idempotency, listing
-        self._lookup, self._outbox = lookup, outbox
+        self._lookup, self._outbox, self._families = lookup, outbox, families
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
-        self.result_ttl_s = result_ttl_s
+        self.result_ttl_s = verbs.result_ttl_s
         self.clock = verbs.clock
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
@@ -122,10 +125,11 @@ class ClientQueue:
         """Return whether `get` returns an unfinished task that another instance may have finished meanwhile."""
         return self._lookup.may_be_outdated(task_id)
 
-    async def submit(self, submission: Submission) -> SubmitResult:
+    async def submit(self, submission: Submission, reuse: ReuseImages | None = None) -> SubmitResult:
         """Enqueue a task, join the unfinished one or return the finished one; a failed task is enqueued again.
 
-        Raises QueueFull, QueueUnavailable; nothing is stored then.
+        reuse: takes images of finished tasks that differ only in `n`; None to generate all.
+        Raises QueueFull, QueueUnavailable, StoreUnavailable; nothing is stored then.
         """
         cached_result = self._from_cache(submission)
         if cached_result is not None:
@@ -137,9 +141,11 @@ class ClientQueue:
             return self._record_metric(
                 first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
             )
-        return self._record_metric(await self._enqueue(submission))
+        return self._record_metric(await self._enqueue(submission, reuse=reuse))
 
-    async def replace(self, submission: Submission, finished: Task, *, keep: bool) -> SubmitResult:
+    async def replace(
+        self, submission: Submission, finished: Task, reuse: ReuseImages | None = None, *, keep: bool
+    ) -> SubmitResult:
         """Enqueue a finished task again under its id, or join it if another submit did. Raises as `submit` does.
 
         keep: whether its images stay, marked as stale, until the new ones are stored.
@@ -147,7 +153,7 @@ class ClientQueue:
         running = self._await_inflight_submit(submission.task_id)
         if running is not None:
             return self._record_metric(replace(await running, cached=CacheResult.COALESCED))
-        return self._record_metric(await self._enqueue(submission, finished, keep=keep))
+        return self._record_metric(await self._enqueue(submission, finished, keep=keep, reuse=reuse))
 
     def _record_metric(self, submitted: SubmitResult) -> SubmitResult:
         self._verbs.meter.submits[submitted.cached] += 1
@@ -231,19 +237,27 @@ class ClientQueue:
         return SubmitResult(task, cached)
 
     async def _enqueue(
-        self, submission: Submission, replaced: Task | None = None, *, keep: bool = False
+        self,
+        submission: Submission,
+        replaced: Task | None = None,
+        *,
+        keep: bool = False,
+        reuse: ReuseImages | None = None,
     ) -> SubmitResult:
         task = self._task(submission, replaced.images if replaced and keep else ())
         waiters: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = waiters
         try:
-            answer = await self._verbs.with_key_repair(
-                self._verbs.submit, submit_item(task, replaced.epoch if replaced else None)
-            )
-            if answer.kind == "gone":
+            siblings = self._siblings(submission) if reuse else ()
+            item = submit_item(task, replaced.epoch if replaced else None, siblings)
+            answer = await self._verbs.with_key_repair(self._verbs.submit, item)
+            if answer.kind == "siblings" and reuse and submission.family:
+                reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
+                task, answer = await self._submit_reused(task, reused, submission.family.request.n, item.replaced_epoch)
+            if answer.kind == "gone" and not task.state.is_final:
                 task, answer = await self._submit_gone(task, answer)
             taken_in = answer.kind in ("new", "again")
-            submitted = self._on_enqueued(task, answer) if taken_in else self._on_existing(submission, answer)
+            submitted = self._on_stored(task, answer) if taken_in else self._on_existing(submission, answer)
         except BaseException as error:
             for waiter in waiters:
                 if not waiter.done():
@@ -255,6 +269,23 @@ class ClientQueue:
             if not waiter.done():
                 waiter.set_result(submitted)
         return submitted
+
+    def _siblings(self, submission: Submission) -> tuple[str, ...]:
+        """Return the ids of the tasks to read images from; none if it is known that they are not finished."""
+        if submission.family is None or not self._families.may_include(submission.request_json):
+            return ()
+        return submission.family.sibling_ids()
+
+    async def _submit_reused(
+        self, task: Task, reused: ReusedImages, wanted: int, replaced_epoch: int | None
+    ) -> tuple[Task, SubmitReply]:
+        """Store a task that has images before its first call: as a completed one if it needs no more."""
+        if len(reused.images) < wanted:
+            task = replace(task, images=reused.images)
+            return task, await self._verbs.submit(submit_item(task, replaced_epoch))
+        now, ttl_s = self.clock(), self.result_ttl_s
+        task = transitions.completed(replace(task, deliveries=()), reused.images, reused.warnings, now=now, ttl_s=ttl_s)
+        return task, await self._verbs.complete(task, replaced_epoch)
 
     async def _submit_gone(self, task: Task, answer: SubmitReply) -> tuple[Task, SubmitReply]:
         """Enqueue a task again that has no entry, unless its owner restores it.
@@ -293,9 +324,16 @@ class ClientQueue:
             deliveries=initial_deliveries(submission.webhooks) if submission.webhooks else (),
         )
 
-    def _on_enqueued(self, task: Task, answer: SubmitReply) -> SubmitResult:
-        """Return the result of a submit that enqueued its task."""
+    def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:
+        """Return the result of a submit that stored its task."""
         generation = answer.epoch
+        if task.state.is_final:
+            task = replace(task, epoch=generation, sequence=generation + FINAL_OFFSET)
+            self._task_cache.put(task)
+            self._families.add(task)
+            if answer.kind == "again":
+                self._notifier.publish("fresh", ids=[task.id])
+            return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
         if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
             task = replace(task, created_at=came_at)
@@ -311,7 +349,7 @@ class ClientQueue:
             raise QueueFull(headers={"Retry-After": "10"})
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)
-        if answer.kind != "known":
+        if answer.kind not in ("known", "gone"):
             logger.bind(taskId=submission.task_id).error("Redis has another record under this task id: {}", answer.kind)
             raise InternalError
         _, task = decode_record(answer.existing)

@@ -3,7 +3,8 @@
 A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
 JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A
 checkpoint is the entry id, a space, and JSON; a delivery log is `1 <generation>`, a newline, and a JSON list. Values of
-a newer version are not touched: deploys overlap for minutes. The head of a task with added webhooks ends in ` +`.
+a newer version are not touched: deploys overlap for minutes. So each task is written in the lowest version that is able
+to run it. The head of a task with added webhooks ends in ` +`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from imagegen.tasks.image import PaidImage, StoredImage
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import MAX_AMBIGUOUS
+from imagegen.tasks.stored_version import FIRST_VERSION, reused_images, version_of
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.webhook import Delivery, merge_deliveries
 
-VERSION = 1
+VERSION = 2
+"""The highest version that this service reads and writes."""
+
+_LOG_VERSION = 1
 
 MAX_SKEW_S = 5.0
 """Longest delay of a submit; a larger difference to the entry's id means that the clocks differ."""
@@ -35,6 +40,8 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeE
 """Errors that decoding a foreign value raises."""
 
 _NO_REQUEST = msgspec.Raw()
+
+_READABLE = frozenset(b"%d" % version for version in range(FIRST_VERSION, VERSION + 1))
 
 _ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
@@ -73,7 +80,9 @@ class _Record(Struct, omit_defaults=True, gc=False):
 class _Entry(Struct, omit_defaults=True, gc=False):
     """JSON of an entry: enough to run the task.
 
+    images: of the epoch before, shown until the new ones are stored.
     queued: time of the submit by the server's clock if an earlier entry carried the task; else the entry's id has it.
+    reused: images that the task has before its first call.
     """
 
     id: str
@@ -84,6 +93,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     images: tuple[StoredImage, ...] = ()
     webhooks: tuple[dict[str, Any], ...] = ()
     queued: float | None = None
+    reused: tuple[StoredImage, ...] = ()
 
 
 _read_record = msgspec.json.Decoder(_Record).decode
@@ -137,7 +147,7 @@ def broadcast_record(task: Task) -> bytes:
 
 
 def _ownerless_head(task: Task) -> bytes:
-    return f"{VERSION} {task.state} - {task.epoch} {task.sequence} {task.digest}\n".encode()
+    return f"{version_of(task)} {task.state} - {task.epoch} {task.sequence} {task.digest}\n".encode()
 
 
 def decode_head(value: bytes) -> RecordHeader:
@@ -203,16 +213,24 @@ def _deliveries(stored: Iterable[Any]) -> tuple[Delivery, ...]:
 def encode_entry(task: Task) -> bytes:
     """Return the JSON of an entry."""
     request = msgspec.Raw(task.request_json)
-    stale = task.images if task.stale_images else ()
-    queued = task.created_at if task.entry_id else None
     return _encode(
-        _Entry(task.id, task.digest, task.model, task.created_at, request, stale, _stored(task.deliveries), queued)
+        _Entry(
+            task.id,
+            task.digest,
+            task.model,
+            task.created_at,
+            request,
+            task.images if task.stale_images else (),
+            _stored(task.deliveries),
+            task.created_at if task.entry_id else None,
+            reused_images(task),
+        )
     )
 
 
 def peek_task_id(fields: Mapping[bytes, bytes]) -> str:
     """Return the task id of an entry without decoding it; any text for a foreign entry."""
-    return fields.get(b"d", b"")[7:39].decode(errors="replace") if fields.get(b"v") == b"1" else ""
+    return fields.get(b"d", b"")[7:39].decode(errors="replace") if fields.get(b"v") in _READABLE else ""
 
 
 def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
@@ -230,7 +248,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             model=entry.model,
             request_json=bytes(entry.request),
             created_at=_came_at(entry, entry_id),
-            images=entry.images,
+            images=entry.images or entry.reused,
             stale_images=bool(entry.images),
             reason=WaitReason.QUEUED,
             entry_id=entry_id,
@@ -297,6 +315,11 @@ class Checkpoint(
     def billed_again(self) -> int:
         """Calls that may have been paid for more than once."""
         return self.ambiguous_calls + self.repeated
+
+    @property
+    def has_new_images(self) -> bool:
+        """Whether a call of this task returned an image."""
+        return not all(image.reused for image in self.images)
 
     @property
     def calling(self) -> bool:
@@ -385,7 +408,7 @@ def _reason(reason: str | None) -> WaitReason:
 
 def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
     """Return the delivery log of an epoch."""
-    return f"{VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
+    return f"{_LOG_VERSION} {generation}\n".encode() + orjson.dumps([delivery.stored() for delivery in deliveries])
 
 
 def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
@@ -393,7 +416,7 @@ def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
     try:
         line, _, rest = value.partition(b"\n")
         version, generation = map(int, line.split(b" "))
-        if version > VERSION:
+        if version > _LOG_VERSION:
             raise NewerRecord(version)
         return generation, _deliveries(orjson.loads(rest))
     except NewerRecord:

@@ -8,12 +8,20 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from loguru import logger
+from msgspec.structs import replace
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import Checkpoint, NewerRecord, UnreadableRecord, decode_entry, peek_task_id
+from imagegen.queue.codec import (
+    Checkpoint,
+    NewerRecord,
+    UnreadableRecord,
+    decode_entry,
+    peek_task_id,
+)
 from imagegen.queue.eta import EtaEstimator, entry_order
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.consume import Entry
+from imagegen.tasks.stored_version import reused_images
 from imagegen.tasks.task import State, Task
 
 
@@ -106,7 +114,8 @@ class ClaimDispatcher:
         for entry_id, fields in entries:
             self.delivered = max(self.delivered, entry_order(entry_id))
             try:
-                claim = Claim(entry_id, self._submitted_here(entry_id, fields), self._fresh, confirmed_at=now)
+                task = self._submitted_here(entry_id, fields)
+                claim = Claim(entry_id, task, self._first_checkpoint(task), confirmed_at=now)
             except NewerRecord:
                 self.skipped_entry_ids.add(entry_id)
             except UnreadableRecord as error:
@@ -121,6 +130,10 @@ class ClaimDispatcher:
             self.estimates.line.taken([claim.entry_id for claim in claims])
             self.non_empty.set()
         return claims, unreadable
+
+    def _first_checkpoint(self, task: Task) -> Checkpoint:
+        images = reused_images(task)
+        return replace(self._fresh, images=images) if images else self._fresh
 
     def redelivered(self, entry: Entry) -> bool:
         """Return whether an entry of a held claim was delivered again: the group or the claim was restored."""

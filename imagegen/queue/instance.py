@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from imagegen.queue.change_relay import ChangeRelay
 from imagegen.queue.claim import Claim
@@ -14,6 +15,7 @@ from imagegen.queue.delivery_store import DeliveryStore
 from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.eta import EtaEstimator
+from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.feed import Feed
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
@@ -32,6 +34,7 @@ from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class QueueInstance:
     outbox: Outbox
     recovery: Recovery
     lost_calls: LostCalls
+    families: CompletedFamilies
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -89,6 +93,7 @@ class QueueInstance:
             "outbox": self.outbox.take_over_forever(),
             "outbox-renewal": self.outbox.renew_forever(),
             "outbox-refill": self.outbox.refill_forever(),
+            "families": self.families.load_forever(),
         }
 
     async def release_idle(self, working: Collection[Claim]) -> None:
@@ -126,9 +131,9 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     lookup = TaskLookup(
         verbs, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
     )
-    client_queue = ClientQueue(
-        verbs, lookup, outbox, IdempotencyKeys(connection, keys), TaskList(connection, keys), result_ttl_s=ttl_s
-    )
+    families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
+    idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
+    client_queue = ClientQueue(verbs, lookup, outbox, idempotency, listing, families=families)
     parts = QueueInstance(
         connection=connection,
         keys=keys,
@@ -148,6 +153,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
         lost_calls=LostCalls(connection, keys),
+        families=families,
     )
     _connect(parts)
     return parts
@@ -160,12 +166,12 @@ def _connect(parts: QueueInstance) -> None:
     # Events inside this process
     parts.verbs.on_added = parts.consumer.expect_entry
     parts.task_cache.on_change = relay.on_task_changed
-    parts.task_cache.on_finished_here = outbox.on_finished_here
+    parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
     parts.feed.on_first_subscriber = relay.request_changes
     parts.worker_queue.on_transferred = leases.check_now
     takeover.on_takeover = outbox.check_now
     # Losses of data, and the recovery from them
-    parts.connection.on_new_server.append(recovery.on_new_server)
+    parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
     parts.consumer.on_loss = recovery.on_group_lost
     leases.on_loss = recovery.on_claims_lost
     leases.restore = recovery.restore_claims
@@ -173,7 +179,7 @@ def _connect(parts: QueueInstance) -> None:
     parts.client_queue.on_missing_entry = recovery.wait_restored
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances
-    parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined]
+    parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined, parts.families.on_joined]
     parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined]
     parts.notifier.handlers |= {
         "hello": relay.on_hello,
@@ -185,3 +191,8 @@ def _connect(parts: QueueInstance) -> None:
         "lost": recovery.on_loss_elsewhere,
         "restored": recovery.on_restored_elsewhere,
     }
+
+
+def _on_finished_here(parts: QueueInstance, task: Task) -> None:
+    parts.outbox.on_finished_here(task)
+    parts.families.add(task)

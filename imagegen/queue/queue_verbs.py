@@ -11,6 +11,7 @@ from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.verbs import consume, group, read
 from imagegen.queue.verbs.cancel import cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
+from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
@@ -49,6 +50,7 @@ class QueueVerbs:
         self.clock = context.connection.clock
         self.unreadable = context.unreadable
         self.owner_life_s = context.owner_life_s
+        self.result_ttl_s = context.result_ttl_ms / 1000
         self.on_added: Callable[[], None] = lambda: None
         self._submit = Submit(context, depth, self._entries_added)
         self._create_checkpoint = CreateCheckpoint(context)
@@ -64,6 +66,9 @@ class QueueVerbs:
 
     def submit(self, item: SubmitItem) -> asyncio.Future[SubmitReply]:
         return self._submit(item)
+
+    async def complete(self, final: Task, replaced_epoch: int | None) -> SubmitReply:
+        return await complete(self._context, final, replaced_epoch)
 
     def read(self, task_id: str) -> asyncio.Future[TaskRows]:
         return self._read(task_id)

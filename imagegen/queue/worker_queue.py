@@ -234,7 +234,7 @@ class WorkerQueue:
         self._count_attempt(claim, state)
         self._meter.finished(state, final.error.code if final.error else "", final.model)
         if final.state is State.COMPLETED:
-            self._meter.images_stored([image.size_bytes for image in final.images])
+            self._meter.images_stored([image.size_bytes for image in final.images if not image.reused])
 
     def _publish(self, claim: Claim, task: Task) -> None:
         claim.task = task

@@ -50,6 +50,7 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
     seed: the seed that was sent for it, None where none was sent.
     store_id: id of the only store with the bytes, if not every instance can read them.
     url: only where the bytes are not kept here: the provider's own link.
+    reused: whether another task made it, which differs only in `n`.
     """
 
     index: int
@@ -61,3 +62,4 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
     seed: int | None = None
     url: str | None = None
     store_id: str = ""
+    reused: bool = False

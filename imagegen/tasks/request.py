@@ -95,6 +95,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         The provider is part of it, so that a sandbox image is never served as a real one. `scope` is the client's key
         name if each key has its own tasks.
         """
+        return _encode_sorted(self.canonical_fields(provider, scope))
+
+    def canonical_fields(self, provider: str, scope: str | None) -> dict[str, Any]:
+        """Return the fields of the canonical form, not sorted."""
         fields = self.to_dict()
         fields["provider"] = provider
         if scope is not None:
@@ -102,7 +106,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         scale = self.guidance_scale
         if isinstance(scale, float) and scale.is_integer():
             fields["guidance_scale"] = int(scale)
-        return _encode_sorted(fields)
+        return fields
 
 
 def fingerprint(canonical: bytes, secret: str | None) -> str:

@@ -117,6 +117,11 @@ def pending_deliveries(task: Task) -> tuple[Delivery, ...]:
     )
 
 
+def missing_images_warning(count: int, wanted: int, why: str = "") -> str:
+    """Return the warning of a task that is completed with fewer images than requested."""
+    return f"only {count} of {wanted} images came" + (f": {why}" if why else "")
+
+
 def image_progress(received: float, stored: int, wanted: int) -> int:
     """Return percent done: a received image counts two thirds, a stored one all; `received` may be a part."""
     span = STORED_PROGRESS - SENT_PROGRESS

@@ -15,6 +15,7 @@ from imagegen.providers.model_table import ModelTable
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
+from imagegen.tasks.family import RequestFamily, ReuseImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
@@ -56,9 +57,18 @@ class TaskIdentity:
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
     ) -> Submission:
         """Return the submission for a request. scope: name of the key that owns the task, None if tasks are shared."""
-        canonical = self.sent_request(request).canonical(self.provider, scope)
+        sent = self.sent_request(request)
+        canonical = sent.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
-        return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks)
+        family = RequestFamily(sent, self.provider, scope, self.secret)
+        return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks, family)
+
+    def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
+        """Return the submission for the request of a task; under other settings than now it belongs to no family."""
+        submission = self.submission(GenerationRequest.from_json(task.request_json), None, webhooks)
+        if submission.task_id == task.id:
+            return submission
+        return Submission(task.id, task.digest, task.model, task.request_json, webhooks)
 
 
 class Readiness:
@@ -92,6 +102,7 @@ class Services:
 
     models: what is published about models. list_models: requests those that the provider offers. fallbacks: models that
     are called if another is not available.
+    reuse_images: of tasks that differ only in `n`.
     private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
     """
 
@@ -109,6 +120,7 @@ class Services:
     models: ModelTable
     list_models: ListModels = _no_models
     fallbacks: tuple[str, ...] = ()
+    reuse_images: ReuseImages | None = None
     private_webhooks: bool = False
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     calls: ClientCalls = field(default_factory=ClientCalls)

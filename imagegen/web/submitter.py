@@ -133,13 +133,14 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     """
     refuse_while_draining(services)
     began = services.queue.clock()
-    submitted = await services.queue.submit(submission)
+    reuse = None if fresh else services.reuse_images
+    submitted = await services.queue.submit(submission, reuse)
     while submitted.cached is CacheResult.HIT:
         task = submitted.task
         whole = await services.store.contains_all(task.id, task.images)
         if whole and not (fresh and task.created_at < began):
             break
-        submitted = await services.queue.replace(submission, task, keep=whole)
+        submitted = await services.queue.replace(submission, task, reuse, keep=whole)
     return await services.queue.add_webhooks(submission, submitted) if submission.webhooks else submitted
 
 

@@ -23,7 +23,7 @@ from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import add_details
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
-from imagegen.tasks.task import TaskError, WaitReason
+from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.inputs import AttemptInputs, InputOpener
@@ -76,12 +76,12 @@ class AttemptRunner:
     @staticmethod
     def _with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
         """Complete a task that fails at its deadline with the images that it has: they are paid for."""
-        images = claim.checkpoint.images
-        if not isinstance(outcome, Failed) or not outcome.at_deadline or not images or claim.task.stale_images:
+        images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
+        if not isinstance(outcome, Failed) or not outcome.at_deadline or not keeps:
             return outcome
         count = GenerationRequest.from_json(claim.task.request_json).n
         why = outcome.error.detail or outcome.error.code
-        warning = f"only {len(images)} of {count} images came: {why}"
+        warning = missing_images_warning(len(images), count, why)
         return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
 
 
@@ -160,7 +160,7 @@ class Attempt:
         except UpstreamError as error:
             return self._judge(error)
         if missing := self._missing:
-            add_warnings(self._claim, f"only {self._request.n - missing} of {self._request.n} images came")
+            add_warnings(self._claim, missing_images_warning(self._request.n - missing, self._request.n))
         run = self._claim.checkpoint
         return Succeeded(run.images, run.warnings, run.details)
 
@@ -182,7 +182,7 @@ class Attempt:
             [received_again(paid) for paid in self._claim.checkpoint.links],
             again=self._claim.checkpoint.missing_requested,
         )
-        if spent and self._missing and not self._claim.checkpoint.images:
+        if spent and self._missing and not self._claim.checkpoint.has_new_images:
             raise _AttemptEnded(spent)
         if spent:
             self._give_up(range(self._request.n))
@@ -219,12 +219,12 @@ class Attempt:
             for share in plan_calls(n, self._places.union(run.short, run.given_up), per_call, seed):
                 last = await self._make_call(share) or last
                 barren += 1
-                if not self._claim.checkpoint.images and barren >= MAX_BARREN_CALLS:
+                if not self._claim.checkpoint.has_new_images and barren >= MAX_BARREN_CALLS:
                     if isinstance(last, ImageRejected) and last.lasting:
                         raise last
                     break
         settled = self._places.union(self._claim.checkpoint.given_up)
-        if self._claim.checkpoint.images and not self._claim.checkpoint.missing_requested:
+        if self._claim.checkpoint.has_new_images and not self._claim.checkpoint.missing_requested:
             settled -= self._unusable  # others could be used, so the cause need not repeat
         if len(settled) < n:
             self._change(missing_requested=True)
@@ -234,7 +234,7 @@ class Attempt:
                 last = await self._make_call(share, again=True) or last
                 if len(self._claim.checkpoint.images) == kept:
                     break
-        if not self._claim.checkpoint.images:
+        if not self._claim.checkpoint.has_new_images:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
 
     async def _make_call(self, share: PlannedCall, *, again: bool = False) -> UpstreamError | None:

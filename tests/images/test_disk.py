@@ -340,3 +340,46 @@ async def test_a_folder_keeps_its_mark(tmp_path: Path) -> None:
         await store.start()
         marks.add(store.store_id)
     assert len(marks) == 1
+
+
+async def test_a_reused_image_is_a_second_name_of_the_file(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage
+) -> None:
+    image = make_image()
+    await store.save(TASK, 1, image, clock.now + 60)
+    assert await store.reuse(TASK, stored(image, 1), "f" * 32, 0, clock.now + 90)
+    assert len({path.stat().st_ino for path in files(tmp_path)}) == 1
+    shutil.rmtree(tmp_path / "data" / "images" / "01")
+    assert await load(store, "f" * 32, stored(image)) == image.data
+
+
+async def test_an_image_is_copied_where_the_mount_has_no_links(
+    store: DiskStore, tmp_path: Path, clock: Clock, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    image = make_image()
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert await store.reuse(TASK, stored(image), "f" * 32, 0, clock.now + 60)
+    assert len({path.stat().st_ino for path in files(tmp_path)}) == 2
+    assert await load(store, "f" * 32, stored(image)) == image.data
+
+
+@pytest.mark.parametrize("swept", [False, True])
+async def test_a_reused_image_takes_its_bytes_once(
+    tmp_path: Path, clock: Clock, make_image: MakeImage, *, swept: bool
+) -> None:
+    image, other = make_image(), make_image("red")
+    store = DiskStore(tmp_path / "data" / "images", image.size_bytes + other.size_bytes, clock=clock)
+    await store.start()
+    await store.save(TASK, 0, image, clock.now + 60)
+    assert await store.reuse(TASK, stored(image), "f" * 32, 0, clock.now + 90)
+    if swept:
+        await store.sweep_once()
+    await store.save("e" * 32, 0, other, clock.now + 90)
+    assert len(files(tmp_path)) == 3
+    await store.save("d" * 32, 0, other, clock.now + 90)
+    assert {path.parent.name for path in files(tmp_path)} == {"e" * 32, "d" * 32}
+    await store.close()

@@ -162,3 +162,24 @@ async def test_an_unreachable_redis_is_reported_unavailable(away: RedisBlobStore
     ):
         with pytest.raises(QueueUnavailable):
             await call
+
+
+async def test_reusing_an_image_costs_two_commands_a_part_and_four(connection: Connection, prefix: str) -> None:
+    port = RedisBlobStore(connection, Keys(prefix), 10 * PART_BYTES)
+    image = stored_image(0, PART_BYTES + 1)
+    await port.put(TASK, image, bytes(image.size_bytes), later())
+    before = connection.meter.commands["pictures"]
+    assert await port.reuse(TASK, image, "f" * 32, 0, later())
+    assert connection.meter.commands["pictures"] - before == 2 * 2 + 4
+
+
+async def test_an_image_is_not_reused_if_redis_may_not_copy(
+    connection: Connection, redis_url: str, prefix: str
+) -> None:
+    await connection.commands.execute_command("ACL", "SETUSER", prefix, "on", ">secret", "~*", "&*", "+@all", "-copy")
+    limited = Connection(redis_url.replace("://", f"://{prefix}:secret@"))
+    port = RedisBlobStore(limited, Keys(prefix), 10 * PART_BYTES)
+    image = stored_image(0, 100)
+    await port.put(TASK, image, bytes(100), later())
+    assert not await port.reuse(TASK, image, "f" * 32, 0, later())
+    await limited.close()

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
+from support import eventually
 
 from imagegen.images.store import ImageStore, VerifiedImage
 from imagegen.tasks.image import StoredImage
@@ -154,3 +155,54 @@ async def test_concurrent_saves_are_all_stored(open_store: Open, make_image: Mak
     await asyncio.gather(*(store.save(TASK, index, image, later()) for index, image in enumerate(images)))
     loaded = await asyncio.gather(*(load(store, TASK, stored(image, index)) for index, image in enumerate(images)))
     assert loaded == [image.data for image in images]
+
+
+async def test_an_image_is_stored_for_another_task_too(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
+    await store.save(TASK, 3, image, later())
+    assert await store.reuse(TASK, stored(image, 3), OTHER, 0, later())
+    assert await load(store, OTHER, stored(image)) == image.data
+    assert await load(await open_store(), OTHER, stored(image)) == image.data
+    assert await store.contains_all(OTHER, [stored(image)])
+    assert await store.contains_all(TASK, [stored(image, 3)])
+
+
+async def test_a_reused_image_outlives_the_task_that_made_it(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
+    expires_at_s = time.time() + 1.0
+    await store.save(TASK, 0, image, expires_at_s)
+    assert await store.reuse(TASK, stored(image), OTHER, 0, later())
+    await eventually(lambda: time.time() > expires_at_s)
+    assert await load(store, OTHER, stored(image)) == image.data
+    assert await load(await open_store(), OTHER, stored(image)) == image.data
+
+
+async def is_gone(store: ImageStore, task_id: str, image: StoredImage) -> bool:
+    return not await store.contains_all(task_id, [image])
+
+
+async def test_an_image_that_is_gone_is_not_reused(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
+    assert not await store.reuse(TASK, stored(image), OTHER, 0, later())
+    assert not await store.contains_all(OTHER, [stored(image)])
+
+
+async def test_reusing_an_image_again_extends_its_life(open_store: Open, make_image: MakeImage) -> None:
+    store, image = await open_store(), make_image()
+    await store.save(TASK, 0, image, later())
+    expires_at_s = time.time() + 1.0
+    assert await store.reuse(TASK, stored(image), OTHER, 0, expires_at_s)
+    assert await store.reuse(TASK, stored(image), OTHER, 0, later())
+    await eventually(lambda: time.time() > expires_at_s)
+    assert await load(store, OTHER, stored(image)) == image.data
+
+
+async def test_reused_images_count_under_the_cap(open_store: Open, make_image: MakeImage) -> None:
+    image = make_image(pad_bytes=40_000, kind="JPEG")
+    store = await open_store(max_bytes=image.size_bytes * 2)
+    await store.save(TASK, 0, image, later())
+    assert await store.reuse(TASK, stored(image), OTHER, 0, later())
+    for number in range(2):
+        await store.save(f"{number}" * 32, 0, make_image("red", pad_bytes=40_000, kind="JPEG"), later())
+    assert await is_gone(store, TASK, stored(image))
+    assert await is_gone(store, OTHER, stored(image))

@@ -9,14 +9,16 @@ from typing import Self
 
 import pytest
 from msgspec.structs import replace
-from support import eventually, submission
+from support import eventually, family_submission, submission
 
 from imagegen.errors import QueueFull
 from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.submit import submit_item
 from imagegen.tasks import transitions
+from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import TaskError, WaitReason
@@ -119,6 +121,28 @@ async def submit_over_the_limit(instance) -> None:
         await put(instance, "d")
 
 
+async def submit_with_siblings(instance) -> None:
+    async def reuse(_task_id, family, finished):
+        images = finished[0].images[: family.request.n]
+        return ReusedImages(tuple(replace(image, reused=True) for image in images))
+
+    submissions = [family_submission(prompt, 2) for prompt in ("a", "b")]
+    await asyncio.gather(*(instance.client_queue.submit(each, reuse) for each in submissions))
+    claims = await claim(instance)
+    await asyncio.gather(*map(instance.worker_queue.start, claims))
+    await finished(instance, *claims)
+    assert (await instance.client_queue.submit(family_submission("a", 1), reuse)).cached is CacheResult.HIT
+    (task,) = [(await instance.client_queue.submit(family_submission("a", 4), reuse)).task]
+    assert len(task.images) == 1
+    for n in (1, 2, 4):
+        instance.task_cache.forget(family_submission("a", n).task_id)
+        known = await instance.client_queue.submit(family_submission("a", n), reuse)
+        assert known.cached in (CacheResult.HIT, CacheResult.COALESCED)
+    await put(instance, "c", "d")
+    with pytest.raises(QueueFull):
+        await instance.client_queue.submit(family_submission("e", 1), reuse)
+
+
 async def start_and_finish(instance) -> None:
     await finished(instance, *await started(instance, "a", "b"))
 
@@ -186,7 +210,7 @@ async def look(instance) -> None:
 
 
 VERBS = [submit_new, submit_known, submit_repeated, submit_again, submit_over_the_limit, start_and_finish, finish_late]
-VERBS += [retry, cancel, renew, take_over, release, read, dead_letter, look]
+VERBS += [submit_with_siblings, retry, cancel, renew, take_over, release, read, dead_letter, look]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

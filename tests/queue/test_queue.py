@@ -14,6 +14,7 @@ from imagegen.errors import InternalError, QueueFull
 from imagegen.queue import change_relay as watching
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.codec import VERSION
 from imagegen.queue.monitor import BacklogSize
 from imagegen.supervisor import Supervisor
 from imagegen.tasks import transitions
@@ -273,7 +274,7 @@ async def test_an_entry_of_a_newer_version_is_left_alone(make_instance) -> None:
     instance = make_instance()
     redis = instance.connection.commands
     waiting = asyncio.create_task(instance.worker_queue.claim())
-    await redis.xadd(instance.keys.stream, {"v": "2", "new": "things"})
+    await redis.xadd(instance.keys.stream, {"v": str(VERSION + 1), "new": "things"})
     await instance.client_queue.submit(submission("a"))
     assert (await asyncio.wait_for(waiting, 5)).task.id == submission("a").task_id
     assert await redis.xlen(instance.keys.stream) == 2

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from imagegen.queue import codec as records
+from imagegen.tasks import stored_version
 
-records.VERSION = 2
+NEWER = stored_version.INPUTS_VERSION + 1
+stored_version.version_of = lambda _task: NEWER
 
-from imagegen.redis_client import lua  # noqa: E402 - the scripts take the version when they are read
-from imagegen.redis_client.multiplexer import Script  # noqa: E402 - as above
+from imagegen.queue import codec  # noqa: E402 - it takes the function when it is imported
 
-_load_script = lua.load_script
+codec.VERSION = NEWER
 
-
-def _newer_script(package: str, *names: str) -> Script:
-    return Script(_load_script(package, *names).text.replace("return '1 '", "return '2 '"))
-
-
-lua.load_script = _newer_script
-
-from imagegen.app import main  # noqa: E402 - as above
+from imagegen.app import main  # noqa: E402 - the verbs take the version when they are imported
 
 if __name__ == "__main__":
     main()

@@ -21,6 +21,6 @@ local function with_entry(record, entry)
 end
 
 -- Returns the record of a waiting task.
-local function waiting_record(entry, epoch, digest, json)
-  return '1 pending ' .. entry .. ' ' .. epoch .. ' ' .. epoch .. ' ' .. digest .. '\n' .. json
+local function waiting_record(version, entry, epoch, digest, json)
+  return version .. ' pending ' .. entry .. ' ' .. epoch .. ' ' .. epoch .. ' ' .. digest .. '\n' .. json
 end

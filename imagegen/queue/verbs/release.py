@@ -9,12 +9,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import VERSION, encode_entry
+from imagegen.queue.codec import encode_entry
 from imagegen.queue.eta import entry_order
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
+from imagegen.tasks.stored_version import version_of
 
 _SCRIPT = load_script(__package__, "owned", "release")
 
@@ -30,6 +31,7 @@ class ReleaseItem(Struct, frozen=True, gc=False):
     epoch: int
     entry: bytes
     checkpoint: bytes
+    version: int
 
 
 def release_item(claim: Claim) -> ReleaseItem:
@@ -41,7 +43,7 @@ def release_item(claim: Claim) -> ReleaseItem:
             ambiguous_calls = checkpoint.ambiguous_calls + checkpoint.calling
             checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=checkpoint.attempts - 1)
         stored = replace(checkpoint, phase="released").encode("").strip()
-    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored)
+    return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored, version_of(task))
 
 
 async def release(context: VerbContext, consumer: str, items: Sequence[ReleaseItem], *, leaving: bool = False) -> int:
@@ -64,7 +66,7 @@ async def _release_page(context: VerbContext, consumer: str, items: Sequence[Rel
     args += (items[0].entry_id, items[-1].entry_id) if items else ("-", "+")
     for item in items:
         keys += (context.keys.record(item.task_id), context.keys.checkpoint(item.task_id))
-        args += (item.entry_id, VERSION, item.epoch, item.entry, item.checkpoint)
+        args += (item.entry_id, item.version, item.epoch, item.entry, item.checkpoint)
     released = cast(int, await context.run(_SCRIPT, keys, args))
     context.count("release", release_cost(items, released, leaving=leaving))
     return released

@@ -2,7 +2,8 @@
 --
 -- KEYS    1 stream; then two for each task: record, checkpoint
 -- ARGV    1 life of an unfinished record in ms, '' to change nothing; 2 remaining life of a checkpoint in ms at which
---         its owner is gone; then six for each task: entry id, epoch, digest, schema version, entry JSON, record JSON
+--         its owner is gone; 3 highest schema version that is readable; then six for each task: entry id, epoch,
+--         digest, schema version, entry JSON, record JSON
 -- result  three for each task: a kind; its entry id; 1 if its record was missing, else 0
 --         kind: 'queued' (with a new entry, or a new record for its entry), 'missing' (the same, if ARGV 1 is ''),
 --         'there' (nothing was missing), 'runs' (an instance runs it), 'over' (finished, or submitted again)
@@ -16,7 +17,7 @@ local function requeue(record_key, checkpoint_key, at)
   local their_version, state, their_entry, their_epoch
   if existing then
     their_version, state, their_entry, their_epoch = string.match(existing, '^(%d+) (%l+) (%S+) (%d+) ')
-    if not state or tonumber(their_version) > tonumber(version) then return 'over', entry, 0 end
+    if not state or tonumber(their_version) > tonumber(ARGV[3]) then return 'over', entry, 0 end
     local unfinished = state == 'pending' or state == 'processing'
     if tonumber(their_epoch) > tonumber(epoch) or (their_epoch == epoch and not unfinished) then
       return 'over', entry, 0
@@ -47,12 +48,12 @@ local function requeue(record_key, checkpoint_key, at)
   if existing then
     redis.call('SET', record_key, with_entry(existing, current), 'KEEPTTL')
   else
-    redis.call('SET', record_key, waiting_record(current, epoch, digest, ARGV[at + 5]), 'PX', ARGV[1])
+    redis.call('SET', record_key, waiting_record(version, current, epoch, digest, ARGV[at + 5]), 'PX', ARGV[1])
   end
   return 'queued', current, missing
 end
 
 for i = 0, (#KEYS - 1) / 2 - 1 do
-  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 3 + i * 6)}) do results[#results + 1] = value end
+  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 4 + i * 6)}) do results[#results + 1] = value end
 end
 return results

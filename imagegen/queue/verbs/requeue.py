@@ -11,6 +11,7 @@ from imagegen.queue.codec import VERSION, encode_entry, encode_task
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.restore_batch import count_restore
 from imagegen.redis_client.lua import load_script
+from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import Task
 
 _SCRIPT = load_script(__package__, "entries", "requeue")
@@ -36,10 +37,10 @@ async def check_requeue(context: VerbContext, tasks: Sequence[Task]) -> list[Req
 
 async def _requeue(context: VerbContext, tasks: Sequence[Task], record_ttl_ms: int | str) -> list[RequeueResult]:
     keys = [context.keys.stream]
-    args: list[Any] = [record_ttl_ms, context.checkpoint_ttl_ms - int(context.owner_life_s * 1000)]
+    args: list[Any] = [record_ttl_ms, context.checkpoint_ttl_ms - int(context.owner_life_s * 1000), VERSION]
     for task in tasks:
         keys += (context.keys.record(task.id), context.keys.checkpoint(task.id))
-        args += (task.entry_id, task.epoch, task.digest, VERSION, encode_entry(task))
+        args += (task.entry_id, task.epoch, task.digest, version_of(task), encode_entry(task))
         args.append(encode_task(task, with_request=False))
     rows = await context.run(_SCRIPT, keys, args)
     count_restore(context, len(tasks))

@@ -60,7 +60,7 @@ local function restore(record_key, checkpoint_key, at)
   end
   if not state then
     kind = 'restored'
-    redis.call('SET', record_key, waiting_record(current, epoch, digest, ARGV[at + 5]), 'PX', record_ttl)
+    redis.call('SET', record_key, waiting_record(version, current, epoch, digest, ARGV[at + 5]), 'PX', record_ttl)
   elseif their_entry ~= current then
     redis.call('SET', record_key, with_entry(existing, current), 'KEEPTTL')
   end

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import VERSION, encode_entry, encode_task
+from imagegen.queue.codec import encode_entry, encode_task
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.restore_batch import count_restore
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
+from imagegen.tasks.stored_version import version_of
 
 _SCRIPT = load_script(__package__, "entries", "restore_claims")
 
@@ -33,7 +34,7 @@ async def restore_claims(context: VerbContext, consumer: str, claims: Sequence[C
         task = claim.task
         keys += (context.keys.record(task.id), context.keys.checkpoint(task.id))
         checkpoint = b"" if claim.stored_bytes is None else claim.stored_bytes.partition(b" ")[2]
-        args += (claim.entry_id, task.epoch, task.digest, VERSION, encode_entry(task))
+        args += (claim.entry_id, task.epoch, task.digest, version_of(task), encode_entry(task))
         args += (encode_task(task, with_request=False), checkpoint)
     rows = await context.run(_SCRIPT, keys, args)
     count_restore(context, len(claims))

@@ -15,21 +15,30 @@ from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import Task
 
-_SCRIPT = load_script(__package__, "submit")
+_SCRIPT = load_script(__package__, "judge", "submit")
 
 _MEASURE_COST = 2
 """XPENDING and XLEN."""
 
-_NEW_COST, _AGAIN_COST, _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 2, 5, 3, 1
+_ENQUEUE_COST = 2
+"""XADD and SET."""
+
+_EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
+"""XADD, SET and XDEL; or GET. Nothing if the records of the batch are read first."""
 
 _UNFINISHED = (b"pending", b"processing")
 """States in which the script looks up whether the entry is still in the stream."""
 
 
 class SubmitItem(Struct, frozen=True, gc=False):
-    """A pending task in its stored form; replaced_epoch: of a task to replace, finished or without an entry."""
+    """A pending task in its stored form.
+
+    replaced_epoch: of a task to replace, finished or without an entry.
+    siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
+    """
 
     task_id: str
     epoch: int
@@ -37,21 +46,30 @@ class SubmitItem(Struct, frozen=True, gc=False):
     entry: bytes
     record: bytes
     replaced_epoch: int | None
+    version: int
+    siblings: tuple[str, ...] = ()
+
+
+SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings"]
 
 
 class SubmitReply(Struct, frozen=True, gc=False):
-    """kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued."""
+    """kind: see submit.lua; existing: the record that is in Redis, empty if the task was enqueued.
 
-    kind: Literal["new", "again", "known", "full", "collision", "newer", "gone"]
+    siblings: records of completed siblings, if the kind is `siblings`.
+    """
+
+    kind: SubmitKind
     entry_id: str
     epoch: int
     existing: bytes
+    siblings: tuple[bytes, ...] = ()
 
 
-def submit_item(task: Task, replaced_epoch: int | None = None) -> SubmitItem:
+def submit_item(task: Task, replaced_epoch: int | None = None, siblings: tuple[str, ...] = ()) -> SubmitItem:
     """Encode a pending task."""
-    record = encode_task(task, with_request=False)
-    return SubmitItem(task.id, task.epoch, task.digest, encode_entry(task), record, replaced_epoch)
+    record, version = encode_task(task, with_request=False), version_of(task)
+    return SubmitItem(task.id, task.epoch, task.digest, encode_entry(task), record, replaced_epoch, version, siblings)
 
 
 class Submit:
@@ -74,42 +92,48 @@ class Submit:
         return self._batcher(item)
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
-        depth, keys = self._depth, [self._context.keys.stream]
+        depth, keys, siblings = self._depth, [self._context.keys.stream], list[str]()
         measure = depth.limit if depth.stale else ""
-        args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms]
+        args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
         for item in items:
             keys.append(self._context.keys.record(item.task_id))
-            args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", VERSION)
-        return _SCRIPT.asked(keys, args)
+            args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", item.version)
+            args.append(len(item.siblings))
+            siblings += map(self._context.keys.record, item.siblings)
+        return _SCRIPT.asked(keys + siblings, args)
 
-    def _decode(self, _items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
+    def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
         depth, ((measured, rows),) = self._depth, results
         replies = [
-            SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing)
-            for kind, entry, epoch, existing in rows
+            SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings))
+            for kind, entry, epoch, existing, *siblings in rows
         ]
         added = sum(bool(reply.entry_id) for reply in replies)
         if replies and (entry_id := replies[-1].entry_id):
             self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         was_measured = measured >= 0
         capacity = depth.limit - measured if was_measured else depth.capacity
-        self._context.count("submit", submit_cost(replies, capacity) + was_measured * _MEASURE_COST)
+        cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items))
+        self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
         if added:
             self._on_added()
         return replies
 
 
-def submit_cost(replies: Sequence[SubmitReply], capacity: int) -> int:
-    """Return the commands of one script call; capacity: of the queue, before the first task."""
-    commands = 1
+def submit_cost(replies: Sequence[SubmitReply], capacity: int, *, are_read: bool) -> int:
+    """Return the commands of one script call.
+
+    Args:
+        capacity: of the queue, before the first task.
+        are_read: whether one MGET reads the records of all tasks first.
+    """
+    commands = 1 + are_read
     for reply in replies:
-        if reply.kind == "again":
-            commands += _AGAIN_COST
-        elif reply.entry_id:
-            commands += _NEW_COST
-        else:
+        commands += _ENQUEUE_COST * bool(reply.entry_id)
+        if not are_read and not (reply.kind == "new" and reply.entry_id):
             commands += _EXISTING_COST if capacity > 0 else _EXISTING_WHILE_FULL_COST
-            commands += reply.kind in ("known", "gone") and reply.existing.split(b" ", 2)[1] in _UNFINISHED
+        if reply.kind in ("known", "gone"):
+            commands += reply.existing.split(b" ", 2)[1] in _UNFINISHED
         capacity -= bool(reply.entry_id)
     return commands

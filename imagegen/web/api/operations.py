@@ -93,7 +93,8 @@ GENERATE = Operation(
     "`taskId` is the MD5 of the canonical request: defaults filled in, aliases resolved, keys sorted, `null` as absent,"
     ' `512`, `512.0` and `"512"` one number. So the same request is the same task: while it is unfinished it '
     "is joined and paid for once (`coalesced`), when it is completed its result is there already (`cached`), and when "
-    "it failed or was cancelled it is queued again under the same id.\n\n"
+    "it failed or was cancelled it is queued again under the same id. Images of a completed request that differs only "
+    "in `n` are used too (`reused`): only missing ones are generated.\n\n"
     "snake_case spellings of the fields are accepted too; both spellings of one field and unknown fields are refused. "
     "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
     "values and 32 levels.",
@@ -317,6 +318,14 @@ RETRY = Operation(
     "called at its end.",
     (
         ResponseDoc(202, "Queued.", SubmittedView, {"queued": samples.NEW}, _SUBMIT_HEADERS, links=_LINKS),
+        ResponseDoc(
+            200,
+            "Completed with images of a task that differs only in `n`.",
+            SubmittedView,
+            {"hit": samples.HIT},
+            _SUBMIT_HEADERS,
+            links=_LINKS,
+        ),
         _NOT_FOUND,
     ),
     (named.TASK, named.LANGUAGE),

@@ -138,6 +138,8 @@ def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageVie
         }
     if task.stale_images:
         view["stale"] = True
+    if image.reused:
+        view["reused"] = True
     return view
 
 

@@ -8,7 +8,6 @@ import re
 from aiohttp import web
 
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
-from imagegen.queue.client_queue import CacheResult, Submission
 from imagegen.queue.task_list import Cursor
 from imagegen.tasks.task import State
 from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
@@ -72,10 +71,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
     await services.inputs.keep_again(task.request_json)
     owner = owner_name(client_address(request, services.trusted_hops))
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
-    submission = Submission(task.id, task.digest, task.model, task.request_json, webhooks)
-    submitted = await submit(services, submission)
-    if submitted.cached is CacheResult.HIT:
-        raise NotRetryable
+    submitted = await submit(services, services.identity.resubmission(task, webhooks))
     response = await build_submit_response(request, services, submitted)
     return json_response(response.view, status=response.status, headers=response.headers)
 

@@ -36,9 +36,9 @@ class ClientCall:
         self, services: Services, request: GenerationRequest, options: SubmitOptions, marking: Marking
     ) -> None:
         self._services, self._request, self._options, self._marking = services, request, options, marking
-        self._request_id = self._submission(request.variant).task_id
         is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
         self._fixed = request.variant if is_same else None
+        self._request_id = self._submission(request.variant).task_id
         self._call: Call | None = None
         self._has_task = False
 
@@ -150,5 +150,7 @@ class ClientCall:
             return (await submit(services, submission, fresh=first_id is None and options.fresh)).task
 
     def _submission(self, variant: int) -> Submission:
+        """Return the submission of a variant. One that is another image for each call uses no images of others."""
         request = self._request if variant == self._request.variant else replace(self._request, variant=variant)
-        return self._services.identity.submission(request, self._options.scope)
+        submission = self._services.identity.submission(request, self._options.scope)
+        return submission if self._fixed is not None else replace(submission, family=None)

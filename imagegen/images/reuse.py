@@ -1,0 +1,65 @@
+"""Reuse of stored images by a task that differs only in `n`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from imagegen.images.store import ImageStore
+from imagegen.tasks.family import RequestFamily, ReusedImages, reusable_images
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import Task, missing_images_warning
+
+
+class ImageReuse:
+    """Stores images of finished tasks for another task too, so that either may expire. life_s: of the images."""
+
+    def __init__(self, store: ImageStore, life_s: float, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._life_s = life_s
+        self._clock = clock
+
+    async def reuse(self, task_id: str, family: RequestFamily, finished: Sequence[Task]) -> ReusedImages:
+        """Return the images of the finished task that has most of them. Raises StoreUnavailable."""
+        request, reused = family.request, ReusedImages()
+        usable = [(reusable_images(request, task), task) for task in finished if _is_sibling(task, family)]
+        for images, task in sorted(usable, key=lambda pair: len(pair[0]), reverse=True):
+            if len(reused.images) >= min(len(images), request.n):
+                break
+            stored = await self._store_again(task_id, task.id, images, request)
+            if len(stored) > len(reused.images):
+                reused = ReusedImages(stored, _lasting_warnings(task))
+        return reused
+
+    async def _store_again(
+        self, task_id: str, source_id: str, images: Sequence[StoredImage], request: GenerationRequest
+    ) -> tuple[StoredImage, ...]:
+        """Store those of the images that are still there, as many as are requested."""
+        store, expires_at_s, stored = self._store, self._clock() + self._life_s, list[StoredImage]()
+        for image in images:
+            if len(stored) == request.n:
+                break
+            index = len(stored) if request.seed is None else image.index
+            own = replace(image, index=index, reused=True)
+            if image.url is not None:
+                stored.append(own)
+            elif image.sha256 and await store.reuse(source_id, image, task_id, index, expires_at_s):
+                stored.append(replace(own, store_id=store.store_id))
+        return tuple(stored)
+
+
+def _is_sibling(task: Task, family: RequestFamily) -> bool:
+    """Return whether a task has the request of the family: MD5 is not trusted."""
+    try:
+        return task.digest == family.digest(GenerationRequest.from_json(task.request_json).n)
+    except ValueError:
+        return False
+
+
+def _lasting_warnings(task: Task) -> tuple[str, ...]:
+    """Return the warnings about the images, without the one about their number."""
+    short = missing_images_warning(len(task.images), GenerationRequest.from_json(task.request_json).n)
+    return tuple(warning for warning in task.warnings if not warning.startswith(short))

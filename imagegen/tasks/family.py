@@ -1,0 +1,80 @@
+"""Family of a request: the requests that differ from it only in `n`, so that their images fit each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint, request_digest
+from imagegen.tasks.task import Task
+
+_COUNT = re.compile(rb',"n":[0-9]+')
+"""In a stored request no string contains it, since quotes are escaped, and no other object comes before it."""
+
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+class RequestFamily(Struct, frozen=True, gc=False):
+    """A request, and what else its canonical form and its fingerprint depend on."""
+
+    request: GenerationRequest
+    provider: str
+    scope: str | None
+    secret: str | None
+
+    def sibling_ids(self) -> tuple[str, ...]:
+        """Return the task ids of the same request with every other `n`."""
+        before, after = self._around_n()
+        own = self.request.n
+        forms = (b"%b%d%b" % (before, n, after) for n in range(1, MAX_IMAGES + 1) if n != own)
+        return tuple([fingerprint(canonical, self.secret) for canonical in forms])
+
+    def digest(self, n: int) -> str:
+        """Return the digest of the request with another `n`."""
+        return request_digest(replace(self.request, n=n).canonical(self.provider, self.scope))
+
+    def _around_n(self) -> tuple[bytes, bytes]:
+        """Return the canonical request before and after the value of `n`, which is never its first or last field."""
+        fields = self.request.canonical_fields(self.provider, self.scope)
+        before = {name: value for name, value in fields.items() if name < "n"}
+        after = {name: value for name, value in fields.items() if name > "n"}
+        return _encode_sorted(before)[:-1] + b',"n":', b"," + _encode_sorted(after)[1:]
+
+
+class ReusedImages(Struct, frozen=True, gc=False):
+    """Images that a new task has before its first call, and the warnings of the task that made them."""
+
+    images: tuple[StoredImage, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+ReuseImages = Callable[[str, RequestFamily, Sequence[Task]], Awaitable[ReusedImages]]
+"""Stores images of finished tasks for the task of an id too. Raises StoreUnavailable, QueueUnavailable."""
+
+
+def family_key(request_json: bytes) -> int:
+    """Return a number that is the same for the stored requests of a family; rarely for others."""
+    return hash(_COUNT.sub(b"", request_json, 1))
+
+
+def reusable_images(request: GenerationRequest, finished: Task) -> list[StoredImage]:
+    """Return the images of a finished task that a request with another `n` may have too.
+
+    Without a seed any image fits at any place. With a seed, an image fits at its own place, if the same seed would be
+    sent for it: `seed` and the place of the first image of its call. It is not if the image was requested again.
+    """
+    if request.seed is None:
+        return list(finished.images)
+    fitting: list[StoredImage] = []
+    first_index, sent_seed = -1, None
+    for image in finished.images:
+        if first_index < 0 or image.seed != sent_seed:
+            first_index, sent_seed = image.index, image.seed
+        if image.index < request.n and sent_seed == (request.seed + first_index) % (MAX_SEED + 1):
+            fitting.append(image)
+    return fitting

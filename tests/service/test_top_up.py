@@ -1,0 +1,288 @@
+"""Requests that differ only in `n`: finished images are used again, and only missing ones are paid for."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from emulator_fixtures import EmulatorProcess
+from ports import free_port
+from service.running import Answer, Service, at_once, calls_about, eventually, redis_server
+
+_numbers = itertools.count()
+SLOW = "{{fault:ok delay_s=1.5}}"
+
+
+def paid(upstream: EmulatorProcess, text: str) -> list[int]:
+    """Return for how many images each call about a text was."""
+    return [call["n"] for call in calls_about(upstream, text)]
+
+
+def shas(task: dict) -> list[str]:
+    return [image["sha256"] for image in task["data"]]
+
+
+def reused(task: dict) -> list[bool]:
+    return [image.get("reused", False) for image in task["data"]]
+
+
+def assert_readable(service: Service, task: dict) -> None:
+    assert [service.get(image["url"]).status for image in task["data"]] == [200] * len(task["data"])
+
+
+def assert_hit(answer: Answer) -> str:
+    assert (answer.status, answer.json["cached"], answer.headers["X-Cache"]) == (200, True, "HIT")
+    return str(answer.json["taskId"])
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module, upstream: EmulatorProcess) -> Service:
+    return start_for_module(upstream.url, WEBHOOK_ALLOW_PRIVATE="true")
+
+
+@pytest.fixture
+def store_settings(request: pytest.FixtureRequest, store: str) -> dict[str, str]:
+    settings = {"IMAGE_STORE": store}
+    if store == "s3":
+        from botocore.session import Session
+
+        url = request.getfixturevalue("s3_url")
+        keys = {"aws_access_key_id": "a-key", "aws_secret_access_key": "a-secret"}
+        bucket = f"topped{next(_numbers)}"
+        Session().create_client("s3", "us-east-1", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
+        settings |= {"S3_ACCESS_KEY_ID": "a-key", "S3_SECRET_ACCESS_KEY": "a-secret"}
+        settings |= {"S3_ENDPOINT": url, "S3_BUCKET": bucket}
+    return settings
+
+
+@pytest.mark.parametrize(("store", "instances"), [("disk", 1), ("disk", 2), ("redis", 2), ("s3", 2)])
+def test_two_then_four_then_two_images_are_paid_as_two_two_and_none(
+    start_service, upstream: EmulatorProcess, store_settings: dict[str, str], instances: int
+) -> None:
+    name = f"top up {store_settings['IMAGE_STORE']} {instances}"
+    services: list[Service] = [start_service(upstream.url, **store_settings) for _ in range(instances)]
+    first, last = services[0], services[-1]
+    two = first.made(prompt=name, n=2)
+    four = last.made(prompt=name, n=4)
+    assert paid(upstream, name) == [2, 2]
+    assert shas(four)[:2] == shas(two)
+    assert len(set(shas(four))) == 4
+    assert reused(four) == [True, True, False, False]
+    assert_hit(last.submit(prompt=name, n=2))
+    three_id = assert_hit(first.submit(prompt=name, n=3))
+    for service in services:
+        three = service.completed(three_id)
+        assert shas(three) == shas(four)[:3]
+        assert reused(three) == [True] * 3
+        for task in (two, three, four):
+            assert_readable(service, task | {"data": [{"url": _path(image["url"])} for image in task["data"]]})
+    assert paid(upstream, name) == [2, 2]
+    for service in services:
+        service.end()
+    restarted: Service = start_service(upstream.url, **store_settings)
+    assert_hit(restarted.submit(prompt=name, n=1))
+    assert_hit(restarted.submit(prompt=name, n=3))
+    five = restarted.made(prompt=name, n=5)
+    assert_readable(restarted, five)
+    assert (shas(five)[:4], reused(five)) == (shas(four), [True] * 4 + [False])
+    assert paid(upstream, name) == [2, 2, 1]
+
+
+def _path(url: str) -> str:
+    return url[url.index("/api/") :]
+
+
+def test_links_of_the_provider_are_used_again(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(upstream.url, IMAGE_STORE="upstream")
+    two = service.made(prompt="linked", n=2)
+    four = service.made(prompt="linked", n=4)
+    assert [image["url"] for image in four["data"]][:2] == [image["url"] for image in two["data"]]
+    assert_hit(service.submit(prompt="linked", n=3))
+    assert paid(upstream, "linked") == [2, 2]
+
+
+@pytest.mark.parametrize("store", ["disk", "redis"])
+def test_a_reused_image_outlives_the_task_that_made_it(start_service, upstream: EmulatorProcess, store: str) -> None:
+    service: Service = start_service(upstream.url, IMAGE_STORE=store, RESULT_TTL="4", UPSTREAM_TIMEOUT="0.3")
+    name = f"outlives {store}"
+    four = service.made(prompt=name, n=4)
+    made_at = time.monotonic()
+    eventually(lambda: time.monotonic() > made_at + 2.5)
+    hit_id = assert_hit(service.submit(prompt=name, n=2))
+    eventually(lambda: time.monotonic() > made_at + 4.0 + 2 * 0.3 + 0.2)
+    assert service.get(f"/api/images/{four['taskId']}").status == 404
+    assert_readable(service, service.task(hit_id))
+    eventually(lambda: service.get(f"/api/images/{hit_id}").status == 404)
+
+
+def test_the_images_of_the_old_task_may_be_deleted(start_service, upstream: EmulatorProcess, tmp_path: Path) -> None:
+    service: Service = start_service(upstream.url)
+    two = service.made(prompt="deleted", n=2)
+    four = service.made(prompt="deleted", n=4)
+    shutil.rmtree(tmp_path / "data" / "images" / two["taskId"][:2] / two["taskId"])
+    assert_readable(service, four)
+    again = service.task(assert_hit(service.submit(prompt="deleted", n=2)))
+    assert (shas(again), reused(again)) == (shas(two), [True, True])
+    assert_readable(service, again)
+    assert paid(upstream, "deleted") == [2, 2]
+
+
+def test_missing_images_of_the_larger_task_are_topped_up(
+    start_service, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    service: Service = start_service(upstream.url)
+    four = service.made(prompt="missing", n=4)
+    folder = tmp_path / "data" / "images" / four["taskId"][:2] / four["taskId"]
+    for path in folder.iterdir():
+        if not path.name.startswith("2-"):
+            path.unlink()
+    answer = service.submit(prompt="missing", n=2)
+    assert (answer.status, answer.json["cached"]) == (202, False)
+    two = service.completed(answer.json["taskId"])
+    assert (shas(two)[0], reused(two)) == (shas(four)[2], [True, False])
+    assert_readable(service, two)
+    assert paid(upstream, "missing") == [4, 1]
+
+
+def test_no_cache_generates_all_images(service: Service, upstream: EmulatorProcess) -> None:
+    service.made(prompt="anew", n=4)
+    fields, no_cache = {"prompt": "anew", "n": 2}, {"Cache-Control": "no-cache"}
+    answer = service.request("POST", "/api/images/generate", fields, headers=no_cache)
+    assert (answer.status, answer.headers["X-Cache"]) == (202, "MISS")
+    assert reused(service.completed(answer.json["taskId"])) == [False, False]
+    assert paid(upstream, "anew") == [4, 2]
+
+
+def test_with_a_seed_no_image_comes_twice(service: Service, upstream: EmulatorProcess) -> None:
+    two = service.made(prompt="seeded", n=2, seed=7)
+    four = service.made(prompt="seeded", n=4, seed=7)
+    assert shas(four)[:2] == shas(two)
+    assert [image["seed"] for image in four["data"]] == [7, 7, 9, 9]
+    assert [(call["n"], call["body"]["seed"]) for call in calls_about(upstream, "seeded")] == [(2, 7), (2, 9)]
+    assert_hit(service.submit(prompt="seeded", n=3, seed=7))
+    service.made(prompt="seeded", n=2, seed=8)
+    assert paid(upstream, "seeded") == [2, 2, 2]
+
+
+def test_unfinished_and_failed_siblings_do_not_count(service: Service, upstream: EmulatorProcess) -> None:
+    running = service.accepted(prompt=f"unfinished {SLOW}", n=2)
+    service.made(prompt=f"unfinished {SLOW}", n=3)
+    service.completed(running)
+    assert sorted(paid(upstream, "unfinished")) == [2, 3]
+
+
+def test_a_failed_task_is_completed_at_its_retry_if_another_one_has_its_images(
+    service: Service, upstream: EmulatorProcess
+) -> None:
+    prompt = "refused once {{fault:400 times=1}}"
+    failed_id = service.accepted(prompt=prompt, n=2)
+    assert service.finished(failed_id)["status"] == "failed"
+    four = service.made(prompt=prompt, n=4)
+    assert reused(four) == [False] * 4
+    assert assert_hit(service.request("POST", f"/api/images/{failed_id}/retry")) == failed_id
+    two = service.completed(failed_id)
+    assert (shas(two), reused(two)) == (shas(four)[:2], [True, True])
+    assert paid(upstream, "refused once") == [2, 4]
+
+
+def test_a_batch_and_v1_use_finished_images(service: Service, upstream: EmulatorProcess) -> None:
+    service.made(prompt="both apis", n=2, width=1024, height=1024)
+    fields = {"prompt": "both apis", "width": 1024, "height": 1024}
+    batch = service.request("POST", "/api/images/batch", {"requests": [fields | {"n": n} for n in (1, 2, 3)]})
+    assert [(entry["statusCode"], entry["cached"]) for entry in batch.json["results"]] == [
+        (200, True),
+        (200, True),
+        (202, False),
+    ]
+    service.completed(batch.json["results"][2]["taskId"])
+    assert paid(upstream, "both apis") == [2, 1]
+    settings = {"prompt": "both apis", "n": 4, "seed": 3, "size": "1024x1024"}
+    first = service.request("POST", "/v1/images/generations", settings)
+    second = service.request("POST", "/v1/images/generations", settings | {"n": 2})
+    assert [len(answer.json["data"]) for answer in (first, second)] == [4, 2]
+    assert paid(upstream, "both apis") == [2, 1, 4]
+
+
+@pytest.mark.parametrize(("reuse", "expected"), [("always", [2, 2]), ("retries", [2, 4])])
+def test_v1_uses_finished_images_only_where_equal_calls_are_one_task(
+    start_service, upstream: EmulatorProcess, reuse: str, expected: list[int]
+) -> None:
+    service: Service = start_service(upstream.url, V1_REUSE=reuse)
+    for n in (2, 4):
+        answer = service.request("POST", "/v1/images/generations", {"prompt": f"v1 {reuse}", "n": n})
+        assert len(answer.json["data"]) == n
+    assert paid(upstream, f"v1 {reuse}") == expected
+
+
+def test_fifty_equal_submits_top_up_once(start_service, upstream: EmulatorProcess) -> None:
+    services: list[Service] = [start_service(upstream.url) for _ in range(2)]
+    services[0].made(prompt="fifty", n=4)
+    hits = at_once([lambda service=service: service.submit(prompt="fifty", n=2) for service in services * 25])
+    assert {assert_hit(answer) for answer in hits} == {hits[0].json["taskId"]}
+    joined = at_once([lambda service=service: service.submit(prompt="fifty", n=6) for service in services * 25])
+    services[0].completed(joined[0].json["taskId"])
+    assert {answer.json["taskId"] for answer in joined} == {joined[0].json["taskId"]}
+    assert paid(upstream, "fifty") == [4, 2]
+
+
+def test_a_webhook_of_a_hit_from_a_larger_task_is_called(service: Service, upstream: EmulatorProcess) -> None:
+    service.made(prompt="hooked", n=2)
+    hook = {"url": f"{upstream.url}/nowhere"}
+    task_id = assert_hit(service.submit(prompt="hooked", n=1, webhook=hook))
+    eventually(lambda: service.task(task_id)["webhook"][0]["attempts"] == 1)
+    assert len(service.task(task_id)["webhook"]) == 1
+
+
+@pytest.mark.parametrize("wait_for", ["accepted", "called"])
+def test_a_kill_during_a_top_up_pays_for_no_reused_image(
+    start_service, upstream: EmulatorProcess, tmp_path: Path, wait_for: str
+) -> None:
+    port, name = free_port(), f"killed {wait_for} {SLOW}"
+    with redis_server(tmp_path, port):
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{port}", "LEASE_SECONDS": "1", "WORKER_CONCURRENCY": "1"}
+        service: Service = start_service(upstream.url, **settings)
+        two = service.made(prompt=name, n=2)
+        if wait_for == "accepted":
+            service.accepted(prompt=f"in its way {SLOW}")
+        task_id = service.accepted(prompt=name, n=3)
+        if wait_for == "called":
+            eventually(lambda: len(paid(upstream, name)) == 2)
+        service.kill()
+        other: Service = start_service(upstream.url, **settings)
+        shown = other.task(task_id)
+        assert shas(shown) == shas(two)
+        three = other.completed(task_id, within_s=30.0)
+        assert reused(three) == [True, True, False]
+        assert_readable(other, three)
+        other.end()
+        assert paid(upstream, name) == [2, 1] + [1] * three.get("possiblyBilledTwice", 0)
+
+
+def test_a_stored_record_of_a_hit_expires_like_any_other(
+    start_service, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port), redis.Redis(port=port) as client:
+        service: Service = start_service(upstream.url, REDIS_URL=f"redis://127.0.0.1:{port}", RESULT_TTL="500")
+        service.made(prompt="record", n=2)
+        task_id = assert_hit(service.submit(prompt="record", n=1))
+        assert 490 < client.ttl(f"{{imagegen}}:task:{task_id}") <= 500
+        assert all(client.ttl(key) > 0 for key in client.keys("*") if not key.endswith(b":tasks"))
+        assert client.xlen("{imagegen}:tasks") == 0
+        service.end()

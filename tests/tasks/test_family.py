@@ -1,0 +1,86 @@
+"""Tests of request families: their ids, and which images of one request fit another."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from imagegen.tasks.family import RequestFamily, family_key, reusable_images
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint
+from imagegen.tasks.task import State, Task
+
+PLAIN = GenerationRequest(prompt="a cat", model="m", width=512, height=512, n=2)
+ODD = replace(
+    PLAIN,
+    prompt='"n":4,\\"n":5 n',
+    seed=7,
+    guidance_scale=3.0,
+    negative_prompt=',"n":3',
+    extra={"nested": {"n": 9}, "m": 1, "o": 2},
+)
+
+
+@pytest.mark.parametrize("request_", [PLAIN, ODD], ids=["plain", "odd"])
+@pytest.mark.parametrize("scope", [None, "a key"])
+@pytest.mark.parametrize("secret", [None, "a secret"])
+def test_siblings_are_the_same_request_with_every_other_n(
+    request_: GenerationRequest, scope: str | None, secret: str | None
+) -> None:
+    expected = [
+        fingerprint(replace(request_, n=n).canonical("together", scope), secret)
+        for n in range(1, MAX_IMAGES + 1)
+        if n != request_.n
+    ]
+    assert list(RequestFamily(request_, "together", scope, secret).sibling_ids()) == expected
+
+
+@pytest.mark.parametrize("request_", [PLAIN, ODD], ids=["plain", "odd"])
+def test_the_key_of_a_family_depends_on_all_but_n(request_: GenerationRequest) -> None:
+    keys = {family_key(replace(request_, n=n).to_json()) for n in (1, 4, MAX_IMAGES)}
+    assert len(keys) == 1
+    others = [replace(request_, steps=3), replace(request_, prompt="another"), replace(request_, seed=None, width=256)]
+    assert keys.isdisjoint(family_key(other.to_json()) for other in others)
+
+
+def completed(*seeds: int | None, indexes: tuple[int, ...] = ()) -> Task:
+    """Return a completed task with an image for each seed, at the indexes or in order."""
+    places = indexes or tuple(range(len(seeds)))
+    images = tuple(StoredImage(index, seed=seed) for index, seed in zip(places, seeds, strict=True))
+    return Task("id", 1, 1, "d", "m", b"", 0.0, State.COMPLETED, images=images)
+
+
+def test_without_a_seed_every_image_fits() -> None:
+    finished = completed(None, 5, None, indexes=(0, 2, 3))
+    assert reusable_images(PLAIN, finished) == list(finished.images)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "n", "fitting"),
+    [
+        ((7, 8, 9, 10), 2, [0, 1]),
+        ((7, 7, 7, 7), 2, [0, 1]),
+        ((7, 7, 9, 9), 3, [0, 1, 2]),
+        ((7, 7), 4, [0, 1]),
+        ((7, 11, 9, 10), 4, [0, 2, 3]),
+        ((7, 7, 11, 11), 4, [0, 1]),
+        ((8, 9), 4, []),
+        ((None, None), 4, []),
+    ],
+    ids=str,
+)
+def test_with_a_seed_an_image_fits_where_the_same_seed_would_be_sent(
+    seeds: tuple[int | None, ...], n: int, fitting: list[int]
+) -> None:
+    images = reusable_images(replace(PLAIN, seed=7, n=n), completed(*seeds))
+    assert [image.index for image in images] == fitting
+
+
+def test_seeds_that_wrap_around_fit() -> None:
+    images = reusable_images(replace(PLAIN, seed=MAX_SEED, n=4), completed(MAX_SEED, 0))
+    assert [image.index for image in images] == [0, 1]
+
+
+def test_the_place_of_an_image_counts_where_others_are_missing() -> None:
+    images = reusable_images(replace(PLAIN, seed=7, n=4), completed(7, 9, indexes=(0, 2)))
+    assert [image.index for image in images] == [0, 2]
