@@ -29,7 +29,7 @@ TOGETHER = [
     (f"{BFL}FLUX.1-kontext-max", {"steps": 51}, "steps", "at most 50", "50"),
     (f"{BFL}FLUX.2-dev", {"width": 1928, "height": 1024}, "width", "1 to 1920", "1920x1024"),
     (f"{BFL}FLUX.2-flex", {"steps": 51}, "steps", "at most 50", "50"),
-    (f"{BFL}FLUX.2-pro", {"width": 1024, "height": 1456}, "height", "256 to 1440", "1024x1440"),
+    (f"{BFL}FLUX.2-pro", {"width": 1024, "height": 1032}, "height", "multiples of 16", "1024x1024"),
     (f"{BFL}FLUX.2-max", {"background": "transparent"}, "background", "no such images", "opaque"),
     ("openai/gpt-image-2", {"width": 3856, "height": 2160}, "width", "1 to 3840", "3840x2160"),
     ("openai/gpt-image-1.5", {"width": 1536, "height": 1040}, "height", "1536x1024", "1536x1024"),
