@@ -66,6 +66,7 @@ def test_fifty_concurrent_identical_submits_are_one_paid_call(service: Service, 
 PLAIN = {"prompt": "one and the same"}
 FULL: dict[str, Any] = {
     "prompt": "all of the fields",
+    "model": "a/model",
     "negativePrompt": "a dog",
     "guidanceScale": 3,
     "outputFormat": "png",
