@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import Self
 from weakref import WeakValueDictionary
 
@@ -191,8 +192,11 @@ class Uploads:
 
     async def _store_image(self, image: VerifiedImage) -> tuple[Upload, bool]:
         expires_at = self._clock() + self._life_s
-        known = await self._records.read(image.sha256)
-        if known is not None and await self._is_stored(known):
+        known, is_stored = await self._records.read(image.sha256), False
+        if known is not None:
+            with suppress(StoreUnavailable):  # another instance may have the only copy: this one keeps its own
+                is_stored = await self._is_stored(known)
+        if known is not None and is_stored:
             later = replace(known, expires_at=max(expires_at, known.expires_at))
             await self._extend(later)
             is_new = known.expires_at <= self._clock()

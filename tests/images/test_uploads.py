@@ -9,12 +9,14 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
+from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.store import ImageStore
 from imagegen.images.upload_records import UploadRecords
@@ -255,3 +257,24 @@ async def test_no_upload_is_removed_for_space_while_redis_is_away(open_uploads: 
     needed = NeededUploads(Connection("redis://127.0.0.1:1"), Keys("nowhere"))
     assert set(await needed.among({"a" * 64, "b" * 64})) == {"a" * 64, "b" * 64}
     await needed._connection.close()
+
+
+async def test_an_instance_keeps_its_own_copy_if_another_one_has_its_own_folder(
+    redis_url: str, prefix: str, clock: Clock, tmp_path: Path
+) -> None:
+    connection, keys, data = Connection(redis_url), Keys(prefix), image_file()
+    both = []
+    for name in ("a", "b"):
+        store = DiskStore(tmp_path / name / "images", 10**6, lookups=DiskLookups(lambda: True))
+        await store.start()
+        records = UploadRecords(connection, keys, clock)
+        both.append(Uploads(store, records, NeededUploads(connection, keys), life_s=60.0, max_bytes=10**6))
+    first, second = both
+    upload, _ = await first.save(in_pieces(data))
+    with pytest.raises(StoreUnavailable):
+        await second.find(upload.id)
+    await second.save(in_pieces(data))
+    for uploads in both:
+        assert await load(uploads, upload.id) == data
+        await uploads._store.close()
+    await connection.close()

@@ -16,9 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
-from imagegen.web.http.body import parse_object, read_json
+from imagegen.web.http.body import parse_object, read_body
 
 JSON_TYPE = {"Content-Type": "application/json"}
+
+
+async def read_json(request: web.Request, **limits: Any) -> dict[str, Any]:
+    return parse_object(await read_body(request, **limits))
 
 
 def nested(levels: int, opening: str = '{"a":', closing: str = "}") -> bytes:

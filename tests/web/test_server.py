@@ -16,7 +16,7 @@ from loguru import logger
 
 from imagegen.metrics import Meter
 from imagegen.web.http import middleware
-from imagegen.web.http.body import read_body, read_json
+from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
 from imagegen.web.http.server import ImagegenRunner
 
@@ -68,7 +68,7 @@ def parse(raw: bytes) -> list[Answer]:
 
 
 async def echo(request: web.Request) -> web.Response:
-    return json_response({"body": await read_json(request, max_bytes=1000, timeout_s=0.2)})
+    return json_response({"body": parse_object(await read_body(request, max_bytes=1000, timeout_s=0.2))})
 
 
 async def size(request: web.Request) -> web.Response:

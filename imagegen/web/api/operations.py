@@ -97,7 +97,7 @@ GENERATE = Operation(
     "in `n` are used too (`reused`): only missing ones are generated.\n\n"
     "snake_case spellings of the fields are accepted too; both spellings of one field and unknown fields are refused. "
     "The prompt is trimmed at its ends, and a carriage return in it is a newline. A body has at most 1 MiB, 10,000 "
-    "values and 32 levels.",
+    "values and 32 levels; `data:` URIs of images in it do not count, and become uploads.",
     (
         ResponseDoc(
             202,

@@ -58,13 +58,6 @@ _DUPLICATE = ("存在重复的键", "a key comes twice in one object")
 _NUMBER = ("数字过大或过长", "a number is too large or too long")
 
 
-async def read_json(
-    request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
-) -> dict[str, Any]:
-    """Return the body as an object. Raises what `read_body` and `parse_object` do."""
-    return parse_object(await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s))
-
-
 async def read_body(
     request: web.Request, *, max_bytes: int = MAX_BODY_BYTES, timeout_s: float = _IDLE_TIMEOUT_S
 ) -> bytes:
