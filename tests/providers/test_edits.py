@@ -274,6 +274,14 @@ async def test_the_sandbox_shows_the_mask_over_the_first_image(make_call, watche
     assert plain.tobytes() != masked.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("P", 1), ("L", 200), ("1", 1), ("LA", (9, 99)), ("RGBA", "red"), ("I;16", 9)]
+)
+async def test_the_sandbox_draws_from_images_of_every_mode(make_call, watcher, mode, colour):
+    large = png(colour, mode, (900, 30))
+    assert (await drawn(make_call, watcher, large, mask=large)).size == (512, 512)
+
+
 async def test_an_input_image_that_the_sandbox_cannot_decode_is_refused(make_call, watcher):
     with pytest.raises(UpstreamError) as caught:
         await drawn(make_call, watcher, PNG)

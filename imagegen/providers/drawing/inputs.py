@@ -6,16 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Lock
 
 from PIL import Image, ImageDraw, ImageOps
 
 from imagegen.providers.drawing.canvas import Canvas
 from imagegen.providers.drawing.palette import WHITE
 
-THUMBNAIL_SIDE = 512
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_NEAREST = Image.Resampling.NEAREST
+_THUMBNAIL = (512, 512)
 _TINT = 0.3
 _MASK_COLOUR = (255, 40, 120)
 _MASK_STRENGTH = 0.65
+
+_one_at_a_time = Lock()
+"""A decoded image of 50 megapixels takes up to 200 MB."""
 
 
 class Unreadable(ValueError):
@@ -33,10 +39,10 @@ class Thumbnails:
 def thumbnail(data: bytes) -> Image.Image:
     """Return a small copy with an alpha channel. Raises Unreadable."""
     try:
-        with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as file:
-            file.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            image: Image.Image = file if file.mode in ("RGB", "RGBA", "L") else file.convert("RGBA")
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        with _one_at_a_time, Image.open(BytesIO(data), formats=_FORMATS) as file:
+            file.draft("RGB", _THUMBNAIL)
+            image = file if file.mode in ("RGB", "RGBA", "L") else file.resize(_fitting(file.size), _NEAREST)
+            image.thumbnail(_THUMBNAIL)
             return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable("its pixels are broken") from error
@@ -50,13 +56,19 @@ def white_where_changed(mask: bytes) -> bytes:
     Raises: Unreadable.
     """
     try:
-        with Image.open(BytesIO(mask), formats=("PNG", "JPEG", "WEBP")) as image:
+        with _one_at_a_time, Image.open(BytesIO(mask), formats=_FORMATS) as image:
             grey = _changed(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable("its pixels are broken") from error
     file = BytesIO()
     grey.save(file, "png", compress_level=1)
     return file.getvalue()
+
+
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a size of the same shape that is no larger than a thumbnail."""
+    scale = min(1.0, *(most / side for most, side in zip(_THUMBNAIL, size, strict=True)))
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def show_inputs(canvas: Canvas, bottom: int, inputs: Thumbnails) -> None:

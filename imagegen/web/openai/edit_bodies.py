@@ -26,9 +26,9 @@ MAX_TEXTS_BYTES = 1024 * 1024
 """Of all fields of a form that are no files."""
 
 _FILES = MAX_IMAGES + 1
-_IMAGES = re.compile(r"images?(?:\[[0-9]{0,2}\])?")
 _PLACE = re.compile(r"image_url|reference_images(?:\[([0-9]{1,2})\])?")
 _SOURCE_NAMES = ("image", "images", "image_url", "imageUrl", "reference_images", "referenceImages")
+_IMAGES = re.compile(rf"(?:{'|'.join(_SOURCE_NAMES)})(?:\[[0-9]{{0,2}}\])?")
 _MASK = "mask"
 _LINK_NAMES = ("image_url", "file_id", "url")
 """Where an entry of `images` has its address or upload; `url` is xAI's name, and that of an `image_url` object."""
@@ -108,6 +108,9 @@ async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
             if (source := await _read_source(part, uploads)) is not None:
                 edit.add(name, source)
             continue
+        if part.filename:
+            rule = "must be a text: files go into image and mask"
+            raise InvalidRequest(details=[FieldError(printable(name, MAX_KEY_CHARS) or "body", rule)])
         text = await part.text(MAX_TEXT_BYTES)
         texts_bytes += len(text)
         if texts_bytes > MAX_TEXTS_BYTES:

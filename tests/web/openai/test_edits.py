@@ -191,10 +191,11 @@ async def test_empty_optional_files_of_a_browser_form_are_absent(editing, emulat
     assert received(emulator) == [("image", upload_id(RED))]
 
 
-async def test_a_link_may_stand_in_a_form(editing, emulator):
+@pytest.mark.parametrize("name", ["image", "image_url", "imageUrl", "reference_images[]"])
+async def test_a_link_may_stand_in_a_form(editing, emulator, name):
     await editing.request("POST", "/api/uploads", data=RED, headers={"Content-Type": "image/png"})
-    assert (await post(editing, form(("image", upload_id(RED)))))[0] == 200
-    assert received(emulator) == [("image", upload_id(RED))]
+    assert (await post(editing, form((name, upload_id(RED)), ("image", GREEN))))[0] == 200
+    assert received(emulator) == [("image[]", upload_id(RED)), ("image[]", upload_id(GREEN))]
 
 
 UNKNOWN = f"upload:{'0' * 64}"
@@ -218,6 +219,7 @@ GIF = image_file(kind="GIF")
         (lambda: form(*[("image[]", RED)] * 17), 400, "invalid_request", "image[]"),
         (lambda: form(("image", RED), ("quality", "low"), ("quality", "high")), 400, "invalid_request", "quality"),
         (lambda: form(("image", RED), x="y" * 200_000), 400, "invalid_request", "x"),
+        (lambda: form(("image", RED), ("photo", GREEN)), 400, "invalid_request", "photo"),
         (lambda: form(("image", RED), *[(f"x{i}", "1") for i in range(90)]), 400, "invalid_request", "body"),
     ],
 )
