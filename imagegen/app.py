@@ -28,6 +28,7 @@ from imagegen.chosen_parts import (
     create_uploads,
     image_ttl_s,
     reused_image_ttl_s,
+    seed_support,
     task_identity,
 )
 from imagegen.doctor import check_models
@@ -275,6 +276,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         clock=clock,
         inputs=app[INPUTS],
         counts=Counts(app[MODEL_TABLE].max_images_per_call),
+        seeds=seed_support(app[PROVIDER], app[MODEL_TABLE]),
     )
     pool = Pool(
         queue.worker_queue,

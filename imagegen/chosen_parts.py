@@ -28,8 +28,10 @@ from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.settings import Settings
+from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
 from imagegen.web.http.forwarded import client_address
+from imagegen.worker.limits import SeedSupport
 
 
 def create_rate_limits(settings: Settings) -> RateLimits:
@@ -137,3 +139,17 @@ def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> 
         rules,
         provider.sent_request,
     )
+
+
+def seed_support(provider: Provider, table: ModelTable) -> SeedSupport:
+    """Return which models take a seed: by what the provider carries, and by the table."""
+
+    def carried(model: str) -> bool:
+        request = GenerationRequest(prompt="", model=model, width=64, height=64, n=1, seed=1)
+        return provider.sent_request(request).seed is not None
+
+    def published(model: str) -> bool | None:
+        row = table.find(model)
+        return None if row is None else row.seed
+
+    return SeedSupport(carried, published)

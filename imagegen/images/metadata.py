@@ -15,7 +15,7 @@ Read = Callable[[int, int], bytes]
 """`read(offset, length)` returns these bytes of the file; fewer at its end."""
 
 MAX_BLOCK_BYTES = 1024 * 1024
-"""Of an EXIF block in a WebP file, which has no limit of its own."""
+"""Of an EXIF block in a WebP file, which sets no limit."""
 
 _PNG_START_BYTES = 8 + 25
 _PNG_TEXTS = {b"tEXt", b"iTXt", b"zTXt"}

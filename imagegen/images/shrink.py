@@ -1,4 +1,4 @@
-"""Making of a thumbnail with Pillow, within bounded memory whatever the file is.
+"""Making of a thumbnail with Pillow, within bounded memory for any file.
 
 Pillow is imported at the first thumbnail: it costs start time and memory that only those who use it should pay.
 """
@@ -55,7 +55,7 @@ class Thumbnail(NamedTuple):
 def shrink(source: bytes | BinaryIO, size: int) -> Thumbnail:
     """Return a WebP of the first frame with at most `size` pixels on its longer side, never enlarged.
 
-    It is turned as the EXIF orientation says. Blocks. Raises NoThumbnail.
+    It is turned by the EXIF orientation. Blocks. Raises NoThumbnail.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:

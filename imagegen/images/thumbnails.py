@@ -1,7 +1,7 @@
 """Thumbnails of stored images: each is made once for all instances, and kept in the image store like an image.
 
 A thumbnail has the task and the index of its image, so it expires and counts under the store's cap as that does. Its
-record in Redis says which bytes it has; while it is made, the record is a claim of the instance that makes it.
+record in Redis describes its bytes; while it is made, the record is a claim of the instance that makes it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _in_thread = WorkThreads(1, "thumbnails").run
 """Make thumbnails in one thread: each may take 256 MiB."""
 
 
-class Wanted(Struct, frozen=True):
-    """A thumbnail that a client requests.
+class ThumbnailSpec(Struct, frozen=True):
+    """A thumbnail of one size of one image.
 
     size: one of SIZES. expires_at: when the image's task expires, Unix time; None while it is unfinished.
     """
@@ -94,30 +94,30 @@ class Thumbnails:
         self._finding: dict[str, asyncio.Task[_Made | None]] = {}
         self._turn = asyncio.Semaphore(1)
 
-    async def open(self, wanted: Wanted) -> tuple[StoredImage, OpenedImage] | None:
+    async def open(self, spec: ThumbnailSpec) -> tuple[StoredImage, OpenedImage] | None:
         """Return a thumbnail with its bytes, made now if there is none; None if the image is gone.
 
         Raises: StoreUnavailable; UnsupportedImage if the image can't be decoded.
         """
         gone = None
         for _ in range(2):
-            known = self._known.get(wanted.name)
-            made = _Made(known) if known is not None else await self._find(wanted, gone)
+            known = self._known.get(spec.name)
+            made = _Made(known) if known is not None else await self._find(spec, gone)
             if made is None:
                 return None
             if made.data is not None:
                 return made.record, OpenedImage(made.record.size_bytes, made.data)
-            if opened := await self._store.open(wanted.task_id, made.record):
+            if opened := await self._store.open(spec.task_id, made.record):
                 return made.record, opened
-            gone = self._known.pop(wanted.name, made.record)
+            gone = self._known.pop(spec.name, made.record)
         raise StoreUnavailable
 
-    async def _find(self, wanted: Wanted, gone: StoredImage | None) -> _Made | None:
-        """Find or make a thumbnail once for all who wait for it. gone: a record whose bytes are not there any more."""
-        finding = self._finding.get(wanted.name)
+    async def _find(self, spec: ThumbnailSpec, gone: StoredImage | None) -> _Made | None:
+        """Find or make a thumbnail once for all who wait for it. gone: a record that has lost its bytes."""
+        finding = self._finding.get(spec.name)
         if finding is None:
-            finding = self._finding[wanted.name] = asyncio.create_task(self._find_or_make(wanted, gone))
-            finding.add_done_callback(lambda done: self._found(wanted.name, done))
+            finding = self._finding[spec.name] = asyncio.create_task(self._find_or_make(spec, gone))
+            finding.add_done_callback(lambda done: self._found(spec.name, done))
         return await asyncio.shield(finding)
 
     def _found(self, name: str, done: asyncio.Task[_Made | None]) -> None:
@@ -125,20 +125,20 @@ class Thumbnails:
         if not done.cancelled() and done.exception() is None and (made := done.result()):
             _put(self._known, name, made.record)
 
-    async def _find_or_make(self, wanted: Wanted, gone: StoredImage | None) -> _Made | None:
-        if wanted.name in self._unusable:
+    async def _find_or_make(self, spec: ThumbnailSpec, gone: StoredImage | None) -> _Made | None:
+        if spec.name in self._unusable:
             raise _unusable()
         try:
-            if found := await self._claim(wanted.name, gone):
+            if found := await self._claim(spec.name, gone):
                 return _Made(found)
         except QueueUnavailable:
-            return await self._make(wanted)
+            return await self._make(spec)
         made = None
         try:
-            made = await self._make(wanted)
+            made = await self._make(spec)
         finally:
             with suppress(QueueUnavailable):
-                await self._write(wanted, None if made is None else made.record)
+                await self._write(spec, None if made is None else made.record)
         return made
 
     async def _claim(self, name: str, gone: StoredImage | None) -> StoredImage | None:
@@ -163,45 +163,45 @@ class Thumbnails:
                 return None
             await asyncio.sleep(POLL_S)
 
-    async def _write(self, wanted: Wanted, record: StoredImage | None) -> None:
+    async def _write(self, spec: ThumbnailSpec, record: StoredImage | None) -> None:
         """Replace the claim by the record; by nothing if there is none. Raises QueueUnavailable."""
-        key = self._keys.thumbnail(wanted.name)
+        key = self._keys.thumbnail(spec.name)
         async with self._connection.deadline():
             if record is None:
                 await self._connection.commands.unlink(key)
             else:
-                end_ms = int(self._expires_at(wanted) * 1000)
+                end_ms = int(self._expires_at(spec) * 1000)
                 await self._connection.commands.set(key, msgspec.json.encode(record), pxat=end_ms)
         self._count(1)
 
-    async def _make(self, wanted: Wanted) -> _Made | None:
+    async def _make(self, spec: ThumbnailSpec) -> _Made | None:
         """Make and save a thumbnail; None if the image is gone. Raises StoreUnavailable, UnsupportedImage."""
         async with self._turn:
-            opened = await self._store.open(wanted.task_id, wanted.image)
+            opened = await self._store.open(spec.task_id, spec.image)
             if opened is None:
                 return None
             with closing(opened):
                 source = opened.file or await opened.read_all()
                 try:
-                    data, width, height = await _in_thread(shrink, cast(BinaryIO, source), wanted.size)
+                    data, width, height = await _in_thread(shrink, cast(BinaryIO, source), spec.size)
                 except NoThumbnail as error:
                     logger.info("No thumbnail can be made of an image: {}", error)
-                    _put(self._unusable, wanted.name, None)
+                    _put(self._unusable, spec.name, None)
                     raise _unusable() from error
         self._connection.meter.thumbnails += 1
         sha256 = hashlib.sha256(data).hexdigest()
         image = VerifiedImage("image/webp", len(data), width, height, sha256, data)
-        await self._save(wanted, image)
-        return _Made(image.stored_at(wanted.image.index, store_id=self._store.store_id), data)
+        await self._save(spec, image)
+        return _Made(image.stored_at(spec.image.index, store_id=self._store.store_id), data)
 
-    async def _save(self, wanted: Wanted, image: VerifiedImage) -> None:
+    async def _save(self, spec: ThumbnailSpec, image: VerifiedImage) -> None:
         """Save a thumbnail if the store can take it; else it is made again when it is requested next."""
         if self._store.health.writable:
             with suppress(StoreUnavailable):
-                await self._store.save(wanted.task_id, wanted.image.index, image, self._expires_at(wanted))
+                await self._store.save(spec.task_id, spec.image.index, image, self._expires_at(spec))
 
-    def _expires_at(self, wanted: Wanted) -> float:
-        return self._clock() + self._life_s if wanted.expires_at is None else wanted.expires_at
+    def _expires_at(self, spec: ThumbnailSpec) -> float:
+        return self._clock() + self._life_s if spec.expires_at is None else spec.expires_at
 
     def _count(self, commands: int) -> None:
         self._connection.meter.redis_commands_sent("pictures", commands)

@@ -161,7 +161,7 @@ def _own_name(part: str, request: GenerationRequest, extra: Mapping[str, object]
         return part
     name = part.lower()
     name = _OUR_NAMES.get(name, name)
-    if name in PIXEL_WORDS or name == "response_format" or (name == "seed" and request.variant):
+    if name in PIXEL_WORDS or name == "response_format":
         return name
     is_sent = name in request.__struct_fields__ and name not in ("extra", "variant")
     return name if is_sent and getattr(request, name) is not None else None

@@ -1,6 +1,7 @@
 """Provider without network and key: it draws the prompt's words onto a generated image.
 
-The same prompt, seed, index, size and format give the same bytes. The drawing is in `drawing/`.
+The same prompt, seed, index, size and format give the same bytes; without a seed, images that are generated
+again (`Cache-Control: no-cache`) differ from the earlier ones. The drawing is in `drawing/`.
 
 Words in a prompt that let a developer try the rarer ways, here only:
 
@@ -144,6 +145,7 @@ def _image(call: Call, nth: int) -> Drawing:
             prompt=request.prompt,
             seed=None if call.seed is None else call.seed + nth,
             index=call.first_index + nth,
+            repeat=call.repeat if call.seed is None else 0,
             width=request.width,
             height=request.height,
             output_format=request.output_format or "png",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from imagegen.tasks.request import MAX_SEED
+from imagegen.tasks.request import MAX_SEED, GenerationRequest
+
+MAX_VARIANT_SEED = 2**31 - 1 - 1_024
+"""Most services take a positive 32-bit integer with a sign, and some take 0 for a random one; the rest of the range is
+for the images of one task."""
 
 
 class PlannedCall(Struct, frozen=True, gc=False):
@@ -36,6 +42,15 @@ def plan_missing_calls(
     unused = max((by + per_call for by in used if by >= wanted), default=wanted)
     for first in range(0, len(missing), per_call):
         yield PlannedCall(tuple(missing[first : first + per_call]), _offset_seed(seed, unused + first))
+
+
+def variant_seed(request: GenerationRequest, provider: str) -> int:
+    """Return the seed of the first image of a variant, from 1 to MAX_VARIANT_SEED: the same for every `n`.
+
+    request: the part of it that decides the task's id, see Provider.sent_request.
+    """
+    digest = hashlib.sha256(replace(request, n=1).canonical(provider, None)).digest()
+    return 1 + int.from_bytes(digest[:8]) % MAX_VARIANT_SEED
 
 
 def _offset_seed(seed: int | None, by: int) -> int | None:

@@ -211,7 +211,15 @@ class GenerationParams(BaseModel):
     mask: Annotated[ImageSource, Field(description="Image whose transparent part is to be changed.")] | None = None
     aspect_ratio: Annotated[AspectRatio, Field(description="Instead of width and height.")] | None = None
     resolution: Annotated[Resolution, Field(description="Instead of width and height.")] | None = None
-    variant: Annotated[Variant, Field(description="Another variant of the same request is another task.")] = 0
+    variant: Annotated[
+        Variant,
+        Field(
+            description=(
+                "Another variant of the same request is another task. Without a `seed`, a variant over 0 sends "
+                "another seed, always the same one, if the model takes seeds."
+            )
+        ),
+    ] = 0
     output_compression: Annotated[Percent, Field(description="Of JPEG and WebP.")] | None = None
     quality: Option | None = None
     background: Option | None = None

@@ -17,7 +17,7 @@ from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import InputImage, Provider, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
-from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls
+from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls, variant_seed
 from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import add_details
@@ -28,7 +28,7 @@ from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.inputs import AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobUnfinished, JobWait
-from imagegen.worker.limits import AttemptLimits, Counts
+from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
 from imagegen.worker.pacing import Pacing, Permit
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.saving import (
@@ -56,6 +56,7 @@ class AttemptRunner:
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
     counts: Counts = field(default_factory=Counts, kw_only=True)
+    seeds: SeedSupport = field(default_factory=SeedSupport, kw_only=True)
 
     async def run(self, claim: Claim) -> Outcome:
         """Run one attempt, from the wait for its permit to the outcome.
@@ -112,7 +113,7 @@ class Attempt:
         self._runner, self._claim = runner, claim
         self._request = GenerationRequest.from_json(claim.task.request_json)
         fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
-        self._form = CallForm(claim, self._request, runner.counts, fallback_models)
+        self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
@@ -212,7 +213,7 @@ class Attempt:
 
     async def _make_calls(self) -> None:
         """Make the calls that are still needed; request missing images once more, and never again."""
-        n, seed, per_call = self._request.n, self._request.seed, self._runner.provider.max_images_per_call
+        n, seed, per_call = self._request.n, self._first_seed(), self._runner.provider.max_images_per_call
         per_call = self._runner.counts.most(self._form.model, per_call)
         run, last, barren = self._claim.checkpoint, self._fault, 0
         if not run.missing_requested:
@@ -237,6 +238,13 @@ class Attempt:
         if not self._claim.checkpoint.has_new_images:
             raise last or UpstreamError("upstream_bad_response", "the upstream answered without an image")
 
+    def _first_seed(self) -> int | None:
+        """Return the seed of the first image; the calls after it send it plus the images before theirs."""
+        request, provider = self._request, self._runner.provider
+        if request.seed is not None or not request.variant:
+            return request.seed
+        return variant_seed(provider.sent_request(request), provider.name)
+
     async def _make_call(self, share: PlannedCall, *, again: bool = False) -> UpstreamError | None:
         """Make one call and save its images. Return a bad response as an error, since it does not end the attempt.
 
@@ -249,7 +257,7 @@ class Attempt:
         except UpstreamError as error:
             self._answered_in_vain(share, again=again)
             return error
-        await self._received(share, reply, again=again)
+        await self._received(self._form.as_sent(share), reply, again=again)
         return self._fault
 
     def _answered_in_vain(self, share: PlannedCall, *, again: bool) -> None:
@@ -333,7 +341,7 @@ class Attempt:
                 call = self._form.call(share, inputs)
                 try:
                     generate = partial(self._runner.provider.generate, call)
-                    reply = await self._job_wait.reply(share, self._form.model, generate)
+                    reply = await self._job_wait.reply(self._form.as_sent(share), self._form.model, generate)
                 except UpstreamError as error:
                     self._failed(turn, error, len(share.indexes))
                 else:

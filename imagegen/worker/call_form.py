@@ -12,7 +12,7 @@ from imagegen.providers.refused_fields import sent_fields
 from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
 from imagegen.tasks.request import GenerationRequest
-from imagegen.worker.limits import Counts
+from imagegen.worker.limits import Counts, SeedSupport
 
 MAX_DROPPED_FIELDS = 16
 """Fields that a task may lose because the upstream refuses them."""
@@ -25,11 +25,17 @@ class CallForm:
     """
 
     def __init__(
-        self, claim: Claim, request: GenerationRequest, counts: Counts, fallback_models: Sequence[str]
+        self,
+        claim: Claim,
+        request: GenerationRequest,
+        counts: Counts,
+        seeds: SeedSupport,
+        fallback_models: Sequence[str],
     ) -> None:
         self._claim = claim
         self._request = request
         self._counts = counts
+        self._seeds = seeds
         self._untried = list(fallback_models)
         self.model = request.model
         self.first_refusal: UpstreamError | None = None
@@ -44,7 +50,25 @@ class CallForm:
         request, without = self._request, frozenset(self._claim.checkpoint.dropped_params)
         if self.model != request.model:
             request = replace(request, model=self.model)
-        return Call(request, len(share.indexes), share.indexes[0], share.seed, without, inputs)
+        task = self._claim.task
+        return Call(
+            request,
+            len(share.indexes),
+            share.indexes[0],
+            self.as_sent(share).seed,
+            without,
+            inputs,
+            repeat=task.epoch if task.stale_images else 0,
+        )
+
+    def as_sent(self, share: PlannedCall) -> PlannedCall:
+        """Return the part of a call with the seed that it carries, None if the model takes none."""
+        is_given = self._request.seed is not None
+        if share.seed is None or (
+            "seed" not in self._claim.checkpoint.dropped_params and self._seeds.sends(self.model, given=is_given)
+        ):
+            return share
+        return PlannedCall(share.indexes, None)
 
     def warn_of_model(self) -> None:
         """Add a warning if another model than the requested one is called."""
@@ -60,7 +84,17 @@ class CallForm:
 
     def mend(self, error: UpstreamError) -> bool:
         """Return whether the call is to be repeated in another form."""
-        return self._drop_fields(error) or self._change_model(error)
+        withheld = self._withhold_seed(error)
+        return self._drop_fields(error) or withheld or self._change_model(error)
+
+    def _withhold_seed(self, error: UpstreamError) -> bool:
+        """Return whether the model refuses the seed of a variant, which is no parameter of the client."""
+        if "seed" not in error.refused or self._request.seed is not None:
+            return False
+        if not self._request.variant or not self._seeds.sends(self.model, given=False):
+            return False
+        self._seeds.refused(self.model)
+        return True
 
     def _drop_fields(self, error: UpstreamError) -> bool:
         """Return whether fields that the upstream refuses are left out from now on; a refused call is not paid."""

@@ -46,6 +46,40 @@ class AttemptLimits:
         return self.deadline_failure(task) if now >= self.deadline(task) else None
 
 
+class SeedSupport:
+    """Whether models take a seed: by the provider, by the model table, and as learned from refusals, which cost nothing
+    but a request.
+
+    Args:
+        carried: returns whether the provider sends seeds for a model.
+        published: returns whether a model takes seeds by the table, None if that is unknown.
+    """
+
+    def __init__(
+        self,
+        carried: Callable[[str], bool] = lambda _model: True,
+        published: Callable[[str], bool | None] = lambda _model: None,
+    ) -> None:
+        self._carried = carried
+        self._published = published
+        self._refusing: set[str] = set()
+
+    def sends(self, model: str, *, given: bool) -> bool:
+        """Return whether a call carries a seed. given: by the client, which is refused at submit or left to the model.
+
+        The seed of a variant is not sent to a model that refuses it by the table or in an earlier call.
+        """
+        if not self._carried(model):
+            return False
+        return given or (model not in self._refusing and self._published(model) is not False)
+
+    def refused(self, model: str) -> None:
+        """Learn from a refused call."""
+        if len(self._refusing) >= MAX_KNOWN_COUNTS:
+            self._refusing.clear()
+        self._refusing.add(model)
+
+
 class Counts:
     """Limits of images a call, by model: published ones, and those learned from refusals, which cost nothing."""
 

@@ -17,7 +17,7 @@ from imagegen.images import thumbnails as module
 from imagegen.images.disk import DiskStore
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore, VerifiedImage
-from imagegen.images.thumbnails import SIZES, Thumbnails, Wanted
+from imagegen.images.thumbnails import SIZES, Thumbnails, ThumbnailSpec
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.image import StoredImage
@@ -42,7 +42,7 @@ class Instance:
         return self.connection.meter.commands["pictures"]
 
     async def bytes_of(self, image: StoredImage, size: int = 256) -> bytes | None:
-        found = await self.thumbnails.open(Wanted(TASK, image, size, self.connection.clock() + 500))
+        found = await self.thumbnails.open(ThumbnailSpec(TASK, image, size, self.connection.clock() + 500))
         if found is None:
             return None
         record, opened = found
@@ -150,7 +150,7 @@ async def test_a_claim_of_an_instance_that_died_ends(start: Start, monkeypatch: 
     monkeypatch.setattr(module, "POLL_S", 0.02)
     dead, live = await start(), await start()
     image = await save(live, picture())
-    assert await dead.thumbnails._claim(Wanted(TASK, image, 256, None).name, None) is None
+    assert await dead.thumbnails._claim(ThumbnailSpec(TASK, image, 256, None).name, None) is None
     assert await live.bytes_of(image) is not None
     assert live.made == 1
 
@@ -158,7 +158,7 @@ async def test_a_claim_of_an_instance_that_died_ends(start: Start, monkeypatch: 
 async def test_a_foreign_record_is_replaced(start: Start) -> None:
     instance = await start()
     image = await save(instance, picture())
-    key = instance.thumbnails._keys.thumbnail(Wanted(TASK, image, 256, None).name)
+    key = instance.thumbnails._keys.thumbnail(ThumbnailSpec(TASK, image, 256, None).name)
     await instance.connection.commands.set(key, b"what is this?")
     assert await instance.bytes_of(image) is not None
 

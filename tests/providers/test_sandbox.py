@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from msgspec import structs
 from PIL import Image, ImageChops
 
 from imagegen.errors import UpstreamError
@@ -89,6 +90,18 @@ async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher, size) -> N
 @pytest.mark.parametrize("index", range(7))
 async def test_every_scene_is_drawn_at_the_largest_size(watcher, index) -> None:
     assert opened(await draw(watcher, index=index, width=2048, height=2048, output_format="jpeg")).size == (2048, 2048)
+
+
+async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher) -> None:
+    async def bytes_of(repeat: int, seed: int | None = None) -> bytes:
+        wanted = structs.replace(call(seed=seed, width=128, height=128), repeat=repeat)
+        return (await SandboxProvider(0).generate(wanted, watcher)).images[0].data
+
+    first, second, third = [await bytes_of(repeat) for repeat in (0, 1_764_000_000_000_001, 1_764_000_000_000_008)]
+    assert len({first, second, third}) == 3
+    assert min(visibly_different(first, second), visibly_different(second, third)) > 0.2
+    assert await bytes_of(1_764_000_000_000_001) == second
+    assert await bytes_of(0, seed=5) == await bytes_of(9, seed=5)
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])

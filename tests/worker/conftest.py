@@ -15,7 +15,7 @@ from imagegen.images.store_health import StoreHealth
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
-from imagegen.tasks.request import fingerprint, request_digest
+from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.tasks.validation import parse as parse_fields
@@ -87,6 +87,9 @@ class ScriptedProvider:
             return step if isinstance(step, Reply) else await step(call)
         finally:
             self.running -= 1
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return request
 
     def edits(self, model: str) -> Edits | None:
         return self.editable

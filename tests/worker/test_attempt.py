@@ -14,6 +14,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.limits import SeedSupport
 
 from .conftest import MakeHarness, fault, images, loss, no_model, refused
 
@@ -153,6 +154,82 @@ async def test_at_most_sixteen_parameters_are_dropped(make_harness: MakeHarness)
     outcome = await harness.attempts.run(await harness.claim(extra=dict.fromkeys(names, 1)))
     assert isinstance(outcome, Failed)
     assert len(harness.provider.calls) == 17
+
+
+async def test_a_variant_sends_a_seed_of_its_own_and_records_it(make_harness: MakeHarness) -> None:
+    harness = make_harness(pool=False, per_call=1)
+    outcomes = [await harness.attempts.run(await harness.claim(variant=number, n=2)) for number in (0, 1, 2)]
+    plain, first, second = ([image.seed for image in outcome.images] for outcome in outcomes)
+    assert plain == [None, None]
+    assert first == [first[0], first[0] + 1]
+    assert second == [second[0], second[0] + 1]
+    assert set(first).isdisjoint(second)
+    assert harness.provider.seeds == [None, None, *first, *second]
+
+
+async def test_the_clients_seed_comes_before_that_of_a_variant(make_harness: MakeHarness) -> None:
+    harness = make_harness(pool=False)
+    outcome = await harness.attempts.run(await harness.claim(variant=3, seed=7))
+    assert harness.provider.seeds == [image.seed for image in outcome.images] == [7]
+
+
+async def test_a_refused_seed_of_a_variant_is_left_out_for_all_later_ones(make_harness: MakeHarness) -> None:
+    harness = make_harness(no_parameter("seed"), pool=False)
+    outcomes = [await harness.attempts.run(await harness.claim(variant=number)) for number in (1, 2)]
+    first, *later = harness.provider.seeds
+    assert first is not None
+    assert later == [None, None]
+    assert [(image.seed, outcome.warnings) for outcome in outcomes for image in outcome.images] == [(None, ())] * 2
+    await harness.attempts.run(await harness.claim(variant=1, model="other"))
+    assert harness.provider.seeds[-1] is not None
+
+
+async def test_a_seed_refused_with_other_fields_is_left_out_with_them(make_harness: MakeHarness) -> None:
+    both = UpstreamError("upstream_invalid_request", "no", refused=("seed", "steps"), status=400)
+    harness = make_harness(both, pool=False)
+    outcome = await harness.attempts.run(await harness.claim(variant=1, steps=4))
+    assert [(call.seed is None, call.without) for call in harness.provider.calls] == [(False, set()), (True, {"steps"})]
+    assert outcome.warnings == ("steps was left out: the model does not support it",)
+
+
+async def test_a_seed_that_is_refused_though_none_was_sent_fails_the_task(make_harness: MakeHarness) -> None:
+    harness = make_harness(default=no_parameter("seed"), pool=False)
+    for fields in ({"variant": 0}, {"variant": 1}):
+        assert isinstance(await harness.attempts.run(await harness.claim(**fields)), Failed)
+    assert len(harness.provider.calls) == 3
+
+
+async def test_a_refused_seed_of_the_client_is_not_recorded_as_sent(make_harness: MakeHarness) -> None:
+    harness = make_harness(no_parameter("seed"), pool=False)
+    outcome = await harness.attempts.run(await harness.claim(seed=7))
+    assert [image.seed for image in outcome.images] == [None]
+    assert outcome.warnings == ("seed was left out: the model does not support it",)
+
+
+@pytest.mark.parametrize(
+    ("carried", "published", "of_client", "of_variant"),
+    [(True, None, 7, True), (True, True, 7, True), (True, False, 7, False), (False, None, None, False)],
+)
+async def test_seeds_are_sent_where_provider_and_model_take_them(
+    make_harness: MakeHarness, carried: bool, published: bool | None, of_client: int | None, of_variant: bool
+) -> None:
+    harness = make_harness(pool=False)
+    support = SeedSupport(lambda _model: carried, lambda _model: published)
+    object.__setattr__(harness.attempts, "seeds", support)
+    given = await harness.attempts.run(await harness.claim(seed=7))
+    variant = await harness.attempts.run(await harness.claim(variant=1))
+    assert [image.seed for image in given.images] == [of_client]
+    assert [image.seed is not None for image in variant.images] == [of_variant]
+
+
+async def test_images_that_are_made_afresh_have_a_number_of_their_own(make_harness: MakeHarness) -> None:
+    harness = make_harness(pool=False)
+    claim = await harness.claim()
+    await harness.attempts.run(claim)
+    claim.task = replace(claim.task, stale_images=True, images=(StoredImage(0, sha256="a" * 64),))
+    claim.checkpoint = Checkpoint(claim.checkpoint.owner)
+    await harness.attempts.run(claim)
+    assert [call.repeat for call in harness.provider.calls] == [0, claim.task.epoch]
 
 
 async def test_a_missing_model_is_replaced_by_the_next_within_the_attempt(make_harness: MakeHarness) -> None:

@@ -32,7 +32,10 @@ _SAVING: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class DrawingSpec:
-    """Parameters of a sandbox image. `output_format` is `png`, `jpeg` or `webp`."""
+    """Parameters of a sandbox image.
+
+    output_format: `png`, `jpeg` or `webp`. repeat: 0, or a number for another image of the same parameters.
+    """
 
     prompt: str
     seed: int | None
@@ -40,6 +43,7 @@ class DrawingSpec:
     width: int
     height: int
     output_format: str
+    repeat: int = 0
 
 
 class Drawing:
@@ -74,14 +78,15 @@ class Drawing:
 
 
 def _canvas(wish: DrawingSpec) -> Canvas:
-    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}"))  # noqa: S311 - an image, no secret
+    repeat = f"/{wish.repeat}" if wish.repeat else ""
+    random = Random(_number(f"{wish.seed}/{wish.index}/{wish.prompt}{repeat}"))  # noqa: S311 - an image, no secret
     palette = PALETTES[(_number(wish.prompt) // 1_000 + 3 * _place(wish)) % len(PALETTES)]
     return Canvas(wish.width, wish.height, palette.turned(random.uniform(-18, 18)), random)
 
 
 def _place(wish: DrawingSpec) -> int:
     """Neighbours in seed or index have another scene and another palette: both counts are prime."""
-    return wish.index if wish.seed is None else wish.seed + wish.index + 3
+    return wish.repeat + wish.index if wish.seed is None else wish.seed + wish.index + 3
 
 
 def _number(text: str) -> int:

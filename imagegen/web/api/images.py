@@ -7,7 +7,7 @@ import re
 from aiohttp import hdrs, web
 
 from imagegen.errors import FieldError, ImageExpired, InvalidRequest, TaskNotFound
-from imagegen.images.thumbnails import SIZES, Wanted
+from imagegen.images.thumbnails import SIZES, ThumbnailSpec
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES, Services
@@ -44,7 +44,7 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     if version is not None and version != image.sha256[:12]:
         raise ImageExpired
     if size is not None:
-        return await _thumbnail(request, services, task, Wanted(task.id, image, size, task.expires_at))
+        return await _thumbnail(request, services, task, ThumbnailSpec(task.id, image, size, task.expires_at))
     return await _answer(request, services, task, image)
 
 
@@ -105,28 +105,28 @@ async def _answer(request: web.Request, services: Services, task: Task, image: S
     return await request.app[IMAGE_SENDER].send(request, opened, part, status, headers)
 
 
-async def _thumbnail(request: web.Request, services: Services, task: Task, wanted: Wanted) -> web.StreamResponse:
+async def _thumbnail(request: web.Request, services: Services, task: Task, spec: ThumbnailSpec) -> web.StreamResponse:
     """Answer with a thumbnail, as long as its image is there."""
-    image = wanted.image
-    etag = f'"{image.sha256[:32]}-{wanted.size}"'
+    image = spec.image
+    etag = f'"{image.sha256[:32]}-{spec.size}"'
     if not await services.store.contains(task.id, image):
         raise ImageExpired
     if etag_matches(request, etag):
-        return web.Response(status=304, headers=_thumbnail_headers(request, task, wanted, etag))
-    found = await services.thumbnails.open(wanted)
+        return web.Response(status=304, headers=_thumbnail_headers(request, task, spec, etag))
+    found = await services.thumbnails.open(spec)
     if found is None:
         raise ImageExpired
     thumbnail, opened = found
-    headers = _thumbnail_headers(request, task, wanted, etag) | {hdrs.CONTENT_TYPE: thumbnail.content_type}
+    headers = _thumbnail_headers(request, task, spec, etag) | {hdrs.CONTENT_TYPE: thumbnail.content_type}
     if request.method == hdrs.METH_HEAD:
         opened.close()
         return web.Response(headers=headers | {hdrs.CONTENT_LENGTH: str(thumbnail.size_bytes)})
     return await request.app[IMAGE_SENDER].send(request, opened, range(thumbnail.size_bytes), 200, headers)
 
 
-def _thumbnail_headers(request: web.Request, task: Task, wanted: Wanted, etag: str) -> dict[str, str]:
-    headers = _headers(request, task, wanted.image, etag)
-    name = f"{task.id}-{wanted.image.index}-{wanted.size}.webp"
+def _thumbnail_headers(request: web.Request, task: Task, spec: ThumbnailSpec, etag: str) -> dict[str, str]:
+    headers = _headers(request, task, spec.image, etag)
+    name = f"{task.id}-{spec.image.index}-{spec.size}.webp"
     return headers | {"Accept-Ranges": "none", "Content-Disposition": f'inline; filename="{name}"'}
 
 

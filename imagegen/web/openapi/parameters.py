@@ -53,7 +53,7 @@ VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: wi
 SIZE = Parameter(
     "size",
     "query",
-    "A thumbnail in place of the image: a WebP with at most so many pixels on its longer side, never enlarged.",
+    "A thumbnail in place of the image: a WebP with at most this number of pixels on its longer side, never enlarged.",
     {"type": "integer", "enum": list(SIZES)},
     example=256,
 )
