@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.jobs import JobState, parse_acceptance, parse_job, poll_addresses
+from imagegen.providers.jobs import JobState, parse_acceptance, parse_job, poll_addresses, same_host
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
 from imagegen.tasks.provider_job import JobHandle
@@ -28,6 +28,9 @@ UNKNOWN_GRACE_S = 15.0
 
 MAX_UNKNOWN, MAX_REFUSED = 3, 8
 """Polls in sequence after which a job is given up: those that do not find it, and those that refuse the key."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""Followed once, and on the host of the poll alone."""
 
 _REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
 
@@ -111,6 +114,8 @@ class _Poll:
 
     async def _ask(self, address: URL) -> JobState:
         answer = await self._poller.get(address, POLL_TIMEOUT_S)
+        if answer.status in _REDIRECTS and (target := same_host(address, answer.headers.get("Location", ""))):
+            answer = await self._poller.get(target, POLL_TIMEOUT_S)
         secret = self._poller.secret
         return parse_job(answer.status, answer.headers, answer.body, secret=secret, now_s=time.time())
 

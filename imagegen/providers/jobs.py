@@ -135,12 +135,13 @@ def poll_addresses(base: URL, submit: URL, job_id: str, address: str, guess: str
     if guess == "images/tasks":
         urls.reverse()
     urls.insert(0 if not guess else 2, URL(f"{submit}/{name}", encoded=True))
-    if given := _same_host(base, address):
+    if given := same_host(base, address):
         urls.insert(0, given)
     return tuple(dict.fromkeys(urls))
 
 
-def _same_host(base: URL, address: str) -> URL | None:
+def same_host(base: URL, address: str) -> URL | None:
+    """Return an address of an upstream, relative or absolute, if it leads to the base's host; else None."""
     if not address or len(address) > 2_000 or not address.isprintable():
         return None
     try:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from yarl import URL
 
 from imagegen.errors import UpstreamError
 from imagegen.providers import job_poller
+from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.openai import OpenAICompatibleProvider, split_endpoint
+from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import JobHandle
 
 
@@ -140,3 +143,48 @@ async def test_without_an_address_all_usual_ones_are_tried(quick, make_provider,
 )
 def test_an_address_may_end_in_the_path_of_the_paid_call(address: str, base: str, path: str) -> None:
     assert split_endpoint(address) == (base, path)
+
+
+@pytest.mark.parametrize(
+    ("target", "followed"),
+    [
+        ("/v1/tasks/7/", True),
+        ("https://relay.example/x", True),
+        ("https://evil.example/v1/tasks/7", False),
+        ("", False),
+    ],
+)
+async def test_a_redirected_poll_stays_on_its_host(quick, relay, target: str, followed: bool) -> None:
+    requested: list[str] = []
+    done = b'{"data":{"status":"completed","result":{"images":[{"url":"https://a.example/1.png"}]}}}'
+
+    async def get(url: URL, _timeout_s: float) -> RawResponse:
+        requested.append(str(url))
+        if str(url) == "https://relay.example/v1/tasks/7":
+            return RawResponse(307, {"Location": target}, b"")
+        return RawResponse(200, {}, done) if followed else RawResponse(404, {}, b"{}")
+
+    base = URL("https://relay.example/v1")
+    poller = JobPoller("openai", base, URL(f"{base}/images/generations"), "a secret", get)
+    handle = JobHandle("openai", "7", accepted_at=1.0)
+    if followed:
+        assert len((await poller.resume(handle, Recorder(relay))).images) == 1
+        assert len(requested) == 2
+    else:
+        with pytest.raises(UpstreamError, match="does not find the job"):
+            await poller.resume(handle, Recorder(relay))
+    assert {URL(url).host for url in requested} == {"relay.example"}
+
+
+async def test_an_address_of_another_host_in_a_stored_handle_is_not_requested(quick, relay) -> None:
+    requested: list[str] = []
+
+    async def get(url: URL, _timeout_s: float) -> RawResponse:
+        requested.append(str(url))
+        return RawResponse(404, {}, b"{}")
+
+    base = URL("https://relay.example/v1")
+    poller = JobPoller("openai", base, URL(f"{base}/images/generations"), "a secret", get)
+    with pytest.raises(UpstreamError, match="does not find the job"):
+        await poller.resume(JobHandle("openai", "7", poll_url="https://old.example/v1/tasks/7"), Recorder(relay))
+    assert {URL(url).host for url in requested} == {"relay.example"}
