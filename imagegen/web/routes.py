@@ -13,7 +13,7 @@ from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import client_address
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
-from imagegen.web.openai.sdk_retries import marking
+from imagegen.web.openai.sdk_retries import mark_of
 from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation
 from imagegen.web.ops import operations as ops
@@ -71,7 +71,7 @@ def _remember_refusals(handler: Handler) -> Handler:
             return await handler(request)
         except RateLimited:
             services = request.app[SERVICES]
-            services.calls.refuse(client_address(request, services.trusted_hops), marking(request.headers))
+            services.calls.refuse(client_address(request, services.trusted_hops), mark_of(request.headers))
             raise
 
     return handle

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 from imagegen.tasks.validation import MAX_VARIANT
 
@@ -41,6 +42,13 @@ class Marking(Enum):
     NEW = "new"
 
 
+class Mark(NamedTuple):
+    """What the headers of a POST show. number: of the repeat, 0 for the first POST of a call."""
+
+    marking: Marking
+    number: int = 0
+
+
 class Ending(Enum):
     """How a call ended. LOST: without its answer delivered, so that the next equal call is its repeat."""
 
@@ -52,35 +60,36 @@ class Ending(Enum):
 class _Group:
     """Equal calls of one client.
 
-    next: the lowest variant above those of the client's calls here. open: number of open calls by variant.
+    next: the lowest variant above those of the client's calls here. open: counts of the open calls by variant.
     lost: variants of calls that ended without an answer, oldest first. failed: variants without images, with the
-    time at which the failure was delivered. delivered: the last variant that was delivered, and when.
+    time at which the failure was delivered. delivered: the last variant that was delivered, when, and its count.
+    is_known: whether the calls before the first one here are none, or were looked up.
     """
 
-    __slots__ = ("delivered", "failed", "lost", "next", "open")
+    __slots__ = ("delivered", "failed", "is_known", "lost", "next", "open")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_known: bool) -> None:
+        self.is_known = is_known
         self.next = 0
-        self.open: dict[int, int] = {}
+        self.open: dict[int, list[int]] = {}
         self.lost: list[int] = []
         self.failed: dict[int, float] = {}
-        self.delivered: tuple[int, float] | None = None
+        self.delivered: tuple[int, float, int] | None = None
 
-    def enter(self, variant: int) -> None:
+    def enter(self, variant: int, count: int) -> None:
         self.next = max(self.next, variant + 1)
-        self.open[variant] = self.open.get(variant, 0) + 1
+        self.open.setdefault(variant, []).append(count)
         self.failed.pop(variant, None)
         if variant in self.lost:
             self.lost.remove(variant)
 
-    def leave(self, variant: int) -> bool:
+    def leave(self, variant: int, count: int) -> bool:
         """Return whether no other call of this variant is open."""
-        left = self.open[variant] - 1
-        if left:
-            self.open[variant] = left
-        else:
+        counts = self.open[variant]
+        counts.remove(count)
+        if not counts:
             del self.open[variant]
-        return not left
+        return not counts
 
     def to_repeat(self, marking: Marking, now: float) -> int | None:
         """Return the variant that a call joins as a repeat, None if it is a new call."""
@@ -89,11 +98,16 @@ class _Group:
         within_s = {Marking.REPEAT: REPEAT_S, Marking.UNSURE: UNSURE_REPEAT_S, Marking.NEW: -1.0}[marking]
         return next((variant for variant, at in self.failed.items() if now - at <= within_s), None)
 
-    def assumed_lost(self, now: float) -> int | None:
-        """Return the variant of a marked repeat if its first call is open, or was answered a moment ago."""
-        if self.open:
-            return min(self.open, key=lambda variant: (self.open[variant], variant))
-        if self.delivered is not None and now - self.delivered[1] <= UNSURE_REPEAT_S:
+    def assumed_lost(self, count: int, now: float) -> int | None:
+        """Return the variant of a marked repeat if its first call is open, or was answered a moment ago.
+
+        A repeat follows a first POST, or the repeat of the number before; others are repeats of other calls.
+        """
+        before = (0, count - 1)
+        for variant in sorted(self.open):
+            if max(self.open[variant]) in before:
+                return variant
+        if self.delivered is not None and self.delivered[2] in before and now - self.delivered[1] <= UNSURE_REPEAT_S:
             return self.delivered[0]
         return None
 
@@ -105,44 +119,64 @@ class _Group:
 class Call:
     """One call of a client, from its POST to its end.
 
-    variant: of the request. is_repeat: it joins the task of an earlier call. is_known: this process has memory of
-    equal calls of the client, or of why there is none.
+    variant: of the request; None until `place` or `join`, if the call repeats one that this process has no memory of.
+    is_repeat: it joins the task of an earlier call.
     """
 
-    def __init__(self, group: _Group, variant: int, clock: Callable[[], float], *, is_repeat: bool) -> None:
-        self.variant, self.is_repeat = variant, is_repeat
-        self.is_known = True
-        self._group, self._clock = group, clock
+    def __init__(self, group: _Group, count: int, clock: Callable[[], float]) -> None:
+        self.variant: int | None = None
+        self.is_repeat = False
+        self._group, self._count, self._clock = group, count, clock
         self._skips = 0
-        group.enter(variant)
 
     def join(self, variant: int) -> None:
         """Become a repeat of the call that has this variant."""
-        self._move(variant)
+        self.enter(variant)
         self.is_repeat = True
+
+    def place(self, existing: Sequence[int], lost: Sequence[int]) -> None:
+        """Become a repeat of one of the calls before the memory of this process, a new call if there is none.
+
+        Args:
+            existing: variants that have a task, ascending.
+            lost: those among them that no client got.
+        """
+        group = self._group
+        if not group.is_known:
+            group.is_known = True
+            group.lost += [variant for variant in lost if variant not in group.open]
+        free = [variant for variant in existing if variant not in group.open]
+        if candidates := group.lost or free[-1:]:
+            self.join(candidates[0])
+        else:
+            self.enter(group.unused())
+
+    def enter(self, variant: int) -> None:
+        """Take a variant, and leave the one before."""
+        if self.variant is not None:
+            self._group.leave(self.variant, self._count)
+        self.variant = variant
+        self._group.enter(variant, self._count)
 
     def skip(self) -> None:
         """Take a higher variant, since the task of this one exists."""
         self._skips += 1
         step = 1 << max(0, self._skips - PLAIN_STEPS)
-        variant = max(self._group.next, self.variant + step)
-        self._move(variant if variant <= MAX_VARIANT else 0)
+        variant = max(self._group.next, (self.variant or 0) + step)
+        self.enter(variant if variant <= MAX_VARIANT else 0)
 
     def end(self, ending: Ending) -> None:
         """Remember how the call ended. Only the last open call of a variant decides whether it was lost."""
         group, variant, now = self._group, self.variant, self._clock()
-        is_last = group.leave(variant)
+        if variant is None:
+            return
+        is_last = group.leave(variant, self._count)
         if ending is Ending.DELIVERED:
-            group.delivered = variant, now
+            group.delivered = variant, now, self._count
         elif ending is Ending.FAILED:
             group.failed[variant] = now
         elif is_last:
             group.lost.append(variant)
-
-    def _move(self, variant: int) -> None:
-        self._group.leave(self.variant)
-        self.variant = variant
-        self._group.enter(variant)
 
 
 class ClientCalls:
@@ -156,35 +190,34 @@ class ClientCalls:
         self._groups: OrderedDict[tuple[str, str], _Group] = OrderedDict()
         self._refused: deque[tuple[str, float]] = deque(maxlen=MAX_REFUSALS)
 
-    def begin(self, client: str, request_id: str, marking: Marking, fixed: int | None = None) -> Call:
+    def begin(self, client: str, request_id: str, mark: Mark, fixed: int | None = None) -> Call:
         """Return the call for a POST; it is open until its `end`.
 
         Args:
             client: name of the client.
             request_id: fingerprint of the request as its first variant.
-            marking: what its headers show.
+            mark: what its headers show.
             fixed: the only variant of the request, None if another call is another image.
         """
-        group, is_known = self._group(client, request_id)
-        now = self._clock()
-        variant = group.to_repeat(marking, now)
-        is_marked = marking is Marking.REPEAT
-        if variant is None and is_marked:
-            if self._was_refused(client, now):
-                is_known, is_marked = True, False
-            else:
-                variant = group.assumed_lost(now)
-        is_repeat = variant is not None or (is_marked and fixed is not None)
-        if variant is None:
-            variant = group.unused() if fixed is None else fixed
-        call = Call(group, variant, self._clock, is_repeat=is_repeat)
-        call.is_known = is_known
+        is_marked, now = mark.marking is Marking.REPEAT, self._clock()
+        group = self._group(client, request_id, is_known=not is_marked)
+        call, variant = Call(group, mark.number, self._clock), group.to_repeat(mark.marking, now)
+        if variant is None and is_marked and not self._was_refused(client, now):
+            variant = group.assumed_lost(mark.number, now) if group.is_known else None
+            if fixed is not None:
+                variant = fixed
+            elif variant is None and not group.is_known:
+                return call
+        if variant is not None:
+            call.join(variant)
+        else:
+            call.enter(group.unused() if fixed is None else fixed)
         return call
 
-    def refuse(self, client: str, marking: Marking) -> None:
+    def refuse(self, client: str, mark: Mark) -> None:
         """Remember that a call was refused before its request was read: its repeat has no task to join."""
         now = self._clock()
-        if marking is not Marking.REPEAT or self._was_refused(client, now):
+        if mark.marking is not Marking.REPEAT or self._was_refused(client, now):
             self._refused.append((client, now + REFUSAL_S))
 
     def _was_refused(self, client: str, now: float) -> bool:
@@ -196,16 +229,16 @@ class ClientCalls:
             self._refused.remove(match)
         return match is not None
 
-    def _group(self, client: str, request_id: str) -> tuple[_Group, bool]:
-        """Return the group of equal calls, and whether it existed."""
+    def _group(self, client: str, request_id: str, *, is_known: bool) -> _Group:
+        """Return the group of equal calls. is_known: whether there are no earlier calls if the group is new."""
         key = (client, request_id)
         group = self._groups.get(key)
         if group is not None:
             self._groups.move_to_end(key)
-            return group, True
-        group = self._groups[key] = _Group()
+            return group
+        group = self._groups[key] = _Group(is_known=is_known)
         if len(self._groups) > MAX_GROUPS:
             idle = next((name for name, other in self._groups.items() if not other.open and other is not group), None)
             if idle is not None:
                 del self._groups[idle]
-        return group, False
+        return group

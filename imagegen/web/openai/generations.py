@@ -22,7 +22,7 @@ from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import failure_response, unfinished_response
 from imagegen.web.openai.fields import OpenAIRequest, parse
 from imagegen.web.openai.keepalive import KeepaliveResponse
-from imagegen.web.openai.sdk_retries import marking, repeats_by_itself, wait_limit_s
+from imagegen.web.openai.sdk_retries import mark_of, repeats_by_itself, wait_limit_s
 from imagegen.web.openai.stream import COMPLETED, ImageEventStream
 from imagegen.web.openai.submit_call import ClientCall
 from imagegen.web.submitter import SubmitOptions
@@ -104,7 +104,7 @@ async def respond_async(request: web.Request, wanted: OpenAIRequest) -> web.Stre
 
 def _client_call(request: web.Request, wanted: OpenAIRequest) -> ClientCall:
     options = SubmitOptions.from_request(request)
-    return ClientCall(request.app[SERVICES], wanted.request, options, marking(request.headers))
+    return ClientCall(request.app[SERVICES], wanted.request, options, mark_of(request.headers))
 
 
 async def _held(

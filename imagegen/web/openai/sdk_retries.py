@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from imagegen.web.openai.client_calls import Marking
+from imagegen.web.openai.client_calls import Mark, Marking
 
 MAX_PATIENCE_S = 90.0
 DEFAULT_READ_TIMEOUT_S = 60.0
@@ -45,14 +45,15 @@ def repeats_by_itself(headers: Mapping[str, str]) -> bool:
     return _RETRY_COUNT in headers or any(name in headers for name in _READ_TIMEOUTS)
 
 
-def marking(headers: Mapping[str, str]) -> Marking:
+def mark_of(headers: Mapping[str, str]) -> Mark:
     """Return how far the headers mark a POST as a repeat.
 
     Proxies such as LiteLLM's repeat a failed call of an SDK as a new one.
     """
-    if headers.get(_RETRY_COUNT, "0") != "0":
-        return Marking.REPEAT
+    count = headers.get(_RETRY_COUNT, "0")
+    if count != "0":
+        return Mark(Marking.REPEAT, int(count) if count.isascii() and count.isdigit() and len(count) < 4 else 1)
     agent = headers.get("user-agent", "")
     if repeats_by_itself(headers) or any(part in agent for part in _REPEATING_AGENTS):
-        return Marking.UNSURE
-    return Marking.NEW
+        return Mark(Marking.UNSURE)
+    return Mark(Marking.NEW)

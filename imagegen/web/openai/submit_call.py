@@ -18,7 +18,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services
-from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Call, Ending, Marking
+from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Call, Ending, Mark, Marking
 from imagegen.web.openai.errors import is_retryable
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
@@ -32,10 +32,8 @@ class ClientCall:
     options: of its request. A call with an idempotency key needs no memory: its key leads to its task.
     """
 
-    def __init__(
-        self, services: Services, request: GenerationRequest, options: SubmitOptions, marking: Marking
-    ) -> None:
-        self._services, self._request, self._options, self._marking = services, request, options, marking
+    def __init__(self, services: Services, request: GenerationRequest, options: SubmitOptions, mark: Mark) -> None:
+        self._services, self._request, self._options, self._mark = services, request, options, mark
         is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
         self._fixed = request.variant if is_same else None
         self._request_id = self._submission(request.variant).task_id
@@ -50,18 +48,16 @@ class ClientCall:
         if self._options.key is not None:
             return await self._keyed_task(self._options.key)
         calls, client = self._services.calls, self._options.client
-        self._call = call = calls.begin(client, self._request_id, self._marking, self._fixed)
-        if call.is_repeat and self._fixed is None and self._services.queue.has_peers:
-            with suppress(QueueUnavailable):
-                await self._services.lost_calls.remove(client, self._request_id, call.variant)
-        elif self._marking is Marking.REPEAT and self._fixed is None and not call.is_repeat:
-            await self._find_first_call(call)
-        if call.is_repeat:
-            task = await self._joined_task(call)
+        self._call = call = calls.begin(client, self._request_id, self._mark, self._fixed)
+        if self._fixed is None:
+            await self._look_elsewhere(call)
+        variant = self._fixed if call.variant is None else call.variant
+        if call.is_repeat and variant is not None:
+            task = await self._joined_task(variant)
         elif self._fixed is None:
             task = await self._new_task(call)
         else:
-            submission = self._submission(call.variant)
+            submission = self._submission(self._fixed)
             task = (await submit(self._services, submission, fresh=self._options.fresh)).task
         self._has_task = True
         return task
@@ -71,14 +67,15 @@ class ClientCall:
         if self._call is None:
             return
         self._call.end(ending)
-        queue, client = self._services.queue, self._options.client
-        is_lost = ending is Ending.LOST and self._has_task and self._fixed is None
-        if is_lost and (queue.has_peers or self._services.readiness.draining):
+        variant, client = self._call.variant, self._options.client
+        if ending is not Ending.LOST or variant is None or not self._has_task or self._fixed is not None:
+            return
+        if self._services.queue.has_peers or self._services.readiness.draining:
             with suppress(QueueUnavailable):
-                await self._services.lost_calls.add(client, self._request_id, self._call.variant)
+                await self._services.lost_calls.add(client, self._request_id, variant)
 
-    async def _joined_task(self, call: Call) -> Task:
-        submission = self._submission(call.variant)
+    async def _joined_task(self, variant: int) -> Task:
+        submission = self._submission(variant)
         task = await self._services.queue.get(submission.task_id)
         if task is not None and task.state in (State.FAILED, State.CANCELLED) and self._is_answer(task):
             return task
@@ -89,7 +86,7 @@ class ClientCall:
 
         A repeat of Together's 1.x looks like a new call, so a retryable failure is returned to it for a shorter time.
         """
-        unsure = self._marking is Marking.UNSURE and is_retryable(failed)
+        unsure = self._mark.marking is Marking.UNSURE and is_retryable(failed)
         age_s = self._services.queue.clock() - (failed.finished_at or 0.0)
         return age_s < (UNSURE_REPEAT_S if unsure else REPEAT_S)
 
@@ -98,41 +95,48 @@ class ClientCall:
         refuse_while_draining(self._services)
         queue, looked_up = self._services.queue, False
         while True:
-            submission = self._submission(call.variant)
-            submitted = await queue.submit(submission)
+            variant = call.variant or 0
+            submitted = await queue.submit(self._submission(variant))
             if submitted.cached is CacheResult.MISS:
                 return submitted.task
-            lost = call.variant if queue.was_interrupted(submitted.task) else None
+            lost = variant if queue.was_interrupted(submitted.task) else None
             if lost is None and not looked_up:
                 looked_up, lost = True, await self._take_lost()
             if lost is not None:
                 call.join(lost)
-                return await self._joined_task(call)
+                return await self._joined_task(lost)
             call.skip()
 
-    async def _find_first_call(self, call: Call) -> None:
-        """Make a marked repeat join the call that it repeats, if it was served elsewhere or before a restart."""
-        if call.is_known and not self._services.queue.has_peers:
-            return
-        variant = await self._take_lost()
-        if variant is None and not call.is_known:
-            variant = await self._last_existing()
-        if variant is not None:
-            call.join(variant)
+    async def _look_elsewhere(self, call: Call) -> None:
+        """Make a repeat join the call that it repeats, if it was served elsewhere or before a restart."""
+        has_peers = self._services.queue.has_peers
+        if call.is_repeat and call.variant is not None:
+            if has_peers:
+                with suppress(QueueUnavailable):
+                    await self._services.lost_calls.remove(self._options.client, self._request_id, call.variant)
+        elif self._mark.marking is Marking.REPEAT and (has_peers or call.variant is None):
+            variant = await self._take_lost()
+            if variant is not None:
+                call.join(variant)
+            elif call.variant is None:
+                await self._place(call)
+
+    async def _place(self, call: Call) -> None:
+        """Look the variants up that exist without a gap. Raises QueueUnavailable."""
+        queue, existing, lost = self._services.queue, [], []
+        for variant in range(MAX_PROBES):
+            task = await queue.get(self._submission(variant).task_id)
+            if task is None:
+                break
+            existing.append(variant)
+            if queue.was_interrupted(task):
+                lost.append(variant)
+        call.place(existing, lost)
 
     async def _take_lost(self) -> int | None:
         with suppress(QueueUnavailable):
             return await self._services.lost_calls.take(self._options.client, self._request_id)
         return None
-
-    async def _last_existing(self) -> int | None:
-        """Return the highest variant of those that exist without a gap. Raises QueueUnavailable."""
-        last = None
-        for variant in range(MAX_PROBES):
-            if await self._services.queue.get(self._submission(variant).task_id) is None:
-                break
-            last = variant
-        return last
 
     async def _keyed_task(self, key: str) -> Task:
         """Return the task that the key was first used for, or a new one of a variant that only this key has."""

@@ -6,9 +6,18 @@ import pytest
 from support import Clock
 
 from imagegen.tasks.validation import MAX_VARIANT
-from imagegen.web.openai.client_calls import MAX_GROUPS, REPEAT_S, UNSURE_REPEAT_S, Call, ClientCalls, Ending, Marking
+from imagegen.web.openai.client_calls import (
+    MAX_GROUPS,
+    REPEAT_S,
+    UNSURE_REPEAT_S,
+    Call,
+    ClientCalls,
+    Ending,
+    Mark,
+    Marking,
+)
 
-NEW, UNSURE, REPEAT = Marking.NEW, Marking.UNSURE, Marking.REPEAT
+NEW, UNSURE, REPEAT = Mark(Marking.NEW), Mark(Marking.UNSURE), Mark(Marking.REPEAT, 1)
 
 
 @pytest.fixture
@@ -21,11 +30,11 @@ def calls(clock: Clock) -> ClientCalls:
     return ClientCalls(clock)
 
 
-def begin(calls: ClientCalls, marking: Marking = NEW, fixed: int | None = None, client: str = "a") -> Call:
-    return calls.begin(client, "request", marking, fixed)
+def begin(calls: ClientCalls, mark: Mark = NEW, fixed: int | None = None, client: str = "a") -> Call:
+    return calls.begin(client, "request", mark, fixed)
 
 
-def seen(call: Call) -> tuple[int, bool]:
+def seen(call: Call) -> tuple[int | None, bool]:
     return call.variant, call.is_repeat
 
 
@@ -66,7 +75,9 @@ def test_clients_and_requests_do_not_meet(calls: ClientCalls) -> None:
 def test_marked_repeats_of_open_calls_join_one_each(calls: ClientCalls) -> None:
     for _ in range(3):
         begin(calls)
-    assert [begin(calls, REPEAT).variant for _ in range(4)] == [0, 1, 2, 0]
+    assert [begin(calls, REPEAT).variant for _ in range(4)] == [0, 1, 2, 3]
+    again = Mark(Marking.REPEAT, 2)
+    assert [begin(calls, again).variant for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_a_marked_repeat_of_an_answer_lost_on_its_way_joins_it(calls: ClientCalls, clock: Clock) -> None:
@@ -75,29 +86,65 @@ def test_a_marked_repeat_of_an_answer_lost_on_its_way_joins_it(calls: ClientCall
     assert seen(repeat) == (0, True)
     repeat.end(Ending.DELIVERED)
     clock.now += UNSURE_REPEAT_S + 1
-    late = begin(calls, REPEAT)
-    assert (seen(late), late.is_known) == ((1, False), True)
+    assert seen(begin(calls, REPEAT)) == (1, False)
 
 
-def test_a_marked_repeat_of_an_unknown_call_is_reported_as_unknown(calls: ClientCalls) -> None:
+def test_a_marked_repeat_of_an_unknown_call_waits_for_its_variant(calls: ClientCalls) -> None:
     call = begin(calls, REPEAT)
-    assert (seen(call), call.is_known) == ((0, False), False)
+    assert seen(call) == (None, False)
     call.join(3)
     assert (seen(call), seen(begin(calls))) == ((3, True), (4, False))
+    call.end(Ending.DELIVERED)
+
+
+def test_repeats_after_a_restart_take_one_lost_call_each(calls: ClientCalls) -> None:
+    first, second = begin(calls, REPEAT), begin(calls, REPEAT)
+    first.place([0, 1, 2, 3], [1, 2, 3])
+    first.end(Ending.DELIVERED)
+    second.place([0, 1, 2, 3], [1, 2, 3])
+    third = begin(calls, REPEAT)
+    assert [seen(call) for call in (first, second, third)] == [(1, True), (2, True), (3, True)]
+    assert seen(begin(calls)) == (4, False)
+
+
+def test_a_repeat_after_a_restart_takes_the_last_call_if_none_is_known_as_lost(calls: ClientCalls) -> None:
+    repeats = [begin(calls, REPEAT) for _ in range(3)]
+    for repeat in repeats:
+        repeat.place([0, 1], [])
+    assert [seen(repeat) for repeat in repeats] == [(1, True), (0, True), (2, False)]
+
+
+def test_a_repeat_of_nothing_is_a_new_call(calls: ClientCalls) -> None:
+    lost = begin(calls, REPEAT)
+    lost.end(Ending.LOST)
+    call = begin(calls, REPEAT)
+    call.place([], [])
+    assert seen(call) == (0, False)
 
 
 def test_a_refused_call_comes_again_as_a_new_one(calls: ClientCalls, clock: Clock) -> None:
-    begin(calls)
+    for _ in range(3):
+        begin(calls)
     calls.refuse("a", UNSURE)
     calls.refuse("a", REPEAT)
-    assert seen(begin(calls, REPEAT)) == (1, False)
+    assert seen(begin(calls, REPEAT)) == (3, False)
     assert seen(begin(calls, REPEAT)) == (0, True)
     calls.refuse("a", REPEAT)
     calls.refuse("b", UNSURE)
-    assert begin(calls, REPEAT).is_repeat
+    assert seen(begin(calls, REPEAT)) == (1, True)
     calls.refuse("a", UNSURE)
     clock.now += 1000
-    assert begin(calls, REPEAT).is_repeat
+    assert seen(begin(calls, REPEAT)) == (2, True)
+
+
+def test_repeats_of_calls_that_never_arrived_are_new_calls(calls: ClientCalls) -> None:
+    begin(calls, NEW, client="b")
+    unreached = [begin(calls, Mark(Marking.REPEAT, count)) for count in (3, 2)]
+    for call in unreached:
+        call.place([], [])
+    later = begin(calls, Mark(Marking.REPEAT, 3))
+    assert [seen(call) for call in (*unreached, later)] == [(0, False), (1, False), (1, True)]
+    assert seen(begin(calls, Mark(Marking.REPEAT, 6))) == (2, False)
 
 
 def test_a_failure_is_repeated_to_those_that_may_repeat_by_themselves(calls: ClientCalls, clock: Clock) -> None:

@@ -13,8 +13,8 @@ from support import eventually
 
 from imagegen.app import SERVICES
 from imagegen.tasks.task import State
-from imagegen.web.openai.client_calls import Marking
-from imagegen.web.openai.sdk_retries import marking, wait_limit_s
+from imagegen.web.openai.client_calls import Mark, Marking
+from imagegen.web.openai.sdk_retries import mark_of, wait_limit_s
 from tests.web.openai.conftest import Serve, Service
 
 IMPATIENT = {"x-stainless-read-timeout": "0.3"}
@@ -302,14 +302,15 @@ async def test_a_possibly_paid_call_is_marked_not_retryable(serve: Serve, upstre
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ({}, Marking.NEW),
-        ({"x-stainless-retry-count": "0"}, Marking.UNSURE),
-        ({"x-stainless-retry-count": "2"}, Marking.REPEAT),
-        ({"user-agent": "OpenAI/Python 3.54.0"}, Marking.NEW),
-        ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, Marking.UNSURE),
-        ({"user-agent": "ai/6.0.326 ai-sdk/openai/3.0.141 runtime/node.js/20"}, Marking.UNSURE),
-        ({"user-agent": "litellm/1.106.2"}, Marking.UNSURE),
+        ({}, Mark(Marking.NEW)),
+        ({"x-stainless-retry-count": "0"}, Mark(Marking.UNSURE)),
+        ({"x-stainless-retry-count": "2"}, Mark(Marking.REPEAT, 2)),
+        ({"x-stainless-retry-count": "many"}, Mark(Marking.REPEAT, 1)),
+        ({"user-agent": "OpenAI/Python 3.54.0"}, Mark(Marking.NEW)),
+        ({"user-agent": "Together/v1 PythonBindings/1.5.35"}, Mark(Marking.UNSURE)),
+        ({"user-agent": "ai/6.0.326 ai-sdk/openai/3.0.141 runtime/node.js/20"}, Mark(Marking.UNSURE)),
+        ({"user-agent": "litellm/1.106.2"}, Mark(Marking.UNSURE)),
     ],
 )
-def test_a_repeat_is_recognized_by_its_headers(headers: dict[str, str], expected: Marking) -> None:
-    assert marking(headers) is expected
+def test_a_repeat_is_recognized_by_its_headers(headers: dict[str, str], expected: Mark) -> None:
+    assert mark_of(headers) == expected
