@@ -91,9 +91,9 @@ _OUR_NAMES = {
 def refused_fields(error: Mapping[str, object], message: str, code: str, parameter: str) -> tuple[str, ...]:
     """Return the fields that a refusal names, as the upstream spells them: `style`, `options.fast`.
 
-    Unquoted names may be words of the text; `sent_fields` drops what is no field.
+    Unquoted names may be words of the text; `sent_fields` drops those that are no fields.
 
-    error: the error object, whose lists of faults are read. message, code, parameter: of the error.
+    error: the error object with its lists of faults. message, code, parameter: of the error.
     """
     names = [*_in_faults(error), *_in_text(message)]
     if parameter and (code in _CODES or (_ABOUT_A_FIELD.search(message) and not _ABOUT_A_VALUE.search(message))):

@@ -21,10 +21,10 @@ _SHAPE_WORDS = frozenset({"aspect_ratio", "resolution"})
 _ADDED_BY_PROVIDERS = frozenset({"image_url", "reference_images", "mask"})
 
 _RATIOS = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "2:1", "1:2")
-"""Those of xAI, which are also the ones that most services know."""
+"""Those of xAI, which most other services take too."""
 
 _MAX_1K_PIXELS = 1_400_000
-"""More are a resolution of 2K, the next one that a service by ratio offers."""
+"""Above it the resolution is 2K, the next that such services offer."""
 
 
 class Vocabulary(Struct, frozen=True):
@@ -32,7 +32,7 @@ class Vocabulary(Struct, frozen=True):
 
     words: its word for a field, where it differs from ours.
     unknown: fields that it has no place for; they are left out, with a warning.
-    ratio_models: models that take `aspect_ratio` beside pixels; None if there are none.
+    ratio_models: models that take `aspect_ratio` as well as pixels; None if there are none.
     """
 
     size_style: SizeStyle = "width_height"
@@ -133,12 +133,15 @@ def left_out_warnings(call: Call, vocabulary: Vocabulary) -> tuple[str, ...]:
 
 def sent_request(request: GenerationRequest, vocabulary: Vocabulary) -> GenerationRequest:
     """Return the request without what a call does not carry, so that equal calls have equal fingerprints."""
+    sized_by_ratio = (request.aspect_ratio or request.resolution) is not None
+    if not (sized_by_ratio or request.extra or vocabulary.unknown) and vocabulary.size_style != "aspect_ratio":
+        return request
     changes: dict[str, object] = {}
     if vocabulary.size_style == "aspect_ratio":
         ratio, resolution = shape_of(request)
         width, height = sides_of(ratio, resolution) or (0, 0)
         changes = {"aspect_ratio": ratio, "resolution": resolution, "width": width, "height": height}
-    elif (request.aspect_ratio or request.resolution) is not None and not _sends_ratio(request, vocabulary):
+    elif sized_by_ratio and not _sends_ratio(request, vocabulary):
         changes = {"aspect_ratio": None, "resolution": None}
     changes |= {name: None for name in vocabulary.unknown if getattr(request, name) is not None}
     if request.extra:

@@ -79,7 +79,7 @@ class SandboxProvider(WithoutJobs):
         return Reply(images=tuple(images))
 
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
-        """Return the request with a size in pixels, which is what is drawn."""
+        """Return the request with its size in pixels."""
         return sent_request(request, _VOCABULARY)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from copy import copy
+from typing import Annotated, Any, Literal, NotRequired
 
 import msgspec
 from pydantic import (
@@ -20,12 +21,13 @@ from pydantic import (
     with_config,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined
 from typing_extensions import TypedDict
 
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
+from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, Lora
 from imagegen.tasks.sizes import MAX_RATIO, sides_of
 
@@ -42,27 +44,14 @@ MAX_VARIANT = 1_000_000
 MAX_FIELD_ERRORS = 50
 MAX_KEY_CHARS = 60
 MAX_HINTS = 3
+
+_OF_THE_PROVIDER = "; a field of the provider's own API goes into extra"
 """Unknown fields of one request that get a did-you-mean, which costs more than all other checks."""
 
 _TEXTS = ("prompt", "negative_prompt")
 _NEVER_EMPTY = frozenset({"prompt", "model"})
 _WHOLE = re.compile(r"[+-]?[0-9]{1,25}(\.0*)?")
 _UPLOAD = re.compile(r"upload:[0-9a-f]{64}")
-_CALLBACK = re.compile(r"webhook|callback|notify_(?:url|hook)", re.IGNORECASE)
-_RESERVED = frozenset(
-    {
-        "n",
-        "num_images",
-        "batch_size",
-        "size",
-        "width",
-        "height",
-        "model",
-        "prompt",
-        "stream",
-        "response_format",
-    }
-)
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -115,7 +104,7 @@ def _boolean(value: object) -> object:
 
 
 def _extra(value: object) -> object:
-    """Drop nulls, which count as absent. Raises PydanticCustomError if a field has a place of its own."""
+    """Drop nulls, which count as absent. Raises PydanticCustomError for a field with its own place."""
     if not isinstance(value, dict):
         raise PydanticCustomError("extra", "must be an object")
     fields = {name: part for name, part in value.items() if part is not None}
@@ -123,15 +112,10 @@ def _extra(value: object) -> object:
         if is_reserved(name):
             raise PydanticCustomError("extra", f"must not contain {printable(name, MAX_KEY_CHARS)}")
         if name in _SPELLINGS:
-            raise PydanticCustomError("extra", f"must not contain {name}: it is a field of its own")
+            raise PydanticCustomError("extra", f"must not contain {name}: send it outside of extra")
     if len(msgspec.json.encode(fields)) > MAX_EXTRA_BYTES:
         raise PydanticCustomError("extra", f"must be at most {MAX_EXTRA_BYTES} bytes of JSON")
     return fields
-
-
-def is_reserved(name: str) -> bool:
-    """Return whether an unknown field would change what the service itself decides: image count, size, model, calls."""
-    return name in _RESERVED or _CALLBACK.search(name) is not None
 
 
 _CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
@@ -208,7 +192,7 @@ class GenerationParams(BaseModel):
         ]
         | None
     ) = None
-    mask: Annotated[ImageSource, Field(description="Image whose transparent part is to be changed.")] | None = None
+    mask: Annotated[ImageSource, Field(description="Image; its transparent part is to be changed.")] | None = None
     aspect_ratio: Annotated[AspectRatio, Field(description="Instead of width and height.")] | None = None
     resolution: Annotated[Resolution, Field(description="Instead of width and height.")] | None = None
     variant: Annotated[
@@ -233,7 +217,7 @@ class GenerationParams(BaseModel):
         Annotated[
             dict[str, Any],
             BeforeValidator(_extra),
-            Field(description="Fields that only the provider knows, sent unchanged; at most 8 KiB of JSON."),
+            Field(description="Further fields for the provider, sent unchanged; at most 8 KiB of JSON."),
         ]
         | None
     ) = None
@@ -265,13 +249,16 @@ def parse(
         params = _validate(fields)
     except ValidationError as error:
         raise InvalidRequest(details=(faults + _field_errors(error))[:max_faults]) from error
-    params |= {side: default_side for side in ("width", "height") if side not in fields}
+    params.setdefault("n", 1)
+    params.setdefault("width", default_side)
+    params.setdefault("height", default_side)
     faults += _cross_field_errors(fields, params)
     if faults:
         raise InvalidRequest(details=faults[:max_faults])
-    if loras := params["image_loras"]:
+    if loras := params.get("image_loras"):
         params["image_loras"] = tuple(Lora(**lora) for lora in loras)
-    params["extra"] = params["extra"] or None
+    if params.get("extra") == {}:
+        del params["extra"]
     if (alias := aliases.get(params["model"])) is not None:
         params["model"] = alias
     request = GenerationRequest(**params)
@@ -298,26 +285,35 @@ def _as_spelled(errors: Iterable[FieldError], body: Mapping[str, Any]) -> list[F
 def _cross_field_errors(fields: Mapping[str, Any], params: dict[str, Any]) -> list[FieldError]:
     """Return the errors of fields that are good alone but not together; width and height are computed if need be."""
     errors = []
-    ratio, resolution = params["aspect_ratio"], params["resolution"]
+    ratio, resolution = params.get("aspect_ratio"), params.get("resolution")
     if ratio is not None or resolution is not None:
         name = "aspectRatio" if ratio is not None else "resolution"
         if "width" in fields or "height" in fields:
             errors.append(FieldError(name, "must not be sent together with width or height"))
         elif (sides := sides_of(ratio or "1:1", resolution or "1K")) is None:
             errors.append(FieldError(name, f"must be at most {MAX_RATIO}:1 or 1:{MAX_RATIO}"))
+        elif max(sides) > MAX_SIDE:
+            errors.append(FieldError(name, f"must give sides of at most {MAX_SIDE} pixels, with resolution"))
         else:
             params["width"], params["height"] = sides
     if params["width"] * params["height"] > MAX_PIXELS:
         errors.append(FieldError("height", f"must be at most {MAX_PIXELS // 1_000_000} megapixels, with width"))
-    if params["image_url"] is not None and len(params["reference_images"] or ()) == MAX_INPUT_IMAGES:
+    if "image_url" in params and len(params.get("reference_images", ())) == MAX_INPUT_IMAGES:
         errors.append(FieldError("referenceImages", f"must have at most {MAX_INPUT_IMAGES} entries, with imageUrl"))
     return errors
 
 
 def _dict_validator(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return a validator to a dict of the model's fields: an instance of the model would take half as long again."""
+    """Return a validator to a dict of the given fields: an instance of the model would take more than twice as long."""
     typed_dict: Any = TypedDict
-    fields = {name: Annotated[field.annotation, field] for name, field in model.model_fields.items()}
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            fields[name] = Annotated[field.annotation, field]
+        else:
+            without_default = copy(field)
+            without_default.default = PydanticUndefined
+            fields[name] = NotRequired[Annotated[field.annotation, without_default]]
     adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(with_config(model.model_config)(typed_dict("Params", fields)))
     return adapter.validate_python
 
@@ -353,16 +349,13 @@ def _is_absent(name: str, value: object) -> bool:
     return value is None or (name not in _NEVER_EMPTY and value in ("", [])) or (name == "extra" and value == {})
 
 
-def our_name(name: str) -> str | None:
-    """Return our field that means the same as another image API's; None if there is none."""
-    return _OTHERS.get(name)
-
-
 def unknown_field(key: str, known: tuple[str, ...]) -> str:
     """Return the text about an unknown field, with the field that is near to it or means the same."""
     meant = our_name(key) if known is _NAMES else None
     near = meant or nearest(key, known)
-    return "is not a known field" + (f"; did you mean {near}?" if near else "")
+    if near:
+        return f"is not a known field; did you mean {near}?"
+    return "is not a known field" + (_OF_THE_PROVIDER if known is _NAMES else "")
 
 
 def _field_errors(error: ValidationError) -> list[FieldError]:
@@ -397,38 +390,3 @@ def _pattern_message(pattern: str, text: str) -> str:
 
 _SPELLINGS = {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
 _NAMES = (*(to_camel(name) for name in GenerationParams.model_fields), "webhook")
-
-_OTHERS = {
-    "size": "width and height",
-    "image_size": "width and height",
-    "imageSize": "width and height",
-    "num_images": "n",
-    "numImages": "n",
-    "num_outputs": "n",
-    "number_of_images": "n",
-    "numberOfImages": "n",
-    "batch_size": "n",
-    "num_inference_steps": "steps",
-    "numInferenceSteps": "steps",
-    "inference_steps": "steps",
-    "guidance": "guidanceScale",
-    "cfg_scale": "guidanceScale",
-    "cfgScale": "guidanceScale",
-    "format": "outputFormat",
-    "response_format": "outputFormat",
-    "image": "imageUrl",
-    "init_image": "imageUrl",
-    "image_urls": "referenceImages",
-    "images": "referenceImages",
-    "input_image": "imageUrl",
-    "mask_url": "mask",
-    "mask_image": "mask",
-    "loras": "imageLoras",
-    "enable_safety_checker": "disableSafetyChecker",
-    "extra_body": "extra",
-    "text": "prompt",
-    "model_id": "model",
-    "webhook_url": "webhook",
-    "callback_url": "webhook",
-}
-"""Fields of other image APIs, and ours that means the same."""

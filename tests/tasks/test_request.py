@@ -139,3 +139,34 @@ def test_the_fingerprint_of_a_request_never_changes() -> None:
         b'"provider":"sandbox","reference_images":["https://host/a"],"scope":"shop","seed":3,"width":512}'
     )
     assert fingerprint(canonical, None) == hashlib.md5(canonical, usedforsecurity=False).hexdigest()
+
+
+def test_a_ratio_that_gives_too_long_a_side_is_refused() -> None:
+    assert requested(aspectRatio="8:1", resolution="2K").width == 5792
+    with pytest.raises(InvalidRequest) as caught:
+        requested(aspectRatio="8:1", resolution="4K")
+    assert [fault.field for fault in caught.value.details] == ["aspectRatio"]
+
+
+@pytest.mark.parametrize(
+    "name", ["n", "num_images", "numImages", "N", "n_iter", "Width", "responseFormat", "my_webhook"]
+)
+def test_a_reserved_field_in_extra_is_refused_in_each_spelling(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requested(extra={name: 2})
+    assert caught.value.details[0].field == "extra"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("num_inference_steps", "did you mean steps?"),
+        ("size", "did you mean width and height?"),
+        ("output_quality", "did you mean outputCompression?"),
+        ("go_fast", "a field of the provider's own API goes into extra"),
+    ],
+)
+def test_a_field_of_another_api_has_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requested(**{name: 1})
+    assert caught.value.details[0].message.endswith(hint)

@@ -11,8 +11,9 @@ from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
+from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams, is_reserved, our_name
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams
 from imagegen.tasks.validation import parse as parse_fields
 
 DEFAULT_SIDE = 1024
@@ -26,7 +27,7 @@ _LEFT_OUT = frozenset({"user", "safety_identifier", "metadata", "store", "partia
 """Fields that change neither the image nor its price."""
 
 _OF_THE_CALL = frozenset({"size", "stream", "response_format"})
-"""Fields that are read here: none of them is sent upstream as it is."""
+"""Fields that are read here: none of them is sent upstream unchanged."""
 
 _AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
 """Fields for which `auto` means the default."""
@@ -103,14 +104,14 @@ def _known_fields(sent: Mapping[str, Any], spelled: dict[str, str], errors: list
 
 
 def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors: list[FieldError]) -> None:
-    """Add the fields that only the provider knows to `extra`."""
+    """Add the further fields for the provider to `extra`."""
     unknown = sent.keys() - _FIELD_NAMES.keys() - _LEFT_OUT - _OF_THE_CALL
     if not unknown:
         return
     extra = fields.get("extra", {})
     for name in (name for name in sent if name in unknown):
         if is_reserved(name):
-            meant = our_name(name) or "webhook"
+            meant = our_name(name)
             advice = "use webhook of /api/images/generate" if meant == "webhook" else f"use {meant}"
             errors.append(FieldError(printable(name, MAX_KEY_CHARS), f"is not supported here: {advice}"))
         elif isinstance(extra, dict):

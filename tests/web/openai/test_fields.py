@@ -129,7 +129,15 @@ def test_every_unknown_field_is_sent_to_the_provider() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"), [("num_images", "n"), ("batch_size", "n"), ("webhook_url", "webhook"), ("my_callback", "webhook")]
+    ("name", "ours"),
+    [
+        ("num_images", "n"),
+        ("batch_size", "n"),
+        ("n_iter", "n"),
+        ("numImages", "n"),
+        ("webhook_url", "webhook"),
+        ("my_callback", "webhook"),
+    ],
 )
 def test_a_reserved_field_is_refused_with_ours(name: str, ours: str) -> None:
     assert f"use {ours}" in faults_of(**{name: 2})[name]

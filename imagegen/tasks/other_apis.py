@@ -1,0 +1,82 @@
+"""Names of fields in other image APIs: ours that mean the same, and those that no client may send."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic.alias_generators import to_snake
+
+_CALLBACK = re.compile(r"webhook|callback|notify_(?:url|hook)", re.IGNORECASE)
+_RESERVED = frozenset(
+    {
+        "n",
+        "num_images",
+        "num_images_per_prompt",
+        "number_of_images",
+        "num_outputs",
+        "n_iter",
+        "sample_count",
+        "batch_size",
+        "size",
+        "width",
+        "height",
+        "model",
+        "prompt",
+        "stream",
+        "response_format",
+    }
+)
+
+_ALSO_OURS = frozenset({"n", "width", "height", "model", "prompt"})
+
+_OTHERS = {
+    "size": "width and height",
+    "image_size": "width and height",
+    "num_images": "n",
+    "num_outputs": "n",
+    "number_of_images": "n",
+    "batch_size": "n",
+    "num_images_per_prompt": "n",
+    "n_iter": "n",
+    "sample_count": "n",
+    "num_inference_steps": "steps",
+    "inference_steps": "steps",
+    "guidance": "guidanceScale",
+    "cfg_scale": "guidanceScale",
+    "format": "outputFormat",
+    "response_format": "outputFormat",
+    "image": "imageUrl",
+    "init_image": "imageUrl",
+    "image_urls": "referenceImages",
+    "images": "referenceImages",
+    "input_image": "imageUrl",
+    "init_images": "imageUrl",
+    "input_images": "referenceImages",
+    "image_prompt": "imageUrl",
+    "aspect": "aspectRatio",
+    "ratio": "aspectRatio",
+    "output_quality": "outputCompression",
+    "negative": "negativePrompt",
+    "mask_url": "mask",
+    "mask_image": "mask",
+    "loras": "imageLoras",
+    "enable_safety_checker": "disableSafetyChecker",
+    "extra_body": "extra",
+    "text": "prompt",
+    "model_id": "model",
+    "model_name": "model",
+}
+"""Fields of other image APIs, and ours that means the same."""
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether an unknown field would change what the service itself decides: image count, size, model, calls."""
+    return to_snake(name).lower() in _RESERVED or _CALLBACK.search(name) is not None
+
+
+def our_name(name: str) -> str | None:
+    """Return our field that means the same as another image API's; None if there is none."""
+    if _CALLBACK.search(name):
+        return "webhook"
+    spelling = to_snake(name).lower()
+    return _OTHERS.get(spelling) or (spelling if spelling in _ALSO_OURS else None)
