@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -29,26 +30,28 @@ class ImageReuse:
         for images, task in sorted(usable, key=lambda pair: len(pair[0]), reverse=True):
             if len(reused.images) >= min(len(images), request.n):
                 break
-            stored = await self._store_again(task_id, task.id, images, request)
+            stored = await self._store_again(task_id, task.id, images, request.n)
             if len(stored) > len(reused.images):
                 reused = ReusedImages(stored, _lasting_warnings(task))
         return reused
 
     async def _store_again(
-        self, task_id: str, source_id: str, images: Sequence[StoredImage], request: GenerationRequest
+        self, task_id: str, source_id: str, images: Iterable[tuple[int | None, StoredImage]], wanted: int
     ) -> tuple[StoredImage, ...]:
         """Store those of the images that are still there, as many as are requested."""
-        store, expires_at_s, stored = self._store, self._clock() + self._life_s, list[StoredImage]()
-        for image in images:
-            if len(stored) == request.n:
+        store, expires_at_s, free, stored = self._store, self._clock() + self._life_s, set(range(wanted)), []
+        for place, image in images:
+            if not free:
                 break
-            index = len(stored) if request.seed is None else image.index
+            index = min(free) if place is None else place
             own = replace(image, index=index, reused=True)
-            if image.url is not None:
-                stored.append(own)
-            elif image.sha256 and await store.reuse(source_id, image, task_id, index, expires_at_s):
-                stored.append(replace(own, store_id=store.store_id))
-        return tuple(stored)
+            if image.url is None:
+                if not image.sha256 or not await store.reuse(source_id, image, task_id, index, expires_at_s):
+                    continue
+                own = replace(own, store_id=store.store_id)
+            stored.append(own)
+            free.discard(index)
+        return tuple(sorted(stored, key=attrgetter("index")))
 
 
 def _is_sibling(task: Task, family: RequestFamily) -> bool:

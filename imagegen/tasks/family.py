@@ -62,19 +62,30 @@ def family_key(request_json: bytes) -> int:
     return hash(_COUNT.sub(b"", request_json, 1))
 
 
-def reusable_images(request: GenerationRequest, finished: Task) -> list[StoredImage]:
-    """Return the images of a finished task that a request with another `n` may have too.
+def reusable_images(request: GenerationRequest, finished: Task) -> list[tuple[int | None, StoredImage]]:
+    """Return the images of a finished task that a request with another `n` may have too, each with its place.
 
-    Without a seed any image fits at any place. With a seed, an image fits at its own place, if the same seed would be
-    sent for it: `seed` and the place of the first image of its call. It is not if the image was requested again.
+    Without a seed an image stays at its own place; an image beyond `n` fits at any free place: None. With a seed an
+    image fits only if the same seed would be sent for its place: the first seed and the place of the first image of its
+    call. It is not if the image was requested again.
     """
-    if request.seed is None:
-        return list(finished.images)
-    fitting: list[StoredImage] = []
+    first_seed = _first_seed(request, finished)
+    if first_seed is None:
+        own = [(image.index, image) for image in finished.images if image.index < request.n]
+        return [*own, *((None, image) for image in finished.images if image.index >= request.n)]
+    fitting: list[tuple[int | None, StoredImage]] = []
     first_index, sent_seed = -1, None
     for image in finished.images:
         if first_index < 0 or image.seed != sent_seed:
             first_index, sent_seed = image.index, image.seed
-        if image.index < request.n and sent_seed == (request.seed + first_index) % (MAX_SEED + 1):
-            fitting.append(image)
+        if image.index < request.n and sent_seed == (first_seed + first_index) % (MAX_SEED + 1):
+            fitting.append((image.index, image))
     return fitting
+
+
+def _first_seed(request: GenerationRequest, finished: Task) -> int | None:
+    """Return the seed of the first image; that of a variant, which the request does not have, by what was sent."""
+    if request.seed is not None or not request.variant or not finished.images:
+        return request.seed
+    first = finished.images[0]
+    return None if first.seed is None else (first.seed - first.index) % (MAX_SEED + 1)

@@ -50,9 +50,13 @@ def completed(*seeds: int | None, indexes: tuple[int, ...] = ()) -> Task:
     return Task("id", 1, 1, "d", "m", b"", 0.0, State.COMPLETED, images=images)
 
 
+def places(request_: GenerationRequest, finished: Task) -> list[int | None]:
+    return [place for place, _ in reusable_images(request_, finished)]
+
+
 def test_without_a_seed_every_image_fits() -> None:
-    finished = completed(None, 5, None, indexes=(0, 2, 3))
-    assert reusable_images(PLAIN, finished) == list(finished.images)
+    finished = completed(None, 5, None, None, indexes=(1, 2, 3, 4))
+    assert reusable_images(replace(PLAIN, n=3), finished) == list(zip((1, 2, None, None), finished.images, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -72,15 +76,20 @@ def test_without_a_seed_every_image_fits() -> None:
 def test_with_a_seed_an_image_fits_where_the_same_seed_would_be_sent(
     seeds: tuple[int | None, ...], n: int, fitting: list[int]
 ) -> None:
-    images = reusable_images(replace(PLAIN, seed=7, n=n), completed(*seeds))
-    assert [image.index for image in images] == fitting
+    assert places(replace(PLAIN, seed=7, n=n), completed(*seeds)) == fitting
 
 
 def test_seeds_that_wrap_around_fit() -> None:
-    images = reusable_images(replace(PLAIN, seed=MAX_SEED, n=4), completed(MAX_SEED, 0))
-    assert [image.index for image in images] == [0, 1]
+    assert places(replace(PLAIN, seed=MAX_SEED, n=4), completed(MAX_SEED, 0)) == [0, 1]
 
 
 def test_the_place_of_an_image_counts_where_others_are_missing() -> None:
-    images = reusable_images(replace(PLAIN, seed=7, n=4), completed(7, 9, indexes=(0, 2)))
-    assert [image.index for image in images] == [0, 2]
+    assert places(replace(PLAIN, seed=7, n=4), completed(7, 9, indexes=(0, 2))) == [0, 2]
+
+
+def test_a_variant_without_a_seed_has_the_places_of_the_seeds_that_were_sent() -> None:
+    variant = replace(PLAIN, variant=1, n=4)
+    assert places(variant, completed(99, 101, indexes=(0, 1))) == [0]
+    assert places(variant, completed(99, 99)) == [0, 1]
+    assert places(variant, completed(100, 101, indexes=(1, 2))) == [1, 2]
+    assert places(variant, completed(None, None)) == [0, 1]
