@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from bench.queue_alone import Work, submissions, submit_all, working
+from bench.queue_alone import Work, no_images, submissions, submit_all, working
 from bench.report import Options, Table, command
 from bench.servers import (
     RedisServer,
@@ -76,7 +76,7 @@ async def counted(server: RedisServer, doing: Doing) -> dict[str, int]:
 def trickle(count: int, every_s: float) -> Doing:
     async def doing(room: QueueInstance, work: Work) -> None:
         for submission in submissions(count):
-            await room.client_queue.submit(submission)
+            await room.client_queue.submit(submission, no_images)
             await asyncio.sleep(every_s)
         await work.until_finished(count)
 
@@ -184,7 +184,7 @@ def on_top(options: Options) -> list[Row]:
     return [
         Row(f"on top: webhook ({count})", less(hooked, plain), 3),
         Row(f"on top: Idempotency-Key ({count})", less(keyed, plain), 1),
-        Row(f"on top: a second instance, each task ({count})", less(shared, plain), 1),
+        Row(f"on top: a second instance, each task ({count})", less(shared, plain), 2),
     ]
 
 

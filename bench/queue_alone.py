@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from imagegen.app import tune_gc
@@ -15,7 +14,11 @@ from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks import transitions
+from imagegen.tasks.family import RequestFamily, ReusedImages
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.task import Task
+from imagegen.web.context import TaskIdentity
 from imagegen.worker.pool import LOOPS_PER_SLOT
 
 IN_FLIGHT = 50
@@ -23,15 +26,18 @@ WARM_UP = 200
 _PICTURE = (StoredImage(0, "image/png", 1, 512, 512, "a" * 64),)
 _TTL_S = 600.0
 _numbers = itertools.count()
+_IDENTITY = TaskIdentity("together", "m", {}, None)
 
 
 def submissions(count: int) -> list[Submission]:
-    """Make distinct submissions."""
-    names = [b"%d" % next(_numbers) for _ in range(count)]
-    return [
-        Submission(hashlib.md5(name).hexdigest(), hashlib.sha256(name).hexdigest()[:32], "m", b'{"prompt":"%b"}' % name)
-        for name in names
-    ]
+    """Make distinct submissions, as the service does."""
+    fields = {"model": "m", "width": 512, "height": 512, "n": 1}
+    return [_IDENTITY.submission(GenerationRequest(prompt=f"{next(_numbers)}", **fields), None) for _ in range(count)]
+
+
+async def no_images(_task_id: str, _family: RequestFamily, _finished: Sequence[Task]) -> ReusedImages:
+    """Return no image to use again."""
+    return ReusedImages()
 
 
 class Work:
@@ -95,6 +101,6 @@ async def submit_all(room: QueueInstance, wanted: Iterable[Submission]) -> None:
 
     async def submitter() -> None:
         for submission in left:
-            await room.client_queue.submit(submission)
+            await room.client_queue.submit(submission, no_images)
 
     await asyncio.gather(*(submitter() for _ in range(IN_FLIGHT)))

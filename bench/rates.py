@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from bench.queue_alone import IN_FLIGHT, WARM_UP, submissions, submit_all, working
+from bench.queue_alone import IN_FLIGHT, WARM_UP, no_images, submissions, submit_all, working
 from bench.report import Options, Table, command, percentile, spread
 from bench.servers import RedisServer, by_kind, difference
 
@@ -65,7 +65,7 @@ async def _waits_ms(url: str, count: int, every_s: float) -> list[float]:
     async with working(url, CONCURRENCY) as (room, work):
         for submission in submissions(count):
             submitted[submission.task_id] = time.perf_counter()
-            await room.client_queue.submit(submission)
+            await room.client_queue.submit(submission, no_images)
             await asyncio.sleep(every_s)
         await work.until_finished(count)
         return [(work.started_at[name] - at) * 1000 for name, at in submitted.items()]
