@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint, request_digest
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprints, request_digest
 from imagegen.tasks.task import Task
 
 _COUNT = re.compile(rb',"n":[0-9]+')
@@ -30,9 +30,8 @@ class RequestFamily(Struct, frozen=True, gc=False):
     def sibling_ids(self) -> tuple[str, ...]:
         """Return the task ids of the same request with every other `n`."""
         before, after = self._around_n()
-        own = self.request.n
-        forms = (b"%b%d%b" % (before, n, after) for n in range(1, MAX_IMAGES + 1) if n != own)
-        return tuple([fingerprint(canonical, self.secret) for canonical in forms])
+        ends = [b"%d%b" % (n, after) for n in range(1, MAX_IMAGES + 1) if n != self.request.n]
+        return fingerprints(before, ends, self.secret)
 
     def digest(self, n: int) -> str:
         """Return the digest of the request with another `n`."""
@@ -59,7 +58,8 @@ ReuseImages = Callable[[str, RequestFamily, Sequence[Task]], Awaitable[ReusedIma
 
 def family_key(request_json: bytes) -> int:
     """Return a number that is the same for the stored requests of a family; rarely for others."""
-    return hash(_COUNT.sub(b"", request_json, 1))
+    count = _COUNT.search(request_json)
+    return hash(request_json if count is None else (request_json[: count.start()], request_json[count.end() :]))
 
 
 def reusable_images(request: GenerationRequest, finished: Task) -> list[tuple[int | None, StoredImage]]:

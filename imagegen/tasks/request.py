@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -114,6 +115,17 @@ def fingerprint(canonical: bytes, secret: str | None) -> str:
     if secret:
         return hmac.digest(secret.encode(), canonical, "md5").hex()
     return hashlib.md5(canonical, usedforsecurity=False).hexdigest()
+
+
+def fingerprints(start: bytes, ends: Iterable[bytes], secret: str | None) -> tuple[str, ...]:
+    """Return the fingerprints of canonical requests that begin with the same bytes, which are hashed once."""
+    begun = hmac.new(secret.encode(), start, "md5") if secret else hashlib.md5(start, usedforsecurity=False)
+    names = []
+    for end in ends:
+        whole = begun.copy()
+        whole.update(end)
+        names.append(whole.hexdigest())
+    return tuple(names)
 
 
 def request_digest(canonical: bytes) -> str:
