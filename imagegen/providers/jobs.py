@@ -111,7 +111,11 @@ def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | byte
         return None
     job = _job_object(fields)
     job_id = _job_id(fields, job, status)
-    if not job_id or _phase(job) == "failed" or _images(fields, 0):
+    phase = _phase(job)
+    if not job_id or phase == "failed" or job.get("error") or fields.get("error"):
+        return None
+    named = {name: fields[name] for name in ("data", "images") if isinstance(fields.get(name), list)}
+    if _images(named if phase == "running" else fields, 0):  # a running job's `url` is its own address
         return None
     of_task = fields.get("object") == "image.generation.task"
     address = next((text for name in _ADDRESS_NAMES if isinstance(text := job.get(name) or fields.get(name), str)), "")

@@ -42,6 +42,8 @@ def links(job: JobState) -> list[str]:
         ({"task_id": 12345, "status": "queued"}, 200, "12345", "tasks"),
         ({"request_id": "r", "output": {"task_id": "t", "task_status": "PENDING"}}, 200, "t", "tasks"),
         ({"taskId": "t"}, 200, "t", "tasks"),
+        ({"task_id": "t", "status": "queued", "url": "https://relay.example/v1/tasks/t"}, 200, "t", "tasks"),
+        ({"task_id": "t", "error": None, "message": ""}, 200, "t", "tasks"),
         ({"created": 1, "data": [], "task_id": "t"}, 200, "t", "tasks"),
     ],
 )
@@ -62,6 +64,8 @@ def test_a_response_with_a_task_id_and_no_image_is_an_accepted_job(
         ({"id": "chatcmpl-1", "status": "pending"}, 200),
         ({"task_id": "t", "status": "failed", "error": {"message": "no"}}, 200),
         ({"error": {"message": "no task_id was given"}}, 400),
+        ({"task_id": "t", "error": {"message": "no credit"}}, 200),
+        ({"task_id": "t", "status": "processing", "data": [{"url": LINK}]}, 200),
         ({"task_id": "t"}, 500),
         ({"task_id": "", "status": "submitted"}, 200),
         ({"task_id": {"id": 1}, "status": "submitted"}, 200),

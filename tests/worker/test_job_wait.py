@@ -97,7 +97,7 @@ async def test_a_failed_job_is_begun_again_as_a_failed_call_is(instance) -> None
 
 
 async def test_a_parameter_that_a_resumed_job_refuses_is_left_out(instance) -> None:
-    refusal = UpstreamError("upstream_invalid_request", "no steps", parameter="steps", status=400)
+    refusal = UpstreamError("upstream_invalid_request", "no steps", refused=("steps",), status=400)
     harness = harness_of(instance, None, refusal, images(), job_wait_s=0.05)
     claim = await harness.claim(steps=4)
     outcome = await run_again(harness, claim, await harness.attempts.run(claim))
