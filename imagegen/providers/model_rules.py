@@ -45,11 +45,14 @@ class ModelRules:
         row = self.table.find(request.model)
         if row is None:
             return request
-        size = (request.width, request.height) if row.sizes is None else _fitting_size(row.sizes, request, given)
-        errors = list(_errors(row, request))
-        if row.sizes is not None and size is None:
-            errors = [*_size_errors(row, row.sizes, request, given), *errors]
-        if errors or size is None:
+        sizes, errors = row.sizes, list(_errors(row, request))
+        if sizes is None or sizes.allows(request.width, request.height):
+            size = request.width, request.height
+        elif fitting := _fitting_size(sizes, request, given):
+            size = fitting
+        else:
+            raise InvalidRequest(details=[*_size_errors(row, sizes, request, given), *errors])
+        if errors:
             raise InvalidRequest(details=errors)
         if size == (request.width, request.height):
             return request
@@ -75,7 +78,8 @@ def _errors(row: ModelRow, request: GenerationRequest) -> Iterator[FieldError]:
         near = _nearest_quality(request.quality, row.qualities)
         rule = f"must be one of {', '.join(row.qualities)} for {row.id}"
         yield FieldError("quality", f"{rule}; the nearest is {near}")
-    yield from _input_errors(row, request)
+    if request.image_url is not None or request.reference_images is not None:
+        yield from _input_errors(row, request)
 
 
 def _steps_errors(row: ModelRow, steps: int) -> Iterator[FieldError]:
@@ -113,13 +117,11 @@ def _size_errors(
 
 
 def _fitting_size(sizes: SizeLimits, request: GenerationRequest, given: Collection[str]) -> tuple[int, int] | None:
-    """Return the model's size for the request: what the client gave stays, what it left open is the nearest.
+    """Return the model's size for a request that has another one, None if there is none.
 
-    None if that is impossible.
+    What the client gave stays, what it left open is the nearest.
     """
     width, height = request.width, request.height
-    if sizes.allows(width, height):
-        return width, height
     near = sizes.nearest(width, height)
     match "width" in given, "height" in given:
         case True, True:

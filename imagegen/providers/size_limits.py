@@ -44,10 +44,14 @@ class SizeLimits(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def allows(self, width: int, height: int) -> bool:
         if self.list:
             return (width, height) in self.listed
-        step, low, high = self.multiple or 1, self.min or 1, self.max or math.inf
-        if width % step or height % step or not low <= width <= high or not low <= height <= high:
+        step, low, high, area = self.multiple, self.min, self.max, width * height
+        if step is not None and (width % step or height % step):
             return False
-        if not (self.min_pixels or 0) <= width * height <= (self.max_pixels or math.inf):
+        if (low is not None and (width < low or height < low)) or (
+            high is not None and (width > high or height > high)
+        ):
+            return False
+        if (self.min_pixels and area < self.min_pixels) or (self.max_pixels and area > self.max_pixels):
             return False
         return self.ratio is None or max(width, height) <= self.ratio * min(width, height)
 
