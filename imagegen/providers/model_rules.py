@@ -14,6 +14,9 @@ from imagegen.providers.model_table import ModelRow, ModelTable, Steps
 from imagegen.providers.size_limits import SizeLimits
 from imagegen.tasks.request import GenerationRequest
 
+IMPOSSIBLE_SIZE = "is not possible"
+"""Begin of the error of a size; of both sides if both are to be changed."""
+
 _SIDES = ("width", "height")
 _SAME_SHAPE = 1.1
 """Factor by which a size that a ratio and a resolution name may differ from the model's nearest one."""
@@ -109,7 +112,7 @@ def _size_errors(
     """Yield an error for each given side that is to be changed, or for the ratio or resolution that names the size."""
     asked = request.width, request.height
     near = sizes.nearest(*asked)
-    advice = f"is not possible for {row.id}: {sizes.rule()}; the nearest size is {near[0]}x{near[1]}"
+    advice = f"{IMPOSSIBLE_SIZE} for {row.id}: {sizes.broken_rules(*asked)}; the nearest size is {near[0]}x{near[1]}"
     sides = [name for name in _SIDES if name in given]
     wrong = [name for name in sides if getattr(request, name) != near[_SIDES.index(name)]]
     shape = "resolution" if "resolution" in given and _has_shape(asked, near) else "aspect_ratio"

@@ -66,22 +66,22 @@ class SizeLimits(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
             sides = self._within_area(*self._within_ratio(*sides))
         return sides
 
-    def rule(self) -> str:
-        """Return the limits in words."""
+    def broken_rules(self, width: int, height: int) -> str:
+        """Return in words the limits that a size exceeds."""
         if self.list:
             return f"the sizes are {', '.join(self.list)}"
-        low, high = self.min, self.max
-        span = f"{low or 1} to {high}" if high else f"at least {low}" if low else ""
-        parts = [f"sides are {span} pixels"] if span else []
-        if self.multiple:
-            parts.append(f"sides are multiples of {self.multiple}")
-        if self.ratio:
-            parts.append(f"the long side is at most {self.ratio:f} times the short one")
-        if self.min_pixels:
-            parts.append(f"the area is at least {self.min_pixels} pixels")
-        if self.max_pixels:
-            parts.append(f"the area is at most {self.max_pixels} pixels")
-        return ", ".join(parts)
+        step, low, high = self.multiple or 1, self.min or 1, self.max
+        small, large, area = min(width, height), max(width, height), width * height
+        rules = {
+            f"sides are {low} to {high} pixels" if high else f"sides are at least {low} pixels": small < low
+            or (high is not None and large > high),
+            f"sides are multiples of {step}": bool(width % step or height % step),
+            f"the long side is at most {self.ratio or 0:f} times the short one": self.ratio is not None
+            and large > self.ratio * small,
+            f"the area is at least {self.min_pixels} pixels": area < (self.min_pixels or 0),
+            f"the area is at most {self.max_pixels} pixels": area > (self.max_pixels or area),
+        }
+        return ", ".join(rule for rule, is_broken in rules.items() if is_broken)
 
     def _side(self, side: float) -> int:
         """Return the allowed length that is nearest, of two the shorter."""

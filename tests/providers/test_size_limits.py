@@ -60,10 +60,16 @@ def test_the_largest_area_follows_from_the_limits() -> None:
     assert SizeLimits(multiple=8).most_pixels is None
 
 
-def test_limits_are_shown_in_words() -> None:
-    assert FLUX.rule() == "sides are 64 to 1792 pixels, sides are multiples of 16"
-    assert LISTED.rule() == "the sizes are 1024x1024, 1536x1024, 1024x1536"
-    assert "the long side is at most 3 times the short one" in GPT_IMAGE_2.rule()
+def test_the_limits_that_a_size_exceeds_are_shown_in_words() -> None:
+    assert FLUX.broken_rules(1024, 1808) == "sides are 64 to 1792 pixels"
+    assert FLUX.broken_rules(1000, 2000) == "sides are 64 to 1792 pixels, sides are multiples of 16"
+    assert SizeLimits(min=64).broken_rules(8, 64) == "sides are at least 64 pixels"
+    assert LISTED.broken_rules(8, 8) == "the sizes are 1024x1024, 1536x1024, 1024x1536"
+    assert GPT_IMAGE_2.broken_rules(4096, 1024) == (
+        "sides are 1 to 3840 pixels, the long side is at most 3 times the short one"
+    )
+    assert GPT_IMAGE_2.broken_rules(512, 512) == "the area is at least 655360 pixels"
+    assert GPT_IMAGE_2.broken_rules(3840, 3840) == "the area is at most 8294400 pixels"
 
 
 @pytest.mark.parametrize("text", ["1024", "1024x", "x768", "1024*768", "0x768", "-1x5", "١x٢", "1 024x768"])

@@ -128,6 +128,14 @@ async def test_v1_names_the_clients_field(start_openai, upstream: EmulatedUpstre
     assert upstream.ledger.total == 0
 
 
+async def test_v1_names_a_size_once(start_openai) -> None:
+    service = await start_openai()
+    body = {"prompt": "a cat", "model": "gpt-image-2", "size": "512x512"}
+    (detail,) = await details_of(service, "/v1/images/generations", body)
+    rule = "the area is at least 655360 pixels"
+    assert detail["message"] == f"size: is not possible for gpt-image-2: {rule}; the nearest size is 816x816"
+
+
 async def test_a_snake_case_field_is_named_as_it_was_sent(start_paid) -> None:
     service = await start_paid()
     body = {"prompt": "a cat", "model": f"{BFL}FLUX.1-schnell", "image_url": IMAGE, "steps": 13}

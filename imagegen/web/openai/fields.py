@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel, to_snake
 
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
+from imagegen.providers.model_rules import IMPOSSIBLE_SIZE
 from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams
@@ -74,7 +75,7 @@ def parse(
             fields, default_model=default_model, aliases=aliases, default_side=DEFAULT_SIDE, adjust=adjust
         )
     except InvalidRequest as error:
-        errors += [_as_spelled(detail, spelled) for detail in error.details]
+        errors += dict.fromkeys(_as_spelled(detail, spelled) for detail in error.details)
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
     if errors:
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
@@ -155,5 +156,6 @@ def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:
     ours = to_snake(name)
     theirs = spelled.get(ours, ours)
     if theirs == "size":
-        return FieldError(theirs, f"{ours} {error.message}")
+        of_both_sides = error.message.startswith(IMPOSSIBLE_SIZE)
+        return FieldError(theirs, error.message if of_both_sides else f"{ours} {error.message}")
     return FieldError(theirs + "".join(path), error.message)
