@@ -226,7 +226,7 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
         cookie_jar=jar,
     ) as session:
-        provider = MeteredProvider(create_provider(settings, session), app[METER])
+        provider = MeteredProvider(create_provider(settings, session, app[MODEL_TABLE]), app[METER])
         async with aiohttp.ClientSession(
             connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
         ) as links:

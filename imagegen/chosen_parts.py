@@ -23,7 +23,7 @@ from imagegen.providers.model_table import ModelTable
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
-from imagegen.providers.together import TogetherProvider
+from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import MemoryRateLimitStore
@@ -108,13 +108,18 @@ def call_slots(settings: Settings) -> int:
     return settings.worker_concurrency if provider_max is None else min(provider_max, settings.worker_concurrency)
 
 
-def create_provider(settings: Settings, session: aiohttp.ClientSession) -> Provider:
+def create_provider(settings: Settings, session: aiohttp.ClientSession, table: ModelTable) -> Provider:
     """Return the provider of the settings, the sandbox by default."""
+
+    def input_field(model: str) -> InputField:
+        row = table.find(model)
+        return (row.images_as if row else None) or input_field_by_name(model)
+
     timeout_s = settings.upstream_timeout_s
     match settings.provider:
         case "together" if settings.together_api_key:
             key, url = settings.together_api_key, settings.together_api_url
-            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s, input_field=input_field)
         case "openai" if settings.openai_api_url:
             key_or_none, url = settings.openai_api_key, settings.openai_api_url
             return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import aiohttp
@@ -23,11 +23,22 @@ VOCABULARY = Vocabulary(ratio_models=re.compile(r"kontext|^google/", re.IGNORECA
 _BY_REFERENCES = re.compile(r"flux\.?2|^google/", re.IGNORECASE)
 """Models that take all input images as `reference_images`, where others have `image_url` for the first."""
 
+InputField = Literal["image_url", "reference_images"]
+
+
+def input_field_by_name(model: str) -> InputField:
+    """Return the field for the first input image, as the model's name suggests."""
+    return "reference_images" if _BY_REFERENCES.search(model) else "image_url"
+
 
 class TogetherProvider(WithoutJobs):
-    """base_url: with or without `/v1`; response_format: whether images come as links or in the response itself."""
+    """base_url: with or without `/v1`; response_format: whether images come as links or in the response itself.
+
+    input_field: returns a model's field for the first input image; the others are always `reference_images`.
+    """
 
     name = "together"
+    max_images_per_call = 4
 
     def __init__(
         self,
@@ -36,15 +47,15 @@ class TogetherProvider(WithoutJobs):
         api_key: str,
         base_url: str,
         timeout_s: float,
-        max_images_per_call: int = 4,
         response_format: Literal["base64", "url"] = "url",
+        input_field: Callable[[str], InputField] = input_field_by_name,
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/v1") + "/v1").with_user(None)
         self._upstream = ProviderClient(
             session, base, "images/generations", timeout_s, Account(f"Bearer {api_key}", api_key)
         )
         self._response_format = response_format
-        self.max_images_per_call = max_images_per_call
+        self._input_field = input_field
         self.own_hosts = self._upstream.own_hosts
         self.base_url = self._upstream.base_url
 
@@ -52,7 +63,7 @@ class TogetherProvider(WithoutJobs):
         return Edits()
 
     async def generate(self, call: Call, watcher: CallObserver) -> Reply:
-        fields = fields_of(call, self._response_format)
+        fields = fields_of(call, self._response_format, self._input_field(call.request.model))
         reply = await self._upstream.generate(fields, watcher)
         warnings = left_out_warnings(call, VOCABULARY)
         if len(reply.images) <= call.count and not warnings:
@@ -69,23 +80,23 @@ class TogetherProvider(WithoutJobs):
         """The session is the app's."""
 
 
-def fields_of(call: Call, response_format: str) -> dict[str, object]:
+def fields_of(call: Call, response_format: str, input_field: InputField = "image_url") -> dict[str, object]:
     """Build the body from the client's parameters only, since a parameter unknown to a model is a 400.
 
     The fields of a request have Together's names.
     """
-    fields = request_fields(call, VOCABULARY) | _input_fields(call)
+    fields = request_fields(call, VOCABULARY) | _input_fields(call, input_field)
     if "response_format" not in call.without:
         fields["response_format"] = response_format
     return fields
 
 
-def _input_fields(call: Call) -> dict[str, object]:
-    """Return the input images as links or `data:` URIs, under the names that the model takes them by."""
+def _input_fields(call: Call, first: InputField) -> dict[str, object]:
+    """Return the input images as links or `data:` URIs. first: the field for the first one."""
     images = [_sendable(call.input(source)) for source in call.request.input_images]
     if not images:
         return {}
-    if _BY_REFERENCES.search(call.request.model):
+    if first == "reference_images":
         return {"reference_images": images}
     return {"image_url": images[0]} | ({"reference_images": images[1:]} if images[1:] else {})
 

@@ -132,6 +132,20 @@ async def test_a_link_is_never_sent_to_a_service_that_takes_files(session, emula
     assert (caught.value.code, emulator.ledger.total) == ("upstream_invalid_request", 0)
 
 
+async def test_the_table_of_models_has_togethers_field_for_input_images(session, upstream, make_call, watcher):
+    upstream.post("http://api.together.xyz/v1/images/generations", payload={"data": [{"url": "https://x.example/a"}]})
+    together = TogetherProvider(
+        session,
+        api_key="k",
+        base_url="http://api.together.xyz",
+        timeout_s=5,
+        input_field=lambda model: "reference_images" if model == "m" else "image_url",
+    )
+    await together.generate(edit(make_call, LINK), watcher)
+    assert upstream.request.fields["reference_images"] == [LINK]
+    assert "image_url" not in upstream.request.fields
+
+
 DATA_URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 
@@ -231,8 +245,10 @@ async def test_a_web_ui_gets_the_image_and_a_white_mask_where_it_was_transparent
 
 async def test_a_web_ui_gets_a_mask_without_transparency_as_it_is(session, emulator, make_call, watcher):
     webui = A1111Provider(session, base_url=emulator.url, timeout_s=5, default_model="m")
-    reply = await webui.generate(edit(make_call, png("red"), mask=png("white")), watcher)
+    call = edit(make_call, png("red"), mask=png("white"), extra={"denoising_strength": 0.4})
+    reply = await webui.generate(call, watcher)
     (paid,) = emulator.ledger.paid
+    assert paid.body["denoising_strength"] == 0.4
     assert (len(reply.images), paid.path, paid.body["prompt"]) == (1, "/sdapi/v1/img2img", "a cat")
     assert [file.field for file in paid.inputs] == ["init_images", "mask"]
     assert paid.inputs[0].sha256 == sha256(png("red"))

@@ -118,4 +118,6 @@ def test_the_delay_doubles_has_jitter_and_an_end() -> None:
 
 
 def test_only_unsent_calls_never_reached_the_upstream() -> None:
-    assert [was_never_sent(error) for error in (REFUSED, BROKEN, LOSS, LIMITED, INVALID)] == [True] + [False] * 4
+    partly = UpstreamError("upstream_error", "lost within the body", retryable=True, partly_sent=True)
+    errors = (REFUSED, BROKEN, LOSS, LIMITED, INVALID, partly)
+    assert [was_never_sent(error) for error in errors] == [True] + [False] * 5
