@@ -28,7 +28,7 @@ MAX_URIS = 1_000
 """URIs of one body, short ones too: a batch may have 850."""
 
 _HEAD_BYTES = 256
-_CONTEXT_BYTES = 2_048
+_CONTEXT_BYTES = 8_192
 _URI = re.compile(rb'"\s{0,8}data:image\\?/[a-z0-9.+-]{1,40}(?:;[a-z0-9=._-]{1,40}){0,2};base64,', re.IGNORECASE)
 _ENTRIES = rb'(?:\s*(?:"[^"]*"|\{[^{}]*\})\s*,)*'
 _IMAGE_FIELD = re.compile(
