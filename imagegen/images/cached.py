@@ -17,7 +17,7 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread
+from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, StoreFull, VerifiedImage, in_file_thread
 from imagegen.images.store_health import StoreHealth, describe
 from imagegen.tasks.image import StoredImage
 
@@ -228,6 +228,8 @@ class CachedStore:
             raise SpooledImageLost
         try:
             await self._blobs.put(task_id, stored, source, expires_at_s)
+        except StoreFull:
+            raise
         except _UNAVAILABLE as error:
             self._needed_bytes = max(self._needed(), stored.size_bytes)
             self._needed_until_s = self._clock() + NEEDED_S

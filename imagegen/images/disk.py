@@ -29,8 +29,15 @@ from imagegen.images.disk_index import EXPIRED_AT_ONCE, DiskIndex, IndexEntry
 from imagegen.images.disk_watch import DiskWatch
 from imagegen.images.expiry import STEP_S, ExpiryIndex
 from imagegen.images.files import FoundFile, Signature
-from imagegen.images.needed_uploads import FindNeeded, nothing_needed, take_over_cap
-from imagegen.images.store import OpenedImage, SpooledImageLost, VerifiedImage, in_file_thread, in_flush_thread
+from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
+from imagegen.images.store import (
+    OpenedImage,
+    SpooledImageLost,
+    StoreFull,
+    VerifiedImage,
+    in_file_thread,
+    in_flush_thread,
+)
 from imagegen.images.store_health import StoreHealth
 from imagegen.tasks.image import StoredImage
 
@@ -135,7 +142,7 @@ class DiskStore:
                 await self._make_room_and_write(name, task_id, image, expires_at_s)
             except StoreUnavailable as error:
                 self._forget([name])
-                if not isinstance(error, SpooledImageLost):
+                if not isinstance(error, SpooledImageLost | StoreFull):
                     self._watch.save_failed(image.size_bytes, error.__cause__ or error)
                 raise
         self._watch.saved(image.size_bytes)
@@ -286,11 +293,14 @@ class DiskStore:
     async def _make_room_and_write(self, name: str, task_id: str, image: VerifiedImage, expires_at_s: float) -> None:
         expired = self._index.take_expired(self._clock(), batch=EXPIRED_AT_ONCE)
         over_cap = await self._take_over_cap()
+        is_full = is_upload(task_id) and self._index.is_over_cap
 
         def write() -> None:
             if expired or over_cap:
                 with suppress(OSError):
                     self._remove_superfluous(expired, over_cap)
+            if is_full:
+                raise StoreFull
             self._expiry.note(task_id, expires_at_s)
             try:
                 folder_is_new = files.write_image(self._folder, name, image, expires_at_s)

@@ -70,6 +70,11 @@ class DiskIndex:
         oldest_first = sorted(self._entries.items(), key=lambda item: (item[1].expires_at_s, order.get(item[0], -1)))
         self._entries = dict(oldest_first)
 
+    @property
+    def is_over_cap(self) -> bool:
+        """Return whether there are too many bytes, and not by a single file alone."""
+        return self._total_bytes > self._max_bytes and len(self._entries) > 1
+
     def order(self) -> dict[str, int]:
         """Return the place of each file, the argument of `place`."""
         return {name: number for number, name in enumerate(self._entries)}
@@ -89,10 +94,10 @@ class DiskIndex:
 
     def over_cap(self, is_needed: Callable[[str], bool]) -> list[str]:
         """Return the oldest files that have to go so that the rest fits; needed files and those being written stay."""
-        oldest: list[str] = []
+        oldest, newest = list[str](), next(reversed(self._entries), None)
         excess_bytes = self._total_bytes - self._max_bytes
         for name, kept in self._entries.items():
-            if excess_bytes <= 0 or len(oldest) == len(self._entries) - 1:
+            if excess_bytes <= 0 or name == newest:
                 break
             if name not in self._writing and not is_needed(name):
                 oldest.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from typing import cast
 
 from imagegen.errors import QueueUnavailable
@@ -79,9 +79,9 @@ async def nothing_needed(_uploads: Collection[str]) -> Collection[str]:
     return ()
 
 
-def uploads_of(task_ids: Iterable[str]) -> set[str]:
-    """Return those of some task ids that are uploads."""
-    return {task_id for task_id in task_ids if len(task_id) == SHA256_CHARS}
+def is_upload(task_id: str) -> bool:
+    """Return whether a store's task id is that of an upload."""
+    return len(task_id) == SHA256_CHARS
 
 
 async def take_over_cap(index: DiskIndex, task_of: Callable[[str], str], find_needed: FindNeeded) -> list[str]:
@@ -95,7 +95,7 @@ async def take_over_cap(index: DiskIndex, task_of: Callable[[str], str], find_ne
         return task_of(name) in needed
 
     names = index.over_cap(is_needed)
-    while unchecked := uploads_of(map(task_of, names)) - checked:
+    while unchecked := set(filter(is_upload, map(task_of, names))) - checked:
         checked |= unchecked
         needed |= set(await find_needed(unchecked))
         names = index.over_cap(is_needed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import cast
 from msgspec.structs import replace
 
 from imagegen.errors import StoreUnavailable
-from imagegen.images.needed_uploads import FindNeeded, nothing_needed, uploads_of
+from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed
+from imagegen.images.store import StoreFull
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
@@ -144,36 +145,70 @@ class RedisBlobStore:
         self._spent(len(keys))
 
     async def _make_room(self, member: str, size_bytes: int, expires_at_s: float) -> None:
-        """Should we die between the two calls, the images to delete live to their end, and are not counted."""
+        """Count an image, and delete the oldest; needed uploads stay.
+
+        Should we die between the calls, the images to delete live to their end, and are not counted.
+
+        Raises: StoreFull for an upload, if needed uploads leave no space.
+        """
+        gone, stayed, total, again = list[str](), set[str](), 0, False
+        while True:
+            taken = await self._take_oldest(member, size_bytes, expires_at_s, again=again)
+            stay = await self._needed(taken)
+            gone += [oldest for oldest in taken if oldest not in stay]
+            if not stay:
+                total = 0  # it fits
+                break
+            total = await self._put_back_needed(stay)
+            if total <= self._max_bytes or stay <= stayed:
+                break
+            stayed, again = stayed | stay, True
+        await self._delete(gone)
+        if total > self._max_bytes and is_upload(_task_of(member)):
+            await self._uncount(member, size_bytes)
+            raise StoreFull
+
+    async def _take_oldest(self, member: str, size_bytes: int, expires_at_s: float, *, again: bool) -> list[str]:
+        """Count an image, unless it is counted; take the oldest off the index until it fits, and return them."""
         now = self._clock()
         index_end_s = max(expires_at_s + (expires_at_s - now), self._index_end_s)
         moved = expires_at_s > self._index_end_s
         floor_bytes = self._max_bytes - self._max_bytes // EVICT_TO_FRACTION
-        args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved))
+        args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved), int(again))
         async with self._connection.deadline(), _memory_checked():
             taken = cast(
                 list[bytes], await self._connection.commands.run_script(self._reserve, [self._keys.image_index], args)
             )
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
-        names = [oldest.rpartition(":") for oldest in await self._unneeded([oldest.decode() for oldest in taken])]
+        return [oldest.decode() for oldest in taken]
+
+    async def _needed(self, members: Sequence[str]) -> set[str]:
+        """Return those members of the index that are uploads which unfinished tasks need."""
+        uploads = set(filter(is_upload, map(_task_of, members)))
+        needed = await self._find_needed(uploads) if uploads else ()
+        return {member for member in members if _task_of(member) in needed}
+
+    async def _put_back_needed(self, members: Collection[str]) -> int:
+        """Put members back into the index, as the newest; return its total bytes."""
+        index, now = self._keys.image_index, self._clock()
+        async with self._connection.deadline(), _memory_checked():
+            total = await self._connection.commands.run_script(self._put_back, [index], [now, *members])
+        self._spent(3)
+        return int(total)
+
+    async def _uncount(self, member: str, size_bytes: int) -> None:
+        async with self._connection.deadline():
+            await self._connection.commands.zrem(self._keys.image_index, member)
+            await self._connection.commands.zincrby(self._keys.image_index, size_bytes, "total")
+        self._spent(2)
+
+    async def _delete(self, members: Sequence[str]) -> None:
+        names = [member.rpartition(":") for member in members]
         if keys := [key for name, _, size in names for key in self._parts(name, int(size))]:
             async with self._connection.deadline():
                 await self._connection.commands.unlink(*keys)
             self._spent(1)
-
-    async def _unneeded(self, members: list[str]) -> list[str]:
-        """Return the members of the index that may go; put needed uploads back into it, as the newest."""
-        uploads = uploads_of(member.partition(":")[0] for member in members)
-        needed = await self._find_needed(uploads) if uploads else ()
-        stay = [member for member in members if member.partition(":")[0] in needed]
-        if stay:
-            async with self._connection.deadline(), _memory_checked():
-                await self._connection.commands.run_script(
-                    self._put_back, [self._keys.image_index], [self._clock(), *stay]
-                )
-            self._spent(3)
-        return [member for member in members if member not in stay]
 
     def _all_parts(self, task_id: str, images: Sequence[StoredImage]) -> list[str]:
         return [key for image in images for key in self._parts(_name(task_id, image), image.size_bytes)]
@@ -207,6 +242,10 @@ async def _memory_checked() -> AsyncIterator[None]:
         if "OOM " in str(error)[:120] or isinstance(error, OutOfMemoryError):
             raise StoreUnavailable from error
         raise
+
+
+def _task_of(member: str) -> str:
+    return member.partition(":")[0]
 
 
 def _name(task_id: str, image: StoredImage) -> str:

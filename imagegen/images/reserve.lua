@@ -6,11 +6,13 @@
 --
 -- KEYS  1 index
 -- ARGV  1 member, which ends in ':' and the image's bytes; 2 those bytes; 3 now; 4 most bytes in all;
---       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end
+--       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end;
+--       8 '1' to take images off also if the member is counted already
 -- returns the members that were taken off
 local index, member, size = KEYS[1], ARGV[1], tonumber(ARGV[2])
-if redis.call('ZADD', index, ARGV[3], member) == 0 then return {} end
-local total = -tonumber(redis.call('ZINCRBY', index, -size, 'total'))
+local added = redis.call('ZADD', index, ARGV[3], member)
+if added == 0 and ARGV[8] ~= '1' then return {} end
+local total = -tonumber(redis.call('ZINCRBY', index, -size * added, 'total'))
 if ARGV[7] == '1' or total == size then redis.call('PEXPIREAT', index, ARGV[6]) end
 if total <= tonumber(ARGV[4]) then return {} end
 

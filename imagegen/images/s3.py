@@ -26,8 +26,8 @@ from msgspec.structs import replace
 from imagegen.errors import SettingsError, StoreUnavailable
 from imagegen.formats import parse_digits
 from imagegen.images.disk_index import DiskIndex, IndexEntry
-from imagegen.images.needed_uploads import FindNeeded, nothing_needed, take_over_cap
-from imagegen.images.store import PIECE_BYTES, in_file_thread
+from imagegen.images.needed_uploads import FindNeeded, is_upload, nothing_needed, take_over_cap
+from imagegen.images.store import PIECE_BYTES, StoreFull, in_file_thread
 from imagegen.tasks.image import StoredImage
 
 SWEEP_INTERVAL_S = 3600.0
@@ -145,10 +145,14 @@ class S3BlobStore:
         await self._count(key, image)
 
     async def _count(self, key: str, image: StoredImage) -> None:
-        """Count a saved object, and delete the oldest ones that are over the cap."""
+        """Count a saved object, and delete the oldest ones that are over the cap. Raises StoreFull for an upload."""
         self._index.add(key, image.size_bytes, self._sweep_at(self._clock()))
         with suppress(StoreUnavailable):  # the image is safe; the next sweep finds leftovers
             await self._delete(await take_over_cap(self._index, _task_of, self._find_needed))
+        if is_upload(_task_of(key)) and self._index.is_over_cap:
+            self._index.forget(key)
+            await self._delete([key])
+            raise StoreFull
 
     async def reuse(self, source_id: str, image: StoredImage, task_id: str, index: int, expires_at_s: float) -> bool:
         """Copy the object within the service; return False if it is gone. Raises StoreUnavailable."""

@@ -36,6 +36,10 @@ class SpooledImageLost(StoreUnavailable):
     """The file `VerifiedImage.path` is not there any more; saving it again can't help."""
 
 
+class StoreFull(StoreUnavailable):
+    """Uploads that unfinished tasks need fill the store, so it takes no more uploads; other images are still saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedImage:
     """A whole PNG, JPEG or WebP image, hashed and checked; exactly one of `data` and `path` is set.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import struct
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
 from imagegen.images.disk import DiskLookups, DiskStore
 from imagegen.images.needed_uploads import NeededUploads
+from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.uploads import Uploads
@@ -244,8 +246,31 @@ async def test_in_a_full_store_the_oldest_uploads_go_that_no_unfinished_task_nee
     await connection.close()
 
 
+async def test_uploads_that_tasks_need_are_not_added_to_without_end(
+    open_uploads: OpenUploads, redis_url: str, prefix: str
+) -> None:
+    files = [noise(100) for _ in range(4)]
+    uploads = await open_uploads(store_bytes=int(2.5 * max(map(len, files))))
+    other, _ = await uploads.save(in_pieces(files[3]))
+    needed = [(await uploads.save(in_pieces(data)))[0].id for data in files[:2]]
+    connection = Connection(redis_url)
+    await connection.commands.xadd(Keys(prefix).stream, {"task": json.dumps(needed)})
+    with pytest.raises(StoreUnavailable):
+        await uploads.save(in_pieces(files[2]))
+    assert await uploads.find(other.id) is None, "the oldest that no task needs goes first"
+    assert uploads._store.health.writable, "calls go on"
+    for upload_id, data in zip(needed, files, strict=False):
+        assert await load(uploads, upload_id) == data
+    image = sniff(files[2])
+    await uploads._store.save("f" * 32, 0, image, uploads._clock() + 60)
+    assert await uploads._store.contains("f" * 32, image.stored_at(0)), "an image that is paid for is saved"
+    await connection.commands.delete(Keys(prefix).stream)
+    assert (await uploads.save(in_pieces(files[2])))[1]
+    await connection.close()
+
+
 async def test_an_upload_stays_while_its_task_is_being_submitted(open_uploads: OpenUploads) -> None:
-    uploads = await open_uploads(store_bytes=2 * len(noise(100)))
+    uploads = await open_uploads(store_bytes=int(2.5 * len(noise(100))))
     upload, _ = await uploads.save(in_pieces(noise(100)))
     await uploads.keep([upload.id], uploads._clock() + 60)
     for _ in range(4):

@@ -157,7 +157,7 @@ class _Cutter:
                 image = await self._uploads.receive(data)
         except (UnsupportedImage, ImageTooLarge) as error:
             place = f"data:image/{_NONCE}-{len(self._body.refusals)}"
-            self._body.refusals[place] = error
+            self._body.refusals[place] = error.with_traceback(None)  # its frames hold what came of the image
             async for _ in pieces:
                 pass
             return place.encode()
