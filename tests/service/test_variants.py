@@ -66,6 +66,18 @@ def test_the_seeds_of_a_variant_go_upstream_as_its_entries_say(start_service, up
     assert seeds(two_of_them) == [first] * 2
 
 
+def test_a_variant_with_more_images_keeps_those_that_it_has(start_service, upstream: EmulatorProcess) -> None:
+    service = start_service(upstream.url)
+    two = service.made(prompt="more of it", variant=1, n=2, model="m/any")
+    four = service.made(prompt="more of it", variant=1, n=4, model="m/any")
+    (first, _) = seeds(two)
+    assert first is not None
+    assert seeds(four) == [first, first, first + 2, first + 2]
+    assert sha256s(four)[:2] == sha256s(two)
+    assert service.submit(prompt="more of it", variant=1, n=3, model="m/any").json["cached"]
+    assert [call["n"] for call in calls_about(upstream, "more of it")] == [2, 2]
+
+
 def test_equal_calls_of_the_openai_api_send_other_seeds(start_service, upstream: EmulatorProcess) -> None:
     service = start_service(upstream.url)
     for _ in range(3):
