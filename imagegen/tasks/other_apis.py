@@ -69,9 +69,14 @@ _OTHERS = {
 """Fields of other image APIs, and ours that means the same."""
 
 
+_NO_SEPARATORS = str.maketrans("", "", "_-")
+_RESERVED_TOGETHER = frozenset(name.replace("_", "") for name in _RESERVED)
+"""Names without separators: a body may have a thousand fields, and another spelling is the same field."""
+
+
 def is_reserved(name: str) -> bool:
     """Return whether an unknown field would change what the service itself decides: image count, size, model, calls."""
-    return to_snake(name).lower() in _RESERVED or _CALLBACK.search(name) is not None
+    return name.translate(_NO_SEPARATORS).lower() in _RESERVED_TOGETHER or _CALLBACK.search(name) is not None
 
 
 def our_name(name: str) -> str | None:

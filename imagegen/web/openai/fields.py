@@ -14,7 +14,7 @@ from imagegen.formats import printable
 from imagegen.providers.model_rules import IMPOSSIBLE_SIZE
 from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.validation import MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams
+from imagegen.tasks.validation import MAX_EXTRA_BYTES, MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams
 from imagegen.tasks.validation import parse as parse_fields
 
 DEFAULT_SIDE = 1024
@@ -32,6 +32,9 @@ _OF_THE_CALL = frozenset({"size", "stream", "response_format"})
 
 _AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
 """Fields for which `auto` means the default."""
+
+_MIN_FIELD_BYTES = 5
+"""Of a field as JSON, beside its name."""
 
 _SIDES = ("width", "height")
 _SHAPE = (*_SIDES, "aspect_ratio", "resolution")
@@ -109,7 +112,13 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
     unknown = sent.keys() - _FIELD_NAMES.keys() - _LEFT_OUT - _OF_THE_CALL
     if not unknown:
         return
+    if sum(map(len, unknown)) + _MIN_FIELD_BYTES * len(unknown) > MAX_EXTRA_BYTES:
+        longest = printable(max(unknown, key=len), MAX_KEY_CHARS)
+        rule = f"fields for the provider must be at most {MAX_EXTRA_BYTES} bytes of JSON"
+        raise InvalidRequest(details=[*errors, FieldError(longest, rule)][:MAX_FIELD_ERRORS])
     extra = fields.get("extra", {})
+    if isinstance(extra, dict):
+        extra = {**extra}
     for name in (name for name in sent if name in unknown):
         if is_reserved(name):
             meant = our_name(name)
@@ -118,7 +127,7 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
         elif isinstance(extra, dict):
             if name in extra:
                 errors.append(FieldError(printable(name, MAX_KEY_CHARS), "is in extra too: send one of them"))
-            extra = {**extra, name: sent[name]}
+            extra[name] = sent[name]
         if len(errors) >= MAX_FIELD_ERRORS:
             raise InvalidRequest(details=errors)
     fields["extra"] = extra
