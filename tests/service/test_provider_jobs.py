@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatorProcess
-from service.running import KEY, Service, calls_about, eventually
+from ports import free_port
+from service.running import KEY, Service, calls_about, eventually, redis_server
 
 Start = Callable[..., Service]
 
@@ -189,3 +192,28 @@ def test_a_poll_address_on_another_host_never_gets_the_key(
         service.made(prompt=prompt)
     assert seen == []
     assert len(jobs_of(relay, f"led away {dialect}")) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_kills_at_random_moments_never_submit_a_job_twice(
+    start_service: Start, relay: EmulatorProcess, tmp_path: Path
+) -> None:
+    """Kill one of two instances again and again, each time when the answers of its submits are in Redis."""
+    rng = random.Random(7)
+    with redis_server(tmp_path, port := free_port()):
+        shared = settings(f"{relay.url}/v1", REDIS_URL=f"redis://127.0.0.1:{port}", WORKER_CONCURRENCY="10")
+        services = [start_service(**shared), start_service(**shared)]
+        task_ids: list[str] = []
+        for number in range(6):
+            for service in services:
+                prompt = f"killed at random {number} {{{{fault:job job_s={rng.uniform(0.5, 3):.2f}}}}}"
+                task_ids += [service.accepted(prompt=prompt, seed=seed) for seed in range(3)]
+            time.sleep(rng.uniform(0.3, 1.5))
+            services[number % 2].kill()
+            services[number % 2].start()
+        tasks = [services[0].completed(task_id, within_s=60) for task_id in dict.fromkeys(task_ids)]
+        for service in services:
+            service.end()
+    assert len(jobs_of(relay, "killed at random")) == len(tasks) == 36
+    assert not any(task.get("possiblyBilledTwice") for task in tasks)
