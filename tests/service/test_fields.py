@@ -109,3 +109,17 @@ def test_a_refused_field_that_was_not_sent_fails_the_task(service: Service, upst
     task = service.finished(service.accepted(prompt=prompt))
     assert task["error"] == {"code": "upstream_invalid_request", "retryable": False}
     assert len(calls_about(upstream, "not sent")) == 1
+
+
+def test_gpt_image_gets_its_options_in_its_own_words(start_service, upstream: EmulatorProcess) -> None:
+    service: Service = start_service(
+        PROVIDER="openai", OPENAI_API_URL=f"{upstream.url}/v1", OPENAI_API_KEY="k" * 20, MODEL_RULES="off"
+    )
+    options = {"quality": "high", "background": "opaque", "moderation": "low"}
+    order = options | {"model": "gpt-image-2", "outputFormat": "webp", "outputCompression": 80, "aspectRatio": "3:2"}
+    task = service.made(prompt="gpt image", steps=4, extra={"x_style": 1}, **order)
+    assert {warning.split()[0] for warning in task["warnings"]} == {"steps", "x_style"}
+    first, second = (call["body"] for call in calls_about(upstream, "gpt image"))
+    expected = options | {"output_format": "webp", "output_compression": 80, "size": "1248x832"}
+    assert second == expected | {"model": "gpt-image-2", "prompt": "gpt image"}
+    assert first == second | {"x_style": 1}

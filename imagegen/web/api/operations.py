@@ -117,7 +117,14 @@ GENERATE = Operation(
         ),
     ),
     (named.WAIT, named.PREFER, named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
-    Body(GenerationBody, {"plain": samples.REQUEST, "with a webhook": samples.REQUEST_WITH_WEBHOOK}),
+    Body(
+        GenerationBody,
+        {
+            "plain": samples.REQUEST,
+            "with a webhook": samples.REQUEST_WITH_WEBHOOK,
+            "with options": samples.REQUEST_WITH_OPTIONS,
+        },
+    ),
     (*_SUBMIT_ERRORS, *_INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )

@@ -78,6 +78,8 @@ def parse(
             fields, default_model=default_model, aliases=aliases, default_side=DEFAULT_SIDE, adjust=adjust
         )
     except InvalidRequest as error:
+        if fields.get("extra") and "extra" not in spelled:
+            spelled["extra"] = _largest(fields["extra"])
         errors += dict.fromkeys(_as_spelled(detail, spelled) for detail in error.details)
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
     if errors:
@@ -131,6 +133,11 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
         if len(errors) >= MAX_FIELD_ERRORS:
             raise InvalidRequest(details=errors)
     fields["extra"] = extra
+
+
+def _largest(extra: Mapping[str, Any]) -> str:
+    """Return the name of the largest field, which is the one to blame if all of them are too large."""
+    return printable(max(extra, key=lambda name: len(str(extra[name]))), MAX_KEY_CHARS)
 
 
 def _add_size(

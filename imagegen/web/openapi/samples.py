@@ -27,6 +27,14 @@ from imagegen.web.openai.stream import COMPLETED, EDITED
 MODEL = "black-forest-labs/FLUX.1-schnell"
 REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}
 REQUEST_WITH_WEBHOOK = REQUEST | {"n": 2, "seed": 7, "webhook": {"url": "https://example.com/hooks/images"}}
+REQUEST_WITH_OPTIONS = {
+    "prompt": "a lighthouse in a storm",
+    "aspectRatio": "16:9",
+    "quality": "high",
+    "background": "opaque",
+    "outputCompression": 80,
+    "extra": {"watermark": False},
+}
 OPENAI_REQUEST = {"model": MODEL, "prompt": "a lighthouse in a storm", "size": "1024x1024", "response_format": "url"}
 EDIT_REQUEST = {
     "model": "black-forest-labs/FLUX.1-kontext-pro",

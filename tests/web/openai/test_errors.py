@@ -59,7 +59,7 @@ async def test_invalid_bodies_are_rejected_in_the_envelope(service: Service, pat
 
 
 async def test_unknown_routes_and_methods_are_in_the_envelope(service: Service) -> None:
-    for path in ("/v1", "/v1/nothing", "/v1/images/edits", "/images/variations", "/v1/images/nothing/"):
+    for path in ("/v1", "/v1/nothing", "/v1/images/upscale", "/v1/images/nothing/"):
         answer = await service.request("POST", path)
         assert (answer.status, (await answer.json())["error"]["code"]) == (404, "route_not_found")
     wrong = await service.request("GET", "/v1/images/generations")

@@ -143,6 +143,14 @@ def test_a_reserved_field_is_refused_with_ours(name: str, ours: str) -> None:
     assert f"use {ours}" in faults_of(**{name: 2})[name]
 
 
+def test_the_largest_unknown_field_is_named_if_all_are_too_large() -> None:
+    assert list(faults_of(x_style=1, image="data:image/png;base64," + "A" * 9_000)) == ["image"]
+
+
+def test_faults_of_reserved_and_of_known_fields_are_reported_together() -> None:
+    assert set(faults_of(num_images=2, n=99)) == {"num_images", "n"}
+
+
 def test_a_field_that_is_sent_twice_is_refused() -> None:
     assert faults_of(guidance=2, guidance_scale=3) == {
         "guidance_scale": "is the same field as guidance: send one of them"
