@@ -130,7 +130,10 @@ async def test_an_unknown_upload_is_refused_by_its_field_before_anything_is_writ
 
 
 async def test_an_unknown_upload_is_named_on_the_other_routes(service: Client) -> None:
-    response = await service.post("/api/images/batch", json={"requests": [PROMPT, PROMPT | {"mask": UNKNOWN}]})
+    response = await service.post(
+        "/api/images/batch",
+        json={"requests": [PROMPT, PROMPT | {"imageUrl": "https://a.example/a.png", "mask": UNKNOWN}]},
+    )
     results = (await response.json())["results"]
     assert [result["statusCode"] for result in results] == [202, 400]
     assert (results[1]["code"], results[1]["details"][0]["field"]) == ("upload_not_found", "requests[1].mask")
