@@ -13,6 +13,9 @@ from msgspec import Meta, Struct
 MAX_IMAGES = 16
 MAX_SEED = 2**63 - 1
 
+_MAX_EXACT = 2.0**53
+"""The largest number up to which each whole one has its own float."""
+
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -107,7 +110,19 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
         scale = self.guidance_scale
         if isinstance(scale, float) and scale.is_integer():
             fields["guidance_scale"] = int(scale)
+        if self.extra:
+            fields["extra"] = _whole_numbers(self.extra)
         return fields
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Return a JSON value with `1.0` as `1`, which is the same number."""
+    if isinstance(value, dict):
+        return {name: _whole_numbers(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(part) for part in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT
+    return int(value) if is_whole else value
 
 
 def fingerprint(canonical: bytes, secret: str | None) -> str:

@@ -103,6 +103,10 @@ def _boolean(value: object) -> object:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def _upper_case(value: object) -> object:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
 def _extra(value: object) -> object:
     """Drop nulls, which count as absent. Raises PydanticCustomError for a field with its own place."""
     if not isinstance(value, dict):
@@ -165,7 +169,7 @@ class LoraParams(TypedDict):
 AspectRatio = Annotated[
     str, StringConstraints(strict=True, strip_whitespace=True, pattern=r"^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$")
 ]
-Resolution = Literal["512", "1K", "2K", "4K"]
+Resolution = Annotated[Literal["512", "1K", "2K", "4K"], BeforeValidator(_upper_case)]
 
 
 class GenerationParams(BaseModel):

@@ -50,10 +50,11 @@ SHAPES = [
     {"aspect_ratio": "16:9"},
     {"aspect_ratio": "16:9", "resolution": "2K"},
     {"resolution": "1K"},
+    {"resolution": "1k"},
     {"resolution": "2K"},
 ]
 UNKNOWN = {
-    "x_style": [1, 2],
+    "x_style": [1, 1.0, 2],
     "cfg_scale": [2, 3],
     "num_inference_steps": [4],
     "nested": [{"a": 1, "b": [1]}, {"b": [1]}],
