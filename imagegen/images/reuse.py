@@ -26,7 +26,7 @@ class ImageReuse:
     async def reuse(self, task_id: str, family: RequestFamily, finished: Sequence[Task]) -> ReusedImages:
         """Return the images of the finished task that has most of them. Raises StoreUnavailable."""
         request, reused = family.request, ReusedImages()
-        usable = [(reusable_images(request, task), task) for task in finished if _is_sibling(task, family)]
+        usable = [(reusable_images(family, task), task) for task in finished if _is_sibling(task, family)]
         for images, task in sorted(usable, key=lambda pair: len(pair[0]), reverse=True):
             if len(reused.images) >= min(len(images), request.n):
                 break

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from imagegen.tasks.call_plan import variant_seed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprints, request_digest
 from imagegen.tasks.task import Task
@@ -62,14 +63,14 @@ def family_key(request_json: bytes) -> int:
     return hash(request_json if count is None else (request_json[: count.start()], request_json[count.end() :]))
 
 
-def reusable_images(request: GenerationRequest, finished: Task) -> list[tuple[int | None, StoredImage]]:
+def reusable_images(family: RequestFamily, finished: Task) -> list[tuple[int | None, StoredImage]]:
     """Return the images of a finished task that a request with another `n` may have too, each with its place.
 
     Without a seed an image stays at its own place; an image beyond `n` fits at any free place: None. With a seed an
     image fits only if the same seed would be sent for its place: the first seed and the place of the first image of its
     call. It is not if the image was requested again.
     """
-    first_seed = _first_seed(request, finished)
+    request, first_seed = family.request, _first_seed(family, finished)
     if first_seed is None:
         own = [(image.index, image) for image in finished.images if image.index < request.n]
         return [*own, *((None, image) for image in finished.images if image.index >= request.n)]
@@ -83,9 +84,9 @@ def reusable_images(request: GenerationRequest, finished: Task) -> list[tuple[in
     return fitting
 
 
-def _first_seed(request: GenerationRequest, finished: Task) -> int | None:
-    """Return the seed of the first image; that of a variant, which the request does not have, by what was sent."""
-    if request.seed is not None or not request.variant or not finished.images:
+def _first_seed(family: RequestFamily, finished: Task) -> int | None:
+    """Return the seed of the first image; a variant has one of its own, unless the model took none."""
+    request = family.request
+    if request.seed is not None or not request.variant or all(image.seed is None for image in finished.images):
         return request.seed
-    first = finished.images[0]
-    return None if first.seed is None else (first.seed - first.index) % (MAX_SEED + 1)
+    return variant_seed(request, family.provider)

@@ -180,6 +180,16 @@ def test_with_a_seed_no_image_comes_twice(service: Service, upstream: EmulatorPr
     assert paid(upstream, "seeded") == [2, 2, 2]
 
 
+def test_a_variant_has_the_same_images_for_every_n(service: Service, upstream: EmulatorProcess) -> None:
+    two = service.made(prompt="varied", n=2, variant=1)
+    four = service.made(prompt="varied", n=4, variant=1)
+    assert shas(four)[:2] == shas(two)
+    first = two["data"][0]["seed"]
+    assert [image["seed"] for image in four["data"]] == [first, first, first + 2, first + 2]
+    service.made(prompt="varied", n=2, variant=2)
+    assert paid(upstream, "varied") == [2, 2, 2]
+
+
 def test_unfinished_and_failed_siblings_do_not_count(service: Service, upstream: EmulatorProcess) -> None:
     running = service.accepted(prompt=f"unfinished {SLOW}", n=2)
     service.made(prompt=f"unfinished {SLOW}", n=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from imagegen.tasks.call_plan import variant_seed
 from imagegen.tasks.family import RequestFamily, family_key, reusable_images
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint
@@ -50,13 +51,19 @@ def completed(*seeds: int | None, indexes: tuple[int, ...] = ()) -> Task:
     return Task("id", 1, 1, "d", "m", b"", 0.0, State.COMPLETED, images=images)
 
 
+def family(request_: GenerationRequest) -> RequestFamily:
+    return RequestFamily(request_, "together", None, None)
+
+
 def places(request_: GenerationRequest, finished: Task) -> list[int | None]:
-    return [place for place, _ in reusable_images(request_, finished)]
+    return [place for place, _ in reusable_images(family(request_), finished)]
 
 
 def test_without_a_seed_every_image_fits() -> None:
     finished = completed(None, 5, None, None, indexes=(1, 2, 3, 4))
-    assert reusable_images(replace(PLAIN, n=3), finished) == list(zip((1, 2, None, None), finished.images, strict=True))
+    assert reusable_images(family(replace(PLAIN, n=3)), finished) == list(
+        zip((1, 2, None, None), finished.images, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,9 @@ def test_the_place_of_an_image_counts_where_others_are_missing() -> None:
 
 def test_a_variant_without_a_seed_has_the_places_of_the_seeds_that_were_sent() -> None:
     variant = replace(PLAIN, variant=1, n=4)
-    assert places(variant, completed(99, 101, indexes=(0, 1))) == [0]
-    assert places(variant, completed(99, 99)) == [0, 1]
-    assert places(variant, completed(100, 101, indexes=(1, 2))) == [1, 2]
+    first = variant_seed(variant, "together")
+    assert places(variant, completed(first, first + 2)) == [0]
+    assert places(variant, completed(first, first)) == [0, 1]
+    assert places(variant, completed(first + 1, first + 2, indexes=(1, 2))) == [1, 2]
+    assert places(variant, completed(first + 3, first + 1)) == [1]
     assert places(variant, completed(None, None)) == [0, 1]
