@@ -148,7 +148,7 @@ BATCH = Operation(
     ),
     (named.IDEMPOTENCY_KEY, named.CACHE_CONTROL, named.LANGUAGE),
     Body(BatchBody, {"two": {"requests": [samples.REQUEST, {"prompt": "the same in spring"}]}}),
-    (Draining,),
+    (Draining, StoreUnavailable),
     limit="entries",
 )
 
@@ -336,7 +336,7 @@ RETRY = Operation(
         _NOT_FOUND,
     ),
     (named.TASK, named.LANGUAGE),
-    errors=(NotRetryable, *_SUBMIT_ERRORS),
+    errors=(NotRetryable, UploadNotFound, *_SUBMIT_ERRORS),
     limit="generation",
 )
 

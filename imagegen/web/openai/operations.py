@@ -35,6 +35,8 @@ from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Body, EventStream, Operation, ResponseDoc, Route
 
+_INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
+
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
 _FAILURES = {
@@ -106,7 +108,7 @@ GENERATE = Operation(
         named.IDEMPOTENCY_KEY,
     ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *_INPUT_ERRORS),
     _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
     envelope="openai",
@@ -131,7 +133,7 @@ GENERATE_ASYNC = Operation(
     (_ASYNC_ACCEPTED,),
     (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *_INPUT_ERRORS),
     limit="generation",
     envelope="openai",
 )
@@ -230,7 +232,6 @@ EDIT = replace(
         *GENERATE.answers[1:],
     ),
     body=Body(OpenAIEditBody, {"links": samples.EDIT_REQUEST}, others={"multipart/form-data": _EDIT_FORM}),
-    errors=(*GENERATE.errors, UploadNotFound, ImageTooLarge, UnsupportedImage),
 )
 
 EDIT_ASYNC = replace(
@@ -240,7 +241,6 @@ EDIT_ASYNC = replace(
     summary="Edit images, and poll for them",
     text="The same as `POST /v1/images/edits`, with the answer of `POST /v1/images/generations/async`.",
     body=EDIT.body,
-    errors=(*GENERATE_ASYNC.errors, UploadNotFound, ImageTooLarge, UnsupportedImage),
 )
 
 VARIATIONS = Operation(
