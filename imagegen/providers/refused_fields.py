@@ -55,7 +55,7 @@ _PATTERNS = (
     rf"{_SUPPORT}{_FIELD}:? {_LIST}",
     rf"{_SUPPORT}{_LIST} {_FIELD}",
     rf"{_FIELD}:? {_LIST} (?:is|are) {_REFUSED}",
-    rf"{_NAME} {_FIELD} (?:is|are) {_REFUSED}",
+    rf"{_NAME} (?:parameter|argument|field|property) (?:is|are) {_REFUSED}",
     rf"property {_LIST} should not exist",  # NestJS
     rf"(?:不支持的?|未知的?)(?:参数|字段)[:：]? ?{_LIST}",
     rf"(?:参数|字段) ?{_LIST} ?(?:不支持|不被支持|未知|不允许)",
@@ -73,10 +73,11 @@ _FOR_MODEL = re.compile(
 )
 """It may be about a value as well (`1000x1000 is not supported by this model`), so it is not read for sizes."""
 
-_ABOUT_A_FIELD = re.compile(rf"{_FIELD}[^.]{{0,40}}{_REFUSED}|{_REFUSED}[^.]{{0,40}}{_FIELD}", re.IGNORECASE)
-_ABOUT_A_VALUE = re.compile(
-    r"(?:invalid|unsupported) value|supported values|must be (?:one of|between|a )", re.IGNORECASE
+_STRICTLY_A_FIELD = r"(?:parameter|argument|field|property)"
+_ABOUT_A_FIELD = re.compile(
+    rf"{_STRICTLY_A_FIELD}[^.]{{0,40}}{_REFUSED}|{_REFUSED}[^.]{{0,40}}{_STRICTLY_A_FIELD}", re.IGNORECASE
 )
+_ABOUT_A_VALUE = re.compile(r"\bvalues?\b|must be (?:one of|between|a )", re.IGNORECASE)
 _ONE_NAME = re.compile(_NAME)
 
 _OUR_NAMES = {

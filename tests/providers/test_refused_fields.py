@@ -197,6 +197,10 @@ def test_a_refused_field_is_found_in_the_shape_of_each_service(status: int, body
         openai("Size 1000x1000 is not supported by this model"),
         openai("size is not supported for this model: 1000x1000"),
         openai("Transparent background is not supported for this image", "background"),
+        openai("The transparent background option is not supported for this model"),
+        openai("The transparent background option is not supported for this model", "background"),
+        openai("This value of the parameter is not supported.", "quality"),
+        openai("Transparent background is not supported for gpt-image-2", "background", "invalid_value"),
     ],
 )
 def test_a_refused_value_or_a_field_that_was_not_sent_is_never_left_out(body: object) -> None:
