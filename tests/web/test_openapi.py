@@ -170,6 +170,13 @@ def test_every_status_of_a_failed_task_is_documented_on_v1(document: dict[str, A
     assert {str(status) for status in FAILED_STATUS.values()} | {"409", "502"} <= statuses.keys()
 
 
+@pytest.mark.parametrize("route", ["generations", "generations/async", "edits", "edits/async"])
+def test_each_generation_on_v1_has_the_errors_of_its_input_images(document: dict[str, Any], route: str) -> None:
+    responses = document["paths"][f"/v1/images/{route}"]["post"]["responses"]
+    for status, code in [("400", "upload_not_found"), ("400", "image_too_large"), ("415", "unsupported_image")]:
+        assert code in responses[status]["$ref"].split(".")
+
+
 def test_numeric_limits_are_json_schema_keywords(document: dict[str, Any]) -> None:
     fields = document["components"]["schemas"]["GenerationBody"]["properties"]
     width = fields["width"]

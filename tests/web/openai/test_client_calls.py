@@ -10,11 +10,11 @@ from imagegen.web.openai.client_calls import (
     MAX_GROUPS,
     REPEAT_S,
     UNSURE_REPEAT_S,
-    Call,
     ClientCalls,
     Ending,
     Mark,
     Marking,
+    TrackedCall,
 )
 
 NEW, UNSURE, REPEAT = Mark(Marking.NEW), Mark(Marking.UNSURE), Mark(Marking.REPEAT, 1)
@@ -30,11 +30,11 @@ def calls(clock: Clock) -> ClientCalls:
     return ClientCalls(clock)
 
 
-def begin(calls: ClientCalls, mark: Mark = NEW, fixed: int | None = None, client: str = "a") -> Call:
+def begin(calls: ClientCalls, mark: Mark = NEW, fixed: int | None = None, client: str = "a") -> TrackedCall:
     return calls.begin(client, "request", mark, fixed)
 
 
-def seen(call: Call) -> tuple[int | None, bool]:
+def seen(call: TrackedCall) -> tuple[int | None, bool]:
     return call.variant, call.is_repeat
 
 
