@@ -125,7 +125,7 @@ class RedisBlobStore:
         self._spent(2)
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Whether every part of each is there; one command. Raises QueueUnavailable."""
+        """Return whether every part of each is there; one command. Raises QueueUnavailable."""
         keys = self._all_parts(task_id, images)
         if not keys:
             return True

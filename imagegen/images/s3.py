@@ -201,7 +201,7 @@ class S3BlobStore:
             raise OSError("an object reads back differently from what was written")
 
     async def contains_all(self, task_id: str, images: Sequence[StoredImage]) -> bool:
-        """Whether each object is there, of its size and before its end. Raises StoreUnavailable."""
+        """Return whether each object is there, of its size and before its end. Raises StoreUnavailable."""
         return all(await asyncio.gather(*(self._has(task_id, image) for image in images)))
 
     async def extend_expiry(self, task_id: str, images: Sequence[StoredImage], expires_at_s: float) -> None:

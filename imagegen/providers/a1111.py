@@ -127,7 +127,7 @@ class A1111Provider(WithoutJobs):
 
 
 def fields_of(call: Call, default_model: str) -> dict[str, object]:
-    """What goes out; the sampler and, unless another model was named, the checkpoint stay the web UI's own."""
+    """Return the fields to send; the sampler, and the checkpoint unless a model was named, stay the web UI's own."""
     fields = {"seed": _RANDOM_SEED, "batch_size": 1} | request_fields(call, VOCABULARY)
     if "seed" in call.without:
         del fields["seed"]
@@ -150,11 +150,11 @@ async def _input_fields(call: Call) -> dict[str, object]:
 
 def _white_where_changed(mask: bytes) -> bytes:
     # Pillow costs start time and memory that only those who need it should pay.
-    from imagegen.providers.drawing.inputs import Unreadable, white_where_changed  # noqa: PLC0415
+    from imagegen.providers.drawing.inputs import UnreadableInput, white_where_changed  # noqa: PLC0415
 
     try:
         return white_where_changed(mask)
-    except Unreadable as error:
+    except UnreadableInput as error:
         raise UpstreamError("upstream_invalid_request", f"The mask can't be decoded: {error}") from error
 
 

@@ -56,7 +56,7 @@ class Dialect:
     headers: tuple[tuple[str, str], ...] = ()
 
     def for_model(self, model: str) -> Dialect:
-        """GPT image models are as strict behind a gateway as at OpenAI itself."""
+        """Return the dialect for a model: GPT image models are as strict behind a gateway as at OpenAI itself."""
         if not model.rpartition("/")[2].startswith(("gpt-image", "chatgpt-image")):
             return self
         return replace(self, response_format=None, refused=self.refused | _GPT_IMAGE.refused, edits="form")
@@ -164,7 +164,6 @@ class OpenAICompatibleProvider:
             base = base.with_path("/v1")
         authorization = f"Bearer {api_key}" if api_key else basic_authorization(url)
         secret = api_key or url.password or ""
-        self._edits_path = generations.replace("generations", "edits")
         self._dialect = dialect or dialect_of(base)
         self._edits_path = generations.replace("generations", "edits")
         self._upstream = ProviderClient(
@@ -215,7 +214,7 @@ class OpenAICompatibleProvider:
 
 
 def fields_of(call: Call, dialect: Dialect) -> dict[str, object]:
-    """What goes out: only what the client gave, in the service's words."""
+    """Return the fields to send: only what the client gave, in the service's words."""
     fields = request_fields(call, dialect.vocabulary)
     if dialect.negative_name is None and (negative := fields.pop("negative_prompt", None)):
         fields["prompt"] = f"{fields['prompt']}|{negative}"

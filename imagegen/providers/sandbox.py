@@ -27,7 +27,7 @@ from imagegen.tasks.image import ImageBytes
 from imagegen.tasks.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from imagegen.providers.drawing.inputs import Thumbnails
+    from imagegen.providers.drawing.inputs import InputThumbnails
     from imagegen.providers.drawing.render import Drawing
 
 _VOCABULARY = Vocabulary()
@@ -106,7 +106,9 @@ class SandboxProvider(WithoutJobs):
         return error
 
 
-async def _draw(call: Call, nth: int, delay_s: float, watcher: CallObserver, inputs: Thumbnails | None) -> ImageBytes:
+async def _draw(
+    call: Call, nth: int, delay_s: float, watcher: CallObserver, inputs: InputThumbnails | None
+) -> ImageBytes:
     """Draw one image in four steps, spread over `delay_s`; each is reported when it is done."""
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -153,9 +155,9 @@ def _image(call: Call, nth: int) -> Drawing:
     )
 
 
-async def _inputs(call: Call) -> Thumbnails:
+async def _inputs(call: Call) -> InputThumbnails:
     """Read the input images and the mask, one after the other. Raises UpstreamError if one can't be decoded."""
-    from imagegen.providers.drawing.inputs import Thumbnails, Unreadable, thumbnail  # noqa: PLC0415 - as above
+    from imagegen.providers.drawing.inputs import InputThumbnails, UnreadableInput, thumbnail  # noqa: PLC0415 - as above
 
     request = call.request
     try:
@@ -163,9 +165,9 @@ async def _inputs(call: Call) -> Thumbnails:
             await asyncio.to_thread(thumbnail, await call.input_bytes(source).read_all())
             for source in request.image_sources
         ]
-    except Unreadable as error:
+    except UnreadableInput as error:
         raise UpstreamError("upstream_invalid_request", f"An input image can't be decoded: {error}") from error
-    return Thumbnails(small) if request.mask is None else Thumbnails(small[:-1], small[-1])
+    return InputThumbnails(small) if request.mask is None else InputThumbnails(small[:-1], small[-1])
 
 
 def _slow_s(prompt: str, usual_s: float) -> float:

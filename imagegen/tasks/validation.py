@@ -44,9 +44,9 @@ MAX_VARIANT = 1_000_000
 MAX_FIELD_ERRORS = 50
 MAX_KEY_CHARS = 60
 MAX_HINTS = 3
+"""Unknown fields of one request that get a did-you-mean, which costs more than all other checks."""
 
 _OF_THE_PROVIDER = "; a field of the provider's own API goes into extra"
-"""Unknown fields of one request that get a did-you-mean, which costs more than all other checks."""
 
 _TEXTS = ("prompt", "negative_prompt")
 _NEVER_EMPTY = frozenset({"prompt", "model"})
@@ -56,7 +56,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,
 
 
 def _whole_number(value: object) -> object:
-    """`512`, `512.0` and `"512"` are one number; a boolean is none."""
+    """Return an integer: `512`, `512.0` and `"512"` are one number; a boolean is none."""
     if type(value) is int:
         return value
     if isinstance(value, float) and value.is_integer():
@@ -99,7 +99,7 @@ def _at_most(count: int) -> BeforeValidator:
 
 
 def _boolean(value: object) -> object:
-    """`"true"` and `"false"` are booleans too: form fields have no other type."""
+    """Return a boolean for `"true"` and `"false"`, since form fields are texts, and any other value as it is."""
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 

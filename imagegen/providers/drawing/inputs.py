@@ -24,12 +24,12 @@ _one_at_a_time = Lock()
 """A decoded image of 50 megapixels takes up to 200 MB."""
 
 
-class Unreadable(ValueError):
+class UnreadableInput(ValueError):
     """The bytes of an input image can't be decoded; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Thumbnails:
+class InputThumbnails:
     """Small copies of the input images and of the mask."""
 
     images: Sequence[Image.Image]
@@ -37,7 +37,7 @@ class Thumbnails:
 
 
 def thumbnail(data: bytes) -> Image.Image:
-    """Return a small copy with an alpha channel. Raises Unreadable."""
+    """Return a small copy with an alpha channel. Raises UnreadableInput."""
     try:
         with _one_at_a_time, Image.open(BytesIO(data), formats=_FORMATS) as file:
             file.draft("RGB", _THUMBNAIL)
@@ -45,7 +45,7 @@ def thumbnail(data: bytes) -> Image.Image:
             image.thumbnail(_THUMBNAIL)
             return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable("its pixels are broken") from error
+        raise UnreadableInput("its pixels are broken") from error
 
 
 def white_where_changed(mask: bytes) -> bytes:
@@ -53,13 +53,13 @@ def white_where_changed(mask: bytes) -> bytes:
 
     A mask with transparent parts is changed there, as in OpenAI's API; one without is white there already.
 
-    Raises: Unreadable.
+    Raises: UnreadableInput.
     """
     try:
         with _one_at_a_time, Image.open(BytesIO(mask), formats=_FORMATS) as image:
             grey = _changed(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable("its pixels are broken") from error
+        raise UnreadableInput("its pixels are broken") from error
     file = BytesIO()
     grey.save(file, "png", compress_level=1)
     return file.getvalue()
@@ -71,7 +71,7 @@ def _fitting(size: tuple[int, int]) -> tuple[int, int]:
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def show_inputs(canvas: Canvas, bottom: int, inputs: Thumbnails) -> None:
+def show_inputs(canvas: Canvas, bottom: int, inputs: InputThumbnails) -> None:
     """Draw the images in a grid above `bottom`, tinted in the colours of the scene; the mask lies over the first."""
     margin = max(2, round(canvas.unit * 0.04))
     width, height = canvas.width - 2 * margin, max(bottom, canvas.height // 4) - 2 * margin

@@ -11,7 +11,7 @@ from random import Random
 from imagegen.providers.drawing import abstracts, landscapes
 from imagegen.providers.drawing.canvas import Canvas
 from imagegen.providers.drawing.caption import blur_card, lay_out, write_words
-from imagegen.providers.drawing.inputs import Thumbnails, show_inputs
+from imagegen.providers.drawing.inputs import InputThumbnails, show_inputs
 from imagegen.providers.drawing.palette import PALETTES
 
 _SCENES: tuple[Callable[[Canvas], None], ...] = (
@@ -66,7 +66,7 @@ class Drawing:
         """The prompt and the mark."""
         write_words(self._canvas, self._card)
 
-    def show_inputs(self, inputs: Thumbnails) -> None:
+    def show_inputs(self, inputs: InputThumbnails) -> None:
         """Draw the images that the request starts from, above the words."""
         show_inputs(self._canvas, self._card.top, inputs)
 

@@ -116,7 +116,7 @@ class _Group:
         return next((variant for variant in self.failed if variant not in self.open), self.next)
 
 
-class Call:
+class TrackedCall:
     """One call of a client, from its POST to its end.
 
     variant: of the request; None until `place` or `join`, if the call repeats one that this process has no memory of.
@@ -190,7 +190,7 @@ class ClientCalls:
         self._groups: OrderedDict[tuple[str, str], _Group] = OrderedDict()
         self._refused: deque[tuple[str, float]] = deque(maxlen=MAX_REFUSALS)
 
-    def begin(self, client: str, request_id: str, mark: Mark, fixed: int | None = None) -> Call:
+    def begin(self, client: str, request_id: str, mark: Mark, fixed: int | None = None) -> TrackedCall:
         """Return the call for a POST; it is open until its `end`.
 
         Args:
@@ -201,7 +201,7 @@ class ClientCalls:
         """
         is_marked, now = mark.marking is Marking.REPEAT, self._clock()
         group = self._group(client, request_id, is_known=not is_marked)
-        call, variant = Call(group, mark.number, self._clock), group.to_repeat(mark.marking, now)
+        call, variant = TrackedCall(group, mark.number, self._clock), group.to_repeat(mark.marking, now)
         if variant is None and is_marked and not self._was_refused(client, now):
             variant = group.assumed_lost(mark.number, now) if group.is_known else None
             if fixed is not None:

@@ -165,8 +165,9 @@ MODELS = Operation(
     "/v1/models",
     "listModels",
     COMPATIBLE,
-    "List the provider's models",
-    "The list is cached for five minutes. Together's client, recognised by its `User-Agent`, gets a bare array.",
+    "List the models",
+    "The models of the provider, whose list is cached for five minutes, those of the model table that have not ended, "
+    "aliases and fallbacks. Together's client, recognised by its `User-Agent`, gets a bare array.",
     (
         ResponseDoc(
             200,

@@ -23,7 +23,7 @@ _REPEATING_AGENTS = ("Together/v1 ", "ai-sdk/", "litellm/")
 
 
 def wait_limit_s(headers: Mapping[str, str], max_wait_s: float) -> float:
-    """How long a client may be kept waiting.
+    """Return how many seconds a client may be kept waiting.
 
     An SDK repeats its call, so it is answered a little before it would give up; any other client is held for
     `max_wait_s`, since it would not come again.

@@ -18,7 +18,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services
-from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Call, Ending, Mark, Marking
+from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Ending, Mark, Marking, TrackedCall
 from imagegen.web.openai.errors import is_retryable
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
@@ -37,7 +37,7 @@ class ClientCall:
         is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
         self._fixed = request.variant if is_same else None
         self._request_id = self._submission(request.variant).task_id
-        self._call: Call | None = None
+        self._call: TrackedCall | None = None
         self._has_task = False
 
     async def task(self) -> Task:
@@ -90,7 +90,7 @@ class ClientCall:
         age_s = self._services.queue.clock() - (failed.finished_at or 0.0)
         return age_s < (UNSURE_REPEAT_S if unsure else REPEAT_S)
 
-    async def _new_task(self, call: Call) -> Task:
+    async def _new_task(self, call: TrackedCall) -> Task:
         """Submit the first variant without a task, unless a task that exists is of a lost call."""
         refuse_while_draining(self._services)
         queue, looked_up = self._services.queue, False
@@ -107,7 +107,7 @@ class ClientCall:
                 return await self._joined_task(lost)
             call.skip()
 
-    async def _look_elsewhere(self, call: Call) -> None:
+    async def _look_elsewhere(self, call: TrackedCall) -> None:
         """Make a repeat join the call that it repeats, if it was served elsewhere or before a restart."""
         has_peers = self._services.queue.has_peers
         if call.is_repeat and call.variant is not None:
@@ -121,7 +121,7 @@ class ClientCall:
             elif call.variant is None:
                 await self._place(call)
 
-    async def _place(self, call: Call) -> None:
+    async def _place(self, call: TrackedCall) -> None:
         """Look the variants up that exist without a gap. Raises QueueUnavailable."""
         queue, existing, lost = self._services.queue, [], []
         for variant in range(MAX_PROBES):
