@@ -109,17 +109,21 @@ def _image_price(price: Price, request: GenerationRequest) -> Decimal | None:
 
 
 def _by_quality_size(prices: Mapping[str, Mapping[str, Dollars]] | None, request: GenerationRequest) -> Dollars | None:
-    """Return the price of the size, or of the smallest larger one, in the request's quality."""
+    """Return the price of the size, also turned, in the request's quality.
+
+    Another size costs what the smallest larger one does, but no less than any smaller one: a square costs more than a
+    longer image of a larger area.
+    """
     quality = request.quality if request.quality not in (None, "auto") else _DEAREST_USUAL_QUALITY
     sizes = (prices or {}).get(str(quality), {})
-    exact = sizes.get(f"{request.width}x{request.height}")
-    if exact is not None:
-        return exact
-    area = request.width * request.height
-    larger = [
-        (math.prod(parse_size(size)), cost) for size, cost in sizes.items() if math.prod(parse_size(size)) >= area
-    ]
-    return min(larger)[1] if larger else None
+    width, height = request.width, request.height
+    for size in (f"{width}x{height}", f"{height}x{width}"):
+        if size in sizes:
+            return sizes[size]
+    by_area = sorted((math.prod(parse_size(size)), cost) for size, cost in sizes.items())
+    smaller = [cost for area, cost in by_area if area < width * height]
+    larger = [cost for area, cost in by_area if area >= width * height]
+    return max([larger[0], *smaller]) if larger else None
 
 
 def _by_resolution(prices: Mapping[str, Dollars] | None, request: GenerationRequest) -> Dollars | None:

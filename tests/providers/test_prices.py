@@ -42,7 +42,7 @@ def price_of(provider: str, model: str) -> Price | None:
         ("together", "google/gemini-3-pro-image", {"width": 4096, "height": 4096}, 240_000),
         ("together", "openai/gpt-image-1.5", {}, 34_000),
         ("together", "openai/gpt-image-2", {}, None),
-        # OpenAI: by quality and size; without a quality as `high`, and a size between two as the larger one.
+        # OpenAI: by quality and size; without a quality as `high`, and a size between two as the dearer one.
         ("openai", "gpt-image-2", {"quality": "low"}, 6_000),
         ("openai", "gpt-image-2", {"quality": "medium"}, 53_000),
         ("openai", "gpt-image-2", {"quality": "high"}, 211_000),
@@ -50,6 +50,9 @@ def price_of(provider: str, model: str) -> Price | None:
         ("openai", "gpt-image-2", {}, 211_000),
         ("openai", "gpt-image-2", {"quality": "medium", "width": 3840, "height": 2160}, 101_000),
         ("openai", "gpt-image-2", {"quality": "low", "width": 2000, "height": 1600}, 7_000),
+        ("openai", "gpt-image-2", {"quality": "high", "width": 1040, "height": 1040}, 211_000),
+        ("openai", "gpt-image-2", {"quality": "high", "width": 1024, "height": 1536}, 165_000),
+        ("openai", "gpt-image-2", {"quality": "high", "width": 1536, "height": 1024}, 165_000),
         ("openai", "gpt-image-2.5-flare", {"quality": "xhigh"}, 93_660),
         ("openai", "gpt-image-2.5-sunburst", {"quality": "max"}, 210_720),
         ("openai", "gpt-image-1.5", {"quality": "medium"}, 34_000),
