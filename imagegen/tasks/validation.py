@@ -112,13 +112,13 @@ def _extra(value: object) -> object:
     if not isinstance(value, dict):
         raise PydanticCustomError("extra", "must be an object")
     fields = {name: part for name, part in value.items() if part is not None}
+    if len(msgspec.json.encode(fields)) > MAX_EXTRA_BYTES:
+        raise PydanticCustomError("extra", f"must be at most {MAX_EXTRA_BYTES} bytes of JSON")
     for name in fields:
         if is_reserved(name):
             raise PydanticCustomError("extra", f"must not contain {printable(name, MAX_KEY_CHARS)}")
         if name in _SPELLINGS:
             raise PydanticCustomError("extra", f"must not contain {name}: send it outside of extra")
-    if len(msgspec.json.encode(fields)) > MAX_EXTRA_BYTES:
-        raise PydanticCustomError("extra", f"must be at most {MAX_EXTRA_BYTES} bytes of JSON")
     return fields
 
 
@@ -355,7 +355,7 @@ def _is_absent(name: str, value: object) -> bool:
 
 def unknown_field(key: str, known: tuple[str, ...]) -> str:
     """Return the text about an unknown field, with the field that is near to it or means the same."""
-    meant = our_name(key) if known is _NAMES else None
+    meant = our_name(key) if known is _NAMES and len(key) <= MAX_KEY_CHARS else None
     near = meant or nearest(key, known)
     if near:
         return f"is not a known field; did you mean {near}?"

@@ -75,6 +75,11 @@ NAMED = {
     "a long width": text_of('{"prompt":"x","width":"1.', "0", '"}'),
     "a long secret": text_of('{"prompt":"x","webhook":{"url":"https://h.example/","secret":"whsec_', "A", '"}}'),
     "a long webhook address": text_of('{"prompt":"x","webhook":{"url":"https://h.example/', "a", '"}}'),
+    "a long name in extra": text_of('{"prompt":"x","extra":{"', "n", '":0}}'),
+    "many names in extra": ('{"prompt":"x","extra":{' + ",".join(f'"n{n}":0' for n in range(90_000)) + "}}").encode(),
+    "a long quality": text_of('{"prompt":"x","quality":"', "a", '"}'),
+    "a long aspect ratio": text_of('{"prompt":"x","aspectRatio":"', "1", ':1"}'),
+    "many LoRAs": filled('{"prompt":"x","imageLoras":[', '{"path":"a","scale":1}', "]}"),
     "a long image": text_of('{"prompt":"x","imageUrl":"data:image/png;base64,', "A", '"}'),
     "a batch of bad entries": ('{"requests":[' + ",".join(
         "{" + ",".join(f'"num_imagez{n}{k}":0' for k in range(190)) + "}" for n in range(50)
