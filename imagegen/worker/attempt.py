@@ -364,9 +364,13 @@ class Attempt:
             raise _AttemptEnded(ClaimLost())
 
     async def _open_inputs(self) -> Mapping[str, InputImage]:
-        """Return the input images to send as bytes. Without them no call is made: the task fails, and costs nothing."""
+        """Return the input images to send as bytes. Without them no call is made: the task fails, and costs nothing.
+
+        They are in the store, or are held where it writes: while it can't be written, an edit waits.
+        """
         if not self._request.image_sources:
             return {}
+        await self._waiting.store_writable()
         try:
             return await self._inputs.open(self._runner.provider.edits(self._form.model))
         except UpstreamError as error:

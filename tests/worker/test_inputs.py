@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
+from support import eventually
 from worker.conftest import MakeHarness, images
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable, UpstreamError
@@ -13,7 +14,7 @@ from imagegen.images.store import OpenedImage, VerifiedImage
 from imagegen.images.uploads import Upload
 from imagegen.providers.protocol import Call, Edits
 from imagegen.tasks.image import ImageLink
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, WaitReason
 from imagegen.worker import inputs
 from imagegen.worker.inputs import InputOpener
 
@@ -128,6 +129,20 @@ async def test_an_upload_that_cannot_be_looked_up_now_is_waited_for(
     harness = make_harness(inputs=opener(FakeUploads(faults=[StoreUnavailable(), StoreUnavailable()])))
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
     assert (task.state, len(harness.provider.calls)) == (State.COMPLETED, 1)
+
+
+async def test_an_edit_waits_until_its_store_can_hold_a_linked_image(make_harness: MakeHarness) -> None:
+    fetcher = FakeFetcher(StoreUnavailable())
+    harness = make_harness(inputs=opener(fetcher=fetcher))
+    harness.provider.editable = Edits(links=False)
+    harness.image_saver.health.mark_failed("ENOSPC")
+    task_id = await harness.submit(image_url=LINK)
+    await eventually(lambda: harness.task(task_id).reason is WaitReason.STORE_UNAVAILABLE)
+    assert fetcher.fetched == []
+    fetcher.error = None
+    harness.image_saver.health.mark_ok()
+    (task,) = await harness.finished(task_id)
+    assert (task.state, fetcher.fetched, len(harness.provider.calls)) == (State.COMPLETED, [LINK], 1)
 
 
 @pytest.mark.parametrize("name", ["image_url", "image", "mask"])
