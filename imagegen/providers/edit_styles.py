@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.input_bodies import Base64Image, as_data_uri
+from imagegen.providers.input_bodies import Base64Image, link_or_data_uri
 from imagegen.providers.protocol import Call, Edits, InputImage
 
 EditStyle = Literal["form", "objects", "numbered", "ref_images"]
@@ -46,14 +46,12 @@ def input_fields(call: Call, style: EditStyle | None) -> dict[str, object]:
     images = [call.input(source) for source in call.request.input_images]
     match style:
         case "objects":
-            objects = [{"url": _link_or_uri(image), "type": "image_url"} for image in images]
+            objects = [{"url": link_or_data_uri(image), "type": "image_url"} for image in images]
             return {"image": objects[0]} if len(objects) == 1 else {"images": objects}
         case "numbered":
-            return {f"image{place if place > 1 else ''}": _link_or_uri(image) for place, image in enumerate(images, 1)}
+            return {
+                f"image{place if place > 1 else ''}": link_or_data_uri(image) for place, image in enumerate(images, 1)
+            }
         case "ref_images":
             return {"ref_images": [image if isinstance(image, str) else Base64Image(image) for image in images]}
     raise UpstreamError("upstream_invalid_request", "this provider takes no input images")
-
-
-def _link_or_uri(image: InputImage | str) -> Base64Image | str:
-    return image if isinstance(image, str) else as_data_uri(image)

@@ -52,6 +52,11 @@ def as_data_uri(image: InputImage) -> Base64Image:
     return Base64Image(image, f"data:{image.content_type};base64,")
 
 
+def link_or_data_uri(image: InputImage | str) -> Base64Image | str:
+    """Return a link as it is, and an image as a `data:` URI."""
+    return image if isinstance(image, str) else as_data_uri(image)
+
+
 class StreamedBody:
     """Body of bytes and images, in order."""
 

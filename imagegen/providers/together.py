@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from yarl import URL
 
 from imagegen.providers.http_client import Account, ProviderClient
-from imagegen.providers.input_bodies import Base64Image, as_data_uri
-from imagegen.providers.protocol import Call, CallObserver, Edits, InputImage, Reply, WithoutJobs
+from imagegen.providers.input_bodies import link_or_data_uri
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
 from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
@@ -93,13 +93,9 @@ def fields_of(call: Call, response_format: str, input_field: InputField = "image
 
 def _input_fields(call: Call, first: InputField) -> dict[str, object]:
     """Return the input images as links or `data:` URIs. first: the field for the first one."""
-    images = [_sendable(call.input(source)) for source in call.request.input_images]
+    images = [link_or_data_uri(call.input(source)) for source in call.request.input_images]
     if not images:
         return {}
     if first == "reference_images":
         return {"reference_images": images}
     return {"image_url": images[0]} | ({"reference_images": images[1:]} if images[1:] else {})
-
-
-def _sendable(image: InputImage | str) -> Base64Image | str:
-    return image if isinstance(image, str) else as_data_uri(image)
