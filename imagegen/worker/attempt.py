@@ -12,7 +12,7 @@ from functools import partial
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.errors import ImageRejected, UpstreamError
+from imagegen.errors import ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.store import VerifiedImage
 from imagegen.providers.protocol import InputImage, Provider, Reply
 from imagegen.queue.claim import Claim, StartResult
@@ -26,7 +26,7 @@ from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, 
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
-from imagegen.worker.inputs import AttemptInputs, InputOpener
+from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobUnfinished, JobWait
 from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
 from imagegen.worker.pacing import Pacing, Permit
@@ -366,13 +366,18 @@ class Attempt:
     async def _open_inputs(self) -> Mapping[str, InputImage]:
         """Return the input images to send as bytes. Without them no call is made: the task fails, and costs nothing.
 
-        They are in the store, or are held where it writes: while it can't be written, an edit waits.
+        They are in the store, or are held where it writes: while it can't be written, or one can't be read for a
+        passing cause, an edit waits.
         """
         if not self._request.image_sources:
             return {}
         await self._waiting.store_writable()
         try:
             return await self._inputs.open(self._runner.provider.edits(self._form.model))
+        except (QueueUnavailable, StoreUnavailable) as error:
+            counts = self._paid_in_vain or not self._waiting.begun  # what was not begun is not counted yet
+            pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
+            raise _AttemptEnded(pause) from error
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
             raise _AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error

@@ -21,9 +21,8 @@ from imagegen.tasks.request import GenerationRequest
 FETCH_TIMEOUT_S = 60.0
 """For all links of a task together."""
 
-UNAVAILABLE_TRIES = 30
-UNAVAILABLE_WAIT_S = 1.0
-"""How often, and after how long, an upload is looked for again while Redis or the store does not answer."""
+UNAVAILABLE_RETRY_S = 5.0
+"""Until the inputs are opened again if Redis or the store did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,11 @@ class AttemptInputs:
         self._fetched: list[VerifiedImage] = []
 
     async def open(self, edits: Edits | None) -> Mapping[str, InputImage]:
-        """Return the images that the provider needs as bytes. Raises UpstreamError, before anything is paid."""
+        """Return the images that the provider needs as bytes.
+
+        Raises UpstreamError for an unusable one, and QueueUnavailable or StoreUnavailable if one can't be read now,
+        before anything is paid.
+        """
         if self._opener is None or not self._sources:
             return self._opened
         links = edits is not None and edits.links
@@ -69,16 +72,10 @@ class AttemptInputs:
                 await in_file_thread(self._opener.spool.discard, image)
 
     async def _find(self, uploads: Uploads, upload_id: str) -> InputImage:
-        for _ in range(UNAVAILABLE_TRIES):
-            try:
-                upload = await uploads.describe(upload_id)
-            except (QueueUnavailable, StoreUnavailable):
-                await asyncio.sleep(UNAVAILABLE_WAIT_S)
-                continue
-            if upload is None:
-                raise _gone(upload_id)
-            return InputImage(upload.content_type, upload.size_bytes, lambda: _read_upload(uploads, upload_id))
-        raise _unreadable()
+        upload = await uploads.describe(upload_id)
+        if upload is None:
+            raise _gone(upload_id)
+        return InputImage(upload.content_type, upload.size_bytes, lambda: _read_upload(uploads, upload_id))
 
     async def _fetch(self, fetcher: ImageFetcher, link: str) -> InputImage:
         try:
@@ -87,8 +84,6 @@ class AttemptInputs:
             raise _unusable(error.detail) from error
         except DownloadFailed as error:
             raise _unusable(f"The input image can't be fetched: {error.detail}", retryable=True) from error
-        except StoreUnavailable as error:
-            raise _unreadable() from error
         self._fetched.append(image)
         return InputImage(image.content_type, image.size_bytes, lambda: _read_fetched(image))
 

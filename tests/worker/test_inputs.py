@@ -9,13 +9,13 @@ import pytest
 from support import eventually
 from worker.conftest import MakeHarness, images
 
-from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable, UpstreamError
+from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.store import OpenedImage, VerifiedImage
 from imagegen.images.uploads import Upload
 from imagegen.providers.protocol import Call, Edits
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.task import State, WaitReason
-from imagegen.worker import inputs
+from imagegen.worker import attempt
 from imagegen.worker.inputs import InputOpener
 
 LINK = "https://images.example/a.png"
@@ -101,7 +101,6 @@ async def test_a_link_is_fetched_once_for_all_calls_and_forgotten_at_the_end(mak
     [
         (ImageRejected("The image's link is dead: x answered 404", lasting=True), False),
         (DownloadFailed("x answered 503"), True),
-        (StoreUnavailable(), True),
     ],
 )
 async def test_a_link_that_cannot_be_fetched_fails_the_task_without_a_call(
@@ -111,7 +110,7 @@ async def test_a_link_that_cannot_be_fetched_fails_the_task_without_a_call(
     harness.provider.editable = Edits(links=False)
     (task,) = await harness.finished(await harness.submit(image_url=LINK))
     assert (task.state, task.error.retryable, task.attempts) == (State.FAILED, retryable, 0)
-    assert task.error.code == ("internal_error" if isinstance(error, StoreUnavailable) else "upstream_invalid_request")
+    assert task.error.code == "upstream_invalid_request"
     assert harness.provider.calls == []
 
 
@@ -122,13 +121,15 @@ async def test_an_upload_that_is_gone_fails_the_task_without_a_call(make_harness
     assert "upload it again" in task.error.detail
 
 
-async def test_an_upload_that_cannot_be_looked_up_now_is_waited_for(
+async def test_an_edit_waits_for_an_upload_that_cannot_be_read_now(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "UNAVAILABLE_WAIT_S", 0.001)
-    harness = make_harness(inputs=opener(FakeUploads(faults=[StoreUnavailable(), StoreUnavailable()])))
+    monkeypatch.setattr(attempt, "UNAVAILABLE_RETRY_S", 0.001)
+    uploads = FakeUploads(faults=[StoreUnavailable()] * 40 + [QueueUnavailable()] * 40)
+    harness = make_harness(inputs=opener(uploads))
     (task,) = await harness.finished(await harness.submit(image_url=UPLOAD))
-    assert (task.state, len(harness.provider.calls)) == (State.COMPLETED, 1)
+    assert (task.state, task.attempts, len(harness.provider.calls)) == (State.COMPLETED, 1, 1)
+    assert uploads.faults == []
 
 
 async def test_an_edit_waits_until_its_store_can_hold_a_linked_image(make_harness: MakeHarness) -> None:
