@@ -244,7 +244,7 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
             inputs = ImageFetcher(
                 links,
                 spool,
-                origin,
+                Origin(provider.own_hosts, None, app[RESOLVER]),  # a client's link to loopback is not the upstream's
                 timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
                 max_bytes=settings.upload_max_bytes,
                 subject="The input image",

@@ -6,7 +6,8 @@ import re
 
 from pydantic.alias_generators import to_snake
 
-_CALLBACK = re.compile(r"webhook|callback|notify_(?:url|hook)", re.IGNORECASE)
+_CALLBACK = re.compile(r"webhook|callback|notifyurl|notifyhook|notificationurl")
+"""In a name without separators, in lower case."""
 _RESERVED = frozenset(
     {
         "n",
@@ -14,6 +15,11 @@ _RESERVED = frozenset(
         "num_images_per_prompt",
         "number_of_images",
         "num_outputs",
+        "num_samples",
+        "n_images",
+        "image_count",
+        "batch_count",
+        "samples",
         "n_iter",
         "sample_count",
         "batch_size",
@@ -33,6 +39,11 @@ _OTHERS = {
     "size": "width and height",
     "image_size": "width and height",
     "num_images": "n",
+    "num_samples": "n",
+    "n_images": "n",
+    "image_count": "n",
+    "batch_count": "n",
+    "samples": "n",
     "num_outputs": "n",
     "number_of_images": "n",
     "batch_size": "n",
@@ -76,12 +87,17 @@ _RESERVED_TOGETHER = frozenset(name.replace("_", "") for name in _RESERVED)
 
 def is_reserved(name: str) -> bool:
     """Return whether an unknown field would change what the service itself decides: image count, size, model, calls."""
-    return name.translate(_NO_SEPARATORS).lower() in _RESERVED_TOGETHER or _CALLBACK.search(name) is not None
+    together = _without_separators(name)
+    return together in _RESERVED_TOGETHER or _CALLBACK.search(together) is not None
 
 
 def our_name(name: str) -> str | None:
     """Return our field that means the same as another image API's; None if there is none."""
-    if _CALLBACK.search(name):
+    if _CALLBACK.search(_without_separators(name)):
         return "webhook"
     spelling = to_snake(name).lower()
     return _OTHERS.get(spelling) or (spelling if spelling in _ALSO_OURS else None)
+
+
+def _without_separators(name: str) -> str:
+    return name.translate(_NO_SEPARATORS).lower()

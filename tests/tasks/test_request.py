@@ -149,7 +149,19 @@ def test_a_ratio_that_gives_too_long_a_side_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["n", "num_images", "numImages", "N", "n_iter", "Width", "responseFormat", "my_webhook"]
+    "name",
+    [
+        "n",
+        "num_images",
+        "numImages",
+        "N",
+        "n_iter",
+        "samples",
+        "Width",
+        "responseFormat",
+        "my_webhook",
+        "call-back_url",
+    ],
 )
 def test_a_reserved_field_in_extra_is_refused_in_each_spelling(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

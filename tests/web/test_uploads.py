@@ -141,6 +141,16 @@ async def test_a_form_that_is_not_one_file_is_refused(
     assert [detail["field"] for detail in shown["details"]] == ([field] if field else [])
 
 
+@pytest.mark.parametrize("route", ["/api/uploads", "/v1/images/edits"])
+@pytest.mark.parametrize("encoding", [b"", b"Content-Transfer-Encoding: base64\r\n"], ids=["plain", "encoded"])
+async def test_a_part_with_a_name_that_is_not_utf_8_is_refused(service: Client, route: str, encoding: bytes) -> None:
+    head = encoding + b'Content-Disposition: form-data; name="im\xff\xfeage"'
+    body = b"--a-boundary\r\n" + head + b"\r\n\r\nx\r\n--a-boundary--\r\n"
+    response = await service.post(route, data=body, headers=FORM)
+    shown = await response.json()
+    assert (response.status, shown.get("code") or shown["error"]["code"]) == (400, "invalid_request")
+
+
 async def test_a_form_without_a_boundary_is_refused(service: Client) -> None:
     response = await service.post("/api/uploads", data=b"x", headers={"Content-Type": "multipart/form-data"})
     assert (response.status, (await response.json())["code"]) == (400, "bad_request")

@@ -105,7 +105,8 @@ class FormPart:
         self._part = part
         self._body = body
         with _errors():
-            self.name = (part.name or "")[:MAX_NAME_CHARS]
+            name = (part.name or "")[:MAX_NAME_CHARS]
+            self.name = name.encode(errors="replace").decode()  # bytes that are no UTF-8 can't be in an error
             self.filename = part.filename
         self.content_type = part.headers.get(hdrs.CONTENT_TYPE, "").lower()
         if part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "").lower() not in _PLAIN:

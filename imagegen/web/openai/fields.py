@@ -124,7 +124,8 @@ def _add_unknown_fields(sent: Mapping[str, Any], fields: dict[str, Any], errors:
     for name in (name for name in sent if name in unknown):
         if is_reserved(name):
             meant = our_name(name)
-            advice = "use webhook of /api/images/generate" if meant == "webhook" else f"use {meant}"
+            advice = f"use {meant}" if meant else "leave it out"
+            advice = "use webhook of /api/images/generate" if meant == "webhook" else advice
             errors.append(FieldError(printable(name, MAX_KEY_CHARS), f"is not supported here: {advice}"))
         elif isinstance(extra, dict):
             if name in extra:
