@@ -103,6 +103,17 @@ def test_sixteen_images_of_10_mib_pass_through_little_memory(
     assert grown < MAX_GROWTH_BYTES, f"{grown / MIB:.1f} MiB"
 
 
+def test_a_link_of_a_client_to_loopback_does_not_lead_to_the_upstream(
+    start_service: StartService, upstream: EmulatorProcess
+) -> None:
+    service = start_service(**edits_by(upstream))
+    fields = {"prompt": "from within", "model": "an-edit-model", "imageUrl": "http://localhost:1/ledger"}
+    answer = service.request("POST", "/api/images/generate?wait=30", json.dumps(fields).encode())
+    assert (answer.json["status"], answer.json["attempts"]) == ("failed", 0)
+    assert "is this machine" in answer.json["message"]
+    assert paid_inputs(upstream, "from within") == []
+
+
 def test_an_edit_whose_instance_is_killed_is_made_again_from_whole_images(
     start_service: StartService, upstream: EmulatorProcess
 ) -> None:
