@@ -20,6 +20,12 @@ from imagegen.tasks.task import State, Task, TaskError
 IMAGES = tuple(StoredImage(index, "image/png", 10, 8, 8, f"{index:x}" * 64) for index in range(16))
 
 
+@pytest.fixture(autouse=True)
+def _other_keys_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the keys of other tests, which share the server, not stop the reading of the records."""
+    monkeypatch.setattr(families, "MAX_SCANS", 100_000)
+
+
 async def reuse(_task_id: str, family: RequestFamily, finished: Sequence[Task]) -> ReusedImages:
     """Return the images of the first finished task, without a store."""
     images = finished[0].images[: family.request.n]
