@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from standardwebhooks import Webhook as Verifier
 from support import eventually
+from yarl import URL
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 ASKED = {"prompt": "a lighthouse", "webhook": {"url": "https://hooks.invalid/a?token=1"}}
@@ -54,16 +55,16 @@ async def test_a_misspelled_field_gets_a_suggestion(service) -> None:
     assert answer["details"][0]["message"].endswith("did you mean webhook?")
 
 
-async def test_the_view_shows_the_delivery_state_and_hides_the_query(start_service) -> None:
+async def test_the_view_shows_the_delivery_state_and_hides_path_and_query(start_service) -> None:
     service = await start_service(sandbox_delay_s=5.0)
     task_id = (await post(service, ASKED))[1]["taskId"]
     await post(service, ASKED | {"webhook": {"url": "https://hooks.invalid/b"}})
     async with service.get(f"/api/images/{task_id}") as response:
         view = await response.json()
-    assert view["webhook"] == [
-        {"url": f"https://hooks.invalid/{path}", "status": "pending", "attempts": 0, "lastStatus": None}
-        for path in ("a", "b")
-    ]
+    assert (
+        view["webhook"]
+        == [{"url": "https://hooks.invalid", "status": "pending", "attempts": 0, "lastStatus": None}] * 2
+    )
 
 
 async def test_the_twenty_first_webhook_of_a_task_is_a_400(start_service) -> None:
@@ -99,7 +100,9 @@ async def test_a_receiver_gets_the_signed_body_with_links_of_its_client(start_se
     headers, body = receiver.received[0]
     event = Verifier(SECRET).verify(body, headers)
     view = await delivered_view(service, task_id)
-    assert view.pop("webhook") == [{"url": receiver.url, "status": "delivered", "attempts": 1, "lastStatus": 200}]
+    assert view.pop("webhook") == [
+        {"url": str(URL(receiver.url).origin()), "status": "delivered", "attempts": 1, "lastStatus": 200}
+    ]
     assert event == {"type": "image.completed", "timestamp": view["finishedAt"], "data": view}
     assert view["data"][0]["url"].startswith(str(service.make_url("/")))
 

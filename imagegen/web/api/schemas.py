@@ -66,7 +66,7 @@ class TaskErrorView(TypedDict):
 
 
 class DeliveryView(TypedDict):
-    """How far the call of one webhook is; its address is shown without the query."""
+    """How far the call of one webhook is; of its address, scheme and host are shown."""
 
     url: str
     status: DeliveryStatus
@@ -96,6 +96,9 @@ class TaskView(TypedDict):
     etaSeconds: NotRequired[Eta | None]
     data: NotRequired[Annotated[list[ImageView], Field(description="The images that are ready, also before the end.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request, and an end of its model.")]]
+    cancelledUpstream: NotRequired[
+        Annotated[bool, Field(description="Whether the provider confirmed the cancel, so that nothing is paid.")]
+    ]
     usage: NotRequired[
         Annotated[dict[str, int | dict[str, int]], Field(description="Counts of all calls, by the upstream's names.")]
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from yarl import URL
+
 from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
@@ -87,6 +89,7 @@ def task_view(
             view["error"] = {"code": task.error.code, "retryable": task.error.retryable}
         case State.CANCELLED:
             view["message"] = texts["cancelled"]
+            view["cancelledUpstream"] = False  # no provider takes a cancel yet
         case State.PENDING | State.PROCESSING:
             view["message"] = texts["running"].format(status=task.state, progress=task.progress)
             view["reason"] = task.reason
@@ -116,9 +119,9 @@ def _shown_deliveries(task: Task) -> list[Delivery]:
 
 
 def _delivery_view(delivery: Delivery) -> DeliveryView:
-    """Show the URL without its query, which often holds a secret: a task may be shared."""
+    """Show scheme and host of the URL: its path and query often hold a secret, and a task may be shared."""
     return {
-        "url": delivery.webhook.url.partition("?")[0],
+        "url": str(URL(delivery.webhook.url).origin()),
         "status": delivery.status,
         "attempts": delivery.attempts,
         "lastStatus": delivery.last_status,

@@ -194,3 +194,12 @@ async def test_vercel_edits_images_with_a_mask(node: Node, editing: Service, emu
     assert len(result["images"]) == 1
     (paid,) = emulator.ledger.paid
     assert [file.sha256 for file in paid.inputs] == [sha256(file) for file in (RED, GREEN, MASK)]
+
+
+async def test_vercel_edits_an_image_at_together(node: Node, service: Service, upstream: EmulatedUpstream) -> None:
+    """Its provider takes one image and no mask."""
+    fields = {"model": "black-forest-labs/FLUX.1-kontext-pro"}
+    (result,) = await node.run(call(service, "togetherai", fields=fields, images=[RED]))
+    assert len(result.get("images", [])) == 1, result
+    (paid,) = upstream.ledger.paid
+    assert [file.sha256 for file in paid.inputs] == [sha256(RED)]
