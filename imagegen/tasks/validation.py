@@ -173,9 +173,14 @@ Resolution = Annotated[Literal["512", "1K", "2K", "4K"], BeforeValidator(_upper_
 
 
 class GenerationParams(BaseModel):
-    """The parameters that change the image, as a client sends them."""
+    """The parameters that change the image, as a client sends them.
 
-    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=())
+    Its own validator is built for the documentation only, when that is requested: requests are read by `_validate`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", alias_generator=to_camel, validate_by_name=True, protected_namespaces=(), defer_build=True
+    )
 
     prompt: Annotated[Prompt, Field(description="What to draw.")]
     model: Annotated[ModelId, Field(description="Any model id of the provider.")]
@@ -318,7 +323,8 @@ def _dict_validator(model: type[BaseModel]) -> Callable[[Mapping[str, Any]], dic
             without_default = copy(field)
             without_default.default = PydanticUndefined
             fields[name] = NotRequired[Annotated[field.annotation, without_default]]
-    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(with_config(model.model_config)(typed_dict("Params", fields)))
+    config = with_config(ConfigDict(**{**model.model_config, "defer_build": False}))
+    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(config(typed_dict("Params", fields)))
     return adapter.validate_python
 
 
