@@ -70,6 +70,8 @@ class JobWait:
             async with limit:
                 return await call(ProgressReporter(self.claims, self.claim, self.total, len(share.indexes), accepted))
         except TimeoutError:
+            if not limit.expired():
+                raise  # not this limit's: nothing may take a call without a job for an unfinished one
             raise self._unfinished() from None
         except UpstreamError:
             if self.claim.checkpoint.job:

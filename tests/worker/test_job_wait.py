@@ -21,7 +21,7 @@ from imagegen.tasks.task import State
 class JobProvider(ScriptedProvider):
     """Provider of jobs. `ends` are what its jobs end with, in order; None is a job that runs on."""
 
-    ends: list[Reply | UpstreamError | None] = field(default_factory=list)
+    ends: list[Reply | Exception | None] = field(default_factory=list)
     resumed: list[JobHandle] = field(default_factory=list)
     on_accepted: Callable[[], None] = lambda: None
 
@@ -39,13 +39,13 @@ class JobProvider(ScriptedProvider):
         end = self.ends.pop(0) if self.ends else images()
         if end is None:
             await asyncio.get_running_loop().create_future()
-        if isinstance(end, UpstreamError):
+        if isinstance(end, Exception):
             raise end
         assert isinstance(end, Reply)
         return end
 
 
-def harness_of(instance, *ends: Reply | UpstreamError | None, **rules: object) -> WorkerHarness:
+def harness_of(instance, *ends: Reply | Exception | None, **rules: object) -> WorkerHarness:
     return WorkerHarness(instance, JobProvider(ends=list(ends), max_images_per_call=1), **rules)
 
 
@@ -69,6 +69,13 @@ async def test_a_job_that_outlasts_its_slot_is_resumed_by_the_next_attempt(insta
     assert isinstance(await run_again(harness, claim, outcome), Succeeded)
     assert [handle.id for handle in harness.provider.resumed] == ["task_1"]
     assert (len(harness.provider.calls), claim.checkpoint.attempts, claim.checkpoint.job) == (1, 1, None)
+
+
+async def test_a_timeout_within_a_call_is_not_taken_for_an_unfinished_job(instance) -> None:
+    harness = harness_of(instance, TimeoutError())
+    claim = await harness.claim()
+    with pytest.raises(TimeoutError):
+        await harness.attempts.run(claim)
 
 
 async def test_a_job_is_polled_until_the_deadline_of_its_task(instance) -> None:

@@ -22,6 +22,9 @@ from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Ending, 
 from imagegen.web.openai.errors import is_retryable
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
+KEYED_VARIANTS = 2**52
+"""Variants of calls with an idempotency key. They lie above those that a client can name."""
+
 MAX_PROBES = 64
 """Variants that are looked up for a repeat if no instance remembers its first call."""
 
@@ -143,7 +146,8 @@ class ClientCall:
         services, options = self._services, self._options
         refuse_while_draining(services)
         seed = hashlib.sha256(f"{options.client}\n{key}".encode()).digest()
-        variant = 1 + int.from_bytes(seed[:8]) % MAX_VARIANT if self._fixed is None else self._fixed
+        own_variant = MAX_VARIANT + 1 + int.from_bytes(seed[:8]) % KEYED_VARIANTS
+        variant = own_variant if self._fixed is None else self._fixed
         submission = self._submission(variant)
         keys, digest = services.queue.idempotency, self._submission(self._request.variant).digest
         async with keys.first_use_or_existing(options.client, key, submission.task_id, digest) as first_id:

@@ -12,6 +12,8 @@ from emulator_fixtures import EmulatedUpstream
 from support import eventually
 
 from imagegen.app import METER, QUEUE
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.validation import MAX_VARIANT
 from tests.web.openai.conftest import Client, Serve, Service
 
 SDK = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "60"}
@@ -123,6 +125,13 @@ async def test_an_idempotency_key_names_one_image(service: Service, upstream: Em
     mismatch = await service.generate(keyed, prompt="a dog")
     assert (mismatch.status, (await mismatch.json())["error"]["code"]) == (422, "idempotency_mismatch")
     assert upstream.ledger.paid_total == 2
+
+
+async def test_a_keyed_call_has_a_variant_that_no_client_can_name(service: Service) -> None:
+    task_id = await id_of(await service.generate({"Idempotency-Key": "order-1"}))
+    task = await service.app[QUEUE].client_queue.read(task_id)
+    assert task is not None
+    assert GenerationRequest.from_json(task.request_json).variant > MAX_VARIANT
 
 
 async def test_a_keyed_repeat_of_a_failure_gets_it_again(serve: Serve, upstream: EmulatedUpstream) -> None:
