@@ -103,7 +103,8 @@ class CallForm:
         if not names or len(run.dropped_params) + len(names) > MAX_DROPPED_FIELDS:
             return False
         self._claim.checkpoint = replace(run, dropped_params=(*run.dropped_params, *names))
-        add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in names))
+        theirs = [name for name in names if name != "response_format"]  # the service's own, which no client gives
+        add_warnings(self._claim, *(f"{name} was left out: the model does not support it" for name in theirs))
         return True
 
     def _change_model(self, error: UpstreamError) -> bool:

@@ -123,6 +123,15 @@ async def test_a_refused_parameter_is_dropped_with_a_warning(make_harness: MakeH
     assert outcome.warnings == ("steps was left out: the model does not support it",)
 
 
+async def test_a_field_of_the_service_itself_is_left_out_without_a_warning(make_harness: MakeHarness) -> None:
+    refusal = UpstreamError("upstream_invalid_request", "no such field", refused=("response_format",), status=400)
+    harness = make_harness(refusal, pool=False)
+    outcome = await harness.attempts.run(await harness.claim())
+    assert isinstance(outcome, Succeeded)
+    assert outcome.warnings == ()
+    assert [call.without for call in harness.provider.calls] == [frozenset(), frozenset({"response_format"})]
+
+
 async def test_refused_parameters_are_dropped_in_turn_or_together(make_harness: MakeHarness) -> None:
     both = UpstreamError("upstream_invalid_request", "no", refused=("quality", "x_style"), status=400)
     harness = make_harness(no_parameter("steps"), both, pool=False)
