@@ -199,7 +199,7 @@ async def test_more_bytes_than_allowed_are_refused_while_they_come(start_service
 async def test_a_body_that_stalls_is_a_408_and_nothing_is_kept(
     service: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_stream.BodyStream.__init__, "__kwdefaults__", {"stall_s": 0.2})
+    monkeypatch.setattr(body_stream, "STALL_S", 0.2)
     reader, writer = await asyncio.open_connection(service.host, service.port)
     data = image_file(size=(800, 800))
     writer.write(b"POST /api/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n" + data[:600])

@@ -42,7 +42,7 @@ class BodyStream:
     UnsupportedMediaType for a compressed body.
     """
 
-    def __init__(self, request: web.Request, max_bytes: int, *, stall_s: float = STALL_S) -> None:
+    def __init__(self, request: web.Request, max_bytes: int) -> None:
         if hdrs.CONTENT_ENCODING in request.headers:
             raise UnsupportedMediaType
         if (request.content_length or 0) > max_bytes:
@@ -50,7 +50,6 @@ class BodyStream:
         self._request = request
         self._content = request.content
         self._max_bytes = max_bytes
-        self._stall_s = stall_s
         self._time = asyncio.get_running_loop().time
         self._began_at = self._time()
 
@@ -88,7 +87,7 @@ class BodyStream:
     async def _arrival(self, reading: Awaitable[_Result]) -> _Result:
         latest = self._began_at + TRICKLE_S + self._content.total_bytes / SLOWEST_BYTES_PER_S
         with _errors():
-            async with asyncio.timeout_at(min(latest, self._time() + self._stall_s)):
+            async with asyncio.timeout_at(min(latest, self._time() + STALL_S)):
                 result = await reading
         if self._content.total_bytes > self._max_bytes:
             raise BodyTooLarge(limit=self._max_bytes)
