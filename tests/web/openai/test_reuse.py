@@ -9,9 +9,11 @@ import aiohttp
 import pytest
 from aiohttp import ClientResponse
 from emulator_fixtures import EmulatedUpstream
-from support import eventually
+from support import Clock, eventually
 
 from imagegen.app import METER, QUEUE
+from imagegen.ratelimit.limits import RATE_LIMITS
+from imagegen.ratelimit.stores import MemoryRateLimitStore
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_VARIANT
 from tests.web.openai.conftest import Client, Serve, Service
@@ -106,12 +108,14 @@ async def test_a_marked_repeat_of_a_call_that_is_open_joins_it(service: Service,
 
 
 async def test_a_call_over_the_rate_limit_comes_again_as_a_new_image(serve: Serve, upstream: EmulatedUpstream) -> None:
+    clock = Clock()
     service = await serve(image_rate_limit_max=1, rate_limit_window_s=2)
+    service.app[RATE_LIMITS].use(MemoryRateLimitStore(clock))
     answers = await asyncio.gather(service.generate(SDK), service.generate(SDK))
     first, refused = sorted(answers, key=lambda answer: answer.status)
     assert refused.status == 429
     assert (await service.generate(SDK | REPEAT)).status == 429
-    await asyncio.sleep(2)
+    clock.now += 2
     assert await id_of(await service.generate(SDK | REPEAT)) != await id_of(first)
     assert upstream.ledger.paid_total == 2
 
