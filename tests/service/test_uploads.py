@@ -14,7 +14,9 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatorProcess
@@ -47,10 +49,10 @@ def png_of(size_bytes: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"teST", os.urandom(missing)) + pixels + end
 
 
-def upload(service: Service, data: bytes) -> str:
+def upload(service: Service, data: bytes) -> dict[str, Any]:
     answer = service.request("POST", "/api/uploads", data, headers={"Content-Type": "image/png"}, timeout_s=60)
     assert answer.status in (200, 201), answer.body
-    return str(answer.json["uploadId"])
+    return answer.json
 
 
 def in_json(data: bytes, prompt: str = "in autumn") -> bytes:
@@ -160,12 +162,13 @@ def test_a_task_keeps_its_upload_over_a_crash_and_beyond_its_expiry(
     settings = {"IMAGE_STORE": store, "UPLOAD_TTL": "1", "WORKER_CONCURRENCY": "1"}
     service = start_service(upstream.url, **settings)
     prompt, data = f"kept beyond its expiry in {store}", png_of(3 * MIB)
-    image = upload(service, data)
+    uploaded = upload(service, data)
+    image, expires_at = uploaded["uploadId"], datetime.fromisoformat(uploaded["expiresAt"])
     upstream.script({"fault": "503", "retry_after": 2, "match": prompt, "times": 1})
     task = service.accepted(prompt=prompt, imageUrl=image, model=EDITS)
     eventually(lambda: calls_about(upstream, prompt))
     service.kill()
-    time.sleep(1.2)
+    eventually(lambda: datetime.now(UTC) > expires_at)
     again = start_service(upstream.url, **settings)
     assert again.submit(prompt="another", imageUrl=image, model=EDITS).error == (400, "upload_not_found")
     assert again.completed(task, within_s=30)
@@ -179,7 +182,8 @@ def test_a_task_without_its_upload_fails_and_costs_nothing(
 ) -> None:
     service = start_service(upstream.url, UPSTREAM_RATE="1/minute")
     service.made(prompt="uses the only call of this minute")
-    task = service.accepted(prompt="its upload is gone", imageUrl=upload(service, image_file("gold")), model=EDITS)
+    image = upload(service, image_file("gold"))["uploadId"]
+    task = service.accepted(prompt="its upload is gone", imageUrl=image, model=EDITS)
     service.end()
     for file in (tmp_path / "data" / "images").rglob("0-*.png"):
         file.unlink()

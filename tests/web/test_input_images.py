@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support import eventually
 from web.conftest import Client
 
 from imagegen.app import CONNECTION, QUEUE, UPLOADS
@@ -175,9 +175,11 @@ async def test_an_expired_upload_is_refused_unless_its_task_is_there(start_servi
     status, first = await submit(service, imageUrl=image)
     assert status == 202
     await service.get(f"/api/images/{first['taskId']}?wait=10")
-    found = service.app[UPLOADS].find
-    while await found(image):
-        await asyncio.sleep(0.05)
+
+    async def expired() -> bool:
+        return await service.app[UPLOADS].find(image) is None
+
+    await eventually(expired)
     status, again = await submit(service, imageUrl=image)
     assert (status, again["taskId"]) == (200, first["taskId"])
     status, refused = await submit(service, imageUrl=image, seed=1)
