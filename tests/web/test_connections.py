@@ -6,8 +6,10 @@ import asyncio
 import errno
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -190,9 +192,9 @@ async def test_unused_connections_time_out_and_used_ones_stay_open(make_server) 
 
 async def test_a_started_head_has_its_own_time_limit(make_server) -> None:
     server = await make_server(cap=10, idle_s=0.2, head_timeout_s=0.8)
-    client = await server.connect()
-    client.writer.write(GET[:10])
-    await asyncio.sleep(0.4)
+    (client,) = await server.fill(1, GET[:10])
+    (silent,) = await server.fill(1)
+    assert await silent.closed()
     client.writer.write(GET[10:])
     assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")
 
@@ -210,10 +212,10 @@ class Scarce(socket.socket):
     """Listening socket of a process without free descriptors until `left` is positive."""
 
     left = 0
-    calls = 0
+    called_at: ClassVar[list[float]] = []
 
     def accept(self) -> Any:
-        type(self).calls += 1
+        self.called_at.append(time.monotonic())
         if self.left <= 0:
             raise OSError(errno.EMFILE, "Too many open files")
         return super().accept()
@@ -224,12 +226,12 @@ async def test_running_out_of_descriptors_is_one_log_line_and_a_pause(
 ) -> None:
     monkeypatch.setattr("imagegen.web.http.listening.socket.socket", Scarce)
     monkeypatch.setattr("imagegen.web.http.listening.PAUSE_S", 0.05)
-    monkeypatch.setattr(Scarce, "calls", 0)
+    monkeypatch.setattr(Scarce, "called_at", [])
     server = await make_server()
     client = await server.connect()
     client.writer.write(GET)
-    await asyncio.sleep(0.5)
-    assert 2 <= Scarce.calls <= 15
+    await eventually(lambda: len(Scarce.called_at) >= 5)
+    assert all(later - earlier > 0.04 for earlier, later in pairwise(Scarce.called_at))
     monkeypatch.setattr(Scarce, "left", 1)
     assert (await client.fetch(b"")).startswith(b"HTTP/1.1 200")
     assert lines == ["WARNING No connection can be accepted for now: Too many open files\n"]
