@@ -5,7 +5,7 @@ import heapq
 import random
 
 import pytest
-from support import submission
+from support import eventually, submission
 
 from imagegen.queue.eta import EtaEstimator, SlotForecast, WaitingEntries
 from imagegen.tasks.task import State, Task
@@ -97,12 +97,10 @@ async def test_positions_are_available_after_a_restart(make_instance) -> None:
     last = await two.client_queue.get(submission(2).task_id)
     assert last is not None
 
-    async def position() -> int | None:
-        return (await two.client_queue.position(last)).position
+    async def is_third() -> bool:
+        return (await two.client_queue.position(last)).position == 3
 
-    async with asyncio.timeout(5):
-        while await position() != 3:
-            await asyncio.sleep(0)
+    await eventually(is_third)
 
 
 def test_later_positions_are_estimated_from_the_times_in_entry_ids() -> None:

@@ -555,7 +555,7 @@ async def test_without_a_channel_changes_are_polled_with_growing_intervals(
     make_instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "REFRESH_S", 30.0)
-    monkeypatch.setattr(watching, "POLL_S", 0.05)
+    monkeypatch.setattr(watching, "POLL_S", 0.02)
     one, two = make_instance(start=False), make_instance(start=False)
     two.notifier.silent = True
     await one.verbs.create_group()
@@ -564,9 +564,9 @@ async def test_without_a_channel_changes_are_polled_with_growing_intervals(
     with two.feed.subscribe([task.id]) as waiter:
         reads = two.connection.meter.commands
         await eventually(lambda: reads["read"] >= 3)
-        before = reads["read"]
-        await asyncio.sleep(0.4)
-        assert reads["read"] - before <= 3
+        third_at = time.monotonic()
+        await eventually(lambda: reads["read"] >= 5)
+        assert time.monotonic() - third_at > 6 * 0.02  # the intervals are 4 and 8 polls
         waiting = asyncio.create_task(one.worker_queue.claim())
         reader = asyncio.create_task(one.parts.consumer.read_forever())
         claim = await asyncio.wait_for(waiting, 5)
