@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
+from support import eventually
 
 from imagegen import resolver as module
 from imagegen.resolver import SYSTEM_AT_ONCE, EventLoop, Resolver, SystemResolver
@@ -17,11 +18,18 @@ from imagegen.ssrf import AddressBlocked, PublicResolver
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """Return the address of a DNS server that never answers."""
+def silent_socket() -> Iterator[socket.socket]:
+    """Return the socket of a DNS server that never answers."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture
+def silent(silent_socket: socket.socket) -> str:
+    """Return the address of a DNS server that never answers."""
+    return f"127.0.0.1:{silent_socket.getsockname()[1]}"
 
 
 class Answers(asyncio.DatagramProtocol):
@@ -48,17 +56,22 @@ async def answering() -> AsyncIterator[str]:
     transport.close()
 
 
-async def test_silent_dns_times_out_and_uses_no_thread(silent: str) -> None:
+async def test_silent_dns_times_out_and_uses_no_thread(
+    silent: str, silent_socket: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_threads: list[str] = []
+    monkeypatch.setattr(module.socket, "getaddrinfo", lambda host, *_args, **_hints: in_threads.append(host))
     resolver = Resolver([silent], deadline_s=0.3)
     threads = threading.active_count()
     began = time.monotonic()
     lookups = [asyncio.ensure_future(resolver.resolve(f"host{n}.example.com", 443)) for n in range(100)]
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent_socket, 512), 5)
     assert threading.active_count() == threads
     assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.1) == 7
     assert (await resolver.resolve("localhost", 80))[0]["host"] in ("127.0.0.1", "::1")
     for error in await asyncio.gather(*lookups, return_exceptions=True):
         assert isinstance(error, OSError)
+    assert in_threads == []
     assert time.monotonic() - began < 1.5
     await resolver.close()
 
@@ -129,13 +142,18 @@ async def test_a_refused_thread_is_a_dns_error_and_frees_its_place(
 def test_the_loop_resolves_names_outside_the_disk_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    blocked = threading.Event()
-    monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_args, **_hints: blocked.wait(20))
+    blocked, running = threading.Event(), []
+
+    def lookup(host: str, *_args: object, **_hints: object) -> None:
+        running.append(host)
+        blocked.wait(20)
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", lookup)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         lookups = [asyncio.ensure_future(loop.getaddrinfo("redis.example.com", 6379)) for _ in range(50)]
-        await asyncio.sleep(0.1)
+        await eventually(lambda: len(running) >= SYSTEM_AT_ONCE)
         assert sum(thread.name == "resolver" for thread in threading.enumerate()) == SYSTEM_AT_ONCE
         assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 0.5) == 7
         for lookup in lookups:
