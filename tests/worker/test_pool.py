@@ -34,7 +34,7 @@ async def hang(_call: Call) -> Reply:
 
 
 async def check_trouble(harness: WorkerHarness, task_ids: list[str], at_most: int) -> None:
-    """Simulate a minute of check_trouble fifty times faster; allow `at_most` calls."""
+    """Simulate a minute of trouble fifty times faster; allow `at_most` calls."""
     began = asyncio.get_running_loop().time()
     await asyncio.sleep(1.2)
     minutes = (asyncio.get_running_loop().time() - began) / 1.2
