@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from image_bytes import decoded
 from PIL import Image, PngImagePlugin
 
 from imagegen.byte_budget import ByteBudget
@@ -47,12 +48,6 @@ def with_text(data: bytes, text: str = TEXT, title: str = TITLE) -> bytes:
     return changed
 
 
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
-
-
 def pixels(data: bytes) -> list[bytes]:
     image, frames = Image.open(io.BytesIO(data)), []
     for number in range(getattr(image, "n_frames", 1)):
@@ -63,7 +58,7 @@ def pixels(data: bytes) -> list[bytes]:
 
 def comment(data: bytes) -> str:
     """Return the EXIF comment, decoded as piexif does for the web UI."""
-    value = opened(data).getexif().get_ifd(EXIF_POINTER)[USER_COMMENT]
+    value = decoded(data).getexif().get_ifd(EXIF_POINTER)[USER_COMMENT]
     kind, text = value[:8], value[8:]
     return text.decode({b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}[kind])
 
@@ -72,7 +67,7 @@ def comment(data: bytes) -> str:
 def test_a_png_has_the_text_as_its_parameters(text: str) -> None:
     data = picture("PNG")
     changed = with_text(data, text)
-    assert opened(changed).info["parameters"] == text
+    assert decoded(changed).info["parameters"] == text
     assert pixels(changed) == pixels(data)
 
 
@@ -96,17 +91,17 @@ def test_a_jpeg_and_a_webp_have_the_text_as_exif(kind: str, mode: str, options: 
     data = picture(kind, mode, **options)
     changed = with_text(data, text)
     assert comment(changed) == text
-    assert opened(changed).getexif()[DESCRIPTION] == TITLE
+    assert decoded(changed).getexif()[DESCRIPTION] == TITLE
     assert pixels(changed) == pixels(data)
-    assert opened(changed).mode == opened(data).mode
-    assert {name: opened(changed).info.get(name) for name in ("icc_profile", "xmp", "comment")} == {
-        name: opened(data).info.get(name) for name in ("icc_profile", "xmp", "comment")
+    assert decoded(changed).mode == decoded(data).mode
+    assert {name: decoded(changed).info.get(name) for name in ("icc_profile", "xmp", "comment")} == {
+        name: decoded(data).info.get(name) for name in ("icc_profile", "xmp", "comment")
     }
 
 
 @pytest.mark.parametrize(("kind", "options"), [("WEBP", {"duration": 40}), ("PNG", {"default_image": False})])
 def test_an_animation_keeps_all_its_frames(kind: str, options: dict) -> None:
-    frames = [opened(picture("PNG")).rotate(90 * turn) for turn in range(3)]
+    frames = [decoded(picture("PNG")).rotate(90 * turn) for turn in range(3)]
     file = io.BytesIO()
     frames[0].save(file, kind, save_all=True, append_images=frames[1:], **options)
     changed = with_text(file.getvalue())
@@ -123,7 +118,7 @@ def test_other_exif_of_a_file_stays(kind: str, endian: str) -> None:
     exif.get_ifd(EXIF_POINTER)[0x9003] = "2026:01:02 03:04:05"
     data = picture(kind, exif=exif)
     changed = with_text(data)
-    read = opened(changed).getexif()
+    read = decoded(changed).getexif()
     assert comment(changed) == TEXT
     assert (read[0x010F], read[0x0131], read[0x0112]) == ("Black Forest Labs", "AI generated;txt2img", 6)
     assert read.get_ifd(EXIF_POINTER)[0x9003] == "2026:01:02 03:04:05"
@@ -135,7 +130,7 @@ def test_a_title_of_a_file_stays(kind: str) -> None:
     exif = Image.Exif()
     exif[DESCRIPTION] = "the provider's own"
     changed = with_text(picture(kind, exif=exif))
-    assert (opened(changed).getexif()[DESCRIPTION], comment(changed)) == ("the provider's own", TEXT)
+    assert (decoded(changed).getexif()[DESCRIPTION], comment(changed)) == ("the provider's own", TEXT)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
@@ -169,7 +164,7 @@ def test_a_prompt_over_the_limit_of_a_jpeg_is_cut_and_its_parameters_stay() -> N
         assert parameters == "Steps: 1, Seed: 2, Size: 1x1"
         assert prompt.startswith(shown)
         assert len(shown.encode("utf-16-be")) > 64_000
-        assert opened(with_text(data, prompt, prompt)).size == (64, 48)
+        assert decoded(with_text(data, prompt, prompt)).size == (64, 48)
 
 
 def test_a_block_never_exceeds_its_limit() -> None:
@@ -191,7 +186,7 @@ def test_text_behind_the_pixels_of_a_png_is_not_looked_for() -> None:
     data = picture("PNG")
     late = b"tEXt" + b"parameters\0later"
     chunk = struct.pack(">I", len(late) - 4) + late + struct.pack(">I", zlib.crc32(late))
-    assert opened(with_text(data[:-12] + chunk + data[-12:])).info["parameters"] == "later"
+    assert decoded(with_text(data[:-12] + chunk + data[-12:])).info["parameters"] == "later"
 
 
 class Store:

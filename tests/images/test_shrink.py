@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
+from image_bytes import decoded, encoded, png_file
 from PIL import Image
 
 from imagegen.images.shrink import NoThumbnail, shrink
@@ -22,16 +22,9 @@ def gradient(size: tuple[int, int] = (1000, 600)) -> Image.Image:
     return Image.linear_gradient("L").rotate(90).resize(size).convert("RGB")
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def thumbnail(data: bytes, size: int = 256) -> Image.Image:
     made = shrink(data, size)
-    image = Image.open(io.BytesIO(made.data))
-    image.load()
+    image = decoded(made.data)
     assert (image.format, image.size) == ("WEBP", (made.width, made.height))
     assert max(image.size) <= size
     assert not image.is_animated
@@ -46,13 +39,7 @@ def is_brighter_right(image: Image.Image) -> bool:
 
 def png(width: int, height: int, pixels: bytes = b"") -> bytes:
     """Return a PNG of one grey byte per pixel; without `pixels`, with a stream of zeros that is as small as may be."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    stream = zlib.compress(pixels or bytes((width + 1) * height), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
+    return png_file(width, height, zlib.compress(pixels or bytes((width + 1) * height), 9), colour_type=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_bytes import image_file, png_file
 from PIL import Image
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
@@ -60,22 +60,9 @@ async def open_uploads(open_store: Any, redis_url: str, prefix: str, clock: Cloc
         yield open_one
 
 
-def image_file(colour: str = "teal", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
 def png_of(width: int, height: int) -> bytes:
     """Return a whole PNG of a few hundred bytes, with a header that claims any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
-    )
+    return png_file(width, height, zlib.compress(bytes(64)), depth=1, colour_type=0)
 
 
 def noise(side: int) -> bytes:

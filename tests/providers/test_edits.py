@@ -8,6 +8,7 @@ from io import BytesIO
 import pytest
 from aiohttp import web
 from emulator_fixtures import EmulatedUpstream
+from image_bytes import image_file
 from PIL import Image, ImageStat
 
 from imagegen.errors import UpstreamError
@@ -52,9 +53,7 @@ def sha256(data: bytes) -> str:
 
 
 def png(colour, mode="RGB", size=(64, 64)) -> bytes:
-    file = BytesIO()
-    Image.new(mode, size, colour).save(file, "png")
-    return file.getvalue()
+    return image_file(colour, size=size, mode=mode)
 
 
 async def body_of(body) -> bytes:

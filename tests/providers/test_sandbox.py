@@ -1,7 +1,6 @@
 """Tests that sandbox images are real, repeatable, different from each other, and legible."""
 
 import asyncio
-import io
 import itertools
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import threading
 import time
 
 import pytest
+from image_bytes import decoded
 from msgspec import structs
 from PIL import Image, ImageChops
 
@@ -36,15 +36,9 @@ async def draw(watcher, *args, **fields) -> bytes:
     return image.data
 
 
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
-
-
 def visibly_different(one: bytes, other: bytes) -> float:
     """Return the share of pixels with a visible difference."""
-    channels = ImageChops.difference(opened(one).convert("RGB"), opened(other).convert("RGB")).split()
+    channels = ImageChops.difference(decoded(one).convert("RGB"), decoded(other).convert("RGB")).split()
     largest = ImageChops.lighter(ImageChops.lighter(channels[0], channels[1]), channels[2]).histogram()
     return sum(largest[13:]) / sum(largest)
 
@@ -73,23 +67,23 @@ def test_pillow_is_not_imported_until_an_image_is_drawn() -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 async def test_the_image_has_the_requested_size_and_format(watcher, output_format) -> None:
-    image = opened(await draw(watcher, width=320, height=200, output_format=output_format))
+    image = decoded(await draw(watcher, width=320, height=200, output_format=output_format))
     assert (image.size, image.format, image.mode) == ((320, 200), output_format.upper(), "RGB")
 
 
 async def test_the_default_format_is_png(watcher) -> None:
-    assert opened(await draw(watcher)).format == "PNG"
+    assert decoded(await draw(watcher)).format == "PNG"
 
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_every_size_is_drawn_with_every_kind_of_prompt(watcher, size) -> None:
     for prompt in ("cat", LONG, "一只狐狸在雪地里，水彩画", "🦊\u200d🏽", "\u0301", "x" * 4000):
-        assert opened(await draw(watcher, prompt, width=size[0], height=size[1])).size == size
+        assert decoded(await draw(watcher, prompt, width=size[0], height=size[1])).size == size
 
 
 @pytest.mark.parametrize("index", range(7))
 async def test_every_scene_is_drawn_at_the_largest_size(watcher, index) -> None:
-    assert opened(await draw(watcher, index=index, width=2048, height=2048, output_format="jpeg")).size == (2048, 2048)
+    assert decoded(await draw(watcher, index=index, width=2048, height=2048, output_format="jpeg")).size == (2048, 2048)
 
 
 async def test_images_that_are_made_afresh_differ_unless_there_is_a_seed(watcher) -> None:

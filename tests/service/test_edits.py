@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatorProcess
+from image_bytes import png_file
 from service.conftest import StartService
 from service.running import Service, eventually
 
@@ -27,14 +27,8 @@ MAX_GROWTH_BYTES = 40 * MIB
 def png_of(size_bytes: int) -> bytes:
     """Return a whole PNG of random pixels."""
     side = int((size_bytes / 3) ** 0.5)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     rows = b"".join(b"\0" + os.urandom(side * 3) for _ in range(side))
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 0)), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return png_file(side, side, zlib.compress(rows, 0))
 
 
 def form(files: list[tuple[str, bytes]], **fields: str) -> list[bytes]:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import pytest
 from emulator_fixtures import EmulatorProcess
+from image_bytes import encoded
 from PIL import Image
 from ports import free_port
 from service.running import Service, at_once, eventually, redis_server
@@ -174,12 +175,6 @@ def hosting(start_for_module) -> Iterator[Service]:
     )
     server.shutdown()
     server.server_close()
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def gradient() -> Image.Image:

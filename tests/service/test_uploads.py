@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import socket
-import struct
 import subprocess
 import time
 import zlib
@@ -20,7 +17,7 @@ from typing import Any
 
 import pytest
 from emulator_fixtures import EmulatorProcess
-from PIL import Image
+from image_bytes import data_uri, image_file, png_chunk, png_file
 from ports import free_port
 from service.conftest import StartService
 from service.running import Service, calls_about, eventually, redis_server
@@ -31,22 +28,11 @@ STALL_S = 0.5
 EDITS = "black-forest-labs/FLUX.1-kontext-dev"
 
 
-def image_file(colour: str = "teal", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
 def png_of(size_bytes: int) -> bytes:
     """Return a whole PNG of exactly this size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    pixels, end = chunk(b"IDAT", zlib.compress(os.urandom(3 * 64 * 64 + 64))), chunk(b"IEND", b"")
-    missing = size_bytes - 8 - len(header) - len(pixels) - len(end) - 12
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"teST", os.urandom(missing)) + pixels + end
+    stream = zlib.compress(os.urandom(3 * 64 * 64 + 64))
+    missing = size_bytes - len(png_file(64, 64, stream, before=png_chunk(b"teST", b"")))
+    return png_file(64, 64, stream, before=png_chunk(b"teST", os.urandom(missing)))
 
 
 def upload(service: Service, data: bytes) -> dict[str, Any]:
@@ -56,8 +42,7 @@ def upload(service: Service, data: bytes) -> dict[str, Any]:
 
 
 def in_json(data: bytes, prompt: str = "in autumn") -> bytes:
-    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return json.dumps({"prompt": prompt, "width": 64, "height": 64, "imageUrl": uri}).encode()
+    return json.dumps({"prompt": prompt, "width": 64, "height": 64, "imageUrl": data_uri(data)}).encode()
 
 
 def memory(service: Service, name: str) -> int:

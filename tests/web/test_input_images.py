@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -10,6 +9,7 @@ import os
 from typing import Any
 
 import pytest
+from image_bytes import data_uri, encoded, image_file
 from PIL import Image
 from support import eventually
 from web.conftest import Client
@@ -19,22 +19,10 @@ from imagegen.app import CONNECTION, QUEUE, UPLOADS
 PROMPT = {"prompt": "in autumn", "width": 64, "height": 64}
 
 
-def image_file(colour: str = "teal", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
 def noise(megabytes: float) -> bytes:
     """Return a PNG of about this size."""
     side = int((megabytes * 1e6 / 3) ** 0.5)
-    file = io.BytesIO()
-    Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)).save(file, "PNG", compress_level=0)
-    return file.getvalue()
-
-
-def uri(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return encoded(Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)), compress_level=0)
 
 
 async def upload(client: Client, data: bytes) -> str:
@@ -62,13 +50,13 @@ async def stored_values(client: Client) -> dict[str, bytes]:
 @pytest.mark.parametrize("megabytes", [0.001, 0.02, 0.3, 2.0])
 async def test_an_image_is_one_request_by_upload_and_by_data_uri(service: Client, megabytes: float) -> None:
     data = noise(megabytes)
-    first, by_uri = await submit(service, imageUrl=uri(data))
+    first, by_uri = await submit(service, imageUrl=data_uri(data))
     second, by_upload = await submit(service, imageUrl=await upload(service, data))
-    again, by_another = await submit(service, image_url=uri(data + b"behind the image"))
+    again, by_another = await submit(service, image_url=data_uri(data + b"behind the image"))
     assert first == 202
     assert {second, again} <= {200, 202}
     assert by_uri["taskId"] == by_upload["taskId"] == by_another["taskId"]
-    _, other = await submit(service, imageUrl=uri(image_file("red")))
+    _, other = await submit(service, imageUrl=data_uri(image_file("red")))
     assert other["taskId"] != by_uri["taskId"]
 
 
@@ -76,7 +64,7 @@ async def test_an_image_is_one_request_by_upload_and_by_data_uri(service: Client
 async def test_every_part_of_a_request_counts_by_its_bytes(service: Client, field: str) -> None:
     ids = set()
     for data in (image_file("red"), image_file("blue")):
-        fields = {"imageUrl": uri(image_file()), field: uri(data)}
+        fields = {"imageUrl": data_uri(image_file()), field: data_uri(data)}
         ids.add((await submit(service, **fields))[1]["taskId"])
     assert len(ids) == 2
 
@@ -84,8 +72,8 @@ async def test_every_part_of_a_request_counts_by_its_bytes(service: Client, fiel
 async def test_no_bytes_of_an_image_are_in_redis(start_service: Any) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     data = noise(0.3)
-    images = [uri(noise(0.1)) for _ in range(4)]
-    status, _ = await submit(service, imageUrl=uri(data), referenceImages=images, mask=uri(noise(0.2)))
+    images = [data_uri(noise(0.1)) for _ in range(4)]
+    status, _ = await submit(service, imageUrl=data_uri(data), referenceImages=images, mask=data_uri(noise(0.2)))
     assert status == 202
     stored = await stored_values(service)
     assert max(map(len, stored.values())) < 2_048, {key: len(value) for key, value in stored.items()}
@@ -96,7 +84,7 @@ async def test_no_bytes_of_an_image_are_in_redis(start_service: Any) -> None:
 @pytest.mark.parametrize("route", ["/api/images/batch", "/v1/images/generations"])
 async def test_the_other_routes_take_data_uris_too(service: Client, route: str, megabytes: float) -> None:
     data = noise(megabytes)
-    entry = PROMPT | {"image_url": uri(data), "reference_images": [uri(image_file("red"))]}
+    entry = PROMPT | {"image_url": data_uri(data), "reference_images": [data_uri(image_file("red"))]}
     body = {"requests": [entry, entry]} if route.endswith("batch") else entry
     response = await post_json(service, route, body)
     shown = await response.json()
@@ -123,7 +111,7 @@ async def test_an_unknown_upload_is_refused_by_its_field_before_anything_is_writ
     service: Client, fields: dict[str, Any], named: str
 ) -> None:
     before = await stored_values(service)
-    status, shown = await submit(service, **{"imageUrl": uri(image_file())} | fields)
+    status, shown = await submit(service, **{"imageUrl": data_uri(image_file())} | fields)
     assert (status, shown["code"]) == (400, "upload_not_found")
     assert [detail["field"] for detail in shown["details"]] == [named]
     assert await stored_values(service) == before
@@ -148,13 +136,13 @@ async def test_an_unknown_upload_is_named_on_the_other_routes(service: Client) -
 @pytest.mark.parametrize(
     ("text", "status", "code"),
     [
-        (uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image"),
-        (uri(image_file()[:-4]), 415, "unsupported_image"),
+        (data_uri(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "unsupported_image"),
+        (data_uri(image_file()[:-4]), 415, "unsupported_image"),
         ("data:image/png;base64,!!!!", 415, "unsupported_image"),
         ("data:image/png;base64,", 415, "unsupported_image"),
         ("data:image/svg+xml;utf8,<svg/>", 415, "unsupported_image"),
         ("data:image/png", 415, "unsupported_image"),
-        (uri(noise(1.2)[:-4]), 415, "unsupported_image"),
+        (data_uri(noise(1.2)[:-4]), 415, "unsupported_image"),
         ("data:image/png;base64," + "!" * 2_000_000, 415, "unsupported_image"),
     ],
     ids=range(8),
@@ -187,7 +175,7 @@ async def test_an_expired_upload_is_refused_unless_its_task_is_there(start_servi
 
 
 async def test_an_idempotency_key_holds_for_a_body_with_an_image(service: Client) -> None:
-    bodies = [PROMPT | {"imageUrl": uri(data)} for data in (noise(1.5), noise(1.5))]
+    bodies = [PROMPT | {"imageUrl": data_uri(data)} for data in (noise(1.5), noise(1.5))]
     answers = [
         await post_json(service, "/api/images/generate", body, **{"Idempotency-Key": "a-key"})
         for body in (bodies[0], bodies[0], bodies[1])
@@ -199,16 +187,16 @@ async def test_an_idempotency_key_holds_for_a_body_with_an_image(service: Client
 
 @pytest.mark.parametrize("field", ["prompt", "model", "style"])
 async def test_an_image_in_another_field_is_refused(service: Client, field: str) -> None:
-    status, shown = await submit(service, **{field: uri(noise(1.5))})
+    status, shown = await submit(service, **{field: data_uri(noise(1.5))})
     assert (status, shown["code"]) == (413, "body_too_large")
-    status, shown = await submit(service, imageUrl=uri(noise(1.5)), **{field: uri(noise(0.1))})
+    status, shown = await submit(service, imageUrl=data_uri(noise(1.5)), **{field: data_uri(noise(0.1))})
     assert (status, shown["code"]) == (400, "invalid_request")
     assert [detail["field"] for detail in shown["details"]] == [field]
 
 
 async def test_a_large_body_is_read_by_its_declared_length_or_in_chunks(start_service: Any) -> None:
     service = await start_service(upload_max_bytes=1_000_000)
-    body = json.dumps(PROMPT | {"imageUrl": uri(noise(0.9))}).encode()
+    body = json.dumps(PROMPT | {"imageUrl": data_uri(noise(0.9))}).encode()
     assert len(body) > 2**20
 
     async def chunked():
@@ -221,13 +209,17 @@ async def test_a_large_body_is_read_by_its_declared_length_or_in_chunks(start_se
     assert (declared.status, (await declared.json())["taskId"]) == (202, (await streamed.json())["taskId"])
     too_large = await service.post("/api/images/generate", data=io.BytesIO(body * 3), headers=headers)
     assert (too_large.status, (await too_large.json())["code"]) == (413, "body_too_large")
-    one_image = json.dumps(PROMPT | {"imageUrl": uri(noise(1.3))}).encode()
+    one_image = json.dumps(PROMPT | {"imageUrl": data_uri(noise(1.3))}).encode()
     refused = await service.post("/api/images/generate", data=io.BytesIO(one_image), headers=headers)
     assert (refused.status, (await refused.json())["code"]) == (413, "body_too_large")
 
 
 async def test_nothing_is_left_in_the_spool(service: Client) -> None:
-    for fields in ({"imageUrl": uri(noise(1.5))}, {"imageUrl": uri(noise(1.5)), "width": 7}, {"mask": uri(noise(0.5))}):
+    for fields in (
+        {"imageUrl": data_uri(noise(1.5))},
+        {"imageUrl": data_uri(noise(1.5)), "width": 7},
+        {"mask": data_uri(noise(0.5))},
+    ):
         await submit(service, **fields)
     spool = service.app[UPLOADS]._store.spool_folder
     assert [path.name for path in spool.iterdir()] == ["lock"]

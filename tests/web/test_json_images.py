@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from image_bytes import data_uri
 
 from imagegen.errors import BodyTooLarge, InvalidRequest, UnsupportedImage
 from imagegen.images.store import VerifiedImage
@@ -39,10 +40,6 @@ class StandInUploads:
         pass
 
 
-def uri(data: bytes, *, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def place(data: bytes) -> str:
     return f"upload:{hashlib.sha256(data).hexdigest()}"
 
@@ -64,12 +61,12 @@ async def cut(text: str | bytes, sizes: Any = (65_536,)) -> tuple[ReceivedBody, 
 
 
 FIELDS = {
-    "imageUrl": uri(LONG),
-    "image_url": uri(LONG + b"1", kind="jpeg"),
-    "mask": uri(LONG + b"2", kind="webp"),
-    "referenceImages": [uri(LONG + b"3"), "https://a.example/b.png", uri(SHORT), uri(LONG + b"4")],
-    "images": [{"image_url": uri(LONG + b"5")}, {"image_url": uri(LONG + b"6")}],
-    "image": [uri(LONG + b"7"), uri(LONG + b"7")],
+    "imageUrl": data_uri(LONG),
+    "image_url": data_uri(LONG + b"1", kind="jpeg"),
+    "mask": data_uri(LONG + b"2", kind="webp"),
+    "referenceImages": [data_uri(LONG + b"3"), "https://a.example/b.png", data_uri(SHORT), data_uri(LONG + b"4")],
+    "images": [{"image_url": data_uri(LONG + b"5")}, {"image_url": data_uri(LONG + b"6")}],
+    "image": [data_uri(LONG + b"7"), data_uri(LONG + b"7")],
     "prompt": 'a "quoted" cat, with "data:image/png;base64,AAAA"',
 }
 
@@ -82,7 +79,7 @@ async def test_images_are_cut_out_wherever_the_body_is_split(sizes: tuple[int, .
         "imageUrl": place(LONG),
         "image_url": place(LONG + b"1"),
         "mask": place(LONG + b"2"),
-        "referenceImages": [place(LONG + b"3"), "https://a.example/b.png", uri(SHORT), place(LONG + b"4")],
+        "referenceImages": [place(LONG + b"3"), "https://a.example/b.png", data_uri(SHORT), place(LONG + b"4")],
         "images": [{"image_url": place(LONG + b"5")}, {"image_url": place(LONG + b"6")}],
         "image": [place(LONG + b"7"), place(LONG + b"7")],
         "prompt": FIELDS["prompt"],
@@ -110,12 +107,12 @@ async def test_the_url_safe_alphabet_without_padding_is_read() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"prompt": uri(LONG)},
-        {"extra": {"input_image": uri(LONG)}},
-        {"imageLoras": [uri(LONG)]},
-        {"prompt": f'see "{uri(LONG)}" there'},
-        {"imageUrl": "x" + uri(LONG)},
-        {uri(LONG): 1},
+        {"prompt": data_uri(LONG)},
+        {"extra": {"input_image": data_uri(LONG)}},
+        {"imageLoras": [data_uri(LONG)]},
+        {"prompt": f'see "{data_uri(LONG)}" there'},
+        {"imageUrl": "x" + data_uri(LONG)},
+        {data_uri(LONG): 1},
     ],
 )
 async def test_other_texts_stay(field: dict[str, Any]) -> None:
@@ -127,8 +124,8 @@ async def test_other_texts_stay(field: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("data", [b"bad" + LONG, None])
 async def test_a_text_that_is_no_image_is_remembered_as_refused(data: bytes | None) -> None:
-    text = uri(data) if data else uri(LONG)[:-9] + "!" * 40_000
-    body, received = await cut(json.dumps({"imageUrl": text, "mask": uri(LONG), "n": 1}), (10_000,))
+    text = data_uri(data) if data else data_uri(LONG)[:-9] + "!" * 40_000
+    body, received = await cut(json.dumps({"imageUrl": text, "mask": data_uri(LONG), "n": 1}), (10_000,))
     fields = json.loads(body.raw)
     assert fields["mask"] == place(LONG)
     assert isinstance(body.refusals[fields["imageUrl"]], UnsupportedImage)
@@ -136,7 +133,7 @@ async def test_a_text_that_is_no_image_is_remembered_as_refused(data: bytes | No
 
 
 async def test_a_body_that_ends_in_an_image_stays_invalid() -> None:
-    whole = json.dumps({"imageUrl": uri(LONG)})
+    whole = json.dumps({"imageUrl": data_uri(LONG)})
     for missing in (1, 2, 1_000, 40_000):
         body, _ = await cut(whole[:-missing])
         with pytest.raises(json.JSONDecodeError):
@@ -144,18 +141,18 @@ async def test_a_body_that_ends_in_an_image_stays_invalid() -> None:
 
 
 async def test_what_is_no_image_is_bounded_by_1_mib() -> None:
-    image = uri(LONG * 20)
+    image = data_uri(LONG * 20)
     body, _ = await cut(json.dumps({"prompt": "p" * 1_000_000, "imageUrl": image}))
     assert len(body.raw) < 2**20
     with pytest.raises(BodyTooLarge):
         await cut(json.dumps({"imageUrl": image, "prompt": "p" * 1_100_000}))
     with pytest.raises(BodyTooLarge):
-        await cut(json.dumps({"prompt": uri(LONG * 30)}))
+        await cut(json.dumps({"prompt": data_uri(LONG * 30)}))
 
 
 async def test_the_number_of_images_is_bounded() -> None:
     with pytest.raises(InvalidRequest):
-        await cut(json.dumps({"referenceImages": [uri(b"")] * (json_images.MAX_URIS + 1)}))
+        await cut(json.dumps({"referenceImages": [data_uri(b"")] * (json_images.MAX_URIS + 1)}))
 
 
 async def test_any_bytes_are_left_as_they_are_without_an_image() -> None:

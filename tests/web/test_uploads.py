@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
-import struct
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import FormData
-from PIL import Image
+from image_bytes import image_file, png_file
 from web.conftest import Client
 
 from imagegen.app import STORE
@@ -22,12 +20,6 @@ from imagegen.web.http import body_stream
 BOUNDARY = "a-boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 PNG = {"Content-Type": "image/png"}
-
-
-def image_file(colour: str = "teal", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--") -> bytes:
@@ -83,14 +75,6 @@ async def test_a_form_is_the_same_upload(service: Client) -> None:
 PAGE = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
 
 
-def large_png() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16_000, 16_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize("in_form", [False, True])
 @pytest.mark.parametrize(
     ("data", "status", "code"),
@@ -101,7 +85,7 @@ def large_png() -> bytes:
         (image_file(kind="GIF"), 415, "unsupported_image"),
         (b"", 415, "unsupported_image"),
         (b'{"prompt":"a cat"}', 415, "unsupported_image"),
-        (large_png(), 400, "image_too_large"),
+        (png_file(16_000, 16_000, zlib.compress(bytes(100_000))), 400, "image_too_large"),
     ],
 )
 async def test_another_file_is_refused_and_not_kept(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import FormData
 from emulator_fixtures import EmulatedUpstream
+from image_bytes import data_uri, image_file
 from PIL import Image
 
 from imagegen.app import CONNECTION, QUEUE
@@ -21,22 +22,12 @@ EDITOR = "an-edit-model"
 SIZE = {"size": "64x64"}
 
 
-def image_file(colour: Any = "teal", kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (24, 16)) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, kind)
-    return file.getvalue()
-
-
 RED, GREEN, BLUE = [image_file(colour) for colour in ("red", "green", "blue")]
 MASK = image_file((0, 0, 0, 0), mode="RGBA")
 
 
 def upload_id(data: bytes) -> str:
     return f"upload:{hashlib.sha256(data).hexdigest()}"
-
-
-def data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def form(*parts: tuple[str, bytes | str], **fields: str) -> FormData:
