@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real Redis, a fresh prefix for each test and instances of the queue."""
+"""Fixtures of all tests: a real Redis, a real S3 server, a fresh prefix for each test and instances of the queue."""
 
 from __future__ import annotations
 
@@ -47,6 +47,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     asyncio.run(server.start())
     yield server.url
     asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """Start a local S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 import pytest
 
@@ -16,6 +16,7 @@ from imagegen.images.s3 import S3BlobStore
 from imagegen.images.store import ImageStore
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.tasks.image import StoredImage
 
 
 class Disk:
@@ -65,6 +66,15 @@ class LinksOnly(Disk):
 
     def open(self, max_bytes: int, stack: AsyncExitStack, find_needed: FindNeeded) -> ImageStore:
         return UpstreamStore(super().open(max_bytes, stack, find_needed))
+
+
+async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
+    """Return all bytes of an image, None if the store does not have it."""
+    opened = await store.open(task_id, image)
+    if opened is None:
+        return None
+    with closing(opened):
+        return await opened.read_all()
 
 
 BACKINGS = {"disk": Disk, "redis": InRedis, "s3": InBucket, "upstream": LinksOnly}

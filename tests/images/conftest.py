@@ -1,10 +1,10 @@
-"""Images for the image tests, and a real S3 server."""
+"""Images, buckets and stores for the image tests."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -19,18 +19,6 @@ from imagegen.images.store import ImageStore, VerifiedImage
 MakeImage = Callable[..., VerifiedImage]
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """Start a local S3 server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import os
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from images.backings import load
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images import cached
 from imagegen.images.cached import CACHED_S, CachedStore
 from imagegen.images.disk import DiskStore
 from imagegen.images.files import SMALL_BYTES
-from imagegen.images.store import PIECE_BYTES, ImageStore, VerifiedImage
+from imagegen.images.store import PIECE_BYTES, VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakeImage = Callable[..., VerifiedImage]
@@ -92,14 +92,6 @@ async def store(port: RemoteStore, tmp_path: Path) -> AsyncIterator[CachedStore]
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     return image.stored_at(index)
-
-
-async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
-    opened = await store.open(task_id, image)
-    if opened is None:
-        return None
-    with closing(opened):
-        return await opened.read_all()
 
 
 def later() -> float:

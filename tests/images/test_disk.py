@@ -8,10 +8,10 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from images.backings import load
 from loguru import logger
 from msgspec.structs import replace
 from support import Clock
@@ -21,7 +21,7 @@ from imagegen.images import disk
 from imagegen.images.disk import ORPHAN_S, DiskLookups, DiskStore
 from imagegen.images.disk_index import EXPIRED_AT_ONCE
 from imagegen.images.link_store import UpstreamStore
-from imagegen.images.store import ImageStore, VerifiedImage
+from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 
 MakeImage = Callable[..., VerifiedImage]
@@ -45,14 +45,6 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[DiskStore]:
 
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     return image.stored_at(index)
-
-
-async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
-    opened = await store.open(task_id, image)
-    if opened is None:
-        return None
-    with closing(opened):
-        return await opened.read_all()
 
 
 def files(tmp_path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
+from images.backings import load
 from support import Clock
 
 from imagegen.images import files
@@ -59,14 +60,6 @@ async def open_image(store: DiskStore, image: StoredImage) -> OpenedImage:
     return opened
 
 
-async def read(store: DiskStore, image: StoredImage) -> bytes | None:
-    opened = await store.open(TASK, image)
-    if opened is None:
-        return None
-    with closing(opened):
-        return await opened.read_all()
-
-
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -92,9 +85,9 @@ async def test_a_deleted_image_is_not_served_from_memory(
     store: DiskStore, save: Save, tmp_path: Path, size_bytes: int
 ) -> None:
     image = await save(0, size_bytes)
-    assert await read(store, image) is not None
+    assert await load(store, TASK, image) is not None
     path_of(tmp_path).unlink()
-    assert await read(store, image) is None
+    assert await load(store, TASK, image) is None
 
 
 @pytest.mark.parametrize(
@@ -104,24 +97,24 @@ async def test_an_image_that_was_damaged_is_not_served_from_memory(
     store: DiskStore, save: Save, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     image = await save()
-    data = await read(store, image)
+    data = await load(store, TASK, image)
     assert data is not None
     path_of(tmp_path).write_bytes(damage(data))
-    assert await read(store, image) is None
+    assert await load(store, TASK, image) is None
 
 
 async def test_an_expired_image_is_not_served_from_memory(store: DiskStore, save: Save, clock: Clock) -> None:
     image = await save()
-    assert await read(store, image) is not None
+    assert await load(store, TASK, image) is not None
     clock.now += 601
-    assert await read(store, image) is None
+    assert await load(store, TASK, image) is None
 
 
 async def test_the_bytes_in_memory_are_bounded_for_any_number_of_images(store: DiskStore, save: Save) -> None:
     images = [await save(index) for index in range(2 * FITTING)]
     before = resident_bytes()
     for image in images:
-        assert await read(store, image) is not None
+        assert await load(store, TASK, image) is not None
     assert resident_bytes() - before < MAX_DATA_BYTES + 4_000_000
     assert [(await open_image(store, image)).data is None for image in images] == [False] * len(images)
 
@@ -141,7 +134,7 @@ async def test_images_in_flight_count_and_the_next_is_sent_from_its_file(store: 
 
 async def test_readers_of_one_image_share_its_bytes(store: DiskStore, save: Save) -> None:
     image = await save()
-    assert await read(store, image) is not None
+    assert await load(store, TASK, image) is not None
     opened = [await open_image(store, image) for _ in range(100)]
     assert len({id(reader.data) for reader in opened}) == 1
 
@@ -181,6 +174,6 @@ async def test_a_mount_that_returns_less_than_requested_is_read_to_the_end(
     monkeypatch.setattr(files, "open", lambda path, *_, **__: ShortReads(path), raising=False)
     fresh = DiskStore(tmp_path / "data" / "images", 10**9, clock=clock)
     for image in images:
-        data = await read(fresh, image)
+        data = await load(fresh, TASK, image)
         assert data is not None
         assert hashlib.sha256(data).hexdigest() == image.sha256

@@ -12,10 +12,11 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from images.backings import load
 from loguru import logger
 from support import Clock, eventually
 
@@ -28,7 +29,6 @@ from imagegen.images.files import SMALL_BYTES
 from imagegen.images.spool import Spool
 from imagegen.images.spool_folder import SpoolFolder
 from imagegen.images.store import SpooledImageLost, VerifiedImage
-from imagegen.tasks.image import StoredImage
 
 MakeImage = Callable[..., VerifiedImage]
 OpenDisk = Callable[..., "asyncio.Future[DiskStore]"]
@@ -90,14 +90,6 @@ def remount(folder: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
-async def load(store: DiskStore, image: StoredImage) -> bytes | None:
-    opened = await store.open(TASK, image)
-    if opened is None:
-        return None
-    with closing(opened):
-        return await opened.read_all()
-
-
 def spooled(store: DiskStore, image: VerifiedImage) -> VerifiedImage:
     """Return the same image in a file of the spool folder."""
     assert image.data is not None
@@ -127,8 +119,8 @@ async def test_neither_times_of_files_nor_fsync_are_needed(
     again = await open_disk()
     for each in (store, again):
         await each.sweep_once()
-        assert await load(each, image.stored_at(0)) == image.data
-        assert await load(each, moved.stored_at(1)) == moved.data
+        assert await load(each, TASK, image.stored_at(0)) == image.data
+        assert await load(each, TASK, moved.stored_at(1)) == moved.data
 
 
 async def test_a_copy_without_file_times_has_all_unexpired_images(
@@ -142,7 +134,7 @@ async def test_a_copy_without_file_times_has_all_unexpired_images(
         os.utime(path, (1, 1))
     copied = await open_disk(tmp_path / "copy")
     await copied.sweep_once()
-    assert await load(copied, image.stored_at(0)) == image.data
+    assert await load(copied, TASK, image.stored_at(0)) == image.data
     assert await copied.contains_all(TASK, [image.stored_at(0)])
     clock.now += 700
     await copied.sweep_once()
@@ -162,7 +154,7 @@ async def test_an_image_of_unknown_expiry_lives_as_long_as_a_new_one(
     clock.now += LIFE_S - 100
     again = await open_disk()
     await again.sweep_once()
-    assert await load(again, image.stored_at(0)) == image.data
+    assert await load(again, TASK, image.stored_at(0)) == image.data
     clock.now += 200
     await (await open_disk()).sweep_once()
     assert not path.exists()
@@ -179,7 +171,7 @@ async def test_a_file_of_the_previous_version_expires_at_its_mtime(
     os.utime(path, (clock.now + 300,) * 2)
     store = await open_disk()
     await store.sweep_once()
-    assert await load(store, image.stored_at(0)) == image.data
+    assert await load(store, TASK, image.stored_at(0)) == image.data
     clock.now += 400
     await store.sweep_once()
     assert not path.exists()
@@ -205,7 +197,7 @@ async def test_an_image_saved_again_elsewhere_is_not_removed_as_expired(
     await theirs.save(TASK, 0, image, clock.now + 600)
     assert await ours.contains_all(TASK, [image.stored_at(0)])
     await ours.sweep_once()
-    assert await load(ours, image.stored_at(0)) == image.data
+    assert await load(ours, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
@@ -222,7 +214,7 @@ async def test_a_new_file_elsewhere_is_not_expired_before_its_index_line(
     await theirs.save(TASK, 0, image, clock.now + 600)
     assert len(index.read_text().splitlines()) == 1
     assert await ours.contains_all(TASK, [image.stored_at(0)])
-    assert await load(ours, image.stored_at(0)) == image.data
+    assert await load(ours, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_file_saved_over_an_expired_one_is_found_without_times(
@@ -303,7 +295,7 @@ async def test_malformed_lines_in_the_expiry_index_are_skipped(
         file.write(b"\0\0\0\n" + TASK.encode() + b" soon\n\xff\xfe 12\nhalf a li")
     again = await open_disk()
     await again.sweep_once()
-    assert await load(again, image.stored_at(0)) == image.data
+    assert await load(again, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_full_disk_is_unhealthy_until_space_is_freed(
@@ -321,7 +313,7 @@ async def test_a_full_disk_is_unhealthy_until_space_is_freed(
     (small_disk / "filler").unlink()
     await eventually(lambda: store.health.writable)
     await store.save(TASK, 9, image, clock.now + 600)
-    assert await load(store, image.stored_at(9)) == image.data
+    assert await load(store, TASK, image.stored_at(9)) == image.data
     watching.cancel()
     reports = [line for line in lines if "Images can" in line]
     assert [line.split()[0] for line in reports] == ["WARNING", "INFO"]
@@ -382,7 +374,7 @@ async def test_a_read_only_disk_is_not_healthy_but_serves_what_it_has(
     for each in (store, again):
         await each.check()
         assert (each.health.writable, "EROFS" in each.health.cause) == (False, True)
-        assert await load(each, image.stored_at(0)) == image.data
+        assert await load(each, TASK, image.stored_at(0)) == image.data
     remount(small_disk, "rw")
     await again.check()
     assert again.health.writable
@@ -431,7 +423,7 @@ async def test_an_unopenable_file_is_not_missing(
         failing.setattr("builtins.open", fails_with(code))
         with pytest.raises(StoreUnavailable):
             await store.open(TASK, image.stored_at(0))
-    assert await load(store, image.stored_at(0)) == image.data
+    assert await load(store, TASK, image.stored_at(0)) == image.data
 
 
 async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
@@ -455,7 +447,7 @@ async def test_a_deleted_folder_is_unhealthy_and_its_images_unavailable(
     await store.check()
     assert store.health.writable
     await store.save(TASK, 1, spooled(store, image), clock.now + 600)
-    assert await load(store, image.stored_at(0)) is None
+    assert await load(store, TASK, image.stored_at(0)) is None
 
 
 async def test_a_volume_that_is_unmounted_is_not_healthy_until_it_is_back(
@@ -520,12 +512,12 @@ async def test_a_file_changed_to_other_bytes_is_never_served(
     image = VerifiedImage("image/png", len(data), 8, 8, _sha256(data), data)
     store = await open_disk()
     await store.save(TASK, 0, image, clock.now + 600)
-    assert await load(store, image.stored_at(0)) == data
+    assert await load(store, TASK, image.stored_at(0)) == data
     (path,) = (tmp_path / "data" / "images").rglob("*.png")
     before = path.stat()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert await load(store, image.stored_at(0)) is None
+    assert await load(store, TASK, image.stored_at(0)) is None
     assert not path.exists()
 
 
@@ -562,7 +554,7 @@ async def test_a_spooled_image_is_moved_or_copied_across_file_systems(
     monkeypatch.setattr(Path, "replace", across)
     copied = spooled(store, image)
     await store.save(TASK, 1, copied, clock.now + 600)
-    assert await load(store, image.stored_at(1)) == image.data
+    assert await load(store, TASK, image.stored_at(1)) == image.data
     assert copied.path is not None
     assert not copied.path.exists()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 
 import pytest
+from images.backings import load
 from msgspec.structs import replace
 from support import eventually
 
@@ -26,14 +26,6 @@ OTHER = "f" * 32
 def stored(image: VerifiedImage, index: int = 0) -> StoredImage:
     """Return the record of an image in its task."""
     return image.stored_at(index)
-
-
-async def load(store: ImageStore, task_id: str, image: StoredImage) -> bytes | None:
-    opened = await store.open(task_id, image)
-    if opened is None:
-        return None
-    with closing(opened):
-        return await opened.read_all()
 
 
 def later() -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from image_bytes import image_file
 from PIL import Image
 
 from imagegen.errors import QueueUnavailable, StoreUnavailable, UnsupportedImage
@@ -56,9 +57,7 @@ class Instance:
 
 
 def picture(colour: str = "teal") -> VerifiedImage:
-    file = io.BytesIO()
-    Image.new("RGB", (640, 400), colour).save(file, "PNG")
-    return sniff(file.getvalue())
+    return sniff(image_file(colour, size=(640, 400)))
 
 
 def undecodable() -> VerifiedImage:
@@ -178,55 +177,49 @@ async def test_an_image_that_cannot_be_decoded_is_tried_once(start: Start) -> No
         await other.bytes_of(image)
 
 
-async def test_thumbnails_are_made_while_redis_is_away(
-    redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def on_disk(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[Instance]:
+    """Return an instance with the images in a folder."""
     store = DiskStore(tmp_path / "images", 10_000_000)
     await store.start()
     instance = Instance(store, redis_url, prefix)
-    image = await save(instance, picture())
+    yield instance
+    await instance.connection.close()
+    await store.close()
+
+
+async def test_thumbnails_are_made_while_redis_is_away(on_disk: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = await save(on_disk, picture())
 
     async def away(*_: object, **__: object) -> None:
         raise QueueUnavailable
 
-    monkeypatch.setattr(instance.connection.commands, "set", away)
-    made = await instance.bytes_of(image)
+    monkeypatch.setattr(on_disk.connection.commands, "set", away)
+    made = await on_disk.bytes_of(image)
     assert made is not None
-    assert await instance.bytes_of(image) == made
-    assert instance.made == 1
-    await instance.connection.close()
-    await store.close()
+    assert await on_disk.bytes_of(image) == made
+    assert on_disk.made == 1
 
 
-async def test_a_store_that_cannot_save_still_has_thumbnails(redis_url: str, prefix: str, tmp_path: Path) -> None:
-    store = DiskStore(tmp_path / "images", 10_000_000)
-    await store.start()
-    instance = Instance(store, redis_url, prefix)
-    image = await save(instance, picture())
+async def test_a_store_that_cannot_save_still_has_thumbnails(on_disk: Instance, tmp_path: Path) -> None:
+    image = await save(on_disk, picture())
     files = len(list((tmp_path / "images").rglob("*.*")))
-    store.health.mark_failed("ENOSPC")
-    assert await instance.bytes_of(image) == await instance.bytes_of(image)
-    assert instance.made == 2
+    on_disk.store.health.mark_failed("ENOSPC")
+    assert await on_disk.bytes_of(image) == await on_disk.bytes_of(image)
+    assert on_disk.made == 2
     assert len(list((tmp_path / "images").rglob("*.*"))) == files
-    await instance.connection.close()
-    await store.close()
 
 
 async def test_a_store_that_cannot_be_read_is_an_error_and_leaves_no_claim(
-    redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_disk: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = DiskStore(tmp_path / "images", 10_000_000)
-    await store.start()
-    instance = Instance(store, redis_url, prefix)
-    image = await save(instance, picture())
+    image = await save(on_disk, picture())
 
     async def unreadable(*_: object) -> None:
         raise StoreUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "open", unreadable)
+        patch.setattr(on_disk.store, "open", unreadable)
         with pytest.raises(StoreUnavailable):
-            await instance.bytes_of(image)
-    assert await instance.bytes_of(image) is not None
-    await instance.connection.close()
-    await store.close()
+            await on_disk.bytes_of(image)
+    assert await on_disk.bytes_of(image) is not None

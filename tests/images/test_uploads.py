@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, closing
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from image_bytes import image_file, png_file
 from PIL import Image
+from support import Clock
 
 from imagegen.errors import BodyTooLarge, ImageTooLarge, StoreUnavailable, UnsupportedImage
 from imagegen.images.disk import DiskLookups, DiskStore
@@ -29,19 +31,9 @@ from imagegen.redis_client.keys import Keys
 OpenUploads = Callable[..., Awaitable[Uploads]]
 
 
-class Clock:
-    def __init__(self) -> None:
-        import time
-
-        self.now_s = time.time()
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(time.time())
 
 
 @pytest.fixture
@@ -104,7 +96,7 @@ async def test_the_same_bytes_again_are_the_same_upload_with_a_longer_life(
 ) -> None:
     uploads, data = await open_uploads(), image_file()
     first, _ = await uploads.save(in_pieces(data))
-    clock.now_s += 10
+    clock.now += 10
     again, is_new = await uploads.save(in_pieces(data, 7))
     assert (again.id, is_new) == (first.id, False)
     assert again.expires_at == pytest.approx(first.expires_at + 10, abs=0.01)
@@ -115,7 +107,7 @@ async def test_an_expired_upload_is_not_found_but_can_be_uploaded_again(
 ) -> None:
     uploads, data = await open_uploads(life_s=5), image_file()
     upload, _ = await uploads.save(in_pieces(data))
-    clock.now_s += 6
+    clock.now += 6
     assert await uploads.find(upload.id) is None
     assert (await uploads.save(in_pieces(data)))[1]
     assert await uploads.find(upload.id) is not None
@@ -133,7 +125,7 @@ async def test_an_upload_that_a_task_needs_outlives_its_expiry(open_uploads: Ope
     first, second, data = await open_uploads(life_s=5), await open_uploads(life_s=5), image_file()
     upload, _ = await first.save(in_pieces(data))
     await second.keep([upload.id], clock() + 3600)
-    clock.now_s += 3599
+    clock.now += 3599
     for uploads in (first, second):
         assert await uploads.find(upload.id) is None, "no new task may use it"
         assert await uploads.describe(upload.id) is not None

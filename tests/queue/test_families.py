@@ -139,6 +139,11 @@ async def test_a_hit_from_a_sibling_is_stored_and_has_a_final_sequence(make_inst
     assert (await two.client_queue.submit(family_submission("shared", 2), reuse)).cached is CacheResult.HIT
 
 
+async def fail(instance, claim) -> None:
+    error = TaskError("upstream_error", "no", retryable=True)
+    await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=time.time(), ttl_s=60))
+
+
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
 async def test_a_failed_or_cancelled_task_is_completed_by_a_sibling(make_instance, state: State) -> None:
     instance = make_instance()
@@ -148,8 +153,7 @@ async def test_a_failed_or_cancelled_task_is_completed_by_a_sibling(make_instanc
     else:
         claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
         await instance.worker_queue.start(claim)
-        error = TaskError("upstream_error", "no", retryable=True)
-        await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=time.time(), ttl_s=60))
+        await fail(instance, claim)
     ended = await instance.client_queue.get(old.id)
     await made(instance, "shared", 4)
     hit = await instance.client_queue.submit(family_submission("shared", 2), reuse)
@@ -167,8 +171,7 @@ async def test_a_failed_or_cancelled_sibling_does_not_count(make_instance, state
     else:
         claim = await asyncio.wait_for(instance.worker_queue.claim(), 5)
         claim.task = replace(claim.task, images=IMAGES[:2])
-        error = TaskError("upstream_error", "no", retryable=True)
-        await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=time.time(), ttl_s=60))
+        await fail(instance, claim)
     assert (await instance.client_queue.submit(family_submission("shared", 2), reuse)).cached is CacheResult.MISS
 
 

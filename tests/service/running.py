@@ -177,6 +177,15 @@ class Service:
         faults = [line for line in lines if any(fault in line for fault in _FAULTS)]
         assert faults == []
 
+    def memory(self, name: str) -> int:
+        """Return a value of Linux's /proc/PID/status in bytes: `VmRSS` is the memory now, `VmHWM` its peak."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+    def forget_peak(self) -> None:
+        """Let the peak of the memory begin at its present size."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
     def children(self) -> list[int]:
         """Return the process ids of the servers that the service runs."""
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout

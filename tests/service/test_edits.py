@@ -65,11 +65,6 @@ def _sliced(pieces: list[bytes]) -> Iterator[bytes]:
             yield piece[at : at + 2**16]
 
 
-def memory(service: Service, name: str) -> int:
-    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def paid_inputs(upstream: EmulatorProcess, prompt: str) -> list[list[str]]:
     calls = [call for call in upstream.ledger()["calls"] if call["prompt"] == prompt and call["paid"]]
     return [[file["sha256"] for file in call["inputs"]] for call in calls]
@@ -86,10 +81,10 @@ def test_sixteen_images_of_10_mib_pass_through_little_memory(
     fields = {"prompt": "sixteen", "model": "an-edit-model", "size": "64x64"}
     assert send(service, form([("image", png_of(1_000))], **fields))[0] == 200
     images = [png_of(10 * MIB) for _ in range(16)]
-    Path(f"/proc/{service.pid}/clear_refs").write_text("5")
-    before = memory(service, "VmRSS")
+    service.forget_peak()
+    before = service.memory("VmRSS")
     status, body = send(service, form([("image[]", image) for image in images], **fields))
-    grown = memory(service, "VmHWM") - before
+    grown = service.memory("VmHWM") - before
     assert status == 200, body
     call = next(call for call in upstream.ledger()["calls"] if len(call["inputs"]) == 16)
     assert [file["sha256"] for file in call["inputs"]] == [hashlib.sha256(image).hexdigest() for image in images]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,17 +37,6 @@ def assert_readable(service: Service, task: dict) -> None:
 def assert_hit(answer: Answer) -> str:
     assert (answer.status, answer.json["cached"], answer.headers["X-Cache"]) == (200, True, "HIT")
     return str(answer.json["taskId"])
-
-
-@pytest.fixture(scope="module")
-def s3_url() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(scope="module")

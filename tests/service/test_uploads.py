@@ -45,15 +45,6 @@ def in_json(data: bytes, prompt: str = "in autumn") -> bytes:
     return json.dumps({"prompt": prompt, "width": 64, "height": 64, "imageUrl": data_uri(data)}).encode()
 
 
-def memory(service: Service, name: str) -> int:
-    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def forget_peak(service: Service) -> None:
-    Path(f"/proc/{service.pid}/clear_refs").write_text("5")
-
-
 def spooled(service: Service) -> list[Path]:
     """Return the files of images on their way."""
     folder = Path(service.settings["DATA_DIR"]) / "spool"
@@ -79,10 +70,10 @@ def test_an_image_of_20_mib_takes_less_than_8_mib_of_memory(start_service: Start
         return service.request("POST", route, body, headers={"Content-Type": kind}, timeout_s=60).status
 
     assert send(png_of(2 * MIB)) in (201, 202)
-    forget_peak(service)
-    before = memory(service, "VmRSS")
+    service.forget_peak()
+    before = service.memory("VmRSS")
     assert send(png_of(20 * MIB)) in (201, 202)
-    grown = memory(service, "VmHWM") - before
+    grown = service.memory("VmHWM") - before
     print(f"{way}: {grown / MIB:.1f} MiB")
     assert grown < MAX_GROWTH_BYTES
     assert send(png_of(20 * MIB + 1)) == 413
@@ -93,7 +84,7 @@ def test_ten_large_bodies_at_once_stall_no_other_client(start_service: StartServ
     service = start_service(UPSTREAM_RATE="1/hour")
     service.made(prompt="uses the only call of this hour")
     bodies = [in_json(png_of(15 * MIB), f"{number}") for number in range(10)]
-    before = memory(service, "VmRSS")
+    before = service.memory("VmRSS")
     waits_s = []
     with ThreadPoolExecutor(10) as pool:
         sent = [pool.submit(service.request, "POST", "/api/images/generate", body, timeout_s=120) for body in bodies]
@@ -103,7 +94,7 @@ def test_ten_large_bodies_at_once_stall_no_other_client(start_service: StartServ
             waits_s.append(time.monotonic() - began)
             time.sleep(0.02)
     assert [each.result().status for each in sent] == [202] * 10
-    grown = memory(service, "VmHWM") - before
+    grown = service.memory("VmHWM") - before
     print(f"{grown / MIB:.1f} MiB, longest wait of another client {max(waits_s) * 1e3:.0f} ms")
     assert grown < 64 * MIB
     assert max(waits_s) < STALL_S

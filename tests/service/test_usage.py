@@ -5,19 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import signal
-from collections.abc import Iterator
 
 import pytest
 from emulator_fixtures import EmulatorProcess
 from service.running import KEY, Service
 
 PARTS = {"model": "gpt-image-2", "size": "1024x1024", "quality": "low", "background": "opaque"}
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[EmulatorProcess]:
-    with EmulatorProcess("--image", "png") as upstream:
-        yield upstream
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from edge_server import EdgeServer
 from emulator_fixtures import EmulatedUpstream
-from support import eventually
+from support import Clock, eventually
 
 from imagegen.app import QUEUE, create_app
 from imagegen.settings import Settings
 
 Client = TestClient[web.Request, web.Application]
 StartService = Callable[..., Awaitable[Client]]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

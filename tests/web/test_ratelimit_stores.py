@@ -22,7 +22,7 @@ def test_a_hit_over_the_whole_limit_is_rejected_for_a_window() -> None:
 def test_a_hit_waits_until_enough_has_been_refilled(clock: Clock) -> None:
     windows = MemoryRateLimitStore(clock)
     windows.hit_sync([ONE], 1)
-    clock.now_s += 10
+    clock.now += 10
     windows.hit_sync([ONE], 1)
     assert windows.hit_sync([ONE], 1) == [LimitState(0, 50.0, 50.0)]
     assert windows.hit_sync([ONE], 2) == [LimitState(0, 50.0, 60.0)]
@@ -77,7 +77,7 @@ async def test_the_shared_store_is_retried_after_a_pause(clock: Clock) -> None:
     windows = FallbackRateLimitStore(port, MemoryRateLimitStore(clock), clock)
     await windows.hit([ONE], 1)
     port.answer = LimitState(0, 60.0, 0.0)
-    clock.now_s += 5
+    clock.now += 5
     assert await windows.hit([ONE], 1) == [port.answer]
 
 

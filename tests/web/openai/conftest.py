@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
+from emulator_fixtures import EmulatedUpstream
 
 Client = TestClient[web.Request, web.Application]
 
@@ -38,6 +39,13 @@ class Service:
         response = await self.request("GET", url.removeprefix(self.url))
         assert response.status == 200
         return await response.read()
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[EmulatedUpstream]:
+    """Start an upstream that answers with tiny images."""
+    async with EmulatedUpstream(image="tiny") as emulator:
+        yield emulator
 
 
 Serve = Callable[..., Awaitable[Service]]

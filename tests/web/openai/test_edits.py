@@ -7,7 +7,6 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -41,12 +40,6 @@ def form(*parts: tuple[str, bytes | str], **fields: str) -> FormData:
     for name, value in ({"prompt": "a cat", "model": EDITOR} | SIZE | fields).items():
         data.add_field(name, value)
     return data
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[EmulatedUpstream]:
-    async with EmulatedUpstream(image="tiny") as emulator:
-        yield emulator
 
 
 @pytest.fixture

@@ -6,17 +6,16 @@ import asyncio
 import base64
 import fcntl
 import hashlib
-import io
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import image_bytes
 import pytest
 from emulator_fixtures import EmulatedUpstream
-from PIL import Image
 
 from tests.web.openai.conftest import Serve, Service
 from tests.web.openai.sdks import CACHE, ROOT
@@ -85,12 +84,6 @@ def node() -> Iterator[Node]:
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[EmulatedUpstream]:
-    async with EmulatedUpstream(image="tiny") as emulator:
-        yield emulator
-
-
-@pytest.fixture
 async def editing(serve: Serve, emulator: EmulatedUpstream) -> Service:
     """Start a service in front of an upstream that takes edits as OpenAI does."""
     service: Service = await serve(provider="openai", openai_api_url=f"{emulator.url}/v1", openai_api_key="k")
@@ -103,9 +96,7 @@ def call(service: Service, client: str = "openai", **more: Any) -> dict[str, Any
 
 
 def image_file(colour: Any) -> str:
-    file = io.BytesIO()
-    Image.new("RGBA", (24, 16), colour).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(image_bytes.image_file(colour, mode="RGBA")).decode()
 
 
 def sha256(file: str) -> str:
