@@ -19,6 +19,7 @@ from imagegen.errors import QueueUnavailable, StoreUnavailable
 from imagegen.images.files import SMALL_BYTES
 from imagegen.images.store import ImageStore, OpenedImage, SpooledImageLost, StoreFull, VerifiedImage, in_file_thread
 from imagegen.images.store_health import StoreHealth, describe
+from imagegen.images.store_recovery import FLAP_S, NeededSpace, RecoveryPace
 from imagegen.tasks.image import StoredImage
 
 CACHE_MAX_BYTES = 128 * 1024 * 1024
@@ -26,12 +27,6 @@ CACHED_S = 600.0
 """How long an image that another instance saved is served from the disk before it is requested again."""
 
 PROBE_INTERVAL_S = 2.0
-MAX_PROBE_INTERVAL_S = 30.0
-NEEDED_S = 600.0
-"""How long the size of an image that could not be saved counts as needed: its task may have ended meanwhile."""
-
-FLAP_S = 10.0
-"""A failure this soon after a recovery shows that the probe does not see what fails."""
 
 _UNAVAILABLE = (QueueUnavailable, StoreUnavailable)
 
@@ -106,7 +101,7 @@ class CachedStore:
         self._clock = clock
         self._fetching: dict[tuple[str, int, str], asyncio.Task[_Fetched]] = {}
         self._reads_failed = False
-        self._needed_bytes, self._needed_until_s = 0, 0.0
+        self._needed = NeededSpace(clock)
 
     @property
     def spool_folder(self) -> Path | None:
@@ -123,25 +118,16 @@ class CachedStore:
 
     async def watch(self) -> None:
         """Probe a store that failed until it can be written; less often if it fails again soon. Never returns."""
-        loop = asyncio.get_running_loop()
-        retry_s, recovered_at_s = PROBE_INTERVAL_S, -FLAP_S
+        pace = RecoveryPace(PROBE_INTERVAL_S)
         while True:
             await asyncio.sleep(PROBE_INTERVAL_S)
-            if self.health.writable:
-                continue
-            flaps = loop.time() - recovered_at_s < FLAP_S + retry_s
-            retry_s = min(2 * retry_s, MAX_PROBE_INTERVAL_S) if flaps else PROBE_INTERVAL_S
-            await asyncio.sleep(retry_s - PROBE_INTERVAL_S)
-            healthy = await self.check()
-            while not healthy:
-                await asyncio.sleep(retry_s)
-                healthy = await self.check()
-            recovered_at_s = loop.time()
+            if not self.health.writable:
+                await pace.recover(self.check, FLAP_S + pace.retry_s)
 
     async def check(self) -> bool:
         """Probe the port once; return whether images can be saved."""
         try:
-            await self._blobs.probe(self._needed())
+            await self._blobs.probe(self._needed.size_bytes)
         except _UNAVAILABLE as error:
             self.health.mark_failed(error.__cause__ or error)
         else:
@@ -231,16 +217,10 @@ class CachedStore:
         except StoreFull:
             raise
         except _UNAVAILABLE as error:
-            self._needed_bytes = max(self._needed(), stored.size_bytes)
-            self._needed_until_s = self._clock() + NEEDED_S
+            self._needed.save_failed(stored.size_bytes)
             self.health.mark_failed(error.__cause__ or error)
             raise StoreUnavailable from error
-        if stored.size_bytes >= self._needed_bytes:
-            self._needed_bytes = 0
-
-    def _needed(self) -> int:
-        """Return the size of the largest image that could not be saved recently."""
-        return self._needed_bytes if self._clock() < self._needed_until_s else 0
+        self._needed.saved(stored.size_bytes)
 
     async def _open_cached(self, task_id: str, image: StoredImage) -> OpenedImage | None:
         try:
