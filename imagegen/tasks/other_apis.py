@@ -8,48 +8,29 @@ from pydantic.alias_generators import to_snake
 
 _CALLBACK = re.compile(r"webhook|callback|notifyurl|notifyhook|notificationurl")
 """In a name without separators, in lower case."""
-_RESERVED = frozenset(
-    {
-        "n",
-        "num_images",
-        "num_images_per_prompt",
-        "number_of_images",
-        "num_outputs",
-        "num_samples",
-        "n_images",
-        "image_count",
-        "batch_count",
-        "samples",
-        "n_iter",
-        "sample_count",
-        "batch_size",
-        "size",
-        "width",
-        "height",
-        "model",
-        "prompt",
-        "stream",
-        "response_format",
-    }
+_COUNTS = (
+    "num_images",
+    "num_images_per_prompt",
+    "number_of_images",
+    "num_outputs",
+    "num_samples",
+    "n_images",
+    "image_count",
+    "batch_count",
+    "samples",
+    "n_iter",
+    "sample_count",
+    "batch_size",
 )
+"""Names of the number of images."""
 
 _ALSO_OURS = frozenset({"n", "width", "height", "model", "prompt"})
+_RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "stream", "response_format"))
 
 _OTHERS = {
     "size": "width and height",
     "image_size": "width and height",
-    "num_images": "n",
-    "num_samples": "n",
-    "n_images": "n",
-    "image_count": "n",
-    "batch_count": "n",
-    "samples": "n",
-    "num_outputs": "n",
-    "number_of_images": "n",
-    "batch_size": "n",
-    "num_images_per_prompt": "n",
-    "n_iter": "n",
-    "sample_count": "n",
+    **dict.fromkeys(_COUNTS, "n"),
     "num_inference_steps": "steps",
     "inference_steps": "steps",
     "guidance": "guidanceScale",
