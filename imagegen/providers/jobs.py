@@ -17,7 +17,7 @@ import orjson
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.large_body import load_json
+from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.reply_details import parse_details
 from imagegen.providers.response_parser import error_from_response, parse_image
@@ -106,7 +106,7 @@ def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | byte
     """Return the job that a call has begun; None if its response is something else, such as images or an error."""
     if not 200 <= status < 300 or len(body) > MAX_ACCEPTED_BYTES or (status != 202 and b"task" not in body):
         return None
-    fields = _object(body)
+    fields = load_object(body)
     if fields is None:
         return None
     job = _job_object(fields)
@@ -166,7 +166,7 @@ def parse_job(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
 ) -> JobState:
     """Read the response to a poll. Raises UpstreamError for a failed poll; the job's state is unclear then."""
-    fields = _object(body)
+    fields = load_object(body)
     if status in (404, 410):
         return JobState("forgotten")
     if fields is None or not 200 <= status < 300:
@@ -214,14 +214,6 @@ def _status_of(job: dict[str, object], fields: dict[str, object], fault: dict[st
         if re.fullmatch(r"[45][0-9]{2}", text):
             return int(text)
     return None
-
-
-def _object(body: bytes | bytearray) -> dict[str, object] | None:
-    try:
-        value = load_json(body)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _job_object(fields: dict[str, object]) -> dict[str, object]:

@@ -49,6 +49,15 @@ def load_json(body: bytes | bytearray) -> object:
     return orjson.loads(text.removeprefix("\ufeff"))
 
 
+def load_object(body: bytes | bytearray) -> dict[str, object] | None:
+    """Parse a body as `load_json` does; return None for anything but an object."""
+    try:
+        value = load_json(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 class _Entry(Struct, gc=False):
     b64_json: Raw = _ABSENT
     base64: Raw = _ABSENT

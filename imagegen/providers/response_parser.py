@@ -18,7 +18,7 @@ import orjson
 import pybase64
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.large_body import LARGE_BYTES, load_json, parse_large
+from imagegen.providers.large_body import LARGE_BYTES, load_json, load_object, parse_large
 from imagegen.providers.protocol import Reply, UpstreamLimits
 from imagegen.providers.refusal_codes import NEVER_REACHED, highest_count, lasting, may_have_run
 from imagegen.providers.refused_fields import refused_fields
@@ -99,7 +99,7 @@ def parse_reply(
         images = tuple([image for item in large.items if (image := parse_image(item)) is not None]) if large else ()
         if large and images:
             return Reply(images, _limits(headers), details=parse_details(large.fields))
-    fields = _json_object(body)
+    fields = load_object(body)
     items = _items(fields) if fields is not None and 200 <= status < 300 else None
     if fields is None or items is None or (not items and fields.get("error")):
         raise error_from_response(status, headers, body, secret=secret, now_s=now_s)
@@ -145,14 +145,6 @@ def parse_models(listing: object) -> tuple[Mapping[str, object], ...]:
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry.get("type") in ("image", None)
     )
-
-
-def _json_object(body: bytes | bytearray) -> dict[str, object] | None:
-    try:
-        value = load_json(body)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _items(fields: dict[str, object]) -> list[object] | None:
