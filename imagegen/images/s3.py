@@ -39,7 +39,6 @@ LISTING_S = 600.0
 SLOWEST_BYTES_PER_S = 256 * 1024
 DELETES_AT_ONCE = 8
 
-_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _PASSING = {408, 425, 429}
 _PROBE = b"imagegen probe\n"
@@ -288,8 +287,7 @@ class S3BlobStore:
             raise StoreUnavailable from error
 
     def _key(self, task_id: str, image: StoredImage) -> str:
-        extension = _EXTENSIONS.get(image.content_type, "bin")
-        return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{extension}"
+        return f"{self._bucket.prefix}/{task_id}/{image.index}-{image.sha256[:12]}.{image.extension}"
 
     def _is_current(self, found: Mapping[str, Any], image: StoredImage) -> bool:
         end = found["Metadata"].get(_EXPIRES_METADATA, "")

@@ -30,8 +30,9 @@ from imagegen.images.sniff import NotAnImage, TooManyPixels
 from imagegen.images.spool import ImageSink, Spool
 from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, in_check_thread, in_file_thread
 from imagegen.images.upload_records import UploadRecord, UploadRecords
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import UPLOAD_PATTERN, UPLOAD_PREFIX
 
-PREFIX = "upload:"
 FILE_FIELD = "file"
 """The field that an error names if the request has no other."""
 
@@ -47,15 +48,15 @@ STORED_LONGER_S = 60.0
 NEED_STEP_S = 600.0
 """A need is recorded for longer by this, so that many tasks with one image write it once."""
 
-_ID = re.compile(rf"{PREFIX}([0-9a-f]{{64}})")
+_ID = re.compile(UPLOAD_PATTERN)
 _MARKUP = re.compile(rb"<(?:script|html|iframe|body)[\s>/]|<(?:!doctype|\?php)\s", re.IGNORECASE)
 _MARKUP_BYTES = 16
 """Of the longest match."""
 
 
-def upload_id_of(image: VerifiedImage) -> str:
+def upload_id_of(image: VerifiedImage | StoredImage) -> str:
     """Return the id of an image as an upload."""
-    return f"{PREFIX}{image.sha256}"
+    return f"{UPLOAD_PREFIX}{image.sha256}"
 
 
 class Upload(Struct, frozen=True):
@@ -72,7 +73,7 @@ class Upload(Struct, frozen=True):
     def of(cls, record: UploadRecord) -> Self:
         image = record.image
         return cls(
-            f"{PREFIX}{image.sha256}",
+            upload_id_of(image),
             image.content_type,
             image.size_bytes,
             image.width,
@@ -208,8 +209,9 @@ class Uploads:
         return Upload.of(await self._records.write(later)), is_new
 
     async def _record(self, upload_id: str) -> UploadRecord | None:
-        match = _ID.fullmatch(upload_id)
-        return await self._records.read(match[1]) if match else None
+        if not _ID.fullmatch(upload_id):
+            return None
+        return await self._records.read(upload_id.removeprefix(UPLOAD_PREFIX))
 
     async def _is_stored(self, record: UploadRecord) -> bool:
         stored = await self._store.contains(record.image.sha256, record.image)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
+
+EXTENSIONS: Mapping[str, str] = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+"""File extensions of the content types that an image may have."""
+
+CONTENT_TYPES = tuple(EXTENSIONS)
 
 
 class ImageLink(Struct, frozen=True, gc=False):
@@ -63,3 +70,13 @@ class StoredImage(Struct, frozen=True, gc=False, rename={"store_id": "keeper"}):
     url: str | None = None
     store_id: str = ""
     reused: bool = False
+
+    @property
+    def extension(self) -> str:
+        """The extension of its file's name."""
+        return extension_of(self.content_type)
+
+
+def extension_of(content_type: str) -> str:
+    """Return the extension of a file's name, `bin` for an unknown type."""
+    return EXTENSIONS.get(content_type, "bin")

@@ -12,6 +12,9 @@ from msgspec import Meta, Struct
 
 MAX_IMAGES = 16
 MAX_SEED = 2**63 - 1
+UPLOAD_PREFIX = "upload:"
+UPLOAD_PATTERN = rf"{UPLOAD_PREFIX}[0-9a-f]{{64}}"
+"""The id of an uploaded image: its SHA-256."""
 
 _MAX_EXACT = 2.0**53
 """The largest number up to which each whole one has its own float."""

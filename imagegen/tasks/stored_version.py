@@ -8,13 +8,13 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.request import UPLOAD_PREFIX
 from imagegen.tasks.task import State, Task
 
 FIRST_VERSION = 1
 INPUTS_VERSION = 2
 """Adds fields to requests, more images, uploads, and images that a task has before its first call."""
 
-_UPLOAD = "upload:"
 _ABSENT = Raw()
 
 
@@ -47,7 +47,7 @@ def request_version(request_json: bytes) -> int:
     if request.image_url is None and request.reference_images is None:
         return FIRST_VERSION
     inputs = (request.image_url or "", *(request.reference_images or ()))
-    return INPUTS_VERSION if any(address.startswith(_UPLOAD) for address in inputs) else FIRST_VERSION
+    return INPUTS_VERSION if any(address.startswith(UPLOAD_PREFIX) for address in inputs) else FIRST_VERSION
 
 
 def version_of(task: Task) -> int:

@@ -28,7 +28,7 @@ from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
 from imagegen.tasks.other_apis import is_reserved, our_name
-from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, Lora
+from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, UPLOAD_PATTERN, GenerationRequest, Lora
 from imagegen.tasks.sizes import MAX_RATIO, sides_of
 
 MAX_PROMPT_CHARS = 32_000
@@ -51,7 +51,7 @@ _OF_THE_PROVIDER = "; a field of the provider's own API goes into extra"
 _TEXTS = ("prompt", "negative_prompt")
 _NEVER_EMPTY = frozenset({"prompt", "model"})
 _WHOLE = re.compile(r"[+-]?[0-9]{1,25}(\.0*)?")
-_UPLOAD = re.compile(r"upload:[0-9a-f]{64}")
+_UPLOAD = re.compile(UPLOAD_PATTERN)
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,25}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
@@ -140,7 +140,7 @@ ImageSource = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, pattern=_NO_CONTROL),
     AfterValidator(_image_source),
-    Field(json_schema_extra={"pattern": r"^(https?://[!-~]+|data:image/[!-~]+|upload:[0-9a-f]{64})$"}),
+    Field(json_schema_extra={"pattern": rf"^(https?://[!-~]+|data:image/[!-~]+|{UPLOAD_PATTERN})$"}),
 ]
 Option = Annotated[str, _visible_text(MAX_OPTION_CHARS)]
 """A word that a provider understands, such as a quality."""

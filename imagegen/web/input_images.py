@@ -14,8 +14,8 @@ from pydantic.alias_generators import to_camel
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest, UnsupportedImage
 from imagegen.images.store import VerifiedImage
-from imagegen.images.uploads import PREFIX, Uploads, upload_id_of, upload_not_found
-from imagegen.tasks.request import GenerationRequest
+from imagegen.images.uploads import Uploads, upload_id_of, upload_not_found
+from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
 from imagegen.web.http.json_images import ReceivedBody, decoded
 
 NEEDED_LONGER_S = 60.0
@@ -92,12 +92,12 @@ class InputImages:
         except ValueError:  # of another version; the attempt fails if it can't run
             return
         for name, source in _sources(request):
-            if source.startswith(PREFIX) and await self.uploads.describe(source) is None:
+            if source.startswith(UPLOAD_PREFIX) and await self.uploads.describe(source) is None:
                 raise upload_not_found(api_name(name))
         await self._keep(request)
 
     async def _keep(self, request: GenerationRequest) -> None:
-        if ids := [source for source in request.image_sources if source.startswith(PREFIX)]:
+        if ids := [source for source in request.image_sources if source.startswith(UPLOAD_PREFIX)]:
             await self.uploads.keep(ids, self.clock() + self.task_life_s + NEEDED_LONGER_S)
 
 
@@ -124,7 +124,11 @@ class _Settling:
     async def missing(self, request: GenerationRequest) -> str | None:
         """Return the field of the first upload that is unknown or expired."""
         for name, source in _sources(request):
-            if source.startswith(PREFIX) and source not in self.images and await self.uploads.find(source) is None:
+            if (
+                source.startswith(UPLOAD_PREFIX)
+                and source not in self.images
+                and await self.uploads.find(source) is None
+            ):
                 return name
         return None
 

@@ -13,10 +13,10 @@ from imagegen.errors import DownloadFailed, ImageRejected, QueueUnavailable, Sto
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.spool import Spool
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
-from imagegen.images.uploads import PREFIX, Uploads
+from imagegen.images.uploads import Uploads
 from imagegen.providers.protocol import Edits, InputImage
 from imagegen.tasks.image import ImageLink
-from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
 
 FETCH_TIMEOUT_S = 60.0
 """For all links of a task together."""
@@ -57,7 +57,7 @@ class AttemptInputs:
                 for source in self._sources:
                     if source in self._opened:
                         continue
-                    if source.startswith(PREFIX):
+                    if source.startswith(UPLOAD_PREFIX):
                         self._opened[source] = await self._find(self._opener.uploads, source)
                     elif not links:
                         self._opened[source] = await self._fetch(self._opener.fetcher, source)

@@ -21,7 +21,6 @@ _OWN_QUERY = re.compile(r"v=[0-9a-f]{12}")
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 18
 _SIZES = {str(size): size for size in SIZES}
-_EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
 async def get_image(request: web.Request) -> web.StreamResponse:
@@ -139,12 +138,11 @@ async def _without_body(
 
 
 def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) -> dict[str, str]:
-    extension = _EXTENSIONS.get(image.content_type, "bin")
     return {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": _cache_control(request, task),
-        "Content-Disposition": f'inline; filename="{task.id}-{image.index}.{extension}"',
+        "Content-Disposition": f'inline; filename="{task.id}-{image.index}.{image.extension}"',
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "Cross-Origin-Resource-Policy": "cross-origin",
     }

@@ -23,8 +23,9 @@ from imagegen.errors import (
     UnsupportedImage,
     UploadNotFound,
 )
+from imagegen.tasks.image import CONTENT_TYPES
 from imagegen.tasks.task import State
-from imagegen.tasks.validation import GenerationParams, ModelId
+from imagegen.tasks.validation import GenerationParams
 from imagegen.tasks.webhook import MAX_WEBHOOKS, WebhookFields
 from imagegen.web.api import events, images, models, submit, tasks
 from imagegen.web.api.batch import MAX_ENTRIES, batch
@@ -51,8 +52,6 @@ SUBMIT, FOLLOW, CHANGE, LOOK_UP, OPERATE = "Submit", "Follow", "Change", "Models
 _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
 _SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
-_INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
-_IMAGES = ("image/png", "image/jpeg", "image/webp")
 _IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
 _EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
@@ -65,13 +64,11 @@ _LINKS = {
     "image": ("getImage", _OWN_ID | {"index": "0"}),
 }
 
-_Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
-
 
 class GenerationBody(GenerationParams):
     """A request for images. `null` is the same as absent."""
 
-    model: _Model = ""
+    model: named.ModelField = ""
     webhook: Annotated[WebhookFields, Field(description="Receiver of the end of the task.")] | None = None
 
 
@@ -125,7 +122,7 @@ GENERATE = Operation(
             "with options": samples.REQUEST_WITH_OPTIONS,
         },
     ),
-    (*_SUBMIT_ERRORS, *_INPUT_ERRORS, IdempotencyMismatch),
+    (*_SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )
 
@@ -152,7 +149,6 @@ BATCH = Operation(
     limit="entries",
 )
 
-_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 UPLOAD = Operation(
     "post",
@@ -172,8 +168,8 @@ UPLOAD = Operation(
     Body(
         None,
         others={
-            **dict.fromkeys(_IMAGES, _FILE),
-            "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": _FILE}},
+            **dict.fromkeys(CONTENT_TYPES, named.FILE_BYTES),
+            "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": named.FILE_BYTES}},
         },
     ),
     (ImageTooLarge, UnsupportedImage, QueueUnavailable, Draining, StoreUnavailable),
@@ -262,8 +258,8 @@ IMAGE = Operation(
     "limit, but a request for a missing image counts against the general limit (`RATE_LIMIT_MAX`). `&size=256` behind "
     "it requests a thumbnail, which is made once, kept with the image, and cached alike; a `Range` is ignored then.",
     (
-        ResponseDoc(200, "The image, or its thumbnail.", {}, headers=_IMAGE_HEADERS, media=_IMAGES),
-        ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGES),
+        ResponseDoc(200, "The image, or its thumbnail.", {}, headers=_IMAGE_HEADERS, media=CONTENT_TYPES),
+        ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=CONTENT_TYPES),
         ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
         ResponseDoc(304, "The client has this version.", headers=_IMAGE_HEADERS),
         ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),

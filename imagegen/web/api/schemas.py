@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from imagegen.tasks.image import CONTENT_TYPES
+from imagegen.tasks.request import UPLOAD_PATTERN
 from imagegen.tasks.task import State, WaitReason
 from imagegen.tasks.webhook import DeliveryStatus
 
@@ -45,9 +47,7 @@ class ImageView(TypedDict):
 
     url: Annotated[Link, Field(description="On this service, and absolute; with its `?v=` it may be cached.")]
     index: Annotated[Count, Field(description="Its place in the task, from 0.")]
-    contentType: NotRequired[
-        Annotated[str, Field(json_schema_extra={"enum": ["image/png", "image/jpeg", "image/webp"]})]
-    ]
+    contentType: NotRequired[Annotated[str, Field(json_schema_extra={"enum": list(CONTENT_TYPES)})]]
     bytes: NotRequired[Count]
     width: NotRequired[Count]
     height: NotRequired[Count]
@@ -129,11 +129,11 @@ class UploadView(TypedDict):
     uploadId: Annotated[
         str,
         Field(
-            pattern="^upload:[0-9a-f]{64}$",
+            pattern=f"^{UPLOAD_PATTERN}$",
             description="`upload:` and the SHA-256 of the image; the value of `imageUrl`, `referenceImages` or `mask`.",
         ),
     ]
-    contentType: Annotated[str, Field(json_schema_extra={"enum": ["image/png", "image/jpeg", "image/webp"]})]
+    contentType: Annotated[str, Field(json_schema_extra={"enum": list(CONTENT_TYPES)})]
     bytes: Count
     width: Count
     height: Count

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest
 from imagegen.formats import printable
-from imagegen.images.uploads import PREFIX, Uploads
-from imagegen.tasks.request import MAX_IMAGES
+from imagegen.images.uploads import Uploads
+from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
 from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
@@ -192,7 +192,7 @@ def _add_entry(edit: EditBody, where: str, entry: object) -> None:
         within, source = f"{within}.{given[0]}", source[given[0]]
     if not isinstance(source, str):
         edit.errors.append(FieldError(within, "must be a string"))
-    elif within.endswith("file_id") and not source.startswith(PREFIX):
+    elif within.endswith("file_id") and not source.startswith(UPLOAD_PREFIX):
         edit.errors.append(FieldError(within, "must be an uploadId of POST /api/uploads"))
     elif where == _MASK:
         edit.mask = (within, source)

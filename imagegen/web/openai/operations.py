@@ -12,17 +12,14 @@ from pydantic.alias_generators import to_snake
 from imagegen.errors import (
     Draining,
     IdempotencyMismatch,
-    ImageTooLarge,
     QueueFull,
     QueueUnavailable,
     StoreUnavailable,
     TaskNotFound,
     Unsupported,
-    UnsupportedImage,
-    UploadNotFound,
 )
 from imagegen.tasks.request import MAX_IMAGES
-from imagegen.tasks.validation import GenerationParams, ModelId, Size
+from imagegen.tasks.validation import GenerationParams, Size
 from imagegen.web.api.schemas import TASK_ERRORS
 from imagegen.web.openai.edits import edits, edits_async, variations
 from imagegen.web.openai.errors import FAILED_STATUS, public_code
@@ -35,8 +32,6 @@ from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Body, EventStream, Operation, ResponseDoc, Route
 
-_INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
-
 COMPATIBLE, ALIASES = "OpenAI and Together", "OpenAI and Together, other bases"
 
 _FAILURES = {
@@ -47,8 +42,6 @@ _FAILURES = {
 BASES = ("/v1", "", "/v1/v1")
 """Client versions differ in whether `/v1` is in their base URL or in the path that they add."""
 
-_Model = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
-
 
 class OpenAIBody(GenerationParams):
     """The fields of OpenAI's and of Together's image APIs. `null` and empty count as absent. An unknown field is sent
@@ -57,7 +50,7 @@ class OpenAIBody(GenerationParams):
 
     model_config = ConfigDict(extra="allow", alias_generator=to_snake, validate_by_name=True)
 
-    model: _Model = ""
+    model: named.ModelField = ""
     width: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     height: Annotated[Size, Field(description="Pixels; or by `size`.")] = DEFAULT_SIDE
     size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None
@@ -108,7 +101,7 @@ GENERATE = Operation(
         named.IDEMPOTENCY_KEY,
     ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *_INPUT_ERRORS),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *named.INPUT_ERRORS),
     _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
     envelope="openai",
@@ -133,7 +126,7 @@ GENERATE_ASYNC = Operation(
     (_ASYNC_ACCEPTED,),
     (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *_INPUT_ERRORS),
+    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *named.INPUT_ERRORS),
     limit="generation",
     envelope="openai",
 )
@@ -195,7 +188,6 @@ MODEL = Operation(
 )
 
 
-_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _LINK = {"type": "string", "description": "An http(s) address, a `data:image/` URI, or an `uploadId`."}
 _ENTRY = {"anyOf": [_LINK, {"type": "object", "properties": {"image_url": _LINK, "file_id": {"type": "string"}}}]}
 _ENTRIES = {"type": "array", "items": _ENTRY, "maxItems": MAX_IMAGES}
@@ -203,8 +195,11 @@ _EDIT_FORM = {
     "type": "object",
     "required": ["image", "prompt"],
     "properties": {
-        "image": {**_FILE, "description": "One file, or up to 16 as repeated `image` or `image[]`; or a link."},
-        "mask": {**_FILE, "description": "PNG, transparent where the image is to be changed."},
+        "image": {
+            **named.FILE_BYTES,
+            "description": "One file, or up to 16 as repeated `image` or `image[]`; or a link.",
+        },
+        "mask": {**named.FILE_BYTES, "description": "PNG, transparent where the image is to be changed."},
         "prompt": {"type": "string"},
     },
     "additionalProperties": {"type": "string", "description": "Each other field of a generation, as text."},

@@ -1,11 +1,15 @@
-"""Parameters and headers that routes share."""
+"""Parameters, headers, parts of bodies and errors that routes share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from imagegen.errors import ImageTooLarge, UnsupportedImage, UploadNotFound
 from imagegen.images.thumbnails import SIZES
+from imagegen.tasks.validation import ModelId
 from imagegen.web.api.events import MAX_TASKS
 from imagegen.web.api.long_poll import MAX_WAIT_S
 from imagegen.web.openapi import samples
@@ -13,6 +17,10 @@ from imagegen.web.openapi.document import Parameter
 
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
+
+INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
+FILE_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
+ModelField = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
 
 TASK = Parameter(
     "taskId",
