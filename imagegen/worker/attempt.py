@@ -27,11 +27,12 @@ from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
-from imagegen.worker.job_wait import JobUnfinished, JobWait
+from imagegen.worker.job_wait import JobWait
 from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
 from imagegen.worker.pacing import Pacing, Permit
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.saving import (
+    AttemptEnded,
     ClaimImageSaver,
     DeadlinePassed,
     ImageSaver,
@@ -84,14 +85,6 @@ class AttemptRunner:
         why = outcome.error.detail or outcome.error.code
         warning = missing_images_warning(len(images), count, why)
         return Succeeded(images, (*claim.checkpoint.warnings, warning), claim.checkpoint.details)
-
-
-class _AttemptEnded(Exception):
-    """The attempt ends here."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
 
 
 class _Refused(Exception):
@@ -149,7 +142,7 @@ class Attempt:
                 with suppress(_Refused):
                     await self._make_calls()
                     break
-        except (_AttemptEnded, SavingDelayed, JobUnfinished) as ended:
+        except AttemptEnded as ended:
             return ended.outcome
         except Stopping:
             pause = Retry(0.0, WaitReason.DRAINING, counts_as_attempt=self._paid_in_vain)
@@ -184,7 +177,7 @@ class Attempt:
             again=self._claim.checkpoint.missing_requested,
         )
         if spent and self._missing and not self._claim.checkpoint.has_new_images:
-            raise _AttemptEnded(spent)
+            raise AttemptEnded(spent)
         if spent:
             self._give_up(range(self._request.n))
         run = self._claim.checkpoint
@@ -332,7 +325,7 @@ class Attempt:
     async def _call(self, share: PlannedCall) -> Reply:
         """Make a paid call, repeated at once if the model refuses a parameter or is not available.
 
-        Raises UpstreamError for a bad response, _AttemptEnded for any other failure.
+        Raises UpstreamError for a bad response, AttemptEnded for any other failure.
         """
         while True:
             inputs = await self._open_inputs()
@@ -361,7 +354,7 @@ class Attempt:
         elif claim.checkpoint is not claim.stored_checkpoint:
             self._waiting.begun = await claims.checkpoint(claim, claim.checkpoint)
         if not self._waiting.begun:
-            raise _AttemptEnded(ClaimLost())
+            raise AttemptEnded(ClaimLost())
 
     async def _open_inputs(self) -> Mapping[str, InputImage]:
         """Return the input images to send as bytes. Without them no call is made: the task fails, and costs nothing.
@@ -377,10 +370,10 @@ class Attempt:
         except (QueueUnavailable, StoreUnavailable) as error:
             counts = self._paid_in_vain or not self._waiting.begun  # what was not begun is not counted yet
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
-            raise _AttemptEnded(pause) from error
+            raise AttemptEnded(pause) from error
         except UpstreamError as error:
             logger.bind(taskId=self._claim.task.id).info("An input image can't be used: {}", error.detail)
-            raise _AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
+            raise AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
 
     def _is_alternative(self, model: str) -> bool:
         """Return whether a fallback model may take the place of the requested one."""
@@ -399,7 +392,7 @@ class Attempt:
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.pacing.failed(turn, error, unfinished=unfinished)
         if outcome:
-            raise _AttemptEnded(outcome) from error
+            raise AttemptEnded(outcome) from error
         if bad:
             raise error
 

@@ -18,18 +18,14 @@ from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.cancel_scope import ClaimWasLost
 from imagegen.worker.progress import ProgressReporter
-from imagegen.worker.saving import DeadlinePassed
+from imagegen.worker.saving import AttemptEnded, DeadlinePassed
 
 JOB_RETRY_S = 5.0
 """Delay before an unfinished provider job is polled again, so that other tasks can use the slot."""
 
 
-class JobUnfinished(Exception):
+class JobUnfinished(AttemptEnded):
     """The job runs for longer than a slot is held; it stays in the checkpoint."""
-
-    def __init__(self, outcome: Retry) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
 
 
 @dataclass(eq=False, slots=True)

@@ -20,7 +20,7 @@ from imagegen.images.store import Describe, VerifiedImage
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.image import GivenImage, ImageLink, PaidImage, StoredImage
-from imagegen.tasks.retry import Retry
+from imagegen.tasks.retry import Outcome, Retry
 from imagegen.tasks.task import WaitReason, image_progress
 
 CHECKPOINT_AFTER_S = 1.0
@@ -85,12 +85,16 @@ def received_again(paid: PaidImage) -> ReceivedImage:
     return ReceivedImage(paid.index, ImageLink(paid.url), paid.seed, paid.received_at)
 
 
-class SavingDelayed(Exception):
-    """The attempt can't go on now and gives up its slot; the checkpoint lists the missing images."""
+class AttemptEnded(Exception):
+    """The attempt ends here."""
 
-    def __init__(self, retry: Retry) -> None:
-        super().__init__(retry)
-        self.outcome = retry
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+class SavingDelayed(AttemptEnded):
+    """The attempt can't go on now and gives up its slot; the checkpoint lists the missing images."""
 
 
 class DeadlinePassed(Exception):
