@@ -10,8 +10,7 @@ from contextlib import aclosing
 import orjson
 from msgspec import Struct
 
-from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import InputImage
+from imagegen.providers.protocol import InputImage, unreadable_input
 
 JSON_TYPE = "application/json"
 _BOUNDARY = secrets.token_hex(16)
@@ -80,7 +79,7 @@ class StreamedBody:
                     if left >= 0:
                         yield piece
             if left:
-                raise UpstreamError("internal_error", "an input image could not be read", retryable=True)
+                raise unreadable_input()
 
 
 Body = bytes | StreamedBody

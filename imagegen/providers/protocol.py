@@ -164,6 +164,11 @@ def forgotten_job() -> UpstreamError:
     return UpstreamError("upstream_error", detail, retryable=True, ambiguous=True)
 
 
+def unreadable_input() -> UpstreamError:
+    """Return the error of an input image with bytes that can't be read now; nothing was paid."""
+    return UpstreamError("internal_error", "an input image could not be read", retryable=True)
+
+
 class WithoutJobs:
     """The part of a provider that answers each call with images, never with a job."""
 

@@ -14,7 +14,7 @@ from imagegen.images.fetch import ImageFetcher
 from imagegen.images.spool import Spool
 from imagegen.images.store import OpenedImage, VerifiedImage, in_file_thread
 from imagegen.images.uploads import Uploads
-from imagegen.providers.protocol import Edits, InputImage
+from imagegen.providers.protocol import Edits, InputImage, unreadable_input
 from imagegen.tasks.image import ImageLink
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
 
@@ -93,7 +93,7 @@ async def _read_upload(uploads: Uploads, upload_id: str) -> AsyncGenerator[bytes
     try:
         opened = await uploads.open(upload_id)
     except (QueueUnavailable, StoreUnavailable) as error:
-        raise _unreadable() from error
+        raise unreadable_input() from error
     if opened is None:
         raise _gone(upload_id)
     async for piece in _read(opened):
@@ -107,7 +107,7 @@ async def _read_fetched(image: VerifiedImage) -> AsyncGenerator[bytes, None]:
     try:
         opened = OpenedImage(image.size_bytes, file=await in_file_thread(FileIO, image.path))
     except OSError as error:
-        raise _unreadable() from error
+        raise unreadable_input() from error
     async for piece in _read(opened):
         yield piece
 
@@ -118,7 +118,7 @@ async def _read(opened: OpenedImage) -> AsyncGenerator[bytes, None]:
             async for piece in opened.read():
                 yield piece
     except (OSError, StoreUnavailable) as error:
-        raise _unreadable() from error
+        raise unreadable_input() from error
 
 
 def _unusable(detail: str, *, retryable: bool = False) -> UpstreamError:
@@ -127,7 +127,3 @@ def _unusable(detail: str, *, retryable: bool = False) -> UpstreamError:
 
 def _gone(upload_id: str) -> UpstreamError:
     return _unusable(f"The input image {upload_id[:20]}… is gone: upload it again")
-
-
-def _unreadable() -> UpstreamError:
-    return UpstreamError("internal_error", "an input image could not be read", retryable=True)
