@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from aiohttp import web
 
-from imagegen.errors import FieldError, InvalidRequest, Unsupported
+from imagegen.errors import Unsupported
 from imagegen.web.context import SERVICES
 from imagegen.web.openai.edit_bodies import receive_edit
-from imagegen.web.openai.fields import OpenAIRequest, parse
-from imagegen.web.openai.generations import respond, respond_async
+from imagegen.web.openai.fields import OpenAIRequest
+from imagegen.web.openai.generations import read_request, respond, respond_async
 from imagegen.web.openai.stream import EDITED
 from imagegen.web.submitter import refuse_while_draining
 
@@ -30,19 +29,9 @@ async def edits_async(request: web.Request) -> web.StreamResponse:
 async def _read_edit(request: web.Request) -> OpenAIRequest:
     """Read an edit. Raises InvalidRequest under the names that the client used, and what `receive_edit` raises."""
     services = request.app[SERVICES]
-    identity = services.identity
     refuse_while_draining(services)
     async with receive_edit(request, services.uploads) as (edit, body):
-        fields = edit.as_generation()
-        try:
-            wanted = parse(
-                fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust
-            )
-        except InvalidRequest as error:
-            details = [FieldError(edit.spell(detail.field), detail.message) for detail in error.details]
-            raise InvalidRequest(details=details) from error
-        settled = await services.inputs.settle(wanted.request, fields, body, spell=edit.spell)
-    return replace(wanted, request=settled)
+        return await read_request(services, edit.as_generation(), body, spell=edit.spell)
 
 
 async def variations(request: web.Request) -> web.StreamResponse:  # noqa: ARG001 - a handler's signature

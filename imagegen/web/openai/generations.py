@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 
-from imagegen.errors import TaskNotFound
+from imagegen.errors import FieldError, InvalidRequest, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.json_images import receive_json
+from imagegen.web.http.json_images import ReceivedBody, receive_json
 from imagegen.web.http.responses import json_response
 from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
 from imagegen.web.openai.client_calls import Ending
@@ -52,11 +54,24 @@ async def image_task(request: web.Request) -> web.StreamResponse:
 
 async def _read_generation(request: web.Request) -> OpenAIRequest:
     services = request.app[SERVICES]
-    identity = services.identity
     async with receive_json(request, services.uploads) as body:
-        fields = parse_object(body.raw)
+        return await read_request(services, parse_object(body.raw), body)
+
+
+async def read_request(
+    services: Services, fields: Mapping[str, Any], body: ReceivedBody, *, spell: Callable[[str], str] = str
+) -> OpenAIRequest:
+    """Parse a client's fields, and put uploads in place of the images in them.
+
+    spell: returns the client's name of a field. Raises InvalidRequest under these names, and as `InputImages.settle`.
+    """
+    identity = services.identity
+    try:
         wanted = parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
-        settled = await services.inputs.settle(wanted.request, fields, body, spell=str)
+    except InvalidRequest as error:
+        details = [FieldError(spell(detail.field), detail.message) for detail in error.details]
+        raise InvalidRequest(details=details) from error
+    settled = await services.inputs.settle(wanted.request, fields, body, spell=spell)
     return wanted if settled is wanted.request else replace(wanted, request=settled)
 
 
