@@ -25,14 +25,15 @@ async def models(request: web.Request) -> web.StreamResponse:
     provider = request.app[SERVICES].identity.provider
     listed = await listed_models(request)
     views = [
-        _model_view(model, provider)
+        model_view(model, provider)
         for model in listed
         if model.entry is None or model.row is not None or model.entry.get("type") == "image"
     ]
     return json_response({"success": True, "models": views})
 
 
-def _model_view(model: ListedModel, provider: str) -> ModelView:
+def model_view(model: ListedModel, provider: str) -> ModelView:
+    """Return what is published about a model. provider: the configured one."""
     row = model.row or _NO_ROW
     return {
         "id": model.id,

@@ -25,7 +25,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
     else:
         body = BodyStream(request, services.uploads.max_bytes)
         saved, is_new = await services.uploads.save(body.chunks())
-    return json_response(_view(saved), status=201 if is_new else 200)
+    return json_response(upload_view(saved), status=201 if is_new else 200)
 
 
 async def _save_form(request: web.Request, uploads: Uploads) -> tuple[Upload, bool]:
@@ -41,7 +41,8 @@ async def _save_form(request: web.Request, uploads: Uploads) -> tuple[Upload, bo
     return saved
 
 
-def _view(saved: Upload) -> UploadView:
+def upload_view(saved: Upload) -> UploadView:
+    """Return the body of the response about an upload."""
     return {
         "success": True,
         "uploadId": saved.id,

@@ -9,7 +9,9 @@ import orjson
 from msgspec.structs import replace
 
 from imagegen.errors import ApiError, FieldError, InvalidJson, InvalidRequest
-from imagegen.formats import rfc3339
+from imagegen.images.upload_records import UploadRecord
+from imagegen.images.uploads import Upload
+from imagegen.providers.model_table import load_table
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import validation as fields
@@ -17,11 +19,15 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.transitions import cancelled, completed, failed, progressed, started
 from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_deliveries
+from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
+from imagegen.web.api.uploads import upload_view
 from imagegen.web.context import TaskIdentity, image_url_builder
 from imagegen.web.http.errors import error_view
+from imagegen.web.model_list import ListedModel
 from imagegen.web.openai.errors import error_fields
+from imagegen.web.openai.models import entry_of
 from imagegen.web.openai.stream import COMPLETED, EDITED
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
@@ -93,15 +99,7 @@ NOT_FOUND = not_found_view("zh")
 
 NEW = submitted_view(SubmitResult(_waiting, CacheResult.MISS), _THIRD, _BASE, "zh")
 JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosition(None, 3.1), _BASE, "zh")
-UPLOAD = {
-    "success": True,
-    "uploadId": f"upload:{_SHA256}",
-    "contentType": "image/png",
-    "bytes": 401_223,
-    "width": 512,
-    "height": 512,
-    "expiresAt": rfc3339(_AT + 86_400),
-}
+UPLOAD = upload_view(Upload.of(UploadRecord(_image, _AT + 86_400)))
 HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _BASE, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
 
@@ -158,34 +156,9 @@ ASYNC_TASK_COMPLETED = ASYNC_TASK | {
     "image_url": _url,
     "result": {"created": int(_AT), "data": [{"url": _url}]},
 }
-MODELS = {
-    "success": True,
-    "models": [
-        {
-            "id": MODEL,
-            "provider": "together",
-            "channel": None,
-            "capabilities": {
-                "sizes": None,
-                "maxPixels": 3_211_264,
-                "multipleOf": 16,
-                "maxN": 4,
-                "steps": {"default": 4, "max": 12},
-                "seed": True,
-                "edit": False,
-                "maxInputImages": 0,
-                "mask": False,
-                "transparent": False,
-                "qualities": None,
-                "promptMax": None,
-            },
-            "price": {"currency": "USD", "perMegapixel": {"first": 0.0027, "more": 0.0027}, "defaultSteps": 4},
-            "endsAt": None,
-            "successor": None,
-        }
-    ],
-}
-MODEL_ENTRY = {"id": MODEL, "object": "model", "created": 0, "owned_by": "black-forest-labs", "type": "image"}
+_listed = ListedModel(MODEL, None, load_table("together").find(MODEL), ended=False)
+MODELS = {"success": True, "models": [model_view(_listed, "together")]}
+MODEL_ENTRY = entry_of(_listed)
 
 
 def hook_event(state: State) -> Any:
