@@ -256,8 +256,7 @@ class CachedStore:
             data = b"".join([piece async for piece in self._blobs.get(task_id, image, 0, image.size_bytes)])
             if len(data) != image.size_bytes or hashlib.sha256(data).hexdigest() != image.sha256:
                 return _Fetched()
-            verified = VerifiedImage(image.content_type, len(data), image.width, image.height, image.sha256, data)
-            await self._save_in_cache(task_id, image.index, verified, expires_at_s)
+            await self._save_in_cache(task_id, image.index, VerifiedImage.of(image, data=data), expires_at_s)
             return _Fetched(data)
         if (folder := self.spool_folder) is None:
             return _Fetched(whole=True)
@@ -265,10 +264,7 @@ class CachedStore:
         try:
             if not await self._download(task_id, image, path):
                 return _Fetched()
-            verified = VerifiedImage(
-                image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=path
-            )
-            await self._save_in_cache(task_id, image.index, verified, expires_at_s)
+            await self._save_in_cache(task_id, image.index, VerifiedImage.of(image, path=path), expires_at_s)
         except OSError as error:
             logger.debug("An image is not cached on the disk: {}", error)
         finally:

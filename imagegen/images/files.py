@@ -109,10 +109,7 @@ def link_image(root: Path, source: str, target: str, image: StoredImage, expires
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            verified = VerifiedImage(
-                image.content_type, image.size_bytes, image.width, image.height, image.sha256, path=Path(source)
-            )
-            _copy(root, target, verified, expires_at_s)
+            _copy(root, target, VerifiedImage.of(image, path=Path(source)), expires_at_s)
         stamp(target, expires_at_s)
         return True
     return False

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store_health import StoreHealth
@@ -67,6 +67,11 @@ class VerifiedImage:
         if self.data is not None:
             return self.data
         return cast(Path, self.path)
+
+    @classmethod
+    def of(cls, record: StoredImage, *, data: bytes | None = None, path: Path | None = None) -> Self:
+        """Return a stored image with its bytes, or with the file of them."""
+        return cls(record.content_type, record.size_bytes, record.width, record.height, record.sha256, data, path)
 
     def stored_at(self, index: int, *, seed: int | None = None, store_id: str = "") -> StoredImage:
         """Return the record of this image in its task."""
