@@ -117,7 +117,7 @@ def _extra(value: object) -> object:
     for name in fields:
         if is_reserved(name):
             raise PydanticCustomError("extra", f"must not contain {printable(name, MAX_KEY_CHARS)}")
-        if name in _SPELLINGS:
+        if name in SPELLINGS:
             raise PydanticCustomError("extra", f"must not contain {name}: send it outside of extra")
     return fields
 
@@ -287,7 +287,7 @@ def _normalize_newlines(fields: dict[str, Any]) -> None:
 
 def _as_spelled(errors: Iterable[FieldError], body: Mapping[str, Any]) -> list[FieldError]:
     """Return the errors under the names that the client used."""
-    spelled = {_SPELLINGS[key]: key for key in body if key in _SPELLINGS}
+    spelled = {SPELLINGS[key]: key for key in body if key in SPELLINGS}
     return [FieldError(spelled.get(error.field, to_camel(error.field)), error.message) for error in errors]
 
 
@@ -337,7 +337,7 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
     spelled: dict[str, str] = {}
     faults: list[FieldError] = []
     for key, value in body.items():
-        name = _SPELLINGS.get(key)
+        name = SPELLINGS.get(key)
         if name is None:
             faults.append(
                 FieldError(printable(key, MAX_KEY_CHARS), unknown_field(key, _NAMES if len(faults) < MAX_HINTS else ()))
@@ -398,5 +398,7 @@ def _pattern_message(pattern: str, text: str) -> str:
     return "must contain a visible character" if pattern == _VISIBLE else f"must match {pattern}"
 
 
-_SPELLINGS = {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
+SPELLINGS = {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
+"""Our name of each field, by its spellings."""
+
 _NAMES = (*(to_camel(name) for name in GenerationParams.model_fields), "webhook")

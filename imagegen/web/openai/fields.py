@@ -7,21 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic.alias_generators import to_camel, to_snake
+from pydantic.alias_generators import to_snake
 
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
 from imagegen.providers.model_rules import IMPOSSIBLE_SIZE
 from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.validation import MAX_EXTRA_BYTES, MAX_FIELD_ERRORS, MAX_KEY_CHARS, Adjust, GenerationParams
+from imagegen.tasks.validation import MAX_EXTRA_BYTES, MAX_FIELD_ERRORS, MAX_KEY_CHARS, SPELLINGS, Adjust
 from imagegen.tasks.validation import parse as parse_fields
 
 DEFAULT_SIDE = 1024
 
 _FORMATS = {"url": False, "b64_json": True, "base64": True}
-_FIELD_NAMES = {"num_inference_steps": "steps", "guidance": "guidance_scale"}
-_FIELD_NAMES |= {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
+_FIELD_NAMES = {"num_inference_steps": "steps", "guidance": "guidance_scale"} | SPELLINGS
 """Our name of each field."""
 
 _LEFT_OUT = frozenset({"user", "safety_identifier", "metadata", "store", "partial_images"})
