@@ -18,10 +18,7 @@ from imagegen.redis_client.batcher import MAX_ITEMS
 from imagegen.tasks.task import Task
 
 REFRESH_S = 8.0
-"""Interval at which tasks that may change elsewhere are read, in case a message was lost; one command reads them all..
-
-
-"""
+"""Interval of reads of tasks that may change elsewhere, in case a message was lost; one command reads them all."""
 
 POLL_S = 1.0
 """Shortest interval of reads of awaited tasks if Redis refuses the channel; it doubles with each read."""
