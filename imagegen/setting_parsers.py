@@ -83,6 +83,20 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def dollars(text: str) -> int:
+    """Return micro-dollars: `5`, `0.25`, `$10`."""
+    match = re.fullmatch(r"\$?([0-9]{1,9})(?:\.([0-9]{1,6}))?", text)
+    if not match:
+        raise ValueError(f"{text[:40]!r} is not allowed; US dollars are, as 5 or 0.25, with at most 6 decimals")
+    return int(match[1]) * 10**6 + int((match[2] or "").ljust(6, "0"))
+
+
+def host_name(text: str) -> str:
+    if not re.fullmatch(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])", text):
+        raise ValueError(f"{text[:40]!r} is not allowed; host names are, as example.org, without scheme, port and path")
+    return text.lower()
+
+
 def seconds(low: float = 0.0) -> Callable[[str], float]:
     return number(low, TEN_YEARS_S)
 

@@ -46,7 +46,20 @@ _OTHERS = {
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
-NOT_IMPLEMENTED: frozenset[str] = frozenset({"API_KEYS", "CACHE_SCOPE", "CORS_ORIGINS"})
+NOT_IMPLEMENTED: frozenset[str] = frozenset(
+    {
+        "API_KEYS",
+        "CACHE_SCOPE",
+        "CORS_ORIGINS",
+        "OPEN_TO_ALL",
+        "BUDGET_DAILY_USD",
+        "UNKNOWN_PRICE_USD",
+        "ALERT_WEBHOOK",
+        "FAIR_WINDOW",
+        "IMAGE_UNITS_PER_MINUTE",
+        "WEBHOOK_SIGN_HOSTS",
+    }
+)
 """Settings, and values of settings, without their feature yet: other than the default they stop the start."""
 
 
@@ -101,6 +114,7 @@ class Settings:
     rate_limit_window_s: float = _setting("RATE_LIMIT_WINDOW", 60.0, values.milliseconds)
     rate_limit_max: int = _setting("RATE_LIMIT_MAX", 10, values.integer(0, 10**9))
     image_rate_limit_max: int = _setting("IMAGE_RATE_LIMIT_MAX", 5, values.integer(0, 10**9))
+    image_units_per_min: int | None = _optional("IMAGE_UNITS_PER_MINUTE", values.integer(0, 10**9))
     rate_limit_store: str = _setting("RATE_LIMIT_STORE", "memory", values.one_of("memory", "redis"))
     v1_reuse: str = _setting("V1_REUSE", "retries", values.one_of("retries", "always"))
     v1_max_wait_s: float = _setting("V1_MAX_WAIT", 300.0, values.seconds(0.001))
@@ -128,11 +142,17 @@ class Settings:
     s3_secret_access_key: str | None = _optional("S3_SECRET_ACCESS_KEY", values.secret, secret=True)
     api_keys: Mapping[str, str] = _setting("API_KEYS", MappingProxyType({}), values.api_keys, secret=True)
     admin_token: str | None = _optional("ADMIN_TOKEN", values.secret, secret=True)
-    cache_scope: str = _setting("CACHE_SCOPE", "shared", values.one_of("shared", "key"))
+    open_to_all: bool = _setting("OPEN_TO_ALL", default=False, parse=values.boolean)
+    budget_daily_micro_usd: int | None = _optional("BUDGET_DAILY_USD", values.dollars)
+    unknown_price_micro_usd: int | None = _optional("UNKNOWN_PRICE_USD", values.dollars)
+    alert_webhook: str | None = _optional("ALERT_WEBHOOK", values.base_url_with_login, secret=True)
+    fair_window: int = _setting("FAIR_WINDOW", 10, values.integer(1, 10_000))
+    cache_scope: str | None = _optional("CACHE_SCOPE", values.one_of("shared", "key"))
     task_id_secret: str | None = _optional("TASK_ID_SECRET", values.plain_text, secret=True)
     trusted_proxy_hops: int | Literal["auto"] = _setting("TRUSTED_PROXY_HOPS", 0, values.proxy_hops)
     cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), values.comma_separated(values.origin))
     webhook_secret: str | None = _optional("WEBHOOK_SECRET", values.webhook_secret, secret=True)
+    webhook_sign_hosts: tuple[str, ...] = _setting("WEBHOOK_SIGN_HOSTS", (), values.comma_separated(values.host_name))
     webhook_allow_private: bool = _setting("WEBHOOK_ALLOW_PRIVATE", default=False, parse=values.boolean)
     webhook_proxy: str | None = _optional("WEBHOOK_PROXY", values.proxy, secret=True)
     https_proxy: str | None = _optional("HTTPS_PROXY", values.proxy, secret=True)

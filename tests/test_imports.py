@@ -16,6 +16,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"byte_budget", "proxies", "redis_client", "setting_parsers"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
+    {"accounts"},
     {"web", "worker"},
     {"chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
     {"doctor"},

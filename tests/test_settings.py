@@ -341,9 +341,9 @@ def test_a_setting_whose_feature_is_not_built_stops_the_start(
 
 def test_the_default_of_an_unbuilt_setting_may_be_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        module, "NOT_IMPLEMENTED", frozenset({"CACHE_SCOPE", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"})
+        module, "NOT_IMPLEMENTED", frozenset({"OPEN_TO_ALL", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"})
     )
-    assert load(CACHE_SCOPE="shared", WEBHOOK_ALLOW_PRIVATE="false", IMAGE_STORE="disk") == Settings()
+    assert load(OPEN_TO_ALL="false", WEBHOOK_ALLOW_PRIVATE="false", IMAGE_STORE="disk") == Settings()
 
 
 def test_only_settings_can_be_unbuilt() -> None:

@@ -10,7 +10,8 @@ from enum import Enum
 
 from msgspec.structs import replace
 
-from imagegen.queue.codec import Checkpoint, UnreadableRecord, decode_checkpoint, shown_images
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, shown_images
+from imagegen.queue.codec import UnreadableRecord
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 

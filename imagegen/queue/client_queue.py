@@ -12,15 +12,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import InternalError, QueueFull, QueueUnavailable
-from imagegen.queue.codec import (
-    CANCELLED_RUN,
-    broadcast_record,
-    calls_under_way,
-    decode_entry,
-    decode_head,
-    decode_record,
-    server_time,
-)
+from imagegen.queue.checkpoint import CANCELLED_RUN, calls_under_way
+from imagegen.queue.codec import broadcast_record, decode_entry, decode_head, decode_record, server_time
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
@@ -31,6 +24,7 @@ from imagegen.queue.task_lookup import TaskLookup, newer_version_error
 from imagegen.queue.verbs.finish import as_stored
 from imagegen.queue.verbs.submit import SubmitReply, submit_item
 from imagegen.tasks import transitions
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, State, Task, WaitReason
@@ -49,7 +43,10 @@ class CacheResult(StrEnum):
 
 
 class Submission(Struct, frozen=True, gc=False):
-    """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings."""
+    """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
+
+    client, scope, cost: see Task.
+    """
 
     task_id: str
     digest: str
@@ -57,6 +54,9 @@ class Submission(Struct, frozen=True, gc=False):
     request_json: bytes
     webhooks: tuple[Webhook, ...] = ()
     family: RequestFamily | None = None
+    client: str = ""
+    scope: str | None = None
+    cost: Cost | None = None
 
 
 class SubmitResult(Struct, frozen=True, gc=False):
@@ -322,6 +322,9 @@ class ClientQueue:
             images=stale,
             stale_images=bool(stale),
             deliveries=initial_deliveries(submission.webhooks) if submission.webhooks else (),
+            client=submission.client,
+            scope=submission.scope,
+            cost=submission.cost,
         )
 
     def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:

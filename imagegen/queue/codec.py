@@ -1,15 +1,14 @@
-"""Encoding of tasks, entries, checkpoints and delivery logs in Redis, each with a schema version.
+"""Encoding of tasks, entries and delivery logs in Redis, each with a schema version.
 
 A record is a head that the scripts read (`1 pending <entry id> <generation> <sequence> <digest>`), a newline, and
 JSON. An entry carries the version, the generation and JSON with the request: a claim needs no second read. A
-checkpoint is the entry id, a space, and JSON; a delivery log is `1 <generation>`, a newline, and a JSON list. Values of
+delivery log is `1 <generation>`, a newline, and a JSON list. Values of
 a newer version are not touched: deploys overlap for minutes. So each task is written in the lowest version that is able
 to run it. The head of a task with added webhooks ends in ` +`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.tasks.image import PaidImage, StoredImage
-from imagegen.tasks.provider_job import AcceptedJob
+from imagegen.tasks.cost import Cost
+from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
-from imagegen.tasks.retry import MAX_AMBIGUOUS
 from imagegen.tasks.stored_version import FIRST_VERSION, reused_images, version_of
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.webhook import Delivery, merge_deliveries
@@ -36,14 +34,12 @@ MAX_SKEW_S = 5.0
 
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Errors that decoding a foreign value raises."""
 
 _NO_REQUEST = msgspec.Raw()
 
 _READABLE = frozenset(b"%d" % version for version in range(FIRST_VERSION, VERSION + 1))
-
-_ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
 
 class UnreadableRecord(ValueError):
@@ -75,6 +71,9 @@ class _Record(Struct, omit_defaults=True, gc=False):
     webhooks: tuple[dict[str, Any], ...] = ()
     request: msgspec.Raw = _NO_REQUEST
     details: ReplyDetails | None = None
+    client: str = ""
+    scope: str | None = None
+    cost: Cost | None = None
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -94,6 +93,9 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     webhooks: tuple[dict[str, Any], ...] = ()
     queued: float | None = None
     reused: tuple[StoredImage, ...] = ()
+    client: str = ""
+    scope: str | None = None
+    cost: Cost | None = None
 
 
 _read_record = msgspec.json.Decoder(_Record).decode
@@ -132,6 +134,9 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             _stored(task.deliveries),
             msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
             task.details,
+            task.client,
+            task.scope,
+            task.cost,
         )
     )
 
@@ -169,7 +174,7 @@ def decode_record(value: bytes) -> tuple[RecordHeader, Task]:
     head = decode_head(value)
     try:
         return head, _task(head, _read_record(value.partition(b"\n")[2]))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 
@@ -199,6 +204,9 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         entry_id=head.entry_id if pending else "",
         deliveries=_deliveries(record.webhooks),
         details=record.details,
+        client=record.client,
+        scope=record.scope,
+        cost=record.cost,
     )
 
 
@@ -224,6 +232,9 @@ def encode_entry(task: Task) -> bytes:
             _stored(task.deliveries),
             task.created_at if task.entry_id else None,
             reused_images(task),
+            task.client,
+            task.scope,
+            task.cost,
         )
     )
 
@@ -253,10 +264,13 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             reason=WaitReason.QUEUED,
             entry_id=entry_id,
             deliveries=_deliveries(entry.webhooks),
+            client=entry.client,
+            scope=entry.scope,
+            cost=entry.cost,
         )
     except NewerRecord:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UnreadableRecord(repr(fields)[:200]) from error
 
 
@@ -270,140 +284,6 @@ def server_time(created_at: float, entry_id: str) -> float:
     """Return the time of a submit: by the submitter's clock, or the server's if the entry's id differs from it."""
     added_at = int(entry_id.partition("-")[0]) / 1000
     return created_at if abs(created_at - added_at) <= MAX_SKEW_S else added_at
-
-
-class Checkpoint(
-    Struct,
-    frozen=True,
-    gc=False,
-    rename={"dropped_params": "without", "missing_requested": "asked_again", "ambiguous_calls": "ambiguous"},
-):
-    """Progress of a task's epoch, written before each paid call.
-
-    Attributes:
-        owner: the instance that runs it.
-        phase: `calling` (a call may be in flight), `waiting` (before a retry), `released` or `cancelled`.
-        starts: all starts. attempts: those that count. ambiguous_calls: calls that were sent and never answered.
-        missing_requested: whether the missing images were requested once more.
-        links: paid images that are not fetched yet; while there are any, no call is in flight.
-        short: indexes that a reply left empty, not requested again yet. given_up: indexes that are not requested again.
-        repeated: calls made again because the reply, which may be paid, held no usable image.
-        job: a provider job that was paid and is not collected yet; while there is one, no call is in flight.
-        details: what the upstream reported with the images.
-    """
-
-    owner: str
-    phase: str = "calling"
-    starts: int = 0
-    attempts: int = 0
-    ambiguous_calls: int = 0
-    images: tuple[StoredImage, ...] = ()
-    warnings: tuple[str, ...] = ()
-    dropped_params: tuple[str, ...] = ()
-    missing_requested: bool = False
-    started_at: float | None = None
-    reason: str | None = None
-    retry_at: float | None = None
-    links: tuple[PaidImage, ...] = ()
-    short: tuple[int, ...] = ()
-    given_up: tuple[int, ...] = ()
-    repeated: int = 0
-    job: AcceptedJob | None = None
-    details: ReplyDetails | None = None
-
-    @property
-    def billed_again(self) -> int:
-        """Calls that may have been paid for more than once."""
-        return self.ambiguous_calls + self.repeated
-
-    @property
-    def has_new_images(self) -> bool:
-        """Whether a call of this task returned an image."""
-        return not all(image.reused for image in self.images)
-
-    @property
-    def calling(self) -> bool:
-        """Whether a paid call may be in flight, or its images may be only in its owner's memory."""
-        return self.phase == "calling" and not self.links and self.job is None
-
-    def encode(self, entry_id: str) -> bytes:
-        """Return the stored form.
-
-        With a job it counts `MAX_AMBIGUOUS` ambiguous calls more: versions that can't resume jobs then fail the task
-        as interrupted, instead of paying for it again.
-        """
-        run = self if self.job is None else replace(self, ambiguous_calls=self.ambiguous_calls + MAX_AMBIGUOUS)
-        return entry_id.encode() + b" " + _encode(run)
-
-
-_read_run = msgspec.json.Decoder(Checkpoint).decode
-
-CANCELLED_RUN = _encode(Checkpoint(owner="", phase="cancelled"))
-"""Checkpoint, without the entry id, that a start finds if the task was cancelled just before."""
-
-
-def decode_checkpoint(value: bytes) -> tuple[str, Checkpoint]:
-    """Return entry id and checkpoint. Raises UnreadableRecord."""
-    try:
-        entry_id, _, rest = value.partition(b" ")
-        if not _ENTRY_ID.fullmatch(entry_id):
-            raise ValueError(entry_id)
-        run = _read_run(rest)
-        if run.job is not None:
-            run = replace(run, ambiguous_calls=run.ambiguous_calls - MAX_AMBIGUOUS)
-        return entry_id.decode(), run
-    except _UNREADABLE as error:
-        raise UnreadableRecord(repr(value[:80])) from error
-
-
-def readable_run(value: bytes) -> bool:
-    """Return whether `decode_checkpoint` can decode a value."""
-    try:
-        decode_checkpoint(value)
-    except UnreadableRecord:
-        return False
-    return True
-
-
-def calls_under_way(stored: bytes | None) -> int:
-    """Return how many calls of a stored checkpoint may have been paid, a running one included."""
-    if stored is None:
-        return 0
-    try:
-        _, run = decode_checkpoint(stored)
-    except UnreadableRecord:
-        return 1
-    return run.billed_again + (run.phase == "calling" or run.job is not None)
-
-
-def shown_images(task: Task, run: Checkpoint) -> tuple[StoredImage, ...]:
-    """Return the images of an unfinished task: the stale ones until all new ones are stored."""
-    return task.images if task.stale_images else run.images
-
-
-def with_checkpoint(task: Task, run: Checkpoint) -> Task:
-    """Return an unfinished task with the state of its checkpoint, as another instance sees it."""
-    calling = run.phase == "calling"
-    return replace(
-        task,
-        state=State.PROCESSING if calling else State.PENDING,
-        sequence=task.epoch + run.starts * 1_000 + (0 if calling else 999),
-        attempts=run.attempts,
-        started_at=run.started_at,
-        progress=5 if calling else 0,
-        images=shown_images(task, run),
-        possibly_billed_twice=max(run.billed_again, task.possibly_billed_twice),
-        reason=None if calling and not run.reason else _reason(run.reason),
-        retry_at=run.retry_at,
-    )
-
-
-def _reason(reason: str | None) -> WaitReason:
-    """Return the reason; one of a newer version becomes RETRYING."""
-    try:
-        return WaitReason(reason or WaitReason.QUEUED)
-    except ValueError:
-        return WaitReason.RETRYING
 
 
 def encode_hooks(generation: int, deliveries: Iterable[Delivery]) -> bytes:
@@ -421,7 +301,7 @@ def decode_hooks(value: bytes) -> tuple[int, tuple[Delivery, ...]]:
         return generation, _deliveries(orjson.loads(rest))
     except NewerRecord:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UnreadableRecord(repr(value[:80])) from error
 
 

@@ -10,14 +10,9 @@ from collections.abc import Iterable, Mapping
 from loguru import logger
 from msgspec.structs import replace
 
+from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import (
-    Checkpoint,
-    NewerRecord,
-    UnreadableRecord,
-    decode_entry,
-    peek_task_id,
-)
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_entry, peek_task_id
 from imagegen.queue.eta import EtaEstimator, entry_order
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.consume import Entry

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from imagegen.queue.codec import CANCELLED_RUN, broadcast_record
+from imagegen.queue.checkpoint import CANCELLED_RUN
+from imagegen.queue.codec import broadcast_record
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_checkpoint, decode_head
+from imagegen.queue.checkpoint import decode_checkpoint
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_head
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.tasks.task import State

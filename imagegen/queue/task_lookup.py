@@ -9,14 +9,8 @@ from collections.abc import Callable
 from loguru import logger
 
 from imagegen.errors import InternalError, QueueUnavailable
-from imagegen.queue.codec import (
-    NewerRecord,
-    UnreadableRecord,
-    decode_checkpoint,
-    decode_record,
-    with_checkpoint,
-    with_delivery_log,
-)
+from imagegen.queue.checkpoint import decode_checkpoint, with_checkpoint
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_record, with_delivery_log
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.notifier import Notifier

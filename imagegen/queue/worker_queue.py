@@ -9,14 +9,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, readable_run, shown_images
 from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
-from imagegen.queue.codec import (
-    Checkpoint,
-    decode_checkpoint,
-    decode_record,
-    readable_run,
-    shown_images,
-)
+from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache

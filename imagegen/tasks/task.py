@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.webhook import Delivery
@@ -81,6 +82,9 @@ class Task(Struct, frozen=True, gc=False):
     stale_images: how many of `images` are of the epoch before (see `Cache-Control: no-cache`).
     deliveries: to the webhooks of this epoch.
     details: of a completed task, as the upstream reported them.
+    client: name of the key that submitted this epoch first, empty without keys.
+    scope: name of the key that alone may see it; None if all may.
+    cost: None for a task of an earlier version.
     """
 
     id: str
@@ -106,6 +110,9 @@ class Task(Struct, frozen=True, gc=False):
     entry_id: str = ""
     deliveries: tuple[Delivery, ...] = ()
     details: ReplyDetails | None = None
+    client: str = ""
+    scope: str | None = None
+    cost: Cost | None = None
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

@@ -54,21 +54,27 @@ class TaskIdentity:
     sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
 
     def submission(
-        self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = ()
+        self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = (), client: str = ""
     ) -> Submission:
-        """Return the submission for a request. scope: name of the key that owns the task, None if tasks are shared."""
+        """Return the submission for a request.
+
+        scope: name of the key that owns the task, None if tasks are shared. client: name of the key that submits it.
+        """
         sent = self.sent_request(request)
         canonical = sent.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
         family = RequestFamily(sent, self.provider, scope, self.secret)
-        return Submission(task_id, request_digest(canonical), request.model, request.to_json(), webhooks, family)
+        digest, stored = request_digest(canonical), request.to_json()
+        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope)
 
     def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
         """Return the submission for the request of a task; under other settings than now it belongs to no family."""
-        submission = self.submission(GenerationRequest.from_json(task.request_json), None, webhooks)
+        submission = self.submission(GenerationRequest.from_json(task.request_json), task.scope, webhooks, task.client)
         if submission.task_id == task.id:
             return submission
-        return Submission(task.id, task.digest, task.model, task.request_json, webhooks)
+        return Submission(
+            task.id, task.digest, task.model, task.request_json, webhooks, client=task.client, scope=task.scope
+        )
 
 
 class Readiness:

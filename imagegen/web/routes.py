@@ -10,7 +10,7 @@ from imagegen.ratelimit.limits import RateLimits
 from imagegen.web.api import events, images
 from imagegen.web.api import operations as api
 from imagegen.web.context import SERVICES
-from imagegen.web.http.forwarded import client_address
+from imagegen.web.http.auth import client_of
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
@@ -36,7 +36,7 @@ def add_routes(app: web.Application, rates: RateLimits) -> None:
         path = operation.path
         for parameter, pattern in _PATH_PARAMETERS.items():
             path = path.replace(parameter, pattern)
-        guarded = _limited(operation, admin_only(handler) if operation.admin else handler, rates)
+        guarded = _limited(operation, admin_only(handler) if operation.needs == "admin" else handler, rates)
         if operation.method == "get" and not any(response.events for response in operation.answers):
             app.router.add_route(hdrs.METH_HEAD, path, guarded)
         app.router.add_route(operation.method.upper(), path, guarded)
@@ -71,7 +71,7 @@ def _remember_refusals(handler: Handler) -> Handler:
             return await handler(request)
         except RateLimited:
             services = request.app[SERVICES]
-            services.calls.refuse(client_address(request, services.trusted_hops), mark_of(request.headers))
+            services.calls.refuse(client_of(request).id, mark_of(request.headers))
             raise
 
     return handle

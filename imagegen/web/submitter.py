@@ -25,8 +25,9 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
+from imagegen.web.http.auth import client_of
 from imagegen.web.http.body import parse_object
-from imagegen.web.http.forwarded import bases, client_address, owner_name
+from imagegen.web.http.forwarded import bases, owner_name
 from imagegen.web.http.json_images import ReceivedBody
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -42,7 +43,8 @@ class SubmitOptions(Struct, frozen=True):
 
     fresh: no image from before is reused (`Cache-Control: no-cache`).
     key: the `Idempotency-Key`, unique for each `client`.
-    scope: name of the key that owns the tasks; None while all clients share them.
+    scope: name of the API key that owns the tasks; None while all clients share them.
+    key_name: name of the API key, empty without one.
     max_errors: the most field errors that are named.
     """
 
@@ -50,6 +52,7 @@ class SubmitOptions(Struct, frozen=True):
     fresh: bool = False
     key: str | None = None
     scope: str | None = None
+    key_name: str = ""
     max_errors: int = validation.MAX_FIELD_ERRORS
 
     @classmethod
@@ -60,12 +63,13 @@ class SubmitOptions(Struct, frozen=True):
             directives = ",".join(headers.getall(hdrs.CACHE_CONTROL)).lower()
             fresh = "no-cache" in map(str.strip, directives.split(","))
         key = _parse_key(headers.getall(_IDEMPOTENCY_KEY)) if _IDEMPOTENCY_KEY in headers else None
-        return cls(request, fresh, key)
+        client = client_of(request)
+        return cls(request, fresh, key, client.scope, client.name)
 
     @property
     def client(self) -> str:
-        """Address that the client's limits and keys are kept by."""
-        return client_address(self.request, self.request.app[SERVICES].trusted_hops)
+        """Name by which the client's limits and idempotency keys are kept."""
+        return client_of(self.request).id
 
     @property
     def base(self) -> str:
@@ -87,7 +91,7 @@ def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) 
         request, webhooks = _parse(services, fields, options)
         if request.image_sources or body.images or body.refusals:
             return submit_parsed(services, fields, body, options)
-        submission = services.identity.submission(request, options.scope, webhooks)
+        submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
         if not webhooks:
             services.submission_cache.put(options.scope, body.raw, submission)
     return submit(services, submission, fresh=options.fresh)
@@ -99,7 +103,7 @@ async def submit_parsed(
     """Submit parsed fields of a body, once only if the client gave a key."""
     request, webhooks = _parse(services, fields, options)
     request = await _settle_images(services, request, fields, body, options.scope)
-    submission = services.identity.submission(request, options.scope, webhooks)
+    submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
     refuse_while_draining(services)

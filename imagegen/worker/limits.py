@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imagegen.queue.codec import Checkpoint
+from imagegen.queue.checkpoint import Checkpoint
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Failed, RetryPolicy
 from imagegen.tasks.task import Task, TaskError, WaitReason
 

@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 from support import submission
 
+from imagegen.queue.checkpoint import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.queue.claim import StartResult
-from imagegen.queue.codec import Checkpoint, calls_under_way, decode_checkpoint
 from imagegen.tasks.image import PaidImage, StoredImage
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import MAX_AMBIGUOUS, Retry

@@ -9,8 +9,9 @@ import pytest
 from msgspec.structs import replace
 from support import submission
 
+from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import StartResult
-from imagegen.queue.codec import Checkpoint, decode_record
+from imagegen.queue.codec import decode_record
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry

@@ -9,7 +9,7 @@ from support import eventually
 
 from imagegen.errors import ImageRejected, UpstreamError
 from imagegen.providers.protocol import Reply, UpstreamLimits
-from imagegen.queue.codec import Checkpoint, decode_checkpoint
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import Checkpoint
 from imagegen.tasks.task import Task
 from imagegen.worker.parking import ParkedClaims
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.errors import DownloadFailed, ImageRejected, StoreUnavailable
-from imagegen.queue.codec import Checkpoint, decode_checkpoint
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint
 from imagegen.tasks.image import ImageLink, PaidImage
 from imagegen.tasks.retry import Failed, Retry, Succeeded
 from imagegen.tasks.task import State, WaitReason

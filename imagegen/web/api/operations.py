@@ -223,6 +223,7 @@ FOLLOW_ONE = Operation(
     (named.TASK, named.LAST_EVENT_ID, named.LANGUAGE),
     errors=(QueueUnavailable,),
     limit="general",
+    needs="link",
 )
 
 FOLLOW_MANY = Operation(
@@ -246,6 +247,7 @@ FOLLOW_MANY = Operation(
     (named.TASKS, named.LAST_EVENT_ID, named.LANGUAGE),
     errors=(InvalidRequest, QueueUnavailable),
     limit="general",
+    needs="link",
 )
 
 IMAGE = Operation(
@@ -285,6 +287,7 @@ IMAGE = Operation(
         QueueUnavailable,
     ),
     limit="misses",
+    needs="link",
 )
 
 
@@ -369,7 +372,7 @@ LIST = Operation(
     ),
     errors=(InvalidRequest, QueueUnavailable),
     limit="general",
-    admin=True,
+    needs="admin",
 )
 
 MODELS = Operation(
@@ -423,6 +426,7 @@ def _webhook(state: State) -> Operation:
         _WEBHOOK_HEADERS,
         Body(WebhookEvent, {state.value: samples.hook_event(state)}),
         envelope="none",
+        needs="none",
     )
 
 

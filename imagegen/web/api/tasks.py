@@ -14,7 +14,8 @@ from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_un
 from imagegen.web.api.schemas import TaskListView
 from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
 from imagegen.web.context import SERVICES
-from imagegen.web.http.forwarded import client_address, owner_name
+from imagegen.web.http.auth import client_of
+from imagegen.web.http.forwarded import owner_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response
 from imagegen.web.submitter import submit
 
@@ -69,7 +70,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
         raise NotRetryable
     await services.inputs.keep_again(task.request_json)
-    owner = owner_name(client_address(request, services.trusted_hops))
+    owner = owner_name(client_of(request).id)
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
     submitted = await submit(services, services.identity.resubmission(task, webhooks))
     response = await build_submit_response(request, services, submitted)

@@ -110,7 +110,7 @@ class Builder:
         entry["responses"] = {
             str(status): response for status, response in sorted((answers | self._errors(operation)).items())
         }
-        if operation.admin:
+        if operation.needs == "admin":
             entry["security"] = [{"admin": []}, {}]
         return entry
 
@@ -199,7 +199,7 @@ class Builder:
 
 def _description(operation: Operation) -> str:
     limit = f"Counts against {_LIMITS[operation.limit]}." if operation.envelope != "none" else ""
-    return "\n\n".join(filter(None, [operation.text, _ADMIN if operation.admin else "", limit]))
+    return "\n\n".join(filter(None, [operation.text, _ADMIN if operation.needs == "admin" else "", limit]))
 
 
 def _headers(*names: str) -> Json:

@@ -95,7 +95,8 @@ class ResponseDoc:
 class Operation:
     """Documentation of one route. name: its operationId; errors: besides those of every route, of bodies and of limits.
 
-    failures: codes that no error of ours has, by status. admin: it needs the admin token.
+    failures: codes that no error of ours has, by status. needs: what its caller must show; `link`: an API key or
+    a signed link; `key` and `link` count only where keys are set.
     limit: the rate limit that a call counts against; `entries`: the general one, and each entry of the body the limit
     for generations; `misses`: the general one if it finds nothing.
     envelope: form of its errors; `none` if others answer it.
@@ -113,7 +114,7 @@ class Operation:
     errors: tuple[type[ApiError], ...] = ()
     failures: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     limit: Literal["none", "general", "generation", "entries", "misses"] = "none"
-    admin: bool = False
+    needs: Literal["key", "admin", "link", "none"] = "key"
     envelope: Literal["api", "openai", "none"] = "api"
 
     @property
@@ -128,7 +129,7 @@ class Operation:
         errors = EDGE + self.errors
         if self.body:
             errors += IN_BODY
-        if self.admin:
+        if self.needs == "admin":
             errors += (Unauthorized, Forbidden)
         return (*errors, RateLimited) if self.is_limited else errors
 

@@ -37,6 +37,7 @@ API_HEALTH = Operation(
             },
         ),
     ),
+    needs="none",
 )
 
 ALIVE = Operation(
@@ -47,6 +48,7 @@ ALIVE = Operation(
     "Check that the process is alive",
     "For the platform: it stays 200 while Redis or the provider is away, which a restart would not repair.",
     (ResponseDoc(200, "Yes.", AliveView, {"alive": {"status": "ok"}}),),
+    needs="none",
 )
 
 READY = Operation(
@@ -61,6 +63,7 @@ READY = Operation(
         ResponseDoc(200, "Ready.", ReadyView, _READY),
         ResponseDoc(503, "Not ready.", ReadyView, _NOT_READY),
     ),
+    needs="none",
 )
 
 STATS = Operation(
@@ -74,7 +77,7 @@ STATS = Operation(
     (ResponseDoc(200, "The counters.", StatsView),),
     (named.LANGUAGE,),
     limit="general",
-    admin=True,
+    needs="admin",
 )
 
 METRICS = Operation(
@@ -94,7 +97,7 @@ METRICS = Operation(
         ),
     ),
     (named.LANGUAGE,),
-    admin=True,
+    needs="admin",
 )
 
 DOCUMENT = Operation(
@@ -106,6 +109,7 @@ DOCUMENT = Operation(
     "",
     (ResponseDoc(200, "OpenAPI 3.1.", {"type": "object"}, headers=_PAGE_HEADERS), _UNCHANGED),
     (named.IF_NONE_MATCH,),
+    needs="none",
 )
 
 PAGE = Operation(
@@ -117,6 +121,7 @@ PAGE = Operation(
     "It sends no request to another host.",
     (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
     (named.IF_NONE_MATCH,),
+    needs="none",
 )
 
 FILE = Operation(
@@ -132,6 +137,7 @@ FILE = Operation(
     ),
     (named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
     errors=(RouteNotFound,),
+    needs="none",
 )
 
 HOME = Operation(
@@ -142,6 +148,7 @@ HOME = Operation(
     "Go to the page",
     "",
     (ResponseDoc(302, "It is there.", headers=("Location",)),),
+    needs="none",
 )
 
 ROUTES: tuple[Route, ...] = (

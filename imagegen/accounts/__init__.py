@@ -1,0 +1,1 @@
+"""Who the clients are, what they may do, and what their images cost."""
