@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from imagegen.app import tune_gc
+from imagegen.memory_tuning import tune_gc
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue

@@ -1,22 +1,19 @@
-"""Composition root of the service, and its way from a signal to a clean end."""
+"""Composition root of the service."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import secrets
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from loguru import logger
 
-from imagegen import __version__, log, start_checks
+from imagegen import log
 from imagegen.byte_budget import ByteBudget
 from imagegen.chosen_parts import (
     call_slots,
@@ -31,8 +28,6 @@ from imagegen.chosen_parts import (
     seed_support,
     task_identity,
 )
-from imagegen.doctor import check_models
-from imagegen.errors import SettingsError
 from imagegen.images.cached import CachedStore
 from imagegen.images.fetch import ImageFetcher
 from imagegen.images.image_links import Origin
@@ -46,7 +41,6 @@ from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
-from imagegen.memory_tuning import tune_gc, tune_malloc
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
 from imagegen.providers.metered import MeteredProvider
@@ -60,7 +54,7 @@ from imagegen.ratelimit.redis import RedisRateLimitStore
 from imagegen.ratelimit.stores import FallbackRateLimitStore, MemoryRateLimitStore
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
-from imagegen.resolver import EventLoop, Resolver
+from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
@@ -71,11 +65,8 @@ from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import task_view
 from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services, image_url_builder
 from imagegen.web.http import middleware as edge
-from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
-from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
-from imagegen.web.http.server import ImagegenRunner
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
@@ -105,9 +96,6 @@ DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
-
-WEBHOOK_DRAIN_TIMEOUT_S = 1.0
-"""Time for running tries at the end, so that they need not be repeated after the restart."""
 
 INPUT_TIMEOUT_S = 30.0
 """For one linked input image; no one pays for it, and its client waits."""
@@ -370,77 +358,3 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
     )
     yield
-
-
-async def serve(settings: Settings) -> int:
-    """Run the service until a signal; return the exit code. Raises SettingsError."""
-    stop = _stop_on_signals()
-    cap = connection_cap(raise_descriptor_limit(), settings.worker_concurrency)
-    sockets = open_sockets(settings.hosts, settings.port)
-    app = create_app(settings, [listening.getsockname()[:2] for listening in sockets])
-    runner = ImagegenRunner(app, max_connections=cap)
-    try:
-        await runner.setup()
-        tune_gc()
-        tune_malloc()
-        await ListeningSite(runner, sockets, runner.connections).start()
-        logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
-        for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
-            logger.info("{}", line)
-        died = asyncio.create_task(app[SUPERVISOR].failed.wait())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
-        died.cancel()
-        await _drain(app, settings.drain_s, stop)
-        return 0 if app[SUPERVISOR].alive else 1
-    finally:
-        await runner.cleanup()
-        for listening in sockets:
-            listening.close()
-
-
-async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
-    """Finish running attempts while reads are answered; a second signal releases them at once."""
-    app[SERVICES].readiness.draining = True
-    app[QUEUE].feed.wake_all()
-    stop.clear()
-    again = asyncio.create_task(stop.wait())
-    draining = asyncio.create_task(app[LIFECYCLE].drain(drain_s))
-    await asyncio.wait([again, draining], return_when=asyncio.FIRST_COMPLETED)
-    again.cancel()
-    draining.cancel()
-    await asyncio.gather(again, draining, return_exceptions=True)
-    await app[DELIVERIES].drain(WEBHOOK_DRAIN_TIMEOUT_S)
-    await app[LIFECYCLE].stop()
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-def main() -> int:
-    """Run the service; return 0 after a signal, 1 if a part died, 2 if the settings can't work."""
-    start_checks.open_standard_streams()
-    try:
-        settings = Settings.load()
-        log.configure(settings.log_level, settings.log_format)
-        start_checks.check_data_dir(settings.data_dir)
-        for line in start_checks.warnings(settings):
-            logger.warning("{}", line)
-        for finding in check_models(
-            settings, load_table(settings.provider, settings.models_file), datetime.now(UTC).date()
-        ):
-            logger.warning("{}", finding.text)
-        if settings.exposed_without_keys:
-            logger.warning(
-                "Anybody who reaches {} can spend your provider's credit: put a gateway that checks callers in front",
-                ", ".join(settings.hosts),
-            )
-        with asyncio.Runner(loop_factory=EventLoop) as runner:
-            return runner.run(serve(settings))
-    except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the one message of a start that can't succeed
-        return 2

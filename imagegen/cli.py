@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(given)
     if chosen.command == "doctor":
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
-    from imagegen.app import main as serve  # noqa: PLC0415 - help and version need no service
+    from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
 

@@ -21,6 +21,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
     {"doctor"},
     {"app"},
+    {"process"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from imagegen.app import main
+from imagegen.process import main
 from imagegen.queue.worker_queue import WorkerQueue
 
 WISH = Path(os.environ["KILL_FILE"])

@@ -3,7 +3,7 @@
 import os
 import resource
 
-from imagegen.app import main
+from imagegen.process import main
 
 if __name__ == "__main__":
     count = int(os.environ["NOFILE"])

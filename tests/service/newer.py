@@ -11,7 +11,7 @@ from imagegen.queue import codec  # noqa: E402 - it takes the function when it i
 
 codec.VERSION = NEWER
 
-from imagegen.app import main  # noqa: E402 - the verbs take the version when they are imported
+from imagegen.process import main  # noqa: E402 - the verbs take the version when they are imported
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from imagegen.tasks.stored_version import FIRST_VERSION
 
 records.VERSION = FIRST_VERSION
 
-from imagegen.app import main  # noqa: E402 - the verbs take the version when they are imported
+from imagegen.process import main  # noqa: E402 - the verbs take the version when they are imported
 
 if __name__ == "__main__":
     main()

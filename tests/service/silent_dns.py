@@ -6,7 +6,7 @@ import time
 
 import aiodns
 
-from imagegen.app import main
+from imagegen.process import main
 
 asked = socket.getaddrinfo
 
