@@ -9,44 +9,39 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 from loguru import logger
 
 from imagegen import log
-from imagegen.byte_budget import ByteBudget
+from imagegen.accounts.ledger import Ledger
+from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
     create_disk_store,
-    create_provider,
     create_rate_limits,
     create_thumbnails,
     create_uploads,
-    image_ttl_s,
+    open_upstream,
     reused_image_ttl_s,
     seed_support,
     task_identity,
 )
 from imagegen.images.cached import CachedStore
-from imagegen.images.fetch import ImageFetcher
-from imagegen.images.image_links import Origin
 from imagegen.images.link_store import UpstreamStore
 from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.reuse import ImageReuse
 from imagegen.images.s3 import S3BlobStore
 from imagegen.images.saver import LinkOnlySaver, StoringSaver
-from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
-from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_table import ModelTable, load_table
 from imagegen.providers.protocol import Provider
-from imagegen.proxies import Proxies, ProxyConnector
+from imagegen.proxies import Proxies
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.ratelimit.limits import RATE_LIMITS
@@ -56,7 +51,6 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
-from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
@@ -85,6 +79,7 @@ RESOLVER = web.AppKey("resolver", Resolver)
 CONNECTION = web.AppKey("connection", Connection)
 EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
+LEDGER = web.AppKey("ledger", Ledger)
 STORE = web.AppKey("store", ImageStore)
 INPUTS = web.AppKey("inputs", InputOpener)
 THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
@@ -96,12 +91,6 @@ DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
-
-INPUT_TIMEOUT_S = 30.0
-"""For one linked input image; no one pays for it, and its client waits."""
-
-UPSTREAM_KEEPALIVE_S = 15.0
-"""Short, since a request on a connection that the upstream just closed counts as sent."""
 
 
 def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) -> web.Application:
@@ -122,7 +111,8 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
     add_routes(app, app[RATE_LIMITS])
-    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _images, _upstream, _pool, _webhooks, _context])
+    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _ledger, _images, _upstream, _pool, _webhooks])
+    app.cleanup_ctx.append(_context)
     return app
 
 
@@ -179,6 +169,11 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
+async def _ledger(app: web.Application) -> AsyncIterator[None]:
+    async with open_ledger(app[QUEUE], app[SUPERVISOR]) as app[LEDGER]:
+        yield
+
+
 async def _images(app: web.Application) -> AsyncIterator[None]:
     settings, supervisor, clock = app[SETTINGS], app[SUPERVISOR], app[CONNECTION].clock
     needed = NeededUploads(app[CONNECTION], app[QUEUE].keys)
@@ -205,43 +200,16 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
-    settings = app[SETTINGS]
-    proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
-    if proxies:
-        logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
-    jar = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(
-        connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=app[RESOLVER]),
-        cookie_jar=jar,
-    ) as session:
-        provider = MeteredProvider(create_provider(settings, session, app[MODEL_TABLE]), app[METER])
-        async with aiohttp.ClientSession(
-            connector=guarded_connector(provider.own_hosts, inner=app[RESOLVER], proxies=proxies), cookie_jar=jar
-        ) as links:
-            spool = Spool(app[STORE], ByteBudget())
-            origin = Origin(provider.own_hosts, provider.base_url, app[RESOLVER])
-            fetcher = ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s)
-            saver = StoringSaver(
-                fetcher,
-                spool,
-                app[STORE],
-                image_ttl_s(settings),
-                embed_metadata=settings.embed_metadata and settings.image_store != "upstream",
-                clock=app[CONNECTION].clock,
-            )
-            inputs = ImageFetcher(
-                links,
-                spool,
-                Origin(provider.own_hosts, None, app[RESOLVER]),  # a client's link to loopback is not the upstream's
-                timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
-                max_bytes=settings.upload_max_bytes,
-                subject="The input image",
-            )
-            app[INPUTS] = InputOpener(app[UPLOADS], inputs, spool)
-            app[PROVIDER] = provider
-            app[IMAGE_SAVER] = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
-            yield
-            await provider.close()
+    async with open_upstream(
+        app[SETTINGS],
+        app[MODEL_TABLE],
+        app[STORE],
+        app[UPLOADS],
+        resolver=app[RESOLVER],
+        connection=app[CONNECTION],
+    ) as upstream:
+        app[PROVIDER], app[IMAGE_SAVER], app[INPUTS] = upstream.provider, upstream.image_saver, upstream.inputs
+        yield
 
 
 async def _pool(app: web.Application) -> AsyncIterator[None]:
@@ -326,6 +294,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
         lost_calls=app[QUEUE].lost_calls,
+        ledger=app[LEDGER],
         feed=app[QUEUE].feed,
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),

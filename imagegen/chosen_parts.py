@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import aiohttp
+from loguru import logger
 from yarl import URL
 
+from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
+from imagegen.images.fetch import ImageFetcher
+from imagegen.images.image_links import Origin
 from imagegen.images.needed_uploads import NeededUploads, nothing_needed
 from imagegen.images.redis_blobs import RedisBlobStore
 from imagegen.images.s3 import Bucket, S3BlobStore
+from imagegen.images.saver import LinkOnlySaver, StoringSaver
+from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.edit_rules import EditRules
+from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
+from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
 from imagegen.ratelimit.stores import MemoryRateLimitStore
+from imagegen.redis_client.connection import Connection
+from imagegen.resolver import Resolver
 from imagegen.settings import Settings
+from imagegen.ssrf import guarded_connector
 from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
 from imagegen.web.http.forwarded import client_address
+from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
+
+INPUT_TIMEOUT_S = 30.0
+"""For one linked input image; no one pays for it, and its client waits."""
+
+UPSTREAM_KEEPALIVE_S = 15.0
+"""Short, since a request on a connection that the upstream just closed counts as sent."""
 
 
 def create_rate_limits(settings: Settings) -> RateLimits:
@@ -158,3 +179,58 @@ def seed_support(provider: Provider, table: ModelTable) -> SeedSupport:
         return None if row is None else row.seed
 
     return SeedSupport(carried, published)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The provider, what saves its images, and what opens the input images of attempts."""
+
+    provider: Provider
+    image_saver: StoringSaver | LinkOnlySaver
+    inputs: InputOpener
+
+
+@asynccontextmanager
+async def open_upstream(
+    settings: Settings,
+    table: ModelTable,
+    store: ImageStore,
+    uploads: Uploads,
+    *,
+    resolver: Resolver,
+    connection: Connection,
+) -> AsyncIterator[Upstream]:
+    """Yield the parts that talk to the provider, with their connections."""
+    proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
+    if proxies:
+        logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
+    jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(
+        connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=resolver),
+        cookie_jar=jar,
+    ) as session:
+        provider = MeteredProvider(create_provider(settings, session, table), connection.meter)
+        async with aiohttp.ClientSession(
+            connector=guarded_connector(provider.own_hosts, inner=resolver, proxies=proxies), cookie_jar=jar
+        ) as links:
+            spool = Spool(store, ByteBudget())
+            origin = Origin(provider.own_hosts, provider.base_url, resolver)
+            saver = StoringSaver(
+                ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s),
+                spool,
+                store,
+                image_ttl_s(settings),
+                embed_metadata=settings.embed_metadata and settings.image_store != "upstream",
+                clock=connection.clock,
+            )
+            inputs = ImageFetcher(
+                links,
+                spool,
+                Origin(provider.own_hosts, None, resolver),  # a client's link to loopback is not the upstream's
+                timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
+                max_bytes=settings.upload_max_bytes,
+                subject="The input image",
+            )
+            image_saver = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
+            yield Upstream(provider, image_saver, InputOpener(uploads, inputs, spool))
+            await provider.close()

@@ -188,18 +188,28 @@ class ClientQueue:
             if not task.request_json:
                 task = await self._with_request(task)
             final = transitions.cancelled(task, now=self.clock(), ttl_s=self.result_ttl_s)
-            answer = await self._verbs.cancel(final, CANCELLED_RUN)
-            if answer is not None and answer.existing == b"":
-                final = as_stored(final, answer)
-                self._verbs.meter.finished(final.state.value, "", final.model)
-                self._dispatcher.mark_finished_elsewhere(final)
-                self._estimates.line.remove(task.entry_id)
-                self._task_cache.put(final)
-                self._task_cache.on_finished_here(final)
-                self._notifier.publish("change", record=broadcast_record(final).decode())
-                return final
+            with self._verbs.end_marks.marked(final) as marked:
+                if (stored := await self._cancel(task, marked)) is not None:
+                    return stored
             self._task_cache.forget(task_id)
         return task
+
+    async def _cancel(self, task: Task, final: Task) -> Task | None:
+        """Write a cancelled task. Return it as stored, None if its state has changed meanwhile.
+
+        An existing record with its mark is its own: the first reply was lost.
+        """
+        answer = await self._verbs.cancel(final, CANCELLED_RUN)
+        if answer is None or (answer.existing and f'{final.counted_in}"'.encode() not in answer.existing):
+            return None
+        final = as_stored(final, answer)
+        self._verbs.meter.finished(final.state.value, "", final.model)
+        self._dispatcher.mark_finished_elsewhere(final)
+        self._estimates.line.remove(task.entry_id)
+        self._task_cache.put(final)
+        self._task_cache.on_finished_here(final)
+        self._notifier.publish("change", record=broadcast_record(final).decode())
+        return final
 
     async def position(self, task: Task) -> QueuePosition:
         """Return the position of an unfinished task: exact without peers, else at most 10 s old."""

@@ -74,6 +74,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     client: str = ""
     scope: str | None = None
     cost: Cost | None = None
+    counted: str = ""
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -137,6 +138,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.client,
             task.scope,
             task.cost,
+            task.counted_in,
         )
     )
 
@@ -207,6 +209,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         client=record.client,
         scope=record.scope,
         cost=record.cost,
+        counted_in=record.counted,
     )
 
 

@@ -14,6 +14,7 @@ from imagegen.queue.consumer import StreamConsumer
 from imagegen.queue.delivery_store import DeliveryStore
 from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.dispatcher import ClaimDispatcher
+from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.eta import EtaEstimator
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.feed import Feed
@@ -119,7 +120,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     context = VerbContext.create(
         connection, keys, record_life_s=config.record_life_s, result_ttl_s=ttl_s, lease_s=config.lease_s
     )
-    verbs = QueueVerbs(context, DepthEstimate(config.max_queue))
+    verbs = QueueVerbs(context, DepthEstimate(config.max_queue), EndMarks(instance))
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
@@ -196,3 +197,4 @@ def _connect(parts: QueueInstance) -> None:
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:
     parts.outbox.on_finished_here(task)
     parts.families.add(task)
+    parts.verbs.end_marks.on_ended(task)

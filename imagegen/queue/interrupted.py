@@ -56,6 +56,11 @@ class Interrupted:
         if task.entry_id and await self._verbs.read_entry(task.entry_id) is not None:
             return task
         final = transitions.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
+        with self._verbs.end_marks.marked(final) as marked:
+            return await self._end(task, marked)
+
+    async def _end(self, task: Task, final: Task) -> Task:
+        """Write the final task; return what is stored then."""
         answer = await self._verbs.cancel(final, CANCELLED_RUN)
         if answer is None or answer.existing:
             return task

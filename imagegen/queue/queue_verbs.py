@@ -8,6 +8,7 @@ from typing import TypeVar, TypeVarTuple
 
 from imagegen.queue.claim import Claim
 from imagegen.queue.depth import DepthEstimate
+from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.verbs import consume, group, read
 from imagegen.queue.verbs.cancel import cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
@@ -43,9 +44,10 @@ class QueueVerbs:
     on_added: called after a batch of submits that enqueued a task.
     """
 
-    def __init__(self, context: VerbContext, depth: DepthEstimate) -> None:
+    def __init__(self, context: VerbContext, depth: DepthEstimate, end_marks: EndMarks) -> None:
         self._context = context
         self.depth = depth
+        self.end_marks = end_marks
         self.meter = context.connection.meter
         self.clock = context.connection.clock
         self.unreadable = context.unreadable

@@ -52,6 +52,7 @@ class Takeover:
     """Loop that takes over expired claims.
 
     lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken.
+    on_gone: called with the names of consumers that were removed, since their instances seem to be gone.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Takeover:
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
+        self.on_gone: Callable[[Sequence[str]], None] = lambda _names: None
 
     async def take_over_forever(self) -> None:
         """Check for expired claims: at the start, when the earliest lease ends, and now and then."""
@@ -145,6 +147,7 @@ class Takeover:
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
         if gone:
             await self._verbs.retire(gone)
+            self.on_gone(gone)
         here = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
         if any(consumer.pending for consumer in others) or here > len(self._dispatcher.held):
             return await self._look()

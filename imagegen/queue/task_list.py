@@ -1,17 +1,18 @@
-"""List of all tasks for operators. It scans all records, so that no submit pays for an index."""
+"""Lists of tasks by a scan of all records, so that no submit pays for an index."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
 from imagegen.queue.checkpoint import decode_checkpoint
-from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_head
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_head, decode_record
+from imagegen.queue.end_marks import writer_of
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 
 SCAN_COUNT = 500
 
@@ -37,6 +38,29 @@ class TaskList:
     async def page(self, state: State | None, before: Cursor | None, limit: int) -> Page:
         """Return at most `limit` tasks, older than `before`. Reads every record. Raises QueueUnavailable."""
         newest: list[Cursor] = []
+        async for ids in self._ids():
+            matches = [place for place in await self._places(ids, state) if before is None or place < before]
+            newest = heapq.nlargest(limit + 1, {*newest, *matches})
+        page = newest[:limit]
+        return Page([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
+
+    async def counted_by(self, writers: Collection[str]) -> AsyncIterator[Task]:
+        """Yield each finished task with a mark of these writers, see `end_marks`.
+
+        Reads every record. Raises QueueUnavailable.
+        """
+        marks, seen = [f'"{writer}-'.encode() for writer in writers], set[str]()
+        async for ids in self._ids():
+            fresh = [task_id for task_id in dict.fromkeys(ids) if task_id not in seen]  # a scan may return one twice
+            for record in await self._values(map(self._keys.record, fresh)) if fresh else ():
+                if record is not None and any(mark in record for mark in marks):
+                    task = _readable(record)
+                    if task and task.state.is_final and writer_of(task.counted_in) in writers:
+                        seen.add(task.id)
+                        yield task
+
+    async def _ids(self) -> AsyncIterator[list[str]]:
+        """Yield the ids of all records, page by page."""
         cursor, begun = 0, False
         while cursor or not begun:
             begun = True
@@ -45,15 +69,10 @@ class TaskList:
                     cursor, match=self._keys.record("*"), count=SCAN_COUNT
                 )
             self._connection.meter.redis_commands_sent("list", 1)
-            matches = [place for place in await self._places(names, state) if before is None or place < before]
-            newest = heapq.nlargest(limit + 1, {*newest, *matches})
-        page = newest[:limit]
-        return Page([task_id for _, task_id in page], page[-1] if len(newest) > limit else None)
+            if names:
+                yield [_text(name).rpartition(":")[2] for name in names]
 
-    async def _places(self, names: Iterable[bytes | str], state: State | None) -> list[Cursor]:
-        ids = [_text(name).rpartition(":")[2] for name in names]
-        if not ids:
-            return []
+    async def _places(self, ids: list[str], state: State | None) -> list[Cursor]:
         records = await self._values(map(self._keys.record, ids))
         heads = dict(_heads(ids, records))
         if state is not None:
@@ -80,6 +99,13 @@ def _heads(ids: Iterable[str], records: Iterable[bytes | None]) -> Iterator[tupl
             except (NewerRecord, UnreadableRecord):
                 continue
             yield task_id, (head.generation, head.state)
+
+
+def _readable(record: bytes) -> Task | None:
+    try:
+        return decode_record(record)[1]
+    except (NewerRecord, UnreadableRecord):
+        return None
 
 
 def _calls(run: bytes | None) -> bool:

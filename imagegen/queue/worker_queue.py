@@ -132,23 +132,8 @@ class WorkerQueue:
 
         The claim's slot is free from now on.
         """
-        item = finish_item(claim.entry_id, final)
-        self._dispatcher.leave_slot(claim)
-        self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
-        answer = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
-        if answer.existing:
-            _, final = decode_record(answer.existing)
-        else:
-            final = as_stored(final, answer)
-            self._count_end(claim, final)
-        if final.state.is_final:
-            self._dispatcher.forget(claim)
-            self._task_cache.put(final)
-        else:  # a new epoch; its record has no request, so a cached state is no worse
-            self._dispatcher.drop(claim)
-        if not answer.existing:
-            self._task_cache.on_finished_here(final)
-        return final
+        with self._verbs.end_marks.marked(final) as marked:
+            return await self._finish(claim, marked)
 
     async def retry(self, claim: Claim, retry: Retry) -> None:
         """Keep the claim without a slot, and dispatch it again after the delay."""
@@ -200,6 +185,30 @@ class WorkerQueue:
         ours = [claim for claim in claims if not claim.lost]
         self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
         await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
+
+    async def _finish(self, claim: Claim, final: Task) -> Task:
+        """Finish with a marked task. An existing record with its mark is its own: the first reply was lost."""
+        item = finish_item(claim.entry_id, final)
+        self._dispatcher.leave_slot(claim)
+        self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
+        answer = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
+        if answer.existing:
+            mark = final.counted_in
+            _, final = decode_record(answer.existing)
+            if final.counted_in == mark:
+                self._count_end(claim, final)
+                self._verbs.end_marks.on_ended(final)
+        else:
+            final = as_stored(final, answer)
+            self._count_end(claim, final)
+        if final.state.is_final:
+            self._dispatcher.forget(claim)
+            self._task_cache.put(final)
+        else:  # a new epoch; its record has no request, so a cached state is no worse
+            self._dispatcher.drop(claim)
+        if not answer.existing:
+            self._task_cache.on_finished_here(final)
+        return final
 
     async def _take_over(self, claim: Claim, existing: bytes) -> StartResult:
         """Continue from an existing checkpoint. A twice delivered entry goes back to the checkpoint's owner."""

@@ -80,6 +80,14 @@ class Keys:
         """Sorted set: variants of a client's equal calls that ended without their answer. Ten minutes."""
         return f"{{{self.prefix}}}:lost:{name}"
 
+    def usage(self, day: int) -> str:
+        """Hash: counts of the usage report by key and model, and the writers' marks. 92 days."""
+        return f"{{{self.prefix}}}:usage:{day}"
+
+    def alert(self, name: str) -> str:
+        """String: an alert that was sent, so that no other instance repeats it. An hour to two days."""
+        return f"{{{self.prefix}}}:alert:{name}"
+
     def delivery_log(self, task_id: str) -> str:
         """String: the delivery log of a task's webhooks, and of those added later. As long as the record."""
         return f"{{{self.prefix}}}:hooks:{task_id}"

@@ -85,6 +85,7 @@ class Task(Struct, frozen=True, gc=False):
     client: name of the key that submitted this epoch first, empty without keys.
     scope: name of the key that alone may see it; None if all may.
     cost: None for a task of an earlier version.
+    counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """
 
     id: str
@@ -113,6 +114,7 @@ class Task(Struct, frozen=True, gc=False):
     client: str = ""
     scope: str | None = None
     cost: Cost | None = None
+    counted_in: str = ""
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

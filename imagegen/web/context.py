@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from imagegen.accounts.ledger import Ledger
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
@@ -114,6 +115,7 @@ class Services:
 
     queue: ClientQueue
     lost_calls: LostCalls
+    ledger: Ledger
     feed: Feed
     store: ImageStore
     inputs: InputImages

@@ -145,7 +145,10 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
         if whole and not (fresh and task.created_at < began):
             break
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
-    return await services.queue.add_webhooks(submission, submitted) if submission.webhooks else submitted
+    if submission.webhooks:
+        submitted = await services.queue.add_webhooks(submission, submitted)
+    services.ledger.on_submitted(submission, submitted.cached)
+    return submitted
 
 
 def refuse_while_draining(services: Services) -> None:

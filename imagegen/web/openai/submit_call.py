@@ -99,8 +99,10 @@ class ClientCall:
         queue, looked_up = self._services.queue, False
         while True:
             variant = call.variant or 0
-            submitted = await queue.submit(self._submission(variant))
+            submission = self._submission(variant)
+            submitted = await queue.submit(submission)
             if submitted.cached is CacheResult.MISS:
+                self._services.ledger.on_submitted(submission, submitted.cached)
                 return submitted.task
             lost = variant if queue.was_interrupted(submitted.task) else None
             if lost is None and not looked_up:

@@ -1,0 +1,168 @@
+"""Ledger of this instance: who submitted what, what it cost, and what was saved, by UTC day, key and model.
+
+It counts in memory and is written at most once a minute, while there is something to write, and at the end. Each report
+has a number, and its writer's mark in the hash of a day is the last number that was added: a repeat adds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from loguru import logger
+
+from imagegen.accounts.counts import DAY_S, Counts, RowName, Usage, add_usage
+from imagegen.accounts.usage_store import UsageStore
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.queue.end_marks import EndMarks, report_number
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import RedisError, shown
+from imagegen.tasks.task import State, Task
+
+WRITE_INTERVAL_S = 60.0
+CLOSE_TIMEOUT_S = 2.5
+
+MAX_MODELS = 300
+"""Models of one day with rows of their own, since clients may name any; the others are one row."""
+
+OTHER_MODELS = "other"
+
+
+class Ledger:
+    """Counts that are not written yet, by report, and the loop that writes them.
+
+    Attributes:
+        unwritten: reports by number.
+        lost: reports of this instance that could not be added.
+    """
+
+    def __init__(
+        self, connection: Connection, store: UsageStore, marks: EndMarks, *, interval_s: float = WRITE_INTERVAL_S
+    ) -> None:
+        self._connection = connection
+        self._store = store
+        self._marks = marks
+        self._clock = connection.clock
+        self._interval_s = interval_s
+        self._changed = asyncio.Event()
+        self._day, self._models = 0, set[str]()
+        self.unwritten: dict[int, Usage] = {}
+        self.lost = 0
+
+    def on_submitted(self, submission: Submission, cached: CacheResult) -> None:
+        """Count an accepted submit, and what a hit or a join has saved."""
+        row = self._row(self._marks.number, int(self._clock() // DAY_S), submission.client, submission.model)
+        row.submitted += 1
+        saved = (submission.cost.estimated or 0) if submission.cost else 0
+        if cached is CacheResult.HIT:
+            row.cached += 1
+            row.saved_by_cache += saved
+        elif cached is CacheResult.COALESCED:
+            row.coalesced += 1
+            row.saved_by_coalescing += saved
+
+    def on_ended(self, final: Task) -> None:
+        """Count a task that this instance ended: in the report of its mark, and its cost on the day of its budget."""
+        number = report_number(final.counted_in) or self._marks.number
+        for day, counts in ended_counts(final).items():
+            self._row(number, day, final.client, final.model).add(counts)
+
+    async def write_forever(self) -> None:
+        """Write what was counted, at most once in an interval."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(self._interval_s)
+            self._changed.clear()
+            await self._connection.retry_until_available(self.write)
+
+    async def write(self) -> None:
+        """Write all reports that are not written. Raises QueueUnavailable; a repeat goes on where it failed."""
+        if self._marks.number in self.unwritten:
+            self._marks.begin_next()
+        for number in sorted(number for number in self.unwritten if number < self._marks.number):
+            await self._marks.closed(number)
+            usage = self.unwritten[number]
+            for day in list(usage):
+                await self._write_day(number, day, usage)
+                del usage[day]
+            del self.unwritten[number]
+
+    async def close(self) -> None:
+        """Write what is left, if Redis answers in time."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.write()
+        except (QueueUnavailable, TimeoutError):
+            logger.warning("Redis did not answer while stopping; the usage report lacks up to a minute of submits")
+
+    async def _write_day(self, number: int, day: int, usage: Usage) -> None:
+        try:
+            before = await self._store.add(day, self._marks.writer, usage[day], below=number, mark=number)
+        except RedisError as error:
+            self.lost += 1
+            logger.error("A part of the usage report of a day can't be written and is left out: {}", shown(error))
+            return
+        if before > number:
+            self.lost += 1
+            self._marks.begin_next(at_least=before + 1)
+            logger.warning("Another instance took this one for dead: up to a minute of its usage report may be missing")
+
+    async def read(self, days: Iterable[int]) -> Usage:
+        """Return the usage of days, with what this instance has not written yet. Raises QueueUnavailable."""
+        pending = list(self.unwritten.items())
+        usage: Usage = {}
+        for day, report in (await self._store.read(days)).items():
+            usage[day] = dict(report.rows)
+            mark = report.marks.get(self._marks.writer, 0)
+            for number, unwritten in pending:
+                if number > mark and day in unwritten:
+                    add_usage(usage, {day: unwritten[day]})
+        return usage
+
+    def _row(self, number: int, day: int, key: str, model: str) -> Counts:
+        usage = self.unwritten.get(number)
+        if usage is None:
+            usage = self.unwritten[number] = {}
+            self._changed.set()
+        rows = usage.get(day)
+        if rows is None:
+            rows = usage[day] = {}
+        name = RowName(key, self._shown_model(day, model))
+        counts = rows.get(name)
+        if counts is None:
+            counts = rows[name] = Counts()
+        return counts
+
+    def _shown_model(self, day: int, model: str) -> str:
+        if model in self._models:
+            return model
+        if day > self._day:
+            self._day, self._models = day, set()
+        if len(self._models) >= MAX_MODELS:
+            return OTHER_MODELS
+        self._models.add(model)
+        return model
+
+
+def ended_counts(final: Task) -> dict[int, Counts]:
+    """Return what the end of a task adds to the rows of its client and model, by day.
+
+    Its money counts on the day of the budgets that hold it, its end on the day when it came.
+    """
+    ended_on = int((final.finished_at or 0.0) // DAY_S)
+    counts = Counts()
+    match final.state:
+        case State.COMPLETED:
+            counts.completed = 1
+            counts.images = sum(not image.reused for image in final.images)
+        case State.FAILED:
+            counts.failed = 1
+        case State.CANCELLED:
+            counts.cancelled = 1
+    usage = {ended_on: counts}
+    if final.cost is not None and final.cost.charged:
+        money = Counts(spent=final.cost.charged, ambiguous=final.cost.unsure)
+        paid_on = final.cost.day or ended_on
+        usage.setdefault(paid_on, Counts()).add(money)
+    return usage

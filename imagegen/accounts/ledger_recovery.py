@@ -1,0 +1,111 @@
+"""Counts of instances that died: the final records that no written report of theirs includes are added, once.
+
+What they counted of submits in their last minute is lost, and the cost of a task that was submitted again, or whose
+record expired, before this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+
+from loguru import logger
+
+from imagegen.accounts.counts import Counts, RowName, Rows, Usage
+from imagegen.accounts.ledger import Ledger, ended_counts
+from imagegen.accounts.usage_store import UsageStore
+from imagegen.queue.end_marks import report_number, writer_name, writer_of
+from imagegen.queue.instance import QueueInstance
+from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.task_list import TaskList
+from imagegen.redis_client.connection import Connection
+from imagegen.supervisor import Supervisor
+
+SURE_DEAD_S = 65.0
+"""A consumer that is alive reads at least every 57 s, and is in the group again then."""
+
+SKIPPED_NUMBERS = 1_000_000
+"""The mark of a dead writer rises by this, so that one that was only frozen can't add its last report too."""
+
+
+class LedgerRecovery:
+    """Loop that counts what dead instances ended and did not report. sure_dead_s: see `SURE_DEAD_S`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        store: UsageStore,
+        tasks: TaskList,
+        verbs: QueueVerbs,
+        *,
+        sure_dead_s: float = SURE_DEAD_S,
+    ) -> None:
+        self._connection = connection
+        self._store = store
+        self._tasks = tasks
+        self._verbs = verbs
+        self._sure_dead_s = sure_dead_s
+        self._gone: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def on_gone(self, instances: Sequence[str]) -> None:
+        """Count for instances of which only a consumer was left."""
+        self._gone.update(instances)
+        self._changed.set()
+
+    async def recover_forever(self) -> None:
+        """Wait until instances are surely dead, and count for them."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            instances, self._gone = self._gone, set()
+            await asyncio.sleep(self._sure_dead_s)
+            await self._connection.retry_until_available(self._recover, instances)
+
+    async def _recover(self, instances: Collection[str]) -> None:
+        living = {consumer.name for consumer in await self._verbs.consumers()}
+        writers = {writer_name(instance): instance for instance in instances if instance not in living}
+        if not writers:
+            return
+        ended: dict[str, dict[int, Usage]] = {writer: {} for writer in writers}
+        async for task in self._tasks.counted_by(writers):
+            by_day = ended[writer_of(task.counted_in)]
+            for day, counts in ended_counts(task).items():
+                rows = by_day.setdefault(day, {}).setdefault(report_number(task.counted_in), {})
+                rows.setdefault(RowName(task.client, task.model), Counts()).add(counts)
+        for writer, instance in writers.items():
+            for day, reports in ended[writer].items():
+                await self._add(writer, instance, day, reports)
+
+    async def _add(self, writer: str, instance: str, day: int, reports: Usage) -> None:
+        """Add the reports of a day, by number, that are higher than the writer's mark."""
+        mark = (await self._store.read([day]))[day].marks.get(writer, 0)
+        missing: Rows = {}
+        for number, rows in reports.items():
+            if number > mark:
+                for name, counts in rows.items():
+                    missing.setdefault(name, Counts()).add(counts)
+        if not missing:
+            return
+        before = await self._store.add(day, writer, missing, below=mark + 1, mark=mark + SKIPPED_NUMBERS)
+        if before == mark:
+            ended = sum(counts.completed + counts.failed + counts.cancelled for counts in missing.values())
+            logger.info("Counted {} tasks in the usage report that {} had ended before it died", ended, instance)
+
+
+@asynccontextmanager
+async def open_ledger(queue: QueueInstance, supervisor: Supervisor) -> AsyncIterator[Ledger]:
+    """Yield the ledger of an instance, with its loops; its last report is written at the end."""
+    marks, store = queue.verbs.end_marks, UsageStore(queue.connection, queue.keys)
+    ledger = Ledger(queue.connection, store, marks)
+    recovery = LedgerRecovery(queue.connection, store, queue.client_queue.listing, queue.verbs)
+    marks.on_ended, queue.takeover.on_gone = ledger.on_ended, recovery.on_gone
+    loops = [
+        asyncio.create_task(ledger.write_forever(), name="ledger"),
+        asyncio.create_task(recovery.recover_forever(), name="ledger-recovery"),
+    ]
+    supervisor.watch(loops)
+    yield ledger
+    await supervisor.stop(loops)
+    await ledger.close()

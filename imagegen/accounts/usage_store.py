@@ -1,0 +1,79 @@
+"""Usage reports in Redis: one hash a day with a row for each key and model, and a mark for each writer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+from loguru import logger
+
+from imagegen.accounts.counts import Counts, RowName, Rows
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+
+_SCRIPT = load_script(__package__, "add_usage")
+
+LIFE_S = 92 * 86_400
+"""Of a day's report."""
+
+_MARK = "@"
+"""First character of the fields with marks; no name of a key begins so."""
+
+
+class DayReport(NamedTuple):
+    """Report of a day as it is stored. marks: by writer, the highest number of its reports that the rows include."""
+
+    rows: Rows
+    marks: Mapping[str, int]
+
+
+class UsageStore:
+    """Reports by day. All methods raise QueueUnavailable."""
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+
+    async def add(self, day: int, writer: str, rows: Rows, *, below: int, mark: int) -> int:
+        """Add rows to a day unless the writer's mark is `below` or higher. Return the mark before, 0 if none.
+
+        mark: the writer's new mark. It costs three commands, four if the writer is new to this day.
+        """
+        args: list[str | int] = [_MARK + writer, below, mark, LIFE_S]
+        for name, counts in rows.items():
+            args += (name.encode(), counts.encode())
+        async with self._connection.deadline():
+            before = cast(int, await self._connection.commands.run_script(_SCRIPT, [self._keys.usage(day)], args))
+        added = before < below
+        self._connection.meter.redis_commands_sent("usage", 2 + added + (before == 0))
+        return before
+
+    async def read(self, days: Iterable[int]) -> dict[int, DayReport]:
+        """Return the reports of days; one command each."""
+
+        async def read_day(day: int) -> DayReport:
+            fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.usage(day))
+            return _parse(fields)
+
+        wanted = list(days)
+        async with self._connection.deadline():
+            reports = await asyncio.gather(*map(read_day, wanted))
+        self._connection.meter.redis_commands_sent("usage", len(wanted))
+        return dict(zip(wanted, reports, strict=True))
+
+
+def _parse(fields: Mapping[Any, Any]) -> DayReport:
+    rows: Rows = {}
+    marks: dict[str, int] = {}
+    for field, value in fields.items():
+        try:
+            name, text = field.decode(), value.decode()
+            if name.startswith(_MARK):
+                marks[name.removeprefix(_MARK)] = int(text)
+            else:
+                rows[RowName.decode(name)] = Counts.decode(text)
+        except ValueError:
+            logger.warning("A row of the usage report can't be read: {}", repr(field)[:100])
+    return DayReport(rows, marks)

@@ -1,0 +1,232 @@
+"""Usage report: counted in memory, written once, and completed for instances that died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+from faults.proxy import FaultProxy
+from msgspec.structs import replace
+from support import eventually, submission
+
+from imagegen.accounts.counts import DAY_S, Counts, RowName, total_of
+from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
+from imagegen.accounts.ledger_recovery import LedgerRecovery
+from imagegen.accounts.usage_store import UsageStore
+from imagegen.queue.client_queue import CacheResult
+from imagegen.tasks import transitions
+from imagegen.tasks.cost import Cost
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import TaskError
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+TODAY = int(time.time() // DAY_S)
+
+
+@dataclass
+class Books:
+    """An instance of the queue with its ledger, as the service connects them."""
+
+    queue: object
+    store: UsageStore = field(init=False)
+    ledger: Ledger = field(init=False)
+    recovery: LedgerRecovery = field(init=False)
+
+    def __post_init__(self) -> None:
+        queue = self.queue
+        self.store = UsageStore(queue.connection, queue.keys)
+        self.ledger = Ledger(queue.connection, self.store, queue.verbs.end_marks, interval_s=0.0)
+        queue.verbs.end_marks.on_ended = self.ledger.on_ended
+        listing = queue.client_queue.listing
+        self.recovery = LedgerRecovery(queue.connection, self.store, listing, queue.verbs, sure_dead_s=0.0)
+
+    async def submit(self, name: object, *, client: str = "ann", model: str = "m", estimated: int = 100) -> CacheResult:
+        sent = replace(submission(name), client=client, model=model, cost=Cost(estimated=estimated))
+        result = await self.queue.client_queue.submit(sent)
+        self.ledger.on_submitted(sent, result.cached)
+        return result.cached
+
+    async def run(self, *, charged: int, unsure: int = 0, fails: bool = False, day: int = 0) -> None:
+        """Run the next task to its end."""
+        claim = await asyncio.wait_for(self.queue.worker_queue.claim(), 5)
+        await self.queue.worker_queue.start(claim)
+        cost = Cost(estimated=100, day=day, charged=charged, unsure=unsure)
+        task, now = replace(claim.task, cost=cost), time.time()
+        if fails:
+            final = transitions.failed(task, TaskError("upstream_error", "no", retryable=False), now=now, ttl_s=60)
+        else:
+            final = transitions.completed(task, [IMAGE], [], now=now, ttl_s=60)
+        await self.queue.worker_queue.finish(claim, final)
+
+    async def rows(self, day: int = TODAY) -> dict[tuple[str, str], Counts]:
+        return (await self.ledger.read([day]))[day]
+
+    async def total(self) -> Counts:
+        return total_of((await self.rows()).values())
+
+
+MakeBooks = Callable[..., Books]
+
+
+@pytest.fixture
+def make_books(make_instance) -> MakeBooks:
+    return lambda **options: Books(make_instance(**options))
+
+
+async def test_a_row_counts_submits_ends_and_money_before_and_after_it_is_written(make_books: MakeBooks) -> None:
+    books = make_books()
+    assert await books.submit("a") is CacheResult.MISS
+    assert await books.submit("a", client="bob") is CacheResult.COALESCED
+    await books.run(charged=90, unsure=40)
+    assert await books.submit("a") is CacheResult.HIT
+    await books.submit("b", model="n")
+    await books.run(charged=0, fails=True)
+    await books.submit("c")
+    await books.queue.client_queue.cancel((await books.queue.client_queue.get(submission("c").task_id)).id)
+    expected = {
+        ("ann", "m"): Counts(
+            submitted=3, cached=1, completed=1, cancelled=1, images=1, spent=90, saved_by_cache=100, ambiguous=40
+        ),
+        ("bob", "m"): Counts(submitted=1, coalesced=1, saved_by_coalescing=100),
+        ("ann", "n"): Counts(submitted=1, failed=1),
+    }
+    assert await books.rows() == expected
+    await books.ledger.write()
+    assert not books.ledger.unwritten
+    assert await books.rows() == expected
+    assert await make_books(start=False).rows() == expected, "another instance reads the same"
+
+
+async def test_money_counts_on_the_day_of_its_budget(make_books: MakeBooks) -> None:
+    books = make_books()
+    await books.submit("a")
+    await books.run(charged=90, day=TODAY - 1)
+    await books.ledger.write()
+    assert await books.rows() == {("ann", "m"): Counts(submitted=1, completed=1, images=1)}
+    assert await books.rows(TODAY - 1) == {("ann", "m"): Counts(spent=90)}
+
+
+async def test_a_report_is_added_once_although_its_reply_is_lost(make_books: MakeBooks, redis_url: str) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://").partition("?")[0]) as proxy:
+        books = make_books(url=f"redis://127.0.0.1:{proxy.port}")
+        await books.submit("a")
+        await books.run(charged=90)
+        pending = [True]
+        proxy.drop_reply = lambda chunk: b"usage:" in chunk and pending and pending.pop()
+        with suppress(Exception):
+            await books.ledger.write()
+        await books.ledger.write()
+        assert proxy.dropped == 1
+        assert (await books.total()).spent == 90
+
+
+async def test_a_report_that_is_being_written_is_read_once(make_books: MakeBooks, redis_url: str) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://").partition("?")[0]) as proxy:
+        books = make_books(url=f"redis://127.0.0.1:{proxy.port}")
+        await books.submit("a")
+        await books.run(charged=90)
+        proxy.latency_s = 0.1
+        totals = await asyncio.gather(books.ledger.write(), books.total(), books.total())
+        assert [total.spent for total in totals[1:]] == [90, 90]
+
+
+async def test_an_end_is_counted_once_although_its_reply_is_lost(make_books: MakeBooks, redis_url: str) -> None:
+    async with FaultProxy(redis_url.removeprefix("unix://").partition("?")[0]) as proxy:
+        books = make_books(url=f"redis://127.0.0.1:{proxy.port}")
+        await books.submit("a")
+        pending = [True]
+        proxy.drop_reply = lambda chunk: b'"counted"' in chunk and pending and pending.pop()
+        await books.run(charged=90)
+        assert proxy.dropped == 1
+        assert (await books.total()).spent == 90
+
+
+async def test_the_loop_writes_only_while_there_is_something_to_write(make_books: MakeBooks) -> None:
+    books = make_books()
+    commands = books.queue.connection.meter.commands
+    writing = asyncio.create_task(books.ledger.write_forever())
+    await books.submit("a")
+    await eventually(lambda: not books.ledger.unwritten)
+    assert commands["usage"] == 4, "EVALSHA, HMGET, HSET and the first time EXPIRE"
+    await books.submit("b")
+    await eventually(lambda: not books.ledger.unwritten)
+    assert commands["usage"] == 7
+    await asyncio.wait([writing], timeout=0.05)
+    assert commands["usage"] == 7
+    assert 0 < await books.queue.connection.commands.ttl(books.queue.keys.usage(TODAY)) <= 92 * DAY_S
+    writing.cancel()
+
+
+async def test_what_a_dead_instance_ended_and_did_not_report_is_counted_once(make_books: MakeBooks) -> None:
+    dead, one, other = make_books(), make_books(start=False), make_books(start=False)
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.ledger.write()
+    await dead.submit("b", client="bob")
+    await dead.run(charged=80, unsure=80)
+    await dead.submit("c")
+    await dead.run(charged=7, fails=True)
+    await dead.queue.crash()
+    name = dead.queue.parts.monitor.instance
+    assert await dead.queue.verbs.retire([name]) == 1
+    recovering = [asyncio.create_task(books.recovery.recover_forever()) for books in (one, other)]
+    for books in (one, other, one):
+        books.recovery.on_gone([name])
+
+    async def is_counted() -> bool:
+        return (await one.total()).spent == 177
+
+    await eventually(is_counted)
+    one.recovery.on_gone([name])
+    await asyncio.wait(recovering, timeout=0.1)
+    assert await one.rows() == {
+        ("ann", "m"): Counts(submitted=1, completed=1, failed=1, images=1, spent=97),
+        ("bob", "m"): Counts(completed=1, images=1, spent=80, ambiguous=80),
+    }
+    await dead.ledger.write()
+    assert (await one.total()).spent == 177, "it was only frozen, and its report is known to be counted"
+    assert dead.ledger.lost == 1
+    await dead.submit("d")
+    await dead.ledger.write()
+    assert (await one.total()).submitted == 2, "it counts on"
+    for each in recovering:
+        each.cancel()
+
+
+async def test_nothing_is_counted_for_an_instance_that_lives(make_books: MakeBooks) -> None:
+    living, one = make_books(), make_books(start=False)
+    await living.submit("a")
+    await living.run(charged=90)
+    recovering = asyncio.create_task(one.recovery.recover_forever())
+    one.recovery.on_gone([living.queue.parts.monitor.instance])
+    await eventually(lambda: one.queue.connection.meter.commands["takeover"])
+    await asyncio.wait([recovering], timeout=0.05)
+    assert (await one.total()).spent == 0
+    await living.ledger.write()
+    assert (await one.total()).spent == 90
+    recovering.cancel()
+
+
+async def test_models_that_clients_make_up_share_one_row(make_books: MakeBooks) -> None:
+    books = make_books(start=False)
+    for number in range(MAX_MODELS + 50):
+        books.ledger.on_submitted(replace(submission(number), model=f"m{number}"), CacheResult.MISS)
+    await books.ledger.write()
+    rows = await books.rows()
+    assert len(rows) == MAX_MODELS + 1
+    assert rows[RowName("", OTHER_MODELS)].submitted == 50
+
+
+async def test_more_rows_than_one_command_takes_are_written_at_once(make_books: MakeBooks) -> None:
+    books = make_books(start=False)
+    for _ in range(2):
+        for number in range(2500):
+            books.ledger.on_submitted(replace(submission(number), client=f"k{number}"), CacheResult.MISS)
+        await books.ledger.write()
+    rows = await books.rows()
+    assert len(rows) == 2500
+    assert {counts.submitted for counts in rows.values()} == {2}
