@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bench.queue_alone import Work, no_images, submissions, submit_all, working
 from bench.report import Options, Table, command
 from bench.servers import (
+    ADMIN,
     RedisServer,
     Service,
     asked,
@@ -152,7 +153,7 @@ def instances(count: int, settings: Mapping[str, str]) -> Iterator[tuple[RedisSe
 
 
 def known(port: int) -> int:
-    return int(asked(port, "GET", "/api/stats")["instance"]["instances"])
+    return int(asked(port, "GET", "/api/stats", **ADMIN)["instance"]["instances"])
 
 
 def over_http(server: RedisServer, port: int, count: int, what: str, **more: str) -> Kinds:
@@ -225,7 +226,7 @@ def watched_change(options: Options) -> list[Row]:
         settings = calling(url_of(upstream)) | {"LEASE_SECONDS": "300"}
         watcher = ends.enter_context(Service(server.url, WORKER_CONCURRENCY="1", **settings))
         submit(watcher.port, "{{fault:hang}}")
-        until(lambda: asked(watcher.port, "GET", "/api/stats")["queue"]["inFlight"] == 1, 10.0)
+        until(lambda: asked(watcher.port, "GET", "/api/stats", **ADMIN)["queue"]["inFlight"] == 1, 10.0)
         owner = ends.enter_context(Service(server.url, WORKER_CONCURRENCY=str(count), **settings))
         until(lambda: known(owner.port) == known(watcher.port) == 2, 10.0)
         unwatched, _ = finishing(server, owner.port, None, count)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.report import Options, Table, command, spread
-from bench.servers import RedisServer, Service, answers, ask, asked, calling, emulator, submit, until, url_of
+from bench.servers import ADMIN, RedisServer, Service, answers, ask, asked, calling, emulator, submit, until, url_of
 
 AT_ONCE = 4
 """Pairs of instances that are killed in parallel; each has its own REDIS_PREFIX."""
@@ -80,7 +80,7 @@ class Stage:
 
 def holder(services: list[Service]) -> Service:
     """Return the instance with a call in flight."""
-    return next(one for one in services if asked(one.port, "GET", "/api/stats")["queue"]["inFlight"])
+    return next(one for one in services if asked(one.port, "GET", "/api/stats", **ADMIN)["queue"]["inFlight"])
 
 
 def taken_over_s(stage: Stage, lease_s: float) -> float:
@@ -126,7 +126,7 @@ def ask_all(service: Service, found: Outages) -> None:
     def one(wanted: tuple[str, str, object]) -> tuple[float, str]:
         began = time.monotonic()
         try:
-            status = str(ask(service.port, *wanted, timeout_s=15.0)[0])
+            status = str(ask(service.port, *wanted, headers=ADMIN, timeout_s=15.0)[0])
         except OSError:
             status = "none"
         return time.monotonic() - began, status

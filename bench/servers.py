@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COUNTED = frozenset({"auth", "hello", "client", "info", "ping", "config", "memory", "select", "command", "dbsize"})
 """Free at Upstash, or ours and not the service's."""
 
+_ADMIN_TOKEN = "the-admin-token-of-benchmarks"
+ADMIN = {"Authorization": f"Bearer {_ADMIN_TOKEN}"}
+"""Headers of a request of the operator to a `Service`."""
+
 START_WITHIN_S = 90.0
 """A start takes about a second of processor time; several are started side by side, also on a busy machine."""
 
@@ -167,7 +171,12 @@ class Service(Child):
         self._folder = tempfile.TemporaryDirectory(prefix="imagegen-bench-")
         self.port = free_port()
         env = {"PORT": str(self.port), "DATA_DIR": self._folder.name, "LOG_LEVEL": "WARNING", "DRAIN_SECONDS": "0"}
-        env |= {"RATE_LIMIT_MAX": "0", "IMAGE_RATE_LIMIT_MAX": "0", "MAX_QUEUE": "10000000"}
+        env |= {
+            "ADMIN_TOKEN": _ADMIN_TOKEN,
+            "RATE_LIMIT_MAX": "0",
+            "IMAGE_RATE_LIMIT_MAX": "0",
+            "MAX_QUEUE": "10000000",
+        }
         if redis_url:
             env["REDIS_URL"] = redis_url
         self.began_at = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.http import GENERATE
 from bench.report import Options, Table, command, spread
-from bench.servers import RedisServer, Service, ask
+from bench.servers import ADMIN, RedisServer, Service, ask
 from imagegen.images.disk import SWEEP_INTERVAL_S
 from imagegen.queue.claim import checkpoint_ttl_s
 from imagegen.redis_client.keys import GROUP, Keys
@@ -104,7 +104,7 @@ def sample(server: RedisServer, service: Service, began: float) -> Sample:
 
 def asyncio_tasks(port: int) -> int:
     """Return the number of tasks of the service's event loop. Raises RuntimeError if the metrics lack it."""
-    _, metrics = ask(port, "GET", "/metrics")
+    _, metrics = ask(port, "GET", "/metrics", headers=ADMIN)
     found = re.search(rb"^imagegen_asyncio_tasks (\d+)", metrics, re.MULTILINE)
     if found is None:
         raise RuntimeError("the metrics lack the service's asyncio tasks")

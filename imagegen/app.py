@@ -13,6 +13,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import log
+from imagegen.accounts.admin_token import AdminToken, load_admin_token
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.chosen_parts import (
@@ -73,6 +74,7 @@ from imagegen.worker.pool import Pool
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
+ADMIN_TOKEN = web.AppKey("admin_token", AdminToken)
 SUPERVISOR = web.AppKey("supervisor", Supervisor)
 OWN_ADDRESSES = web.AppKey("own", OwnAddresses)
 RESOLVER = web.AppKey("resolver", Resolver)
@@ -103,7 +105,8 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[OWN_ADDRESSES] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
     app[MODEL_TABLE] = load_table(settings.provider, settings.models_file)
-    app[ADMIN] = AdminAuth(settings.admin_token, on_render=settings.on_render)
+    app[ADMIN_TOKEN] = load_admin_token(settings.admin_token, settings.data_dir)
+    app[ADMIN] = AdminAuth(app[ADMIN_TOKEN].secret)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
     edge.install(
         app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix=public_prefix(settings.public_url))

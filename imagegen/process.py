@@ -11,7 +11,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, log, start_checks
-from imagegen.app import DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
+from imagegen.app import ADMIN_TOKEN, DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.chosen_parts import call_slots
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
@@ -43,6 +43,7 @@ async def serve(settings: Settings) -> int:
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
+        app[ADMIN_TOKEN].log_place()
         died = asyncio.create_task(app[SUPERVISOR].failed.wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -83,6 +84,7 @@ def main() -> int:
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
+        start_checks.check_exposure(settings, has_keys=bool(settings.api_keys))
         start_checks.check_data_dir(settings.data_dir)
         for line in start_checks.warnings(settings):
             logger.warning("{}", line)
@@ -90,11 +92,6 @@ def main() -> int:
             settings, load_table(settings.provider, settings.models_file), datetime.now(UTC).date()
         ):
             logger.warning("{}", finding.text)
-        if settings.exposed_without_keys:
-            logger.warning(
-                "Anybody who reaches {} can spend your provider's credit: put a gateway that checks callers in front",
-                ", ".join(settings.hosts),
-            )
         with asyncio.Runner(loop_factory=EventLoop) as runner:
             return runner.run(serve(settings))
     except SettingsError as error:

@@ -19,6 +19,10 @@ from urllib.parse import SplitResult, urlsplit
 T = TypeVar("T")
 
 TEN_YEARS_S = 315_360_000
+
+MIN_SECRET_CHARS = 16
+"""Of a secret that this service compares or signs with, as nothing else keeps others from trying all short ones."""
+
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 """Characters without a width, which copying from a web page or a chat leaves in a text."""
 
@@ -63,6 +67,18 @@ def secret(text: str) -> str:
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("must be visible ASCII characters without spaces")
     return text
+
+
+def long(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a parser of secrets that can't be guessed by trying."""
+
+    def parse_long(text: str) -> str:
+        text = parse(text)
+        if len(text) < MIN_SECRET_CHARS:
+            raise ValueError(f"must have at least {MIN_SECRET_CHARS} characters, as from `openssl rand -hex 32`")
+        return text
+
+    return parse_long
 
 
 def number(low: float, high: float) -> Callable[[str], float]:

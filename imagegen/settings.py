@@ -51,7 +51,6 @@ NOT_IMPLEMENTED: frozenset[str] = frozenset(
         "API_KEYS",
         "CACHE_SCOPE",
         "CORS_ORIGINS",
-        "OPEN_TO_ALL",
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
         "ALERT_WEBHOOK",
@@ -141,14 +140,14 @@ class Settings:
     s3_access_key_id: str | None = _optional("S3_ACCESS_KEY_ID", values.secret, secret=True)
     s3_secret_access_key: str | None = _optional("S3_SECRET_ACCESS_KEY", values.secret, secret=True)
     api_keys: Mapping[str, str] = _setting("API_KEYS", MappingProxyType({}), values.api_keys, secret=True)
-    admin_token: str | None = _optional("ADMIN_TOKEN", values.secret, secret=True)
+    admin_token: str | None = _optional("ADMIN_TOKEN", values.long(values.secret), secret=True)
     open_to_all: bool = _setting("OPEN_TO_ALL", default=False, parse=values.boolean)
     budget_daily_micro_usd: int | None = _optional("BUDGET_DAILY_USD", values.dollars)
     unknown_price_micro_usd: int | None = _optional("UNKNOWN_PRICE_USD", values.dollars)
     alert_webhook: str | None = _optional("ALERT_WEBHOOK", values.base_url_with_login, secret=True)
     fair_window: int = _setting("FAIR_WINDOW", 10, values.integer(1, 10_000))
     cache_scope: str | None = _optional("CACHE_SCOPE", values.one_of("shared", "key"))
-    task_id_secret: str | None = _optional("TASK_ID_SECRET", values.plain_text, secret=True)
+    task_id_secret: str | None = _optional("TASK_ID_SECRET", values.long(values.plain_text), secret=True)
     trusted_proxy_hops: int | Literal["auto"] = _setting("TRUSTED_PROXY_HOPS", 0, values.proxy_hops)
     cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), values.comma_separated(values.origin))
     webhook_secret: str | None = _optional("WEBHOOK_SECRET", values.webhook_secret, secret=True)
@@ -184,10 +183,9 @@ class Settings:
         return settings
 
     @property
-    def exposed_without_keys(self) -> bool:
-        """Return whether every client that reaches the port spends the credit of a provider's key."""
-        key = {"together": self.together_api_key, "openai": self.openai_api_key}.get(self.provider)
-        return key is not None and not self.api_keys and not all(map(_is_loopback, self.hosts))
+    def is_loopback(self) -> bool:
+        """Return whether only this machine can connect."""
+        return all(map(_is_loopback, self.hosts))
 
     def __repr__(self) -> str:
         shown = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))

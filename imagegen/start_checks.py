@@ -47,6 +47,27 @@ def check_data_dir(path: Path) -> None:
             raise SettingsError(f"DATA_DIR: {why}; make it writable for this user, or set another one") from error
 
 
+def check_exposure(settings: Settings, *, has_keys: bool) -> None:
+    """Raise SettingsError if everybody who reaches the port could spend the provider's credit.
+
+    has_keys: whether there is an API key, in the settings or in Redis.
+    """
+    public = settings.on_render or not settings.is_loopback
+    bounded = settings.open_to_all and settings.budget_daily_micro_usd is not None
+    if not public or has_keys or bounded or settings.provider == "sandbox":
+        return
+    name, why = (
+        ("RENDER", "is set") if settings.is_loopback else ("HOST", f"{','.join(settings.hosts)} is not loopback")
+    )
+    ways = "API_KEYS=NAME:KEY with a long random KEY, or OPEN_TO_ALL=true together with BUDGET_DAILY_USD"
+    if not settings.on_render:
+        ways += ", or HOST=127.0.0.1"
+    raise SettingsError(
+        f"{name}: {why}, and there is no key, so everybody who reaches the port would spend your provider's credit; "
+        f"set {ways}; or make a key in this Redis by `imagegen keys create NAME`"
+    )
+
+
 def warnings(settings: Settings) -> Iterator[str]:
     """Yield a line for each setting that does not do what its writer expects."""
     for name, meant in settings.misspelled:

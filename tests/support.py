@@ -25,6 +25,11 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         await asyncio.sleep(0.005)
 
 
+ADMIN_TOKEN = "the-admin-token-of-tests"
+AS_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+"""Headers of a request of the operator to a service with this token."""
+
+
 class Clock:
     """Clock that a test moves by hand."""
 

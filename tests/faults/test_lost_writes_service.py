@@ -17,7 +17,7 @@ from emulator_fixtures import EmulatedUpstream
 from faults.proxy import FaultProxy
 from faults.servers import RedisServer, primary_and_replica, promote
 from ports import free_port
-from support import eventually
+from support import ADMIN_TOKEN, AS_ADMIN, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAM = "{imagegen}:tasks"
@@ -41,7 +41,7 @@ class Fleet:
             port = free_port()
             environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | self._settings
             environ |= {"PORT": str(port), "DATA_DIR": str(self._folder / f"data{number}")}
-            environ |= {"WORKER_CONCURRENCY": str(RUNNING // count)}
+            environ |= {"WORKER_CONCURRENCY": str(RUNNING // count), "ADMIN_TOKEN": ADMIN_TOKEN}
             command = (sys.executable, str(ROOT / "run.py"))
             process = await asyncio.create_subprocess_exec(*command, cwd=self._folder, env=environ)
             self._processes.append(process)
@@ -81,7 +81,7 @@ class Fleet:
             return (await answer.json()).get("status")
 
     async def stats(self, url: str) -> dict[str, Any]:
-        async with self._http.get(f"{url}/api/stats") as answer:
+        async with self._http.get(f"{url}/api/stats", headers=AS_ADMIN) as answer:
             return dict(await answer.json())
 
     async def _know_each_other(self, count: int) -> bool:

@@ -223,6 +223,12 @@ class Service:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.request("GET", path.removeprefix(self.url), headers=named)
 
+    def get_as_admin(self, path: str) -> Answer:
+        """Get a path with the admin token, from the settings or the data folder."""
+        file = Path(environment(self.folder, self.settings)["DATA_DIR"], "admin.token")
+        token = self.settings.get("ADMIN_TOKEN") or file.read_text().strip()
+        return self.get(path, Authorization=f"Bearer {token}")
+
     def submit(self, **fields: object) -> Answer:
         return self.request("POST", "/api/images/generate", fields)
 

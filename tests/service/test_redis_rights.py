@@ -132,9 +132,9 @@ def test_revoked_rights_are_an_outage_that_heals(
 
 def test_an_evicting_policy_is_warned_of_at_the_start_and_in_stats(start_service: StartService, tmp_path: Path) -> None:
     with server(tmp_path / "redis", "--maxmemory-policy", "allkeys-lru", "--maxmemory", "100mb") as redis:
-        service = start_service(REDIS_URL=url_of(redis), ADMIN_TOKEN="a-token-of-the-admin")
+        service = start_service(REDIS_URL=url_of(redis))
         assert service.log.count("maxmemory-policy allkeys-lru") == 1
-        stats = service.get("/api/stats", Authorization="Bearer a-token-of-the-admin").json
+        stats = service.get_as_admin("/api/stats").json
         assert stats["redis"]["maxmemoryPolicy"] == "allkeys-lru"
         assert "noeviction" in stats["redis"]["warning"]
         service.end()

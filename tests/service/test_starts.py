@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import (
     KEY,
@@ -208,13 +207,22 @@ def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_pa
         service.end()
 
 
-def test_an_open_port_without_client_keys_is_warned_of_once(
-    start_service: Callable[..., Service], upstream: EmulatorProcess
-) -> None:
-    service = start_service(upstream.url, HOST="0.0.0.0")
-    assert service.log.count("WARNING") == 1
-    assert "can spend your provider's credit" in service.log
-    assert "API_KEYS" not in service.log, "it would stop the start"
+def test_an_open_port_without_a_key_ends_the_start_with_what_to_set(tmp_path: Path) -> None:
+    for settings in ({"HOST": "0.0.0.0"}, {"RENDER": "true", "EMBEDDED_REDIS": "force"}):
+        output = refused(tmp_path, TOGETHER_API_KEY="k", **settings)
+        assert len(output.splitlines()) == 1
+        assert "API_KEYS=NAME:KEY" in output
+        assert "BUDGET_DAILY_USD" in output
+
+
+def test_an_open_port_of_the_sandbox_needs_no_key(start_service: Callable[..., Service]) -> None:
+    service = start_service(HOST="0.0.0.0")
+    assert "WARNING" not in service.log
+    assert service.get("/metrics").status == 401
+    assert service.get_as_admin("/metrics").status == 200
+    token = (service.folder.parent / "data" / "admin.token").read_text().strip()
+    assert token not in service.log
+    assert f"The admin token is in {service.folder.parent / 'data' / 'admin.token'}" in service.log
 
 
 def test_a_start_stays_within_its_budget(start_service: Callable[..., Service]) -> None:

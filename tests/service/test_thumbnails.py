@@ -37,7 +37,7 @@ def shown(data: bytes) -> tuple[str, tuple[int, int]]:
 
 def made(*services: Service) -> int:
     """Return how many thumbnails the services have made."""
-    pages = [service.get("/metrics").body.decode() for service in services]
+    pages = [service.get_as_admin("/metrics").body.decode() for service in services]
     return sum(int(float(re.findall(r"^imagegen_thumbnails_total (\S+)", page, re.MULTILINE)[0])) for page in pages)
 
 

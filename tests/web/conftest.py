@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from edge_server import EdgeServer
 from emulator_fixtures import EmulatedUpstream
-from support import Clock, eventually
+from support import ADMIN_TOKEN, Clock, eventually
 
 from imagegen.app import QUEUE, create_app
 from imagegen.settings import Settings
@@ -38,6 +38,7 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
         "redis_url": redis_url,
         "redis_prefix": prefix,
         "data_dir": tmp_path,
+        "admin_token": ADMIN_TOKEN,
         "provider": "sandbox",
         "sandbox_delay_s": 0.02,
         "retry_base_s": 0.05,

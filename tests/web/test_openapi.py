@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from support import ADMIN_TOKEN, AS_ADMIN
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
@@ -22,7 +23,6 @@ from imagegen.web.routes import ROUTES, build_document
 Client = TestClient[web.Request, web.Application]
 
 METHODS = {"get", "post", "put", "patch", "delete"}
-ADMIN = {"Authorization": "Bearer t0ken"}
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 
@@ -115,7 +115,7 @@ def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
 def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) -> None:
     routed = {
         (route.method.lower(), without_parameter_names(route.resource.canonical))
-        for route in create_app(Settings()).router.routes()
+        for route in create_app(Settings(admin_token=ADMIN_TOKEN)).router.routes()
         if route.resource is not None and route.method != "HEAD"
     }
     documented = {
@@ -241,10 +241,10 @@ async def test_responses_for_a_cancelled_task_match_the_document(start_service: 
 
 
 async def test_operator_responses_match_the_document(start_service: Any, described: Described) -> None:
-    service = await start_service(admin_token="t0ken")
+    service = await start_service()
     await service.post("/api/images/generate?wait=30", json=BODY)
     for path in ("/api/images", "/api/stats", "/metrics"):
-        await described.check(await service.get(path, headers=ADMIN), path)
+        await described.check(await service.get(path, headers=AS_ADMIN), path)
         await described.check(await service.get(path), path)
     for path in ("/api/health", "/healthz", "/readyz", "/openapi.json", "/docs"):
         await described.check(await service.get(path), path)

@@ -32,7 +32,7 @@ _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 _GENERAL = "the general limit (`RATE_LIMIT_MAX`)"
 _BOTH = f"{_GENERAL} and the limit for generations (`IMAGE_RATE_LIMIT_MAX`)"
 _LIMITS = {"none": "no limit", "misses": "no limit", "general": _GENERAL, "generation": _BOTH, "entries": _BOTH}
-_ADMIN = "Needs the admin token; without one, the service responds only to its own machine."
+_ADMIN = "Needs the admin token."
 _ERROR_TEXTS = {400: "The request can't be read, or breaks a rule: `details` names every fault."}
 _ERROR_HEADERS = {
     401: ("WWW-Authenticate",),
@@ -58,7 +58,11 @@ def build(operations: Sequence[Operation], webhooks: Sequence[Operation], server
         "paths": _by_path(operations, builder),
         "webhooks": _by_path(webhooks, builder),
     }
-    token = {"type": "http", "scheme": "bearer", "description": "The service's `ADMIN_TOKEN`."}
+    token = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`ADMIN_TOKEN`, or the token in `DATA_DIR/admin.token`.",
+    }
     return document | {"components": builder.components() | {"securitySchemes": {"admin": token}}}
 
 
@@ -111,7 +115,7 @@ class Builder:
             str(status): response for status, response in sorted((answers | self._errors(operation)).items())
         }
         if operation.needs == "admin":
-            entry["security"] = [{"admin": []}, {}]
+            entry["security"] = [{"admin": []}]
         return entry
 
     def _media(self, body: Body) -> Json:

@@ -14,7 +14,6 @@ from imagegen.errors import (
     BodyTimeout,
     BodyTooLarge,
     ExpectationFailed,
-    Forbidden,
     HeadersTooLarge,
     InternalError,
     InvalidJson,
@@ -130,7 +129,7 @@ class Operation:
         if self.body:
             errors += IN_BODY
         if self.needs == "admin":
-            errors += (Unauthorized, Forbidden)
+            errors += (Unauthorized,)
         return (*errors, RateLimited) if self.is_limited else errors
 
 

@@ -13,7 +13,7 @@ export class Call {
     this.answer = make("div", { class: "answer", "aria-live": "polite" });
     this.form = make("form", { onsubmit: (event) => this.send(event), oninput: () => this.refresh() });
     for (const parameter of operation.parameters || []) this.addParameter(schemas.resolve(parameter));
-    if (operation.security) this.addField("Authorization", "header", "ADMIN_TOKEN", false, "password");
+    if (operation.security) this.addField("Authorization", "header", "Bearer and the admin token", false, "password");
     if (operation.requestBody) this.addBody(operation.requestBody.content["application/json"]);
     this.button = make("button", { type: "submit" }, "Send");
     this.form.append(make("div", { class: "send" }, this.button));

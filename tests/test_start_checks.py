@@ -1,0 +1,56 @@
+"""Tests of the check that a service which others can reach does not spend its owner's money for everybody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from imagegen.errors import SettingsError
+from imagegen.settings import Settings
+from imagegen.start_checks import check_exposure
+
+PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
+BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[{"hosts": hosts} for hosts in (("127.0.0.1",), ("127.0.0.2",), ("::1",), ("localhost",))],
+        {"hosts": ("127.0.0.1", "::1")},
+        {"provider": "sandbox"},
+        BOUNDED,
+        BOUNDED | {"budget_daily_micro_usd": 0},
+        {"on_render": True} | BOUNDED,
+        {"on_render": True, "provider": "sandbox"},
+    ],
+)
+def test_a_private_a_bounded_and_a_free_service_start_without_a_key(settings: dict[str, Any]) -> None:
+    check_exposure(Settings(**PUBLIC | settings), has_keys=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({}, "HOST: 0.0.0.0 is not loopback"),
+        ({"hosts": ("::",)}, "HOST: :: is not loopback"),
+        ({"hosts": ("127.0.0.1", "::")}, "HOST: 127.0.0.1,:: is not loopback"),
+        ({"hosts": ("images.example",)}, "HOST: images.example is not loopback"),
+        ({"provider": "openai", "openai_api_url": "http://h"}, "HOST: "),
+        ({"provider": "a1111", "a1111_url": "http://h"}, "HOST: "),
+        ({"open_to_all": True}, "HOST: "),
+        ({"budget_daily_micro_usd": 5_000_000}, "HOST: "),
+        ({"on_render": True}, "HOST: "),
+        ({"on_render": True, "hosts": ("127.0.0.1",)}, "RENDER: is set"),
+    ],
+)
+def test_a_public_service_that_spends_money_needs_a_key(settings: dict[str, Any], fault: str) -> None:
+    check_exposure(Settings(**PUBLIC | settings), has_keys=True)
+    with pytest.raises(SettingsError) as refused:
+        check_exposure(Settings(**PUBLIC | settings), has_keys=False)
+    text = str(refused.value)
+    assert text.startswith(fault)
+    for remedy in ("API_KEYS=", "OPEN_TO_ALL=true together with BUDGET_DAILY_USD", "imagegen keys create"):
+        assert remedy in text
+    assert ("HOST=127.0.0.1" in text) is not settings.get("on_render", False)
