@@ -34,7 +34,10 @@ class FieldError:
 
 
 class ApiError(ImagegenError):
-    """An answer that is an error. `zh` and `en` are its texts, with `{}` fields filled from `values`."""
+    """An answer that is an error. `zh` and `en` are its texts, with `{}` fields filled from `values`.
+
+    more: fields of its body on `/api` beyond those that all errors have.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -54,6 +57,7 @@ class ApiError(ImagegenError):
         self.details = tuple(details)
         self.headers = dict(headers or {})
         self.values = values
+        self.more: Mapping[str, object] = {}
         super().__init__(self.message("en"))
 
     def message(self, language: str) -> str:
@@ -92,6 +96,16 @@ class ImageTooLarge(ApiError):
     )
 
 
+class PriceUnknown(ApiError):
+    """A request that no budget can hold, since nobody knows what it costs."""
+
+    status, code = 400, "price_unknown"
+    zh, en = (
+        "已设置预算，但模型{model}的价格未知；请联系运营者设置UNKNOWN_PRICE_USD或MODELS_FILE",
+        "There is a budget, and the price of {model} is unknown: the operator can set UNKNOWN_PRICE_USD or MODELS_FILE",
+    )
+
+
 class BadRequest(ApiError):
     status, code, closes_connection = 400, "bad_request", True
     zh, en = "无法解析的HTTP请求", "The HTTP request could not be parsed"
@@ -100,6 +114,17 @@ class BadRequest(ApiError):
 class Unauthorized(ApiError):
     status, code = 401, "unauthorized"
     zh, en = "缺少或无效的密钥", "A valid key is needed"
+
+
+class BudgetExceeded(ApiError):
+    """The budget of the day, of the client's key or of all together, has no room for the request."""
+
+    status, code = 402, "budget_exceeded"
+    zh, en = "今日预算不足，将于{resets_at}重置", "The budget of the day does not suffice; it is reset at {resets_at}"
+
+    def __init__(self, resets_at: str) -> None:
+        super().__init__(resets_at=resets_at)
+        self.more = {"resetsAt": resets_at}
 
 
 class Forbidden(ApiError):

@@ -20,8 +20,8 @@ COMMAND_PURPOSES = (
 """What a Redis command may be for. The inner commands of scripts count, as Upstash bills them; AUTH, HELLO, CLIENT,
 INFO, PING and the loading of scripts don't."""
 
-SUBMITS = ("MISS", "COALESCED", "HIT", "REFRESH", "FULL")
-"""What a submit met: the values of `X-Cache`, and a full queue."""
+SUBMITS = ("MISS", "COALESCED", "HIT", "REFRESH", "FULL", "OVER_BUDGET")
+"""What a submit met: the values of `X-Cache`, a full queue, and a budget without room."""
 
 WRITTEN_BACK = ("waiting", "running", "finished")
 """Tasks that are written back after Redis has lost them."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, shown_images
 from imagegen.queue.codec import UnreadableRecord
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import ATTEMPT_BLOCK, Task
 
 
@@ -55,6 +56,11 @@ class Claim:
     confirmed_at: float = -math.inf
     contested: bool = False
 
+    @property
+    def cost(self) -> Cost:
+        """What the task has cost by now."""
+        return self.checkpoint.cost or self.task.cost or Cost()
+
     def mark_lost(self) -> None:
         self.lost = True
         if self.on_lost is not None:
@@ -95,7 +101,10 @@ def take_over_state(claim: Claim, existing: bytes | None, idle_s: float, lease_s
                     run = replace(theirs, attempts=theirs.attempts - 1)
     if cut_off:
         run = replace(run, starts=max(run.starts, 1), attempts=max(run.attempts, 1))
-    claim.checkpoint = replace(run, phase="waiting", ambiguous_calls=run.ambiguous_calls + cut_off)
+    cost = run.cost
+    if cut_off:
+        cost = cost.lost("interrupted") if cost else claim.cost.assumed_sent("interrupted")
+    claim.checkpoint = replace(run, phase="waiting", ambiguous_calls=run.ambiguous_calls + cut_off, cost=cost)
     claim.task = replace(
         claim.task,
         attempts=claim.checkpoint.attempts,

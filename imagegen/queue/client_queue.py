@@ -11,9 +11,10 @@ from loguru import logger
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.errors import InternalError, QueueFull, QueueUnavailable
-from imagegen.queue.checkpoint import CANCELLED_RUN, calls_under_way
-from imagegen.queue.codec import broadcast_record, decode_entry, decode_head, decode_record, server_time
+from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFull, QueueUnavailable
+from imagegen.formats import rfc3339
+from imagegen.queue.checkpoint import calls_under_way
+from imagegen.queue.codec import broadcast_record, decode_entry, decode_record, server_time
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
@@ -21,10 +22,11 @@ from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup, newer_version_error
-from imagegen.queue.verbs.finish import as_stored
-from imagegen.queue.verbs.submit import SubmitReply, submit_item
+from imagegen.queue.verbs.budget import Limits, LimitsOf
+from imagegen.queue.verbs.cancel import KnownProgress, cost_at
+from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
 from imagegen.tasks import transitions
-from imagegen.tasks.cost import Cost
+from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, State, Task, WaitReason
@@ -69,6 +71,7 @@ class ClientQueue:
 
     clock: Unix time of the Redis server, which measures ages of tasks, since this machine's clock may jump.
     on_missing_entry: awaited before an unfinished task without an entry is queued again.
+    limits_of: budgets of a client.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class ClientQueue:
         self._positions_read_at = 0.0
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
+        self.limits_of: LimitsOf = lambda _client: ()
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
@@ -129,7 +133,7 @@ class ClientQueue:
         """Enqueue a task, join the unfinished one or return the finished one; a failed task is enqueued again.
 
         reuse: takes images of finished tasks that differ only in `n`; None to generate all.
-        Raises QueueFull, QueueUnavailable, StoreUnavailable; nothing is stored then.
+        Raises QueueFull, QueueUnavailable, StoreUnavailable, BudgetExceeded, PriceUnknown; nothing is stored then.
         """
         cached_result = self._from_cache(submission)
         if cached_result is not None:
@@ -195,14 +199,11 @@ class ClientQueue:
         return task
 
     async def _cancel(self, task: Task, final: Task) -> Task | None:
-        """Write a cancelled task. Return it as stored, None if its state has changed meanwhile.
-
-        An existing record with its mark is its own: the first reply was lost.
-        """
-        answer = await self._verbs.cancel(final, CANCELLED_RUN)
-        if answer is None or (answer.existing and f'{final.counted_in}"'.encode() not in answer.existing):
+        """Write a cancelled task. Return it as stored, None if its state has changed meanwhile."""
+        stored = await self._verbs.cancel(final, task.entry_id, self._known_progress(task))
+        if stored is None:
             return None
-        final = as_stored(final, answer)
+        final = stored
         self._verbs.meter.finished(final.state.value, "", final.model)
         self._dispatcher.mark_finished_elsewhere(final)
         self._estimates.line.remove(task.entry_id)
@@ -210,6 +211,13 @@ class ClientQueue:
         self._task_cache.on_finished_here(final)
         self._notifier.publish("change", record=broadcast_record(final).decode())
         return final
+
+    def _known_progress(self, task: Task) -> KnownProgress | None:
+        """Return the progress of a task that runs here; None if another instance may run it."""
+        claim = self._dispatcher.claimed.get(task.id)
+        if claim is None or claim.task.epoch != task.epoch or claim.lost:
+            return None
+        return KnownProgress(claim.stored_bytes or b"", claim.cost)
 
     async def position(self, task: Task) -> QueuePosition:
         """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
@@ -254,18 +262,19 @@ class ClientQueue:
         keep: bool = False,
         reuse: ReuseImages | None = None,
     ) -> SubmitResult:
-        task = self._task(submission, replaced.images if replaced and keep else ())
+        limits = self.limits_of(submission.client)
+        task = self._task(submission, replaced.images if replaced and keep else (), limits)
         waiters: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = waiters
         try:
             siblings = self._siblings(submission) if reuse else ()
-            item = submit_item(task, replaced.epoch if replaced else None, siblings)
+            item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
             answer = await self._verbs.with_key_repair(self._verbs.submit, item)
             if answer.kind == "siblings" and reuse and submission.family:
                 reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
-                task, answer = await self._submit_reused(task, reused, submission.family.request.n, item.replaced_epoch)
+                task, answer = await self._submit_reused(task, reused, submission.family.request.n, item)
             if answer.kind == "gone" and not task.state.is_final:
-                task, answer = await self._submit_gone(task, answer)
+                task, answer = await self._submit_gone(task, answer, limits)
             taken_in = answer.kind in ("new", "again")
             submitted = self._on_stored(task, answer) if taken_in else self._on_existing(submission, answer)
         except BaseException as error:
@@ -287,26 +296,38 @@ class ClientQueue:
         return submission.family.sibling_ids()
 
     async def _submit_reused(
-        self, task: Task, reused: ReusedImages, wanted: int, replaced_epoch: int | None
+        self, task: Task, reused: ReusedImages, wanted: int, item: SubmitItem
     ) -> tuple[Task, SubmitReply]:
-        """Store a task that has images before its first call: as a completed one if it needs no more."""
-        if len(reused.images) < wanted:
-            task = replace(task, images=reused.images)
-            return task, await self._verbs.submit(submit_item(task, replaced_epoch))
-        now, ttl_s = self.clock(), self.result_ttl_s
-        task = transitions.completed(replace(task, deliveries=()), reused.images, reused.warnings, now=now, ttl_s=ttl_s)
-        return task, await self._verbs.complete(task, replaced_epoch)
+        """Store a task that has images before its first call: as a completed one if it needs no more.
 
-    async def _submit_gone(self, task: Task, answer: SubmitReply) -> tuple[Task, SubmitReply]:
+        item: of its first submit, before the images were known. Images of other tasks cost nothing.
+        """
+        missing = wanted - len(reused.images)
+        cost = task.cost and task.cost.for_part(missing, wanted).held_by(task.cost.slots, task.cost.day)
+        if missing:
+            task = replace(task, images=reused.images, cost=cost)
+            return task, await self._verbs.submit(submit_item(task, item.replaced_epoch, limits=item.limits))
+        now, ttl_s = self.clock(), self.result_ttl_s
+        task = replace(task, deliveries=(), cost=cost and cost.ended())
+        task = transitions.completed(task, reused.images, reused.warnings, now=now, ttl_s=ttl_s)
+        return task, await self._verbs.complete(task, item.replaced_epoch)
+
+    async def _submit_gone(self, task: Task, answer: SubmitReply, limits: Limits) -> tuple[Task, SubmitReply]:
         """Enqueue a task again that has no entry, unless its owner restores it.
 
-        A call that was in flight on a lost instance may be paid twice.
+        A call that was in flight on a lost instance may be paid twice. The new epoch takes over what the old one has
+        cost.
         """
         await self.on_missing_entry()
-        replaced = decode_head(answer.existing).generation
+        head, lost = decode_record(answer.existing)
         (run,) = await self._verbs.read_checkpoints([task.id])
+        cost = cost_at(run or b"", head.entry_id, lost.cost)
         task = replace(task, possibly_billed_twice=calls_under_way(run))
-        return task, await self._verbs.submit(submit_item(task, replaced))
+        if cost is not None and task.cost is not None:
+            carried = cost.carried_into(task.cost)
+            task = replace(task, cost=carried.held_by(carried.slots, carried.day))
+        item = submit_item(task, head.generation, limits=limits, replaced_cost=cost)
+        return task, await self._verbs.submit(item)
 
     def _await_inflight_submit(self, task_id: str) -> asyncio.Future[SubmitResult] | None:
         """Return the result of the submit of this task that is in flight, None if there is none."""
@@ -317,9 +338,11 @@ class ClientQueue:
         waiters.append(waiter)
         return waiter
 
-    def _task(self, submission: Submission, stale: tuple[StoredImage, ...]) -> Task:
+    def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits) -> Task:
         now = self.clock()
-        generation = int(now * 1e6)
+        generation, cost = int(now * 1e6), submission.cost
+        if limits and cost is not None:
+            cost = cost.held_by(tuple([slot for slot, _ in limits]), day_of(now))
         return Task(
             submission.task_id,
             generation,
@@ -334,7 +357,7 @@ class ClientQueue:
             deliveries=initial_deliveries(submission.webhooks) if submission.webhooks else (),
             client=submission.client,
             scope=submission.scope,
-            cost=submission.cost,
+            cost=cost,
         )
 
     def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:
@@ -360,6 +383,11 @@ class ClientQueue:
         if answer.kind == "full":
             self._verbs.meter.submits["FULL"] += 1
             raise QueueFull(headers={"Retry-After": "10"})
+        if answer.kind == "budget":
+            self._verbs.meter.submits["OVER_BUDGET"] += 1
+            if submission.cost is None or submission.cost.estimated is None:
+                raise PriceUnknown(model=submission.model)
+            raise BudgetExceeded(rfc3339((day_of(self.clock()) + 1) * SECONDS_A_DAY))
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)
         if answer.kind not in ("known", "gone"):

@@ -51,7 +51,10 @@ class NewerRecord(ValueError):
 
 
 class _Record(Struct, omit_defaults=True, gc=False):
-    """JSON of a record. The request is left out while the entry carries it."""
+    """JSON of a record. The request is left out while the entry carries it.
+
+    Scripts change `billed` and `cost`, which come before the request, the only part that a client writes.
+    """
 
     id: str
     model: str
@@ -69,11 +72,11 @@ class _Record(Struct, omit_defaults=True, gc=False):
     retry: float | None = None
     reason: WaitReason = WaitReason.QUEUED
     webhooks: tuple[dict[str, Any], ...] = ()
+    cost: Cost | None = None
     request: msgspec.Raw = _NO_REQUEST
     details: ReplyDetails | None = None
     client: str = ""
     scope: str | None = None
-    cost: Cost | None = None
     counted: str = ""
 
 
@@ -101,6 +104,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
 
 _read_record = msgspec.json.Decoder(_Record).decode
 _read_entry = msgspec.json.Decoder(_Entry).decode
+_read_cost = msgspec.json.Decoder(Cost).decode
 
 
 class RecordHeader(NamedTuple):
@@ -133,14 +137,27 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.retry_at,
             task.reason or WaitReason.QUEUED,
             _stored(task.deliveries),
+            task.cost,
             msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
             task.details,
             task.client,
             task.scope,
-            task.cost,
             task.counted_in,
         )
     )
+
+
+def encode_cost_if_sent(cost: Cost | None) -> bytes:
+    """Return the JSON of what a task costs if its call in flight is paid, with what is reserved; empty for none."""
+    return b"" if cost is None else _encode(replace(cost.ended(), reserved=cost.reserved))
+
+
+def decode_cost(value: bytes) -> Cost | None:
+    """Return a cost as a script copied it from a record; None if it is unreadable."""
+    try:
+        return _read_cost(value)
+    except UNREADABLE:
+        return None
 
 
 def final_record(task: Task) -> bytes:

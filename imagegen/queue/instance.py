@@ -31,6 +31,7 @@ from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup
+from imagegen.queue.verbs.budget import LimitsOf
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.redis_client.connection import Connection
@@ -47,6 +48,7 @@ class QueueConfig:
         record_life_s: how long Redis keeps the record of an unfinished task at most.
         slots: tasks that one instance runs at once.
         deadline_s: seconds from the submit of a task to its end.
+        limits_of: budgets of a client.
     """
 
     prefix: str
@@ -56,6 +58,7 @@ class QueueConfig:
     max_queue: int
     slots: int = 5
     deadline_s: float = 3600.0
+    limits_of: LimitsOf = lambda _client: ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         lost_calls=LostCalls(connection, keys),
         families=families,
     )
+    client_queue.limits_of = config.limits_of
     _connect(parts)
     return parts
 

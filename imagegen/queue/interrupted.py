@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from imagegen.queue.checkpoint import CANCELLED_RUN
 from imagegen.queue.codec import broadcast_record
 from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
-from imagegen.queue.verbs.finish import as_stored
 from imagegen.tasks import transitions
 from imagegen.tasks.task import Task, TaskError
 
@@ -61,11 +59,11 @@ class Interrupted:
 
     async def _end(self, task: Task, final: Task) -> Task:
         """Write the final task; return what is stored then."""
-        answer = await self._verbs.cancel(final, CANCELLED_RUN)
-        if answer is None or answer.existing:
+        stored = await self._verbs.cancel(final, task.entry_id)
+        if stored is None:
             return task
         logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
-        final = as_stored(final, answer)
+        final = stored
         self._verbs.meter.finished(final.state.value, ERROR.code, final.model)
         self._task_cache.put(final)
         self._task_cache.on_finished_here(final)

@@ -10,7 +10,8 @@ from imagegen.queue.claim import Claim
 from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.verbs import consume, group, read
-from imagegen.queue.verbs.cancel import cancel
+from imagegen.queue.verbs.budget import BudgetValues
+from imagegen.queue.verbs.cancel import KnownProgress, cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
@@ -26,6 +27,7 @@ from imagegen.queue.verbs.release import ReleaseItem, release
 from imagegen.queue.verbs.renew import renew
 from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
 from imagegen.queue.verbs.requeue import RequeueResult, check_requeue, requeue
+from imagegen.queue.verbs.reserve_more import Extension, ExtensionReply, reserve_more
 from imagegen.queue.verbs.restore_claims import RestoredClaim, restore_claims
 from imagegen.queue.verbs.restore_results import RestoredResult, restore_results
 from imagegen.queue.verbs.retire import retire
@@ -52,6 +54,7 @@ class QueueVerbs:
         self.clock = context.connection.clock
         self.unreadable = context.unreadable
         self.owner_life_s = context.owner_life_s
+        self.budgets: BudgetValues = context.budgets
         self.result_ttl_s = context.result_ttl_ms / 1000
         self.on_added: Callable[[], None] = lambda: None
         self._submit = Submit(context, depth, self._entries_added)
@@ -78,8 +81,8 @@ class QueueVerbs:
     async def read_entry(self, entry_id: str) -> dict[bytes, bytes] | None:
         return await read.read_entry(self._context, entry_id)
 
-    async def cancel(self, final: Task, tombstone: bytes) -> FinishReply | None:
-        return await cancel(self._context, final, tombstone)
+    async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
+        return await cancel(self._context, final, entry_id, known)
 
     async def list_waiting(self) -> WaitingEntryIds:
         return await list_waiting(self._context)
@@ -114,6 +117,9 @@ class QueueVerbs:
 
     def replace_checkpoint(self, item: CompareAndSetItem) -> asyncio.Future[bytes]:
         return self._replace_checkpoint(item)
+
+    async def reserve_more(self, item: Extension) -> ExtensionReply:
+        return await reserve_more(self._context, item)
 
     async def start_fenced(self, consumer: str, item: FencedStart) -> bytes | None:
         return await start_fenced(self._context, consumer, item)

@@ -16,9 +16,11 @@ from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.unreadable import wrong_type
+from imagegen.queue.verbs.budget import Limits
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.finish import as_stored, finish_item
 from imagegen.queue.verbs.release import release_item
+from imagegen.queue.verbs.reserve_more import Extension
 from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import ResponseError
@@ -110,6 +112,27 @@ class WorkerQueue:
         self._record_checkpoint(claim, run, value)
         return True
 
+    async def reserve_more(self, claim: Claim, amount: int, limits: Limits) -> bool | None:
+        """Reserve more for the next call of a task; a checkpoint records it. Return None if the claim is lost.
+
+        Return False if a budget has no room.
+        """
+        await self._connection.recovered.wait()
+        cost = claim.cost
+        run = replace(claim.checkpoint, owner=self._dispatcher.instance, cost=cost.with_more(amount))
+        if claim.stored_bytes is None:
+            run = replace(run, phase="waiting")  # nothing was begun
+        value, expected = run.encode(claim.entry_id), claim.stored_bytes or b""
+        item = Extension(claim.task.id, expected, value, cost.day, amount, limits)
+        reply = await self._connection.retry_until_available(self._verbs.reserve_more, item)
+        if reply.reserved:
+            self._record_checkpoint(claim, run, value)
+            return True
+        if not reply.existing:
+            return False
+        claim.mark_lost()
+        return None
+
     async def record_job(self, claim: Claim, run: Checkpoint) -> bool:
         """Write a checkpoint with an accepted provider job; costs one command. Return False if the claim is lost."""
         await self._connection.recovered.wait()
@@ -188,7 +211,7 @@ class WorkerQueue:
 
     async def _finish(self, claim: Claim, final: Task) -> Task:
         """Finish with a marked task. An existing record with its mark is its own: the first reply was lost."""
-        item = finish_item(claim.entry_id, final)
+        item = finish_item(claim.entry_id, final, claim.cost)
         self._dispatcher.leave_slot(claim)
         self._estimates.ended(final, self._clock() if final.state is State.COMPLETED else None)
         answer = await self._connection.retry_until_available(self._verbs.with_key_repair, self._verbs.finish, item)
@@ -274,7 +297,9 @@ class WorkerQueue:
         """Write as `_write` does. If the claim may be lost, Redis checks it first, since a paid call may follow."""
         task = claim.task
         if not self._is_surely_ours(claim):
-            item = FencedStart(task.id, task.epoch, claim.entry_id, expected or b"", value, run.billed_again)
+            item = FencedStart(
+                task.id, task.epoch, claim.entry_id, expected or b"", value, run.billed_again, run.cost or task.cost
+            )
             return await self._verbs.start_fenced(self._dispatcher.instance, item)
         if expected is None:
             try:

@@ -40,6 +40,10 @@ class Keys:
         """Any type: the keys of the command check at the start. Deleted at once, or after a minute."""
         return f"{{{self.prefix}}}:probe:{kind}"
 
+    def budgets(self, day: int | str) -> str:
+        """String: what the budgets of a UTC day hold, a 64-bit number each; the first counts the changes. 8 days."""
+        return f"{{{self.prefix}}}:budgets:{day}"
+
     def record(self, task_id: str) -> str:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"

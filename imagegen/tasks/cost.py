@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from msgspec import Struct
+from msgspec.structs import replace
+
+UNKNOWN = -1
+"""Price of a call in flight that is not known."""
+
+SECONDS_A_DAY = 86_400
+
+
+def day_of(now: float) -> int:
+    """Return the days since 1970-01-01 UTC of a Unix time."""
+    return int(now // SECONDS_A_DAY)
 
 
 class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -10,9 +23,12 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
 
     estimated: of all planned calls by the price table; None if the price is unknown.
     day: days since 1970-01-01 UTC; the budgets of this day hold it.
-    slots: counters of the budgets that hold it. reserved: what they hold for it.
+    slots: counters of the budgets that hold it. reserved: what they hold for it; 0 once it is settled.
     charged: calls that were sent. unsure: the part of it whose answer was lost.
-    calling: price of the call in flight, which counts as sent if its owner dies.
+    calling: price of the call in flight, which counts as sent if its owner dies; UNKNOWN if it has no known price.
+    saved: price of the images that were taken from another task.
+    unpriced: calls that were sent and have no known price.
+    fault: code of the last error of a call that is charged all the same, so that its images need another call.
     """
 
     estimated: int | None = None
@@ -22,3 +38,69 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     charged: int = 0
     unsure: int = 0
     calling: int = 0
+    saved: int = 0
+    unpriced: int = 0
+    fault: str = ""
+
+    @property
+    def total(self) -> int | None:
+        """What all images of the request cost, also those that were taken from another task; None if unknown."""
+        return None if self.estimated is None else self.estimated + self.saved
+
+    def for_part(self, missing: int, wanted: int) -> Self:
+        """Return the cost of a task that has some of its images already: only the missing ones are generated."""
+        if self.estimated is None:
+            return self
+        estimated = self.estimated * missing // wanted
+        return replace(self, estimated=estimated, saved=self.saved + self.estimated - estimated)
+
+    def held_by(self, slots: tuple[int, ...], day: int) -> Self:
+        """Return the cost as budgets hold it from the submit on."""
+        return replace(self, slots=slots, day=day, reserved=self.charged + (self.estimated or 0))
+
+    def rest_for(self, price: int) -> int:
+        """Return what a call needs beyond what is reserved; 0 if no budget limits it."""
+        return max(self.charged + price - self.reserved, 0) if self.slots else 0
+
+    def with_more(self, amount: int) -> Self:
+        """Return the cost after the budgets have reserved more."""
+        return replace(self, reserved=self.reserved + amount)
+
+    def before_call(self, price: int | None) -> Self:
+        """Begin a call; price: None if unknown."""
+        return replace(self, calling=UNKNOWN if price is None else price)
+
+    def paid(self, price: int | None, fault: str = "") -> Self:
+        """End a call that is paid; price: None if unknown. fault: why another call may be needed."""
+        if price is None:
+            return replace(self, calling=0, unpriced=self.unpriced + 1, fault=fault or self.fault)
+        return replace(self, calling=0, charged=self.charged + price, fault=fault or self.fault)
+
+    def unpaid(self) -> Self:
+        """End a call that was certainly not paid."""
+        return replace(self, calling=0)
+
+    def lost(self, fault: str) -> Self:
+        """End a call that may have been paid: its answer was lost."""
+        if self.calling == UNKNOWN:
+            return self.paid(None, fault)
+        return replace(self.paid(self.calling, fault), unsure=self.unsure + self.calling)
+
+    def assumed_sent(self, fault: str) -> Self:
+        """Return the cost if all planned calls may have been paid: nobody has recorded what was sent."""
+        if self.estimated is None:
+            return self.paid(None, fault)
+        amount = max(self.estimated - self.charged, 0)
+        return replace(self, calling=0, charged=self.charged + amount, unsure=self.unsure + amount, fault=fault)
+
+    def ended(self) -> Self:
+        """Return the cost of a finished task: a call in flight may have been paid, and nothing stays reserved."""
+        cost = self.lost(self.fault) if self.calling else self
+        return replace(cost, reserved=0) if cost.reserved else cost
+
+    def carried_into(self, new: Cost) -> Cost:
+        """Return the cost of the epoch that takes the place of this one, which ends without a result."""
+        old = self.ended()
+        return replace(
+            new, charged=old.charged, unsure=old.unsure, unpriced=old.unpriced, fault=old.fault or "interrupted"
+        )

@@ -98,7 +98,10 @@ class Pool:
         try:
             now, ttl_s = self._clock(), self._result_ttl_s
             task = replace(
-                claim.task, attempts=claim.checkpoint.attempts, possibly_billed_twice=claim.checkpoint.billed_again
+                claim.task,
+                attempts=claim.checkpoint.attempts,
+                possibly_billed_twice=claim.checkpoint.billed_again,
+                cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
             )
             match outcome:
                 case Succeeded(images, warnings, details):

@@ -11,13 +11,14 @@ import pytest
 from msgspec.structs import replace
 from support import eventually, family_submission, submission
 
-from imagegen.errors import QueueFull
+from imagegen.errors import BudgetExceeded, QueueFull
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.monitor import BacklogSize, QueueMonitor
 from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.submit import submit_item
 from imagegen.tasks import transitions
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
@@ -164,6 +165,24 @@ async def cancel(instance) -> None:
     await instance.client_queue.cancel(task.id)
 
 
+def priced(name):
+    return replace(submission(name), cost=Cost(700))
+
+
+async def submit_under_a_budget(instance) -> None:
+    instance.client_queue.limits_of = lambda _client: ((0, 1400),)
+    results = [instance.client_queue.submit(priced(name)) for name in ("a", "b", "c")]
+    results = await asyncio.gather(*results, return_exceptions=True)
+    assert isinstance(results[2], BudgetExceeded)
+    await instance.client_queue.cancel(results[1].task.id)
+    (each,) = await claim(instance)
+    each.checkpoint = replace(each.checkpoint, cost=each.cost.before_call(700))
+    await instance.worker_queue.start(each)
+    assert await instance.worker_queue.reserve_more(each, 700, ((0, 1400),))
+    assert not await instance.worker_queue.reserve_more(each, 700, ((0, 1400),))
+    await finished(instance, each)
+
+
 async def renew(instance) -> None:
     await started(instance, "a", "b")
     await instance.verbs.renew(instance.parts.monitor.instance, [])
@@ -210,7 +229,18 @@ async def look(instance) -> None:
 
 
 VERBS = [submit_new, submit_known, submit_repeated, submit_again, submit_over_the_limit, start_and_finish, finish_late]
-VERBS += [submit_with_siblings, retry, cancel, renew, take_over, release, read, dead_letter, look]
+VERBS += [
+    submit_under_a_budget,
+    submit_with_siblings,
+    retry,
+    cancel,
+    renew,
+    take_over,
+    release,
+    read,
+    dead_letter,
+    look,
+]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
@@ -218,6 +248,29 @@ async def test_the_meter_counts_the_commands_of_a_verb(one, verb: Verb) -> None:
     async with CommandCount(one) as commands:
         await verb(one)
     assert commands.metered == commands.counted
+
+
+async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instance) -> None:
+    one = make_instance(start=False)
+    await one.verbs.create_group()
+    one.client_queue.limits_of = lambda _client: ((0, 10**9), (5, 10**9))
+
+    async def commands_of(*names) -> int:
+        submissions = [replace(priced(name), cost=Cost(700)) for name in names]
+        async with CommandCount(one) as commands:
+            await asyncio.gather(*map(one.client_queue.submit, submissions))
+        return commands.counted
+
+    assert await commands_of("first") == 1 + 2 + 2  # the life of the budgets, once
+    assert await commands_of("second") == 1 + 2 + 1
+    assert await commands_of("third", "fourth") == 1 + 2 * 2 + 1
+    claims = await claim(one)
+    for each in claims:
+        each.checkpoint = replace(each.checkpoint, cost=each.cost.before_call(700).paid(700))
+        await one.worker_queue.start(each)
+    async with CommandCount(one) as commands:
+        await finished(one, *claims)
+    assert commands.counted == 2 + 2 * len(claims)
 
 
 async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instance) -> None:

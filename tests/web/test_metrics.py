@@ -217,7 +217,7 @@ async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
     states = {"pending": 1, "processing": 0, "completed": 1, "failed": 1, "cancelled": 0}
     assert states.items() <= report["tasks"].items()
     assert report["tasks"]["errors"] == {"content_policy": 1}
-    assert report["submits"] == {"miss": 2, "coalesced": 0, "hit": 0, "refresh": 0, "full": 0}
+    assert report["submits"] == {"miss": 2, "coalesced": 0, "hit": 0, "refresh": 0, "full": 0, "over_budget": 0}
     assert report["rates"]["submitsPerMinute"] > 0
     assert report["upstream"] == {
         "concurrency": 5,

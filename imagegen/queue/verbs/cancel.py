@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
-from imagegen.queue.codec import final_record
+from msgspec import Struct
+from msgspec.structs import replace
+
+from imagegen.queue.checkpoint import CANCELLED_RUN, decode_checkpoint
+from imagegen.queue.codec import UnreadableRecord, final_record
+from imagegen.queue.verbs.budget import BUDGETS_TTL_S, budget_keys, settlement
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.queue.verbs.finish import FinishReply
+from imagegen.queue.verbs.finish import FinishReply, as_stored
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import Task, pending_deliveries
 
-_SCRIPT = load_script(__package__, "billed", "cancel")
+_SCRIPT = load_script(__package__, "billed", "budget", "cancel")
 
 
-async def cancel(context: VerbContext, final: Task, tombstone: bytes) -> FinishReply | None:
-    """Cancel an epoch of a task. Return None if there is no record.
+class KnownProgress(Struct, frozen=True, gc=False):
+    """Checkpoint of a task as it is probably stored, empty for none, and what the task has cost by then."""
+
+    checkpoint: bytes = b""
+    cost: Cost | None = None
+
+
+async def cancel(context: VerbContext, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
+    """Cancel an epoch of a task. Return the task as stored; None if there is no record, or the epoch is over.
+
+    The money is settled from the checkpoint, in the same step. An existing record with the mark of this end is its own:
+    the first reply was lost.
 
     Args:
-        tombstone: the checkpoint to write, which shows the owner that the task is cancelled.
+        final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, if known.
     """
+    submitted = final.cost
+    known = known or KnownProgress(b"", submitted)
+    while True:
+        cost = known.cost
+        final = replace(final, cost=cost and cost.ended())
+        row = await _run(context, final, known)
+        if row is None:
+            return None
+        existing, log, count, budgets = row
+        context.count("cancel", cancel_cost(existing) + context.budgets.learn(budgets))
+        if existing is not None:
+            if existing and f'{final.counted_in}"'.encode() not in existing:
+                return None
+            return as_stored(final, FinishReply(existing, log, count))
+        known = KnownProgress(log, cost_at(log, entry_id, submitted))
+
+
+def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | None:
+    """Return what a task has cost by its checkpoint. That of another entry is of an epoch before.
+
+    If the checkpoint is unreadable, or of an instance that records no money, its calls count as sent.
+    """
+    try:
+        started_entry, run = decode_checkpoint(checkpoint)
+    except UnreadableRecord:
+        return submitted and submitted.assumed_sent("interrupted") if checkpoint else submitted
+    if (entry_id and started_entry != entry_id) or run.phase == "cancelled":
+        return submitted
+    if run.cost is None and submitted is not None and (run.calling or run.billed_again):
+        return submitted.assumed_sent("interrupted")
+    return run.cost or submitted
+
+
+async def _run(
+    context: VerbContext, final: Task, known: KnownProgress
+) -> tuple[bytes | None, bytes, int, list[int]] | None:
     names = context.keys
     keys = [names.stream, names.outbox]
     keys += [names.record(final.id), names.checkpoint(final.id), names.delivery_log(final.id)]
+    text = settlement(known.cost)
     args: list[Arg] = [GROUP, final.epoch, final_record(final), context.result_ttl_ms]
-    args += [tombstone, context.checkpoint_ttl_ms]
+    args += [CANCELLED_RUN, context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
-    args += ["1" if pending_deliveries(final) else ""]
-    row = await context.run(_SCRIPT, keys, args)
-    reply = None if row is None else FinishReply(*row)
-    context.count("cancel", cancel_cost(reply))
-    return reply
+    args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
+    row = await context.run(_SCRIPT, keys + budget_keys(names, [text]), args)
+    if row is None:
+        context.count("cancel", 2)
+        return None
+    existing, log, count, budgets = row
+    return existing, log, count, budgets
 
 
-def cancel_cost(reply: FinishReply | None) -> int:
-    """Return the commands: GET; XDEL, XACK and two SETs if the task was cancelled."""
-    return 6 if reply is not None and reply.existing == b"" else 2
+def cancel_cost(existing: bytes | None) -> int:
+    """Return the commands: GET; another GET; XDEL, XACK and two SETs if the task was cancelled."""
+    return 3 if existing is None else 2 if existing else 7

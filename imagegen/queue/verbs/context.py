@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from imagegen.queue.claim import checkpoint_ttl_s, owner_life_s
 from imagegen.queue.unreadable import Unreadable
+from imagegen.queue.verbs.budget import BudgetValues
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import Arg, Multiplexer, Script
@@ -22,6 +23,7 @@ class VerbContext:
         result_ttl_ms: life of a finished task's record.
         checkpoint_ttl_ms: life of a checkpoint that is not renewed.
         owner_life_s: seconds after a checkpoint's last renewal in which its owner may still work.
+        budgets: their values as last seen.
     """
 
     connection: Connection
@@ -32,6 +34,7 @@ class VerbContext:
     owner_life_s: float
     multiplexer: Multiplexer = field(init=False)
     unreadable: Unreadable = field(init=False)
+    budgets: BudgetValues = field(init=False, default_factory=BudgetValues)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multiplexer", self.connection.multiplexer)

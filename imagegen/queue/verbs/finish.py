@@ -8,24 +8,27 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from imagegen.queue.codec import final_record, with_delivery_log
+from imagegen.queue.codec import decode_cost, final_record, with_delivery_log
+from imagegen.queue.verbs.budget import BUDGETS_TTL_S, budget_keys, settlement
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import Task, pending_deliveries
 
-_SCRIPT = load_script(__package__, "billed", "finish")
+_SCRIPT = load_script(__package__, "billed", "budget", "finish")
 
 
 class FinishItem(Struct, frozen=True, gc=False):
-    """A final task with its encoded record, and the id of the entry that carried it."""
+    """A final task with its encoded record, the id of the entry that carried it, and what budgets get."""
 
     entry_id: str
     final: Task
     record: bytes
+    settlement: str
 
 
 class FinishReply(Struct, frozen=True, gc=False):
@@ -35,22 +38,28 @@ class FinishReply(Struct, frozen=True, gc=False):
         existing: the record that was there first, empty if ours was stored.
         delivery_log: the log of webhooks that were added meanwhile, else empty.
         possibly_billed_twice: the count in the stored record if the existing record had a higher one, else 0.
+        cost: JSON of the cost in the stored record if it is that of another instance, else empty.
     """
 
     existing: bytes
     delivery_log: bytes
     possibly_billed_twice: int = 0
+    cost: bytes = b""
 
 
-def finish_item(entry_id: str, final: Task) -> FinishItem:
-    """Encode a final task. An error is raised here, before the task joins a batch with others."""
-    return FinishItem(entry_id, final, final_record(final))
+def finish_item(entry_id: str, final: Task, cost: Cost | None = None) -> FinishItem:
+    """Encode a final task. An error is raised here, before the task joins a batch with others.
+
+    cost: of the task before its end, as budgets hold it.
+    """
+    return FinishItem(entry_id, final, final_record(final), settlement(cost))
 
 
 def as_stored(final: Task, reply: FinishReply) -> Task:
     """Return the final task as Redis has it now: with the webhooks and the count that others added."""
     if reply.possibly_billed_twice:
-        final = replace(final, possibly_billed_twice=reply.possibly_billed_twice)
+        cost = decode_cost(reply.cost) if reply.cost else final.cost
+        final = replace(final, possibly_billed_twice=reply.possibly_billed_twice, cost=cost)
     return with_delivery_log(final, reply.delivery_log)
 
 
@@ -71,16 +80,20 @@ class Finish:
         names = self._context.keys
         keys = [names.stream, names.outbox]
         args: list[Any] = [GROUP, self._context.result_ttl_ms, outbox_due_ms(self._context.connection.clock())]
+        budgets = budget_keys(names, [item.settlement for item in items])
+        args += (len(budgets), BUDGETS_TTL_S)
         for item in items:
             final = item.final
             keys += (names.record(final.id), names.delivery_log(final.id))
             args += (item.entry_id, final.epoch, item.record)
-            args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "")
-        return _SCRIPT.asked(keys, args)
+            args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "", item.settlement)
+        return _SCRIPT.asked(keys + budgets, args)
 
     def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
-        replies = [FinishReply(*row) for row in results[0]]
-        self._context.count("finish", 2 + 2 * len(items))  # XACK; XDEL and SET (or GET) for each task
+        ((rows, budgets),) = results
+        replies = [FinishReply(*row) for row in rows]
+        # XACK; XDEL and SET (or GET) for each task
+        self._context.count("finish", 2 + 2 * len(items) + self._context.budgets.learn(budgets))
         logs = sum(bool(reply.delivery_log) for reply in replies)
         is_outbox_written = logs > 0 or any(pending_deliveries(item.final) for item in items)
         self._context.count("hooks", logs + is_outbox_written)

@@ -41,7 +41,9 @@ def release_item(claim: Claim) -> ReleaseItem:
     if claim.stored_bytes is not None:
         if checkpoint.phase == "calling":
             ambiguous_calls = checkpoint.ambiguous_calls + checkpoint.calling
-            checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=checkpoint.attempts - 1)
+            cost = claim.cost.lost("interrupted") if checkpoint.calling else checkpoint.cost
+            attempts = checkpoint.attempts - 1
+            checkpoint = replace(checkpoint, ambiguous_calls=ambiguous_calls, attempts=attempts, cost=cost)
         stored = replace(checkpoint, phase="released").encode("").strip()
     return ReleaseItem(task.id, claim.entry_id, task.epoch, encode_entry(task), stored, version_of(task))
 

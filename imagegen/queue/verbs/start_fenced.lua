@@ -1,16 +1,16 @@
 -- Writes the checkpoint of a task that another instance may hold, or may have started before, if the entry is pending
 -- for this consumer. The count of calls that may have been paid twice goes into the record too, where `finish`
--- finds it.
+-- finds it, and with it what the task costs.
 --
 -- A task may have a second entry: a stream that was lost and written back, and then came back itself. The entry that
 -- was started first counts, else the one that the record names; the other one is deleted.
 --
 -- KEYS    1 stream; 2 record; 3 checkpoint
 -- ARGV    1 group; 2 consumer; 3 entry id; 4 epoch; 5 life of a checkpoint in ms; 6 expected checkpoint, '' for none;
---         7 checkpoint to write; 8 count of calls that may have been paid twice
+--         7 checkpoint to write; 8 count of calls that may have been paid twice; 9 JSON of the cost, or ''
 -- result  a kind; the other checkpoint or ''; number of commands, without the script call
 --         kind: '' (written), 'lost' (another instance holds the task), 'other' (another checkpoint is there)
-local entry, epoch, life, expected, value, count = unpack(ARGV, 3)
+local entry, epoch, life, expected, value, count, cost = unpack(ARGV, 3)
 local stream, commands = KEYS[1], 2
 local pending = redis.pcall('XPENDING', stream, ARGV[1], entry, entry, 1)
 local record = redis.pcall('GET', KEYS[2])
@@ -50,8 +50,10 @@ if type(checkpoint) == 'string' and checkpoint ~= expected and checkpoint ~= val
 end
 redis.call('SET', KEYS[3], value, 'PX', life)
 count = tonumber(count)
-if count > 0 and string.match(record, '^%d+ %l+ %S+ (%d+) ') == epoch and billed_in(record) < count then
-  redis.call('SET', KEYS[2], with_billed(record, count), 'KEEPTTL')
+if count > 0 and string.match(record, '^%d+ %l+ %S+ (%d+) ') == epoch and billed_in(record) <= count then
+  local changed = with_cost(with_billed(record, count), cost)
+  if changed == record then return {'', '', commands + 2} end
+  redis.call('SET', KEYS[2], changed, 'KEEPTTL')
   return {'', '', commands + 3}
 end
 return {'', '', commands + 2}

@@ -6,12 +6,14 @@ from typing import cast
 
 from msgspec import Struct
 
+from imagegen.queue.codec import encode_cost_if_sent
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
+from imagegen.tasks.cost import Cost
 
-_SCRIPT = load_script(__package__, "entries", "billed", "start_fenced")
+_SCRIPT = load_script(__package__, "entries", "billed", "budget", "start_fenced")
 
 
 class FencedStart(Struct, frozen=True, gc=False):
@@ -21,6 +23,7 @@ class FencedStart(Struct, frozen=True, gc=False):
         expected: the checkpoint that is probably there, empty for none.
         value: the checkpoint to write.
         possibly_billed_twice: provider calls that may have been paid twice.
+        cost: what the task has cost by now.
     """
 
     task_id: str
@@ -29,6 +32,7 @@ class FencedStart(Struct, frozen=True, gc=False):
     expected: bytes
     value: bytes
     possibly_billed_twice: int
+    cost: Cost | None = None
 
 
 async def start_fenced(context: VerbContext, consumer: str, item: FencedStart) -> bytes | None:
@@ -38,7 +42,7 @@ async def start_fenced(context: VerbContext, consumer: str, item: FencedStart) -
     """
     keys = [context.keys.stream, context.keys.record(item.task_id), context.keys.checkpoint(item.task_id)]
     args: list[Arg] = [GROUP, consumer, item.entry_id, item.epoch, context.checkpoint_ttl_ms]
-    args += [item.expected, item.value, item.possibly_billed_twice]
+    args += [item.expected, item.value, item.possibly_billed_twice, encode_cost_if_sent(item.cost)]
     kind, existing, commands = await context.run(_SCRIPT, keys, args)
     context.count("takeover", 1 + commands)
     return None if kind == b"lost" else cast(bytes, existing)

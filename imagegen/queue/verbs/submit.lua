@@ -6,16 +6,24 @@
 -- If a task has siblings, one command reads the records of the whole batch first: a new task is not enqueued if a
 -- sibling is completed, since it may need fewer calls then; and a task that exists costs no entry.
 --
--- KEYS    1 stream; then the record of each task; then the records of the siblings, task by task
+-- The budgets reserve what all tasks of the batch may cost by one command, and take back what was not enqueued by
+-- another. A task that exists costs nothing.
+--
+-- KEYS    1 stream; then the record of each task; then the records of the siblings, task by task; then the budgets of
+--         each day
 -- ARGV    1 group; 2 capacity of the queue; 3 its limit if the depth is to be measured, else ''; 4 life of a record in
---         ms; 5 highest schema version that is readable; 6 number of tasks;
---         then seven for each task: epoch, digest, entry JSON, record JSON, the epoch to replace, finished or without
---         an entry, or '' (a failed or cancelled task is always replaced), schema version, number of siblings
--- result  depth or -1; then for each task a list: kind, entry id, epoch, existing record, records of siblings
+--         ms; 5 highest schema version that is readable; 6 number of tasks; 7 number of days with budgets; 8 life of
+--         budgets in s;
+--         then nine for each task: epoch, digest, entry JSON, record JSON, the epoch to replace, finished or without
+--         an entry, or '' (a failed or cancelled task is always replaced), schema version, number of siblings, text of
+--         what budgets hold (see budget.lua), the same for the epoch to replace if it is unfinished
+-- result  depth or -1; then for each task a list: kind, entry id, epoch, existing record, records of siblings; then the
+--         commands for budgets, and four for each value of a budget: see budget.lua
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
---         'siblings' (these are completed; nothing was changed)
+--         'siblings' (these are completed; nothing was changed), 'budget' (over a budget)
 local stream, capacity, depth, count = KEYS[1], tonumber(ARGV[2]), -1, tonumber(ARGV[6])
+local days, budget_life = tonumber(ARGV[7]), ARGV[8]
 if ARGV[3] ~= '' then
   local pending = redis.pcall('XPENDING', stream, ARGV[1])
   depth = redis.call('XLEN', stream) - (pending.err and 0 or pending[1])
@@ -31,7 +39,10 @@ local function pending(version, entry, epoch, digest, record_json)
   return version .. ' pending ' .. entry .. ' ' .. epoch .. ' ' .. epoch .. ' ' .. digest .. '\n' .. record_json
 end
 
-local records = #KEYS > count + 1 and redis.call('MGET', unpack(KEYS, 2))
+local budgets = keys_of_days(days)
+if days > 0 then reserve(budgets, budget_life, count, function(i) return ARGV[i * 9 + 7] end) end
+
+local records = #KEYS - days > count + 1 and redis.call('MGET', unpack(KEYS, 2, #KEYS - days))
 local next_sibling = count
 
 -- Adds the records of completed siblings to a list, and returns whether there are any.
@@ -45,16 +56,19 @@ local function add_completed(list, siblings)
   return found
 end
 
+local ended = {} -- texts of the unfinished epochs that are replaced
+
 local function submit(i)
-  local record, at = KEYS[i + 1], i * 7
+  local record, at = KEYS[i + 1], i * 9
   local epoch, digest, entry_json, record_json, replaced, version =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local with_siblings = {'siblings', '', epoch, ''}
   local has_completed = add_completed(with_siblings, tonumber(ARGV[at + 6]))
   local entry, existing
+  local affordable = fits(i)
   if records then
     existing = records[i]
-  elseif capacity > 0 then
+  elseif capacity > 0 and affordable then
     entry = add(version, epoch, entry_json)
     existing = redis.pcall('SET', record, pending(version, entry, epoch, digest, record_json),
       'NX', 'GET', 'PX', ARGV[4])
@@ -70,15 +84,22 @@ local function submit(i)
     kind, epoch = 'again', string.format('%.0f', new_epoch)
   end
   if has_completed then return with_siblings end
+  if not affordable then return {'budget', '', '', ''} end
   if capacity <= 0 then return {'full', '', '', ''} end
   entry = add(version, epoch, entry_json)
   redis.call('SET', record, pending(version, entry, epoch, digest, record_json), 'PX', ARGV[4])
+  if kind == 'again' and ARGV[at + 8] ~= '' then
+    local state, _, their_epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
+    local unfinished = state == 'pending' or state == 'processing'
+    if unfinished and their_epoch == replaced then ended[#ended + 1] = ARGV[at + 8] end
+  end
   return {kind, entry, epoch, ''}
 end
 
 local results = {}
 for i = 1, count do
   results[i] = submit(i)
-  if results[i][2] ~= '' then capacity = capacity - 1 end
+  if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
 end
-return {depth, results}
+if days > 0 then settle(redis.call, budgets, budget_life, ended) end
+return {depth, results, budget_reply}

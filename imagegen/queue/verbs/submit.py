@@ -10,15 +10,17 @@ from msgspec import Struct
 
 from imagegen.queue.codec import VERSION, encode_entry, encode_task
 from imagegen.queue.depth import DepthEstimate
+from imagegen.queue.verbs.budget import BUDGETS_TTL_S, Limits, budget_keys, release, reservation
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import Task
 
-_SCRIPT = load_script(__package__, "judge", "submit")
+_SCRIPT = load_script(__package__, "judge", "budget", "submit")
 
 _MEASURE_COST = 2
 """XPENDING and XLEN."""
@@ -27,7 +29,7 @@ _ENQUEUE_COST = 2
 """XADD and SET."""
 
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
-"""XADD, SET and XDEL; or GET. Nothing if the records of the batch are read first."""
+"""XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
 
 _UNFINISHED = (b"pending", b"processing")
 """States in which the script looks up whether the entry is still in the stream."""
@@ -38,6 +40,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
 
     replaced_epoch: of a task to replace, finished or without an entry.
     siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
+    cost: to reserve. limits: of the budgets that it counts against. replaced_cost: of an unfinished task to replace.
     """
 
     task_id: str
@@ -48,9 +51,12 @@ class SubmitItem(Struct, frozen=True, gc=False):
     replaced_epoch: int | None
     version: int
     siblings: tuple[str, ...] = ()
+    cost: Cost | None = None
+    limits: Limits = ()
+    replaced_cost: Cost | None = None
 
 
-SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings"]
+SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings", "budget"]
 
 
 class SubmitReply(Struct, frozen=True, gc=False):
@@ -66,10 +72,27 @@ class SubmitReply(Struct, frozen=True, gc=False):
     siblings: tuple[bytes, ...] = ()
 
 
-def submit_item(task: Task, replaced_epoch: int | None = None, siblings: tuple[str, ...] = ()) -> SubmitItem:
+def submit_item(
+    task: Task,
+    replaced_epoch: int | None = None,
+    siblings: tuple[str, ...] = (),
+    limits: Limits = (),
+    replaced_cost: Cost | None = None,
+) -> SubmitItem:
     """Encode a pending task."""
-    record, version = encode_task(task, with_request=False), version_of(task)
-    return SubmitItem(task.id, task.epoch, task.digest, encode_entry(task), record, replaced_epoch, version, siblings)
+    return SubmitItem(
+        task.id,
+        task.epoch,
+        task.digest,
+        encode_entry(task),
+        encode_task(task, with_request=False),
+        replaced_epoch,
+        version_of(task),
+        siblings,
+        task.cost,
+        limits,
+        replaced_cost,
+    )
 
 
 class Submit:
@@ -94,16 +117,20 @@ class Submit:
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         depth, keys, siblings = self._depth, [self._context.keys.stream], list[str]()
         measure = depth.limit if depth.stale else ""
+        held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
+        budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
-        for item in items:
+        args += (len(budgets), BUDGETS_TTL_S)
+        for item, texts in zip(items, held, strict=True):
             keys.append(self._context.keys.record(item.task_id))
             args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", item.version)
             args.append(len(item.siblings))
             siblings += map(self._context.keys.record, item.siblings)
-        return _SCRIPT.asked(keys + siblings, args)
+            args += texts
+        return _SCRIPT.asked(keys + siblings + budgets, args)
 
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
-        depth, ((measured, rows),) = self._depth, results
+        depth, ((measured, rows, budgets),) = self._depth, results
         replies = [
             SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings))
             for kind, entry, epoch, existing, *siblings in rows
@@ -114,7 +141,8 @@ class Submit:
         was_measured = measured >= 0
         capacity = depth.limit - measured if was_measured else depth.capacity
         cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items))
-        self._context.count("submit", cost + was_measured * _MEASURE_COST)
+        budget_cost = self._context.budgets.learn(budgets)
+        self._context.count("submit", cost + was_measured * _MEASURE_COST + budget_cost)
         depth.submitted(added, measured if was_measured else None)
         if added:
             self._on_added()
@@ -132,7 +160,8 @@ def submit_cost(replies: Sequence[SubmitReply], capacity: int, *, are_read: bool
     for reply in replies:
         commands += _ENQUEUE_COST * bool(reply.entry_id)
         if not are_read and not (reply.kind == "new" and reply.entry_id):
-            commands += _EXISTING_COST if capacity > 0 else _EXISTING_WHILE_FULL_COST
+            is_read = capacity <= 0 or reply.kind == "budget"
+            commands += _EXISTING_WHILE_FULL_COST if is_read else _EXISTING_COST
         if reply.kind in ("known", "gone"):
             commands += reply.existing.split(b" ", 2)[1] in _UNFINISHED
         capacity -= bool(reply.entry_id)

@@ -1,0 +1,144 @@
+-- Functions for the budgets of a day; put before the scripts that use them.
+--
+-- The budgets of a day are 64-bit numbers in one string. Number 0 counts the changes; number n + 1 is what budget n
+-- holds, in micro-dollars: reserved for calls to come, and charged for calls that were sent. One command changes all.
+--
+-- A text says what changes: "<day> <amount> <slot>=<limit> <slot>=<limit> ...", '' for nothing. Only `reserve` needs the
+-- limits.
+
+-- Number of commands, then four for each value that was seen: day, count of changes, slot, value.
+local budget_reply = {0}
+
+-- Returns the keys of budgets by their day, which ends the name of the key. They are the last of KEYS.
+local function keys_of_days(count)
+  local keys = {}
+  for i = #KEYS - count + 1, #KEYS do keys[string.match(KEYS[i], '%d+$')] = KEYS[i] end
+  return keys
+end
+
+-- Adds the amounts of rows {slot, amount, ...} to the budgets of a day. Returns the values after each, from the second.
+local function add_to_budgets(run, key, day, life, rows)
+  local ops = {'BITFIELD', key, 'INCRBY', 'i64', '#0', 1}
+  for i, row in ipairs(rows) do
+    local at = 3 + i * 4
+    ops[at], ops[at + 1], ops[at + 2], ops[at + 3] = 'INCRBY', 'i64', '#' .. (row[1] + 1), row[2]
+  end
+  local values, last = run(unpack(ops)), {}
+  if values.err then return values end
+  budget_reply[1] = budget_reply[1] + 1
+  if values[1] == 1 then
+    run('EXPIRE', key, life)
+    budget_reply[1] = budget_reply[1] + 1
+  end
+  for i, row in ipairs(rows) do last[row[1]] = values[i + 1] end
+  for slot, value in pairs(last) do
+    local at = #budget_reply
+    budget_reply[at + 1], budget_reply[at + 2] = tonumber(day), values[1]
+    budget_reply[at + 3], budget_reply[at + 4] = slot, value
+  end
+  return values
+end
+
+-- Rows of each item: {slot, amount, limit, day, value after it}. What was taken back, by day and slot.
+local reserved_rows, taken_back = {}, {}
+
+-- Reserves what the texts of all items say, whether it fits or not. Each item is then to be checked in this order, with
+-- `fits`; if it is not stored it is taken back, so that the items after it are checked without it.
+local function reserve(keys, life, count, text_of)
+  local pages, days = {}, {}
+  for i = 1, count do
+    local day, amount, slots = string.match(text_of(i), '^(%d+) (%d+)(.*)$')
+    if day then
+      local page, own = pages[day], {}
+      if not page then
+        page = {}
+        pages[day], taken_back[day], days[#days + 1] = page, {}, day
+      end
+      for slot, limit in string.gmatch(slots, '(%d+)=(%-?%d+)') do
+        own[#own + 1] = {tonumber(slot), amount, tonumber(limit), day}
+        page[#page + 1] = own[#own]
+      end
+      reserved_rows[i] = own
+    end
+  end
+  for _, day in ipairs(days) do
+    local values = add_to_budgets(redis.call, keys[day], day, life, pages[day])
+    for i, row in ipairs(pages[day]) do row[5] = values[i + 1] end
+  end
+end
+
+-- Returns whether an item fits into all of its budgets.
+local function fits(i)
+  for _, row in ipairs(reserved_rows[i] or {}) do
+    if row[5] - (taken_back[row[4]][row[1]] or 0) > row[3] then return false end
+  end
+  return true
+end
+
+-- Notes that an item is not stored.
+local function take_back(i)
+  for _, row in ipairs(reserved_rows[i] or {}) do
+    local sums = taken_back[row[4]]
+    sums[row[1]] = (sums[row[1]] or 0) + tonumber(row[2])
+  end
+end
+
+-- Adds the amounts of texts without a limit, and what was taken back of `reserve`.
+local function settle(run, keys, life, texts)
+  local sums_of = {}
+  for _, text in ipairs(texts) do
+    local day, amount, slots = string.match(text, '^(%d+) (%-?%d+)(.*)$')
+    if day and tonumber(amount) ~= 0 then
+      local sums = sums_of[day] or {}
+      sums_of[day] = sums
+      for slot in string.gmatch(slots, ' (%d+)') do
+        slot = tonumber(slot)
+        sums[slot] = (sums[slot] or 0) + tonumber(amount)
+      end
+    end
+  end
+  for day, sums in pairs(taken_back) do
+    sums_of[day] = sums_of[day] or {}
+    for slot, sum in pairs(sums) do sums_of[day][slot] = (sums_of[day][slot] or 0) - sum end
+  end
+  for day, sums in pairs(sums_of) do
+    local rows = {}
+    for slot, sum in pairs(sums) do
+      if sum ~= 0 then rows[#rows + 1] = {slot, string.format('%.0f', sum)} end
+    end
+    if #rows > 0 then add_to_budgets(run, keys[day], day, life, rows) end
+  end
+end
+
+-- Returns a text that takes nothing back.
+local function without_return(text)
+  return string.match(text, '^%d+ %-') and '' or text
+end
+
+-- Returns the cost in a record's JSON; nil without one. It comes before the request, the only part of a client.
+local function cost_in(record)
+  local from, to, cost = string.find(record, '"cost":(%b{})')
+  local request = from and string.find(record, '"request":', 1, true)
+  if not from or (request and request < from) then return nil end
+  return cost, from, to
+end
+
+-- Returns a record with another cost; unchanged if the record, or the other one, has none.
+local function with_cost(record, cost)
+  local _, from, to = cost_in(record)
+  if not from or cost == '' then return record end
+  return string.sub(record, 1, from - 1) .. '"cost":' .. cost .. string.sub(record, to + 1)
+end
+
+-- Returns a final record with the cost of the record before it, text of what budgets get then, and the cost. The other
+-- instance has written what the task costs if its call in flight is paid.
+local function with_cost_of(before, value, text)
+  local cost = cost_in(before)
+  local day, slots = string.match(text, '^(%d+) %-?%d+(.*)$')
+  if not cost or not cost_in(value) then return value, text, '' end
+  local charged = tonumber(string.match(cost, '"charged":(%d+)') or 0)
+  local reserved = tonumber(string.match(cost, '"reserved":(%d+)') or 0)
+  local ended = string.gsub(cost, '"reserved":%d+', '"reserved":0')
+  text = string.format('%s %.0f%s', day, charged - reserved, slots)
+  return with_cost(value, ended), text, ended
+end

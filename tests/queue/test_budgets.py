@@ -1,0 +1,311 @@
+"""Budgets of a day, reserved by submits and settled by the end of a task, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from msgspec.structs import replace
+from support import eventually, family_submission, submission
+
+from imagegen.errors import BudgetExceeded, PriceUnknown
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.verbs.budget import Limits
+from imagegen.queue.verbs.finish import finish_item
+from imagegen.queue.verbs.submit import submit_item
+from imagegen.tasks import transitions
+from imagegen.tasks.cost import Cost, day_of
+from imagegen.tasks.family import ReusedImages
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import State, TaskError
+
+PRICE = 700
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+TOTAL, KEY = 0, 7
+FAULT = TaskError("upstream_error", "no", retryable=True)
+
+
+def priced(name: object, client: str = "", price: int | None = PRICE):
+    return replace(submission(name), client=client, cost=Cost(price))
+
+
+async def used(instance, slot: int = TOTAL) -> int:
+    """Return what a budget of today holds in Redis."""
+    key = instance.keys.budgets(day_of(instance.client_queue.clock()))
+    (value,) = await instance.connection.commands.execute_command("BITFIELD", key, "GET", "i64", f"#{slot + 1}")
+    return int(value)
+
+
+def limited(instance, *limits: tuple[int, int]):
+    instance.client_queue.limits_of = lambda _client: limits
+    return instance
+
+
+@pytest.fixture
+async def one(make_instance):
+    """Return an instance without background loops, with room for three tasks in its total budget."""
+    instance = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
+    await instance.verbs.create_group()
+    return instance
+
+
+async def put(instance, *names):
+    results = await asyncio.gather(*(instance.client_queue.submit(priced(n)) for n in names), return_exceptions=True)
+    return [result if isinstance(result, BaseException) else result.task for result in results]
+
+
+async def started(instance, *names):
+    await put(instance, *names)
+    claims = await instance.parts.leases.hold(await instance.verbs.read_entries("i", 10, 0.01))
+    for claim in claims:
+        claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
+        assert await instance.worker_queue.start(claim) is StartResult.STARTED
+    return claims
+
+
+async def end(instance, claim, cost: Cost, state: State = State.COMPLETED):
+    claim.checkpoint = replace(claim.checkpoint, cost=cost)
+    task, now = replace(claim.task, cost=cost.ended()), time.time()
+    if state is State.COMPLETED:
+        return await instance.worker_queue.finish(claim, transitions.completed(task, [IMAGE], [], now=now, ttl_s=60))
+    return await instance.worker_queue.finish(claim, transitions.failed(task, FAULT, now=now, ttl_s=60))
+
+
+async def test_a_batch_is_accepted_up_to_the_limit_and_not_a_micro_dollar_more(one) -> None:
+    results = await put(one, *"abcdef")
+    refused = [result for result in results if isinstance(result, BudgetExceeded)]
+    assert len(refused) == 3
+    assert refused[0].status == 402
+    assert refused[0].more["resetsAt"] == time.strftime("%Y-%m-%dT00:00:00.000Z", time.gmtime(time.time() + 86_400))
+    assert await used(one) == 3 * PRICE
+    limited(one, (TOTAL, 4 * PRICE - 1))
+    assert isinstance((await put(one, "g"))[0], BudgetExceeded)
+    limited(one, (TOTAL, 4 * PRICE))
+    assert (await put(one, "g"))[0].cost.reserved == PRICE
+
+
+async def test_each_of_two_budgets_must_have_room(one) -> None:
+    limited(one, (TOTAL, 3 * PRICE), (KEY, 2 * PRICE))
+    assert [isinstance(result, BudgetExceeded) for result in await put(one, *"abc")] == [False, False, True]
+    assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
+    limited(one, (TOTAL, 3 * PRICE), (KEY + 1, 9 * PRICE))
+    assert [isinstance(result, BudgetExceeded) for result in await put(one, *"de")] == [False, True]
+    assert (await used(one), await used(one, KEY), await used(one, KEY + 1)) == (3 * PRICE, 2 * PRICE, PRICE)
+
+
+async def test_a_repeat_of_a_batch_whose_reply_was_lost_reserves_nothing_more(one) -> None:
+    limits: Limits = ((TOTAL, PRICE),)
+    (task,) = await put(limited(one, *limits), "a")
+    reply = await one.verbs.submit(submit_item(task, limits=limits))
+    assert (reply.kind, reply.entry_id) == ("new", "")
+    assert await used(one) == PRICE
+
+
+async def test_a_join_and_a_hit_are_free_even_if_nothing_is_left(one) -> None:
+    (claim,) = await started(limited(one, (TOTAL, PRICE)), "a")
+    one.task_cache.forget(claim.task.id)
+    del one.parts.dispatcher.claimed[claim.task.id]
+    assert (await one.client_queue.submit(priced("a"))).cached is CacheResult.COALESCED
+    await end(one, claim, claim.cost.paid(PRICE))
+    one.task_cache.forget(claim.task.id)
+    assert (await one.client_queue.submit(priced("a"))).cached is CacheResult.HIT
+    assert await used(one) == PRICE
+
+
+async def test_a_joined_task_takes_no_room_from_the_next_of_its_batch(one) -> None:
+    (task,) = await put(limited(one, (TOTAL, 2 * PRICE)), "a")
+    joining = replace(submit_item(task, limits=((TOTAL, 2 * PRICE),)), epoch=task.epoch + 1)
+    fresh = submit_item(replace(task, id="0" * 32), limits=((TOTAL, 2 * PRICE),))
+    replies = await asyncio.gather(one.verbs.submit(joining), one.verbs.submit(fresh))
+    assert [reply.kind for reply in replies] == ["known", "new"]
+    assert await used(one) == 2 * PRICE
+
+
+async def test_a_refused_task_is_not_stored(one) -> None:
+    assert isinstance((await put(limited(one, (TOTAL, 0)), "a"))[0], BudgetExceeded)
+    assert await one.client_queue.get(submission("a").task_id) is None
+    assert await one.connection.commands.xlen(one.keys.stream) == 0
+
+
+async def test_the_end_gives_back_what_was_not_charged_and_adds_what_cost_more(one) -> None:
+    first, second, third = await started(one, *"abc")
+    await end(one, first, first.cost.paid(PRICE - 200))
+    assert await used(one) == 3 * PRICE - 200
+    await end(one, second, second.cost.paid(PRICE + 50))
+    assert await used(one) == 3 * PRICE - 150
+    final = await end(one, third, third.cost.unpaid(), State.FAILED)
+    assert (final.cost.charged, final.cost.reserved) == (0, 0)
+    assert await used(one) == 2 * PRICE - 150
+
+
+async def test_a_late_finish_changes_no_budget(one) -> None:
+    (claim,) = await started(one, "a")
+    await end(one, claim, claim.cost.paid(PRICE))
+    await one.verbs.finish(finish_item(claim.entry_id, claim.task, claim.cost.unpaid()))
+    assert await used(one) == PRICE
+
+
+async def test_a_failed_task_that_is_queued_again_reserves_again(one) -> None:
+    (claim,) = await started(one, "a")
+    await end(one, claim, claim.cost.lost("upstream_timeout"), State.FAILED)
+    (task,) = await put(one, "a")
+    assert (task.cost.reserved, task.cost.charged) == (PRICE, 0)
+    assert await used(one) == 2 * PRICE
+
+
+async def test_a_cancel_gives_back_what_was_not_sent(make_instance, one) -> None:
+    two = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
+    (claim,) = await started(one, "a")
+    (waiting,) = await put(one, "b")
+    cancelled = await one.client_queue.cancel(waiting.id)
+    assert (cancelled.cost.charged, await used(one)) == (0, PRICE)
+    elsewhere = await two.client_queue.cancel(claim.task.id)
+    assert (elsewhere.cost.charged, elsewhere.cost.unsure) == (PRICE, PRICE)
+    assert await used(one) == PRICE
+    await end(one, claim, claim.cost.unpaid(), State.FAILED)
+    assert await used(one) == PRICE
+
+
+async def test_a_cancel_counts_the_call_that_began_while_it_was_on_its_way(one) -> None:
+    await put(one, "a")
+    (claim,) = await one.parts.leases.hold(await one.verbs.read_entries("i", 10, 0.01))
+    known = one.client_queue._known_progress(claim.task)
+    claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
+    await one.worker_queue.start(claim)
+    final = transitions.cancelled(claim.task, now=time.time(), ttl_s=60)
+    stored = await one.verbs.cancel(final, claim.entry_id, known)
+    assert (stored.cost.charged, stored.cost.unsure) == (PRICE, PRICE)
+    assert await used(one) == PRICE
+
+
+async def test_a_call_beyond_the_planned_ones_is_reserved_once_or_refused(one) -> None:
+    (claim,) = await started(one, "a")
+    claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.lost("upstream_timeout"))
+    limits: Limits = ((TOTAL, 2 * PRICE),)
+    assert await one.worker_queue.reserve_more(claim, PRICE, limits) is True
+    assert (await used(one), claim.cost.reserved) == (2 * PRICE, 2 * PRICE)
+    assert await one.worker_queue.reserve_more(claim, 1, limits) is False
+    assert await used(one) == 2 * PRICE
+    await end(one, claim, claim.cost.before_call(PRICE).paid(PRICE))
+    assert await used(one) == 2 * PRICE
+
+
+async def test_a_repeated_reservation_for_a_call_counts_once(one) -> None:
+    (claim,) = await started(one, "a")
+    stored = claim.stored_checkpoint, claim.stored_bytes, claim.checkpoint
+    limits: Limits = ((TOTAL, 9 * PRICE),)
+    assert await one.worker_queue.reserve_more(claim, PRICE, limits) is True
+    claim.stored_checkpoint, claim.stored_bytes, claim.checkpoint = stored
+    assert await one.worker_queue.reserve_more(claim, PRICE, limits) is True
+    assert await used(one) == 2 * PRICE
+
+
+async def test_no_call_is_reserved_for_a_task_that_was_cancelled(one) -> None:
+    (claim,) = await started(one, "a")
+    await one.client_queue.cancel(claim.task.id)
+    assert await one.worker_queue.reserve_more(claim, PRICE, ((TOTAL, 9 * PRICE),)) is None
+    assert claim.lost
+    assert await used(one) == PRICE
+
+
+async def test_a_call_that_a_dead_instance_made_is_charged_as_unsure(make_instance) -> None:
+    one = limited(make_instance(lease_s=0.3), (TOTAL, 3 * PRICE))
+    await one.client_queue.submit(priced("a"))
+    claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+    claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
+    assert await one.worker_queue.start(claim) is StartResult.STARTED
+    await one.crash()
+    two = make_instance(lease_s=0.3)
+    taken = await asyncio.wait_for(two.worker_queue.claim(), 10)
+    assert (taken.cost.charged, taken.cost.unsure, taken.cost.reserved) == (PRICE, PRICE, PRICE)
+    assert taken.cost.rest_for(PRICE) == PRICE
+    await end(two, taken, taken.cost, State.FAILED)
+    assert await used(two) == PRICE
+
+
+async def test_a_stopped_owner_that_finishes_first_is_charged_for_the_call_of_its_successor_too(make_instance) -> None:
+    one = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
+    await one.verbs.create_group()
+    (claim,) = await started(one, "a")
+    two = make_instance(start=False)
+    (taken,) = await two.parts.takeover.take({claim.entry_id: 60.0}, min_idle_s=0.0)
+    assert await two.worker_queue.reserve_more(taken, PRICE, ((TOTAL, 3 * PRICE),)) is True
+    taken.checkpoint = replace(taken.checkpoint, cost=taken.cost.before_call(PRICE))
+    assert await two.worker_queue.start(taken) is StartResult.STARTED
+    final = await end(one, claim, claim.cost.paid(PRICE))
+    assert (final.cost.charged, final.cost.unsure, final.possibly_billed_twice) == (2 * PRICE, 2 * PRICE, 1)
+    assert await used(one) == 2 * PRICE
+    again = await end(two, taken, taken.cost.unpaid())
+    assert again.cost == final.cost
+    assert await used(one) == 2 * PRICE
+
+
+async def test_a_task_without_its_entry_passes_on_what_it_has_cost(one) -> None:
+    (claim,) = await started(one, "a")
+    await one.connection.commands.xdel(one.keys.stream, claim.entry_id)
+    one.task_cache.forget(claim.task.id)
+    del one.parts.dispatcher.claimed[claim.task.id]
+    (task,) = await put(one, "a")
+    assert (task.cost.charged, task.cost.unsure, task.cost.reserved) == (PRICE, PRICE, 2 * PRICE)
+    assert await used(one) == 2 * PRICE
+
+
+async def test_reused_images_are_not_priced_but_saved(one) -> None:
+    async def reuse(_task_id, family, finished):
+        images = max((task.images for task in finished), key=len)[: family.request.n]
+        return ReusedImages(tuple(replace(image, reused=True) for image in images))
+
+    def of(n: int):
+        return replace(family_submission("a", n), cost=Cost(n * 100))
+
+    await one.client_queue.submit(of(2), reuse)
+    (claim,) = await one.parts.leases.hold(await one.verbs.read_entries("i", 10, 0.01))
+    await one.worker_queue.start(claim)
+    images = [IMAGE, replace(IMAGE, index=1)]
+    claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(200).paid(200))
+    task = replace(claim.task, cost=claim.cost.ended())
+    await one.worker_queue.finish(claim, transitions.completed(task, images, [], now=time.time(), ttl_s=60))
+    whole = (await one.client_queue.submit(of(1), reuse)).task
+    assert (whole.cost.estimated, whole.cost.saved, whole.cost.charged) == (0, 100, 0)
+    part = (await one.client_queue.submit(of(5), reuse)).task
+    assert (part.cost.estimated, part.cost.saved, part.cost.reserved) == (300, 200, 300)
+    assert await used(one) == 500
+
+
+async def test_a_task_with_an_unknown_price_is_refused_under_a_budget_only(one) -> None:
+    with pytest.raises(PriceUnknown):
+        await one.client_queue.submit(priced("a", price=None))
+    assert await used(one) == 0
+    limited(one)
+    assert (await one.client_queue.submit(priced("a", price=None))).cached is CacheResult.MISS
+    one.task_cache.forget(submission("a").task_id)
+    limited(one, (TOTAL, 10**9))
+    assert (await one.client_queue.submit(priced("a", price=None))).cached is CacheResult.COALESCED
+
+
+async def test_two_instances_with_twenty_submits_at_once_accept_exactly_the_budget(make_instance) -> None:
+    instances = [limited(make_instance(start=False), (TOTAL, 100 * PRICE), (KEY, 90 * PRICE)) for _ in range(2)]
+    kinds: Counter[str] = Counter()
+
+    async def submit_some(number: int) -> None:
+        for index in range(10):
+            try:
+                await instances[number % 2].client_queue.submit(priced(f"{number} {index}"))
+            except BudgetExceeded:
+                kinds["refused"] += 1
+            else:
+                kinds["accepted"] += 1
+
+    await asyncio.gather(*map(submit_some, range(20)))
+    assert kinds == {"accepted": 90, "refused": 110}
+    assert (await used(instances[0]), await used(instances[0], KEY)) == (90 * PRICE, 90 * PRICE)
+
+
+async def test_budgets_expire_some_days_later(one) -> None:
+    await put(one, "a")
+    key = one.keys.budgets(day_of(one.client_queue.clock()))
+    assert 7 * 86_400 < await one.connection.commands.ttl(key) <= 8 * 86_400
+    await eventually(lambda: one.verbs.budgets.used(day_of(one.client_queue.clock()), TOTAL) == PRICE)
