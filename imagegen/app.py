@@ -19,6 +19,7 @@ from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
+    create_cross_origin_policy,
     create_disk_store,
     create_rate_limits,
     create_thumbnails,
@@ -108,9 +109,8 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[ADMIN_TOKEN] = load_admin_token(settings.admin_token, settings.data_dir)
     app[ADMIN] = AdminAuth(app[ADMIN_TOKEN].secret)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
-    edge.install(
-        app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix=public_prefix(settings.public_url))
-    )
+    prefix, origins = public_prefix(settings.public_url), create_cross_origin_policy(settings)
+    edge.install(app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix, origins))
     app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
     add_routes(app, app[RATE_LIMITS])

@@ -44,6 +44,7 @@ from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
+from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.web.http.forwarded import client_address
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
@@ -59,6 +60,16 @@ def create_rate_limits(settings: Settings) -> RateLimits:
     """Return limits that this process counts; the queue replaces the store if Redis counts them."""
     limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
     return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
+
+
+def create_cross_origin_policy(settings: Settings) -> CrossOriginPolicy:
+    """Return the rules for requests of web pages."""
+    return CrossOriginPolicy(
+        frozenset(settings.cors_origins),
+        settings.public_url,
+        settings.trusted_proxy_hops,
+        loopback_only=settings.is_loopback,
+    )
 
 
 def create_blob_store(

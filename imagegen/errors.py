@@ -132,6 +132,30 @@ class Forbidden(ApiError):
     zh, en = "禁止访问", "Not allowed from here"
 
 
+class CrossSite(ApiError):
+    """A page of another site sent a request that changes something."""
+
+    status, code = 403, "cross_site"
+    zh = "拒绝来自其他网站页面的请求：请将其来源加入CORS_ORIGINS；若这是代理后的本服务页面，请设置PUBLIC_URL"
+    en = (
+        "Refused: a page of another site sent this. Add its origin to CORS_ORIGINS, or set PUBLIC_URL if the page "
+        "is this service's own behind a proxy"
+    )
+
+
+class ForeignHost(CrossSite):
+    """A name that is not this machine's was made to lead to loopback, by another site's DNS or by a proxy."""
+
+    zh = (
+        "HOST为回环地址，本服务只接受localhost的请求：若在代理之后，请将PUBLIC_URL设为客户端使用的地址，"
+        "或设置TRUSTED_PROXY_HOPS=1并由代理发送X-Forwarded-For"
+    )
+    en = (
+        "This service listens on loopback and serves only localhost. Behind a proxy set PUBLIC_URL to the address "
+        "that clients use, or TRUSTED_PROXY_HOPS=1 if the proxy sends X-Forwarded-For"
+    )
+
+
 class RouteNotFound(ApiError):
     status, code = 404, "route_not_found"
     zh, en = "接口不存在，所有接口见/docs", "No such route; /docs shows all of them"

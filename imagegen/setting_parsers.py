@@ -245,11 +245,16 @@ def proxy_exceptions(text: str) -> tuple[str, ...]:
 
 
 def origin(text: str) -> str:
-    rule = "must be exact origins, as https://example.org or http://localhost:8080, with no path and no *"
+    """Return an origin as browsers send it; also that of an extension or of a desktop program's pages."""
+    rule = "must be exact origins, as https://example.org or chrome-extension://abc, with no path, no * and no null"
+    text = text.lower()
+    if re.fullmatch(r"(?!https?:)[a-z][a-z0-9+.-]*://[a-z0-9._-]*", text):
+        return text
     parts = http_url(text, rule)
-    if parts.path or "@" in parts.netloc:
+    if parts.path or "@" in parts.netloc or "*" in text:
         raise ValueError(rule)
-    return text.lower()
+    default = {"http": ":80", "https": ":443"}[parts.scheme]
+    return f"{parts.scheme}://{parts.netloc.removesuffix(default)}"
 
 
 def comma_separated(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:

@@ -50,7 +50,6 @@ NOT_IMPLEMENTED: frozenset[str] = frozenset(
     {
         "API_KEYS",
         "CACHE_SCOPE",
-        "CORS_ORIGINS",
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
         "ALERT_WEBHOOK",

@@ -95,9 +95,9 @@ def test_settings_can_not_be_changed() -> None:
         ("TRUSTED_PROXY_HOPS", "auto", "trusted_proxy_hops", "auto"),
         (
             "CORS_ORIGINS",
-            "https://A.example,http://localhost:80",
+            "https://A.example:443,http://localhost:80,chrome-extension://abc",
             "cors_origins",
-            ("https://a.example", "http://localhost:80"),
+            ("https://a.example", "http://localhost", "chrome-extension://abc"),
         ),
         ("WEBHOOK_SECRET", WEBHOOK_SECRET, "webhook_secret", WEBHOOK_SECRET),
         ("WEBHOOK_ALLOW_PRIVATE", "yes", "webhook_allow_private", True),
@@ -145,7 +145,7 @@ def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: 
         ],
         ("CACHE_SCOPE", "all"),
         *[("TRUSTED_PROXY_HOPS", text) for text in ("-1", "all", "100")],
-        *[("CORS_ORIGINS", text) for text in ("*", "https://a/", "https://a/b", "example.org", "null")],
+        *[("CORS_ORIGINS", text) for text in ("*", "https://*.a", "https://a/", "https://a/b", "example.org", "null")],
         *[
             ("WEBHOOK_SECRET", text)
             for text in ("hunter2", "whsec_!!", "whsec_c2hvcnQ=", WEBHOOK_SECRET.removeprefix("whsec_"))

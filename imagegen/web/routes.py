@@ -11,6 +11,7 @@ from imagegen.web.api import events, images
 from imagegen.web.api import operations as api
 from imagegen.web.context import SERVICES
 from imagegen.web.http.auth import client_of
+from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
@@ -32,14 +33,18 @@ _PATH_PARAMETERS = {
 
 def add_routes(app: web.Application, rates: RateLimits) -> None:
     """Register every route, each with the limit that it counts against."""
+    admin_routes = app[ADMIN_ROUTES] = set()
     for operation, handler in ROUTES:
         path = operation.path
         for parameter, pattern in _PATH_PARAMETERS.items():
             path = path.replace(parameter, pattern)
         guarded = _limited(operation, admin_only(handler) if operation.needs == "admin" else handler, rates)
+        methods = [operation.method.upper()]
         if operation.method == "get" and not any(response.events for response in operation.answers):
-            app.router.add_route(hdrs.METH_HEAD, path, guarded)
-        app.router.add_route(operation.method.upper(), path, guarded)
+            methods.insert(0, hdrs.METH_HEAD)
+        routes = [app.router.add_route(method, path, guarded) for method in methods]
+        if operation.needs == "admin":
+            admin_routes.update(routes)
     app[MODEL_LIST] = ModelListCache()
     app[DOCUMENT_BUILDER] = build_document
     app.on_shutdown.append(events.end_streams)

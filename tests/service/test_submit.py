@@ -230,8 +230,8 @@ def test_english_texts_change_nothing_else(service: Service) -> None:
 
 def test_links_have_the_host_of_the_request(service: Service) -> None:
     task_id = service.made(prompt="by another name")["taskId"]
-    (entry,) = service.get(f"/api/images/{task_id}", Host="images.example:8080").json["data"]
-    assert entry["url"].startswith(f"http://images.example:8080/api/images/{task_id}/0?v=")
+    (entry,) = service.get(f"/api/images/{task_id}", Host="images.localhost:8080").json["data"]
+    assert entry["url"].startswith(f"http://images.localhost:8080/api/images/{task_id}/0?v=")
 
 
 def test_the_sequence_rises_with_each_change_and_never_falls(service: Service) -> None:

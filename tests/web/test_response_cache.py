@@ -51,7 +51,8 @@ def test_a_body_that_takes_the_place_of_another_is_counted_once(monkeypatch: pyt
     assert cache.get(key_of("a"), record) == b"x" * 400
 
 
-async def test_each_reader_gets_its_language_and_links_of_its_host(service) -> None:
+async def test_each_reader_gets_its_language_and_links_of_its_host(start_service) -> None:
+    service = await start_service(hosts=("0.0.0.0",))
     answer = await (await service.post("/api/images/generate?wait=10", json=JSON)).json()
     path = f"/api/images/{answer['taskId']}"
     for _ in range(2):

@@ -141,7 +141,8 @@ async def test_a_cache_hit_on_another_instance_is_delivered_immediately(start_se
 
 
 async def test_this_service_is_rejected_as_receiver(start_service) -> None:
-    service = await start_service(webhook_allow_private=True, public_url="https://images.example.com")
+    anywhere = {"webhook_allow_private": True, "hosts": ("0.0.0.0",)}
+    service = await start_service(**anywhere, public_url="https://images.example.com")
     own, host = str(service.make_url("/api/images/x/retry")), f"Other.example:{service.port}"
     for url, headers in (
         (own, {}),

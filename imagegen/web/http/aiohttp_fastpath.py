@@ -15,12 +15,12 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.typedefs import Handler
-from aiohttp.web_urldispatcher import UrlMappingMatchInfo
+from aiohttp.web_urldispatcher import MatchInfoError, UrlMappingMatchInfo
 from msgspec import Struct
 from multidict import CIMultiDict
 from yarl import URL
 
-from imagegen.web.http.headers import SECURITY_HEADERS, SERVER, X_REQUEST_ID, request_id_of
+from imagegen.web.http.headers import SECURITY_HEADERS, X_REQUEST_ID, request_id_of
 
 MAX_PATHS, MAX_PATH_CHARS = 2_000, 200
 
@@ -71,6 +71,15 @@ def route_of(request: web.Request) -> web.AbstractRoute | None:
     """Return the route of a request; None if it was refused before one was looked up."""
     match = request._match_info  # noqa: SLF001 - the public property raises AssertionError before the look-up
     return None if match is None else match.route
+
+
+def refuse_route(request: web.Request, app: web.Application) -> None:
+    """Set a route that stands for none, so that the response before a look-up passes the application's signals."""
+    if request._match_info is None:  # noqa: SLF001 - as in `RouteCache.handle`
+        refusal = MatchInfoError(web.HTTPNotFound())
+        refusal.add_app(app)
+        refusal.freeze()
+        request._match_info = refusal  # noqa: SLF001
 
 
 class FastJsonResponse(web.StreamResponse):
@@ -177,7 +186,7 @@ class FastJsonResponse(web.StreamResponse):
 class _Fixed(Struct, frozen=True, gc=False):
     """Part of a head that is the same for all responses with headers of these names.
 
-    start: the first line; more: the default headers that are not among them, and the server's name.
+    start: the first line; more: the default headers that are not among them.
     named: whether a request id or a server's name is among them; dated: whether a date is.
     framed: whether one of them decides how the body is framed, which aiohttp has to handle.
     """
@@ -196,7 +205,7 @@ def _fixed(status: int, names: tuple[str, ...]) -> _Fixed:
     more = "".join([f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS.items() if name.lower() not in has])
     return _Fixed(
         start=f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n",
-        more=more if named else f"{more}Server: {SERVER}\r\n",
+        more=more,
         named=named,
         dated=hdrs.DATE.lower() in has,
         framed=bool(has & {hdrs.CONNECTION.lower(), hdrs.CONTENT_LENGTH.lower(), hdrs.TRANSFER_ENCODING.lower()}),

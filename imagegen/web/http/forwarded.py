@@ -20,6 +20,8 @@ UNKNOWN = "unknown"
 
 _X_FORWARDED_FOR = "X-Forwarded-For"
 _X_FORWARDED_PREFIX = "X-Forwarded-Prefix"
+_X_FORWARDED_HOST = "X-Forwarded-Host"
+_FORWARDING = (_X_FORWARDED_FOR, _X_FORWARDED_HOST, "X-Forwarded-Proto")
 _MAX_CHAIN = 32
 
 # https://www.cloudflare.com/ips/
@@ -61,14 +63,26 @@ def base_url(request: web.Request, public_url: str | None, hops: TrustedHops) ->
     if hops and _trusts_peer(request, hops):
         forwarded_scheme = _forwarded(request, "X-Forwarded-Proto", hops).lower()
         scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme
-        forwarded_host = _forwarded(request, "X-Forwarded-Host", hops)
-        host = forwarded_host if valid_host(forwarded_host) else host
+        host = forwarded_host(request, hops) or host
     return f"{scheme}://{host if valid_host(host) else _own_address(request)}{path_prefix(request, None, hops)}"
+
+
+def forwarded_host(request: web.Request, hops: TrustedHops) -> str:
+    """Return the host that a trusted proxy was called by; empty if it does not name one."""
+    if not hops or _X_FORWARDED_HOST not in request.headers or not _trusts_peer(request, hops):
+        return ""
+    host = _forwarded(request, _X_FORWARDED_HOST, hops)
+    return host if valid_host(host) else ""
+
+
+def is_forwarded(request: web.Request, hops: TrustedHops) -> bool:
+    """Return whether a trusted proxy sent the request."""
+    return bool(hops) and any(name in request.headers for name in _FORWARDING) and _trusts_peer(request, hops)
 
 
 def bases(request: web.Request, base: str) -> tuple[str, ...]:
     """Return the bases by which clients may reach this service: of links, and of every header that names a host."""
-    hosts = [request.headers.get(hdrs.HOST, ""), *request.headers.getall("X-Forwarded-Host", ())[:2]]
+    hosts = [request.headers.get(hdrs.HOST, ""), *request.headers.getall(_X_FORWARDED_HOST, ())[:2]]
     return (base, *(f"{request.scheme}://{host}" for host in hosts if valid_host(host)))
 
 

@@ -16,7 +16,6 @@ _NOSNIFF = istr("X-Content-Type-Options")
 _CSP = istr("Content-Security-Policy")
 _REFERRER = istr("Referrer-Policy")
 
-SERVER = "imagegen"
 SECURITY_HEADERS = {
     _NOSNIFF: "nosniff",
     _CSP: "default-src 'none'; frame-ancestors 'none'",
@@ -34,9 +33,9 @@ async def on_response_prepare(request: web.Request, response: web.StreamResponse
 
 
 def apply_default_headers(headers: CIMultiDict[str], request_id: str) -> None:
-    """Add the headers of every response."""
+    """Add the headers of every response, and remove what names our software, which aiohttp has added."""
     headers[X_REQUEST_ID] = request_id
-    headers[hdrs.SERVER] = SERVER
+    headers.popall(hdrs.SERVER, None)
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
 

@@ -13,7 +13,7 @@ from loguru import logger
 
 from imagegen.errors import SettingsError, TooManyConnections
 from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
-from imagegen.web.http.headers import fresh_request_id
+from imagegen.web.http.headers import SECURITY_HEADERS, fresh_request_id
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 64
@@ -220,6 +220,7 @@ def _refuse(accepted: socket.socket) -> None:
         "Connection: close",
         "Content-Type: application/json; charset=utf-8",
         f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in SECURITY_HEADERS.items()),
     ]
     try:
         accepted.send("\r\n".join([*lines, "", ""]).encode() + body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -13,12 +13,12 @@ from loguru import logger
 from multidict import istr
 
 from imagegen import log
-from imagegen.errors import ApiError, BadRequest, Forbidden, InternalError
+from imagegen.errors import ApiError, Forbidden, InternalError
 from imagegen.metrics import Histogram, Meter
-from imagegen.web.http.aiohttp_fastpath import route_of
+from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
+from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.errors import error_response, from_http_exception
-from imagegen.web.http.forwarded import valid_host
-from imagegen.web.http.headers import apply_default_headers, assign_request_id, on_response_prepare, request_id_of
+from imagegen.web.http.headers import assign_request_id, on_response_prepare, request_id_of
 from imagegen.web.http.responses import language
 from imagegen.web.openai import errors as openai_errors
 
@@ -43,12 +43,13 @@ class RequestPipeline:
     It is no aiohttp middleware, since one costs each request as much time as this whole layer.
 
     meter: counts every request. access_log: whether INFO is logged; if not, no time is spent on the line.
-    prefix: path of PUBLIC_URL, which a proxy in front may have removed.
+    prefix: path of PUBLIC_URL, which a proxy in front may have removed. origins: which web pages may use the service.
     """
 
     meter: Meter
     access_log: bool
     prefix: str = ""
+    origins: CrossOriginPolicy = field(default_factory=CrossOriginPolicy)
 
     def tidy_path(self, raw_path: str) -> str:
         """Return the path that is routed: without the prefix, and on `/v1` without empty segments."""
@@ -61,9 +62,10 @@ class RequestPipeline:
                 return path
         return raw_path
 
-    def wrap(self, handle: Handle) -> Handle:
+    def wrap(self, handle: Handle, app: web.Application) -> Handle:
         """Wrap a handler: assign the request id, turn errors into responses, count the request and log one line."""
         meter, access_log = self.meter, self.access_log
+        admit, preflight = self._admission(), self._preflight if self.origins.allowed else None
         counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
         async def pipeline(request: web.Request) -> web.StreamResponse:
@@ -72,15 +74,14 @@ class RequestPipeline:
             meter.open_requests += 1
             try:
                 try:
-                    host = request.headers.get(hdrs.HOST)
-                    if host is not None and not valid_host(host):
-                        raise BadRequest
-                    if _WEBHOOK_ID in request.headers and _is_own_webhook(request):
-                        raise Forbidden
-                    response = await handle(request)
+                    admit(request)
+                    if preflight is None or request.method != hdrs.METH_OPTIONS:
+                        response = await handle(request)
+                    else:
+                        response = await preflight(request, app) or await handle(request)
                 except Exception as error:  # noqa: BLE001 - every error becomes a response here
+                    refuse_route(request, app)
                     response = error_to_response(request, error)
-                    apply_default_headers(response.headers, request_id_of(request))
                 status = response.status
                 return response
             finally:
@@ -98,6 +99,25 @@ class RequestPipeline:
 
         return pipeline
 
+    def _admission(self) -> Callable[[web.Request], None]:
+        """Return the check of a request's headers before anything else; without browser's headers it takes 0.3 us."""
+        origins, is_known_host = self.origins, self.origins.is_known_host
+
+        def admit(request: web.Request) -> None:
+            headers = request.headers
+            host = headers.get(hdrs.HOST)
+            if host is not None and not is_known_host(host):
+                origins.check_host(request, host)
+            if hdrs.ORIGIN in headers or SEC_FETCH_SITE in headers:
+                origins.check_site(request)
+            if _WEBHOOK_ID in headers and _is_own_webhook(request):
+                raise Forbidden
+
+        return admit
+
+    async def _preflight(self, request: web.Request, app: web.Application) -> web.Response | None:
+        return await self.origins.preflight(request, app, self.tidy_path(request.rel_url.raw_path))
+
 
 EDGE = web.AppKey("edge", RequestPipeline)
 
@@ -106,6 +126,8 @@ def install(app: web.Application, pipeline: RequestPipeline) -> None:
     """Install the pipeline in an application."""
     app[EDGE] = pipeline
     app.on_response_prepare.append(on_response_prepare)
+    if pipeline.origins.allowed:
+        app.on_response_prepare.append(pipeline.origins.add_headers)
 
 
 def _is_own_webhook(request: web.Request) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -12,11 +12,11 @@ from aiohttp.web_protocol import _ErrInfo
 from loguru import logger
 
 from imagegen.errors import ApiError, BadRequest, HeadersTooLarge, InternalError
-from imagegen.web.http.aiohttp_fastpath import RouteCache
+from imagegen.web.http.aiohttp_fastpath import RouteCache, refuse_route
 from imagegen.web.http.connections import IDLE_S, MAX_CONNECTIONS, Connections
 from imagegen.web.http.disconnect import notify_disconnect
 from imagegen.web.http.errors import error_response
-from imagegen.web.http.headers import apply_default_headers, fresh_request_id
+from imagegen.web.http.headers import REQUEST_ID, fresh_request_id
 from imagegen.web.http.middleware import EDGE
 
 KEEPALIVE_S = 130.0
@@ -67,8 +67,9 @@ class ImagegenRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server, edge = await super()._make_server(), self.app[EDGE]
         return _Server(
-            edge.wrap(RouteCache(self.app, edge.tidy_path).handle),
+            edge.wrap(RouteCache(self.app, edge.tidy_path).handle, self.app),
             request_factory=server.request_factory,
+            app=self.app,
             head_timeout_s=self._head_timeout_s,
             connections=self.connections,
             **self._kwargs,
@@ -81,10 +82,19 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_body", "_connections", "_head_bytes", "_head_timeout_s", "_head_timer", "_used", "address")
+    __slots__ = ("_app", "_body", "_connections", "_head_bytes", "_head_timeout_s", "_head_timer", "_used", "address")
 
-    def __init__(self, manager: web.Server, *, head_timeout_s: float, connections: Connections, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        app: web.Application,
+        head_timeout_s: float,
+        connections: Connections,
+        **options: Any,
+    ) -> None:
         super().__init__(manager, **options)
+        self._app = app
         self._connections = connections
         self._used = False
         self.address = ""
@@ -204,7 +214,8 @@ class _Connection(web.RequestHandler):
         request._version = HttpVersion11  # noqa: SLF001 - aiohttp's placeholder for an unreadable request is HTTP/1.0
         response = error_response(error, request_id, "zh")
         response.force_close()
-        apply_default_headers(response.headers, request_id)
+        request[REQUEST_ID] = request_id
+        refuse_route(cast(web.Request, request), self._app)
         return response
 
     def log_exception(self, *args: Any, **options: Any) -> None:

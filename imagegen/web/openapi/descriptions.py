@@ -41,6 +41,9 @@ Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-
 Malformed HTTP gets a 400 or 431, an unknown route a 404 `route_not_found`, a wrong method a 405 \
 `method_not_allowed` with `Allow`. Every GET route but event streams takes HEAD too.
 
+**Web pages** of the operator's `CORS_ORIGINS` may use every route but the operator's. A page of another site gets a \
+403 `cross_site` for each request that changes something.
+
 **Warning of a second bill.** If a call to the provider was sent and no response came, or only a gateway's \
 (a time-out, a closed connection), it may have been paid for. It is repeated at most once, and the task counts such \
 calls in `possiblyBilledTwice`. A call that is made again because its answer held no usable image counts there too.

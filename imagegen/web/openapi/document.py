@@ -13,6 +13,7 @@ from imagegen.errors import (
     BadRequest,
     BodyTimeout,
     BodyTooLarge,
+    CrossSite,
     ExpectationFailed,
     HeadersTooLarge,
     InternalError,
@@ -29,7 +30,7 @@ Json = dict[str, Any]
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
-EDGE = (BadRequest, ExpectationFailed, HeadersTooLarge, InternalError)
+EDGE = (BadRequest, CrossSite, ExpectationFailed, HeadersTooLarge, InternalError)
 """Errors of every route."""
 
 IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
