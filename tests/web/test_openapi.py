@@ -243,7 +243,7 @@ async def test_responses_for_a_cancelled_task_match_the_document(start_service: 
 async def test_operator_responses_match_the_document(start_service: Any, described: Described) -> None:
     service = await start_service()
     await service.post("/api/images/generate?wait=30", json=BODY)
-    for path in ("/api/images", "/api/stats", "/metrics"):
+    for path in ("/api/images", "/api/stats", "/api/usage", "/metrics"):
         await described.check(await service.get(path, headers=AS_ADMIN), path)
         await described.check(await service.get(path), path)
     for path in ("/api/health", "/healthz", "/readyz", "/openapi.json", "/docs"):
@@ -251,7 +251,7 @@ async def test_operator_responses_match_the_document(start_service: Any, describ
     await described.check(await service.get("/", allow_redirects=False), "/")
     await described.check(await service.get("/docs/docs.css"), "/docs/{file}")
     await described.check(await service.get("/docs/nothing.js"), "/docs/{file}")
-    assert len(described.checked) == 14
+    assert len(described.checked) == 16
 
 
 @pytest.mark.parametrize("base", ["/v1", "", "/v1/v1"])

@@ -149,6 +149,7 @@ class Builder:
             content |= {
                 media: _content(self._schemas.of(response.shape), response.examples) for media in response.media
             }
+        content |= {media: {"schema": schema} for media, schema in response.others.items()}
         if response.events:
             content[EVENTS] = self._stream(response.events)
         if content:

@@ -77,7 +77,7 @@ class EventStream:
 class ResponseDoc:
     """Response with a status that is no error. shape: a type, a JSON Schema, or None for no body; headers: names.
 
-    events: of the stream that the response is or may be.
+    others: JSON Schemas of other media types, by type. events: of the stream that the response is or may be.
     links: next steps by name: the operation, and its parameters as runtime expressions.
     """
 
@@ -87,6 +87,7 @@ class ResponseDoc:
     examples: Mapping[str, Any] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
     media: tuple[str, ...] = (JSON,)
+    others: Mapping[str, Json] = field(default_factory=dict)
     events: EventStream | None = None
     links: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
 

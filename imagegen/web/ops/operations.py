@@ -6,7 +6,7 @@ from imagegen.errors import RouteNotFound
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
-from imagegen.web.ops import docs, health, metrics, stats
+from imagegen.web.ops import docs, health, metrics, stats, usage
 
 OPERATE, PAGES = "Operate", "Pages"
 
@@ -157,6 +157,7 @@ ROUTES: tuple[Route, ...] = (
     (READY, health.readyz),
     (STATS, stats.get_stats),
     (METRICS, metrics.get_metrics),
+    usage.ROUTE,
     (DOCUMENT, docs.get_document),
     (PAGE, docs.get_page),
     (FILE, docs.get_file),

@@ -1,0 +1,76 @@
+"""Usage report over HTTP."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from aiohttp.test_utils import TestClient
+from support import AS_ADMIN
+
+from imagegen.web.ops.usage import prefers_csv
+
+BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
+
+
+async def submitted(client: TestClient, **fields: object) -> None:
+    response = await client.post("/api/images/generate?wait=30", json=BODY | fields)
+    assert response.status == 200
+    assert (await response.json())["status"] == "completed"
+
+
+async def test_the_report_counts_submits_hits_joins_and_images_on_every_instance(start_two) -> None:
+    one, other = await start_two()
+    await submitted(one, n=2)
+    await submitted(one, n=2)
+    await submitted(one, prompt="another", model="m2")
+    await one.close()  # its last report is written at the end
+    await submitted(other, n=2)
+    response = await other.get("/api/usage?by=model", headers=AS_ADMIN)
+    assert response.status == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    body = await response.json()
+    assert (body["success"], body["by"], body["currency"]) == (True, "model", "USD")
+    counts = ("submitted", "cached", "completed", "images", "spent")
+    shown = {row["model"]: tuple(row[name] for name in counts) for row in body["rows"]}
+    assert shown == {"black-forest-labs/FLUX.1-schnell": (3, 2, 1, 2, 0), "m2": (1, 0, 1, 1, 0)}
+    assert tuple(body["total"][name] for name in counts) == (4, 2, 2, 3, 0)
+
+    response = await other.get("/api/usage?by=key", headers=AS_ADMIN | {"Accept": "text/csv"})
+    assert (response.status, response.content_type) == (200, "text/csv")
+    (row,) = csv.DictReader(io.StringIO(await response.text()))
+    assert (row["key"], row["submitted"], row["images"]) == ("", "4", "3")
+
+
+async def test_a_bad_query_is_refused_with_the_name_of_its_field(start_service) -> None:
+    service = await start_service()
+    response = await service.get("/api/usage?from=2026-13-01&by=hour", headers=AS_ADMIN)
+    assert response.status == 400
+    assert [error["field"] for error in (await response.json())["details"]] == ["from", "by"]
+
+
+async def test_a_stranger_is_refused(start_service) -> None:
+    service = await start_service()
+    assert (await service.get("/api/usage")).status == 401
+    assert (await service.get("/api/usage", headers={"Authorization": "Bearer another-token"})).status == 401
+
+
+@pytest.mark.parametrize(
+    ("accept", "csv_preferred"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/json", False),
+        ("text/csv", True),
+        ("TEXT/CSV; q=0.9", True),
+        ("text/csv, */*;q=0.1", True),
+        ("application/json, text/csv;q=0.5", False),
+        ("text/csv;q=0, */*", False),
+        ("text/*", True),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("text/csv;q=x", False),
+    ],
+)
+def test_csv_is_sent_where_it_is_preferred(accept: str, *, csv_preferred: bool) -> None:
+    assert prefers_csv(accept) is csv_preferred
