@@ -6,9 +6,10 @@ import secrets
 from typing import Any
 
 import pytest
+from support import eventually
 from web.conftest import Client, wait_until_discovered
 
-from imagegen.app import CONNECTION
+from imagegen.app import CONNECTION, QUEUE
 from imagegen.tasks.validation import parse
 from imagegen.web.context import SERVICES
 
@@ -55,6 +56,7 @@ async def test_misses_are_not_limited_without_a_limit(service: Client) -> None:
 @pytest.mark.parametrize("path", ["/api/images/{}", "/api/images/{}/0", "/api/images/{}/events"])
 async def test_an_unknown_id_costs_one_command_for_many_requests(service: Client, path: str) -> None:
     unknown = path.format(random_id())
+    await eventually(lambda: service.app[QUEUE].notifier.alone_since)  # type: ignore[union-attr]
     before = commands(service)
     for _ in range(10):
         assert (await service.get(unknown)).status == 404
