@@ -16,11 +16,13 @@ from imagegen import log
 from imagegen.accounts.admin_token import AdminToken, load_admin_token
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
+from imagegen.accounts.links import Links
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
     create_cross_origin_policy,
     create_disk_store,
+    create_links,
     create_rate_limits,
     create_thumbnails,
     create_uploads,
@@ -57,9 +59,10 @@ from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
+from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import task_view
-from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services, image_url_builder
+from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
@@ -67,6 +70,7 @@ from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
+from imagegen.web.task_links import TaskLinks
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
@@ -86,6 +90,8 @@ LEDGER = web.AppKey("ledger", Ledger)
 STORE = web.AppKey("store", ImageStore)
 INPUTS = web.AppKey("inputs", InputOpener)
 THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
+SIGNING = web.AppKey("signing", OperatorSecret)
+LINKS = web.AppKey("links", Links)
 UPLOADS = web.AppKey("uploads", Uploads)
 PROVIDER = web.AppKey("provider", Provider)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
@@ -166,6 +172,8 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)
     app[QUEUE] = queue
+    app[LINKS] = create_links(settings, queue, app[SUPERVISOR], lambda: bool(settings.api_keys))
+    app[SIGNING] = OperatorSecret(settings.webhook_secret, settings.webhook_sign_hosts, app[LINKS].is_on)
     if settings.rate_limit_store == "redis":
         shared = RedisRateLimitStore(queue.connection, queue.keys)
         app[RATE_LIMITS].use(FallbackRateLimitStore(shared, MemoryRateLimitStore()))
@@ -261,13 +269,16 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
     def body_of(task: Task, webhook: Webhook) -> Mapping[str, Any]:
         noticed = app[MODEL_TABLE].with_notices(task, app[CONNECTION].clock())
         return task_view(
-            noticed, image_url_builder(webhook.link_base_url), language="zh", max_attempts=settings.max_attempts
+            noticed,
+            TaskLinks(webhook.link_base_url, app[LINKS]).image,
+            language="zh",
+            max_attempts=settings.max_attempts,
         )
 
     resolver = ForeignResolver(app[OWN_ADDRESSES], app[RESOLVER])
     async with webhook_session(private=private, resolver=resolver, proxy=settings.webhook_proxy) as session:
         sender = WebhookSender(
-            session, body_of, settings.webhook_secret, allow_private=private, check_own=app[OWN_ADDRESSES].check
+            session, body_of, app[SIGNING], allow_private=private, check_own=app[OWN_ADDRESSES].check
         )
         app[DELIVERIES] = WebhookDispatcher(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
         delivering = [asyncio.create_task(app[DELIVERIES].deliver_forever(), name="webhooks")]
@@ -303,6 +314,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         thumbnails=app[THUMBNAILS],
         identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE]),
+        links=app[LINKS],
         readiness=_readiness(app),
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
@@ -316,6 +328,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
             settings.v1_reuse, settings.v1_max_wait_s, settings.v1_keepalive, settings.v1_response_format
         ),
         own=app[OWN_ADDRESSES],
+        signing=app[SIGNING],
     )
     app[OBSERVED] = Telemetry(
         app[METER],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ import aiohttp
 from loguru import logger
 from yarl import URL
 
+from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
@@ -24,6 +25,7 @@ from imagegen.images.spool import Spool
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.upload_records import UploadRecords
+from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.edit_rules import EditRules
@@ -42,6 +44,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
+from imagegen.supervisor import Supervisor
 from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
 from imagegen.web.http.cross_origin import CrossOriginPolicy
@@ -117,7 +120,21 @@ def longest_life_s(settings: Settings) -> float:
 def create_uploads(settings: Settings, queue: QueueInstance, store: ImageStore, needed: NeededUploads) -> Uploads:
     """Return the uploads of a store. needed: shared with the store."""
     records = UploadRecords(queue.connection, queue.keys, queue.connection.clock)
-    return Uploads(store, records, needed, life_s=settings.upload_ttl_s, max_bytes=settings.upload_max_bytes)
+    rights = UploadRights(queue.connection, queue.keys, queue.connection.clock)
+    return Uploads(store, records, rights, needed, life_s=settings.upload_ttl_s, max_bytes=settings.upload_max_bytes)
+
+
+def create_links(settings: Settings, queue: QueueInstance, supervisor: Supervisor, is_on: Callable[[], bool]) -> Links:
+    """Return the signed links, with a key that follows from a secret of the settings, else one that Redis shares."""
+    secret = settings.task_id_secret or settings.admin_token
+    life_s = settings.task_deadline_s + settings.result_ttl_s
+    key = derive_key(secret) if secret else None
+    links = Links(key, is_on=is_on, task_life_s=life_s, clock=queue.connection.clock)
+    if key is None:
+        shared = LinkKey(queue.connection, queue.keys, links)
+        queue.connection.on_new_server.append(shared.on_new_server)
+        supervisor.run("link-key", shared.share_forever())
+    return links
 
 
 def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStore) -> Thumbnails:

@@ -49,13 +49,11 @@ _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 NOT_IMPLEMENTED: frozenset[str] = frozenset(
     {
         "API_KEYS",
-        "CACHE_SCOPE",
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
         "ALERT_WEBHOOK",
         "FAIR_WINDOW",
         "IMAGE_UNITS_PER_MINUTE",
-        "WEBHOOK_SIGN_HOSTS",
     }
 )
 """Settings, and values of settings, without their feature yet: other than the default they stop the start."""

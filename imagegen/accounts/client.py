@@ -15,12 +15,14 @@ class Client(Struct, frozen=True, gc=False):
 
     address: as limits count it. key: its API key, None without one. scope: name of the key whose tasks alone it sees;
     None if it sees the tasks that are shared. is_admin: it sees and may do everything.
+    has_link: a signed link of the request's path is all that it showed; it gives the tasks of this path.
     """
 
     address: str
     key: ApiKey | None = None
     scope: str | None = None
     is_admin: bool = False
+    has_link: bool = False
 
     @property
     def id(self) -> str:
@@ -31,3 +33,9 @@ class Client(Struct, frozen=True, gc=False):
     def name(self) -> str:
         """Name of the key, empty without one."""
         return "" if self.key is None else self.key.name
+
+    def may_see(self, scope: str | None) -> bool:
+        """Return whether it may see the tasks of a scope."""
+        if scope == self.scope or self.is_admin or self.has_link:
+            return True
+        return scope is not None and scope == self.name

@@ -30,6 +30,7 @@ from imagegen.images.sniff import NotAnImage, TooManyPixels
 from imagegen.images.spool import ImageSink, Spool
 from imagegen.images.store import ImageStore, OpenedImage, VerifiedImage, in_check_thread, in_file_thread
 from imagegen.images.upload_records import UploadRecord, UploadRecords
+from imagegen.images.upload_rights import UploadRights
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import UPLOAD_PATTERN, UPLOAD_PREFIX
 
@@ -85,7 +86,10 @@ class Upload(Struct, frozen=True):
 class Uploads:
     """Uploads of all instances. Methods raise QueueUnavailable, StoreUnavailable.
 
+    A scope is the name of a key that has its own uploads. An image of several such keys is stored once.
+
     Args:
+        rights: of API keys that have their own uploads.
         needed: shared with the store.
         life_s: how long an upload lives after it was saved last.
         max_bytes: of one upload.
@@ -95,6 +99,7 @@ class Uploads:
         self,
         store: ImageStore,
         records: UploadRecords,
+        rights: UploadRights,
         needed: NeededUploads,
         *,
         life_s: float,
@@ -105,18 +110,21 @@ class Uploads:
         self._spool = Spool(store, ByteBudget(MEMORY_BYTES))
         self._needed = needed
         self._records = records
+        self._rights = rights
         self._life_s = life_s
         self._clock = records.clock
         self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def save(self, chunks: AsyncIterator[bytes], max_bytes: int | None = None) -> tuple[Upload, bool]:
+    async def save(
+        self, chunks: AsyncIterator[bytes], max_bytes: int | None = None, *, scope: str | None = None
+    ) -> tuple[Upload, bool]:
         """Save an image that comes in pieces; return it, and whether it is new. An upload that exists lives longer.
 
         Raises as `receive` and `store`.
         """
         image = await self.receive(chunks, max_bytes)
         try:
-            return await self.store(image)
+            return await self.store(image, scope)
         finally:
             self.discard(image)
 
@@ -134,19 +142,24 @@ class Uploads:
         except NotAnImage as error:
             raise _refusal(error) from error
 
-    async def store(self, image: VerifiedImage) -> tuple[Upload, bool]:
+    async def store(self, image: VerifiedImage, scope: str | None = None) -> tuple[Upload, bool]:
         """Store an image that was received, or let it live longer. Discard it afterwards."""
         async with self._saving.setdefault(image.sha256, asyncio.Lock()):
-            return await self._store_image(image)
+            upload, is_new = await self._store_image(image)
+        if scope is not None:
+            is_new = await self._rights.give(image.sha256, scope, upload.expires_at)
+        return upload, is_new
 
     def discard(self, image: VerifiedImage) -> None:
         """Forget an image that was received."""
         self._spool.discard(image)
 
-    async def find(self, upload_id: str) -> Upload | None:
-        """Return an upload; None if it is unknown or expired, or its bytes are gone."""
+    async def find(self, upload_id: str, scope: str | None = None) -> Upload | None:
+        """Return an upload; None if it is unknown or expired, its bytes are gone, or another key's in a scope."""
         record = await self._record(upload_id)
         if record is None or record.expires_at <= self._clock() or not await self._is_stored(record):
+            return None
+        if scope is not None and not await self._rights.has(record.image.sha256, scope):
             return None
         return Upload.of(record)
 

@@ -121,9 +121,9 @@ class ClientQueue:
         since = self._notifier.alone_since
         return since is not None and task.created_at < since and (task.finished_at is None or task.finished_at > since)
 
-    def is_free(self, task_id: str) -> bool:
-        """Return whether `get` needs no Redis command."""
-        return self._lookup.is_free(task_id)
+    def cached(self, task_id: str) -> Task | None:
+        """Return the task that `get` returns without a Redis command, None if it needs one."""
+        return self._lookup.cached(task_id)
 
     def may_be_outdated(self, task_id: str) -> bool:
         """Return whether `get` returns an unfinished task that another instance may have finished meanwhile."""

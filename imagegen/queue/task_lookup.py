@@ -77,13 +77,12 @@ class TaskLookup:
             reading.add_done_callback(lambda _: self._reading.pop(task_id, None))
         return await asyncio.shield(reading)
 
-    def is_free(self, task_id: str) -> bool:
-        """Return whether `get` needs no command of Redis."""
+    def cached(self, task_id: str) -> Task | None:
+        """Return the task that `get` returns without a command of Redis, None if it needs one."""
         return (
-            self.authoritative_local(task_id) is not None
-            or self.task_cache.finished(task_id) is not None
-            or not _TASK_ID.fullmatch(task_id)
-            or self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[0]
+            self.authoritative_local(task_id)
+            or self.task_cache.finished(task_id)
+            or self.task_cache.recent_remote(task_id, self.notifier.no_peers_since)[1]
         )
 
     def may_be_outdated(self, task_id: str) -> bool:

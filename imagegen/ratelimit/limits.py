@@ -106,7 +106,7 @@ class RateLimits:
     def misses(self, handler: Handler, is_free: Callable[[web.Request], bool]) -> Handler:
         """Wrap a handler that counts only if it finds nothing. Misses are counted here, without Redis commands.
 
-        is_free: whether a request costs no Redis command, and is never refused beforehand.
+        is_free: whether a request finds its task without a Redis command, and is never refused beforehand.
         """
         if not self._general:
             return handler

@@ -72,6 +72,15 @@ class Keys:
         """String: type, size and expiry of an uploaded image. Until it expires and no task may need it any more."""
         return f"{{{self.prefix}}}:upload:{sha256}"
 
+    def upload_right(self, sha256: str, owner: str) -> str:
+        """String: the key of this owner sent the image, and may use it. Until the upload expires."""
+        return f"{{{self.prefix}}}:upload:{sha256}:{owner}"
+
+    @property
+    def link_key(self) -> str:
+        """String: key of the signatures of links, in hex. No end."""
+        return f"{{{self.prefix}}}:link-key"
+
     def rate_limit(self, name: str) -> str:
         """String: a client's use of one rate limit. The window's length."""
         return f"{{{self.prefix}}}:window:{name}"

@@ -24,6 +24,11 @@ from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable, rfc3339
 
 MAX_WEBHOOKS = 20
+"""Of one client in a task."""
+
+MAX_ALL_WEBHOOKS = 200
+"""Of all clients in a task."""
+
 MAX_URL_CHARS = 2_000
 MAX_EVENTS = 3
 MAX_FIELDS = 20
@@ -283,20 +288,27 @@ def with_added_webhooks(
     ended: the state of a finished task.
     """
     first = max((delivery.number for delivery in known), default=-1) + 1
-    over = len(known) + len(webhooks) - MAX_WEBHOOKS
-    done = [
-        delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
-    ]
-    if over > len(done):
-        raise InvalidRequest(
-            details=[FieldError("webhook", f"this task has {MAX_WEBHOOKS} webhooks, which is the most")]
-        )
-    forgotten = {delivery.number for delivery in done[: max(over, 0)]}
-    remaining = (delivery for delivery in known if delivery.number not in forgotten)
+    owners = {webhook.owner for webhook in webhooks}
+    own = [delivery for delivery in known if delivery.webhook.owner in owners]
+    forgotten = _forgotten(own, len(webhooks), MAX_WEBHOOKS, ended)
+    left = [delivery for delivery in known if delivery.number not in forgotten]
+    forgotten |= _forgotten(left, len(webhooks), MAX_ALL_WEBHOOKS, ended)
+    remaining = (delivery for delivery in left if delivery.number not in forgotten)
     return (
         *remaining,
         *(Delivery(webhook, first + i, added_after_finish=ended is not None) for i, webhook in enumerate(webhooks)),
     )
+
+
+def _forgotten(known: Sequence[Delivery], added: int, most: int, ended: str | None) -> set[int]:
+    """Return the numbers of the finished deliveries that make room for new ones. Raises InvalidRequest at the limit."""
+    over = len(known) + added - most
+    done = [
+        delivery for delivery in known if not delivery.pending or (ended and not delivery.webhook.subscribes_to(ended))
+    ]
+    if over > len(done):
+        raise InvalidRequest(details=[FieldError("webhook", f"this task has {most} webhooks, which is the most")])
+    return {delivery.number for delivery in done[: max(over, 0)]}
 
 
 def merge_deliveries(known: Iterable[Delivery], told: Iterable[Delivery]) -> tuple[Delivery, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from imagegen.accounts.ledger import Ledger
+from imagegen.accounts.links import Links
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
@@ -17,15 +18,16 @@ from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.tasks.family import RequestFamily, ReuseImages
-from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
 from imagegen.tasks.validation import Adjust
 from imagegen.tasks.webhook import Webhook
+from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.web.api.response_cache import ResponseCache, SubmissionCache
 from imagegen.web.http.forwarded import TrustedHops, base_url, path_prefix
 from imagegen.web.input_images import InputImages
 from imagegen.web.openai.client_calls import ClientCalls
+from imagegen.web.task_links import TaskLinks
 
 ListModels = Callable[[], Awaitable[tuple[Mapping[str, object], ...]]]
 """Requests the provider's models, each with at least `id`. Raises UpstreamError."""
@@ -110,7 +112,8 @@ class Services:
     models: what is published about models. list_models: requests those that the provider offers. fallbacks: models that
     are called if another is not available.
     reuse_images: of tasks that differ only in `n`.
-    private_webhooks: webhooks may be anywhere, and plain http. own: where we listen.
+    private_webhooks: webhooks may be anywhere, and plain http. signing: of those without a secret of their own.
+    own: where we listen.
     """
 
     queue: ClientQueue
@@ -121,6 +124,7 @@ class Services:
     inputs: InputImages
     thumbnails: Thumbnails
     identity: TaskIdentity
+    links: Links
     readiness: Readiness
     public_url: str | None
     trusted_hops: TrustedHops
@@ -130,6 +134,7 @@ class Services:
     fallbacks: tuple[str, ...] = ()
     reuse_images: ReuseImages | None = None
     private_webhooks: bool = False
+    signing: OperatorSecret = field(default_factory=OperatorSecret)
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     calls: ClientCalls = field(default_factory=ClientCalls)
     own: OwnAddresses = field(default_factory=OwnAddresses)
@@ -148,18 +153,13 @@ class Services:
     def base_url(self, request: web.Request) -> str:
         return base_url(request, self.public_url, self.trusted_hops)
 
+    def task_links(self, request: web.Request) -> TaskLinks:
+        """Return the links of tasks for a client."""
+        return TaskLinks(self.base_url(request), self.links)
+
     def local_url(self, request: web.Request, path: str) -> str:
         """Return the link to one of our paths without scheme and host (for `Location`)."""
         return path_prefix(request, self.public_url, self.trusted_hops) + path
 
 
 SERVICES = web.AppKey("context", Services)
-
-
-def image_url_builder(base: str) -> Callable[[Task, StoredImage], str]:
-    """Return a function for links of images: on this service, or the provider's own if the bytes are not stored."""
-
-    def url(task: Task, image: StoredImage) -> str:
-        return image.url or f"{base}/api/images/{task.id}/{image.index}?v={image.sha256[:12]}"
-
-    return url

@@ -50,6 +50,7 @@ class InputImages:
         fields: Mapping[str, Any],
         body: ReceivedBody,
         *,
+        scope: str | None = None,
         is_known: IsKnown | None = None,
         spell: Callable[[str], str] = api_name,
     ) -> GenerationRequest:
@@ -57,6 +58,7 @@ class InputImages:
 
         Args:
             fields: of the client that the request was made from.
+            scope: name of the client's key if each key has its own uploads.
             is_known: returns whether a task of this request needs no upload any more.
             spell: returns the client's name of one of our fields.
 
@@ -68,7 +70,7 @@ class InputImages:
         if not request.image_sources:
             _check_places(fields, request, body)
             return request
-        settling = _Settling(self.uploads, body, spell)
+        settling = _Settling(self.uploads, body, spell, scope)
         try:
             settled = await settling.resolve(request)
             _check_places(fields, settled, body)
@@ -78,7 +80,7 @@ class InputImages:
                     return settled
                 raise upload_not_found(spell(missing))
             for image in settling.images.values():
-                await self.uploads.store(image)
+                await self.uploads.store(image, scope)
             await self._keep(settled)
             return settled
         finally:
@@ -108,6 +110,7 @@ class _Settling:
     uploads: Uploads
     body: ReceivedBody
     spell: Callable[[str], str]
+    scope: str | None
     images: dict[str, VerifiedImage] = field(default_factory=dict)
     own: list[VerifiedImage] = field(default_factory=list)
 
@@ -127,7 +130,7 @@ class _Settling:
             if (
                 source.startswith(UPLOAD_PREFIX)
                 and source not in self.images
-                and await self.uploads.find(source) is None
+                and await self.uploads.find(source, self.scope) is None
             ):
                 return name
         return None

@@ -7,11 +7,12 @@ from aiohttp.typedefs import Handler
 
 from imagegen.errors import RateLimited
 from imagegen.ratelimit.limits import RateLimits
-from imagegen.web.api import events, images
+from imagegen.web.api import events
 from imagegen.web.api import operations as api
 from imagegen.web.context import SERVICES
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
+from imagegen.web.lookup import is_cached
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
@@ -65,7 +66,7 @@ def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> Handl
             limited = rates.generation(handler)
             return limited if operation.envelope != "openai" else _remember_refusals(limited)
         case "misses":
-            return rates.misses(handler, images.is_free)
+            return rates.misses(handler, is_cached)
 
 
 def _remember_refusals(handler: Handler) -> Handler:

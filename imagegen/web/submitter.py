@@ -43,7 +43,8 @@ class SubmitOptions(Struct, frozen=True):
 
     fresh: no image from before is reused (`Cache-Control: no-cache`).
     key: the `Idempotency-Key`, unique for each `client`.
-    scope: name of the API key that owns the tasks; None while all clients share them.
+    scope: name of the API key that owns the tasks; None if all clients share them. Where they are shared, the fresh
+        ones of a client are its own.
     key_name: name of the API key, empty without one.
     max_errors: the most field errors that are named.
     """
@@ -64,12 +65,20 @@ class SubmitOptions(Struct, frozen=True):
             fresh = "no-cache" in map(str.strip, directives.split(","))
         key = _parse_key(headers.getall(_IDEMPOTENCY_KEY)) if _IDEMPOTENCY_KEY in headers else None
         client = client_of(request)
-        return cls(request, fresh, key, client.scope, client.name)
+        scope = client.scope
+        if fresh and scope is None and client.name:
+            scope = client.name  # images that other clients have links to stay as they are
+        return cls(request, fresh, key, scope, client.name)
 
     @property
     def client(self) -> str:
         """Name by which the client's limits and idempotency keys are kept."""
         return client_of(self.request).id
+
+    @property
+    def owner(self) -> tuple[str, str | None]:
+        """What the task of equal bodies depends on."""
+        return self.key_name, self.scope
 
     @property
     def base(self) -> str:
@@ -85,7 +94,7 @@ def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) 
     """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
         return submit_parsed(services, parse_object(body.raw), body, options)
-    submission = services.submission_cache.get(options.scope, body.raw)
+    submission = services.submission_cache.get(options.owner, body.raw)
     if submission is None:
         fields = parse_object(body.raw)
         request, webhooks = _parse(services, fields, options)
@@ -93,7 +102,7 @@ def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) 
             return submit_parsed(services, fields, body, options)
         submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
         if not webhooks:
-            services.submission_cache.put(options.scope, body.raw, submission)
+            services.submission_cache.put(options.owner, body.raw, submission)
     return submit(services, submission, fresh=options.fresh)
 
 
@@ -102,7 +111,7 @@ async def submit_parsed(
 ) -> SubmitResult:
     """Submit parsed fields of a body, once only if the client gave a key."""
     request, webhooks = _parse(services, fields, options)
-    request = await _settle_images(services, request, fields, body, options.scope)
+    request = await _settle_images(services, request, fields, body, options)
     submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
@@ -118,16 +127,21 @@ async def submit_parsed(
 
 
 async def _settle_images(
-    services: Services, request: GenerationRequest, fields: Mapping[str, Any], body: ReceivedBody, scope: str | None
+    services: Services,
+    request: GenerationRequest,
+    fields: Mapping[str, Any],
+    body: ReceivedBody,
+    options: SubmitOptions,
 ) -> GenerationRequest:
     """Return a request with uploads in place of its `data:` URIs, kept for its task. See `InputImages.settle`."""
 
     async def is_known(settled: GenerationRequest) -> bool:
         """Return whether the task of this request exists, and neither failed nor was cancelled."""
-        task = await services.queue.get(services.identity.submission(settled, scope).task_id)
+        task = await services.queue.get(services.identity.submission(settled, options.scope).task_id)
         return task is not None and task.state not in (State.FAILED, State.CANCELLED)
 
-    return await services.inputs.settle(request, fields, body, is_known=is_known)
+    uploads_of = client_of(options.request).scope
+    return await services.inputs.settle(request, fields, body, scope=uploads_of, is_known=is_known)
 
 
 async def submit(services: Services, submission: Submission, *, fresh: bool = False) -> SubmitResult:
@@ -205,6 +219,7 @@ def _parse_webhooks(services: Services, sent: object, options: SubmitOptions) ->
         check_own=partial(services.own.check, urls=bases(options.request, options.base)),
         owner=owner_name(options.client),
     )
+    services.signing.check(webhook)
     return (webhook,)
 
 

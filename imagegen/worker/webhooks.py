@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver
 from loguru import logger
 from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
+from yarl import URL
 
 from imagegen import __version__
 from imagegen.formats import parse_digits
@@ -35,6 +36,7 @@ from imagegen.tasks.webhook import (
     message_id,
     parse_url,
 )
+from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.destinations import MAX_CONCURRENT, SLOW_S, Destinations, Try
 
 TIMEOUT_S = 10.0
@@ -94,14 +96,14 @@ async def webhook_session(
 
 @dataclass(frozen=True, slots=True)
 class WebhookSender:
-    """secret: of webhooks without their own; without any, nothing is signed. private: see `webhook_session`.
+    """signing: of webhooks without a secret of their own. allow_private: see `webhook_session`.
 
     check_own: raises OSError for a host that is this service itself.
     """
 
     session: aiohttp.ClientSession
     body_of: PayloadFactory
-    secret: str | None = field(default=None, repr=False)
+    signing: OperatorSecret = field(default_factory=OperatorSecret)
     allow_private: bool = False
     check_own: CheckHost | None = None
     timeout_s: float = TIMEOUT_S
@@ -145,7 +147,7 @@ class WebhookSender:
             "webhook-id": name,
             "webhook-timestamp": str(now),
         }
-        secret = delivery.webhook.secret or self.secret
+        secret = delivery.webhook.secret or self.signing.for_url(URL(delivery.webhook.url))
         if secret:
             signed_at = datetime.fromtimestamp(now, UTC)
             headers["webhook-signature"] = Signer(secret).sign(name, signed_at, body.decode())

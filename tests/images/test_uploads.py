@@ -24,6 +24,7 @@ from imagegen.images.needed_uploads import NeededUploads
 from imagegen.images.sniff import sniff
 from imagegen.images.store import ImageStore
 from imagegen.images.upload_records import UploadRecords
+from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
@@ -46,8 +47,8 @@ async def open_uploads(open_store: Any, redis_url: str, prefix: str, clock: Cloc
             stack.push_async_callback(connection.close)
             needed = NeededUploads(connection, keys)
             store: ImageStore = await open_store(store_bytes, needed.among)
-            records = UploadRecords(connection, keys, clock)
-            return Uploads(store, records, needed, life_s=life_s, max_bytes=max_bytes)
+            records, rights = UploadRecords(connection, keys, clock), UploadRights(connection, keys, clock)
+            return Uploads(store, records, rights, needed, life_s=life_s, max_bytes=max_bytes)
 
         yield open_one
 
@@ -257,6 +258,24 @@ async def test_an_upload_stays_while_its_task_is_being_submitted(open_uploads: O
     assert await uploads.find(upload.id) is not None
 
 
+async def test_an_upload_is_found_only_by_the_keys_that_sent_it(open_uploads: OpenUploads, clock: Clock) -> None:
+    here, elsewhere, data = await open_uploads(life_s=60), await open_uploads(life_s=60), image_file()
+    upload, is_new = await here.save(in_pieces(data), scope="a")
+    assert is_new
+    assert [await uploads.find(upload.id, "b") for uploads in (here, elsewhere)] == [None, None]
+    assert [await uploads.find(upload.id, "a") for uploads in (here, elsewhere)] == [upload, upload]
+    clock.now += 30
+    theirs, is_new = await elsewhere.save(in_pieces(data), scope="b")
+    assert is_new, "the answer does not show that another key has sent it"
+    assert theirs.expires_at == upload.expires_at + 30
+    assert not (await here.save(in_pieces(data), scope="b"))[1]
+    assert await here.find(upload.id, "b") is not None
+    clock.now += 31
+    assert await here.find(upload.id, "b") is not None
+    assert await here.find(upload.id, "a") is None, "its own time is over"
+    assert await here.find(upload.id) is not None
+
+
 async def test_no_upload_is_removed_for_space_while_redis_is_away(open_uploads: OpenUploads) -> None:
     needed = NeededUploads(Connection("redis://127.0.0.1:1"), Keys("nowhere"))
     assert set(await needed.among({"a" * 64, "b" * 64})) == {"a" * 64, "b" * 64}
@@ -271,8 +290,8 @@ async def test_an_instance_keeps_its_own_copy_if_another_one_has_its_own_folder(
     for name in ("a", "b"):
         store = DiskStore(tmp_path / name / "images", 10**6, lookups=DiskLookups(lambda: True))
         await store.start()
-        records = UploadRecords(connection, keys, clock)
-        both.append(Uploads(store, records, NeededUploads(connection, keys), life_s=60.0, max_bytes=10**6))
+        records, rights = UploadRecords(connection, keys, clock), UploadRights(connection, keys, clock)
+        both.append(Uploads(store, records, rights, NeededUploads(connection, keys), life_s=60.0, max_bytes=10**6))
     first, second = both
     upload, _ = await first.save(in_pieces(data))
     with pytest.raises(StoreUnavailable):

@@ -12,6 +12,7 @@ from imagegen.errors import InvalidRequest
 from imagegen.ssrf import check_host
 from imagegen.tasks.webhook import (
     JITTER,
+    MAX_ALL_WEBHOOKS,
     MAX_WEBHOOKS,
     RETRY_DELAYS_S,
     Delivery,
@@ -178,6 +179,26 @@ def test_joined_webhooks_get_distinct_numbers_up_to_the_limit() -> None:
     with pytest.raises(InvalidRequest) as refused:
         with_added_webhooks(known, [HOOK], None)
     assert refused.value.details[0].field == "webhook"
+
+
+def test_a_client_can_not_fill_the_places_of_another() -> None:
+    theirs, own = replace(HOOK, owner="theirs"), replace(HOOK, owner="own")
+    known = initial_deliveries([theirs] * MAX_WEBHOOKS)
+    with pytest.raises(InvalidRequest):
+        with_added_webhooks(known, [theirs], None)
+    joined = with_added_webhooks(known, [own], None)
+    assert [delivery.webhook.owner for delivery in joined] == ["theirs"] * MAX_WEBHOOKS + ["own"]
+    assert joined[-1].number == MAX_WEBHOOKS
+
+
+def test_the_webhooks_of_all_clients_of_a_task_are_bounded() -> None:
+    known = initial_deliveries([replace(HOOK, owner=str(number)) for number in range(MAX_ALL_WEBHOOKS)])
+    with pytest.raises(InvalidRequest):
+        with_added_webhooks(known, [replace(HOOK, owner="one more")], None)
+    delivered = (*known[1:], replace(known[0], status=DeliveryStatus.DELIVERED))
+    late = with_added_webhooks(delivered, [replace(HOOK, owner="one more")], "completed")
+    assert len(late) == MAX_ALL_WEBHOOKS
+    assert late[-1].webhook.owner == "one more"
 
 
 def test_delivered_webhooks_of_a_finished_task_free_their_places() -> None:

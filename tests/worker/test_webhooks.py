@@ -30,6 +30,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.tasks.webhook import Delivery, DeliveryStatus, Webhook
+from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.destinations import MAX_HEALTHY, MAX_SLOW_EACH, MAX_UNPROVEN
 from imagegen.worker.webhooks import ReceiverResponse, WebhookDispatcher, WebhookSender, webhook_session
 
@@ -171,7 +172,7 @@ async def start(make_instance) -> AsyncIterator[StartService]:
         ) -> Service:
             session = await stack.enter_async_context(webhook_session(private=True))
             instance = make_instance(**rules)
-            sender = WebhookSender(session, body_of, secret, allow_private=True, timeout_s=timeout_s)
+            sender = WebhookSender(session, body_of, OperatorSecret(secret), allow_private=True, timeout_s=timeout_s)
             deliveries = WebhookDispatcher(instance.parts.outbox, sender, delays_s=delays_s)
             service = Service(instance, deliveries, delivers=delivers)
             stack.push_async_callback(service.crash)
@@ -408,7 +409,7 @@ async def test_an_internal_error_is_a_failed_delivery_and_ends_no_loop(start, re
 
 async def send(url: str, *, private: bool = True, resolver: AbstractResolver | None = None) -> ReceiverResponse:
     async with webhook_session(private=private, resolver=resolver) as session:
-        sender = WebhookSender(session, body_of, SECRET, allow_private=private, timeout_s=0.5)
+        sender = WebhookSender(session, body_of, OperatorSecret(SECRET), allow_private=private, timeout_s=0.5)
         return await sender.send(FINAL, Delivery(Webhook(url, ""), 0))
 
 

@@ -25,6 +25,7 @@ from imagegen.web.api.task_responses import not_found, render_task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.responses import language
+from imagegen.web.lookup import find_task, find_tasks
 
 MAX_TASKS = 50
 PING_S = 15.0
@@ -41,7 +42,7 @@ _TASK_KNOWN = re.compile(r"([0-9a-f]{32}):([0-9]{1,18})")
 
 async def task_events(request: web.Request) -> web.StreamResponse:
     """Stream the changes of one task until it is finished."""
-    task = await request.app[SERVICES].queue.get(request.match_info["task_id"])
+    task = await find_task(request)
     if task is None:
         return not_found(request)
     last = request.headers.get("Last-Event-ID", "").strip()
@@ -55,8 +56,8 @@ async def multi_task_events(request: web.Request) -> web.StreamResponse:
     The id of an event is `task:sequence`. The last id of a complete stream joins those of all its tasks, so that a
     client that reconnects misses nothing and receives nothing twice.
     """
-    services, ids = request.app[SERVICES], _task_ids(request)
-    found = await asyncio.gather(*map(services.queue.get, ids))
+    ids = _task_ids(request)
+    found = await find_tasks(request, ids)
     tasks = [task for task in found if task is not None]
     if not tasks:
         return not_found(request)

@@ -13,11 +13,12 @@ from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.http.responses import etag_matches
+from imagegen.web.lookup import find_fresh_task, find_task
 
 IMAGE_SENDER = web.AppKey("image_sender", ImageSender)
 
 _INDEX = re.compile(r"0|[1-9][0-9]?")
-_OWN_QUERY = re.compile(r"v=[0-9a-f]{12}")
+_OWN_QUERY = re.compile(r"v=([0-9a-f]{12})(?:&exp=[0-9]{1,12}&sig=[\w-]{22})?")
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 18
 _SIZES = {str(size): size for size in SIZES}
@@ -30,10 +31,10 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     """
     size = _thumbnail_size(request)
     services = request.app[SERVICES]
-    task = await services.queue.get(request.match_info["task_id"])
+    task = await find_task(request)
     image = _image(task, request.match_info["index"])
-    if image is None and services.queue.may_be_outdated(request.match_info["task_id"]):
-        task = await services.queue.fresh(request.match_info["task_id"])  # a link of another instance comes at once
+    if task is not None and image is None and services.queue.may_be_outdated(task.id):
+        task = await find_fresh_task(request)  # a link of another instance comes at once
         image = _image(task, request.match_info["index"])
     if task is None or image is None:
         raise TaskNotFound
@@ -47,16 +48,10 @@ async def get_image(request: web.Request) -> web.StreamResponse:
     return await _answer(request, services, task, image)
 
 
-def is_free(request: web.Request) -> bool:
-    """Return whether finding the task of this image costs no Redis command."""
-    queue, task_id = request.app[SERVICES].queue, request.match_info["task_id"]
-    return queue.is_free(task_id) and not queue.may_be_outdated(task_id)
-
-
 def _version(request: web.Request) -> str | None:
     """Return the `v` of the query."""
-    query = request.rel_url.raw_query_string
-    return query[2:] if _OWN_QUERY.fullmatch(query) else request.query.get("v")
+    match = _OWN_QUERY.fullmatch(request.rel_url.raw_query_string)
+    return match[1] if match else request.query.get("v")
 
 
 def _thumbnail_size(request: web.Request) -> int | None:
@@ -151,7 +146,9 @@ def _headers(request: web.Request, task: Task, image: StoredImage, etag: str) ->
 def _cache_control(request: web.Request, task: Task) -> str:
     if task.expires_at is None or _version(request) is None:
         return "no-cache"
-    return f"public, max-age={max(int(task.expires_at - request.app[SERVICES].queue.clock()), 0)}, immutable"
+    services = request.app[SERVICES]
+    readers = "private" if services.links.is_on() else "public"
+    return f"{readers}, max-age={max(int(task.expires_at - services.queue.clock()), 0)}, immutable"
 
 
 def requested_range(header: str, size_bytes: int) -> range | None:

@@ -15,32 +15,40 @@ _ENTRY_BYTES = 500
 """Memory of one entry without its body."""
 
 
-class SubmissionCache:
-    """Cache of up to `MAX_SUBMISSIONS` submissions by the client's scope and its body of up to `MAX_BODY_BYTES`.
+Owner = tuple[str, str | None]
+"""Of a submission: name of the API key that sends it, and the scope of its task."""
 
-    Without the scope, a client's body would lead to the task of another client that has its own.
+
+class SubmissionCache:
+    """Cache of up to `MAX_SUBMISSIONS` submissions by their owner and the client's body of up to `MAX_BODY_BYTES`.
+
+    Without the owner, a client's body would lead to the task of another client that has its own.
     """
 
     def __init__(self) -> None:
-        self._submissions: OrderedDict[tuple[str | None, bytes], Submission] = OrderedDict()
+        self._submissions: OrderedDict[tuple[Owner, bytes], Submission] = OrderedDict()
 
-    def get(self, scope: str | None, raw: bytes) -> Submission | None:
-        return self._submissions.get((scope, raw))
+    def get(self, owner: Owner, raw: bytes) -> Submission | None:
+        return self._submissions.get((owner, raw))
 
-    def put(self, scope: str | None, raw: bytes, submission: Submission) -> None:
+    def put(self, owner: Owner, raw: bytes, submission: Submission) -> None:
         if len(raw) <= MAX_BODY_BYTES:
-            self._submissions[scope, raw] = submission
+            self._submissions[owner, raw] = submission
             if len(self._submissions) > MAX_SUBMISSIONS:
                 self._submissions.popitem(last=False)
 
 
 class ResponseKey(NamedTuple):
-    """Key of a response of one task. kind: name of the route's response; base: of its links."""
+    """Key of a response of one task.
+
+    kind: name of the route's response. base: of its links. viewer: what else of the client it depends on.
+    """
 
     kind: str
     task_id: str
     base: str
     language: str
+    viewer: str = ""
 
 
 class ResponseCache:

@@ -13,6 +13,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery
 from imagegen.web.api.schemas import DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
+from imagegen.web.task_links import TaskLinks
 
 TEXTS = {
     "zh": {
@@ -38,11 +39,11 @@ TEXTS = {
 ImageUrl = Callable[[Task, StoredImage], str]
 
 
-def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str, language: str) -> SubmittedView:
+def submitted_view(submitted: SubmitResult, place: QueuePosition, links: TaskLinks, language: str) -> SubmittedView:
     """Return the POST body."""
     task, cached = submitted.task, submitted.cached
     hit = cached is CacheResult.HIT
-    url = f"{base_url}/api/images/{task.id}"
+    url = links.task(task)
     view: SubmittedView = {
         "success": True,
         "taskId": task.id,
@@ -51,7 +52,7 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, base_url: str,
         "status": task.state,
         "sequence": task.sequence,
         "statusUrl": url,
-        "eventsUrl": f"{url}/events",
+        "eventsUrl": links.events(task),
         "cancelUrl": f"{url}/cancel",
         "queuePosition": place.position,
         "etaSeconds": place.eta_s,

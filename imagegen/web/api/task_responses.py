@@ -14,8 +14,12 @@ from imagegen.tasks.task import Task
 from imagegen.web.api.response_cache import ResponseKey
 from imagegen.web.api.schemas import FinishedView, SubmittedView, TaskView
 from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
-from imagegen.web.context import SERVICES, Services, image_url_builder
+from imagegen.web.context import SERVICES, Services
+from imagegen.web.http.auth import client_of
+from imagegen.web.http.forwarded import owner_name
 from imagegen.web.http.responses import json_bytes, json_response, language
+
+_ANYONE, _ADMIN = "any", "admin"
 
 
 class SubmitResponse(Struct, frozen=True):
@@ -39,14 +43,14 @@ async def build_submit_response(
     place = await services.queue.position(task)
     if not task.state.is_final:
         headers["Retry-After"] = str(retry_after_s(place))
-    view = submitted_view(submitted, place, services.base_url(request), language(request))
+    view = submitted_view(submitted, place, services.task_links(request), language(request))
     return SubmitResponse(200 if hit else 202, view, headers)
 
 
 async def cached_hit_response(request: web.Request, services: Services, submitted: SubmitResult) -> web.StreamResponse:
     """Return the response to a submit that met a finished task, rendered once for equal clients."""
     task = submitted.task
-    key = ResponseKey("hit", task.id, services.base_url(request), language(request))
+    key = _cache_key("hit", request, services, task)
     body = services.response_cache.get(key, task)
     if body is not None:
         return json_bytes(body, headers=submit_headers(request, services, submitted))
@@ -65,7 +69,7 @@ def submit_headers(request: web.Request, services: Services, submitted: SubmitRe
 
 async def cached_task_body(request: web.Request, services: Services, task: Task) -> tuple[bytes, dict[str, str]]:
     """Return the GET body of a task and its headers; that of a finished task is rendered once for equal clients."""
-    key = ResponseKey("task", task.id, services.base_url(request), language(request))
+    key = _cache_key("task", request, services, task)
     body = services.response_cache.get(key, task)
     if body is not None:
         return body, _cache_headers(task)
@@ -80,9 +84,12 @@ async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[
     """Return the GET body of a task and its headers."""
     services = request.app[SERVICES]
     place = await services.queue.position(task)
-    urls = image_url_builder(services.base_url(request))
     view = task_view(
-        services.with_notices(task), urls, language=language(request), max_attempts=services.max_attempts, place=place
+        services.with_notices(_with_own_webhooks(request, services, task)),
+        services.task_links(request).image,
+        language=language(request),
+        max_attempts=services.max_attempts,
+        place=place,
     )
     headers = _cache_headers(task)
     if not task.state.is_final:
@@ -98,6 +105,29 @@ def not_found(request: web.Request) -> web.StreamResponse:
 def retry_after_s(place: QueuePosition) -> int:
     """Return the seconds until the next poll: half of the time left, within 1 to 30; 2 without an estimate."""
     return 2 if place.eta_s is None else min(max(math.ceil(place.eta_s / 2), 1), 30)
+
+
+def _cache_key(kind: str, request: web.Request, services: Services, task: Task) -> ResponseKey:
+    """Return the key of a response: where clients need a key, its links are signed and it shows their own webhooks."""
+    viewer = ""
+    if services.links.is_on():
+        viewer = _webhook_owner(request) if task.deliveries else _ANYONE
+    return ResponseKey(kind, task.id, services.base_url(request), language(request), viewer)
+
+
+def _with_own_webhooks(request: web.Request, services: Services, task: Task) -> Task:
+    """Return the task with those of its webhooks that its client may see: where clients need a key, its own."""
+    if not task.deliveries or not services.links.is_on() or client_of(request).is_admin:
+        return task
+    owner = _webhook_owner(request)
+    own = tuple(delivery for delivery in task.deliveries if delivery.webhook.owner == owner)
+    return msgspec.structs.replace(task, deliveries=own)
+
+
+def _webhook_owner(request: web.Request) -> str:
+    """Return the owner of the webhooks that the client sees."""
+    client = client_of(request)
+    return _ADMIN if client.is_admin else owner_name(client.id)
 
 
 def _cache_headers(task: Task) -> dict[str, str]:

@@ -17,6 +17,7 @@ from imagegen.web.context import SERVICES
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.forwarded import owner_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response
+from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
 from imagegen.web.submitter import submit
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
@@ -27,7 +28,7 @@ _CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{32})")
 async def get_task(request: web.Request) -> web.StreamResponse:
     """Return a task now, or when it is finished if the client waits. A malformed id is that of an unknown task."""
     services, wait_s = request.app[SERVICES], parse_wait_s(request)
-    task = await services.queue.get(request.match_info["task_id"])
+    task = await find_task(request)
     if task is None:
         return not_found(request)
     if wait_s and not task.state.is_final:
@@ -41,13 +42,13 @@ async def get_task(request: web.Request) -> web.StreamResponse:
 
 async def cancel(request: web.Request) -> web.StreamResponse:
     """Cancel a task for everyone who joined it. Raises AlreadyFinished."""
-    services, task_id = request.app[SERVICES], request.match_info["task_id"]
-    task = await services.queue.fresh(task_id)
+    services = request.app[SERVICES]
+    task = await find_fresh_task(request)
     if task is None:
         return not_found(request)
     if task.state.is_final:
         raise AlreadyFinished
-    cancelled = await services.queue.cancel(task_id)
+    cancelled = await services.queue.cancel(task.id)
     if cancelled is None:
         return not_found(request)
     if cancelled.state is not State.CANCELLED:
@@ -62,7 +63,7 @@ async def retry(request: web.Request) -> web.StreamResponse:
     Only those of its webhooks are called again that belong to the client of this request.
     """
     services = request.app[SERVICES]
-    task = await services.queue.fresh(request.match_info["task_id"])
+    task = await find_fresh_task(request)
     if task is not None and not task.state.is_final:
         task = await services.queue.read(task.id)  # another instance may have cancelled it this moment
     if task is None:
@@ -82,7 +83,7 @@ async def list_tasks(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     state, before, limit = _parse_page(request)
     page = await services.queue.listing.page(state, before, limit)
-    tasks = await asyncio.gather(*map(services.queue.get, page.task_ids))
+    tasks = await find_tasks(request, page.task_ids)
     rendered = await asyncio.gather(*(render_task(request, task) for task in tasks if task is not None))
     next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
     body: TaskListView = {"success": True, "tasks": [view for view, _ in rendered], "nextCursor": next_cursor}

@@ -9,6 +9,7 @@ from imagegen.formats import rfc3339
 from imagegen.images.uploads import FILE_FIELD, Upload, Uploads
 from imagegen.web.api.schemas import UploadView
 from imagegen.web.context import SERVICES
+from imagegen.web.http.auth import client_of
 from imagegen.web.http.body_stream import FORM_BYTES, BodyStream, is_form
 from imagegen.web.http.responses import json_response
 from imagegen.web.submitter import refuse_while_draining
@@ -24,7 +25,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
         saved, is_new = await _save_form(request, services.uploads)
     else:
         body = BodyStream(request, services.uploads.max_bytes)
-        saved, is_new = await services.uploads.save(body.chunks())
+        saved, is_new = await services.uploads.save(body.chunks(), scope=client_of(request).scope)
     return json_response(upload_view(saved), status=201 if is_new else 200)
 
 
@@ -35,7 +36,7 @@ async def _save_form(request: web.Request, uploads: Uploads) -> tuple[Upload, bo
         if part.name != FILE_FIELD or saved is not None:
             rule = "must be sent once" if part.name == FILE_FIELD else "is not a known field; did you mean file?"
             raise InvalidRequest(details=[FieldError(part.name or "body", rule)])
-        saved = await uploads.save(part.chunks())
+        saved = await uploads.save(part.chunks(), scope=client_of(request).scope)
     if saved is None:
         raise InvalidRequest(details=[FieldError(FILE_FIELD, "is missing")])
     return saved

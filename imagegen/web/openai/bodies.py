@@ -11,7 +11,7 @@ from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.task_responses import retry_after_s
-from imagegen.web.context import Services, image_url_builder
+from imagegen.web.context import Services
 from imagegen.web.http.responses import json_response
 from imagegen.web.openai.errors import failed_status, failure_fields
 from imagegen.web.openai.fields import OpenAIRequest
@@ -44,7 +44,7 @@ async def images_body(request: web.Request, services: Services, wanted: OpenAIRe
 
 
 async def _entries(request: web.Request, services: Services, task: Task, wanted: OpenAIRequest) -> list[ImageEntry]:
-    url_of = image_url_builder(services.base_url(request))
+    url_of = services.task_links(request).image
     is_base64, is_named = _is_base64(services, wanted), wanted.as_base64 is not None
     entries: list[ImageEntry] = []
     for image in task.images:
@@ -79,8 +79,8 @@ async def base64_of(services: Services, task: Task, image: StoredImage) -> str:
 
 async def accepted_response(services: Services, request: web.Request, task: Task) -> web.StreamResponse:
     """Return 202 for a client that prefers not to wait."""
-    path = f"/api/images/{task.id}"
-    url = f"{services.base_url(request)}{path}"
+    links = services.task_links(request)
+    url = links.task(task)
     body: AcceptedResponse = {
         "id": task.id,
         "object": "image.task",
@@ -88,11 +88,11 @@ async def accepted_response(services: Services, request: web.Request, task: Task
         "model": task.model,
         "status": task.state,
         "status_url": url,
-        "events_url": f"{url}/events",
+        "events_url": links.events(task),
         "cancel_url": f"{url}/cancel",
     }
     headers = {
-        hdrs.LOCATION: services.local_url(request, path),
+        hdrs.LOCATION: services.local_url(request, f"/api/images/{task.id}"),
         "Preference-Applied": "respond-async",
         "retry-after": str(retry_after_s(await services.queue.position(task))),
     }
@@ -104,7 +104,7 @@ async def async_task_response(
 ) -> web.StreamResponse:
     """Return a task as the clients of asynchronous image routes read it."""
     path = f"/v1/images/tasks/{task.id}"
-    base = services.base_url(request)
+    links = services.task_links(request)
     body: AsyncTask = {
         "id": task.id,
         "task_id": task.id,
@@ -112,12 +112,11 @@ async def async_task_response(
         "status": "processing",
         "created_at": int(task.created_at),
         "expires_at": int(task.expires_at or task.created_at + services.queue.result_ttl_s),
-        "poll_url": f"{base}{path}",
+        "poll_url": f"{links.base}{path}",
     }
     headers: dict[str, str] = {hdrs.LOCATION: services.local_url(request, path)} if status == 202 else {}
     if task.state is State.COMPLETED:
-        url_of = image_url_builder(base)
-        urls = [url_of(task, image) for image in task.images]
+        urls = [links.image(task, image) for image in task.images]
         body |= {
             "status": "completed",
             "http_status": 200,

@@ -16,6 +16,7 @@ from imagegen.formats import printable
 from imagegen.images.uploads import Uploads
 from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
 from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
+from imagegen.web.http.auth import client_of
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
 from imagegen.web.http.json_images import ReceivedBody, receive_json
@@ -105,7 +106,7 @@ async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
         if name == _MASK or _IMAGES.fullmatch(name):
             if len(edit.images) > MAX_IMAGES:
                 break
-            if (source := await _read_source(part, uploads)) is not None:
+            if (source := await _read_source(part, uploads, client_of(request).scope)) is not None:
                 edit.add(name, source)
             continue
         if part.filename:
@@ -119,7 +120,7 @@ async def _read_form(request: web.Request, uploads: Uploads) -> EditBody:
     return edit
 
 
-async def _read_source(part: FormPart, uploads: Uploads) -> str | None:
+async def _read_source(part: FormPart, uploads: Uploads, scope: str | None) -> str | None:
     """Return the upload of a file, or the address that the field holds; None if it is empty, as forms have it."""
     if part.filename is None and not part.content_type.startswith(("image/", "application/octet-stream")):
         return (await part.text(MAX_TEXT_BYTES)).strip() or None
@@ -128,7 +129,7 @@ async def _read_source(part: FormPart, uploads: Uploads) -> str | None:
     if not first and not part.filename:
         return None
     try:
-        saved, _ = await uploads.save(_rejoined(first, chunks))
+        saved, _ = await uploads.save(_rejoined(first, chunks), scope=scope)
     except ApiError as error:
         error.details = tuple(FieldError(part.name, detail.message) for detail in error.details)
         raise

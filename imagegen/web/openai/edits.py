@@ -31,7 +31,7 @@ async def _read_edit(request: web.Request) -> OpenAIRequest:
     services = request.app[SERVICES]
     refuse_while_draining(services)
     async with receive_edit(request, services.uploads) as (edit, body):
-        return await read_request(services, edit.as_generation(), body, spell=edit.spell)
+        return await read_request(request, edit.as_generation(), body, spell=edit.spell)
 
 
 async def variations(request: web.Request) -> web.StreamResponse:  # noqa: ARG001 - a handler's signature

@@ -15,10 +15,12 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
 from imagegen.web.context import SERVICES, Services
+from imagegen.web.http.auth import client_of
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.json_images import ReceivedBody, receive_json
 from imagegen.web.http.responses import json_response
+from imagegen.web.lookup import find_task
 from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import failure_response, unfinished_response
@@ -45,33 +47,32 @@ async def generations_async(request: web.Request) -> web.StreamResponse:
 
 async def image_task(request: web.Request) -> web.StreamResponse:
     """Return a task of the asynchronous routes. Raises TaskNotFound."""
-    services = request.app[SERVICES]
-    task = await services.queue.get(request.match_info["task_id"])
+    task = await find_task(request)
     if task is None:
         raise TaskNotFound
-    return await async_task_response(services, request, task)
+    return await async_task_response(request.app[SERVICES], request, task)
 
 
 async def _read_generation(request: web.Request) -> OpenAIRequest:
-    services = request.app[SERVICES]
-    async with receive_json(request, services.uploads) as body:
-        return await read_request(services, parse_object(body.raw), body)
+    async with receive_json(request, request.app[SERVICES].uploads) as body:
+        return await read_request(request, parse_object(body.raw), body)
 
 
 async def read_request(
-    services: Services, fields: Mapping[str, Any], body: ReceivedBody, *, spell: Callable[[str], str] = str
+    request: web.Request, fields: Mapping[str, Any], body: ReceivedBody, *, spell: Callable[[str], str] = str
 ) -> OpenAIRequest:
     """Parse a client's fields, and put uploads in place of the images in them.
 
     spell: returns the client's name of a field. Raises InvalidRequest under these names, and as `InputImages.settle`.
     """
+    services, scope = request.app[SERVICES], client_of(request).scope
     identity = services.identity
     try:
         wanted = parse(fields, default_model=identity.default_model, aliases=identity.aliases, adjust=identity.adjust)
     except InvalidRequest as error:
         details = [FieldError(spell(detail.field), detail.message) for detail in error.details]
         raise InvalidRequest(details=details) from error
-    settled = await services.inputs.settle(wanted.request, fields, body, spell=spell)
+    settled = await services.inputs.settle(wanted.request, fields, body, scope=scope, spell=spell)
     return wanted if settled is wanted.request else replace(wanted, request=settled)
 
 

@@ -23,12 +23,13 @@ from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
 from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
 from imagegen.web.api.uploads import upload_view
-from imagegen.web.context import TaskIdentity, image_url_builder
+from imagegen.web.context import TaskIdentity
 from imagegen.web.http.errors import error_view
 from imagegen.web.model_list import ListedModel
 from imagegen.web.openai.errors import error_fields
 from imagegen.web.openai.models import entry_of
 from imagegen.web.openai.stream import COMPLETED, EDITED
+from imagegen.web.task_links import TaskLinks
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
 REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}
@@ -49,6 +50,7 @@ EDIT_REQUEST = {
 }
 
 _BASE = "https://images.example.com"
+_LINKS = TaskLinks(_BASE)
 _REQUEST_ID = "5d1f0c6ab2e94c37"
 _AT = 1_767_225_600.0
 _SHA256 = "3c1e0a7d5b2f49688d7e6c5b4a39281706f5e4d3c2b1a0998877665544332211"
@@ -85,7 +87,7 @@ _published = replace(
 
 
 def _view(task: Task, place: QueuePosition = _NOWHERE) -> TaskView:
-    return task_view(task, image_url_builder(_BASE), language="zh", max_attempts=3, place=place)
+    return task_view(task, _LINKS.image, language="zh", max_attempts=3, place=place)
 
 
 TASKS: Mapping[State, Any] = {
@@ -97,10 +99,10 @@ TASKS: Mapping[State, Any] = {
 }
 NOT_FOUND = not_found_view("zh")
 
-NEW = submitted_view(SubmitResult(_waiting, CacheResult.MISS), _THIRD, _BASE, "zh")
-JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosition(None, 3.1), _BASE, "zh")
+NEW = submitted_view(SubmitResult(_waiting, CacheResult.MISS), _THIRD, _LINKS, "zh")
+JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosition(None, 3.1), _LINKS, "zh")
 UPLOAD = upload_view(Upload.of(UploadRecord(_image, _AT + 86_400)))
-HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _BASE, "zh")
+HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _LINKS, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
 
 
@@ -128,7 +130,7 @@ IMAGES = {
     "object": "list",
     "created": int(_AT),
     "model": MODEL,
-    "data": [{"index": 0, "type": "url", "url": image_url_builder(_BASE)(_done, _image)}],
+    "data": [{"index": 0, "type": "url", "url": _LINKS.image(_done, _image)}],
 }
 ACCEPTED = {
     "id": TASK_ID,
@@ -149,7 +151,7 @@ ASYNC_TASK: dict[str, Any] = {
     "expires_at": int(_AT) + 86_400,
     "poll_url": f"{_BASE}/v1/images/tasks/{TASK_ID}",
 }
-_url = image_url_builder(_BASE)(_done, _image)
+_url = _LINKS.image(_done, _image)
 ASYNC_TASK_COMPLETED = ASYNC_TASK | {
     "status": "completed",
     "http_status": 200,
