@@ -16,12 +16,15 @@ The faults and their options: imagegen/emulator/__init__.py.
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import subprocess
-import sys
 import urllib.request
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
+
+from forked import ForkedProcess
 
 from imagegen.emulator import Emulator, Ledger, Options
 
@@ -84,15 +87,19 @@ class EmulatedUpstream:
 
 
 class EmulatorProcess:
-    """Process `python -m imagegen.emulator` with these arguments; ready when entered, ended with SIGTERM."""
+    """Process of `python -m imagegen.emulator` with these arguments; ready when entered, ended with SIGTERM."""
 
     def __init__(self, *arguments: str, port: int = 0) -> None:
-        self._command = [sys.executable, "-m", "imagegen.emulator", "--port", str(port), *arguments]
-        self.process: subprocess.Popen[str]
+        self._arguments = ["-m", "imagegen.emulator", "--port", str(port), *arguments]
+        self.process: ForkedProcess
+        self._output: IO[str]
         self.url = ""
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        reading, writing = os.pipe()
+        self._output = os.fdopen(reading)
+        self.process = ForkedProcess(self._arguments, cwd=Path.cwd(), env=os.environ, stdout=writing)
+        os.close(writing)
         line = self._first_line()
         if not line.startswith("emulator ready on "):
             self._end()
@@ -126,10 +133,9 @@ class EmulatorProcess:
             return bytes(response.read())
 
     def _first_line(self) -> str:
-        assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            return self.process.stdout.readline() if selector.select(_START_S) else ""
+            selector.register(self._output, selectors.EVENT_READ)
+            return self._output.readline() if selector.select(_START_S) else ""
 
     def _end(self) -> None:
         self.process.terminate()
@@ -138,5 +144,4 @@ class EmulatorProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self._output.close()

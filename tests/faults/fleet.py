@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Self
 
 import aiohttp
 from faults.proxy import FaultProxy
+from forked import ForkedProcess
 from ports import free_port
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -37,14 +37,13 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], within_s: float) 
 class ServiceProcess:
     """One instance of the service on its own port; it can be killed, frozen and started again.
 
-    arguments: what Python runs; log: where its output goes, appended over all its lives.
+    log: where its output goes, appended over all its lives.
     """
 
     settings: Mapping[str, str]
     log: Path
-    arguments: tuple[str, ...] = (str(ROOT / "run.py"),)
     port: int = field(default_factory=free_port)
-    process: asyncio.subprocess.Process | None = None
+    process: ForkedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -52,10 +51,10 @@ class ServiceProcess:
 
     async def start(self, http: aiohttp.ClientSession) -> None:
         """Start the process and wait until it is ready."""
-        environ = {**os.environ, **self.settings, "PORT": str(self.port), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        environ = {**os.environ, **self.settings, "PORT": str(self.port)}
         with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, *self.arguments, cwd=self.log.parent, env=environ, stdout=log, stderr=log
+            self.process = await asyncio.to_thread(
+                ForkedProcess, [str(ROOT / "run.py")], cwd=self.log.parent, env=environ, stdout=log, stderr=log
             )
         await wait_until(lambda: self.is_ready(http), START_TIMEOUT_S)
 
@@ -73,7 +72,7 @@ class ServiceProcess:
         """End the process by SIGKILL."""
         assert self.process is not None
         self.process.kill()
-        await self.process.wait()
+        await asyncio.to_thread(self.process.wait)
 
     @property
     def resident_mib(self) -> int:
@@ -84,15 +83,14 @@ class ServiceProcess:
 
     async def ensure_dead(self) -> None:
         """Kill the process where it still runs, also a frozen one."""
-        if self.process is not None and self.process.returncode is None:
+        if self.process is not None and self.process.poll() is None:
             await self.kill()
 
     async def end(self) -> int:
         """End the process by SIGTERM; return its exit code."""
         assert self.process is not None
-        if self.process.returncode is None:
-            self.process.terminate()
-        return await self.process.wait()
+        self.process.terminate()
+        return await asyncio.to_thread(self.process.wait)
 
 
 class RedisServer:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from emulator_fixtures import EmulatorProcess
+from forked import ForkedProcess
 from ports import free_port
 
 from imagegen.redis_client.embedded import EmbeddedRedis
@@ -35,7 +35,7 @@ class Service:
     environ: dict[str, str]
     wish: Path
     port: int = field(default_factory=free_port)
-    process: asyncio.subprocess.Process | None = None
+    process: ForkedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -43,8 +43,8 @@ class Service:
 
     async def start(self, http: aiohttp.ClientSession) -> None:
         environ = {**os.environ, **self.environ, "PORT": str(self.port), "KILL_FILE": str(self.wish)}
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "faults.instance", cwd=ROOT / "tests", env={**environ, "PYTHONPATH": f"{ROOT}:."}
+        self.process = await asyncio.to_thread(
+            ForkedProcess, ["-m", "faults.instance"], cwd=ROOT / "tests", env=environ, stdout=2
         )
         async with asyncio.timeout(20):
             while not await self._ready(http):
@@ -58,12 +58,12 @@ class Service:
         else:
             self.process.send_signal(signal.SIGKILL)
         async with asyncio.timeout(30):
-            await self.process.wait()
+            await asyncio.to_thread(self.process.wait)
 
     async def end(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return await self.process.wait()
+        return await asyncio.to_thread(self.process.wait)
 
     async def _ready(self, http: aiohttp.ClientSession) -> bool:
         try:

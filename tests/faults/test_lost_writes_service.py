@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 from emulator_fixtures import EmulatedUpstream
 from faults.proxy import FaultProxy
 from faults.servers import RedisServer, primary_and_replica, promote
+from forked import ForkedProcess
 from ports import free_port
 from support import ADMIN_TOKEN, AS_ADMIN, eventually
 
@@ -31,7 +31,7 @@ class Fleet:
 
     def __init__(self, http: aiohttp.ClientSession, folder: Path, settings: dict[str, str]) -> None:
         self._http, self._folder, self._settings = http, folder, settings
-        self._processes: list[asyncio.subprocess.Process] = []
+        self._processes: list[ForkedProcess] = []
         self.urls: list[str] = []
         self.accepted: dict[str, str] = {}
         self.not_found = 0
@@ -42,8 +42,9 @@ class Fleet:
             environ = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | self._settings
             environ |= {"PORT": str(port), "DATA_DIR": str(self._folder / f"data{number}")}
             environ |= {"WORKER_CONCURRENCY": str(RUNNING // count), "ADMIN_TOKEN": ADMIN_TOKEN}
-            command = (sys.executable, str(ROOT / "run.py"))
-            process = await asyncio.create_subprocess_exec(*command, cwd=self._folder, env=environ)
+            process = await asyncio.to_thread(
+                ForkedProcess, [str(ROOT / "run.py")], cwd=self._folder, env=environ, stdout=2
+            )
             self._processes.append(process)
             self.urls.append(f"http://127.0.0.1:{port}")
         for url in self.urls:
@@ -53,13 +54,12 @@ class Fleet:
     async def end(self) -> list[int]:
         for process in self._processes:
             process.terminate()
-        return [await process.wait() for process in self._processes]
+        return [await asyncio.to_thread(process.wait) for process in self._processes]
 
     async def kill(self) -> None:
         for process in self._processes:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            process.kill()
+            await asyncio.to_thread(process.wait)
 
     async def submit(self, kind: str, count: int) -> list[str]:
         ids = []

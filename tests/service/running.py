@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self, TypeVar
 
 from emulator_fixtures import EmulatorProcess
+from forked import ForkedProcess
 
 from imagegen.redis_client.server_binary import find_binary
 
@@ -90,22 +92,41 @@ def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
 def run_to_its_end(folder: Path, within_s: float = 60.0, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a start that is expected to fail, until its exit."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(RUN)]
     environ = environment(folder, settings)
-    return subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=within_s, check=False
-    )
+    if "PYTHONPATH" in environ:
+        return subprocess.run(
+            [sys.executable, str(RUN)],
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            check=False,
+        )
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        process = ForkedProcess([str(RUN)], cwd=folder, env=environ, stdout=stdout, stderr=stderr)
+        try:
+            code = process.wait(within_s)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess([str(RUN)], code, stdout.read(), stderr.read())
 
 
 @dataclass
 class Service:
-    """One instance. `folder`: its working and data folder; `settings`: its whole environment."""
+    """One instance. `folder`: its working and data folder; `settings`: its whole environment.
+
+    is_forked: whether its process is forked from one with the modules of the service, instead of being a new Python.
+    """
 
     folder: Path
     settings: dict[str, str]
     allowed: tuple[str, ...] = ()
     program: Path = RUN
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    is_forked: bool = True
+    process: subprocess.Popen[bytes] | ForkedProcess | None = field(default=None, init=False)
     url: str = field(default="", init=False)
     first_answer_s: float = field(default=0.0, init=False)
 
@@ -116,9 +137,11 @@ class Service:
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             environ = environment(self.folder, self.settings)
-            self.process = subprocess.Popen(
-                [sys.executable, str(self.program)], cwd=self.folder, env=environ, stdout=log, stderr=log
-            )
+            streams: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": log, "stderr": log}
+            if self.is_forked and self.program == RUN:
+                self.process = ForkedProcess([str(RUN)], **streams)
+            else:
+                self.process = subprocess.Popen([sys.executable, str(self.program)], **streams)
         self.url = eventually(self._address, START_S)
         eventually(lambda: self.answers("/healthz"), START_S)
         self.first_answer_s = time.monotonic() - began

