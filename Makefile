@@ -16,6 +16,8 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null
 TEST_PROCESSES ?= 3
 
 export PEERS
+# Otherwise each process that imports a module compiles it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

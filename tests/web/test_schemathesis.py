@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import hypothesis
@@ -11,13 +12,19 @@ import schemathesis
 from schemathesis.checks import CHECKS
 from schemathesis.config import (
     ChecksConfig,
+    CoveragePhaseConfig,
     GenerationConfig,
+    HealthCheck,
+    PhasesConfig,
     PositiveDataAcceptanceConfig,
     ProjectConfig,
     ProjectsConfig,
     SchemathesisConfig,
 )
+from schemathesis.generation.feedback import FeedbackSources
 from schemathesis.generation.modes import GenerationMode
+from schemathesis.pytest._test_builder import build_operation_test
+from schemathesis.schemas import BaseSchema
 from service.running import Service
 
 from imagegen.web.openai.operations import ALIASES
@@ -31,6 +38,9 @@ LENIENT = ("/api/images/batch", "images/generations", "images/edits", "images/ed
 
 RELATED = ("/api/usage",)
 """Paths with parameters that must fit each other, which no schema says."""
+
+FUZZED_ALONE = ("/api/images/batch", "/v1/images/generations/async", "/v1/images/edits")
+"""Paths with bodies of other paths, whose boundary values are tested there: they get random bodies only."""
 
 SAME_BODY = "/v1/images/edits/async"
 """Takes the body of the synchronous route, and generating such bodies takes long."""
@@ -61,25 +71,41 @@ CHEAP |= {"extra": {"x_style": 1}} | dict.fromkeys(
     )
 )
 
-schema = schemathesis.openapi.from_dict(
-    build_document(),
-    config=SchemathesisConfig(
-        projects=ProjectsConfig(
-            default=ProjectConfig(
-                checks=ChecksConfig(
-                    positive_data_acceptance=PositiveDataAcceptanceConfig(expected_statuses=ACCEPTED),
-                ),
-                generation=GenerationConfig(
-                    modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE],
-                    max_examples=12,
-                    deterministic=True,
-                    database="none",
-                ),
-                request_timeout=10,
-            )
-        )
-    ),
-)
+pytestmark = pytest.mark.timeout(300)  # hundreds of requests, on a busy machine
+
+
+@cache
+def described(*, has_boundaries: bool = True) -> BaseSchema:
+    """Return the schema of the OpenAPI document. has_boundaries: whether the boundary values of each field are sent."""
+    return schemathesis.openapi.from_dict(
+        build_document(),
+        config=SchemathesisConfig(
+            suppress_health_check=[HealthCheck.too_slow],
+            projects=ProjectsConfig(
+                default=ProjectConfig(
+                    checks=ChecksConfig(
+                        positive_data_acceptance=PositiveDataAcceptanceConfig(expected_statuses=ACCEPTED),
+                    ),
+                    generation=GenerationConfig(
+                        modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE],
+                        max_examples=12,
+                        deterministic=True,
+                        database="none",
+                    ),
+                    phases=PhasesConfig(coverage=CoveragePhaseConfig(enabled=has_boundaries)),
+                    request_timeout=60,
+                )
+            ),
+        ),
+    )
+
+
+OPERATIONS = [
+    (path, method)
+    for path, methods in build_document()["paths"].items()
+    for method, operation in methods.items()
+    if path != SAME_BODY and ALIASES not in operation["tags"]
+]
 
 
 def is_lenient(case: schemathesis.Case) -> bool:
@@ -104,18 +130,30 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service.end()
 
 
-@schema.exclude(tag=ALIASES).exclude(path=SAME_BODY).parametrize()
-def test_every_response_is_documented(case: schemathesis.Case, service: Service) -> None:
-    limit_cost(case)
-    names = ["negative_data_rejection"] if is_lenient(case) else []
-    if case.operation.path.endswith((*IMAGES_IN, *RELATED)):
-        names.append("positive_data_acceptance")
-    case.call_and_validate(base_url=service.url, excluded_checks=CHECKS.get_by_names(names))
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_every_response_is_documented(path: str, method: str, service: Service) -> None:
+    """The requests are generated here, since `schema.parametrize` does so in each process that collects the tests."""
+
+    def check(case: schemathesis.Case) -> None:
+        limit_cost(case)
+        names = ["negative_data_rejection"] if is_lenient(case) else []
+        if path.endswith((*IMAGES_IN, *RELATED)):
+            names.append("positive_data_acceptance")
+        case.call_and_validate(base_url=service.url, excluded_checks=CHECKS.get_by_names(names))
+
+    schema = described(has_boundaries=path not in FUZZED_ALONE)
+    build_operation_test(
+        config=schema.config,
+        operation=schema[path][method],
+        test_func=check,
+        given_kwargs={},
+        feedback=FeedbackSources(),
+    )()
 
 
 def test_every_linked_response_is_documented(service: Service) -> None:
     """Walk that submits tasks, then reads, follows and cancels them in many orders."""
-    machine = schema.as_state_machine()
+    machine = described().as_state_machine()
 
     class Walk(machine):
         def before_call(self, case: schemathesis.Case) -> None:
@@ -126,6 +164,11 @@ def test_every_linked_response_is_documented(service: Service) -> None:
 
     Walk.run(
         settings=hypothesis.settings(
-            max_examples=8, stateful_step_count=6, deadline=None, database=None, derandomize=True
+            max_examples=8,
+            stateful_step_count=6,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],
         )
     )

@@ -1,7 +1,7 @@
 """Real client packages, both majors of each, in separate processes that run calls for the tests.
 
 The versions of this environment are used unchanged. Two majors can't share one environment, so others are installed
-once into `.sdks/`.
+once into `.sdks/`, with those dependencies that this environment lacks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 CACHE = ROOT / ".sdks"
 SCRIPT = Path(__file__).with_name("sdk_calls.py")
+
+LACKING = {"openai": ("httpx2==2.16.2", "httpcore2==2.16.2", "truststore==0.10.5")}
+"""Dependencies of the installed versions that are not in this environment."""
 
 _INSTALL_S = 240.0
 _RUN_S = 60.0
@@ -95,7 +97,8 @@ class Packages:
 
 def _start(sdk: Sdk) -> subprocess.Popen[str]:
     place = installed(sdk.name, sdk.version)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TOGETHER_"))}
+    others = ("OPENAI_", "TOGETHER_", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it loads prices from the network
     if place is not None:
         environment["PYTHONPATH"] = str(place)
@@ -130,14 +133,11 @@ def installed(name: str, version: str) -> Path | None:
 
 
 def _install(name: str, version: str, place: Path) -> None:
-    """Install atomically; dependencies have our pins, except the packages that must differ."""
+    """Install atomically, without compiling the many modules that no test imports."""
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        pins = Path(folder) / "pins.txt"
-        every = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        pins.write_text("\n".join(pin for pin in every if not re.match(r"(openai|together|litellm)==", pin)))
         target = Path(folder) / "packages"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        command += ["--target", str(target), "--constraint", str(pins), f"{name}=={version}"]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        command += ["--no-deps", "--target", str(target), f"{name}=={version}", *LACKING.get(name, ())]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
         if done.returncode:
             raise RuntimeError(f"{name} {version} could not be installed:\n{done.stderr[-2000:]}")
