@@ -13,6 +13,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import log
+from imagegen.account_parts import create_guard, open_key_store
 from imagegen.accounts.admin_token import AdminToken, load_admin_token
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
@@ -63,11 +64,13 @@ from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.web.api.images import IMAGE_SENDER
 from imagegen.web.api.serializers import task_view
 from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services
+from imagegen.web.guard import GUARD
 from imagegen.web.http import middleware as edge
 from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
+from imagegen.web.ops.keys import KEY_STORE
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.web.task_links import TaskLinks
@@ -119,7 +122,8 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     edge.install(app, edge.RequestPipeline(app[METER], log.is_enabled("INFO"), prefix, origins))
     app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
-    add_routes(app, app[RATE_LIMITS])
+    app[GUARD] = create_guard(settings, app[ADMIN], app[RATE_LIMITS])
+    add_routes(app, app[RATE_LIMITS], app[GUARD])
     app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _ledger, _images, _upstream, _pool, _webhooks])
     app.cleanup_ctx.append(_context)
     return app
@@ -172,7 +176,8 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)
     app[QUEUE] = queue
-    app[LINKS] = create_links(settings, queue, app[SUPERVISOR], lambda: bool(settings.api_keys))
+    app[KEY_STORE] = await open_key_store(queue, app[GUARD], app[SUPERVISOR])
+    app[LINKS] = create_links(settings, queue, app[SUPERVISOR], lambda: app[GUARD].needs_keys)
     app[SIGNING] = OperatorSecret(settings.webhook_secret, settings.webhook_sign_hosts, app[LINKS].is_on)
     if settings.rate_limit_store == "redis":
         shared = RedisRateLimitStore(queue.connection, queue.keys)
@@ -227,7 +232,9 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
     settings, queue, supervisor = app[SETTINGS], app[QUEUE], app[SUPERVISOR]
     policy = RetryPolicy(settings.max_attempts, settings.retry_base_s)
     job_wait_s = max(settings.upstream_timeout_s, MIN_JOB_WAIT_S)
-    limits = AttemptLimits(policy, settings.task_deadline_s, settings.fallback_models, job_wait_s)
+    limits = AttemptLimits(
+        policy, settings.task_deadline_s, settings.fallback_models, job_wait_s, app[GUARD].ring.allows_model
+    )
     clock = queue.connection.clock
     pacing = Pacing(
         rate_per_min=settings.upstream_rate_per_min,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import aiohttp
 from loguru import logger
@@ -47,8 +46,9 @@ from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
+from imagegen.web.guard import own_limits
+from imagegen.web.http.auth import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
-from imagegen.web.http.forwarded import client_address
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
 
@@ -62,7 +62,7 @@ UPSTREAM_KEEPALIVE_S = 15.0
 def create_rate_limits(settings: Settings) -> RateLimits:
     """Return limits that this process counts; the queue replaces the store if Redis counts them."""
     limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
-    return RateLimits(limits, MemoryRateLimitStore(), partial(client_address, hops=settings.trusted_proxy_hops))
+    return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id, own_limits)
 
 
 def create_cross_origin_policy(settings: Settings) -> CrossOriginPolicy:

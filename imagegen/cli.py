@@ -1,4 +1,4 @@
-"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs."""
+"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs, `keys` manages API keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 from imagegen import __version__
 from imagegen.errors import SettingsError
@@ -26,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(given)
     if chosen.command == "doctor":
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
+    if chosen.command == "keys":
+        from imagegen import key_command  # noqa: PLC0415 - as below
+
+        return key_command.run(chosen)
     from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
@@ -65,4 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="run the service (the default)")
     checks = commands.add_parser("doctor", help="check settings, folders, models and Redis; exit code 1 for a fault")
     checks.add_argument("--models", action="store_true", help="check only the model table, and any finding is a fault")
+    _add_keys(commands)
     return parser
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="make, list, revoke or rotate API keys")
+    actions = keys.add_subparsers(dest="action", title="actions", required=True)
+    create = actions.add_parser("create", help="make a key; its secret is printed this once")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--daily-usd", type=float, metavar="D", help="budget of a UTC day in US dollars")
+    create.add_argument("--rate", type=int, metavar="N", help="requests a minute")
+    create.add_argument("--images-rate", type=int, metavar="N", help="generations a minute")
+    create.add_argument("--open-tasks", type=int, metavar="N", help="unfinished tasks at once")
+    create.add_argument("--models", metavar="PATTERNS", help="models that it may use, as 'flux*,gpt-image-1'")
+    create.add_argument("--max-megapixels", type=float, metavar="M", help="of one image; 1024x1024 is one")
+    create.add_argument("--expires", metavar="TIME", help="its life, as 90d, 12h or seconds")
+    actions.add_parser("list", help="list all keys; secrets are not stored")
+    revoke = actions.add_parser("revoke", help="refuse a key from now on")
+    revoke.add_argument("name", metavar="NAME")
+    rotate = actions.add_parser("rotate", help="give a key a second secret, which is printed this once")
+    rotate.add_argument("name", metavar="NAME")
+    rotate.add_argument("--grace", metavar="TIME", help="how long the old secret lives, as 24h (the default) or 0")

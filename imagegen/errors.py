@@ -97,7 +97,7 @@ class ImageTooLarge(ApiError):
 
 
 class PriceUnknown(ApiError):
-    """A request that no budget can hold, since nobody knows what it costs."""
+    """A request that no budget can hold, since its price is unknown."""
 
     status, code = 400, "price_unknown"
     zh, en = (
@@ -117,7 +117,7 @@ class Unauthorized(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """The budget of the day, of the client's key or of all together, has no room for the request."""
+    """The budget of the day, of the client's key or of all together, can't hold the request."""
 
     status, code = 402, "budget_exceeded"
     zh, en = "今日预算不足，将于{resets_at}重置", "The budget of the day does not suffice; it is reset at {resets_at}"
@@ -156,6 +156,18 @@ class ForeignHost(CrossSite):
     )
 
 
+class NotAllowed(ApiError):
+    """The API key does not allow this model or size; `details` names the field."""
+
+    status, code = 403, "not_allowed"
+    zh, en = "此密钥不允许该请求", "The API key does not allow this request"
+
+
+class ApiKeyNotFound(ApiError):
+    status, code = 404, "key_not_found"
+    zh, en = "密钥不存在", "There is no API key of this name"
+
+
 class RouteNotFound(ApiError):
     status, code = 404, "route_not_found"
     zh, en = "接口不存在，所有接口见/docs", "No such route; /docs shows all of them"
@@ -186,6 +198,16 @@ class AlreadyFinished(ApiError):
 class NotRetryable(ApiError):
     status, code = 409, "not_retryable"
     zh, en = "只有失败或已取消的任务可以重试", "Only a failed or cancelled task can be retried"
+
+
+class ApiKeyExists(ApiError):
+    status, code = 409, "key_exists"
+    zh, en = "同名密钥已存在", "There is an API key of this name already"
+
+
+class ApiKeyIsFixed(ApiError):
+    status, code = 409, "key_is_fixed"
+    zh, en = "该密钥由API_KEYS设置，只能在那里更改", "This key is set in API_KEYS: change it there"
 
 
 class ImageExpired(ApiError):
@@ -224,6 +246,11 @@ class IdempotencyMismatch(ApiError):
 class RateLimited(ApiError):
     status, code, retryable = 429, "rate_limited", True
     zh, en = "请求频率过高，请稍后再试", "Too many requests, please try again later"
+
+
+class TooManyOpenTasks(ApiError):
+    status, code, retryable = 429, "too_many_open_tasks", True
+    zh, en = "此密钥未完成的任务过多，请稍后再试", "The API key has too many unfinished tasks, please try again later"
 
 
 class HeadersTooLarge(ApiError):

@@ -15,7 +15,8 @@ MONTH_S = 30 * 86_400.0
 
 COMMAND_PURPOSES = (
     "submit", "read", "claim", "start", "finish", "retry", "renew", "takeover", "release", "cancel",
-    "control", "idempotency", "limits", "pictures", "hooks", "list", "stats", "restore", "usage", "alerts", "other",
+    "control", "idempotency", "limits", "pictures", "hooks", "list", "stats", "restore", "usage", "alerts", "keys",
+    "other",
 )  # fmt: skip
 """What a Redis command may be for. The inner commands of scripts count, as Upstash bills them; AUTH, HELLO, CLIENT,
 INFO, PING and the loading of scripts don't."""

@@ -20,6 +20,7 @@ from imagegen.providers.model_table import load_table
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
 from imagegen.web.context import SERVICES
+from imagegen.web.guard import GUARD
 from imagegen.web.http.connections import connection_cap, raise_descriptor_limit
 from imagegen.web.http.listening import ListeningSite, base_address, local_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
@@ -37,6 +38,8 @@ async def serve(settings: Settings) -> int:
     runner = ImagegenRunner(app, max_connections=cap)
     try:
         await runner.setup()
+        ring = app[GUARD].ring
+        start_checks.check_exposure(settings, has_keys=ring.has_keys or not ring.is_loaded)
         tune_gc()
         tune_malloc()
         await ListeningSite(runner, sockets, runner.connections).start()
@@ -84,7 +87,6 @@ def main() -> int:
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
-        start_checks.check_exposure(settings, has_keys=bool(settings.api_keys))
         start_checks.check_data_dir(settings.data_dir)
         for line in start_checks.warnings(settings):
             logger.warning("{}", line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -275,14 +276,34 @@ def aliases(text: str) -> Mapping[str, str]:
 
 
 def api_keys(text: str) -> Mapping[str, str]:
-    pairs = [[half.strip() for half in item.split(":", 1)] for item in text.split(",") if item.strip()]
-    if not pairs or not all(len(pair) == 2 and re.fullmatch(r"[\w.-]{1,64}", pair[0], re.ASCII) for pair in pairs):
-        raise ValueError("must be name:key,… with names of letters, digits and . _ -")
-    if not all(re.fullmatch(r"[!-~]{8,}", key) for _, key in pairs):
+    """Return the SHA-256 of each key in hex, by the key's name: `name:key`, `name:sha256:<hex>`, or one bare key."""
+    hashes: dict[str, str] = {}
+    for item in (item.strip() for item in text.split(",")):
+        if not item:
+            continue
+        name, colon, key = (part.strip() for part in item.partition(":"))
+        if not colon:
+            name, key = "default", name
+        sha256 = _api_key_hash(name, key)
+        if name in hashes or sha256 in hashes.values():
+            raise ValueError("each name and each key may be there once")
+        hashes[name] = sha256
+    if not hashes:
+        raise ValueError("must be name:key,… or one key")
+    return MappingProxyType(hashes)
+
+
+def _api_key_hash(name: str, key: str) -> str:
+    if name == "sha256" or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise ValueError("must be name:key or name:sha256:<hex>, with names of letters, digits and . _ -, or one key")
+    kind, colon, digest = key.partition(":")
+    if colon and kind == "sha256":
+        if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
+            raise ValueError("must have 64 hexadecimal digits after sha256:, as `sha256sum` prints them")
+        return digest.lower()
+    if not re.fullmatch(r"[!-~]{8,}", key):
         raise ValueError("each key must be at least 8 visible ASCII characters without spaces and commas")
-    if len({name for name, _ in pairs}) < len(pairs) or len({key for _, key in pairs}) < len(pairs):
-        raise ValueError("each name and each key may stand there once")
-    return MappingProxyType(dict(pairs))
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def prefix(text: str) -> str:

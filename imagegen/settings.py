@@ -48,7 +48,6 @@ _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 NOT_IMPLEMENTED: frozenset[str] = frozenset(
     {
-        "API_KEYS",
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
         "ALERT_WEBHOOK",
@@ -183,6 +182,12 @@ class Settings:
     def is_loopback(self) -> bool:
         """Return whether only this machine can connect."""
         return all(map(_is_loopback, self.hosts))
+
+    @property
+    def may_be_open(self) -> bool:
+        """Return whether clients may do without a key: only this machine connects, or what they spend is bounded."""
+        bounded = self.open_to_all and self.budget_daily_micro_usd is not None
+        return bounded or self.provider == "sandbox" or (self.is_loopback and not self.on_render)
 
     def __repr__(self) -> str:
         shown = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))

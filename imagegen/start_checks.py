@@ -52,9 +52,7 @@ def check_exposure(settings: Settings, *, has_keys: bool) -> None:
 
     has_keys: whether there is an API key, in the settings or in Redis.
     """
-    public = settings.on_render or not settings.is_loopback
-    bounded = settings.open_to_all and settings.budget_daily_micro_usd is not None
-    if not public or has_keys or bounded or settings.provider == "sandbox":
+    if has_keys or settings.may_be_open:
         return
     name, why = (
         ("RENDER", "is set") if settings.is_loopback else ("HOST", f"{','.join(settings.hosts)} is not loopback")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -23,6 +24,10 @@ WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 @pytest.fixture
 def all_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NOT_IMPLEMENTED", frozenset())
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(**environ: str) -> Settings:
@@ -90,7 +95,12 @@ def test_settings_can_not_be_changed() -> None:
         ("IMAGE_STORE_MAX_BYTES", "5000", "image_store_max_bytes", 5000),
         ("IMAGE_STORE_MAX_BYTES", "100MiB", "image_store_max_bytes", 100 * 2**20),
         ("IMAGE_STORE_MAX_BYTES", "1.5 gb", "image_store_max_bytes", 1_500_000_000),
-        ("API_KEYS", "web:k-12345678, app:k:87654321", "api_keys", {"web": "k-12345678", "app": "k:87654321"}),
+        (
+            "API_KEYS",
+            f"web:k-12345678, app:k:87654321, ci:sha256:{'AB' * 32}, bare-key+/=",
+            "api_keys",
+            {"web": sha("k-12345678"), "app": sha("k:87654321"), "ci": "ab" * 32, "default": sha("bare-key+/=")},
+        ),
         ("TRUSTED_PROXY_HOPS", "2", "trusted_proxy_hops", 2),
         ("TRUSTED_PROXY_HOPS", "auto", "trusted_proxy_hops", "auto"),
         (
@@ -141,7 +151,11 @@ def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: 
         *[("IMAGE_STORE_MAX_BYTES", text) for text in ("0", "1 pint", "-5", "1PiB")],
         *[
             ("API_KEYS", text)
-            for text in ("nokey", "a:short", "a:12345678,a:87654321", "a:12345678,b:12345678", "a b:12345678", ",")
+            for text in (
+                *("nokey", "a:short", "a:12345678,a:87654321", "a:12345678,b:12345678", "a b:12345678", ","),
+                *("12345678,87654321", f"sha256:{'ab' * 32}", "a:sha256:abcdef01", f"a:sha256:{'ag' * 32}", "a:"),
+                *(f"a:12345678,b:sha256:{sha('12345678')}", "ä:12345678", f"{'a' * 65}:12345678"),
+            )
         ],
         ("CACHE_SCOPE", "all"),
         *[("TRUSTED_PROXY_HOPS", text) for text in ("-1", "all", "100")],

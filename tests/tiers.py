@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 TIERS = {
     "unit": (
+        "accounts/test_keys.py",
         "images/test_store_health.py",
         "images/test_image_links.py",
         "images/test_sniff.py",

@@ -27,6 +27,9 @@ HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 _BROADCAST = ("hello", "lost")
 """Kinds that are published even without a peer."""
 
+_OF_ANY_PROCESS = ("keys",)
+"""Kinds that also processes publish which are no instances, and never peers."""
+
 MAX_PEERS = 1_000
 """Instances remembered, whichever names are received."""
 
@@ -64,6 +67,11 @@ class Notifier:
     def alone(self) -> bool:
         """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether this instance receives what is published now."""
+        return not self.silent and self._connection.subscriptions.active
 
     @property
     def alone_since(self) -> float | None:
@@ -146,6 +154,9 @@ class Notifier:
             self._unreadable()
 
     def _handle(self, message: Message, sender: str, kind: str) -> None:
+        if kind in _OF_ANY_PROCESS:
+            self._call_handler(kind, message)
+            return
         is_known = sender in self.peers and kind != "hello"
         if kind == "bye":
             self.peers.pop(sender, None)
@@ -159,6 +170,9 @@ class Notifier:
                 callback()
         while len(self.peers) > MAX_PEERS:
             del self.peers[next(iter(self.peers))]
+        self._call_handler(kind, message)
+
+    def _call_handler(self, kind: str, message: Message) -> None:
         if handler := self.handlers.get(kind):
             handler(message)
 

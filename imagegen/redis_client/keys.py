@@ -36,6 +36,11 @@ class Keys:
         """
         return f"{{{self.prefix}}}:outbox"
 
+    @property
+    def api_keys(self) -> str:
+        """Hash: records of the API keys made at run time, and the budget slot of each name. No end."""
+        return f"{{{self.prefix}}}:keys"
+
     def probe(self, kind: str) -> str:
         """Any type: the keys of the command check at the start. Deleted at once, or after a minute."""
         return f"{{{self.prefix}}}:probe:{kind}"

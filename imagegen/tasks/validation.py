@@ -257,7 +257,7 @@ def parse(
     try:
         params = _validate(fields)
     except ValidationError as error:
-        raise InvalidRequest(details=(faults + _field_errors(error))[:max_faults]) from error
+        raise InvalidRequest(details=(faults + field_errors(error))[:max_faults]) from error
     params.setdefault("n", 1)
     params.setdefault("width", default_side)
     params.setdefault("height", default_side)
@@ -368,7 +368,8 @@ def unknown_field(key: str, known: tuple[str, ...]) -> str:
     return "is not a known field" + (_OF_THE_PROVIDER if known is _NAMES else "")
 
 
-def _field_errors(error: ValidationError) -> list[FieldError]:
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """Return the errors of a pydantic model under the names of its fields in camelCase."""
     return [FieldError(_path(e["loc"]), _error_message(e)) for e in error.errors(include_url=False)]
 
 
@@ -389,7 +390,8 @@ def _error_message(error: ErrorDetails) -> str:
             return f"must have at most {error['ctx']['max_length']} {unit}"
         case "string_pattern_mismatch":
             return _pattern_message(error["ctx"]["pattern"], str(error["input"]))
-    return error["msg"].replace("Input should", "must").replace("must be a valid tuple", "must be a list")
+    message = error["msg"].removeprefix("Value error, ")
+    return message.replace("Input should", "must").replace("must be a valid tuple", "must be a list")
 
 
 def _pattern_message(pattern: str, text: str) -> str:

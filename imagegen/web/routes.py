@@ -10,6 +10,7 @@ from imagegen.ratelimit.limits import RateLimits
 from imagegen.web.api import events
 from imagegen.web.api import operations as api
 from imagegen.web.context import SERVICES
+from imagegen.web.guard import Guard
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.lookup import is_cached
@@ -18,11 +19,11 @@ from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
 from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation
+from imagegen.web.ops import key_operations
 from imagegen.web.ops import operations as ops
-from imagegen.web.ops.admin import admin_only
 from imagegen.web.ops.docs import DOCUMENT_BUILDER
 
-ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES)
+ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES, *key_operations.ROUTES)
 
 _PATH_PARAMETERS = {
     "{taskId}": "{task_id:(?!generate$|batch$)[^/]+}",
@@ -32,18 +33,18 @@ _PATH_PARAMETERS = {
 """Patterns of the parameters of a path; any other parameter is one segment."""
 
 
-def add_routes(app: web.Application, rates: RateLimits) -> None:
-    """Register every route, each with the limit that it counts against."""
+def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
+    """Register every route, each with what its callers must show and the limit that it counts against."""
     admin_routes = app[ADMIN_ROUTES] = set()
     for operation, handler in ROUTES:
         path = operation.path
         for parameter, pattern in _PATH_PARAMETERS.items():
             path = path.replace(parameter, pattern)
-        guarded = _limited(operation, admin_only(handler) if operation.needs == "admin" else handler, rates)
+        guarded, expect = guard.protect(operation, _limited(operation, handler, rates)), guard.expect(operation)
         methods = [operation.method.upper()]
         if operation.method == "get" and not any(response.events for response in operation.answers):
             methods.insert(0, hdrs.METH_HEAD)
-        routes = [app.router.add_route(method, path, guarded) for method in methods]
+        routes = [app.router.add_route(method, path, guarded, expect_handler=expect) for method in methods]
         if operation.needs == "admin":
             admin_routes.update(routes)
     app[MODEL_LIST] = ModelListCache()

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from multidict import istr
 
+from imagegen.accounts.keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.ssrf import check_host
@@ -94,14 +95,16 @@ def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) 
     """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
         return submit_parsed(services, parse_object(body.raw), body, options)
-    submission = services.submission_cache.get(options.owner, body.raw)
+    api_key = client_of(options.request).key
+    is_restricted = api_key is not None and api_key.is_restricted  # others' submissions may not be allowed for it
+    submission = None if is_restricted else services.submission_cache.get(options.owner, body.raw)
     if submission is None:
         fields = parse_object(body.raw)
         request, webhooks = _parse(services, fields, options)
         if request.image_sources or body.images or body.refusals:
             return submit_parsed(services, fields, body, options)
         submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
-        if not webhooks:
+        if not webhooks and not is_restricted:
             services.submission_cache.put(options.owner, body.raw, submission)
     return submit(services, submission, fresh=options.fresh)
 
@@ -180,9 +183,8 @@ def _parse(
     services: Services, body: Mapping[str, Any], options: SubmitOptions
 ) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
     """Return the request and its webhooks. Raises InvalidRequest with the errors of both."""
-    identity = services.identity
     if "webhook" not in body:
-        return _parse_fields(identity, body, options.max_errors), ()
+        return _parse_fields(services.identity, body, options), ()
     webhooks: tuple[Webhook, ...] = ()
     errors: tuple[FieldError, ...] = ()
     fields = {name: value for name, value in body.items() if name != "webhook"}
@@ -191,7 +193,7 @@ def _parse(
     except InvalidRequest as error:
         errors = error.details
     try:
-        request = _parse_fields(identity, fields, options.max_errors)
+        request = _parse_fields(services.identity, fields, options)
     except InvalidRequest as error:
         raise InvalidRequest(details=(*error.details, *errors)[: options.max_errors]) from error
     if errors:
@@ -199,14 +201,17 @@ def _parse(
     return request, webhooks
 
 
-def _parse_fields(identity: TaskIdentity, body: Mapping[str, Any], max_errors: int) -> GenerationRequest:
-    return validation.parse(
+def _parse_fields(identity: TaskIdentity, body: Mapping[str, Any], options: SubmitOptions) -> GenerationRequest:
+    """Return the request. Raises InvalidRequest, and NotAllowed if the client's key does not allow it."""
+    request = validation.parse(
         body,
         default_model=identity.default_model,
         aliases=identity.aliases,
-        max_faults=max_errors,
+        max_faults=options.max_errors,
         adjust=identity.adjust,
     )
+    check_allowed(client_of(options.request).key, request)
+    return request
 
 
 def _parse_webhooks(services: Services, sent: object, options: SubmitOptions) -> tuple[Webhook, ...]:

@@ -376,8 +376,10 @@ class Attempt:
             raise AttemptEnded(Failed(TaskError(error.code, error.detail, error.retryable))) from error
 
     def _is_alternative(self, model: str) -> bool:
-        """Return whether a fallback model may take the place of the requested one."""
+        """Return whether a fallback model may take the place of the requested one, for this client too."""
         editing = self._request.image_sources
+        if not self._runner.rules.may_use(self._claim.task.client, model):
+            return False
         return model != self._request.model and (not editing or self._runner.provider.edits(model) is not None)
 
     def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:

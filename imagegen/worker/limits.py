@@ -19,12 +19,14 @@ MAX_KNOWN_COUNTS = 200
 @dataclass(frozen=True, slots=True)
 class AttemptLimits:
     """deadline_s: seconds from the submit to the end of the last attempt; fallback_models: tried in this order if
-    the requested model is not available. job_wait_s: how long an attempt polls a provider job in its slot."""
+    the requested model is not available. job_wait_s: how long an attempt polls a provider job in its slot. may_use:
+    returns whether a key, by its name, allows a model."""
 
     policy: RetryPolicy
     deadline_s: float
     fallback_models: tuple[str, ...] = ()
     job_wait_s: float = MIN_JOB_WAIT_S
+    may_use: Callable[[str, str], bool] = lambda _name, _model: True
 
     def deadline(self, task: Task) -> float:
         """Return the task's deadline, Unix time."""

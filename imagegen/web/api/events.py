@@ -23,6 +23,7 @@ from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view
 from imagegen.web.api.task_responses import not_found, render_task
 from imagegen.web.context import SERVICES, Services
+from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.responses import language
 from imagegen.web.lookup import find_task, find_tasks
@@ -142,7 +143,7 @@ class TaskEventStream:
             await response.send(orjson.dumps(view).decode(), event="snapshot")
         for task in tasks:
             await self._send_changes(response, await self._services.queue.get(task.id) or task)
-        while not self._finished and not self._services.readiness.draining:
+        while not self._finished and not self._services.readiness.draining and still_admits(self._request):
             left_s = ends_at - clock()
             if left_s <= 0 or is_disconnected(self._request):
                 break

@@ -8,9 +8,10 @@ import re
 from aiohttp import web
 from multidict import istr
 
-from imagegen.errors import FieldError, InvalidRequest
+from imagegen.errors import FieldError, InvalidRequest, Unauthorized
 from imagegen.tasks.task import Task
 from imagegen.web.context import Services
+from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 
 MAX_WAIT_S = 60
@@ -45,7 +46,7 @@ def preference_applied(wait_s: int) -> dict[str, str]:
 async def wait_until_final(services: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
     """Return the task when it is finished, after `within_s` seconds, or when this service stops.
 
-    With its request, the wait also ends when the client leaves.
+    With its request, the wait also ends when the client leaves. Raises Unauthorized if its key is revoked meanwhile.
     """
     deadline = asyncio.get_running_loop().time() + within_s
     with services.feed.subscribe([task.id]) as subscription:
@@ -60,4 +61,6 @@ async def wait_until_final(services: Services, task: Task, within_s: float, requ
                 break
             for changed in await subscription.changes(left_s):
                 task = max(task, changed, key=lambda seen: seen.sequence)
+            if request is not None and not still_admits(request):
+                raise Unauthorized
     return task

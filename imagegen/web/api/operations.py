@@ -14,7 +14,6 @@ from imagegen.errors import (
     ImageTooLarge,
     InvalidRequest,
     NotRetryable,
-    QueueFull,
     QueueUnavailable,
     RateLimited,
     RouteNotFound,
@@ -51,7 +50,6 @@ SUBMIT, FOLLOW, CHANGE, LOOK_UP, OPERATE = "Submit", "Follow", "Change", "Models
 
 _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
-_SUBMIT_ERRORS = (QueueUnavailable, QueueFull, Draining, StoreUnavailable)
 _IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
 _EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
@@ -122,7 +120,7 @@ GENERATE = Operation(
             "with options": samples.REQUEST_WITH_OPTIONS,
         },
     ),
-    (*_SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
+    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )
 
@@ -335,7 +333,7 @@ RETRY = Operation(
         _NOT_FOUND,
     ),
     (named.TASK, named.LANGUAGE),
-    errors=(NotRetryable, UploadNotFound, *_SUBMIT_ERRORS),
+    errors=(NotRetryable, UploadNotFound, *named.SUBMIT_ERRORS),
     limit="generation",
 )
 

@@ -7,8 +7,10 @@ import re
 
 from aiohttp import web
 
+from imagegen.accounts.keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
 from imagegen.queue.task_list import Cursor
+from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
 from imagegen.web.api.schemas import TaskListView
@@ -70,8 +72,10 @@ async def retry(request: web.Request) -> web.StreamResponse:
         return not_found(request)
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
         raise NotRetryable
+    client = client_of(request)
+    check_allowed(client.key, GenerationRequest.from_json(task.request_json))
     await services.inputs.keep_again(task.request_json)
-    owner = owner_name(client_of(request).id)
+    owner = owner_name(client.id)
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
     submitted = await submit(services, services.identity.resubmission(task, webhooks))
     response = await build_submit_response(request, services, submitted)

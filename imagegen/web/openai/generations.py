@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from imagegen.accounts.keys import check_allowed
 from imagegen.errors import FieldError, InvalidRequest, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
@@ -119,6 +120,8 @@ async def respond_async(request: web.Request, wanted: OpenAIRequest) -> web.Stre
 
 
 def _client_call(request: web.Request, wanted: OpenAIRequest) -> ClientCall:
+    """Return the call of a request. Raises InvalidRequest, NotAllowed."""
+    check_allowed(client_of(request).key, wanted.request, sides="size")
     options = SubmitOptions.from_request(request)
     return ClientCall(request.app[SERVICES], wanted.request, options, mark_of(request.headers))
 

@@ -9,15 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_snake
 
-from imagegen.errors import (
-    Draining,
-    IdempotencyMismatch,
-    QueueFull,
-    QueueUnavailable,
-    StoreUnavailable,
-    TaskNotFound,
-    Unsupported,
-)
+from imagegen.errors import IdempotencyMismatch, QueueUnavailable, TaskNotFound, Unsupported
 from imagegen.tasks.request import MAX_IMAGES
 from imagegen.tasks.validation import GenerationParams, Size
 from imagegen.web.api.schemas import TASK_ERRORS
@@ -101,7 +93,7 @@ GENERATE = Operation(
         named.IDEMPOTENCY_KEY,
     ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *named.INPUT_ERRORS),
+    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
     _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
     envelope="openai",
@@ -126,7 +118,7 @@ GENERATE_ASYNC = Operation(
     (_ASYNC_ACCEPTED,),
     (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (QueueUnavailable, QueueFull, Draining, StoreUnavailable, IdempotencyMismatch, *named.INPUT_ERRORS),
+    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
     envelope="openai",
 )

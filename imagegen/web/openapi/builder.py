@@ -32,7 +32,23 @@ _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 _GENERAL = "the general limit (`RATE_LIMIT_MAX`)"
 _BOTH = f"{_GENERAL} and the limit for generations (`IMAGE_RATE_LIMIT_MAX`)"
 _LIMITS = {"none": "no limit", "misses": "no limit", "general": _GENERAL, "generation": _BOTH, "entries": _BOTH}
-_ADMIN = "Needs the admin token."
+_NEEDS = {
+    "admin": "Needs the admin token.",
+    "key": "",
+    "link": "A signed link needs no key.",
+    "none": "",
+}
+SECURITY_SCHEMES = {
+    "admin": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`ADMIN_TOKEN`, or the token in `DATA_DIR/admin.token`. It is good for every other route too.",
+    },
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, as soon as one exists."},
+    "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same API key."},
+    "link": {"type": "apiKey", "in": "query", "name": "sig", "description": "Signature of a link, with its `exp`."},
+}
+_SECURITY = {"admin": ("admin",), "key": ("key", "keyHeader"), "link": ("key", "keyHeader", "link")}
 _ERROR_TEXTS = {400: "The request can't be read, or breaks a rule: `details` names every fault."}
 _ERROR_HEADERS = {
     401: ("WWW-Authenticate",),
@@ -58,12 +74,7 @@ def build(operations: Sequence[Operation], webhooks: Sequence[Operation], server
         "paths": _by_path(operations, builder),
         "webhooks": _by_path(webhooks, builder),
     }
-    token = {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "`ADMIN_TOKEN`, or the token in `DATA_DIR/admin.token`.",
-    }
-    return document | {"components": builder.components() | {"securitySchemes": {"admin": token}}}
+    return document | {"components": builder.components() | {"securitySchemes": SECURITY_SCHEMES}}
 
 
 def _by_path(operations: Iterable[Operation], builder: Builder) -> Json:
@@ -109,13 +120,13 @@ class Builder:
         if operation.parameters:
             entry["parameters"] = [self._parameter(parameter) for parameter in operation.parameters]
         if operation.body:
-            entry["requestBody"] = {"required": True, "content": self._media(operation.body)}
+            entry["requestBody"] = {"required": operation.body.required, "content": self._media(operation.body)}
         answers = {response.status: self._response(operation, response) for response in operation.answers}
         entry["responses"] = {
             str(status): response for status, response in sorted((answers | self._errors(operation)).items())
         }
-        if operation.needs == "admin":
-            entry["security"] = [{"admin": []}]
+        if operation.needs != "none":
+            entry["security"] = [{scheme: []} for scheme in _SECURITY[operation.needs]]
         return entry
 
     def _media(self, body: Body) -> Json:
@@ -204,7 +215,7 @@ class Builder:
 
 def _description(operation: Operation) -> str:
     limit = f"Counts against {_LIMITS[operation.limit]}." if operation.envelope != "none" else ""
-    return "\n\n".join(filter(None, [operation.text, _ADMIN if operation.needs == "admin" else "", limit]))
+    return "\n\n".join(filter(None, [operation.text, _NEEDS[operation.needs], limit]))
 
 
 def _headers(*names: str) -> Json:

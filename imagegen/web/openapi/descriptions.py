@@ -56,6 +56,7 @@ TAGS: Mapping[str, str] = {
     "Models": "Limits, prices and ends of models.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
+    "API keys": "Keys of clients, which the admin makes and revokes.",
     "Operate": "For the operator.",
     "Pages": "This document.",
     "OpenAI and Together, other bases": "The same routes under the other bases that client versions use.",

@@ -19,6 +19,7 @@ from imagegen.errors import (
     InternalError,
     InvalidJson,
     InvalidRequest,
+    QueueUnavailable,
     RateLimited,
     Unauthorized,
     UnsupportedMediaType,
@@ -62,6 +63,7 @@ class Body:
     examples: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
     others: Mapping[str, Json] = field(default_factory=dict)
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,11 @@ class Operation:
         errors = EDGE + self.errors
         if self.body:
             errors += IN_BODY
-        if self.needs == "admin":
-            errors += (Unauthorized,)
-        return (*errors, RateLimited) if self.is_limited else errors
+        if self.needs != "none":
+            errors += (Unauthorized, RateLimited)
+        if self.needs in ("key", "link"):
+            errors += (QueueUnavailable,)
+        return tuple(dict.fromkeys((*errors, RateLimited) if self.is_limited else errors))
 
 
 Route = tuple[Operation, Handler]

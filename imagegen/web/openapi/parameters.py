@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from imagegen.errors import ImageTooLarge, UnsupportedImage, UploadNotFound
+from imagegen.errors import (
+    Draining,
+    ImageTooLarge,
+    NotAllowed,
+    QueueFull,
+    QueueUnavailable,
+    StoreUnavailable,
+    TooManyOpenTasks,
+    UnsupportedImage,
+    UploadNotFound,
+)
 from imagegen.images.thumbnails import SIZES
 from imagegen.tasks.validation import ModelId
 from imagegen.web.api.events import MAX_TASKS
@@ -18,6 +28,7 @@ from imagegen.web.openapi.document import Parameter
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 
+SUBMIT_ERRORS = (NotAllowed, TooManyOpenTasks, QueueUnavailable, QueueFull, Draining, StoreUnavailable)
 INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
 FILE_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
 ModelField = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
@@ -42,6 +53,9 @@ MODEL = Parameter(
     example="black-forest-labs/FLUX.1-schnell",
 )
 FILE = Parameter("file", "path", "Name of a file of the page.", _TEXT, required=True, example="docs.css")
+KEY_NAME = Parameter(
+    "name", "path", "Name of an API key.", {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, required=True
+)
 TASKS = Parameter(
     "tasks",
     "query",

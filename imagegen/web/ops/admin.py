@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from functools import wraps
 
-from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
-
-from imagegen.errors import Unauthorized
+from aiohttp import web
 
 
 class AdminAuth:
@@ -25,25 +21,6 @@ class AdminAuth:
 
 
 ADMIN = web.AppKey("admin", AdminAuth)
-
-
-def require_admin(request: web.Request) -> None:
-    """Raises Unauthorized without the token in `Authorization: Bearer`; an application without a token has no admin."""
-    rule = request.app.get(ADMIN)
-    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if rule is None or scheme.lower() != "bearer" or not rule.admits(token.strip()):
-        raise Unauthorized(headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
-
-
-def admin_only(handler: Handler) -> Handler:
-    """Return the handler behind the gate."""
-
-    @wraps(handler)
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        require_admin(request)
-        return await handler(request)
-
-    return guarded
 
 
 def _sha256(token: str) -> bytes:

@@ -13,11 +13,11 @@ from imagegen.accounts.usage_report import COLUMNS, DEFAULT_DAYS, GROUPINGS, MAX
 from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count
 from imagegen.web.context import SERVICES
+from imagegen.web.guard import GUARD
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.responses import json_response
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
-from imagegen.web.ops.admin import require_admin
 
 CSV, JSON = "text/csv", "application/json"
 
@@ -73,7 +73,7 @@ async def get_usage(request: web.Request) -> web.StreamResponse:
     """
     services, client = request.app[SERVICES], client_of(request)
     if client.key is None and not client.is_admin:
-        require_admin(request)
+        request.app[GUARD].require_admin(request)
     key = client.name if client.key is not None and not client.is_admin else None
     query = UsageQuery.parse(request.query, services.queue.clock(), key)
     report = UsageReport.of(await services.ledger.read(query.days), query)

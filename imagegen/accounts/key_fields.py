@@ -1,0 +1,143 @@
+"""Fields of a new API key and of a rotation, as the admin routes and the command `imagegen keys` take them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from imagegen.accounts.keys import NAME, ApiKey
+from imagegen.errors import FieldError, InvalidRequest
+from imagegen.tasks.validation import MAX_FIELD_ERRORS, field_errors, unknown_field
+
+DEFAULT_GRACE_S = 86_400.0
+MAX_DURATION_S = 315_360_000.0
+"""Ten years."""
+
+MAX_PATTERNS = 100
+MAX_PER_MINUTE = 1_000_000
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)")
+_MICRO = 1_000_000
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds of `90d`, `24h`, `30m`, `45s`, `2w` or `3600`. Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(match[1]) * _UNITS_S[match[2] or "s"] if match else -1.0
+    if not 0 <= seconds <= MAX_DURATION_S:
+        raise ValueError("must be a duration of at most ten years, as 90d, 24h, 30m or 3600 (seconds)")
+    return seconds
+
+
+def _as_text(value: object) -> object:
+    """Return a number of seconds as text."""
+    return f"{value:.3f}" if type(value) in (int, float) else value
+
+
+def _duration(text: str) -> str:
+    duration_s(text)
+    return text
+
+
+def _life(text: str) -> str:
+    if duration_s(text) <= 0:
+        raise ValueError("must be more than 0 seconds")
+    return text
+
+
+def _pattern(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be a pattern of model ids, as flux* or gpt-image-1")
+    return text
+
+
+_Duration = Annotated[str, BeforeValidator(_as_text), AfterValidator(_duration)]
+_PerMinute = Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE)]
+_Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class NewKeyFields(_Fields):
+    """A new API key. A limit that is absent or null is off."""
+
+    name: Annotated[
+        str, Field(pattern=f"^{NAME.pattern}$", description="1 to 64 letters, digits, dots, underscores or hyphens.")
+    ]
+    daily_usd: (
+        Annotated[float, Field(strict=True, ge=0, le=1e9, description="Budget of a UTC day in US dollars.")] | None
+    ) = None
+    rate: Annotated[_PerMinute, Field(description="Requests a minute, in place of `RATE_LIMIT_MAX`.")] | None = None
+    images_rate: (
+        Annotated[_PerMinute, Field(description="Generations a minute, in place of `IMAGE_RATE_LIMIT_MAX`.")] | None
+    ) = None
+    open_tasks: (
+        Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE, description="Unfinished tasks at once.")] | None
+    ) = None
+    models: (
+        Annotated[
+            tuple[_Pattern, ...],
+            Field(max_length=MAX_PATTERNS, description="Patterns of the models that it may use, as `flux*`."),
+        ]
+        | None
+    ) = None
+    max_megapixels: (
+        Annotated[float, Field(strict=True, gt=0, le=1000, description="Of one image, in millions of pixels.")] | None
+    ) = None
+    expires: (
+        Annotated[_Duration, AfterValidator(_life), Field(description="Its life, as `90d`, `12h` or seconds.")] | None
+    ) = None
+
+    def to_key(self, now: float) -> ApiKey:
+        """Return the key without a secret. now: Unix seconds."""
+        return ApiKey(
+            self.name,
+            daily_micro_usd=None if self.daily_usd is None else round(self.daily_usd * _MICRO),
+            rate=self.rate,
+            images_rate=self.images_rate,
+            open_tasks=self.open_tasks,
+            models=self.models or (),
+            max_megapixels=self.max_megapixels,
+            expires_at=None if self.expires is None else now + duration_s(self.expires),
+        )
+
+
+class RotationFields(_Fields):
+    """A rotation of an API key."""
+
+    grace: (
+        Annotated[
+            _Duration,
+            Field(description="How long the secrets from before live, as `24h`, `0` or seconds; 24 hours if absent."),
+        ]
+        | None
+    ) = None
+
+    @property
+    def grace_s(self) -> float:
+        """Return the life of the secrets from before. Seconds."""
+        return DEFAULT_GRACE_S if self.grace is None else duration_s(self.grace)
+
+
+_Model = TypeVar("_Model", bound=_Fields)
+
+
+def parse_fields(model: type[_Model], fields: Mapping[str, Any]) -> _Model:
+    """Return the fields of a body. Raises InvalidRequest with every error."""
+    known = tuple(field.alias or name for name, field in model.model_fields.items())
+    try:
+        return model.model_validate(dict(fields))
+    except ValidationError as error:
+        unknown = {str(each["loc"][0]) for each in error.errors() if each["type"] == "extra_forbidden"}
+        details = [
+            FieldError(each.field, unknown_field(each.field, known)) if each.field in unknown else each
+            for each in field_errors(error)
+        ]
+        raise InvalidRequest(details=details[:MAX_FIELD_ERRORS]) from error

@@ -1,0 +1,238 @@
+"""API keys in Redis: made, rotated and revoked at run time, and read again by all instances after each change.
+
+One hash has all records. It is read at the start, after each connection to the channel of the instances, and after each
+message there. Where that channel is not usable it is read while requests come, at most once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import cast
+
+import orjson
+from loguru import logger
+from msgspec.structs import replace
+
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.keys import ApiKey, SecretHash, decode_key, encode_key, new_secret, secret_digest
+from imagegen.backoff import Backoff
+from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound, FieldError, InvalidRequest, QueueUnavailable
+from imagegen.queue.notifier import Message, Notifier
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.lua import load_script
+from imagegen.redis_client.multiplexer import Arg, Script
+from imagegen.redis_client.redis_errors import RedisError, shown
+
+CHANGED = "keys"
+"""Kind of the message on the channel of the instances."""
+
+MAX_STALE_S = 1.0
+"""Longest age of the records while no message would announce a change."""
+
+WAIT_FOR_READ_S = 0.5
+"""A request that needs fresh records waits this long; then the records in memory count."""
+
+MAX_KEYS = 10_000
+
+_CHANGE, _ASSIGN, _RESTORE = (load_script(__package__, name) for name in ("change_key", "assign_slots", "restore_keys"))
+_VERSION, _KEY, _SLOT = b"version", b"key:", b"slot:"
+_WRITE_COMMANDS = 6
+_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
+
+Fields = Mapping[bytes, bytes]
+
+
+class KeyStore:
+    """Keys in Redis, and the ring that has them in memory.
+
+    notifier: None for a process that serves no requests, and needs no messages about changes.
+    """
+
+    def __init__(self, connection: Connection, keys: Keys, ring: KeyRing, notifier: Notifier | None = None) -> None:
+        self.ring = ring
+        self._connection = connection
+        self._keys = keys
+        self._notifier = notifier
+        self._fields: Fields = {}
+        self._needed = asyncio.Event()
+        self._needed.set()
+        self._reading: asyncio.Task[None] | None = None
+        self._read_at = -MAX_STALE_S
+        self._reported = ""
+
+    async def create(self, key: ApiKey) -> tuple[ApiKey, str]:
+        """Store a new key; return it and its secret. Raises ApiKeyExists, ApiKeyIsFixed, QueueUnavailable."""
+        if key.name in {fixed.name for fixed in self.ring.fixed}:
+            raise ApiKeyIsFixed
+        secret = new_secret()
+        made = replace(key, secrets=(_hash(secret),), created_at=self._connection.clock())
+        await self.refresh()
+        if len(self.ring.stored) >= MAX_KEYS:
+            raise InvalidRequest(details=[FieldError("name", f"is one too many: there are {MAX_KEYS} keys")])
+        if not await self._change(key.name, b"", encode_key(made)):
+            raise ApiKeyExists
+        return await self._stored(key.name), secret
+
+    async def rotate(self, name: str, grace_s: float) -> tuple[ApiKey, str]:
+        """Add a secret to a key; its others live for `grace_s` seconds. Raises ApiKeyNotFound, QueueUnavailable."""
+        secret = new_secret()
+        while True:
+            await self.refresh()
+            record = self._record(name)
+            changed = decode_key(record).with_secret(_hash(secret).sha256, self._connection.clock(), grace_s)
+            if await self._change(name, record, encode_key(changed)):
+                return await self._stored(name), secret
+
+    async def revoke(self, name: str) -> None:
+        """Remove a key. Raises ApiKeyNotFound, ApiKeyIsFixed, QueueUnavailable."""
+        while True:
+            await self.refresh()
+            if await self._change(name, self._record(name), b""):
+                await self.refresh()
+                return
+
+    def on_joined(self) -> None:
+        """Read the records soon: a message may have been missed."""
+        self._needed.set()
+
+    def on_changed(self, _message: Message) -> None:
+        """Read the records that another process changed."""
+        self._needed.set()
+
+    async def start(self) -> None:
+        """Read the records once; if Redis is away, `read_forever` reads them when it is back."""
+        try:
+            await self.refresh()
+            self._needed.clear()
+        except QueueUnavailable:
+            return
+        except RedisError as error:
+            self._report(error)
+
+    async def read_forever(self) -> None:
+        """Read the records whenever they may have changed."""
+        refusals = Backoff(_RETRY_S, _MAX_RETRY_S)
+        while True:
+            await self._needed.wait()
+            self._needed.clear()
+            try:
+                await self._connection.retry_until_available(self.refresh)
+                refusals.reset()
+            except RedisError as error:
+                self._report(error)
+                self._needed.set()
+                await asyncio.sleep(refusals.next_s())
+
+    @property
+    def is_current(self) -> bool:
+        """Return whether no change in Redis can have been missed."""
+        return (
+            self._notifier is None
+            or self._notifier.is_informed
+            or time.monotonic() - self._read_at < MAX_STALE_S
+            or self._connection.health.down_since is not None
+        )
+
+    async def update(self) -> None:
+        """Read the records where no message would announce a change; requests at the same time share one read."""
+        if self._reading is None or self._reading.done():
+            self._read_at = time.monotonic()
+            self._reading = asyncio.create_task(self._try_refresh(), name="read-keys")
+        await asyncio.wait([self._reading], timeout=WAIT_FOR_READ_S)
+
+    async def _try_refresh(self) -> None:
+        try:
+            await self.refresh()
+        except QueueUnavailable:
+            return
+        except RedisError as error:
+            self._report(error)
+
+    async def refresh(self) -> None:
+        """Read the records now, and write them back if Redis lost some. Raises QueueUnavailable, RedisError."""
+        fields = await self._read()
+        if _version(fields) < _version(self._fields):
+            logger.warning("Redis lost changes of API keys; they are written back")
+            flat = [part for pair in self._fields.items() for part in pair]
+            await self._run(_RESTORE, [_version(self._fields), *flat], 3)
+            fields = await self._read()
+        missing = [key.name for key in self.ring.fixed if _SLOT + key.name.encode() not in fields]
+        if missing:
+            await self._run(_ASSIGN, missing, 4 * len(missing))
+            fields = await self._read()
+        if _version(fields) >= _version(self._fields):  # a read that began earlier may end later
+            self._fields = fields
+            self._fill_ring()
+
+    async def _read(self) -> Fields:
+        async with self._connection.deadline():
+            reply = await cast(Awaitable[Fields], self._connection.commands.hgetall(self._keys.api_keys))
+        self._count(1)
+        return reply
+
+    def _fill_ring(self) -> None:
+        stored, slots = [], {}
+        for field, value in self._fields.items():
+            if field.startswith(_SLOT):
+                slots[field.removeprefix(_SLOT).decode()] = int(value)
+            elif field.startswith(_KEY):
+                try:
+                    stored.append(decode_key(value))
+                except ValueError:
+                    logger.warning("A record of an API key in Redis can't be read, and its key is refused")
+        self.ring.replace_stored(sorted(stored, key=lambda key: key.name), slots)
+
+    def _record(self, name: str) -> bytes:
+        record = self._fields.get(_KEY + name.encode())
+        if record is not None:
+            return record
+        raise ApiKeyIsFixed if name in {key.name for key in self.ring.fixed} else ApiKeyNotFound
+
+    async def _stored(self, name: str) -> ApiKey:
+        """Return a key that was just changed, from memory."""
+        await self.refresh()
+        return next((key for key in self.ring.stored if key.name == name), ApiKey(name))
+
+    async def _change(self, name: str, expected: bytes, record: bytes) -> bool:
+        """Write a record and notify the instances; return False if another one is there than expected."""
+        existing = await self._run(_CHANGE, [name, expected, record], _WRITE_COMMANDS)
+        if existing is not None:
+            return False
+        await self._publish()
+        return True
+
+    async def _publish(self) -> None:
+        """Publish that the keys changed. Instances without the channel poll."""
+        message = orjson.dumps({"from": "", "kind": CHANGED})
+        try:
+            async with self._connection.deadline():
+                await self._connection.commands.publish(self._keys.notifications, message)
+        except RedisError as error:
+            logger.debug("The change of the keys can't be published: {}", error)
+        self._count(1)
+
+    async def _run(self, script: Script, args: Sequence[Arg], commands: int) -> object:
+        async with self._connection.deadline():
+            reply: object = await self._connection.commands.run_script(script, [self._keys.api_keys], args)
+        self._count(1 + commands)
+        return reply
+
+    def _count(self, commands: int) -> None:
+        self._connection.meter.redis_commands_sent("keys", commands)
+
+    def _report(self, error: RedisError) -> None:
+        text = shown(error)
+        if text != self._reported:
+            self._reported = text
+            logger.error("The API keys can't be read from Redis, so that requests are refused: {}", text)
+
+
+def _hash(secret: str) -> SecretHash:
+    return SecretHash(secret_digest(secret).hex())
+
+
+def _version(fields: Fields) -> int:
+    return int(fields.get(_VERSION, 0))

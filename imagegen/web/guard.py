@@ -1,0 +1,195 @@
+"""Guard of all routes: who may call one, decided before its rate limit counts and before its body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.typedefs import Handler
+from multidict import CIMultiDictProxy, istr
+
+from imagegen.accounts.client import Client
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.keys import secret_digest
+from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
+from imagegen.ratelimit.limits import OwnLimits
+from imagegen.web.http.auth import CLIENT
+from imagegen.web.http.forwarded import TrustedHops, client_address
+from imagegen.web.openapi.document import Operation
+
+MAX_DROPPED_BYTES = 64 * 1024
+"""The rest of a refused request's body up to this size is read and dropped; the connection of a larger one ends."""
+
+X_API_KEY = istr("X-API-Key")
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_RETRY_AFTER = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    """What the guard depends on.
+
+    Args:
+        is_admin: returns whether a secret is the admin token.
+        verify_link: returns whether a request for this path has a valid signature in its query.
+        count_refusal: counts a refused request by its address; raises RateLimited over the limit.
+        hops: see `forwarded.client_address`.
+        own_tasks: each key sees its own tasks only.
+        may_be_open: while there is no key, everybody may call all routes but those of the admin.
+    """
+
+    is_admin: Callable[[str], bool]
+    verify_link: Callable[[web.Request, str], bool]
+    count_refusal: Callable[[web.Request, str], None]
+    hops: TrustedHops
+    own_tasks: bool = True
+    may_be_open: bool = True
+
+
+class _UnauthorizedBody(Unauthorized):
+    """The rest of the body is not read."""
+
+    closes_connection = True
+
+
+class Guard:
+    """Authentication of requests by API key, admin token or signed link.
+
+    Until the keys in Redis were read once, no client is admitted by its key: such a request gets a 503.
+    """
+
+    def __init__(self, ring: KeyRing, rules: AccessRules) -> None:
+        self.ring = ring
+        self._rules = rules
+        self._store: KeyStore | None = None
+
+    def use(self, store: KeyStore) -> None:
+        """Keep the keys up to date by this store, which is not connected when the routes are made."""
+        self._store = store
+
+    @property
+    def needs_keys(self) -> bool:
+        """Return whether clients need a key, or may need one while the keys were never read."""
+        return not (self.ring.is_loaded and not self.ring.has_keys and self._rules.may_be_open)
+
+    def protect(self, operation: Operation, handler: Handler) -> Handler:
+        """Return a handler that only those run who may call its route."""
+        if operation.needs == "none":
+            return handler
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            if CLIENT not in request:
+                await self.admit(request, operation)
+            return await handler(request)
+
+        return guarded
+
+    def expect(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+        """Return the answer to `Expect: 100-continue`, which a refused request does not get."""
+
+        async def answer(request: web.Request) -> web.StreamResponse | None:
+            if operation.needs != "none":
+                await self.admit(request, operation)
+            if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+                raise ExpectationFailed
+            if request.version == HttpVersion11:
+                await request.writer.write(_CONTINUE)
+                request.writer.output_size = 0  # the response has not begun
+            return None
+
+        return answer
+
+    async def admit(self, request: web.Request, operation: Operation) -> None:
+        """Set the client of a request. Raises Unauthorized, RateLimited, QueueUnavailable."""
+        if operation.needs != "admin":
+            if self._store is not None and not self._store.is_current:
+                await self._store.update()
+            if not self.needs_keys:
+                return
+        address = client_address(request, self._rules.hops)
+        try:
+            request[CLIENT] = self._client(request, operation, address)
+        except Unauthorized as error:
+            self._rules.count_refusal(request, address)
+            if _has_long_rest(request):
+                raise _UnauthorizedBody from error
+            raise
+
+    def require_admin(self, request: web.Request) -> None:
+        """Raise Unauthorized or RateLimited unless a request has the admin token, for a route that needs no key now."""
+        if not self._rules.is_admin(sent_secret(request.headers)):
+            self._rules.count_refusal(request, client_address(request, self._rules.hops))
+            raise Unauthorized
+
+    def still_admits(self, request: web.Request) -> bool:
+        """Return whether the key of a request that was admitted is still valid."""
+        client = request.get(CLIENT)
+        if client is None or client.key is None:
+            return True
+        return self.ring.find(secret_digest(sent_secret(request.headers))) is not None
+
+    def _client(self, request: web.Request, operation: Operation, address: str) -> Client:
+        """Return who sent a request. Raises Unauthorized, QueueUnavailable."""
+        ring, rules, needs = self.ring, self._rules, operation.needs
+        if secret := sent_secret(request.headers):
+            if needs != "admin" and ring.is_loaded and (key := ring.find(secret_digest(secret))) is not None:
+                return Client(address, key, key.name if rules.own_tasks else None)
+            if rules.is_admin(secret):
+                return Client(address, is_admin=True)
+        if needs == "admin":
+            raise Unauthorized
+        if needs == "link" and rules.verify_link(request, _path_of(request, operation)):
+            return Client(address, has_link=True)
+        if not ring.is_loaded and (secret or not ring.fixed):
+            raise QueueUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_AFTER})
+        raise Unauthorized
+
+
+GUARD = web.AppKey("guard", Guard)
+
+
+def sent_secret(headers: CIMultiDictProxy[str]) -> str:
+    """Return the secret in the headers, empty without one. Raises Unauthorized if they hold different ones."""
+    scheme, _, bearer = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    secret = bearer.strip() if scheme.lower() == "bearer" else ""
+    if X_API_KEY in headers:
+        own = headers[X_API_KEY].strip()
+        if own and secret and own != secret:
+            raise Unauthorized
+        secret = secret or own
+    if len(headers.getall(hdrs.AUTHORIZATION, ())) > 1 or len(headers.getall(X_API_KEY, ())) > 1:
+        raise Unauthorized
+    return secret
+
+
+def own_limits(request: web.Request) -> OwnLimits | None:
+    """Return the rate limits of a request's key that are in place of the others'."""
+    client = request.get(CLIENT)
+    key = None if client is None else client.key
+    if key is None or (key.rate is None and key.images_rate is None):
+        return None
+    return OwnLimits(key.rate, key.images_rate)
+
+
+def still_admits(request: web.Request) -> bool:
+    """Return whether the client of a request that lasts may still get answers."""
+    guard = request.app.get(GUARD)
+    return guard is None or guard.still_admits(request)
+
+
+def _path_of(request: web.Request, operation: Operation) -> str:
+    """Return the path as links have it: without the prefix of a proxy."""
+    path, info = operation.path, request.match_info
+    for parameter, name in (("{taskId}", "task_id"), ("{index}", "index")):
+        if name in info:
+            path = path.replace(parameter, info[name])
+    return path
+
+
+def _has_long_rest(request: web.Request) -> bool:
+    if request.content.is_eof():
+        return False
+    return hdrs.EXPECT in request.headers or (request.content_length or MAX_DROPPED_BYTES + 1) > MAX_DROPPED_BYTES

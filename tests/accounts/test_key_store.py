@@ -1,0 +1,184 @@
+"""Tests of API keys in Redis: changes reach every instance, and a loss of data opens nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from msgspec.structs import replace
+from support import eventually
+
+from imagegen.accounts import key_store
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.keys import ApiKey, fixed_keys, secret_digest
+from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
+
+FIXED = fixed_keys({"web": secret_digest("web-secret").hex()})
+MakeStore = Callable[..., KeyStore]
+
+
+@pytest.fixture
+async def make_store(make_instance) -> AsyncIterator[MakeStore]:
+    """Make stores of instances that share one Redis, each connected to its channel: `make_store(fixed=())`."""
+    loops = []
+
+    def make(fixed: tuple[ApiKey, ...] = (), *, start: bool = True) -> KeyStore:
+        instance = make_instance(start=start)
+        store = KeyStore(instance.connection, instance.keys, KeyRing(fixed), instance.notifier)
+        instance.notifier.on_join.append(store.on_joined)
+        instance.notifier.handlers[key_store.CHANGED] = store.on_changed
+        store.instance = instance  # type: ignore[attr-defined]
+        if start:
+            loops.append(asyncio.create_task(store.read_forever()))
+        return store
+
+    yield make
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+
+
+def accepts(store: KeyStore, secret: str) -> bool:
+    return store.ring.find(secret_digest(secret)) is not None
+
+
+def commands(store: KeyStore) -> int:
+    return store.instance.connection.meter.commands["keys"]  # type: ignore[attr-defined]
+
+
+async def test_a_new_key_is_accepted_everywhere_and_refused_everywhere_once_it_is_revoked(make_store) -> None:
+    one, two = make_store(), make_store()
+    await eventually(lambda: one.ring.is_loaded and two.ring.is_loaded)
+    made, secret = await one.create(ApiKey("app", rate=5))
+    assert (made.name, made.rate, made.slot) == ("app", 5, 1)
+    assert made.created_at
+    assert accepts(one, secret)
+    await eventually(lambda: accepts(two, secret), within_s=1.0)
+    await two.revoke("app")
+    assert not accepts(two, secret)
+    await eventually(lambda: not accepts(one, secret), within_s=1.0)
+
+
+async def test_a_rotated_key_has_a_second_secret_everywhere(make_store) -> None:
+    one, two = make_store(), make_store()
+    _, old = await one.create(ApiKey("app", daily_micro_usd=5))
+    changed, new = await two.rotate("app", 60.0)
+    assert changed.daily_micro_usd == 5
+    assert accepts(two, old)
+    assert accepts(two, new)
+    await eventually(lambda: accepts(one, new))
+    await one.rotate("app", 0.0)
+    assert not accepts(one, old)
+    assert not accepts(one, new)
+
+
+async def test_a_name_is_given_once_and_keeps_its_budget_slot_for_ever(make_store) -> None:
+    one, two = make_store(FIXED), make_store(FIXED)
+    await one.start()
+    await two.start()
+    assert [ring.fixed[0].slot for ring in (one.ring, two.ring)] == [1, 1]
+    first, _ = await one.create(ApiKey("a"))
+    other, _ = await two.create(ApiKey("b"))
+    assert [first.slot, other.slot] == [2, 3]
+    with pytest.raises(ApiKeyExists):
+        await two.create(ApiKey("a"))
+    await one.revoke("a")
+    again, _ = await two.create(ApiKey("a"))
+    assert again.slot == 2
+
+
+async def test_keys_of_the_settings_are_changed_there_only(make_store) -> None:
+    store = make_store(FIXED)
+    for change in (store.create(ApiKey("web")), store.rotate("web", 1.0), store.revoke("web")):
+        with pytest.raises(ApiKeyIsFixed):
+            await change
+    for change in (store.rotate("other", 1.0), store.revoke("other")):
+        with pytest.raises(ApiKeyNotFound):
+            await change
+
+
+async def test_simultaneous_creations_of_one_name_make_one_key(make_store) -> None:
+    stores = [make_store(start=False) for _ in range(3)]
+    results = await asyncio.gather(*(store.create(ApiKey("a")) for store in stores), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["ApiKeyExists", "ApiKeyExists", "tuple"]
+
+
+async def test_simultaneous_rotations_lose_no_secret(make_store) -> None:
+    stores = [make_store(start=False) for _ in range(3)]
+    await stores[0].create(ApiKey("a"))
+    rotated = await asyncio.gather(*(store.rotate("a", 60.0) for store in stores))
+    await stores[0].refresh()
+    assert all(accepts(stores[0], secret) for _, secret in rotated)
+
+
+async def test_nothing_is_read_while_nothing_changes(make_store) -> None:
+    store, joined = make_store(), asyncio.Event()
+    store.instance.notifier.on_join.append(joined.set)
+    await joined.wait()
+    await eventually(lambda: not store._needed.is_set() and store.ring.is_loaded)
+    await store.refresh()  # a read that has begun ends before this one
+    before = commands(store)
+    assert store.is_current
+    await store.instance.client_queue.get("0" * 32)
+    assert commands(store) == before
+
+
+async def test_without_the_channel_requests_read_the_keys_once_a_second_at_most(make_store, monkeypatch) -> None:
+    blind, other = make_store(start=False), make_store(start=False)
+    assert not blind.is_current
+    await asyncio.gather(*(blind.update() for _ in range(20)))
+    assert commands(blind) == 1
+    assert blind.is_current
+    _, secret = await other.create(ApiKey("a"))
+    assert not accepts(blind, secret)
+    monkeypatch.setattr(key_store, "MAX_STALE_S", 0.0)
+    assert not blind.is_current
+    await blind.update()
+    assert accepts(blind, secret)
+
+
+async def test_a_lost_database_is_written_back(make_store) -> None:
+    store = make_store(FIXED, start=False)
+    await store.start()
+    _, secret = await store.create(ApiKey("a"))
+    redis, name = store.instance.connection.commands, store.instance.keys.api_keys
+    await redis.delete(name)
+    await store.refresh()
+    assert accepts(store, secret)
+    other = make_store(FIXED, start=False)
+    await other.start()
+    assert accepts(other, secret)
+    assert (await other.create(ApiKey("b")))[0].slot == 3
+
+
+async def test_lost_changes_are_written_back(make_store) -> None:
+    store = make_store(start=False)
+    _, secret = await store.create(ApiKey("a"))
+    redis, name = store.instance.connection.commands, store.instance.keys.api_keys
+    snapshot = await redis.hgetall(name)
+    await store.revoke("a")
+    await redis.hset(name, mapping=snapshot)
+    await store.refresh()
+    assert not accepts(store, secret)
+    assert b"key:a" not in await redis.hgetall(name)
+
+
+async def test_a_record_that_can_not_be_read_is_no_key(make_store) -> None:
+    store = make_store(start=False)
+    _, secret = await store.create(ApiKey("a"))
+    await store.instance.connection.commands.hset(store.instance.keys.api_keys, "key:b", "{")
+    await store.refresh()
+    assert accepts(store, secret)
+    assert [key.name for key in store.ring.stored] == ["a"]
+
+
+async def test_a_repeated_change_is_made_once(make_store) -> None:
+    """A script whose reply was lost is sent again."""
+    store = make_store(start=False)
+    made, _ = await store.create(ApiKey("a"))
+    record = key_store.encode_key(replace(made, rate=9))
+    old = key_store.encode_key(made)
+    assert [await store._change("a", old, record) for _ in range(2)] == [True, True]
+    assert not await store._change("a", old, old + b" ")

@@ -1,0 +1,137 @@
+"""Tests of the records of API keys, and of the ring that authenticates by them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from msgspec.structs import replace
+from support import Clock
+
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.keys import (
+    MAX_SECRETS,
+    ApiKey,
+    SecretHash,
+    decode_key,
+    encode_key,
+    fixed_keys,
+    new_secret,
+    secret_digest,
+)
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key(name: str, *secrets: str, **limits: object) -> ApiKey:
+    return ApiKey(name, tuple(SecretHash(sha256(secret)) for secret in secrets), **limits)  # type: ignore[arg-type]
+
+
+def name_of(ring: KeyRing, secret: str) -> str | None:
+    match = ring.find(secret_digest(secret))
+    return match and match.name
+
+
+def test_a_secret_has_the_prefix_and_43_characters_and_is_never_the_same() -> None:
+    made = [new_secret() for _ in range(100)]
+    assert {(secret[:3], len(secret)) for secret in made} == {("ig_", 46)}
+    assert len(set(made)) == 100
+
+
+def test_a_record_has_no_secret_and_comes_back_without_its_slot() -> None:
+    record = key("web", "s3cret", rate=5, models=("flux*",), slot=7)
+    stored = encode_key(record)
+    assert b"s3cret" not in stored
+    assert decode_key(stored) == replace(record, slot=0)
+
+
+@pytest.mark.parametrize("stored", [b"", b"[]", b'{"name":"a","secrets":[{"sha256":"zz"}]}', b'{"secrets":[]}'])
+def test_a_record_that_can_not_be_read_raises_value_error(stored: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        decode_key(stored)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "model", "allowed"),
+    [
+        ((), "anything", True),
+        (("flux*",), "flux-1", True),
+        (("flux*",), "FLUX-1", True),
+        (("*/FLUX.1-schnell*",), "black-forest-labs/FLUX.1-schnell-Free", True),
+        (("flux*", "gpt-image-1"), "gpt-image-1", True),
+        (("gpt-image-1",), "gpt-image-1.5", False),
+        (("gpt-image-?",), "gpt-image-12", False),
+    ],
+)
+def test_models_are_matched_by_patterns(patterns: tuple[str, ...], model: str, allowed: bool) -> None:
+    assert key("a", models=patterns).allows_model(model) is allowed
+
+
+def test_the_size_of_an_image_is_limited_in_megapixels() -> None:
+    one = key("a", max_megapixels=1.0)
+    assert one.allows_size(1024, 1024)
+    assert not one.allows_size(1024, 1032)
+    assert key("a").allows_size(8192, 8192)
+
+
+def test_a_rotated_key_has_two_secrets_until_the_grace_is_over() -> None:
+    clock = Clock(100.0)
+    ring = KeyRing(clock=clock)
+    ring.replace_stored([key("a", "old").with_secret(sha256("new"), 100.0, 60.0)], {})
+    assert [name_of(ring, secret) for secret in ("old", "new", "other")] == ["a", "a", None]
+    clock.now = 160.0
+    assert [name_of(ring, secret) for secret in ("old", "new")] == [None, "a"]
+
+
+def test_a_grace_never_extends_the_life_of_an_older_secret() -> None:
+    rotated = key("a", "1").with_secret(sha256("2"), 0.0, 10.0).with_secret(sha256("3"), 5.0, 100.0)
+    assert [secret.ends_at for secret in rotated.secrets] == [None, 105.0, 10.0]
+    assert [secret.ends_at for secret in rotated.with_secret(sha256("4"), 20.0, 0.0).secrets] == [None]
+
+
+def test_a_key_has_a_bounded_number_of_secrets() -> None:
+    record = key("a", "0")
+    for number in range(1, 20):
+        record = record.with_secret(sha256(str(number)), 0.0, 60.0)
+    assert [secret.sha256 for secret in record.secrets[:2]] == [sha256("19"), sha256("18")]
+    assert len(record.secrets) == MAX_SECRETS
+
+
+def test_an_expired_key_is_refused_and_still_keeps_the_service_closed() -> None:
+    clock = Clock(0.0)
+    ring = KeyRing(clock=clock)
+    ring.replace_stored([key("a", "secret", expires_at=10.0)], {})
+    assert name_of(ring, "secret") == "a"
+    assert ring.by_name("a")
+    clock.now = 10.0
+    assert name_of(ring, "secret") is None
+    assert ring.by_name("a") is None
+    assert ring.has_keys
+
+
+def test_fixed_and_stored_keys_have_the_slots_of_their_names() -> None:
+    ring = KeyRing(fixed_keys({"web": sha256("w"), "app": sha256("a")}))
+    assert not ring.is_loaded
+    assert name_of(ring, "w") == "web"
+    ring.replace_stored([key("cli", "c")], {"web": 1, "app": 2, "cli": 3})
+    assert ring.is_loaded
+    found = [ring.find(secret_digest(secret)) for secret in "wac"]
+    assert [(match.name, match.slot) for match in found if match] == [("web", 1), ("app", 2), ("cli", 3)]
+
+
+def test_those_who_wait_are_called_only_when_the_keys_changed() -> None:
+    ring, calls = KeyRing(), []
+    ring.on_change.append(lambda: calls.append(1))
+    for _ in range(2):
+        ring.replace_stored([key("a", "s")], {"a": 1})
+    assert calls == [1]
+    ring.replace_stored([], {"a": 1})
+    assert calls == [1, 1]
+    assert not ring.has_keys
+
+
+def test_a_secret_that_is_no_utf_8_is_unknown() -> None:
+    ring = KeyRing(fixed_keys({"web": sha256("w")}))
+    assert name_of(ring, "\udcff") is None
