@@ -172,6 +172,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
         slots=call_slots(settings),
         deadline_s=settings.task_deadline_s,
+        window=settings.fair_window,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)

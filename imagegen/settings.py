@@ -51,7 +51,6 @@ NOT_IMPLEMENTED: frozenset[str] = frozenset(
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
         "ALERT_WEBHOOK",
-        "FAIR_WINDOW",
         "IMAGE_UNITS_PER_MINUTE",
     }
 )

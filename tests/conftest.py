@@ -100,12 +100,14 @@ async def make_instance(redis_url: str, prefix: str) -> AsyncIterator[MakeInstan
             max_queue: int = 1000,
             slots: int = 5,
             deadline_s: float = 3600.0,
+            window: int = 10,
             start: bool = True,
             url: str = redis_url,
         ) -> Instance:
             connection = Connection(url)
             life_s = {"record_life_s": 60.0, "deadline_s": deadline_s}
-            rules = QueueConfig(prefix, lease_s, result_ttl_s, max_queue=max_queue, slots=slots, **life_s)
+            limits = {"max_queue": max_queue, "slots": slots, "window": window}
+            rules = QueueConfig(prefix, lease_s, result_ttl_s, **limits, **life_s)
             instance = Instance(open_queue(connection, rules, instance=f"i{next(_numbers)}"))
             stack.push_async_callback(connection.close)
             stack.push_async_callback(instance.crash)

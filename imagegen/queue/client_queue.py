@@ -18,10 +18,11 @@ from imagegen.queue.codec import broadcast_record, decode_entry, decode_record, 
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.line_keeper import LineKeeper
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
-from imagegen.queue.task_lookup import TaskLookup, newer_version_error
+from imagegen.queue.task_lookup import newer_version_error
 from imagegen.queue.verbs.budget import Limits, LimitsOf
 from imagegen.queue.verbs.cancel import KnownProgress, cost_at
 from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
@@ -29,7 +30,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import FINAL_OFFSET, State, Task, WaitReason
+from imagegen.tasks.task import FINAL_OFFSET, PARKED, State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook, initial_deliveries
 
 POSITIONS_MAX_AGE_S = 10.0
@@ -77,15 +78,17 @@ class ClientQueue:
     def __init__(
         self,
         verbs: QueueVerbs,
-        lookup: TaskLookup,
+        keeper: LineKeeper,
         outbox: Outbox,
         idempotency: IdempotencyKeys,
         listing: TaskList,
         *,
         families: CompletedFamilies,
     ) -> None:
+        lookup = keeper.lookup
         self.idempotency, self.listing = idempotency, listing
         self._lookup, self._outbox, self._families = lookup, outbox, families
+        self._keeper, self._lines = keeper, verbs.lines
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
@@ -230,16 +233,21 @@ class ClientQueue:
                 await self.refresh_positions()
             except QueueUnavailable:
                 logger.debug("The waiting line can't be read now")
-        return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers))
+        position = self._lines.position(task, len(line)) if task.entry_id == PARKED else None
+        return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
 
     async def refresh_positions(self) -> None:
         """Read which entries wait. Raises QueueUnavailable."""
         self._positions_read_at = now = self.clock()
         waiting = await self._verbs.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
+        await self._keeper.read_all()
 
     async def _with_request(self, task: Task) -> Task:
         """Return the task with its request, which only the entry has while the task is unfinished."""
+        if task.entry_id == PARKED:
+            entry = await self._verbs.read_parked(task)
+            return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)
         fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
@@ -266,7 +274,11 @@ class ClientQueue:
         task = self._task(submission, replaced.images if replaced and keep else (), limits)
         waiters: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = waiters
+        parked = None
         try:
+            parked = await self._keeper.begin_submit(task.client)
+            if parked:
+                task = replace(task, entry_id=PARKED)
             siblings = self._siblings(submission) if reuse else ()
             item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
             answer = await self._verbs.with_key_repair(self._verbs.submit, item)
@@ -284,6 +296,8 @@ class ClientQueue:
             raise
         finally:
             del self._submitting[task.id]
+            if task.client and parked is not None:
+                self._lines.end_submit(task.client, parked=parked)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(submitted)
@@ -371,10 +385,13 @@ class ClientQueue:
                 self._notifier.publish("fresh", ids=[task.id])
             return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
-        if answer.entry_id and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
+        is_in_stream = bool(answer.entry_id) and answer.entry_id != PARKED
+        if is_in_stream and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
             task = replace(task, created_at=came_at)
-        if self._task_cache.put(task) and task.entry_id and task.id not in self._dispatcher.claimed:
+        if self._task_cache.put(task) and is_in_stream and task.id not in self._dispatcher.claimed:
             self._estimates.line.add(task.entry_id)
+        if task.client and is_in_stream:
+            self._lines.submitted(task)
         if answer.kind == "again":
             self._notifier.publish("fresh", ids=[task.id])
         return SubmitResult(task, CacheResult.REFRESH if task.stale_images else CacheResult.MISS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from imagegen.redis_client.batcher import MAX_AT_ONCE
 
 
@@ -10,16 +12,24 @@ class DepthEstimate:
 
     It is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could fill
     the queue. A blocked read without a result shows for free that no task waits.
+
+    parked: returns how many tasks wait in lines, outside of the stream.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.waiting = 0
         self._unmeasured = 0
+        self.parked: Callable[[], int] = lambda: 0
+
+    @property
+    def room(self) -> int:
+        """Tasks that may wait in the stream."""
+        return self.limit - self.parked()
 
     @property
     def capacity(self) -> int:
-        return self.limit - self.waiting
+        return self.room - self.waiting
 
     @property
     def stale(self) -> bool:

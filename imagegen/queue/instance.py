@@ -21,9 +21,11 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.leases import Leases
+from imagegen.queue.line_keeper import LineKeeper
+from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
-from imagegen.queue.notifier import Notifier
+from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
@@ -49,6 +51,7 @@ class QueueConfig:
         slots: tasks that one instance runs at once.
         deadline_s: seconds from the submit of a task to its end.
         limits_of: budgets of a client.
+        window: tasks of one client in the stream; its others wait in its line.
     """
 
     prefix: str
@@ -59,6 +62,7 @@ class QueueConfig:
     slots: int = 5
     deadline_s: float = 3600.0
     limits_of: LimitsOf = lambda _client: ()
+    window: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class QueueInstance:
     recovery: Recovery
     lost_calls: LostCalls
     families: CompletedFamilies
+    lines: ClientLines
+    keeper: LineKeeper
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -98,6 +104,7 @@ class QueueInstance:
             "outbox-renewal": self.outbox.renew_forever(),
             "outbox-refill": self.outbox.refill_forever(),
             "families": self.families.load_forever(),
+            "lines": self.keeper.keep_forever(),
         }
 
     async def release_idle(self, working: Collection[Claim]) -> None:
@@ -123,21 +130,18 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     context = VerbContext.create(
         connection, keys, record_life_s=config.record_life_s, result_ttl_s=ttl_s, lease_s=config.lease_s
     )
-    verbs = QueueVerbs(context, DepthEstimate(config.max_queue), EndMarks(instance))
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
+    lines = ClientLines(task_cache, window=config.window, slots=config.slots)
+    verbs = QueueVerbs(context, DepthEstimate(config.max_queue), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
     leases = Leases(connection, verbs, dispatcher, notifier, config.lease_s)
     outbox = Outbox(connection, DeliveryStore(context), verbs, task_cache, notifier, clock=clock)
-    interrupted = Interrupted(
-        verbs, task_cache, notifier, deadline_s=config.deadline_s, result_ttl_s=ttl_s, clock=clock
-    )
-    lookup = TaskLookup(
-        verbs, task_cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted
-    )
+    lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
     idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
-    client_queue = ClientQueue(verbs, lookup, outbox, idempotency, listing, families=families)
+    keeper = LineKeeper(connection, verbs, lookup, deadline_s=config.deadline_s, clock=clock)
+    client_queue = ClientQueue(verbs, keeper, outbox, idempotency, listing, families=families)
     parts = QueueInstance(
         connection=connection,
         keys=keys,
@@ -153,15 +157,26 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         notifier=notifier,
         feed=feed,
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
-        monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, line=dispatcher.estimates.line),
+        monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, lines=lines),
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
         lost_calls=LostCalls(connection, keys),
         families=families,
+        lines=lines,
+        keeper=keeper,
     )
     client_queue.limits_of = config.limits_of
     _connect(parts)
+    _connect_lines(parts)
     return parts
+
+
+def _lookup(
+    verbs: QueueVerbs, dispatcher: ClaimDispatcher, notifier: Notifier, outbox: Outbox, config: QueueConfig
+) -> TaskLookup:
+    cache, life_s = outbox.task_cache, {"deadline_s": config.deadline_s, "result_ttl_s": config.result_ttl_s}
+    interrupted = Interrupted(verbs, cache, notifier, **life_s, clock=verbs.clock)
+    return TaskLookup(verbs, cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted)
 
 
 def _connect(parts: QueueInstance) -> None:
@@ -174,7 +189,7 @@ def _connect(parts: QueueInstance) -> None:
     parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
     parts.feed.on_first_subscriber = relay.request_changes
     parts.worker_queue.on_transferred = leases.check_now
-    takeover.on_takeover = outbox.check_now
+    takeover.on_takeover = partial(_on_takeover, parts)
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
     parts.consumer.on_loss = recovery.on_group_lost
@@ -188,7 +203,7 @@ def _connect(parts: QueueInstance) -> None:
     parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined]
     parts.notifier.handlers |= {
         "hello": relay.on_hello,
-        "bye": outbox.on_peer_left,
+        "bye": partial(_on_peer_left, parts),
         "busy": takeover.on_peer_busy,
         "watch": relay.on_watch,
         "change": relay.on_change,
@@ -198,7 +213,31 @@ def _connect(parts: QueueInstance) -> None:
     }
 
 
+def _connect_lines(parts: QueueInstance) -> None:
+    """Set the callbacks of the lines of clients."""
+    lines, keeper, notifier = parts.lines, parts.keeper, parts.notifier
+    lines.instances = lambda: 1 + len(notifier.peers)
+    lines.on_moved, lines.on_begun = keeper.on_moved, keeper.on_begun
+    lines.on_doubt, lines.on_emptied = keeper.on_doubt, keeper.on_emptied
+    parts.verbs.depth.parked = lambda: lines.waiting
+    keeper.on_vanished = parts.recovery.check_waiting
+    parts.recovery.on_restored = keeper.reload
+    notifier.on_join.append(keeper.reload)
+    notifier.handlers["line"] = keeper.on_line_elsewhere
+
+
+def _on_peer_left(parts: QueueInstance, message: Message) -> None:
+    parts.outbox.on_peer_left(message)
+    parts.keeper.reload()
+
+
+def _on_takeover(parts: QueueInstance) -> None:
+    parts.outbox.check_now()
+    parts.keeper.reload()
+
+
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:
     parts.outbox.on_finished_here(task)
     parts.families.add(task)
     parts.verbs.end_marks.on_ended(task)
+    parts.lines.end(task)

@@ -12,7 +12,7 @@ from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks import transitions
-from imagegen.tasks.task import Task, TaskError
+from imagegen.tasks.task import PARKED, Task, TaskError
 
 GRACE_S = 5.0
 """Seconds after the deadline in which the owner of a task may still end it."""
@@ -39,21 +39,24 @@ class Interrupted:
         self._deadline_s = deadline_s
         self._result_ttl_s = result_ttl_s
         self._clock = clock
+        self._overdue = TaskError(
+            "upstream_timeout", f"the task could not be finished within {deadline_s:g} s", retryable=True
+        )
 
     async def ended(self, task: Task) -> Task:
-        """Fail a stored task if its deadline is over and its entry is gone; else return it unchanged.
+        """Fail a stored task if its deadline is over and it has no entry, or waits in a line; else return it unchanged.
 
         A living owner writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
         """
-        now = self._clock()
-        ends_at = task.created_at + self._deadline_s + GRACE_S
+        now, is_parked = self._clock(), task.entry_id == PARKED
+        ends_at = task.created_at + self._deadline_s + (0.0 if is_parked else GRACE_S)
         if task.sequence != task.epoch:
             ends_at += self._verbs.owner_life_s
         if task.state.is_final or now < ends_at:
             return task
-        if task.entry_id and await self._verbs.read_entry(task.entry_id) is not None:
+        if task.entry_id and not is_parked and await self._verbs.read_entry(task.entry_id) is not None:
             return task
-        final = transitions.failed(task, ERROR, now=now, ttl_s=self._result_ttl_s)
+        final = transitions.failed(task, self._overdue if is_parked else ERROR, now=now, ttl_s=self._result_ttl_s)
         with self._verbs.end_marks.marked(final) as marked:
             return await self._end(task, marked)
 
@@ -62,9 +65,10 @@ class Interrupted:
         stored = await self._verbs.cancel(final, task.entry_id)
         if stored is None:
             return task
-        logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
+        if task.entry_id != PARKED:
+            logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
         final = stored
-        self._verbs.meter.finished(final.state.value, ERROR.code, final.model)
+        self._verbs.meter.finished(final.state.value, final.error.code if final.error else "", final.model)
         self._task_cache.put(final)
         self._task_cache.on_finished_here(final)
         self._notifier.publish("change", record=broadcast_record(final).decode())

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.dispatcher import ClaimDispatcher
-from imagegen.queue.eta import WaitingEntries
 from imagegen.queue.feed import Feed
+from imagegen.queue.lines import ClientLines
 from imagegen.queue.notifier import Notifier
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import GROUP, Keys
@@ -30,7 +30,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class BacklogSize:
-    """depth: tasks that no instance has claimed yet; oldest_age_s: age of the first of them, 0 without any."""
+    """depth: tasks that no instance has claimed yet, in the stream and in lines.
+
+    oldest_age_s: age of the first one in the stream, 0 without any.
+    """
 
     depth: int = 0
     oldest_age_s: float = 0.0
@@ -67,14 +70,14 @@ class QueueMonitor:
         notifier: Notifier,
         feed: Feed,
         *,
-        line: WaitingEntries,
+        lines: ClientLines,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._feed = feed
-        self._line = line
+        self._line, self._lines = dispatcher.estimates.line, lines
         self._backlog = _TtlCached(BacklogSize(), self._query)
         self._dead = _TtlCached(0, self._count_dead)
 
@@ -97,6 +100,10 @@ class QueueMonitor:
 
     async def waiting(self) -> BacklogSize:
         """Return the tasks that wait for any instance; the last numbers if Redis is unavailable."""
+        in_stream, parked = await self._waiting_in_stream(), self._lines.waiting
+        return BacklogSize(in_stream.depth + parked, in_stream.oldest_age_s) if parked else in_stream
+
+    async def _waiting_in_stream(self) -> BacklogSize:
         if self._connection.health.down_since is None:
             if self._dispatcher.free_slots and not self._line:
                 return BacklogSize()  # a free slot here waits for the next entry, so none waits

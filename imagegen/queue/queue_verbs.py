@@ -9,6 +9,7 @@ from typing import TypeVar, TypeVarTuple
 from imagegen.queue.claim import Claim
 from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.end_marks import EndMarks
+from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
 from imagegen.queue.verbs.budget import BudgetValues
 from imagegen.queue.verbs.cancel import KnownProgress, cancel
@@ -23,6 +24,7 @@ from imagegen.queue.verbs.list_waiting import WaitingEntryIds, list_waiting
 from imagegen.queue.verbs.move_aside import retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
 from imagegen.queue.verbs.read import ReadTasks, TaskRows
+from imagegen.queue.verbs.refill_lines import ListedLine, read_line_index, refill_lines
 from imagegen.queue.verbs.release import ReleaseItem, release
 from imagegen.queue.verbs.renew import renew
 from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
@@ -46,8 +48,9 @@ class QueueVerbs:
     on_added: called after a batch of submits that enqueued a task.
     """
 
-    def __init__(self, context: VerbContext, depth: DepthEstimate, end_marks: EndMarks) -> None:
+    def __init__(self, context: VerbContext, depth: DepthEstimate, lines: ClientLines, end_marks: EndMarks) -> None:
         self._context = context
+        self.lines = lines
         self.depth = depth
         self.end_marks = end_marks
         self.meter = context.connection.meter
@@ -57,11 +60,11 @@ class QueueVerbs:
         self.budgets: BudgetValues = context.budgets
         self.result_ttl_s = context.result_ttl_ms / 1000
         self.on_added: Callable[[], None] = lambda: None
-        self._submit = Submit(context, depth, self._entries_added)
+        self._submit = Submit(context, depth, lines, self._entries_added)
         self._create_checkpoint = CreateCheckpoint(context)
         self._compare_and_set = CompareAndSet(context)
         self._replace_checkpoint = ReplaceCheckpoint(context)
-        self._finish = Finish(context)
+        self._finish = Finish(context, lines)
         self._read = ReadTasks(context)
 
     def _entries_added(self) -> None:
@@ -81,11 +84,20 @@ class QueueVerbs:
     async def read_entry(self, entry_id: str) -> dict[bytes, bytes] | None:
         return await read.read_entry(self._context, entry_id)
 
+    async def read_parked(self, task: Task) -> dict[bytes, bytes] | None:
+        return await read.read_parked(self._context, task)
+
     async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
-        return await cancel(self._context, final, entry_id, known)
+        return await cancel(self._context, self.lines, final, entry_id, known)
 
     async def list_waiting(self) -> WaitingEntryIds:
         return await list_waiting(self._context)
+
+    async def refill_lines(self, clients: Sequence[str], window: int) -> list[ListedLine]:
+        return await refill_lines(self._context, clients, window)
+
+    async def read_line_index(self) -> list[str]:
+        return await read_line_index(self._context)
 
     # The consumer group
 

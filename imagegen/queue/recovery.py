@@ -29,7 +29,7 @@ from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.redis_client.server_info import ServerInfo
-from imagegen.tasks.task import State, Task
+from imagegen.tasks.task import PARKED, State, Task
 from imagegen.tasks.webhook import merge_deliveries
 
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
@@ -45,7 +45,7 @@ CHECK_AGAIN_S = 10.0
 
 
 class Recovery:
-    """Recovery of one instance. clock: Unix time.
+    """Recovery of one instance. clock: Unix time. on_restored: called after each recovery.
 
     result_ttl_s: a record that is younger and missing was lost, and did not expire.
     """
@@ -75,6 +75,7 @@ class Recovery:
         self._check_at: dict[str, tuple[float, float]] = {}
         self._probing: asyncio.Task[None] | None = None
         self._leases = leases
+        self.on_restored: Callable[[], None] = lambda: None
 
     def notice(self, cause: str, *, publish: bool = False) -> None:
         """Begin a recovery. publish: peers can't notice the cause themselves."""
@@ -187,6 +188,7 @@ class Recovery:
         self._leases.check_now()
         if names := self._outbox.names:
             await self._verbs.restore_outbox(names)
+        self.on_restored()
         if running or finished or waiting:
             text = "Redis lost writes; written back from memory: {} waiting, {} running and {} finished tasks"
             logger.warning(text, waiting, running, finished)
@@ -250,7 +252,7 @@ class Recovery:
         if entry_id != task.entry_id:
             line.remove(task.entry_id)
             self._task_cache.put(replace(task, entry_id=entry_id))
-            if fresh:
+            if fresh and entry_id != PARKED:
                 line.add(entry_id)
 
     def _with_webhooks(self, claim: Claim) -> Claim:

@@ -41,6 +41,15 @@ class Keys:
         """Hash: records of the API keys made at run time, and the budget slot of each name. No end."""
         return f"{{{self.prefix}}}:keys"
 
+    def line(self, client: str) -> str:
+        """List: tasks of a client that wait outside of the stream (see lines.lua). No end, but empty in the end."""
+        return f"{{{self.prefix}}}:line:{client}"
+
+    @property
+    def lines(self) -> str:
+        """Set: the clients that have a line. No end, but empty in the end."""
+        return f"{{{self.prefix}}}:lines"
+
     def probe(self, kind: str) -> str:
         """Any type: the keys of the command check at the start. Deleted at once, or after a minute."""
         return f"{{{self.prefix}}}:probe:{kind}"

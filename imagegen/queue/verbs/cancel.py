@@ -7,9 +7,11 @@ from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import CANCELLED_RUN, decode_checkpoint
 from imagegen.queue.codec import UnreadableRecord, final_record
+from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs.budget import BUDGETS_TTL_S, budget_keys, settlement
 from imagegen.queue.verbs.context import VerbContext
-from imagegen.queue.verbs.finish import FinishReply, as_stored
+from imagegen.queue.verbs.finish import FinishReply, as_stored, record_moves
+from imagegen.queue.verbs.line_args import add_line_args
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
@@ -17,7 +19,7 @@ from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import Task, pending_deliveries
 
-_SCRIPT = load_script(__package__, "billed", "budget", "cancel")
+_SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "cancel")
 
 
 class KnownProgress(Struct, frozen=True, gc=False):
@@ -27,7 +29,9 @@ class KnownProgress(Struct, frozen=True, gc=False):
     cost: Cost | None = None
 
 
-async def cancel(context: VerbContext, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
+async def cancel(
+    context: VerbContext, lines: ClientLines, final: Task, entry_id: str, known: KnownProgress | None = None
+) -> Task | None:
     """Cancel an epoch of a task. Return the task as stored; None if there is no record, or the epoch is over.
 
     The money is settled from the checkpoint, in the same step. An existing record with the mark of this end is its own:
@@ -41,7 +45,7 @@ async def cancel(context: VerbContext, final: Task, entry_id: str, known: KnownP
     while True:
         cost = known.cost
         final = replace(final, cost=cost and cost.ended())
-        row = await _run(context, final, known)
+        row = await _run(context, lines, final, known)
         if row is None:
             return None
         existing, log, count, budgets = row
@@ -70,7 +74,7 @@ def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | 
 
 
 async def _run(
-    context: VerbContext, final: Task, known: KnownProgress
+    context: VerbContext, lines: ClientLines, final: Task, known: KnownProgress
 ) -> tuple[bytes | None, bytes, int, list[int]] | None:
     names = context.keys
     keys = [names.stream, names.outbox]
@@ -80,11 +84,14 @@ async def _run(
     args += [CANCELLED_RUN, context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
     args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
-    row = await context.run(_SCRIPT, keys + budget_keys(names, [text]), args)
+    keys += budget_keys(names, [text])
+    add_line_args(context, keys, args, [lines.line_of(final.client)])
+    row = await context.run(_SCRIPT, keys, args)
     if row is None:
         context.count("cancel", 2)
         return None
-    existing, log, count, budgets = row
+    existing, log, count, budgets, line_rows = row
+    context.count("cancel", record_moves(lines, line_rows, [final.client] if existing == b"" else []))
     return existing, log, count, budgets
 
 

@@ -10,7 +10,7 @@ from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import FINAL_OFFSET, Task
 
-_SCRIPT = load_script(__package__, "judge", "complete")
+_SCRIPT = load_script(__package__, "lines", "judge", "complete")
 
 _COST = 2
 """The script call and GET; SET if there was no record."""

@@ -2,7 +2,7 @@
 
 -- Returns whether an entry is in the stream.
 local function exists(stream, entry)
-  return entry ~= '' and entry ~= '-' and #redis.call('XRANGE', stream, entry, entry) == 1
+  return string.find(entry, '^%d') and #redis.call('XRANGE', stream, entry, entry) == 1
 end
 
 -- Returns whether an entry id comes before another one; false if one of them is no entry id.

@@ -3,6 +3,8 @@
 --
 -- The first write is a deletion, so that a paid result is stored even when Redis is out of memory.
 --
+-- For each task that left the stream, the next one of its client's line is moved into it (see line_args.lua).
+--
 -- The count of calls that may have been paid twice is the higher one of the new record and the existing record. If it
 -- is raised, another instance has continued the task, and the money that it has recorded counts.
 --
@@ -17,7 +19,8 @@
 -- result  four for each task: '' if it was stored, else the existing record; the delivery log if webhooks were added,
 --         else ''; the count of calls that may have been paid twice if it was raised, else 0; JSON of the cost if it is
 --         another instance's, else '';
---         then the commands for budgets, and four for each value of a budget: see budget.lua
+--         then the commands for budgets, and four for each value of a budget: see budget.lua;
+--         then for each line its client, and what `move` returns
 local stream, outbox, group = KEYS[1], KEYS[2], ARGV[1]
 local days, acked, due, results, settled = tonumber(ARGV[4]), {}, {}, {}, {}
 
@@ -47,7 +50,9 @@ for i = 0, (#KEYS - 2 - days) / 2 - 1 do
   local record, log_key, at = KEYS[i * 2 + 3], KEYS[i * 2 + 4], 6 + i * 6
   local entry, epoch, value = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local existing
-  if redis.call('XDEL', stream, entry) == 0 then
+  if redis.call('XDEL', stream, entry) == 1 then
+    left_stream(i + 1)
+  else
     existing = redis.pcall('GET', record)
     if type(existing) == 'table' then existing = nil end
     if existing then
@@ -57,7 +62,10 @@ for i = 0, (#KEYS - 2 - days) / 2 - 1 do
       elseif tonumber(their_epoch) < tonumber(epoch) then
         existing = nil -- the submit of this epoch was lost
       elseif (state == 'pending' or state == 'processing') and their_epoch == epoch then
-        if redis.call('XDEL', stream, other_entry) == 1 then acked[#acked + 1] = other_entry end
+        if other_entry ~= PARKED and redis.call('XDEL', stream, other_entry) == 1 then
+          acked[#acked + 1] = other_entry
+          left_stream(i + 1)
+        end
         existing = nil
       end
     end
@@ -79,4 +87,4 @@ end
 if #due > 0 then redis.pcall('ZADD', outbox, unpack(due)) end
 redis.pcall('XACK', stream, group, unpack(acked))
 if days > 0 then settle(redis.pcall, keys_of_days(days), ARGV[5], settled) end
-return {results, budget_reply}
+return {results, budget_reply, move_next(stream)}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.queue.codec import decode_cost, final_record, with_delivery_log
+from imagegen.queue.lines import ClientLines, MovedTasks
 from imagegen.queue.verbs.budget import BUDGETS_TTL_S, budget_keys, settlement
 from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.line_args import add_line_args
 from imagegen.queue.verbs.outbox_entry import outbox_due_ms, outbox_name
 from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
@@ -19,7 +22,7 @@ from imagegen.redis_client.multiplexer import CommandBatch
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import Task, pending_deliveries
 
-_SCRIPT = load_script(__package__, "billed", "budget", "finish")
+_SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "finish")
 
 
 class FinishItem(Struct, frozen=True, gc=False):
@@ -63,11 +66,30 @@ def as_stored(final: Task, reply: FinishReply) -> Task:
     return with_delivery_log(final, reply.delivery_log)
 
 
+def record_moves(lines: ClientLines, rows: Sequence[Any], ended: Sequence[str]) -> int:
+    """Record what a script did to lines, and return how many commands that were.
+
+    rows: for each line its client, and what `move` of lines.lua returned.
+    ended: clients of the tasks that left the stream.
+    """
+    commands, clients = 0, set[str]()
+    for name, *row in rows:
+        moved, client = MovedTasks.decode(row), name.decode()
+        lines.left(client, moved)
+        clients.add(client)
+        commands += moved.commands
+    for client in ended:
+        if client and client not in clients:
+            lines.ended_unseen(client)
+    return commands
+
+
 class Finish:
     """Batcher of final records."""
 
-    def __init__(self, context: VerbContext) -> None:
+    def __init__(self, context: VerbContext, lines: ClientLines) -> None:
         self._context = context
+        self._lines = lines
         self._batcher = Batcher[FinishItem, FinishReply](
             context.multiplexer, self._encode, self._decode, lambda item: len(item.record)
         )
@@ -87,13 +109,16 @@ class Finish:
             keys += (names.record(final.id), names.delivery_log(final.id))
             args += (item.entry_id, final.epoch, item.record)
             args += (outbox_name(final.id, final.epoch), "1" if pending_deliveries(final) else "", item.settlement)
-        return _SCRIPT.asked(keys + budgets, args)
+        keys += budgets
+        add_line_args(self._context, keys, args, [self._lines.line_of(item.final.client) for item in items])
+        return _SCRIPT.asked(keys, args)
 
     def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
-        ((rows, budgets),) = results
+        ((rows, budgets, line_rows),) = results
         replies = [FinishReply(*row) for row in rows]
-        # XACK; XDEL and SET (or GET) for each task
-        self._context.count("finish", 2 + 2 * len(items) + self._context.budgets.learn(budgets))
+        ended = [item.final.client for item, reply in zip(items, replies, strict=True) if not reply.existing]
+        cost = self._context.budgets.learn(budgets) + record_moves(self._lines, line_rows, ended)
+        self._context.count("finish", 2 + 2 * len(items) + cost)  # XACK; XDEL and SET (or GET) for each task
         logs = sum(bool(reply.delivery_log) for reply in replies)
         is_outbox_written = logs > 0 or any(pending_deliveries(item.final) for item in items)
         self._context.count("hooks", logs + is_outbox_written)

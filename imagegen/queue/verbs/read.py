@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.batcher import Batcher
+from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.tasks.task import Task
 
 TaskRows = tuple[bytes | None, bytes | None, bytes | None]
 """Record, checkpoint and delivery log of a task."""
@@ -34,6 +36,16 @@ class ReadTasks:
         self._context.count("read", 1)
         values = cast(list[bytes | None], results[0])
         return list(zip(values[::3], values[1::3], values[2::3], strict=True))
+
+
+_FIND_PARKED = load_script(__package__, "find_parked")
+
+
+async def read_parked(context: VerbContext, task: Task) -> dict[bytes, bytes] | None:
+    """Return the fields of the entry that a task in a line will have, None if it is not there."""
+    fields = await context.run(_FIND_PARKED, [context.keys.line(task.client)], [task.id, task.epoch])
+    context.count("read", 2)
+    return None if fields is None else dict(zip((b"v", b"g", b"d"), fields, strict=True))
 
 
 async def read_checkpoints(context: VerbContext, ids: Sequence[str]) -> list[bytes | None]:

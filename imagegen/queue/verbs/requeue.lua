@@ -1,15 +1,28 @@
--- Queues waiting tasks again if Redis has lost their entry or record. A task that an instance runs is left to it.
+-- Queues waiting tasks again if Redis has lost their entry, line or record: a task that waited in a line waits there
+-- again. A task that an instance runs is left to it.
 --
--- KEYS    1 stream; then two for each task: record, checkpoint
+-- KEYS    1 stream; 2 index of the lines; then three for each task: record, checkpoint, line of its client
 -- ARGV    1 life of an unfinished record in ms, '' to change nothing; 2 remaining life of a checkpoint in ms at which
---         its owner is gone; 3 highest schema version that is readable; then six for each task: entry id, epoch,
---         digest, schema version, entry JSON, record JSON
+--         its owner is gone; 3 highest schema version that is readable; then eight for each task: entry id, epoch,
+--         digest, schema version, entry JSON, record JSON, client, task id
 -- result  three for each task: a kind; its entry id; 1 if its record was missing, else 0
 --         kind: 'queued' (with a new entry, or a new record for its entry), 'missing' (the same, if ARGV 1 is ''),
 --         'there' (nothing was missing), 'runs' (an instance runs it), 'over' (finished, or submitted again)
-local stream, results = KEYS[1], {}
+local stream, results, waiting, MAX_SKEW_MS = KEYS[1], {}, {}, 5000
 
-local function requeue(record_key, checkpoint_key, at)
+-- Returns whether a line has a task. Lines are read once.
+local function is_in_line(line, id, epoch)
+  if not waiting[line] then
+    waiting[line] = {}
+    for _, element in ipairs(redis.call('LRANGE', line, 0, -1)) do
+      local their_epoch, their_id = string.match(element, '^%d+ (%d+) %x+ (%x+)\n')
+      if their_epoch then waiting[line][their_epoch .. ' ' .. their_id] = true end
+    end
+  end
+  return waiting[line][epoch .. ' ' .. id]
+end
+
+local function requeue(record_key, checkpoint_key, line, at)
   local entry, epoch, digest, version = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local existing = redis.pcall('GET', record_key)
   if type(existing) == 'table' then return 'over', entry, 0 end
@@ -24,7 +37,7 @@ local function requeue(record_key, checkpoint_key, at)
     end
     if their_epoch ~= epoch then
       existing = nil
-    elseif exists(stream, their_entry) then
+    elseif exists(stream, their_entry) or (their_entry == PARKED and is_in_line(line, ARGV[at + 7], epoch)) then
       return 'there', their_entry, 0
     end
   end
@@ -35,13 +48,21 @@ local function requeue(record_key, checkpoint_key, at)
     if type(checkpoint) == 'string' then
       checkpoint_entry, checkpoint_json = string.match(checkpoint, '^(%S+) (.*)$')
     end
-    if checkpoint_entry and older(checkpoint_entry, existing and their_entry or entry) then checkpoint_json = nil end
+    local named = existing and their_entry or entry
+    if named == PARKED then named = string.format('%.0f-0', epoch / 1000 - MAX_SKEW_MS) end
+    if checkpoint_entry and older(checkpoint_entry, named) then checkpoint_json = nil end
     local released = checkpoint_json and string.find(checkpoint_json, '"phase":"released"', 1, true)
     if checkpoint_json and not released and redis.call('PTTL', checkpoint_key) > tonumber(ARGV[2]) then
       return 'runs', entry, missing
     end
     if ARGV[1] == '' then return 'missing', entry, missing end
-    current = redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', ARGV[at + 4])
+    if entry == PARKED and not checkpoint_json then
+      current = PARKED
+      local element = element_of(version, epoch, digest, ARGV[at + 7], ARGV[at + 5], ARGV[at + 4])
+      push(KEYS[2], line, ARGV[at + 6], {element})
+    else
+      current = redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', ARGV[at + 4])
+    end
     if checkpoint_json then redis.call('SET', checkpoint_key, current .. ' ' .. checkpoint_json, 'KEEPTTL') end
   end
   if ARGV[1] == '' then return 'missing', entry, missing end
@@ -53,7 +74,8 @@ local function requeue(record_key, checkpoint_key, at)
   return 'queued', current, missing
 end
 
-for i = 0, (#KEYS - 1) / 2 - 1 do
-  for _, value in ipairs({requeue(KEYS[i * 2 + 2], KEYS[i * 2 + 3], 4 + i * 6)}) do results[#results + 1] = value end
+for i = 0, (#KEYS - 2) / 3 - 1 do
+  local values = {requeue(KEYS[i * 3 + 3], KEYS[i * 3 + 4], KEYS[i * 3 + 5], 4 + i * 8)}
+  for _, value in ipairs(values) do results[#results + 1] = value end
 end
 return results

@@ -14,7 +14,7 @@ from imagegen.redis_client.lua import load_script
 from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import Task
 
-_SCRIPT = load_script(__package__, "entries", "requeue")
+_SCRIPT = load_script(__package__, "lines", "entries", "requeue")
 
 
 class RequeueResult(Struct, frozen=True, gc=False):
@@ -36,12 +36,12 @@ async def check_requeue(context: VerbContext, tasks: Sequence[Task]) -> list[Req
 
 
 async def _requeue(context: VerbContext, tasks: Sequence[Task], record_ttl_ms: int | str) -> list[RequeueResult]:
-    keys = [context.keys.stream]
+    keys = [context.keys.stream, context.keys.lines]
     args: list[Any] = [record_ttl_ms, context.checkpoint_ttl_ms - int(context.owner_life_s * 1000), VERSION]
     for task in tasks:
-        keys += (context.keys.record(task.id), context.keys.checkpoint(task.id))
+        keys += (context.keys.record(task.id), context.keys.checkpoint(task.id), context.keys.line(task.client))
         args += (task.entry_id, task.epoch, task.digest, version_of(task), encode_entry(task))
-        args.append(encode_task(task, with_request=False))
+        args += (encode_task(task, with_request=False), task.client, task.id)
     rows = await context.run(_SCRIPT, keys, args)
     count_restore(context, len(tasks))
     return [

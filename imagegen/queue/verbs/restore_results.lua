@@ -16,7 +16,7 @@ for i = 1, #KEYS - 1 do
     local newer = not state or tonumber(epoch) > tonumber(ARGV[at])
     result = (newer or (epoch == ARGV[at] and not unfinished)) and 0 or 2
     if result == 2 and unfinished then
-      redis.call('XDEL', stream, entry)
+      redis.pcall('XDEL', stream, entry) -- not of a task in a line
       redis.pcall('XACK', stream, group, entry)
     end
   end

@@ -6,6 +6,8 @@
 -- If a task has siblings, one command reads the records of the whole batch first: a new task is not enqueued if a
 -- sibling is completed, since it may need fewer calls then; and a task that exists costs no entry.
 --
+-- A parked task gets no entry: it is added to the line of its client (see line_args.lua), and costs as many commands.
+--
 -- The budgets reserve what all tasks of the batch may cost by one command, and take back what was not enqueued by
 -- another. A task that exists costs nothing.
 --
@@ -18,7 +20,7 @@
 --         an entry, or '' (a failed or cancelled task is always replaced), schema version, number of siblings, text of
 --         what budgets hold (see budget.lua), the same for the epoch to replace if it is unfinished
 -- result  depth or -1; then for each task a list: kind, entry id, epoch, existing record, records of siblings; then the
---         commands for budgets, and four for each value of a budget: see budget.lua
+--         commands for budgets, and four for each value of a budget: see budget.lua; then the length of each line
 --         kind: 'new', 'again' (it replaced an earlier epoch), 'known' (it exists), 'full', 'collision' (another
 --         request has this id), 'newer' (of a later schema version), 'gone' (unfinished and without an entry),
 --         'siblings' (these are completed; nothing was changed), 'budget' (over a budget)
@@ -30,7 +32,8 @@ if ARGV[3] ~= '' then
   capacity = tonumber(ARGV[3]) - depth
 end
 
-local function add(version, epoch, entry_json)
+local function add(i, version, epoch, entry_json)
+  if is_parked(i) then return PARKED end
   return redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', entry_json)
 end
 
@@ -58,6 +61,13 @@ end
 
 local ended = {} -- texts of the unfinished epochs that are replaced
 
+-- Adds a parked task to its line, now that its record is written.
+local function park_stored(i, version, epoch, digest, entry_json, record_json)
+  if not is_parked(i) then return end
+  local id = string.match(KEYS[i + 1], '[^:]*$')
+  park(i, element_of(version, epoch, digest, id, record_json, entry_json))
+end
+
 local function submit(i)
   local record, at = KEYS[i + 1], i * 9
   local epoch, digest, entry_json, record_json, replaced, version =
@@ -69,11 +79,14 @@ local function submit(i)
   if records then
     existing = records[i]
   elseif capacity > 0 and affordable then
-    entry = add(version, epoch, entry_json)
+    entry = add(i, version, epoch, entry_json)
     existing = redis.pcall('SET', record, pending(version, entry, epoch, digest, record_json),
       'NX', 'GET', 'PX', ARGV[4])
-    if not existing then return {'new', entry, epoch, ''} end
-    redis.call('XDEL', stream, entry)
+    if not existing then
+      park_stored(i, version, epoch, digest, entry_json, record_json)
+      return {'new', entry, epoch, ''}
+    end
+    if entry ~= PARKED then redis.call('XDEL', stream, entry) end
   else
     existing = redis.pcall('GET', record)
   end
@@ -86,8 +99,9 @@ local function submit(i)
   if has_completed then return with_siblings end
   if not affordable then return {'budget', '', '', ''} end
   if capacity <= 0 then return {'full', '', '', ''} end
-  entry = add(version, epoch, entry_json)
+  entry = add(i, version, epoch, entry_json)
   redis.call('SET', record, pending(version, entry, epoch, digest, record_json), 'PX', ARGV[4])
+  park_stored(i, version, epoch, digest, entry_json, record_json)
   if kind == 'again' and ARGV[at + 8] ~= '' then
     local state, _, their_epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
     local unfinished = state == 'pending' or state == 'processing'
@@ -102,4 +116,4 @@ for i = 1, count do
   if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
 end
 if days > 0 then settle(redis.call, budgets, budget_life, ended) end
-return {depth, results, budget_reply}
+return {depth, results, budget_reply, push_parked()}

@@ -10,23 +10,25 @@ from msgspec import Struct
 
 from imagegen.queue.codec import VERSION, encode_entry, encode_task
 from imagegen.queue.depth import DepthEstimate
+from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs.budget import BUDGETS_TTL_S, Limits, budget_keys, release, reservation
 from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.line_args import add_line_args, clients_with_lines
 from imagegen.redis_client.batcher import Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.stored_version import version_of
-from imagegen.tasks.task import Task
+from imagegen.tasks.task import PARKED, Task
 
-_SCRIPT = load_script(__package__, "judge", "budget", "submit")
+_SCRIPT = load_script(__package__, "lines", "line_args", "judge", "budget", "submit")
 
 _MEASURE_COST = 2
 """XPENDING and XLEN."""
 
 _ENQUEUE_COST = 2
-"""XADD and SET."""
+"""XADD and SET; a parked task costs SET, and one RPUSH for all of its line."""
 
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
 """XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
@@ -41,6 +43,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     replaced_epoch: of a task to replace, finished or without an entry.
     siblings: ids of the tasks that may have images of this one; if one is completed, the task is not enqueued.
     cost: to reserve. limits: of the budgets that it counts against. replaced_cost: of an unfinished task to replace.
+    line: the client in whose line the task waits, '' if it goes to the stream.
     """
 
     task_id: str
@@ -54,6 +57,7 @@ class SubmitItem(Struct, frozen=True, gc=False):
     cost: Cost | None = None
     limits: Limits = ()
     replaced_cost: Cost | None = None
+    line: str = ""
 
 
 SubmitKind = Literal["new", "again", "known", "full", "collision", "newer", "gone", "siblings", "budget"]
@@ -92,6 +96,7 @@ def submit_item(
         task.cost,
         limits,
         replaced_cost,
+        task.client if task.entry_id == PARKED else "",
     )
 
 
@@ -102,8 +107,11 @@ class Submit:
         on_added: called after each batch that enqueued a task.
     """
 
-    def __init__(self, context: VerbContext, depth: DepthEstimate, on_added: Callable[[], None]) -> None:
+    def __init__(
+        self, context: VerbContext, depth: DepthEstimate, lines: ClientLines, on_added: Callable[[], None]
+    ) -> None:
         self._context = context
+        self._lines = lines
         self._depth = depth
         self._on_added = on_added
         self._batcher = Batcher[SubmitItem, SubmitReply](
@@ -116,7 +124,7 @@ class Submit:
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
         depth, keys, siblings = self._depth, [self._context.keys.stream], list[str]()
-        measure = depth.limit if depth.stale else ""
+        measure = depth.room if depth.stale else ""
         held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
         budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
@@ -127,40 +135,60 @@ class Submit:
             args.append(len(item.siblings))
             siblings += map(self._context.keys.record, item.siblings)
             args += texts
-        return _SCRIPT.asked(keys + siblings + budgets, args)
+        keys += siblings + budgets
+        add_line_args(self._context, keys, args, [item.line for item in items])
+        return _SCRIPT.asked(keys, args)
 
     def _decode(self, items: list[SubmitItem], results: list[Any]) -> list[SubmitReply]:
-        depth, ((measured, rows, budgets),) = self._depth, results
+        depth, ((measured, rows, budgets, lengths),) = self._depth, results
         replies = [
             SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings))
             for kind, entry, epoch, existing, *siblings in rows
         ]
-        added = sum(bool(reply.entry_id) for reply in replies)
-        if replies and (entry_id := replies[-1].entry_id):
+        added = sum(bool(reply.entry_id) and reply.entry_id != PARKED for reply in replies)
+        if replies and (entry_id := replies[-1].entry_id) and entry_id != PARKED:
             self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         was_measured = measured >= 0
-        capacity = depth.limit - measured if was_measured else depth.capacity
-        cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items))
-        budget_cost = self._context.budgets.learn(budgets)
-        self._context.count("submit", cost + was_measured * _MEASURE_COST + budget_cost)
+        capacity = depth.room - measured if was_measured else depth.capacity
+        is_parked = [bool(item.line) for item in items]
+        cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), parked=is_parked)
+        cost += self._context.budgets.learn(budgets) + self._record_parked(items, replies, lengths)
+        self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
         if added:
             self._on_added()
         return replies
 
+    def _record_parked(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:
+        """Record what was added to lines, and return how many commands that were beyond one for each task."""
+        commands = 0
+        for client, length in zip(clients_with_lines([item.line for item in items]), lengths, strict=True):
+            parked = [
+                item.task_id
+                for item, reply in zip(items, replies, strict=True)
+                if item.line == client and reply.entry_id == PARKED
+            ]
+            if parked:
+                commands += 1 + (length == len(parked))
+                self._lines.parked(client, parked, length)
+        return commands
 
-def submit_cost(replies: Sequence[SubmitReply], capacity: int, *, are_read: bool) -> int:
-    """Return the commands of one script call.
+
+def submit_cost(
+    replies: Sequence[SubmitReply], capacity: int, *, are_read: bool, parked: Sequence[bool] | None = None
+) -> int:
+    """Return the commands of one script call, without those for lines.
 
     Args:
+        parked: for each task whether it was to wait in a line; None: no task was.
         capacity: of the queue, before the first task.
         are_read: whether one MGET reads the records of all tasks first.
     """
-    commands = 1 + are_read
-    for reply in replies:
-        commands += _ENQUEUE_COST * bool(reply.entry_id)
+    commands, parked = 1 + are_read, parked or [False] * len(replies)
+    for reply, is_parked in zip(replies, parked, strict=True):
+        commands += (1 if is_parked else _ENQUEUE_COST) * bool(reply.entry_id)
         if not are_read and not (reply.kind == "new" and reply.entry_id):
-            is_read = capacity <= 0 or reply.kind == "budget"
+            is_read = capacity <= 0 or reply.kind == "budget" or is_parked
             commands += _EXISTING_WHILE_FULL_COST if is_read else _EXISTING_COST
         if reply.kind in ("known", "gone"):
             commands += reply.existing.split(b" ", 2)[1] in _UNFINISHED

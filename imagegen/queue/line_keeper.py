@@ -1,0 +1,254 @@
+"""Keeper of the lines: places tasks into them, and moves lines that would stop.
+
+A line moves with each end of a task of its client. It would stop where the instance that ends such a task has not
+received that there is a line, or died before it did so. So an instance that begins a line publishes that, and instances
+check lines that do not move, less and less often. At a start, and when a peer is gone, the index of the lines is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+from loguru import logger
+from msgspec.structs import replace
+
+from imagegen.errors import ApiError
+from imagegen.queue.notifier import Message, ids_of
+from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.task_lookup import TaskLookup
+from imagegen.queue.verbs.refill_lines import MAX_LINES
+from imagegen.redis_client.batcher import batched
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.redis_errors import RedisError
+from imagegen.tasks.task import PARKED, Task
+
+CHECK_S, MAX_CHECK_S = 5.0, 60.0
+"""Seconds after which a line that does not move is checked; doubled with each check that moves nothing."""
+
+READ_AGAIN_S = 1.0
+"""Shortest time between two reads of which tasks of a client have ended elsewhere."""
+
+
+class LineKeeper:
+    """Keeper of the lines for one instance.
+
+    deadline_s: seconds from a task's submit to its end; clock: Unix time.
+    on_vanished: awaited with tasks that neither their line nor the stream may have.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        verbs: QueueVerbs,
+        lookup: TaskLookup,
+        *,
+        deadline_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._verbs = verbs
+        self.lookup = lookup
+        self._lines = verbs.lines
+        self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._is_index_needed = False
+        self._doubted: set[str] = set()
+        self._emptied: dict[str, None] = {}
+        self._check_at: dict[str, tuple[float, float]] = {}
+        self._read_at: dict[str, float] = {}
+        self.on_vanished: Callable[[Sequence[Task]], Awaitable[None]] = _do_nothing
+
+    # Submits
+
+    async def begin_submit(self, client: str) -> bool:
+        """Return whether the next task of a client is to wait in its line; end with `ClientLines.end_submit`."""
+        lines = self._lines
+        if not client:
+            return False
+        if not lines.has_line(client) and lines.is_full(client) and not self._notifier.alone:
+            await self._read_ended(client)
+        parked = lines.has_line(client) or lines.is_full(client)
+        lines.begin_submit(client, parked=parked)
+        if parked and client not in self._check_at:
+            self._check_later(client)
+            self._wake.set()
+        return parked
+
+    async def _read_ended(self, client: str) -> None:
+        """Read which tasks of a client, submitted here, other instances have ended."""
+        now = time.monotonic()
+        if now - self._read_at.get(client, -math.inf) < READ_AGAIN_S:
+            return
+        self._read_at[client] = now
+        await self._read(
+            [task_id for task_id in self._lines.in_stream(client) if task_id not in self._dispatcher.claimed]
+        )
+
+    async def _read(self, task_ids: Iterable[str]) -> list[Task]:
+        """Return the present state of tasks that can be read."""
+        results = await asyncio.gather(*map(self.lookup.read, task_ids), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, ApiError):
+                raise result
+        return [result for result in results if isinstance(result, Task)]
+
+    # Events
+
+    def reload(self, *_: object) -> None:
+        """Read the index of the lines: some may have no instance that moves them."""
+        self._is_index_needed = True
+        self._wake.set()
+
+    def on_begun(self, client: str) -> None:
+        self._notifier.publish("line", ids=[client])
+        if not self._notifier.alone:  # a peer that has not received it may end a task now
+            self.on_doubt(client)
+
+    def on_doubt(self, client: str) -> None:
+        self._doubted.add(client)
+        self._wake.set()
+
+    def on_line_elsewhere(self, message: Message) -> None:
+        clients = list(ids_of(message))
+        self._lines.known(clients)
+        for client in clients:
+            self._check_later(client)
+        self._wake.set()
+
+    def on_emptied(self, _client: str, task_ids: Sequence[str]) -> None:
+        self._emptied.update(dict.fromkeys(task_ids))
+        self._wake.set()
+
+    def on_moved(self, moved: Sequence[tuple[str, str]]) -> None:
+        """Record the entries of tasks that were moved into the stream."""
+        live, line = self._task_cache.live, self._dispatcher.estimates.line
+        for task_id, entry_id in moved:
+            if entry_id in self._dispatcher.held:
+                continue
+            line.add(entry_id)
+            task = live.get(task_id)
+            if task is not None and task.entry_id == PARKED:
+                task = replace(task, entry_id=entry_id)
+                self._task_cache.put(task)
+                self._lines.submitted(task)
+        self._verbs.on_added()
+
+    # Checks
+
+    async def keep_forever(self) -> None:
+        """Move lines that have stopped, and end tasks whose time is over. Costs nothing without lines."""
+        while True:
+            try:
+                async with asyncio.timeout(self._next_check_s()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._connection.retry_until_available(self._check)
+            except RedisError as error:
+                self._verbs.unreadable.report("lines", type(error).__name__, error)
+                await asyncio.sleep(CHECK_S)
+
+    def _check_later(self, client: str, wait_s: float = CHECK_S) -> None:
+        self._check_at[client] = (time.monotonic() + wait_s, wait_s)
+
+    def _next_check_s(self) -> float | None:
+        """Return the seconds until the next check, None without one."""
+        if not self._check_at:
+            return None
+        next_at = min(at for at, _ in self._check_at.values()) - time.monotonic()
+        if (oldest := self._oldest()) is not None:
+            next_at = min(next_at, oldest.created_at + self._deadline_s - self._clock())
+        return max(next_at, 0.01)
+
+    async def _check(self) -> None:
+        await self._connection.recovered.wait()
+        if self._is_index_needed:
+            clients = await self._verbs.read_line_index()
+            self._is_index_needed = False
+            self._lines.known(clients)
+            self._doubted.update(clients)
+        await self._refill()
+        await self._check_emptied()
+        await self._end_overdue()
+
+    async def _refill(self) -> None:
+        now, lines = time.monotonic(), self._lines
+        self._check_at = {client: at for client, at in self._check_at.items() if lines.has_line(client)}
+        for client, (at, wait_s) in self._check_at.items():
+            moved_s = now - lines.moved_at.get(client, -math.inf)
+            if at > now:
+                continue
+            if moved_s < wait_s:
+                self._check_later(client, CHECK_S)
+            else:
+                self._doubted.add(client)
+        for clients in batched(sorted(self._doubted), MAX_LINES):
+            await self.read(clients, lines.window)
+            self._doubted.difference_update(clients)
+
+    async def read(self, clients: Sequence[str], window: int = 0) -> None:
+        """Read lines; move their tasks until each client has `window` in the stream. Raises QueueUnavailable."""
+        for listed in await self._verbs.refill_lines(clients, window):
+            self._lines.listed(listed.client, listed.moved, listed.task_ids, listed.length)
+            if window and self._lines.has_line(listed.client):
+                _, wait_s = self._check_at.get(listed.client, (0.0, CHECK_S / 2))
+                self._check_later(listed.client, CHECK_S if listed.moved.moved else min(wait_s * 2, MAX_CHECK_S))
+
+    async def read_all(self) -> None:
+        """Read all lines that are known here, for positions. Raises QueueUnavailable."""
+        for clients in batched(self._lines.clients, MAX_LINES):
+            await self.read(clients)
+
+    async def _check_emptied(self) -> None:
+        """Find the tasks that were believed to wait in a line that is empty: a peer moved them, or Redis lost them."""
+        for task_ids in batched(list(self._emptied), MAX_LINES):
+            live = self._task_cache.live
+            waiting = [task_id for task_id in task_ids if (task := live.get(task_id)) and task.entry_id == PARKED]
+            vanished = []
+            for task in await self._read(waiting):
+                cached = live.get(task.id)
+                if cached is None or cached.entry_id != PARKED or task.id in self._dispatcher.claimed:
+                    continue
+                if task.entry_id == PARKED:
+                    vanished.append(cached)
+                elif task.entry_id:
+                    self._task_cache.put(replace(cached, entry_id=task.entry_id))
+            if vanished:
+                await self.on_vanished(vanished)
+            for task_id in task_ids:
+                self._emptied.pop(task_id, None)
+
+    def _oldest(self) -> Task | None:
+        """Return the task in a line, submitted here, that came first."""
+        heads = [head for client in self._lines.clients if (head := next(self._parked_here(client), None)) is not None]
+        return min(heads, key=lambda task: task.created_at, default=None)
+
+    def _parked_here(self, client: str) -> Iterator[Task]:
+        """Yield the tasks of a line that were submitted here, in order."""
+        live = self._task_cache.live
+        for task_id in self._lines.waiting_in(client):
+            task = live.get(task_id)
+            if task is not None and task.entry_id == PARKED:
+                yield task
+
+    async def _end_overdue(self) -> None:
+        """Fail tasks in lines whose deadline is over."""
+        ended = 0
+        for client in self._lines.clients:
+            for task in list(self._parked_here(client)):
+                if self._clock() < task.created_at + self._deadline_s:
+                    break
+                ended += (await self.lookup.interrupted.ended(task)).state.is_final
+        if ended:
+            logger.warning("{} tasks waited in lines until their deadline: they failed", ended)
+
+
+async def _do_nothing(_tasks: Sequence[Task]) -> None:
+    return

@@ -1,0 +1,270 @@
+"""Lines of clients, as this instance knows them: who has many tasks, and how many of them wait outside of the stream.
+
+A client has a limited number of tasks in the stream. Its further tasks wait in a line of its own in Redis, and are
+moved into the stream one by one as its tasks end, in the script that ends them. So the tasks of one client do not stand
+before those of another. Counting costs no command: an instance counts the tasks that it submitted.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+from msgspec import Struct
+
+from imagegen.queue.task_cache import TaskCache
+from imagegen.tasks.task import PARKED, Task
+
+WINDOW_PER_SLOT = 2
+"""Tasks of a client in the stream for each call slot: one that runs and the next one."""
+
+
+class MovedTasks(Struct, frozen=True, gc=False):
+    """What a script did to a line.
+
+    taken: elements that left it. moved: ids of the tasks that are in the stream now, with their entries; the others
+    were over. is_empty: whether it was found empty.
+    """
+
+    taken: int
+    is_empty: bool
+    commands: int
+    moved: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def decode(cls, row: Sequence[object]) -> MovedTasks:
+        """Decode what `move` of lines.lua returns."""
+        taken, is_empty, commands, names = row
+        texts = [name.decode() for name in names]  # type: ignore[attr-defined]
+        return cls(int(taken), bool(is_empty), int(commands), tuple(zip(texts[::2], texts[1::2], strict=True)))  # type: ignore[call-overload]
+
+
+class Line:
+    """Line of one client. Places are counted from the first task that ever waited in it.
+
+    length: elements in Redis. taken: elements that left it. places: of the tasks that are known here.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.taken = 0
+        self.places: dict[str, int] = {}
+        self._over: list[int] = []
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait, without the elements of those that are over."""
+        return max(self.length - len(self._over), 0)
+
+    def pushed(self, task_ids: Sequence[str], length: int) -> None:
+        self.length = length
+        first = self.taken + length - len(task_ids) + 1
+        self.places.update(zip(task_ids, count(first)))
+
+    def left(self, moved: MovedTasks) -> None:
+        self.taken += moved.taken
+        self.length = max(self.length - moved.taken, 0)
+        for task_id, _ in moved.moved:
+            self.places.pop(task_id, None)
+        del self._over[: bisect_left(self._over, self.taken + 1)]
+
+    def listed(self, task_ids: Sequence[str], length: int) -> None:
+        """Replace what is known by what was read: the first tasks, and how many there are."""
+        places = set(self._over)
+        over = {task_id for task_id, place in self.places.items() if place in places}
+        self.length, self.taken = length, 0
+        self.places = dict(zip(task_ids, count(1)))
+        self._over = [place for task_id, place in self.places.items() if task_id in over]
+
+    def end(self, task_id: str) -> None:
+        """Note that a task is over: its element stays until its turn."""
+        place = self.places.get(task_id, 0)
+        at = bisect_left(self._over, place)
+        if place > self.taken and self._over[at : at + 1] != [place]:
+            insort(self._over, place)
+
+    def position(self, task_id: str) -> int:
+        """Return 1 for the next task; for a task that is not known the last place."""
+        place = self.places.get(task_id)
+        if place is None:
+            return max(self.waiting, 1)
+        return max(place - self.taken - bisect_left(self._over, place), 1)
+
+
+class ClientLines:
+    """Lines of all clients, and which of their tasks are in the stream.
+
+    Args:
+        window: tasks of a client in the stream.
+        slots: calls that one instance makes at once.
+
+    Attributes:
+        instances: returns how many share the queue.
+        on_moved: called with the tasks that were moved into the stream.
+        on_begun: called with a client whose line may have begun.
+        on_doubt: called with a client whose line may have no task in the stream that moves it.
+        on_emptied: called with a client whose line is empty, and the tasks that were believed to wait in it.
+    """
+
+    def __init__(self, task_cache: TaskCache, *, window: int, slots: int) -> None:
+        self._task_cache = task_cache
+        self._window = window
+        self._slots = slots
+        self._lines: dict[str, Line] = {}
+        self._in_stream: dict[str, dict[str, None]] = {}
+        self._submitting: Counter[str] = Counter()
+        self.moved_at: dict[str, float] = {}
+        self.instances: Callable[[], int] = lambda: 1
+        self.on_moved: Callable[[Sequence[tuple[str, str]]], None] = lambda _moved: None
+        self.on_begun: Callable[[str], None] = lambda _client: None
+        self.on_doubt: Callable[[str], None] = lambda _client: None
+        self.on_emptied: Callable[[str, Sequence[str]], None] = lambda _client, _task_ids: None
+
+    def __len__(self) -> int:
+        """Return the number of lines that are known here; costs no command."""
+        return len(self._lines)
+
+    @property
+    def waiting(self) -> int:
+        """Number of tasks that wait in the lines that are known here; costs no command."""
+        return sum([line.waiting for line in self._lines.values()]) if self._lines else 0
+
+    @property
+    def clients(self) -> list[str]:
+        """Clients that have a line."""
+        return list(self._lines)
+
+    @property
+    def window(self) -> int:
+        """Tasks of a client in the stream, over all instances."""
+        return max(min(self._window, WINDOW_PER_SLOT * self._slots * self.instances()), 1)
+
+    @property
+    def _share(self) -> int:
+        """Tasks of a client in the stream that this instance submits."""
+        return max(self.window // self.instances(), 1)
+
+    # Submits
+
+    def has_line(self, client: str) -> bool:
+        return client in self._lines
+
+    def in_stream(self, client: str) -> list[str]:
+        """Return the unfinished tasks of a client that were submitted here and are in the stream."""
+        live, known = self._task_cache.live, self._in_stream.get(client, {})
+        kept = {
+            task_id: None for task_id in known if (task := live.get(task_id)) is not None and task.entry_id != PARKED
+        }
+        if kept:
+            self._in_stream[client] = kept
+        else:
+            self._in_stream.pop(client, None)
+        return list(kept)
+
+    def is_full(self, client: str) -> bool:
+        """Return whether a client has its share of tasks in the stream."""
+        share, begun = self._share, self._submitting[client]
+        return begun + len(self._in_stream.get(client, ())) >= share and begun + len(self.in_stream(client)) >= share
+
+    def begin_submit(self, client: str, *, parked: bool) -> None:
+        """Count a submit that is under way; a task that goes to a line makes the line known."""
+        if parked:
+            self._lines.setdefault(client, Line())
+        else:
+            self._submitting[client] += 1
+
+    def end_submit(self, client: str, *, parked: bool) -> None:
+        if not parked:
+            self._submitting[client] -= 1
+            if self._submitting[client] <= 0:
+                del self._submitting[client]
+
+    def submitted(self, task: Task) -> None:
+        """Count a task that was submitted here into the stream."""
+        known = self._in_stream.setdefault(task.client, {})
+        known[task.id] = None
+        if len(known) > 2 * self._window:
+            self.in_stream(task.client)
+
+    def parked(self, client: str, task_ids: Sequence[str], length: int) -> None:
+        """Record tasks that were added to the end of a line; length: of the line then."""
+        line = self._lines.setdefault(client, Line())
+        line.pushed(task_ids, length)
+        if length == len(task_ids):
+            self.on_begun(client)
+            if not self._submitting[client] and not self.in_stream(client):
+                self.on_doubt(client)
+
+    # Ends
+
+    def line_of(self, client: str) -> str:
+        """Return the client if it has a line, else ''."""
+        return client if client in self._lines else ""
+
+    def left(self, client: str, moved: MovedTasks) -> None:
+        """Record what a script did to a line."""
+        line = self._lines.get(client)
+        if line is None:
+            return
+        line.left(moved)
+        if moved.moved:
+            self.moved_at[client] = time.monotonic()
+            self.on_moved(moved.moved)
+        if moved.is_empty:
+            self._forget(client)
+
+    def ended_unseen(self, client: str) -> None:
+        """Note that a task of a client left the stream, and its line was not passed to the script."""
+        if client in self._lines:
+            self.on_doubt(client)
+
+    def end(self, task: Task) -> None:
+        """Note that a task is finished; it may still have an element in its line."""
+        if task.client and (line := self._lines.get(task.client)) is not None:
+            line.end(task.id)
+
+    # What was read from Redis, or received
+
+    def known(self, clients: Iterable[str]) -> None:
+        """Record that clients have lines."""
+        for client in clients:
+            self._lines.setdefault(client, Line())
+
+    def listed(self, client: str, moved: MovedTasks, task_ids: Sequence[str], length: int) -> None:
+        """Record what a line holds after some of its tasks were moved."""
+        line = self._lines.setdefault(client, Line())
+        if moved.moved:
+            self.moved_at[client] = time.monotonic()
+            self.on_moved(moved.moved)
+        missing = line.places.keys() - set(task_ids) - {task_id for task_id, _ in moved.moved}
+        line.listed(task_ids, length)
+        if moved.is_empty or not length:
+            line.places = dict.fromkeys(missing, 0)
+            self._forget(client)
+
+    def waiting_in(self, client: str) -> Iterable[str]:
+        """Return the ids of the tasks in a line that are known here, in order."""
+        line = self._lines.get(client)
+        return line.places if line else ()
+
+    def _forget(self, client: str) -> None:
+        line = self._lines.pop(client)
+        self.moved_at.pop(client, None)
+        if line.places:
+            self.on_emptied(client, list(line.places))
+
+    # Positions
+
+    def position(self, task: Task, in_stream: int) -> int:
+        """Return the position of a task in a line: the waiting entries of the stream and its predecessors come before
+        it, and as many of each other line.
+
+        in_stream: waiting entries.
+        """
+        own = self._lines.get(task.client)
+        place = own.position(task.id) if own else 1
+        others = sum([min(line.waiting, place) for line in self._lines.values() if line is not own])
+        return in_stream + place + others

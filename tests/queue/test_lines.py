@@ -1,0 +1,316 @@
+"""Lines of clients: who has many tasks does not delay the others, and no task is lost or run twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from msgspec.structs import replace
+from support import eventually, submission
+
+from imagegen.errors import QueueFull
+from imagegen.queue.claim import StartResult
+from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.eta import QueuePosition
+from imagegen.tasks import transitions
+from imagegen.tasks.image import StoredImage
+from imagegen.tasks.task import PARKED, State
+from imagegen.tasks.webhook import Webhook
+
+IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
+
+
+def of(client: str, name: object):
+    return replace(submission(f"{client}{name}"), client=client)
+
+
+async def put(instance, client: str, count: int, first: int = 0):
+    submissions = [of(client, number) for number in range(first, first + count)]
+    return [each.task for each in await asyncio.gather(*map(instance.client_queue.submit, submissions))]
+
+
+async def in_stream(instance) -> int:
+    return await instance.connection.commands.xlen(instance.keys.stream)
+
+
+async def in_line(instance, client: str = "a") -> int:
+    return await instance.connection.commands.llen(instance.keys.line(client))
+
+
+async def start_one(instance):
+    """Start the next task; None if no task comes."""
+    try:
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), 0.5)
+    except TimeoutError:
+        return None
+    while (result := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
+        pass
+    if result is StartResult.LOST:
+        instance.worker_queue.drop(claim)
+        return await start_one(instance)
+    return claim
+
+
+async def finish(instance, claim):
+    final = transitions.completed(claim.task, [IMAGE], [], now=time.time(), ttl_s=60)
+    return await instance.worker_queue.finish(claim, final)
+
+
+async def run(instance, started: list[str], until: int) -> None:
+    """Run tasks, one at once, until a number of them has been started."""
+    while len(started) < until and (claim := await start_one(instance)) is not None:
+        started.append(claim.task.id)
+        await finish(instance, claim)
+
+
+async def run_all(*instances) -> list[str]:
+    """Run tasks on every slot until no task comes, and return them in order."""
+    started: list[str] = []
+    slots = [run(instance, started, 10**6) for instance in instances for _ in range(instance.worker_queue.slots)]
+    await asyncio.gather(*slots)
+    return started
+
+
+async def is_at_rest(instance) -> bool:
+    redis, keys = instance.connection.commands, instance.keys
+    pending = await redis.xpending(keys.stream, "pool")
+    return (await redis.xlen(keys.stream), pending["pending"], await redis.exists(keys.lines)) == (0, 0, 0)
+
+
+async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_instance) -> None:
+    one = make_instance(slots=2)
+    tasks = await put(one, "a", 12)
+    assert (await in_stream(one), await in_line(one)) == (4, 8)
+    assert [task.entry_id == PARKED for task in tasks] == [False] * 4 + [True] * 8
+    assert {task.state for task in tasks} == {State.PENDING}
+    started = await run_all(one)
+    assert started == [task.id for task in tasks]
+    assert await is_at_rest(one)
+    assert (len(one.parts.lines), one.parts.lines.waiting) == (0, 0)
+
+
+async def test_a_window_below_the_slots_limits_a_client_and_one_without_a_key_is_not_limited(make_instance) -> None:
+    one = make_instance(window=3)
+    await put(one, "a", 6)
+    assert await in_stream(one) == 3
+    await asyncio.gather(*(one.client_queue.submit(submission(number)) for number in range(20)))
+    assert await in_stream(one) == 23
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+async def test_a_thousand_tasks_of_one_client_delay_anothers_by_one_service_time(make_instance, slots: int) -> None:
+    one = make_instance(slots=slots, max_queue=5_000)
+    await put(one, "a", 1000)
+    running = [await start_one(one) for _ in range(slots)]
+    (task,) = await put(one, "b", 1)
+    others = await put(one, "c", 10)
+    rounds = []
+    for _ in range(5):
+        await asyncio.gather(*(finish(one, claim) for claim in running))
+        running = [await start_one(one) for _ in range(slots)]
+        rounds.append([claim.task.id for claim in running])
+    assert task.id in {*rounds[0], *rounds[1]}
+    assert {other.id for other in others} & {*rounds[0], *rounds[1], *rounds[2]}
+
+
+async def test_ten_clients_with_unequal_numbers_of_tasks_get_equal_shares(make_instance) -> None:
+    one = make_instance(max_queue=5_000)
+    clients = {f"k{number}": 30 + 30 * number for number in range(10)}
+    names = {task.id: client for client, count in clients.items() for task in await put(one, client, count)}
+    started: list[str] = []
+    done: Counter[str] = Counter()
+    while done["k0"] < clients["k0"]:
+        await run(one, started, len(started) + 1)
+        done[names[started[-1]]] += 1
+    shares = list(done.values())
+    jain = sum(shares) ** 2 / (len(clients) * sum(share * share for share in shares))
+    assert jain >= 0.98
+
+
+async def test_tasks_run_on_an_instance_that_did_not_submit_them(make_instance) -> None:
+    one, two = make_instance(slots=1), make_instance(slots=1)
+    await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    tasks = await put(one, "a", 30)
+    await eventually(lambda: len(two.parts.lines) == 1)
+    tasks += await put(two, "a", 10, first=30)
+    assert await in_stream(one) <= 4
+    one.worker_queue.quiet()
+    started: list[str] = []
+    await asyncio.wait_for(_drained(two, started, len(tasks)), 20)
+    assert sorted(started) == sorted(task.id for task in tasks)
+    await eventually(lambda: is_at_rest(two))
+
+
+async def _drained(instance, started: list[str], count: int) -> None:
+    while len(started) < count:
+        await run(instance, started, count)
+
+
+@pytest.mark.parametrize("peers", [True, False], ids=["with a peer", "alone"])
+async def test_all_lines_drain_after_the_instance_that_submitted_them_was_killed(make_instance, *, peers: bool) -> None:
+    one = make_instance(lease_s=0.5, slots=1)
+    two = make_instance(lease_s=0.5, slots=1) if peers else None
+    if two:
+        await eventually(lambda: not one.notifier.alone and not two.notifier.alone)
+    tasks = await put(one, "a", 8) + await put(one, "b", 8)
+    claim = await start_one(one)
+    await one.crash()
+    two = two or make_instance(lease_s=0.5, slots=1)
+    started: list[str] = []
+    await asyncio.wait_for(_drained(two, started, len(tasks)), 25)
+    assert sorted(started) == sorted(task.id for task in tasks)
+    assert claim is not None
+    await eventually(lambda: is_at_rest(two))
+
+
+async def test_a_line_moves_again_though_the_end_of_its_tasks_was_lost(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 6)
+    await one.crash()
+    redis = one.connection.commands
+    await redis.xtrim(one.keys.stream, maxlen=0)  # no task of the client is left that could move its line
+    two = make_instance(slots=1)
+    started: list[str] = []
+    await asyncio.wait_for(_drained(two, started, 4), 20)
+    assert started == [task.id for task in tasks[2:]]
+
+
+async def test_a_cancelled_task_of_a_line_never_runs_and_delays_no_other(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 6)
+    for task in tasks[2:5]:
+        cancelled = await one.client_queue.cancel(task.id)
+        assert cancelled is not None
+        assert cancelled.state is State.CANCELLED
+    assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[5].id]
+    assert await is_at_rest(one)
+
+
+async def test_the_cancel_of_a_task_in_the_stream_moves_the_next_one(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 3)
+    await one.client_queue.cancel(tasks[0].id)
+    assert (await in_stream(one), await in_line(one)) == (2, 0)
+    assert await run_all(one) == [tasks[1].id, tasks[2].id]
+
+
+async def test_a_task_of_a_line_that_was_cancelled_and_submitted_again_runs_once(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 4)
+    await one.client_queue.cancel(tasks[2].id)
+    again = await one.client_queue.submit(of("a", 2))
+    assert again.cached is CacheResult.MISS
+    assert again.task.sequence > tasks[2].sequence
+    assert await run_all(one) == [tasks[0].id, tasks[1].id, tasks[3].id, tasks[2].id]
+
+
+async def test_a_repeat_joins_a_task_of_a_line_on_another_instance_and_can_be_cancelled_there(make_instance) -> None:
+    one, two = make_instance(slots=1), make_instance(slots=1, start=False)
+    tasks = await put(one, "a", 4)
+    joined = await two.client_queue.submit(of("a", 3))
+    assert joined.cached is CacheResult.COALESCED
+    assert joined.task.epoch == tasks[3].epoch
+    cancelled = await two.client_queue.cancel(tasks[3].id)
+    assert cancelled is not None
+    assert cancelled.request_json == tasks[3].request_json
+    assert await run_all(one) == [task.id for task in tasks[:3]]
+
+
+async def test_webhooks_that_were_added_to_a_task_of_a_line_are_kept(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 3)
+    hooked = replace(of("a", 2), webhooks=(Webhook("https://example.com/hook", "https://example.com"),))
+    await one.client_queue.add_webhooks(hooked, await one.client_queue.submit(hooked))
+    assert await run_all(one) == [task.id for task in tasks]
+    assert await one.connection.commands.zcard(one.keys.outbox) == 1
+
+
+@pytest.mark.parametrize("lost", ["line", "record", "both"])
+async def test_a_task_is_queued_again_once_after_redis_lost_its_line_or_record(make_instance, lost: str) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 5)
+    redis = one.connection.commands
+    if lost != "record":
+        await redis.delete(one.keys.line("a"))
+    if lost != "line":
+        await redis.delete(*(one.keys.record(task.id) for task in tasks[2:]))
+    one.parts.recovery.notice("a test", publish=True)
+    started: list[str] = []
+    await asyncio.wait_for(_drained(one, started, len(tasks)), 20)
+    await run(one, started, len(tasks) + 1)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_a_lost_line_is_noticed_when_it_is_read(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 5)
+    await one.connection.commands.delete(one.keys.line("a"))
+    started: list[str] = []
+    await asyncio.wait_for(_drained(one, started, len(tasks)), 20)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_a_repeat_queues_a_task_again_if_its_line_is_lost_and_nobody_knows_it(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 3)
+    await one.crash()
+    await one.connection.commands.delete(one.keys.line("a"))
+    two = make_instance(slots=1)
+    again = await two.client_queue.submit(of("a", 2))
+    assert again.cached is CacheResult.MISS
+    started: list[str] = []
+    await run(two, started, 3)
+    assert sorted(started) == sorted(task.id for task in tasks)
+
+
+async def test_a_task_that_waits_in_a_line_until_its_deadline_fails(make_instance) -> None:
+    one = make_instance(slots=1, deadline_s=0.3)
+    tasks = await put(one, "a", 4)
+
+    async def has_failed() -> bool:
+        task = await one.client_queue.get(tasks[3].id)
+        return task is not None and task.state is State.FAILED
+
+    await eventually(has_failed)
+    failed = await one.client_queue.get(tasks[3].id)
+    assert failed is not None
+    assert failed.error is not None
+    assert failed.error.code == "upstream_timeout"
+
+
+async def test_positions_count_the_stream_the_own_line_and_as_many_of_each_other_line(make_instance) -> None:
+    one = make_instance(slots=1, start=False)
+    await one.verbs.create_group()
+    await one.client_queue.refresh_positions()
+    a, b = await put(one, "a", 6), await put(one, "b", 4)
+
+    async def positions(tasks) -> list[int | None]:
+        return [(await one.client_queue.position(await one.client_queue.get(task.id))).position for task in tasks]
+
+    assert await positions(a) == [1, 2, 6, 8, 9, 10]
+    assert await positions(b) == [3, 4, 6, 8]
+    await one.client_queue.cancel(a[2].id)
+    assert await positions(a[3:]) == [6, 8, 9]
+    assert await one.client_queue.position(await one.client_queue.get(a[2].id)) == QueuePosition()
+
+
+async def test_positions_are_right_after_a_restart(make_instance) -> None:
+    one = make_instance(slots=1)
+    tasks = await put(one, "a", 6)
+    await one.crash()
+    two = make_instance(slots=1)
+    await eventually(lambda: len(two.parts.lines) == 1 and two.parts.lines.waiting == 4)
+    place = await two.client_queue.position(await two.client_queue.get(tasks[4].id))
+    assert place.position == 5
+
+
+async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(make_instance) -> None:
+    one = make_instance(slots=1, max_queue=6, start=False)
+    await one.verbs.create_group()
+    for number in range(6):
+        await one.client_queue.submit(of("a", number))
+    assert (await one.parts.monitor.waiting()).depth == 6
+    with pytest.raises(QueueFull):
+        await one.client_queue.submit(of("b", 0))
