@@ -18,7 +18,7 @@ from imagegen.queue.codec import broadcast_record, decode_entry, decode_record, 
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
-from imagegen.queue.line_keeper import LineKeeper
+from imagegen.queue.line_mover import LineMover
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
@@ -78,17 +78,17 @@ class ClientQueue:
     def __init__(
         self,
         verbs: QueueVerbs,
-        keeper: LineKeeper,
+        mover: LineMover,
         outbox: Outbox,
         idempotency: IdempotencyKeys,
         listing: TaskList,
         *,
         families: CompletedFamilies,
     ) -> None:
-        lookup = keeper.lookup
+        lookup = mover.lookup
         self.idempotency, self.listing = idempotency, listing
         self._lookup, self._outbox, self._families = lookup, outbox, families
-        self._keeper, self._lines = keeper, verbs.lines
+        self._mover, self._lines = mover, verbs.lines
         self._verbs = verbs
         self._task_cache, self._dispatcher, self._notifier = lookup.task_cache, lookup.dispatcher, lookup.notifier
         self._estimates = lookup.dispatcher.estimates
@@ -241,7 +241,7 @@ class ClientQueue:
         self._positions_read_at = now = self.clock()
         waiting = await self._verbs.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
-        await self._keeper.read_all()
+        await self._mover.read_all()
 
     async def _with_request(self, task: Task) -> Task:
         """Return the task with its request, which only the entry has while the task is unfinished."""
@@ -276,7 +276,7 @@ class ClientQueue:
         self._submitting[task.id] = waiters
         parked = None
         try:
-            parked = await self._keeper.begin_submit(task.client)
+            parked = await self._mover.begin_submit(task.client)
             if parked:
                 task = replace(task, entry_id=PARKED)
             siblings = self._siblings(submission) if reuse else ()

@@ -21,7 +21,7 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.leases import Leases
-from imagegen.queue.line_keeper import LineKeeper
+from imagegen.queue.line_mover import LineMover
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
@@ -89,7 +89,7 @@ class QueueInstance:
     lost_calls: LostCalls
     families: CompletedFamilies
     lines: ClientLines
-    keeper: LineKeeper
+    mover: LineMover
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -104,7 +104,7 @@ class QueueInstance:
             "outbox-renewal": self.outbox.renew_forever(),
             "outbox-refill": self.outbox.refill_forever(),
             "families": self.families.load_forever(),
-            "lines": self.keeper.keep_forever(),
+            "lines": self.mover.keep_forever(),
         }
 
     async def release_idle(self, working: Collection[Claim]) -> None:
@@ -140,8 +140,8 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     lookup = _lookup(verbs, dispatcher, notifier, outbox, config)
     families = CompletedFamilies(connection, keys, notifier, ttl_s=ttl_s, clock=clock)
     idempotency, listing = IdempotencyKeys(connection, keys), TaskList(connection, keys)
-    keeper = LineKeeper(connection, verbs, lookup, deadline_s=config.deadline_s, clock=clock)
-    client_queue = ClientQueue(verbs, keeper, outbox, idempotency, listing, families=families)
+    mover = LineMover(connection, verbs, lookup, deadline_s=config.deadline_s, clock=clock)
+    client_queue = ClientQueue(verbs, mover, outbox, idempotency, listing, families=families)
     parts = QueueInstance(
         connection=connection,
         keys=keys,
@@ -163,7 +163,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         lost_calls=LostCalls(connection, keys),
         families=families,
         lines=lines,
-        keeper=keeper,
+        mover=mover,
     )
     client_queue.limits_of = config.limits_of
     _connect(parts)
@@ -215,25 +215,25 @@ def _connect(parts: QueueInstance) -> None:
 
 def _connect_lines(parts: QueueInstance) -> None:
     """Set the callbacks of the lines of clients."""
-    lines, keeper, notifier = parts.lines, parts.keeper, parts.notifier
+    lines, mover, notifier = parts.lines, parts.mover, parts.notifier
     lines.instances = lambda: 1 + len(notifier.peers)
-    lines.on_moved, lines.on_begun = keeper.on_moved, keeper.on_begun
-    lines.on_doubt, lines.on_emptied = keeper.on_doubt, keeper.on_emptied
+    lines.on_moved, lines.on_begun = mover.on_moved, mover.on_begun
+    lines.on_doubt, lines.on_emptied = mover.on_doubt, mover.on_emptied
     parts.verbs.depth.parked = lambda: lines.waiting
-    keeper.on_vanished = parts.recovery.check_waiting
-    parts.recovery.on_restored = keeper.reload
-    notifier.on_join.append(keeper.reload)
-    notifier.handlers["line"] = keeper.on_line_elsewhere
+    mover.on_vanished = parts.recovery.check_waiting
+    parts.recovery.on_restored = mover.reload
+    notifier.on_join.append(mover.reload)
+    notifier.handlers["line"] = mover.on_line_elsewhere
 
 
 def _on_peer_left(parts: QueueInstance, message: Message) -> None:
     parts.outbox.on_peer_left(message)
-    parts.keeper.reload()
+    parts.mover.reload()
 
 
 def _on_takeover(parts: QueueInstance) -> None:
     parts.outbox.check_now()
-    parts.keeper.reload()
+    parts.mover.reload()
 
 
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:

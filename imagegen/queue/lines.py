@@ -1,8 +1,8 @@
-"""Lines of clients, as this instance knows them: who has many tasks, and how many of them wait outside of the stream.
+"""Lines of clients, as this instance has them in memory: who has many tasks, and how many wait outside of the stream.
 
-A client has a limited number of tasks in the stream. Its further tasks wait in a line of its own in Redis, and are
-moved into the stream one by one as its tasks end, in the script that ends them. So the tasks of one client do not stand
-before those of another. Counting costs no command: an instance counts the tasks that it submitted.
+A client has a limited number of tasks in the stream. Its further tasks wait in its own line in Redis, and are
+moved into the stream one by one as its tasks end, in the script that ends them. So the tasks of one client do not wait
+behind all those of another. Counting costs no command: an instance counts the tasks that it submitted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MovedTasks(Struct, frozen=True, gc=False):
 class Line:
     """Line of one client. Places are counted from the first task that ever waited in it.
 
-    length: elements in Redis. taken: elements that left it. places: of the tasks that are known here.
+    length: elements in Redis. taken: elements that left it. places: of the tasks that this instance has seen.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Line:
         del self._over[: bisect_left(self._over, self.taken + 1)]
 
     def listed(self, task_ids: Sequence[str], length: int) -> None:
-        """Replace what is known by what was read: the first tasks, and how many there are."""
+        """Replace all places by those that were read: the first tasks, and how many there are."""
         places = set(self._over)
         over = {task_id for task_id, place in self.places.items() if place in places}
         self.length, self.taken = length, 0
@@ -87,7 +87,7 @@ class Line:
             insort(self._over, place)
 
     def position(self, task_id: str) -> int:
-        """Return 1 for the next task; for a task that is not known the last place."""
+        """Return 1 for the next task; for a task without a place here the last one."""
         place = self.places.get(task_id)
         if place is None:
             return max(self.waiting, 1)
@@ -104,9 +104,9 @@ class ClientLines:
     Attributes:
         instances: returns how many share the queue.
         on_moved: called with the tasks that were moved into the stream.
-        on_begun: called with a client whose line may have begun.
-        on_doubt: called with a client whose line may have no task in the stream that moves it.
-        on_emptied: called with a client whose line is empty, and the tasks that were believed to wait in it.
+        on_begun: called with a client: its line may have begun.
+        on_doubt: called with a client: no task in the stream may be left to move its line.
+        on_emptied: called with a client and its tasks: its line is empty, though they were seen in it.
     """
 
     def __init__(self, task_cache: TaskCache, *, window: int, slots: int) -> None:
@@ -124,12 +124,12 @@ class ClientLines:
         self.on_emptied: Callable[[str, Sequence[str]], None] = lambda _client, _task_ids: None
 
     def __len__(self) -> int:
-        """Return the number of lines that are known here; costs no command."""
+        """Return the number of lines in memory; costs no command."""
         return len(self._lines)
 
     @property
     def waiting(self) -> int:
-        """Number of tasks that wait in the lines that are known here; costs no command."""
+        """Number of tasks that wait in the lines in memory; costs no command."""
         return sum([line.waiting for line in self._lines.values()]) if self._lines else 0
 
     @property
@@ -170,7 +170,7 @@ class ClientLines:
         return begun + len(self._in_stream.get(client, ())) >= share and begun + len(self.in_stream(client)) >= share
 
     def begin_submit(self, client: str, *, parked: bool) -> None:
-        """Count a submit that is under way; a task that goes to a line makes the line known."""
+        """Count a submit that is under way; a task that goes to a line adds the line."""
         if parked:
             self._lines.setdefault(client, Line())
         else:
@@ -246,7 +246,7 @@ class ClientLines:
             self._forget(client)
 
     def waiting_in(self, client: str) -> Iterable[str]:
-        """Return the ids of the tasks in a line that are known here, in order."""
+        """Return the ids of the tasks in a line that this instance has seen, in order."""
         line = self._lines.get(client)
         return line.places if line else ()
 

@@ -273,6 +273,57 @@ async def test_a_budget_costs_one_command_for_each_batch_of_submits(make_instanc
     assert commands.counted == 2 + 2 * len(claims)
 
 
+def of(client: str, *names):
+    return [replace(submission(f"{client}{name}"), client=client) for name in names]
+
+
+async def put_for(instance, client: str, *names, together: bool = True):
+    if together:
+        return [each.task for each in await asyncio.gather(*map(instance.client_queue.submit, of(client, *names)))]
+    return [(await instance.client_queue.submit(each)).task for each in of(client, *names)]
+
+
+async def run_one_by_one(instance, count: int) -> None:
+    for _ in range(count):
+        entries = await instance.verbs.read_entries("i", 1, 0.01)
+        (each,) = await instance.parts.leases.hold(entries)
+        assert await instance.worker_queue.start(each) is StartResult.STARTED
+        await finished(instance, each)
+
+
+async def test_the_meter_counts_the_commands_of_lines(make_instance) -> None:
+    one = make_instance(start=False, slots=1)
+    await one.verbs.create_group()
+    async with CommandCount(one) as commands:
+        tasks = await put_for(one, "a", *range(8))
+        tasks += await put_for(one, "b", *range(4), together=False)
+        await one.client_queue.cancel(tasks[0].id)
+        await one.client_queue.cancel(tasks[5].id)
+        one.task_cache.forget(tasks[6].id)
+        assert (await put_for(one, "a", 6))[0].entry_id == "parked"
+        await one.parts.mover.read_all()
+        await one.parts.mover.read(["a", "b", "c"], 3)
+        await run_one_by_one(one, 10)
+    assert commands.metered == commands.counted
+
+
+@pytest.mark.parametrize(("together", "most"), [(True, 2.0), (False, 3.0)], ids=["together", "one by one"])
+async def test_a_task_in_a_line_costs_two_commands_more_and_another_task_none(
+    make_instance, *, together: bool, most: float
+) -> None:
+    counts = []
+    for client, slots in (("", 1), ("many slots", 50), ("one slot", 1)):
+        instance = make_instance(start=False, slots=slots, window=100)
+        await instance.verbs.create_group()
+        async with CommandCount(instance) as commands:
+            await put_for(instance, client, *range(22), together=together)
+            await run_one_by_one(instance, 22)
+        counts.append(commands.counted)
+    assert counts[1] == counts[0]
+    begin_and_end = 4  # RPUSH and SADD; LPOP and SREM
+    assert counts[2] - counts[0] <= 20 * most + begin_and_end
+
+
 async def test_the_meters_of_two_busy_instances_are_within_3_percent(make_instance) -> None:
     one, two = make_instance(lease_s=0.3), make_instance(lease_s=0.3)
     await eventually(lambda: not one.notifier.alone and not two.notifier.alone)

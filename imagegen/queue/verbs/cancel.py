@@ -17,7 +17,7 @@ from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.cost import Cost
-from imagegen.tasks.task import Task, pending_deliveries
+from imagegen.tasks.task import PARKED, Task, pending_deliveries
 
 _SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "cancel")
 
@@ -49,7 +49,8 @@ async def cancel(
         if row is None:
             return None
         existing, log, count, budgets = row
-        context.count("cancel", cancel_cost(existing) + context.budgets.learn(budgets))
+        cost_of_entry = 2 if existing == b"" and entry_id != PARKED else 0  # XDEL and XACK
+        context.count("cancel", cancel_cost(existing) + cost_of_entry + context.budgets.learn(budgets))
         if existing is not None:
             if existing and f'{final.counted_in}"'.encode() not in existing:
                 return None
@@ -96,5 +97,5 @@ async def _run(
 
 
 def cancel_cost(existing: bytes | None) -> int:
-    """Return the commands: GET; another GET; XDEL, XACK and two SETs if the task was cancelled."""
-    return 3 if existing is None else 2 if existing else 7
+    """Return the commands: GET; another GET; two SETs if the task was cancelled. Those for its entry are not included."""
+    return 3 if existing is None else 2 if existing else 5

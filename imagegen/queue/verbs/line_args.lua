@@ -2,10 +2,10 @@
 --
 -- KEYS    at the end, if any task has a line: the index of the lines; then each line
 -- ARGV    at the end: life of a record in ms; for each task the number of its line, separated by spaces, 0 for none;
---         the client of each line, separated by spaces
+--         the client of each line, separated by line breaks
 
 local line_clients, line_numbers, line_keys = {}, {}, {}
-for client in string.gmatch(table.remove(ARGV), '%S+') do line_clients[#line_clients + 1] = client end
+for client in string.gmatch(table.remove(ARGV), '[^\n]+') do line_clients[#line_clients + 1] = client end
 for number in string.gmatch(table.remove(ARGV), '%d+') do line_numbers[#line_numbers + 1] = tonumber(number) end
 local line_life = table.remove(ARGV)
 for i = #line_clients, 1, -1 do line_keys[i] = table.remove(KEYS) end

@@ -16,7 +16,7 @@ def clients_with_lines(clients: Sequence[str]) -> list[str]:
 def add_line_args(context: VerbContext, keys: list[str], args: list[Any], clients: Sequence[str]) -> None:
     """Append the lines of a batch to the arguments of its script.
 
-    clients: for each task the client whose line it concerns, '' for none.
+    clients: for each task the client with the line that it concerns, '' for none.
     """
     args.append(context.record_ttl_ms)
     if not any(clients):
@@ -26,4 +26,4 @@ def add_line_args(context: VerbContext, keys: list[str], args: list[Any], client
     keys.append(context.keys.lines)
     keys += map(context.keys.line, lines)
     numbers = {client: number for number, client in enumerate(lines, 1)}
-    args += (" ".join([str(numbers.get(client, 0)) for client in clients]), " ".join(lines))
+    args += (" ".join([str(numbers.get(client, 0)) for client in clients]), "\n".join(lines))

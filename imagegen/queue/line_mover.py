@@ -1,4 +1,4 @@
-"""Keeper of the lines: places tasks into them, and moves lines that would stop.
+"""Mover of the lines: places tasks into them, and moves lines that would stop.
 
 A line moves with each end of a task of its client. It would stop where the instance that ends such a task has not
 received that there is a line, or died before it did so. So an instance that begins a line publishes that, and instances
@@ -32,8 +32,8 @@ READ_AGAIN_S = 1.0
 """Shortest time between two reads of which tasks of a client have ended elsewhere."""
 
 
-class LineKeeper:
-    """Keeper of the lines for one instance.
+class LineMover:
+    """Mover of the lines for one instance.
 
     deadline_s: seconds from a task's submit to its end; clock: Unix time.
     on_vanished: awaited with tasks that neither their line nor the stream may have.
@@ -141,7 +141,7 @@ class LineKeeper:
     # Checks
 
     async def keep_forever(self) -> None:
-        """Move lines that have stopped, and end tasks whose time is over. Costs nothing without lines."""
+        """Move lines that have stopped, and end tasks after their deadline. Costs nothing without lines."""
         while True:
             try:
                 async with asyncio.timeout(self._next_check_s()):
@@ -202,7 +202,7 @@ class LineKeeper:
                 self._check_later(listed.client, CHECK_S if listed.moved.moved else min(wait_s * 2, MAX_CHECK_S))
 
     async def read_all(self) -> None:
-        """Read all lines that are known here, for positions. Raises QueueUnavailable."""
+        """Read all lines, for positions. Raises QueueUnavailable."""
         for clients in batched(self._lines.clients, MAX_LINES):
             await self.read(clients)
 
@@ -239,7 +239,7 @@ class LineKeeper:
                 yield task
 
     async def _end_overdue(self) -> None:
-        """Fail tasks in lines whose deadline is over."""
+        """Fail tasks in lines after their deadline."""
         ended = 0
         for client in self._lines.clients:
             for task in list(self._parked_here(client)):
