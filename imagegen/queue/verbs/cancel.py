@@ -97,5 +97,5 @@ async def _run(
 
 
 def cancel_cost(existing: bytes | None) -> int:
-    """Return the commands: GET; another GET; two SETs if the task was cancelled. Those for its entry are not included."""
+    """Return the commands without those for its entry: GET; another GET; two SETs if the task was cancelled."""
     return 3 if existing is None else 2 if existing else 5
