@@ -50,6 +50,8 @@ def doctor(today: date, *, models_only: bool) -> int:
             findings = [checks.Finding(each.text, fatal=True) for each in checks.check_table(table, today)]
         else:
             findings = list(checks.check_all(settings, today))
+            if server := checks.embedded_server(settings):
+                print(f"embedded Redis: {server}")
     except SettingsError as error:
         findings = [checks.Finding(line, fatal=True) for line in str(error).splitlines()]
     for finding in findings:

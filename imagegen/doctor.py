@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 
 from msgspec import Struct
 
@@ -13,6 +14,7 @@ from imagegen.errors import SettingsError
 from imagegen.providers.model_table import MAX_AGE, ModelTable, load_table
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.server_binary import find_binary
 from imagegen.redis_client.server_info import eviction_warning
 from imagegen.settings import Settings
 
@@ -27,12 +29,10 @@ class Finding(Struct, frozen=True):
 
 
 def check_all(settings: Settings, today: date) -> Iterator[Finding]:
-    """Yield the findings about the settings, the data folder, the models and Redis."""
+    """Yield the findings about the settings, the data folder, who may call, the models and Redis."""
     yield from (Finding(line) for line in start_checks.warnings(settings))
-    try:
-        start_checks.check_data_dir(settings.data_dir)
-    except SettingsError as error:
-        yield Finding(str(error), fatal=True)
+    yield from _fault_of(partial(start_checks.check_data_dir, settings.data_dir))
+    yield from _fault_of(partial(start_checks.check_exposure, settings, has_keys=bool(settings.api_keys)))
     try:
         table = load_table(settings.provider, settings.models_file)
     except SettingsError as error:
@@ -42,6 +42,26 @@ def check_all(settings: Settings, today: date) -> Iterator[Finding]:
         yield from check_models(settings, table, today)
     if settings.redis_url is not None:
         yield from asyncio.run(_check_redis(settings.redis_url, settings.redis_prefix))
+    else:
+        yield from _fault_of(partial(find_binary, settings.redis_server))
+
+
+def _fault_of(check: Callable[[], object]) -> Iterator[Finding]:
+    try:
+        check()
+    except SettingsError as error:
+        yield Finding(str(error), fatal=True)
+
+
+def embedded_server(settings: Settings) -> str | None:
+    """Return the program and version of the embedded server; None if there is none here, or REDIS_URL names another."""
+    if settings.redis_url is not None:
+        return None
+    try:
+        binary = find_binary(settings.redis_server)
+    except SettingsError:
+        return None
+    return f"{binary} ({binary.path})"
 
 
 def check_table(table: ModelTable, today: date) -> Iterator[Finding]:

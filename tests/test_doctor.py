@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imagegen.doctor import Finding, check_all, check_models, check_table
+from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
 from imagegen.providers.model_table import MAX_AGE, ModelRow, ModelTable, load_table
 from imagegen.settings import Settings
 
@@ -86,3 +87,25 @@ def test_bad_files_and_folders_are_faults(tmp_path: Path) -> None:
     findings = list(check_all(settings, CHECKED))
     assert [finding.text.partition(":")[0] for finding in findings] == ["DATA_DIR", "MODELS_FILE"]
     assert all(finding.fatal for finding in findings)
+
+
+def test_a_public_service_without_a_key_is_a_fault(tmp_path: Path, redis_url: str) -> None:
+    settings = Settings(
+        data_dir=tmp_path, redis_url=redis_url, hosts=("0.0.0.0",), provider="together", together_api_key="k"
+    )
+    (finding,) = check_all(settings, CHECKED)
+    assert finding.fatal
+    assert finding.text.startswith("HOST: 0.0.0.0 is not loopback")
+
+
+def test_a_missing_program_of_the_embedded_server_is_a_fault(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, redis_server=str(tmp_path / "nothing"))
+    (finding,) = check_all(settings, CHECKED)
+    assert finding.fatal
+    assert finding.text.startswith("REDIS_SERVER: ")
+    assert embedded_server(settings) is None
+
+
+def test_the_embedded_server_is_named_with_its_version(tmp_path: Path) -> None:
+    assert re.match(r"(valkey|redis) \d+\.\d+\.\d+ \(/", embedded_server(Settings(data_dir=tmp_path)) or "")
+    assert embedded_server(Settings(data_dir=tmp_path, redis_url="redis://h")) is None

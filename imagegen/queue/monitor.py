@@ -48,6 +48,7 @@ class InstanceStatus:
         retrying: claims that wait for their next attempt or their turn.
         free: slots that wait for a task.
         waiters: clients that wait for a change of a task.
+        redis_program: name and version of the Redis server, empty if it is not known.
     """
 
     in_flight: int
@@ -57,6 +58,7 @@ class InstanceStatus:
     instances: int
     redis_up: bool
     eviction_policy: str = ""
+    redis_program: str = ""
 
 
 class QueueMonitor:
@@ -96,6 +98,7 @@ class QueueMonitor:
             1 + len(self._notifier.peers),
             self._connection.health.down_since is None,
             self._connection.server.eviction_policy if self._connection.server else "",
+            self._connection.server.program if self._connection.server else "",
         )
 
     async def waiting(self) -> BacklogSize:

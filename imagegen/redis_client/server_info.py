@@ -26,12 +26,15 @@ class ServerInfo:
         run_id: new at each start of a server process.
         replication_ids: of the data set; the second one is that of the master before a promotion.
         offset: bytes of the replication stream so far; it never falls while the data set is the same.
+        version: of Redis, which other programs report as the one that they equal.
+        program: name and own version, such as `valkey 9.1.2`.
     """
 
     run_id: str = ""
     replication_ids: frozenset[str] = frozenset()
     offset: int | None = None
     version: str = ""
+    program: str = ""
     cluster: bool = False
     role: str = ""
     eviction_policy: str = ""
@@ -47,6 +50,7 @@ class ServerInfo:
             replication_ids=frozenset(_replication_ids(fields)),
             offset=_number(fields.get("master_repl_offset")),
             version=fields.get("redis_version", ""),
+            program=_program(fields),
             cluster=fields.get("cluster_enabled") == "1" or fields.get("redis_mode") == "cluster",
             role=fields.get("role", ""),
             eviction_policy=fields.get("maxmemory_policy", ""),
@@ -65,6 +69,13 @@ class ServerInfo:
         if self.offset is None or previous.offset is None:
             return False
         return self.offset < previous.offset or not self.replication_ids & previous.replication_ids
+
+
+def _program(fields: Mapping[str, str]) -> str:
+    """Return the name and version; Valkey has fields of its own for both, as it reports itself as Redis 7.2."""
+    name = fields.get("server_name", "redis")
+    version = fields.get(f"{name}_version") or fields.get("redis_version")
+    return f"{name} {version}" if version else ""
 
 
 def _replication_ids(fields: Mapping[str, str]) -> list[str]:

@@ -36,6 +36,18 @@ def test_a_server_with_sparse_info_counts_as_the_same() -> None:
     assert not ServerInfo.parse("# Memory\nmaxmemory_policy:noeviction").replaces(ServerInfo.parse(""))
 
 
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("redis_version:7.0.15", "redis 7.0.15"),
+        ("redis_version:7.2.4\nserver_name:valkey\nvalkey_version:9.1.2", "valkey 9.1.2"),
+        ("run_id:r1", ""),
+    ],
+)
+def test_the_program_is_named_with_its_own_version(text: str, program: str) -> None:
+    assert ServerInfo.parse(text).program == program
+
+
 def test_version_role_mode_and_eviction_policy_are_read() -> None:
     server = info()
     assert (server.version, server.role, server.cluster, server.eviction_policy) == (

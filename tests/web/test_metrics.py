@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -219,6 +220,7 @@ async def test_stats_report_the_same_in_json(start, instance, meter) -> None:
     }
     assert report["redis"]["commands"] == {"claim": 4}
     assert report["redis"]["commandsTotal"] == 4
+    assert re.fullmatch(r"(valkey|redis) \d+\.\d+\.\d+", report["redis"]["server"])
     assert report["redis"]["monthProjected"] > 0
     assert report["redis"]["vanished"] == 0
     assert report["redis"]["writtenBack"] == {"waiting": 0, "running": 0, "finished": 0}

@@ -297,10 +297,12 @@ class UpstreamStats(TypedDict):
 class RedisStats(TypedDict):
     """Commands, those inside of scripts too, by what they were for.
 
+    server: name and version of the server program, null if unknown.
     maxmemoryPolicy: what Redis does when its memory is full, null if unknown; warning: why that loses tasks.
     """
 
     up: bool
+    server: str | None
     maxmemoryPolicy: str | None
     warning: str | None
     commands: Mapping[str, Count]

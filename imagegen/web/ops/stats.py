@@ -112,6 +112,7 @@ def _upstream(meter: Meter, rules: ProviderLimits) -> UpstreamStats:
 def _redis(meter: Meter, local: InstanceStatus) -> RedisStats:
     return {
         "up": local.redis_up,
+        "server": local.redis_program or None,
         "maxmemoryPolicy": local.eviction_policy or None,
         "warning": eviction_warning(local.eviction_policy),
         "commands": {purpose: count for purpose, count in meter.commands.items() if count},
