@@ -2,9 +2,13 @@
 FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/imagegen
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY requirements.lock requirements-build.lock ./
+RUN python -m pip install --no-cache-dir --require-hashes -r requirements-build.lock \
+    && /opt/imagegen/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY imagegen imagegen
-RUN /opt/imagegen/bin/pip install --no-cache-dir -c constraints.txt .
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && /opt/imagegen/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin imagegen \

@@ -15,13 +15,16 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do "$$p" -c '$(NEW_ENOUGH)' >/dev/null
 # More than processors, since many tests wait for time to pass.
 TEST_PROCESSES ?= 3
 
+LOCK := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' -c constraints.txt
+
 export PEERS
 # Otherwise each process that imports a module compiles it again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-unit coverage servers check format bench faults dist clean
+.PHONY: help install run test test-unit coverage servers check format bench faults lock dist clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +60,12 @@ bench: $(DEV) ## measure; PEERS=1 measures other queues too
 
 faults: $(DEV) ## the long part of the fault harness
 	$(BIN)/python -m pytest -m faults -s --timeout=1800 tests/faults $(ARGS)
+
+lock: | $(BIN)/python ## write requirements*.lock, with hashes, from pyproject.toml and constraints.txt
+	$(PIP) install uv==0.13.9
+	$(BIN)/uv $(LOCK) pyproject.toml -o requirements.lock
+	$(BIN)/uv $(LOCK) pyproject.toml --extra s3 -o requirements-s3.lock
+	echo 'setuptools>=77' | $(BIN)/uv $(LOCK) - -o requirements-build.lock
 
 dist: | $(BIN)/python ## build wheel and sdist into dist/
 	$(PIP) install build==1.6.1

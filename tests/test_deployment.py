@@ -16,6 +16,7 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from packaging.requirements import Requirement
 
 from imagegen import __version__
 from imagegen.settings import setting_names
@@ -79,7 +80,8 @@ def test_each_render_variable_has_one_source(service: dict[str, Any], render_env
 
 
 def test_render_yaml_contains_no_secret_and_prompts_for_vendor_keys(render_env: dict[str, dict[str, Any]]) -> None:
-    assert render_env["TASK_ID_SECRET"] == {"key": "TASK_ID_SECRET", "generateValue": True}
+    for name in ("API_KEYS", "ADMIN_TOKEN", "TASK_ID_SECRET"):
+        assert render_env[name] == {"key": name, "generateValue": True}
     for name in ("TOGETHER_API_KEY", "REDIS_URL", "REDIS_TOKEN"):
         assert render_env[name] == {"key": name, "sync": False}
     assert not [name for name, var in render_env.items() if "value" in var and re.search("KEY|SECRET|TOKEN", name)]
@@ -150,7 +152,7 @@ def instruction(dockerfile: list[str], name: str) -> str:
 
 
 def test_the_image_is_slim_and_does_not_run_as_root(dockerfile: list[str]) -> None:
-    assert instruction(dockerfile, "FROM") == "python:3.13-slim"
+    assert re.fullmatch(r"python:3\.13-slim(@sha256:[0-9a-f]{64})?", instruction(dockerfile, "FROM"))
     assert instruction(dockerfile, "USER") == "imagegen"
     assert not [line for line in dockerfile[dockerfile.index("USER imagegen") :] if line.startswith("RUN ")]
 
@@ -203,6 +205,51 @@ def test_every_dependency_is_pinned_once_per_python() -> None:
     wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
     names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in wanted}  # type: ignore[index]
     assert names <= pinned
+
+
+def locked(name: str) -> dict[str, list[str]]:
+    """Return the pins of a lock, as `name==version; marker`, with their hashes."""
+    pins: dict[str, list[str]] = {}
+    for line in read(name).replace("\\\n", " ").splitlines():
+        if line and not line.startswith("#"):
+            pin, *hashes = line.split(" --hash=")
+            pins[pin.strip()] = [each.strip() for each in hashes]
+    return pins
+
+
+@pytest.mark.parametrize(
+    ("lock", "extra"),
+    [("requirements.lock", None), ("requirements-s3.lock", "s3"), ("requirements-build.lock", "build")],
+)
+def test_a_lock_pins_each_dependency_as_the_constraints_do_by_hashes(lock: str, extra: str | None) -> None:
+    pins, pyproject = locked(lock), tomllib.loads(read("pyproject.toml"))
+    assert all(
+        hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes) for hashes in pins.values()
+    )
+    wanted = list(pyproject["project"]["dependencies"])
+    if extra == "build":
+        wanted = pyproject["build-system"]["requires"]
+    elif extra:
+        wanted += pyproject["project"]["optional-dependencies"][extra]
+    named = {Requirement(pin).name.lower(): Requirement(pin) for pin in pins}
+    for requirement in map(Requirement, wanted):
+        pin = named[requirement.name.lower()]
+        (version,) = pin.specifier
+        assert requirement.specifier.contains(version.version), f"{pin}: run `make lock`"
+    constrained = {pin.partition(";")[0] for pin in read("constraints.txt").lower().replace("_", "-").splitlines()}
+    for pin in map(Requirement, pins):
+        elsewhere = re.search(r"win32|3\.11\.3", str(pin.marker))  # never installed here, so not in the constraints
+        assert extra == "build" or elsewhere or f"{pin.name}{pin.specifier}" in constrained, f"{pin}: run `make lock`"
+
+
+def test_the_image_and_render_install_only_what_the_locks_name(service: dict[str, Any]) -> None:
+    commands = [line for line in read("Dockerfile").replace("\\\n", "").split("\n") if line.startswith("RUN ")]
+    commands = [step for line in [*commands, service["buildCommand"]] for step in line.split("&&") if "pip " in step]
+    assert len(commands) == 6
+    for command in commands:
+        assert "--require-hashes" in command or "--no-deps" in command, command
+    for lock in re.findall(r"-r (\S+)", " ".join(commands)):
+        assert f"!{lock}" in read(".dockerignore").splitlines()
 
 
 def test_make_alone_lists_its_targets() -> None:
