@@ -9,12 +9,15 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 from loguru import logger
 
 from imagegen import log
 from imagegen.account_parts import create_guard, open_key_store
 from imagegen.accounts.admin_token import AdminToken, load_admin_token
+from imagegen.accounts.alert_sources import AlertSources
+from imagegen.accounts.alerts import Alerts
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.accounts.links import Links
@@ -24,6 +27,7 @@ from imagegen.chosen_parts import (
     create_cross_origin_policy,
     create_disk_store,
     create_links,
+    create_provider,
     create_rate_limits,
     create_thumbnails,
     create_uploads,
@@ -44,8 +48,8 @@ from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
+from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_table import ModelTable, load_table
-from imagegen.providers.protocol import Provider
 from imagegen.proxies import Proxies
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
@@ -74,6 +78,7 @@ from imagegen.web.ops.keys import KEY_STORE
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.web.task_links import TaskLinks
+from imagegen.worker.alerts import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
@@ -90,16 +95,19 @@ CONNECTION = web.AppKey("connection", Connection)
 EMBEDDED = web.AppKey[EmbeddedRedis | None]("embedded")
 QUEUE = web.AppKey("queue", QueueInstance)
 LEDGER = web.AppKey("ledger", Ledger)
+ALERTS = web.AppKey("alerts", Alerts)
+ALERT_SOURCES = web.AppKey("alert_sources", AlertSources)
 STORE = web.AppKey("store", ImageStore)
 INPUTS = web.AppKey("inputs", InputOpener)
 THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
 SIGNING = web.AppKey("signing", OperatorSecret)
 LINKS = web.AppKey("links", Links)
 UPLOADS = web.AppKey("uploads", Uploads)
-PROVIDER = web.AppKey("provider", Provider)
+PROVIDER = web.AppKey("provider", MeteredProvider)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
+ALERT_DELIVERIES = web.AppKey[AlertDispatcher | None]("alert_deliveries")
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
@@ -124,8 +132,8 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[RATE_LIMITS].install(app)
     app[GUARD] = create_guard(settings, app[ADMIN], app[RATE_LIMITS])
     add_routes(app, app[RATE_LIMITS], app[GUARD])
-    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _ledger, _images, _upstream, _pool, _webhooks])
-    app.cleanup_ctx.append(_context)
+    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _alerts, _ledger])
+    app.cleanup_ctx.extend([_images, _upstream, _pool, _webhooks, _context])
     return app
 
 
@@ -186,6 +194,15 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
+async def _alerts(app: web.Application) -> AsyncIterator[None]:
+    queue, enabled = app[QUEUE], app[SETTINGS].alert_webhook is not None
+    app[ALERTS] = Alerts(app[CONNECTION], queue.keys, queue.monitor.instance, enabled=enabled)
+    app[ALERT_SOURCES] = AlertSources(app[ALERTS])
+    app[SUPERVISOR].on_death = app[ALERT_SOURCES].on_loop_died
+    app[ALERT_SOURCES].watch_redis(app[CONNECTION].health)
+    yield
+
+
 async def _ledger(app: web.Application) -> AsyncIterator[None]:
     async with open_ledger(app[QUEUE], app[SUPERVISOR]) as app[LEDGER]:
         yield
@@ -209,6 +226,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     if isinstance(shared, S3BlobStore):
         supervisor.run("bucket-sweeper", shared.sweep())
     app[STORE] = store
+    app[ALERT_SOURCES].watch_store(settings.image_store, store.health)
     app[UPLOADS] = create_uploads(settings, app[QUEUE], store, needed)
     app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
@@ -217,9 +235,13 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
+    def provider_with(session: aiohttp.ClientSession) -> MeteredProvider:
+        chosen = create_provider(app[SETTINGS], session, app[MODEL_TABLE])
+        return MeteredProvider(chosen, app[METER], on_refused=app[ALERT_SOURCES].on_key_refused)
+
     async with open_upstream(
         app[SETTINGS],
-        app[MODEL_TABLE],
+        provider_with,
         app[STORE],
         app[UPLOADS],
         resolver=app[RESOLVER],
@@ -290,6 +312,11 @@ async def _webhooks(app: web.Application) -> AsyncIterator[None]:
         )
         app[DELIVERIES] = WebhookDispatcher(app[QUEUE].outbox, sender, clock=app[CONNECTION].clock)
         delivering = [asyncio.create_task(app[DELIVERIES].deliver_forever(), name="webhooks")]
+        app[ALERT_DELIVERIES] = None
+        if settings.alert_webhook:
+            alerting = AlertDispatcher(app[ALERTS], sender, settings.alert_webhook, settings.webhook_secret, app[METER])
+            app[ALERT_DELIVERIES] = alerting
+            delivering.append(asyncio.create_task(alerting.deliver_forever(), name="alerts"))
         app[SUPERVISOR].watch(delivering)
         yield
         await app[SUPERVISOR].stop(delivering)
@@ -349,5 +376,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         ),
         loops=lambda: supervisor.names,
         max_queue=settings.max_queue,
+        store_writable=lambda: app[STORE].health.writable,
+        key_accepted=lambda: app[PROVIDER].key_accepted,
     )
     yield

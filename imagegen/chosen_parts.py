@@ -213,7 +213,7 @@ def seed_support(provider: Provider, table: ModelTable) -> SeedSupport:
 class Upstream:
     """The provider, what saves its images, and what opens the input images of attempts."""
 
-    provider: Provider
+    provider: MeteredProvider
     image_saver: StoringSaver | LinkOnlySaver
     inputs: InputOpener
 
@@ -221,14 +221,14 @@ class Upstream:
 @asynccontextmanager
 async def open_upstream(
     settings: Settings,
-    table: ModelTable,
+    provider_with: Callable[[aiohttp.ClientSession], MeteredProvider],
     store: ImageStore,
     uploads: Uploads,
     *,
     resolver: Resolver,
     connection: Connection,
 ) -> AsyncIterator[Upstream]:
-    """Yield the parts that talk to the provider, with their connections."""
+    """Yield the parts that talk to the provider, with their connections. provider_with: returns the provider."""
     proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
     if proxies:
         logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
@@ -237,7 +237,7 @@ async def open_upstream(
         connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=resolver),
         cookie_jar=jar,
     ) as session:
-        provider = MeteredProvider(create_provider(settings, session, table), connection.meter)
+        provider = provider_with(session)
         async with aiohttp.ClientSession(
             connector=guarded_connector(provider.own_hosts, inner=resolver, proxies=proxies), cookie_jar=jar
         ) as links:

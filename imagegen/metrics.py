@@ -96,6 +96,7 @@ class Meter:
         self.images = 0
         self.image_bytes = 0
         self.thumbnails = 0
+        self.alerts: Counter[tuple[str, str]] = Counter()
 
     @property
     def uptime_s(self) -> float:

@@ -11,7 +11,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, log, start_checks
-from imagegen.app import ADMIN_TOKEN, DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
+from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.chosen_parts import call_slots
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
@@ -27,6 +27,10 @@ from imagegen.web.http.server import ImagegenRunner
 
 WEBHOOK_DRAIN_TIMEOUT_S = 1.0
 """Time for running tries at the end, so that they need not be repeated after the restart."""
+
+
+ALERT_DRAIN_TIMEOUT_S = 3.0
+"""Time for the first try of alerts at the end: the cause may be the end itself."""
 
 
 async def serve(settings: Settings) -> int:
@@ -71,6 +75,8 @@ async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> N
     draining.cancel()
     await asyncio.gather(again, draining, return_exceptions=True)
     await app[DELIVERIES].drain(WEBHOOK_DRAIN_TIMEOUT_S)
+    if alerts := app[ALERT_DELIVERIES]:
+        await alerts.drain(ALERT_DRAIN_TIMEOUT_S)
     await app[LIFECYCLE].stop()
 
 
@@ -87,6 +93,7 @@ def main() -> int:
     try:
         settings = Settings.load()
         log.configure(settings.log_level, settings.log_format)
+        start_checks.check_alert_webhook(settings)
         start_checks.check_data_dir(settings.data_dir)
         for line in start_checks.warnings(settings):
             logger.warning("{}", line)

@@ -229,6 +229,14 @@ def base_url_with_login(text: str) -> str:
     return text.rstrip("/")
 
 
+def receiver(text: str) -> str:
+    """Parse an address that is called; its path and query may be a secret."""
+    rule = "must be an https:// address in ASCII, without user and fragment"
+    if "@" in http_url(text.partition("?")[0], rule).netloc or "#" in text or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(rule)
+    return text
+
+
 def proxy(text: str) -> str:
     """Parse an address of an HTTP proxy; a bare `host:port` is one too, as for curl."""
     scheme = text.partition("://")[0].lower() if "://" in text else ""

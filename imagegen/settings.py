@@ -50,7 +50,6 @@ NOT_IMPLEMENTED: frozenset[str] = frozenset(
     {
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
-        "ALERT_WEBHOOK",
         "IMAGE_UNITS_PER_MINUTE",
     }
 )
@@ -139,7 +138,7 @@ class Settings:
     open_to_all: bool = _setting("OPEN_TO_ALL", default=False, parse=values.boolean)
     budget_daily_micro_usd: int | None = _optional("BUDGET_DAILY_USD", values.dollars)
     unknown_price_micro_usd: int | None = _optional("UNKNOWN_PRICE_USD", values.dollars)
-    alert_webhook: str | None = _optional("ALERT_WEBHOOK", values.base_url_with_login, secret=True)
+    alert_webhook: str | None = _optional("ALERT_WEBHOOK", values.receiver, secret=True)
     fair_window: int = _setting("FAIR_WINDOW", 10, values.integer(1, 10_000))
     cache_scope: str | None = _optional("CACHE_SCOPE", values.one_of("shared", "key"))
     task_id_secret: str | None = _optional("TASK_ID_SECRET", values.long(values.plain_text), secret=True)

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
+from imagegen.ssrf import check_host
+from imagegen.tasks.webhook import parse_url
 
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors of a disk or a machine that may be over while the service runs."""
@@ -64,6 +66,16 @@ def check_exposure(settings: Settings, *, has_keys: bool) -> None:
         f"{name}: {why}, and there is no key, so everybody who reaches the port would spend your provider's credit; "
         f"set {ways}; or make a key in this Redis by `imagegen keys create NAME`"
     )
+
+
+def check_alert_webhook(settings: Settings) -> None:
+    """Check the address by the rules of webhooks. Raises SettingsError."""
+    if settings.alert_webhook is not None:
+        try:
+            parse_url(settings.alert_webhook, None if settings.webhook_allow_private else check_host)
+        except ValueError as error:
+            remedy = "WEBHOOK_ALLOW_PRIVATE=true allows http:// and private addresses"
+            raise SettingsError(f"ALERT_WEBHOOK: {error}; {remedy}") from error
 
 
 def warnings(settings: Settings) -> Iterator[str]:

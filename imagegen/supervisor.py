@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from loguru import logger
@@ -12,11 +12,12 @@ RECANCEL_INTERVAL_S = 0.2
 
 
 class Supervisor:
-    """Watches loops that are never to end by themselves."""
+    """Watches loops that are never to end by themselves. on_death: called with the name of a loop that died."""
 
     def __init__(self) -> None:
         self._loops: set[asyncio.Task[Any]] = set()
         self.failed = asyncio.Event()
+        self.on_death: Callable[[str], None] = lambda _name: None
 
     def run(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
         """Starts a loop and watches it."""
@@ -58,4 +59,5 @@ class Supervisor:
             return
         if error := loop.exception():
             logger.opt(exception=error).critical("The loop {} died", loop.get_name())
+            self.on_death(loop.get_name())
             self.failed.set()

@@ -8,7 +8,7 @@ import pytest
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
-from imagegen.start_checks import check_exposure
+from imagegen.start_checks import check_alert_webhook, check_exposure
 
 PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
 BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}
@@ -54,3 +54,19 @@ def test_a_public_service_that_spends_money_needs_a_key(settings: dict[str, Any]
     for remedy in ("API_KEYS=", "OPEN_TO_ALL=true together with BUDGET_DAILY_USD", "imagegen keys create"):
         assert remedy in text
     assert ("HOST=127.0.0.1" in text) is not settings.get("on_render", False)
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("http://hooks.example/x", "must be an https address"),
+        ("https://127.0.0.1/x", "is refused"),
+        ("https://[::1]:8443/x", "is refused"),
+        ("https://10.1.2.3/x", "is refused"),
+    ],
+)
+def test_alerts_go_only_where_webhooks_may(address: str, fault: str) -> None:
+    with pytest.raises(SettingsError, match=f"^ALERT_WEBHOOK: {fault}"):
+        check_alert_webhook(Settings(alert_webhook=address))
+    check_alert_webhook(Settings(alert_webhook=address, webhook_allow_private=True))
+    check_alert_webhook(Settings(alert_webhook="https://hooks.example/x?token=1"))

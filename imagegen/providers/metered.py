@@ -31,18 +31,34 @@ _REFUSALS = {
 
 
 class MeteredProvider:
-    """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key."""
+    """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key.
 
-    def __init__(self, provider: Provider, meter: Meter, *, clock: Callable[[], float] = monotonic) -> None:
+    on_refused: called with the error code and the setting of the key, when the log gets the warning.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        meter: Meter,
+        *,
+        clock: Callable[[], float] = monotonic,
+        on_refused: Callable[[str, str], None] = lambda _code, _setting: None,
+    ) -> None:
         self._provider = provider
         self._meter = meter
         self._clock = clock
+        self._on_refused = on_refused
         self._warned_at: dict[str, float] = {}
         self._refusing: set[str] = set()
 
     @property
     def name(self) -> str:
         return self._provider.name
+
+    @property
+    def key_accepted(self) -> bool:
+        """Whether no call was refused for its key or for lack of credit since one was accepted."""
+        return not self._refusing
 
     @property
     def max_images_per_call(self) -> int:
@@ -91,6 +107,7 @@ class MeteredProvider:
             self._warned_at[code] = now
             setting = KEY_SETTINGS.get(self.name, self.name)
             logger.warning(_REFUSALS[code], setting, error.upstream_detail)
+            self._on_refused(code, setting)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return await self._provider.models()

@@ -204,12 +204,14 @@ class Health:
     """Availability of Redis: one log line when it is lost, one with the downtime when it is back.
 
     down_since, back_at: monotonic times when the present outage began, and when the last one ended.
+    on_down: called at the begin of an outage with whether Redis refuses commands; else it does not answer.
     """
 
     def __init__(self) -> None:
         self.down_since: float | None = None
         self._refused_until = -math.inf
         self.back_at = -math.inf
+        self.on_down: list[Callable[[bool], None]] = []
         self._back = asyncio.Event()
         self._back.set()
 
@@ -226,6 +228,8 @@ class Health:
             self.down_since = time.monotonic()
             self._back.clear()
             logger.warning("Redis can't be used: {}{}", shown(error), f"; {to_do}" if to_do else "")
+            for callback in self.on_down:
+                callback(self.refused)
 
     def succeeded(self) -> None:
         if self.down_since is not None and not self.refused:

@@ -10,14 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from loguru import logger
 from msgspec.structs import replace
 from standardwebhooks import Webhook as Signer
-from yarl import URL
 
 from imagegen import __version__
 from imagegen.formats import parse_digits
@@ -38,6 +37,9 @@ from imagegen.tasks.webhook import (
 )
 from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.worker.destinations import MAX_CONCURRENT, SLOW_S, Destinations, Try
+
+if TYPE_CHECKING:
+    from loguru import Logger
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 4_096
@@ -111,19 +113,30 @@ class WebhookSender:
 
     async def send(self, task: Task, delivery: Delivery) -> ReceiverResponse:
         """One try; never raises for what a receiver does."""
-        log = logger.bind(taskId=task.id)
+        log, webhook = logger.bind(taskId=task.id), delivery.webhook
         try:
-            url = parse_url(delivery.webhook.url, None if self.allow_private else check_host)
+            secret = webhook.secret or self.signing.for_url(parse_url(webhook.url, None))
+            body = event_body(task.state, task.finished_at or 0.0, self.body_of(_without_webhooks(task), webhook))
+        except ValueError as error:
+            log.info("A webhook was not reached: {}", _reason(error))
+            return ReceiverResponse(None, refused=True)
+        except Exception:
+            log.exception("A webhook could not be sent")
+            return ReceiverResponse(None)
+        return await self.post(webhook.url, message_id(task.id, task.epoch, delivery.number), body, secret, log)
+
+    async def post(
+        self, address: str, message: str, body: bytes, secret: str | None, log: Logger = logger
+    ) -> ReceiverResponse:
+        """Send a message once, signed if there is a secret. message: its id."""
+        try:
+            url = parse_url(address, None if self.allow_private else check_host)
             if self.check_own is not None:
                 self.check_own(url.raw_host or "", url.port or 0)
-            body = event_body(
-                task.state, task.finished_at or 0.0, self.body_of(_without_webhooks(task), delivery.webhook)
-            )
+            headers = self._headers(message, body, secret)
             async with (
                 asyncio.timeout(self.timeout_s),
-                self.session.post(
-                    url, data=body, headers=self._headers(task, delivery, body), allow_redirects=False
-                ) as response,
+                self.session.post(url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 return ReceiverResponse(
                     response.status, _retry_after_s(response.headers.get("Retry-After"), self.clock())
@@ -135,22 +148,20 @@ class WebhookSender:
             log.exception("A webhook could not be sent")
         return ReceiverResponse(None)
 
-    def _headers(self, task: Task, delivery: Delivery, body: bytes) -> dict[str, str]:
+    def _headers(self, message: str, body: bytes, secret: str | None) -> dict[str, str]:
         """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#webhook-headers"""
         now = int(self.clock())
-        name = message_id(task.id, task.epoch, delivery.number)
         headers = {
             "User-Agent": f"imagegen/{__version__}",
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
             "Connection": "close",
-            "webhook-id": name,
+            "webhook-id": message,
             "webhook-timestamp": str(now),
         }
-        secret = delivery.webhook.secret or self.signing.for_url(URL(delivery.webhook.url))
         if secret:
             signed_at = datetime.fromtimestamp(now, UTC)
-            headers["webhook-signature"] = Signer(secret).sign(name, signed_at, body.decode())
+            headers["webhook-signature"] = Signer(secret).sign(message, signed_at, body.decode())
         return headers
 
 

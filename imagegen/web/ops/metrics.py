@@ -28,6 +28,7 @@ from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
 from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
 
 _NUMBER = re.compile(r"-\d+$")
+_UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,11 @@ class ProviderLimits:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Sources of /metrics and /stats. loops: the names of the side loops that live; max_queue: of waiting tasks."""
+    """Sources of /metrics and /stats.
+
+    loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
+    saved. key_accepted: whether the provider accepts our key.
+    """
 
     meter: Meter
     recent: RecentRates
@@ -58,6 +63,8 @@ class Telemetry:
     upstream: ProviderLimits
     loops: Callable[[], Iterable[str]]
     max_queue: int
+    store_writable: Callable[[], bool] = lambda: True
+    key_accepted: Callable[[], bool] = lambda: True
 
     def loops_by_kind(self) -> Mapping[str, int]:
         """`loop-0`, `loop-1`, … are one kind."""
@@ -94,6 +101,9 @@ class _MetricsCollector(Collector):
         yield from _tasks(meter)
         yield from _queue(self._waiting, telemetry.backlog.local_status())
         yield from _upstream(meter, telemetry.upstream)
+        yield _gauge("store_writable", "Whether images can be saved.", telemetry.store_writable())
+        yield _gauge("provider_key_accepted", "Whether the provider accepts the key.", telemetry.key_accepted())
+        yield from _accounts(meter)
         yield from _redis(meter)
         yield from _http(meter)
 
@@ -132,6 +142,15 @@ def _upstream(meter: Meter, rules: ProviderLimits) -> Iterator[Metric]:
     yield _counter("ambiguous_calls", "Calls that may have been paid for without a result.", meter.ambiguous)
     yield _gauge("upstream_concurrency", "Calls that may run at once.", rules.concurrency)
     yield _gauge("upstream_blocked_seconds", "Until the provider may be called again.", rules.blocked_s)
+
+
+def _accounts(meter: Meter) -> Iterator[Metric]:
+    alerts = _counters("alerts", "Alerts by type, and whether they were delivered to ALERT_WEBHOOK.", "type", "outcome")
+    for key, count in meter.alerts.items():
+        alerts.add_metric(key, count)
+    yield alerts
+    refused = sum(histogram.count for (_, _, status), histogram in meter.requests.items() if status == _UNAUTHORIZED)
+    yield _counter("unauthorized", "Requests without a valid key or token.", refused)
 
 
 def _redis(meter: Meter) -> Iterator[Metric]:

@@ -1,0 +1,141 @@
+"""Alerts for the operator, from what happened to the receiver of ALERT_WEBHOOK."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from loguru import logger
+from standardwebhooks import Webhook as Verifier
+from support import AS_ADMIN, eventually
+
+from imagegen.accounts.alerts import Alerts
+from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, QUEUE, STORE, SUPERVISOR
+from imagegen.metrics import Meter
+from imagegen.worker.alerts import AlertDispatcher
+from imagegen.worker.webhooks import WebhookSender, webhook_session
+
+SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+KEY = "tgp_v1_a-key-that-nobody-may-see"
+
+
+@dataclass
+class Receiver:
+    """Receiver that answers by `script` in order, then 200."""
+
+    url: str = ""
+    script: list[int] = field(default_factory=list)
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.received.append((dict(request.headers), await request.read()))
+        return web.Response(status=self.script.pop(0) if self.script else 200)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.received]
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/alerts", receiver.take)
+    async with TestServer(app) as server:
+        receiver.url = str(server.make_url("/alerts")) + "?token=a-secret-of-the-address"
+        yield receiver
+
+
+@pytest.fixture
+def settings(receiver: Receiver) -> dict[str, Any]:
+    return {"alert_webhook": receiver.url, "webhook_allow_private": True, "webhook_secret": SECRET}
+
+
+async def test_a_refused_provider_key_is_an_alert_that_is_signed_and_has_no_secret(
+    start_paid, upstream, receiver: Receiver, settings: dict[str, Any]
+) -> None:
+    lines: list[str] = []
+    handler = logger.add(lines.append, level="TRACE")
+    service = await start_paid(**settings | {"together_api_key": KEY})
+    upstream.script({"fault": "401", "times": 3})
+    for number in range(3):
+        await service.post("/api/images/generate?wait=30", json={"prompt": f"refused {number}"})
+    await eventually(lambda: receiver.received)
+    await service.app[ALERT_DELIVERIES].drain(5)
+    logger.remove(handler)
+    ((headers, body),) = receiver.received
+    assert Verifier(SECRET).verify(body, headers)["type"] == "provider.key_refused"
+    (event,) = receiver.events()
+    assert event["data"] == {
+        "instance": service.app[QUEUE].monitor.instance,
+        "setting": "TOGETHER_API_KEY",
+        "code": "upstream_auth",
+    }
+    for secret in (KEY, SECRET.removeprefix("whsec_"), "a-secret-of-the-address"):
+        assert secret.encode() not in body
+        assert not any(secret in line for line in lines)
+    metrics = await (await service.get("/metrics", headers=AS_ADMIN)).text()
+    assert 'imagegen_alerts_total{outcome="delivered",type="provider.key_refused"} 1.0' in metrics
+    assert "imagegen_provider_key_accepted 0.0" in metrics
+
+
+async def test_a_store_that_cannot_write_and_a_dead_loop_are_alerts(
+    start_service, receiver: Receiver, settings: dict[str, Any]
+) -> None:
+    service = await start_service(**settings)
+    health = service.app[STORE].health
+    for _ in range(2):  # the second time is too soon
+        health.mark_failed("ENOSPC No space left on device")
+        health.mark_ok()
+
+    async def die() -> None:
+        raise RuntimeError("a bug")
+
+    service.app[SUPERVISOR].run("some-loop", die())
+    await eventually(lambda: len(receiver.received) == 2)
+    shown = [(event["type"], event["data"].get("cause"), event["data"].get("loop")) for event in receiver.events()]
+    assert sorted(shown, key=str) == [
+        ("store.unavailable", "ENOSPC No space left on device", None),
+        ("workers.dead", None, "some-loop"),
+    ]
+
+
+async def test_an_alert_of_all_instances_is_sent_by_one(start_two, receiver: Receiver, settings) -> None:
+    one, other = await start_two(**settings)
+    for service in (one, other):
+        service.app[ALERTS].report("budget.warning", "a day", life_s=60.0, shared=True, used=8)
+    await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(5) for service in (one, other)))
+    assert len(receiver.received) == 1
+
+
+async def test_a_failed_alert_is_sent_again_a_few_times(start_service, receiver: Receiver, settings) -> None:
+    service, meter = await start_service(**settings | {"alert_webhook": None}), Meter()
+    alerts = Alerts(service.app[CONNECTION], service.app[QUEUE].keys, "an instance", enabled=True)
+    async with webhook_session(private=True) as session:
+        sender = WebhookSender(session, lambda _task, _webhook: {}, allow_private=True)
+        dispatcher = AlertDispatcher(alerts, sender, receiver.url, None, meter, delays_s=(0.01, 0.01))
+        delivering = asyncio.create_task(dispatcher.deliver_forever())
+        receiver.script = [500, 404]
+        alerts.report("store.unavailable", "disk", life_s=60.0)
+        await eventually(lambda: meter.alerts["store.unavailable", "delivered"])
+        assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+        assert len(receiver.received) == 3
+        assert "webhook-signature" not in receiver.received[0][0]
+        receiver.script = [500] * 5
+        alerts.report("workers.dead", "a loop", life_s=60.0)
+        await eventually(lambda: meter.alerts["workers.dead", "failed"])
+        assert len(receiver.received) == 6
+        delivering.cancel()
+
+
+async def test_no_command_and_no_call_without_alerts(start_service) -> None:
+    service = await start_service()
+    service.app[ALERTS].report("workers.dead", "a loop", life_s=60.0)
+    assert service.app[ALERT_DELIVERIES] is None
+    assert service.app[CONNECTION].meter.commands["alerts"] == 0
