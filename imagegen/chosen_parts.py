@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -58,10 +59,23 @@ INPUT_TIMEOUT_S = 30.0
 UPSTREAM_KEEPALIVE_S = 15.0
 """Short, since a request on a connection that the upstream just closed counts as sent."""
 
+UNITS_PER_GENERATION = 64
+"""Default of IMAGE_UNITS_PER_MINUTE for each request of IMAGE_RATE_LIMIT_MAX: 4 images of 2048 x 2048 pixels."""
+
 
 def create_rate_limits(settings: Settings) -> RateLimits:
     """Return limits that this process counts; the queue replaces the store if Redis counts them."""
-    limits = Limits(settings.rate_limit_max, settings.image_rate_limit_max, settings.rate_limit_window_s)
+    window_s, by_generations = settings.rate_limit_window_s, settings.image_units_per_min is None
+    units = settings.image_rate_limit_max * UNITS_PER_GENERATION
+    if settings.image_units_per_min is not None:
+        units = math.ceil(settings.image_units_per_min * window_s / 60)
+    limits = Limits(
+        settings.rate_limit_max,
+        settings.image_rate_limit_max,
+        window_s,
+        units,
+        UNITS_PER_GENERATION if by_generations else 0,
+    )
     return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id, own_limits)
 
 

@@ -50,7 +50,6 @@ NOT_IMPLEMENTED: frozenset[str] = frozenset(
     {
         "BUDGET_DAILY_USD",
         "UNKNOWN_PRICE_USD",
-        "IMAGE_UNITS_PER_MINUTE",
     }
 )
 """Settings, and values of settings, without their feature yet: other than the default they stop the start."""

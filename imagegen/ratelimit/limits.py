@@ -11,7 +11,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from ipaddress import IPv6Network
 from typing import Any, NamedTuple, NoReturn
 
 from aiohttp import hdrs, web
@@ -25,11 +26,17 @@ from imagegen.ratelimit.stores import LimitState, LocalRateLimitStore, Window
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of a client in `window_s` seconds: requests, and generations among them; 0 sets no limit."""
+    """Limits of a client in `window_s` seconds: requests, generations among them, and units; 0 sets no limit.
+
+    units: of 512 x 512 pixels, see `GenerationRequest.units`. units_per_generation: those of a client with a limit of
+    generations of its own; 0: the same as for all others.
+    """
 
     general: int
     generation: int
     window_s: float
+    units: int = 0
+    units_per_generation: int = 0
 
 
 class OwnLimits(NamedTuple):
@@ -55,35 +62,42 @@ class _Rule(NamedTuple):
     def policy(self) -> str:
         return f'"{self.name}";q={self.limit};w={math.ceil(self.window_s)}'
 
-    def window(self, client: str) -> Window:
-        return Window(f"{self.name}:{client}", self.limit, self.window_s)
 
-
-@dataclass(frozen=True, slots=True)
-class _LimitResult:
-    """Rules of one request and their states after it."""
-
-    rules: Sequence[_Rule]
-    states: Sequence[LimitState]
-
-    @property
-    def retry_s(self) -> float:
-        return max(state.retry_s for state in self.states)
-
-    def after(self, earlier: _LimitResult | None) -> _LimitResult:
-        """Return both results, if one request counts against two rules one after the other."""
-        if earlier is None:
-            return self
-        return _LimitResult((*earlier.rules, *self.rules), (*earlier.states, *self.states))
-
+_Rules = tuple[_Rule, ...]
+_Budget = dict[_Rule, LimitState]
+"""State after a request of each rule that it counted against; that of the strictest of the client's networks."""
 
 MINUTE_S = 60.0
 
 _UNUSED_RULE = "1 per 1 second"
 """The package requires one; the strategy takes its rules from the request's client."""
 
-_BUDGET = web.RequestKey("rate_budget", _LimitResult)
+_BUDGET = web.RequestKey[_Budget]("rate_budget")
 _current_request: ContextVar[web.Request] = ContextVar("rate_limited_request")
+
+_WIDER_NETWORKS = ((56, 2), (48, 4))
+"""Prefix lengths of IPv6 networks around a /64 that one customer may have, and how many times its limit each has."""
+
+
+@lru_cache(maxsize=4096)
+def networks(client: str) -> tuple[tuple[str, int], ...]:
+    """Return a client, and the wider networks of an IPv6 client; each with the factor of its limit."""
+    try:
+        network = IPv6Network(client)
+    except ValueError:
+        return ((client, 1),)
+    wider = ((network.supernet(new_prefix=length), factor) for length, factor in _WIDER_NETWORKS)
+    return ((client, 1), *((str(net), factor) for net, factor in wider))
+
+
+@lru_cache(maxsize=4096)
+def _windows(rules: _Rules, client: str) -> tuple[Window, ...]:
+    """Return the windows of all networks of a client, all of which a hit spends from; those of a rule in a row."""
+    return tuple(
+        Window(f"{rule.name}:{network}", rule.limit * factor, rule.window_s)
+        for rule in rules
+        for network, factor in networks(client)
+    )
 
 
 class RateLimits:
@@ -106,6 +120,8 @@ class RateLimits:
         self._general = _rules("general", limits.general, limits.window_s)
         self._misses = _rules("misses", limits.general, limits.window_s)
         self._generation = _rules("generation", limits.generation, limits.window_s)
+        self._units = _rules("units", limits.units, limits.window_s)
+        self._units_per_generation = limits.units_per_generation
 
     def use(self, port: LocalRateLimitStore) -> None:
         """Count in another store from now on, such as Redis, which is not connected when the routes are made."""
@@ -113,7 +129,7 @@ class RateLimits:
 
     def install(self, app: web.Application) -> None:
         """Put the headers of the budget on every limited answer, event streams too."""
-        if self._general or self._generation:
+        if self._general or self._generation or self._units:
             app.on_response_prepare.append(_add_headers)
 
     def general(self, handler: Handler) -> Handler:
@@ -147,15 +163,15 @@ class RateLimits:
 
     def _check_misses(self, request: web.Request) -> None:
         rules = self._rules_of(request, "misses")
-        states = self._store.hit_sync([rule.window(self._identify(request)) for rule in rules], 0)
+        states = self._hit_here(rules, self._identify(request), 0)
         if states[0].remaining <= 0:
-            request[_BUDGET] = _LimitResult(rules, [states[0]._replace(retry_s=states[0].reset_s)])
+            _add_states(request, rules, [states[0]._replace(retry_s=states[0].reset_s)])
             _refuse(request, None)
 
     def _count_miss(self, request: web.Request) -> None:
         """Count a miss. A client over its limit gets a 429 instead of the 404."""
         client, general = self._identify(request), self._rules_of(request, "general")
-        self._store.hit_sync([rule.window(client) for rule in self._rules_of(request, "misses")], 1)
+        self._hit_here(self._rules_of(request, "misses"), client, 1)
         self._count_here(request, client, general)
 
     def count_unauthorized(self, request: web.Request, address: str) -> None:
@@ -163,11 +179,11 @@ class RateLimits:
         if self._general:
             self._count_here(request, address, self._general)
 
-    def _count_here(self, request: web.Request, client: str, rules: Sequence[_Rule]) -> None:
+    def _count_here(self, request: web.Request, client: str, rules: _Rules) -> None:
         """Count without a Redis command. Raises RateLimited."""
-        states = self._store.hit_sync([rule.window(client) for rule in rules], 1)
-        request[_BUDGET] = budget = _LimitResult(rules, states)
-        if budget.retry_s > 0:
+        states = self._hit_here(rules, client, 1)
+        _add_states(request, rules, states)
+        if any(state.retry_s > 0 for state in states):
             _refuse(request, None)
 
     async def admit(self, request: web.Request, wanted: int) -> Admission:
@@ -175,22 +191,31 @@ class RateLimits:
         rules = self._rules_of(request, "entries")
         if not rules:
             return Admission(wanted, 0)
-        client, before, admitted = self._identify(request), request.get(_BUDGET), wanted
-        while admitted > 0:
-            budget = await self._hit_store(rules, client, admitted)
-            request[_BUDGET] = budget.after(before)
-            state = budget.states[0]
+        client, admitted = self._identify(request), wanted
+        while True:
+            (state,) = await self._hit(request, rules, client, admitted)
             if state.retry_s <= 0:
                 break
-            admitted = min(state.remaining, admitted - 1)
-        return Admission(admitted, 0 if admitted == wanted else _whole_seconds(request[_BUDGET].states[-1].reset_s))
+            admitted = max(min(state.remaining, admitted - 1), 0)
+            if not admitted:
+                break
+        return Admission(admitted, 0 if admitted == wanted else _whole_seconds(state.reset_s))
+
+    async def spend_units(self, request: web.Request, units: int) -> None:
+        """Spend the units of one generation; of one over the whole limit, the whole limit. Raises RateLimited."""
+        rules = self._rules_of(request, "units")
+        if not rules:
+            return
+        (state,) = await self._hit(request, rules, self._identify(request), min(units, rules[0].limit))
+        if state.retry_s > 0:
+            raise _refusal(request, state.retry_s)
 
     def _limited(self, handler: Handler, kind: str) -> Handler:
         rules = self._default_rules(kind)
         if not rules and self._own_limits is None:
             return handler
         limiter = Limiter(keyfunc=self._name_client, error_handler=_refuse)
-        limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit_store, partial(self._rules_of, kind=kind))
+        limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit, partial(self._rules_of, kind=kind))
         limited: Handler = limiter.limit(_UNUSED_RULE, path_id=kind)(handler)
         if rules:
             return limited
@@ -214,6 +239,8 @@ class RateLimits:
                 return self._misses
             case "entries":
                 return self._generation
+            case "units":
+                return self._units
             case _:
                 return self._general + self._generation
 
@@ -224,18 +251,26 @@ class RateLimits:
         if own is None:
             return rules
         limits = {"general": own.general, "misses": own.general, "generation": own.generation}
+        if own.generation is not None and self._units_per_generation:
+            limits["units"] = own.generation * self._units_per_generation
         names = {"generation": ("general", "generation"), "entries": ("generation",)}.get(kind, (kind,))
         by_name = {rule.name: rule for rule in rules}
-        by_name |= {name: _Rule(name, limit, MINUTE_S) for name in names if (limit := limits[name]) is not None}
+        by_name |= {name: _Rule(name, limit, MINUTE_S) for name in names if (limit := limits.get(name)) is not None}
         return tuple(by_name[name] for name in names if name in by_name)
 
     def _name_client(self, request: web.Request) -> str:
         _current_request.set(request)
         return self._identify(request)
 
-    async def _hit_store(self, rules: Sequence[_Rule], client: str, cost: int) -> _LimitResult:
-        states = await self._store.hit([rule.window(client) for rule in rules], cost)
-        return _LimitResult(rules, states)
+    async def _hit(self, request: web.Request, rules: _Rules, client: str, cost: int) -> Sequence[LimitState]:
+        """Spend from all windows of the rules, or from none. Return the state of each rule, which `_BUDGET` has too."""
+        states = _by_rule(rules, await self._store.hit(_windows(rules, client), cost))
+        _add_states(request, rules, states)
+        return states
+
+    def _hit_here(self, rules: _Rules, client: str, cost: int) -> Sequence[LimitState]:
+        """Spend in this process alone; a cost of 0 only looks. Return the state of each rule."""
+        return _by_rule(rules, self._store.hit_sync(_windows(rules, client), cost))
 
 
 RATE_LIMITS = web.AppKey("rates", RateLimits)
@@ -247,18 +282,17 @@ class _SingleStepStrategy(MovingWindowRateLimiter):
     def __init__(
         self,
         storage: Any,
-        hit_store: Callable[[Sequence[_Rule], str, int], Awaitable[_LimitResult]],
-        rules_of: Callable[[web.Request], Sequence[_Rule]],
+        hit: Callable[[web.Request, _Rules, str, int], Awaitable[Sequence[LimitState]]],
+        rules_of: Callable[[web.Request], _Rules],
     ) -> None:
         super().__init__(storage)
-        self._hit_store = hit_store
+        self._hit = hit
         self._rules_of = rules_of
 
     async def test(self, item: Any, *identifiers: str, cost: int = 1) -> bool:  # noqa: ARG002 - the item is no rule of ours
         client, request = identifiers[0].rpartition(":")[0], _current_request.get()
-        budget = await self._hit_store(self._rules_of(request), client, cost)
-        request[_BUDGET] = budget
-        return budget.retry_s <= 0
+        states = await self._hit(request, self._rules_of(request), client, cost)
+        return all(state.retry_s <= 0 for state in states)
 
     async def hit(self, item: Any, *identifiers: str, cost: int = 1) -> bool:  # noqa: ARG002
         return True
@@ -268,8 +302,30 @@ def _rules(name: str, limit: int, window_s: float) -> tuple[_Rule, ...]:
     return (_Rule(name, limit, window_s),) if limit > 0 else ()
 
 
+def _by_rule(rules: _Rules, states: Sequence[LimitState]) -> Sequence[LimitState]:
+    """Return the strictest state of each rule. states: of the windows of all rules, of as many networks each."""
+    count = len(states) // max(len(rules), 1)
+    if count <= 1:
+        return states
+    parts = (states[start : start + count] for start in range(0, len(states), count))
+    return [max(part, key=lambda state: (state.retry_s, -state.remaining)) for part in parts]
+
+
+def _add_states(request: web.Request, rules: _Rules, states: Sequence[LimitState]) -> None:
+    budget = request.get(_BUDGET)
+    if budget is None:
+        request[_BUDGET] = budget = {}
+    budget.update(zip(rules, states, strict=True))
+
+
 def _refuse(request: web.Request, _exceeded: object) -> NoReturn:
-    raise RateLimited(headers={hdrs.RETRY_AFTER: str(_whole_seconds(request[_BUDGET].retry_s))})
+    raise _refusal(request, max(state.retry_s for state in request[_BUDGET].values()))
+
+
+def _refusal(request: web.Request, retry_s: float) -> RateLimited:
+    """Return the error with all headers of the budget: where all limits are a key's own, no hook adds them."""
+    headers = {hdrs.RETRY_AFTER: str(_whole_seconds(retry_s))}
+    return RateLimited(headers=headers | _headers(request[_BUDGET]))
 
 
 def _whole_seconds(seconds: float) -> int:
@@ -278,15 +334,24 @@ def _whole_seconds(seconds: float) -> int:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     budget = request.get(_BUDGET)
-    if budget is None:
-        return
-    pairs = list(zip(budget.rules, budget.states, strict=True))
-    headers = response.headers
-    headers["RateLimit-Policy"] = ", ".join(rule.policy for rule, _ in pairs)
-    headers["RateLimit"] = ", ".join(
-        f'"{rule.name}";r={max(0, state.remaining)};t={math.ceil(state.reset_s)}' for rule, state in pairs
-    )
-    rule, tightest = min(pairs, key=lambda pair: (-pair[1].retry_s, pair[1].remaining))
-    headers["X-RateLimit-Limit"] = str(rule.limit)
-    headers["X-RateLimit-Remaining"] = str(max(0, tightest.remaining))
-    headers["X-RateLimit-Reset"] = str(math.ceil(tightest.reset_s))
+    if budget:
+        response.headers.update(_headers(budget))
+
+
+def _headers(budget: _Budget) -> dict[str, str]:
+    rule, tightest = min(budget.items(), key=_scarcity)
+    return {
+        "RateLimit-Policy": ", ".join(rule.policy for rule in budget),
+        "RateLimit": ", ".join(
+            f'"{rule.name}";r={max(0, state.remaining)};t={math.ceil(state.reset_s)}' for rule, state in budget.items()
+        ),
+        "X-RateLimit-Limit": str(rule.limit),
+        "X-RateLimit-Remaining": str(max(0, tightest.remaining)),
+        "X-RateLimit-Reset": str(math.ceil(tightest.reset_s)),
+    }
+
+
+def _scarcity(pair: tuple[_Rule, LimitState]) -> tuple[float, bool, int]:
+    """Return what sorts the rule that a client meets first to the front; units are no requests and come last."""
+    rule, state = pair
+    return -state.retry_s, rule.name == "units", state.remaining

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,10 @@ from loguru import logger
 
 from imagegen.errors import QueueUnavailable
 
-MAX_CLIENTS = 20_000
+MAX_WINDOWS = 60_000
+
+MAX_ENTRIES = 1_000
+"""Hits of a window that are kept apart; of a greater limit, those of a thousandth of the window count from the last."""
 
 _REDIS_TIMEOUT_S = 0.4
 _RETRY_AFTER_S = 5.0
@@ -53,12 +56,12 @@ class LocalRateLimitStore(RateLimitStore, Protocol):
 
 
 class MemoryRateLimitStore:
-    """Exact moving windows in this process; past `max_clients` the client that was longest away is forgotten."""
+    """Exact moving windows in this process; past `max_windows` the one that was longest away is forgotten."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, max_clients: int = MAX_CLIENTS) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_windows: int = MAX_WINDOWS) -> None:
         self._clock = clock
-        self._max_clients = max_clients
-        self._spent: OrderedDict[str, deque[float]] = OrderedDict()
+        self._max_windows = max_windows
+        self._spent: OrderedDict[str, _Hits] = OrderedDict()
 
     async def hit(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         """Spend from the windows."""
@@ -67,34 +70,87 @@ class MemoryRateLimitStore:
     def hit_sync(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         """Return the same without waiting, so nothing comes between the look and the spending."""
         now = self._clock()
-        logs = [self._log(window, now) for window in windows]
-        refusals = [_retry_s(log, window, cost, now) for window, log in zip(windows, logs, strict=True)]
-        if not any(refusals):
-            for log in logs:
-                log.extend([now] * cost)
+        logs = [(window, self._hits(window, now)) for window in windows]
+        refusals = [hits.retry_s(window, cost, now) for window, hits in logs]
+        if cost and not any(refusals):
+            for window, hits in logs:
+                hits.add(window, cost, now)
         return [
-            LimitState(window.limit - len(log), _left_s(log[0], window, now) if log else 0.0, retry_s)
-            for window, log, retry_s in zip(windows, logs, refusals, strict=True)
+            LimitState(window.limit - hits.spent, hits.reset_s(window, now), retry_s)
+            for (window, hits), retry_s in zip(logs, refusals, strict=True)
         ]
 
     def refund(self, windows: Sequence[Window], cost: int) -> None:
         """Undo a hit that another store refused."""
         for window in windows:
-            log = self._spent.get(window.key, deque())
-            for _ in range(min(cost, len(log))):
-                log.pop()
+            if hits := self._spent.get(window.key):
+                hits.remove_last(cost)
 
-    def _log(self, window: Window, now: float) -> deque[float]:
-        log = self._spent.get(window.key)
-        if log is None:
-            log = self._spent[window.key] = deque()
-            if len(self._spent) > self._max_clients:
+    def _hits(self, window: Window, now: float) -> _Hits:
+        hits = self._spent.get(window.key)
+        if hits is None:
+            hits = self._spent[window.key] = _Hits()
+            if len(self._spent) > self._max_windows:
                 self._spent.popitem(last=False)
         else:
             self._spent.move_to_end(window.key)
-        while log and _left_s(log[0], window, now) <= 0:
-            log.popleft()
-        return log
+            hits.expire(window, now)
+        return hits
+
+
+class _Hits:
+    """Hits in one window, oldest first. spent: the sum of their costs."""
+
+    __slots__ = ("_costs", "_times", "spent")
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._costs: list[int] = []
+        self.spent = 0
+
+    def expire(self, window: Window, now: float) -> None:
+        """Remove the hits that are as old as the window is long."""
+        times, count = self._times, 0
+        while count < len(times) and _left_s(times[count], window, now) <= 0:
+            count += 1
+        if count:
+            self.spent -= sum(self._costs[:count])
+            del times[:count], self._costs[:count]
+
+    def retry_s(self, window: Window, cost: int, now: float) -> float:
+        """Return the seconds until a hit of this cost would pass, 0 if it would now."""
+        over = self.spent + cost - window.limit
+        if over <= 0:
+            return 0.0
+        for spent_at, spent in zip(self._times, self._costs, strict=True):
+            over -= spent
+            if over <= 0:
+                return _left_s(spent_at, window, now)
+        return window.window_s
+
+    def reset_s(self, window: Window, now: float) -> float:
+        return _left_s(self._times[0], window, now) if self._times else 0.0
+
+    def add(self, window: Window, cost: int, now: float) -> None:
+        """Add a hit. It never counts for a shorter time than the window is long."""
+        self.spent += cost
+        step_s = window.window_s / MAX_ENTRIES if window.limit > MAX_ENTRIES else 0.0
+        if self._times and (now == self._times[-1] or (step_s and now // step_s == self._times[-1] // step_s)):
+            self._times[-1] = now
+            self._costs[-1] += cost
+        else:
+            self._times.append(now)
+            self._costs.append(cost)
+
+    def remove_last(self, cost: int) -> None:
+        """Remove the newest hits of this cost together."""
+        while cost > 0 and self._costs:
+            part = min(cost, self._costs[-1])
+            self._costs[-1] -= part
+            self.spent -= part
+            cost -= part
+            if not self._costs[-1]:
+                del self._costs[-1], self._times[-1]
 
 
 class FallbackRateLimitStore:
@@ -147,15 +203,6 @@ class FallbackRateLimitStore:
 
 def _passed(states: Sequence[LimitState]) -> bool:
     return all(state.retry_s <= 0 for state in states)
-
-
-def _retry_s(log: deque[float], window: Window, cost: int, now: float) -> float:
-    over = len(log) + cost - window.limit
-    if over <= 0:
-        return 0.0
-    if over > len(log):
-        return window.window_s
-    return _left_s(log[over - 1], window, now)
 
 
 def _left_s(spent_at: float, window: Window, now: float) -> float:

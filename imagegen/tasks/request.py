@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_IMAGES = 16
+UNIT_PIXELS = 512 * 512
 MAX_SEED = 2**63 - 1
 UPLOAD_PREFIX = "upload:"
 UPLOAD_PATTERN = rf"{UPLOAD_PREFIX}[0-9a-f]{{64}}"
@@ -83,6 +84,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, f
     def image_sources(self) -> tuple[str, ...]:
         """Return the input images and the mask."""
         return self.input_images if self.mask is None else (*self.input_images, self.mask)
+
+    @property
+    def units(self) -> int:
+        """Return the weight of the request for rate limits: its pixels in images of 512 x 512, at least its `n`."""
+        return max(self.n, -(-self.n * self.width * self.height // UNIT_PIXELS))
 
     def to_json(self) -> bytes:
         """Return the stored form, which `from_json` reads."""

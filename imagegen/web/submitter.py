@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from multidict import istr
 from imagegen.accounts.keys import check_allowed
 from imagegen.errors import Draining, FieldError, InvalidRequest
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
+from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
 from imagegen.tasks.request import GenerationRequest
@@ -91,22 +92,24 @@ class SubmitOptions(Struct, frozen=True):
         return self if self.key is None else replace(self, key=f"{self.key} {index}")
 
 
-def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) -> Awaitable[SubmitResult]:
+async def submit_body(services: Services, body: ReceivedBody, options: SubmitOptions) -> SubmitResult:
     """Parse a body and submit it. Equal bytes of the same scope are parsed once, if no input image is in them."""
     if options.key is not None:
-        return submit_parsed(services, parse_object(body.raw), body, options)
+        return await submit_parsed(services, parse_object(body.raw), body, options)
     api_key = client_of(options.request).key
     is_restricted = api_key is not None and api_key.is_restricted  # others' submissions may not be allowed for it
-    submission = None if is_restricted else services.submission_cache.get(options.owner, body.raw)
-    if submission is None:
+    cached = None if is_restricted else services.submission_cache.get(options.owner, body.raw)
+    if cached is None:
         fields = parse_object(body.raw)
         request, webhooks = _parse(services, fields, options)
         if request.image_sources or body.images or body.refusals:
-            return submit_parsed(services, fields, body, options)
-        submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
+            return await submit_parsed(services, fields, body, options)
+        cached = services.identity.submission(request, options.scope, webhooks, options.key_name), request.units
         if not webhooks and not is_restricted:
-            services.submission_cache.put(options.owner, body.raw, submission)
-    return submit(services, submission, fresh=options.fresh)
+            services.submission_cache.put(options.owner, body.raw, *cached)
+    submission, units = cached
+    await spend_units(options.request, units)
+    return await submit(services, submission, fresh=options.fresh)
 
 
 async def submit_parsed(
@@ -114,6 +117,7 @@ async def submit_parsed(
 ) -> SubmitResult:
     """Submit parsed fields of a body, once only if the client gave a key."""
     request, webhooks = _parse(services, fields, options)
+    await spend_units(options.request, request.units)
     request = await _settle_images(services, request, fields, body, options)
     submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
     if options.key is None:
@@ -127,6 +131,11 @@ async def submit_parsed(
         if task is None:
             return await submit(services, submission)
         return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)
+
+
+async def spend_units(request: web.Request, units: int) -> None:
+    """Count the units of one generation before anything of it is stored. Raises RateLimited."""
+    await request.app[RATE_LIMITS].spend_units(request, units)
 
 
 async def _settle_images(

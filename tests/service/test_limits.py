@@ -63,8 +63,9 @@ def test_generations_over_the_limit_of_one_client_are_refused(service: Service, 
 
 def test_every_limited_response_states_the_budget(client: Client) -> None:
     first, second = client.submit("budget 1"), client.submit("budget 2")
-    assert first.headers["RateLimit-Policy"] == f'"general";q=6;w={WINDOW_S}, "generation";q=3;w={WINDOW_S}'
-    assert re.fullmatch(r'"general";r=5;t=\d+, "generation";r=2;t=\d+', first.headers["RateLimit"])
+    policies = [f'"{name};w={WINDOW_S}' for name in ('general";q=6', 'generation";q=3', 'units";q=192')]
+    assert first.headers["RateLimit-Policy"] == ", ".join(policies)
+    assert re.fullmatch(r'"general";r=5;t=\d+, "generation";r=2;t=\d+, "units";r=191;t=\d+', first.headers["RateLimit"])
     budgets = [
         (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) for answer in (first, second)
     ]

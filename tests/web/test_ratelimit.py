@@ -11,7 +11,7 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
 
-from imagegen.ratelimit.limits import Limits, RateLimits
+from imagegen.ratelimit.limits import Limits, RateLimits, networks
 from imagegen.ratelimit.stores import LocalRateLimitStore, MemoryRateLimitStore
 from imagegen.web.http.forwarded import client_address
 
@@ -41,11 +41,12 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
             *,
             window_s: float = 60.0,
             hops: int = 0,
+            units: int = 0,
             port: LocalRateLimitStore | None = None,
         ) -> Client:
             app = web.Application()
             rates = RateLimits(
-                Limits(general, generation, window_s),
+                Limits(general, generation, window_s, units),
                 port or MemoryRateLimitStore(clock),
                 lambda request: client_address(request, hops),
             )
@@ -54,6 +55,11 @@ async def make_client(clock: Clock) -> AsyncIterator[MakeClient]:
                 admission = await rates.admit(request, int(request.query["n"]))
                 return web.json_response([admission.admitted, admission.retry_after_s])
 
+            async def weigh(request: web.Request) -> web.Response:
+                await rates.spend_units(request, int(request.query["units"]))
+                return web.Response()
+
+            app.router.add_post("/weigh", rates.generation(weigh))
             app.router.add_post("/generate", rates.generation(fine))
             app.router.add_get("/images/{task_id}", rates.general(fine))
             app.router.add_get("/stream", rates.general(stream))
@@ -194,3 +200,71 @@ async def test_a_batch_gets_as_many_entries_as_the_generation_budget_holds(make_
 async def test_a_batch_is_admitted_whole_without_a_generation_rule(make_client: MakeClient) -> None:
     client = await make_client(generation=0)
     assert await (await client.post("/batch?n=50")).json() == [50, 0]
+
+
+async def test_a_generation_spends_its_units(make_client: MakeClient, clock: Clock) -> None:
+    client = await make_client(general=0, generation=0, units=320)
+    assert await statuses([client.post("/weigh?units=128") for _ in range(2)]) == [200, 200]
+    clock.now += 10
+    answer = await client.post("/weigh?units=65")
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "50")
+    assert answer.headers["RateLimit-Policy"] == '"units";q=320;w=60'
+    assert answer.headers["RateLimit"] == '"units";r=64;t=50'
+    assert (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) == ("320", "64")
+    assert (await client.post("/weigh?units=64")).status == 200
+
+
+async def test_a_generation_over_the_whole_limit_needs_an_untouched_window(
+    make_client: MakeClient, clock: Clock
+) -> None:
+    client = await make_client(general=0, generation=0, units=10)
+    assert await statuses([client.post("/weigh?units=500"), client.post("/weigh?units=1")]) == [200, 429]
+    clock.now += 60
+    assert await statuses([client.post("/weigh?units=1"), client.post("/weigh?units=500")]) == [200, 429]
+
+
+async def test_units_are_shown_beside_the_limits_of_requests(make_client: MakeClient) -> None:
+    client = await make_client(general=10, generation=5, units=320)
+    answer = await client.post("/weigh?units=318")
+    assert answer.headers["RateLimit"] == '"general";r=9;t=60, "generation";r=4;t=60, "units";r=2;t=60'
+    assert (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) == ("5", "4")
+    refused = await client.post("/weigh?units=3")
+    assert (refused.status, refused.headers["X-RateLimit-Limit"]) == (429, "320")
+
+
+@pytest.mark.parametrize(
+    ("network", "admitted"),
+    [
+        ("2001:db8:0:100:{0}::1", 5),
+        ("2001:db8:0:1{0:02x}::1", 10),
+        ("2001:db8:0:{0:02x}00::1", 20),
+        ("2001:db8:{0}::1", 60),
+    ],
+)
+async def test_wider_networks_of_ipv6_have_twice_the_limit_of_the_narrower(
+    make_client: MakeClient, network: str, admitted: int
+) -> None:
+    client = await make_client(general=0, hops=1)
+    addresses = [network.format(number) for number in range(60)]
+    seen = await statuses([client.post("/generate", headers={"X-Forwarded-For": address}) for address in addresses])
+    assert seen.count(200) == admitted
+
+
+async def test_the_headers_show_the_strictest_network_of_a_client(make_client: MakeClient) -> None:
+    client = await make_client(general=0, hops=1)
+    for number in range(9):
+        await client.post("/generate", headers={"X-Forwarded-For": f"2001:db8:0:1{number:02x}::1"})
+    answer = await client.post("/generate", headers={"X-Forwarded-For": "2001:db8:0:1ff::1"})
+    assert (answer.status, answer.headers["X-RateLimit-Remaining"]) == (200, "0")
+    refused = await client.post("/generate", headers={"X-Forwarded-For": "2001:db8:0:1fe::1"})
+    assert (refused.status, refused.headers["RateLimit"]) == (429, '"generation";r=0;t=60')
+
+
+def test_only_an_ipv6_network_has_wider_networks() -> None:
+    assert networks("2001:db8:1:203::/64") == (
+        ("2001:db8:1:203::/64", 1),
+        ("2001:db8:1:200::/56", 2),
+        ("2001:db8:1::/48", 4),
+    )
+    for client in ("203.0.113.7", "unknown", "key:2001:db8::/64", "key:a"):
+        assert networks(client) == ((client, 1),)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from imagegen.errors import QueueUnavailable
-from imagegen.ratelimit.stores import FallbackRateLimitStore, LimitState, MemoryRateLimitStore, Window
+from imagegen.ratelimit.stores import MAX_ENTRIES, FallbackRateLimitStore, LimitState, MemoryRateLimitStore, Window
 
 from .conftest import Clock
 
@@ -28,8 +28,30 @@ def test_a_hit_waits_until_enough_has_been_refilled(clock: Clock) -> None:
     assert windows.hit_sync([ONE], 2) == [LimitState(0, 50.0, 60.0)]
 
 
+def test_a_hit_may_cost_more_than_one(clock: Clock) -> None:
+    store, window = MemoryRateLimitStore(clock), Window("units:a", 100, 60.0)
+    assert store.hit_sync([window], 60) == [LimitState(40, 60.0, 0.0)]
+    clock.now += 10
+    assert store.hit_sync([window], 60) == [LimitState(40, 50.0, 50.0)]
+    assert store.hit_sync([window], 40) == [LimitState(0, 50.0, 0.0)]
+    clock.now += 50
+    assert store.hit_sync([window], 100) == [LimitState(60, 10.0, 10.0)]
+    store.refund([window], 30)
+    assert store.hit_sync([window], 0) == [LimitState(90, 10.0, 0.0)]
+
+
+def test_a_great_limit_takes_bounded_memory_and_never_admits_more(clock: Clock) -> None:
+    store, window, admitted = MemoryRateLimitStore(clock), Window("general:a", 50_000, 60.0), list[float]()
+    for _ in range(40_000):
+        clock.now += 0.003
+        admitted += [clock.now] * (2 if not store.hit_sync([window], 2)[0].retry_s else 0)
+    assert all(later - first >= window.window_s for first, later in zip(admitted, admitted[50_000:], strict=False))
+    assert len(admitted) > 50_000
+    assert len(store._spent[window.key]._times) <= MAX_ENTRIES + 1
+
+
 def test_the_memory_is_bounded_and_evicts_the_least_recent_client() -> None:
-    windows = MemoryRateLimitStore(max_clients=2)
+    windows = MemoryRateLimitStore(max_windows=2)
     for name in ("a", "b", "a", "c"):
         windows.hit_sync([Window(name, 2, 60.0)], 1)
     assert windows.hit_sync([Window("a", 2, 60.0)], 1)[0].retry_s > 0

@@ -20,13 +20,14 @@ def test_the_oldest_entry_is_evicted_when_the_cache_is_full(monkeypatch: pytest.
     monkeypatch.setattr(response_cache, "MAX_SUBMISSIONS", 2)
     bodies = SubmissionCache()
     for name in ("a", "b", "c"):
-        bodies.put(None, name.encode(), submission_of(name))
-    assert [bodies.get(None, name) for name in (b"a", b"b", b"c")] == [None, submission_of("b"), submission_of("c")]
+        bodies.put(None, name.encode(), submission_of(name), 1)
+    cached = [bodies.get(None, name) for name in (b"a", b"b", b"c")]
+    assert cached == [None, (submission_of("b"), 1), (submission_of("c"), 1)]
 
 
 def test_a_large_body_is_not_cached() -> None:
     bodies = SubmissionCache()
-    bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), submission_of("a"))
+    bodies.put(None, b"x" * (response_cache.MAX_BODY_BYTES + 1), submission_of("a"), 1)
     assert bodies.get(None, b"x" * (response_cache.MAX_BODY_BYTES + 1)) is None
 
 
@@ -47,9 +48,9 @@ async def test_the_same_bytes_with_no_cache_are_generated_again(service) -> None
 
 def test_a_body_is_cached_for_each_scope() -> None:
     bodies = SubmissionCache()
-    bodies.put("alice", BODY, submission_of("a"))
+    bodies.put("alice", BODY, submission_of("a"), 4)
     assert (bodies.get("alice", BODY), bodies.get("bob", BODY), bodies.get(None, BODY)) == (
-        submission_of("a"),
+        (submission_of("a"), 4),
         None,
         None,
     )

@@ -22,18 +22,19 @@ Owner = tuple[str, str | None]
 class SubmissionCache:
     """Cache of up to `MAX_SUBMISSIONS` submissions by their owner and the client's body of up to `MAX_BODY_BYTES`.
 
-    Without the owner, a client's body would lead to the task of another client that has its own.
+    Each has the units of its request. Without the owner, a client's body would lead to the task of another client that
+    has its own.
     """
 
     def __init__(self) -> None:
-        self._submissions: OrderedDict[tuple[Owner, bytes], Submission] = OrderedDict()
+        self._submissions: OrderedDict[tuple[Owner, bytes], tuple[Submission, int]] = OrderedDict()
 
-    def get(self, owner: Owner, raw: bytes) -> Submission | None:
+    def get(self, owner: Owner, raw: bytes) -> tuple[Submission, int] | None:
         return self._submissions.get((owner, raw))
 
-    def put(self, owner: Owner, raw: bytes, submission: Submission) -> None:
+    def put(self, owner: Owner, raw: bytes, submission: Submission, units: int) -> None:
         if len(raw) <= MAX_BODY_BYTES:
-            self._submissions[owner, raw] = submission
+            self._submissions[owner, raw] = submission, units
             if len(self._submissions) > MAX_SUBMISSIONS:
                 self._submissions.popitem(last=False)
 

@@ -20,7 +20,7 @@ from imagegen.web.http.auth import client_of
 from imagegen.web.http.forwarded import owner_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
-from imagegen.web.submitter import submit
+from imagegen.web.submitter import spend_units, submit
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
@@ -72,8 +72,9 @@ async def retry(request: web.Request) -> web.StreamResponse:
         return not_found(request)
     if task.state not in (State.FAILED, State.CANCELLED) or not task.request_json:
         raise NotRetryable
-    client = client_of(request)
-    check_allowed(client.key, GenerationRequest.from_json(task.request_json))
+    client, request_again = client_of(request), GenerationRequest.from_json(task.request_json)
+    check_allowed(client.key, request_again)
+    await spend_units(request, request_again.units)
     await services.inputs.keep_again(task.request_json)
     owner = owner_name(client.id)
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)

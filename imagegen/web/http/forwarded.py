@@ -32,7 +32,7 @@ _CLOUDFLARE = (
     "2c0f:f248::/32"
 )
 _INSIDE = "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 127.0.0.0/8 169.254.0.0/16 100.64.0.0/10 ::1/128 fc00::/7 fe80::/10"
-_PROXY_NETWORKS = tuple(ip_network(text) for text in f"{_INSIDE} {_CLOUDFLARE}".split())
+_INSIDE_NETWORKS, _CLOUDFLARE_NETWORKS = (tuple(map(ip_network, text.split())) for text in (_INSIDE, _CLOUDFLARE))
 
 _HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PREFIX = re.compile(r"(?:/(?!\.+(?:/|$))[A-Za-z0-9._~-]{1,100}){1,8}")
@@ -44,7 +44,9 @@ def client_address(request: web.Request, hops: TrustedHops) -> str:
     """Return the address that limits are kept by: an IPv4 address, an IPv6 /64, or `unknown`.
 
     With N hops it is the N-th entry of X-Forwarded-For from the right, which the outermost of our proxies wrote. With
-    `auto` it is the first from the right, the peer included, that is no private, loopback or Cloudflare address.
+    `auto` it is the first from the right, the peer included, that is neither private nor loopback; if that is one of
+    Cloudflare's, it is the one before, which Cloudflare wrote. A second one of Cloudflare's is a client, who may have
+    sent the rest.
     Where the header is not as it should be the nearest good hop counts: stricter, never looser.
     """
     peer = request.remote or ""
@@ -117,15 +119,12 @@ def valid_host(host: str) -> bool:
 
 
 def _first_untrusted(peer: str, request: web.Request) -> str:
-    address = _parse(peer)
-    for entry in _from_the_right(request):
-        if address is None or not _is_proxy(address):
-            break
-        before = _parse(entry)
-        if before is None:
-            break
-        address = before
-    if address is None or _is_proxy(address):
+    address, entries = _parse(peer), _from_the_right(request)
+    while address is not None and _is_inside(address):
+        address = _parse(next(entries, ""))
+    if address is not None and _is_cloudflare(address):
+        address = _parse(next(entries, ""))
+    if address is None or _is_inside(address):
         return client_key(peer)
     return _network_of(address)
 
@@ -171,15 +170,20 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
 
 
 @lru_cache(maxsize=4096)
-def _is_proxy(address: IPv4Address | IPv6Address) -> bool:
-    return any(address.version == network.version and address in network for network in _PROXY_NETWORKS)
+def _is_inside(address: IPv4Address | IPv6Address) -> bool:
+    return any(address in network for network in _INSIDE_NETWORKS)
+
+
+@lru_cache(maxsize=4096)
+def _is_cloudflare(address: IPv4Address | IPv6Address) -> bool:
+    return any(address in network for network in _CLOUDFLARE_NETWORKS)
 
 
 def _trusts_peer(request: web.Request, hops: TrustedHops) -> bool:
     if hops != "auto":
         return hops >= 1
     peer = _parse(request.remote or "")
-    return peer is None or _is_proxy(peer)
+    return peer is None or _is_inside(peer) or _is_cloudflare(peer)
 
 
 def _forwarded(request: web.Request, name: str, hops: TrustedHops) -> str:

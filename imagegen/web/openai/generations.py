@@ -30,7 +30,7 @@ from imagegen.web.openai.keepalive import KeepaliveResponse
 from imagegen.web.openai.sdk_retries import mark_of, repeats_by_itself, wait_limit_s
 from imagegen.web.openai.stream import COMPLETED, ImageEventStream
 from imagegen.web.openai.submit_call import ClientCall
-from imagegen.web.submitter import SubmitOptions
+from imagegen.web.submitter import SubmitOptions, spend_units
 
 _RESPOND_ASYNC = re.compile(r"(?:^|[,;\s])respond-async(?=$|[,;\s])", re.IGNORECASE)
 
@@ -62,7 +62,7 @@ async def _read_generation(request: web.Request) -> OpenAIRequest:
 async def read_request(
     request: web.Request, fields: Mapping[str, Any], body: ReceivedBody, *, spell: Callable[[str], str] = str
 ) -> OpenAIRequest:
-    """Parse a client's fields, and put uploads in place of the images in them.
+    """Parse a client's fields, count their units, and put uploads in place of the images in them.
 
     spell: returns the client's name of a field. Raises InvalidRequest under these names, and as `InputImages.settle`.
     """
@@ -73,6 +73,7 @@ async def read_request(
     except InvalidRequest as error:
         details = [FieldError(spell(detail.field), detail.message) for detail in error.details]
         raise InvalidRequest(details=details) from error
+    await spend_units(request, wanted.request.units)
     settled = await services.inputs.settle(wanted.request, fields, body, scope=scope, spell=spell)
     return wanted if settled is wanted.request else replace(wanted, request=settled)
 

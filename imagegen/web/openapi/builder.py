@@ -30,7 +30,7 @@ _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
 """Refusals of the parser come before the path shows which API the client uses."""
 
 _GENERAL = "the general limit (`RATE_LIMIT_MAX`)"
-_BOTH = f"{_GENERAL} and the limit for generations (`IMAGE_RATE_LIMIT_MAX`)"
+_BOTH = f"{_GENERAL}, the limit for generations (`IMAGE_RATE_LIMIT_MAX`) and that of units (`IMAGE_UNITS_PER_MINUTE`)"
 _LIMITS = {"none": "no limit", "misses": "no limit", "general": _GENERAL, "generation": _BOTH, "entries": _BOTH}
 _NEEDS = {
     "admin": "Needs the admin token.",

@@ -32,9 +32,9 @@ unfinished task has `Retry-After` with the seconds until the next request.
 
 **Limits** are kept for each client in a moving window. Every call under `/api` and `/v1` counts as one against the \
 general limit, and one that may start a generation against a second limit too; a wait and an event stream count once, \
-however long they take. Images, health, metrics and pages count against \
-none, but a request for an image that does not exist does. `RateLimit` shows the rest of each limit, \
-`Retry-After` of a 429 the seconds to wait.
+however long they take. A generation also spends a unit for each 512 x 512 pixels of its images. Images, health, \
+metrics and pages count against none, but a request for an image that does not exist does. `RateLimit` shows the rest \
+of each limit, `Retry-After` of a 429 the seconds to wait.
 
 **Errors** under `/api` all look like `Error`: `code` is for programs and never changes, `message` is for people. \
 Every answer has an `X-Request-Id`; send your own (letters, digits, `.`, `_`, `-`, at most 64) to find it again. \
