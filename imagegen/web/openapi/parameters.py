@@ -72,6 +72,14 @@ WAIT = Parameter(
     example=30,
 )
 VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: with it the answer may be cached.", _TEXT)
+EXPIRY = Parameter(
+    "exp",
+    "query",
+    "When the signed link expires, in Unix seconds. With `sig` no key is needed. Of several tasks: of each one, with "
+    "commas between.",
+    _TEXT,
+)
+SIGNATURE = Parameter("sig", "query", "The signature of the link, as `url` and `eventsUrl` have it.", _TEXT)
 SIZE = Parameter(
     "size",
     "query",
@@ -120,7 +128,8 @@ CACHE_CONTROL = Parameter(
     "Cache-Control",
     "header",
     "`no-cache` requests fresh images under the same id; further requests join the running task. The old "
-    "images stay in `data` with `stale:true` until the new ones are stored, and remain if the fresh run fails.",
+    "images stay in `data` with `stale:true` until the new ones are stored, and remain if the fresh run fails. Where "
+    "keys share their tasks, the fresh images have an id of their own, and only this client sees them.",
     _TEXT,
     example="no-cache",
 )
