@@ -136,7 +136,8 @@ class Guard:
         ring, rules, needs = self.ring, self._rules, operation.needs
         if secret := sent_secret(request.headers):
             if needs != "admin" and ring.is_loaded and (key := ring.find(secret_digest(secret))) is not None:
-                return Client(address, key, key.name if rules.own_tasks else None)
+                has_link = needs == "link" and rules.verify_link(request, _path_of(request, operation))
+                return Client(address, key, key.name if rules.own_tasks else None, has_link=has_link)
             if rules.is_admin(secret):
                 return Client(address, is_admin=True)
         if needs == "admin":
