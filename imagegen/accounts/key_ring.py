@@ -80,6 +80,11 @@ class KeyRing:
         key = self._by_name.get(name)
         return None if key is None or _has_ended(key.expires_at, self._clock()) else key
 
+    def open_limit_of(self, name: str) -> int | None:
+        """Return how many unfinished tasks a key may have, None without a limit."""
+        key = self._by_name.get(name)
+        return None if key is None else key.open_tasks
+
     def allows_model(self, name: str, model: str) -> bool:
         """Return whether a task of a key may use a model. A revoked key allows none; a task without a key uses all."""
         if not name:

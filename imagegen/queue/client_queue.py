@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from loguru import logger
@@ -19,6 +20,7 @@ from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.line_mover import LineMover
+from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
@@ -72,7 +74,7 @@ class ClientQueue:
 
     clock: Unix time of the Redis server, which measures ages of tasks, since this machine's clock may jump.
     on_missing_entry: awaited before an unfinished task without an entry is queued again.
-    limits_of: budgets of a client.
+    limits_of: budgets of a client. open_tasks: limit of a client's unfinished tasks.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class ClientQueue:
         self._submitting: dict[str, list[asyncio.Future[SubmitResult]]] = {}
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
         self.limits_of: LimitsOf = lambda _client: ()
+        self.open_tasks: OpenTasks | None = None
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
@@ -136,7 +139,8 @@ class ClientQueue:
         """Enqueue a task, join the unfinished one or return the finished one; a failed task is enqueued again.
 
         reuse: takes images of finished tasks that differ only in `n`; None to generate all.
-        Raises QueueFull, QueueUnavailable, StoreUnavailable, BudgetExceeded, PriceUnknown; nothing is stored then.
+        Raises QueueFull, QueueUnavailable, StoreUnavailable, BudgetExceeded, PriceUnknown, TooManyOpenTasks; nothing
+        is stored then.
         """
         cached_result = self._from_cache(submission)
         if cached_result is not None:
@@ -279,16 +283,11 @@ class ClientQueue:
             parked = await self._mover.begin_submit(task.client)
             if parked:
                 task = replace(task, entry_id=PARKED)
-            siblings = self._siblings(submission) if reuse else ()
-            item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
-            answer = await self._verbs.with_key_repair(self._verbs.submit, item)
-            if answer.kind == "siblings" and reuse and submission.family:
-                reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
-                task, answer = await self._submit_reused(task, reused, submission.family.request.n, item)
-            if answer.kind == "gone" and not task.state.is_final:
-                task, answer = await self._submit_gone(task, answer, limits)
-            taken_in = answer.kind in ("new", "again")
-            submitted = self._on_stored(task, answer) if taken_in else self._on_existing(submission, answer)
+            store = partial(self._store, submission, task, replaced, reuse, limits)
+            if self.open_tasks is None or not submission.client:
+                submitted, _ = await store()
+            else:
+                submitted = await self.open_tasks.counted(submission.client, task.id, store)
         except BaseException as error:
             for waiter in waiters:
                 if not waiter.done():
@@ -302,6 +301,27 @@ class ClientQueue:
             if not waiter.done():
                 waiter.set_result(submitted)
         return submitted
+
+    async def _store(
+        self,
+        submission: Submission,
+        task: Task,
+        replaced: Task | None,
+        reuse: ReuseImages | None,
+        limits: Limits,
+    ) -> tuple[SubmitResult, bool]:
+        """Return the result of a submit, and whether the task was stored by it."""
+        siblings = self._siblings(submission) if reuse else ()
+        item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
+        answer = await self._verbs.with_key_repair(self._verbs.submit, item)
+        if answer.kind == "siblings" and reuse and submission.family:
+            reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
+            task, answer = await self._submit_reused(task, reused, submission.family.request.n, item)
+        if answer.kind == "gone" and not task.state.is_final:
+            task, answer = await self._submit_gone(task, answer, limits)
+        if answer.kind in ("new", "again"):
+            return self._on_stored(task, answer), True
+        return self._on_existing(submission, answer), False
 
     def _siblings(self, submission: Submission) -> tuple[str, ...]:
         """Return the ids of the tasks to read images from; none if it is known that they are not finished."""

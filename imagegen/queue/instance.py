@@ -26,6 +26,7 @@ from imagegen.queue.lines import ClientLines
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Message, Notifier
+from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
@@ -50,7 +51,7 @@ class QueueConfig:
         record_life_s: how long Redis keeps the record of an unfinished task at most.
         slots: tasks that one instance runs at once.
         deadline_s: seconds from the submit of a task to its end.
-        limits_of: budgets of a client.
+        limits_of: budgets of a client. open_limit_of: how many unfinished tasks a client may have.
         window: tasks of one client in the stream; its others wait in its line.
     """
 
@@ -63,6 +64,7 @@ class QueueConfig:
     deadline_s: float = 3600.0
     limits_of: LimitsOf = lambda _client: ()
     window: int = 10
+    open_limit_of: OpenLimitOf = lambda _client: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class QueueInstance:
     families: CompletedFamilies
     lines: ClientLines
     mover: LineMover
+    open_tasks: OpenTasks
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -164,8 +167,9 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         families=families,
         lines=lines,
         mover=mover,
+        open_tasks=_open_tasks(connection, keys, lookup, config),
     )
-    client_queue.limits_of = config.limits_of
+    client_queue.limits_of, client_queue.open_tasks = config.limits_of, parts.open_tasks
     _connect(parts)
     _connect_lines(parts)
     return parts
@@ -177,6 +181,11 @@ def _lookup(
     cache, life_s = outbox.task_cache, {"deadline_s": config.deadline_s, "result_ttl_s": config.result_ttl_s}
     interrupted = Interrupted(verbs, cache, notifier, **life_s, clock=verbs.clock)
     return TaskLookup(verbs, cache, dispatcher, notifier, elsewhere=outbox.is_owned_elsewhere, interrupted=interrupted)
+
+
+def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: QueueConfig) -> OpenTasks:
+    limit_of, life_s = config.open_limit_of, config.record_life_s
+    return OpenTasks(connection, keys, limit_of, lookup.read, life_s=life_s, clock=connection.clock)
 
 
 def _connect(parts: QueueInstance) -> None:
@@ -239,5 +248,6 @@ def _on_takeover(parts: QueueInstance) -> None:
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:
     parts.outbox.on_finished_here(task)
     parts.families.add(task)
+    parts.open_tasks.on_finished(task)
     parts.verbs.end_marks.on_ended(task)
     parts.lines.end(task)

@@ -50,6 +50,10 @@ class Keys:
         """Set: the clients that have a line. No end, but empty in the end."""
         return f"{{{self.prefix}}}:lines"
 
+    def open_tasks(self, client: str) -> str:
+        """Sorted set: unfinished tasks of an API key with a limit of them. As long as the record of the last one."""
+        return f"{{{self.prefix}}}:open:{client}"
+
     def probe(self, kind: str) -> str:
         """Any type: the keys of the command check at the start. Deleted at once, or after a minute."""
         return f"{{{self.prefix}}}:probe:{kind}"
