@@ -1,4 +1,6 @@
-"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs, `keys` manages API keys."""
+"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs, `keys` manages API keys,
+`usage` prints the bill.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from imagegen import key_command  # noqa: PLC0415 - as below
 
         return key_command.run(chosen)
+    if chosen.command == "usage":
+        from imagegen import usage_command  # noqa: PLC0415 - as below
+
+        return usage_command.run(chosen)
     from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
@@ -73,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     checks = commands.add_parser("doctor", help="check settings, folders, models and Redis; exit code 1 for a fault")
     checks.add_argument("--models", action="store_true", help="check only the model table, and any finding is a fault")
     _add_keys(commands)
+    _add_usage(commands)
     return parser
 
 
@@ -94,3 +101,17 @@ def _add_keys(commands: Any) -> None:
     rotate = actions.add_parser("rotate", help="give a key a second secret, which is printed this once")
     rotate.add_argument("name", metavar="NAME")
     rotate.add_argument("--grace", metavar="TIME", help="how long the old secret lives, as 24h (the default) or 0")
+
+
+def _add_usage(commands: Any) -> None:
+    usage = commands.add_parser(
+        "usage",
+        help="print what was asked for, made, spent and saved",
+        description="Prints the usage of all clients. A running service writes its last minute later.",
+    )
+    usage.add_argument("--from", metavar="DATE", dest="first", help="first day in UTC, 29 days before --to if absent")
+    usage.add_argument("--to", metavar="DATE", dest="last", help="last day in UTC, today if absent")
+    usage.add_argument("--by", metavar="WHAT", help="what a row is: day, key or model")
+    form = usage.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as GET /api/usage")
+    form.add_argument("--csv", action="store_true", help="rows with a header line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 
 import pytest
@@ -74,3 +75,23 @@ async def test_a_stranger_is_refused(start_service) -> None:
 )
 def test_csv_is_sent_where_it_is_preferred(accept: str, *, csv_preferred: bool) -> None:
     assert prefers_csv(accept) is csv_preferred
+
+
+async def test_a_key_sees_its_own_usage_and_the_operator_all(start_service) -> None:
+    secrets = {"ann": "a-secret-of-ann-1", "bob": "a-secret-of-bob-1"}
+    service = await start_service(
+        api_keys={name: hashlib.sha256(text.encode()).hexdigest() for name, text in secrets.items()}
+    )
+    for name, images in (("ann", 2), ("bob", 1)):
+        headers = {"Authorization": f"Bearer {secrets[name]}"}
+        response = await service.post("/api/images/generate?wait=30", json=BODY | {"n": images}, headers=headers)
+        assert (await response.json())["status"] == "completed"
+
+    async def rows(**headers: str) -> list[tuple[str, int]]:
+        response = await service.get("/api/usage?by=key", headers=headers)
+        assert response.status == 200
+        return [(row["key"], row["images"]) for row in (await response.json())["rows"]]
+
+    assert await rows(**AS_ADMIN) == [("ann", 2), ("bob", 1)]
+    assert await rows(**{"X-API-Key": secrets["bob"]}) == [("bob", 1)]
+    assert (await service.get("/api/usage")).status == 401

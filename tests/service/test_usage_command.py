@@ -1,0 +1,43 @@
+"""The command `imagegen usage`, while the service runs and after it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from service.conftest import StartService
+from service.running import RUN, environment
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RUN), "usage", *arguments]
+    environ = environment(folder, {"DATA_DIR": str(folder / "data")})
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_prints_what_the_service_has_reported(start_service: StartService, tmp_path: Path) -> None:
+    service = start_service()
+    service.made(prompt="a lighthouse", width=64, height=64, n=2)
+    ended = run(tmp_path, "--by", "model")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1].split()[:2] == ["total", "0"], "the last minute is not written yet"
+    service.end()
+    ended = run(tmp_path, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert {name: json.loads(ended.stdout)["total"][name] for name in ("submitted", "completed", "images")} == {
+        "submitted": 1,
+        "completed": 1,
+        "images": 2,
+    }
+    (row,) = csv.DictReader(io.StringIO(run(tmp_path, "--csv", "--by", "model").stdout))
+    assert (row["model"], row["images"]) == ("black-forest-labs/FLUX.1-schnell", "2")
+    header, model, total = run(tmp_path, "--by=model").stdout.splitlines()
+    assert header.split()[:2] == ["model", "submitted"]
+    assert model.split()[:2] == ["black-forest-labs/FLUX.1-schnell", "1"]
+    assert total.split()[:2] == ["total", "1"]
+    ended = run(tmp_path, "--from", "yesterday")
+    assert (ended.returncode, ended.stderr) == (2, "--from: must be a date of the form YYYY-MM-DD\n")
