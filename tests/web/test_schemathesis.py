@@ -26,6 +26,7 @@ from schemathesis.generation.modes import GenerationMode
 from schemathesis.pytest._test_builder import build_operation_test
 from schemathesis.schemas import BaseSchema
 from service.running import Service
+from support import ADMIN_TOKEN, AS_ADMIN
 
 from imagegen.web.openai.operations import ALIASES
 from imagegen.web.routes import build_document
@@ -125,7 +126,7 @@ def limit_cost(case: schemathesis.Case) -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("service"), {"SANDBOX_DELAY": "0"}).start()
+    service = Service(tmp_path_factory.mktemp("service"), {"SANDBOX_DELAY": "0", "ADMIN_TOKEN": ADMIN_TOKEN}).start()
     yield service
     service.end()
 
@@ -139,7 +140,7 @@ def test_every_response_is_documented(path: str, method: str, service: Service) 
         names = ["negative_data_rejection"] if is_lenient(case) else []
         if path.endswith((*IMAGES_IN, *RELATED)):
             names.append("positive_data_acceptance")
-        case.call_and_validate(base_url=service.url, excluded_checks=CHECKS.get_by_names(names))
+        case.call_and_validate(base_url=service.url, headers=AS_ADMIN, excluded_checks=CHECKS.get_by_names(names))
 
     schema = described(has_boundaries=path not in FUZZED_ALONE)
     build_operation_test(
@@ -160,7 +161,7 @@ def test_every_linked_response_is_documented(service: Service) -> None:
             limit_cost(case)
 
         def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
-            return {"base_url": service.url}
+            return {"base_url": service.url, "headers": AS_ADMIN}
 
     Walk.run(
         settings=hypothesis.settings(
