@@ -25,6 +25,11 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
 def modules() -> dict[str, Path]:
     """Return the modules of the package by their dotted names."""
     files = sorted(PACKAGE.rglob("*.py"))
@@ -35,7 +40,7 @@ def shared_class_names() -> tuple[dict[str, list[str]], int]:
     """Return the class names that two or more modules define, and the number of all class names."""
     places = defaultdict(list)
     for name, path in modules().items():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name)
     return {name: found for name, found in places.items() if len(set(found)) > 1}, len(places)
@@ -53,7 +58,7 @@ def function_lines() -> list[tuple[int, str]]:
     """Return the lines of each function, without its decorators and docstring, shortest first."""
     lengths = []
     for path in modules().values():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, _FUNCTION):
                 first = node.body[0]
                 documented = ast.get_docstring(node, clean=False) is not None
@@ -120,7 +125,7 @@ def private_names_of_aiohttp() -> dict[str, frozenset[str]]:
     bases: dict[str, list[str]] = {}
     for path in Path(aiohttp.__file__).parent.glob("*.py"):
         names[""] |= {node.name for node in tree(path).body if isinstance(node, (*_FUNCTION, ast.ClassDef))}
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 names[node.name] |= _members(node)
                 bases[node.name] = [_name(base) for base in node.bases]
@@ -142,7 +147,7 @@ def private_uses() -> dict[str, set[str]]:
     """
     uses = {}
     for path in modules().values():
-        module = tree(path)
+        module = nodes(path)
         sources = {name.split(".")[0] for name in _imported(module)}
         if "aiohttp" not in sources:
             continue
@@ -153,9 +158,9 @@ def private_uses() -> dict[str, set[str]]:
     return uses
 
 
-def _imported(module: ast.Module) -> set[str]:
+def _imported(module: list[ast.AST]) -> set[str]:
     names = set()
-    for node in ast.walk(module):
+    for node in module:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -163,15 +168,15 @@ def _imported(module: ast.Module) -> set[str]:
     return names
 
 
-def _private_attributes(module: ast.Module) -> set[str]:
+def _private_attributes(module: list[ast.AST]) -> set[str]:
     private = private_names_of_aiohttp()
     own, found = set[str](), set[str]()
-    for node in ast.walk(module):
+    for node in module:
         if isinstance(node, ast.ClassDef):
             inherited = frozenset[str]().union(*(private.get(_name(base), ()) for base in node.bases))
             found |= _members(node) & inherited
             own |= _members(node) - inherited
-    read = {node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute)}
+    read = {node.attr for node in module if isinstance(node, ast.Attribute)}
     return found | (read & frozenset[str]().union(*private.values())) - own
 
 

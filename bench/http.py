@@ -145,7 +145,7 @@ def beside_bare(options: Options) -> None:
     port = free_port()
     with Child([sys.executable, "-m", "bench.bare", str(port)]):
         until(lambda: answers(port, "/"), 10.0)
-        for level in ("WARNING", "INFO"):
+        for level in options.some("WARNING", "INFO"):
             one = {"LOG_LEVEL": level, "WORKER_CONCURRENCY": "1"}
             with (
                 RedisServer() as server,
@@ -196,7 +196,7 @@ def end_to_end(options: Options) -> None:
         "CPU ms a task",
         "cores of service / Redis / loader / upstream",
     )
-    for concurrency, goal in ((5, 1_900), (50, 2_900)):
+    for concurrency, goal in options.some((5, 1_900), (50, 2_900)):
         with (
             RedisServer() as server,
             quick_upstream() as upstream,

@@ -43,12 +43,13 @@ def cpu(options: Options) -> None:
         "CPU ms a task min / median / max",
         "tasks/s",
     )
-    for size_bytes, form, goal, count in (
+    rows = (
         (SMALL_BYTES, "link", "1.1", options.count(20, 1_000)),
         (LARGE_BYTES, "link", "6", options.count(5, 150)),
         (SMALL_BYTES, "base64", "", options.count(20, 1_000)),
         (LARGE_BYTES, "base64", "9", options.count(5, 150)),
-    ):
+    )
+    for size_bytes, form, goal, count in rows[::3] if options.tiny else rows:
         with (
             RedisServer() as server,
             image_host(size_bytes, form) as calling,
@@ -81,7 +82,7 @@ def reads(options: Options) -> None:
         "bare a second",
         "CPU ms a request",
     )
-    for size_bytes, goal in ((SMALL_BYTES, 0.8), (LARGE_BYTES, 1.0)):
+    for size_bytes, goal in options.some((SMALL_BYTES, 0.8), (LARGE_BYTES, 1.0)):
         port = free_port()
         with (
             RedisServer() as server,
@@ -115,7 +116,7 @@ def memory(options: Options) -> None:
         "MiB before",
         "most MiB",
     )
-    for form in ("link", "base64"):
+    for form in options.some("link", "base64"):
         with (
             RedisServer() as server,
             image_host(size_bytes, form, count) as calling,

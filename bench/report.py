@@ -7,6 +7,9 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class Options:
     def count(self, tiny: int, quick: int, full: int | None = None) -> int:
         """Return the number of tasks or seconds for this extent."""
         return tiny if self.tiny else (full or quick) if self.full else quick
+
+    def some(self, *values: _Value) -> tuple[_Value, ...]:
+        """Return the values to measure with; the first alone if `tiny`."""
+        return values[:1] if self.tiny else values
 
     @property
     def flags(self) -> str:

@@ -211,4 +211,5 @@ def main(options: Options) -> None:
     submit, claim = asyncio.run(trace(options))
     show_route("Route of one submit", submit, options)
     show_route("Route of one task from its claim to its end, image by link, IMAGE_STORE=disk", claim, options)
-    show_figures(options)
+    if not options.tiny:
+        show_figures(options)

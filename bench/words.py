@@ -144,9 +144,9 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
     """Yield docstrings, and the other strings that are texts: log lines, errors, helps of metrics, descriptions."""
-    module = ast.parse(source)
-    documented = {id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)}
-    for node in ast.walk(module):
+    nodes = list(ast.walk(ast.parse(source)))
+    documented = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue
         if id(node) in documented or (" " in node.value and len(WORD.findall(node.value)) >= _TEXT_WORDS):

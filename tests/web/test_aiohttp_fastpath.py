@@ -11,7 +11,6 @@ from aiohttp import ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
 from edge_server import edge_server
 
-from bench.code_figures import private_uses
 from imagegen.web.http import aiohttp_fastpath
 from imagegen.web.http.responses import json_bytes, json_response
 from imagegen.web.http.server import ImagegenRunner
@@ -194,8 +193,3 @@ async def test_a_stop_waits_for_the_request_that_runs() -> None:
         assert isinstance(server.runner, ImagegenRunner)
         await server.runner.cleanup()
         assert (await answer).status == 200
-
-
-def test_few_private_names_of_aiohttp_are_used() -> None:
-    names = set[str]().union(*private_uses().values())
-    assert len(names) <= 15, sorted(names)
