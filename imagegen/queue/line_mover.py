@@ -57,6 +57,7 @@ class LineMover:
         self._clock = clock
         self._wake = asyncio.Event()
         self._is_index_needed = False
+        self._reloaded_at = -math.inf
         self._doubted: set[str] = set()
         self._emptied: dict[str, None] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
@@ -112,6 +113,13 @@ class LineMover:
     def on_doubt(self, client: str) -> None:
         self._doubted.add(client)
         self._wake.set()
+
+    def on_end_without_line(self) -> None:
+        """Read the index now and then if no channel carries which clients have lines."""
+        now = time.monotonic()
+        if self._notifier.silent and now - self._reloaded_at > CHECK_S:
+            self._reloaded_at = now
+            self.reload()
 
     def on_line_elsewhere(self, message: Message) -> None:
         clients = list(ids_of(message))

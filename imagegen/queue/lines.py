@@ -106,6 +106,7 @@ class ClientLines:
         on_moved: called with the tasks that were moved into the stream.
         on_begun: called with a client: its line may have begun.
         on_doubt: called with a client: no task in the stream may be left to move its line.
+        on_end_without_line: called when a task of a client without a line left the stream.
         on_emptied: called with a client and its tasks: its line is empty, though they were seen in it.
     """
 
@@ -121,6 +122,7 @@ class ClientLines:
         self.on_moved: Callable[[Sequence[tuple[str, str]]], None] = lambda _moved: None
         self.on_begun: Callable[[str], None] = lambda _client: None
         self.on_doubt: Callable[[str], None] = lambda _client: None
+        self.on_end_without_line: Callable[[], None] = lambda: None
         self.on_emptied: Callable[[str, Sequence[str]], None] = lambda _client, _task_ids: None
 
     def __len__(self) -> int:
@@ -220,6 +222,8 @@ class ClientLines:
         """Note that a task of a client left the stream, and its line was not passed to the script."""
         if client in self._lines:
             self.on_doubt(client)
+        else:
+            self.on_end_without_line()
 
     def end(self, task: Task) -> None:
         """Note that a task is finished; it may still have an element in its line."""

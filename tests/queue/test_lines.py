@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from functools import partial
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -16,7 +18,7 @@ from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import PARKED, State
+from imagegen.tasks.task import PARKED, State, TaskError
 from imagegen.tasks.webhook import Webhook
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -39,17 +41,17 @@ async def in_line(instance, client: str = "a") -> int:
     return await instance.connection.commands.llen(instance.keys.line(client))
 
 
-async def start_one(instance):
+async def start_one(instance, within_s: float = 0.5):
     """Start the next task; None if no task comes."""
     try:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), 0.5)
+        claim = await asyncio.wait_for(instance.worker_queue.claim(), within_s)
     except TimeoutError:
         return None
     while (result := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     if result is StartResult.LOST:
         instance.worker_queue.drop(claim)
-        return await start_one(instance)
+        return await start_one(instance, within_s)
     return claim
 
 
@@ -314,3 +316,79 @@ async def test_the_queue_takes_no_more_than_max_queue_tasks_with_those_in_lines(
     assert (await one.parts.monitor.waiting()).depth == 6
     with pytest.raises(QueueFull):
         await one.client_queue.submit(of("b", 0))
+
+
+async def test_keys_of_another_type_are_moved_aside(make_instance) -> None:
+    one = make_instance(slots=1)
+    await one.connection.commands.set(one.keys.line("a"), "foreign")
+    await one.connection.commands.set(one.keys.lines, "foreign")
+    tasks = await put(one, "a", 4)
+    assert await run_all(one) == [task.id for task in tasks]
+    assert await one.connection.commands.get(f"{one.keys.line('a')}:aside") == b"foreign"
+
+
+class Disorder:
+    """Random use of two instances, of which one dies now and then, by clients with more tasks than their windows."""
+
+    def __init__(self, make_instance, seed: int) -> None:
+        self._make_instance = make_instance
+        self.random = Random(seed)
+        self.instances = [self._make(), self._make()]
+        self.starts: Counter[tuple[str, int]] = Counter()
+        self.cut_off: set[tuple[str, int]] = set()
+        self.accepted: set[str] = set()
+
+    def _make(self):
+        return self._make_instance(slots=1, lease_s=0.4)
+
+    async def submit(self) -> None:
+        instance, client = self.random.choice(self.instances), self.random.choice("ab")
+        names = self.random.sample(range(25), 6)
+        for answer in await asyncio.gather(*(instance.client_queue.submit(of(client, name)) for name in names)):
+            self.accepted.add(answer.task.id)
+
+    async def cancel(self) -> None:
+        if self.accepted:
+            task_id = self.random.choice(sorted(self.accepted))
+            await self.random.choice(self.instances).client_queue.cancel(task_id)
+
+    async def run(self, *, fails: bool = False) -> bool:
+        instance = self.random.choice(self.instances)
+        claim = await start_one(instance, 0.05)
+        if claim is None:
+            return False
+        self.starts[claim.task.id, claim.task.epoch] += 1
+        if fails:
+            error = TaskError("upstream_error", "no", retryable=True)
+            await instance.worker_queue.finish(claim, transitions.failed(claim.task, error, now=time.time(), ttl_s=60))
+        else:
+            await finish(instance, claim)
+        return True
+
+    async def kill(self) -> None:
+        """Kill an instance, perhaps while it runs a task."""
+        killed = self.random.randrange(2)
+        claim = await start_one(self.instances[killed], 0.05) if self.random.random() < 0.5 else None
+        if claim is not None:
+            self.starts[claim.task.id, claim.task.epoch] += 1
+            self.cut_off.add((claim.task.id, claim.task.epoch))
+        await self.instances[killed].crash()
+        self.instances[killed] = self._make()
+
+    async def are_all_final(self) -> bool:
+        await self.run()
+        instance = self.instances[0]
+        tasks = [await instance.client_queue.read(task_id) for task_id in self.accepted]
+        return all(task is not None and task.state.is_final for task in tasks)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_each_task_ends_and_starts_once_in_any_disorder(make_instance, seed: int) -> None:
+    disorder = Disorder(make_instance, seed)
+    steps = [disorder.submit, disorder.cancel, disorder.run, disorder.run, partial(disorder.run, fails=True)]
+    for step in range(60):
+        await (disorder.kill() if step in (20, 40) else disorder.random.choice(steps)())
+    await eventually(disorder.are_all_final, 30)
+    started_twice = {task for task, count in disorder.starts.items() if count > 1}
+    assert started_twice <= disorder.cut_off
+    await eventually(lambda: is_at_rest(disorder.instances[0]))

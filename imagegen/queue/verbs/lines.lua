@@ -27,10 +27,19 @@ local function element_of(version, epoch, digest, id, record_json, entry_json)
   return version .. ' ' .. epoch .. ' ' .. digest .. ' ' .. id .. '\n' .. record_json .. '\n' .. entry_json
 end
 
+-- Runs a command on a key. A key of another type is moved aside for a week, since the script has written other keys.
+local function run_on(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  redis.call('RENAME', key, key .. ':aside')
+  redis.call('EXPIRE', key .. ':aside', 604800)
+  return redis.call(command, key, ...)
+end
+
 -- Adds elements to the end of a line. Returns its length.
 local function push(index, line, client, elements)
-  local length = redis.call('RPUSH', line, unpack(elements))
-  if length == #elements then redis.call('SADD', index, client) end
+  local length = run_on('RPUSH', line, unpack(elements))
+  if length == #elements then run_on('SADD', index, client) end
   return length
 end
 
@@ -66,7 +75,7 @@ end
 local function move(stream, index, line, client, wanted, life)
   local moved, taken, commands = {}, 0, 0
   while wanted > 0 do
-    local elements = redis.call('LPOP', line, wanted) or {}
+    local elements = run_on('LPOP', line, wanted) or {}
     commands, taken = commands + 1, taken + #elements
     local is_empty = #elements < wanted
     for _, element in ipairs(elements) do
@@ -78,7 +87,7 @@ local function move(stream, index, line, client, wanted, life)
       end
     end
     if is_empty then
-      redis.call('SREM', index, client)
+      run_on('SREM', index, client)
       return taken, 1, commands + 1, moved
     end
   end
