@@ -42,11 +42,14 @@ async def in_line(instance, client: str = "a") -> int:
 
 
 async def start_one(instance, within_s: float = 0.5):
-    """Start the next task; None if no task comes."""
-    try:
-        claim = await asyncio.wait_for(instance.worker_queue.claim(), within_s)
-    except TimeoutError:
+    """Start the next task; None if no task comes. A claim that comes later is the next one."""
+    waiting = vars(instance).setdefault("claiming", [])
+    claiming = waiting.pop() if waiting else asyncio.create_task(instance.worker_queue.claim())
+    done, _ = await asyncio.wait([claiming], timeout=within_s)
+    if not done:
+        waiting.append(claiming)
         return None
+    claim = claiming.result()
     while (result := await instance.worker_queue.start(claim)) is StartResult.INHERITED:
         pass
     if result is StartResult.LOST:
