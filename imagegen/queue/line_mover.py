@@ -28,6 +28,9 @@ from imagegen.tasks.task import PARKED, Task
 CHECK_S, MAX_CHECK_S = 5.0, 60.0
 """Seconds after which a line that does not move is checked; doubled with each check that moves nothing."""
 
+PUBLISHED_S = 0.25
+"""Seconds after which peers have received a message, or it is lost."""
+
 READ_AGAIN_S = 1.0
 """Shortest time between two reads of which tasks of a client have ended elsewhere."""
 
@@ -62,6 +65,7 @@ class LineMover:
         self._emptied: dict[str, None] = {}
         self._check_at: dict[str, tuple[float, float]] = {}
         self._read_at: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
         self.on_vanished: Callable[[Sequence[Task]], Awaitable[None]] = _do_nothing
 
     # Submits
@@ -106,9 +110,11 @@ class LineMover:
         self._wake.set()
 
     def on_begun(self, client: str) -> None:
+        """Publish that a client has a line; check it once the peers have received that: they may end tasks before."""
         self._notifier.publish("line", ids=[client])
-        if not self._notifier.alone:  # a peer that has not received it may end a task now
-            self.on_doubt(client)
+        if not self._notifier.alone:
+            self._check_later(client, PUBLISHED_S)
+            self._wake.set()
 
     def on_doubt(self, client: str) -> None:
         self._doubted.add(client)
@@ -206,8 +212,16 @@ class LineMover:
         for listed in await self._verbs.refill_lines(clients, window):
             self._lines.listed(listed.client, listed.moved, listed.task_ids, listed.length)
             if window and self._lines.has_line(listed.client):
-                _, wait_s = self._check_at.get(listed.client, (0.0, CHECK_S / 2))
-                self._check_later(listed.client, CHECK_S if listed.moved.moved else min(wait_s * 2, MAX_CHECK_S))
+                _, wait_s = self._check_at.get(listed.client, (0.0, 0.0))
+                next_s = CHECK_S if listed.moved.moved else min(max(wait_s * 2, CHECK_S), MAX_CHECK_S)
+                self._check_later(listed.client, next_s)
+
+    async def read_unseen(self, client: str) -> None:
+        """Read the line of a client with a task in it, if it is not in memory, now and then. Raises QueueUnavailable."""
+        now = time.monotonic()
+        if not self._lines.has_line(client) and now - self._looked_at.get(client, -math.inf) > CHECK_S:
+            self._looked_at[client] = now
+            await self.read([client])
 
     async def read_all(self) -> None:
         """Read all lines, for positions. Raises QueueUnavailable."""
