@@ -217,7 +217,7 @@ class LineMover:
                 self._check_later(listed.client, next_s)
 
     async def read_unseen(self, client: str) -> None:
-        """Read the line of a client with a task in it, if it is not in memory, now and then. Raises QueueUnavailable."""
+        """Read the line of a client with a task in it if it is not in memory, now and then. Raises QueueUnavailable."""
         now = time.monotonic()
         if not self._lines.has_line(client) and now - self._looked_at.get(client, -math.inf) > CHECK_S:
             self._looked_at[client] = now
