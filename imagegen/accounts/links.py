@@ -7,12 +7,14 @@ are not signed: `v` and `size` choose nothing that the path alone does not give.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import math
 import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from loguru import logger
 from multidict import MultiMapping
@@ -31,6 +33,10 @@ MARGIN_S = 3600.0
 
 _PURPOSE = b"imagegen: key of signed links, 1"
 """Separates this use of a secret from its others."""
+
+_BLOCK_BYTES = 64
+_INNER, _OUTER = (bytes(byte ^ mask for byte in range(256)) for mask in (0x36, 0x5C))
+"""https://datatracker.ietf.org/doc/html/rfc2104#section-2"""
 
 _EXPIRY = re.compile(r"[1-9][0-9]{0,11}")
 _MANY = "/api/events"
@@ -54,10 +60,22 @@ class Links:
     def __init__(
         self, key: bytes | None, *, is_on: Callable[[], bool], task_life_s: float, clock: Callable[[], float]
     ) -> None:
-        self.key = key
+        self.key: bytes | None = None
+        self._hashes: tuple[Any, Any] | None = None
+        if key is not None:
+            self.use(key)
         self.is_on = is_on
         self._task_life_s = task_life_s + MARGIN_S
         self._clock = clock
+
+    def use(self, key: bytes) -> None:
+        """Use a key of at most 64 bytes from now on.
+
+        An HMAC from hashes that have begun takes a third of the time of `hmac.digest`.
+        """
+        self.key = key
+        padded = key.ljust(_BLOCK_BYTES, b"\0")
+        self._hashes = hashlib.sha256(padded.translate(_INNER)), hashlib.sha256(padded.translate(_OUTER))
 
     def sign(self, path: str, task: Task, query: str = "") -> str:
         """Return a query with the signature of a path of a task. Raises QueueUnavailable while there is no key.
@@ -90,10 +108,12 @@ class Links:
         return hmac.compare_digest(self._signature(path, expiry), signature) and int(expiry) > self._clock()
 
     def _signature(self, path: str, expiry: str) -> str:
-        if self.key is None:
+        if self._hashes is None:
             raise QueueUnavailable(headers={"Retry-After": "2"})
-        digest = hmac.digest(self.key, f"{path}\n{expiry}".encode(), "sha256")
-        return urlsafe_b64encode(digest[:SIGNATURE_BYTES])[:-2].decode()
+        inner, outer = self._hashes[0].copy(), self._hashes[1].copy()
+        inner.update(f"{path}\n{expiry}".encode())
+        outer.update(inner.digest())
+        return urlsafe_b64encode(outer.digest()[:SIGNATURE_BYTES])[:-2].decode()
 
 
 class LinkKey:
@@ -120,10 +140,10 @@ class LinkKey:
         own = self._links.key or secrets.token_bytes(32)
         try:
             existing = await self._connection.multiplexer.execute("SET", self._name, own.hex(), "NX", "GET")
-            self._links.key = bytes.fromhex(existing.decode()) if existing else own
+            self._links.use(bytes.fromhex(existing.decode()) if existing else own)
         except (ResponseError, ValueError) as error:
             logger.error("The key of signed links can't be shared, so other instances refuse our links: {}", error)
-            self._links.key = own
+            self._links.use(own)
         self._connection.meter.redis_commands_sent("other", 1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +72,11 @@ def _forged(change: Callable[[MultiDict[str]], object]) -> MultiDict[str]:
 )
 def test_a_changed_signature_is_refused(change: Callable[[MultiDict[str]], object]) -> None:
     assert not links().verify(IMAGE, _forged(change))
+
+
+def test_the_signature_is_the_start_of_an_hmac() -> None:
+    whole = hmac.digest(b"k" * 32, f"{IMAGE}\n1000061".encode(), "sha256")
+    assert links().sign(IMAGE, TASK).endswith("&sig=" + urlsafe_b64encode(whole[:16]).decode().rstrip("="))
 
 
 def test_a_link_of_a_finished_task_expires_with_it() -> None:
