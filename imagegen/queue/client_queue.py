@@ -332,7 +332,7 @@ class ClientQueue:
 
     def _siblings(self, submission: Submission) -> tuple[str, ...]:
         """Return the ids of the tasks to read images from; none if it is known that they are not finished."""
-        if submission.family is None or not self._families.may_include(submission.request_json):
+        if submission.family is None or not self._families.may_include(submission.request_json, submission.scope):
             return ()
         return submission.family.sibling_ids()
 

@@ -62,7 +62,7 @@ class CompletedFamilies:
         """Add the family of a completed task."""
         if task.state is not State.COMPLETED or not task.request_json:
             return
-        key = family_key(task.request_json)
+        key = family_key(task.request_json, task.scope)
         self._expiries[key] = max(task.expires_at or 0.0, self._expiries.pop(key, 0.0))
         now = self._clock()
         while self._expiries:
@@ -73,9 +73,9 @@ class CompletedFamilies:
                 self._dropped_until = max(self._dropped_until, expires_at)
             del self._expiries[oldest]
 
-    def may_include(self, request_json: bytes) -> bool:
+    def may_include(self, request_json: bytes, scope: str | None = None) -> bool:
         """Return whether a family may have a completed task. Costs no command."""
-        if family_key(request_json) in self._expiries:
+        if family_key(request_json, scope) in self._expiries:
             return True
         if self._is_complete():
             return False

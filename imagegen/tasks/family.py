@@ -57,10 +57,12 @@ ReuseImages = Callable[[str, RequestFamily, Sequence[Task]], Awaitable[ReusedIma
 """Stores images of finished tasks for the task of an id too. Raises StoreUnavailable, QueueUnavailable."""
 
 
-def family_key(request_json: bytes) -> int:
-    """Return a number that is the same for the stored requests of a family; rarely for others."""
+def family_key(request_json: bytes, scope: str | None = None) -> int:
+    """Return a number that is the same for the stored requests of a family in a scope; rarely for others."""
     count = _COUNT.search(request_json)
-    return hash(request_json if count is None else (request_json[: count.start()], request_json[count.end() :]))
+    if count is None:
+        return hash((request_json, scope))
+    return hash((request_json[: count.start()], request_json[count.end() :], scope))
 
 
 def reusable_images(family: RequestFamily, finished: Task) -> list[tuple[int | None, StoredImage]]:

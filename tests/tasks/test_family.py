@@ -42,6 +42,7 @@ def test_the_key_of_a_family_depends_on_all_but_n(request_: GenerationRequest) -
     assert len(keys) == 1
     others = [replace(request_, steps=3), replace(request_, prompt="another"), replace(request_, seed=None, width=256)]
     assert keys.isdisjoint(family_key(other.to_json()) for other in others)
+    assert keys.isdisjoint(family_key(request_.to_json(), scope) for scope in ("a", "b"))
 
 
 def completed(*seeds: int | None, indexes: tuple[int, ...] = ()) -> Task:
