@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,27 @@ async def test_a_receiver_gets_the_signed_body_with_links_of_its_client(start_se
     ]
     assert event == {"type": "image.completed", "timestamp": view["finishedAt"], "data": view}
     assert view["data"][0]["url"].startswith(str(service.make_url("/")))
+
+
+async def test_with_keys_a_webhook_has_signed_links_and_only_a_signature_that_its_client_or_the_operator_chose(
+    start_service, receiver
+) -> None:
+    key = {"Authorization": "Bearer a-key-of-a-client"}
+    keys = {"a": hashlib.sha256(b"a-key-of-a-client").hexdigest()}
+    own = "whsec_" + base64.b64encode(b"o" * 32).decode()
+    for number, (hosts, secret, verifier) in enumerate([((), own, own), (("127.0.0.1",), None, SECRET)]):
+        service = await start_service(
+            webhook_allow_private=True, webhook_secret=SECRET, webhook_sign_hosts=hosts, api_keys=keys
+        )
+        hook = {"url": receiver.url, "secret": secret}
+        body = {"prompt": f"a lighthouse {number}", "webhook": hook}
+        assert (await service.post("/api/images/generate", json=body, headers=key)).status == 202
+        await eventually(lambda number=number: len(receiver.received) > number)
+        headers, sent = receiver.received[number]
+        link = URL(Verifier(verifier).verify(sent, headers)["data"]["data"][0]["url"])
+        assert (await service.get(str(link.relative()))).status == 200
+        assert (await service.get(link.path)).status == 401
+        await service.close()
 
 
 async def delivered_view(service, task_id: str) -> dict[str, Any]:
