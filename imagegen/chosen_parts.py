@@ -147,6 +147,7 @@ def create_links(settings: Settings, queue: QueueInstance, supervisor: Superviso
     if key is None:
         shared = LinkKey(queue.connection, queue.keys, links)
         queue.connection.on_new_server.append(shared.on_new_server)
+        queue.notifier.on_peer.append(shared.on_peer)
         supervisor.run("link-key", shared.share_forever())
     return links
 

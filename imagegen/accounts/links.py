@@ -129,8 +129,13 @@ class LinkKey:
         """Share the key again: another server may have none."""
         self._unshared.set()
 
+    def on_peer(self) -> None:
+        """Share the key again: Redis may have lost it unnoticed, and a new instance has made another."""
+        if self._links.is_on():
+            self._unshared.set()
+
     async def share_forever(self) -> None:
-        """Take the key that Redis has, or give it ours: at the start, and after each loss of data."""
+        """Take the key that Redis has, or give it ours: at the start, and when either may have changed."""
         while True:
             self._unshared.clear()
             await self._connection.retry_until_available(self._share)

@@ -6,7 +6,6 @@ import asyncio
 import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from multidict import MultiDict
@@ -17,6 +16,7 @@ from imagegen.accounts.links import LinkKey, Links, derive_key
 from imagegen.errors import QueueUnavailable
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.server_info import ServerInfo
 from imagegen.tasks.task import Task
 
 NOW = 1_000_000.0
@@ -121,32 +121,35 @@ def test_without_a_key_a_link_is_neither_made_nor_judged() -> None:
     assert not links(None).verify(IMAGE, MultiDict())
 
 
-@pytest.mark.parametrize("is_lost", [False, True], ids=["kept", "lost"])
+@pytest.mark.parametrize("loss", ["none", "noticed", "unnoticed"])
 async def test_instances_share_a_random_key_by_redis_also_after_it_lost_it(
-    redis_url: str, prefix: str, is_lost: bool
+    redis_url: str, prefix: str, loss: str
 ) -> None:
     connection, keys = Connection(redis_url), Keys(prefix)
     first, second = links(None), links(None)
-    sharing: list[asyncio.Task[Any]] = []
+    sharing: list[asyncio.Task[None]] = []
 
-    async def share(one: Links) -> LinkKey:
-        key = LinkKey(connection, keys, one)
+    async def share(instance: Links) -> LinkKey:
+        key = LinkKey(connection, keys, instance)
         sharing.append(asyncio.create_task(key.share_forever()))
-        await eventually(lambda: one.key)
+        await eventually(lambda: instance.key)
         return key
 
+    async def is_stored() -> bool:
+        return bool(await connection.commands.exists(keys.link_key))
+
     key = await share(first)
-    if is_lost:
+    if loss != "none":
         await connection.commands.delete(keys.link_key)
-        key.on_new_server(None, None)  # type: ignore[arg-type]
-
-        async def is_back() -> bool:
-            return bool(await connection.commands.exists(keys.link_key))
-
-        while not await is_back():
-            await asyncio.sleep(0)
+    if loss == "noticed":
+        before = first.key
+        key.on_new_server(ServerInfo(), ServerInfo())
+        await eventually(is_stored)
+        assert first.key == before
     await share(second)
-    assert first.key == second.key
+    if loss == "unnoticed":
+        key.on_peer()
+    await eventually(lambda: first.key == second.key)
     assert len(first.key or b"") == 32
     for task in sharing:
         task.cancel()
