@@ -120,6 +120,15 @@ async def test_a_page_may_read_refusals_and_unchanged_answers_too(start_service:
     assert {answer.headers["Vary"] for answer in (limited, unchanged, long)} == {"Origin"}
 
 
+async def test_a_page_without_a_key_may_read_that_it_needs_one(start_service: StartService) -> None:
+    client = await start_service(cors_origins=(SHOP,), api_keys={"web": "0" * 64})
+    assert (await client.options(GENERATE, headers=preflight_of("POST"))).status == 204
+    answer = await client.post(GENERATE, json={"prompt": "a"}, headers={"Origin": SHOP})
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (401, SHOP)
+    refused = await client.post(GENERATE, json={"prompt": "a"}, headers={"Origin": EVIL})
+    assert (refused.status, (await refused.json())["code"]) == (403, "cross_site")
+
+
 async def test_no_page_may_read_what_is_for_the_operator(shop: Client) -> None:
     for path in ("/api/images", "/api/stats", "/metrics"):
         assert (await shop.options(path, headers=preflight_of("GET"))).status == 405

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from image_bytes import data_uri, image_file
+from support import AS_ADMIN
 
 from imagegen.app import create_app
 from imagegen.ratelimit.limits import RATE_LIMITS
@@ -97,3 +98,23 @@ async def test_a_retry_spends_the_units_of_its_task(start_service: StartService)
     answer = await client.post(f"/api/images/{task['taskId']}/retry")
     assert (answer.status, (await answer.json())["code"]) == (429, "rate_limited")
     assert (await (await client.get(f"/api/images/{task['taskId']}")).json())["status"] == "cancelled"
+
+
+async def test_a_key_with_its_own_limit_of_generations_has_the_units_of_these(start_service: StartService) -> None:
+    client = await start_service(image_rate_limit_max=1)
+    made = await client.post("/api/admin/keys", json={"name": "app", "imagesRate": 2}, headers=AS_ADMIN)
+    headers = {"X-API-Key": (await made.json())["secret"]}
+    body = {"prompt": "a", "n": 16, "width": 1024, "height": 1024}
+    answer = await client.post(GENERATE, json=body, headers=headers)
+    assert answer.headers["RateLimit-Policy"] == '"generation";q=2;w=60, "units";q=128;w=60'
+    assert answer.headers["RateLimit"].partition('"units";')[2].startswith("r=64;")
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+async def test_clients_of_one_ipv6_network_share_its_limits(start_service: StartService, store: str) -> None:
+    client = await start_service(image_rate_limit_max=1, trusted_proxy_hops=1, rate_limit_store=store)
+    seen = []
+    for number in range(6):
+        headers = {"X-Forwarded-For": f"2001:db8:0:{number:02x}00::1"}
+        seen.append((await client.post(GENERATE, json={"prompt": str(number)}, headers=headers)).status)
+    assert seen == [202] * 4 + [429] * 2
