@@ -10,10 +10,13 @@ from functools import partial
 from msgspec import Struct
 
 from imagegen import start_checks
-from imagegen.errors import SettingsError
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyStore
+from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.providers.model_table import MAX_AGE, ModelTable, load_table
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.server_binary import find_binary
 from imagegen.redis_client.server_info import eviction_warning
 from imagegen.settings import Settings
@@ -32,7 +35,6 @@ def check_all(settings: Settings, today: date) -> Iterator[Finding]:
     """Yield the findings about the settings, the data folder, who may call, the models and Redis."""
     yield from (Finding(line) for line in start_checks.warnings(settings))
     yield from _fault_of(partial(start_checks.check_data_dir, settings.data_dir))
-    yield from _fault_of(partial(start_checks.check_exposure, settings, has_keys=bool(settings.api_keys)))
     try:
         table = load_table(settings.provider, settings.models_file)
     except SettingsError as error:
@@ -41,9 +43,15 @@ def check_all(settings: Settings, today: date) -> Iterator[Finding]:
         yield from check_table(table, today)
         yield from check_models(settings, table, today)
     if settings.redis_url is not None:
-        yield from asyncio.run(_check_redis(settings.redis_url, settings.redis_prefix))
+        yield from asyncio.run(_check_redis(settings, settings.redis_url))
     else:
         yield from _fault_of(partial(find_binary, settings.redis_server))
+        for finding in _exposure(settings, has_keys=bool(settings.api_keys)):
+            yield Finding(f"{finding.text}. Keys in the embedded Redis are not read here: see `imagegen keys list`")
+
+
+def _exposure(settings: Settings, *, has_keys: bool) -> list[Finding]:
+    return list(_fault_of(partial(start_checks.check_exposure, settings, has_keys=has_keys)))
 
 
 def _fault_of(check: Callable[[], object]) -> Iterator[Finding]:
@@ -95,18 +103,22 @@ def check_models(settings: Settings, table: ModelTable, today: date) -> Iterator
         yield Finding(f"{name}: {notice}; {remedy}", fatal=needed and row.ends <= today)
 
 
-async def _check_redis(url: str, prefix: str) -> list[Finding]:
+async def _check_redis(settings: Settings, url: str) -> list[Finding]:
+    """Return the findings about a server, and about a service that others can reach without a key in it."""
+    ring = KeyRing()
     try:
-        connection = Connection(url, prefix=prefix)
+        connection = Connection(url, prefix=settings.redis_prefix)
     except SettingsError as error:
         return [Finding(str(error), fatal=True)]
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
-            await check_server(connection, prefix)
+            await check_server(connection, settings.redis_prefix)
             reachable = await connection.is_reachable()
+            if reachable:
+                await KeyStore(connection, Keys(settings.redis_prefix), ring).refresh()
     except SettingsError as error:
         return [Finding(str(error), fatal=True)]
-    except TimeoutError:
+    except (TimeoutError, QueueUnavailable):
         reachable = False
     finally:
         await connection.close()
@@ -115,4 +127,5 @@ async def _check_redis(url: str, prefix: str) -> list[Finding]:
         return [Finding(f"REDIS_URL: Redis does not answer within {REDIS_TIMEOUT_S:g} s; {remedy}", fatal=True)]
     policy = connection.server.eviction_policy if connection.server else ""
     warning = eviction_warning(policy)
-    return [Finding(f"REDIS_URL: {warning}")] if warning else []
+    findings = [Finding(f"REDIS_URL: {warning}")] if warning else []
+    return findings + _exposure(settings, has_keys=bool(settings.api_keys) or ring.has_keys)

@@ -11,6 +11,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, log, start_checks
+from imagegen.accounts.key_ring import KeyRing
 from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.chosen_parts import call_slots
 from imagegen.doctor import check_models
@@ -51,16 +52,29 @@ async def serve(settings: Settings) -> int:
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
         app[ADMIN_TOKEN].log_place()
-        died = asyncio.create_task(app[SUPERVISOR].failed.wait())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
-        died.cancel()
+        exposed = asyncio.create_task(_until_exposed(ring, settings))
+        ends = [exposed, *map(asyncio.create_task, (app[SUPERVISOR].failed.wait(), stop.wait()))]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if exposed.done():
+            start_checks.check_exposure(settings, has_keys=False)
+        for end in ends:
+            end.cancel()
         await _drain(app, settings.drain_s, stop)
         return 0 if app[SUPERVISOR].alive else 1
     finally:
         await runner.cleanup()
         for listening in sockets:
             listening.close()
+
+
+async def _until_exposed(ring: KeyRing, settings: Settings) -> None:
+    """Wait until the keys were read from Redis; return if there is none and the service may not do without.
+
+    Until then, and after a key was revoked, no client is admitted.
+    """
+    await ring.loaded.wait()
+    if ring.has_keys or settings.may_be_open:
+        await asyncio.Event().wait()
 
 
 async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:

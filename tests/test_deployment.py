@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import re
 import subprocess
@@ -19,7 +20,8 @@ from aiohttp.test_utils import TestServer
 from packaging.requirements import Requirement
 
 from imagegen import __version__
-from imagegen.settings import setting_names
+from imagegen.settings import Settings, setting_names
+from imagegen.start_checks import check_exposure
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -90,6 +92,18 @@ def test_render_yaml_contains_no_secret_and_prompts_for_vendor_keys(render_env: 
 def test_render_binds_every_interface_and_names_a_full_python_version(render_env: dict[str, dict[str, Any]]) -> None:
     assert render_env["HOST"]["value"] == "0.0.0.0"
     assert re.fullmatch(r"3\.1[123]\.\d+", render_env["PYTHON_VERSION"]["value"])
+
+
+def test_render_starts_with_a_key_and_a_budget(
+    render_env: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.settings.NOT_IMPLEMENTED", frozenset(), raising=False)
+    generated = base64.b64encode(bytes(range(200, 232))).decode()
+    prompted = {"TOGETHER_API_KEY": "k", "REDIS_URL": "rediss://h", "REDIS_TOKEN": "", "PYTHON_VERSION": ""}
+    values = {name: var.get("value", generated) for name, var in render_env.items()}
+    settings = Settings.load({"RENDER": "true"} | values | prompted, dotenv=None)
+    assert settings.budget_daily_micro_usd
+    check_exposure(settings, has_keys=bool(settings.api_keys))
 
 
 def test_render_kills_only_after_the_drain(service: dict[str, Any], render_env: dict[str, dict[str, Any]]) -> None:

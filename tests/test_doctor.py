@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import date, timedelta
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.keys import ApiKey
 from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
 from imagegen.providers.model_table import MAX_AGE, ModelRow, ModelTable, load_table
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
 
 CHECKED = date(2026, 11, 28)
@@ -89,13 +95,27 @@ def test_bad_files_and_folders_are_faults(tmp_path: Path) -> None:
     assert all(finding.fatal for finding in findings)
 
 
-def test_a_public_service_without_a_key_is_a_fault(tmp_path: Path, redis_url: str) -> None:
-    settings = Settings(
-        data_dir=tmp_path, redis_url=redis_url, hosts=("0.0.0.0",), provider="together", together_api_key="k"
-    )
+def test_a_public_service_without_a_key_is_a_fault(tmp_path: Path, redis_url: str, prefix: str) -> None:
+    public: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
+    settings = Settings(data_dir=tmp_path, redis_url=redis_url, redis_prefix=prefix, **public)
     (finding,) = check_all(settings, CHECKED)
     assert finding.fatal
     assert finding.text.startswith("HOST: 0.0.0.0 is not loopback")
+    asyncio.run(make_key(redis_url, prefix))
+    assert list(check_all(settings, CHECKED)) == []
+
+
+async def make_key(redis_url: str, prefix: str) -> None:
+    connection = Connection(redis_url, prefix=prefix)
+    await KeyStore(connection, Keys(prefix), KeyRing()).create(ApiKey("web"))
+    await connection.close()
+
+
+def test_a_public_service_on_the_embedded_redis_is_warned_of_since_its_keys_are_not_read(tmp_path: Path) -> None:
+    public: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
+    (finding,) = check_all(Settings(data_dir=tmp_path, **public), CHECKED)
+    assert not finding.fatal
+    assert "imagegen keys list" in finding.text
 
 
 def test_a_missing_program_of_the_embedded_server_is_a_fault(tmp_path: Path) -> None:

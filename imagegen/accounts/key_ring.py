@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from hmac import compare_digest
@@ -24,7 +25,7 @@ class KeyRing:
     Attributes:
         fixed: keys of the settings.
         stored: keys that were made at run time.
-        is_loaded: whether the keys in Redis were read once; until then no request may be taken for allowed.
+        loaded: set once the keys in Redis were read; until then no request may be taken for allowed.
         on_change: called after the keys were replaced.
 
     Args:
@@ -34,12 +35,17 @@ class KeyRing:
     def __init__(self, fixed: Iterable[ApiKey] = (), *, clock: Callable[[], float] = time.time) -> None:
         self.fixed: tuple[ApiKey, ...] = tuple(fixed)
         self.stored: tuple[ApiKey, ...] = ()
-        self.is_loaded = False
+        self.loaded = asyncio.Event()
         self.on_change: list[Callable[[], None]] = []
         self._clock = clock
         self._secrets: dict[bytes, _Secret] = {}
         self._by_name: dict[str, ApiKey] = {}
         self._index()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Return whether the keys in Redis were read once."""
+        return self.loaded.is_set()
 
     @property
     def has_keys(self) -> bool:
@@ -60,7 +66,7 @@ class KeyRing:
         before = self.keys
         self.fixed = tuple(replace(key, slot=slots.get(key.name, 0)) for key in self.fixed)
         self.stored = tuple(replace(key, slot=slots.get(key.name, 0)) for key in stored)
-        self.is_loaded = True
+        self.loaded.set()
         if self.keys != before:
             self._index()
             for callback in self.on_change:

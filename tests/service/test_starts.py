@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from emulator_fixtures import EmulatorProcess
 from ports import free_port
 from service.running import (
     KEY,
@@ -209,10 +210,33 @@ def test_a_right_password_of_redis(start_service: Callable[..., Service], tmp_pa
 
 def test_an_open_port_without_a_key_ends_the_start_with_what_to_set(tmp_path: Path) -> None:
     for settings in ({"HOST": "0.0.0.0"}, {"RENDER": "true", "EMBEDDED_REDIS": "force"}):
-        output = refused(tmp_path, TOGETHER_API_KEY="k", **settings)
-        assert len(output.splitlines()) == 1
-        assert "API_KEYS=NAME:KEY" in output
-        assert "BUDGET_DAILY_USD" in output
+        *_, message = refused(tmp_path, TOGETHER_API_KEY="k", **settings).splitlines()
+        assert message.startswith(("HOST: ", "RENDER: "))
+        assert "API_KEYS=NAME:KEY" in message
+        assert "BUDGET_DAILY_USD" in message
+
+
+def test_redis_that_comes_late_decides_on_an_open_port_by_its_keys(
+    start_service: Callable[..., Service], upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = {"HOST": "0.0.0.0", "REDIS_URL": f"redis://127.0.0.1:{port}"}
+    service = start_service(upstream.url, ready=False, **settings)
+    for answer in (service.submit(prompt="a stranger's"), service.request("POST", "/v1/images/generations", {})):
+        assert answer.status == 503
+    assert service.get("/healthz").status == 200
+    with redis_server(tmp_path, port):
+        assert service.wait(20) == 2
+        assert service.log.splitlines()[-1].startswith("HOST: 0.0.0.0 is not loopback")
+        environ = environment(tmp_path, settings)
+        command = [sys.executable, str(RUN), "keys", "create", "web"]
+        made = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+        service = start_service(upstream.url, **settings)
+        assert service.submit(prompt="a stranger's").status == 401
+        key = {"Authorization": f"Bearer {made.stdout.strip()}"}
+        submitted = service.request("POST", "/api/images/generate", {"prompt": "the client's"}, headers=key)
+        assert submitted.status == 202
+        service.end()
 
 
 def test_an_open_port_of_the_sandbox_needs_no_key(start_service: Callable[..., Service]) -> None:
