@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imagegen.accounts.budgets import Budgets
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.accounts.key_store import CHANGED, KeyStore
 from imagegen.accounts.keys import fixed_keys
@@ -25,6 +26,13 @@ def create_guard(settings: Settings, admin: AdminAuth, rates: RateLimits) -> Gua
         may_be_open=settings.may_be_open,
     )
     return Guard(KeyRing(fixed_keys(settings.api_keys)), rules)
+
+
+def create_budgets(settings: Settings, ring: KeyRing) -> Budgets:
+    """Return the budgets of all clients together and of the keys."""
+    budgets = Budgets(settings.budget_daily_micro_usd, lambda: ring.keys)
+    ring.on_change.append(budgets.refresh)
+    return budgets
 
 
 async def open_key_store(queue: QueueInstance, guard: Guard, supervisor: Supervisor) -> KeyStore:

@@ -14,19 +14,22 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import log
-from imagegen.account_parts import create_guard, open_key_store
+from imagegen.account_parts import create_budgets, create_guard, open_key_store
 from imagegen.accounts.admin_token import AdminToken, load_admin_token
 from imagegen.accounts.alert_sources import AlertSources
 from imagegen.accounts.alerts import Alerts
+from imagegen.accounts.budgets import Budgets
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.accounts.links import Links
+from imagegen.accounts.pricing import Pricing
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
     create_cross_origin_policy,
     create_disk_store,
     create_links,
+    create_pricing,
     create_provider,
     create_rate_limits,
     create_thumbnails,
@@ -83,6 +86,7 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
 from imagegen.worker.pacing import Pacing
+from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 
@@ -111,6 +115,8 @@ ALERT_DELIVERIES = web.AppKey[AlertDispatcher | None]("alert_deliveries")
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
+PRICING = web.AppKey("pricing", Pricing)
+BUDGETS = web.AppKey("budgets", Budgets)
 
 
 def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) -> web.Application:
@@ -123,6 +129,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[OWN_ADDRESSES] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
     app[MODEL_TABLE] = load_table(settings.provider, settings.models_file)
+    app[PRICING] = create_pricing(settings, app[MODEL_TABLE])
     app[ADMIN_TOKEN] = load_admin_token(settings.admin_token, settings.data_dir)
     app[ADMIN] = AdminAuth(app[ADMIN_TOKEN].secret)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
@@ -131,6 +138,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[RATE_LIMITS] = create_rate_limits(settings)
     app[RATE_LIMITS].install(app)
     app[GUARD] = create_guard(settings, app[ADMIN], app[RATE_LIMITS])
+    app[BUDGETS] = create_budgets(settings, app[GUARD].ring)
     add_routes(app, app[RATE_LIMITS], app[GUARD])
     app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _alerts, _ledger])
     app.cleanup_ctx.extend([_images, _upstream, _pool, _webhooks, _context])
@@ -182,6 +190,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         deadline_s=settings.task_deadline_s,
         window=settings.fair_window,
         open_limit_of=app[GUARD].ring.open_limit_of,
+        limits_of=app[BUDGETS].limits_of,
     )
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)
@@ -271,6 +280,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         app[IMAGE_SAVER],
         limits,
         pacing,
+        PaymentRules(app[PRICING], app[BUDGETS].limits_of_slots),
         clock=clock,
         inputs=app[INPUTS],
         counts=Counts(app[MODEL_TABLE].max_images_per_call),
@@ -349,7 +359,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         thumbnails=app[THUMBNAILS],
-        identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE]),
+        identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE], app[PRICING]),
         links=app[LINKS],
         readiness=_readiness(app),
         public_url=settings.public_url,

@@ -12,6 +12,7 @@ from loguru import logger
 from yarl import URL
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
+from imagegen.accounts.pricing import Pricing
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
@@ -194,7 +195,13 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession, table: M
             return SandboxProvider(settings.sandbox_delay_s)
 
 
-def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> TaskIdentity:
+def create_pricing(settings: Settings, table: ModelTable) -> Pricing:
+    """Return the prices of the provider's models; the sandbox is free."""
+    is_free = settings.provider == "sandbox"
+    return Pricing(table, is_free=is_free, unknown_micro_usd=settings.unknown_price_micro_usd)
+
+
+def task_identity(settings: Settings, provider: Provider, table: ModelTable, pricing: Pricing) -> TaskIdentity:
     """Return how requests become tasks: with the edits of the provider, and its models' limits unless those are off."""
     if settings.model_rules:
         rules = EditRules(provider.edits, ModelRules(table))
@@ -207,6 +214,7 @@ def task_identity(settings: Settings, provider: Provider, table: ModelTable) -> 
         settings.task_id_secret,
         rules,
         provider.sent_request,
+        pricing.estimate,
     )
 
 

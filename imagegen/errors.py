@@ -34,10 +34,7 @@ class FieldError:
 
 
 class ApiError(ImagegenError):
-    """An answer that is an error. `zh` and `en` are its texts, with `{}` fields filled from `values`.
-
-    more: fields of its body on `/api` beyond those that all errors have.
-    """
+    """An answer that is an error. `zh` and `en` are its texts, with `{}` fields filled from `values`."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -57,7 +54,6 @@ class ApiError(ImagegenError):
         self.details = tuple(details)
         self.headers = dict(headers or {})
         self.values = values
-        self.more: Mapping[str, object] = {}
         super().__init__(self.message("en"))
 
     def message(self, language: str) -> str:
@@ -117,14 +113,13 @@ class Unauthorized(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """The budget of the day, of the client's key or of all together, can't hold the request."""
+    """The budget of the day, of the client's key or of all together, can't hold the request.
+
+    Its value `resets_at` is also a field of the answer.
+    """
 
     status, code = 402, "budget_exceeded"
     zh, en = "今日预算不足，将于{resets_at}重置", "The budget of the day does not suffice; it is reset at {resets_at}"
-
-    def __init__(self, resets_at: str) -> None:
-        super().__init__(resets_at=resets_at)
-        self.more = {"resetsAt": resets_at}
 
 
 class Forbidden(ApiError):

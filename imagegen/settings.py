@@ -46,12 +46,7 @@ _OTHERS = {
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
-NOT_IMPLEMENTED: frozenset[str] = frozenset(
-    {
-        "BUDGET_DAILY_USD",
-        "UNKNOWN_PRICE_USD",
-    }
-)
+NOT_IMPLEMENTED: frozenset[str] = frozenset({})
 """Settings, and values of settings, without their feature yet: other than the default they stop the start."""
 
 

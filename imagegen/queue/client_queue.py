@@ -341,7 +341,7 @@ class ClientQueue:
     ) -> tuple[Task, SubmitReply]:
         """Store a task that has images before its first call: as a completed one if it needs no more.
 
-        item: of its first submit, before the images were known. Images of other tasks cost nothing.
+        item: of its first submit, before the images were found. Images of other tasks cost nothing.
         """
         missing = wanted - len(reused.images)
         cost = task.cost and task.cost.for_part(missing, wanted).held_by(task.cost.slots, task.cost.day)
@@ -431,7 +431,7 @@ class ClientQueue:
             self._verbs.meter.submits["OVER_BUDGET"] += 1
             if submission.cost is None or submission.cost.estimated is None:
                 raise PriceUnknown(model=submission.model)
-            raise BudgetExceeded(rfc3339((day_of(self.clock()) + 1) * SECONDS_A_DAY))
+            raise BudgetExceeded(resets_at=rfc3339((day_of(self.clock()) + 1) * SECONDS_A_DAY))
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)
         if answer.kind not in ("known", "gone"):

@@ -115,7 +115,7 @@ class WorkerQueue:
     async def reserve_more(self, claim: Claim, amount: int, limits: Limits) -> bool | None:
         """Reserve more for the next call of a task; a checkpoint records it. Return None if the claim is lost.
 
-        Return False if a budget has no room.
+        Return False if a budget is used up.
         """
         await self._connection.recovered.wait()
         cost = claim.cost

@@ -8,9 +8,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 UNKNOWN = -1
-"""Price of a call in flight that is not known."""
+"""Unknown price of a call in flight."""
 
 SECONDS_A_DAY = 86_400
+
+MICRO_USD = 1_000_000
+"""Micro-dollars of a dollar."""
 
 
 def day_of(now: float) -> int:
@@ -24,10 +27,10 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     estimated: of all planned calls by the price table; None if the price is unknown.
     day: days since 1970-01-01 UTC; the budgets of this day hold it.
     slots: counters of the budgets that hold it. reserved: what they hold for it; 0 once it is settled.
-    charged: calls that were sent. unsure: the part of it whose answer was lost.
-    calling: price of the call in flight, which counts as sent if its owner dies; UNKNOWN if it has no known price.
+    charged: calls that were sent. unsure: the part of it that lost its answer.
+    calling: price of the call in flight, which counts as sent if its owner dies; or UNKNOWN.
     saved: price of the images that were taken from another task.
-    unpriced: calls that were sent and have no known price.
+    unpriced: calls that were sent and have an unknown price.
     fault: code of the last error of a call that is charged all the same, so that its images need another call.
     """
 
@@ -59,7 +62,7 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
         return replace(self, slots=slots, day=day, reserved=self.charged + (self.estimated or 0))
 
     def rest_for(self, price: int) -> int:
-        """Return what a call needs beyond what is reserved; 0 if no budget limits it."""
+        """Return what a call needs beyond the reserved amount; 0 if no budget limits it."""
         return max(self.charged + price - self.reserved, 0) if self.slots else 0
 
     def with_more(self, amount: int) -> Self:
@@ -87,7 +90,7 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
         return replace(self.paid(self.calling, fault), unsure=self.unsure + self.calling)
 
     def assumed_sent(self, fault: str) -> Self:
-        """Return the cost if all planned calls may have been paid: nobody has recorded what was sent."""
+        """Return the cost if all planned calls may have been paid, since there is no record of them."""
         if self.estimated is None:
             return self.paid(None, fault)
         amount = max(self.estimated - self.charged, 0)

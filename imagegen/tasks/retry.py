@@ -39,10 +39,10 @@ class Retry(Struct, frozen=True, gc=False):
 
 
 class Failed(Struct, frozen=True, gc=False):
-    """The task ends. at_deadline: only because of its deadline."""
+    """The task ends. keeps_images: with the images that it has, if it has some; only time or money for more ran out."""
 
     error: TaskError
-    at_deadline: bool = False
+    keeps_images: bool = False
 
 
 class ClaimLost(Struct, frozen=True, gc=False):
@@ -108,7 +108,7 @@ class RetryPolicy:
         asked_s = None if error.retry_after_s is None else min(error.retry_after_s, MAX_RETRY_AFTER_S)
         delay_s = asked_s if limited and asked_s is not None else max(backoff_s, asked_s or 0.0)
         retry = Retry(delay_s, _reason(error.code, resting=resting), counts)
-        return retry if delay_s < standing.left_s else Failed(failed.error, at_deadline=True)
+        return retry if delay_s < standing.left_s else Failed(failed.error, keeps_images=True)
 
 
 def _reason(code: str, *, resting: bool) -> WaitReason:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.links import Links
@@ -17,6 +18,7 @@ from imagegen.providers.model_table import ModelTable
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import RequestFamily, ReuseImages
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
@@ -41,12 +43,17 @@ def _unchanged(request: GenerationRequest) -> GenerationRequest:
     return request
 
 
+def _unknown_cost(_request: GenerationRequest) -> Cost:
+    return Cost()
+
+
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
     """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint.
 
     adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
     sent_request: returns the part of a request that the provider is sent, which alone decides the id.
+    estimate: returns what all images of a request cost.
     """
 
     provider: str
@@ -55,6 +62,7 @@ class TaskIdentity:
     secret: str | None
     adjust: Adjust | None = None
     sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
+    estimate: Callable[[GenerationRequest], Cost] = _unknown_cost
 
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = (), client: str = ""
@@ -67,17 +75,15 @@ class TaskIdentity:
         canonical = sent.canonical(self.provider, scope)
         task_id = fingerprint(canonical, self.secret)
         family = RequestFamily(sent, self.provider, scope, self.secret)
-        digest, stored = request_digest(canonical), request.to_json()
-        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope)
+        digest, stored, cost = request_digest(canonical), request.to_json(), self.estimate(request)
+        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost)
 
     def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
         """Return the submission for the request of a task; under other settings than now it belongs to no family."""
         submission = self.submission(GenerationRequest.from_json(task.request_json), task.scope, webhooks, task.client)
         if submission.task_id == task.id:
             return submission
-        return Submission(
-            task.id, task.digest, task.model, task.request_json, webhooks, client=task.client, scope=task.scope
-        )
+        return replace(submission, task_id=task.id, digest=task.digest, request_json=task.request_json, family=None)
 
 
 class Readiness:

@@ -30,6 +30,7 @@ from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpen
 from imagegen.worker.job_wait import JobWait
 from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
 from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
 from imagegen.worker.saving import (
     AttemptEnded,
@@ -54,6 +55,7 @@ class AttemptRunner:
     image_saver: ImageSaver
     rules: AttemptLimits
     pacing: Pacing
+    payments: PaymentRules
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
     counts: Counts = field(default_factory=Counts, kw_only=True)
@@ -77,9 +79,9 @@ class AttemptRunner:
 
     @staticmethod
     def _with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
-        """Complete a task that fails at its deadline with the images that it has: they are paid for."""
+        """Complete a task that only lacks time or budget with the images that it has: they are paid for."""
         images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
-        if not isinstance(outcome, Failed) or not outcome.at_deadline or not keeps:
+        if not isinstance(outcome, Failed) or not outcome.keeps_images or not keeps:
             return outcome
         count = GenerationRequest.from_json(claim.task.request_json).n
         why = outcome.error.detail or outcome.error.code
@@ -108,6 +110,7 @@ class Attempt:
         fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
         self._inputs = AttemptInputs(runner.inputs, self._request)
+        self._payments = Payments(runner.payments, runner.claims, claim, self._request)
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
@@ -196,11 +199,14 @@ class Attempt:
             resume = partial(self._runner.provider.resume, job.handle)
             reply = await self._job_wait.reply(share, self._form.model, resume, job=job)
         except UpstreamError as error:
+            self._payments.failed(self._form.model, error)
             if error.code == "upstream_bad_response":
                 self._answered_in_vain(share, again=again)
             elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
                 raise
         else:
+            if self._claim.cost.calling:  # else it was answered before, and its images could not be saved
+                self._payments.answered(self._form.model, len(share.indexes), reply)
             self._form.warn_of_model()
             await self._received(share, reply, again=again)
 
@@ -330,14 +336,17 @@ class Attempt:
         while True:
             inputs = await self._open_inputs()
             with await self._waiting.permit(self._form.model) as turn:
+                await self._payments.reserve(self._form.model, len(share.indexes), self._form.first_refusal)
                 await self._write()
                 call = self._form.call(share, inputs)
                 try:
                     generate = partial(self._runner.provider.generate, call)
                     reply = await self._job_wait.reply(self._form.as_sent(share), self._form.model, generate)
                 except UpstreamError as error:
+                    self._payments.failed(self._form.model, error)
                     self._failed(turn, error, len(share.indexes))
                 else:
+                    self._payments.answered(self._form.model, len(share.indexes), reply)
                     self._runner.pacing.record_success(turn, reply.limits)
                     add_warnings(self._claim, *reply.warnings)
                     self._form.warn_of_model()

@@ -37,7 +37,7 @@ class AttemptLimits:
         waited_for = task.reason in (WaitReason.UPSTREAM_RATE_LIMITED, WaitReason.UPSTREAM_OVERLOADED)
         code = str(task.reason) if waited_for else "upstream_timeout"
         detail = f"the task could not be finished within {self.deadline_s:g} s"
-        return Failed(TaskError(code, detail, retryable=True), at_deadline=True)
+        return Failed(TaskError(code, detail, retryable=True), keeps_images=True)
 
     def exhausted(self, task: Task, run: Checkpoint, now: float) -> Failed | None:
         """Return the failure of a task that must not be called for again; paid images and jobs may still be fetched."""

@@ -79,7 +79,7 @@ async def test_a_batch_is_accepted_up_to_the_limit_and_not_a_micro_dollar_more(o
     refused = [result for result in results if isinstance(result, BudgetExceeded)]
     assert len(refused) == 3
     assert refused[0].status == 402
-    assert refused[0].more["resetsAt"] == time.strftime("%Y-%m-%dT00:00:00.000Z", time.gmtime(time.time() + 86_400))
+    assert refused[0].values["resets_at"] == time.strftime("%Y-%m-%dT00:00:00.000Z", time.gmtime(time.time() + 86_400))
     assert await used(one) == 3 * PRICE
     limited(one, (TOTAL, 4 * PRICE - 1))
     assert isinstance((await put(one, "g"))[0], BudgetExceeded)

@@ -61,7 +61,15 @@ class Answer:
     def error(self) -> tuple[int, str]:
         """Return status and code of an error; check its shape against docs/api.md."""
         seen = self.json
-        assert set(seen) == {"success", "statusCode", "code", "message", "retryable", "requestId", "details"}
+        assert set(seen) - {"resetsAt"} == {
+            "success",
+            "statusCode",
+            "code",
+            "message",
+            "retryable",
+            "requestId",
+            "details",
+        }
         assert (seen["success"], seen["statusCode"]) == (False, self.status)
         assert seen["requestId"] == self.headers["X-Request-Id"]
         assert isinstance(seen["retryable"], bool)

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 
 import pytest
 
+from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
+from imagegen.providers.model_table import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
@@ -23,6 +26,7 @@ from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.circuit_breaker import BreakerConfig
 from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
+from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
@@ -152,6 +156,9 @@ class MemoryImageSaver:
         self.held -= 1
 
 
+UNPRICED = Pricing(ModelTable((), "scripted", date(2026, 1, 1)))
+
+
 def submission(prompt: object = "a", **fields: object) -> Submission:
     request = parse_fields({"prompt": str(prompt), **fields}, default_model="m", aliases={})
     canonical = request.canonical("scripted", None)
@@ -180,6 +187,7 @@ class WorkerHarness:
                 rules.pop("job_wait_s", 600.0),
             ),
             self.pacing,
+            PaymentRules(rules.pop("pricing", UNPRICED), rules.pop("limits_of_slots", lambda _slots: ())),
             inputs=rules.pop("inputs", None),
         )
         self.pool = Pool(

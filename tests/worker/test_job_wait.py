@@ -82,7 +82,7 @@ async def test_a_job_is_polled_until_the_deadline_of_its_task(instance) -> None:
     harness = harness_of(instance, None, deadline_s=0.3)
     outcome = await harness.attempts.run(await harness.claim())
     assert isinstance(outcome, Failed)
-    assert outcome.at_deadline
+    assert outcome.keeps_images
     assert len(harness.provider.calls) == 1
 
 

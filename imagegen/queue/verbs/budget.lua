@@ -3,7 +3,7 @@
 -- The budgets of a day are 64-bit numbers in one string. Number 0 counts the changes; number n + 1 is what budget n
 -- holds, in micro-dollars: reserved for calls to come, and charged for calls that were sent. One command changes all.
 --
--- A text says what changes: "<day> <amount> <slot>=<limit> <slot>=<limit> ...", '' for nothing. Only `reserve` needs the
+-- Text of a change: "<day> <amount> <slot>=<limit> <slot>=<limit> ...", '' for nothing. Only `reserve` needs the
 -- limits.
 
 -- Number of commands, then four for each value that was seen: day, count of changes, slot, value.
@@ -39,10 +39,10 @@ local function add_to_budgets(run, key, day, life, rows)
   return values
 end
 
--- Rows of each item: {slot, amount, limit, day, value after it}. What was taken back, by day and slot.
+-- Rows of each item: {slot, amount, limit, day, value after it}. Amounts that were taken back, by day and slot.
 local reserved_rows, taken_back = {}, {}
 
--- Reserves what the texts of all items say, whether it fits or not. Each item is then to be checked in this order, with
+-- Reserves the amounts of all items by their texts, whether they fit or not. Each item is then to be checked in this order, with
 -- `fits`; if it is not stored it is taken back, so that the items after it are checked without it.
 local function reserve(keys, life, count, text_of)
   local pages, days = {}, {}
@@ -83,7 +83,7 @@ local function take_back(i)
   end
 end
 
--- Adds the amounts of texts without a limit, and what was taken back of `reserve`.
+-- Adds the amounts of texts without a limit, less the amounts that were taken back after `reserve`.
 local function settle(run, keys, life, texts)
   local sums_of = {}
   for _, text in ipairs(texts) do

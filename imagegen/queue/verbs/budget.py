@@ -48,7 +48,7 @@ def settlement(cost: Cost | None) -> str:
 
 
 def release(cost: Cost | None) -> str:
-    """Return the text that takes back all that is reserved for a task; empty if nothing is."""
+    """Return the text that takes back everything that is reserved for a task; empty if nothing is."""
     if cost is None or not cost.slots or not cost.reserved:
         return ""
     return _text(cost.day, -cost.reserved, cost.slots)

@@ -23,7 +23,7 @@ _SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "ca
 
 
 class KnownProgress(Struct, frozen=True, gc=False):
-    """Checkpoint of a task as it is probably stored, empty for none, and what the task has cost by then."""
+    """Checkpoint that is probably stored, empty for none, and what the task has cost by then."""
 
     checkpoint: bytes = b""
     cost: Cost | None = None
@@ -38,7 +38,7 @@ async def cancel(
     the first reply was lost.
 
     Args:
-        final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, if known.
+        final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, or empty.
     """
     submitted = final.cost
     known = known or KnownProgress(b"", submitted)

@@ -27,14 +27,14 @@ class Extension(Struct, frozen=True, gc=False):
 
 
 class ExtensionReply(Struct, frozen=True, gc=False):
-    """Whether the amount is reserved; else existing is the other checkpoint, empty if a budget has no room."""
+    """Whether the amount is reserved; else existing is the other checkpoint, empty if a budget is used up."""
 
     reserved: bool
     existing: bytes = b""
 
 
 async def reserve_more(context: VerbContext, item: Extension) -> ExtensionReply:
-    """Reserve more, unless a budget has no room, or another checkpoint than the expected one is there."""
+    """Reserve more, unless a budget is used up, or another checkpoint than the expected one is there."""
     keys = [context.keys.checkpoint(item.task_id), context.keys.budgets(item.day)]
     text = extension(item.day, item.amount, item.limits)
     args: list[Arg] = [item.expected, item.value, context.checkpoint_ttl_ms, text, BUDGETS_TTL_S]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imagegen.errors import (
     AlreadyFinished,
+    BudgetExceeded,
     Draining,
     IdempotencyMismatch,
     ImageExpired,
@@ -120,7 +121,7 @@ GENERATE = Operation(
             "with options": samples.REQUEST_WITH_OPTIONS,
         },
     ),
-    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
+    (*named.SUBMIT_ERRORS, BudgetExceeded, *named.INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )
 
@@ -335,7 +336,7 @@ RETRY = Operation(
         _NOT_FOUND,
     ),
     (named.TASK, named.LANGUAGE),
-    errors=(NotRetryable, UploadNotFound, *named.SUBMIT_ERRORS),
+    errors=(NotRetryable, UploadNotFound, *named.SUBMIT_ERRORS, BudgetExceeded),
     limit="generation",
 )
 

@@ -36,6 +36,7 @@ Timestamp = Annotated[str, Field(description="RFC 3339, UTC.", json_schema_extra
 Link = Annotated[str, Field(json_schema_extra={"format": "uri"})]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Dollars = Annotated[float, Field(ge=0)]
 Sequence = Annotated[int, Field(ge=0, description="Rises with each change of the task, over restarts too; not dense.")]
 Position = Annotated[int, Field(ge=0, description="1 is next, null: not waiting; an estimate with several instances.")]
 Eta = Annotated[float, Field(ge=0, description="Seconds left, from measured run times; null while there are too few.")]
@@ -56,6 +57,24 @@ class ImageView(TypedDict):
     seed: Annotated[int | None, Field(description="The seed that was sent for this image.")]
     stale: NotRequired[Annotated[Literal[True], Field(description="From before the fresh generation that now runs.")]]
     reused: NotRequired[Annotated[Literal[True], Field(description="Of an earlier task that differs only in `n`.")]]
+
+
+class CostView(TypedDict):
+    """Money of a task, in dollars with at most 6 decimals."""
+
+    currency: Literal["USD"]
+    estimated: Annotated[Dollars | None, Field(description="Of the images that it generates, by the model table.")]
+    charged: Annotated[
+        Dollars | None,
+        Field(
+            description="Of the calls that were sent, also those that lost their answer; by the upstream's own figures "
+            "where it gives them. Null until the task is finished, and where the price is unknown."
+        ),
+    ]
+    saved: Annotated[Dollars, Field(description="What this submit saves by a hit or a join, or by images it reuses.")]
+
+
+Cost = Annotated[CostView | None, Field(description="Null where the price is unknown.")]
 
 
 class TaskErrorView(TypedDict):
@@ -88,6 +107,7 @@ class TaskView(TypedDict):
     createdAt: Timestamp
     startedAt: Timestamp | None
     finishedAt: Timestamp | None
+    cost: Cost
     message: NotRequired[Message]
     error: NotRequired[TaskErrorView]
     reason: NotRequired[Annotated[WaitReason | None, Field(description="Why an unfinished task waits.")]]
@@ -154,6 +174,7 @@ class SubmittedView(TypedDict):
     cancelUrl: Annotated[Link, Field(description="Takes POST.")]
     queuePosition: Position | None
     etaSeconds: Eta | None
+    cost: Cost
     coalesced: NotRequired[Annotated[Literal[True], Field(description="The same request runs already and was joined.")]]
     warnings: NotRequired[Annotated[list[str], Field(description="Changes to the request, and an end of its model.")]]
 
@@ -175,6 +196,7 @@ class ErrorView(TypedDict):
     retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
     requestId: Annotated[str, Field(description="The same as the header `X-Request-Id`.")]
     details: list[FieldErrorView]
+    resetsAt: NotRequired[Annotated[Timestamp, Field(description="When the budget of the next day begins.")]]
 
 
 class AcceptedEntry(SubmittedView):

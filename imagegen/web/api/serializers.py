@@ -9,10 +9,11 @@ from yarl import URL
 from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery
-from imagegen.web.api.schemas import DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
+from imagegen.web.api.schemas import CostView, DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
 from imagegen.web.task_links import TaskLinks
 
 TEXTS = {
@@ -36,6 +37,9 @@ TEXTS = {
     },
 }
 
+FREE = (CacheResult.HIT, CacheResult.COALESCED)
+"""Results of submits that pay nothing."""
+
 ImageUrl = Callable[[Task, StoredImage], str]
 
 
@@ -56,6 +60,7 @@ def submitted_view(submitted: SubmitResult, place: QueuePosition, links: TaskLin
         "cancelUrl": f"{url}/cancel",
         "queuePosition": place.position,
         "etaSeconds": place.eta_s,
+        "cost": cost_view(task, is_free=cached in FREE),
     }
     if cached is CacheResult.COALESCED:
         view["coalesced"] = True
@@ -81,6 +86,7 @@ def task_view(
         "createdAt": rfc3339(task.created_at),
         "startedAt": rfc3339(task.started_at) if task.started_at else None,
         "finishedAt": rfc3339(task.finished_at) if task.finished_at else None,
+        "cost": cost_view(task),
     }
     match task.state:
         case State.COMPLETED:
@@ -108,6 +114,22 @@ def task_view(
     if task.deliveries and (deliveries := _shown_deliveries(task)):
         view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
     return view
+
+
+def cost_view(task: Task, *, is_free: bool = False) -> CostView | None:
+    """Return the money of a task, None if its price is unknown. is_free: a submit met it that pays nothing."""
+    cost = task.cost
+    if cost is None:
+        return None
+    charged = cost.charged if task.state.is_final and not cost.unpriced else None
+    if cost.estimated is None and not charged:
+        return None
+    return {
+        "currency": "USD",
+        "estimated": None if cost.estimated is None else cost.estimated / MICRO_USD,
+        "charged": None if charged is None else charged / MICRO_USD,
+        "saved": (cost.total or 0 if is_free else cost.saved) / MICRO_USD,
+    }
 
 
 def _shown_deliveries(task: Task) -> list[Delivery]:

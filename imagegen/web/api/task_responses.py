@@ -13,7 +13,7 @@ from imagegen.queue.eta import QueuePosition
 from imagegen.tasks.task import Task
 from imagegen.web.api.response_cache import ResponseKey
 from imagegen.web.api.schemas import FinishedView, SubmittedView, TaskView
-from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
+from imagegen.web.api.serializers import FREE, cost_view, not_found_view, submitted_view, task_view
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.forwarded import owner_name
@@ -39,7 +39,8 @@ async def build_submit_response(
     headers = submit_headers(request, services, submitted)
     if waited and task.state.is_final:
         finished, more = await render_task(request, task)
-        return SubmitResponse(200, {**finished, "cached": hit}, headers | more)
+        cost = cost_view(task, is_free=submitted.cached in FREE)
+        return SubmitResponse(200, {**finished, "cost": cost, "cached": hit}, headers | more)
     place = await services.queue.position(task)
     if not task.state.is_final:
         headers["Retry-After"] = str(retry_after_s(place))

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from imagegen.accounts.keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
@@ -78,7 +79,8 @@ async def retry(request: web.Request) -> web.StreamResponse:
     await services.inputs.keep_again(task.request_json)
     owner = owner_name(client.id)
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
-    submitted = await submit(services, services.identity.resubmission(task, webhooks))
+    submission = replace(services.identity.resubmission(task, webhooks), client=client.name)
+    submitted = await submit(services, submission)
     response = await build_submit_response(request, services, submitted)
     return json_response(response.view, status=response.status, headers=response.headers)
 

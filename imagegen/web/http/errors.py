@@ -12,6 +12,7 @@ from imagegen.errors import (
     ApiError,
     BadRequest,
     BodyTooLarge,
+    BudgetExceeded,
     ExpectationFailed,
     Forbidden,
     HeadersTooLarge,
@@ -48,7 +49,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 def error_view(error: ApiError, request_id: str, language: Language) -> ErrorView:
     """Return the body for an error."""
-    return {
+    view: ErrorView = {
         "success": False,
         "statusCode": error.status,
         "code": error.code,
@@ -57,6 +58,9 @@ def error_view(error: ApiError, request_id: str, language: Language) -> ErrorVie
         "requestId": request_id,
         "details": [{"field": field.field, "message": field.message} for field in error.details],
     }
+    if isinstance(error, BudgetExceeded):
+        view["resetsAt"] = str(error.values["resets_at"])
+    return view
 
 
 def error_response(error: ApiError, request_id: str, language: Language) -> web.Response:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import orjson
 from aiohttp import web
 
-from imagegen.errors import ApiError
+from imagegen.errors import ApiError, BudgetExceeded
 from imagegen.tasks.task import State, Task, TaskError
 from imagegen.web.openai.schemas import ErrorType, OpenAIError, OpenAIErrorFields
 
@@ -45,6 +45,8 @@ def error_response(error: ApiError, _request_id: str, _language: str) -> web.Res
     """Return the answer for one error, in English, as `imagegen.web.http.errors` has it for `/api`."""
     text = "; ".join(f"{field.field}: {field.message}" for field in error.details) or error.message("en")
     param = error.details[0].field if error.details else None
+    if isinstance(error, BudgetExceeded):
+        return _over_budget(text)
     headers = {name.lower(): value for name, value in error.headers.items()}
     if error.status in {429, 503}:
         headers["retry-after"] = retry_after(float(headers.get("retry-after", _DEFAULT_RETRY_AFTER_S)))
@@ -56,6 +58,12 @@ def error_response(error: ApiError, _request_id: str, _language: str) -> web.Res
     if error.closes_connection:
         response.force_close()
     return response
+
+
+def _over_budget(text: str) -> web.Response:
+    """Return the response of OpenAI's API to a client without credit; its clients treat it unlike a rate limit."""
+    fields = error_fields(429, text, "insufficient_quota", None)
+    return _envelope(429, {**fields, "type": "insufficient_quota"}, {"x-should-retry": "false"})
 
 
 def failure_response(task: Task) -> web.Response:

@@ -31,6 +31,8 @@ _FAILURES = {
     for status in sorted({502, *FAILED_STATUS.values()})
 }
 
+_OVER_BUDGET = {429: (*_FAILURES[429], "insufficient_quota")}
+
 BASES = ("/v1", "", "/v1/v1")
 """Client versions differ in whether `/v1` is in their base URL or in the path that they add."""
 
@@ -94,7 +96,7 @@ GENERATE = Operation(
     ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
     (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
-    _FAILURES | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
+    _FAILURES | _OVER_BUDGET | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
     envelope="openai",
 )
@@ -119,6 +121,7 @@ GENERATE_ASYNC = Operation(
     (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
     (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
+    _OVER_BUDGET,
     limit="generation",
     envelope="openai",
 )

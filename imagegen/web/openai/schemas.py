@@ -11,7 +11,12 @@ from imagegen.tasks.task import State
 from imagegen.web.api.schemas import Count, Link, TaskId
 
 ErrorType = Literal[
-    "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "rate_limit_error",
+    "insufficient_quota",
+    "server_error",
 ]
 
 

@@ -11,6 +11,7 @@ from imagegen.errors import (
     Draining,
     ImageTooLarge,
     NotAllowed,
+    PriceUnknown,
     QueueFull,
     QueueUnavailable,
     StoreUnavailable,
@@ -28,7 +29,7 @@ from imagegen.web.openapi.document import Parameter
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 
-SUBMIT_ERRORS = (NotAllowed, TooManyOpenTasks, QueueUnavailable, QueueFull, Draining, StoreUnavailable)
+SUBMIT_ERRORS = (NotAllowed, PriceUnknown, TooManyOpenTasks, QueueUnavailable, QueueFull, Draining, StoreUnavailable)
 INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
 FILE_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
 ModelField = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]

@@ -189,10 +189,13 @@ def error_text(kind: type[ApiError]) -> str:
     return _sample(kind).message("en")
 
 
+_VALUES: dict[str, Any] = {"limit": 2**20, "model": "new-model", "resets_at": "2026-11-30T00:00:00.000Z"}
+
+
 def _sample(kind: type[ApiError]) -> ApiError:
     if kind is InvalidRequest:
         return kind(details=[FieldError("width", "must be a multiple of 8")])
-    return kind(reason="it can't be parsed") if kind is InvalidJson else kind(limit=2**20)
+    return kind(reason="it can't be parsed") if kind is InvalidJson else kind(**_VALUES)
 
 
 BATCH = {

@@ -1,0 +1,95 @@
+"""Money of an attempt's calls: what each may cost is in the checkpoint before it is made, and what it cost after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from imagegen.accounts.pricing import Pricing
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import Reply
+from imagegen.queue.claim import Claim
+from imagegen.queue.verbs.budget import Limits
+from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.tasks.cost import UNKNOWN, Cost
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.retry import ClaimLost, Failed
+from imagegen.tasks.task import TaskError
+from imagegen.worker.saving import AttemptEnded
+
+NO_BUDGET = "the budget of the day is used up, so no further call was made"
+
+_VAIN = "upstream_bad_response"
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRules:
+    """pricing: of the provider's models. limits_of_slots: returns the present limits of the budgets of a task."""
+
+    pricing: Pricing
+    limits_of_slots: Callable[[Collection[int]], Limits]
+
+
+@dataclass(frozen=True, slots=True)
+class Payments:
+    """Payments of one claim."""
+
+    rules: PaymentRules
+    claims: WorkerQueue
+    claim: Claim
+    request: GenerationRequest
+
+    async def reserve(self, model: str, count: int, refusal: UpstreamError | None) -> None:
+        """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.
+
+        refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, or the
+        claim is lost.
+        """
+        price, cost = self._call_price(model, count), self.claim.cost
+        if cost.slots and price is None:
+            raise self._over_budget(refusal)
+        if more := cost.rest_for(price or 0):
+            reserved = await self.claims.reserve_more(self.claim, more, self.rules.limits_of_slots(cost.slots))
+            if reserved is None:
+                raise AttemptEnded(ClaimLost())
+            if not reserved:
+                raise self._over_budget(refusal)
+            cost = self.claim.cost
+        self._record(cost.before_call(price))
+
+    def answered(self, model: str, count: int, reply: Reply) -> None:
+        """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""
+        price = self.rules.pricing.reported_price(model, reply.details)
+        price = self._call_price(model, count) if price is None else price
+        self._record(self.claim.cost.paid(price, _VAIN if len(reply.images) < count else ""))
+
+    def failed(self, model: str, error: UpstreamError) -> None:
+        """Note whether a call without images may have been paid."""
+        cost = self.claim.cost
+        price = None if cost.calling == UNKNOWN else cost.calling
+        if error.ambiguous:
+            cost = cost.lost(error.code)
+        elif error.code == _VAIN:
+            cost = cost.paid(price, error.code)
+        elif error.code == "content_policy" and self.rules.pricing.charges_refusal(model):
+            cost = cost.paid(price)
+        else:
+            cost = cost.unpaid()
+        self._record(cost)
+
+    def _call_price(self, model: str, count: int) -> int | None:
+        """Return the price of a call; where this instance has none for the requested model, as it was submitted."""
+        price, total = self.rules.pricing.call_price(self.request, model, count), self.claim.cost.total
+        if price is None and total is not None and model == self.request.model:
+            return total * count // self.request.n
+        return price
+
+    def _over_budget(self, refusal: UpstreamError | None) -> AttemptEnded:
+        """Return the end of a task that is over a budget, with the code of why it needs another call."""
+        code = refusal.code if refusal else self.claim.cost.fault or "internal_error"
+        return AttemptEnded(Failed(TaskError(code, NO_BUDGET, retryable=True), keeps_images=True))
+
+    def _record(self, cost: Cost) -> None:
+        self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost)
