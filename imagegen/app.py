@@ -375,6 +375,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         ),
         own=app[OWN_ADDRESSES],
         signing=app[SIGNING],
+        shares_tasks=settings.cache_scope == "shared",
     )
     app[OBSERVED] = Telemetry(
         app[METER],

@@ -9,6 +9,9 @@ from imagegen.accounts.keys import ApiKey
 _KEY_ID = "key:"
 """No address begins so."""
 
+_ADMIN_SCOPE = "(admin)"
+"""No key has this name."""
+
 
 class Client(Struct, frozen=True, gc=False):
     """Who sent a request.
@@ -33,6 +36,11 @@ class Client(Struct, frozen=True, gc=False):
     def name(self) -> str:
         """Name of the key, empty without one."""
         return "" if self.key is None else self.key.name
+
+    @property
+    def own_scope(self) -> str | None:
+        """Scope of tasks that it alone sees; None without a key."""
+        return _ADMIN_SCOPE if self.is_admin else self.name or None
 
     def may_see(self, scope: str | None) -> bool:
         """Return whether it may see the tasks of a scope."""

@@ -119,7 +119,7 @@ class Services:
     are called if another is not available.
     reuse_images: of tasks that differ only in `n`.
     private_webhooks: webhooks may be anywhere, and plain http. signing: of those without a secret of their own.
-    own: where we listen.
+    own: where we listen. shares_tasks: equal requests of all API keys are one task.
     """
 
     queue: ClientQueue
@@ -140,6 +140,7 @@ class Services:
     fallbacks: tuple[str, ...] = ()
     reuse_images: ReuseImages | None = None
     private_webhooks: bool = False
+    shares_tasks: bool = False
     signing: OperatorSecret = field(default_factory=OperatorSecret)
     openai: OpenAIOptions = field(default_factory=OpenAIOptions)
     calls: ClientCalls = field(default_factory=ClientCalls)

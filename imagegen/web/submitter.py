@@ -68,8 +68,8 @@ class SubmitOptions(Struct, frozen=True):
         key = _parse_key(headers.getall(_IDEMPOTENCY_KEY)) if _IDEMPOTENCY_KEY in headers else None
         client = client_of(request)
         scope = client.scope
-        if fresh and scope is None and client.name:
-            scope = client.name  # images that other clients have links to stay as they are
+        if fresh and request.app[SERVICES].shares_tasks:
+            scope = client.own_scope  # images that other clients have links to stay as they are
         return cls(request, fresh, key, scope, client.name)
 
     @property
