@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import cache
 
 import pytest
 from images.backings import BACKINGS, Disk, InBucket, InRedis
@@ -21,9 +22,18 @@ MakeImage = Callable[..., VerifiedImage]
 _numbers = itertools.count()
 
 
+@cache
+def shared_session():
+    """Return a session for all stores: each session reads the descriptions of the service again."""
+    from aiobotocore.session import AioSession
+
+    return AioSession()
+
+
 @pytest.fixture
-def bucket(s3_url: str) -> Bucket:
+def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Create an empty bucket."""
+    monkeypatch.setattr("aiobotocore.session.get_session", shared_session)
     bucket = Bucket(f"pictures{next(_numbers)}", "a-key", "a-secret", endpoint=s3_url)
     outside(bucket).create_bucket(Bucket=bucket.name)
     return bucket
@@ -34,11 +44,16 @@ def outside_s3(bucket: Bucket):
     return outside(bucket)
 
 
-def outside(bucket: Bucket):
-    """Return Amazon's own client to inspect the bucket."""
+@cache
+def outside_session():
     from botocore.session import Session
 
-    return Session().create_client(
+    return Session()
+
+
+def outside(bucket: Bucket):
+    """Return Amazon's own client to inspect the bucket."""
+    return outside_session().create_client(
         "s3",
         "us-east-1",
         endpoint_url=bucket.endpoint,

@@ -133,8 +133,8 @@ async def test_prompts_with_one_scene_differ_in_a_fifth_of_the_pixels(watcher) -
     assert len(alike) == 77
     for one, other in [prompts[:2] for prompts in alike.values() if len(prompts) > 1]:
         first, second = (
-            await draw(watcher, one, width=256, height=256),
-            await draw(watcher, other, width=256, height=256),
+            await draw(watcher, one, width=128, height=128),
+            await draw(watcher, other, width=128, height=128),
         )
         assert visibly_different(first, second) > 0.2, (one, other)
 
@@ -146,7 +146,7 @@ async def test_prompts_one_letter_apart_differ_in_a_fifth_of_the_pixels(watcher)
 
 @pytest.mark.parametrize("seeds", [(None, 0), (0, 1), (0, 7), (0, 77), (5, 2**63 - 1)])
 async def test_seeds_differ_in_a_fifth_of_the_pixels(watcher, seeds) -> None:
-    first, second = [await draw(watcher, seed=seed, width=256, height=256) for seed in seeds]
+    first, second = [await draw(watcher, seed=seed, width=128, height=128) for seed in seeds]
     assert visibly_different(first, second) > 0.2
 
 
@@ -162,7 +162,7 @@ def test_words_and_mark_contrast_with_their_background(size, prompt) -> None:
     line = card.bottom - card.padding - card.mark_size
     left, right = card.left + card.padding, card.right - card.padding
     words, mark = (left, card.top + card.padding, right, line), (left, line, right, card.bottom - card.padding)
-    for index in range(7):
+    for index in range(7) if size == (512, 512) else (size[0] % 7, size[1] % 7 + 1):
         sheet = render.Drawing(render.DrawingSpec(prompt, None, index, *size, "png"))
         sheet.paint()
         sheet.blur_card()
