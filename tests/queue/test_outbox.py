@@ -125,11 +125,19 @@ async def test_a_task_stays_in_the_outbox_until_its_webhook_is_delivered(make_in
 async def test_a_webhook_costs_at_most_three_commands(make_instance) -> None:
     instance = make_instance()
     await finish_and_settle(instance, "warm", hook())
-    plain = await counted(instance, "plain")
-    delivered = await counted(instance, "delivered", hook())
+    plain = await least(instance, "plain")
+    delivered = await least(instance, "delivered", hook())
     more = delivered - plain
     assert more == Counter(zadd=1, set=1, zrem=1)
     assert not plain - delivered
+
+
+async def least(instance, name: str, *webhooks: Webhook) -> Counter[str]:
+    """Return the least of each command over three tasks, since an interval of a background loop may end in one."""
+    first, *others = [await counted(instance, f"{name} {number}", *webhooks) for number in range(3)]
+    for other in others:
+        first &= other
+    return first
 
 
 async def counted(instance, name: str, *webhooks: Webhook) -> Counter[str]:

@@ -167,11 +167,12 @@ async def test_a_repeat_after_a_restart_joins_the_task(serve: Serve, upstream: E
 
 
 async def test_a_repeat_without_a_mark_after_a_restart_joins_the_task(serve: Serve, upstream: EmulatedUpstream) -> None:
-    upstream.script("hang")
+    upstream.script("hang", "hang")
     first = await serve(upstream_timeout_s=60, drain_s=0.1, lease_s=1)
     early = await first.generate(IMPATIENT)
     await first.close()
-    second = await serve(lease_s=1)
+    second = await serve(lease_s=1, upstream_timeout_s=60, drain_s=0.1)
+    await eventually(lambda: second.app[QUEUE].notifier.alone_since is not None)
     repeat = await second.generate(IMPATIENT)
     assert await task_of(repeat) == await task_of(early)
 
