@@ -90,6 +90,8 @@ def warnings(settings: Settings) -> Iterator[str]:
     for name, remedy in unused.items():
         if remedy and settings.provider == "sandbox":
             yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
+    if settings.on_render and not settings.admin_token:
+        yield "ADMIN_TOKEN is not set, and Render keeps no disk: each deploy makes another token; set it to keep one"
     if settings.embed_metadata and settings.image_store == "upstream":
         yield "EMBED_METADATA has no effect with IMAGE_STORE=upstream, which keeps the provider's own files"
 

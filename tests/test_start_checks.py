@@ -8,7 +8,7 @@ import pytest
 
 from imagegen.errors import SettingsError
 from imagegen.settings import Settings
-from imagegen.start_checks import check_alert_webhook, check_exposure
+from imagegen.start_checks import check_alert_webhook, check_exposure, warnings
 
 PUBLIC: dict[str, Any] = {"hosts": ("0.0.0.0",), "provider": "together", "together_api_key": "k"}
 BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_000}
@@ -70,3 +70,10 @@ def test_alerts_go_only_where_webhooks_may(address: str, fault: str) -> None:
         check_alert_webhook(Settings(alert_webhook=address))
     check_alert_webhook(Settings(alert_webhook=address, webhook_allow_private=True))
     check_alert_webhook(Settings(alert_webhook="https://hooks.example/x?token=1"))
+
+
+def test_a_token_that_the_next_deploy_on_render_replaces_is_warned_of() -> None:
+    (line,) = warnings(Settings(on_render=True))
+    assert line.startswith("ADMIN_TOKEN is not set")
+    assert list(warnings(Settings(on_render=True, admin_token="a-token-of-some-length"))) == []
+    assert list(warnings(Settings())) == []
