@@ -323,4 +323,4 @@ def _embedded_redis_errors(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (values.is_address(host) and ipaddress.ip_address(host).is_loopback)
+    return host.lower() == "localhost" or (values.is_address(host) and ipaddress.ip_address(host).is_loopback)

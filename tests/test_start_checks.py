@@ -17,7 +17,7 @@ BOUNDED: dict[str, Any] = {"open_to_all": True, "budget_daily_micro_usd": 5_000_
 @pytest.mark.parametrize(
     "settings",
     [
-        *[{"hosts": hosts} for hosts in (("127.0.0.1",), ("127.0.0.2",), ("::1",), ("localhost",))],
+        *[{"hosts": hosts} for hosts in (("127.0.0.1",), ("127.0.0.2",), ("::1",), ("localhost",), ("LocalHost",))],
         {"hosts": ("127.0.0.1", "::1")},
         {"provider": "sandbox"},
         BOUNDED,
