@@ -27,7 +27,7 @@ def client_of(sdk: str, mode: str, base: str, options: dict) -> object:
         import together
 
         kind = together.AsyncTogether if mode == "async" else together.Together
-    return kind(api_key="any", base_url=base, **options)
+    return kind(**{"api_key": "any", "base_url": base, **options})
 
 
 def call(sdk: str, mode: str, spec: dict) -> object:

@@ -106,6 +106,20 @@ async def test_errors_have_the_right_class_and_final_ones_are_not_retried(
 
 
 @every_client
+async def test_a_client_sends_its_key_and_its_links_need_none(
+    sdk: Sdk, packages: Packages, serve: Serve, upstream: EmulatedUpstream
+) -> None:
+    service = await serve(api_keys={"sdk": hashlib.sha256(b"key-of-the-sdk").hexdigest()})
+    fields = {"model": "m", "prompt": "a cat", "response_format": "url"}
+    calls = [Call(service.url, fields, options=ONCE | {"api_key": key}) for key in ("wrong-key", "key-of-the-sdk")]
+    refused, answered = await packages.run(sdk, calls)
+    assert (refused["error"], refused["status_code"]) == ("AuthenticationError", 401)
+    assert refused["body"].get("error", refused["body"])["code"] == "unauthorized"
+    assert await service.fetch_image(answered["answer"]["data"][0]["url"])
+    assert upstream.ledger.total == 1
+
+
+@every_client
 async def test_the_limit_is_a_rate_limit_error(sdk: Sdk, packages: Packages, serve: Serve) -> None:
     service = await serve(image_rate_limit_max=1)
     calls = [Call(f"{service.url}/v1", {"model": "m", "prompt": "a cat"}, options=ONCE)] * 2
