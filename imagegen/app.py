@@ -18,6 +18,7 @@ from imagegen.account_parts import create_budgets, create_guard, open_key_store
 from imagegen.accounts.admin_token import AdminToken, load_admin_token
 from imagegen.accounts.alert_sources import AlertSources
 from imagegen.accounts.alerts import Alerts
+from imagegen.accounts.budget_watch import BudgetWatch
 from imagegen.accounts.budgets import Budgets
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
@@ -117,6 +118,7 @@ MODEL_TABLE = web.AppKey("model_table", ModelTable)
 PACING = web.AppKey("pacing", Pacing)
 PRICING = web.AppKey("pricing", Pricing)
 BUDGETS = web.AppKey("budgets", Budgets)
+BUDGET_WATCH = web.AppKey("budget_watch", BudgetWatch)
 
 
 def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) -> web.Application:
@@ -210,6 +212,8 @@ async def _alerts(app: web.Application) -> AsyncIterator[None]:
     app[ALERT_SOURCES] = AlertSources(app[ALERTS])
     app[SUPERVISOR].on_death = app[ALERT_SOURCES].on_loop_died
     app[ALERT_SOURCES].watch_redis(app[CONNECTION].health)
+    app[BUDGET_WATCH] = BudgetWatch(app[ALERTS], queue.verbs, lambda: app[BUDGETS].all, app[CONNECTION].clock)
+    await app[BUDGET_WATCH].refresh()
     yield
 
 
@@ -390,5 +394,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         max_queue=settings.max_queue,
         store_writable=lambda: app[STORE].health.writable,
         key_accepted=lambda: app[PROVIDER].key_accepted,
+        budgets=app[BUDGET_WATCH],
+        spending=app[LEDGER].total,
     )
     yield

@@ -17,7 +17,7 @@ REDIS_OUTAGE_S = 10.0
 
 
 class AlertSources:
-    """Callbacks of the parts that an operator must know of when they fail."""
+    """Callbacks of the parts that alert the operator when they fail."""
 
     def __init__(self, alerts: Alerts) -> None:
         self._alerts = alerts

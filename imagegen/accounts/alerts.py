@@ -30,7 +30,7 @@ CLAIM_TIMEOUT_S = 2.0
 
 
 class Alert(Struct, frozen=True):
-    """One alert. name: equal for what is one alert, on all instances; life_s: how long it is not repeated.
+    """One alert. name: equal for equal alerts of all instances; life_s: how long it is not repeated.
 
     at: Unix time. shared: whether one instance sends it for all.
     """
@@ -58,7 +58,7 @@ class Alerts:
 
     Args:
         instance: name of this instance.
-        enabled: whether somebody receives them.
+        enabled: whether there is a receiver.
     """
 
     def __init__(self, connection: Connection, keys: Keys, instance: str, *, enabled: bool) -> None:

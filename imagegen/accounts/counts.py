@@ -1,4 +1,4 @@
-"""Counts of the usage report: what clients asked for, what they got, what it cost and what was saved."""
+"""Counts of the usage report: submits, ends of tasks, images, costs and savings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Counts(Struct, gc=False):
 
     submitted: accepted submits. cached, coalesced: those of them that were hits, and that joined an unfinished task.
     completed, failed, cancelled: tasks by their end. images: those that were generated.
-    spent: calls that were sent. ambiguous: the part of it whose answer was lost.
+    spent: calls that were sent. ambiguous: the part of it for calls without an answer.
     saved_by_cache, saved_by_coalescing: estimates of hits and of joins.
     """
 

@@ -1,4 +1,4 @@
-"""Ledger of this instance: who submitted what, what it cost, and what was saved, by UTC day, key and model.
+"""Ledger of this instance: submits, ends of tasks, costs and savings by UTC day, key and model.
 
 It counts in memory and is written at most once a minute, while there is something to write, and at the end. Each report
 has a number, and its writer's mark in the hash of a day is the last number that was added: a repeat adds nothing.
@@ -35,6 +35,7 @@ class Ledger:
     Attributes:
         unwritten: reports by number.
         lost: reports of this instance that could not be added.
+        total: costs and savings since the start of this process.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Ledger:
         self._day, self._models = 0, set[str]()
         self.unwritten: dict[int, Usage] = {}
         self.lost = 0
+        self.total = Counts()
 
     def on_submitted(self, submission: Submission, cached: CacheResult) -> None:
         """Count an accepted submit, and what a hit or a join has saved."""
@@ -58,18 +60,21 @@ class Ledger:
         if cached is CacheResult.HIT:
             row.cached += 1
             row.saved_by_cache += saved
+            self.total.saved_by_cache += saved
         elif cached is CacheResult.COALESCED:
             row.coalesced += 1
             row.saved_by_coalescing += saved
+            self.total.saved_by_coalescing += saved
 
     def on_ended(self, final: Task) -> None:
         """Count a task that this instance ended: in the report of its mark, and its cost on the day of its budget."""
         number = report_number(final.counted_in) or self._marks.number
         for day, counts in ended_counts(final).items():
             self._row(number, day, final.client, final.model).add(counts)
+            self.total.add(counts)
 
     async def write_forever(self) -> None:
-        """Write what was counted, at most once in an interval."""
+        """Write the counts, at most once in an interval."""
         while True:
             await self._changed.wait()
             await asyncio.sleep(self._interval_s)
@@ -89,7 +94,7 @@ class Ledger:
             del self.unwritten[number]
 
     async def close(self) -> None:
-        """Write what is left, if Redis answers in time."""
+        """Write the rest, if Redis answers in time."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.write()

@@ -1,7 +1,7 @@
 """Counts of instances that died: the final records that no written report of theirs includes are added, once.
 
-What they counted of submits in their last minute is lost, and the cost of a task that was submitted again, or whose
-record expired, before this.
+The counts of submits in their last minute are lost, and the cost of a task that was submitted again, or had no record
+any more, before this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SURE_DEAD_S = 65.0
 """A consumer that is alive reads at least every 57 s, and is in the group again then."""
 
 SKIPPED_NUMBERS = 1_000_000
-"""The mark of a dead writer rises by this, so that one that was only frozen can't add its last report too."""
+"""The mark of a dead writer rises by this, so that a frozen one can't add its last report too."""
 
 
 class LedgerRecovery:
@@ -39,7 +39,7 @@ class LedgerRecovery:
         tasks: TaskList,
         verbs: QueueVerbs,
         *,
-        sure_dead_s: float = SURE_DEAD_S,
+        sure_dead_s: float,
     ) -> None:
         self._connection = connection
         self._store = store
@@ -99,7 +99,8 @@ async def open_ledger(queue: QueueInstance, supervisor: Supervisor) -> AsyncIter
     """Yield the ledger of an instance, with its loops; its last report is written at the end."""
     marks, store = queue.verbs.end_marks, UsageStore(queue.connection, queue.keys)
     ledger = Ledger(queue.connection, store, marks)
-    recovery = LedgerRecovery(queue.connection, store, queue.client_queue.listing, queue.verbs)
+    listing = queue.client_queue.listing
+    recovery = LedgerRecovery(queue.connection, store, listing, queue.verbs, sure_dead_s=SURE_DEAD_S)
     marks.on_ended, queue.takeover.on_gone = ledger.on_ended, recovery.on_gone
     loops = [
         asyncio.create_task(ledger.write_forever(), name="ledger"),

@@ -48,7 +48,7 @@ MONEY = frozenset({"spent", "savedByCache", "savedByCoalescing", "ambiguous"})
 
 
 class UsageQuery(Struct, frozen=True):
-    """What is reported. first, last: days since 1970-01-01 UTC, both included; key: of which client, None for all."""
+    """Selection of a report. first, last: days since 1970-01-01 UTC, both included; key: of a client, None for all."""
 
     first: int
     last: int

@@ -23,7 +23,7 @@ _MARK = "@"
 
 
 class DayReport(NamedTuple):
-    """Report of a day as it is stored. marks: by writer, the highest number of its reports that the rows include."""
+    """Stored report of a day. marks: by writer, the highest number of its reports that the rows include."""
 
     rows: Rows
     marks: Mapping[str, int]

@@ -431,6 +431,7 @@ class ClientQueue:
             self._verbs.meter.submits["OVER_BUDGET"] += 1
             if submission.cost is None or submission.cost.estimated is None:
                 raise PriceUnknown(model=submission.model)
+            self._verbs.budgets.on_refused(submission.client)
             raise BudgetExceeded(resets_at=rfc3339((day_of(self.clock()) + 1) * SECONDS_A_DAY))
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)

@@ -50,6 +50,11 @@ class ClaimDispatcher:
         self.delivered = 0
         self.restoring = False
 
+    @property
+    def open_tasks(self) -> int:
+        """Number of unfinished tasks that were submitted or run here."""
+        return len(self._task_cache.live)
+
     async def claim(self) -> Claim | None:
         """Wait for a task to run and a free slot. Return None after `quiet`."""
         while not self._quiet:

@@ -49,6 +49,7 @@ class InstanceStatus:
         free: slots that wait for a task.
         waiters: clients that wait for a change of a task.
         redis_program: name and version of the Redis server, empty if it is not known.
+        open_tasks: unfinished tasks that were submitted or run here. lines: of clients; parked: tasks in them.
     """
 
     in_flight: int
@@ -59,6 +60,9 @@ class InstanceStatus:
     redis_up: bool
     eviction_policy: str = ""
     redis_program: str = ""
+    open_tasks: int = 0
+    lines: int = 0
+    parked: int = 0
 
 
 class QueueMonitor:
@@ -99,6 +103,9 @@ class QueueMonitor:
             self._connection.health.down_since is None,
             self._connection.server.eviction_policy if self._connection.server else "",
             self._connection.server.program if self._connection.server else "",
+            self._dispatcher.open_tasks,
+            len(self._lines),
+            self._lines.waiting,
         )
 
     async def waiting(self) -> BacklogSize:

@@ -81,6 +81,9 @@ class QueueVerbs:
     def read(self, task_id: str) -> asyncio.Future[TaskRows]:
         return self._read(task_id)
 
+    async def read_budgets(self, day: int) -> None:
+        await read.read_budgets(self._context, day)
+
     async def read_entry(self, entry_id: str) -> dict[bytes, bytes] | None:
         return await read.read_entry(self._context, entry_id)
 

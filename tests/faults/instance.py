@@ -1,5 +1,7 @@
 """Service that kills itself at the step that the file `KILL_FILE` names.
 
+`SURE_DEAD_S`: seconds until what a dead instance has ended is counted.
+
 Steps: `start.before`, `start.after`, `finish.before`. The package has no code for this.
 """
 
@@ -11,10 +13,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from imagegen.accounts import ledger_recovery
 from imagegen.process import main
 from imagegen.queue.worker_queue import WorkerQueue
 
 WISH = Path(os.environ["KILL_FILE"])
+
+ledger_recovery.SURE_DEAD_S = float(os.environ.get("SURE_DEAD_S", ledger_recovery.SURE_DEAD_S))
 
 
 def reached(step: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from emulator_fixtures import EmulatorProcess
 from faults.load import FINAL, POISON, Load
+from faults.money import BROUGHT_NONE
 from redis.asyncio import Redis
 
 SHOWN = 3
@@ -24,9 +25,6 @@ SILENT_S = 65.0
 """Consumers of instances that are gone are removed within some time over this."""
 
 MAX_RESIDENT_MIB = 200
-BROUGHT_NONE = (500, 503)
-"""Outcomes of a call that the emulator counts as paid and that returned no image."""
-
 _LOG_FAULT = re.compile(r"Traceback|never retrieved|never awaited|nforeseen|CRITICAL")
 
 

@@ -26,8 +26,10 @@ from emulator_fixtures import EmulatorProcess
 from faults.fleet import RedisPair, ServiceProcess
 from faults.invariants import Rest
 from faults.load import CALL_S, SLOTS, Load, Receivers
+from faults.money import check_money
 from redis.asyncio import Redis
 from service.topology import Cluster, cluster, port_of, url_of
+from support import ADMIN_TOKEN
 
 LEASE_S = 2.0
 MAX_ATTEMPTS = 3
@@ -75,6 +77,16 @@ class World:
             self.timeline,
         )
         return await rest.check()
+
+    async def money(self, within_s: float) -> str:
+        """Check report, budget and the upstream's ledger after the instances have ended; return a line of figures.
+
+        Redis must have lost no write.
+        """
+        await asyncio.gather(*(service.end() for service in self.services))
+        await self.services[0].start(self.load.http)
+        calls = self.emulator.ledger
+        return await check_money(self.load.http, self.services[0].url, lambda: calls()["calls"], within_s)
 
 
 @dataclass
@@ -334,6 +346,8 @@ def _settings(redis_url: str, upstream_url: str, data: Path) -> dict[str, str]:
         "RATE_LIMIT_MAX": "0",
         "IMAGE_RATE_LIMIT_MAX": "0",
         "WEBHOOK_ALLOW_PRIVATE": "true",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+        "BUDGET_DAILY_USD": "1000",
         "LOG_LEVEL": "INFO",
     }
 

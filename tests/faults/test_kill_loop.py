@@ -16,16 +16,19 @@ from typing import Any
 import aiohttp
 import pytest
 from emulator_fixtures import EmulatorProcess
+from faults.money import check_money
 from forked import ForkedProcess
 from ports import free_port
+from support import ADMIN_TOKEN
 
 from imagegen.redis_client.embedded import EmbeddedRedis
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("KILL_SEED", "20261123"))
-STEPS = ("start.before", "start.after", "finish.before")
+STEPS = ("start.before", "start.after", "finish.before", "finish.after")
 CALL_S = 0.25
 SLOTS = 4
+MONEY_S = 60.0
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Client:
 
 
 @asynccontextmanager
-async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path) -> AsyncIterator[Client]:
+async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path, instances: int = 2) -> AsyncIterator[Client]:
     environ = {
         "REDIS_URL": redis.url,
         "TOGETHER_API_KEY": "k",
@@ -120,12 +123,15 @@ async def fleet(redis: EmbeddedRedis, upstream: str, folder: Path) -> AsyncItera
         "IMAGE_RATE_LIMIT_MAX": "0",
         "LOG_LEVEL": "ERROR",
         "DATA_DIR": str(folder / "data"),
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+        "BUDGET_DAILY_USD": "1000",
+        "SURE_DEAD_S": "0.3",
     }
-    services = [Service(environ, folder / f"wish{i}") for i in range(2)]
+    services = [Service(environ, folder / f"wish{i}") for i in range(instances)]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
         await asyncio.gather(*(service.start(http) for service in services))
         yield Client(http, services)
-        assert [await service.end() for service in services] == [0, 0]
+        assert {await service.end() for service in services} == {0}
 
 
 async def kill(client: Client, kills: int, emulator: EmulatorProcess) -> tuple[Counter[str], int]:
@@ -176,15 +182,18 @@ async def loop_of(kills: int, folder: Path) -> None:
                 submitting.cancel()
                 print(f"seed {SEED}: {dict(counts)}")
                 await check(client, emulator, in_flight)
+            async with fleet(redis, emulator.url, folder, instances=1) as client:
+                url = client.services[0].url
+                print(await check_money(client.http, url, lambda: emulator.ledger()["calls"], MONEY_S))
     finally:
         await redis.stop()
 
 
-async def test_twelve_kills_lose_no_task_and_record_each_payment(tmp_path: Path) -> None:
+async def test_twelve_kills_lose_no_task_and_record_each_payment_to_the_cent(tmp_path: Path) -> None:
     await loop_of(12, tmp_path)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-async def test_two_hundred_kills_lose_no_task_and_record_each_payment(tmp_path: Path) -> None:
+async def test_two_hundred_kills_lose_no_task_and_record_each_payment_to_the_cent(tmp_path: Path) -> None:
     await loop_of(200, tmp_path)

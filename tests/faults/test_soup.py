@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from faults.invariants import SILENT_S
 from faults.soup import OF_CLUSTER, OF_PAIR, cluster_world, pair_world, play
 
 SEED = int(os.environ.get("SOUP_SEED", "20261128"))
@@ -24,6 +25,8 @@ async def run_soup_in_cluster(folder: Path, duration_s: float, tasks: int, quiet
         counts = await play(world, OF_CLUSTER, duration_s, at_least=len(OF_CLUSTER), tasks=tasks)
         print(f"seed {SEED}: {dict(counts)}")
         print(await world.rest(quiet_within_s=quiet_within_s))
+        if quiet_within_s > SILENT_S:
+            print(await world.money(2 * SILENT_S + 60))
 
 
 @pytest.mark.timeout(400)

@@ -11,6 +11,8 @@ import pytest
 from msgspec.structs import replace
 from support import eventually, family_submission, submission
 
+from imagegen.accounts.counts import Counts, RowName
+from imagegen.accounts.usage_store import UsageStore
 from imagegen.errors import BudgetExceeded, QueueFull
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import CacheResult
@@ -228,6 +230,15 @@ async def look(instance) -> None:
     assert await backlog.dead_letters() == 0
 
 
+async def report_usage(instance) -> None:
+    store, rows = UsageStore(instance.connection, instance.keys), {RowName("ann", "m"): Counts(spent=708)}
+    assert await store.add(20_000, "writer", rows, below=1, mark=1) == 0
+    assert await store.add(20_000, "writer", rows, below=2, mark=2) == 1
+    assert await store.add(20_000, "writer", rows, below=2, mark=2) == 2
+    assert (await store.read([20_000, 20_001]))[20_000].rows == {RowName("ann", "m"): Counts(spent=1416)}
+    await instance.verbs.read_budgets(20_000)
+
+
 VERBS = [submit_new, submit_known, submit_repeated, submit_again, submit_over_the_limit, start_and_finish, finish_late]
 VERBS += [
     submit_under_a_budget,
@@ -239,6 +250,7 @@ VERBS += [
     release,
     read,
     dead_letter,
+    report_usage,
     look,
 ]
 

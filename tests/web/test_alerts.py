@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from loguru import logger
 from standardwebhooks import Webhook as Verifier
 from support import AS_ADMIN, eventually
 
+from imagegen.accounts import budget_watch
 from imagegen.accounts.alerts import Alerts
-from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, QUEUE, STORE, SUPERVISOR
+from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, STORE, SUPERVISOR
 from imagegen.metrics import Meter
 from imagegen.worker.alerts import AlertDispatcher
 from imagegen.worker.webhooks import WebhookSender, webhook_session
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+PRICE_MICRO_USD = 708
+"""0.0027 dollars a megapixel, rounded up."""
+
 KEY = "tgp_v1_a-key-that-nobody-may-see"
 
 
@@ -139,3 +144,46 @@ async def test_no_command_and_no_call_without_alerts(start_service) -> None:
     service.app[ALERTS].report("workers.dead", "a loop", life_s=60.0)
     assert service.app[ALERT_DELIVERIES] is None
     assert service.app[CONNECTION].meter.commands["alerts"] == 0
+
+
+async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
+    start_paid, receiver: Receiver, settings: dict[str, Any]
+) -> None:
+    keys = {"ann": hashlib.sha256(b"a-secret-of-ann-1").hexdigest()}
+    limits = {"budget_daily_micro_usd": 5 * PRICE_MICRO_USD, "api_keys": keys}
+    services = [await start_paid(**settings | limits) for _ in range(2)]
+    headers = {"X-API-Key": "a-secret-of-ann-1"}
+
+    async def submit(number: int) -> int:
+        body = {"prompt": f"image {number}", "width": 512, "height": 512}
+        response = await services[number % 2].post("/api/images/generate?wait=30", json=body, headers=headers)
+        return response.status
+
+    async def drained() -> list[tuple[str, Any, Any, Any]]:
+        await asyncio.sleep(budget_watch.CHECK_DELAY_S * 1.5)
+        await asyncio.gather(*(service.app[ALERT_DELIVERIES].drain(5) for service in services))
+        data = [(event["type"], event["data"]) for event in receiver.events()]
+        return [(kind, shown["key"], shown["limit"], shown["used"]) for kind, shown in data]
+
+    assert [await submit(number) for number in range(3)] == [200] * 3
+    assert await drained() == []
+    assert await submit(3) == 200
+    limit, used = 5 * PRICE_MICRO_USD / 1e6, 4 * PRICE_MICRO_USD / 1e6
+    assert await drained() == [("budget.warning", None, limit, used)]
+    assert await submit(4) == 200
+    assert [await submit(number) for number in (5, 6)] == [402, 402]
+    assert await drained() == [("budget.warning", None, limit, used), ("budget.exhausted", None, limit, limit)]
+
+    metrics = await (await services[0].get("/metrics", headers=AS_ADMIN)).text()
+    assert f'imagegen_budget_used_usd{{key="(all)"}} {limit}' in metrics
+    assert 'imagegen_budget_left_usd{key="(all)"} 0.0' in metrics
+    later = await start_paid(**settings | limits)
+    (shown,) = (await (await later.get("/api/stats", headers=AS_ADMIN)).json())["budgets"]
+    assert (shown["key"], shown["limit"], shown["used"], shown["left"]) == (None, limit, limit, 0)
+    usage = await (await later.get("/api/usage", headers=AS_ADMIN)).json()
+    spent = [service.app[LEDGER].total.spent for service in services]
+    assert (sum(spent), usage["total"]["spent"]) == (5 * PRICE_MICRO_USD, 0), "written within a minute"
+    for service in services:
+        await service.app[LEDGER].write()
+    usage = await (await later.get("/api/usage?by=key", headers=AS_ADMIN)).json()
+    assert [(row["key"], row["spent"], row["ambiguous"]) for row in usage["rows"]] == [("ann", limit, 0)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 
 import pytest
 from aiohttp.test_utils import TestClient
+from faults.money import charged
 from support import AS_ADMIN
 
 from imagegen.web.ops.usage import prefers_csv
@@ -95,3 +97,17 @@ async def test_a_key_sees_its_own_usage_and_the_operator_all(start_service) -> N
     assert await rows(**AS_ADMIN) == [("ann", 2), ("bob", 1)]
     assert await rows(**{"X-API-Key": secrets["bob"]}) == [("bob", 1)]
     assert (await service.get("/api/usage")).status == 401
+
+
+async def test_the_report_equals_the_ledger_of_the_upstream_to_the_cent(start_paid, upstream) -> None:
+    service = await start_paid(max_attempts=3)
+    upstream.script({"fault": "429", "retry_after": 0.1}, {"fault": "400"}, {"fault": "500"})
+    for number in range(6):
+        body = {"prompt": f"image {number}", "width": 512, "height": 512 + 64 * number, "n": 1 + number % 3}
+        await service.post("/api/images/generate?wait=30", json=body)
+        await service.post("/api/images/generate?wait=30", json=body)
+    spent = (await (await service.get("/api/usage", headers=AS_ADMIN)).json())["total"]
+    assert spent["ambiguous"] == 0
+    assert round(spent["spent"] * 1_000_000) == charged(json.loads(upstream.ledger.to_json())["calls"]) > 0
+    assert spent["savedByCache"] > 0
+    assert spent["completed"] + spent["failed"] >= 6

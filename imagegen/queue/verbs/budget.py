@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -68,10 +69,13 @@ class BudgetValues:
     """Values of the budgets as this instance last saw them, in micro-dollars.
 
     Scripts return them at no cost. Redis counts the changes of a day, so a lower count shows that it has lost some.
+    on_change: called after values were seen. on_refused: called with the client of a refused request.
     """
 
     def __init__(self) -> None:
         self._days: dict[int, tuple[int, dict[int, int]]] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_refused: Callable[[str], None] = lambda _client: None
 
     def used(self, day: int, slot: int) -> int:
         """Return what a budget held when it was last seen, reserved and charged; 0 if it was never seen."""
@@ -80,6 +84,13 @@ class BudgetValues:
     def seen(self, day: int) -> tuple[int, dict[int, int]]:
         """Return the highest count of changes that was seen, and the values by slot."""
         return self._days.get(day, (0, {}))
+
+    def learn_all(self, day: int, stored: bytes) -> None:
+        """Record the stored values of a day."""
+        count, *values = struct.unpack(f">{len(stored) // 8}q", stored[: len(stored) // 8 * 8]) or (0,)
+        if count >= self.seen(day)[0]:
+            self._days[day] = (count, dict(enumerate(values)))
+            self.on_change()
 
     def learn(self, reply: Sequence[Any]) -> int:
         """Record the values that a script returned. Return the number of its commands for budgets."""
@@ -91,4 +102,6 @@ class BudgetValues:
                 self._days[day] = (count, values)
         if len(self._days) > KEPT_DAYS:
             del self._days[min(self._days)]
+        if len(reply) > 1:
+            self.on_change()
         return int(reply[0])

@@ -57,6 +57,14 @@ async def read_checkpoints(context: VerbContext, ids: Sequence[str]) -> list[byt
     return checkpoints
 
 
+async def read_budgets(context: VerbContext, day: int) -> None:
+    """Read what the budgets of a day hold into `context.budgets`."""
+    async with context.connection.deadline():
+        stored = cast(bytes | None, await context.connection.commands.get(context.keys.budgets(day)))
+    context.count("stats", 1)
+    context.budgets.learn_all(day, stored or b"")
+
+
 async def read_entry(context: VerbContext, entry_id: str) -> dict[bytes, bytes] | None:
     """Return the fields of an entry, None if it is not in the stream."""
     async with context.connection.deadline():

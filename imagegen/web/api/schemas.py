@@ -358,6 +358,16 @@ class HttpStats(TypedDict):
     byStatus: Mapping[str, Count]
 
 
+class BudgetStats(TypedDict):
+    """A budget of today, in US dollars."""
+
+    key: Annotated[str | None, Field(description="Name of the key; null: all clients together.")]
+    limit: Dollars
+    used: Annotated[Dollars, Field(description="Reserved and charged.")]
+    left: Dollars
+    resetsAt: Timestamp
+
+
 class StatsView(TypedDict):
     """Counters of the service. The queue is shared; all else is of the instance that responds."""
 
@@ -372,6 +382,7 @@ class StatsView(TypedDict):
     redis: RedisStats
     images: ImageStats
     deadLetters: DeadLetterStats
+    budgets: Annotated[list[BudgetStats], Field(description="That of all clients first, then at most 100 of keys.")]
     http: HttpStats
 
 

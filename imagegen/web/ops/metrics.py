@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from aiohttp import hdrs, web
@@ -24,11 +24,17 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from imagegen import __version__
+from imagegen.accounts.budget_watch import BudgetWatch
+from imagegen.accounts.counts import Counts
+from imagegen.accounts.usage_report import dollars
 from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
 from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
 
 _NUMBER = re.compile(r"-\d+$")
 _UNAUTHORIZED = 401
+
+ALL_KEYS = "(all)"
+"""Label of the budget of all clients together; no key has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class Telemetry:
     """Sources of /metrics and /stats.
 
     loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
-    saved. key_accepted: whether the provider accepts our key.
+    saved. key_accepted: whether the provider accepts our key. spending: what this process has spent and saved.
     """
 
     meter: Meter
@@ -65,6 +71,8 @@ class Telemetry:
     max_queue: int
     store_writable: Callable[[], bool] = lambda: True
     key_accepted: Callable[[], bool] = lambda: True
+    budgets: BudgetWatch | None = None
+    spending: Counts = field(default_factory=Counts)
 
     def loops_by_kind(self) -> Mapping[str, int]:
         """`loop-0`, `loop-1`, … are one kind."""
@@ -104,6 +112,7 @@ class _MetricsCollector(Collector):
         yield _gauge("store_writable", "Whether images can be saved.", telemetry.store_writable())
         yield _gauge("provider_key_accepted", "Whether the provider accepts the key.", telemetry.key_accepted())
         yield from _accounts(meter)
+        yield from _money(telemetry)
         yield from _redis(meter)
         yield from _http(meter)
 
@@ -126,6 +135,9 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
 
 def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("queue_depth", "Tasks that no instance claimed yet.", waiting.depth)
+    yield _gauge("lines", "Lines of clients in memory here: their further tasks wait.", local.lines)
+    yield _gauge("line_tasks", "Tasks that wait in these lines.", local.parked)
+    yield _gauge("open_tasks", "Unfinished tasks that were submitted or run here.", local.open_tasks)
     yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
     yield _gauge("attempts_in_flight", "Attempts that run here.", local.in_flight)
     yield _gauge("tasks_retrying", "Tasks held here that wait for their next attempt.", local.retrying)
@@ -151,6 +163,21 @@ def _accounts(meter: Meter) -> Iterator[Metric]:
     yield alerts
     refused = sum(histogram.count for (_, _, status), histogram in meter.requests.items() if status == _UNAUTHORIZED)
     yield _counter("unauthorized", "Requests without a valid key or token.", refused)
+
+
+def _money(telemetry: Telemetry) -> Iterator[Metric]:
+    spending = telemetry.spending
+    yield _counter("spent_usd", "Dollars of the calls of tasks that ended here.", dollars(spending.spent))
+    saved = _counters("saved_usd", "Dollars that hits and joins have saved.", "by")
+    by = {"cache": dollars(spending.saved_by_cache), "coalescing": dollars(spending.saved_by_coalescing)}
+    yield _fill(saved, by)
+    limit = _gauges("budget_limit_usd", "Budgets of today.", "key")
+    used = _gauges("budget_used_usd", "What they hold, reserved and charged, as this instance last saw it.", "key")
+    left = _gauges("budget_left_usd", "The rest of them.", "key")
+    for state in telemetry.budgets.states() if telemetry.budgets else ():
+        for gauge, amount in ((limit, state.limit), (used, state.used), (left, state.left)):
+            gauge.add_metric((state.key or ALL_KEYS,), dollars(amount))
+    yield from (limit, used, left)
 
 
 def _redis(meter: Meter) -> Iterator[Metric]:

@@ -7,11 +7,14 @@ import time
 from aiohttp import web
 
 from imagegen import __version__
+from imagegen.accounts.budget_watch import BudgetWatch
+from imagegen.accounts.usage_report import dollars
 from imagegen.formats import rfc3339
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.redis_client.server_info import eviction_warning
 from imagegen.web.api.schemas import (
+    BudgetStats,
     HttpStats,
     InstanceStats,
     QueueStats,
@@ -42,6 +45,7 @@ async def get_stats(request: web.Request) -> web.StreamResponse:
         "redis": _redis(meter, local),
         "images": {"count": meter.images, "bytes": meter.image_bytes},
         "deadLetters": {"sinceStart": meter.dead_letters, "kept": await telemetry.backlog.dead_letters()},
+        "budgets": await _budgets(telemetry.budgets),
         "http": _http(meter),
     }
     return json_response(body)
@@ -121,6 +125,23 @@ def _redis(meter: Meter, local: InstanceStatus) -> RedisStats:
         "vanished": meter.vanished,
         "writtenBack": dict(meter.written_back),
     }
+
+
+async def _budgets(budgets: BudgetWatch | None) -> list[BudgetStats]:
+    """Return today's budgets, read now."""
+    if budgets is None:
+        return []
+    await budgets.refresh()
+    return [
+        {
+            "key": state.key,
+            "limit": dollars(state.limit),
+            "used": dollars(state.used),
+            "left": dollars(state.left),
+            "resetsAt": rfc3339(budgets.resets_at),
+        }
+        for state in budgets.states()
+    ]
 
 
 def _http(meter: Meter) -> HttpStats:

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from imagegen.accounts.usage_report import COLUMNS, DEFAULT_DAYS, GROUPINGS, MAX_DAYS, UsageQuery, UsageReport
 from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
-from imagegen.web.api.schemas import Count
+from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import GUARD
 from imagegen.web.http.auth import client_of
@@ -25,7 +25,6 @@ _HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "Vary": "Accept"}
 _DATE = {"type": "string", "format": "date"}
 
 Day = Annotated[str, Field(json_schema_extra={"format": "date"}, description="A day in UTC.")]
-Dollars = Annotated[float, Field(ge=0)]
 
 
 class UsageCounts(TypedDict):
@@ -39,9 +38,9 @@ class UsageCounts(TypedDict):
     cancelled: Count
     images: Annotated[Count, Field(description="Images that were generated.")]
     spent: Annotated[Dollars, Field(description="Price of the calls that were sent.")]
-    savedByCache: Annotated[Dollars, Field(description="Estimated price of what was cached.")]
-    savedByCoalescing: Annotated[Dollars, Field(description="Estimated price of what was joined.")]
-    ambiguous: Annotated[Dollars, Field(description="Part of `spent` for calls whose answer was lost.")]
+    savedByCache: Annotated[Dollars, Field(description="Estimated price of the hits.")]
+    savedByCoalescing: Annotated[Dollars, Field(description="Estimated price of the joins.")]
+    ambiguous: Annotated[Dollars, Field(description="Part of `spent` for calls without an answer.")]
 
 
 class UsageRow(UsageCounts):
@@ -67,7 +66,7 @@ UsageView = TypedDict(
 
 
 async def get_usage(request: web.Request) -> web.StreamResponse:
-    """Return what was asked for, made, spent and saved: of all clients to the operator, of itself to a key.
+    """Return submits, images, costs and savings: of all clients to the operator, of itself to a key.
 
     Raises InvalidRequest, QueueUnavailable, Unauthorized.
     """
@@ -123,9 +122,9 @@ USAGE = Operation(
     "/api/usage",
     "getUsage",
     "Operate",
-    "Read what was spent and saved",
+    "Read costs and savings",
     "With the admin token the usage of all clients, with an API key its own. Other instances write theirs once a "
-    "minute. Money counts on the day whose budget held it. As CSV if `Accept` prefers it.",
+    "minute. Money counts on the day of its budget. As CSV if `Accept` prefers it.",
     (
         ResponseDoc(
             200,
