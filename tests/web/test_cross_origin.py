@@ -169,10 +169,12 @@ async def test_a_form_of_another_site_is_refused_before_its_body_and_any_look_up
     assert (answer.status, (await answer.json())["code"]) == (403, "cross_site")
 
 
-async def test_a_refusal_on_v1_has_the_envelope_of_its_clients(service: Client) -> None:
-    answer = await service.post("/v1/images/generations", json={"prompt": "a"}, headers={"Origin": "null"})
-    assert (answer.status, (await answer.json())["error"]["code"]) == (403, "cross_site")
-    assert answer.headers["x-should-retry"] == "false"
+async def test_a_refusal_on_v1_has_the_envelope_of_its_clients(start_service: StartService) -> None:
+    client = await start_service(public_url="https://img.example/sub")
+    for path in ("/v1/images/generations", "/sub/v1/images/generations", "/v1//images/generations/"):
+        answer = await client.post(path, json={"prompt": "a"}, headers={"Origin": "null"})
+        assert (answer.status, (await answer.json())["error"]["code"]) == (403, "cross_site")
+        assert answer.headers["x-should-retry"] == "false"
 
 
 def request_of(method: str = "POST", host: str = "localhost:3000", **headers: str) -> web.Request:

@@ -81,7 +81,7 @@ class RequestPipeline:
                         response = await preflight(request, app) or await handle(request)
                 except Exception as error:  # noqa: BLE001 - every error becomes a response here
                     refuse_route(request, app)
-                    response = error_to_response(request, error)
+                    response = error_to_response(request, error, self.tidy_path)
                 status = response.status
                 return response
             finally:
@@ -142,8 +142,11 @@ def _names(route: web.AbstractRoute | None) -> tuple[str, str]:
     return route.method, UNMATCHED if route.resource is None else route.resource.canonical
 
 
-def error_to_response(request: web.Request, error: Exception) -> web.StreamResponse:
-    """Return the response for an error of a handler; raise it again if a response was already started."""
+def error_to_response(request: web.Request, error: Exception, tidy: Callable[[str], str]) -> web.StreamResponse:
+    """Return the response for an error of a handler; raise it again if a response was already started.
+
+    tidy: maps the path of a request without a route to the one that would be looked up.
+    """
     if request.writer.output_size > 0:
         if not isinstance(error, ConnectionError):
             _log_unforeseen(request, error)
@@ -152,14 +155,14 @@ def error_to_response(request: web.Request, error: Exception) -> web.StreamRespo
         return web.Response(status=_CLIENT_GONE)
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _redirect(error)
-    is_openai = openai_errors.is_openai_path(_routed_path(request))
+    is_openai = openai_errors.is_openai_path(_routed_path(request, tidy))
     build_response = openai_errors.error_response if is_openai else error_response
     return build_response(_as_api_error(request, error), request_id_of(request), language(request))
 
 
-def _routed_path(request: web.Request) -> str:
+def _routed_path(request: web.Request, tidy: Callable[[str], str]) -> str:
     route = route_of(request)
-    return request.path if route is None or route.resource is None else route.resource.canonical
+    return tidy(request.path) if route is None or route.resource is None else route.resource.canonical
 
 
 def _as_api_error(request: web.Request, error: Exception) -> ApiError:
