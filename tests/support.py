@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,7 @@ from imagegen.tasks.request import GenerationRequest, fingerprint, request_diges
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], within_s: float = 5.0) -> None:
     """Wait until the condition holds; fail after `within_s` seconds."""
-    deadline = time.monotonic() + within_s
+    deadline, pause_s = time.monotonic() + within_s, 0.002
     while True:
         result = condition()
         if isinstance(result, Awaitable):
@@ -22,12 +23,18 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], within
         if result:
             return
         assert time.monotonic() < deadline, "the condition did not hold in time"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause_s)
+        pause_s = min(1.3 * pause_s, 0.02)
 
 
 ADMIN_TOKEN = "the-admin-token-of-tests"
 AS_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 """Headers of a request of the operator to a service with this token."""
+
+
+def examples(count: int) -> int:
+    """Return how many examples Hypothesis tries; `make faults` tries more."""
+    return count * int(os.environ.get("TEST_EXAMPLES", "1"))
 
 
 class Clock:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from support import examples
 
 from imagegen.images.sniff import MAX_PARTS, MAX_SIDE, ImageChecker, NotAnImage, sniff
 from imagegen.images.store import VerifiedImage
@@ -116,7 +117,7 @@ def test_bytes_after_the_image_are_cut(name: str) -> None:
         assert image.sha256 == hashlib.sha256(data).hexdigest()
 
 
-QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=examples(30))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -78,10 +78,11 @@ class Answer:
 
 def eventually(look: Callable[[], _Found], within_s: float = 10.0) -> _Found:
     """Return the result of `look` once it is true; fail after `within_s` seconds."""
-    deadline = time.monotonic() + within_s
+    deadline, pause_s = time.monotonic() + within_s, 0.005
     while not (match := look()):
         assert time.monotonic() < deadline, f"it did not come true within {within_s:g} s"
-        time.sleep(0.01)
+        time.sleep(pause_s)
+        pause_s = min(1.2 * pause_s, 0.05)  # a request costs the service and this process more than a pause
     return match
 
 

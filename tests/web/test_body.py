@@ -14,6 +14,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from imagegen.errors import ApiError, BadRequest, BodyTimeout, BodyTooLarge, InvalidJson, UnsupportedMediaType
 from imagegen.web.http.body import parse_object, read_body
@@ -130,7 +131,7 @@ _values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), _values, max_size=4), st.booleans())
 def test_every_valid_object_parses_like_the_standard_library(value: dict[str, Any], ascii_only: bool) -> None:
     assert parse_object(json.dumps(value, ensure_ascii=ascii_only).encode()) == value

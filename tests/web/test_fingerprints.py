@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from support import examples
 from yarl import URL
 
 from imagegen.providers import a1111, openai, together
@@ -110,7 +111,7 @@ def on_v1(body: Mapping[str, Any], extra: Mapping[str, Any]) -> GenerationReques
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     BODIES,
     BODIES | some.none(),
