@@ -30,6 +30,7 @@ from imagegen.queue.verbs.renew import renew
 from imagegen.queue.verbs.replace_checkpoint import ReplaceCheckpoint
 from imagegen.queue.verbs.requeue import RequeueResult, check_requeue, requeue
 from imagegen.queue.verbs.reserve_more import Extension, ExtensionReply, reserve_more
+from imagegen.queue.verbs.restore_budgets import restore_budgets
 from imagegen.queue.verbs.restore_claims import RestoredClaim, restore_claims
 from imagegen.queue.verbs.restore_results import RestoredResult, restore_results
 from imagegen.queue.verbs.retire import retire
@@ -172,6 +173,9 @@ class QueueVerbs:
         return await read.read_checkpoints(self._context, task_ids)
 
     # Recovery of lost data
+
+    async def restore_budgets(self) -> int:
+        return await restore_budgets(self._context)
 
     async def restore_claims(self, consumer: str, claims: Sequence[Claim]) -> list[RestoredClaim]:
         return await restore_claims(self._context, consumer, claims)

@@ -174,6 +174,8 @@ class Recovery:
         if self._publish:
             self._notifier.publish("lost")
         await self._verbs.create_group()
+        if await self._verbs.restore_budgets():
+            logger.warning("Redis lost a part of the budgets; they hold what this instance last saw, or more")
         running, lost = await self.restore_claims(list(self._dispatcher.held.values()))
         for claim in lost:
             self._dispatcher.abandon(claim)

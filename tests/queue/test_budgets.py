@@ -309,3 +309,26 @@ async def test_budgets_expire_some_days_later(one) -> None:
     key = one.keys.budgets(day_of(one.client_queue.clock()))
     assert 7 * 86_400 < await one.connection.commands.ttl(key) <= 8 * 86_400
     await eventually(lambda: one.verbs.budgets.used(day_of(one.client_queue.clock()), TOTAL) == PRICE)
+
+
+async def test_budgets_that_redis_has_lost_are_written_back(one) -> None:
+    limited(one, (TOTAL, 3 * PRICE), (KEY, 9 * PRICE))
+    (claim, _) = await started(one, "a", "b")
+    await one.verbs.restore_budgets()
+    assert await used(one) == 2 * PRICE
+    key = one.keys.budgets(day_of(one.client_queue.clock()))
+    await one.connection.commands.delete(key)
+    assert await one.verbs.restore_budgets() == 1
+    assert (await used(one), await used(one, KEY)) == (2 * PRICE, 2 * PRICE)
+    assert await one.connection.commands.ttl(key) > 0
+    await end(one, claim, claim.cost.unpaid(), State.FAILED)
+    assert await one.verbs.restore_budgets() == 0
+    assert (await used(one), await used(one, KEY)) == (PRICE, PRICE)
+
+
+async def test_a_finish_after_a_total_loss_takes_nothing_back(one) -> None:
+    (claim,) = await started(one, "a")
+    await one.connection.commands.delete(one.keys.record(claim.task.id), one.keys.stream)
+    await one.verbs.create_group()
+    await end(one, claim, claim.cost.unpaid(), State.FAILED)
+    assert await used(one) == PRICE

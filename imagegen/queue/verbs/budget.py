@@ -77,6 +77,11 @@ class BudgetValues:
         self.on_change: Callable[[], None] = lambda: None
         self.on_refused: Callable[[str], None] = lambda _client: None
 
+    @property
+    def days(self) -> tuple[int, ...]:
+        """Days of which values were seen."""
+        return tuple(self._days)
+
     def used(self, day: int, slot: int) -> int:
         """Return what a budget held when it was last seen, reserved and charged; 0 if it was never seen."""
         return self.seen(day)[1].get(slot, 0)
