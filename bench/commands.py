@@ -98,6 +98,16 @@ def burst(count: int) -> Doing:
     return doing
 
 
+def under_budgets(doing: Doing) -> Doing:
+    """Return the work with a budget of all clients and one of their key, which never end."""
+
+    async def limited(room: QueueInstance, work: Work) -> None:
+        room.client_queue.limits_of = lambda _client: ((0, 10**12), (1, 10**12))
+        await doing(room, work)
+
+    return limited
+
+
 def reads(count: int) -> Doing:
     async def doing(room: QueueInstance, work: Work) -> None:
         submission = submissions(1)[0]
@@ -132,11 +142,13 @@ def in_process(options: Options) -> list[Row]:
     one = less(*asyncio.run(trickled(count, every_s)), count)
     with RedisServer() as server:
         load = less(asyncio.run(counted(server, burst(many))), {}, many)
+        budgeted = less(asyncio.run(counted(server, under_budgets(burst(many)))), {}, many)
         own = asyncio.run(counted(server, reads(0)))
         read = less(asyncio.run(counted(server, reads(many_reads))), own, many_reads)
     return [
         Row(f"task, trickle ({count}, one every {every_s:g} s; idling taken off)", one),
         Row(f"task, load ({many} at once)", load),
+        Row(f"on top: two budgets, load ({many})", less(budgeted, load), 1.1),
         Row(f"status read of a finished task ({many_reads}; its own task taken off)", read),
     ]
 
@@ -180,11 +192,14 @@ def on_top(options: Options) -> list[Row]:
             plain = over_http(server, one.port, count, "plain")
             hooked = over_http(server, one.port, count, "hooked", webhook=f"{url}/hook")
             keyed = over_http(server, one.port, count, "keyed", Idempotency_Key="key-{}")
+        with instances(1, settings | {"BUDGET_DAILY_USD": "1000"}) as (server, (one,)):
+            budgeted = over_http(server, one.port, count, "budgeted")
         with instances(2, settings) as (server, (first, _)):
             shared = over_http(server, first.port, count, "shared")
     return [
         Row(f"on top: webhook ({count})", less(hooked, plain), 3),
         Row(f"on top: Idempotency-Key ({count})", less(keyed, plain), 1),
+        Row(f"on top: a budget, trickle ({count})", less(budgeted, plain), 1.5),
         Row(f"on top: a second instance, each task ({count})", less(shared, plain), 2),
     ]
 

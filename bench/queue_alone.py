@@ -8,12 +8,15 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from imagegen.memory_tuning import tune_gc
 from imagegen.queue.claim import StartResult
 from imagegen.queue.client_queue import Submission
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
 from imagegen.redis_client.connection import Connection
 from imagegen.tasks import transitions
+from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import RequestFamily, ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
@@ -26,7 +29,8 @@ WARM_UP = 200
 _PICTURE = (StoredImage(0, "image/png", 1, 512, 512, "a" * 64),)
 _TTL_S = 600.0
 _numbers = itertools.count()
-_IDENTITY = TaskIdentity("together", "m", {}, None)
+_PRICE_MICRO_USD = 708
+_IDENTITY = TaskIdentity("together", "m", {}, None, estimate=lambda _request: Cost(_PRICE_MICRO_USD))
 
 
 def submissions(count: int) -> list[Submission]:
@@ -59,6 +63,8 @@ class Work:
             self.started_at[claim.task.id] = time.perf_counter()
             if self.takes_s:
                 await asyncio.sleep(self.takes_s)
+            if claim.cost.slots:  # a budget holds it
+                claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.paid(_PRICE_MICRO_USD))
             await claims.finish(claim, transitions.completed(claim.task, _PICTURE, (), now=time.time(), ttl_s=_TTL_S))
             self.finished += 1
             if self.finished >= self._wanted:
