@@ -22,7 +22,7 @@ WIDTH, HEIGHT, COLUMNS = 8, 8, 24
 ROWS = {
     "Tasks": r"submits|tasks_total|wait_|attempt_|takeovers|dead_letters|images?_|thumbnails",
     "Queue": r"queue|tasks|attempts|loops|waiters|instances|parked|lines?|fair",
-    "Money and keys": r"budget|spent|cost|usd|key|ledger|usage|alert|ambiguous|open_tasks",
+    "Money and keys": r"budget|spent|saved|cost|usd|key|ledger|usage|alert|ambiguous|open_tasks|unauthorized",
     "Provider": r"upstream|channel|provider",
     "Redis and image store": r"redis|store",
     "HTTP": r"http|refused|cross",
@@ -30,10 +30,10 @@ ROWS = {
 }
 """Rows with the beginnings of the names of their metrics, without `imagegen_`; the first match counts."""
 
-OF_THE_QUEUE = ("queue_", "instances", "redis_commands_month_projected", "budget", "line", "open_tasks")
+OF_THE_QUEUE = ("queue_", "instances", "redis_commands_month_projected", "budget")
 """Beginnings of the gauges that each instance reports for all of them."""
 
-RARE = r"takeovers|dead_letters|ambiguous|redis_records_vanished|redis_written_back|alerts|keys_refused|refused"
+RARE = r"takeovers|dead_letters|ambiguous|redis_records|redis_written|alerts|unauthorized|refused|spent|saved"
 """Beginnings of the counters that are shown as events in an hour, since their rate is nearly 0."""
 
 UNITS = {"_seconds": "s", "_bytes": "bytes", "_usd": "currencyUSD", "_dollars": "currencyUSD"}
