@@ -304,9 +304,9 @@ def _rules(name: str, limit: int, window_s: float) -> tuple[_Rule, ...]:
 
 def _by_rule(rules: _Rules, states: Sequence[LimitState]) -> Sequence[LimitState]:
     """Return the strictest state of each rule. states: of the windows of all rules, of as many networks each."""
-    count = len(states) // max(len(rules), 1)
-    if count <= 1:
+    if len(states) == len(rules):
         return states
+    count = len(states) // len(rules)
     parts = (states[start : start + count] for start in range(0, len(states), count))
     return [max(part, key=lambda state: (state.retry_s, -state.remaining)) for part in parts]
 
@@ -315,7 +315,8 @@ def _add_states(request: web.Request, rules: _Rules, states: Sequence[LimitState
     budget = request.get(_BUDGET)
     if budget is None:
         request[_BUDGET] = budget = {}
-    budget.update(zip(rules, states, strict=True))
+    for rule, state in zip(rules, states):  # noqa: B905 - of the same length, and `strict` takes time
+        budget[rule] = state
 
 
 def _refuse(request: web.Request, _exceeded: object) -> NoReturn:

@@ -69,15 +69,17 @@ class MemoryRateLimitStore:
 
     def hit_sync(self, windows: Sequence[Window], cost: int) -> list[LimitState]:
         """Return the same without waiting, so nothing comes between the look and the spending."""
-        now = self._clock()
-        logs = [(window, self._hits(window, now)) for window in windows]
-        refusals = [hits.retry_s(window, cost, now) for window, hits in logs]
-        if cost and not any(refusals):
-            for window, hits in logs:
+        now, logs, passes = self._clock(), [], True
+        for window in windows:
+            hits = self._hits(window, now)
+            retry_s = hits.retry_s(window, cost, now)
+            passes = passes and not retry_s
+            logs.append((window, hits, retry_s))
+        if cost and passes:
+            for window, hits, _ in logs:
                 hits.add(window, cost, now)
         return [
-            LimitState(window.limit - hits.spent, hits.reset_s(window, now), retry_s)
-            for (window, hits), retry_s in zip(logs, refusals, strict=True)
+            LimitState(window.limit - hits.spent, hits.reset_s(window, now), retry_s) for window, hits, retry_s in logs
         ]
 
     def refund(self, windows: Sequence[Window], cost: int) -> None:
