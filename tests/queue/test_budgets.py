@@ -16,6 +16,7 @@ from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.verbs.budget import Limits
 from imagegen.queue.verbs.finish import finish_item
 from imagegen.queue.verbs.submit import submit_item
+from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_of
 from imagegen.tasks.family import ReusedImages
@@ -25,6 +26,7 @@ from imagegen.tasks.task import State, TaskError
 PRICE = 700
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 TOTAL, KEY = 0, 7
+LIMITS: Limits = ((TOTAL, 3 * PRICE),)
 FAULT = TaskError("upstream_error", "no", retryable=True)
 
 
@@ -332,3 +334,22 @@ async def test_a_finish_after_a_total_loss_takes_nothing_back(one) -> None:
     await one.verbs.create_group()
     await end(one, claim, claim.cost.unpaid(), State.FAILED)
     assert await used(one) == PRICE
+
+
+async def test_budgets_of_another_type_are_moved_aside(one) -> None:
+    key = one.keys.budgets(day_of(one.client_queue.clock()))
+    await one.connection.commands.lpush(key, "foreign")
+    (task,) = await put(one, "a")
+    assert task.cost.reserved == PRICE
+    assert await used(one) == PRICE
+    assert await one.connection.commands.exists(f"{key}:aside")
+
+
+async def test_a_submit_that_fails_half_way_reserves_nothing(one) -> None:
+    await one.connection.commands.delete(one.keys.stream)
+    await one.connection.commands.set(one.keys.stream, "foreign")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await one.verbs.submit(submit_item(one.client_queue._task(priced("a"), (), LIMITS), limits=LIMITS))
+    assert await used(one) == 0
+    (task,) = await put(one, "a")
+    assert (task.cost.reserved, await used(one)) == (PRICE, PRICE)

@@ -12,6 +12,9 @@ IMAGE_USD = 0.000708
 """Of FLUX.1-schnell at 512 x 512: 0.0027 dollars a megapixel."""
 
 
+ADMIN_TOKEN = "an-admin-token-of-a-test"
+
+
 def usd(images: int) -> str:
     return f"{images * IMAGE_USD:.6f}"
 
@@ -54,6 +57,23 @@ def test_submits_over_the_budget_are_refused_and_what_is_there_stays_free(limite
     part = service.submit(prompt="two", n=1)
     assert (part.status, part.json["cost"]) == (200, cost(0.0, 0.0, IMAGE_USD))
     assert service.submit(prompt="two", n=3).error == (402, "budget_exceeded")
+
+
+def test_a_key_has_its_own_budget_and_shares_that_of_all(limited) -> None:
+    service = limited(3, ADMIN_TOKEN=ADMIN_TOKEN)
+
+    def key(name: str, **limits: object) -> dict[str, str]:
+        admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        answer = service.request("POST", "/api/admin/keys", {"name": name, **limits}, headers=admin)
+        assert answer.status == 201, answer.body
+        return {"Authorization": f"Bearer {answer.json['secret']}"}
+
+    def status(prompt: str, headers: dict[str, str]) -> int:
+        return service.request("POST", "/api/images/generate", {"prompt": prompt}, headers=headers).status
+
+    small, large = key("small", dailyUsd=1.5 * IMAGE_USD), key("large", dailyUsd=100 * IMAGE_USD)
+    assert [status(f"small {number}", small) for number in range(2)] == [202, 402]
+    assert [status(f"large {number}", large) for number in range(3)] == [202, 202, 402]
 
 
 def test_what_was_certainly_not_paid_is_given_back(limited) -> None:

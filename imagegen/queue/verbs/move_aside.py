@@ -11,6 +11,7 @@ from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.dead_letter import DEAD_LETTERS_TTL_S
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.tasks.cost import day_of
 
 _SCRIPT = load_script(__package__, "move_aside")
 
@@ -21,6 +22,7 @@ _Args = TypeVarTuple("_Args")
 async def move_aside(context: VerbContext) -> None:
     """Rename shared keys of another type, and report them."""
     types = {context.keys.stream: "stream", context.keys.outbox: "zset", context.keys.dead_letters: "list"}
+    types[context.keys.budgets(day_of(context.connection.clock()))] = "string"
     keys = [name for key in types for name in (key, f"{key}:aside")]
     moved = await context.run(_SCRIPT, keys, [DEAD_LETTERS_TTL_S, *types.values()])
     context.count("other", 1 + len(types) + 2 * len(moved))  # TYPE for each; RENAME and EXPIRE for the moved ones

@@ -111,9 +111,19 @@ local function submit(i)
 end
 
 local results = {}
-for i = 1, count do
-  results[i] = submit(i)
-  if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
+local function submit_all()
+  for i = 1, count do
+    results[i] = submit(i)
+    if results[i][2] == '' then take_back(i) else capacity = capacity - 1 end
+  end
 end
-if days > 0 then settle(redis.call, budgets, budget_life, ended) end
+
+if days == 0 then
+  submit_all()
+else
+  local done, fault = pcall(submit_all)
+  for i = #results + 1, count do take_back(i) end -- none, unless a command failed
+  settle(redis.call, budgets, budget_life, ended)
+  if not done then error(fault) end
+end
 return {depth, results, budget_reply, push_parked()}
