@@ -64,6 +64,7 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.embedded import EmbeddedRedis
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
+from imagegen.start_checks import check_exposure
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.tasks.task import Task
@@ -198,6 +199,8 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     queue = open_queue(app[CONNECTION], config, instance=instance)
     app[QUEUE] = queue
     app[KEY_STORE] = await open_key_store(queue, app[GUARD], app[SUPERVISOR])
+    ring = app[GUARD].ring  # before the pool starts, so that no call is paid for and lost
+    check_exposure(settings, has_keys=ring.has_keys or not ring.is_loaded)
     app[LINKS] = create_links(settings, queue, app[SUPERVISOR], lambda: app[GUARD].needs_keys)
     app[SIGNING] = OperatorSecret(settings.webhook_secret, settings.webhook_sign_hosts, app[LINKS].is_on)
     if settings.rate_limit_store == "redis":

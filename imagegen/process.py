@@ -43,8 +43,6 @@ async def serve(settings: Settings) -> int:
     runner = ImagegenRunner(app, max_connections=cap)
     try:
         await runner.setup()
-        ring = app[GUARD].ring
-        start_checks.check_exposure(settings, has_keys=ring.has_keys or not ring.is_loaded)
         tune_gc()
         tune_malloc()
         await ListeningSite(runner, sockets, runner.connections).start()
@@ -52,14 +50,15 @@ async def serve(settings: Settings) -> int:
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
         app[ADMIN_TOKEN].log_place()
-        exposed = asyncio.create_task(_until_exposed(ring, settings))
+        exposed = asyncio.create_task(_until_exposed(app[GUARD].ring, settings))
         ends = [exposed, *map(asyncio.create_task, (app[SUPERVISOR].failed.wait(), stop.wait()))]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if exposed.done():
-            start_checks.check_exposure(settings, has_keys=False)
+        is_exposed = exposed.done()
         for end in ends:
             end.cancel()
         await _drain(app, settings.drain_s, stop)
+        if is_exposed:
+            start_checks.check_exposure(settings, has_keys=False)
         return 0 if app[SUPERVISOR].alive else 1
     finally:
         await runner.cleanup()
