@@ -24,7 +24,7 @@ from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
-from imagegen.queue.task_lookup import newer_version_error
+from imagegen.queue.task_lookup import check_digest, newer_version_error
 from imagegen.queue.verbs.budget import Limits, LimitsOf
 from imagegen.queue.verbs.cancel import KnownProgress, cost_at
 from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
@@ -148,7 +148,7 @@ class ClientQueue:
         running = self._await_inflight_submit(submission.task_id)
         if running is not None:
             first = await running
-            _same_request(first.task, submission)
+            check_digest(first.task, submission.digest)
             return self._record_metric(
                 first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)
             )
@@ -270,7 +270,7 @@ class ClientQueue:
             cached = CacheResult.HIT
             if task is None or task.state is not State.COMPLETED:
                 return None
-        _same_request(task, submission)
+        check_digest(task, submission.digest)
         return SubmitResult(task, cached)
 
     async def _enqueue(
@@ -439,17 +439,10 @@ class ClientQueue:
             logger.bind(taskId=submission.task_id).error("Redis has another record under this task id: {}", answer.kind)
             raise InternalError
         _, task = decode_record(answer.existing)
-        _same_request(task, submission)
+        check_digest(task, submission.digest)
         self._task_cache.store_from_redis(task.id, task)
         return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)
 
 
 async def _do_nothing() -> None:
     return
-
-
-def _same_request(task: Task, submission: Submission) -> None:
-    """Raise InternalError if another request has the same id: MD5 is not trusted."""
-    if task.digest != submission.digest:
-        logger.bind(taskId=task.id).error("Two different requests have this id")
-        raise InternalError

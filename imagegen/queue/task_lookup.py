@@ -153,3 +153,10 @@ def newer_version_error(task_id: str) -> QueueUnavailable:
     """Return the error for a task of a newer version: after a retry the client reaches an instance that reads it."""
     logger.bind(taskId=task_id).info("A newer version of this service wrote this task")
     return QueueUnavailable(headers={"Retry-After": "2"})
+
+
+def check_digest(task: Task, digest: str) -> None:
+    """Raise InternalError if another request has the same id: MD5 is not trusted."""
+    if task.digest != digest:
+        logger.bind(taskId=task.id).error("Two different requests have this id")
+        raise InternalError
