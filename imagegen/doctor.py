@@ -34,6 +34,7 @@ class Finding(Struct, frozen=True):
 def check_all(settings: Settings, today: date) -> Iterator[Finding]:
     """Yield the findings about the settings, the data folder, who may call, the models and Redis."""
     yield from (Finding(line) for line in start_checks.warnings(settings))
+    yield from _fault_of(partial(start_checks.check_alert_webhook, settings))
     yield from _fault_of(partial(start_checks.check_data_dir, settings.data_dir))
     try:
         table = load_table(settings.provider, settings.models_file)

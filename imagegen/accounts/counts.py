@@ -54,7 +54,8 @@ class Counts(Struct, gc=False):
     def add(self, other: Counts) -> None:
         """Add the counts of another row."""
         for name in self.__struct_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            if more := getattr(other, name):
+                setattr(self, name, getattr(self, name) + more)
 
     def encode(self) -> str:
         """Return the stored form: the numbers with spaces between."""

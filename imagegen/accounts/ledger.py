@@ -7,7 +7,7 @@ has a number, and its writer's mark in the hash of a day is the last number that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from loguru import logger
 
@@ -69,9 +69,9 @@ class Ledger:
     def on_ended(self, final: Task) -> None:
         """Count a task that this instance ended: in the report of its mark, and its cost on the day of its budget."""
         number = report_number(final.counted_in) or self._marks.number
-        for day, counts in ended_counts(final).items():
-            self._row(number, day, final.client, final.model).add(counts)
-            self.total.add(counts)
+        add_end(final, lambda day: self._row(number, day, final.client, final.model))
+        if final.cost:
+            self.total.spent += final.cost.charged
 
     async def write_forever(self) -> None:
         """Write the counts, at most once in an interval."""
@@ -150,24 +150,23 @@ class Ledger:
         return model
 
 
-def ended_counts(final: Task) -> dict[int, Counts]:
-    """Return what the end of a task adds to the rows of its client and model, by day.
+def add_end(final: Task, row_of: Callable[[int], Counts]) -> None:
+    """Add the end of a task to the rows of its client and model, and its cost to the row of its budget's day.
 
-    Its money counts on the day of the budgets that hold it, its end on the day when it came.
+    row_of: returns the row of a day.
     """
     ended_on = int((final.finished_at or 0.0) // DAY_S)
-    counts = Counts()
-    match final.state:
-        case State.COMPLETED:
-            counts.completed = 1
-            counts.images = sum(not image.reused for image in final.images)
-        case State.FAILED:
-            counts.failed = 1
-        case State.CANCELLED:
-            counts.cancelled = 1
-    usage = {ended_on: counts}
-    if final.cost is not None and final.cost.charged:
-        money = Counts(spent=final.cost.charged, ambiguous=final.cost.unsure)
-        paid_on = final.cost.day or ended_on
-        usage.setdefault(paid_on, Counts()).add(money)
-    return usage
+    row = row_of(ended_on)
+    if final.state is State.COMPLETED:
+        row.completed += 1
+        row.images += sum([not image.reused for image in final.images])
+    elif final.state is State.FAILED:
+        row.failed += 1
+    else:
+        row.cancelled += 1
+    cost = final.cost
+    if cost is not None and cost.charged:
+        if cost.day and cost.day != ended_on:
+            row = row_of(cost.day)
+        row.spent += cost.charged
+        row.ambiguous += cost.unsure

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from loguru import logger
 
 from imagegen.accounts.counts import Counts, RowName, Rows, Usage
-from imagegen.accounts.ledger import Ledger, ended_counts
+from imagegen.accounts.ledger import Ledger, add_end
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.queue.end_marks import report_number, writer_name, writer_of
 from imagegen.queue.instance import QueueInstance
@@ -21,6 +22,7 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.redis_client.connection import Connection
 from imagegen.supervisor import Supervisor
+from imagegen.tasks.task import Task
 
 SURE_DEAD_S = 65.0
 """A consumer that is alive reads at least every 57 s, and is in the group again then."""
@@ -70,10 +72,7 @@ class LedgerRecovery:
             return
         ended: dict[str, dict[int, Usage]] = {writer: {} for writer in writers}
         async for task in self._tasks.counted_by(writers):
-            by_day = ended[writer_of(task.counted_in)]
-            for day, counts in ended_counts(task).items():
-                rows = by_day.setdefault(day, {}).setdefault(report_number(task.counted_in), {})
-                rows.setdefault(RowName(task.client, task.model), Counts()).add(counts)
+            add_end(task, partial(_row, ended[writer_of(task.counted_in)], task))
         for writer, instance in writers.items():
             for day, reports in ended[writer].items():
                 await self._add(writer, instance, day, reports)
@@ -92,6 +91,12 @@ class LedgerRecovery:
         if before == mark:
             ended = sum(counts.completed + counts.failed + counts.cancelled for counts in missing.values())
             logger.info("Counted {} tasks in the usage report that {} had ended before it died", ended, instance)
+
+
+def _row(by_day: dict[int, Usage], task: Task, day: int) -> Counts:
+    """Return the row of a task's client and model in the report of its mark, by day."""
+    rows = by_day.setdefault(day, {}).setdefault(report_number(task.counted_in), {})
+    return rows.setdefault(RowName(task.client, task.model), Counts())
 
 
 @asynccontextmanager

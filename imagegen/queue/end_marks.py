@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 
 from msgspec.structs import replace
@@ -51,20 +49,27 @@ class EndMarks:
         self.number = 1
         self.on_ended: Callable[[Task], None] = lambda _task: None
         self._ends = count(1)
-        self._open: Counter[int] = Counter()
+        self._open: dict[int, int] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
-    @contextmanager
-    def marked(self, final: Task) -> Iterator[Task]:
-        """Yield a final task with its mark; its report stays open within the block."""
+    def marked(self, final: Task) -> _OpenEnd:
+        """Return a context with the marked final task; its report stays open within the block."""
+        return _OpenEnd(self, final)
+
+    def open_end(self, final: Task) -> tuple[Task, int]:
+        """Open the present report for an end. Return the marked task, and the number for `close_end`."""
         number = self.number
-        self._open[number] += 1
-        try:
-            yield replace(final, counted_in=f"{self.writer}-{number}-{next(self._ends)}")
-        finally:
-            self._open[number] -= 1
-            if not self._open[number]:
-                del self._open[number]
+        self._open[number] = self._open.get(number, 0) + 1
+        return replace(final, counted_in=f"{self.writer}-{number}-{next(self._ends)}"), number
+
+    def close_end(self, number: int) -> None:
+        """Close a report for one end."""
+        left = self._open[number] - 1
+        if left:
+            self._open[number] = left
+        else:
+            del self._open[number]
+            if self._waiters:
                 self._wake()
 
     def begin_next(self, at_least: int = 0) -> int:
@@ -91,3 +96,20 @@ class EndMarks:
                 self._waiters.append((number, waiter))
             else:
                 waiter.set_result(None)
+
+
+class _OpenEnd:
+    """Context of one end. A class, since a generator takes twice as long."""
+
+    __slots__ = ("_final", "_marks", "_number")
+
+    def __init__(self, marks: EndMarks, final: Task) -> None:
+        self._marks = marks
+        self._final = final
+
+    def __enter__(self) -> Task:
+        marked, self._number = self._marks.open_end(self._final)
+        return marked
+
+    def __exit__(self, *_: object) -> None:
+        self._marks.close_end(self._number)

@@ -14,10 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from loguru import logger
+from redis.exceptions import ResponseError
 from standardwebhooks import Webhook as Verifier
 from support import AS_ADMIN, eventually
 
-from imagegen.accounts import budget_watch
+from imagegen.accounts import alert_sources, budget_watch
 from imagegen.accounts.alerts import Alerts
 from imagegen.app import ALERT_DELIVERIES, ALERTS, CONNECTION, LEDGER, QUEUE, STORE, SUPERVISOR
 from imagegen.metrics import Meter
@@ -187,3 +188,24 @@ async def test_budgets_warn_at_80_and_100_percent_once_over_all_instances(
         await service.app[LEDGER].write()
     usage = await (await later.get("/api/usage?by=key", headers=AS_ADMIN)).json()
     assert [(row["key"], row["spent"], row["ambiguous"]) for row in usage["rows"]] == [("ann", limit, 0)]
+
+
+async def test_redis_that_refuses_commands_or_is_away_for_long_is_an_alert(
+    start_service, receiver: Receiver, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alert_sources, "REDIS_OUTAGE_S", 0.1)
+    refusing, away = [await start_service(**settings) for _ in range(2)]
+    refusing.app[CONNECTION].health.failed(ResponseError("OOM command not allowed when used memory > 'maxmemory'"))
+    health = away.app[CONNECTION].health
+    health.failed(ConnectionError())
+    health.succeeded()
+    await asyncio.sleep(0.2)
+    assert [event["data"]["cause"] for event in receiver.events()] == ["Redis refuses commands"], (
+        "a short outage is none"
+    )
+    health.failed(ConnectionError())
+    while len(receiver.received) < 2:
+        health.failed(ConnectionError())
+        await asyncio.sleep(0.01)
+    causes = {(event["type"], event["data"]["store"], event["data"]["cause"]) for event in receiver.events()}
+    assert ("store.unavailable", "queue", "Redis does not answer") in causes
