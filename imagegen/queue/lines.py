@@ -183,6 +183,7 @@ class ClientLines:
             self._submitting[client] -= 1
             if self._submitting[client] <= 0:
                 del self._submitting[client]
+                self._doubt_if_idle(client)
 
     def submitted(self, task: Task) -> None:
         """Count a task that was submitted here into the stream."""
@@ -197,8 +198,11 @@ class ClientLines:
         line.pushed(task_ids, length)
         if length == len(task_ids):
             self.on_begun(client)
-            if not self._submitting[client] and not self.in_stream(client):
-                self.on_doubt(client)
+            self._doubt_if_idle(client)
+
+    def _doubt_if_idle(self, client: str) -> None:
+        if client in self._lines and not self._submitting.get(client) and not self.in_stream(client):
+            self.on_doubt(client)
 
     # Ends
 
@@ -218,8 +222,12 @@ class ClientLines:
         if moved.is_empty:
             self._forget(client)
 
-    def ended_unseen(self, client: str) -> None:
-        """Note that a task of a client left the stream, and its line was not passed to the script."""
+    def ended(self, task: Task, *, is_line_moved: bool) -> None:
+        """Note that a task left the stream; is_line_moved: whether its script had the line of its client."""
+        client = task.client
+        self._in_stream.get(client, {}).pop(task.id, None)
+        if is_line_moved:
+            return
         if client in self._lines:
             self.on_doubt(client)
         else:

@@ -92,7 +92,7 @@ async def _run(
         context.count("cancel", 2)
         return None
     existing, log, count, budgets, line_rows = row
-    context.count("cancel", record_moves(lines, line_rows, [final.client] if existing == b"" else []))
+    context.count("cancel", record_moves(lines, line_rows, [final] if existing == b"" else []))
     return existing, log, count, budgets
 
 

@@ -66,11 +66,11 @@ def as_stored(final: Task, reply: FinishReply) -> Task:
     return with_delivery_log(final, reply.delivery_log)
 
 
-def record_moves(lines: ClientLines, rows: Sequence[Any], ended: Sequence[str]) -> int:
+def record_moves(lines: ClientLines, rows: Sequence[Any], ended: Sequence[Task]) -> int:
     """Record what a script did to lines, and return how many commands that were.
 
     rows: for each line its client, and what `move` of lines.lua returned.
-    ended: clients of the tasks that left the stream.
+    ended: tasks that left the stream.
     """
     commands, clients = 0, set[str]()
     for name, *row in rows:
@@ -78,9 +78,9 @@ def record_moves(lines: ClientLines, rows: Sequence[Any], ended: Sequence[str]) 
         lines.left(client, moved)
         clients.add(client)
         commands += moved.commands
-    for client in ended:
-        if client and client not in clients:
-            lines.ended_unseen(client)
+    for task in ended:
+        if task.client:
+            lines.ended(task, is_line_moved=task.client in clients)
     return commands
 
 
@@ -116,7 +116,7 @@ class Finish:
     def _decode(self, items: list[FinishItem], results: list[Any]) -> list[FinishReply]:
         ((rows, budgets, line_rows),) = results
         replies = [FinishReply(*row) for row in rows]
-        ended = [item.final.client for item, reply in zip(items, replies, strict=True) if not reply.existing]
+        ended = [item.final for item, reply in zip(items, replies, strict=True) if not reply.existing]
         cost = self._context.budgets.learn(budgets) + record_moves(self._lines, line_rows, ended)
         self._context.count("finish", 2 + 2 * len(items) + cost)  # XACK; XDEL and SET (or GET) for each task
         logs = sum(bool(reply.delivery_log) for reply in replies)
