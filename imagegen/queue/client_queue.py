@@ -237,15 +237,8 @@ class ClientQueue:
                 await self.refresh_positions()
             except QueueUnavailable:
                 logger.debug("The waiting line can't be read now")
-        position = await self._position_in_line(task) if task.entry_id == PARKED else None
+        position = await self._mover.position(task, len(line)) if task.entry_id == PARKED else None
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
-
-    async def _position_in_line(self, task: Task) -> int:
-        try:
-            await self._mover.read_unseen(task.client)
-        except QueueUnavailable:
-            logger.debug("The line of a client can't be read now")
-        return self._lines.position(task, len(self._estimates.line))
 
     async def refresh_positions(self) -> None:
         """Read which entries wait. Raises QueueUnavailable."""

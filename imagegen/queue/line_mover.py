@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from loguru import logger
 from msgspec.structs import replace
 
-from imagegen.errors import ApiError
+from imagegen.errors import ApiError, QueueUnavailable
 from imagegen.queue.notifier import Message, ids_of
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_lookup import TaskLookup
@@ -216,12 +216,19 @@ class LineMover:
                 next_s = CHECK_S if listed.moved.moved else min(max(wait_s * 2, CHECK_S), MAX_CHECK_S)
                 self._check_later(listed.client, next_s)
 
-    async def read_unseen(self, client: str) -> None:
-        """Read the line of a client with a task in it if it is not in memory, now and then. Raises QueueUnavailable."""
-        now = time.monotonic()
+    async def position(self, task: Task, in_stream: int) -> int:
+        """Return the position of a task in a line, which is read now and then if it is not in memory.
+
+        in_stream: waiting entries.
+        """
+        client, now = task.client, time.monotonic()
         if not self._lines.has_line(client) and now - self._looked_at.get(client, -math.inf) > CHECK_S:
             self._looked_at[client] = now
-            await self.read([client])
+            try:
+                await self.read([client])
+            except QueueUnavailable:
+                logger.debug("The line of a client can't be read now")
+        return self._lines.position(task, in_stream)
 
     async def read_all(self) -> None:
         """Read all lines, for positions. Raises QueueUnavailable."""
