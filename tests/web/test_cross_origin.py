@@ -330,3 +330,12 @@ async def test_pages_have_more_headers_against_frames_and_devices(service: Clien
         assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert "Strict-Transport-Security" not in answer.headers
         assert "Server" not in answer.headers
+
+
+async def test_a_refusal_before_the_route_has_the_headers_of_every_answer(shop: Client) -> None:
+    for headers in ({"Origin": EVIL}, {"Host": "evil.example"}, {"Host": "a b"}):
+        answer = await shop.post(GENERATE, json={"prompt": "a"}, headers=headers)
+        assert answer.status in (400, 403)
+        assert answer.headers["X-Request-Id"] == (await answer.json())["requestId"]
+        assert (answer.headers["X-Content-Type-Options"], answer.headers["Vary"]) == ("nosniff", "Origin")
+        assert "Server" not in answer.headers
