@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -100,3 +101,12 @@ def test_one_file_imports_the_rate_limiter() -> None:
 
 def test_tasks_are_pure() -> None:
     assert {file for file in users(*IMPURE) if file.startswith("tasks/")} == set()
+
+
+def test_one_module_reads_the_task_id_of_a_path() -> None:
+    readers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if re.search(r"""(?:match_info|info)(?:\[|\.get\()["']task_id""", path.read_text(encoding="utf-8"))
+    }
+    assert readers == {"web/lookup.py"}, "a handler finds the task of its client by web/lookup.py"
