@@ -207,10 +207,9 @@ class KeyStore:
     async def _publish(self) -> None:
         """Publish that the keys changed. Instances without the channel poll."""
         message = orjson.dumps({"from": "", "kind": CHANGED})
-        try:
-            async with self._connection.deadline():
-                await self._connection.commands.publish(self._keys.notifications, message)
-        except RedisError as error:
+        try:  # without the guard of the connection: missing rights for the channel are no outage
+            await self._connection.commands.publish(self._keys.notifications, message)
+        except (RedisError, OSError, TimeoutError) as error:
             logger.debug("The change of the keys can't be published: {}", error)
         self._count(1)
 

@@ -23,7 +23,7 @@ from imagegen.redis_client.server_info import eviction_warning
 
 KINDS = ("stream", "text", "set", "list")
 
-COMMANDS = 41
+COMMANDS = 49
 """Commands that the script runs, with its own call."""
 
 

@@ -11,6 +11,7 @@ from emulator_fixtures import EmulatorProcess
 from redis import Redis
 from service.running import Service, at_once, eventually, run_to_its_end
 from service.topology import debian, packaged, port_of, server, url_of
+from support import ADMIN_TOKEN, AS_ADMIN
 
 StartService = Callable[..., Service]
 
@@ -108,6 +109,26 @@ def test_missing_channel_rights_are_logged_and_waiters_still_wake(
     for service in (one, two):
         assert service.log.count("not use the channel") == 1
         service.end()
+
+
+def test_keys_of_clients_reach_instances_that_have_no_channel(start_service: StartService, redis: Redis) -> None:
+    url = url_of(redis, "no-channels:word@")
+    one, two = (
+        start_service(REDIS_URL=url, REDIS_PREFIX="keys", RATE_LIMIT_MAX="0", ADMIN_TOKEN=ADMIN_TOKEN) for _ in range(2)
+    )
+    made = one.request("POST", "/api/admin/keys", {"name": "web"}, headers=AS_ADMIN)
+    assert made.status == 201
+    key = {"X-API-Key": made.json["secret"]}
+
+    def status() -> int:
+        return two.request("GET", "/api/images/x", headers=key).status
+
+    eventually(lambda: two.get("/api/images/x").status == 401, within_s=2)
+    assert status() == 404
+    assert one.request("DELETE", "/api/admin/keys/web", headers=AS_ADMIN).status == 200
+    assert one.request("POST", "/api/admin/keys", {"name": "other"}, headers=AS_ADMIN).status == 201
+    eventually(lambda: status() == 401, within_s=2)
+    assert "Redis can't be used" not in one.log
 
 
 def test_revoked_rights_are_an_outage_that_heals(
