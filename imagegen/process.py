@@ -12,7 +12,7 @@ from loguru import logger
 
 from imagegen import __version__, log, start_checks
 from imagegen.accounts.key_ring import KeyRing
-from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LIFECYCLE, QUEUE, SUPERVISOR, create_app
+from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.chosen_parts import call_slots
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
@@ -90,6 +90,7 @@ async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> N
     await app[DELIVERIES].drain(WEBHOOK_DRAIN_TIMEOUT_S)
     if alerts := app[ALERT_DELIVERIES]:
         await alerts.drain(ALERT_DRAIN_TIMEOUT_S)
+    await app[LEDGER].close()  # before the instance leaves: after that no other instance counts for it
     await app[LIFECYCLE].stop()
 
 

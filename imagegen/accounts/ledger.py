@@ -95,7 +95,11 @@ class Ledger:
 
     async def close(self) -> None:
         """Write the rest, if Redis answers in time."""
+        if not self.unwritten:
+            return
         try:
+            if self._connection.health.down_since is not None:
+                raise QueueUnavailable
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.write()
         except (QueueUnavailable, TimeoutError):
