@@ -158,6 +158,7 @@ class KeyStore:
             logger.warning("Redis lost changes of API keys; they are written back")
             flat = [part for pair in self._fields.items() for part in pair]
             await self._run(_RESTORE, [_version(self._fields), *flat], 3)
+            await self._publish()  # an instance that has just started may have read the lost state
             fields = await self._read()
         missing = [key.name for key in self.ring.fixed if _SLOT + key.name.encode() not in fields]
         if missing:

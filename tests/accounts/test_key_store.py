@@ -153,6 +153,19 @@ async def test_a_lost_database_is_written_back(make_store) -> None:
     assert (await other.create(ApiKey("b")))[0].slot == 3
 
 
+async def test_an_instance_that_starts_after_the_loss_gets_the_keys_back(make_store) -> None:
+    old = make_store(start=False)
+    _, secret = await old.create(ApiKey("a"))
+    await old.instance.connection.commands.delete(old.instance.keys.api_keys)
+    new, joined = make_store(), asyncio.Event()
+    new.instance.notifier.on_join.append(joined.set)
+    await joined.wait()
+    await eventually(lambda: new.ring.is_loaded)
+    assert not new.ring.has_keys
+    await old.refresh()
+    await eventually(lambda: accepts(new, secret))
+
+
 async def test_lost_changes_are_written_back(make_store) -> None:
     store = make_store(start=False)
     _, secret = await store.create(ApiKey("a"))
