@@ -14,7 +14,7 @@ from loguru import logger
 from imagegen.accounts.counts import DAY_S, Counts, RowName, Usage, add_usage
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.client_queue import CacheResult, Submission
+from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.queue.end_marks import EndMarks, report_number
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError, shown
@@ -52,19 +52,22 @@ class Ledger:
         self.lost = 0
         self.total = Counts()
 
-    def on_submitted(self, submission: Submission, cached: CacheResult) -> None:
-        """Count an accepted submit, and what a hit or a join has saved."""
+    def on_submitted(self, submission: Submission, submitted: SubmitResult) -> None:
+        """Count an accepted submit, and the savings of a hit, a join, or a task that has some of its images already."""
         row = self._row(self._marks.number, int(self._clock() // DAY_S), submission.client, submission.model)
         row.submitted += 1
         saved = (submission.cost.estimated or 0) if submission.cost else 0
-        if cached is CacheResult.HIT:
-            row.cached += 1
-            row.saved_by_cache += saved
-            self.total.saved_by_cache += saved
-        elif cached is CacheResult.COALESCED:
+        if submitted.cached is CacheResult.COALESCED:
             row.coalesced += 1
             row.saved_by_coalescing += saved
             self.total.saved_by_coalescing += saved
+            return
+        if submitted.cached is CacheResult.HIT:
+            row.cached += 1
+        else:
+            saved = submitted.task.cost.saved if submitted.task.cost else 0
+        row.saved_by_cache += saved
+        self.total.saved_by_cache += saved
 
     def on_ended(self, final: Task) -> None:
         """Count a task that this instance ended: in the report of its mark, and its cost on the day of its budget."""

@@ -173,7 +173,7 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
-    services.ledger.on_submitted(submission, submitted.cached)
+    services.ledger.on_submitted(submission, submitted)
     return submitted
 
 

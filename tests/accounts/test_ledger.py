@@ -17,14 +17,15 @@ from imagegen.accounts.counts import DAY_S, Counts, RowName, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
 from imagegen.accounts.ledger_recovery import LedgerRecovery
 from imagegen.accounts.usage_store import UsageStore
-from imagegen.queue.client_queue import CacheResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import TaskError
+from imagegen.tasks.task import Task, TaskError
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 TODAY = int(time.time() // DAY_S)
+NEW = SubmitResult(Task("a" * 32, 1, 1, "d", "m", b"{}", 1.0), CacheResult.MISS)
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Books:
     async def submit(self, name: object, *, client: str = "ann", model: str = "m", estimated: int = 100) -> CacheResult:
         sent = replace(submission(name), client=client, model=model, cost=Cost(estimated=estimated))
         result = await self.queue.client_queue.submit(sent)
-        self.ledger.on_submitted(sent, result.cached)
+        self.ledger.on_submitted(sent, result)
         return result.cached
 
     async def run(self, *, charged: int, unsure: int = 0, fails: bool = False, day: int = 0) -> None:
@@ -214,7 +215,7 @@ async def test_nothing_is_counted_for_an_instance_that_lives(make_books: MakeBoo
 async def test_models_that_clients_make_up_share_one_row(make_books: MakeBooks) -> None:
     books = make_books(start=False)
     for number in range(MAX_MODELS + 50):
-        books.ledger.on_submitted(replace(submission(number), model=f"m{number}"), CacheResult.MISS)
+        books.ledger.on_submitted(replace(submission(number), model=f"m{number}"), NEW)
     await books.ledger.write()
     rows = await books.rows()
     assert len(rows) == MAX_MODELS + 1
@@ -225,7 +226,7 @@ async def test_more_rows_than_one_command_takes_are_written_at_once(make_books: 
     books = make_books(start=False)
     for _ in range(2):
         for number in range(2500):
-            books.ledger.on_submitted(replace(submission(number), client=f"k{number}"), CacheResult.MISS)
+            books.ledger.on_submitted(replace(submission(number), client=f"k{number}"), NEW)
         await books.ledger.write()
     rows = await books.rows()
     assert len(rows) == 2500

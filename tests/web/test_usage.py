@@ -14,6 +14,9 @@ from support import AS_ADMIN
 
 from imagegen.web.ops.usage import prefers_csv
 
+PRICE = 708e-6
+"""Dollars of an image of 512 x 512."""
+
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
 
 
@@ -111,3 +114,26 @@ async def test_the_report_equals_the_ledger_of_the_upstream_to_the_cent(start_pa
     assert round(spent["spent"] * 1_000_000) == charged(json.loads(upstream.ledger.to_json())["calls"]) > 0
     assert spent["savedByCache"] > 0
     assert spent["completed"] + spent["failed"] >= 6
+
+
+async def test_what_a_key_saved_counts_for_it_where_tasks_are_shared(start_paid) -> None:
+    keys = {name: hashlib.sha256(f"the-secret-of-{name}".encode()).hexdigest() for name in ("ann", "bob")}
+    service = await start_paid(api_keys=keys, cache_scope="shared")
+
+    async def submit(key: str, count: int) -> None:
+        body, headers = (
+            {"prompt": "shared", "width": 512, "height": 512, "n": count},
+            {"X-API-Key": f"the-secret-of-{key}"},
+        )
+        response = await service.post("/api/images/generate?wait=30", json=body, headers=headers)
+        assert (await response.json())["status"] == "completed"
+
+    await submit("ann", 2)
+    await submit("bob", 2)
+    await submit("bob", 3)  # two of its images are there
+    rows = (await (await service.get("/api/usage?by=key", headers=AS_ADMIN)).json())["rows"]
+    names = ("submitted", "cached", "images", "spent", "savedByCache")
+    assert {row["key"]: tuple(row[name] for name in names) for row in rows} == {
+        "ann": (1, 0, 2, 2 * PRICE, 0),
+        "bob": (2, 1, 1, PRICE, 4 * PRICE),
+    }

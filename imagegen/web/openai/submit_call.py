@@ -102,7 +102,7 @@ class ClientCall:
             submission = self._submission(variant)
             submitted = await queue.submit(submission)
             if submitted.cached is CacheResult.MISS:
-                self._services.ledger.on_submitted(submission, submitted.cached)
+                self._services.ledger.on_submitted(submission, submitted)
                 return submitted.task
             lost = variant if queue.was_interrupted(submitted.task) else None
             if lost is None and not looked_up:
