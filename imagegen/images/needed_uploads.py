@@ -26,13 +26,15 @@ FindNeeded = Callable[[Collection[str]], Awaitable[Collection[str]]]
 class NeededUploads:
     """Uploads that the entries of unfinished tasks name, or that were submitted here a moment ago.
 
-    A look-up costs two commands for 500 unfinished tasks. It is made only when uploads are the oldest in a full store.
+    A look-up costs two commands for 500 unfinished tasks, and two for each line of tasks that wait for the stream. It
+    is made only when uploads are the oldest in a full store.
     """
 
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
-        self._stream = keys.stream
+        self._keys = keys
         self._find = load_script(__package__, "needed_uploads")
+        self._find_in_line = load_script(__package__, "uploads_in_line")
         self._submitted: dict[str, float] = {}
 
     def note(self, sha256: str) -> None:
@@ -47,7 +49,9 @@ class NeededUploads:
         """Return those of some uploads that are needed; all of them if Redis does not answer."""
         submitted = {sha256 for sha256 in uploads if self._submitted_just_now(sha256)}
         try:
-            return submitted | await self._in_stream(set(uploads) - submitted)
+            # Tasks move from lines to the stream meanwhile, so the stream is read last.
+            in_lines = await self._in_lines(set(uploads) - submitted)
+            return submitted | in_lines | await self._in_stream(set(uploads) - submitted - in_lines)
         except QueueUnavailable:
             return uploads
 
@@ -55,13 +59,29 @@ class NeededUploads:
         at = self._submitted.get(sha256)
         return at is not None and at > time.monotonic() - SUBMITTING_S
 
+    async def _in_lines(self, uploads: set[str]) -> set[str]:
+        if not uploads:
+            return set()
+        async with self._connection.deadline():
+            clients = await self._connection.commands.smembers(self._keys.lines)
+        self._connection.meter.redis_commands_sent("pictures", 1)
+        needed: set[str] = set()
+        for client in cast(set[bytes], clients):
+            async with self._connection.deadline():
+                names = await self._connection.commands.run_script(
+                    self._find_in_line, [self._keys.line(client.decode())], list(uploads)
+                )
+            self._connection.meter.redis_commands_sent("pictures", 2)
+            needed |= {name.decode() for name in cast(list[bytes], names)}
+        return needed
+
     async def _in_stream(self, uploads: set[str]) -> set[str]:
         needed: set[str] = set()
         last = ""
         while uploads:
             async with self._connection.deadline():
                 reply = await self._connection.commands.run_script(
-                    self._find, [self._stream], [last, PAGE_ENTRIES, *uploads]
+                    self._find, [self._keys.stream], [last, PAGE_ENTRIES, *uploads]
                 )
             self._connection.meter.redis_commands_sent("pictures", 2)
             next_id, found = cast(tuple[bytes, list[bytes]], reply)

@@ -244,6 +244,21 @@ async def test_uploads_that_tasks_need_are_not_added_to_without_end(
     await connection.close()
 
 
+async def test_an_upload_stays_while_its_task_waits_in_the_line_of_its_key(
+    open_uploads: OpenUploads, redis_url: str, prefix: str
+) -> None:
+    files = [noise(100) for _ in range(4)]
+    uploads = await open_uploads(store_bytes=int(2.5 * max(map(len, files))))
+    needed, _ = await uploads.save(in_pieces(files[0]))
+    connection, keys = Connection(redis_url), Keys(prefix)
+    await connection.commands.rpush(keys.line("a"), json.dumps({"task": needed.id}))
+    await connection.commands.sadd(keys.lines, "a")
+    for data in files[1:]:
+        await uploads.save(in_pieces(data))
+    assert await load(uploads, needed.id) == files[0]
+    await connection.close()
+
+
 async def test_an_upload_stays_while_its_task_is_being_submitted(open_uploads: OpenUploads) -> None:
     uploads = await open_uploads(store_bytes=int(2.5 * len(noise(100))))
     upload, _ = await uploads.save(in_pieces(noise(100)))
