@@ -38,7 +38,7 @@ test: $(DEV) servers ## run the tests, TEST_PROCESSES at once; ARGS='-k name' pa
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-unit: $(DEV) ## run the tests that do no I/O
-	$(BIN)/python -m pytest -q $$($(BIN)/python tests/tiers.py unit) $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $$($(BIN)/python tests/tiers.py unit) $(ARGS)
 
 coverage: $(DEV) servers ## run the tests and print their coverage, which must not fall below a minimum
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)

@@ -55,6 +55,7 @@ SLOW = (
     "service/test_edits.py",
     "service/test_images.py",
     "web/openai/test_npm_clients.py",
+    "test_words.py",
     "service/test_thumbnails.py",
     "service/test_silent_dns.py",
     "service/test_paid_images.py",
