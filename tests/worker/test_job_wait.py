@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 
 import pytest
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
+from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
+from imagegen.providers.model_table import ModelTable
 from imagegen.providers.protocol import Call, CallObserver, Reply
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.reply_details import ReplyDetails
@@ -144,3 +147,16 @@ async def test_a_cancelled_task_stops_the_polls(instance) -> None:
     assert task.state is State.CANCELLED
     await harness.drain(1)
     assert len(harness.provider.calls) == 1
+
+
+async def test_a_job_is_charged_once_when_it_is_collected_or_as_unsure_if_it_is_forgotten(instance) -> None:
+    pricing = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
+    harness = harness_of(instance, None, images(), None, loss(), job_wait_s=0.05, pricing=pricing)
+    claim = await harness.claim()
+    outcome = await harness.attempts.run(claim)
+    assert (claim.cost.calling, claim.cost.charged) == (700, 0)
+    assert isinstance(await run_again(harness, claim, outcome), Succeeded)
+    assert (claim.cost.calling, claim.cost.charged, claim.cost.unsure) == (0, 700, 0)
+    other = await harness.claim("b")
+    await run_again(harness, other, await harness.attempts.run(other))
+    assert (other.cost.calling, other.cost.charged, other.cost.unsure) == (0, 700, 700)
