@@ -353,3 +353,18 @@ async def test_a_submit_that_fails_half_way_reserves_nothing(one) -> None:
     assert await used(one) == 0
     (task,) = await put(one, "a")
     assert (task.cost.reserved, await used(one)) == (PRICE, PRICE)
+
+
+async def test_tasks_in_the_line_of_a_client_are_held_and_settled_as_others(make_instance) -> None:
+    one = limited(make_instance(start=False, window=1), (TOTAL, 3 * PRICE))
+    await one.verbs.create_group()
+    tasks = [(await one.client_queue.submit(priced(name, "client"))).task for name in "abc"]
+    with pytest.raises(BudgetExceeded):
+        await one.client_queue.submit(priced("d", "client"))
+    cancelled = await one.client_queue.cancel(tasks[1].id)
+    assert (cancelled.cost.charged, await used(one)) == (0, 2 * PRICE)
+    for charged in (PRICE - 1, PRICE):
+        (claim,) = await one.parts.leases.hold(await one.verbs.read_entries("i", 10, 0.01))
+        assert await one.worker_queue.start(claim) is StartResult.STARTED
+        await end(one, claim, claim.cost.paid(charged))
+    assert await used(one) == 2 * PRICE - 1
