@@ -145,9 +145,11 @@ class ClientQueue:
         cached_result = self._from_cache(submission)
         if cached_result is not None:
             return self._record_metric(cached_result)
-        running = self._await_inflight_submit(submission.task_id)
-        if running is not None:
-            first = await running
+        while (running := self._await_inflight_submit(submission.task_id)) is not None:
+            try:
+                first = await running
+            except BudgetExceeded:  # the budget of the first one, which may be another client's
+                continue
             check_digest(first.task, submission.digest)
             return self._record_metric(
                 first if first.cached is CacheResult.HIT else replace(first, cached=CacheResult.COALESCED)

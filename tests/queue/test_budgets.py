@@ -368,3 +368,16 @@ async def test_tasks_in_the_line_of_a_client_are_held_and_settled_as_others(make
         assert await one.worker_queue.start(claim) is StartResult.STARTED
         await end(one, claim, claim.cost.paid(charged))
     assert await used(one) == 2 * PRICE - 1
+
+
+async def test_a_submit_is_not_refused_by_the_budget_of_a_client_that_submits_the_same_at_once(one) -> None:
+    one.client_queue.limits_of = lambda client: (
+        (KEY if client == "poor" else KEY + 1, 0 if client == "poor" else PRICE),
+    )
+    clients = ("poor", "rich", "poor")
+    results = await asyncio.gather(
+        *(one.client_queue.submit(priced("a", client)) for client in clients), return_exceptions=True
+    )
+    assert isinstance(results[0], BudgetExceeded)
+    assert [result.cached for result in results[1:]] == [CacheResult.MISS, CacheResult.COALESCED]
+    assert (await used(one, KEY), await used(one, KEY + 1)) == (0, PRICE)
