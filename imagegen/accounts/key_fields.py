@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from imagegen.accounts.keys import NAME, ApiKey
@@ -56,8 +56,18 @@ def _pattern(text: str) -> str:
     return text
 
 
-_Duration = Annotated[str, BeforeValidator(_as_text), AfterValidator(_duration)]
-_PerMinute = Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE)]
+def _whole(value: object) -> object:
+    """Return a float without a fraction as an integer, which it is in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Duration = Annotated[
+    str,
+    BeforeValidator(_as_text),
+    AfterValidator(_duration),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0, "maximum": MAX_DURATION_S}]}),
+]
+_Count = Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE), BeforeValidator(_whole)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
 
 
@@ -74,13 +84,11 @@ class NewKeyFields(_Fields):
     daily_usd: (
         Annotated[float, Field(strict=True, ge=0, le=1e9, description="Budget of a UTC day in US dollars.")] | None
     ) = None
-    rate: Annotated[_PerMinute, Field(description="Requests a minute, in place of `RATE_LIMIT_MAX`.")] | None = None
+    rate: Annotated[_Count, Field(description="Requests a minute, in place of `RATE_LIMIT_MAX`.")] | None = None
     images_rate: (
-        Annotated[_PerMinute, Field(description="Generations a minute, in place of `IMAGE_RATE_LIMIT_MAX`.")] | None
+        Annotated[_Count, Field(description="Generations a minute, in place of `IMAGE_RATE_LIMIT_MAX`.")] | None
     ) = None
-    open_tasks: (
-        Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE, description="Unfinished tasks at once.")] | None
-    ) = None
+    open_tasks: Annotated[_Count, Field(description="Unfinished tasks at once.")] | None = None
     models: (
         Annotated[
             tuple[_Pattern, ...],

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from support import Clock
 
+from imagegen.accounts.key_fields import NewKeyFields, parse_fields
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.accounts.keys import (
     MAX_SECRETS,
@@ -19,6 +20,7 @@ from imagegen.accounts.keys import (
     new_secret,
     secret_digest,
 )
+from imagegen.errors import InvalidRequest
 
 
 def sha256(text: str) -> str:
@@ -135,3 +137,10 @@ def test_those_who_wait_are_called_only_when_the_keys_changed() -> None:
 def test_a_secret_that_is_no_utf_8_is_unknown() -> None:
     ring = KeyRing(fixed_keys({"web": sha256("w")}))
     assert name_of(ring, "\udcff") is None
+
+
+def test_a_whole_number_of_a_limit_may_be_written_with_a_fraction_of_zero() -> None:
+    assert parse_fields(NewKeyFields, {"name": "a", "rate": 60.0, "openTasks": 3}).to_key(0.0).rate == 60
+    for rate in (60.5, "60", True, 0.0):
+        with pytest.raises(InvalidRequest):
+            parse_fields(NewKeyFields, {"name": "a", "rate": rate})
