@@ -51,13 +51,20 @@ class LedgerRecovery:
         self._gone: set[str] = set()
         self._changed = asyncio.Event()
 
-    def on_gone(self, instances: Sequence[str]) -> None:
-        """Count for instances of which only a consumer was left."""
+    async def on_gone(self, instances: Sequence[str]) -> None:
+        """Record instances of which only a consumer is left, so that this or another instance counts for them.
+
+        Raises QueueUnavailable.
+        """
+        await self._store.add_dead(instances)
         self._gone.update(instances)
         self._changed.set()
 
     async def recover_forever(self) -> None:
-        """Wait until instances are surely dead, and count for them."""
+        """Wait until instances are surely dead, and count for them; first for those that others did not get to."""
+        self._gone.update(await self._connection.retry_until_available(self._store.dead))
+        if self._gone:
+            self._changed.set()
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -66,6 +73,10 @@ class LedgerRecovery:
             await self._connection.retry_until_available(self._recover, instances)
 
     async def _recover(self, instances: Collection[str]) -> None:
+        await self._count(instances)
+        await self._store.remove_dead(instances)
+
+    async def _count(self, instances: Collection[str]) -> None:
         living = {consumer.name for consumer in await self._verbs.consumers()}
         writers = {writer_name(instance): instance for instance in instances if instance not in living}
         if not writers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from loguru import logger
@@ -62,6 +62,28 @@ class UsageStore:
             reports = await asyncio.gather(*map(read_day, wanted))
         self._connection.meter.redis_commands_sent("usage", len(wanted))
         return dict(zip(wanted, reports, strict=True))
+
+    async def add_dead(self, instances: Sequence[str]) -> None:
+        """Record instances that left without a word; costs two commands."""
+        async with self._connection.deadline():
+            await self._connection.commands.hset(
+                self._keys.dead_instances, mapping=dict.fromkeys(instances, int(self._connection.clock()))
+            )
+            await self._connection.commands.expire(self._keys.dead_instances, LIFE_S)
+        self._connection.meter.redis_commands_sent("usage", 2)
+
+    async def dead(self) -> list[str]:
+        """Return the recorded instances; costs one command."""
+        async with self._connection.deadline():
+            fields: dict[Any, Any] = await self._connection.commands.hgetall(self._keys.dead_instances)
+        self._connection.meter.redis_commands_sent("usage", 1)
+        return [name.decode(errors="replace") for name in fields]
+
+    async def remove_dead(self, instances: Collection[str]) -> None:
+        """Forget recorded instances; costs one command."""
+        async with self._connection.deadline():
+            await self._connection.commands.hdel(self._keys.dead_instances, *instances)
+        self._connection.meter.redis_commands_sent("usage", 1)
 
 
 def _parse(fields: Mapping[Any, Any]) -> DayReport:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from loguru import logger
@@ -52,7 +52,7 @@ class Takeover:
     """Loop that takes over expired claims.
 
     lease_s: how long a claim lives unrenewed. on_takeover: called when claims of another instance were taken.
-    on_gone: called with the names of consumers that were removed, since their instances seem to be gone.
+    on_gone: awaited with the names of consumers before they are removed, since their instances seem to be gone.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Takeover:
         self._peer_timer: asyncio.TimerHandle | None = None
         self._peer_until = -math.inf
         self.on_takeover: Callable[[], None] = lambda: None
-        self.on_gone: Callable[[Sequence[str]], None] = lambda _names: None
+        self.on_gone: Callable[[Sequence[str]], Awaitable[None]] = _do_nothing
 
     async def take_over_forever(self) -> None:
         """Check for expired claims: at the start, when the earliest lease ends, and now and then."""
@@ -146,8 +146,8 @@ class Takeover:
         others = [consumer for consumer in consumers if consumer.name != self._dispatcher.instance]
         gone = [consumer.name for consumer in others if self._is_gone(consumer)]
         if gone:
+            await self.on_gone(gone)
             await self._verbs.retire(gone)
-            self.on_gone(gone)
         here = sum(consumer.pending for consumer in consumers if consumer.name == self._dispatcher.instance)
         if any(consumer.pending for consumer in others) or here > len(self._dispatcher.held):
             return await self._look()
@@ -260,3 +260,7 @@ class Takeover:
 
 def _idle(rows: Iterable[PendingEntry]) -> dict[str, float]:
     return {row.entry_id: row.idle_s for row in rows}
+
+
+async def _do_nothing(_names: Sequence[str]) -> None:
+    return

@@ -115,6 +115,11 @@ class Keys:
         """Hash: counts of the usage report by key and model, and the writers' marks. 92 days."""
         return f"{{{self.prefix}}}:usage:{day}"
 
+    @property
+    def dead_instances(self) -> str:
+        """Hash: instances that left without a word, until what they ended is in the usage report. 92 days."""
+        return f"{{{self.prefix}}}:usage:dead"
+
     def alert(self, name: str) -> str:
         """String: an alert that was sent, so that no other instance repeats it. An hour to two days."""
         return f"{{{self.prefix}}}:alert:{name}"

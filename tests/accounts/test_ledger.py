@@ -176,14 +176,15 @@ async def test_what_a_dead_instance_ended_and_did_not_report_is_counted_once(mak
     assert await dead.queue.verbs.retire([name]) == 1
     recovering = [asyncio.create_task(books.recovery.recover_forever()) for books in (one, other)]
     for books in (one, other, one):
-        books.recovery.on_gone([name])
+        await books.recovery.on_gone([name])
 
     async def is_counted() -> bool:
         return (await one.total()).spent == 177
 
     await eventually(is_counted)
-    one.recovery.on_gone([name])
+    await one.recovery.on_gone([name])
     await asyncio.wait(recovering, timeout=0.1)
+    assert await one.store.dead() == []
     assert await one.rows() == {
         ("ann", "m"): Counts(submitted=1, completed=1, failed=1, images=1, spent=97),
         ("bob", "m"): Counts(completed=1, images=1, spent=80, ambiguous=80),
@@ -198,12 +199,30 @@ async def test_what_a_dead_instance_ended_and_did_not_report_is_counted_once(mak
         each.cancel()
 
 
+async def test_a_dead_instance_is_counted_for_although_the_finder_leaves_at_once(make_books: MakeBooks) -> None:
+    dead, finder = make_books(), make_books(start=False)
+    await dead.submit("a")
+    await dead.run(charged=90)
+    await dead.queue.crash()
+    name = dead.queue.parts.monitor.instance
+    await finder.recovery.on_gone([name])
+    await finder.queue.verbs.retire([name])
+    later = make_books(start=False)
+    recovering = asyncio.create_task(later.recovery.recover_forever())
+
+    async def is_counted() -> bool:
+        return (await later.total()).spent == 90
+
+    await eventually(is_counted)
+    recovering.cancel()
+
+
 async def test_nothing_is_counted_for_an_instance_that_lives(make_books: MakeBooks) -> None:
     living, one = make_books(), make_books(start=False)
     await living.submit("a")
     await living.run(charged=90)
     recovering = asyncio.create_task(one.recovery.recover_forever())
-    one.recovery.on_gone([living.queue.parts.monitor.instance])
+    await one.recovery.on_gone([living.queue.parts.monitor.instance])
     await eventually(lambda: one.queue.connection.meter.commands["takeover"])
     await asyncio.wait([recovering], timeout=0.05)
     assert (await one.total()).spent == 0
