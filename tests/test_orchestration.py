@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from imagegen import __version__
 from imagegen.redis_client.keys import GROUP, Keys
 from imagegen.settings import Settings, setting_names
 
@@ -149,6 +150,11 @@ def test_the_settings_of_the_example_are_valid_and_hold_no_secret(deployment: di
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["envFrom"] == [{"configMapRef": {"name": "imagegen"}}, {"secretRef": {"name": "imagegen"}}]
     assert container["ports"][0]["containerPort"] == settings.port
+
+
+def test_the_example_runs_the_image_of_this_version(deployment: dict[str, Any]) -> None:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"].endswith(f"/imagegen:{__version__}")
 
 
 def test_a_pod_is_ended_only_after_its_drain_and_is_not_restarted_for_an_outage(deployment: dict[str, Any]) -> None:
