@@ -27,7 +27,7 @@ LACKING = {"openai": ("httpx2==2.16.2", "httpcore2==2.16.2", "truststore==0.10.5
 """Dependencies of the installed versions that are not in this environment."""
 
 _INSTALL_S = 240.0
-_RUN_S = 60.0
+_RUN_S = 180.0
 _END_S = 10.0
 
 
