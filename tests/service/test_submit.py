@@ -17,7 +17,7 @@ SCHNELL = "black-forest-labs/FLUX.1-schnell"
 
 SUBMITTED = {
     *("success", "taskId", "cached", "message", "status", "sequence", "statusUrl", "eventsUrl", "cancelUrl"),
-    *("queuePosition", "etaSeconds"),
+    *("queuePosition", "etaSeconds", "cost"),
 }
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
