@@ -15,8 +15,7 @@ from imagegen.command_redis import connected_redis, note, run_command
 from imagegen.formats import rfc3339
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
-
-_MICRO = 1_000_000
+from imagegen.tasks.cost import dollars
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -66,7 +65,7 @@ def _print_made(key: ApiKey, secret: str) -> None:
 def _line(key: ApiKey, *, fixed: bool) -> str:
     """Return a key and its limits in one line."""
     limits = {
-        "daily-usd": None if key.daily_micro_usd is None else f"{key.daily_micro_usd / _MICRO:g}",
+        "daily-usd": None if key.daily_micro_usd is None else f"{dollars(key.daily_micro_usd):g}",
         "rate": key.rate,
         "images-rate": key.images_rate,
         "open-tasks": key.open_tasks,

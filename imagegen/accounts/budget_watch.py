@@ -9,11 +9,10 @@ from contextlib import suppress
 from msgspec import Struct
 
 from imagegen.accounts.alerts import BUDGET_EXHAUSTED, BUDGET_WARNING, Alerts
-from imagegen.accounts.usage_report import dollars
 from imagegen.errors import QueueUnavailable
 from imagegen.formats import rfc3339
 from imagegen.queue.queue_verbs import QueueVerbs
-from imagegen.tasks.cost import SECONDS_A_DAY, day_of
+from imagegen.tasks.cost import SECONDS_A_DAY, day_end, day_of, dollars
 
 WARNING_SHARE = 0.8
 
@@ -86,7 +85,7 @@ class BudgetWatch:
     @property
     def resets_at(self) -> float:
         """Unix time at which the budgets of today end."""
-        return float((day_of(self._clock()) + 1) * SECONDS_A_DAY)
+        return day_end(self._clock())
 
     def _check_soon(self) -> None:
         if self._timer is None:

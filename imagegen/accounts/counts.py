@@ -7,8 +7,6 @@ from typing import NamedTuple, Self
 
 from msgspec import Struct
 
-DAY_S = 86_400
-
 
 class RowName(NamedTuple):
     """Names of a row. key: name of the API key, empty without one."""

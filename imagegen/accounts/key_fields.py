@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from imagegen.accounts.keys import NAME, ApiKey
 from imagegen.errors import FieldError, InvalidRequest
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.validation import MAX_FIELD_ERRORS, field_errors, unknown_field
 
 DEFAULT_GRACE_S = 86_400.0
@@ -18,11 +19,11 @@ MAX_DURATION_S = 315_360_000.0
 """Ten years."""
 
 MAX_PATTERNS = 100
-MAX_PER_MINUTE = 1_000_000
+MAX_LIMIT = 1_000_000
+"""Of rates and of open tasks."""
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)")
-_MICRO = 1_000_000
 
 
 def duration_s(text: str) -> float:
@@ -67,7 +68,7 @@ _Duration = Annotated[
     AfterValidator(_duration),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0, "maximum": MAX_DURATION_S}]}),
 ]
-_Count = Annotated[int, Field(strict=True, ge=1, le=MAX_PER_MINUTE), BeforeValidator(_whole)]
+_Count = Annotated[int, Field(strict=True, ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
 
 
@@ -97,7 +98,8 @@ class NewKeyFields(_Fields):
         | None
     ) = None
     max_megapixels: (
-        Annotated[float, Field(strict=True, gt=0, le=1000, description="Of one image, in millions of pixels.")] | None
+        Annotated[float, Field(strict=True, gt=0, le=1000, description="Of one image; 1024 x 1024 pixels are one.")]
+        | None
     ) = None
     expires: (
         Annotated[_Duration, AfterValidator(_life), Field(description="Its life, as `90d`, `12h` or seconds.")] | None
@@ -107,7 +109,7 @@ class NewKeyFields(_Fields):
         """Return the key without a secret. now: Unix seconds."""
         return ApiKey(
             self.name,
-            daily_micro_usd=None if self.daily_usd is None else round(self.daily_usd * _MICRO),
+            daily_micro_usd=None if self.daily_usd is None else round(self.daily_usd * MICRO_USD),
             rate=self.rate,
             images_rate=self.images_rate,
             open_tasks=self.open_tasks,

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 
 from loguru import logger
 
-from imagegen.accounts.counts import DAY_S, Counts, RowName, Usage, add_usage
+from imagegen.accounts.counts import Counts, RowName, Usage, add_usage
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.queue.end_marks import EndMarks, report_number
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError, shown
+from imagegen.tasks.cost import day_of
 from imagegen.tasks.task import State, Task
 
 WRITE_INTERVAL_S = 60.0
@@ -54,7 +55,7 @@ class Ledger:
 
     def on_submitted(self, submission: Submission, submitted: SubmitResult) -> None:
         """Count an accepted submit, and the savings of a hit, a join, or a task that has some of its images already."""
-        row = self._row(self._marks.number, int(self._clock() // DAY_S), submission.client, submission.model)
+        row = self._row(self._marks.number, day_of(self._clock()), submission.client, submission.model)
         row.submitted += 1
         saved = (submission.cost.estimated or 0) if submission.cost else 0
         if submitted.cached is CacheResult.COALESCED:
@@ -162,7 +163,7 @@ def add_end(final: Task, row_of: Callable[[int], Counts]) -> None:
 
     row_of: returns the row of a day.
     """
-    ended_on = int((final.finished_at or 0.0) // DAY_S)
+    ended_on = day_of(final.finished_at or 0.0)
     row = row_of(ended_on)
     if final.state is State.COMPLETED:
         row.completed += 1

@@ -11,11 +11,9 @@ from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
-from imagegen.accounts.counts import DAY_S, Counts, RowName, Usage, total_of
+from imagegen.accounts.counts import Counts, RowName, Usage, total_of
 from imagegen.errors import FieldError, InvalidRequest
-
-MICRO_USD = 1_000_000
-"""Micro-dollars of a dollar."""
+from imagegen.tasks.cost import day_of, dollars
 
 MAX_DAYS = 92
 DEFAULT_DAYS = 30
@@ -70,7 +68,7 @@ class UsageQuery(Struct, frozen=True):
                 errors.append(FieldError(name, "must be a date of the form YYYY-MM-DD"))
                 return default
 
-        last = day("to", int(now // DAY_S))
+        last = day("to", day_of(now))
         first = day("from", last - DEFAULT_DAYS + 1)
         by = values.get("by", GROUPINGS[0])
         if by not in GROUPINGS:
@@ -138,11 +136,6 @@ class UsageReport(Struct, frozen=True):
 def shown_day(day: int) -> str:
     """Return a day (since 1970-01-01) as YYYY-MM-DD."""
     return str(_EPOCH + timedelta(days=day))
-
-
-def dollars(micro_usd: int) -> float:
-    """Return micro-dollars as dollars with at most 6 decimals."""
-    return micro_usd / MICRO_USD
 
 
 def _day_of(text: str) -> int:

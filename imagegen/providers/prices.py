@@ -10,10 +10,8 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from imagegen.providers.size_limits import parse_size
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.request import GenerationRequest
-
-MICRO_USD = 1_000_000
-"""Micro-dollars of a dollar."""
 
 _MEGAPIXEL = 1_000_000
 _TOKENS = 1_000_000

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TypeGuard
 
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.reply_details import ReplyDetails, Usage
 
 MAX_TEXT_CHARS = 40
@@ -71,4 +72,4 @@ def _micro_usd(value: object) -> int | None:
             return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return round(value * 1_000_000) if math.isfinite(value) and 0 <= value <= MAX_COST_USD else None
+    return round(value * MICRO_USD) if math.isfinite(value) and 0 <= value <= MAX_COST_USD else None

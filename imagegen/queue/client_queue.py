@@ -29,7 +29,7 @@ from imagegen.queue.verbs.budget import Limits, LimitsOf
 from imagegen.queue.verbs.cancel import KnownProgress, cost_at
 from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
 from imagegen.tasks import transitions
-from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
+from imagegen.tasks.cost import Cost, day_end, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, PARKED, State, Task, WaitReason
@@ -427,7 +427,7 @@ class ClientQueue:
             if submission.cost is None or submission.cost.estimated is None:
                 raise PriceUnknown(model=submission.model)
             self._verbs.budgets.on_refused(submission.client)
-            raise BudgetExceeded(resets_at=rfc3339((day_of(self.clock()) + 1) * SECONDS_A_DAY))
+            raise BudgetExceeded(resets_at=rfc3339(day_end(self.clock())))
         if answer.kind == "newer":
             raise newer_version_error(submission.task_id)
         if answer.kind not in ("known", "gone"):

@@ -21,6 +21,16 @@ def day_of(now: float) -> int:
     return int(now // SECONDS_A_DAY)
 
 
+def day_end(now: float) -> float:
+    """Return the Unix time at which the UTC day of a Unix time ends, and with it its budgets."""
+    return float((day_of(now) + 1) * SECONDS_A_DAY)
+
+
+def dollars(micro_usd: int) -> float:
+    """Return micro-dollars as dollars with at most 6 decimals."""
+    return micro_usd / MICRO_USD
+
+
 class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     """Money of one epoch of a task.
 

@@ -13,18 +13,18 @@ from faults.proxy import FaultProxy
 from msgspec.structs import replace
 from support import eventually, submission
 
-from imagegen.accounts.counts import DAY_S, Counts, RowName, total_of
+from imagegen.accounts.counts import Counts, RowName, total_of
 from imagegen.accounts.ledger import MAX_MODELS, OTHER_MODELS, Ledger
 from imagegen.accounts.ledger_recovery import LedgerRecovery
 from imagegen.accounts.usage_store import UsageStore
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.tasks import transitions
-from imagegen.tasks.cost import Cost
+from imagegen.tasks.cost import SECONDS_A_DAY, Cost, day_of
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, TaskError
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
-TODAY = int(time.time() // DAY_S)
+TODAY = day_of(time.time())
 NEW = SubmitResult(Task("a" * 32, 1, 1, "d", "m", b"{}", 1.0), CacheResult.MISS)
 
 
@@ -158,7 +158,7 @@ async def test_the_loop_writes_only_while_there_is_something_to_write(make_books
     assert commands["usage"] == 7
     await asyncio.wait([writing], timeout=0.05)
     assert commands["usage"] == 7
-    assert 0 < await books.queue.connection.commands.ttl(books.queue.keys.usage(TODAY)) <= 92 * DAY_S
+    assert 0 < await books.queue.connection.commands.ttl(books.queue.keys.usage(TODAY)) <= 92 * SECONDS_A_DAY
     writing.cancel()
 
 

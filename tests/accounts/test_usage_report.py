@@ -8,12 +8,13 @@ import json
 
 import pytest
 
-from imagegen.accounts.counts import DAY_S, Counts, RowName, Usage
+from imagegen.accounts.counts import Counts, RowName, Usage
 from imagegen.accounts.usage_report import COLUMNS, UsageQuery, UsageReport
 from imagegen.errors import InvalidRequest
+from imagegen.tasks.cost import day_of
 
 NOW = 1_767_225_600.0  # 2026-01-01
-DAY = int(NOW // DAY_S)
+DAY = day_of(NOW)
 USAGE: Usage = {
     DAY - 1: {
         RowName("ann", "m"): Counts(submitted=2, spent=2_700),

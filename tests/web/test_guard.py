@@ -217,7 +217,8 @@ async def test_a_public_service_whose_last_key_was_revoked_stays_closed(start_se
     secret = await make_key(local, name="only")
     client = await start_service(**public)
     assert (await client.get("/api/images/x", headers=bearer(secret))).status == 404
-    await client.app[KEY_STORE].revoke("only")
+    gone = await (await client.delete("/api/admin/keys/only", headers=AS_ADMIN)).json()
+    assert gone == {"success": True, "name": "only"}
     assert (await client.get("/api/images/x", headers=bearer(secret))).status == 401
     assert (await client.get("/api/images/x")).status == 401
 

@@ -9,7 +9,7 @@ from yarl import URL
 from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
-from imagegen.tasks.cost import MICRO_USD
+from imagegen.tasks.cost import dollars
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery
@@ -126,9 +126,9 @@ def cost_view(task: Task, *, is_free: bool = False) -> CostView | None:
         return None
     return {
         "currency": "USD",
-        "estimated": None if cost.estimated is None else cost.estimated / MICRO_USD,
-        "charged": None if charged is None else charged / MICRO_USD,
-        "saved": (cost.total or 0 if is_free else cost.saved) / MICRO_USD,
+        "estimated": None if cost.estimated is None else dollars(cost.estimated),
+        "charged": None if charged is None else dollars(charged),
+        "saved": dollars(cost.total or 0 if is_free else cost.saved),
     }
 
 

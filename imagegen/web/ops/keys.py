@@ -12,14 +12,14 @@ from imagegen.accounts.key_fields import NewKeyFields, RotationFields, parse_fie
 from imagegen.accounts.key_store import KeyStore
 from imagegen.accounts.keys import ApiKey
 from imagegen.formats import rfc3339
+from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import Timestamp
 from imagegen.web.context import SERVICES
+from imagegen.web.guard import GUARD
 from imagegen.web.http.body import parse_object, read_body
 from imagegen.web.http.responses import json_response
 
 KEY_STORE = web.AppKey("key_store", KeyStore)
-
-_MICRO = 1_000_000
 
 KeyName = Annotated[str, Field(pattern="^[A-Za-z0-9._-]{1,64}$")]
 
@@ -42,7 +42,7 @@ class KeyView(TypedDict):
     imagesRate: Annotated[int | None, Field(description="Generations a minute.")]
     openTasks: Annotated[int | None, Field(description="Unfinished tasks at once.")]
     models: Annotated[list[str] | None, Field(description="Patterns of the models that it may use; null: all.")]
-    maxMegapixels: Annotated[float | None, Field(description="Of one image, in millions of pixels.")]
+    maxMegapixels: Annotated[float | None, Field(description="Of one image; 1024 x 1024 pixels are one.")]
     secrets: Annotated[list[SecretView], Field(description="The newest first.")]
 
 
@@ -76,7 +76,7 @@ def key_view(key: ApiKey, *, fixed: bool = False) -> KeyView:
         "fixed": fixed,
         "createdAt": _time(key.created_at),
         "expiresAt": _time(key.expires_at),
-        "dailyUsd": None if key.daily_micro_usd is None else key.daily_micro_usd / _MICRO,
+        "dailyUsd": None if key.daily_micro_usd is None else dollars(key.daily_micro_usd),
         "rate": key.rate,
         "imagesRate": key.images_rate,
         "openTasks": key.open_tasks,
@@ -118,7 +118,7 @@ async def revoke_key(request: web.Request) -> web.StreamResponse:
     store, name = request.app[KEY_STORE], request.match_info["name"]
     await store.revoke(name)
     body: RevokedKeyView = {"success": True, "name": name}
-    if not store.ring.has_keys:
+    if not request.app[GUARD].needs_keys:
         body["open"] = True
     return json_response(body)
 

@@ -26,9 +26,9 @@ from prometheus_client.utils import floatToGoString
 from imagegen import __version__
 from imagegen.accounts.budget_watch import BudgetWatch
 from imagegen.accounts.counts import Counts
-from imagegen.accounts.usage_report import dollars
 from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
 from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
+from imagegen.tasks.cost import dollars
 
 _NUMBER = re.compile(r"-\d+$")
 _UNAUTHORIZED = 401

@@ -8,11 +8,11 @@ from aiohttp import web
 
 from imagegen import __version__
 from imagegen.accounts.budget_watch import BudgetWatch
-from imagegen.accounts.usage_report import dollars
 from imagegen.formats import rfc3339
 from imagegen.metrics import Meter
 from imagegen.queue.monitor import BacklogSize, InstanceStatus
 from imagegen.redis_client.server_info import eviction_warning
+from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import (
     BudgetStats,
     HttpStats,
