@@ -7,7 +7,7 @@ import os
 
 from loguru import logger
 
-from bench import commands, footprint, http, images, instructions, rates, recovery, soak, trace
+from bench import commands, footprint, http, images, instructions, keys, rates, recovery, soak, trace
 from bench.peers import run as peers
 from bench.report import Options, machine
 
@@ -17,6 +17,7 @@ BENCHES = {
     "pace": rates.pace,
     "commands": commands.main,
     "http": http.main,
+    "keys": keys.main,
     "images": images.main,
     "instructions": instructions.main,
     "footprint": footprint.main,

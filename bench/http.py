@@ -33,12 +33,13 @@ MOST_A_SECOND = 15_000
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Requests of a load; again: whether the bodies are repeated."""
+    """Requests of a load; again: whether the bodies are repeated; keys: API keys that are sent in turn."""
 
     method: str
     path: str
     bodies: Sequence[str] = ()
     again: bool = False
+    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """HTTP load from a separate process: keep-alive connections that send prepared requests one after the other.
 
 `python -m bench.loader PORT CONNECTIONS SECONDS` reads what to send from standard input as JSON:
-`{"method", "path", "bodies": [...], "again"}`, again: whether bodies are repeated; prints as JSON the answers a second,
-their statuses, its own CPU time, and when it began and ended on the clock that all processes share.
+`{"method", "path", "bodies": [...], "again", "keys": [...]}`, again: whether bodies are repeated; keys: API keys that
+are sent in turn. It prints as JSON the answers a second, their statuses, its own CPU time, and when it began and ended
+on the clock that all processes share.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 
-def requests(method: str, path: str, bodies: list[str], *, again: bool) -> Iterator[bytes]:
+def requests(method: str, path: str, bodies: list[str], keys: list[str], *, again: bool) -> Iterator[bytes]:
     """Yield the bytes of each request; without bodies, the same without end."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    start = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+    heads = itertools.cycle([f"{start}Authorization: Bearer {key}\r\n" for key in keys] or [start])
     if not bodies:
-        yield from itertools.repeat(f"{head}\r\n".encode())
-    for body in itertools.cycle(bodies) if again else bodies:
+        yield from (f"{head}\r\n".encode() for head in heads)
+    for body, head in zip(itertools.cycle(bodies) if again else bodies, heads, strict=False):
         raw = body.encode()
         yield f"{head}Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
 
@@ -71,7 +73,7 @@ class Connection(asyncio.Protocol):
 async def main(port: int, connections: int, seconds: float) -> None:
     kind = json.loads(sys.stdin.read())
     statuses: Counter[str] = Counter()
-    wanted = requests(kind["method"], kind["path"], kind["bodies"], again=kind["again"])
+    wanted = requests(kind["method"], kind["path"], kind["bodies"], kind["keys"], again=kind["again"])
     loop = asyncio.get_running_loop()
     began_at, used_s = time.monotonic(), time.process_time()
     made = [

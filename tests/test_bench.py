@@ -21,6 +21,7 @@ TITLES = {
     "pace": "tasks of 100 ms",
     "latency": "Submit to start",
     "http": "HTTP end to end",
+    "keys": "API keys, a budget and signed links",
     "commands": "Redis commands, inner ones too",
     "images": "CPU of a task with a real image",
     "footprint": "Start and memory",
