@@ -80,7 +80,11 @@ class NewKeyFields(_Fields):
     """A new API key. A limit that is absent or null is off."""
 
     name: Annotated[
-        str, Field(pattern=f"^{NAME.pattern}$", description="1 to 64 letters, digits, dots, underscores or hyphens.")
+        str,
+        Field(
+            pattern=f"^{NAME.pattern}$",
+            description="1 to 64 letters, digits, dots, underscores or hyphens; the first is no dot.",
+        ),
     ]
     daily_usd: (
         Annotated[float, Field(strict=True, ge=0, le=1e9, description="Budget of a UTC day in US dollars.")] | None
@@ -93,7 +97,7 @@ class NewKeyFields(_Fields):
     models: (
         Annotated[
             tuple[_Pattern, ...],
-            Field(max_length=MAX_PATTERNS, description="Patterns of the models that it may use, as `flux*`."),
+            Field(min_length=1, max_length=MAX_PATTERNS, description="Patterns of the models that it may use, as `flux*`."),
         ]
         | None
     ) = None

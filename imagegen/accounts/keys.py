@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from imagegen.errors import FieldError, NotAllowed
 from imagegen.tasks.request import GenerationRequest
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""Of a key."""
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+"""Of a key that is made at run time. It begins with no dot: clients remove `.` and `..` from paths."""
 
 SECRET_PREFIX = "ig_"  # noqa: S105 - by which scanners of leaked secrets find ours
 MAX_SECRETS = 8

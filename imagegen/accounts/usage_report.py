@@ -65,11 +65,11 @@ class UsageQuery(Struct, frozen=True):
             try:
                 return _day_of(text)
             except ValueError:
-                errors.append(FieldError(name, "must be a date of the form YYYY-MM-DD"))
+                errors.append(FieldError(name, "must be a date of the form YYYY-MM-DD, from 1970-01-01 on"))
                 return default
 
         last = day("to", day_of(now))
-        first = day("from", last - DEFAULT_DAYS + 1)
+        first = day("from", max(last - DEFAULT_DAYS + 1, 0))
         by = values.get("by", GROUPINGS[0])
         if by not in GROUPINGS:
             errors.append(FieldError("by", f"must be one of {', '.join(GROUPINGS)}"))
@@ -139,9 +139,13 @@ def shown_day(day: int) -> str:
 
 
 def _day_of(text: str) -> int:
+    """Return the number of a day. Raises ValueError for another text, and for a day before the first one."""
     if not _DATE.fullmatch(text):
         raise ValueError(text)
-    return (datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date() - _EPOCH).days
+    day = (datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date() - _EPOCH).days
+    if day < 0:
+        raise ValueError(text)
+    return day
 
 
 def _group(by: Grouping, day: int, name: RowName) -> str:

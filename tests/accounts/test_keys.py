@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -144,3 +146,21 @@ def test_a_whole_number_of_a_limit_may_be_written_with_a_fraction_of_zero() -> N
     for rate in (60.5, "60", True, 0.0):
         with pytest.raises(InvalidRequest):
             parse_fields(NewKeyFields, {"name": "a", "rate": rate})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"name": "."}, "name"),
+        ({"name": ".."}, "name"),
+        ({"name": "a/b"}, "name"),
+        ({"name": "a", "models": []}, "models"),
+        ({"name": "a", "models": [""]}, "models"),
+    ],
+)
+def test_a_key_has_a_name_that_paths_keep_and_no_empty_limit_that_would_limit_nothing(
+    fields: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_fields(NewKeyFields, fields)
+    assert {re.split(r"[.[]", error.field)[0] for error in refused.value.details} == {field}

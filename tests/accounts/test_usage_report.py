@@ -77,9 +77,15 @@ def test_money_has_at_most_six_decimals_and_csv_no_exponent_and_no_formula() -> 
         ({"from_": "2025-01-01"}, ["from"]),
         ({"to": ""}, ["to"]),
         ({"to": "２０２６-01-01"}, ["to"]),
+        ({"to": "0001-01-01"}, ["to"]),
+        ({"from_": "1969-12-31", "to": "1970-01-01"}, ["from"]),
     ],
 )
 def test_a_bad_value_is_named(values: dict[str, str], fields: list[str]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         report(**values)
     assert [error.field for error in refused.value.details] == fields
+
+
+def test_a_report_begins_with_the_first_day_at_the_earliest() -> None:
+    assert report(to="1970-01-02").to_view()["from"] == "1970-01-01"
