@@ -25,7 +25,7 @@ _COUNTS = (
 """Names of the number of images."""
 
 _ALSO_OURS = frozenset({"n", "width", "height", "model", "prompt"})
-_RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "stream", "response_format"))
+_RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "image_size", "stream", "response_format"))
 
 _OTHERS = {
     "size": "width and height",

@@ -119,6 +119,9 @@ def _extra(value: object) -> object:
             raise PydanticCustomError("extra", f"must not contain {printable(name, MAX_KEY_CHARS)}")
         if name in SPELLINGS:
             raise PydanticCustomError("extra", f"must not contain {name}: send it outside of extra")
+        if our_name(name) == "steps":  # they decide the price
+            shown = printable(name, MAX_KEY_CHARS)
+            raise PydanticCustomError("extra", f"must not contain {shown}: send steps outside of extra")
     return fields
 
 

@@ -135,6 +135,7 @@ def test_every_unknown_field_is_sent_to_the_provider() -> None:
         ("batch_size", "use n"),
         ("n_iter", "use n"),
         ("numImages", "use n"),
+        ("image_size", "use width and height"),
         ("Stream", "leave it out"),
         ("webhook_url", "use webhook"),
         ("my_callback", "use webhook"),
