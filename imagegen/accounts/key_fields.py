@@ -97,7 +97,11 @@ class NewKeyFields(_Fields):
     models: (
         Annotated[
             tuple[_Pattern, ...],
-            Field(min_length=1, max_length=MAX_PATTERNS, description="Patterns of the models that it may use, as `flux*`."),
+            Field(
+                min_length=1,
+                max_length=MAX_PATTERNS,
+                description="Patterns of the models that it may use, as `flux*`.",
+            ),
         ]
         | None
     ) = None

@@ -178,6 +178,28 @@ async def test_lost_changes_are_written_back(make_store) -> None:
     assert b"key:a" not in await redis.hgetall(name)
 
 
+async def test_a_read_that_ends_after_a_later_one_is_no_loss(make_store, monkeypatch) -> None:
+    store = make_store(start=False)
+    read, has_read, may_end = store._read, asyncio.Event(), asyncio.Event()
+
+    async def read_late():
+        fields = await read()
+        has_read.set()
+        await may_end.wait()
+        return fields
+
+    monkeypatch.setattr(store, "_read", read_late)
+    late = asyncio.create_task(store.refresh())
+    await has_read.wait()
+    monkeypatch.setattr(store, "_read", read)
+    await store.create(ApiKey("a"))
+    before = commands(store)
+    may_end.set()
+    await late
+    assert commands(store) == before, "nothing was written back"
+    assert [key.name for key in store.ring.stored] == ["a"]
+
+
 async def test_a_record_that_can_not_be_read_is_no_key(make_store) -> None:
     store = make_store(start=False)
     _, secret = await store.create(ApiKey("a"))

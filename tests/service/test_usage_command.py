@@ -40,4 +40,5 @@ def test_the_command_prints_what_the_service_has_reported(start_service: StartSe
     assert model.split()[:2] == ["black-forest-labs/FLUX.1-schnell", "1"]
     assert total.split()[:2] == ["total", "1"]
     ended = run(tmp_path, "--from", "yesterday")
-    assert (ended.returncode, ended.stderr) == (2, "--from: must be a date of the form YYYY-MM-DD, from 1970-01-01 on\n")
+    text = "--from: must be a date of the form YYYY-MM-DD, from 1970-01-01 on\n"
+    assert (ended.returncode, ended.stderr) == (2, text)
