@@ -135,8 +135,8 @@ def _tasks(meter: Meter) -> Iterator[Metric]:
 
 def _queue(waiting: BacklogSize, local: InstanceStatus) -> Iterator[Metric]:
     yield _gauge("queue_depth", "Tasks that no instance claimed yet.", waiting.depth)
-    yield _gauge("lines", "Lines of clients in memory here: their further tasks wait.", local.lines)
-    yield _gauge("line_tasks", "Tasks that wait in these lines.", local.parked)
+    yield _gauge("lines", "Lines of clients, for their tasks beyond FAIR_WINDOW, in memory here.", local.lines)
+    yield _gauge("line_tasks", "Tasks that wait in lines of clients.", local.parked)
     yield _gauge("open_tasks", "Unfinished tasks that were submitted or run here.", local.open_tasks)
     yield _gauge("queue_oldest_age_seconds", "How long the first of them has waited.", waiting.oldest_age_s)
     yield _gauge("attempts_in_flight", "Attempts that run here.", local.in_flight)
@@ -167,13 +167,17 @@ def _accounts(meter: Meter) -> Iterator[Metric]:
 
 def _money(telemetry: Telemetry) -> Iterator[Metric]:
     spending = telemetry.spending
-    yield _counter("spent_usd", "Dollars of the calls of tasks that ended here.", dollars(spending.spent))
-    saved = _counters("saved_usd", "Dollars that hits and joins have saved.", "by")
+    yield _counter("spent_usd", "US dollars of the calls of tasks that ended here.", dollars(spending.spent))
+    saved = _counters("saved_usd", "US dollars that hits and joins have saved here.", "by")
     by = {"cache": dollars(spending.saved_by_cache), "coalescing": dollars(spending.saved_by_coalescing)}
     yield _fill(saved, by)
-    limit = _gauges("budget_limit_usd", "Budgets of today.", "key")
-    used = _gauges("budget_used_usd", "What they hold, reserved and charged, as this instance last saw it.", "key")
-    left = _gauges("budget_left_usd", "The rest of them.", "key")
+    limit = _gauges("budget_limit_usd", "Limits of today's budgets in US dollars.", "key")
+    used = _gauges(
+        "budget_used_usd",
+        "US dollars reserved and charged in today's budgets, as last seen here.",
+        "key",
+    )
+    left = _gauges("budget_left_usd", "US dollars that are left of today's budgets.", "key")
     for state in telemetry.budgets.states() if telemetry.budgets else ():
         for gauge, amount in ((limit, state.limit), (used, state.used), (left, state.left)):
             gauge.add_metric((state.key or ALL_KEYS,), dollars(amount))
