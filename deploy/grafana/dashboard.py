@@ -21,7 +21,7 @@ WIDTH, HEIGHT, COLUMNS = 8, 8, 24
 
 ROWS = {
     "Tasks": r"submits|tasks_total|wait_|attempt_|takeovers|dead_letters|images?_|thumbnails",
-    "Queue": r"queue|tasks|attempts|loops|waiters|instances|parked|lines?|fair",
+    "Queue": r"queue|tasks|attempts|loops|waiters|instances|lines?",
     "Money and keys": r"budget|spent|saved|cost|usd|key|ledger|usage|alert|ambiguous|open_tasks|unauthorized",
     "Provider": r"upstream|channel|provider",
     "Redis and image store": r"redis|store",

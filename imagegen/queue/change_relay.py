@@ -15,7 +15,7 @@ from imagegen.queue.feed import Feed
 from imagegen.queue.notifier import Message, ids_of
 from imagegen.queue.task_lookup import TRUST_S, TaskLookup
 from imagegen.redis_client.batcher import MAX_ITEMS
-from imagegen.tasks.task import PARKED, Task
+from imagegen.tasks.task import IN_LINE, Task
 
 REFRESH_S = 8.0
 """Interval of reads of tasks that may change elsewhere, in case a message was lost; one command reads them all."""
@@ -97,7 +97,7 @@ class ChangeRelay:
         """
         now = self._lookup.clock()
         tasks = self._lookup.unclaimed() if self._notifier.alone else []
-        tasks = [task for task in tasks if task.entry_id != PARKED]
+        tasks = [task for task in tasks if task.entry_id != IN_LINE]
         waiting = [task for task in tasks[:DOUBTFUL_AT_ONCE] if task.created_at < now - TRUST_S + REFRESH_S]
         if not waiting:
             self._lookup.checked_at = now
@@ -116,7 +116,7 @@ class ChangeRelay:
         """Check the entries of tasks that should have been started, and were not."""
         live, missing = self._task_cache.live, self._lookup.missing
         cached = [live[task.id] for task in tasks if task.id in live and task.sequence == task.epoch]
-        unstarted = [task for task in cached if task.entry_id != PARKED]
+        unstarted = [task for task in cached if task.entry_id != IN_LINE]
         if any(not self._passed(task) for task in unstarted):
             await self._ask_delivered()
         suspects = [task for task in unstarted if task.id in missing or self._passed(task)]

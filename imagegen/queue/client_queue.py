@@ -32,7 +32,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_end, day_of
 from imagegen.tasks.family import RequestFamily, ReusedImages, ReuseImages
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import FINAL_OFFSET, PARKED, State, Task, WaitReason
+from imagegen.tasks.task import FINAL_OFFSET, IN_LINE, State, Task, WaitReason
 from imagegen.tasks.webhook import Webhook, initial_deliveries
 
 POSITIONS_MAX_AGE_S = 10.0
@@ -239,7 +239,7 @@ class ClientQueue:
                 await self.refresh_positions()
             except QueueUnavailable:
                 logger.debug("The waiting line can't be read now")
-        position = await self._mover.position(task, len(line)) if task.entry_id == PARKED else None
+        position = await self._mover.position(task, len(line)) if task.entry_id == IN_LINE else None
         return self._estimates.position_of(task, self.clock(), 1 + len(self._notifier.peers), position)
 
     async def refresh_positions(self) -> None:
@@ -251,8 +251,8 @@ class ClientQueue:
 
     async def _with_request(self, task: Task) -> Task:
         """Return the task with its request, which only the entry has while the task is unfinished."""
-        if task.entry_id == PARKED:
-            entry = await self._verbs.read_parked(task)
+        if task.entry_id == IN_LINE:
+            entry = await self._verbs.read_in_line(task)
             return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)
         fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
         return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
@@ -280,11 +280,11 @@ class ClientQueue:
         task = self._task(submission, replaced.images if replaced and keep else (), limits)
         waiters: list[asyncio.Future[SubmitResult]] = []
         self._submitting[task.id] = waiters
-        parked = None
+        in_line = None
         try:
-            parked = await self._mover.begin_submit(task.client)
-            if parked:
-                task = replace(task, entry_id=PARKED)
+            in_line = await self._mover.begin_submit(task.client)
+            if in_line:
+                task = replace(task, entry_id=IN_LINE)
             store = partial(self._store, submission, task, replaced, reuse, limits)
             if self.open_tasks is None or not submission.client:
                 submitted, _ = await store()
@@ -297,8 +297,8 @@ class ClientQueue:
             raise
         finally:
             del self._submitting[task.id]
-            if task.client and parked is not None:
-                self._lines.end_submit(task.client, parked=parked)
+            if task.client and in_line is not None:
+                self._lines.end_submit(task.client, in_line=in_line)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(submitted)
@@ -407,7 +407,7 @@ class ClientQueue:
                 self._notifier.publish("fresh", ids=[task.id])
             return SubmitResult(task, CacheResult.HIT)
         task = replace(task, epoch=generation, sequence=generation, entry_id=answer.entry_id)
-        is_in_stream = bool(answer.entry_id) and answer.entry_id != PARKED
+        is_in_stream = bool(answer.entry_id) and answer.entry_id != IN_LINE
         if is_in_stream and (came_at := server_time(task.created_at, answer.entry_id)) != task.created_at:
             task = replace(task, created_at=came_at)
         if self._task_cache.put(task) and is_in_stream and task.id not in self._dispatcher.claimed:

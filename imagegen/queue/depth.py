@@ -13,19 +13,19 @@ class DepthEstimate:
     It is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could fill
     the queue. A blocked read without a result shows for free that no task waits.
 
-    parked: returns how many tasks wait in lines, outside of the stream.
+    in_lines: returns how many tasks wait in lines, outside of the stream.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.waiting = 0
         self._unmeasured = 0
-        self.parked: Callable[[], int] = lambda: 0
+        self.in_lines: Callable[[], int] = lambda: 0
 
     @property
     def room(self) -> int:
         """Tasks that may wait in the stream."""
-        return self.limit - self.parked()
+        return self.limit - self.in_lines()
 
     @property
     def capacity(self) -> int:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import msgspec
 from msgspec import Struct
 
-from imagegen.tasks.task import PARKED, State, Task
+from imagegen.tasks.task import IN_LINE, State, Task
 
 RUNS_PER_WORKLOAD = 20
 MAX_WORKLOADS = 500
@@ -109,7 +109,7 @@ class WaitingEntries:
                 self.remove(entry_id)
 
     def remove(self, entry_id: str) -> None:
-        if not entry_id or entry_id == PARKED:
+        if not entry_id or entry_id == IN_LINE:
             return
         order = entry_order(entry_id)
         at = bisect_left(self._line, order)
@@ -249,11 +249,11 @@ class EtaEstimator:
             self.runs.record(kind, completed_at - began)
 
     def position_of(
-        self, task: Task, now: float, instances: int = 1, parked_position: int | None = None
+        self, task: Task, now: float, instances: int = 1, line_position: int | None = None
     ) -> QueuePosition:
         """Return the position of an unfinished task.
 
-        instances: how many share the queue. parked_position: of a task in a line.
+        instances: how many share the queue. line_position: of a task in a line.
         """
         expected_s = self.runs.expected_of(task)
         if task.state is State.PROCESSING:
@@ -262,10 +262,10 @@ class EtaEstimator:
             running = self._running.get(task.id)
             began = running[1] if running else task.started_at
             return QueuePosition(None, round(remaining_s(expected_s, now - began), 1))
-        if task.retry_at is not None or not task.entry_id or (task.entry_id == PARKED and parked_position is None):
+        if task.retry_at is not None or not task.entry_id or (task.entry_id == IN_LINE and line_position is None):
             wait = max((task.retry_at or now) - now, 0.0)
             return QueuePosition(None, None if expected_s is None else round(wait + expected_s, 1))
-        position = self.line.position(task.entry_id) if parked_position is None else parked_position
+        position = self.line.position(task.entry_id) if line_position is None else line_position
         outlook = None if expected_s is None else self._forecast(now, instances)
         if expected_s is None or outlook is None:
             return QueuePosition(position)

@@ -229,7 +229,7 @@ def _connect_lines(parts: QueueInstance) -> None:
     lines.on_moved, lines.on_begun = mover.on_moved, mover.on_begun
     lines.on_doubt, lines.on_emptied = mover.on_doubt, mover.on_emptied
     lines.on_end_without_line = mover.on_end_without_line
-    parts.verbs.depth.parked = lambda: lines.waiting
+    parts.verbs.depth.in_lines = lambda: lines.waiting
     mover.on_vanished = parts.recovery.check_waiting
     parts.recovery.on_restored = mover.reload
     notifier.on_join.append(mover.reload)

@@ -12,7 +12,7 @@ from imagegen.queue.notifier import Notifier
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
 from imagegen.tasks import transitions
-from imagegen.tasks.task import PARKED, Task, TaskError
+from imagegen.tasks.task import IN_LINE, Task, TaskError
 
 GRACE_S = 5.0
 """Seconds after the deadline in which the owner of a task may still end it."""
@@ -48,15 +48,15 @@ class Interrupted:
 
         A living owner writes the entry back. Costs nothing before the deadline. Raises QueueUnavailable.
         """
-        now, is_parked = self._clock(), task.entry_id == PARKED
-        ends_at = task.created_at + self._deadline_s + (0.0 if is_parked else GRACE_S)
+        now, is_in_line = self._clock(), task.entry_id == IN_LINE
+        ends_at = task.created_at + self._deadline_s + (0.0 if is_in_line else GRACE_S)
         if task.sequence != task.epoch:
             ends_at += self._verbs.owner_life_s
         if task.state.is_final or now < ends_at:
             return task
-        if task.entry_id and not is_parked and await self._verbs.read_entry(task.entry_id) is not None:
+        if task.entry_id and not is_in_line and await self._verbs.read_entry(task.entry_id) is not None:
             return task
-        final = transitions.failed(task, self._overdue if is_parked else ERROR, now=now, ttl_s=self._result_ttl_s)
+        final = transitions.failed(task, self._overdue if is_in_line else ERROR, now=now, ttl_s=self._result_ttl_s)
         with self._verbs.end_marks.marked(final) as marked:
             return await self._end(task, marked)
 
@@ -65,7 +65,7 @@ class Interrupted:
         stored = await self._verbs.cancel(final, task.entry_id)
         if stored is None:
             return task
-        if task.entry_id != PARKED:
+        if task.entry_id != IN_LINE:
             logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
         final = stored
         self._verbs.meter.finished(final.state.value, final.error.code if final.error else "", final.model)

@@ -23,7 +23,7 @@ from imagegen.queue.verbs.refill_lines import MAX_LINES
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
-from imagegen.tasks.task import PARKED, Task
+from imagegen.tasks.task import IN_LINE, Task
 
 CHECK_S, MAX_CHECK_S = 5.0, 60.0
 """Seconds after which a line that does not move is checked; doubled with each check that moves nothing."""
@@ -77,12 +77,12 @@ class LineMover:
             return False
         if not lines.has_line(client) and lines.is_full(client) and not self._notifier.alone:
             await self._read_ended(client)
-        parked = lines.has_line(client) or lines.is_full(client)
-        lines.begin_submit(client, parked=parked)
-        if parked and client not in self._check_at:
+        in_line = lines.has_line(client) or lines.is_full(client)
+        lines.begin_submit(client, in_line=in_line)
+        if in_line and client not in self._check_at:
             self._check_later(client)
             self._wake.set()
-        return parked
+        return in_line
 
     async def _read_ended(self, client: str) -> None:
         """Read which tasks of a client, submitted here, other instances have ended."""
@@ -146,7 +146,7 @@ class LineMover:
                 continue
             line.add(entry_id)
             task = live.get(task_id)
-            if task is not None and task.entry_id == PARKED:
+            if task is not None and task.entry_id == IN_LINE:
                 task = replace(task, entry_id=entry_id)
                 self._task_cache.put(task)
                 self._lines.submitted(task)
@@ -239,13 +239,13 @@ class LineMover:
         """Find the tasks that were believed to wait in a line that is empty: a peer moved them, or Redis lost them."""
         for task_ids in batched(list(self._emptied), MAX_LINES):
             live = self._task_cache.live
-            waiting = [task_id for task_id in task_ids if (task := live.get(task_id)) and task.entry_id == PARKED]
+            waiting = [task_id for task_id in task_ids if (task := live.get(task_id)) and task.entry_id == IN_LINE]
             vanished = []
             for task in await self._read(waiting):
                 cached = live.get(task.id)
-                if cached is None or cached.entry_id != PARKED or task.id in self._dispatcher.claimed:
+                if cached is None or cached.entry_id != IN_LINE or task.id in self._dispatcher.claimed:
                     continue
-                if task.entry_id == PARKED:
+                if task.entry_id == IN_LINE:
                     vanished.append(cached)
                 elif task.entry_id:
                     self._task_cache.put(replace(cached, entry_id=task.entry_id))
@@ -256,22 +256,22 @@ class LineMover:
 
     def _oldest(self) -> Task | None:
         """Return the task in a line, submitted here, that came first."""
-        heads = [head for client in self._lines.clients if (head := next(self._parked_here(client), None)) is not None]
+        heads = [head for client in self._lines.clients if (head := next(self._in_line_here(client), None)) is not None]
         return min(heads, key=lambda task: task.created_at, default=None)
 
-    def _parked_here(self, client: str) -> Iterator[Task]:
+    def _in_line_here(self, client: str) -> Iterator[Task]:
         """Yield the tasks of a line that were submitted here, in order."""
         live = self._task_cache.live
         for task_id in self._lines.waiting_in(client):
             task = live.get(task_id)
-            if task is not None and task.entry_id == PARKED:
+            if task is not None and task.entry_id == IN_LINE:
                 yield task
 
     async def _end_overdue(self) -> None:
         """Fail tasks in lines after their deadline."""
         ended = 0
         for client in self._lines.clients:
-            for task in list(self._parked_here(client)):
+            for task in list(self._in_line_here(client)):
                 if self._clock() < task.created_at + self._deadline_s:
                     break
                 ended += (await self.lookup.interrupted.ended(task)).state.is_final

@@ -16,7 +16,7 @@ from itertools import count
 from msgspec import Struct
 
 from imagegen.queue.task_cache import TaskCache
-from imagegen.tasks.task import PARKED, Task
+from imagegen.tasks.task import IN_LINE, Task
 
 WINDOW_PER_SLOT = 2
 """Tasks of a client in the stream for each call slot: one that runs and the next one."""
@@ -158,7 +158,7 @@ class ClientLines:
         """Return the unfinished tasks of a client that were submitted here and are in the stream."""
         live, known = self._task_cache.live, self._in_stream.get(client, {})
         kept = {
-            task_id: None for task_id in known if (task := live.get(task_id)) is not None and task.entry_id != PARKED
+            task_id: None for task_id in known if (task := live.get(task_id)) is not None and task.entry_id != IN_LINE
         }
         if kept:
             self._in_stream[client] = kept
@@ -171,15 +171,15 @@ class ClientLines:
         share, begun = self._share, self._submitting[client]
         return begun + len(self._in_stream.get(client, ())) >= share and begun + len(self.in_stream(client)) >= share
 
-    def begin_submit(self, client: str, *, parked: bool) -> None:
+    def begin_submit(self, client: str, *, in_line: bool) -> None:
         """Count a submit that is under way; a task that goes to a line adds the line."""
-        if parked:
+        if in_line:
             self._lines.setdefault(client, Line())
         else:
             self._submitting[client] += 1
 
-    def end_submit(self, client: str, *, parked: bool) -> None:
-        if not parked:
+    def end_submit(self, client: str, *, in_line: bool) -> None:
+        if not in_line:
             self._submitting[client] -= 1
             if self._submitting[client] <= 0:
                 del self._submitting[client]
@@ -192,7 +192,7 @@ class ClientLines:
         if len(known) > 2 * self._window:
             self.in_stream(task.client)
 
-    def parked(self, client: str, task_ids: Sequence[str], length: int) -> None:
+    def added(self, client: str, task_ids: Sequence[str], length: int) -> None:
         """Record tasks that were added to the end of a line; length: of the line then."""
         line = self._lines.setdefault(client, Line())
         line.pushed(task_ids, length)

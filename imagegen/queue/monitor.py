@@ -49,7 +49,7 @@ class InstanceStatus:
         free: slots that wait for a task.
         waiters: clients that wait for a change of a task.
         redis_program: name and version of the Redis server, empty if it is not known.
-        open_tasks: unfinished tasks that were submitted or run here. lines: of clients; parked: tasks in them.
+        open_tasks: unfinished tasks that were submitted or run here. lines: of clients; line_tasks: tasks in them.
     """
 
     in_flight: int
@@ -62,7 +62,7 @@ class InstanceStatus:
     redis_program: str = ""
     open_tasks: int = 0
     lines: int = 0
-    parked: int = 0
+    line_tasks: int = 0
 
 
 class QueueMonitor:
@@ -110,8 +110,8 @@ class QueueMonitor:
 
     async def waiting(self) -> BacklogSize:
         """Return the tasks that wait for any instance; the last numbers if Redis is unavailable."""
-        in_stream, parked = await self._waiting_in_stream(), self._lines.waiting
-        return BacklogSize(in_stream.depth + parked, in_stream.oldest_age_s) if parked else in_stream
+        in_stream, in_lines = await self._waiting_in_stream(), self._lines.waiting
+        return BacklogSize(in_stream.depth + in_lines, in_stream.oldest_age_s) if in_lines else in_stream
 
     async def _waiting_in_stream(self) -> BacklogSize:
         if self._connection.health.down_since is None:

@@ -88,8 +88,8 @@ class QueueVerbs:
     async def read_entry(self, entry_id: str) -> dict[bytes, bytes] | None:
         return await read.read_entry(self._context, entry_id)
 
-    async def read_parked(self, task: Task) -> dict[bytes, bytes] | None:
-        return await read.read_parked(self._context, task)
+    async def read_in_line(self, task: Task) -> dict[bytes, bytes] | None:
+        return await read.read_in_line(self._context, task)
 
     async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
         return await cancel(self._context, self.lines, final, entry_id, known)

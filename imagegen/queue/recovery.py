@@ -29,7 +29,7 @@ from imagegen.queue.verbs.restore_results import RestoredResult
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.redis_client.server_info import ServerInfo
-from imagegen.tasks.task import PARKED, State, Task
+from imagegen.tasks.task import IN_LINE, State, Task
 from imagegen.tasks.webhook import merge_deliveries
 
 SETTLE_S, MAX_SETTLE_S = 1.0, 5.0
@@ -254,7 +254,7 @@ class Recovery:
         if entry_id != task.entry_id:
             line.remove(task.entry_id)
             self._task_cache.put(replace(task, entry_id=entry_id))
-            if fresh and entry_id != PARKED:
+            if fresh and entry_id != IN_LINE:
                 line.add(entry_id)
 
     def _with_webhooks(self, claim: Claim) -> Claim:

@@ -25,7 +25,7 @@ FINAL_OFFSET = 1_000_000
 SENT_PROGRESS = 10
 STORED_PROGRESS = 95
 
-PARKED = "parked"
+IN_LINE = "line"
 """In place of an entry id: the task waits in the line of its client, outside of the stream."""
 
 
@@ -81,7 +81,7 @@ class Task(Struct, frozen=True, gc=False):
     request_json: the request's stored fields as JSON (see GenerationRequest.to_json).
     digest: of the canonical request; compared on every hit.
     times: Unix seconds; None while it has not happened.
-    entry_id: of the stream entry that carries it while it is unfinished; empty if unknown, or PARKED.
+    entry_id: of the stream entry that carries it while it is unfinished; empty if unknown, or IN_LINE.
     stale_images: how many of `images` are of the epoch before (see `Cache-Control: no-cache`).
     deliveries: to the webhooks of this epoch.
     details: of a completed task, as the upstream reported them.

@@ -24,7 +24,7 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.retry import Retry
-from imagegen.tasks.task import TaskError, WaitReason
+from imagegen.tasks.task import IN_LINE, TaskError, WaitReason
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
 NOT_COUNTED = {"info", "ping", "hello", "auth", "select", "config", "client", "script"}
@@ -312,7 +312,7 @@ async def test_the_meter_counts_the_commands_of_lines(make_instance) -> None:
         await one.client_queue.cancel(tasks[0].id)
         await one.client_queue.cancel(tasks[5].id)
         one.task_cache.forget(tasks[6].id)
-        assert (await put_for(one, "a", 6))[0].entry_id == "parked"
+        assert (await put_for(one, "a", 6))[0].entry_id == IN_LINE
         await one.parts.mover.read_all()
         await one.parts.mover.read(["a", "b", "c"], 3)
         await run_one_by_one(one, 10)

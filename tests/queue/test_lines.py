@@ -18,7 +18,7 @@ from imagegen.queue.client_queue import CacheResult
 from imagegen.queue.eta import QueuePosition
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
-from imagegen.tasks.task import PARKED, State, TaskError
+from imagegen.tasks.task import IN_LINE, State, TaskError
 from imagegen.tasks.webhook import Webhook
 
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
@@ -88,7 +88,7 @@ async def test_a_clients_further_tasks_wait_in_its_line_and_run_in_order(make_in
     one = make_instance(slots=2)
     tasks = await put(one, "a", 12)
     assert (await in_stream(one), await in_line(one)) == (4, 8)
-    assert [task.entry_id == PARKED for task in tasks] == [False] * 4 + [True] * 8
+    assert [task.entry_id == IN_LINE for task in tasks] == [False] * 4 + [True] * 8
     assert {task.state for task in tasks} == {State.PENDING}
     started = await run_all(one)
     assert started == [task.id for task in tasks]

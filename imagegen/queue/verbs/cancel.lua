@@ -24,7 +24,7 @@ local checkpoint = redis.pcall('GET', KEYS[4])
 if type(checkpoint) ~= 'string' then checkpoint = '' end
 if checkpoint ~= ARGV[10] then return {false, checkpoint, 0, budget_reply, {}} end
 local tombstone_life = ARGV[6]
-if entry == PARKED then
+if entry == IN_LINE then
   entry, tombstone_life = '0-0', math.max(tonumber(ARGV[6]), tonumber(line_life))
 else
   if redis.call('XDEL', KEYS[1], entry) == 1 then left_stream(1) end

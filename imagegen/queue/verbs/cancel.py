@@ -17,7 +17,7 @@ from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.cost import Cost
-from imagegen.tasks.task import PARKED, Task, pending_deliveries
+from imagegen.tasks.task import IN_LINE, Task, pending_deliveries
 
 _SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "cancel")
 
@@ -49,7 +49,7 @@ async def cancel(
         if row is None:
             return None
         existing, log, count, budgets = row
-        cost_of_entry = 2 if existing == b"" and entry_id != PARKED else 0  # XDEL and XACK
+        cost_of_entry = 2 if existing == b"" and entry_id != IN_LINE else 0  # XDEL and XACK
         context.count("cancel", cancel_cost(existing) + cost_of_entry + context.budgets.learn(budgets))
         if existing is not None:
             if existing and f'{final.counted_in}"'.encode() not in existing:

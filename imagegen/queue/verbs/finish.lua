@@ -62,7 +62,7 @@ for i = 0, (#KEYS - 2 - days) / 2 - 1 do
       elseif tonumber(their_epoch) < tonumber(epoch) then
         existing = nil -- the submit of this epoch was lost
       elseif (state == 'pending' or state == 'processing') and their_epoch == epoch then
-        if other_entry ~= PARKED and redis.call('XDEL', stream, other_entry) == 1 then
+        if other_entry ~= IN_LINE and redis.call('XDEL', stream, other_entry) == 1 then
           acked[#acked + 1] = other_entry
           left_stream(i + 1)
         end

@@ -15,7 +15,7 @@ local function judge(stream, existing, epoch, digest, replaced, readable_version
   -- An unfinished task without an entry, as after the stream was deleted, would never run: it is replaced, but only
   -- after an instance that runs it had time to restore the entry.
   local unfinished = state == 'pending' or state == 'processing'
-  if their_entry == PARKED and unfinished then
+  if their_entry == IN_LINE and unfinished then
     if has_line(stream, existing) then return 'known' end
     if replaced ~= their_epoch then return 'gone' end
     return nil, math.max(own_epoch, tonumber(sequence) + 1)

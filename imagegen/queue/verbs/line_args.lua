@@ -14,17 +14,17 @@ local line_index = #line_clients > 0 and table.remove(KEYS)
 local line_elements, line_ends = {}, {}
 
 -- Returns whether a task of this batch waits in its line.
-local function is_parked(i) return (line_numbers[i] or 0) > 0 end
+local function waits_in_line(i) return (line_numbers[i] or 0) > 0 end
 
 -- Adds an element to the line of a task.
-local function park(i, element)
+local function add_to_line(i, element)
   local elements = line_elements[line_numbers[i]] or {}
   line_elements[line_numbers[i]] = elements
   elements[#elements + 1] = element
 end
 
 -- Writes the elements that were added. Returns a length for each line, 0 if none was added.
-local function push_parked()
+local function push_lines()
   local lengths = {}
   for i, client in ipairs(line_clients) do
     local elements = line_elements[i]

@@ -2,15 +2,15 @@
 -- in the stream; the others wait in its line, a list, and are moved into the stream one by one as its tasks end.
 --
 -- An element of a line: schema version, epoch, digest, task id; record JSON; entry JSON; each part on its own line. The
--- record of a waiting task names no entry, but PARKED. An element counts while its record does so, in the same epoch.
+-- record of a waiting task names no entry, but IN_LINE. An element counts while its record does so, in the same epoch.
 --
 -- Which task is next is only in the line, so the keys of moved records are made here; all have one hash tag.
 
-local PARKED = 'parked'
+local IN_LINE = 'line'
 
 local function key_of(stream, kind, name) return string.gsub(stream, ':tasks$', ':' .. kind .. ':') .. name end
 
--- Returns whether the line of a parked task is there.
+-- Returns whether a task is in its line.
 local function has_line(stream, record)
   local client = string.match(record, '^[^\n]*\n.*"client":"([^"]*)"')
   return client ~= nil and redis.call('EXISTS', key_of(stream, 'line', client)) == 1
@@ -53,10 +53,10 @@ local function enqueue(stream, element, life)
   local entry = redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', entry_json)
   local record = version .. ' pending ' .. entry .. head .. record_json
   local before = redis.pcall('SET', key, record, 'XX', 'GET', 'KEEPTTL')
-  if before == version .. ' pending ' .. PARKED .. head .. record_json then return id, entry, 2 end
+  if before == version .. ' pending ' .. IN_LINE .. head .. record_json then return id, entry, 2 end
   if type(before) == 'string' then
     local start, named, their_epoch, rest = string.match(before, '^(%d+ pending )(%S+) (%d+)(.*)$')
-    if named == PARKED and their_epoch == epoch then -- with changes, such as added webhooks
+    if named == IN_LINE and their_epoch == epoch then -- with changes, such as added webhooks
       redis.call('SET', key, start .. entry .. ' ' .. their_epoch .. rest, 'KEEPTTL')
       return id, entry, 3
     end

@@ -38,12 +38,12 @@ class ReadTasks:
         return list(zip(values[::3], values[1::3], values[2::3], strict=True))
 
 
-_FIND_PARKED = load_script(__package__, "find_parked")
+_FIND_IN_LINE = load_script(__package__, "find_in_line")
 
 
-async def read_parked(context: VerbContext, task: Task) -> dict[bytes, bytes] | None:
+async def read_in_line(context: VerbContext, task: Task) -> dict[bytes, bytes] | None:
     """Return the fields of the entry that a task in a line will have, None if it is not there."""
-    fields = await context.run(_FIND_PARKED, [context.keys.line(task.client)], [task.id, task.epoch])
+    fields = await context.run(_FIND_IN_LINE, [context.keys.line(task.client)], [task.id, task.epoch])
     context.count("read", 2)
     return None if fields is None else dict(zip((b"v", b"g", b"d"), fields, strict=True))
 

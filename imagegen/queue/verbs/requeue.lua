@@ -37,7 +37,7 @@ local function requeue(record_key, checkpoint_key, line, at)
     end
     if their_epoch ~= epoch then
       existing = nil
-    elseif exists(stream, their_entry) or (their_entry == PARKED and is_in_line(line, ARGV[at + 7], epoch)) then
+    elseif exists(stream, their_entry) or (their_entry == IN_LINE and is_in_line(line, ARGV[at + 7], epoch)) then
       return 'there', their_entry, 0
     end
   end
@@ -49,15 +49,15 @@ local function requeue(record_key, checkpoint_key, line, at)
       checkpoint_entry, checkpoint_json = string.match(checkpoint, '^(%S+) (.*)$')
     end
     local named = existing and their_entry or entry
-    if named == PARKED then named = string.format('%.0f-0', epoch / 1000 - MAX_SKEW_MS) end
+    if named == IN_LINE then named = string.format('%.0f-0', epoch / 1000 - MAX_SKEW_MS) end
     if checkpoint_entry and older(checkpoint_entry, named) then checkpoint_json = nil end
     local released = checkpoint_json and string.find(checkpoint_json, '"phase":"released"', 1, true)
     if checkpoint_json and not released and redis.call('PTTL', checkpoint_key) > tonumber(ARGV[2]) then
       return 'runs', entry, missing
     end
     if ARGV[1] == '' then return 'missing', entry, missing end
-    if entry == PARKED and not checkpoint_json then
-      current = PARKED
+    if entry == IN_LINE and not checkpoint_json then
+      current = IN_LINE
       local element = element_of(version, epoch, digest, ARGV[at + 7], ARGV[at + 5], ARGV[at + 4])
       push(KEYS[2], line, ARGV[at + 6], {element})
     else

@@ -6,7 +6,7 @@
 -- If a task has siblings, one command reads the records of the whole batch first: a new task is not enqueued if a
 -- sibling is completed, since it may need fewer calls then; and a task that exists costs no entry.
 --
--- A parked task gets no entry: it is added to the line of its client (see line_args.lua), and costs as many commands.
+-- A task that waits in a line gets no entry (see line_args.lua), and costs as many commands.
 --
 -- The budgets reserve what all tasks of the batch may cost by one command, and take back what was not enqueued by
 -- another. A task that exists costs nothing.
@@ -33,7 +33,7 @@ if ARGV[3] ~= '' then
 end
 
 local function add(i, version, epoch, entry_json)
-  if is_parked(i) then return PARKED end
+  if waits_in_line(i) then return IN_LINE end
   return redis.call('XADD', stream, '*', 'v', version, 'g', epoch, 'd', entry_json)
 end
 
@@ -61,11 +61,11 @@ end
 
 local ended = {} -- texts of the unfinished epochs that are replaced
 
--- Adds a parked task to its line, now that its record is written.
+-- Adds a task to the line that it waits in, now that its record is written.
 local function park_stored(i, version, epoch, digest, entry_json, record_json)
-  if not is_parked(i) then return end
+  if not waits_in_line(i) then return end
   local id = string.match(KEYS[i + 1], '[^:]*$')
-  park(i, element_of(version, epoch, digest, id, record_json, entry_json))
+  add_to_line(i, element_of(version, epoch, digest, id, record_json, entry_json))
 end
 
 local function submit(i)
@@ -86,7 +86,7 @@ local function submit(i)
       park_stored(i, version, epoch, digest, entry_json, record_json)
       return {'new', entry, epoch, ''}
     end
-    if entry ~= PARKED then redis.call('XDEL', stream, entry) end
+    if entry ~= IN_LINE then redis.call('XDEL', stream, entry) end
   else
     existing = redis.pcall('GET', record)
   end
@@ -126,4 +126,4 @@ else
   settle(redis.call, budgets, budget_life, ended)
   if not done then error(fault) end
 end
-return {depth, results, budget_reply, push_parked()}
+return {depth, results, budget_reply, push_lines()}

@@ -20,7 +20,7 @@ from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.stored_version import version_of
-from imagegen.tasks.task import PARKED, Task
+from imagegen.tasks.task import IN_LINE, Task
 
 _SCRIPT = load_script(__package__, "lines", "line_args", "judge", "budget", "submit")
 
@@ -28,7 +28,7 @@ _MEASURE_COST = 2
 """XPENDING and XLEN."""
 
 _ENQUEUE_COST = 2
-"""XADD and SET; a parked task costs SET, and one RPUSH for all of its line."""
+"""XADD and SET; a task that waits in a line costs SET, and one RPUSH for all of its line."""
 
 _EXISTING_COST, _EXISTING_WHILE_FULL_COST = 3, 1
 """XADD, SET and XDEL; or GET, over a budget too. Nothing if the records of the batch are read first."""
@@ -96,7 +96,7 @@ def submit_item(
         task.cost,
         limits,
         replaced_cost,
-        task.client if task.entry_id == PARKED else "",
+        task.client if task.entry_id == IN_LINE else "",
     )
 
 
@@ -145,50 +145,50 @@ class Submit:
             SubmitReply(kind.decode(), entry.decode(), int(epoch or 0), existing, tuple(siblings))
             for kind, entry, epoch, existing, *siblings in rows
         ]
-        added = sum(bool(reply.entry_id) and reply.entry_id != PARKED for reply in replies)
-        if replies and (entry_id := replies[-1].entry_id) and entry_id != PARKED:
+        added = sum(bool(reply.entry_id) and reply.entry_id != IN_LINE for reply in replies)
+        if replies and (entry_id := replies[-1].entry_id) and entry_id != IN_LINE:
             self._context.connection.clock.learn(int(entry_id.partition("-")[0]) / 1000)
         was_measured = measured >= 0
         capacity = depth.room - measured if was_measured else depth.capacity
-        is_parked = [bool(item.line) for item in items]
-        cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), parked=is_parked)
-        cost += self._context.budgets.learn(budgets) + self._record_parked(items, replies, lengths)
+        in_line = [bool(item.line) for item in items]
+        cost = submit_cost(replies, capacity, are_read=any(item.siblings for item in items), in_line=in_line)
+        cost += self._context.budgets.learn(budgets) + self._record_lines(items, replies, lengths)
         self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
         if added:
             self._on_added()
         return replies
 
-    def _record_parked(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:
+    def _record_lines(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:
         """Record what was added to lines, and return how many commands that were beyond one for each task."""
         commands = 0
         for client, length in zip(clients_with_lines([item.line for item in items]), lengths, strict=True):
-            parked = [
+            added = [
                 item.task_id
                 for item, reply in zip(items, replies, strict=True)
-                if item.line == client and reply.entry_id == PARKED
+                if item.line == client and reply.entry_id == IN_LINE
             ]
-            if parked:
-                commands += 1 + (length == len(parked))
-                self._lines.parked(client, parked, length)
+            if added:
+                commands += 1 + (length == len(added))
+                self._lines.added(client, added, length)
         return commands
 
 
 def submit_cost(
-    replies: Sequence[SubmitReply], capacity: int, *, are_read: bool, parked: Sequence[bool] | None = None
+    replies: Sequence[SubmitReply], capacity: int, *, are_read: bool, in_line: Sequence[bool] | None = None
 ) -> int:
     """Return the commands of one script call, without those for lines.
 
     Args:
-        parked: for each task whether it was to wait in a line; None: no task was.
+        in_line: for each task whether it was to wait in a line; None: no task was.
         capacity: of the queue, before the first task.
         are_read: whether one MGET reads the records of all tasks first.
     """
-    commands, parked = 1 + are_read, parked or [False] * len(replies)
-    for reply, is_parked in zip(replies, parked, strict=True):
-        commands += (1 if is_parked else _ENQUEUE_COST) * bool(reply.entry_id)
+    commands, in_line = 1 + are_read, in_line or [False] * len(replies)
+    for reply, is_in_line in zip(replies, in_line, strict=True):
+        commands += (1 if is_in_line else _ENQUEUE_COST) * bool(reply.entry_id)
         if not are_read and not (reply.kind == "new" and reply.entry_id):
-            is_read = capacity <= 0 or reply.kind == "budget" or is_parked
+            is_read = capacity <= 0 or reply.kind == "budget" or is_in_line
             commands += _EXISTING_WHILE_FULL_COST if is_read else _EXISTING_COST
         if reply.kind in ("known", "gone"):
             commands += reply.existing.split(b" ", 2)[1] in _UNFINISHED
