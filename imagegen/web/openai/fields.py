@@ -62,7 +62,7 @@ def parse(
 
     Raises InvalidRequest with every error, under the names that the client used.
     """
-    sent = {name: value for name, value in body.items() if not _is_absent(name, value)}
+    sent = _with_size({name: value for name, value in body.items() if not _is_absent(name, value)})
     errors: list[FieldError] = []
     spelled: dict[str, str] = {}
     fields = _known_fields(sent, spelled, errors)
@@ -84,6 +84,14 @@ def parse(
     if errors:
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
     return OpenAIRequest(request, as_base64, streamed is True, str(sent.get("model", "")))
+
+
+def _with_size(sent: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with `image_size`, SiliconFlow's name of the size, as `size`; unchanged if it is no size."""
+    size = sent.get("image_size")
+    if not isinstance(size, str) or not _SIZE.fullmatch(size) or sent.get("size", size) != size:
+        return sent
+    return {"size": size, **{name: value for name, value in sent.items() if name != "image_size"}}
 
 
 def _is_absent(name: str, value: object) -> bool:

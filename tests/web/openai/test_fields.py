@@ -77,6 +77,8 @@ def test_other_spellings_mean_the_same(body: dict[str, object], field: str, valu
         ({"width": 256}, (256, 1024)),
         ({"size": "512x768", "height": 768}, (512, 768)),
         ({"size": "512x768", "width": 512, "height": 768}, (512, 768)),
+        ({"image_size": "512x768"}, (512, 768)),
+        ({"image_size": "512x768", "size": "512x768"}, (512, 768)),
         ({"resolution": "2K"}, (2048, 2048)),
         ({"aspect_ratio": "16:9", "resolution": "2K"}, (2736, 1536)),
         ({"aspect_ratio": "16:9"}, (1360, 768)),
@@ -163,6 +165,10 @@ def test_a_field_that_is_sent_twice_is_refused() -> None:
 @pytest.mark.parametrize("other", [{"aspect_ratio": "16:9"}, {"resolution": "2K"}, {"width": 256}, {"height": 256}])
 def test_two_sizes_that_contradict_each_other_are_refused(other: dict[str, object]) -> None:
     assert faults_of(size="512x768", **other) == {next(iter(other)): "must not be sent together with size"}
+
+
+def test_an_image_size_that_is_another_one_than_size_is_refused() -> None:
+    assert list(faults_of(size="512x768", image_size="512x512")) == ["image_size"]
 
 
 def test_null_and_empty_are_absent() -> None:
