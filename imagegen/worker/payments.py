@@ -21,7 +21,7 @@ from imagegen.worker.saving import AttemptEnded
 
 NO_BUDGET = "the budget of the day is used up, so no further call was made"
 
-_VAIN = "upstream_bad_response"
+_BAD_RESPONSE = "upstream_bad_response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Payments:
         """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""
         price = self.rules.pricing.reported_price(model, reply.details)
         price = self._call_price(model, count) if price is None else price
-        self._record(self.claim.cost.paid(price, _VAIN if len(reply.images) < count else ""))
+        self._record(self.claim.cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 
     def failed(self, model: str, error: UpstreamError) -> None:
         """Note whether a call without images may have been paid."""
@@ -71,7 +71,7 @@ class Payments:
         price = None if cost.calling == UNKNOWN else cost.calling
         if error.ambiguous:
             cost = cost.lost(error.code)
-        elif error.code == _VAIN:
+        elif error.code == _BAD_RESPONSE:
             cost = cost.paid(price, error.code)
         elif error.code == "content_policy" and self.rules.pricing.charges_refusal(model):
             cost = cost.paid(price)

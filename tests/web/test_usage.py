@@ -76,6 +76,7 @@ async def test_a_stranger_is_refused(start_service) -> None:
         ("text/*", True),
         ("text/html,application/xhtml+xml,*/*;q=0.8", False),
         ("text/csv;q=x", False),
+        ("text/csv;q=2", False),
     ],
 )
 def test_csv_is_sent_where_it_is_preferred(accept: str, *, csv_preferred: bool) -> None:

@@ -10,7 +10,7 @@ local IN_LINE = 'line'
 
 local function key_of(stream, kind, name) return string.gsub(stream, ':tasks$', ':' .. kind .. ':') .. name end
 
--- Returns whether a task is in its line.
+-- Returns whether the line of a task that waits in one exists.
 local function has_line(stream, record)
   local client = string.match(record, '^[^\n]*\n.*"client":"([^"]*)"')
   return client ~= nil and redis.call('EXISTS', key_of(stream, 'line', client)) == 1

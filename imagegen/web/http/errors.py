@@ -23,6 +23,7 @@ from imagegen.errors import (
     UnsupportedMediaType,
 )
 from imagegen.web.api.schemas import ErrorView
+from imagegen.web.http.headers import quality_of
 
 Language = Literal["zh", "en"]
 
@@ -88,7 +89,7 @@ def preferred_language(accept_language: str | None) -> Language:
         name, _, parameter = part.partition(";")
         prefix = name.strip().lower().partition("-")[0]
         language: Language | None = "zh" if prefix == "*" else _known(prefix)
-        quality = _quality(parameter.strip().lower())
+        quality = quality_of(parameter.strip().lower())
         if language and quality > best_quality:
             best, best_quality = language, quality
     return best
@@ -105,14 +106,3 @@ def from_http_exception(error: web.HTTPException) -> ApiError:
 
 def _known(prefix: str) -> Language | None:
     return next((language for language in get_args(Language) if language == prefix), None)
-
-
-def _quality(parameter: str) -> float:
-    if not parameter:
-        return 1.0
-    name, _, value = parameter.partition("=")
-    try:
-        quality = float(value) if name.strip() == "q" else 0.0
-    except ValueError:
-        return 0.0
-    return quality if 0.0 <= quality <= 1.0 else 0.0

@@ -59,3 +59,15 @@ def assign_request_id(request: web.Request) -> str:
     request_id = client_id if client_id and _CLIENT_ID.fullmatch(client_id) else fresh_request_id()
     request[REQUEST_ID] = request_id
     return request_id
+
+
+def quality_of(parameter: str) -> float:
+    """Return the weight of a part of an Accept header by its parameter `q=0.5` in lower case; 1 for an empty one."""
+    if not parameter:
+        return 1.0
+    name, _, value = parameter.partition("=")
+    try:
+        quality = float(value) if name.strip() == "q" else 0.0
+    except ValueError:
+        return 0.0
+    return quality if 0.0 <= quality <= 1.0 else 0.0

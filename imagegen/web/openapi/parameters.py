@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from imagegen.accounts.keys import NAME
 from imagegen.errors import (
     Draining,
     ImageTooLarge,
@@ -55,7 +56,7 @@ MODEL = Parameter(
 )
 FILE = Parameter("file", "path", "Name of a file of the page.", _TEXT, required=True, example="docs.css")
 KEY_NAME = Parameter(
-    "name", "path", "Name of an API key.", {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, required=True
+    "name", "path", "Name of an API key.", {"type": "string", "pattern": f"^{NAME.pattern}$"}, required=True
 )
 TASKS = Parameter(
     "tasks",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from aiohttp import web
+
+from imagegen.accounts.keys import secret_digest
 
 
 class AdminAuth:
@@ -14,14 +15,10 @@ class AdminAuth:
     __slots__ = ("_hash",)
 
     def __init__(self, token: str) -> None:
-        self._hash = _sha256(token)
+        self._hash = secret_digest(token)
 
     def admits(self, token: str) -> bool:
-        return hmac.compare_digest(_sha256(token), self._hash)
+        return hmac.compare_digest(secret_digest(token), self._hash)
 
 
 ADMIN = web.AppKey("admin", AdminAuth)
-
-
-def _sha256(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from imagegen.accounts.key_fields import NewKeyFields, RotationFields, parse_fields
 from imagegen.accounts.key_store import KeyStore
-from imagegen.accounts.keys import ApiKey
+from imagegen.accounts.keys import NAME, ApiKey
 from imagegen.formats import rfc3339
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.schemas import Timestamp
@@ -21,7 +21,7 @@ from imagegen.web.http.responses import json_response
 
 KEY_STORE = web.AppKey("key_store", KeyStore)
 
-KeyName = Annotated[str, Field(pattern="^[A-Za-z0-9._-]{1,64}$")]
+KeyName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
 class SecretView(TypedDict):

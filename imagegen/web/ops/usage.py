@@ -15,6 +15,7 @@ from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import GUARD
 from imagegen.web.http.auth import client_of
+from imagegen.web.http.headers import quality_of
 from imagegen.web.http.responses import json_response
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
@@ -89,7 +90,7 @@ def prefers_csv(accept: str) -> bool:
     exact = set()
     for part in accept.lower().split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((_quality(each[2:]) for each in parameters if each.startswith("q=")), 1.0)
+        quality = next((quality_of(each) for each in parameters if each.startswith("q=")), 1.0)
         for kind in ranges.get(media, (media,)):
             if kind == media:
                 exact.add(kind)
@@ -97,13 +98,6 @@ def prefers_csv(accept: str) -> bool:
             elif kind not in exact:
                 qualities[kind] = max(qualities[kind], quality)
     return qualities[CSV] > qualities[JSON]
-
-
-def _quality(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
 
 
 _COUNTS = dict.fromkeys(COLUMNS, 0) | {
