@@ -46,9 +46,6 @@ _OTHERS = {
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
 
-NOT_IMPLEMENTED: frozenset[str] = frozenset({})
-"""Settings, and values of settings, without their feature yet: other than the default they stop the start."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -264,15 +261,9 @@ def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]
         try:
             if not (text := values.unwrapped(texts.get(rule.name, ""))):
                 continue
-            value = rule.parse(text)
+            parsed[attribute] = rule.parse(text)
         except ValueError as error:
             faults[rule.name] = str(error)
-            continue
-        if value == rule.default or not NOT_IMPLEMENTED & {rule.name, f"{rule.name}={value}"}:
-            parsed[attribute] = value
-        else:
-            what = "this setting" if rule.name in NOT_IMPLEMENTED else repr(value)
-            faults[rule.name] = f"{what} is not built yet; leave it out"
     return parsed
 
 

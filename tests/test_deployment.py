@@ -94,10 +94,7 @@ def test_render_binds_every_interface_and_names_a_full_python_version(render_env
     assert re.fullmatch(r"3\.1[123]\.\d+", render_env["PYTHON_VERSION"]["value"])
 
 
-def test_render_starts_with_a_key_and_a_budget(
-    render_env: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imagegen.settings.NOT_IMPLEMENTED", frozenset(), raising=False)
+def test_render_starts_with_a_key_and_a_budget(render_env: dict[str, dict[str, Any]]) -> None:
     generated = base64.b64encode(bytes(range(200, 232))).decode()
     prompted = {"TOGETHER_API_KEY": "k", "REDIS_URL": "rediss://h", "REDIS_TOKEN": "", "PYTHON_VERSION": ""}
     values = {name: var.get("value", generated) for name, var in render_env.items()}

@@ -22,11 +22,6 @@ GIVEN = dict.fromkeys((*SECRETS, "TOGETHER_API_KEY"), "web:0123456789abcdef01234
 """Secrets that the operator gives."""
 
 
-@pytest.fixture(autouse=True)
-def all_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagegen.settings.NOT_IMPLEMENTED", frozenset(), raising=False)
-
-
 # compose.yaml: https://docs.docker.com/reference/compose-file/
 
 

@@ -21,11 +21,6 @@ EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
 WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-@pytest.fixture
-def all_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NOT_IMPLEMENTED", frozenset())
-
-
 def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -115,7 +110,6 @@ def test_settings_can_not_be_changed() -> None:
         ("LOG_FORMAT", "json", "log_format", "json"),
     ],
 )
-@pytest.mark.usefixtures("all_built")
 def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: object) -> None:
     assert getattr(load(**{name: text}), attribute) == value
 
@@ -169,7 +163,6 @@ def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: 
         ("LOG_FORMAT", "xml"),
     ],
 )
-@pytest.mark.usefixtures("all_built")
 def test_a_wrong_value_is_rejected_by_name(name: str, text: str) -> None:
     assert list(faults(**{name: text})) == [name]
 
@@ -285,7 +278,6 @@ def test_a_together_key_selects_together_by_default() -> None:
     assert load(TOGETHER_API_KEY="k", PROVIDER="sandbox").provider == "sandbox"
 
 
-@pytest.mark.usefixtures("all_built")
 @pytest.mark.parametrize(
     ("environ", "missing"),
     [
@@ -300,7 +292,6 @@ def test_settings_required_by_a_choice_must_be_set(environ: dict[str, str], miss
     assert list(faults(**environ)) == missing
 
 
-@pytest.mark.usefixtures("all_built")
 def test_images_in_redis_have_a_smaller_cap() -> None:
     assert load(IMAGE_STORE="redis").image_store_max_bytes == 100 * 2**20
     assert load(IMAGE_STORE="redis", IMAGE_STORE_MAX_BYTES="1GiB").image_store_max_bytes == 2**30
@@ -317,38 +308,6 @@ def test_render_trusts_proxies_and_rejects_an_embedded_redis() -> None:
 def test_a_missing_redis_is_rejected() -> None:
     assert "EMBEDDED_REDIS=auto" in faults(EMBEDDED_REDIS="off")["REDIS_URL"]
     assert load(EMBEDDED_REDIS="off", REDIS_URL="redis://h").redis_url == "redis://h"
-
-
-# Features that are not built yet
-
-
-@pytest.mark.parametrize(
-    ("unbuilt", "environ"),
-    [
-        ("API_KEYS", {"API_KEYS": "web:12345678"}),
-        ("CACHE_SCOPE", {"CACHE_SCOPE": "key"}),
-        ("PROVIDER=a1111", {"PROVIDER": "a1111"}),
-        ("IMAGE_STORE=s3", {"IMAGE_STORE": "s3"}),
-    ],
-)
-def test_a_setting_whose_feature_is_not_built_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, unbuilt: str, environ: dict[str, str]
-) -> None:
-    monkeypatch.setattr(module, "NOT_IMPLEMENTED", frozenset({unbuilt}))
-    found = faults(**environ)
-    assert list(found) == list(environ)
-    assert "not built" in found[next(iter(environ))]
-
-
-def test_the_default_of_an_unbuilt_setting_may_be_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        module, "NOT_IMPLEMENTED", frozenset({"OPEN_TO_ALL", "WEBHOOK_ALLOW_PRIVATE", "IMAGE_STORE=s3"})
-    )
-    assert load(OPEN_TO_ALL="false", WEBHOOK_ALLOW_PRIVATE="false", IMAGE_STORE="disk") == Settings()
-
-
-def test_only_settings_can_be_unbuilt() -> None:
-    assert {name.partition("=")[0] for name in module.NOT_IMPLEMENTED} <= set(setting_names())
 
 
 # REDIS_URL and REDIS_TOKEN
@@ -430,7 +389,6 @@ SECRETS = {
 }
 
 
-@pytest.mark.usefixtures("all_built")
 def test_no_secret_is_in_the_repr() -> None:
     shown = repr(load(**SECRETS))
     assert "hunter2" not in shown
