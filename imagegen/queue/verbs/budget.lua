@@ -42,8 +42,8 @@ end
 -- Rows of each item: {slot, amount, limit, day, value after it}. Amounts that were taken back, by day and slot.
 local reserved_rows, taken_back = {}, {}
 
--- Reserves the amounts of all items by their texts, whether they fit or not. Each item is then to be checked in this order, with
--- `fits`; if it is not stored it is taken back, so that the items after it are checked without it.
+-- Reserves the amounts of all items by their texts, whether they fit or not. Each item is then to be checked in this
+-- order, with `fits`; if it is not stored it is taken back, so that the items after it are checked without it.
 local function reserve(keys, life, count, text_of)
   local pages, days = {}, {}
   for i = 1, count do
