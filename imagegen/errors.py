@@ -127,7 +127,7 @@ class Forbidden(ApiError):
     zh, en = "禁止访问", "Not allowed from here"
 
 
-class CrossSite(ApiError):
+class CrossSiteRefused(ApiError):
     """A page of another site sent a request that changes something."""
 
     status, code = 403, "cross_site"
@@ -138,7 +138,7 @@ class CrossSite(ApiError):
     )
 
 
-class ForeignHost(CrossSite):
+class ForeignHost(CrossSiteRefused):
     """A name that is not this machine's was made to lead to loopback, by another site's DNS or by a proxy."""
 
     zh = (

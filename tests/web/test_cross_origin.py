@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from imagegen.errors import ApiError, BadRequest, CrossSite, ForeignHost
+from imagegen.errors import ApiError, BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.cross_origin import CrossOriginPolicy, is_local_host
 
 from .conftest import Client, StartService
@@ -241,7 +241,7 @@ def test_programs_own_pages_and_allowed_pages_are_not_refused(
     ],
 )
 def test_a_page_of_another_site_changes_nothing(policy: CrossOriginPolicy, headers: Mapping[str, str]) -> None:
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRefused):
         policy.check_site(request_of(**headers))
 
 
@@ -314,7 +314,7 @@ async def test_a_service_on_all_addresses_is_called_by_any_name(start_service: S
 
 
 def test_the_texts_of_refusals_fit_both_languages() -> None:
-    for kind in (CrossSite, ForeignHost):
+    for kind in (CrossSiteRefused, ForeignHost):
         error: ApiError = kind()
         assert "PUBLIC_URL" in error.message("zh")
         assert "PUBLIC_URL" in error.message("en")

@@ -18,7 +18,7 @@ from loguru import logger
 from multidict import istr
 from yarl import URL
 
-from imagegen.errors import BadRequest, CrossSite, ForeignHost
+from imagegen.errors import BadRequest, CrossSiteRefused, ForeignHost
 from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
 from imagegen.web.http.forwarded import TrustedHops, forwarded_host, is_forwarded, valid_host
 
@@ -102,14 +102,14 @@ class CrossOriginPolicy:
         raise ForeignHost
 
     def check_site(self, request: web.Request) -> None:
-        """Raise CrossSite for a request of another site's page that changes something."""
+        """Raise CrossSiteRefused for a request of another site's page that changes something."""
         if request.method in _SAFE_METHODS:
             return
         site, origin = request.headers.get(SEC_FETCH_SITE), request.headers.get(hdrs.ORIGIN)
         if origin in self.allowed or site in _TRUSTED_SITES:
             return
         if site == "cross-site" or (origin is not None and not self._is_own(request, origin)):
-            raise CrossSite
+            raise CrossSiteRefused
 
     async def preflight(self, request: web.Request, app: web.Application, path: str) -> web.Response | None:
         """Return the response to a preflight by a page of an allowed origin; None for any other request.

@@ -13,7 +13,7 @@ from imagegen.errors import (
     BadRequest,
     BodyTimeout,
     BodyTooLarge,
-    CrossSite,
+    CrossSiteRefused,
     ExpectationFailed,
     HeadersTooLarge,
     InternalError,
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 JSON = "application/json"
 EVENTS = "text/event-stream"
 
-EDGE = (BadRequest, CrossSite, ExpectationFailed, HeadersTooLarge, InternalError)
+EDGE = (BadRequest, CrossSiteRefused, ExpectationFailed, HeadersTooLarge, InternalError)
 """Errors of every route."""
 
 IN_BODY = (InvalidJson, InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
