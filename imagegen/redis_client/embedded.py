@@ -33,6 +33,9 @@ _SILENT_S = 10.0
 _POLL_S = 0.003
 _LOCK_POLL_S = 0.02
 _STOP_S = 10.0
+_ENDING_S = 2.0
+"""A server answers for a moment after its parent was killed: it looks at signals ten times a second."""
+
 _MAX_LOG_BYTES = 1024**2
 
 _FOLDER_LOOK_S = 2.0
@@ -92,7 +95,19 @@ class _DataFolder:
             except BlockingIOError:
                 os.close(lock)
                 return None
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
         return lock
+
+    def is_owner_gone(self) -> bool:
+        """Return whether the process that took the lock last has ended; also if it is out of sight, in a container."""
+        try:
+            os.kill(int((self.folder / "lock").read_text()), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError):
+            return False
+        return False
 
     def warn_of_other_data(self) -> None:
         """Warn at the first start after a change of the server program: the tasks of the old one are not read."""
@@ -179,11 +194,14 @@ class EmbeddedRedis:
             await self._run(self._lock)
 
     async def _lock_or_attach(self) -> int | None:
-        """Return the lock; None as soon as the server of its holder answers."""
-        heard_at = time.monotonic()
+        """Return the lock; None as soon as the server of its holder answers.
+
+        A server that outlives its owner is about to end, so it is not used at once.
+        """
+        began_at = heard_at = time.monotonic()
         while (lock := self._home.try_lock()) is None:
             said = await _ping(self._home.socket)
-            if said == _PONG:
+            if said == _PONG and (not self._home.is_owner_gone() or time.monotonic() - began_at > _ENDING_S):
                 return None
             if said:
                 heard_at = time.monotonic()

@@ -351,6 +351,19 @@ async def test_the_server_dies_with_its_killed_parent_and_its_data_remains(serve
     assert await got(next_one) == "stored"
 
 
+@linux_only
+async def test_a_start_right_after_a_kill_runs_a_server_of_its_own(servers: Servers, tmp_path: Path) -> None:
+    for number in range(5):
+        process, _ = await servers.other_process(tmp_path)
+        process.kill()
+        await process.wait()
+        next_one = await servers.start(tmp_path)
+        assert next_one.pid, "the server of the killed process still answers for a moment"
+        await put(next_one, str(number))
+        assert await got(next_one) == str(number)
+        await next_one.stop()
+
+
 # Several processes
 
 
