@@ -34,7 +34,7 @@ from imagegen.web.routes import build_document
 ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
 """Statuses that schema-valid data may cause: 410 for another `v`, 422 for an Idempotency-Key with several bodies."""
 
-LENIENT = ("/api/images/batch", "images/generations", "images/edits", "images/edits/async")
+LENIENT = ("/api/images/batch", "images/generations", "images/generations/async", "images/edits", "images/edits/async")
 """Paths with bodies rejected entry by entry, or parsed as leniently as OpenAI's and Together's clients need."""
 
 RELATED = ("/api/usage", "/api/admin/keys", "/rotate")
