@@ -82,7 +82,9 @@ class Guard:
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             if CLIENT not in request:
-                await self.admit(request, operation)
+                if self._may_be_outdated:
+                    await self._update(operation)
+                self.admit(request, operation)
             return await handler(request)
 
         return guarded
@@ -92,7 +94,9 @@ class Guard:
 
         async def answer(request: web.Request) -> web.StreamResponse | None:
             if operation.needs != "none":
-                await self.admit(request, operation)
+                if self._may_be_outdated:
+                    await self._update(operation)
+                self.admit(request, operation)
             if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
                 raise ExpectationFailed
             if request.version == HttpVersion11:
@@ -102,13 +106,19 @@ class Guard:
 
         return answer
 
-    async def admit(self, request: web.Request, operation: Operation) -> None:
-        """Set the client of a request. Raises Unauthorized, RateLimited, QueueUnavailable."""
-        if operation.needs != "admin":
-            if self._store is not None and not self._store.is_current:
-                await self._store.update()
-            if not self.needs_keys:
-                return
+    @property
+    def _may_be_outdated(self) -> bool:
+        return self._store is not None and not self._store.is_current
+
+    async def _update(self, operation: Operation) -> None:
+        """Read the keys for a route that may need one."""
+        if self._store is not None and operation.needs != "admin":
+            await self._store.update()
+
+    def admit(self, request: web.Request, operation: Operation) -> None:
+        """Set the client of a request by the keys in memory. Raises Unauthorized, RateLimited, QueueUnavailable."""
+        if operation.needs != "admin" and not self.needs_keys:
+            return
         address = client_address(request, self._rules.hops)
         try:
             request[CLIENT] = self._client(request, operation, address)
@@ -154,16 +164,15 @@ GUARD = web.AppKey("guard", Guard)
 
 def sent_secret(headers: CIMultiDictProxy[str]) -> str:
     """Return the secret in the headers, empty without one. Raises Unauthorized if they hold different ones."""
-    scheme, _, bearer = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    secret = bearer.strip() if scheme.lower() == "bearer" else ""
-    if X_API_KEY in headers:
-        own = headers[X_API_KEY].strip()
-        if own and secret and own != secret:
-            raise Unauthorized
-        secret = secret or own
-    if len(headers.getall(hdrs.AUTHORIZATION, ())) > 1 or len(headers.getall(X_API_KEY, ())) > 1:
+    authorizations, keys = headers.getall(hdrs.AUTHORIZATION, ()), headers.getall(X_API_KEY, ())
+    if len(authorizations) > 1 or len(keys) > 1:
         raise Unauthorized
-    return secret
+    scheme, _, bearer = authorizations[0].partition(" ") if authorizations else ("", "", "")
+    secret = bearer.strip() if scheme.lower() == "bearer" else ""
+    own = keys[0].strip() if keys else ""
+    if own and secret and own != secret:
+        raise Unauthorized
+    return secret or own
 
 
 def own_limits(request: web.Request) -> OwnLimits | None:
