@@ -31,6 +31,9 @@ from imagegen.tasks.provider_job import JobHandle
 
 USER_AGENT = f"imagegen/{__version__}"
 
+MAX_PATHS = 64
+"""Paths of paid calls that are kept prepared."""
+
 _LOOK_UP_S = 15.0
 
 _POLL_HEADERS = {"X-ModelScope-Task-Type": "image_generation"}
@@ -119,9 +122,28 @@ class ProviderClient:
         """POST one paid call as a multipart form. Raises UpstreamError."""
         return await self._pay(path, FORM_TYPE, form_body(fields, files), watcher)
 
+    async def submit(self, path: str, fields: Mapping[str, object], watcher: CallObserver) -> RawResponse:
+        """POST one paid call as JSON and return its response, whatever its status. Raises UpstreamError."""
+        return await self._send(path, JSON_TYPE, json_body(fields), watcher)
+
+    async def request(self, method: str, url: URL, timeout_s: float) -> RawResponse:
+        """Make a request that costs nothing and return its response, whatever its status. Raises UpstreamError.
+
+        The key goes with it: url must be an address of the provider.
+        """
+        return await self._request(method, url, min(timeout_s, self._timeout_s))
+
     async def _pay(self, path: str, content_type: str, body: Body, watcher: CallObserver) -> Reply:
+        answer = await self._send(path, content_type, body, watcher)
+        if self._jobs and (reply := await self._jobs.collect(answer, watcher)):
+            return reply
+        return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+
+    async def _send(self, path: str, content_type: str, body: Body, watcher: CallObserver) -> RawResponse:
         post = self._posts.get((path, content_type))
         if post is None:
+            if len(self._posts) >= MAX_PATHS:  # a path may have the name of a model, which clients choose
+                self._posts.clear()
             headers = self._headers | {"Content-Type": content_type}
             post = PaidPost(self._session, URL(f"{self._base}/{path}"), headers, self._timeout_s)
             self._posts[path, content_type] = post
@@ -137,13 +159,7 @@ class ProviderClient:
             raise _lost_response(error, self._timeout_s) from error
         if answer.status == _PROXY_LOGIN:
             raise _no_login()
-        return await self._reply(answer, watcher)
-
-    async def _reply(self, answer: RawResponse, watcher: CallObserver) -> Reply:
-        """Return the reply to a paid call, or the result of the job that it has begun."""
-        if self._jobs and (reply := await self._jobs.collect(answer, watcher)):
-            return reply
-        return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+        return answer
 
     async def resume(self, handle: JobHandle, watcher: CallObserver) -> Reply:
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
@@ -152,11 +168,11 @@ class ProviderClient:
         return await self._jobs.resume(handle, watcher)
 
     async def _poll(self, url: URL, timeout_s: float) -> RawResponse:
-        return await self._get(url, min(timeout_s, self._timeout_s), _POLL_HEADERS)
+        return await self._request("GET", url, min(timeout_s, self._timeout_s), _POLL_HEADERS)
 
     async def get_json(self, path: str) -> object:
         """GETs some JSON that costs nothing. Raises UpstreamError."""
-        answer = await self._get(URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
+        answer = await self._request("GET", URL(f"{self._base}/{path}"), min(_LOOK_UP_S, self._timeout_s))
         if 200 <= answer.status < 300:
             with suppress(orjson.JSONDecodeError):
                 return load_json(answer.body)
@@ -164,13 +180,17 @@ class ProviderClient:
             raise _no_login()
         raise error_from_response(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
-    async def _get(self, url: URL, timeout_s: float, headers: Mapping[str, str] | None = None) -> RawResponse:
+    async def _request(
+        self, method: str, url: URL, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> RawResponse:
         everything = {**self._headers, **(headers or {})}
         limits = connect_timeout(timeout_s)
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._session.get(url, headers=everything, allow_redirects=False, timeout=limits) as response,
+                self._session.request(
+                    method, url, headers=everything, allow_redirects=False, timeout=limits
+                ) as response,
             ):
                 body = await read_limited(response.status, response.headers, response.content)
                 return RawResponse(response.status, response.headers, body)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import quote
 
 import orjson
 from yarl import URL
 
-from imagegen.errors import UpstreamError
+from imagegen.providers.job_addresses import same_host
+from imagegen.providers.job_polling import JobState
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.reply_details import parse_details
@@ -87,21 +87,6 @@ class Acceptance:
     retry_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """State of a job.
-
-    phase: `forgotten` if the upstream does not find the job. reply: of a job that is done; error: of a failed job, as
-    a call with the same result would have raised it. progress: 0 to 1, None if the upstream reports none.
-    """
-
-    phase: Literal["running", "done", "failed", "forgotten"]
-    reply: Reply | None = None
-    error: UpstreamError | None = None
-    progress: float | None = None
-    retry_after_s: float | None = None
-
-
 def parse_acceptance(status: int, headers: Mapping[str, str], body: bytes | bytearray) -> Acceptance | None:
     """Return the job that a call has begun; None if its response is something else, such as images or an error."""
     if not 200 <= status < 300 or len(body) > MAX_ACCEPTED_BYTES or (status != 202 and b"task" not in body):
@@ -142,24 +127,6 @@ def poll_addresses(base: URL, submit: URL, job_id: str, address: str, guess: str
     if given := same_host(base, address):
         urls.insert(0, given)
     return tuple(dict.fromkeys(urls))
-
-
-def same_host(base: URL, address: str) -> URL | None:
-    """Return an address of an upstream, relative or absolute, if it leads to the base's host; else None."""
-    if not address or len(address) > 2_000 or not address.isprintable():
-        return None
-    try:
-        url = URL(f"{base}/").join(URL(address)).with_fragment(None)
-        if url.user is not None or url.host is None or url.host != base.host:
-            return None
-        if url.scheme == base.scheme and url.port == base.port:
-            return url
-        is_default = url.is_default_port() and base.is_default_port()
-        if is_default and {url.scheme, base.scheme} == {"http", "https"}:
-            return url.with_scheme("https")
-    except ValueError:
-        return None
-    return None
 
 
 def parse_job(

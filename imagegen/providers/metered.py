@@ -99,6 +99,12 @@ class MeteredProvider:
         """Polls are free, so they are not counted."""
         return await self._provider.resume(handle, watcher)
 
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        return await self._provider.find(call, sent_at)
+
+    async def cancel(self, handle: JobHandle) -> bool | None:
+        return await self._provider.cancel(handle)
+
     def _warn(self, error: UpstreamError) -> None:
         """One line for the operator until a call is accepted again, at most once a minute: one model may be refused."""
         code, now = error.code, self._clock()

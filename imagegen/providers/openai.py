@@ -14,7 +14,7 @@ from yarl import URL
 
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
 from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl
 from imagegen.providers.request_fields import (
     SizeStyle,
     Vocabulary,
@@ -139,7 +139,7 @@ def split_endpoint(address: str) -> tuple[str, str]:
     return (match[1], match[2] or "images/generations") if match else (address, "images/generations")
 
 
-class OpenAICompatibleProvider:
+class OpenAICompatibleProvider(WithoutJobControl):
     """base_url: as the SDKs take it (`https://api.openai.com/v1`); without a path `/v1` is added. It may also be the
     whole address of a relay's asynchronous route, such as `https://relay/v1/images/generations/async`.
 

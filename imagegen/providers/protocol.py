@@ -147,6 +147,21 @@ class Provider(Protocol):
         """
         ...
 
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        """Return the handle of the job that a call began whose response was lost; None if it can't be told apart.
+
+        Only one exact match in a complete list of jobs counts. sent_at: Unix time before the call was sent.
+        Raises UpstreamError if the list can't be read now.
+        """
+        ...
+
+    async def cancel(self, handle: JobHandle) -> bool | None:
+        """Request the end of a job. Return whether the upstream confirmed it; None if that is not known.
+
+        False: it refused, for example because the job is over. None: it has no such request, or did not answer.
+        """
+        ...
+
     def sent_request(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request without what a call does not carry; it is what a task's fingerprint is made of."""
         ...
@@ -169,7 +184,19 @@ def unreadable_input() -> UpstreamError:
     return UpstreamError("internal_error", "an input image could not be read", retryable=True)
 
 
-class WithoutJobs:
+class WithoutJobControl:
+    """The part of a provider that can neither find a job without its handle nor cancel one."""
+
+    async def find(self, _call: Call, _sent_at: float) -> JobHandle | None:
+        """Return None: there is no list of jobs."""
+        return None
+
+    async def cancel(self, _handle: JobHandle) -> bool | None:
+        """Return None: there is no such request."""
+        return None
+
+
+class WithoutJobs(WithoutJobControl):
     """The part of a provider that answers each call with images, never with a job."""
 
     async def resume(self, _handle: JobHandle, _watcher: CallObserver) -> Reply:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from msgspec import Struct
 
 
 class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     """Data with which each process can collect the result of a provider job.
 
-    provider: name of the provider. account: hash of the address and the key that the job belongs to.
-    poll_url: the address to poll, empty if the upstream gave none that may be used.
+    provider: name of the provider. channel: name of the channel that made the job, empty if it has none.
+    account: fingerprint of the key that the job belongs to.
+    poll_url, result_url, cancel_url: by the upstream; empty if it gave none that may be used.
     accepted_at, expires_at: Unix time; after the second one the upstream may have forgotten the job.
+    cost_micro_usd: the price that the upstream named when it accepted the job, in millionths of a US dollar.
     """
 
     provider: str
@@ -19,6 +23,10 @@ class JobHandle(Struct, frozen=True, gc=False, omit_defaults=True):
     poll_url: str = ""
     accepted_at: float = 0.0
     expires_at: float | None = None
+    channel: str = ""
+    result_url: str = ""
+    cancel_url: str = ""
+    cost_micro_usd: int | None = None
 
 
 class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -31,3 +39,8 @@ class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):
     indexes: tuple[int, ...]
     seed: int | None = None
     model: str = ""
+
+
+def key_fingerprint(address: str, secret: str) -> str:
+    """Return a short hash of an upstream's address and a key for it; it names the key and does not disclose it."""
+    return hashlib.sha256(f"{address} {secret}".encode()).hexdigest()[:16]

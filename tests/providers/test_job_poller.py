@@ -10,7 +10,7 @@ from emulator_fixtures import EmulatedUpstream
 from yarl import URL
 
 from imagegen.errors import UpstreamError
-from imagegen.providers import job_poller
+from imagegen.providers import job_polling
 from imagegen.providers.job_poller import JobPoller
 from imagegen.providers.openai import OpenAICompatibleProvider, split_endpoint
 from imagegen.providers.post import RawResponse
@@ -47,7 +47,7 @@ async def relay():
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let polls follow each other at once."""
     for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
-        monkeypatch.setattr(job_poller, name, 0.02)
+        monkeypatch.setattr(job_polling, name, 0.02)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ async def test_no_number_of_failed_polls_ends_a_job(quick, make_provider, make_c
 async def test_a_refused_key_ends_a_job_after_some_polls(quick, make_provider, make_call, relay) -> None:
     _, error = await begun(make_provider(), make_call, relay, "job poll_fault=401 polls=99")
     assert error.code == "upstream_auth"
-    assert relay.ledger.jobs[0].polls == job_poller.MAX_REFUSED
+    assert relay.ledger.jobs[0].polls == job_polling.MAX_REFUSED
 
 
 async def test_without_an_address_all_usual_ones_are_tried(quick, make_provider, make_call, relay) -> None:

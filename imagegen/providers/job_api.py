@@ -1,0 +1,238 @@
+"""Base of providers that answer each paid call with a job: submit, polls, resumption, cancellation.
+
+A provider's own module maps a call to its body and reads its responses; all I/O and all rules about jobs are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import aiohttp
+from msgspec import Struct
+from msgspec.structs import replace
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.http_client import Account, ProviderClient
+from imagegen.providers.job_addresses import in_domains
+from imagegen.providers.job_polling import JobState, first_delay_s, poll_until_end
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
+from imagegen.tasks.provider_job import JobHandle, key_fingerprint
+from imagegen.tasks.reply_details import ReplyDetails
+from imagegen.tasks.request import GenerationRequest
+
+POLL_TIMEOUT_S = 15.0
+CANCEL_TIMEOUT_S = 10.0
+MIN_POLL_GAP_S = 0.05
+"""Between two polls of one account. DashScope, the strictest, allows 20 a second; Replicate 3,000 a minute."""
+
+MAX_ID_CHARS = 200
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_UNDECIDED = frozenset({401, 402, 403, 407, 408, 425, 429})
+"""Refusals of a cancellation that are not about the job."""
+
+
+class SubmitForm(Struct, frozen=True):
+    """A call as a provider takes it. path: below the base; warnings: about fields that are not sent as given."""
+
+    path: str
+    fields: Mapping[str, object]
+    warnings: tuple[str, ...] = ()
+
+
+class AcceptedCall(Struct, frozen=True):
+    """A job that a call has begun, as the response shows it; its addresses are not checked.
+
+    state: of a job that has ended already; None: it is to be polled. expires_at: Unix time.
+    """
+
+    id: str
+    poll_url: str = ""
+    result_url: str = ""
+    cancel_url: str = ""
+    expires_at: float | None = None
+    retry_after_s: float | None = None
+    cost_micro_usd: int | None = None
+    state: JobState | None = None
+
+
+class JobApiProvider(ABC):
+    """One account of a provider with jobs.
+
+    domains: registered names of the provider; job addresses are followed only there, by https.
+    channel: name of the channel, kept in the handles of its jobs. base_url: images may be fetched from its host even
+    if it is not public.
+    """
+
+    name: ClassVar[str]
+    domains: ClassVar[tuple[str, ...]]
+    max_images_per_call: int
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base: URL, account: Account, timeout_s: float, *, channel: str = ""
+    ) -> None:
+        self._base = base
+        self._client = ProviderClient(session, base, "", timeout_s, account)
+        self._secret = account.secret
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._gate = PollGate(MIN_POLL_GAP_S)
+        self.own_hosts = self._client.own_hosts
+        self.base_url: URL | None = self._client.base_url
+
+    @abstractmethod
+    def edits(self, model: str) -> Edits | None:
+        """Return the input images that it takes for this model, None if it takes none."""
+
+    @abstractmethod
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request without what a call does not carry."""
+
+    @abstractmethod
+    def submit_form(self, call: Call) -> SubmitForm:
+        """Return what to send. Raises UpstreamError for a call that the provider can't take."""
+
+    @abstractmethod
+    def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
+        """Return the job of a call. Raises UpstreamError if its response is no acceptance."""
+
+    @abstractmethod
+    async def poll(self, handle: JobHandle) -> JobState:
+        """Return the state of a job. Raises UpstreamError for a failed poll."""
+
+    def cancel_request(self, _handle: JobHandle) -> tuple[str, str] | None:
+        """Return method and address that cancel a job, None if the provider has no such request."""
+        return None
+
+    def read_cancellation(self, answer: RawResponse) -> bool | None:
+        """Return whether the response confirms a cancellation, None if it leaves that open."""
+        if 200 <= answer.status < 300:
+            return True
+        return False if 400 <= answer.status < 500 and answer.status not in _UNDECIDED else None
+
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
+        """Begin a job and poll it until it ends. Raises UpstreamError."""
+        form = self.submit_form(call)
+        answer = await self._client.submit(form.path, form.fields, observer)
+        accepted = self.read_acceptance(answer)
+        handle = self.handle_of(accepted, time.time())
+        await observer.accepted(handle)
+        if (state := accepted.state) and (state.reply or state.error):
+            reply = _ended(state)
+        else:
+            delay_s = first_delay_s(accepted.retry_after_s)
+            reply = await poll_until_end(handle, observer, partial(self._ask, handle), delay_s)
+        reply = _with_cost(reply, handle)
+        return replace(reply, images=reply.images[: call.count], warnings=(*form.warnings, *reply.warnings))
+
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
+        """Poll the job of an earlier call until it ends. Raises UpstreamError."""
+        if handle.provider != self.name:
+            raise forgotten_job()
+        return _with_cost(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
+
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:  # noqa: ARG002 - most have no list
+        """Return None: there is no list of jobs."""
+        return None
+
+    async def cancel(self, handle: JobHandle) -> bool | None:
+        """Request the end of a job. Return whether the provider confirmed it, None if that is not known."""
+        request = self.cancel_request(handle) if handle.provider == self.name else None
+        url = self.own_address(request[1]) if request else None
+        if request is None or url is None:
+            return None
+        try:
+            return self.read_cancellation(await self._client.request(request[0], url, CANCEL_TIMEOUT_S))
+        except UpstreamError:
+            return None
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        """Return nothing: the list of the provider is not one of image models."""
+        return ()
+
+    async def close(self) -> None:  # noqa: B027 - no provider has more to close
+        """The session is the app's."""
+
+    def handle_of(self, accepted: AcceptedCall, accepted_at: float) -> JobHandle:
+        """Return the handle of a job, with those of its addresses that may be requested. accepted_at: Unix time."""
+        addresses = (accepted.poll_url, accepted.result_url, accepted.cancel_url)
+        poll_url, result_url, cancel_url = (str(self.own_address(address) or "") for address in addresses)
+        return JobHandle(
+            self.name,
+            accepted.id,
+            key_fingerprint(str(self._base), self._secret),
+            poll_url,
+            accepted_at,
+            accepted.expires_at,
+            channel=self._channel,
+            result_url=result_url,
+            cancel_url=cancel_url,
+            cost_micro_usd=accepted.cost_micro_usd,
+        )
+
+    def own_address(self, address: str) -> URL | None:
+        """Return an address if the key may go there, None otherwise."""
+        return in_domains(self._base, address, self.domains)
+
+    async def get(self, address: str) -> RawResponse | None:
+        """GET an address of a job with the key; None if the key may not go there. Raises UpstreamError.
+
+        A redirect is followed once, within the provider's domains.
+        """
+        url = self.own_address(address)
+        if url is None:
+            return None
+        answer = await self._client.request("GET", url, POLL_TIMEOUT_S)
+        if answer.status in _REDIRECTS:
+            target = in_domains(url, answer.headers.get("Location", ""), self.domains)
+            if target and self.own_address(str(target)):
+                return await self._client.request("GET", target, POLL_TIMEOUT_S)
+        return answer
+
+    async def _ask(self, handle: JobHandle) -> JobState:
+        await self._gate.wait()
+        return await self.poll(handle)
+
+
+class PollGate:
+    """Gate that spaces the polls of all jobs of one account. gap_s: between two polls."""
+
+    def __init__(self, gap_s: float) -> None:
+        self._gap_s = gap_s
+        self._free_at = 0.0
+
+    async def wait(self) -> None:
+        """Return when the next poll may be sent."""
+        now = asyncio.get_running_loop().time()
+        turn = max(now, self._free_at)
+        self._free_at = turn + self._gap_s
+        if turn > now:
+            await asyncio.sleep(turn - now)
+
+
+def job_id(value: object) -> str:
+    """Return the id of a job that a provider named, empty if it is unusable."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
+        return ""
+    return value if value.isascii() and value.isprintable() and value.strip(".") and "/" not in value else ""
+
+
+def _ended(state: JobState) -> Reply:
+    if state.error is not None:
+        raise state.error
+    return state.reply or Reply(())
+
+
+def _with_cost(reply: Reply, handle: JobHandle) -> Reply:
+    """Return the reply with the price that the provider named at the acceptance, unless the result has one."""
+    details = reply.details or ReplyDetails()
+    if handle.cost_micro_usd is None or details.cost_micro_usd is not None:
+        return reply
+    return replace(reply, details=replace(details, cost_micro_usd=handle.cost_micro_usd))

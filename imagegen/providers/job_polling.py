@@ -1,0 +1,125 @@
+"""Polls of a provider job until its end: their pace, and what polls mean that fail or do not find the job."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import CallObserver, Reply, forgotten_job
+from imagegen.tasks.provider_job import JobHandle
+
+FIRST_DELAY_S, DELAY_GROWTH, MAX_DELAY_S = 1.0, 1.5, 5.0
+JITTER = 0.1
+"""Part of a delay that is random, so that jobs which began together are not polled together."""
+
+MAX_FAULT_DELAY_S = 30.0
+"""Longest delay after polls that failed."""
+
+MIN_DELAY_S, MAX_RETRY_AFTER_S = 0.2, 60.0
+UNKNOWN_GRACE_S = 15.0
+"""An upstream may not find a job yet that it has just accepted, for example while its databases are synchronised."""
+
+MAX_UNKNOWN, MAX_REFUSED = 3, 8
+"""Polls in sequence after which a job is given up: those that do not find it, and those that refuse the key."""
+
+REFUSALS = frozenset({"upstream_auth", "upstream_billing"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """State of a job.
+
+    phase: `forgotten` if the upstream does not find the job. reply: of a job that is done; error: of a failed job, as
+    a call with the same result would have raised it. progress: 0 to 1, None if the upstream reports none.
+    retry_after_s: seconds until the next poll, by the upstream.
+    """
+
+    phase: Literal["running", "done", "failed", "forgotten"]
+    reply: Reply | None = None
+    error: UpstreamError | None = None
+    progress: float | None = None
+    retry_after_s: float | None = None
+
+
+Ask = Callable[[], Awaitable[JobState]]
+"""Polls a job once. Raises UpstreamError for a failed poll: the job's state is unclear then."""
+
+
+async def poll_until_end(
+    handle: JobHandle, observer: CallObserver, ask: Ask, first_delay_s: float | None = None
+) -> Reply:
+    """Return the result of a job. Raises UpstreamError once it can have no image any more.
+
+    first_delay_s: before the first poll; None: it is polled at once.
+    """
+    polls = _Polls(handle, ask)
+    if first_delay_s is not None:
+        await asyncio.sleep(first_delay_s)
+    while True:
+        state = await polls.state()
+        if state.reply is not None:
+            return state.reply
+        if state.error is not None:
+            raise state.error
+        if state.progress is not None:
+            observer.progress(state.progress)
+        await asyncio.sleep(polls.delay_s)
+
+
+def first_delay_s(retry_after_s: float | None) -> float:
+    """Return the seconds from the acceptance of a job to its first poll. retry_after_s: by the upstream."""
+    return _bounded(retry_after_s) or FIRST_DELAY_S
+
+
+class _Polls:
+    """Polls of one job. delay_s: until the next poll."""
+
+    def __init__(self, handle: JobHandle, ask: Ask) -> None:
+        self._handle, self._ask = handle, ask
+        self._unknown = self._refused = self._faults = 0
+        self._pace_s = FIRST_DELAY_S / DELAY_GROWTH
+        self.delay_s = self._pace_s
+
+    async def state(self) -> JobState:
+        """Return the state of the job, `running` while it is unclear. Raises UpstreamError if the job is given up."""
+        try:
+            state = await self._ask()
+        except UpstreamError as error:
+            return self._failed(error)
+        if state.phase == "forgotten":
+            return self._not_found()
+        self._unknown = self._refused = self._faults = 0
+        self._pace_s = min(self._pace_s * DELAY_GROWTH, MAX_DELAY_S)
+        self.delay_s = _bounded(state.retry_after_s) or self._pace_s * _random_factor(JITTER)
+        return state
+
+    def _not_found(self) -> JobState:
+        now, handle = time.time(), self._handle
+        self._unknown += 1
+        self.delay_s = FIRST_DELAY_S
+        has_expired = handle.expires_at is not None and now >= handle.expires_at
+        if has_expired or (self._unknown >= MAX_UNKNOWN and now >= handle.accepted_at + UNKNOWN_GRACE_S):
+            raise forgotten_job()
+        return JobState("running")
+
+    def _failed(self, error: UpstreamError) -> JobState:
+        self._faults += 1
+        self._refused = self._refused + 1 if error.code in REFUSALS else 0
+        if self._refused >= MAX_REFUSED:
+            raise error
+        backoff_s = min(FIRST_DELAY_S * 2 ** min(self._faults - 1, 10), MAX_FAULT_DELAY_S)
+        self.delay_s = _bounded(error.retry_after_s) or backoff_s * _random_factor(0.25)
+        return JobState("running")
+
+
+def _bounded(seconds: float | None) -> float | None:
+    return None if seconds is None else min(max(seconds, MIN_DELAY_S), MAX_RETRY_AFTER_S)
+
+
+def _random_factor(spread: float) -> float:
+    return 1 + spread * (2 * random.random() - 1)  # noqa: S311 - jitter
