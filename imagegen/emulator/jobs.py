@@ -44,7 +44,10 @@ _NOT_FOUND: Final = Response(404, error_body("task not found", "not_found_error"
 
 @dataclass(slots=True)
 class Job:
-    """One job, as the ledger shows it. charged: a failed job is refunded. collected: a poll returned its images."""
+    """One job, as the ledger shows it. charged: a failed job is refunded. collected: a poll returned its images.
+
+    cancelled: before its end. cancels, listed: requests that cancel it, and lists with it. cost_usd: if it is charged.
+    """
 
     id: str
     dialect: str
@@ -54,6 +57,10 @@ class Job:
     answer_lost: bool
     polls: int = 0
     collected: bool = False
+    cancelled: bool = False
+    cancels: int = 0
+    listed: int = 0
+    cost_usd: float = 0.0
 
 
 @dataclass(slots=True)
