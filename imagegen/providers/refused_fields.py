@@ -92,6 +92,10 @@ _OUR_NAMES = {
     "guidance": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "response_extension": "output_format",
+    "enable_safety_checker": "disable_safety_checker",
+    "enhance_prompt": "prompt_upsampling",
+    "loras": "image_loras",
+    "output_quality": "output_compression",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -102,13 +102,18 @@ def shape_of(request: GenerationRequest) -> tuple[str, str]:
 
 
 def nearest_ratio(width: int, height: int) -> str:
-    """Return the offered aspect ratio that changes the image's shape least."""
+    """Return the aspect ratio of most services that changes the image's shape least."""
+    return nearest_ratio_of(width, height, _RATIOS)
+
+
+def nearest_ratio_of(width: int, height: int, ratios: Iterable[str]) -> str:
+    """Return the one of some aspect ratios `W:H` that changes the image's shape least."""
 
     def stretch(ratio: str) -> float:
         across, _, down = ratio.partition(":")
         return abs(math.log(width / height * int(down) / int(across)))
 
-    return min(_RATIOS, key=stretch)
+    return min(ratios, key=stretch)
 
 
 def left_out_warnings(call: Call, vocabulary: Vocabulary) -> tuple[str, ...]:

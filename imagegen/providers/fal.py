@@ -1,0 +1,73 @@
+"""Owns the jobs of fal's queue: https://fal.ai/docs/inference-api/queue
+
+The later addresses of a job are those that fal named: they have the app's name without its path. fal itself repeats a
+job that its infrastructure fails; a submit with a lost response can't be found again, and is not repeated here.
+"""
+
+from __future__ import annotations
+
+import time
+
+import aiohttp
+from yarl import URL
+
+from imagegen.providers.fal_requests import edits_of, fields_of, model_path, sent_request, warnings_of
+from imagegen.providers.fal_responses import parse_acceptance, parse_result, parse_status
+from imagegen.providers.http_client import Account
+from imagegen.providers.job_api import AcceptedCall, JobApiProvider, SubmitForm
+from imagegen.providers.job_polling import JobState
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Call, Edits
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.request import GenerationRequest
+
+BASE_URL = "https://queue.fal.run"
+
+
+class FalProvider(JobApiProvider):
+    """base_url: of the queue."""
+
+    name = "fal"
+    domains = ("fal.run",)
+    max_images_per_call = 4
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        api_key: str,
+        timeout_s: float,
+        base_url: str = BASE_URL,
+        channel: str = "",
+    ) -> None:
+        base = URL(base_url.strip().rstrip("/")).with_user(None)
+        super().__init__(session, base, Account(f"Key {api_key}", api_key), timeout_s, channel=channel)
+
+    def edits(self, model: str) -> Edits | None:
+        return edits_of(model)
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return sent_request(request)
+
+    def submit_form(self, call: Call) -> SubmitForm:
+        return SubmitForm(model_path(call.request), fields_of(call), warnings_of(call))
+
+    def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
+        return parse_acceptance(answer, secret=self._secret, now_s=time.time())
+
+    async def poll(self, handle: JobHandle) -> JobState:
+        answer = await self.get(handle.poll_url)
+        if answer is None:
+            return JobState("forgotten")
+        status = parse_status(answer, secret=self._secret, now_s=time.time())
+        if not status.is_known:
+            return JobState("forgotten")
+        if not status.has_ended:
+            return JobState("running")
+        result = await self.get(handle.result_url)
+        if result is None:
+            return JobState("forgotten")
+        return parse_result(result, status, secret=self._secret, now_s=time.time())
+
+    def cancel_request(self, handle: JobHandle) -> tuple[str, str] | None:
+        return ("PUT", handle.cancel_url) if handle.cancel_url else None

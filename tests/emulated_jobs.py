@@ -1,0 +1,54 @@
+"""Emulated providers with jobs for tests, and an observer that records what a call reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+
+from imagegen.emulator.job_emulator import JobEmulator, JobOptions
+from imagegen.providers import job_polling
+from imagegen.tasks.provider_job import JobHandle
+
+E = TypeVar("E", bound=JobEmulator)
+
+
+@asynccontextmanager
+async def emulated(kind: type[E], **options: Any) -> AsyncIterator[E]:
+    """Yield an emulator in this event loop, on a free loopback port; `options` are those of JobOptions."""
+    emulator = kind(JobOptions(**{"image": "tiny", **options}))
+    await emulator.start()
+    try:
+        yield emulator
+    finally:
+        await emulator.stop()
+
+
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let polls follow each other at once, and let a job that is not found be given up soon."""
+    for name in ("FIRST_DELAY_S", "MAX_DELAY_S", "MAX_FAULT_DELAY_S", "MAX_RETRY_AFTER_S"):
+        monkeypatch.setattr(job_polling, name, 0.02)
+    monkeypatch.setattr(job_polling, "UNKNOWN_GRACE_S", 1.0)
+
+
+@dataclass
+class Recorder:
+    """A call's observer. note: called when a job is accepted, before its first poll; noted: what it returned."""
+
+    note: Callable[[], object] = lambda: None
+    handles: list[JobHandle] = field(default_factory=list)
+    noted: list[object] = field(default_factory=list)
+    parts: list[float] = field(default_factory=list)
+
+    def sent(self) -> None:
+        """Do nothing."""
+
+    async def accepted(self, handle: JobHandle) -> None:
+        self.handles.append(handle)
+        self.noted.append(self.note())
+
+    def progress(self, fraction: float) -> None:
+        self.parts.append(fraction)
