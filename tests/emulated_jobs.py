@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import pytest
 
 from imagegen.emulator.job_emulator import JobEmulator, JobOptions
+from imagegen.errors import UpstreamError
 from imagegen.providers import job_polling
+from imagegen.providers.job_api import JobApiProvider
+from imagegen.providers.protocol import Call, Reply
 from imagegen.tasks.provider_job import JobHandle
 
 E = TypeVar("E", bound=JobEmulator)
@@ -52,3 +55,28 @@ class Recorder:
 
     def progress(self, fraction: float) -> None:
         self.parts.append(fraction)
+
+
+async def made(provider: JobApiProvider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:
+    """Make a call; return its observer, and its reply or error."""
+    observer = Recorder()
+    try:
+        return observer, await provider.generate(call, observer)
+    except UpstreamError as error:
+        return observer, error
+
+
+class _Stopped(Exception):
+    """The process ends."""
+
+
+async def begun_only(provider: JobApiProvider, call: Call) -> JobHandle:
+    """Begin a job and stop before its first poll, as a process that dies does."""
+
+    def stop() -> None:
+        raise _Stopped
+
+    observer = Recorder(stop)
+    with pytest.raises(_Stopped):
+        await provider.generate(call, observer)
+    return observer.handles[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
@@ -33,6 +34,7 @@ MIN_POLL_GAP_S = 0.05
 """Between two polls of one account. DashScope, the strictest, allows 20 a second; Replicate 3,000 a minute."""
 
 MAX_ID_CHARS = 200
+MAX_KEPT_IDS = 1_000
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNDECIDED = frozenset({401, 402, 403, 407, 408, 425, 429})
@@ -68,7 +70,7 @@ class JobApiProvider(ABC):
 
     domains: registered names of the provider; job addresses are followed only there, by https.
     channel: name of the channel, kept in the handles of its jobs. base_url: images may be fetched from its host even
-    if it is not public.
+    if it is not public. kept_ids: the last jobs with handles that are durable.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class JobApiProvider(ABC):
         self._channel = channel
         self._timeout_s = timeout_s
         self._gate = PollGate(MIN_POLL_GAP_S)
+        self.kept_ids: deque[str] = deque(maxlen=MAX_KEPT_IDS)
         self.own_hosts = self._client.own_hosts
         self.base_url: URL | None = self._client.base_url
 
@@ -124,6 +127,7 @@ class JobApiProvider(ABC):
         accepted = self.read_acceptance(answer)
         handle = self.handle_of(accepted, time.time())
         await observer.accepted(handle)
+        self.kept_ids.append(handle.id)
         if (state := accepted.state) and (state.reply or state.error):
             reply = _ended(state)
         else:
@@ -136,6 +140,7 @@ class JobApiProvider(ABC):
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
         if handle.provider != self.name:
             raise forgotten_job()
+        self.kept_ids.append(handle.id)
         return _with_cost(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:  # noqa: ARG002 - most have no list

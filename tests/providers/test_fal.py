@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from emulated_jobs import Recorder, emulated, quick_polls
+from emulated_jobs import Recorder, begun_only, emulated, made, quick_polls
 from yarl import URL
 
 from imagegen.emulator.fal import FalEmulator
@@ -30,15 +30,6 @@ async def queue():
 @pytest.fixture
 def fal(session, queue) -> FalProvider:
     return FalProvider(session, api_key="id:secret", base_url=queue.url, timeout_s=5, channel="main")
-
-
-async def made(fal, call) -> tuple[Recorder, object]:
-    """Make a call; return its observer, and its reply or error."""
-    observer = Recorder()
-    try:
-        return observer, await fal.generate(call, observer)
-    except UpstreamError as error:
-        return observer, error
 
 
 # --- requests ---
@@ -321,28 +312,11 @@ async def test_a_job_is_cancelled_once(quick, fal, queue, make_call) -> None:
     running = observer.handles[0]
     assert await fal.cancel(running) is False  # it is over
     queue.set_fault("job job_s=60")
-    slow = await accepted_only(fal, make_call(model=MODEL))
+    slow = await begun_only(fal, make_call(model=MODEL))
     assert await fal.cancel(slow) is True
     assert queue.ledger.sums()["cancelled"] == 1
     with pytest.raises(UpstreamError, match="cancelled"):
         await fal.resume(slow, Recorder())
-
-
-async def accepted_only(fal, call) -> JobHandle:
-    """Begin a job and stop before its first poll, as a process that dies does."""
-
-    class Stopped(Exception):
-        pass
-
-    handles: list[JobHandle] = []
-
-    def stop() -> int:
-        raise Stopped
-
-    observer = Recorder(stop, handles)
-    with pytest.raises(Stopped):
-        await fal.generate(call, observer)
-    return handles[0]
 
 
 async def test_a_cancellation_without_an_answer_is_not_confirmed(fal, queue, make_call) -> None:
