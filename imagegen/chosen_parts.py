@@ -30,11 +30,13 @@ from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.edit_rules import EditRules
+from imagegen.providers.fal import FalProvider
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
+from imagegen.providers.replicate import ReplicateProvider
 from imagegen.providers.sandbox import SandboxProvider
 from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
 from imagegen.proxies import Proxies, ProxyConnector
@@ -191,6 +193,12 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession, table: M
         case "a1111" if settings.a1111_url:
             url, model = settings.a1111_url, settings.default_model
             return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case "fal" if settings.fal_key:
+            key, url = settings.fal_key, settings.fal_api_url
+            return FalProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "replicate" if settings.replicate_api_token:
+            key, url = settings.replicate_api_token, settings.replicate_api_url
+            return ReplicateProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
         case _:
             return SandboxProvider(settings.sandbox_delay_s)
 

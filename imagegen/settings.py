@@ -23,6 +23,10 @@ _T = TypeVar("_T")
 
 _MIB = 1024**2
 
+PROVIDERS = ("together", "openai", "a1111", "fal", "replicate", "sandbox")
+_DEFAULT_MODELS = {"fal": "fal-ai/flux/schnell", "replicate": "black-forest-labs/flux-schnell"}
+"""By provider, where the model of Together's name is not there."""
+
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 MAX_FILE_BYTES = _MIB
@@ -37,6 +41,10 @@ _OTHERS = {
     "TOGETHER_BASE_URL": "TOGETHER_API_URL",
     "TOGETHER_KEY": "TOGETHER_API_KEY",
     "TOGETHER_AI_KEY": "TOGETHER_API_KEY",
+    "FAL_API_KEY": "FAL_KEY",
+    "FAL_QUEUE_RUN_HOST": "FAL_API_URL",
+    "REPLICATE_API_KEY": "REPLICATE_API_TOKEN",
+    "REPLICATE_BASE_URL": "REPLICATE_API_URL",
     "REDIS_URI": "REDIS_URL",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
@@ -79,7 +87,7 @@ class Settings:
     public_url: str | None = _optional("PUBLIC_URL", values.public_url)
     together_api_key: str | None = _optional("TOGETHER_API_KEY", values.secret, secret=True)
     together_api_url: str = _setting("TOGETHER_API_URL", "https://api.together.xyz", values.base_url)
-    provider: str = _setting("PROVIDER", "sandbox", values.one_of("together", "openai", "a1111", "sandbox"))
+    provider: str = _setting("PROVIDER", "sandbox", values.one_of(*PROVIDERS))
     default_model: str = _setting("DEFAULT_MODEL", "black-forest-labs/FLUX.1-schnell", values.plain_text)
     redis_url: str | None = _optional("REDIS_URL", values.plain_text, secret=True)
     redis_token: str | None = _optional("REDIS_TOKEN", values.secret, secret=True)
@@ -90,6 +98,10 @@ class Settings:
     openai_api_url: str | None = _optional("OPENAI_API_URL", values.base_url_with_login, secret=True)
     openai_api_key: str | None = _optional("OPENAI_API_KEY", values.secret, secret=True)
     a1111_url: str | None = _optional("A1111_URL", values.base_url_with_login, secret=True)
+    fal_key: str | None = _optional("FAL_KEY", values.secret, secret=True)
+    fal_api_url: str = _setting("FAL_API_URL", "https://queue.fal.run", values.base_url)
+    replicate_api_token: str | None = _optional("REPLICATE_API_TOKEN", values.secret, secret=True)
+    replicate_api_url: str = _setting("REPLICATE_API_URL", "https://api.replicate.com", values.base_url)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -271,6 +283,8 @@ def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Se
     """Fill in the defaults that depend on other settings."""
     if "provider" not in parsed and settings.together_api_key:
         settings = replace(settings, provider="together")
+    if "default_model" not in parsed and settings.provider in _DEFAULT_MODELS:
+        settings = replace(settings, default_model=_DEFAULT_MODELS[settings.provider])
     if "image_store_max_bytes" not in parsed and settings.image_store == "redis":
         settings = replace(settings, image_store_max_bytes=100 * _MIB)
     if "trusted_proxy_hops" not in parsed and settings.on_render:
@@ -289,6 +303,8 @@ def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
         "together": {"TOGETHER_API_KEY": settings.together_api_key},
         "openai": {"OPENAI_API_URL": settings.openai_api_url},
         "a1111": {"A1111_URL": settings.a1111_url},
+        "fal": {"FAL_KEY": settings.fal_key},
+        "replicate": {"REPLICATE_API_TOKEN": settings.replicate_api_token},
     }
     for name, value in needed.get(settings.provider, {}).items():
         if not value:

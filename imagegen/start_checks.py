@@ -86,6 +86,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         "OPENAI_API_KEY": settings.openai_api_key and "PROVIDER=openai and OPENAI_API_URL",
         "OPENAI_API_URL": settings.openai_api_url and "PROVIDER=openai",
         "A1111_URL": settings.a1111_url and "PROVIDER=a1111",
+        "FAL_KEY": settings.fal_key and "PROVIDER=fal",
+        "REPLICATE_API_TOKEN": settings.replicate_api_token and "PROVIDER=replicate",
     }
     for name, remedy in unused.items():
         if remedy and settings.provider == "sandbox":

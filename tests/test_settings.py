@@ -278,12 +278,21 @@ def test_a_together_key_selects_together_by_default() -> None:
     assert load(TOGETHER_API_KEY="k", PROVIDER="sandbox").provider == "sandbox"
 
 
+def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> None:
+    assert load(PROVIDER="fal", FAL_KEY="k").default_model == "fal-ai/flux/schnell"
+    assert load(PROVIDER="replicate", REPLICATE_API_TOKEN="k").default_model == "black-forest-labs/flux-schnell"
+    assert load(PROVIDER="fal", FAL_KEY="k", DEFAULT_MODEL="fal-ai/flux/dev").default_model == "fal-ai/flux/dev"
+    assert load(FAL_KEY="k").provider == "sandbox"
+
+
 @pytest.mark.parametrize(
     ("environ", "missing"),
     [
         ({"PROVIDER": "together"}, ["TOGETHER_API_KEY"]),
         ({"PROVIDER": "openai"}, ["OPENAI_API_URL"]),
         ({"PROVIDER": "a1111"}, ["A1111_URL"]),
+        ({"PROVIDER": "fal"}, ["FAL_KEY"]),
+        ({"PROVIDER": "replicate"}, ["REPLICATE_API_TOKEN"]),
         ({"IMAGE_STORE": "s3"}, ["S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"]),
         ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),
     ],

@@ -19,7 +19,13 @@ OK, ABANDONED = "ok", "abandoned"
 """Codes of calls without an error: answered; dropped because the task was cancelled or the service stops."""
 
 
-KEY_SETTINGS = {"together": "TOGETHER_API_KEY", "openai": "OPENAI_API_KEY", "a1111": "A1111_URL"}
+KEY_SETTINGS = {
+    "together": "TOGETHER_API_KEY",
+    "openai": "OPENAI_API_KEY",
+    "a1111": "A1111_URL",
+    "fal": "FAL_KEY",
+    "replicate": "REPLICATE_API_TOKEN",
+}
 """By provider: the setting with the key, for the operator who must act."""
 
 WARN_AGAIN_S = 60.0

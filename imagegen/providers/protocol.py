@@ -111,7 +111,7 @@ class CallObserver(Protocol):
 class Provider(Protocol):
     """An image service.
 
-    name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `a1111`).
+    name: part of a task's fingerprint (`together`, `sandbox`, `openai`, `fal`, …).
     max_images_per_call: images of one call at most.
     own_hosts: `host` or `host:port` of image links that may be fetched from addresses that are not public.
     base_url: against which relative image links are resolved; None if there are none.
