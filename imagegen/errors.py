@@ -295,6 +295,7 @@ class UpstreamError(ImagegenError):
     ambiguous: sent, and no answer came, or only a gateway's; so it may have been paid for.
     unreached: the provider was certainly not reached, so nothing can have been paid.
     partly_sent: it was reached, but not the whole request was sent, so nothing can have been paid.
+    charged: the upstream charges for it all the same, as for an image that its content checker withheld.
     retry_after_s: seconds to wait, by the upstream.
     refused: fields that the upstream refused by name, as it spells them; see `refused_fields`.
     max_count: how many images a call may request, if the model refused their number.
@@ -311,6 +312,7 @@ class UpstreamError(ImagegenError):
         ambiguous: bool = False,
         unreached: bool = False,
         partly_sent: bool = False,
+        charged: bool = False,
         retry_after_s: float | None = None,
         refused: tuple[str, ...] = (),
         max_count: int | None = None,
@@ -324,6 +326,7 @@ class UpstreamError(ImagegenError):
         self.ambiguous = ambiguous
         self.unreached = unreached
         self.partly_sent = partly_sent
+        self.charged = charged
         self.retry_after_s = retry_after_s
         self.refused = refused
         self.max_count = max_count

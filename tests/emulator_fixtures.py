@@ -87,10 +87,10 @@ class EmulatedUpstream:
 
 
 class EmulatorProcess:
-    """Process of `python -m imagegen.emulator` with these arguments; ready when entered, ended with SIGTERM."""
+    """Process of an emulator with these arguments; ready when entered, ended with SIGTERM. module: of its command."""
 
-    def __init__(self, *arguments: str, port: int = 0) -> None:
-        self._arguments = ["-m", "imagegen.emulator", "--port", str(port), *arguments]
+    def __init__(self, *arguments: str, port: int = 0, module: str = "imagegen.emulator") -> None:
+        self._arguments = ["-m", module, "--port", str(port), *arguments]
         self.process: ForkedProcess
         self._output: IO[str]
         self.url = ""
@@ -121,6 +121,10 @@ class EmulatorProcess:
 
     def expire_links(self) -> None:
         self._request("POST", "expire")
+
+    def revoke(self, key: str) -> None:
+        """Refuse a key from now on; only of providers with jobs."""
+        self._request("POST", "revoke", key.encode())
 
     def clear(self) -> None:
         """Empty the ledger and the queue."""

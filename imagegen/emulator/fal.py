@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 
 import orjson
 
+from .fault_schedule import Fault
 from .job_emulator import Exchange, JobCall, JobEmulator, RunningJob, after_loss
 from .responses import HTML, Response
 
@@ -79,6 +80,10 @@ class FalEmulator(JobEmulator):
 
     def new_id(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def charges(self, end: str, fault: Fault) -> bool:
+        """Return whether a job is charged: one with black images is."""
+        return super().charges(end, fault) or (end == "moderated" and fault.text("policy", "") != "error")
 
     def answer(self, exchange: Exchange) -> Response | None:
         scheme, _, key = exchange.headers.get("Authorization", "").partition(" ")

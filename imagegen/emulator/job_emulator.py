@@ -189,6 +189,10 @@ class JobEmulator(ABC):
     def new_id(self) -> str:
         """Return the id of a new job."""
 
+    def charges(self, end: str, _fault: Fault) -> bool:
+        """Return whether a job that ends so is charged."""
+        return end not in ("failed", "moderated")
+
     @property
     def url(self) -> str:
         return f"http://{self.options.host}:{self._port}"
@@ -232,7 +236,7 @@ class JobEmulator(ABC):
             return self._refused(fault, exchange, call)
         end, lost = fault.text("end", "completed"), fault.text("answer", "") == "lost"
         cost = fault.number("cost", self.options.price_usd * call.count)
-        job = Job(self.new_id(), self.name, time(), end, end not in ("failed", "moderated"), lost, cost_usd=cost)
+        job = Job(self.new_id(), self.name, time(), end, self.charges(end, fault), lost, cost_usd=cost)
         running = RunningJob(
             job,
             call,

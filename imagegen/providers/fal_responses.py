@@ -157,7 +157,8 @@ def _failed(status: JobStatus, answer: RawResponse, secret: str) -> JobState:
 
 
 def _images(fields: Mapping[str, object]) -> JobState:
-    """Return the state of a job that is done. An image that the content checker flags is black, so it is left out."""
+    """Return the state of a job that is done, and charged. An image that the content checker flags is black, so it is
+    left out."""
     entries, flags = fields.get("images"), fields.get("has_nsfw_concepts")
     if not isinstance(entries, list):
         entries = [fields["image"]] if fields.get("image") else []
@@ -169,7 +170,7 @@ def _images(fields: Mapping[str, object]) -> JobState:
         if place not in flagged and (image := parse_image(entry)) is not None
     ]
     if flagged and not images:
-        return JobState("failed", error=UpstreamError("content_policy", _FLAGGED))
+        return JobState("failed", error=UpstreamError("content_policy", _FLAGGED, charged=True))
     warning = (f"{len(flagged)} of {len(entries)} images: {sanitize_detail(_FLAGGED)}",) if flagged else ()
     return JobState("done", reply=Reply(tuple(images), warnings=warning))
 

@@ -73,7 +73,7 @@ class Payments:
             cost = cost.lost(error.code)
         elif error.code == _BAD_RESPONSE:
             cost = cost.paid(price, error.code)
-        elif error.code == "content_policy" and self.rules.pricing.charges_refusal(model):
+        elif error.charged or (error.code == "content_policy" and self.rules.pricing.charges_refusal(model)):
             cost = cost.paid(price)
         else:
             cost = cost.unpaid()

@@ -280,17 +280,20 @@ async def test_polls_that_fail_do_not_end_a_job(quick, fal, queue, make_call) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "code"),
+    ("options", "code", "charged"),
     [
-        ("end=failed", "upstream_error"),
-        ("end=failed error_type=bad_request failed_status=400", "upstream_invalid_request"),
-        ("end=moderated", "content_policy"),
-        ("end=moderated policy=error", "content_policy"),
+        ("end=failed", "upstream_error", False),
+        ("end=failed error_type=bad_request failed_status=400", "upstream_invalid_request", False),
+        ("end=moderated", "content_policy", True),
+        ("end=moderated policy=error", "content_policy", False),
     ],
 )
-async def test_a_job_that_ends_without_an_image_fails_its_call(quick, fal, make_call, options: str, code: str) -> None:
+async def test_a_job_that_ends_without_an_image_fails_its_call(
+    quick, fal, queue, make_call, options: str, code: str, charged: bool
+) -> None:
     _, error = await made(fal, make_call(model=MODEL, prompt=f"a cat {{{{fault:job {options}}}}}"))
-    assert (error.code, error.ambiguous) == (code, False)
+    assert (error.code, error.ambiguous, error.charged) == (code, False, charged)
+    assert queue.ledger.sums()["charged"] == charged
 
 
 async def test_a_job_that_has_expired_is_an_ambiguous_call(quick, fal, make_call) -> None:

@@ -1,0 +1,230 @@
+"""Tests of the rules about jobs that all providers share: addresses, prices, the pace of polls."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from emulated_jobs import Recorder, quick_polls
+from msgspec.structs import replace
+from yarl import URL
+
+from imagegen.errors import UpstreamError
+from imagegen.providers import job_polling
+from imagegen.providers.http_client import Account
+from imagegen.providers.job_addresses import in_domains
+from imagegen.providers.job_api import AcceptedCall, JobApiProvider, PollGate, SubmitForm, job_id
+from imagegen.providers.job_polling import JobState, poll_until_end
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Edits, Reply
+from imagegen.tasks.image import ImageLink
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.reply_details import ReplyDetails
+
+quick = pytest.fixture(quick_polls)
+BASE = URL("https://queue.jobs.example/v1")
+IMAGES = tuple(ImageLink(f"https://a.example/{number}") for number in range(3))
+
+
+class Service(JobApiProvider):
+    """A provider with scripted states. accepted: what a submit returns."""
+
+    name = "service"
+    domains = ("jobs.example",)
+    max_images_per_call = 4
+
+    def __init__(
+        self, session, accepted: AcceptedCall, *states: JobState | UpstreamError, base: str = str(BASE)
+    ) -> None:
+        super().__init__(session, URL(base), Account("Key k", "k"), 5)
+        self._accepted = accepted
+        self.states = list(states)
+
+    def edits(self, model: str) -> Edits | None:
+        return None
+
+    def sent_request(self, request):
+        return request
+
+    def submit_form(self, call) -> SubmitForm:
+        return SubmitForm("generate", {"prompt": call.request.prompt}, ("a warning",))
+
+    def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
+        return self._accepted
+
+    async def poll(self, handle: JobHandle) -> JobState:
+        state = self.states.pop(0)
+        if isinstance(state, UpstreamError):
+            raise state
+        return state
+
+
+@pytest.mark.parametrize(
+    ("address", "followed"),
+    [
+        ("https://queue.jobs.example/v1/7", True),
+        ("https://eu.jobs.example/7", True),
+        ("https://jobs.example/7", True),
+        ("/v1/7", True),
+        ("7?id=1", True),
+        ("https://EU.JOBS.EXAMPLE/7", True),
+        ("https://notjobs.example/7", False),
+        ("https://jobs.example.evil.example/7", False),
+        ("https://evil.example/jobs.example", False),
+        ("http://eu.jobs.example/7", False),
+        ("https://eu.jobs.example:8443/7", False),
+        ("https://a:b@eu.jobs.example/7", False),
+        ("https://eu.jobs.example@evil.example/7", False),
+        ("http://127.0.0.1:6379/", False),
+        ("http://localhost/7", False),
+        ("//evil.example/7", False),
+        ("file:///etc/passwd", False),
+        ("https://eu.jobs.example/" + "a" * 3_000, False),
+        ("https://eu.jobs.example/\n7", False),
+        ("https://[", False),
+        ("", False),
+    ],
+)
+def test_a_key_goes_only_to_the_domains_of_its_provider(address: str, followed: bool) -> None:
+    assert (in_domains(BASE, address, ("jobs.example",)) is not None) is followed
+
+
+@pytest.mark.parametrize(
+    ("address", "followed"),
+    [("http://127.0.0.1:9000/7", True), ("http://localhost:1/7", True), ("https://jobs.example/7", False)],
+)
+def test_an_emulator_on_loopback_may_name_loopback_alone(address: str, followed: bool) -> None:
+    assert (in_domains(URL("http://127.0.0.1:8000"), address, ("jobs.example",)) is not None) is followed
+
+
+async def test_addresses_on_other_hosts_are_not_kept_in_the_handle(session) -> None:
+    evil = "https://evil.example/7"
+    handle = Service(session, AcceptedCall("7")).handle_of(AcceptedCall("7", evil, evil, evil, 9.0), 1.0)
+    assert (handle.poll_url, handle.result_url, handle.cancel_url) == ("", "", "")
+    assert (handle.accepted_at, handle.expires_at, len(handle.account)) == (1.0, 9.0, 16)
+
+
+async def test_a_stored_address_on_another_host_is_not_requested(session) -> None:
+    service = Service(session, AcceptedCall("7"))
+    assert await service.get("https://evil.example/7") is None
+
+
+@dataclass
+class Client:
+    """A client with scripted responses by address."""
+
+    responses: dict[str, RawResponse]
+    requested: list[str] = field(default_factory=list)
+
+    async def request(self, _method: str, url: URL, _timeout_s: float) -> RawResponse:
+        self.requested.append(str(url))
+        return self.responses[str(url)]
+
+
+@pytest.mark.parametrize(
+    ("target", "requests"),
+    [("https://eu.jobs.example/8", 2), ("/v1/8", 2), ("https://evil.example/8", 1), ("http://eu.jobs.example/8", 1)],
+)
+async def test_a_redirect_is_followed_once_within_the_domains(session, target: str, requests: int) -> None:
+    service, first = Service(session, AcceptedCall("7")), "https://queue.jobs.example/v1/7"
+    moved, done = RawResponse(307, {"Location": target}, b""), RawResponse(200, {}, b"{}")
+    client = Client({first: moved, "https://eu.jobs.example/8": done, "https://queue.jobs.example/v1/8": done})
+    service._client = client
+    answer = await service.get(first)
+    assert (answer.status, len(client.requested)) == (200 if requests == 2 else 307, requests)
+
+
+@pytest.fixture
+def submit_url(upstream) -> str:
+    upstream.post("http://jobs.example/v1/generate", payload={})
+    return "http://jobs.example/v1"
+
+
+async def test_the_price_of_the_acceptance_is_kept_over_a_takeover(quick, session, submit_url, make_call) -> None:
+    done = JobState("done", reply=Reply(IMAGES))
+    accepted = AcceptedCall("7", cost_micro_usd=40_000)
+    service = Service(session, accepted, JobState("running", progress=0.5), done, done, base=submit_url)
+    observer = Recorder()
+    reply = await service.generate(make_call(count=2, n=2), observer)
+    assert (reply.images, reply.warnings, observer.parts) == (IMAGES[:2], ("a warning",), [0.5])
+    later = await service.resume(observer.handles[0], Recorder())
+    assert reply.details.cost_micro_usd == later.details.cost_micro_usd == 40_000
+
+
+async def test_the_price_of_the_result_comes_before_that_of_the_acceptance(quick, session) -> None:
+    reply = Reply(IMAGES, details=ReplyDetails(cost_micro_usd=1))
+    service = Service(session, AcceptedCall("7"), JobState("done", reply=reply))
+    handle = JobHandle("service", "7", cost_micro_usd=2)
+    assert (await service.resume(handle, Recorder())).details.cost_micro_usd == 1
+
+
+@pytest.mark.parametrize(("state", "polls"), [(JobState("done", reply=Reply(IMAGES)), 0), (None, 1)])
+async def test_a_job_that_the_acceptance_shows_ended_is_not_polled(
+    quick, session, submit_url, make_call, state: JobState | None, polls: int
+) -> None:
+    service = Service(session, AcceptedCall("7", state=state), JobState("done", reply=Reply(IMAGES)), base=submit_url)
+    observer = Recorder()
+    await service.generate(make_call(), observer)
+    assert (1 - len(service.states), len(observer.handles)) == (polls, 1)
+
+
+async def test_a_failed_acceptance_has_a_handle_first(quick, session, submit_url, make_call) -> None:
+    failed = JobState("failed", error=UpstreamError("content_policy", "no"))
+    observer = Recorder()
+    with pytest.raises(UpstreamError, match="no"):
+        await Service(session, AcceptedCall("7", state=failed), base=submit_url).generate(make_call(), observer)
+    assert len(observer.handles) == 1
+
+
+async def test_the_jobs_of_another_provider_are_forgotten_and_not_cancelled(session) -> None:
+    service, handle = Service(session, AcceptedCall("7")), JobHandle("fal", "7", cancel_url=str(BASE))
+    with pytest.raises(UpstreamError, match="does not find the job"):
+        await service.resume(handle, Recorder())
+    assert await service.cancel(handle) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "confirmed"),
+    [(200, True), (202, True), (400, False), (404, False), (401, None), (429, None), (500, None)],
+)
+async def test_a_cancellation_is_confirmed_refused_or_open(session, status: int, confirmed: bool | None) -> None:
+    answer = RawResponse(status, {}, b"")
+    assert Service(session, AcceptedCall("7")).read_cancellation(answer) is confirmed
+
+
+@pytest.mark.parametrize("value", ["", " ", "..", "a/b", "a\nb", "é", "a" * 201, 7, None, True])
+def test_an_unusable_id_is_none(value: object) -> None:
+    assert job_id(value).strip() == ""
+
+
+async def test_polls_of_one_account_are_spaced() -> None:
+    gate, loop = PollGate(0.02), asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.gather(*(gate.wait() for _ in range(6)))
+    assert loop.time() - began >= 0.099
+
+
+async def test_polls_grow_apart_to_the_longest_delay(monkeypatch) -> None:
+    delays: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        delays.append(delay_s)
+
+    monkeypatch.setattr(job_polling.asyncio, "sleep", sleep)
+    states = [*[JobState("running")] * 8, JobState("running", retry_after_s=7), JobState("done", reply=Reply(IMAGES))]
+
+    async def ask() -> JobState:
+        return states.pop(0)
+
+    await poll_until_end(JobHandle("service", "7"), Recorder(), ask, 1.0)
+    *paced, asked = delays[1:]
+    assert asked == 7
+    assert all(0.9 <= delay_s / wanted <= 1.1 for delay_s, wanted in zip(paced, (1, 1.5, 2.25, 3.375, 5), strict=False))
+    assert all(4.5 <= delay_s <= 5.5 for delay_s in paced[5:])
+
+
+def test_a_handle_of_an_older_version_is_read() -> None:
+    handle = JobHandle("service", "7", "account", "https://a.example", 1.0, 2.0)
+    assert replace(handle, channel="main").channel == "main"
+    assert (handle.channel, handle.result_url, handle.cancel_url, handle.cost_micro_usd) == ("", "", "", None)

@@ -1,0 +1,114 @@
+"""Providers with jobs through the running service: settings, images, errors, and what each costs by their own ledger."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from emulator_fixtures import EmulatorProcess
+from service.running import KEY, Service, calls_about, eventually
+
+Start = Callable[..., Service]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An emulated provider, and a service that uses it."""
+
+    name: str
+    upstream: EmulatorProcess
+    settings: dict[str, str]
+    service: Service
+
+    def jobs(self, text: str) -> list[dict[str, Any]]:
+        return [call["job"] for call in calls_about(self.upstream, text) if call["job"]]
+
+
+def settings_of(name: str, url: str) -> dict[str, str]:
+    named = {
+        "fal": {"FAL_KEY": KEY, "FAL_API_URL": url},
+        "replicate": {"REPLICATE_API_TOKEN": KEY, "REPLICATE_API_URL": url},
+    }
+    return {"PROVIDER": name, "WORKER_CONCURRENCY": "20", **named[name]}
+
+
+@pytest.fixture(scope="module", params=["fal", "replicate"])
+def provider(request: pytest.FixtureRequest, start_for_module: Start) -> Iterator[Provider]:
+    with EmulatorProcess(request.param, module="imagegen.emulator.job_command") as upstream:
+        settings = settings_of(request.param, upstream.url)
+        yield Provider(request.param, upstream, settings, start_for_module(**settings))
+
+
+def test_an_image_of_the_default_model_is_made_by_one_job(provider: Provider) -> None:
+    task = provider.service.made(prompt="the first one")
+    assert provider.service.get(task["data"][0]["url"]).body.startswith(b"\x89PNG")
+    (job,) = provider.jobs("the first one")
+    assert (job["charged"], job["collected"], task["attempts"]) == (True, True, 1)
+
+
+def test_several_images_are_one_job(provider: Provider) -> None:
+    task = provider.service.made(prompt="three of them", n=3)
+    assert len({image["sha256"] for image in task["data"]}) == 3
+    assert len(provider.jobs("three of them")) == 1
+
+
+@pytest.mark.parametrize(
+    ("switch", "code", "submits"),
+    [
+        ("402", "upstream_billing", 1),
+        ("401", "upstream_auth", 1),
+        ("422", "upstream_invalid_request", 1),
+        ("job end=moderated", "content_policy", 1),
+        ("job end=failed", "upstream_error", 3),
+    ],
+)
+def test_what_goes_wrong_has_its_code(provider: Provider, switch: str, code: str, submits: int) -> None:
+    if provider.name == "fal" and switch == "402":
+        switch = "403_balance"
+    text = f"wrong by {switch}"
+    task = provider.service.finished(provider.service.accepted(prompt=f"{text} {{{{fault:{switch}}}}}", seed=submits))
+    assert (task["status"], task["error"]["code"]) == ("failed", code)
+    assert len(calls_about(provider.upstream, text)) == submits
+
+
+def test_a_rate_limit_is_waited_out_and_is_no_attempt(provider: Provider) -> None:
+    task = provider.service.made(prompt="limited {{fault:429 retry_after=1 times=1}}")
+    assert (task["attempts"], len(provider.jobs("limited"))) == (1, 1)
+
+
+def test_a_job_that_is_unknown_at_first_is_not_submitted_again(provider: Provider) -> None:
+    provider.service.made(prompt="unknown at first {{fault:job unknown_s=3}}")
+    assert len(provider.jobs("unknown at first")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_restart_resumes_the_job_and_never_submits_it_again(
+    provider: Provider, start_service: Start, number: signal.Signals
+) -> None:
+    service = start_service(**provider.settings, DRAIN_SECONDS="0.1")
+    text = f"resumed after {number.name}"
+    task_id = service.accepted(prompt=f"{text} {{{{fault:job job_s=1.5}}}}")
+    eventually(lambda: any(job["polls"] for job in provider.jobs(text)))
+    service.signal(number)
+    service.wait()
+    service.start()
+    task = service.completed(task_id)
+    assert (len(provider.jobs(text)), task.get("possiblyBilledTwice")) == (1, None)
+
+
+def test_a_lost_answer_to_a_submit_is_paid_twice_at_most_and_recorded(provider: Provider) -> None:
+    task = provider.service.made(prompt="lost answer {{fault:job answer=lost times=1}}")
+    jobs = provider.jobs("lost answer")
+    assert len(jobs) - 1 == task.get("possiblyBilledTwice", 0)
+
+
+def test_the_ledger_of_the_provider_has_the_price_of_each_charged_job(provider: Provider) -> None:
+    provider.upstream.clear()
+    for number in range(3):
+        provider.service.made(prompt=f"counted {number} at {time.time()}", n=2)
+    ledger = provider.upstream.ledger()
+    assert (ledger["submitted"], ledger["charged"], ledger["cost_usd"]) == (3, 3, 0.06)
