@@ -122,10 +122,16 @@ class JobApiProvider(ABC):
 
     async def generate(self, call: Call, observer: CallObserver) -> Reply:
         """Begin a job and poll it until it ends. Raises UpstreamError."""
-        form = self.submit_form(call)
-        answer = await self._client.submit(form.path, form.fields, observer)
-        accepted = self.read_acceptance(answer)
-        handle = self.handle_of(accepted, time.time())
+        form, sent_at = self.submit_form(call), time.time()
+        try:
+            accepted = self.read_acceptance(await self._client.submit(form.path, form.fields, observer))
+        except UpstreamError as error:
+            handle = await self._find_lost(call, sent_at) if error.ambiguous else None
+            if handle is None:
+                raise
+            accepted = AcceptedCall(handle.id)
+        else:
+            handle = self.handle_of(accepted, time.time())
         await observer.accepted(handle)
         self.kept_ids.append(handle.id)
         if (state := accepted.state) and (state.reply or state.error):
@@ -142,6 +148,13 @@ class JobApiProvider(ABC):
             raise forgotten_job()
         self.kept_ids.append(handle.id)
         return _with_cost(await poll_until_end(handle, observer, partial(self._ask, handle)), handle)
+
+    async def _find_lost(self, call: Call, sent_at: float) -> JobHandle | None:
+        """Return the job of a submit with a lost response; None if there is none to be found, or no list now."""
+        try:
+            return await self.find(call, sent_at)
+        except UpstreamError:
+            return None
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:  # noqa: ARG002 - most have no list
         """Return None: there is no list of jobs."""

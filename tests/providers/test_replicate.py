@@ -12,6 +12,7 @@ from yarl import URL
 from imagegen.emulator.replicate import PAGE, ReplicateEmulator
 from imagegen.errors import UpstreamError
 from imagegen.providers import replicate as replicate_module
+from imagegen.providers.job_api import JobApiProvider
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import InputImage
 from imagegen.providers.replicate import ReplicateProvider
@@ -316,11 +317,36 @@ LOST = "a cat {{fault:job answer=lost times=1}}"
 
 
 async def lost(replicate, call) -> float:
-    """Make a call with a lost response; return the time before it."""
+    """Make a call with a lost response, as a process that dies before it; return the time before the call."""
     sent_at = time.time()
-    observer, error = await made(replicate, call)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplicateProvider, "find", JobApiProvider.find)
+        observer, error = await made(replicate, call)
     assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at
+
+
+async def test_a_call_with_a_lost_response_goes_on_with_the_job_that_it_began(
+    quick, replicate, service, make_call
+) -> None:
+    observer, reply = await made(replicate, make_call(model=MODEL, prompt=LOST))
+    assert (len(reply.images), len(observer.handles)) == (1, 1)
+    assert service.ledger.sums()["submitted"] == 1
+
+
+async def test_a_call_that_never_arrived_is_not_found(quick, replicate, make_call, monkeypatch) -> None:
+    monkeypatch.setattr(replicate_module, "LISTED_WITHIN_S", 0.0)
+    observer, error = await made(replicate, make_call(model=MODEL, prompt="a cat {{fault:reset}}"))
+    assert (observer.handles, error.ambiguous) == ([], True)
+
+
+async def test_a_list_that_fails_leaves_the_call_ambiguous(quick, replicate, make_call, monkeypatch) -> None:
+    async def fail(*_: object) -> None:
+        raise UpstreamError("upstream_auth", "no list")
+
+    monkeypatch.setattr(ReplicateProvider, "find", fail)
+    _, error = await made(replicate, make_call(model=MODEL, prompt=LOST))
+    assert (error.code, error.ambiguous) == ("upstream_error", True)
 
 
 @pytest.mark.parametrize("model", [MODEL, f"stability-ai/sdxl:{HASH}", "deployments/me/mine"])

@@ -1,4 +1,4 @@
-"""Providers with jobs through the running service: settings, images, errors, and what each costs by their own ledger."""
+"""Providers with jobs through the running service: settings, images, errors, and their own ledger of what was paid."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_a_restart_resumes_the_job_and_never_submits_it_again(
     assert (len(provider.jobs(text)), task.get("possiblyBilledTwice")) == (1, None)
 
 
-def test_a_lost_answer_to_a_submit_is_paid_twice_at_most_and_recorded(provider: Provider) -> None:
+def test_a_job_with_a_lost_response_is_found_in_the_list_or_recorded_as_paid_twice(provider: Provider) -> None:
     task = provider.service.made(prompt="lost answer {{fault:job answer=lost times=1}}")
-    jobs = provider.jobs("lost answer")
-    assert len(jobs) - 1 == task.get("possiblyBilledTwice", 0)
+    more = {"fal": 1, "replicate": 0}[provider.name]
+    assert (len(provider.jobs("lost answer")), task.get("possiblyBilledTwice", 0)) == (1 + more, more)
 
 
 def test_the_ledger_of_the_provider_has_the_price_of_each_charged_job(provider: Provider) -> None:
