@@ -155,6 +155,8 @@ def sent_request(request: GenerationRequest) -> GenerationRequest:
     """Return the request without what a call does not carry."""
     family = family_of(request.model)
     sent = sent_in_words(request, _VOCABULARY)
+    if "enable_safety_checker" in (request.extra or {}):
+        sent = replace(sent, disable_safety_checker=None)
     if family.size == "pixels" or "image_size" in (request.extra or {}):
         return sent
     ratio, resolution = shape_of(request)

@@ -70,7 +70,7 @@ class JobApiProvider(ABC):
 
     domains: registered names of the provider; job addresses are followed only there, by https.
     channel: name of the channel, kept in the handles of its jobs. base_url: images may be fetched from its host even
-    if it is not public. kept_ids: the last jobs with handles that are durable.
+    if it is not public. account: fingerprint of the key, as in the handles. kept_ids: the last jobs with handles that are durable.
     """
 
     name: ClassVar[str]
@@ -84,6 +84,7 @@ class JobApiProvider(ABC):
         self._client = ProviderClient(session, base, "", timeout_s, account)
         self._secret = account.secret
         self._channel = channel
+        self.account = key_fingerprint(str(base), account.secret)
         self._timeout_s = timeout_s
         self._gate = PollGate(MIN_POLL_GAP_S)
         self.kept_ids: deque[str] = deque(maxlen=MAX_KEPT_IDS)
@@ -185,7 +186,7 @@ class JobApiProvider(ABC):
         return JobHandle(
             self.name,
             accepted.id,
-            key_fingerprint(str(self._base), self._secret),
+            self.account,
             poll_url,
             accepted_at,
             accepted.expires_at,

@@ -168,8 +168,6 @@ def _fill_shape(fields: dict[str, object], call: Call, family: Family) -> None:
         fields.setdefault("aspect_ratio", ratio)
     if resolution and family.resolution and family.resolution not in call.without:
         fields.setdefault(family.resolution, resolution)
-    elif "resolution" not in extra and family.resolution != "resolution":
-        fields.pop("resolution", None)
 
 
 def shape_of(request: GenerationRequest, family: Family) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from support import examples
 from yarl import URL
 
-from imagegen.providers import a1111, openai, together
+from imagegen.providers import a1111, fal_requests, openai, replicate_requests, together
 from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
@@ -19,7 +19,14 @@ from imagegen.tasks.validation import parse
 from imagegen.web.context import TaskIdentity
 from imagegen.web.openai import fields as v1
 
-MODELS = ["m", "gpt-image-2", "black-forest-labs/FLUX.1-kontext-pro", "google/flash-image-2.5"]
+MODELS = [
+    "m",
+    "gpt-image-2",
+    "black-forest-labs/FLUX.1-kontext-pro",
+    "google/flash-image-2.5",
+    "a/flux-schnell",
+    "a/nano-banana-2",
+]
 KNOWN = {
     "model": MODELS,
     "steps": [4, 20],
@@ -95,6 +102,11 @@ PROVIDERS: dict[str, tuple[Build, Reduce]] = {
     "vllm": of_dialect("http://127.0.0.1:8000/v1"),
     "localai": of_dialect("http://127.0.0.1:8080/v1"),
     "relay": of_dialect("https://relay.example/v1"),
+    "fal": (lambda call: fal_requests.fields_of(call) | {"model": call.request.model}, fal_requests.sent_request),
+    "replicate": (
+        lambda call: replicate_requests.input_of(call) | {"model": call.request.model},
+        replicate_requests.sent_request,
+    ),
 }
 
 
