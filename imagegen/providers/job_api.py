@@ -70,7 +70,7 @@ class JobApiProvider(ABC):
 
     domains: registered names of the provider; job addresses are followed only there, by https.
     channel: name of the channel, kept in the handles of its jobs. base_url: images may be fetched from its host even
-    if it is not public. account: fingerprint of the key, as in the handles. kept_ids: the last jobs with handles that are durable.
+    if it is not public. account: fingerprint of the key, as in the handles. kept_ids: the last jobs with durable handles.
     """
 
     name: ClassVar[str]
