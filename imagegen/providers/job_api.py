@@ -69,8 +69,8 @@ class JobApiProvider(ABC):
     """One account of a provider with jobs.
 
     domains: registered names of the provider; job addresses are followed only there, by https.
-    channel: name of the channel, kept in the handles of its jobs. base_url: images may be fetched from its host even
-    if it is not public. account: fingerprint of the key, as in the handles. kept_ids: the last jobs with durable handles.
+    channel: name of the channel, kept in the handles of its jobs. account: fingerprint of the key, as in the handles.
+    base_url: images may be fetched from its host even if it is not public. kept_ids: last jobs with durable handles.
     """
 
     name: ClassVar[str]

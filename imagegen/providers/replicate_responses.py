@@ -131,7 +131,7 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
         return UpstreamError("upstream_error", "The provider's job was cancelled", upstream_detail=said)
     if status == "aborted":
         detail = said or "The provider could not start the job in time"
-        return UpstreamError("upstream_overloaded", detail, retryable=True)
+        return UpstreamError("upstream_overloaded", detail, retryable=True, status=503)
     if _SENSITIVE.search(message[:4_000]):
         return UpstreamError("content_policy", said)
     error = error_from_response(422, {}, orjson.dumps({"detail": message or "the job failed"}), secret=secret)
@@ -140,7 +140,7 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
     if _MEMORY.search(said):
         return UpstreamError("upstream_error", said)
     code = "upstream_timeout" if _TIMED_OUT.search(said) else "upstream_error"
-    return UpstreamError(code, said or "the job failed", retryable=True)
+    return UpstreamError(code, said or "the job failed", retryable=True, status=500)
 
 
 def _listed(results: list[object]) -> Iterator[Listed]:

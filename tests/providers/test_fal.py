@@ -16,6 +16,7 @@ from imagegen.providers.fal_requests import fields_of, model_path, sent_request,
 from imagegen.providers.fal_responses import JobStatus, parse_acceptance, parse_result
 from imagegen.providers.post import RawResponse
 from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.retry import was_never_sent
 
 quick = pytest.fixture(quick_polls)
 MODEL = "fal-ai/flux/dev"
@@ -195,6 +196,7 @@ def test_a_failed_job_has_its_code_and_is_not_paid(kind: str, status: int, code:
     answer = RawResponse(status, {"X-Fal-Error-Type": kind}, body)
     error = parse_result(answer, JobStatus(True, error="It failed", error_type=kind)).error
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
+    assert not was_never_sent(error)
     assert "It failed" in error.detail
 
 
@@ -219,6 +221,7 @@ def test_an_error_of_a_model_has_its_code(kind: str, status: int, hint: str, cod
     answer = RawResponse(status, {"X-Fal-Retryable": hint}, body)
     error = parse_result(answer, JobStatus(True)).error
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
+    assert not was_never_sent(error)
 
 
 @pytest.mark.parametrize(

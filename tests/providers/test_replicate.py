@@ -19,6 +19,7 @@ from imagegen.providers.replicate import ReplicateProvider
 from imagegen.providers.replicate_requests import body_of, sent_request, target_of, warnings_of
 from imagegen.providers.replicate_responses import job_error, job_state, parse_acceptance
 from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.retry import was_never_sent
 
 quick = pytest.fixture(quick_polls)
 MODEL = "black-forest-labs/flux-schnell"
@@ -198,6 +199,7 @@ JOB_ERRORS = [
 def test_a_failed_job_has_its_code(status: str, message: str, code: str, retryable: bool) -> None:
     error = job_error(status, message)
     assert (error.code, error.retryable, error.ambiguous) == (code, retryable, False)
+    assert not was_never_sent(error)
     assert error.detail
 
 
