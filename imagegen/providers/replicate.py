@@ -117,13 +117,14 @@ class ReplicateProvider(JobApiProvider):
             target, given = target_of(call.request.model), orjson.loads(orjson.dumps(body_of(call)["input"]))
         except TypeError:
             return None
+        wait_until = min(sent_at, time.time()) + LISTED_WITHIN_S  # the clock of another instance may be ahead
         while True:
             matches = await self._search(target, given, sent_at)
             if matches is None or len(matches) > 1:
                 return None
             if matches:
                 return self.handle_of(matches[0].call, matches[0].created_at)
-            if time.time() > sent_at + LISTED_WITHIN_S:
+            if time.time() >= wait_until:
                 return None
             await asyncio.sleep(1.0)
 

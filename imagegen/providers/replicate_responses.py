@@ -124,7 +124,8 @@ def job_error(status: str, message: str, secret: str = "") -> UpstreamError:
     """Return the error of a prediction that ended without an image.
 
     Its error is a text alone: https://replicate.com/docs/topics/predictions/error-codes has the platform's codes. One
-    that was aborted had not started in time, and is not charged.
+    that was aborted had not started in time, and is not charged. Retryable errors have a status: one without counts as
+    never sent.
     """
     said = sanitize_detail(message, secret)
     if status == "canceled":
