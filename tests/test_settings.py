@@ -126,7 +126,7 @@ def test_a_valid_value_is_accepted(name: str, text: str, attribute: str, value: 
         *[("TOGETHER_API_URL", text) for text in ("http://user@a", "http://a b", "http://[", "http://a:0")],
         *[("TOGETHER_API_KEY", text) for text in ("two words", "ключ", "a\nb")],
         *[(name, "only-15-letters") for name in ("ADMIN_TOKEN", "TASK_ID_SECRET")],
-        ("PROVIDER", "replicate"),
+        ("PROVIDER", "midjourney"),
         ("DEFAULT_MODEL", "a\x00b"),
         *[("REDIS_PREFIX", text) for text in ("a{b}", "a b", "a\x01", "x" * 65)],
         ("EMBEDDED_REDIS", "maybe"),

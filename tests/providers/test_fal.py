@@ -55,7 +55,6 @@ def fal(session, queue) -> FalProvider:
             {"imageUrl": "https://a.example/1.png", "mask": "https://a.example/2.png"},
             {"mask_url": "https://a.example/2.png"},
         ),
-        ({"extra": {"image_size": "square_hd"}}, {"image_size": "square_hd"}),
         ({"extra": {"safety_tolerance": "2"}}, {"safety_tolerance": "2"}),
     ],
 )

@@ -37,10 +37,14 @@ def settings_of(name: str, url: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=["fal", "replicate"])
-def provider(request: pytest.FixtureRequest, start_for_module: Start) -> Iterator[Provider]:
+def provider(
+    request: pytest.FixtureRequest, start_for_module: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Provider]:
+    """Run each provider's service on a queue of its own: the services of a module end together."""
     with EmulatorProcess(request.param, module="imagegen.emulator.job_command") as upstream:
         settings = settings_of(request.param, upstream.url)
-        yield Provider(request.param, upstream, settings, start_for_module(**settings))
+        service = start_for_module(home=tmp_path_factory.mktemp(request.param), **settings)
+        yield Provider(request.param, upstream, settings, service)
 
 
 def test_an_image_of_the_default_model_is_made_by_one_job(provider: Provider) -> None:
