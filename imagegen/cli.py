@@ -1,18 +1,17 @@
-"""The command `imagegen`: `serve` runs the service, `doctor` checks what it needs, `keys` manages API keys,
-`usage` prints the bill.
+"""The command `imagegen`: `serve` runs the service, `generate` makes images, `doctor` checks what the service needs,
+`keys` manages API keys, `usage` prints the bill.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from imagegen import __version__
-from imagegen.errors import SettingsError
-from imagegen.settings import Settings, setting_names
 
 FAILED, USAGE = 1, 2
 """Exit codes."""
@@ -20,15 +19,20 @@ FAILED, USAGE = 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. arguments: None for those of the process."""
-    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
-    for argument in given:
-        option = argument.partition("=")[0]
-        name = option.removeprefix("--").upper().replace("-", "_")
-        if option.startswith("--") and name in setting_names():
-            parser.error(f"{option} is no option: set {name} in the environment or in .env")
-    chosen = parser.parse_args(given)
+    parser = _parser()
+    parser.given = sys.argv[1:] if arguments is None else arguments
+    chosen = parser.parse_args(parser.given)
     if chosen.command == "doctor":
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
+    if chosen.command == "generate":
+        try:
+            from imagegen import generate_command  # noqa: PLC0415 - as below
+        except ModuleNotFoundError as error:
+            if error.name != "httpx":
+                raise
+            print("imagegen generate needs httpx: pip install httpx", file=sys.stderr)
+            return FAILED
+        return generate_command.run(chosen)
     if chosen.command == "keys":
         from imagegen import key_command  # noqa: PLC0415 - as below
 
@@ -46,7 +50,9 @@ def doctor(today: date, *, models_only: bool) -> int:
     """Print the findings; return 1 if one is fatal, or with `models_only` if there is any."""
     from imagegen import doctor as checks  # noqa: PLC0415 - as above
     from imagegen import log  # noqa: PLC0415
+    from imagegen.errors import SettingsError  # noqa: PLC0415
     from imagegen.providers.model_table import load_table  # noqa: PLC0415
+    from imagegen.settings import Settings  # noqa: PLC0415
 
     log.configure("ERROR", "text")
     try:
@@ -67,8 +73,27 @@ def doctor(today: date, *, models_only: bool) -> int:
     return FAILED if fatal else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Parser with whole options only; an unknown option with the name of a setting is explained."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.given: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        from imagegen.settings import setting_names  # noqa: PLC0415 - help and version need no settings
+
+        for argument in self.given:
+            option = argument.partition("=")[0]
+            name = option.removeprefix("--").upper().replace("-", "_")
+            if option.startswith("--") and name in setting_names():
+                message = f"{option} is no option: set {name} in the environment or in .env"
+                break
+        super().error(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="imagegen",
         description="Paid image APIs as a durable asynchronous API. Without a command, it runs the service.",
         epilog="Every setting is read from the environment or from .env; .env.example lists them.",
@@ -76,11 +101,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"imagegen {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands")
     commands.add_parser("serve", help="run the service (the default)")
+    _add_generate(commands)
     checks = commands.add_parser("doctor", help="check settings, folders, models and Redis; exit code 1 for a fault")
     checks.add_argument("--models", action="store_true", help="check only the model table, and any finding is a fault")
     _add_keys(commands)
     _add_usage(commands)
     return parser
+
+
+def _add_generate(commands: Any) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="make images of a prompt and print the paths of their files",
+        description="Makes images of a prompt by the service at --url, else in this process with its settings. Only "
+        "the paths of the files are printed on stdout. The same command again is the same task, and pays nothing.",
+    )
+    generate.add_argument("prompt", metavar="PROMPT", nargs="?")
+    generate.add_argument("-n", type=int, metavar="N", help="number of images")
+    generate.add_argument("--model", metavar="M", help="model, DEFAULT_MODEL if absent")
+    generate.add_argument("--size", type=_size, metavar="WxH", help="size in pixels, as 1024x768")
+    generate.add_argument(
+        "--image", nargs="+", action="extend", metavar="FILE", help="input images: files or https addresses"
+    )
+    generate.add_argument("--seed", type=int, metavar="N", help="for the same images again")
+    generate.add_argument("--out", default=".", metavar="DIR", help="folder of the images, this one if absent")
+    generate.add_argument("--url", metavar="BASE", help="address of a running service")
+    generate.add_argument("--key", metavar="KEY", help="API key of that service")
+    generate.add_argument("--json", action="store_true", help="print one JSON object instead of the paths")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})[xX×*]([0-9]{1,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in pixels: give it as 1024x768")
+    return int(match[1]), int(match[2])
 
 
 def _add_keys(commands: Any) -> None:

@@ -56,7 +56,7 @@ async def serve(settings: Settings) -> int:
         is_exposed = exposed.done()
         for end in ends:
             end.cancel()
-        await _drain(app, settings.drain_s, stop)
+        await drain(app, settings.drain_s, stop)
         if is_exposed:
             start_checks.check_exposure(settings, has_keys=False)
         return 0 if app[SUPERVISOR].alive else 1
@@ -76,7 +76,7 @@ async def _until_exposed(ring: KeyRing, settings: Settings) -> None:
         await asyncio.Event().wait()
 
 
-async def _drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
+async def drain(app: web.Application, drain_s: float, stop: asyncio.Event) -> None:
     """Finish running attempts while reads are answered; a second signal releases them at once."""
     app[SERVICES].readiness.draining = True
     app[QUEUE].feed.wake_all()

@@ -22,6 +22,8 @@ LAYERS = [  # a package imports only from layers below its own
     {"key_command", "usage_command"},
     {"app"},
     {"process"},
+    {"generate_progress", "local_service", "output_files"},
+    {"generate_command"},
     {"cli"},
     {"__main__"},
 ]

@@ -36,12 +36,13 @@ class EventParser:
         self.last_id = ""
         self.retry_s: float | None = None
         self._rest = b""
-        self._name = ""
+        self._id = self._name = ""
         self._data: list[str] = []
 
     def reset(self) -> None:
         """Drop what a lost connection left unfinished."""
         self._rest, self._name, self._data = b"", "", []
+        self._id = self.last_id
 
     def feed(self, piece: bytes) -> Iterator[RawEvent]:
         """Yield the events that are whole after this piece. Raises ConnectionFailed if one is too large."""
@@ -58,6 +59,7 @@ class EventParser:
 
     def _line(self, line: str) -> RawEvent | None:
         if not line:
+            self.last_id = self._id  # not before: the rest of the event may be lost
             name, data = self._name or "message", "\n".join(self._data)
             has_data = bool(self._data)
             self._name, self._data = "", []
@@ -70,7 +72,7 @@ class EventParser:
             case "data":
                 self._data.append(value)
             case "id" if "\0" not in value:
-                self.last_id = value
+                self._id = value
             case "retry" if value.isdecimal():
                 self.retry_s = int(value[:9]) / 1000
         return None

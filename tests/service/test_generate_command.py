@@ -1,0 +1,165 @@
+"""Tests of `imagegen generate` as a process: with the service in the process, and against a running one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from service.conftest import StartService
+from service.running import RUN, Service, environment, eventually
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def start(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+    environ = environment(folder, settings) | {"PYTHONPATH": str(RUN.parent)}
+    command = [sys.executable, str(RUN), "generate", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, *arguments, **settings)
+    try:
+        stdout, stderr = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="module")
+def service(start_for_module: StartService) -> Service:
+    return start_for_module(SANDBOX_DELAY="0.05")
+
+
+def test_images_are_made_in_this_process_and_only_their_paths_are_printed(tmp_path: Path) -> None:
+    ended = run(tmp_path, "A red fox, in the snow!", "-n", "2", "--size", "128x64", "--out", "made")
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(ended.stdout.splitlines()) == [f"made/a-red-fox-in-the-snow-{index}.png" for index in (0, 1)]
+    assert all((tmp_path / path).read_bytes().startswith(PNG) for path in ended.stdout.splitlines())
+    assert "sandbox" in ended.stderr
+    assert "completed, cost $0.00" in ended.stderr
+    again = run(tmp_path, "A red fox, in the snow!", "-n", "2", "--size", "128x64", "--out", "made")
+    assert "generated before, costs nothing" in again.stderr
+    assert sorted(again.stdout.splitlines()) == sorted(ended.stdout.splitlines())
+    assert len(list((tmp_path / "made").iterdir())) == 2
+
+
+def test_a_running_service_makes_them_too_with_input_images(service: Service, tmp_path: Path) -> None:
+    first = run(tmp_path, "einen Käfer", "--url", service.url, "--seed", "7")
+    assert first.returncode == 0, first.stderr
+    (path,) = first.stdout.split()
+    assert path == "einen-käfer-0.png"
+    edited = run(tmp_path, "--url", service.url, "--json", "--image", path, path, "blau")
+    assert edited.returncode == 0, edited.stderr
+    view = json.loads(edited.stdout)
+    assert (view["success"], view["status"], view["cached"]) == (True, "completed", False)
+    assert [image["path"] for image in view["images"]] == ["blau-0.png"]
+    assert view["cost"]["charged"] == 0
+
+
+def test_an_image_with_other_bytes_is_not_overwritten(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "owl-0.png").write_bytes(b"mine")
+    assert run(tmp_path, "owl", "--url", service.url).stdout == "owl-0-2.png\n"
+    assert (tmp_path / "owl-0.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "PROMPT is required"),
+        (("a", "--size", "big"), "no size in pixels"),
+        (("a", "--image", "absent.png"), "absent.png is no file"),
+        (("a", "--key", "k"), "--key is of no use without --url"),
+        (("a", "--url", "service"), "base_url must be"),
+        (("a", "--out", "file/below"), "--out: file/below can't be written to"),
+    ],
+)
+def test_wrong_options_are_usage_errors_before_anything_is_paid(
+    tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    (tmp_path / "file").touch()
+    ended = run(tmp_path, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert text in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_field_that_the_service_refuses_is_a_usage_error_and_a_failed_task_is_none(
+    service: Service, tmp_path: Path
+) -> None:
+    ended = run(tmp_path, "a", "--size", "100x99", "--url", service.url)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "height" in ended.stderr
+    failed = run(tmp_path, "a [fail:content_policy]", "--url", service.url, "--json")
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout)["error"]["code"] == "content_policy"
+    assert "Traceback" not in failed.stderr
+
+
+def test_wrong_settings_and_a_service_that_is_away_have_their_exit_codes(tmp_path: Path) -> None:
+    wrong = run(tmp_path, "a", PORT="many")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("PORT: ")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    away = run(tmp_path, "a", "--url", f"http://127.0.0.1:{port}")
+    assert (away.returncode, away.stdout) == (1, "")
+    assert "no response of the service" in away.stderr
+
+
+@contextmanager
+def interrupted(folder: Path, *arguments: str, **settings: str) -> Iterator[list[str]]:
+    """Run until the task is submitted, let the caller act, then press Ctrl-C; check the exit code."""
+    process = start(folder, *arguments, **settings)
+    lines: list[str] = []
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if re.match("[0-9a-f]{32}: ", line):
+                break
+        yield lines
+        os.kill(process.pid, signal.SIGINT)
+        stdout, rest = process.communicate(timeout=20)
+        lines += rest.splitlines()
+        assert (process.returncode, stdout) == (130, "")
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_cancels_the_task(service: Service, tmp_path: Path) -> None:
+    with interrupted(tmp_path, "stop [slow:60]", "--url", service.url) as lines:
+        task_id = lines[-1].partition(":")[0]
+    assert service.task(task_id)["status"] == "cancelled"
+    assert any(line.endswith("is cancelled") for line in lines)
+    with interrupted(tmp_path, "stop here [slow:60]") as lines:
+        pass
+    assert any(line.endswith("is cancelled") for line in lines)
+
+
+def test_ctrl_c_leaves_the_task_of_another_client(service: Service, tmp_path: Path) -> None:
+    task_id = service.accepted(prompt="theirs [slow:60]")
+    with interrupted(tmp_path, "theirs [slow:60]", "--url", service.url) as lines:
+        pass
+    assert any("goes on: another client submitted it" in line for line in lines)
+    eventually(lambda: service.task(task_id)["status"] == "processing")
+    service.request("DELETE", f"/api/images/{task_id}")
