@@ -61,7 +61,7 @@ def doctor(today: date, *, models_only: bool) -> int:
             table = load_table(settings.provider, settings.models_file)
             findings = [checks.Finding(each.text, fatal=True) for each in checks.check_table(table, today)]
         else:
-            findings = list(checks.check_all(settings, today))
+            findings = list(checks.check_all(settings, today, lambda line: print(f"ok: {line}")))
             if server := checks.embedded_server(settings):
                 print(f"embedded Redis: {server}")
     except SettingsError as error:

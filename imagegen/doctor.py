@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 
-from msgspec import Struct
-
 from imagegen import start_checks
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.accounts.key_store import KeyStore
+from imagegen.doctor_probes import (
+    ClockReading,
+    Finding,
+    Probed,
+    check_clocks,
+    check_disk,
+    probe_provider,
+    probe_public_url,
+)
 from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.providers.model_table import MAX_AGE, ModelTable, load_table
 from imagegen.queue.command_check import check_server
@@ -22,20 +31,24 @@ from imagegen.redis_client.server_info import eviction_warning
 from imagegen.settings import Settings
 
 REDIS_TIMEOUT_S = 10.0
+PINGS = 5
+
+SLOW_REDIS_S = 0.05
+"""Round trip to Redis that an operator must look at: each submit waits for at least one."""
+
+__all__ = ["Finding", "check_all", "check_models", "check_table", "embedded_server"]
 
 
-class Finding(Struct, frozen=True):
-    """One result. fatal: the service can't do its work with it."""
+def check_all(settings: Settings, today: date, note: Callable[[str], object] = lambda _text: None) -> Iterator[Finding]:
+    """Yield the findings about settings, data folder, callers, models, Redis, provider, clocks and public address.
 
-    text: str
-    fatal: bool = False
-
-
-def check_all(settings: Settings, today: date) -> Iterator[Finding]:
-    """Yield the findings about the settings, the data folder, who may call, the models and Redis."""
+    note: called with a line about each part that is in order.
+    """
     yield from (Finding(line) for line in start_checks.warnings(settings))
     yield from _fault_of(partial(start_checks.check_alert_webhook, settings))
-    yield from _fault_of(partial(start_checks.check_data_dir, settings.data_dir))
+    yield from (wrong := list(_fault_of(partial(start_checks.check_data_dir, settings.data_dir))))
+    yield from () if wrong else check_disk(settings)
+    table = None
     try:
         table = load_table(settings.provider, settings.models_file)
     except SettingsError as error:
@@ -43,9 +56,12 @@ def check_all(settings: Settings, today: date) -> Iterator[Finding]:
     else:
         yield from check_table(table, today)
         yield from check_models(settings, table, today)
-    if settings.redis_url is not None:
-        yield from asyncio.run(_check_redis(settings, settings.redis_url))
-    else:
+    probed = asyncio.run(_probe_network(settings, table))
+    for line in probed.notes:
+        note(line)
+    yield from probed.findings
+    yield from check_clocks(probed.clocks)
+    if settings.redis_url is None:
         yield from _fault_of(partial(find_binary, settings.redis_server))
         for finding in _exposure(settings, has_keys=bool(settings.api_keys)):
             yield Finding(f"{finding.text}. Keys in the embedded Redis are not read here: see `imagegen keys list`")
@@ -104,29 +120,76 @@ def check_models(settings: Settings, table: ModelTable, today: date) -> Iterator
         yield Finding(f"{name}: {notice}; {remedy}", fatal=needed and row.ends <= today)
 
 
-async def _check_redis(settings: Settings, url: str) -> list[Finding]:
+async def _probe_network(settings: Settings, table: ModelTable | None) -> Probed:
+    """Return the results of all probes over the network, which run at the same time."""
+    probes = [probe_public_url(settings)]
+    if settings.redis_url is not None:
+        probes.append(_probe_redis(settings, settings.redis_url))
+    if table is not None:
+        probes.append(probe_provider(settings, table))
+    everything = Probed()
+    for probed in await asyncio.gather(*probes):
+        everything.add(probed)
+    return everything
+
+
+async def _probe_redis(settings: Settings, url: str) -> Probed:
     """Return the findings about a server, and about a service that others can reach without a key in it."""
-    ring = KeyRing()
+    ring, latency_s = KeyRing(), 0.0
     try:
         connection = Connection(url, prefix=settings.redis_prefix)
     except SettingsError as error:
-        return [Finding(str(error), fatal=True)]
+        return Probed([Finding(str(error), fatal=True)])
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             await check_server(connection, settings.redis_prefix)
             reachable = await connection.is_reachable()
             if reachable:
+                latency_s = await _latency_s(connection)
                 await KeyStore(connection, Keys(settings.redis_prefix), ring).refresh()
     except SettingsError as error:
-        return [Finding(str(error), fatal=True)]
+        return Probed([Finding(str(error), fatal=True)])
     except (TimeoutError, QueueUnavailable):
         reachable = False
     finally:
         await connection.close()
     if not reachable:
         remedy = "start it, or check the address and the network"
-        return [Finding(f"REDIS_URL: Redis does not answer within {REDIS_TIMEOUT_S:g} s; {remedy}", fatal=True)]
-    policy = connection.server.eviction_policy if connection.server else ""
-    warning = eviction_warning(policy)
-    findings = [Finding(f"REDIS_URL: {warning}")] if warning else []
-    return findings + _exposure(settings, has_keys=bool(settings.api_keys) or ring.has_keys)
+        return Probed([Finding(f"REDIS_URL: Redis does not answer within {REDIS_TIMEOUT_S:g} s; {remedy}", fatal=True)])
+    probed = _judge_server(connection, latency_s)
+    probed.findings += _exposure(settings, has_keys=bool(settings.api_keys) or ring.has_keys)
+    return probed
+
+
+async def _latency_s(connection: Connection) -> float:
+    """Return the median of a few round trips. Raises QueueUnavailable."""
+    times_s = []
+    for _ in range(PINGS):
+        began_at = time.perf_counter()
+        async with connection.deadline():
+            await connection.ping()
+        times_s.append(time.perf_counter() - began_at)
+    return statistics.median(times_s)
+
+
+def _judge_server(connection: Connection, latency_s: float) -> Probed:
+    """Return what the server reported about itself, and how fast it answers."""
+    probed, server = Probed(), connection.server
+    if server is None:
+        user = connection.servers.user
+        remedy = f"allow it: ACL SETUSER {user} +info"
+        text = f"user {user} may not run INFO, so version, eviction policy and clock are not checked; {remedy}"
+        probed.findings.append(Finding(f"REDIS_URL: {text}"))
+    else:
+        policy = server.eviction_policy or "unknown"
+        described = f"{server.program or 'Redis'}, eviction policy {policy}"
+        probed.notes.append(f"Redis: {described}, answers in {latency_s * 1000:.1f} ms")
+        if server.time is not None:
+            probed.clocks.append(ClockReading("Redis", connection.clock() - time.time()))
+        if warning := eviction_warning(server.eviction_policy):
+            probed.findings.append(Finding(f"REDIS_URL: {warning}"))
+    if latency_s > SLOW_REDIS_S:
+        remedy = "run the service and Redis in one region"
+        text = f"Redis answers in {latency_s * 1000:.0f} ms, and each submit waits for that"
+        probed.findings.append(Finding(f"REDIS_URL: {text}; {remedy}"))
+    return probed

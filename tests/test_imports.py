@@ -18,6 +18,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"accounts"},
     {"web", "worker"},
     {"account_parts", "chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
+    {"doctor_probes"},
     {"command_redis", "doctor"},
     {"key_command", "usage_command"},
     {"app"},
@@ -90,7 +91,7 @@ def test_only_redis_client_imports_redis() -> None:
 
 
 def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
-    allowed = {"app", "chosen_parts", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
+    allowed = {"app", "chosen_parts", "doctor_probes", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()

@@ -1,0 +1,231 @@
+"""Probes of `imagegen doctor` beyond the settings: disk, provider key, clocks, public address. None costs anything."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import orjson
+from msgspec import Struct
+from yarl import URL
+
+from imagegen.chosen_parts import create_provider
+from imagegen.errors import UpstreamError
+from imagegen.providers.metered import KEY_SETTINGS
+from imagegen.providers.model_table import ModelTable
+from imagegen.proxies import Proxies, ProxyConnector
+from imagegen.resolver import Resolver
+from imagegen.settings import Settings
+
+PROBE_BYTES = 2**20
+LOW_BYTES = 256 * 2**20
+"""Free space of the data folder that an operator must look at."""
+
+PUBLIC_TIMEOUT_S = 10.0
+MAX_PUBLIC_BYTES = 64 * 1024
+
+CLOCK_TOLERANCE_S = 5.0
+MAX_CLOCK_ERROR_S = 300.0
+"""Receivers refuse webhooks that are further off: https://www.standardwebhooks.com"""
+
+_ADDRESS_SETTINGS = {"together": "TOGETHER_API_URL", "openai": "OPENAI_API_URL", "a1111": "A1111_URL"}
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Finding(Struct, frozen=True):
+    """One result. fatal: the service can't do its work with it."""
+
+    text: str
+    fatal: bool = False
+
+
+class ClockReading(Struct, frozen=True):
+    """Clock of another machine. ahead_s: seconds before this machine's clock."""
+
+    source: str
+    ahead_s: float
+
+
+class Probed(Struct):
+    """Results of probes. notes: what is in order, for the operator to read."""
+
+    findings: list[Finding] = []
+    notes: list[str] = []
+    clocks: list[ClockReading] = []
+
+    def add(self, other: Probed) -> None:
+        """Add the results of another probe."""
+        self.findings += other.findings
+        self.notes += other.notes
+        self.clocks += other.clocks
+
+
+def check_disk(settings: Settings) -> Iterator[Finding]:
+    """Yield what keeps the data folder from taking images: a full disk, or one that soon will be."""
+    folder = settings.data_dir.absolute()
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        if error.errno in _FULL:
+            remedy = "free space there, or set another DATA_DIR; a smaller IMAGE_STORE_MAX_BYTES keeps less"
+            yield Finding(f"DATA_DIR: the disk of {folder} is full ({error.strerror}); {remedy}", fatal=True)
+        elif folder.is_dir():  # else the check of the folder has found it
+            remedy = "check the disk and its mount"
+            yield Finding(f"DATA_DIR: {folder} can't be written to ({error.strerror}); {remedy}", fatal=True)
+        return
+    finally:
+        if probe.exists():
+            probe.unlink()
+    if free < LOW_BYTES:
+        kept = settings.image_store_max_bytes >> 20
+        yield Finding(
+            f"DATA_DIR: {folder} has {free >> 20} MiB free, and images may take {kept} MiB; free space, or lower "
+            "IMAGE_STORE_MAX_BYTES"
+        )
+
+
+async def probe_provider(settings: Settings, table: ModelTable) -> Probed:
+    """Read the provider's list of models with the key, which costs nothing."""
+    name = settings.provider
+    if name == "sandbox":
+        return Probed(notes=["provider: the sandbox, which needs no key"])
+    clocks: list[ClockReading] = []
+    proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
+    async with _session(proxies, clocks) as session:
+        provider = create_provider(settings, session, table)
+        try:
+            models = await provider.models()
+        except UpstreamError as error:
+            return _judged(name, error, clocks[:1])
+        finally:
+            await provider.close()
+    return Probed(notes=[f"provider: {name} accepts the key and lists {len(models)} models"], clocks=clocks[:1])
+
+
+def _judged(name: str, error: UpstreamError, clocks: list[ClockReading]) -> Probed:
+    """Return the finding of a list of models that did not come."""
+    key, address, detail = KEY_SETTINGS[name], _ADDRESS_SETTINGS[name], error.upstream_detail
+    match error.code:
+        case "upstream_auth":
+            remedy = "set a key that is valid for this address, or renew it at the provider"
+            return Probed(
+                [Finding(f"{key}: the provider refuses the key ({detail}); {remedy}", fatal=True)], [], clocks
+            )
+        case "upstream_billing":
+            remedy = "add credit to the account at the provider"
+            return Probed([Finding(f"{key}: the account has no credit ({detail}); {remedy}", fatal=True)], [], clocks)
+    if error.status is None:
+        remedy = f"check {address}, the network and HTTPS_PROXY"
+        return Probed([Finding(f"{address}: {detail}; {remedy}", fatal=True)], [], clocks)
+    if error.status in {404, 405, 501}:
+        note = f"{key}: the provider has no list of models, so the key can't be checked without a paid call"
+        return Probed([Finding(f"{note}; make one image to check it")], [], clocks)
+    remedy = "try again later, or look at the provider's status page"
+    return Probed([Finding(f"{address}: the provider answers HTTP {error.status} ({detail}); {remedy}")], [], clocks)
+
+
+async def probe_public_url(settings: Settings) -> Probed:
+    """Call this service by its public address."""
+    if settings.public_url is None:
+        return Probed()
+    url, clocks = URL(f"{settings.public_url.rstrip('/')}/api/health"), list[ClockReading]()
+    proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
+    try:
+        async with (
+            asyncio.timeout(PUBLIC_TIMEOUT_S),
+            _session(proxies, clocks) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            status, target = response.status, response.headers.get("Location", "")
+            is_ours = status == 200 and _is_health(await response.content.read(MAX_PUBLIC_BYTES))
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return Probed([Finding(f"PUBLIC_URL: {settings.public_url} can't be reached: {_loss(error)}")])
+    if is_ours:
+        return Probed(notes=[f"public address: {settings.public_url} leads to this service"], clocks=clocks[:1])
+    if 300 <= status < 400:
+        text = f"redirects to {target}; set PUBLIC_URL to the address that serves without a redirect"
+    elif status in {502, 503, 504}:
+        text = f"answers HTTP {status}: its proxy does not reach the service; start the service, or check the proxy"
+    else:
+        text = f"is answered by another server (HTTP {status}); set PUBLIC_URL to the address of this service"
+    return Probed([Finding(f"PUBLIC_URL: {settings.public_url} {text}")])
+
+
+def check_clocks(clocks: Sequence[ClockReading]) -> Iterator[Finding]:
+    """Yield a finding if this machine's clock differs from others: webhooks, signed links and S3 depend on it."""
+    wrong = [each for each in clocks if abs(each.ahead_s) > CLOCK_TOLERANCE_S]
+    if not wrong:
+        return
+    compared = " and ".join(
+        f"{abs(each.ahead_s):.0f} s {'behind' if each.ahead_s > 0 else 'ahead of'} that of {each.source}"
+        for each in wrong
+    )
+    agree = [each.source for each in clocks if each not in wrong]
+    text = f"the clock of this machine is {compared}"
+    if agree:
+        text += f", and agrees with that of {' and '.join(agree)}, so the other one is wrong"
+    worst_s = max(abs(each.ahead_s) for each in wrong)
+    effect = "webhooks and S3 are refused, and links expire too early or too late"
+    remedy = "set it by NTP (timedatectl set-ntp true), or restart a virtual machine that was asleep"
+    yield Finding(f"clock: {text}: {effect}; {remedy}", fatal=worst_s >= MAX_CLOCK_ERROR_S)
+
+
+@asynccontextmanager
+async def _session(proxies: Proxies, clocks: list[ClockReading]) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yield a session that notes the clock of each server by its Date header."""
+
+    async def on_end(_session: Any, _context: Any, params: aiohttp.TraceRequestEndParams) -> None:
+        if sent := params.response.headers.get("Date"):
+            try:
+                at = parsedate_to_datetime(sent)
+            except ValueError:
+                return
+            if at.tzinfo is not None:
+                clocks.append(ClockReading(params.url.host or "the provider", at.timestamp() - time.time()))
+
+    trace, resolver = aiohttp.TraceConfig(), Resolver()
+    trace.on_request_end.append(on_end)
+    try:
+        async with aiohttp.ClientSession(
+            connector=ProxyConnector(proxies, resolver=resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[trace],
+        ) as session:
+            yield session
+    finally:
+        await resolver.close()
+
+
+def _is_health(body: bytes) -> bool:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and value.get("success") is True and "timestamp" in value
+
+
+def _loss(error: Exception) -> str:
+    """Return why there is no answer, and what to do."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "its name is not found; add it to DNS, or correct PUBLIC_URL"
+        case aiohttp.ClientSSLError() | aiohttp.ClientConnectorCertificateError():
+            return "its certificate is not valid for this name; renew it, or correct PUBLIC_URL"
+        case TimeoutError():
+            return f"no answer within {PUBLIC_TIMEOUT_S:g} s; open its port in the firewall, or correct PUBLIC_URL"
+        case _:
+            return "no connection; start the service and its proxy, open the port, or correct PUBLIC_URL"
