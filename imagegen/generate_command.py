@@ -247,7 +247,7 @@ class Generation:
                     return
                 task = await self._client.cancel(receipt.task_id)
         except (ClientError, TimeoutError) as error:
-            self._progress.note(f"the task could not be cancelled: {error or 'no answer in time'}")
+            self._progress.note(f"the task could not be cancelled: {str(error) or 'no answer in time'}")
             return
         if task.left:
             self._progress.note(f"{receipt.task_id} goes on: other clients joined it")

@@ -10,16 +10,28 @@ from typing import Any
 
 import pytest
 
+from imagegen import doctor
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.accounts.key_store import KeyStore
 from imagegen.accounts.keys import ApiKey
 from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
+from imagegen.doctor_probes import Probed
 from imagegen.providers.model_table import MAX_AGE, ModelRow, ModelTable, load_table
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.settings import Settings
 
 CHECKED = date(2026, 11, 28)
+
+
+@pytest.fixture(autouse=True)
+def _no_call_to_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object) -> Probed:
+        return Probed()
+
+    monkeypatch.setattr(doctor, "probe_provider", nothing)
+
+
 OLD = ModelRow("old", "together", ends=date(2026, 12, 1), successor="new")
 
 
