@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from imagegen import __version__
 
-FAILED, USAGE = 1, 2
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes."""
 
 
@@ -25,14 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "doctor":
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
     if chosen.command == "generate":
-        try:
-            from imagegen import generate_command  # noqa: PLC0415 - as below
-        except ModuleNotFoundError as error:
-            if error.name != "httpx":
-                raise
-            print("imagegen generate needs httpx: pip install httpx", file=sys.stderr)
-            return FAILED
-        return generate_command.run(chosen)
+        return _generate(chosen)
     if chosen.command == "keys":
         from imagegen import key_command  # noqa: PLC0415 - as below
 
@@ -44,6 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from imagegen.process import main as serve  # noqa: PLC0415 - help and version need no service
 
     return serve()
+
+
+def _generate(chosen: argparse.Namespace) -> int:
+    try:
+        from imagegen import generate_command  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        print("imagegen generate needs httpx: pip install httpx", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return generate_command.run(chosen)
 
 
 def doctor(today: date, *, models_only: bool) -> int:

@@ -28,7 +28,7 @@ from imagegen.client import (
     TaskUnsuccessful,
 )
 from imagegen.errors import SettingsError
-from imagegen.generate_progress import Progress, create_progress, describe_end, describe_submit, printable
+from imagegen.generate_progress import Progress, create_progress, describe_end, describe_submit, is_joined, printable
 from imagegen.output_files import check_folder, extension, file_stem, write_image
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
@@ -140,6 +140,8 @@ class Generation:
 
     async def run(self, stop: asyncio.Event) -> int:
         """Return the exit code. stop: set by a signal; a second one ends the wait for the service."""
+        if stop.is_set():
+            return INTERRUPTED
         working = asyncio.create_task(self._work_or_fail())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -243,7 +245,10 @@ class Generation:
                 if receipt.cached:
                     return
                 if receipt.coalesced:
-                    self._progress.note(f"{receipt.task_id} goes on: another client submitted it")
+                    whose = (
+                        "another client submitted it" if is_joined(receipt) else "another client may have submitted it"
+                    )
+                    self._progress.note(f"{receipt.task_id} goes on: {whose}")
                     return
                 task = await self._client.cancel(receipt.task_id)
         except (ClientError, TimeoutError) as error:

@@ -113,15 +113,20 @@ def describe_submit(receipt: SubmitReceipt) -> str:
     """Return what a submit did, with its price."""
     if receipt.cached:
         return f"{receipt.task_id}: generated before, costs nothing{_saved(receipt.cost)}"
-    if receipt.coalesced:
+    if is_joined(receipt):
         return f"{receipt.task_id}: joined the same unfinished task, costs nothing more{_saved(receipt.cost)}"
     estimated = receipt.cost.estimated if receipt.cost else None
     return f"{receipt.task_id}: submitted, {'price unknown' if estimated is None else f'about {dollars(estimated)}'}"
 
 
+def is_joined(receipt: SubmitReceipt) -> bool:
+    """Return whether the task is certainly that of another submit."""
+    return receipt.coalesced and not receipt.repeated
+
+
 def describe_end(task: ImageTask, receipt: SubmitReceipt) -> str:
     """Return how a task ended, with what this command paid."""
-    if receipt.cached or receipt.coalesced:
+    if receipt.cached or is_joined(receipt):
         return f"{task.status}, cost {dollars(0)}"
     charged = task.cost.charged if task.cost else None
     return f"{task.status}, cost {'unknown' if charged is None else dollars(charged)}"

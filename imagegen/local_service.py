@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from imagegen import start_checks
 from imagegen.app import ADMIN_TOKEN, create_app
+from imagegen.command_redis import connected_redis
+from imagegen.errors import QueueUnavailable, SettingsError
 from imagegen.process import drain
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import RedisError
 from imagegen.settings import Settings
 from imagegen.web.http.listening import ListeningSite, base_address, open_sockets
 from imagegen.web.http.server import ImagegenRunner
@@ -30,17 +34,22 @@ class LocalService:
 async def run_local_service(settings: Settings, stop: asyncio.Event) -> AsyncIterator[LocalService]:
     """Run the service meanwhile. Its end waits for running attempts, as that of `imagegen serve` does.
 
-    With the Redis or the data folder of a running service it is one more instance of it, with the same tasks and
-    images. Nothing limits the rate of the one client; budgets hold.
+    It has the tasks, images and budgets of the stopped service with these settings, and the sandbox has its own: every
+    instance runs the tasks of all others, and a running service may have another provider.
 
     Args:
         stop: set by a signal, it ends the wait at the end.
 
     Raises:
-        SettingsError
+        SettingsError: wrong settings, or a service with this Redis runs already.
     """
     start_checks.check_alert_webhook(settings)
+    if settings.provider == "sandbox":
+        apart = f"{settings.redis_prefix}-sandbox"
+        settings = replace(settings, redis_prefix=apart, data_dir=settings.data_dir / "sandbox")
     start_checks.check_data_dir(settings.data_dir)
+    if settings.provider != "sandbox":
+        await _check_alone(settings)
     own = replace(
         settings,
         hosts=(LOOPBACK,),
@@ -66,3 +75,18 @@ async def run_local_service(settings: Settings, stop: asyncio.Event) -> AsyncIte
         await runner.cleanup()
         for listening in sockets:
             listening.close()
+
+
+async def _check_alone(settings: Settings) -> None:
+    """Raise SettingsError if another instance is connected to this Redis."""
+    async with connected_redis(settings) as connection:
+        try:
+            async with connection.deadline():
+                subscribers = await connection.commands.pubsub_numsub(Keys(settings.redis_prefix).notifications)
+        except (QueueUnavailable, RedisError):  # the service waits for Redis, or may work without this right
+            return
+    if any(count for _, count in subscribers):
+        raise SettingsError(
+            "a service or another command works with this Redis: give the address of the service with --url, or try "
+            "again when the other command has ended"
+        )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
+from msgspec.structs import replace
 
 from imagegen.client.exceptions import DownloadBroken, RequestConflict, ResponseError, TaskUnsuccessful, WaitTimeout
 from imagegen.client.exchange import PATIENT, HttpRequest, HttpResponse, Pause, RepeatPolicy, Steps, send
@@ -41,7 +42,7 @@ def submit(
     body = msgspec.json.encode({"prompt": prompt, **given})
     request = HttpRequest("POST", "/api/images/generate", headers, body, SUBMIT_TIMEOUT_S)
     response = yield from send(request, policy)
-    return _parse(response, SubmitReceipt)
+    return replace(_parse(response, SubmitReceipt), repeated=response.attempts > 1)
 
 
 def get(task_id: str, policy: RepeatPolicy) -> Steps[ImageTask]:

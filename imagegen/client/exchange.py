@@ -12,6 +12,7 @@ from itertools import count
 from typing import TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from imagegen.client.exceptions import ConnectionFailed, ResponseError, response_error
 
@@ -40,11 +41,12 @@ class HttpRequest(Struct, frozen=True):
 
 
 class HttpResponse(Struct, frozen=True):
-    """Whole response. headers: names in lower case."""
+    """Whole response. headers: names in lower case. attempts: how often its request was sent."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    attempts: int = 1
 
 
 class Pause(Struct, frozen=True):
@@ -103,7 +105,7 @@ def send(request: HttpRequest, policy: RepeatPolicy) -> Steps[HttpResponse]:
         if response is None:
             raise RuntimeError("the driver sent no response")
         if response.status < 400:
-            return response
+            return replace(response, attempts=attempt)
         error = error_of(response)
         error.attempts = attempt
         pause_s = error.retry_after_s if error.retry_after_s is not None else policy.pause_s(attempt)

@@ -82,7 +82,8 @@ class ImageTask(Struct, frozen=True, rename="camel"):
 class SubmitReceipt(Struct, frozen=True, rename="camel"):
     """Response to a submit.
 
-    cached: the same request was completed before. coalesced: an unfinished task of another submit was joined.
+    cached: the same request was completed before. coalesced: an unfinished task of an earlier submit was joined.
+    repeated: this call was sent more than once, so the earlier submit may be its own.
     """
 
     task_id: str
@@ -98,6 +99,7 @@ class SubmitReceipt(Struct, frozen=True, rename="camel"):
     status_url: str = ""
     events_url: str = ""
     cancel_url: str = ""
+    repeated: bool = False
 
 
 class UploadReceipt(Struct, frozen=True, rename="camel"):

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from emulator_fixtures import EmulatorProcess
 from service.conftest import StartService
-from service.running import RUN, Service, environment, eventually
+from service.running import KEY, RUN, Service, calls_about, environment, eventually
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -163,3 +164,33 @@ def test_ctrl_c_leaves_the_task_of_another_client(service: Service, tmp_path: Pa
     assert any("goes on: another client submitted it" in line for line in lines)
     eventually(lambda: service.task(task_id)["status"] == "processing")
     service.request("DELETE", f"/api/images/{task_id}")
+
+
+def test_the_provider_of_the_settings_is_paid_once_for_the_same_command(
+    upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    keyed = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream.url}
+    for _ in range(2):
+        ended = run(tmp_path, "paid owl", "--size", "256x256", **keyed)
+        assert (ended.returncode, ended.stdout) == (0, "paid-owl-0.png\n"), ended.stderr
+        assert "sandbox" not in ended.stderr
+        assert KEY not in ended.stderr
+    assert len(calls_about(upstream, "paid owl")) == 1
+
+
+def test_no_command_takes_the_tasks_of_a_running_service_with_another_provider(
+    upstream: EmulatorProcess, start_service: StartService, tmp_path: Path
+) -> None:
+    upstream.script({"fault": "hang", "match": "theirs", "for_s": 60})
+    service = start_service(upstream.url, WORKER_CONCURRENCY="1")
+    shared = service.settings["DATA_DIR"]
+    task_ids = [service.accepted(prompt=f"theirs {number}") for number in range(3)]
+    drawn = run(tmp_path, "mine", DATA_DIR=shared)
+    assert drawn.returncode == 0, drawn.stderr
+    assert {service.task(task_id)["status"] for task_id in task_ids} <= {"pending", "processing"}
+    keyed = {"TOGETHER_API_KEY": KEY, "TOGETHER_API_URL": upstream.url}
+    refused = run(tmp_path, "mine", DATA_DIR=shared, **keyed)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "give the address of the service with --url" in refused.stderr
+    for task_id in task_ids:
+        service.request("DELETE", f"/api/images/{task_id}")
