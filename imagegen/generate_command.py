@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -38,6 +39,9 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 LEAVE_S = 5.0
 """After a Ctrl-C: for the answer of a submit, and for that of the cancel."""
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Hosts that no proxy of the environment is for."""
 
 _LINKS = ("http://", "https://", "upload:")
 _USAGE_STATUSES = frozenset({400, 413, 415, 422})
@@ -113,7 +117,8 @@ async def _generate(options: GenerateOptions) -> int:
 async def _service(options: GenerateOptions, stop: asyncio.Event) -> AsyncIterator[AsyncImageClient]:
     """Yield a client of the running service, or of one in this process. Raises SettingsError, ValueError."""
     if options.url is not None:
-        async with AsyncImageClient(options.url, api_key=options.key) as client:
+        http = httpx.AsyncClient(trust_env=urlsplit(options.url).hostname not in _LOOPBACK)
+        async with AsyncImageClient(options.url, api_key=options.key, http=http) as client:
             yield client
         return
     from imagegen.local_service import run_local_service  # noqa: PLC0415 - a running service needs none of it

@@ -92,7 +92,8 @@ def create_progress() -> Progress:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    return BarProgress(Bar(*columns, console=Console(stderr=True), transient=True))
+    console = Console(stderr=True)  # stdout is for the paths, which rich would otherwise write to its console
+    return BarProgress(Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False))
 
 
 def describe(task: ImageTask) -> str:

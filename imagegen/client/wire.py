@@ -28,7 +28,10 @@ class Wire:
     """
 
     def __init__(self, base_url: str, api_key: str | None, language: str) -> None:
-        base = httpx.URL(base_url.strip().rstrip("/"))
+        try:
+            base = httpx.URL(base_url.strip().rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ValueError(f"base_url is no address: {error}") from error
         if base.scheme not in {"http", "https"} or not base.host or base.query or base.fragment:
             raise ValueError(f"base_url must be http:// or https:// and a host, without a query: {base_url!r}")
         self._base = str(base).rstrip("/")

@@ -245,7 +245,7 @@ def test_the_key_goes_to_the_service_alone() -> None:
     assert keys == [None, "Bearer secret", None, "Bearer secret"]
 
 
-@pytest.mark.parametrize("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1"])
+@pytest.mark.parametrize("base", ["", "service.test", "ftp://service.test", "http://", "http://h?x=1", "http://h:port"])
 def test_a_wrong_base_address_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
         ImageClient(base)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,21 @@ def test_no_command_takes_the_tasks_of_a_running_service_with_another_provider(
     assert "give the address of the service with --url" in refused.stderr
     for task_id in task_ids:
         service.request("DELETE", f"/api/images/{task_id}")
+
+
+def test_with_a_bar_on_the_terminal_stdout_has_the_paths_alone(service: Service, tmp_path: Path) -> None:
+    terminal, inner = pty.openpty()
+    environ = environment(tmp_path, {"TERM": "xterm", "PYTHONPATH": str(RUN.parent)})
+    command = [sys.executable, str(RUN), "generate", "bar [slow:0.5]", "--url", service.url]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=inner)
+    os.close(inner)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal is an error on Linux
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    os.close(terminal)
+    stdout, _ = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (0, b"bar-slow-0-5-0.png\n")
+    assert b"%" in shown
+    assert b"completed, cost $0.00" in shown
+    assert b"bar-slow" not in shown
