@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from standardwebhooks.webhooks import Webhook
 
 from imagegen.client import (
     AuthenticationFailed,
@@ -351,6 +352,13 @@ def test_a_webhook_is_verified_with_its_task() -> None:
     event = verifier.verify(BODY, signed())
     assert (event.id, event.type, event.task.task_id) == ("m1", "image.completed", ID)
     assert event.task.images[0].index == 0
+
+
+def test_a_signature_of_the_library_that_the_service_signs_with_is_valid() -> None:
+    sent_at = datetime.fromtimestamp(1000, UTC)
+    signature = Webhook(SECRET).sign("m1", sent_at, BODY.decode())
+    headers = {"webhook-id": "m1", "webhook-timestamp": "1000", "webhook-signature": signature}
+    assert WebhookVerifier(SECRET, clock=lambda: 1000.0).verify(BODY, headers).id == "m1"
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from emulator_fixtures import EmulatorProcess
+from forked import ForkedProcess
 from service.conftest import StartService
 from service.running import KEY, RUN, Service, calls_about, environment, eventually
 
@@ -37,12 +39,19 @@ def start(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[st
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    process = start(folder, *arguments, **settings)
-    try:
-        stdout, stderr = process.communicate(timeout=40)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+    """Run the command to its end, with files for its output."""
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        command = [str(RUN), "generate", *arguments]
+        process = ForkedProcess(
+            command, cwd=folder, env=environment(folder, settings), stdout=stdout, stderr=stderr
+        )
+        try:
+            code = process.wait(40)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
 
 
 @pytest.fixture(scope="module")
