@@ -13,7 +13,17 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from imagegen.client import calls
+from imagegen.client.calls import (
+    cancel_steps,
+    completed,
+    download_steps,
+    get_steps,
+    models_steps,
+    retry_steps,
+    submit_steps,
+    upload_steps,
+    wait_steps,
+)
 from imagegen.client.event_feed import EventFeed
 from imagegen.client.exchange import HttpRequest, HttpResponse, NoResponse, Pause, RepeatPolicy, Steps
 from imagegen.client.results import ImageTask, SubmitReceipt, TaskEvent, TaskImage, UploadReceipt
@@ -71,22 +81,22 @@ class AsyncImageClient:
                 new key, which is the same for all repeats of this call.
             fresh: generate again, even if the same request was completed before.
         """
-        return await self._run(calls.submit(prompt, fields, self._policy, key=idempotency_key, fresh=fresh))
+        return await self._run(submit_steps(prompt, fields, self._policy, key=idempotency_key, fresh=fresh))
 
     async def get(self, task_id: str) -> ImageTask:
         """Return the state of a task. Raises ResourceNotFound if it does not exist or has expired."""
-        return await self._run(calls.get(task_id, self._policy))
+        return await self._run(get_steps(task_id, self._policy))
 
     async def wait(self, task_id: str, timeout_s: float | None = None) -> ImageTask:
         """Return a task once it is finished, however. Raises WaitTimeout after `timeout_s`; None: no limit."""
-        return await self._run(calls.wait(task_id, timeout_s, time.monotonic))
+        return await self._run(wait_steps(task_id, timeout_s, time.monotonic))
 
     async def generate(
         self, prompt: str, *, timeout_s: float | None = None, fresh: bool = False, **fields: Unpack[SubmitFields]
     ) -> ImageTask:
         """Submit a task and return it once it is completed. Raises TaskUnsuccessful, WaitTimeout."""
-        receipt = await self._run(calls.submit(prompt, fields, self._policy, key=None, fresh=fresh))
-        return calls.completed(await self.wait(receipt.task_id, timeout_s))
+        receipt = await self._run(submit_steps(prompt, fields, self._policy, key=None, fresh=fresh))
+        return completed(await self.wait(receipt.task_id, timeout_s))
 
     async def events(self, task_id: str, last_event_id: str = "") -> AsyncIterator[TaskEvent]:
         """Yield the changes of a task until it is finished. A lost connection is resumed, so that none is missed.
@@ -114,23 +124,23 @@ class AsyncImageClient:
 
     async def cancel(self, task_id: str) -> ImageTask:
         """Cancel a task; `left` if it goes on for others that joined it. Raises RequestConflict if it was finished."""
-        return await self._run(calls.cancel(task_id, self._policy))
+        return await self._run(cancel_steps(task_id, self._policy))
 
     async def retry(self, task_id: str) -> SubmitReceipt:
         """Queue a failed or cancelled task again. Raises RequestConflict for another one.
 
         It is not repeated after a lost answer (ConnectionFailed.maybe_sent): read the task then.
         """
-        return await self._run(calls.retry(task_id, self._policy))
+        return await self._run(retry_steps(task_id, self._policy))
 
     async def upload(self, image: bytes | str | os.PathLike[str]) -> UploadReceipt:
         """Upload an input image: PNG, JPEG or WebP, as bytes or the path of a file. Raises OSError."""
         data = image if isinstance(image, bytes) else await asyncio.to_thread(Path(image).read_bytes)
-        return await self._run(calls.upload(data, self._policy))
+        return await self._run(upload_steps(data, self._policy))
 
     async def download(self, image: TaskImage | str) -> bytes:
         """Return the bytes of an image or link, compared with the image's SHA-256. Raises DownloadBroken."""
-        return await self._run(calls.download(image, self._policy))
+        return await self._run(download_steps(image, self._policy))
 
     async def save(self, image: TaskImage | str, path: str | os.PathLike[str]) -> Path:
         """Download an image into a file, which appears when it is whole; return its path. Raises OSError."""
@@ -138,7 +148,7 @@ class AsyncImageClient:
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models with their capabilities and prices."""
-        return await self._run(calls.models(self._policy))
+        return await self._run(models_steps(self._policy))
 
     async def _run(self, steps: Steps[_T]) -> _T:
         """Do the steps; return their result."""

@@ -27,7 +27,7 @@ _JSON = "application/json"
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 
 
-def submit(
+def submit_steps(
     prompt: str, fields: Mapping[str, Any], policy: RepeatPolicy, *, key: str | None, fresh: bool
 ) -> Steps[SubmitReceipt]:
     """Submit a task. key: the Idempotency-Key; None: a new one. fresh: no image from before is returned.
@@ -45,13 +45,13 @@ def submit(
     return replace(_parse(response, SubmitReceipt), repeated=response.attempts > 1)
 
 
-def get(task_id: str, policy: RepeatPolicy) -> Steps[ImageTask]:
+def get_steps(task_id: str, policy: RepeatPolicy) -> Steps[ImageTask]:
     """Read a task."""
     response = yield from send(HttpRequest("GET", task_path(task_id)), policy)
     return _parse(response, ImageTask)
 
 
-def wait(task_id: str, timeout_s: float | None, clock: Callable[[], float]) -> Steps[ImageTask]:
+def wait_steps(task_id: str, timeout_s: float | None, clock: Callable[[], float]) -> Steps[ImageTask]:
     """Wait until a task is finished. clock: monotonic seconds. Raises WaitTimeout."""
     ends_at = math.inf if timeout_s is None else clock() + timeout_s
     while True:
@@ -68,40 +68,40 @@ def wait(task_id: str, timeout_s: float | None, clock: Callable[[], float]) -> S
             yield Pause(1.0)
 
 
-def cancel(task_id: str, policy: RepeatPolicy) -> Steps[ImageTask]:
+def cancel_steps(task_id: str, policy: RepeatPolicy) -> Steps[ImageTask]:
     """Cancel a task, or leave it if others joined it. Raises RequestConflict if it was finished before."""
     try:
         response = yield from send(HttpRequest("POST", f"{task_path(task_id)}/cancel"), policy)
     except RequestConflict as error:
         if error.attempts == 1:
             raise
-        task = yield from get(task_id, policy)
+        task = yield from get_steps(task_id, policy)
         if task.status != "cancelled":
             raise
         return task  # by an earlier try, which lost its answer
     return _parse(response, ImageTask)
 
 
-def retry(task_id: str, policy: RepeatPolicy) -> Steps[SubmitReceipt]:
+def retry_steps(task_id: str, policy: RepeatPolicy) -> Steps[SubmitReceipt]:
     """Queue a failed or cancelled task again. It is not repeated after a lost answer, since it may pay again."""
     response = yield from send(HttpRequest("POST", f"{task_path(task_id)}/retry", is_repeatable=False), policy)
     return _parse(response, SubmitReceipt)
 
 
-def upload(data: bytes, policy: RepeatPolicy) -> Steps[UploadReceipt]:
+def upload_steps(data: bytes, policy: RepeatPolicy) -> Steps[UploadReceipt]:
     """Upload an input image; the same bytes are one upload."""
     headers = {"Content-Type": content_type_of(data)}
     response = yield from send(HttpRequest("POST", "/api/uploads", headers, data, UPLOAD_TIMEOUT_S), policy)
     return _parse(response, UploadReceipt)
 
 
-def models(policy: RepeatPolicy) -> Steps[list[dict[str, Any]]]:
+def models_steps(policy: RepeatPolicy) -> Steps[list[dict[str, Any]]]:
     """Return the models with their capabilities and prices."""
     response = yield from send(HttpRequest("GET", "/api/models"), policy)
     return list(_parse(response, dict[str, Any])["models"])
 
 
-def download(image: TaskImage | str, policy: RepeatPolicy) -> Steps[bytes]:
+def download_steps(image: TaskImage | str, policy: RepeatPolicy) -> Steps[bytes]:
     """Return the bytes of an image, or of a link, compared with its length and SHA-256. Raises DownloadBroken."""
     url = image if isinstance(image, str) else image.url
     for attempt in range(1, policy.max_attempts + 1):

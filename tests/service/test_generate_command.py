@@ -42,9 +42,7 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
     """Run the command to its end, with files for its output."""
     with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
         command = [str(RUN), "generate", *arguments]
-        process = ForkedProcess(
-            command, cwd=folder, env=environment(folder, settings), stdout=stdout, stderr=stderr
-        )
+        process = ForkedProcess(command, cwd=folder, env=environment(folder, settings), stdout=stdout, stderr=stderr)
         try:
             code = process.wait(40)
         finally:
