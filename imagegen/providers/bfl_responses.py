@@ -1,0 +1,186 @@
+"""Parser of Black Forest Labs' responses: accepted jobs, states of a job, and the meaning of each refusal. No I/O.
+
+https://docs.bfl.ai and https://github.com/black-forest-labs/skills have the shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+from msgspec import Struct
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.job_polling import JobState
+from imagegen.providers.large_body import load_object
+from imagegen.providers.protocol import Reply
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.tasks.cost import MICRO_USD
+from imagegen.tasks.reply_details import ReplyDetails
+
+LINK_LIFE_S = 600.0
+"""A result's link ends ten minutes after it was signed: https://docs.bfl.ai/quick_start/generating_images"""
+
+MICRO_USD_PER_CREDIT = MICRO_USD // 100
+"""https://docs.bfl.ai/quick_start/pricing"""
+
+MAX_ID_CHARS = 200
+_MAX_CREDITS = 1_000_000
+_MAX_REASONS = 5
+
+_RUNNING = frozenset({"pending", "queued", "processing", "running"})
+_MODERATED = frozenset({"request moderated", "content moderated"})
+_FAILED = frozenset({"error", "failed"})
+_FORGOTTEN = "task not found"
+_OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth"})
+
+
+class AcceptedBflJob(Struct, frozen=True, gc=False):
+    """An accepted job. address: where to poll it, as the upstream gave it, not checked. cost_micro_usd: its price."""
+
+    id: str
+    address: str
+    cost_micro_usd: int | None
+
+
+def parse_accepted(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> AcceptedBflJob:
+    """Return the job that a submit has begun. Raises UpstreamError for each other response."""
+    fields = load_object(body) if 200 <= status < 300 else None
+    if fields is None:
+        raise submit_error(status, headers, body, secret=secret, now_s=now_s)
+    job_id, address, state = fields.get("id"), fields.get("polling_url"), _state_word(fields)
+    if state in _MODERATED or state in _FAILED:
+        raise _job_error(fields, state, secret)
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_CHARS or not job_id.isprintable():
+        raise submit_error(status, headers, body, secret=secret, now_s=now_s)
+    return AcceptedBflJob(job_id, address if isinstance(address, str) else "", _cost(fields.get("cost")))
+
+
+def submit_error(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> UpstreamError:
+    """Return the error that a refused submit or a failed poll means.
+
+    The model is a part of the path, so a 404 is about the model. A 429 has the seconds to wait in its body.
+    """
+    error = error_from_response(status, headers, body, secret=secret, now_s=now_s)
+    fields = load_object(body) or {}
+    if status == 404 and error.code not in _OF_THE_REQUEST:
+        detail = "The provider does not have this model"
+        return UpstreamError("model_not_available", detail, status=status, upstream_detail=error.upstream_detail)
+    if error.code == "upstream_rate_limited" and error.retry_after_s is None:
+        error.retry_after_s = _seconds(fields.get("retry_after"))
+    return error
+
+
+def parse_job(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes | bytearray,
+    *,
+    cost_micro_usd: int | None = None,
+    secret: str = "",
+    now_s: float,
+) -> JobState:
+    """Read the response to a poll. Raises UpstreamError for a failed poll; the job's state is unclear then.
+
+    cost_micro_usd: the job's price by its acceptance, which polls do not repeat. A job with a link that has ended is
+    forgotten: its image can't be fetched any more.
+    """
+    fields = load_object(body)
+    word = _state_word(fields or {})
+    if status in (404, 410) or word == _FORGOTTEN:
+        return JobState("forgotten")
+    if fields is None or not 200 <= status < 300 or not word:
+        raise submit_error(status, headers, body, secret=secret, now_s=now_s)
+    if word in _MODERATED or word in _FAILED:
+        return JobState("failed", error=_job_error(fields, word, secret))
+    if word != "ready":  # an unknown word is taken for a state of a job that runs
+        return JobState("running", progress=_progress(fields.get("progress")) if word in _RUNNING else None)
+    result = fields.get("result")
+    result = result if isinstance(result, dict) else {}
+    link, ends_at = result.get("sample"), _link_ends_at(result.get("sample"))
+    if ends_at is not None and ends_at <= _their_time(headers, now_s):
+        return JobState("forgotten")
+    image = parse_image({"url": link}) if isinstance(link, str) else None
+    details = None if cost_micro_usd is None else ReplyDetails(cost_micro_usd=cost_micro_usd)
+    return JobState("done", reply=Reply(() if image is None else (image,), details=details))
+
+
+def _job_error(fields: Mapping[str, object], word: str, secret: str) -> UpstreamError:
+    """Return the error of a job that ended without an image."""
+    if word in _MODERATED:
+        reasons = "; ".join(_reasons(fields.get("details")))
+        said = sanitize_detail(f"{word.capitalize()}: {reasons}".removesuffix(": "), secret)
+        return UpstreamError("content_policy", said, upstream_detail=said)
+    places = (fields.get("error"), fields.get("message"), fields.get("detail"), fields.get("details"))
+    text = next((text for value in places if (text := _text(value))), "the job failed")
+    body = orjson.dumps({"error": {"message": text}})
+    error = error_from_response(422, {}, body, secret=secret)
+    return error if error.code in _OF_THE_REQUEST else error_from_response(500, {}, body, secret=secret)
+
+
+def _reasons(details: object) -> list[str]:
+    """Return why a job was moderated: `{"Moderation Reasons": ["Derivative Works Filter"]}`."""
+    if not isinstance(details, dict):
+        return [details] if isinstance(details, str) else []
+    lists = [value if isinstance(value, list) else [value] for value in details.values()]
+    return [reason for reasons in lists for reason in reasons if isinstance(reason, str)][:_MAX_REASONS]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        value = next((text for name in ("message", "error", "detail") if (text := value.get(name))), "")
+    return value if isinstance(value, str) else ""
+
+
+def _state_word(fields: Mapping[str, object]) -> str:
+    """Return the state in lower case; some clusters name the field `state`."""
+    word = fields.get("status") or fields.get("state")
+    return re.sub(r"[\s_]+", " ", word).lower() if isinstance(word, str) else ""
+
+
+def _progress(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return min(max(value / 100 if value > 1 else float(value), 0.0), 1.0)
+
+
+def _cost(credits_: object) -> int | None:
+    if isinstance(credits_, bool) or not isinstance(credits_, int | float) or not 0 <= credits_ <= _MAX_CREDITS:
+        return None
+    return round(credits_ * MICRO_USD_PER_CREDIT)
+
+
+def _seconds(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 86_400 else None  # type: ignore[arg-type,operator]
+
+
+def _link_ends_at(link: object) -> float | None:
+    """Return the Unix time at which a link ends, by its signature's field `se`; None if it has none.
+
+    https://learn.microsoft.com/rest/api/storageservices/create-service-sas
+    """
+    if not isinstance(link, str):
+        return None
+    try:
+        ends = parse_qs(urlsplit(link).query, max_num_fields=100).get("se", [""])[0]
+        moment = datetime.fromisoformat(ends)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _their_time(headers: Mapping[str, str], now_s: float) -> float:
+    """Return the upstream's Unix time, which signs the links; ours if the response has no date."""
+    try:
+        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except ValueError:
+        return now_s
