@@ -97,7 +97,7 @@ def fields_of(call: Call) -> dict[str, object]:
         fields.setdefault("aspect_ratio", ratio_of(request))
     if _is_permissive(request) and not call.without & _TOLERANCE_FIELDS:
         fields.setdefault("safety_tolerance", MAX_TOLERANCE)
-    return fields | _input_fields(call, family)
+    return {**fields, **_input_fields(call, family)}
 
 
 def _is_permissive(request: GenerationRequest) -> bool:

@@ -12,23 +12,19 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
-from msgspec import Struct
+from yarl import URL
 
 from imagegen.errors import UpstreamError
+from imagegen.providers.job_api import AcceptedCall, job_id
 from imagegen.providers.job_polling import JobState
 from imagegen.providers.large_body import load_object
 from imagegen.providers.protocol import Reply
 from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
 from imagegen.tasks.cost import MICRO_USD
-from imagegen.tasks.reply_details import ReplyDetails
-
-LINK_LIFE_S = 600.0
-"""A result's link ends ten minutes after it was signed: https://docs.bfl.ai/quick_start/generating_images"""
 
 MICRO_USD_PER_CREDIT = MICRO_USD // 100
 """https://docs.bfl.ai/quick_start/pricing"""
 
-MAX_ID_CHARS = 200
 _MAX_CREDITS = 1_000_000
 _MAX_REASONS = 5
 
@@ -39,27 +35,18 @@ _FORGOTTEN = "task not found"
 _OF_THE_REQUEST = frozenset({"content_policy", "upstream_billing", "upstream_auth"})
 
 
-class AcceptedBflJob(Struct, frozen=True, gc=False):
-    """An accepted job. address: where to poll it, as the upstream gave it, not checked. cost_micro_usd: its price."""
-
-    id: str
-    address: str
-    cost_micro_usd: int | None
-
-
-def parse_accepted(
+def parse_acceptance(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
-) -> AcceptedBflJob:
+) -> AcceptedCall:
     """Return the job that a submit has begun. Raises UpstreamError for each other response."""
-    fields = load_object(body) if 200 <= status < 300 else None
-    if fields is None:
+    fields = (load_object(body) if 200 <= status < 300 else None) or {}
+    word, name, address = _state_word(fields), job_id(fields.get("id")), fields.get("polling_url")
+    if word in _MODERATED or word in _FAILED:
+        raise _job_error(fields, word, secret)
+    if not name:
         raise submit_error(status, headers, body, secret=secret, now_s=now_s)
-    job_id, address, state = fields.get("id"), fields.get("polling_url"), _state_word(fields)
-    if state in _MODERATED or state in _FAILED:
-        raise _job_error(fields, state, secret)
-    if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_CHARS or not job_id.isprintable():
-        raise submit_error(status, headers, body, secret=secret, now_s=now_s)
-    return AcceptedBflJob(job_id, address if isinstance(address, str) else "", _cost(fields.get("cost")))
+    poll_url = _with_id(address, name) if isinstance(address, str) else ""
+    return AcceptedCall(name, poll_url, cost_micro_usd=_cost(fields.get("cost")))
 
 
 def submit_error(
@@ -84,14 +71,12 @@ def parse_job(
     headers: Mapping[str, str],
     body: bytes | bytearray,
     *,
-    cost_micro_usd: int | None = None,
     secret: str = "",
     now_s: float,
 ) -> JobState:
     """Read the response to a poll. Raises UpstreamError for a failed poll; the job's state is unclear then.
 
-    cost_micro_usd: the job's price by its acceptance, which polls do not repeat. A job with a link that has ended is
-    forgotten: its image can't be fetched any more.
+    A job with a link that has ended is forgotten: its image can't be fetched any more.
     """
     fields = load_object(body)
     word = _state_word(fields or {})
@@ -109,8 +94,7 @@ def parse_job(
     if ends_at is not None and ends_at <= _their_time(headers, now_s):
         return JobState("forgotten")
     image = parse_image({"url": link}) if isinstance(link, str) else None
-    details = None if cost_micro_usd is None else ReplyDetails(cost_micro_usd=cost_micro_usd)
-    return JobState("done", reply=Reply(() if image is None else (image,), details=details))
+    return JobState("done", reply=Reply(() if image is None else (image,)))
 
 
 def _job_error(fields: Mapping[str, object], word: str, secret: str) -> UpstreamError:
@@ -138,6 +122,15 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         value = next((text for name in ("message", "error", "detail") if (text := value.get(name))), "")
     return value if isinstance(value, str) else ""
+
+
+def _with_id(address: str, name: str) -> str:
+    """Return the address of polls with the job's id; some clusters leave it out."""
+    try:
+        url = URL(address)
+        return address if "id" in url.query else str(url.update_query(id=name))
+    except ValueError:
+        return ""
 
 
 def _state_word(fields: Mapping[str, object]) -> str:

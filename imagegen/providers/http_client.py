@@ -122,9 +122,14 @@ class ProviderClient:
         """POST one paid call as a multipart form. Raises UpstreamError."""
         return await self._pay(path, FORM_TYPE, form_body(fields, files), watcher)
 
-    async def submit(self, path: str, fields: Mapping[str, object], watcher: CallObserver) -> RawResponse:
-        """POST one paid call as JSON and return its response, whatever its status. Raises UpstreamError."""
-        return await self._send(path, JSON_TYPE, json_body(fields), watcher)
+    async def submit(
+        self, path: str, fields: Mapping[str, object], watcher: CallObserver, headers: tuple[tuple[str, str], ...] = ()
+    ) -> RawResponse:
+        """POST one paid call as JSON and return its response, whatever its status. Raises UpstreamError.
+
+        headers: besides those of the account; the same for each call to a path.
+        """
+        return await self._send(path, JSON_TYPE, json_body(fields), watcher, headers)
 
     async def request(self, method: str, url: URL, timeout_s: float) -> RawResponse:
         """Make a request that costs nothing and return its response, whatever its status. Raises UpstreamError.
@@ -139,12 +144,19 @@ class ProviderClient:
             return reply
         return parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
-    async def _send(self, path: str, content_type: str, body: Body, watcher: CallObserver) -> RawResponse:
+    async def _send(
+        self,
+        path: str,
+        content_type: str,
+        body: Body,
+        watcher: CallObserver,
+        more_headers: tuple[tuple[str, str], ...] = (),
+    ) -> RawResponse:
         post = self._posts.get((path, content_type))
         if post is None:
             if len(self._posts) >= MAX_PATHS:  # a path may have the name of a model, which clients choose
                 self._posts.clear()
-            headers = self._headers | {"Content-Type": content_type}
+            headers = self._headers | {"Content-Type": content_type} | dict(more_headers)
             post = PaidPost(self._session, URL(f"{self._base}/{path}"), headers, self._timeout_s)
             self._posts[path, content_type] = post
         try:

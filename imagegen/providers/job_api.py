@@ -42,11 +42,15 @@ _UNDECIDED = frozenset({401, 402, 403, 407, 408, 425, 429})
 
 
 class SubmitForm(Struct, frozen=True):
-    """A call as a provider takes it. path: below the base; warnings: about fields that are not sent as given."""
+    """A call as a provider takes it.
+
+    path: below the base; warnings: about fields that are not sent as given; headers: besides those of the account.
+    """
 
     path: str
     fields: Mapping[str, object]
     warnings: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class AcceptedCall(Struct, frozen=True):
@@ -125,7 +129,8 @@ class JobApiProvider(ABC):
         """Begin a job and poll it until it ends. Raises UpstreamError."""
         form, sent_at = self.submit_form(call), time.time()
         try:
-            accepted = self.read_acceptance(await self._client.submit(form.path, form.fields, observer))
+            answer = await self._client.submit(form.path, form.fields, observer, form.headers)
+            accepted = self.read_acceptance(answer)
         except UpstreamError as error:
             handle = await self._find_lost(call, sent_at) if error.ambiguous else None
             if handle is None:

@@ -1,0 +1,183 @@
+"""Owns the calls to Alibaba's DashScope (Model Studio): https://www.alibabacloud.com/help/en/model-studio/
+
+Most models begin a job; some newer ones answer at once. The jobs of the last day are listed, so a job is found
+although the response to its submit was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+import aiohttp
+from msgspec.structs import replace
+from yarl import URL
+
+from imagegen.providers.dashscope_requests import ASYNC_HEADERS, edits_of, fields_of, sent_request, shape_of
+from imagegen.providers.dashscope_requests import warnings_of as dashscope_warnings
+from imagegen.providers.dashscope_responses import (
+    JOB_LIFE_S,
+    MAX_LISTED,
+    ListedJob,
+    parse_acceptance,
+    parse_job,
+    parse_page,
+    parse_reply,
+    prompt_of,
+)
+from imagegen.providers.http_client import Account
+from imagegen.providers.job_api import POLL_TIMEOUT_S, AcceptedCall, JobApiProvider, SubmitForm
+from imagegen.providers.job_polling import JobState
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.request import GenerationRequest
+
+BASE_URL = "https://dashscope.aliyuncs.com/api/v1"
+
+MAX_PAGES = 10
+"""Pages of the list that are read; a longer list is not complete, so nothing is found in it."""
+
+MAX_CANDIDATES = 20
+"""Jobs of the right model and time that are read one by one."""
+
+SKEW_S, LATEST_S = 2.0, 60.0
+"""A job is created this much before (clocks differ) or after the call was sent."""
+
+LISTED_AFTER_S = 6.0
+"""Until then a new job may be absent from the list."""
+
+READ_DELAY_S, READ_S = 2.0, 90.0
+"""Time between two reads of a candidate, which shows its prompt when it has ended, and of all of them."""
+
+MAX_OWN_JOBS = 10_000
+
+
+class DashScopeProvider(JobApiProvider):
+    """base_url: of the region of the key, with or without `/api/v1`."""
+
+    name = "dashscope"
+    domains = ()  # responses name no addresses
+    max_images_per_call = 4
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        api_key: str,
+        timeout_s: float,
+        base_url: str = BASE_URL,
+        channel: str = "",
+    ) -> None:
+        base = URL(base_url.strip().rstrip("/").removesuffix("/api/v1") + "/api/v1").with_user(None)
+        super().__init__(session, base, Account(f"Bearer {api_key}", api_key), timeout_s, channel=channel)
+        self._own_jobs: OrderedDict[str, None] = OrderedDict()
+
+    def edits(self, model: str) -> Edits | None:
+        return edits_of(model)
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        return sent_request(request)
+
+    def submit_form(self, call: Call) -> SubmitForm:
+        shape = shape_of(call.request.model)
+        headers = ASYNC_HEADERS if shape.is_job else ()
+        return SubmitForm(shape.path, fields_of(call), dashscope_warnings(call), headers)
+
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
+        """Make one call, which begins a job or is answered at once. Raises UpstreamError."""
+        if shape_of(call.request.model).is_job:
+            return await super().generate(call, observer)
+        form = self.submit_form(call)
+        answer = await self._client.submit(form.path, form.fields, observer)
+        reply = parse_reply(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+        return replace(reply, images=reply.images[: call.count], warnings=(*form.warnings, *reply.warnings))
+
+    def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
+        secret, now_s = self._secret, time.time()
+        accepted = parse_acceptance(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
+        self._remember(accepted.id)
+        return accepted
+
+    async def poll(self, handle: JobHandle) -> JobState:
+        answer = await self._read_job(handle.id)
+        return parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+
+    def cancel_request(self, handle: JobHandle) -> tuple[str, str] | None:
+        """Return the request that cancels a job; only one that has not begun to run is cancelled."""
+        return "POST", f"{self._base}/tasks/{quote(handle.id, safe='')}/cancel"
+
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        """Return the handle of the job that a call began whose response was lost; None if it can't be told apart.
+
+        A list has only model and time. If it has several such jobs, each one is read for its prompt.
+        """
+        if not shape_of(call.request.model).is_job:
+            return None
+        await asyncio.sleep(max(0.0, sent_at + LISTED_AFTER_S - time.time()))
+        jobs = await self._candidates(call.request.model, sent_at)
+        if jobs is None or len(jobs) > MAX_CANDIDATES:
+            return None
+        match = await self._only_match(jobs, call.request.prompt)
+        if match is None:
+            return None
+        self._remember(match.id)
+        return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), sent_at)
+
+    async def _candidates(self, model: str, sent_at: float) -> list[ListedJob] | None:
+        """Return the jobs of a model that began at the time of a call and are not of another call of this process.
+
+        None if the list is too long to read. Raises UpstreamError.
+        """
+        jobs: dict[str, ListedJob] = {}
+        number = pages = 1
+        while number <= pages:
+            query = {"model_name": model, "page_no": str(number), "page_size": str(MAX_LISTED)}
+            url = URL(f"{self._base}/tasks/").with_query(query)
+            answer = await self._client.request("GET", url, POLL_TIMEOUT_S)
+            page = parse_page(answer.status, answer.headers, answer.body, secret=self._secret)
+            ahead_s = _seconds_ahead(answer)
+            began = [job for job in page.jobs if job.model == model]
+            jobs |= {job.id: job for job in began if -SKEW_S <= job.created_at - ahead_s - sent_at <= LATEST_S}
+            pages, number = page.pages, number + 1
+            if pages > MAX_PAGES:
+                return None
+        return [job for job in jobs.values() if job.id not in self._own_jobs]
+
+    async def _only_match(self, jobs: Iterable[ListedJob], prompt: str) -> ListedJob | None:
+        """Return the only job that has the prompt, or may have it if it shows none; None if there are several."""
+        prompts = [(job, await self._prompt_of(job)) for job in jobs]
+        matches = [job for job, shown in prompts if shown is None or shown.strip() == prompt]
+        return matches[0] if len(matches) == 1 else None
+
+    async def _prompt_of(self, job: ListedJob) -> str | None:
+        """Return the prompt of a job once it has ended; None if it does not show it. Raises UpstreamError."""
+        give_up_at = time.time() + READ_S
+        while True:
+            await self._gate.wait()
+            answer = await self._read_job(job.id)
+            state = parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
+            if state.phase != "running" or time.time() >= give_up_at:
+                return prompt_of(answer.body)
+            await asyncio.sleep(READ_DELAY_S)
+
+    async def _read_job(self, name: str) -> RawResponse:
+        url = URL(f"{self._base}/tasks/{quote(name, safe='')}", encoded=True)
+        return await self._client.request("GET", url, POLL_TIMEOUT_S)
+
+    def _remember(self, name: str) -> None:
+        self._own_jobs[name] = None
+        if len(self._own_jobs) > MAX_OWN_JOBS:
+            self._own_jobs.popitem(last=False)
+
+
+def _seconds_ahead(answer: RawResponse) -> float:
+    """Return how much the upstream's clock is ahead of ours, by the date of its response; 0 if it has none."""
+    try:
+        return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() - time.time()
+    except ValueError:
+        return 0.0
