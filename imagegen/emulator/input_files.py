@@ -11,7 +11,10 @@ from typing import Final
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 
 _CHUNK_BYTES: Final = 256 * 1024
-_BASE64_FIELDS: Final = frozenset(("init_images", "mask", "ref_images"))
+_BASE64_FIELDS: Final = frozenset(
+    ("init_images", "mask", "ref_images", "image", "image_prompt", "input_image")
+    + tuple(f"input_image_{number}" for number in range(2, 11))
+)
 _NUMBERS: Final = frozenset(("n", "seed", "width", "height", "steps", "output_compression"))
 
 

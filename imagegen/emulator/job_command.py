@@ -13,7 +13,12 @@ from typing import Final
 from .fault_schedule import UnknownFault
 from .job_emulator import JobEmulator, JobOptions
 
-CLASSES: Final = {"fal": "FalEmulator", "replicate": "ReplicateEmulator"}
+CLASSES: Final = {
+    "bfl": "BflEmulator",
+    "dashscope": "DashScopeEmulator",
+    "fal": "FalEmulator",
+    "replicate": "ReplicateEmulator",
+}
 """By provider, which is the name of its module too."""
 
 

@@ -285,9 +285,13 @@ class JobEmulator(ABC):
             seed = self.seed_of(running)
             for index in range(count):
                 picture = self._image(call, digest_of(call.prompt, seed, index))
-                running.links.append(running.base_url + self._links.mint(picture, None, monotonic()))
+                running.links.append(running.base_url + self._links.mint(picture, None, self.link_made_at(running)))
         running.job.collected = True
         return running.links
+
+    def link_made_at(self, _running: RunningJob) -> float:
+        """Return the monotonic time from which the life of a job's links counts."""
+        return monotonic()
 
     @staticmethod
     def seed_of(running: RunningJob) -> int:

@@ -101,9 +101,9 @@ def parse_job(
         except UpstreamError as error:
             return JobState("failed", error=error)
     if word == "FAILED":
-        error = _error(output, 500, headers, secret, now_s)
-        error.ambiguous = False  # only images that were made are charged
-        return JobState("failed", error=error)
+        fault = _error(output, 500, headers, secret, now_s)
+        fault.ambiguous = False  # only images that were made are charged
+        return JobState("failed", error=fault)
     if word in ("CANCELED", "CANCELLED"):
         detail = "The job was cancelled at the provider"
         return JobState("failed", error=UpstreamError("upstream_error", detail, retryable=True))

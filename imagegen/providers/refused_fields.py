@@ -96,6 +96,7 @@ _OUR_NAMES = {
     "enhance_prompt": "prompt_upsampling",
     "loras": "image_loras",
     "output_quality": "output_compression",
+    "prompt_extend": "prompt_upsampling",
 }
 
 
