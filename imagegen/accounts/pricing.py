@@ -13,7 +13,7 @@ from imagegen.tasks.request import GenerationRequest
 MAX_CACHED = 1_000
 """Prices that are kept; clients may name any model and size."""
 
-_Key = tuple[str, int, int, str | None, str | None, int | None, int]
+_Key = tuple[str, int, int, str | None, str | None, int | None, int, bool | None]
 
 
 class Pricing:
@@ -44,6 +44,7 @@ class Pricing:
             request.resolution,
             request.steps,
             len(request.input_images),
+            request.prompt_upsampling,
         )
         if key in self._cached:
             return self._cached[key]

@@ -11,10 +11,8 @@ from typing import Final
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 
 _CHUNK_BYTES: Final = 256 * 1024
-_BASE64_FIELDS: Final = frozenset(
-    ("init_images", "mask", "ref_images", "image", "image_prompt", "input_image")
-    + tuple(f"input_image_{number}" for number in range(2, 11))
-)
+_BASE64_FIELDS: Final = frozenset(("init_images", "mask", "ref_images", "image", "image_prompt", "input_image"))
+_NUMBERED: Final = "input_image_"
 _NUMBERS: Final = frozenset(("n", "seed", "width", "height", "steps", "output_compression"))
 
 
@@ -83,7 +81,7 @@ def _decoded(name: str, text: str) -> Iterator[tuple[str, bytes]]:
     if text.startswith("data:"):
         head, _, encoded = text.partition(",")
         yield head.removeprefix("data:").removesuffix(";base64"), b64decode(encoded)
-    elif name in _BASE64_FIELDS and "://" not in text:
+    elif (name in _BASE64_FIELDS or name.startswith(_NUMBERED)) and "://" not in text:
         yield "", b64decode(text)
 
 

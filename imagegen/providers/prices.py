@@ -49,6 +49,7 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     by_quality_size: by quality, then by size as `1024x768`. by_resolution: `0.5K`, `1K`, `2K`, `4K`.
     default_steps: a megapixel costs more in proportion to the steps above.
     per_input_image: for each input image of each image. batch_factor: in the provider's own batches.
+    upsampling_factor: of an image with a prompt that the provider extends (`prompt_upsampling`).
     """
 
     by_quality_size: dict[str, dict[str, Dollars]] | None = None
@@ -59,6 +60,7 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     per_input_image: Dollars | None = None
     per_million_tokens: PerMillionTokens | None = None
     batch_factor: Dollars | None = None
+    upsampling_factor: Dollars | None = None
     charges_on_refusal: Literal["yes", "no", "unknown"] | None = None
 
 
@@ -71,6 +73,8 @@ def estimate(price: Price | None, request: GenerationRequest, *, batch: bool = F
     if each is None or factor is None:
         return None
     each += (price.per_input_image or 0) * len(request.input_images)
+    if request.prompt_upsampling and price.upsampling_factor is not None:
+        each *= price.upsampling_factor
     return _micro_usd(each * request.n * factor)
 
 
@@ -83,7 +87,7 @@ def settle(price: Price | None, usage: Mapping[str, Any]) -> int | None:
     cost = usage.get("cost")
     if _is_count(cost):
         return _micro_usd(Decimal(str(cost)))
-    if price is None:
+    if price is None or price.upsampling_factor is not None:  # usage has no word of the extended prompt
         return None
     if price.per_million_tokens is not None and _is_count(usage.get("output_tokens")):
         return _token_price(price.per_million_tokens, usage)

@@ -39,7 +39,11 @@ def state(body: object, status: int = 200, **headers: str):
     ("model", "given", "sent"),
     [
         ("flux-2-pro", {"width": 1024, "height": 768}, {"width": 1024, "height": 768}),
-        ("flux-2-pro", {"seed": 7, "outputFormat": "png"}, {"width": 512, "height": 512, "output_format": "png"}),
+        (
+            "flux-2-pro",
+            {"seed": 7, "outputFormat": "png"},
+            {"width": 512, "height": 512, "output_format": "png", "seed": 7},
+        ),
         (
             "flux-2-flex",
             {"steps": 20, "guidanceScale": 4.5},

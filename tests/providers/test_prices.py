@@ -74,6 +74,9 @@ def price_of(provider: str, model: str) -> Price | None:
         ("fal", "fal-ai/nano-banana-2", {"width": 2048, "height": 2048}, 120_000),
         ("fal", "fal-ai/nano-banana-pro", {"width": 8192, "height": 8192}, None),
         ("dashscope", "qwen-image-2.0", {"n": 3}, 105_000),
+        ("dashscope", "z-image-turbo", {}, 15_000),
+        ("dashscope", "z-image-turbo", {"prompt_upsampling": False}, 15_000),
+        ("dashscope", "z-image-turbo", {"prompt_upsampling": True}, 30_000),
     ],
 )
 def test_a_request_is_estimated_in_micro_dollars(
@@ -114,6 +117,7 @@ def test_usage_in_tokens_is_settled() -> None:
 def test_usage_in_images_is_settled() -> None:
     assert settle(price_of("volcengine", "doubao-seedream-4-0-250828"), {"generated_images": 3}) == 90_000
     assert settle(price_of("dashscope", "qwen-image-2.0"), {"image_count": 2}) == 70_000
+    assert settle(price_of("dashscope", "z-image-turbo"), {"output_image_count": 1}) is None, "it may be billed double"
 
 
 def test_the_providers_own_cost_counts_first() -> None:
