@@ -29,6 +29,8 @@ from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
 from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.bfl import BflProvider
+from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.edit_rules import EditRules
 from imagegen.providers.fal import FalProvider
 from imagegen.providers.metered import MeteredProvider
@@ -199,6 +201,12 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession, table: M
         case "replicate" if settings.replicate_api_token:
             key, url = settings.replicate_api_token, settings.replicate_api_url
             return ReplicateProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "bfl" if settings.bfl_api_key:
+            key, url = settings.bfl_api_key, settings.bfl_api_url
+            return BflProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
+        case "dashscope" if settings.dashscope_api_key:
+            key, url = settings.dashscope_api_key, settings.dashscope_api_url
+            return DashScopeProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
         case _:
             return SandboxProvider(settings.sandbox_delay_s)
 

@@ -23,8 +23,13 @@ _T = TypeVar("_T")
 
 _MIB = 1024**2
 
-PROVIDERS = ("together", "openai", "a1111", "fal", "replicate", "sandbox")
-_DEFAULT_MODELS = {"fal": "fal-ai/flux/schnell", "replicate": "black-forest-labs/flux-schnell"}
+PROVIDERS = ("together", "openai", "a1111", "fal", "replicate", "bfl", "dashscope", "sandbox")
+_DEFAULT_MODELS = {
+    "fal": "fal-ai/flux/schnell",
+    "replicate": "black-forest-labs/flux-schnell",
+    "bfl": "flux-2-klein-4b",
+    "dashscope": "wan2.2-t2i-flash",
+}
 """By provider, where the model of Together's name is not there."""
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -45,6 +50,10 @@ _OTHERS = {
     "FAL_QUEUE_RUN_HOST": "FAL_API_URL",
     "REPLICATE_API_KEY": "REPLICATE_API_TOKEN",
     "REPLICATE_BASE_URL": "REPLICATE_API_URL",
+    "BFL_KEY": "BFL_API_KEY",
+    "BFL_BASE_URL": "BFL_API_URL",
+    "DASHSCOPE_KEY": "DASHSCOPE_API_KEY",
+    "DASHSCOPE_HTTP_BASE_URL": "DASHSCOPE_API_URL",
     "REDIS_URI": "REDIS_URL",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
@@ -102,6 +111,10 @@ class Settings:
     fal_api_url: str = _setting("FAL_API_URL", "https://queue.fal.run", values.base_url)
     replicate_api_token: str | None = _optional("REPLICATE_API_TOKEN", values.secret, secret=True)
     replicate_api_url: str = _setting("REPLICATE_API_URL", "https://api.replicate.com", values.base_url)
+    bfl_api_key: str | None = _optional("BFL_API_KEY", values.secret, secret=True)
+    bfl_api_url: str = _setting("BFL_API_URL", "https://api.bfl.ai", values.base_url)
+    dashscope_api_key: str | None = _optional("DASHSCOPE_API_KEY", values.secret, secret=True)
+    dashscope_api_url: str = _setting("DASHSCOPE_API_URL", "https://dashscope.aliyuncs.com", values.base_url)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -305,6 +318,8 @@ def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
         "a1111": {"A1111_URL": settings.a1111_url},
         "fal": {"FAL_KEY": settings.fal_key},
         "replicate": {"REPLICATE_API_TOKEN": settings.replicate_api_token},
+        "bfl": {"BFL_API_KEY": settings.bfl_api_key},
+        "dashscope": {"DASHSCOPE_API_KEY": settings.dashscope_api_key},
     }
     for name, value in needed.get(settings.provider, {}).items():
         if not value:

@@ -88,6 +88,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         "A1111_URL": settings.a1111_url and "PROVIDER=a1111",
         "FAL_KEY": settings.fal_key and "PROVIDER=fal",
         "REPLICATE_API_TOKEN": settings.replicate_api_token and "PROVIDER=replicate",
+        "BFL_API_KEY": settings.bfl_api_key and "PROVIDER=bfl",
+        "DASHSCOPE_API_KEY": settings.dashscope_api_key and "PROVIDER=dashscope",
     }
     for name, remedy in unused.items():
         if remedy and settings.provider == "sandbox":

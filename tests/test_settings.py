@@ -282,6 +282,8 @@ def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> No
     assert load(PROVIDER="fal", FAL_KEY="k").default_model == "fal-ai/flux/schnell"
     assert load(PROVIDER="replicate", REPLICATE_API_TOKEN="k").default_model == "black-forest-labs/flux-schnell"
     assert load(PROVIDER="fal", FAL_KEY="k", DEFAULT_MODEL="fal-ai/flux/dev").default_model == "fal-ai/flux/dev"
+    assert load(PROVIDER="bfl", BFL_API_KEY="k").default_model == "flux-2-klein-4b"
+    assert load(PROVIDER="dashscope", DASHSCOPE_API_KEY="k").default_model == "wan2.2-t2i-flash"
     assert load(FAL_KEY="k").provider == "sandbox"
 
 
@@ -293,6 +295,8 @@ def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> No
         ({"PROVIDER": "a1111"}, ["A1111_URL"]),
         ({"PROVIDER": "fal"}, ["FAL_KEY"]),
         ({"PROVIDER": "replicate"}, ["REPLICATE_API_TOKEN"]),
+        ({"PROVIDER": "bfl"}, ["BFL_API_KEY"]),
+        ({"PROVIDER": "dashscope"}, ["DASHSCOPE_API_KEY"]),
         ({"IMAGE_STORE": "s3"}, ["S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"]),
         ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),
     ],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
@@ -54,8 +53,6 @@ LISTED_AFTER_S = 6.0
 READ_DELAY_S, READ_S = 2.0, 90.0
 """Time between two reads of a candidate, which shows its prompt when it has ended, and of all of them."""
 
-MAX_OWN_JOBS = 10_000
-
 
 class DashScopeProvider(JobApiProvider):
     """base_url: of the region of the key, with or without `/api/v1`."""
@@ -75,7 +72,6 @@ class DashScopeProvider(JobApiProvider):
     ) -> None:
         base = URL(base_url.strip().rstrip("/").removesuffix("/api/v1") + "/api/v1").with_user(None)
         super().__init__(session, base, Account(f"Bearer {api_key}", api_key), timeout_s, channel=channel)
-        self._own_jobs: OrderedDict[str, None] = OrderedDict()
 
     def edits(self, model: str) -> Edits | None:
         return edits_of(model)
@@ -99,9 +95,7 @@ class DashScopeProvider(JobApiProvider):
 
     def read_acceptance(self, answer: RawResponse) -> AcceptedCall:
         secret, now_s = self._secret, time.time()
-        accepted = parse_acceptance(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
-        self._remember(accepted.id)
-        return accepted
+        return parse_acceptance(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
 
     async def poll(self, handle: JobHandle) -> JobState:
         answer = await self._read_job(handle.id)
@@ -125,11 +119,10 @@ class DashScopeProvider(JobApiProvider):
         match = await self._only_match(jobs, call.request.prompt)
         if match is None:
             return None
-        self._remember(match.id)
         return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), sent_at)
 
     async def _candidates(self, model: str, sent_at: float) -> list[ListedJob] | None:
-        """Return the jobs of a model that began at the time of a call and are not of another call of this process.
+        """Return the jobs of a model that began at the time of a call. Those with kept handles are of other calls.
 
         None if the list is too long to read. Raises UpstreamError.
         """
@@ -146,12 +139,13 @@ class DashScopeProvider(JobApiProvider):
             pages, number = page.pages, number + 1
             if pages > MAX_PAGES:
                 return None
-        return [job for job in jobs.values() if job.id not in self._own_jobs]
+        return [job for job in jobs.values() if job.id not in self.kept_ids]
 
     async def _only_match(self, jobs: Iterable[ListedJob], prompt: str) -> ListedJob | None:
         """Return the only job that has the prompt, or may have it if it shows none; None if there are several."""
         prompts = [(job, await self._prompt_of(job)) for job in jobs]
-        matches = [job for job, shown in prompts if shown is None or shown.strip() == prompt]
+        fitting = [job for job, shown in prompts if shown is None or shown.strip() == prompt]
+        matches = [job for job in fitting if job.id not in self.kept_ids]
         return matches[0] if len(matches) == 1 else None
 
     async def _prompt_of(self, job: ListedJob) -> str | None:
@@ -168,11 +162,6 @@ class DashScopeProvider(JobApiProvider):
     async def _read_job(self, name: str) -> RawResponse:
         url = URL(f"{self._base}/tasks/{quote(name, safe='')}", encoded=True)
         return await self._client.request("GET", url, POLL_TIMEOUT_S)
-
-    def _remember(self, name: str) -> None:
-        self._own_jobs[name] = None
-        if len(self._own_jobs) > MAX_OWN_JOBS:
-            self._own_jobs.popitem(last=False)
 
 
 def _seconds_ahead(answer: RawResponse) -> float:

@@ -25,6 +25,8 @@ KEY_SETTINGS = {
     "a1111": "A1111_URL",
     "fal": "FAL_KEY",
     "replicate": "REPLICATE_API_TOKEN",
+    "bfl": "BFL_API_KEY",
+    "dashscope": "DASHSCOPE_API_KEY",
 }
 """By provider: the setting with the key, for the operator who must act."""
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as some
 from support import examples
 from yarl import URL
 
-from imagegen.providers import a1111, fal_requests, openai, replicate_requests, together
+from imagegen.providers import (
+    a1111,
+    bfl_requests,
+    dashscope_requests,
+    fal_requests,
+    openai,
+    replicate_requests,
+    together,
+)
 from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
@@ -26,6 +34,9 @@ MODELS = [
     "google/flash-image-2.5",
     "a/flux-schnell",
     "a/nano-banana-2",
+    "flux-2-flex",
+    "flux-kontext-pro",
+    "wan2.6-t2i",
 ]
 KNOWN = {
     "model": MODELS,
@@ -107,6 +118,8 @@ PROVIDERS: dict[str, tuple[Build, Reduce]] = {
         lambda call: replicate_requests.input_of(call) | {"model": call.request.model},
         replicate_requests.sent_request,
     ),
+    "bfl": (lambda call: bfl_requests.fields_of(call) | {"model": call.request.model}, bfl_requests.sent_request),
+    "dashscope": (dashscope_requests.fields_of, dashscope_requests.sent_request),
 }
 
 
