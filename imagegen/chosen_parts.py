@@ -195,20 +195,25 @@ def create_provider(settings: Settings, session: aiohttp.ClientSession, table: M
         case "a1111" if settings.a1111_url:
             url, model = settings.a1111_url, settings.default_model
             return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
-        case "fal" if settings.fal_key:
-            key, url = settings.fal_key, settings.fal_api_url
-            return FalProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
-        case "replicate" if settings.replicate_api_token:
-            key, url = settings.replicate_api_token, settings.replicate_api_url
-            return ReplicateProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
-        case "bfl" if settings.bfl_api_key:
-            key, url = settings.bfl_api_key, settings.bfl_api_url
-            return BflProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
-        case "dashscope" if settings.dashscope_api_key:
-            key, url = settings.dashscope_api_key, settings.dashscope_api_url
-            return DashScopeProvider(session, api_key=key, base_url=url, timeout_s=timeout_s)
         case _:
-            return SandboxProvider(settings.sandbox_delay_s)
+            return _create_job_provider(settings, session) or SandboxProvider(settings.sandbox_delay_s)
+
+
+def _create_job_provider(settings: Settings, session: aiohttp.ClientSession) -> Provider | None:
+    """Return the provider of the settings if it answers calls with jobs, None otherwise."""
+    create: Callable[..., Provider]
+    match settings.provider:
+        case "fal":
+            create, key, url = FalProvider, settings.fal_key, settings.fal_api_url
+        case "replicate":
+            create, key, url = ReplicateProvider, settings.replicate_api_token, settings.replicate_api_url
+        case "bfl":
+            create, key, url = BflProvider, settings.bfl_api_key, settings.bfl_api_url
+        case "dashscope":
+            create, key, url = DashScopeProvider, settings.dashscope_api_key, settings.dashscope_api_url
+        case _:
+            return None
+    return create(session, api_key=key, base_url=url, timeout_s=settings.upstream_timeout_s) if key else None
 
 
 def create_pricing(settings: Settings, table: ModelTable) -> Pricing:
