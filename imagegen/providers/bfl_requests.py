@@ -31,7 +31,7 @@ _RATIO = re.compile(r"[1-9][0-9]?:[1-9][0-9]?")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class Family(Struct, frozen=True):
+class FluxFamily(Struct, frozen=True):
     """How the models of a family are called.
 
     size: `pixels` as width and height, `ratio`, or `none` if the result has the size of the input image.
@@ -53,21 +53,21 @@ class Family(Struct, frozen=True):
         return Vocabulary(words=_WORDS, unknown=unknown)
 
 
-_FAMILIES: tuple[tuple[re.Pattern[str], Family], ...] = (
-    (re.compile(r"-fill(?:-|$)"), Family("none", "image", max_images=1, mask=True, links=False)),
-    (re.compile(r"-expand(?:-|$)"), Family("none", "image", max_images=1, links=False)),
-    (re.compile(r"^flux-kontext"), Family("ratio", adjustable=False, max_images=4)),
-    (re.compile(r"-ultra(?:-|$)"), Family("ratio", "image_prompt", adjustable=False, max_images=1, links=False)),
-    (re.compile(r"^flux-2-klein"), Family(adjustable=False, max_images=4)),
-    (re.compile(r"^flux-2-(?:pro|max)"), Family(adjustable=False)),
-    (re.compile(r"^flux-pro-1\.1"), Family(image="image_prompt", adjustable=False, max_images=1, links=False)),
-    (re.compile(r"^flux-(?:dev|pro)(?:-|$)"), Family(image="image_prompt", max_images=1, links=False)),
+_FAMILIES: tuple[tuple[re.Pattern[str], FluxFamily], ...] = (
+    (re.compile(r"-fill(?:-|$)"), FluxFamily("none", "image", max_images=1, mask=True, links=False)),
+    (re.compile(r"-expand(?:-|$)"), FluxFamily("none", "image", max_images=1, links=False)),
+    (re.compile(r"^flux-kontext"), FluxFamily("ratio", adjustable=False, max_images=4)),
+    (re.compile(r"-ultra(?:-|$)"), FluxFamily("ratio", "image_prompt", adjustable=False, max_images=1, links=False)),
+    (re.compile(r"^flux-2-klein"), FluxFamily(adjustable=False, max_images=4)),
+    (re.compile(r"^flux-2-(?:pro|max)"), FluxFamily(adjustable=False)),
+    (re.compile(r"^flux-pro-1\.1"), FluxFamily(image="image_prompt", adjustable=False, max_images=1, links=False)),
+    (re.compile(r"^flux-(?:dev|pro)(?:-|$)"), FluxFamily(image="image_prompt", max_images=1, links=False)),
 )
 
 
-def family_of(model: str) -> Family:
+def family_of(model: str) -> FluxFamily:
     """Return the family of a model; an unknown one is called as FLUX.2 [flex], which takes all fields."""
-    return next((family for pattern, family in _FAMILIES if pattern.search(model)), Family())
+    return next((family for pattern, family in _FAMILIES if pattern.search(model)), FluxFamily())
 
 
 def edits_of(model: str) -> Edits | None:
@@ -89,9 +89,8 @@ def fields_of(call: Call) -> dict[str, object]:
     fields = request_fields(call, family.vocabulary)
     for name in ("model", "n", "disable_safety_checker", "moderation"):
         fields.pop(name, None)
-    extra = request.extra or {}
     if family.size != "pixels":
-        for name in {"width", "height"} - extra.keys():
+        for name in ("width", "height"):
             fields.pop(name, None)
     if family.size == "ratio" and "aspect_ratio" not in call.without:
         fields.setdefault("aspect_ratio", ratio_of(request))
@@ -104,7 +103,7 @@ def _is_permissive(request: GenerationRequest) -> bool:
     return request.disable_safety_checker is True or request.moderation == "low"
 
 
-def _input_fields(call: Call, family: Family) -> Mapping[str, object]:
+def _input_fields(call: Call, family: FluxFamily) -> Mapping[str, object]:
     images = [_image(call, source) for source in call.request.input_images]
     if images and family.image is None:
         raise UpstreamError("upstream_invalid_request", "this provider takes no input images for this model")
@@ -138,17 +137,18 @@ def warnings_of(call: Call) -> tuple[str, ...]:
 
 def sent_request(request: GenerationRequest) -> GenerationRequest:
     """Return the request without what a call does not carry."""
-    family = family_of(request.model)
+    family, extra = family_of(request.model), request.extra or {}
+    is_permissive = _is_permissive(request) and "safety_tolerance" not in extra
     changes: dict[str, object] = {
-        "disable_safety_checker": True if _is_permissive(request) else None,
+        "disable_safety_checker": True if is_permissive else None,
         "moderation": None,
         "aspect_ratio": None,
         "resolution": None,
     }
-    if family.size == "ratio":
+    if family.size == "ratio" and "aspect_ratio" not in extra:
         ratio = ratio_of(request)
         width, height = sides_of(ratio) or (0, 0)
         changes |= {"aspect_ratio": ratio, "width": width, "height": height}
-    elif family.size == "none":
+    elif family.size != "pixels":
         changes |= {"width": 0, "height": 0}
     return replace(sent_in_words(request, family.vocabulary), **changes)
