@@ -6,7 +6,7 @@
 
 All three shapes are served: the older jobs, the jobs of messages, and messages that are answered at once. Each key is
 one of the same account. Further options of the switch `job`: code= (of a failed job), part_code= (of the image that a
-partial job lacks). A canceled job is one that was PENDING, which it is for the first `pending=` (0.3) of its time.
+partial job lacks). Only a PENDING job is cancelled; a job is PENDING for the first `pending=` (0.3) of its time.
 """
 
 from __future__ import annotations

@@ -102,11 +102,11 @@ class DashScopeProvider(JobApiProvider):
         return parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
     def cancel_request(self, handle: JobHandle) -> tuple[str, str] | None:
-        """Return the request that cancels a job; only one that has not begun to run is cancelled."""
+        """Return the request that cancels a job; a job that runs already is not cancelled by it."""
         return "POST", f"{self._base}/tasks/{quote(handle.id, safe='')}/cancel"
 
     async def find(self, call: Call, sent_at: float) -> JobHandle | None:
-        """Return the handle of the job that a call began whose response was lost; None if it can't be told apart.
+        """Return the handle of the job of a call with a lost response; None if several jobs may be it.
 
         A list has only model and time. If it has several such jobs, each one is read for its prompt.
         """

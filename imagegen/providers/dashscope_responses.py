@@ -113,7 +113,7 @@ def parse_job(
 def response_error(
     status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float
 ) -> UpstreamError:
-    """Return the error that a response means: a refusal, also one that comes with a 200, or a page of a gateway."""
+    """Return the error that a response means: a refusal, perhaps with a 200, or a page of a gateway."""
     fields = load_object(body) or {}
     named = next((part for part in (fields, _output(fields)) if part.get("code")), None)
     if named is None:
@@ -124,7 +124,7 @@ def response_error(
 def _error(
     named: Mapping[str, object], status: int, headers: Mapping[str, str], secret: str, now_s: float | None
 ) -> UpstreamError:
-    """Return the error of a code and its message. status: of the response, for codes that are not in the table."""
+    """Return the error of a code and its message. status: of the response; used if the table lacks the code."""
     code, message = str(named.get("code") or "")[:100], str(named.get("message") or "")
     meant = next((value for pattern, value in _STATUS_OF_CODES if pattern.search(code.lower())), None)
     if meant is None:
