@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
+from imagegen.errors import UpstreamError
 from imagegen.providers.dashscope_requests import ASYNC_HEADERS, edits_of, fields_of, sent_request, shape_of
 from imagegen.providers.dashscope_requests import warnings_of as dashscope_warnings
 from imagegen.providers.dashscope_responses import (
@@ -51,7 +53,10 @@ LISTED_AFTER_S = 6.0
 """Until then a new job may be absent from the list."""
 
 READ_DELAY_S, READ_S = 2.0, 90.0
-"""Time between two reads of a candidate, which shows its prompt when it has ended, and of all of them."""
+"""Time between two reads of a candidate, which shows its prompt when it has ended, and of all reads together."""
+
+RETRY_DELAYS_S = (1.0, 2.0, 4.0)
+"""Before the search repeats a request that failed for a reason that passes."""
 
 
 class DashScopeProvider(JobApiProvider):
@@ -98,7 +103,7 @@ class DashScopeProvider(JobApiProvider):
         return parse_acceptance(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
 
     async def poll(self, handle: JobHandle) -> JobState:
-        answer = await self._read_job(handle.id)
+        answer = await self._client.request("GET", self._address_of(handle.id), POLL_TIMEOUT_S)
         return parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
 
     def cancel_request(self, handle: JobHandle) -> tuple[str, str] | None:
@@ -131,7 +136,7 @@ class DashScopeProvider(JobApiProvider):
         while number <= pages:
             query = {"model_name": model, "page_no": str(number), "page_size": str(MAX_LISTED)}
             url = URL(f"{self._base}/tasks/").with_query(query)
-            answer = await self._client.request("GET", url, POLL_TIMEOUT_S)
+            answer = await self._get_patiently(url)
             page = parse_page(answer.status, answer.headers, answer.body, secret=self._secret)
             ahead_s = _seconds_ahead(answer)
             began = [job for job in page.jobs if job.model == model]
@@ -143,25 +148,34 @@ class DashScopeProvider(JobApiProvider):
 
     async def _only_match(self, jobs: Iterable[ListedJob], prompt: str) -> ListedJob | None:
         """Return the only job that has the prompt, or may have it if it shows none; None if there are several."""
-        prompts = [(job, await self._prompt_of(job)) for job in jobs]
+        give_up_at = time.time() + READ_S
+        prompts = [(job, await self._prompt_of(job, give_up_at)) for job in jobs]
         fitting = [job for job, shown in prompts if shown is None or shown.strip() == prompt]
         matches = [job for job in fitting if job.id not in self.kept_ids]
         return matches[0] if len(matches) == 1 else None
 
-    async def _prompt_of(self, job: ListedJob) -> str | None:
+    async def _prompt_of(self, job: ListedJob, give_up_at: float) -> str | None:
         """Return the prompt of a job once it has ended; None if it does not show it. Raises UpstreamError."""
-        give_up_at = time.time() + READ_S
         while True:
-            await self._gate.wait()
-            answer = await self._read_job(job.id)
+            answer = await self._get_patiently(self._address_of(job.id))
             state = parse_job(answer.status, answer.headers, answer.body, secret=self._secret, now_s=time.time())
             if state.phase != "running" or time.time() >= give_up_at:
                 return prompt_of(answer.body)
             await asyncio.sleep(READ_DELAY_S)
 
-    async def _read_job(self, name: str) -> RawResponse:
-        url = URL(f"{self._base}/tasks/{quote(name, safe='')}", encoded=True)
+    async def _get_patiently(self, url: URL) -> RawResponse:
+        """GET an address; repeat it some times while that fails for a reason that passes. Raises UpstreamError."""
+        for delay_s in RETRY_DELAYS_S:
+            await self._gate.wait()
+            with suppress(UpstreamError):
+                answer = await self._client.request("GET", url, POLL_TIMEOUT_S)
+                if answer.status < 500 and answer.status != 429:
+                    return answer
+            await asyncio.sleep(delay_s)
         return await self._client.request("GET", url, POLL_TIMEOUT_S)
+
+    def _address_of(self, name: str) -> URL:
+        return URL(f"{self._base}/tasks/{quote(name, safe='')}", encoded=True)
 
 
 def _seconds_ahead(answer: RawResponse) -> float:

@@ -399,6 +399,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Search the list at once, and read its jobs quickly."""
     monkeypatch.setattr(dashscope, "LISTED_AFTER_S", -60.0)
     monkeypatch.setattr(dashscope, "READ_DELAY_S", 0.02)
+    monkeypatch.setattr(dashscope, "RETRY_DELAYS_S", (0.02, 0.02, 0.02))
 
 
 async def lose(provider, call) -> float:
@@ -418,6 +419,12 @@ async def test_a_job_with_a_lost_response_is_found_and_collected(at_once, make_p
     assert handle.id == upstream.ledger.jobs[0].id
     assert len((await provider.resume(handle, Recorder())).images) == 1
     assert upstream.ledger.sums()["submitted"] == 1
+
+
+async def test_a_job_is_found_despite_faults_that_pass(at_once, make_provider, make_call, upstream) -> None:
+    provider, call = make_provider(), prompted(make_call, "job answer=lost polls=3 poll_fault=503")
+    handle = await provider.find(call, await lose(provider, call))
+    assert handle is not None
 
 
 async def test_a_job_is_told_from_others_of_its_model_by_its_prompt(
