@@ -117,7 +117,8 @@ class DashScopeProvider(JobApiProvider):
         """
         if not shape_of(call.request.model).is_job:
             return None
-        await asyncio.sleep(max(0.0, sent_at + LISTED_AFTER_S - time.time()))
+        listed_at = min(sent_at, time.time()) + LISTED_AFTER_S  # the clock of another instance may be ahead
+        await asyncio.sleep(max(0.0, listed_at - time.time()))
         jobs = await self._candidates(call.request.model, sent_at)
         if jobs is None or len(jobs) > MAX_CANDIDATES:
             return None

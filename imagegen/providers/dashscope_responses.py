@@ -106,7 +106,8 @@ def parse_job(
         return JobState("failed", error=fault)
     if word in ("CANCELED", "CANCELLED"):
         detail = "The job was cancelled at the provider"
-        return JobState("failed", error=UpstreamError("upstream_error", detail, retryable=True))
+        cancelled = UpstreamError("upstream_error", detail, retryable=True, status=status)  # without it: never sent
+        return JobState("failed", error=cancelled)
     return JobState("running", progress=0.0 if word == "PENDING" else None)
 
 
