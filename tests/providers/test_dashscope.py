@@ -6,7 +6,7 @@ import time
 
 import orjson
 import pytest
-from emulated_jobs import Recorder, emulated, quick_polls
+from emulated_jobs import Recorder, emulated, made, quick_polls
 
 from imagegen.emulator.dashscope import DashScopeEmulator
 from imagegen.errors import UpstreamError
@@ -31,6 +31,7 @@ from imagegen.providers.dashscope_responses import (
     prompt_of,
     response_error,
 )
+from imagegen.providers.job_api import JobApiProvider
 from imagegen.tasks.image import ImageLink
 
 quick = pytest.fixture(quick_polls)
@@ -409,11 +410,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def lose(provider, call) -> float:
-    """Make a call with a response that is lost; return when it was sent."""
+    """Make a call with a response that is lost, as a process that dies before it; return when it was sent."""
     sent_at = time.time()
-    with pytest.raises(UpstreamError) as caught:
-        await provider.generate(call, Recorder())
-    assert caught.value.ambiguous
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DashScopeProvider, "find", JobApiProvider.find)
+        observer, error = await made(provider, call)
+    assert (observer.handles, error.ambiguous) == ([], True)
     return sent_at
 
 
