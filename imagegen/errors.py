@@ -164,8 +164,16 @@ class ApiKeyNotFound(ApiError):
 
 
 class RouteNotFound(ApiError):
+    """A path without a route. Its value `near` is the route that was probably meant, if any."""
+
     status, code = 404, "route_not_found"
     zh, en = "接口不存在，所有接口见/docs", "No such route; /docs shows all of them"
+
+    def message(self, language: str) -> str:
+        text = super().message(language)
+        if not (near := self.values.get("near")):
+            return text
+        return f"{text}。是否应为{near}？" if language == "zh" else f"{text}. Did you mean {near}?"
 
 
 class TaskNotFound(ApiError):
@@ -177,7 +185,7 @@ class TaskNotFound(ApiError):
 
 class MethodNotAllowed(ApiError):
     status, code = 405, "method_not_allowed"
-    zh, en = "不支持的请求方法", "This route does not take this method"
+    zh, en = "不支持的请求方法，此接口支持：{allowed}", "This route does not take this method, only {allowed}"
 
 
 class BodyTimeout(ApiError):
@@ -217,7 +225,8 @@ class BodyTooLarge(ApiError):
 
 class UnsupportedMediaType(ApiError):
     status, code = 415, "unsupported_media_type"
-    zh, en = "请使用Content-Type: application/json，且不压缩", "Send Content-Type: application/json, not compressed"
+    zh = "请使用Content-Type: application/json，UTF-8编码，且不压缩"
+    en = "Send JSON with Content-Type: application/json, in UTF-8, not compressed"
 
 
 class UnsupportedImage(ApiError):

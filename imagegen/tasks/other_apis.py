@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from pydantic.alias_generators import to_snake
 
@@ -27,38 +28,58 @@ _COUNTS = (
 _ALSO_OURS = frozenset({"n", "width", "height", "model", "prompt"})
 _RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "image_size", "stream", "response_format"))
 
-_OTHERS = {
-    "size": "width and height",
-    "image_size": "width and height",
-    **dict.fromkeys(_COUNTS, "n"),
-    "num_inference_steps": "steps",
-    "inference_steps": "steps",
-    "guidance": "guidanceScale",
-    "cfg_scale": "guidanceScale",
-    "format": "outputFormat",
-    "response_format": "outputFormat",
-    "image": "imageUrl",
-    "init_image": "imageUrl",
-    "image_urls": "referenceImages",
-    "images": "referenceImages",
-    "input_image": "imageUrl",
-    "init_images": "imageUrl",
-    "input_images": "referenceImages",
-    "image_prompt": "imageUrl",
-    "aspect": "aspectRatio",
-    "ratio": "aspectRatio",
-    "output_quality": "outputCompression",
-    "negative": "negativePrompt",
-    "mask_url": "mask",
-    "mask_image": "mask",
-    "loras": "imageLoras",
-    "enable_safety_checker": "disableSafetyChecker",
-    "extra_body": "extra",
-    "text": "prompt",
-    "model_id": "model",
-    "model_name": "model",
+_OUR_NAMES: Mapping[str, str] = {
+    "prompt": "text text_prompt prompt_text positive_prompt positive description caption query inputs instruction "
+    "instructions",
+    "model": "model_id model_name model_version version engine engine_id base_model checkpoint sd_model_checkpoint",
+    "width and height": "size image_size dimensions image_dimensions target_size megapixels",
+    "width": "w image_width img_width",
+    "height": "h image_height img_height",
+    "aspectRatio": "aspect ratio image_aspect_ratio",
+    "resolution": "image_resolution sample_image_size output_resolution",
+    "n": " ".join(_COUNTS) + " count num number quantity amount images_count number_results num_results max_images",
+    "steps": "num_inference_steps inference_steps sampling_steps sample_steps num_steps num_sampling_steps step_count "
+    "iterations",
+    "seed": "random_seed noise_seed manual_seed seed_value",
+    "guidanceScale": "guidance cfg cfg_scale cfg_guidance guidance_strength",
+    "outputFormat": "format response_format file_format image_format output_type file_type extension mime_type "
+    "output_mime_type response_extension",
+    "outputCompression": "output_quality jpeg_quality webp_quality compression_quality",
+    "imageUrl": "image init_image init_images input_image input_image_url image_prompt image_base64 source_image "
+    "src_image base_image base_image_url seed_image start_image img img_url",
+    "referenceImages": "images image_urls input_images image_input reference_image reference_image_url "
+    "reference_image_urls ref_image ref_images ref_img ref_images_url",
+    "mask": "mask_url mask_image mask_image_url mask_base64 mask_img",
+    "negativePrompt": "negative negative_text undesired undesired_content uc exclude",
+    "imageLoras": "loras lora lora_weights lora_url lora_scale hf_lora extra_lora",
+    "style": "style_preset preset_style style_type style_id styles",
+    "background": "transparent transparent_bg transparent_background",
+    "moderation": "moderation_level",
+    "disableSafetyChecker": "enable_safety_checker safety_checker nsfw nsfw_filter safe_mode",
+    "promptUpsampling": "prompt_extend enhance_prompt expand_prompt prompt_enhancement prompt_optimizer "
+    "prompt_upsample upsample_prompt magic_prompt magic_prompt_option",
+    "extra": "extra_body extra_params additional_params",
+    "referenceImages, after imageUrl": " ".join(
+        f"image{number} image_{number} input_image_{number}" for number in range(2, 10)
+    ),
 }
-"""Fields of other image APIs, and ours that means the same."""
+"""Our fields, and the names that mean the same in other APIs: OpenAI, Together, fal, Replicate, Stability,
+AUTOMATIC1111, DashScope, Black Forest Labs, SiliconFlow, Google, Ideogram, Leonardo, Runware."""
+
+_OTHERS = {name: ours for ours, names in _OUR_NAMES.items() for name in names.split()}
+
+_WRAPPERS = ("input", "parameters", "generation_config", "instances", "output_options", "params", "data", "body")
+_ADVICE = {
+    **dict.fromkeys(_WRAPPERS, "send the fields in it without it, beside the prompt"),
+    **dict.fromkeys(("messages", "contents", "text_prompts"), "send one text as prompt"),
+    **dict.fromkeys(("prompts", "requests"), "POST /api/images/batch takes several requests"),
+    **dict.fromkeys(("idempotency_key", "request_id"), "send the header Idempotency-Key"),
+    **dict.fromkeys(("api_key", "key", "token", "access_token", "authorization"), "send the header Authorization"),
+    **dict.fromkeys(("wait", "sync", "sync_mode", "timeout", "async"), "add ?wait=N to the address to wait N seconds"),
+    **dict.fromkeys(("stream", "partial_images"), "follow the eventsUrl of the answer"),
+    **dict.fromkeys(("user", "metadata", "store", "safety_identifier", "priority", "id"), "leave it out"),
+}
+"""What to do with fields of other APIs that have no field here."""
 
 
 _NO_SEPARATORS = str.maketrans("", "", "_-")
@@ -77,7 +98,14 @@ def our_name(name: str) -> str | None:
     if _CALLBACK.search(_without_separators(name)):
         return "webhook"
     spelling = to_snake(name).lower()
-    return _OTHERS.get(spelling) or (spelling if spelling in _ALSO_OURS else None)
+    return _OTHERS.get(name.lower()) or _OTHERS.get(spelling) or (spelling if spelling in _ALSO_OURS else None)
+
+
+def advice_for(name: str) -> str | None:
+    """Return what to do with an unknown field that other image APIs have; None if none of them is known to."""
+    if ours := our_name(name):
+        return f"did you mean {ours}?"
+    return _ADVICE.get(to_snake(name).lower())
 
 
 def _without_separators(name: str) -> str:

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.formats import printable
-from imagegen.tasks.other_apis import is_reserved, our_name
+from imagegen.tasks.other_apis import advice_for, is_reserved, our_name
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, UPLOAD_PATTERN, GenerationRequest, Lora
 from imagegen.tasks.sizes import MAX_RATIO, sides_of
 
@@ -342,9 +342,8 @@ def _normalize_keys(body: Mapping[str, Any], max_faults: int) -> tuple[dict[str,
     for key, value in body.items():
         name = SPELLINGS.get(key)
         if name is None:
-            faults.append(
-                FieldError(printable(key, MAX_KEY_CHARS), unknown_field(key, _NAMES if len(faults) < MAX_HINTS else ()))
-            )
+            text = _unknown_field(key, _NAMES if len(faults) < MAX_HINTS else ())
+            faults.append(FieldError(printable(key, MAX_KEY_CHARS), text))
         elif name in spelled:
             faults.append(FieldError(key, f"is the same field as {spelled[name]}: send one of them"))
         else:
@@ -362,13 +361,19 @@ def _is_absent(name: str, value: object) -> bool:
     return value is None or (name not in _NEVER_EMPTY and value in ("", [])) or (name == "extra" and value == {})
 
 
+def _unknown_field(key: str, known: tuple[str, ...]) -> str:
+    """Return the text about an unknown field of a request, with what another image API's field is here."""
+    advice = advice_for(key) if len(key) <= MAX_KEY_CHARS else None
+    if advice:
+        return f"is not a known field; {advice}"
+    text = unknown_field(key, known)
+    return text if text.endswith("?") else text + _OF_THE_PROVIDER
+
+
 def unknown_field(key: str, known: tuple[str, ...]) -> str:
-    """Return the text about an unknown field, with the field that is near to it or means the same."""
-    meant = our_name(key) if known is _NAMES and len(key) <= MAX_KEY_CHARS else None
-    near = meant or nearest(key, known)
-    if near:
-        return f"is not a known field; did you mean {near}?"
-    return "is not a known field" + (_OF_THE_PROVIDER if known is _NAMES else "")
+    """Return the text about an unknown field, with the field that is near to it."""
+    near = nearest(key, known)
+    return "is not a known field" + (f"; did you mean {near}?" if near else "")
 
 
 def field_errors(error: ValidationError) -> list[FieldError]:

@@ -180,9 +180,42 @@ def test_a_reserved_field_in_extra_is_refused_in_each_spelling(name: str) -> Non
         ("size", "did you mean width and height?"),
         ("output_quality", "did you mean outputCompression?"),
         ("go_fast", "a field of the provider's own API goes into extra"),
+        ("numberOfImages", "did you mean n?"),
+        ("num_outputs", "did you mean n?"),
+        ("quantity", "did you mean n?"),
+        ("sampling_steps", "did you mean steps?"),
+        ("CFGScale", "did you mean guidanceScale?"),
+        ("image_base64", "did you mean imageUrl?"),
+        ("input_image_2", "did you mean referenceImages, after imageUrl?"),
+        ("ref_img", "did you mean referenceImages?"),
+        ("mask_image_url", "did you mean mask?"),
+        ("imageFormat", "did you mean outputFormat?"),
+        ("enable_safety_checker", "did you mean disableSafetyChecker?"),
+        ("prompt_extend", "did you mean promptUpsampling?"),
+        ("style_preset", "did you mean style?"),
+        ("sd_model_checkpoint", "did you mean model?"),
+        ("engine_id", "did you mean model?"),
+        ("transparent_bg", "did you mean background?"),
+        ("random_seed", "did you mean seed?"),
+        ("w", "did you mean width?"),
+        ("input", "send the fields in it without it, beside the prompt"),
+        ("text_prompts", "send one text as prompt"),
+        ("prompts", "POST /api/images/batch takes several requests"),
+        ("api_key", "send the header Authorization"),
+        ("idempotencyKey", "send the header Idempotency-Key"),
+        ("sync_mode", "add ?wait=N to the address to wait N seconds"),
+        ("stream", "follow the eventsUrl of the answer"),
+        ("safety_identifier", "leave it out"),
     ],
 )
 def test_a_field_of_another_api_has_a_hint(name: str, hint: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         requested(**{name: 1})
     assert caught.value.details[0].message.endswith(hint)
+
+
+def test_every_field_of_another_api_has_its_hint_in_one_answer() -> None:
+    others = ("size", "num_images", "num_inference_steps", "guidance", "image", "mask_url")
+    with pytest.raises(InvalidRequest) as caught:
+        requested(**dict.fromkeys(others, 1))
+    assert all(fault.message.endswith("?") for fault in caught.value.details)

@@ -95,5 +95,23 @@ async def test_json_that_can_not_be_parsed_is_named_with_its_place(service: Clie
 
 
 async def test_an_unknown_route_returns_the_address_of_the_documents(service: Client) -> None:
-    answer = await (await service.get("/api/image", headers={"Accept-Language": "en"})).json()
-    assert (answer["code"], "/docs" in answer["message"]) == ("route_not_found", True)
+    english = {"Accept-Language": "en"}
+    for path, near in [("/api/image/generate", "/api/images/generate"), ("/v1/model", "/v1/models"), ("/x", None)]:
+        answer = await (await service.get(path, headers=english)).json()
+        error = answer.get("error", answer)
+        assert (error["code"], "/docs" in error["message"]) == ("route_not_found", True)
+        assert error["message"].endswith(f"Did you mean {near}?") == (near is not None)
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf8"])
+async def test_utf8_has_two_names(service: Client, charset: str) -> None:
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+    assert (await service.post("/api/images/generate", data=b'{"prompt":"x","width":64}', headers=headers)).status < 300
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=gbk", "application/x-www-form-urlencoded", "text/plain"])
+async def test_another_content_type_is_answered_with_the_right_one(service: Client, kind: str) -> None:
+    headers = {"Content-Type": kind, "Accept-Language": "en"}
+    answer = await service.post("/api/images/generate", data=b'{"prompt":"x"}', headers=headers)
+    assert answer.status == 415
+    assert "application/json, in UTF-8" in (await answer.json())["message"]

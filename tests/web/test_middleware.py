@@ -146,6 +146,7 @@ async def test_a_wrong_method_is_405_with_those_allowed(client: Client) -> None:
     answer = await client.delete("/hello")
     assert (answer.status, (await answer.json())["code"]) == (405, "method_not_allowed")
     assert answer.headers["Allow"] == "GET, HEAD"
+    assert (await answer.json())["message"].endswith("GET, HEAD")
 
 
 async def test_503_and_401_carry_what_a_client_needs(client: Client) -> None:

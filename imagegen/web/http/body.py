@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import orjson
@@ -17,11 +17,11 @@ from imagegen.errors import (
     BodyTimeout,
     BodyTooLarge,
     FieldError,
-    InvalidJson,
     InvalidRequest,
     UnsupportedMediaType,
 )
 from imagegen.web.http.errors import MAX_BODY_BYTES
+from imagegen.web.http.json_faults import NUMBER, UNREADABLE, JsonFault, Reason, json_fault
 
 MAX_DEPTH = 32
 MAX_NUMBER_CHARS = 32
@@ -37,25 +37,10 @@ _FLAT = frozenset({str, int, bool, type(None)})
 _JSON_TYPES = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
 
 
-class _JsonFault(InvalidJson):
-    """`invalid_json` with its reason in both languages."""
-
-    def __init__(self, zh: str, en: str) -> None:
-        self._reasons = {"zh": zh, "en": en}
-        super().__init__()
-
-    def message(self, language: str) -> str:
-        template = self.zh if language == "zh" else self.en
-        return template.format(reason=self._reasons["zh" if language == "zh" else "en"])
-
-
-_UNREADABLE = ("语法错误", "it can't be parsed")
-_NOT_UTF8 = ("不是有效的UTF-8", "it is not valid UTF-8")
-_BOM = ("不允许BOM", "it starts with a byte order mark")
-_NOT_OBJECT = ("必须是JSON对象", "it is not an object")
-_TOO_DEEP = (f"嵌套超过{MAX_DEPTH}层", f"it is over {MAX_DEPTH} levels deep")
-_DUPLICATE = ("存在重复的键", "a key comes twice in one object")
-_NUMBER = ("数字过大或过长", "a number is too large or too long")
+_NOT_OBJECT = Reason('必须是JSON对象，例如{"prompt": "一只猫"}', 'it is not an object, such as {"prompt": "a cat"}')
+_IN_TEXT = Reason("这是含JSON的字符串，编码了两次", "it is a text with JSON in it: encode the object only once")
+_TOO_DEEP = Reason(f"嵌套超过{MAX_DEPTH}层", f"it is over {MAX_DEPTH} levels deep")
+_DUPLICATE = Reason("存在重复的键", "a key comes twice in one object")
 
 
 async def read_body(
@@ -90,9 +75,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        _raise_json_error(body, error)
+        raise (JsonFault(_TOO_DEEP) if "depth limit" in error.msg else json_fault(body, error)) from error
     if type(parsed) is not dict:
-        raise _JsonFault(*_NOT_OBJECT)
+        raise _not_object(parsed)
     if body.count(b":") != len(parsed) or not _FLAT.issuperset(map(type, parsed.values())):
         _validate_strictly(body, parsed)
     return parsed
@@ -107,7 +92,7 @@ def check_type(request: web.Request) -> None:
     if content_type in _JSON_TYPES:
         return
     kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
-    allowed = ("", "charset=utf-8", 'charset="utf-8"')
+    allowed = ("", "charset=utf-8", 'charset="utf-8"', "charset=utf8")
     if kind != "application/json" or any(parameter not in allowed for parameter in parameters):
         raise UnsupportedMediaType
 
@@ -148,11 +133,11 @@ def _bound_values(body: bytes) -> None:
     try:
         members = _LARGE.decode(body)
     except RecursionError as error:
-        raise _JsonFault(*_TOO_DEEP) from error
+        raise JsonFault(_TOO_DEEP) from error
     except msgspec.ValidationError as error:
-        raise _JsonFault(*(_NOT_OBJECT if _is_shallow(body) else _TOO_DEEP)) from error
+        raise JsonFault(_NOT_OBJECT if _is_shallow(body) else _TOO_DEEP) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _JsonFault(*_UNREADABLE) from error
+        raise JsonFault(UNREADABLE) from error
     largest = max(members.__struct_fields__, key=lambda name: len(getattr(members, name)))
     field = largest if len(getattr(members, largest)) > len(body) // 2 else "body"
     raise InvalidRequest(details=[FieldError(field, f"has too many entries: a request has at most {MAX_VALUES}")])
@@ -179,20 +164,9 @@ def _outside_strings(body: bytes) -> bytes | None:
     return b"".join(body.split(b'"')[::2])
 
 
-def _raise_json_error(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
-    text = str(error)
-    if body.startswith(b"\xef\xbb\xbf"):
-        reason = _BOM
-    elif "UTF-8" in text:
-        reason = _NOT_UTF8
-    elif "depth limit" in text:
-        reason = _TOO_DEEP
-    elif "infinity" in text:
-        reason = _NUMBER
-    else:
-        zh, en = _UNREADABLE
-        reason = f"{zh}（第{error.lineno}行第{error.colno}列）", f"{en}, at line {error.lineno}, column {error.colno}"
-    raise _JsonFault(*reason) from error
+def _not_object(parsed: object) -> JsonFault:
+    is_json = isinstance(parsed, str) and parsed.lstrip().startswith("{")
+    return JsonFault(_IN_TEXT if is_json else _NOT_OBJECT)
 
 
 def _validate_strictly(body: bytes, parsed: dict[str, Any]) -> None:
@@ -200,12 +174,12 @@ def _validate_strictly(body: bytes, parsed: dict[str, Any]) -> None:
     members = _count_members(parsed)
     outside = _outside_strings(body) or b""
     if outside.count(b":") != members:
-        raise _JsonFault(*_DUPLICATE)
+        raise JsonFault(_DUPLICATE)
     for match in _LONG_NUMBER.finditer(outside):
         literal = match[0]
         whole = literal.removeprefix(b"-").isdigit()
         if len(literal) > MAX_NUMBER_CHARS or (whole and not -(2**63) <= int(literal) < 2**64):
-            raise _JsonFault(*_NUMBER)
+            raise JsonFault(NUMBER)
 
 
 def _count_members(parsed: dict[str, Any]) -> int:
@@ -218,7 +192,7 @@ def _count_members(parsed: dict[str, Any]) -> int:
         level = [value for value in values if type(value) is dict or type(value) is list]
         if not level:
             return count
-    raise _JsonFault(*_TOO_DEEP)
+    raise JsonFault(_TOO_DEEP)
 
 
 _LISTS = ("referenceImages", "reference_images", "requests", "images", "webhook", "extra", "imageLoras")

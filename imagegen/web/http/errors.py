@@ -98,7 +98,8 @@ def preferred_language(accept_language: str | None) -> Language:
 def from_http_exception(error: web.HTTPException) -> ApiError:
     """Return our error for one of aiohttp's; its text is dropped, since it may quote the client."""
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return MethodNotAllowed(headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))})
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(headers={hdrs.ALLOW: allowed}, allowed=allowed)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return BodyTooLarge(limit=MAX_BODY_BYTES)
     return _BY_STATUS.get(error.status, BadRequest)()

@@ -13,7 +13,8 @@ from loguru import logger
 from multidict import istr
 
 from imagegen import log
-from imagegen.errors import ApiError, Forbidden, InternalError
+from imagegen.did_you_mean import nearest
+from imagegen.errors import ApiError, Forbidden, InternalError, RouteNotFound
 from imagegen.metrics import Histogram, Meter
 from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
@@ -155,9 +156,9 @@ def error_to_response(request: web.Request, error: Exception, tidy: Callable[[st
         return web.Response(status=_CLIENT_GONE)
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _redirect(error)
-    is_openai = openai_errors.is_openai_path(_routed_path(request, tidy))
-    build_response = openai_errors.error_response if is_openai else error_response
-    return build_response(_as_api_error(request, error), request_id_of(request), language(request))
+    path = _routed_path(request, tidy)
+    build_response = openai_errors.error_response if openai_errors.is_openai_path(path) else error_response
+    return build_response(_as_api_error(request, error, path), request_id_of(request), language(request))
 
 
 def _routed_path(request: web.Request, tidy: Callable[[str], str]) -> str:
@@ -165,13 +166,21 @@ def _routed_path(request: web.Request, tidy: Callable[[str], str]) -> str:
     return tidy(request.path) if route is None or route.resource is None else route.resource.canonical
 
 
-def _as_api_error(request: web.Request, error: Exception) -> ApiError:
+def _as_api_error(request: web.Request, error: Exception, path: str) -> ApiError:
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, web.HTTPNotFound):
+        return RouteNotFound(near=_nearest_route(request, path))
     if isinstance(error, web.HTTPException) and error.status < 500:
         return from_http_exception(error)
     _log_unforeseen(request, error)
     return InternalError()
+
+
+def _nearest_route(request: web.Request, path: str) -> str | None:
+    """Return the path without parameters that `path` most likely misspells."""
+    paths = (resource.canonical for resource in request.app.router.resources())
+    return nearest(path, (known for known in paths if "{" not in known))
 
 
 def _redirect(redirect: web.HTTPException) -> web.Response:

@@ -189,7 +189,12 @@ def error_text(kind: type[ApiError]) -> str:
     return _sample(kind).message("en")
 
 
-_VALUES: dict[str, Any] = {"limit": 2**20, "model": "new-model", "resets_at": "2026-11-30T00:00:00.000Z"}
+_VALUES: dict[str, Any] = {
+    "limit": 2**20,
+    "model": "new-model",
+    "resets_at": "2026-11-30T00:00:00.000Z",
+    "allowed": "GET, HEAD",
+}
 
 
 def _sample(kind: type[ApiError]) -> ApiError:
