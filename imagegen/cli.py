@@ -75,8 +75,13 @@ def doctor(today: date, *, models_only: bool) -> int:
     for finding in findings:
         print(f"{'FAULT' if finding.fatal else 'warning'}: {finding.text}")
     fatal = sum(finding.fatal for finding in findings)
-    print(f"{fatal} faults, {len(findings) - fatal} warnings" if findings else "all checks passed")
+    counts = f"{_counted(fatal, 'fault')}, {_counted(len(findings) - fatal, 'warning')}"
+    print(counts if findings else "all checks passed")
     return FAILED if fatal else 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,6 +100,9 @@ class _Parser(argparse.ArgumentParser):
             if option.startswith("--") and name in setting_names():
                 message = f"{option} is no option: set {name} in the environment or in .env"
                 break
+        else:
+            if "invalid choice" in message and self.given and self.given[0].startswith("-"):
+                message = f"unrecognized arguments: {self.given[0]}"  # and not its value as an unknown command
         super().error(message)
 
 

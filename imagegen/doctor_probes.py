@@ -74,6 +74,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
     folder = settings.data_dir.absolute()
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with probe.open("wb") as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
