@@ -102,6 +102,15 @@ class PriceUnknown(ApiError):
     )
 
 
+class MaxCostPriceUnknown(PriceUnknown):
+    """A submit with `maxCostUsd` of images with an unknown price."""
+
+    zh, en = (
+        "已设置maxCostUsd，但模型{model}的价格未知",
+        "There is a maxCostUsd, and the price of {model} is unknown: leave it out, or choose another model",
+    )
+
+
 class BadRequest(ApiError):
     status, code, closes_connection = 400, "bad_request", True
     zh, en = "无法解析的HTTP请求", "The HTTP request could not be parsed"
@@ -120,6 +129,16 @@ class BudgetExceeded(ApiError):
 
     status, code = 402, "budget_exceeded"
     zh, en = "今日预算不足，将于{resets_at}重置", "The budget of the day does not suffice; it is reset at {resets_at}"
+
+
+class MaxCostExceeded(ApiError):
+    """The estimated cost of a submit is over its own `maxCostUsd`; nothing was submitted."""
+
+    status, code = 402, "max_cost_exceeded"
+    zh, en = (
+        "预计费用{estimated}美元，超过maxCostUsd（{max_usd}美元）",
+        "The images would cost about {estimated} USD, over maxCostUsd ({max_usd} USD)",
+    )
 
 
 class Forbidden(ApiError):

@@ -43,3 +43,4 @@ class SubmitFields(TypedDict, total=False):
     mask: str
     extra: Mapping[str, Any]
     webhook: WebhookField
+    max_cost_usd: float

@@ -50,7 +50,7 @@ class CacheResult(StrEnum):
 class Submission(Struct, frozen=True, gc=False):
     """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
 
-    client, scope, cost: see Task.
+    client, scope, cost: see Task. max_micro_usd: the most that it may cost; None without a limit.
     """
 
     task_id: str
@@ -62,6 +62,13 @@ class Submission(Struct, frozen=True, gc=False):
     client: str = ""
     scope: str | None = None
     cost: Cost | None = None
+    max_micro_usd: int | None = None
+
+    @property
+    def may_cost_too_much(self) -> bool:
+        """Return whether it may cost more than its own limit."""
+        limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
+        return limit is not None and (estimated is None or estimated > limit)
 
 
 class SubmitResult(Struct, frozen=True, gc=False):

@@ -41,6 +41,7 @@ MAX_SIDE = 8_192
 DEFAULT_SIDE = 512
 MAX_PIXELS = 36_000_000
 MAX_VARIANT = 1_000_000
+MAX_DOLLARS = 1_000_000
 MAX_FIELD_ERRORS = 50
 MAX_KEY_CHARS = 60
 MAX_HINTS = 3
@@ -158,6 +159,7 @@ Variant = Annotated[int, Field(ge=0, le=MAX_VARIANT), _WHOLE_NUMBER]
 Percent = Annotated[int, Field(ge=0, le=100), _WHOLE_NUMBER]
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(_boolean)]
 Scale = Annotated[float, BeforeValidator(_number)]
+Dollars = Annotated[float, Field(ge=0, le=MAX_DOLLARS), BeforeValidator(_number)]
 
 
 class LoraParams(TypedDict):
@@ -411,4 +413,4 @@ def _pattern_message(pattern: str, text: str) -> str:
 SPELLINGS = {spelling: name for name in GenerationParams.model_fields for spelling in (name, to_camel(name))}
 """Our name of each field, by its spellings."""
 
-_NAMES = (*(to_camel(name) for name in GenerationParams.model_fields), "webhook")
+_NAMES = (*(to_camel(name) for name in GenerationParams.model_fields), "webhook", "maxCostUsd")

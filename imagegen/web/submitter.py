@@ -31,13 +31,30 @@ from imagegen.web.http.auth import client_of
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.forwarded import bases, owner_name
 from imagegen.web.http.json_images import ReceivedBody
+from imagegen.web.max_cost import MAX_COST_FIELDS, find_free_task, parse_max_cost
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 _IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
+_OPTIONS = frozenset({"webhook", *MAX_COST_FIELDS})
+"""Fields of a body that change neither its images nor its task."""
+
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _ESCAPED = re.compile(r"\\(.)")
+
+
+class ParsedBody(Struct, frozen=True):
+    """A body of a submit. max_micro_usd: the most that its images may cost, None without a limit."""
+
+    request: GenerationRequest
+    webhooks: tuple[Webhook, ...] = ()
+    max_micro_usd: int | None = None
+
+    def submission(self, identity: TaskIdentity, options: SubmitOptions) -> Submission:
+        """Return the submission. Its request has uploads in place of all images."""
+        submission = identity.submission(self.request, options.scope, self.webhooks, options.key_name)
+        return submission if self.max_micro_usd is None else replace(submission, max_micro_usd=self.max_micro_usd)
 
 
 class SubmitOptions(Struct, frozen=True):
@@ -101,11 +118,11 @@ async def submit_body(services: Services, body: ReceivedBody, options: SubmitOpt
     cached = None if is_restricted else services.submission_cache.get(options.owner, body.raw)
     if cached is None:
         fields = parse_object(body.raw)
-        request, webhooks = _parse(services, fields, options)
-        if request.image_sources or body.images or body.refusals:
+        parsed = parse_fields(services, fields, options)
+        if parsed.request.image_sources or body.images or body.refusals:
             return await submit_parsed(services, fields, body, options)
-        cached = services.identity.submission(request, options.scope, webhooks, options.key_name), request.units
-        if not webhooks and not is_restricted:
+        cached = parsed.submission(services.identity, options), parsed.request.units
+        if not parsed.webhooks and not is_restricted:
             services.submission_cache.put(options.owner, body.raw, *cached)
     submission, units = cached
     await spend_units(options.request, units)
@@ -116,10 +133,10 @@ async def submit_parsed(
     services: Services, fields: Mapping[str, Any], body: ReceivedBody, options: SubmitOptions
 ) -> SubmitResult:
     """Submit parsed fields of a body, once only if the client gave a key."""
-    request, webhooks = _parse(services, fields, options)
-    await spend_units(options.request, request.units)
-    request = await _settle_images(services, request, fields, body, options)
-    submission = services.identity.submission(request, options.scope, webhooks, options.key_name)
+    parsed = parse_fields(services, fields, options)
+    await spend_units(options.request, parsed.request.units)
+    settled = await _settle_images(services, parsed.request, fields, body, options)
+    submission = replace(parsed, request=settled).submission(services.identity, options)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
     refuse_while_draining(services)
@@ -160,8 +177,20 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     """Submit. A finished task is queued again if one of its images is gone, or if the client requests fresh ones.
 
     fresh: images from before this moment are not returned; they stay until the new ones are stored.
+    Raises also MaxCostExceeded, and PriceUnknown.
     """
     refuse_while_draining(services)
+    if submission.may_cost_too_much:
+        submitted = await find_free_task(services, submission, fresh=fresh)
+    else:
+        submitted = await _submit_paid(services, submission, fresh=fresh)
+    if submission.webhooks:
+        submitted = await services.queue.add_webhooks(submission, submitted)
+    services.ledger.on_submitted(submission, submitted)
+    return submitted
+
+
+async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
     began = services.queue.clock()
     reuse = None if fresh else services.reuse_images
     submitted = await services.queue.submit(submission, reuse)
@@ -171,9 +200,6 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
         if whole and not (fresh and task.created_at < began):
             break
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
-    if submission.webhooks:
-        submitted = await services.queue.add_webhooks(submission, submitted)
-    services.ledger.on_submitted(submission, submitted)
     return submitted
 
 
@@ -188,29 +214,32 @@ def body_digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
-def _parse(
-    services: Services, body: Mapping[str, Any], options: SubmitOptions
-) -> tuple[GenerationRequest, tuple[Webhook, ...]]:
-    """Return the request and its webhooks. Raises InvalidRequest with the errors of both."""
-    if "webhook" not in body:
-        return _parse_fields(services.identity, body, options), ()
+def parse_fields(services: Services, body: Mapping[str, Any], options: SubmitOptions) -> ParsedBody:
+    """Return what a body asks for. Raises InvalidRequest with all errors, and NotAllowed."""
+    if _OPTIONS.isdisjoint(body):
+        return ParsedBody(_parse_request(services.identity, body, options))
+    errors: list[FieldError] = []
     webhooks: tuple[Webhook, ...] = ()
-    errors: tuple[FieldError, ...] = ()
-    fields = {name: value for name, value in body.items() if name != "webhook"}
+    max_micro_usd = None
     try:
-        webhooks = _parse_webhooks(services, body["webhook"], options)
+        webhooks = _parse_webhooks(services, body.get("webhook"), options)
     except InvalidRequest as error:
-        errors = error.details
+        errors += error.details
     try:
-        request = _parse_fields(services.identity, fields, options)
+        max_micro_usd = parse_max_cost(body)
+    except InvalidRequest as error:
+        errors += error.details
+    try:
+        fields = {name: value for name, value in body.items() if name not in _OPTIONS}
+        request = _parse_request(services.identity, fields, options)
     except InvalidRequest as error:
         raise InvalidRequest(details=(*error.details, *errors)[: options.max_errors]) from error
     if errors:
         raise InvalidRequest(details=errors)
-    return request, webhooks
+    return ParsedBody(request, webhooks, max_micro_usd)
 
 
-def _parse_fields(identity: TaskIdentity, body: Mapping[str, Any], options: SubmitOptions) -> GenerationRequest:
+def _parse_request(identity: TaskIdentity, body: Mapping[str, Any], options: SubmitOptions) -> GenerationRequest:
     """Return the request. Raises InvalidRequest, and NotAllowed if the client's key does not allow it."""
     request = validation.parse(
         body,

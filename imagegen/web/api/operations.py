@@ -69,6 +69,7 @@ class GenerationBody(GenerationParams):
 
     model: named.ModelField = ""
     webhook: Annotated[WebhookFields, Field(description="Receiver of the end of the task.")] | None = None
+    max_cost_usd: named.MaxCostField | None = None
 
 
 class BatchBody(BaseModel):
@@ -121,7 +122,7 @@ GENERATE = Operation(
             "with options": samples.REQUEST_WITH_OPTIONS,
         },
     ),
-    (*named.SUBMIT_ERRORS, BudgetExceeded, *named.INPUT_ERRORS, IdempotencyMismatch),
+    (*named.SUBMIT_ERRORS, *named.MONEY_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
     limit="generation",
 )
 

@@ -9,8 +9,10 @@ from pydantic import Field
 
 from imagegen.accounts.keys import NAME
 from imagegen.errors import (
+    BudgetExceeded,
     Draining,
     ImageTooLarge,
+    MaxCostExceeded,
     NotAllowed,
     PriceUnknown,
     QueueFull,
@@ -24,6 +26,7 @@ from imagegen.images.thumbnails import SIZES
 from imagegen.tasks.validation import ModelId
 from imagegen.web.api.events import MAX_TASKS
 from imagegen.web.api.long_poll import MAX_WAIT_S
+from imagegen.web.max_cost import MaxCost
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Parameter
 
@@ -31,9 +34,11 @@ _TEXT = {"type": "string"}
 _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 
 SUBMIT_ERRORS = (NotAllowed, PriceUnknown, TooManyOpenTasks, QueueUnavailable, QueueFull, Draining, StoreUnavailable)
+MONEY_ERRORS = (BudgetExceeded, MaxCostExceeded)
 INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
 FILE_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
 ModelField = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
+MaxCostField = Annotated[MaxCost, Field(examples=[0.05])]
 
 TASK = Parameter(
     "taskId",

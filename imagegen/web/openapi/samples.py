@@ -194,6 +194,8 @@ _VALUES: dict[str, Any] = {
     "model": "new-model",
     "resets_at": "2026-11-30T00:00:00.000Z",
     "allowed": "GET, HEAD",
+    "estimated": "0.04",
+    "max_usd": "0.01",
 }
 
 

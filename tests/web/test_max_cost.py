@@ -1,0 +1,83 @@
+"""Tests of the limit that a submit sets for its own cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from emulator_fixtures import EmulatedUpstream
+
+IMAGE_USD = 0.000708
+"""Of FLUX.1-schnell at 512 x 512."""
+
+
+@pytest.fixture
+async def service(start_paid):
+    return await start_paid()
+
+
+async def submit(service, query: str = "", headers: dict[str, str] | None = None, **fields: Any) -> tuple[int, Any]:
+    response = await service.post(f"/api/images/generate{query}", json={"prompt": "a fox"} | fields, headers=headers)
+    return response.status, await response.json()
+
+
+async def test_a_submit_with_an_estimate_over_its_limit_is_refused_at_once(service, upstream: EmulatedUpstream) -> None:
+    status, body = await submit(service, n=2, maxCostUsd=IMAGE_USD, headers={"Accept-Language": "en"})
+    assert (status, body["code"], body["retryable"]) == (402, "max_cost_exceeded", False)
+    assert "0.001416 USD" in body["message"]
+    assert body["details"][0]["field"] == "maxCostUsd"
+    assert not upstream.ledger.calls
+
+
+async def test_a_submit_within_its_limit_is_the_same_task_as_one_without(service, upstream: EmulatedUpstream) -> None:
+    status, body = await submit(service, n=2, max_cost_usd=2 * IMAGE_USD)
+    assert status == 202
+    _, joined = await submit(service, n=2)
+    assert joined["taskId"] == body["taskId"]
+    await upstream.ledger.wait_for(lambda ledger: len(ledger.paid) == 1)
+
+
+async def test_what_is_there_or_under_way_is_given_out_whatever_the_limit(service, upstream: EmulatedUpstream) -> None:
+    upstream.set_fault("hang")
+    _, first = await submit(service)
+    status, joined = await submit(service, maxCostUsd=0)
+    assert (status, joined["taskId"], joined["coalesced"]) == (202, first["taskId"], True)
+    assert (await submit(service, maxCostUsd=0, headers={"Cache-Control": "no-cache"}))[0] == 202
+    upstream.set_fault(None)
+    _, other = await submit(service, "?wait=20", seed=7)
+    status, hit = await submit(service, seed=7, maxCostUsd="0")
+    assert (status, hit["taskId"], hit["cached"]) == (200, other["taskId"], True)
+    status, refused = await submit(service, seed=7, maxCostUsd=0, headers={"Cache-Control": "no-cache"})
+    assert (status, refused["code"]) == (402, "max_cost_exceeded")
+
+
+async def test_a_failed_task_is_not_tried_again_over_the_limit(service, upstream: EmulatedUpstream) -> None:
+    upstream.set_fault("400")
+    _, failed = await submit(service, "?wait=20")
+    assert failed["status"] == "failed"
+    assert (await submit(service, maxCostUsd=0))[0] == 402
+    assert (await submit(service, maxCostUsd=1))[0] == 202
+
+
+async def test_an_unknown_price_is_refused_under_a_limit(service) -> None:
+    status, body = await submit(service, model="nobody/knows", maxCostUsd=100)
+    assert (status, body["code"]) == (400, "price_unknown")
+
+
+@pytest.mark.parametrize("limit", [-1, True, "much", [], {}, 1e9])
+async def test_a_limit_that_is_no_sum_is_an_error_of_its_field(service, limit: object) -> None:
+    status, body = await submit(service, maxCostUsd=limit, width=7)
+    assert status == 400
+    assert [detail["field"] for detail in body["details"]] == ["width", "maxCostUsd"]
+
+
+async def test_both_spellings_of_the_limit_are_refused(service) -> None:
+    status, body = await submit(service, maxCostUsd=1, max_cost_usd=1)
+    assert (status, body["details"][0]["field"]) == (400, "max_cost_usd")
+    assert "did you mean maxCostUsd?" in (await submit(service, maxCostUSD=1))[1]["details"][0]["message"]
+
+
+async def test_each_entry_of_a_batch_has_its_own_limit(service) -> None:
+    entries = [{"prompt": "a", "maxCostUsd": 0}, {"prompt": "b", "maxCostUsd": 1}]
+    response = await service.post("/api/images/batch", json={"requests": entries})
+    assert [entry["statusCode"] for entry in (await response.json())["results"]] == [402, 202]
