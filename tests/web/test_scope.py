@@ -43,6 +43,7 @@ WITHOUT_TASKS = {
     "/openapi.json",
     "/docs",
     "/docs/{file}",
+    "/assets/{version}/{file}",
     *(
         f"{base}{path}"
         for base in ("/v1", "", "/v1/v1")

@@ -58,6 +58,6 @@ TAGS: Mapping[str, str] = {
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
     "API keys": "Keys of clients, which the admin makes and revokes.",
     "Operate": "For the operator.",
-    "Pages": "This document.",
+    "Pages": "The studio, and this document.",
     "OpenAI and Together, other bases": "The same routes under the other bases that client versions use.",
 }

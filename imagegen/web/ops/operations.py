@@ -6,7 +6,7 @@ from imagegen.errors import RouteNotFound
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
-from imagegen.web.ops import docs, health, metrics, stats, usage
+from imagegen.web.ops import docs, health, metrics, stats, studio, usage
 
 OPERATE, PAGES = "Operate", "Pages"
 
@@ -140,14 +140,33 @@ FILE = Operation(
     needs="none",
 )
 
-HOME = Operation(
+STUDIO = Operation(
     "get",
     "/",
-    "getHome",
+    "getStudio",
     PAGES,
-    "Go to the page",
-    "",
-    (ResponseDoc(302, "It is there.", headers=("Location",)),),
+    "Open the studio",
+    "A page to make, follow and keep images. It sends no request to another host.",
+    (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+    needs="none",
+)
+
+ASSET = Operation(
+    "get",
+    "/assets/{version}/{file}",
+    "getAsset",
+    PAGES,
+    "Get a file of the studio",
+    "Browsers keep it: another content has another version in its address.",
+    (
+        ResponseDoc(
+            200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "image/svg+xml", "text/plain")
+        ),
+        _UNCHANGED,
+    ),
+    (named.VERSION, named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
+    errors=(RouteNotFound,),
     needs="none",
 )
 
@@ -161,5 +180,6 @@ ROUTES: tuple[Route, ...] = (
     (DOCUMENT, docs.get_document),
     (PAGE, docs.get_page),
     (FILE, docs.get_file),
-    (HOME, docs.home),
+    (STUDIO, studio.get_page),
+    (ASSET, studio.get_asset),
 )

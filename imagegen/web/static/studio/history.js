@@ -1,0 +1,53 @@
+// Records of this browser's tasks, kept in IndexedDB; in memory alone where the browser offers none.
+
+const NAME = "imagegen";
+const TASKS = "tasks";
+
+export class History {
+  #database = null;
+
+  // Returns the records of one owner. owner: see `ownerOf` of tasks.js.
+  async open(owner) {
+    try {
+      this.#database ||= await opened(indexedDB.open(NAME, 1));
+      const records = await done(this.#store("readonly").getAll());
+      return records.filter((record) => record.owner === owner);
+    } catch {
+      return [];
+    }
+  }
+
+  async put(record) {
+    await this.#change((store) => store.put(record));
+  }
+
+  async remove(id) {
+    await this.#change((store) => store.delete(id));
+  }
+
+  async #change(action) {
+    if (!this.#database) return;
+    try {
+      await done(action(this.#store("readwrite")));
+    } catch {
+      // The disk is full or the database is gone: the page goes on without it.
+    }
+  }
+
+  #store(mode) {
+    return this.#database.transaction(TASKS, mode).objectStore(TASKS);
+  }
+}
+
+function opened(request) {
+  request.onupgradeneeded = () => request.result.createObjectStore(TASKS, { keyPath: "id" });
+  return done(request);
+}
+
+function done(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+    request.onblocked = () => reject(new Error("blocked"));
+  });
+}
