@@ -59,9 +59,15 @@ export class Follower {
     if (this.#known.delete(id) && this.#isRunning) this.#restart();
   }
 
-  // Reconnects at once, for example when the browser is online again.
+  clear() {
+    this.#known.clear();
+    this.#restart();
+  }
+
+  // Connects at once, for example when the browser is online again or has another key.
   reconnect() {
-    this.#wake();
+    if (this.#isRunning) this.#restart();
+    else if (this.#known.size) this.#run();
   }
 
   #restart() {
@@ -85,7 +91,7 @@ export class Follower {
       } finally {
         clearTimeout(this.#timer);
       }
-      if (!this.#known.size) break;
+      if (!ids.some((id) => this.#known.has(id))) continue;
       this.onState("away");
       await this.#pause(delay * (0.75 + this.random() / 2));
       delay = Math.min(delay * 2, MAX_DELAY_MS);

@@ -21,8 +21,8 @@ export class History {
     await this.#change((store) => store.put(record));
   }
 
-  async remove(id) {
-    await this.#change((store) => store.delete(id));
+  async remove({ owner, id }) {
+    await this.#change((store) => store.delete([owner, id]));
   }
 
   async #change(action) {
@@ -40,7 +40,7 @@ export class History {
 }
 
 function opened(request) {
-  request.onupgradeneeded = () => request.result.createObjectStore(TASKS, { keyPath: "id" });
+  request.onupgradeneeded = () => request.result.createObjectStore(TASKS, { keyPath: ["owner", "id"] });
   return done(request);
 }
 

@@ -71,3 +71,9 @@ export function ownerOf(key) {
   for (const character of key) hash = Math.imul(hash ^ character.codePointAt(0), 0x01000193) >>> 0;
   return hash.toString(16).padStart(8, "0");
 }
+
+// Returns whether the images of a finished task are past their end.
+export function isExpired(record, now) {
+  const [image] = record.view?.data || [];
+  return Boolean(image?.expiresAt) && Date.parse(image.expiresAt) <= now;
+}
