@@ -106,7 +106,16 @@ async def check_refusal(answer: Any, envelope: str) -> None:
 async def test_a_route_needs_a_key_unless_its_operation_says_otherwise() -> None:
     assert Operation("get", "/new", "new", "t", "s", "", ()).needs == "key"
     free = {operation.path for operation, _ in ROUTES if operation.needs == "none"}
-    assert free == {"/", "/api/health", "/healthz", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/assets/{version}/{file}"}
+    assert free == {
+        "/",
+        "/api/health",
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/docs/{file}",
+        "/assets/{version}/{file}",
+    }
 
 
 async def test_without_keys_every_caller_may_call_all_routes_but_those_of_the_admin(service: Client) -> None:

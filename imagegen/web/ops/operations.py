@@ -161,7 +161,11 @@ ASSET = Operation(
     "Browsers keep it: another content has another version in its address.",
     (
         ResponseDoc(
-            200, "The file.", _TEXT, headers=_PAGE_HEADERS, media=("text/css", "text/javascript", "image/svg+xml", "text/plain")
+            200,
+            "The file.",
+            _TEXT,
+            headers=_PAGE_HEADERS,
+            media=("text/css", "text/javascript", "image/svg+xml", "text/plain"),
         ),
         _UNCHANGED,
     ),
