@@ -25,6 +25,8 @@ MODULE_TESTS = Path(__file__).parent / "studio" / "modules.test.mjs"
 OURS = sorted(path for path in FOLDER.glob("*.js") if path.name not in ("preact.js", "hooks.js", "htm.js"))
 
 MAX_FIRST_LOAD_BYTES = 150_000
+IMMUTABLE = "public, max-age=31536000, immutable"
+FORBIDDEN = re.compile(r"https?://|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function")
 
 SIZES = ((512, 512), (1024, 1024), (1024, 1536), (1344, 768), (1920, 1080), (2048, 2048), (4096, 4096), (64, 64))
 PRICED = """

@@ -60,7 +60,7 @@ MODEL = Parameter(
     example="black-forest-labs/FLUX.1-schnell",
 )
 FILE = Parameter("file", "path", "Name of a file of the page.", _TEXT, required=True, example="docs.css")
-VERSION = Parameter(
+ASSETS_VERSION = Parameter(
     "version", "path", "Version of all files, as the page names it.", _TEXT, required=True, example="0123456789ab"
 )
 KEY_NAME = Parameter(

@@ -12,6 +12,7 @@ OPERATE, PAGES = "Operate", "Pages"
 
 _TEXT = {"type": "string"}
 _PAGE_HEADERS = ("ETag", "Cache-Control")
+_ASSET_TYPES = ("text/css", "text/javascript", "image/svg+xml", "text/plain")
 _UNCHANGED = ResponseDoc(304, "The client has this version.", headers=_PAGE_HEADERS)
 _READY = {"ready": {"status": "ready"}}
 _NOT_READY = {"not ready": {"status": "not ready", "causes": ["images can't be saved: ENOSPC No space left on device"]}}
@@ -169,7 +170,7 @@ ASSET = Operation(
         ),
         _UNCHANGED,
     ),
-    (named.VERSION, named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
+    (named.ASSETS_VERSION, named.FILE, named.IF_NONE_MATCH, named.LANGUAGE),
     errors=(RouteNotFound,),
     needs="none",
 )
