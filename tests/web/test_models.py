@@ -110,3 +110,9 @@ async def test_the_list_needs_no_upstream(start_paid, upstream) -> None:
     service = await start_paid()
     await upstream.stop()
     assert SCHNELL in await models_of(service)
+
+
+async def test_the_default_model_is_named(start_paid) -> None:
+    body = await (await (await start_paid(default_model="own/model")).get("/api/models")).json()
+    assert body["defaultModel"] == "own/model"
+    assert "own/model" in {view["id"] for view in body["models"]}

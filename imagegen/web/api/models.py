@@ -22,14 +22,14 @@ _REFUSES_STEPS = Steps(max=0)
 
 async def models(request: web.Request) -> web.StreamResponse:
     """Return the image models; a model that only the provider lists without a type may be a text model."""
-    provider = request.app[SERVICES].identity.provider
+    identity = request.app[SERVICES].identity
     listed = await listed_models(request)
     views = [
-        model_view(model, provider)
+        model_view(model, identity.provider)
         for model in listed
         if model.entry is None or model.row is not None or model.entry.get("type") == "image"
     ]
-    return json_response({"success": True, "models": views})
+    return json_response({"success": True, "models": views, "defaultModel": identity.default_model})
 
 
 def model_view(model: ListedModel, provider: str) -> ModelView:

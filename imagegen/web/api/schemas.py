@@ -429,3 +429,4 @@ class ModelsView(TypedDict):
 
     success: Literal[True]
     models: list[ModelView]
+    defaultModel: Annotated[str, Field(description="The model of a request that names none.")]

@@ -159,7 +159,7 @@ ASYNC_TASK_COMPLETED = ASYNC_TASK | {
     "result": {"created": int(_AT), "data": [{"url": _url}]},
 }
 _listed = ListedModel(MODEL, None, load_table("together").find(MODEL), ended=False)
-MODELS = {"success": True, "models": [model_view(_listed, "together")]}
+MODELS = {"success": True, "models": [model_view(_listed, "together")], "defaultModel": _listed.id}
 MODEL_ENTRY = entry_of(_listed)
 
 

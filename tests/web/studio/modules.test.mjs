@@ -323,7 +323,7 @@ function studio(given = {}) {
   const saved = new Map();
   const note = (name, result) => async (...values) => { calls.push([name, ...values]); return typeof result === "function" ? result(...values) : result; };
   const api = {
-    key: { value: "" }, models: note("models", [model({ edit: true })]), task: note("task", (id) => ({ taskId: id, status: "completed", sequence: 9, data: [{ index: 0, url: `http://h/api/images/${id}/0` }] })),
+    key: { value: "" }, models: note("models", { models: [model({ edit: true })], defaultModel: "m" }), task: note("task", (id) => ({ taskId: id, status: "completed", sequence: 9, data: [{ index: 0, url: `http://h/api/images/${id}/0` }] })),
     submit: note("submit", { taskId: ID, status: "pending", sequence: 1 }), cancel: note("cancel", { status: "cancelled", sequence: 4 }), retry: note("retry", { status: "pending", sequence: 8 }),
     upload: note("upload", { uploadId: "upload:1", width: 8, height: 8 }), image: note("image", new Blob(["x"])), send: () => new Promise(() => {}), ...given.api,
   };
@@ -392,7 +392,7 @@ test("a changed form is no longer a variant", () => {
 test("an image becomes the input of the form, on a model that takes it", async () => {
   globalThis.URL.createObjectURL ??= () => "blob:x";
   const models = [{ id: "draws", capabilities: { edit: false } }, { id: "edits", capabilities: { edit: true } }];
-  const { made, named } = studio({ api: { models: async () => models } });
+  const { made, named } = studio({ api: { models: async () => ({ models, defaultModel: "draws" }) } });
   await made.start();
   const record = tasks.newRecord(ID, { prompt: "a", model: "draws", seed: 5 }, "", 1);
   await made.editImage(record, { index: 0, url: `http://h/api/images/${ID}/0?v=1` });

@@ -54,8 +54,8 @@ export class Api {
     return (await this.send(path, options)).json();
   }
 
-  async models() {
-    return (await this.json("/api/models")).models;
+  models() {
+    return this.json("/api/models");
   }
 
   // A task that is unknown or has expired is a view too, with the status `not_found`.

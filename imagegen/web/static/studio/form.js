@@ -67,7 +67,7 @@ function ModelChoice() {
   const isListed = !draft.model || listed.some(({ id }) => id === draft.model);
   return html`<${Field} name="model" label=${t("model")}>
     <select id="model" value=${draft.model} onChange=${({ target }) => studio.edit({ model: target.value })} ...${invalid(state.faults.model, "model")}>
-      <option value="">${t("model.default")}</option>
+      <option value="">${t("model.default")}${state.defaultModel && `: ${state.defaultModel}`}</option>
       ${!isListed && html`<option value=${draft.model}>${draft.model}</option>`}
       ${listed.map((one) => html`<option key=${one.id} value=${one.id}>${one.id}${priceNote(one, state, t)}${hasEnded(one, now) ? ` (${t("model.ended")})` : ""}</option>`)}
     </select>

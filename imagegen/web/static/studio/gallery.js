@@ -111,7 +111,7 @@ export function Compare({ route }) {
       const record = state.records.get(id);
       const entry = record && imagesOf(record).find((one) => one.index === index);
       return html`<figure key=${`${id}.${index}`}>
-        ${entry ? html`<a href=${`#/task/${id}/${index}`}><${TaskImage} record=${record} entry=${entry} /></a>` : html`<p class="missing">${t(record?.view ? "image.missing" : "state.unknown")}</p>`}
+        ${entry ? html`<a href=${`#/task/${id}/${index}`}><${TaskImage} record=${record} entry=${entry} /></a>` : html`<p class="missing">${t(record?.view || record?.gone ? "image.missing" : "state.unknown")}</p>`}
         <figcaption>${record?.request && html`<${PromptText} text=${record.request.prompt} />`}${record && html`<${Details} record=${record} />`}</figcaption>
       </figure>`;
     })}</div>

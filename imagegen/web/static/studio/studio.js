@@ -19,7 +19,7 @@ export class Studio {
     Object.assign(this, { api, history, page });
     this.follower = new Follower(api, { onEvent: (id, name, data) => this.#change(id, (record) => withEvent(record, name, data)), onState: (connection) => this.#set({ connection }) });
     this.state = {
-      language, theme, route: parseRoute(page.hash), models: null, modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
+      language, theme, route: parseRoute(page.hash), models: null, defaultModel: "", modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
       blockedUntil: 0, isSubmitting: false, uploading: [], records: new Map(), connection: "live", notice: null, keyState: "unknown", listing: null, compared: null,
     };
     this.#useRoutePrompt();
@@ -46,8 +46,8 @@ export class Studio {
 
   async loadModels() {
     try {
-      const models = await this.api.models();
-      this.#set({ models, modelsError: null, keyState: this.api.key.value ? "accepted" : "none" });
+      const { models, defaultModel = "" } = await this.api.models();
+      this.#set({ models, defaultModel, modelsError: null, keyState: this.api.key.value ? "accepted" : "none" });
     } catch (error) {
       this.#set({ models: [], modelsError: error });
     }
@@ -80,9 +80,14 @@ export class Studio {
 
   // ---- the form
 
+  // The model of the form; null while it is unknown.
   get model() {
-    const { models, draft } = this.state;
-    return models?.find(({ id }) => id === draft.model) ?? (draft.model ? null : models?.[0]) ?? null;
+    return this.#modelOf(this.state.draft.model);
+  }
+
+  #modelOf(id) {
+    const { models, defaultModel } = this.state;
+    return models?.find((model) => model.id === (id || defaultModel)) ?? null;
   }
 
   edit(patch) {
@@ -236,7 +241,7 @@ export class Studio {
   #editingModel(id = "") {
     const models = this.state.models ?? [];
     const canEdit = (model) => fieldsOf(model).maxInputs > 0;
-    const same = id ? models.find((model) => model.id === id) : models[0];
+    const same = this.#modelOf(id);
     return !same || canEdit(same) ? id : (models.find(({ capabilities }) => capabilities.edit) ?? models.find(canEdit))?.id ?? id;
   }
 

@@ -23,14 +23,13 @@ export function useChanges(studio) {
 
 // Returns the time in milliseconds, which changes each second while `isActive`.
 export function useNow(isActive) {
-  const [now, setNow] = useState(Date.now());
+  const [, setNow] = useState(0);
   useEffect(() => {
     if (!isActive) return undefined;
-    setNow(Date.now());
     const timer = setInterval(() => setNow(Date.now()), 1000);
     return () => clearInterval(timer);
   }, [isActive]);
-  return now;
+  return Date.now();
 }
 
 // A modal dialog: the browser keeps the focus in it, Esc closes it, and the focus returns to where it was.
