@@ -32,7 +32,7 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
     """Start services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
 
     Overrides are fields of Settings. The sandbox draws, nothing is limited, and `client.app` is the application.
-    `await client.close()` ends one before the test does.
+    `await client.close()` ends one before the test does; another with its `port` takes its place.
     """
     defaults: dict[str, Any] = {
         "redis_url": redis_url,
@@ -48,8 +48,8 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
     }
     async with AsyncExitStack() as stack:
 
-        async def start(**overrides: Any) -> Client:
-            client = TestClient(EdgeServer(create_app(Settings(**defaults | overrides))))
+        async def start(*, port: int | None = None, **overrides: Any) -> Client:
+            client = TestClient(EdgeServer(create_app(Settings(**defaults | overrides)), port=port))
             await client.start_server()
             stack.push_async_callback(client.close)
             return client

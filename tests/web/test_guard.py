@@ -24,7 +24,14 @@ SECRET = "canary-key-of-web"
 OTHER_SECRET = "canary-key-of-app"
 KEYS = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (("web", SECRET), ("app", OTHER_SECRET))}
 BODY = {"prompt": "a lighthouse", "width": 64, "height": 64}
-PARAMETERS = {"{taskId}": "0" * 32, "{index}": "0", "{modelId}": "m", "{name}": "nobody", "{file}": "none.css"}
+PARAMETERS = {
+    "{version}": "0",
+    "{taskId}": "0" * 32,
+    "{index}": "0",
+    "{modelId}": "m",
+    "{name}": "nobody",
+    "{file}": "none.css",
+}
 
 
 def bearer(secret: str) -> dict[str, str]:
