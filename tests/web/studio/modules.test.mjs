@@ -90,6 +90,24 @@ test("faults stand at their fields, also those that the server names", () => {
   assert.deepEqual(fields.map(formField), ["size", "size", "inputs", "inputs", "negativePrompt", "n", ""]);
 });
 
+test("a size that was typed is sent as it is, and another model fits it", async () => {
+  const free = model({ multipleOf: 16, maxPixels: 1024 * 1024 });
+  assert.equal(bodyOf({ ...EMPTY, prompt: "a", size: "8000x1000" }, free).width, 8000);
+  assert.equal(bodyOf({ ...EMPTY, prompt: "a", size: "8000x1000" }, model({ sizes: ["1536x1024", "1024x1024"] })).width, 1536);
+  const { made } = studio({ api: { models: async () => ({ models: [free, { id: "listed", capabilities: { sizes: ["1024x1024", "1024x1536"] } }], defaultModel: "m" }) } });
+  await made.start();
+  made.edit({ size: "640x960" });
+  made.chooseModel("listed");
+  assert.equal(made.state.draft.size, "1024x1536");
+});
+
+test("no more input images are added than the model takes", async () => {
+  const { made, named } = studio({ api: { models: async () => ({ models: [model({ edit: false })], defaultModel: "m" }) } });
+  await made.start();
+  await made.addFiles([{ type: "image/png", name: "a.png" }]);
+  assert.deepEqual([named("upload").length, made.state.faults.inputs], [0, { text: "inputs.none" }]);
+});
+
 // ---- models
 
 test("the sizes to choose from are the model's own", () => {

@@ -35,7 +35,8 @@ export class Api {
   }
 
   // Returns the response if its status is no error. Throws ServiceError, or AbortError if the signal aborts.
-  async send(path, { headers = {}, ...options } = {}) {
+  // needsAdmin: a refusal is no reason to ask for a client's key.
+  async send(path, { headers = {}, needsAdmin = false, ...options } = {}) {
     const sent = { "Accept-Language": this.language(), ...headers };
     if (this.key.value) sent.Authorization = `Bearer ${this.key.value}`;
     let response;
@@ -46,7 +47,7 @@ export class Api {
       throw new ServiceError(0);
     }
     if (response.ok) return response;
-    if (response.status === 401) this.onUnauthorized();
+    if (response.status === 401 && !needsAdmin) this.onUnauthorized();
     throw await errorOf(response);
   }
 
@@ -95,7 +96,7 @@ export class Api {
 
   // A page of all clients' tasks, for the admin token.
   list(cursor, limit = 40) {
-    return this.json(`/api/images?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+    return this.json(`/api/images?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`, { needsAdmin: true });
   }
 
   async image(path) {

@@ -7,10 +7,11 @@ import { Form } from "./form.js";
 import { Compare, Gallery, Recent } from "./gallery.js";
 import { History } from "./history.js";
 import { MaskEditor } from "./mask.js";
+import { useEffect } from "./hooks.js";
 import { render } from "./preact.js";
 import { initialLanguage } from "./strings.js";
 import { Studio } from "./studio.js";
-import { TaskPage } from "./task.js";
+import { stateName, TaskPage } from "./task.js";
 import { html, StudioContext, useChanges, useStudio } from "./ui.js";
 
 const LANGUAGE = "imagegen.language";
@@ -27,6 +28,9 @@ function Page() {
   const withForm = ["make", "task", "mask", "key", "help"].includes(route.page);
   const needsKey = keyState === "missing" || keyState === "wrong";
   const home = () => studio.go({ page: "make" });
+  const open = route.page === "task" && state.records.get(route.id);
+  const title = open ? t(`state.${stateName(open)}`) : t(route.page === "gallery" || route.page === "compare" ? "nav.gallery" : "nav.make");
+  useEffect(() => { document.title = `${title} · imagegen`; }, [title]);
   return html`<a class="skip" href="#content" onClick=${skip}>${t("skip")}</a>
     <${Header} />
     <main id="content" tabindex="-1" class=${withForm ? `two ${route.page}` : ""}>

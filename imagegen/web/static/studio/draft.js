@@ -1,10 +1,10 @@
 // The form's values: a draft becomes the body of a submit, and a body becomes a draft again.
 
-import { fieldsOf, fittingSize } from "./models.js";
+import { fieldsOf, fittingSize, sizeChoices } from "./models.js";
 
 // Fields of the form. `inputs`: {id, name, width, height, preview}; `rest`: fields of a body that the form does not show.
 export const EMPTY = Object.freeze({
-  prompt: "", model: "", size: "", n: 1, seed: "", steps: "", quality: "", background: "", negativePrompt: "", outputFormat: "",
+  prompt: "", model: "", size: "", ownSize: false, n: 1, seed: "", steps: "", quality: "", background: "", negativePrompt: "", outputFormat: "",
   inputs: [], mask: null, variant: 0, rest: {},
 });
 
@@ -19,13 +19,18 @@ export function bodyOf(draft, model) {
   const fields = fieldsOf(model);
   const body = { ...draft.rest, prompt: draft.prompt.trim() };
   if (draft.model) body.model = draft.model;
-  [body.width, body.height] = fittingSize(model, draft.size).split("x").map(Number);
+  [body.width, body.height] = sizeOf(draft, model).split("x").map(Number);
   if (draft.n > 1) body.n = draft.n;
   if (draft.seed !== "" && fields.seed) body.seed = wholeNumber(draft.seed);
   if (draft.steps !== "" && fields.steps) body.steps = wholeNumber(draft.steps);
   for (const name of TEXTS) if (isOffered(name, draft[name], fields)) body[name] = draft[name];
   if (draft.variant > 0) body.variant = draft.variant;
   return { ...body, ...inputsOf(draft, fields) };
+}
+
+// Returns the size that is sent: one that was typed is left to the server, which names the fault at its field.
+export function sizeOf(draft, model) {
+  return draft.size && sizeChoices(model).free ? draft.size : fittingSize(model, draft.size);
 }
 
 // Returns the draft that gives this body. known: input images of the body by their id, to show them.

@@ -1,9 +1,9 @@
 // The form of a request: only what the model can, with its price.
 
 import { useEffect, useRef } from "./hooks.js";
-import { bodyOf } from "./draft.js";
+import { bodyOf, sizeOf } from "./draft.js";
 import { InputImages } from "./inputs.js";
-import { endsSoon, fieldsOf, fittingSize, hasEnded, MAX_IMAGES, MAX_SIDE, MIN_SIDE, sizeChoices, stepOfSide } from "./models.js";
+import { endsSoon, fieldsOf, hasEnded, MAX_IMAGES, MAX_SIDE, MIN_SIDE, sizeChoices, stepOfSide } from "./models.js";
 import { estimate, formatDollars } from "./price.js";
 import { errorText, faultText, html, useNow, useStudio } from "./ui.js";
 
@@ -66,7 +66,7 @@ function ModelChoice() {
   const listed = models ?? [];
   const isListed = !draft.model || listed.some(({ id }) => id === draft.model);
   return html`<${Field} name="model" label=${t("model")}>
-    <select id="model" value=${draft.model} onChange=${({ target }) => studio.edit({ model: target.value })} ...${invalid(state.faults.model, "model")}>
+    <select id="model" value=${draft.model} onChange=${({ target }) => studio.chooseModel(target.value)} ...${invalid(state.faults.model, "model")}>
       <option value="">${t("model.default")}${state.defaultModel && `: ${state.defaultModel}`}</option>
       ${!isListed && html`<option value=${draft.model}>${draft.model}</option>`}
       ${listed.map((one) => html`<option key=${one.id} value=${one.id}>${one.id}${priceNote(one, state, t)}${hasEnded(one, now) ? ` (${t("model.ended")})` : ""}</option>`)}
@@ -80,11 +80,11 @@ function Size() {
   const { studio, state, t } = useStudio();
   const model = studio.model;
   const { sizes, free } = sizeChoices(model);
-  const size = state.draft.size || fittingSize(model, "");
-  const shown = sizes.includes(size) ? size : free ? "own" : fittingSize(model, size);
+  const size = sizeOf(state.draft, model);
+  const shown = free && (state.draft.ownSize || !sizes.includes(size)) ? "own" : size;
   const [width, height] = size.split("x");
   const side = (value) => bounded(value, 0, MAX_SIDE);
-  const onChoice = ({ target }) => studio.edit({ size: target.value === "own" ? `${Number(width) + stepOfSide(model)}x${height}` : target.value });
+  const onChoice = ({ target }) => studio.edit(target.value === "own" ? { ownSize: true, size } : { ownSize: false, size: target.value });
   return html`<div class="row">
     <${Field} name="size" label=${t("size")}>
       <select id="size" value=${shown} onChange=${onChoice} ...${invalid(state.faults.size, "size")}>

@@ -28,7 +28,7 @@ export function Gallery({ route }) {
     </div>
     <${Notice} />
     ${state.compared && html`<p class="notice" role="status">${t("compare.choose")}</p>`}
-    ${route.all && state.listing?.error && html`<p class="error" role="alert">${errorText(t, state.listing.error)}</p>`}
+    ${route.all && state.listing?.error && html`<p class="error" role="alert">${state.listing.error.status === 401 ? html`${t("gallery.admin")} <a href="#/key">${t("nav.key")}</a>` : errorText(t, state.listing.error)}</p>`}
     <p class="faint" role="status">${records.length ? t("gallery.count", { count: records.length }) : t("gallery.none")} <span class="keys">${t("gallery.keys")}</span></p>
     <${Grid} records=${records.slice(0, count)} route=${route} />
     ${hasMore && html`<${More} onVisible=${showMore} mark=${`${count} ${state.listing?.records.length}`} />`}

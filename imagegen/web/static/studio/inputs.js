@@ -11,7 +11,7 @@ export function InputImages() {
   const file = useRef(null);
   const drag = useDrop(studio);
   const fault = state.faults.inputs ?? state.faults.mask;
-  if (maxInputs === 0) return inputs.length ? html`<p class="warn">${t("inputs.none")}</p>` : null;
+  if (maxInputs === 0) return inputs.length || fault ? html`<p class="warn" role="alert">${t("inputs.none")}</p>` : null;
   return html`<fieldset class=${drag ? "inputs dropping" : "inputs"}>
     <legend>${t("inputs")}</legend>
     ${inputs.length > 0 && html`<ul class="thumbnails">

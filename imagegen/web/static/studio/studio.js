@@ -3,7 +3,7 @@
 import { ServiceError } from "./api.js";
 import { bodyOf, draftOf, EMPTY, faultsOf, formField, nextVariant } from "./draft.js";
 import { Follower } from "./events.js";
-import { fieldsOf } from "./models.js";
+import { fieldsOf, fittingSize } from "./models.js";
 import { formatRoute, parseRoute } from "./route.js";
 import { isExpired, isFinal, newRecord, ownerOf, servicePath, withEvent, withView } from "./tasks.js";
 
@@ -97,6 +97,12 @@ export class Studio {
     this.#saveDraft();
   }
 
+  // Another model keeps the size if it can.
+  chooseModel(id) {
+    const { size } = this.state.draft;
+    this.edit({ model: id, size: size && fittingSize(this.#modelOf(id), size) });
+  }
+
   clear() {
     this.edit({ ...EMPTY, model: this.state.draft.model });
   }
@@ -166,8 +172,15 @@ export class Studio {
   // ---- input images
 
   async addFiles(files) {
+    const { maxInputs } = fieldsOf(this.model);
     const images = [...files].filter(({ type }) => IMAGE_TYPES.test(type));
-    for (const file of images) await this.addImage(file, file.name || "image");
+    for (const file of images) {
+      if (this.state.draft.inputs.length >= maxInputs) {
+        this.#set({ faults: { ...this.state.faults, inputs: maxInputs ? { text: "inputs.limit", values: { count: maxInputs } } : { text: "inputs.none" } } });
+        return;
+      }
+      await this.addImage(file, file.name || "image");
+    }
   }
 
   async addImage(blob, name) {

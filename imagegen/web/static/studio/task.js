@@ -12,7 +12,10 @@ const RETRYABLE = new Set(["failed", "cancelled"]);
 export function TaskPage({ route }) {
   const { studio, state, t } = useStudio();
   const record = state.records.get(route.id);
-  useEffect(() => { document.getElementById("task-title")?.focus(); }, [route.id]);
+  useEffect(() => {
+    scrollTo(0, 0);
+    if (!document.activeElement?.closest("form")) document.getElementById("task-title")?.focus();
+  }, [route.id]);
   if (!record) return html`<p class="faint">${t("state.unknown")}</p>`;
   const images = imagesOf(record);
   return html`<article class="task" aria-labelledby="task-title">

@@ -56,7 +56,7 @@ export function PromptText({ text, class: name = "prompt" }) {
 
 // Returns the text of a field's fault: ours, or the server's message.
 export function faultText(t, fault) {
-  if (fault.text) return t(fault.text);
+  if (fault.text) return t(fault.text, fault.values);
   return fault.error ? t("inputs.failed", { name: fault.name, reason: errorText(t, fault.error) }) : fault.message;
 }
 
