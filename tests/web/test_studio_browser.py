@@ -32,6 +32,11 @@ document.addEventListener("securitypolicyviolation", (event) => {
 });
 """
 
+SHOWN_PROGRESS = """() => [
+  document.querySelectorAll(".images img").length,
+  document.querySelector("[data-state=completed]") ? 100 : Math.min(99, document.querySelector("progress")?.value ?? 0),
+]"""
+
 OpenStudio = Callable[..., Awaitable["Visit"]]
 
 
@@ -45,7 +50,7 @@ class Visit:
 
     async def open(self, address: str = "") -> None:
         await self.page.goto(f"{self.base}/{address}")
-        await self.page.locator("#app header").wait_for()
+        await self.page.locator("header.top").wait_for()
 
     async def make(self, prompt: str) -> str:
         """Submit a prompt by the keyboard; return the id of its task."""
@@ -57,6 +62,10 @@ class Visit:
     async def state(self, state: str) -> None:
         """Wait until the open task has a state."""
         await self.page.locator(f'.status strong[data-state="{state}"]').wait_for()
+
+    async def until(self, condition: str, value: object = None) -> None:
+        """Wait until an expression holds. The page's policy lets it poll no text itself."""
+        await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
 
     async def shown_images(self) -> int:
         """Return how many images of the open task are drawn."""
@@ -124,10 +133,8 @@ async def test_images_come_one_by_one_with_rising_progress(
     await visit.page.get_by_label("Images", exact=True).fill("3")
     await visit.make("three lighthouses")
     seen: list[tuple[int, float]] = []
-    while not await visit.page.locator('.status strong[data-state="completed"]').count():
-        bar = visit.page.locator("progress")
-        value = float(await bar.get_attribute("value") or 0) if await bar.count() else 100.0
-        seen.append((await visit.page.locator(".images img").count(), value))
+    while not seen or seen[-1][1] < 100:
+        seen.append(tuple(await visit.page.evaluate(SHOWN_PROGRESS)))
     assert seen == sorted(seen)
     assert {count for count, _ in seen} >= {0, 1}
     assert await visit.page.locator(".images img").count() == 3
@@ -209,6 +216,7 @@ async def test_an_edit_sends_the_image_and_the_painted_mask(service: Client, ope
         "request",
         lambda request: sent.append(request.post_data_json) if request.url.endswith("/api/images/generate") else None,
     )
+    await visit.page.get_by_label("Model", exact=True).select_option("sandbox")
     await visit.page.locator("input[type=file]").set_input_files(
         {"name": "teal.png", "mimeType": "image/png", "buffer": png()}
     )
@@ -240,7 +248,7 @@ async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> No
         await visit.page.get_by_role("link", name="Download").click()
     assert re.fullmatch(r"a-lighthouse-1\.(png|jpg|webp)", (await download.value).suggested_filename)
     await visit.page.get_by_role("button", name="Another variant").click()
-    await visit.page.wait_for_function("first => !location.hash.endsWith(first)", arg=first)
+    await visit.until("first => !location.hash.endsWith(first)", first)
     await visit.state("completed")
     await visit.page.get_by_role("button", name="Same again with changes").click()
     assert await visit.page.get_by_label("Prompt", exact=True).input_value() == "a lighthouse"
@@ -283,7 +291,7 @@ async def test_the_gallery_scrolls_over_five_hundred_tasks_and_finds_one(
     while await cards.count() < 500:
         count = await cards.count()
         await visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        await visit.page.wait_for_function("count => document.querySelectorAll('a.card').length > count", arg=count)
+        await visit.until("count => document.querySelectorAll('a.card').length > count", count)
     assert len(set(await cards.evaluate_all("all => all.map(card => card.href)"))) == 500
 
 
@@ -302,10 +310,11 @@ async def test_the_gallery_is_used_by_the_keyboard_alone(service: Client, open_s
     await visit.page.locator("a.card").first.focus()
     await visit.page.keyboard.press("End")
     await visit.page.keyboard.press("Delete")
-    await visit.page.wait_for_function("document.querySelectorAll('a.card').length === 2")
+    await visit.until("document.querySelectorAll('a.card').length === 2")
     await visit.page.get_by_role("button", name="Undo").press("Enter")
     await visit.page.get_by_label("Search by prompt").fill("2")
     await visit.page.wait_for_url(re.compile("q=2"))
+    await visit.until("document.querySelectorAll('a.card').length === 1")
     await visit.page.locator("a.card").focus()
     await visit.page.keyboard.press("Enter")
     await visit.state("completed")

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from imagegen.errors import RouteNotFound
 from imagegen.web.context import SERVICES
-from imagegen.web.ops.static_files import STATIC, StaticFile, make_file, read_folder, send_file
+from imagegen.web.ops.pages import read_pages
+from imagegen.web.ops.static_files import STATIC, StaticFile, make_file, send_file
 
 _PAGE = "index.html"
 
@@ -54,4 +55,4 @@ def _document(build: DocumentBuilder, server: str) -> StaticFile:
 
 @cache
 def _files() -> dict[str, StaticFile]:
-    return read_folder(STATIC / "docs")
+    return read_pages(STATIC / "docs")

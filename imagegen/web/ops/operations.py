@@ -6,7 +6,7 @@ from imagegen.errors import RouteNotFound
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
-from imagegen.web.ops import docs, health, metrics, stats, studio, usage
+from imagegen.web.ops import docs, health, metrics, pages, stats, usage
 
 OPERATE, PAGES = "Operate", "Pages"
 
@@ -158,7 +158,7 @@ ASSET = Operation(
     "/assets/{version}/{file}",
     "getAsset",
     PAGES,
-    "Get a file of the studio",
+    "Get a file of the pages",
     "Browsers keep it: another content has another version in its address.",
     (
         ResponseDoc(
@@ -166,7 +166,7 @@ ASSET = Operation(
             "The file.",
             _TEXT,
             headers=_PAGE_HEADERS,
-            media=("text/css", "text/javascript", "image/svg+xml", "text/plain"),
+            media=_ASSET_TYPES,
         ),
         _UNCHANGED,
     ),
@@ -185,6 +185,6 @@ ROUTES: tuple[Route, ...] = (
     (DOCUMENT, docs.get_document),
     (PAGE, docs.get_page),
     (FILE, docs.get_file),
-    (STUDIO, studio.get_page),
-    (ASSET, studio.get_asset),
+    (STUDIO, pages.get_studio),
+    (ASSET, pages.get_asset),
 )

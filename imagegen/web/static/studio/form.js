@@ -1,11 +1,12 @@
 // The form of a request: only what the model can, with its price.
 
+import { faultText, useStudio } from "./context.js";
 import { useEffect, useRef } from "./hooks.js";
 import { bodyOf, sizeOf } from "./draft.js";
 import { InputImages } from "./inputs.js";
 import { endsSoon, fieldsOf, hasEnded, MAX_IMAGES, MAX_SIDE, MIN_SIDE, sizeChoices, stepOfSide } from "./models.js";
 import { estimate, formatDollars } from "./price.js";
-import { errorText, faultText, html, useNow, useStudio } from "./ui.js";
+import { errorText, html, useNow } from "./ui.js";
 
 const FORMATS = ["png", "jpeg", "webp"];
 

@@ -1,9 +1,10 @@
 // Gallery: this browser's tasks or, with the admin token, all; and two images side by side.
 
+import { useStudio } from "./context.js";
 import { useEffect, useLayoutEffect, useRef, useState } from "./hooks.js";
 import { Notice, stateName, TaskImage, Details } from "./task.js";
 import { found, imagesOf, thumbnailPath } from "./tasks.js";
-import { errorText, html, PromptText, useStudio } from "./ui.js";
+import { errorText, html, PromptText } from "./ui.js";
 
 const STEP = 48;
 const THUMBNAIL = 256;

@@ -1,8 +1,9 @@
 // Input images of a request: dropped, pasted or chosen files, and the mask of the first one.
 
+import { faultText, useStudio } from "./context.js";
 import { useEffect, useRef, useState } from "./hooks.js";
 import { fieldsOf } from "./models.js";
-import { faultText, html, useStudio } from "./ui.js";
+import { html } from "./ui.js";
 
 export function InputImages() {
   const { studio, state, t } = useStudio();

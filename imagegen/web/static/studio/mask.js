@@ -1,8 +1,9 @@
 // Editor of the mask of the first input image: painted with a pointer, a finger or the keyboard.
 
+import { useStudio } from "./context.js";
 import { useEffect, useReducer, useRef, useState } from "./hooks.js";
 import { changeSteps, drawMask, drawSteps, MAX_BRUSH, MIN_BRUSH } from "./strokes.js";
-import { html, Modal, useStudio } from "./ui.js";
+import { html, Modal } from "./ui.js";
 
 const COLOR = "#e0218a";
 const SHOWN_SIDE = 1024;

@@ -1,4 +1,4 @@
-// Texts of the studio in English and Chinese.
+// Texts of the pages in English and Chinese.
 
 export const STRINGS = {
   en: {
@@ -60,6 +60,11 @@ export const STRINGS = {
     "error.no_answer": "服务没有响应。请检查连接后重试。", "error.rate_limited": "请求过于频繁。", "error.budget_exceeded": "今日预算已用完，将于 {time} 重置。", "error.other": "服务拒绝了请求：{message}", "error.request": "请求 {id}",
   },
 };
+
+// Adds the texts of another page: {en: {name: text}, zh: {name: text}}.
+export function addStrings(more) {
+  for (const [language, texts] of Object.entries(more)) Object.assign(STRINGS[language], texts);
+}
 
 export const LANGUAGES = Object.keys(STRINGS);
 

@@ -14,12 +14,12 @@ export class Studio {
   #listeners = new Set();
   #saving = null;
 
-  // page: {hash, go(hash, replace), session, now()}: what the browser does for the studio.
-  constructor({ api, history, page, language, theme }) {
+  // page: {hash, go(hash, replace), save(blob, name), session, now()}: what the browser does for the studio.
+  constructor({ api, history, page, language }) {
     Object.assign(this, { api, history, page });
     this.follower = new Follower(api, { onEvent: (id, name, data) => this.#change(id, (record) => withEvent(record, name, data)), onState: (connection) => this.#set({ connection }) });
     this.state = {
-      language, theme, route: parseRoute(page.hash), models: null, defaultModel: "", modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
+      language, route: parseRoute(page.hash), models: null, defaultModel: "", modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
       blockedUntil: 0, isSubmitting: false, uploading: [], records: new Map(), connection: "live", notice: null, keyState: "unknown", listing: null, compared: null,
     };
     this.#useRoutePrompt();
@@ -75,7 +75,7 @@ export class Studio {
   }
 
   choose(patch) {
-    this.#set(patch); // language, theme
+    this.#set(patch); // language, keyState
   }
 
   // ---- the form
@@ -246,6 +246,15 @@ export class Studio {
     this.go({ page: "make" });
     try {
       await this.addImage(await this.api.image(path), `${record.id.slice(0, 8)}-${entry.index + 1}`);
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  // Saves an image as a file. A plain link would get the service's name of the file, which has no words of the prompt.
+  async download(path, name) {
+    try {
+      this.page.save(await this.api.image(path), name);
     } catch (error) {
       this.#fail(error);
     }

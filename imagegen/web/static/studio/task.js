@@ -1,11 +1,12 @@
 // One task: its live state, its images, and what can be done next.
 
+import { useStudio } from "./context.js";
 import { useEffect, useState } from "./hooks.js";
 import { base } from "./base.js";
 import { formatDollars } from "./price.js";
 import { LANGUAGES, snippet } from "./snippets.js";
 import { fileName, imagesOf, isFinal, servicePath } from "./tasks.js";
-import { html, localTime, Modal, PromptText, useNow, useStudio } from "./ui.js";
+import { html, localTime, Modal, PromptText, useNow } from "./ui.js";
 
 const RETRYABLE = new Set(["failed", "cancelled"]);
 
@@ -100,8 +101,9 @@ function ImageActions({ record, entry, studio }) {
   const { compared } = state;
   if (own === null) return html`<div class="buttons"><a href=${entry.url} target="_blank" rel="noopener noreferrer">${t("image.provider")}</a></div>`;
   const name = fileName(record.request?.prompt ?? "", entry.index, entry.contentType);
+  const onDownload = (event) => { event.preventDefault(); studio.download(own, name); };
   return html`<div class="buttons">
-    <a class="button" href=${base + own} download=${name}>${t("download")}</a>
+    <a class="button" href=${base + own} download=${name} onClick=${onDownload}>${t("download")}</a>
     <button type="button" onClick=${() => studio.editImage(record, entry)}>${t("edit")}</button>
     <button type="button" class="plain" aria-pressed=${compared?.id === record.id && compared?.index === entry.index} onClick=${() => studio.compare({ id: record.id, index: entry.index })}>${t(compared ? "compare.with" : "compare")}</button>
   </div>`;

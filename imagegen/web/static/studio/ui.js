@@ -1,4 +1,4 @@
-// What all components share: templates, the studio in the context, texts in the person's language, and a clock.
+// What the components of all pages share: templates, texts in the person's language, a clock, and dialogs.
 
 import { createContext, h } from "./preact.js";
 import { useContext, useEffect, useLayoutEffect, useRef, useState } from "./hooks.js";
@@ -7,18 +7,19 @@ import { translate } from "./strings.js";
 
 export const html = htm.bind(h);
 
-export const StudioContext = createContext(null);
+// The language of the page: its root provides it.
+export const LanguageContext = createContext("en");
 
-export function useStudio() {
-  const studio = useContext(StudioContext);
-  const { language } = studio.state;
-  return { studio, state: studio.state, t: (name, values) => translate(language, name, values) };
+// Returns the language, and `t`, which returns a text in it.
+export function useText() {
+  const language = useContext(LanguageContext);
+  return { language, t: (name, values) => translate(language, name, values) };
 }
 
-// Renders the component again after each change of the studio's state.
-export function useChanges(studio) {
-  const [, setState] = useState(studio.state);
-  useEffect(() => studio.subscribe(() => setState(studio.state)), [studio]);
+// Renders the component again after each change of a store's state. store: {state, subscribe(listener)}.
+export function useChanges(store) {
+  const [, setState] = useState(store.state);
+  useEffect(() => store.subscribe(() => setState(store.state)), [store]);
 }
 
 // Returns the time in milliseconds, which changes each second while `isActive`.
@@ -35,7 +36,7 @@ export function useNow(isActive) {
 // A modal dialog: the browser keeps the focus in it, Esc closes it, and the focus returns to where it was.
 export function Modal({ label, onClose, wide = false, children }) {
   const ref = useRef(null);
-  const { t } = useStudio();
+  const { t } = useText();
   useLayoutEffect(() => {
     const dialog = ref.current;
     const before = document.activeElement;
@@ -54,16 +55,10 @@ export function PromptText({ text, class: name = "prompt" }) {
   return html`<bdi class=${name} dir="auto">${text}</bdi>`;
 }
 
-// Returns the text of a field's fault: ours, or the server's message.
-export function faultText(t, fault) {
-  if (fault.text) return t(fault.text, fault.values);
-  return fault.error ? t("inputs.failed", { name: fault.name, reason: errorText(t, fault.error) }) : fault.message;
-}
-
 export function errorText(t, error) {
   if (error.code === "no_answer") return t("error.no_answer");
   if (error.code === "rate_limited") return t("error.rate_limited");
-  if (error.code === "budget_exceeded") return t("error.budget_exceeded", { time: localTime(error.resetsAt) });
+  if (error.code === "budget_exceeded") return t("error.budget_exceeded", { time: localTime(error.resetsAt, document.documentElement.lang) });
   return error.message || t("error.other", { message: error.code });
 }
 
