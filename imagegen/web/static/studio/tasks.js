@@ -35,8 +35,8 @@ export function withEvent(record, name, data) {
 export function found(records, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const matches = ({ id, request, view }) => {
-    const place = `${request?.prompt ?? ""} ${request?.model ?? view?.model ?? ""} ${id}`.toLowerCase();
-    return words.every((word) => place.includes(word));
+    const place = `${request?.prompt ?? ""} ${request?.model ?? view?.model ?? ""}`.toLowerCase();
+    return words.every((word) => place.includes(word) || id === word);
   };
   return records.filter(matches).sort((one, other) => other.pinned - one.pinned || other.createdAt - one.createdAt || one.id.localeCompare(other.id));
 }
