@@ -70,7 +70,7 @@ class DashScopeEmulator(JobEmulator):
         "429_quota": refusal(
             429, "Throttling.AllocationQuota", "Allocated quota exceeded, please increase your quota limit."
         ),
-        "500": refusal(500, "InternalError", "An internal error has occured, please try again later."),
+        "500": refusal(500, "InternalError", "An internal error has occurred, please try again later."),
         "500_timeout": refusal(500, "RequestTimeOut", "Request timed out, please try again later."),
         "503": refusal(503, "ModelUnavailable", "Model is unavailable, please try again later."),
         "200_throttling": refusal(200, "Throttling", "Requests throttling triggered."),

@@ -119,7 +119,7 @@ class DashScopeProvider(JobApiProvider):
             return None
         listed_at = min(sent_at, time.time()) + LISTED_AFTER_S  # the clock of another instance may be ahead
         await asyncio.sleep(max(0.0, listed_at - time.time()))
-        jobs = await self._candidates(call.request.model, sent_at)
+        jobs = await self._candidates(call, sent_at)
         if jobs is None or len(jobs) > MAX_CANDIDATES:
             return None
         match = await self._only_match(jobs, call.request.prompt)
@@ -127,12 +127,12 @@ class DashScopeProvider(JobApiProvider):
             return None
         return self.handle_of(AcceptedCall(match.id, expires_at=match.created_at + JOB_LIFE_S), sent_at)
 
-    async def _candidates(self, model: str, sent_at: float) -> list[ListedJob] | None:
-        """Return the jobs of a model that began at the time of a call. Those with kept handles are of other calls.
+    async def _candidates(self, call: Call, sent_at: float) -> list[ListedJob] | None:
+        """Return the jobs of a call's model that began at its time. Those with kept handles are of other calls.
 
         None if the list is too long to read. Raises UpstreamError.
         """
-        jobs: dict[str, ListedJob] = {}
+        model, jobs = call.request.model, dict[str, ListedJob]()
         number = pages = 1
         while number <= pages:
             query = {"model_name": model, "page_no": str(number), "page_size": str(MAX_LISTED)}
@@ -145,7 +145,7 @@ class DashScopeProvider(JobApiProvider):
             pages, number = page.pages, number + 1
             if pages > MAX_PAGES:
                 return None
-        return [job for job in jobs.values() if job.id not in self.kept_ids]
+        return [job for job in jobs.values() if job.id not in self.kept_ids and job.id not in call.other_jobs]
 
     async def _only_match(self, jobs: Iterable[ListedJob], prompt: str) -> ListedJob | None:
         """Return the only job that has the prompt, or may have it if it shows none; None if there are several."""

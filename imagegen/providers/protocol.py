@@ -48,6 +48,7 @@ class Call(Struct, frozen=True):
     seed: the seed to send, None where the client gave none (`request.seed` is not to be sent itself).
     without: parameters (snake_case, as on Together's wire) to leave out because the model refused them.
     inputs: input images by their address or upload; those that are not here are sent as links.
+    other_jobs: ids of provider jobs of the same task that other calls began.
     repeat: 0; for a task that is generated again a number that no earlier call had. Upstreams vary by themselves; the
         sandbox needs it.
     """
@@ -59,6 +60,7 @@ class Call(Struct, frozen=True):
     without: frozenset[str] = frozenset()
     inputs: Mapping[str, InputImage] = msgspec.field(default_factory=dict)
     repeat: int = 0
+    other_jobs: frozenset[str] = frozenset()
 
     def input(self, source: str) -> InputImage | str:
         """Return the bytes of an input image, or the link to send."""

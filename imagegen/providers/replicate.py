@@ -119,7 +119,7 @@ class ReplicateProvider(JobApiProvider):
             return None
         wait_until = min(sent_at, time.time()) + LISTED_WITHIN_S  # the clock of another instance may be ahead
         while True:
-            matches = await self._search(target, given, sent_at)
+            matches = await self._search(target, given, sent_at, call.other_jobs)
             if matches is None or len(matches) > 1:
                 return None
             if matches:
@@ -128,7 +128,9 @@ class ReplicateProvider(JobApiProvider):
                 return None
             await asyncio.sleep(1.0)
 
-    async def _search(self, target: Target, given: object, sent_at: float) -> list[Listed] | None:
+    async def _search(
+        self, target: Target, given: object, sent_at: float, other_jobs: frozenset[str]
+    ) -> list[Listed] | None:
         """Return the jobs that may be the call's; None if the list is too long to be read."""
         begin, offset_s = sent_at - CLOCK_TOLERANCE_S, 0.0
         answer = await self._list_page(self._list_address(begin))
@@ -139,11 +141,12 @@ class ReplicateProvider(JobApiProvider):
         latest = sent_at + offset_s + self._timeout_s + CLOCK_TOLERANCE_S
         search = _Search(target, given, begin + offset_s, latest)
         matches: dict[str, Listed] = {}
+        taken = {*self.kept_ids, *other_jobs}
         for _ in range(MAX_PAGES):
             page = parse_page(answer, secret=self._secret, now_s=time.time())
             matches |= {listed.call.id: listed for listed in page.listed if search.matches(listed)}
             if not page.next_url:
-                return [listed for name, listed in matches.items() if name not in self.kept_ids]
+                return [listed for name, listed in matches.items() if name not in taken]
             answer = await self._list_page(page.next_url)
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
 import msgspec
 from msgspec import Struct
@@ -11,12 +12,14 @@ from msgspec.structs import replace
 from imagegen.queue.codec import UNREADABLE, UnreadableRecord
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import PaidImage, StoredImage
-from imagegen.tasks.provider_job import AcceptedJob
+from imagegen.tasks.provider_job import AcceptedJob, SentCall
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.retry import MAX_AMBIGUOUS
 from imagegen.tasks.task import State, Task, WaitReason
 
 _encode = msgspec.json.Encoder().encode
+
+MAX_BEGUN_JOBS = 32
 
 _ENTRY_ID = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
 
@@ -40,6 +43,8 @@ class Checkpoint(
         job: a provider job that was paid and is not collected yet; while there is one, no call is in flight.
         details: what the upstream reported with the images.
         cost: None until it differs from that of the entry.
+        sent: the call in flight, or the last one if it counts as ambiguous and its job was not searched for yet.
+        begun_jobs: ids of the last provider jobs of this epoch.
     """
 
     owner: str
@@ -61,6 +66,8 @@ class Checkpoint(
     job: AcceptedJob | None = None
     details: ReplyDetails | None = None
     cost: Cost | None = None
+    sent: SentCall | None = None
+    begun_jobs: tuple[str, ...] = ()
 
     @property
     def billed_again(self) -> int:
@@ -76,6 +83,11 @@ class Checkpoint(
     def calling(self) -> bool:
         """Whether a paid call may be in flight, or its images may be only in its owner's memory."""
         return self.phase == "calling" and not self.links and self.job is None
+
+    def with_job(self, job: AcceptedJob) -> Self:
+        """Return the checkpoint with the job of the call that was sent."""
+        begun = (*self.begun_jobs, job.handle.id)[-MAX_BEGUN_JOBS:]
+        return replace(self, job=job, sent=None, begun_jobs=begun)
 
     def encode(self, entry_id: str) -> bytes:
         """Return the stored form.

@@ -129,7 +129,7 @@ class Takeover:
         """Write the previous owner's progress as our checkpoint, so that it survives our death before the start."""
         idle_s = time.monotonic() - self._renewed_at.pop(claim.entry_id, math.inf)
         cut_off = take_over_state(claim, existing, idle_s, self._lease_s)
-        self._connection.meter.ambiguous += cut_off
+        self._count(claim, cut_off=cut_off)
         while cut_off or existing is not None:
             run = claim.checkpoint
             value = run.encode(claim.entry_id)
@@ -138,7 +138,11 @@ class Takeover:
             if not existing:
                 claim.stored_bytes, claim.stored_checkpoint = value, run
                 return
-            self._connection.meter.ambiguous += take_over_state(claim, existing, idle_s, self._lease_s)
+            self._count(claim, cut_off=take_over_state(claim, existing, idle_s, self._lease_s))
+
+    def _count(self, claim: Claim, *, cut_off: bool) -> None:
+        """Count a call that may have been paid, unless its job is searched for first."""
+        self._connection.meter.ambiguous += cut_off and claim.checkpoint.sent is None
 
     async def _check(self) -> float:
         """Check the consumers, and their claims only if another one has some, or ours were lost."""

@@ -91,7 +91,8 @@ class WorkerQueue:
             claim.mark_lost()
             return StartResult.LOST
         if existing and claim.contested:  # the previous owner started it after our takeover
-            self._meter.ambiguous += take_over_state(claim, existing, 0.0, self._lease_s)
+            cut_off = take_over_state(claim, existing, 0.0, self._lease_s)
+            self._meter.ambiguous += cut_off and claim.checkpoint.sent is None
             return StartResult.INHERITED
         if existing:
             return await self._take_over(claim, existing)
@@ -142,6 +143,10 @@ class WorkerQueue:
             return False
         self._record_checkpoint(claim, run, value)
         return True
+
+    def count_lost_call(self, claim: Claim) -> None:
+        """Count a call of another instance whose job was not found."""
+        self._meter.ambiguous += claim.checkpoint.owner != self._dispatcher.instance
 
     def progress(self, claim: Claim, percent: int) -> None:
         """Publish progress from memory; costs no command."""
@@ -206,7 +211,8 @@ class WorkerQueue:
         for claim in claims:
             self._dispatcher.forget(claim)
         ours = [claim for claim in claims if not claim.lost]
-        self._meter.ambiguous += sum(claim.checkpoint.calling and claim.stored_bytes is not None for claim in ours)
+        calling = [claim for claim in ours if claim.checkpoint.calling and claim.stored_bytes is not None]
+        self._meter.ambiguous += sum(claim.checkpoint.sent is None for claim in calling)  # else who searches counts
         await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)
 
     async def _finish(self, claim: Claim, final: Task) -> Task:

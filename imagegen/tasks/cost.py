@@ -99,6 +99,12 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
             return self.paid(None, fault)
         return replace(self.paid(self.calling, fault), unsure=self.unsure + self.calling)
 
+    def found(self, price: int) -> Self:
+        """Go on with a call that was taken for lost. price: as it was in `calling`."""
+        if price == UNKNOWN:
+            return replace(self, calling=price, unpriced=max(self.unpriced - 1, 0))
+        return replace(self, calling=price, charged=max(self.charged - price, 0), unsure=max(self.unsure - price, 0))
+
     def assumed_sent(self, fault: str) -> Self:
         """Return the cost if all planned calls may have been paid, since there is no record of them."""
         if self.estimated is None:

@@ -41,6 +41,20 @@ class AcceptedJob(Struct, frozen=True, gc=False, omit_defaults=True):
     model: str = ""
 
 
+class SentCall(Struct, frozen=True, gc=False, omit_defaults=True):
+    """A call without a known result, as a checkpoint carries it from before the call on.
+
+    indexes: places of its images in the task. seed, model: that were sent. sent_at: Unix time just before it.
+    price: what the cost of the task has in `calling` meanwhile.
+    """
+
+    indexes: tuple[int, ...]
+    seed: int | None = None
+    model: str = ""
+    sent_at: float = 0.0
+    price: int = 0
+
+
 def key_fingerprint(address: str, secret: str) -> str:
     """Return a short hash of an upstream's address and a key for it; it names the key and does not disclose it."""
     return hashlib.sha256(f"{address} {secret}".encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
+from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
@@ -109,6 +110,7 @@ class Attempt:
         self._request = GenerationRequest.from_json(claim.task.request_json)
         fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
+        self._search = CallSearch(runner.claims, claim, runner.provider, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, claim, self._request)
         self._paid_in_vain = False
@@ -139,6 +141,7 @@ class Attempt:
         try:
             if self._claim.checkpoint.links:
                 await self._fetch_paid()
+            await self._search.run(begun=self._waiting.begun)
             while True:
                 if job := self._claim.checkpoint.job:
                     await self._collect(job)
@@ -171,7 +174,7 @@ class Attempt:
 
     async def _fetch_paid(self) -> None:
         """Save the images that an earlier attempt paid for; no call is made before that."""
-        without_links = replace(self._claim.checkpoint, links=(), job=None)
+        without_links = replace(self._claim.checkpoint, links=(), job=None, sent=None)
         spent = self._runner.rules.exhausted(self._claim.task, without_links, self._runner.clock())
         await self._waiting.store_writable()
         await self._write()
@@ -337,6 +340,7 @@ class Attempt:
             inputs = await self._open_inputs()
             with await self._waiting.permit(self._form.model) as turn:
                 await self._payments.reserve(self._form.model, len(share.indexes), self._form.first_refusal)
+                self._change(sent=self._form.sent(share, self._runner.clock()))
                 await self._write()
                 call = self._form.call(share, inputs)
                 try:

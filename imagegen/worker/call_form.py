@@ -11,6 +11,7 @@ from imagegen.providers.protocol import Call, InputImage
 from imagegen.providers.refused_fields import sent_fields
 from imagegen.queue.claim import Claim
 from imagegen.tasks.call_plan import PlannedCall
+from imagegen.tasks.provider_job import SentCall
 from imagegen.tasks.request import GenerationRequest
 from imagegen.worker.limits import Counts, SeedSupport
 
@@ -59,7 +60,20 @@ class CallForm:
             without,
             inputs,
             repeat=task.epoch if task.stale_images else 0,
+            other_jobs=frozenset(self._claim.checkpoint.begun_jobs),
         )
+
+    def sent(self, share: PlannedCall, now: float) -> SentCall:
+        """Return what a checkpoint has of a call that is about to be made. now: Unix time."""
+        seed, price = self.as_sent(share).seed, self._claim.cost.calling
+        return SentCall(share.indexes, seed, self.model, now, price)
+
+    def sent_call(self, sent: SentCall) -> Call:
+        """Return a call of an earlier attempt, without the bytes of its input images."""
+        request = replace(self._request, model=sent.model)
+        run = self._claim.checkpoint
+        without, jobs = frozenset(run.dropped_params), frozenset(run.begun_jobs)
+        return Call(request, len(sent.indexes), sent.indexes[0], sent.seed, without, other_jobs=jobs)
 
     def as_sent(self, share: PlannedCall) -> PlannedCall:
         """Return the part of a call with the seed that it carries, None if the model takes none."""

@@ -57,7 +57,7 @@ class JobWait:
 
         async def accepted(handle: JobHandle) -> None:
             accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
-            self.claim.checkpoint = replace(self.claim.checkpoint, job=accepted_job)
+            self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
             if not await self.claims.record_job(self.claim, self.claim.checkpoint):
                 raise ClaimWasLost
             limit.reschedule(self._wait_end())

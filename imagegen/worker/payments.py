@@ -69,9 +69,10 @@ class Payments:
         """Note whether a call without images may have been paid."""
         cost = self.claim.cost
         price = None if cost.calling == UNKNOWN else cost.calling
-        if error.ambiguous:
-            cost = cost.lost(error.code)
-        elif error.code == _BAD_RESPONSE:
+        if error.ambiguous:  # the next attempt searches for its job
+            self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost.lost(error.code))
+            return
+        if error.code == _BAD_RESPONSE:
             cost = cost.paid(price, error.code)
         elif error.charged or (error.code == "content_policy" and self.rules.pricing.charges_refusal(model)):
             cost = cost.paid(price)
@@ -92,4 +93,4 @@ class Payments:
         return AttemptEnded(Failed(TaskError(code, NO_BUDGET, retryable=True), keeps_images=True))
 
     def _record(self, cost: Cost) -> None:
-        self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost)
+        self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost, sent=None)

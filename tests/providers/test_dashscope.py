@@ -236,9 +236,9 @@ ERRORS = [
     (429, "Throttling.AllocationQuota", "You exceeded your current quota.", "upstream_rate_limited", True),
     (400, "DataInspectionFailed", "Input data may contain inappropriate content.", "content_policy", False),
     (400, "IPInfringementSuspect", "Input data is suspected of infringement.", "content_policy", False),
-    (500, "InternalError", "An internal error has occured.", "upstream_error", True),
+    (500, "InternalError", "An internal error has occurred.", "upstream_error", True),
     (500, "InternalError.Algo", "The algorithm failed.", "upstream_error", True),
-    (500, "SystemError", "A system error has occured.", "upstream_error", True),
+    (500, "SystemError", "A system error has occurred.", "upstream_error", True),
     (503, "ModelUnavailable", "Model is unavailable.", "upstream_overloaded", True),
 ]
 

@@ -15,7 +15,7 @@ from imagegen.errors import UpstreamError
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
 from imagegen.providers.model_table import ModelTable
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
@@ -61,7 +61,7 @@ def no_model(name: str = "") -> UpstreamError:
 
 
 @dataclass
-class ScriptedProvider:
+class ScriptedProvider(WithoutJobControl):
     """Provider that plays `steps` in order, then `default`, and records every call."""
 
     steps: list[Step] = field(default_factory=list)

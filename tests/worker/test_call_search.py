@@ -1,0 +1,172 @@
+"""Calls with a lost answer: their job is searched for at the provider before anything is paid again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import date
+
+import pytest
+from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
+
+from imagegen.accounts.pricing import Pricing
+from imagegen.errors import UpstreamError
+from imagegen.providers.model_table import ModelTable
+from imagegen.providers.protocol import Call, CallObserver, Reply
+from imagegen.queue.checkpoint import decode_checkpoint
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.retry import Failed, Retry, Succeeded
+
+PRICING = Pricing(ModelTable((), "scripted", date(2026, 1, 1)), unknown_micro_usd=700)
+HANDLE = JobHandle("scripted", "task_1")
+
+
+@dataclass
+class ListingProvider(ScriptedProvider):
+    """Provider whose list of jobs gives `found` in order, then nothing."""
+
+    found: list[JobHandle | Exception | None] = field(default_factory=list)
+    searched: list[tuple[Call, float]] = field(default_factory=list)
+    resumed: list[JobHandle] = field(default_factory=list)
+
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        self.searched.append((call, sent_at))
+        found = self.found.pop(0) if self.found else None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def resume(self, handle: JobHandle, _watcher: CallObserver) -> Reply:
+        self.resumed.append(handle)
+        return images()
+
+
+def harness_of(instance, *steps, found=(), **rules: object) -> WorkerHarness:
+    provider = ListingProvider(list(steps), found=list(found), max_images_per_call=1)
+    return WorkerHarness(instance, provider, pricing=PRICING, **rules)
+
+
+async def hang(_call: Call) -> Reply:
+    return await asyncio.get_running_loop().create_future()
+
+
+async def cut_off(one: WorkerHarness, *, calls: int = 1, **fields: object):
+    """Return a claim whose owner stopped within its last call, as a killed process does."""
+    claim = await one.claim(**fields)
+    attempt = asyncio.ensure_future(one.attempts.run(claim))
+    while len(one.provider.calls) < calls:
+        await asyncio.sleep(0.005)
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    return claim
+
+
+async def taken_over(instance, claim):
+    """Return the claim of another instance that took it over."""
+    (taken,) = await instance.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    return taken
+
+
+@pytest.fixture
+async def pair(make_instance):
+    return make_instance(), make_instance(start=False)
+
+
+async def test_a_job_that_is_found_takes_the_place_of_a_call_that_was_cut_off(pair) -> None:
+    one, other = harness_of(pair[0], hang), harness_of(pair[1], found=[HANDLE])
+    taken = await taken_over(pair[1], await cut_off(one, seed=5))
+    assert (taken.checkpoint.ambiguous_calls, taken.cost.charged, taken.cost.unsure) == (1, 700, 700)
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert (other.provider.resumed, other.provider.calls) == ([HANDLE], [])
+    assert (taken.checkpoint.billed_again, taken.cost.charged, taken.cost.unsure) == (0, 700, 0)
+    assert pair[1].connection.meter.ambiguous == 0
+
+
+async def test_the_search_is_for_the_call_as_it_was_sent(pair) -> None:
+    one, other = harness_of(pair[0], images(), hang), harness_of(pair[1], found=[HANDLE])
+    refusal = UpstreamError("upstream_invalid_request", "no steps", refused=("steps",), status=400)
+    one.provider.steps.insert(0, refusal)
+    taken = await taken_over(pair[1], await cut_off(one, calls=3, n=2, seed=5, steps=4))
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    ((call, sent_at),) = other.provider.searched
+    assert call == one.provider.calls[-1]
+    assert (call.seed, call.first_index, call.without) == (6, 1, frozenset({"steps"}))
+    assert 0 <= asyncio.get_running_loop().time() - one.provider.times[-1] < 5
+    assert abs(sent_at - taken.checkpoint.started_at) < 5
+
+
+async def test_a_job_that_is_found_is_stored_before_it_is_polled(pair) -> None:
+    one, other = harness_of(pair[0], hang), harness_of(pair[1], found=[HANDLE])
+    taken = await taken_over(pair[1], await cut_off(one))
+    await other.attempts.run(taken)
+    stored = await pair[1].connection.commands.get(pair[1].keys.checkpoint(taken.task.id))
+    run = decode_checkpoint(stored)[1]
+    assert (run.job.handle, run.sent, run.begun_jobs) == (HANDLE, None, ("task_1",))
+
+
+async def test_a_call_without_a_job_is_repeated_once_and_recorded(pair) -> None:
+    one, other = harness_of(pair[0], hang), harness_of(pair[1])
+    taken = await taken_over(pair[1], await cut_off(one))
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert (len(other.provider.searched), len(other.provider.calls)) == (1, 1)
+    assert (taken.checkpoint.billed_again, taken.cost.charged, taken.cost.unsure) == (1, 1_400, 700)
+    assert pair[1].connection.meter.ambiguous == 1
+
+
+async def test_a_list_that_can_not_be_read_is_read_again_and_costs_no_attempt(pair) -> None:
+    down = UpstreamError("upstream_overloaded", "busy", retryable=True, status=503)
+    one, other = harness_of(pair[0], hang), harness_of(pair[1], found=[down, HANDLE])
+    taken = await taken_over(pair[1], await cut_off(one))
+    outcome = await other.attempts.run(taken)
+    assert isinstance(outcome, Retry)
+    attempts = taken.checkpoint.attempts
+    await pair[1].worker_queue.retry(taken, outcome)
+    assert taken.checkpoint.attempts == attempts
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert (other.provider.resumed, other.provider.calls) == ([HANDLE], [])
+
+
+async def test_a_list_that_is_refused_is_no_reason_to_wait(pair) -> None:
+    one = harness_of(pair[0], hang)
+    other = harness_of(pair[1], found=[UpstreamError("upstream_auth", "no", status=401)])
+    taken = await taken_over(pair[1], await cut_off(one))
+    assert isinstance(await other.attempts.run(taken), Succeeded)
+    assert taken.checkpoint.billed_again == 1
+
+
+@pytest.mark.parametrize(("found", "kind"), [(HANDLE, Succeeded), (None, Failed)])
+async def test_a_task_that_may_not_be_called_for_again_is_searched_for_all_the_same(pair, found, kind) -> None:
+    one, other = harness_of(pair[0], loss(), hang), harness_of(pair[1], found=[found])
+    claim = await one.claim()
+    await pair[0].worker_queue.retry(claim, await one.attempts.run(claim))
+    attempt = asyncio.ensure_future(one.attempts.run(claim))
+    while len(one.provider.calls) < 2:
+        await asyncio.sleep(0.005)
+    attempt.cancel()
+    await asyncio.wait([attempt])
+    taken = await taken_over(pair[1], claim)
+    assert taken.checkpoint.ambiguous_calls == 2
+    assert isinstance(await other.attempts.run(taken), kind)
+    assert other.provider.calls == []
+
+
+async def test_an_answer_that_was_lost_without_a_crash_is_searched_for_by_the_next_attempt(make_instance) -> None:
+    instance = make_instance()
+    harness = harness_of(instance, loss(), found=[HANDLE])
+    claim = await harness.claim()
+    await instance.worker_queue.retry(claim, await harness.attempts.run(claim))
+    assert claim.checkpoint.billed_again == 1
+    assert isinstance(await harness.attempts.run(claim), Succeeded)
+    assert (len(harness.provider.calls), claim.checkpoint.billed_again, claim.cost.unsure) == (1, 0, 0)
+
+
+async def test_a_call_that_a_shutdown_cut_off_is_searched_for(make_instance) -> None:
+    instance = make_instance()
+    harness = harness_of(instance, hang, found=[HANDLE])
+    claim = await cut_off(harness)
+    await instance.worker_queue.release([claim])
+    again = await asyncio.wait_for(instance.worker_queue.claim(), 5)
+    assert isinstance(await harness.attempts.run(again), Succeeded)
+    assert (len(harness.provider.calls), harness.provider.resumed) == (1, [HANDLE])
+    assert (again.checkpoint.billed_again, again.cost.charged, again.cost.unsure) == (0, 700, 0)
+    assert instance.connection.meter.ambiguous == 0
