@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,13 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
-    """Start services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
-
-    Overrides are fields of Settings. The sandbox draws, nothing is limited, and `client.app` is the application.
-    `await client.close()` ends one before the test does; another with its `port` takes its place.
-    """
+@asynccontextmanager
+async def open_services(redis_url: str, prefix: str, folder: Path) -> AsyncIterator[StartService]:
+    """Yield the function of the fixture `start_service`; end its services at the exit."""
     defaults: dict[str, Any] = {
         "redis_url": redis_url,
         "redis_prefix": prefix,
-        "data_dir": tmp_path,
+        "data_dir": folder,
         "admin_token": ADMIN_TOKEN,
         "provider": "sandbox",
         "sandbox_delay_s": 0.02,
@@ -54,6 +50,17 @@ async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIte
             stack.push_async_callback(client.close)
             return client
 
+        yield start
+
+
+@pytest.fixture
+async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
+    """Start services that share one queue and one folder: `await start_service(sandbox_delay_s=1.0)`.
+
+    Overrides are fields of Settings. The sandbox draws, nothing is limited, and `client.app` is the application.
+    `await client.close()` ends one before the test does; another with its `port` takes its place.
+    """
+    async with open_services(redis_url, prefix, tmp_path) as start:
         yield start
 
 

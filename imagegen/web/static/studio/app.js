@@ -47,7 +47,8 @@ function Key({ isOpened, onClose }) {
   const { studio, state } = useStudio();
   const use = async (key) => {
     await studio.useKey(key);
-    if (!["wrong", "missing"].includes(studio.state.keyState)) onClose();
+    const { keyState, route } = studio.state;
+    if (!["wrong", "missing"].includes(keyState) && route.page === "key") onClose();
   };
   const forget = state.keyState === "accepted" ? () => studio.useKey("") : undefined;
   return html`<${KeyDialog} isWrong=${state.keyState === "wrong"} onUse=${use} onForget=${forget} onClose=${() => (isOpened ? onClose() : studio.choose({ keyState: "unknown" }))} />`;

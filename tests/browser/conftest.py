@@ -1,0 +1,159 @@
+"""Fixtures of the tests in a real Chromium: one browser for all, and pages that may have no problems.
+
+All tests here share one event loop, since a browser belongs to the loop that started it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from emulator_fixtures import EmulatedUpstream
+from support import eventually
+
+from tests.web.conftest import Client, StartService, open_services
+
+HERE = Path(__file__).parent
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+FLAGS = ("--no-sandbox", "--disable-gpu")
+TIMEOUT_MS = 20_000
+DESK = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
+REPORT_VIOLATIONS = """
+document.addEventListener("securitypolicyviolation", (event) => {
+  reportViolation(`${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
+});
+"""
+
+OpenPage = Callable[..., Awaitable["Visit"]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            item.add_marker(pytest.mark.timeout(120))
+
+
+@dataclass
+class Visit:
+    """One page of a service in a browser of its own.
+
+    problems: what no page may cause: errors, violations of its policy, requests to other hosts.
+    """
+
+    page: Any
+    base: str
+    problems: list[str] = field(default_factory=list)
+
+    async def open(self, address: str = "") -> None:
+        """Open an address of the service, without the slash in front of it."""
+        await self.page.goto(f"{self.base}/{address}")
+        await self.page.locator("header.top").wait_for()
+
+    async def until(self, condition: str, value: object = None) -> None:
+        """Wait until an expression is true. The page's policy forbids Playwright to poll it in the page."""
+        await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
+
+    async def accessibility_faults(self) -> list[str]:
+        """Return what axe-core finds in the page, without what it calls minor or moderate."""
+        from axe_playwright_python.async_playwright import Axe
+
+        found = await Axe().run(self.page)
+        return [
+            f"{fault['id']}: {node['html']} {node['failureSummary']}"
+            for fault in found.response["violations"]
+            if fault["impact"] in ("serious", "critical")
+            for node in fault["nodes"]
+        ]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Any]:
+    """Start the browser. Skips the test without one; CI must have one."""
+    api = pytest.importorskip("playwright.async_api", reason="needs Playwright")
+    if BROWSER is None:
+        pytest.skip("needs Chromium")
+    async with api.async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def open_page(browser: Any) -> AsyncIterator[OpenPage]:
+    """Open a page of a service: `await open_page(service, "board", viewport=PHONE)`. No page may have problems.
+
+    Each page has its own cookies and storage. Options are Playwright's, of `new_context`.
+    """
+    visits: list[Visit] = []
+
+    async def visit(service: Client, address: str = "", **options: Any) -> Visit:
+        context = await browser.new_context(
+            **{"locale": "en-US", "viewport": {"width": 1280, "height": 900}, **options}
+        )
+        context.set_default_timeout(TIMEOUT_MS)
+        opened = Visit(await context.new_page(), str(service.make_url("/")).rstrip("/"))
+        await watch(context, opened)
+        visits.append(opened)
+        await opened.open(address)
+        return opened
+
+    yield visit
+    for opened in visits:
+        await opened.page.context.close()
+    assert [problem for opened in visits for problem in opened.problems] == []
+
+
+async def watch(context: Any, visit: Visit) -> None:
+    """Collect the problems of all pages of a context."""
+
+    def on_request(request: Any) -> None:
+        if not request.url.startswith((f"{visit.base}/", f"blob:{visit.base}/", "data:")):
+            visit.problems.append(f"request: {request.url}")
+
+    def on_console(message: Any) -> None:
+        # A response with an error status is a line of the console, and no problem of the page.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            visit.problems.append(f"console: {message.text}")
+
+    context.on("request", on_request)
+    context.on("console", on_console)
+    context.on("weberror", lambda error: visit.problems.append(f"error: {error.error}"))
+    await context.expose_binding(
+        "reportViolation", lambda _source, violation: visit.problems.append(f"policy: {violation}")
+    )
+    await context.add_init_script(REPORT_VIOLATIONS)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start_service(redis_url: str, prefix: str, tmp_path: Path) -> AsyncIterator[StartService]:
+    """Start services as `start_service` of the web tests does, on the event loop of the browser."""
+    async with open_services(redis_url, prefix, tmp_path) as start:
+        yield start
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def service(start_service: StartService) -> Client:
+    """Start one service with the defaults of `start_service`."""
+    return await start_service()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def upstream() -> AsyncIterator[EmulatedUpstream]:
+    """Start the emulator of Together; its ledger records paid calls."""
+    async with EmulatedUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def start_paid(start_service: StartService, upstream: EmulatedUpstream) -> StartService:
+    """Start services with `upstream` instead of the sandbox."""
+    return partial(
+        start_service, provider="together", together_api_key="any", together_api_url=upstream.url, max_attempts=2
+    )
