@@ -7,7 +7,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,21 @@ from imagegen.client import (
     TaskImage,
     TaskUnsuccessful,
 )
+from imagegen.client.exchange import Pause
 from imagegen.errors import SettingsError
-from imagegen.generate_progress import Progress, create_progress, describe_end, describe_submit, is_joined, printable
-from imagegen.output_files import check_folder, extension, file_stem, write_image
+from imagegen.generate_progress import (
+    Progress,
+    create_progress,
+    describe_end,
+    describe_pause,
+    describe_submit,
+    is_joined,
+    printable,
+)
+from imagegen.output_files import check_folder, extension, file_stem, open_null, print_result, write_image
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
+from imagegen.start_checks import open_standard_streams
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes."""
@@ -87,6 +97,8 @@ class GenerateOptions:
 
 def run(chosen: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    open_standard_streams()
+    sys.stdout, sys.stderr = sys.stdout or open_null(), sys.stderr or open_null()
     log.configure("ERROR", "text")
     try:
         options = GenerateOptions.of(chosen)
@@ -108,17 +120,25 @@ async def _generate(options: GenerateOptions) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _service(options, stop) as client:
-        with create_progress() as progress:
+    progress = create_progress()
+
+    def on_pause(pause: Pause) -> None:
+        if text := describe_pause(pause):
+            progress.note(text)
+
+    async with _service(options, stop, on_pause) as client:
+        with progress:
             return await Generation(client, options, progress).run(stop)
 
 
 @asynccontextmanager
-async def _service(options: GenerateOptions, stop: asyncio.Event) -> AsyncIterator[AsyncImageClient]:
+async def _service(
+    options: GenerateOptions, stop: asyncio.Event, on_pause: Callable[[Pause], object]
+) -> AsyncIterator[AsyncImageClient]:
     """Yield a client of the running service, or of one in this process. Raises SettingsError, ValueError."""
     if options.url is not None:
         http = httpx.AsyncClient(trust_env=urlsplit(options.url).hostname not in _LOOPBACK)
-        async with AsyncImageClient(options.url, api_key=options.key, http=http) as client:
+        async with AsyncImageClient(options.url, api_key=options.key, http=http, on_pause=on_pause) as client:
             yield client
         return
     from imagegen.local_service import run_local_service  # noqa: PLC0415 - a running service needs none of it
@@ -171,6 +191,8 @@ class Generation:
         except ResponseError as error:
             is_usage = isinstance(error, RequestRefused) and error.status in _USAGE_STATUSES
             text = f"{error} (try again in {error.retry_after_s:g} s)" if error.retry_after_s else str(error)
+            if error.status == 401:
+                text += ": give one with --key"
             return self._failed(text, error.code, USAGE if is_usage else FAILED)
         except ClientError as error:
             return self._failed(str(error), "", FAILED)
@@ -238,7 +260,7 @@ class Generation:
         path = await asyncio.to_thread(write_image, self._options.folder, self._stem, image.index, suffix, data)
         self._saved[image.index] = image, path
         if not self._options.as_json:
-            print(path, flush=True)
+            print_result(str(path))
 
     async def _leave(self) -> None:
         """Cancel the task unless it is another client's; show what becomes of it."""
@@ -268,7 +290,7 @@ class Generation:
         self._progress.note(text)
         if self._options.as_json:
             error = {"code": code or None, "message": text}
-            print(json.dumps({"success": False, "error": error, "images": self._views()}, ensure_ascii=False))
+            print_result(json.dumps({"success": False, "error": error, "images": self._views()}, ensure_ascii=False))
         return exit_code
 
     def _print_json(self, task: ImageTask, receipt: SubmitReceipt) -> None:
@@ -283,14 +305,14 @@ class Generation:
             "warnings": list(task.warnings),
             "images": self._views(),
         }
-        print(json.dumps(view, ensure_ascii=False))
+        print_result(json.dumps(view, ensure_ascii=False))
 
     def _views(self) -> list[dict[str, Any]]:
         return [
             {
                 "path": str(path),
                 "index": image.index,
-                "url": image.url,
+                "url": self._options.url and image.url,  # the service in this process ends with the command
                 "contentType": image.content_type,
                 "width": image.width,
                 "height": image.height,

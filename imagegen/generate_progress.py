@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from imagegen.client import ImageTask, SubmitReceipt, TaskCost
+    from imagegen.client.exchange import Pause
+
+NOTED_PAUSE_S = 1.0
+"""Shortest pause that is shown."""
 
 
 class Progress(Protocol):
@@ -48,7 +52,7 @@ class PlainProgress:
 
     def update(self, task: ImageTask) -> None:
         text = f"{describe(task)} {task.progress} %" if task.status == "processing" else describe(task)
-        if text != self._shown:
+        if text != self._shown and not task.is_final:  # the end has a line of its own
             self._shown = text
             self.note(text)
 
@@ -108,6 +112,13 @@ def describe(task: ImageTask) -> str:
     elif task.eta_seconds is not None and not task.is_final:
         parts.append(f"about {task.eta_seconds:.0f} s left")
     return ", ".join(parts)
+
+
+def describe_pause(pause: Pause) -> str:
+    """Return what is waited for; nothing for a pause that nobody notices."""
+    if pause.seconds < NOTED_PAUSE_S:
+        return ""
+    return f"waiting {pause.seconds:.0f} s: {pause.why.replace('_', ' ') or 'no response of the service'}"
 
 
 def describe_submit(receipt: SubmitReceipt) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ class AsyncImageClient:
         repeats: how often a request is sent.
         language: of messages, `en` or `zh`.
         http: client of httpx with settings such as proxies; it is closed too. None: a new one.
+        on_pause: called before each pause between repeats, for a display.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class AsyncImageClient:
         repeats: RepeatPolicy | None = None,
         language: str = "en",
         http: httpx.AsyncClient | None = None,
+        on_pause: Callable[[Pause], object] | None = None,
     ) -> None:
         self._wire = Wire(base_url, api_key, language)
         self._policy = repeats or RepeatPolicy()
         self._http = http or httpx.AsyncClient()
+        self._on_pause = on_pause
 
     async def __aenter__(self) -> Self:
         return self
@@ -162,6 +165,8 @@ class AsyncImageClient:
                 return result
             response = loss = None
             if isinstance(step, Pause):
+                if self._on_pause is not None:
+                    self._on_pause(step)
                 await asyncio.sleep(step.seconds)
                 continue
             try:

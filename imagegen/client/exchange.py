@@ -50,9 +50,10 @@ class HttpResponse(Struct, frozen=True):
 
 
 class Pause(Struct, frozen=True):
-    """Time to wait before the next step."""
+    """Time to wait before the next step. why: code of the refusal that is waited out; empty for a lost answer."""
 
     seconds: float
+    why: str = ""
 
 
 class NoResponse(Exception):
@@ -111,7 +112,7 @@ def send(request: HttpRequest, policy: RepeatPolicy) -> Steps[HttpResponse]:
         pause_s = error.retry_after_s if error.retry_after_s is not None else policy.pause_s(attempt)
         if is_last or not may_repeat(request, error) or pause_s > policy.max_retry_after_s:
             raise error
-        yield Pause(pause_s)
+        yield Pause(pause_s, error.code)
     raise AssertionError("unreachable")
 
 

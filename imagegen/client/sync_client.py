@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,7 @@ class ImageClient:
         repeats: how often a request is sent.
         language: of messages, `en` or `zh`.
         http: client of httpx with settings such as proxies; it is closed too. None: a new one.
+        on_pause: called before each pause between repeats, for a display.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class ImageClient:
         repeats: RepeatPolicy | None = None,
         language: str = "en",
         http: httpx.Client | None = None,
+        on_pause: Callable[[Pause], object] | None = None,
     ) -> None:
         self._wire = Wire(base_url, api_key, language)
         self._policy = repeats or RepeatPolicy()
         self._http = http or httpx.Client()
+        self._on_pause = on_pause
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +163,8 @@ class ImageClient:
                 return result
             response = loss = None
             if isinstance(step, Pause):
+                if self._on_pause is not None:
+                    self._on_pause(step)
                 time.sleep(step.seconds)
                 continue
             try:

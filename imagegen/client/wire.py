@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from imagegen import __version__
+from imagegen.client.exceptions import ConnectionFailed
 from imagegen.client.exchange import HttpRequest, HttpResponse, NoResponse
 
 CONNECT_TIMEOUT_S = 10.0
@@ -42,8 +43,11 @@ class Wire:
             self._own["Authorization"] = f"Bearer {api_key}"
 
     def build(self, client: httpx.Client | httpx.AsyncClient, request: HttpRequest) -> httpx.Request:
-        """Return the request of httpx."""
-        url = httpx.URL(request.path if "://" in request.path else self._base + request.path)
+        """Return the request of httpx. Raises ConnectionFailed if its address is none."""
+        try:
+            url = httpx.URL(request.path if "://" in request.path else self._base + request.path)
+        except httpx.InvalidURL as error:
+            raise ConnectionFailed(f"{request.path} is no address: {error}", maybe_sent=False) from error
         own = self._own if _origin(url) == self._origin else {}
         timeout = httpx.Timeout(
             request.timeout_s, connect=min(CONNECT_TIMEOUT_S, request.timeout_s), write=WRITE_TIMEOUT_S

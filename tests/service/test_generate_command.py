@@ -89,6 +89,31 @@ def test_an_image_with_other_bytes_is_not_overwritten(service: Service, tmp_path
     assert (tmp_path / "owl-0.png").read_bytes() == b"mine"
 
 
+def test_images_are_saved_although_the_reader_of_their_paths_is_gone(service: Service, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environ = environment(tmp_path, {"PYTHONPATH": str(RUN.parent)})
+    command = [sys.executable, str(RUN), "generate", "unread", "-n", "2", "--url", service.url]
+    ended = subprocess.run(command, cwd=tmp_path, env=environ, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert ended.returncode == 0
+    assert b"Broken pipe" not in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unread-0.png", "unread-1.png"]
+
+
+def test_keys_and_rate_limits_of_a_service_are_told(start_service: StartService, tmp_path: Path) -> None:
+    limits = {"IMAGE_RATE_LIMIT_MAX": "1", "RATE_LIMIT_WINDOW": "1500"}
+    service = start_service(API_KEYS="web:a-key-of-32-characters-for-tests", **limits)
+    ended = run(tmp_path, "mine", "--url", service.url)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "give one with --key" in ended.stderr
+    by_key = "--url", service.url, "--key", "a-key-of-32-characters-for-tests"
+    service.request("POST", "/api/images/generate", {"prompt": "first"}, headers={"X-API-Key": by_key[-1]})
+    ended = run(tmp_path, "second", *by_key)
+    assert (ended.returncode, ended.stdout) == (0, "second-0.png\n")
+    assert re.search("waiting [12] s: rate limited", ended.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
