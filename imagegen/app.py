@@ -24,6 +24,7 @@ from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.accounts.links import Links
 from imagegen.accounts.pricing import Pricing
+from imagegen.board_parts import open_board
 from imagegen.chosen_parts import (
     call_slots,
     create_blob_store,
@@ -79,6 +80,7 @@ from imagegen.web.http.forwarded import public_prefix
 from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
+from imagegen.web.ops.board import BOARD
 from imagegen.web.ops.keys import KEY_STORE
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
@@ -143,7 +145,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[GUARD] = create_guard(settings, app[ADMIN], app[RATE_LIMITS])
     app[BUDGETS] = create_budgets(settings, app[GUARD].ring)
     add_routes(app, app[RATE_LIMITS], app[GUARD])
-    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _alerts, _ledger])
+    app.cleanup_ctx.extend([_supervision, _resolver, _redis, _queue, _alerts, _ledger, _board])
     app.cleanup_ctx.extend([_images, _upstream, _pool, _webhooks, _context])
     return app
 
@@ -198,6 +200,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     queue = open_queue(app[CONNECTION], config, instance=instance)
     app[QUEUE] = queue
+    await queue.pause.start()
     app[KEY_STORE] = await open_key_store(queue, app[GUARD], app[SUPERVISOR])
     ring = app[GUARD].ring  # before the pool starts, so that no call is paid for and lost
     check_exposure(settings, has_keys=ring.has_keys or not ring.is_loaded)
@@ -222,6 +225,11 @@ async def _alerts(app: web.Application) -> AsyncIterator[None]:
 
 async def _ledger(app: web.Application) -> AsyncIterator[None]:
     async with open_ledger(app[QUEUE], app[SUPERVISOR]) as app[LEDGER]:
+        yield
+
+
+async def _board(app: web.Application) -> AsyncIterator[None]:
+    async with open_board(app[QUEUE], app[LEDGER], app[SUPERVISOR]) as app[BOARD]:
         yield
 
 
@@ -352,7 +360,7 @@ def _readiness(app: web.Application) -> Readiness:
         }
         return [cause for cause, fails in failing.items() if fails]
 
-    readiness = Readiness(causes)
+    readiness = Readiness(causes, lambda: app[QUEUE].pause.since is not None)
     return readiness
 
 
@@ -399,5 +407,6 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         key_accepted=lambda: app[PROVIDER].key_accepted,
         budgets=app[BUDGET_WATCH],
         spending=app[LEDGER].total,
+        paused_since=lambda: app[QUEUE].pause.since,
     )
     yield

@@ -45,7 +45,13 @@ class StreamConsumer:
         self._blocked_reads = 0
         self._blocked = False
         self._overdue: asyncio.TimerHandle | None = None
+        self._interruption: asyncio.Task[None] | None = None
         self.on_loss: Callable[[], None] = lambda: None
+
+    def interrupt(self) -> None:
+        """End the blocked read, so that entries stay in the stream while claiming is paused."""
+        if self._blocked and self._interruption is None:
+            self._interruption = asyncio.create_task(self._connection.blocking_reads.close(), name="interrupt-read")
 
     async def read_forever(self) -> None:
         if not await self._connection.retry_until_available(self._verbs.create_group):
@@ -57,8 +63,13 @@ class StreamConsumer:
             try:
                 entries = await self._read(free)
             except (RedisError, OSError, TimeoutError, QueueUnavailable) as error:
-                await self._recover(error)
+                if self._interruption is not None:
+                    self._leases.check_now()  # an entry may have been on its way
+                else:
+                    await self._recover(error)
                 continue
+            finally:
+                self._interruption = None
             self._connection.health.succeeded()
             await self._deliver(entries, free)
 

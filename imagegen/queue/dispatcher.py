@@ -31,6 +31,7 @@ class ClaimDispatcher:
         delivered: order of the last entry that was delivered to any instance.
         restoring: whether lost claims are being written back, so entries of held claims may come once more.
         slots: claims that loops work on at once.
+        paused: whether no claim goes to a loop; running ones go on.
     """
 
     def __init__(self, task_cache: TaskCache, estimates: EtaEstimator, instance: str, slots: int) -> None:
@@ -45,7 +46,7 @@ class ClaimDispatcher:
         self._ready: deque[Claim] = deque()
         self._waiters: deque[asyncio.Future[Claim | None]] = deque()
         self.slots = self._slots_left = slots
-        self._quiet = False
+        self._quiet = self.paused = False
         self._fresh = Checkpoint(instance)
         self.delivered = 0
         self.restoring = False
@@ -78,8 +79,8 @@ class ClaimDispatcher:
 
     @property
     def free_slots(self) -> int:
-        """Slots that a loop waits to fill."""
-        return min(self._slots_left, sum(not taker.done() for taker in self._waiters))
+        """Slots that a loop waits to fill, none while claiming is paused."""
+        return 0 if self.paused else min(self._slots_left, sum(not taker.done() for taker in self._waiters))
 
     @property
     def ready(self) -> int:
@@ -99,8 +100,19 @@ class ClaimDispatcher:
         self._ready.append(claim)
         self._dispatch()
 
+    def pause(self, *, paused: bool) -> None:
+        """Give claims to no loop from now on, or to loops again."""
+        self.paused = self.estimates.paused = paused
+        self._dispatch()
+        self.demand.set()
+
+    def put_back(self, claim: Claim) -> None:
+        """Keep a claim that was not started for a loop that takes it after the pause."""
+        self.leave_slot(claim)
+        self.put(claim)
+
     def _dispatch(self) -> None:
-        while self._ready and self._waiters and self._slots_left > 0:
+        while not self.paused and self._ready and self._waiters and self._slots_left > 0:
             taker = self._waiters.popleft()
             if not taker.done():
                 claim = self._ready.popleft()

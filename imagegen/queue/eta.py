@@ -230,7 +230,10 @@ def remaining_s(expected_s: float, elapsed_s: float) -> float:
 
 
 class EtaEstimator:
-    """Estimator of positions and remaining times. slots: tasks that run at once on this instance."""
+    """Estimator of positions and remaining times. slots: tasks that run at once on this instance.
+
+    paused: whether claiming is paused, so that no time can be estimated for a waiting task.
+    """
 
     def __init__(self, slots: int) -> None:
         self.line = WaitingEntries()
@@ -238,6 +241,7 @@ class EtaEstimator:
         self._slots = slots
         self._running: dict[str, tuple[WorkloadKey, float]] = {}
         self._seen: tuple[float, int, SlotForecast | None] = (0.0, 0, None)
+        self.paused = False
 
     def started(self, task: Task, now: float) -> None:
         self._running[task.id] = (workload_key(task), now)
@@ -264,9 +268,11 @@ class EtaEstimator:
             return QueuePosition(None, round(remaining_s(expected_s, now - began), 1))
         if task.retry_at is not None or not task.entry_id or (task.entry_id == IN_LINE and line_position is None):
             wait = max((task.retry_at or now) - now, 0.0)
-            return QueuePosition(None, None if expected_s is None else round(wait + expected_s, 1))
+            if expected_s is None or self.paused:
+                return UNKNOWN_POSITION
+            return QueuePosition(None, round(wait + expected_s, 1))
         position = self.line.position(task.entry_id) if line_position is None else line_position
-        outlook = None if expected_s is None else self._forecast(now, instances)
+        outlook = None if expected_s is None or self.paused else self._forecast(now, instances)
         if expected_s is None or outlook is None:
             return QueuePosition(position)
         return QueuePosition(position, round(outlook.wait_s(position - 1) + expected_s, 1))

@@ -28,6 +28,7 @@ from imagegen.queue.monitor import QueueMonitor
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.queue.open_tasks import OpenLimitOf, OpenTasks
 from imagegen.queue.outbox import Outbox
+from imagegen.queue.pause import KIND, ClaimingPause
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.recovery import Recovery
 from imagegen.queue.takeover import Takeover
@@ -93,6 +94,7 @@ class QueueInstance:
     lines: ClientLines
     mover: LineMover
     open_tasks: OpenTasks
+    pause: ClaimingPause
 
     def loops(self) -> dict[str, Coroutine[None, None, None]]:
         """Return the background loops by name. Stop `reader` before `release_all`."""
@@ -101,6 +103,7 @@ class QueueInstance:
             "renewal": self.leases.renew_forever(),
             "takeover": self.takeover.take_over_forever(),
             "control": self.notifier.listen_forever(),
+            "pause": self.pause.read_forever(),
             "watching": self.change_relay.refresh_forever(),
             "recovery": self.recovery.recover_forever(),
             "outbox": self.outbox.take_over_forever(),
@@ -160,7 +163,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         notifier=notifier,
         feed=feed,
         change_relay=ChangeRelay(lookup, feed, verbs.last_delivered),
-        monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, lines=lines),
+        monitor=QueueMonitor(connection, keys, dispatcher, notifier, feed, verbs=verbs),
         outbox=outbox,
         recovery=Recovery(connection, verbs, leases, outbox, result_ttl_s=ttl_s, clock=clock),
         lost_calls=LostCalls(connection, keys),
@@ -168,10 +171,10 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         lines=lines,
         mover=mover,
         open_tasks=_open_tasks(connection, keys, lookup, config),
+        pause=ClaimingPause(connection, keys, notifier),
     )
     client_queue.limits_of, client_queue.open_tasks = config.limits_of, parts.open_tasks
     _connect(parts)
-    _connect_lines(parts)
     return parts
 
 
@@ -197,10 +200,12 @@ def _connect(parts: QueueInstance) -> None:
     parts.task_cache.on_change = relay.on_task_changed
     parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
     parts.feed.on_first_subscriber = relay.request_changes
+    parts.pause.on_change = partial(_on_pause, parts)
     parts.worker_queue.on_transferred = leases.check_now
     takeover.on_takeover = partial(_on_takeover, parts)
     # Losses of data, and the recovery from them
     parts.connection.on_new_server += [recovery.on_new_server, parts.families.on_new_server]
+    parts.connection.on_new_server.append(lambda _known, _new: parts.pause.read_soon())
     parts.consumer.on_loss = recovery.on_group_lost
     leases.on_loss = recovery.on_claims_lost
     leases.restore = recovery.restore_claims
@@ -209,6 +214,7 @@ def _connect(parts: QueueInstance) -> None:
     parts.task_lookup.is_recovering = lambda: recovery.unsettled
     # Messages of other instances
     parts.notifier.on_join += [outbox.on_joined, recovery.probe, relay.on_joined, parts.families.on_joined]
+    parts.notifier.on_join.append(parts.pause.read_soon)
     parts.notifier.on_peer += [leases.on_peer_joined, recovery.on_peer_joined]
     parts.notifier.handlers |= {
         "hello": relay.on_hello,
@@ -219,7 +225,9 @@ def _connect(parts: QueueInstance) -> None:
         "fresh": relay.on_resubmitted,
         "lost": recovery.on_loss_elsewhere,
         "restored": recovery.on_restored_elsewhere,
+        KIND: parts.pause.on_message,
     }
+    _connect_lines(parts)
 
 
 def _connect_lines(parts: QueueInstance) -> None:
@@ -236,6 +244,14 @@ def _connect_lines(parts: QueueInstance) -> None:
     notifier.handlers["line"] = mover.on_line_elsewhere
 
 
+def _on_pause(parts: QueueInstance, *, paused: bool) -> None:
+    """Hold the claims of this instance, or let them start."""
+    if paused != parts.dispatcher.paused:
+        parts.dispatcher.pause(paused=paused)
+        if paused:
+            parts.consumer.interrupt()
+
+
 def _on_peer_left(parts: QueueInstance, message: Message) -> None:
     parts.outbox.on_peer_left(message)
     parts.mover.reload()
@@ -248,6 +264,7 @@ def _on_takeover(parts: QueueInstance) -> None:
 
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:
     parts.outbox.on_finished_here(task)
+    parts.monitor.ended.append(task)
     parts.families.add(task)
     parts.open_tasks.on_finished(task)
     parts.verbs.end_marks.on_ended(task)

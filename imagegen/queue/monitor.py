@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,14 +17,17 @@ from typing import Any, Generic, TypeVar
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.feed import Feed
-from imagegen.queue.lines import ClientLines
 from imagegen.queue.notifier import Notifier
+from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import GROUP, Keys
 from imagegen.redis_client.redis_errors import ResponseError
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 
 MIN_QUERY_INTERVAL_S = 10.0
+
+KEPT_ENDED = 100
+"""Ended tasks that the monitor keeps."""
 
 Value = TypeVar("Value")
 
@@ -66,7 +70,7 @@ class InstanceStatus:
 
 
 class QueueMonitor:
-    """Queries that cost no command, or few of them rarely."""
+    """Queries that cost no command, or few of them rarely. ended: the last tasks that ended here."""
 
     def __init__(
         self,
@@ -76,14 +80,16 @@ class QueueMonitor:
         notifier: Notifier,
         feed: Feed,
         *,
-        lines: ClientLines,
+        verbs: QueueVerbs,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._dispatcher = dispatcher
         self._notifier = notifier
         self._feed = feed
-        self._line, self._lines = dispatcher.estimates.line, lines
+        self._line, self._lines = dispatcher.estimates.line, verbs.lines
+        self._depth = verbs.depth
+        self.ended: deque[Task] = deque(maxlen=KEPT_ENDED)
         self._backlog = _TtlCached(BacklogSize(), self._query)
         self._dead = _TtlCached(0, self._count_dead)
 
@@ -125,6 +131,16 @@ class QueueMonitor:
                     else BacklogSize()
                 )
         return await self._backlog.get()
+
+    def known_backlog(self) -> BacklogSize:
+        """Return the waiting tasks that this instance knows of; costs no command, and is an estimate with peers."""
+        if self._dispatcher.free_slots and not self._line:
+            return BacklogSize()
+        first_at, in_stream = self._line.first_at, len(self._line)
+        if not self._notifier.alone:
+            in_stream = max(in_stream, self._depth.waiting)
+        age_s = 0.0 if first_at is None else _age_s(first_at, self._connection.clock())
+        return BacklogSize(in_stream + self._lines.waiting, age_s)
 
     async def dead_letters(self) -> int:
         """Return the number of unreadable entries that are kept."""

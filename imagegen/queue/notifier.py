@@ -24,7 +24,7 @@ RETRY_S, MAX_RETRY_S = 60.0, 600.0
 
 HELLO_AGAIN_S, MAX_HELLOS = 1.0, 10
 
-_BROADCAST = ("hello", "lost")
+_BROADCAST = ("hello", "lost", "pause")
 """Kinds that are published even without a peer."""
 
 _OF_ANY_PROCESS = ("keys",)

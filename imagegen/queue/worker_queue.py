@@ -68,6 +68,15 @@ class WorkerQueue:
         """Stop claiming."""
         self._dispatcher.quiet()
 
+    @property
+    def is_paused(self) -> bool:
+        """Return whether claiming is paused."""
+        return self._dispatcher.paused
+
+    def put_back(self, claim: Claim) -> None:
+        """Keep a claim that was not started until claiming goes on."""
+        self._dispatcher.put_back(claim)
+
     def drop(self, claim: Claim) -> None:
         """Forget a lost claim, and the task's cached state."""
         self._dispatcher.drop(claim)

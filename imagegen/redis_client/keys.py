@@ -41,6 +41,16 @@ class Keys:
         """Hash: records of the API keys made at run time, and the budget slot of each name. No end."""
         return f"{{{self.prefix}}}:keys"
 
+    @property
+    def pause(self) -> str:
+        """String: whether claiming is paused, since when, and the version of that. No end, once it was paused."""
+        return f"{{{self.prefix}}}:pause"
+
+    @property
+    def history(self) -> str:
+        """Stream: what the instances did in each of the last 24 hours' minutes. 26 hours after the last renewal."""
+        return f"{{{self.prefix}}}:history"
+
     def line(self, client: str) -> str:
         """List: tasks of a client that wait outside of the stream (see lines.lua). No end, but empty in the end."""
         return f"{{{self.prefix}}}:line:{client}"

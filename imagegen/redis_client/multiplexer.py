@@ -186,12 +186,13 @@ class Multiplexer:
             self.abort()
 
     async def close(self) -> None:
-        """Close the connection and fail unanswered commands."""
+        """Close the connection and fail unanswered commands. A later command opens it again."""
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         left, self._sent, self._unsent = (*self._sent, *self._unsent), deque(), deque()
         self.abort()
         for exchange in left:

@@ -50,7 +50,7 @@ class ClaimLost(Struct, frozen=True, gc=False):
 
 
 class NotStarted(Struct, frozen=True, gc=False):
-    """The service stops before the attempt began: the claim is released unchanged."""
+    """The service stops, or claiming is paused, before the attempt began: the claim is released or held unchanged."""
 
 
 Outcome = Succeeded | Retry | Failed | ClaimLost | NotStarted

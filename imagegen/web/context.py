@@ -90,10 +90,14 @@ class Readiness:
     """Whether this instance should get traffic.
 
     causes: set by the app; returns why it should not, in words without secrets, nothing if it should.
+    is_paused: returns whether claiming is paused; submits are accepted then.
     """
 
-    def __init__(self, causes: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(
+        self, causes: Callable[[], Awaitable[list[str]]], is_paused: Callable[[], bool] = lambda: False
+    ) -> None:
         self.causes = causes
+        self.is_paused = is_paused
         self.draining = False
 
 

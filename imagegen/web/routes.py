@@ -19,11 +19,11 @@ from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
 from imagegen.web.openapi.builder import build
 from imagegen.web.openapi.document import Json, Operation
-from imagegen.web.ops import key_operations
+from imagegen.web.ops import board_operations, key_operations
 from imagegen.web.ops import operations as ops
 from imagegen.web.ops.docs import DOCUMENT_BUILDER
 
-ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES, *key_operations.ROUTES)
+ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES, *key_operations.ROUTES, *board_operations.ROUTES)
 
 _PATH_PARAMETERS = {
     "{taskId}": "{task_id:(?!generate$|batch$)[^/]+}",

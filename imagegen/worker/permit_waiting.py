@@ -17,7 +17,7 @@ STORE_CHECK_S = 1.0
 
 
 class Stopping(Exception):
-    """The instance stops, so no further call is made."""
+    """The instance stops, or claiming is paused, so no further call is made."""
 
 
 class UpstreamResting(Exception):
@@ -45,15 +45,24 @@ class PermitWaiting:
     begun: bool = field(default=False, init=False)
 
     async def permit(self, model: str) -> Permit:
-        """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting."""
+        """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting.
+
+        Stopping is raised too if claiming is paused and the attempt is not begun.
+        """
         if self.image_saver.writable and (permit := self.pacing.try_acquire(model)):
-            return permit
+            return self._unless_paused(permit)
         while True:
             await self.store_writable()
             if permit := await self.pacing.acquire(model, self._wait_s(model)):
                 if self.image_saver.writable:
-                    return permit
+                    return self._unless_paused(permit)
                 permit.close()
+
+    def _unless_paused(self, permit: Permit) -> Permit:
+        if self.claims.is_paused and not self.begun:
+            permit.close()
+            raise Stopping
+        return permit
 
     async def store_writable(self) -> None:
         """Wait until images can be saved. Raises DeadlinePassed, Stopping."""

@@ -107,6 +107,8 @@ class Pool:
                 case Succeeded(images, warnings, details):
                     task = replace(task, details=details)
                     await self._finish(claim, transitions.completed(task, images, warnings, now=now, ttl_s=ttl_s))
+                case NotStarted() if self._claims.is_paused:
+                    self._claims.put_back(claim)
                 case NotStarted():
                     pass
                 case ClaimLost():

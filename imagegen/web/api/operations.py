@@ -353,7 +353,7 @@ LIST = Operation(
             200,
             "A page.",
             TaskListView,
-            {"one": {"success": True, "tasks": [samples.TASKS[State.COMPLETED]], "nextCursor": None}},
+            {"one": {"success": True, "tasks": [samples.LISTED], "nextCursor": None}},
         ),
     ),
     (

@@ -218,11 +218,20 @@ class BatchView(TypedDict):
     results: list[AcceptedEntry | RefusedEntry]
 
 
+class ListedTaskView(TaskView):
+    """A task in the admin's list."""
+
+    request: Annotated[
+        Mapping[str, Any] | None, Field(description="The fields that it was submitted with; null if unknown.")
+    ]
+    key: Annotated[str | None, Field(description="Name of the API key that submitted it.")]
+
+
 class TaskListView(TypedDict):
     """A page of tasks, newest first."""
 
     success: Literal[True]
-    tasks: list[TaskView]
+    tasks: list[ListedTaskView]
     nextCursor: Annotated[str | None, Field(description="For the next page; null at the end.")]
 
 
@@ -244,6 +253,7 @@ class ReadyView(TypedDict):
     """Whether traffic should come."""
 
     status: Literal["ready", "not ready"]
+    paused: NotRequired[Annotated[Literal[True], Field(description="The admin paused claiming: no task starts.")]]
     causes: NotRequired[list[str]]
 
 
@@ -275,6 +285,7 @@ class QueueStats(TypedDict):
     retrying: Count
     loopsFree: Count
     waiters: Count
+    pausedSince: Annotated[Timestamp | None, Field(description="Since when no instance starts a task; null: they do.")]
 
 
 class TaskStats(TypedDict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
@@ -12,9 +13,9 @@ from imagegen.accounts.keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
 from imagegen.queue.task_list import Cursor
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
-from imagegen.web.api.schemas import TaskListView
+from imagegen.web.api.schemas import ListedTaskView, TaskListView
 from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
 from imagegen.web.context import SERVICES
 from imagegen.web.http.auth import client_of
@@ -91,10 +92,17 @@ async def list_tasks(request: web.Request) -> web.StreamResponse:
     state, before, limit = _parse_page(request)
     page = await services.queue.listing.page(state, before, limit)
     tasks = await find_tasks(request, page.task_ids)
-    rendered = await asyncio.gather(*(render_task(request, task) for task in tasks if task is not None))
+    listed = await asyncio.gather(*(_listed(request, task) for task in tasks if task is not None))
     next_cursor = f"{page.next[0]}-{page.next[1]}" if page.next else None
-    body: TaskListView = {"success": True, "tasks": [view for view, _ in rendered], "nextCursor": next_cursor}
+    body: TaskListView = {"success": True, "tasks": listed, "nextCursor": next_cursor}
     return json_response(body)
+
+
+async def _listed(request: web.Request, task: Task) -> ListedTaskView:
+    """Return a task as the admin's list shows it; the record of an unfinished one has no request."""
+    view, _ = await render_task(request, task)
+    fields = msgspec.json.decode(task.request_json) if task.request_json else None
+    return {**view, "request": fields, "key": task.client or None}
 
 
 def _parse_page(request: web.Request) -> tuple[State | None, Cursor | None, int]:

@@ -57,6 +57,7 @@ TAGS: Mapping[str, str] = {
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
     "API keys": "Keys of clients, which the admin makes and revokes.",
+    "Board": "The page for the operator at `/board`, its data, and the pause of claiming.",
     "Operate": "For the operator.",
     "Pages": "The studio, and this document.",
     "OpenAI and Together, other bases": "The same routes under the other bases that client versions use.",

@@ -104,6 +104,7 @@ JOINED = submitted_view(SubmitResult(_running, CacheResult.COALESCED), QueuePosi
 UPLOAD = upload_view(Upload.of(UploadRecord(_image, _AT + 86_400)))
 HIT = submitted_view(SubmitResult(_done, CacheResult.HIT), _NOWHERE, _LINKS, "zh")
 ENDED = {**TASKS[State.COMPLETED], "cached": False}
+LISTED = {**TASKS[State.COMPLETED], "request": REQUEST | {"model": MODEL, "n": 1}, "key": "web"}
 
 
 def _event(event: str, event_id: str, view: Any) -> Mapping[str, str]:

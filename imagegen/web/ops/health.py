@@ -26,7 +26,9 @@ async def healthz(_request: web.Request) -> web.StreamResponse:
 
 async def readyz(request: web.Request) -> web.StreamResponse:
     """Answer whether traffic should come: Redis answers, the loops live, images can be saved, no drain."""
-    causes = await request.app[SERVICES].readiness.causes()
-    if not causes:
-        return json_response(ReadyView(status="ready"))
-    return json_response(ReadyView(status="not ready", causes=causes), status=503)
+    readiness = request.app[SERVICES].readiness
+    causes = await readiness.causes()
+    body: ReadyView = {"status": "not ready", "causes": causes} if causes else {"status": "ready"}
+    if readiness.is_paused():
+        body["paused"] = True
+    return json_response(body, status=503 if causes else 200)

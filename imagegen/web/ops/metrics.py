@@ -61,6 +61,7 @@ class Telemetry:
 
     loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
     saved. key_accepted: whether the provider accepts our key. spending: what this process has spent and saved.
+    paused_since: Unix time since when claiming is paused, None if it is not.
     """
 
     meter: Meter
@@ -73,6 +74,7 @@ class Telemetry:
     key_accepted: Callable[[], bool] = lambda: True
     budgets: BudgetWatch | None = None
     spending: Counts = field(default_factory=Counts)
+    paused_since: Callable[[], float | None] = lambda: None
 
     def loops_by_kind(self) -> Mapping[str, int]:
         """`loop-0`, `loop-1`, … are one kind."""
@@ -108,6 +110,8 @@ class _MetricsCollector(Collector):
         yield _gauge("asyncio_tasks", "Tasks of the event loop, one a connection among them.", len(asyncio.all_tasks()))
         yield from _tasks(meter)
         yield from _queue(self._waiting, telemetry.backlog.local_status())
+        paused = telemetry.paused_since() is not None
+        yield _gauge("claiming_paused", "Whether claiming is paused on all instances.", paused)
         yield from _upstream(meter, telemetry.upstream)
         yield _gauge("store_writable", "Whether images can be saved.", telemetry.store_writable())
         yield _gauge("provider_key_accepted", "Whether the provider accepts the key.", telemetry.key_accepted())

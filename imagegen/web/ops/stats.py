@@ -37,11 +37,11 @@ async def get_stats(request: web.Request) -> web.StreamResponse:
         "success": True,
         "timestamp": rfc3339(time.time()),
         "instance": _instance(telemetry, local),
-        "queue": _queue(waiting, local, telemetry.max_queue),
+        "queue": queue_stats(waiting, local, telemetry),
         "tasks": _tasks(meter, waiting, local),
         "submits": {kind.lower(): count for kind, count in meter.submits.items()},
         "rates": _rates(telemetry),
-        "upstream": _upstream(meter, telemetry.upstream),
+        "upstream": upstream_stats(meter, telemetry.upstream),
         "redis": _redis(meter, local),
         "images": {"count": meter.images, "bytes": meter.image_bytes},
         "deadLetters": {"sinceStart": meter.dead_letters, "kept": await telemetry.backlog.dead_letters()},
@@ -61,15 +61,18 @@ def _instance(telemetry: Telemetry, local: InstanceStatus) -> InstanceStats:
     }
 
 
-def _queue(waiting: BacklogSize, local: InstanceStatus, max_queue: int) -> QueueStats:
+def queue_stats(waiting: BacklogSize, local: InstanceStatus, telemetry: Telemetry) -> QueueStats:
+    """Return the state of the queue and of the slots here."""
+    since = telemetry.paused_since()
     return {
         "depth": waiting.depth,
         "oldestAgeSeconds": round(waiting.oldest_age_s, 3),
-        "limit": max_queue,
+        "limit": telemetry.max_queue,
         "inFlight": local.in_flight,
         "retrying": local.retrying,
         "loopsFree": local.free,
         "waiters": local.waiters,
+        "pausedSince": None if since is None else rfc3339(since),
     }
 
 
@@ -102,7 +105,8 @@ def _rates(telemetry: Telemetry) -> RateStats:
     }
 
 
-def _upstream(meter: Meter, rules: ProviderLimits) -> UpstreamStats:
+def upstream_stats(meter: Meter, rules: ProviderLimits) -> UpstreamStats:
+    """Return the limits of the provider, and the calls since the start."""
     blocked = rules.blocked()
     return {
         "concurrency": rules.concurrency,
@@ -129,9 +133,15 @@ def _redis(meter: Meter, local: InstanceStatus) -> RedisStats:
 
 async def _budgets(budgets: BudgetWatch | None) -> list[BudgetStats]:
     """Return today's budgets, read now."""
+    if budgets is not None:
+        await budgets.refresh()
+    return budget_stats(budgets)
+
+
+def budget_stats(budgets: BudgetWatch | None) -> list[BudgetStats]:
+    """Return today's budgets as last seen."""
     if budgets is None:
         return []
-    await budgets.refresh()
     return [
         {
             "key": state.key,

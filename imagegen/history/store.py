@@ -1,0 +1,100 @@
+"""Minutes of all instances in one stream of Redis; entries older than a day are trimmed with each new one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+from loguru import logger
+
+from imagegen.history.minutes import Minute, merge_into
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+
+KEPT_S = 86_400
+LIFE_S, RENEW_AFTER_S = 26 * 3600, 3600.0
+"""Life of the stream, and how often an instance renews it."""
+
+READ_COUNT = 2_000
+MIN_READ_INTERVAL_S = 5.0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[Minute]).decode
+
+
+class HistoryStore:
+    """Stream of minutes, and those of all instances as last read. All methods raise QueueUnavailable.
+
+    An entry has the name of its writer. A writer's minutes rise, so those that are not above its last ones were written
+    twice, since a reply was lost.
+    """
+
+    def __init__(
+        self, connection: Connection, keys: Keys, writer: str, *, min_interval_s: float = MIN_READ_INTERVAL_S
+    ) -> None:
+        self._connection = connection
+        self._key = keys.history
+        self._writer = writer
+        self._min_interval_s = min_interval_s
+        self._renewed_at = -RENEW_AFTER_S
+        self._minutes: dict[int, Minute] = {}
+        self._last_of: dict[str, int] = {}
+        self._last_id = "-"
+        self._read_at = -min_interval_s
+        self._lock = asyncio.Lock()
+
+    async def add(self, minutes: Sequence[Minute]) -> int:
+        """Write minutes of this instance; return the cost: one command, two if the life of the stream is renewed."""
+        oldest = int((self._connection.clock() - KEPT_S) * 1000)
+        fields: dict[Any, Any] = {"writer": self._writer, "minutes": _encode(minutes)}
+        commands = self._connection.commands
+        async with self._connection.deadline():
+            await commands.xadd(self._key, fields, minid=str(oldest), approximate=True)
+        cost, now = 1, time.monotonic()
+        self._connection.meter.redis_commands_sent("stats", 1)
+        if now - self._renewed_at >= RENEW_AFTER_S:
+            self._renewed_at = now
+            async with self._connection.deadline():
+                await commands.expire(self._key, LIFE_S)
+            self._connection.meter.redis_commands_sent("stats", 1)
+            cost += 1
+        return cost
+
+    async def read(self) -> dict[int, Minute]:
+        """Return the minutes of the last day by their time; costs one command, none if they were just read."""
+        async with self._lock:
+            if time.monotonic() - self._read_at >= self._min_interval_s:
+                await self._read_new()
+                self._read_at = time.monotonic()
+            oldest = self._connection.clock() - KEPT_S
+            for at in [at for at in self._minutes if at < oldest]:
+                del self._minutes[at]
+            return self._minutes
+
+    async def _read_new(self) -> None:
+        while True:
+            async with self._connection.deadline():
+                rows: Any = await self._connection.commands.xrange(self._key, self._last_id, "+", count=READ_COUNT)
+            self._connection.meter.redis_commands_sent("stats", 1)
+            for entry_id, fields in cast(list[tuple[bytes, dict[bytes, bytes]]], rows):
+                self._last_id = f"({entry_id.decode()}"
+                self._use(fields)
+            if len(rows) < READ_COUNT:
+                return
+
+    def _use(self, fields: dict[bytes, bytes]) -> None:
+        try:
+            writer, minutes = fields[b"writer"].decode(), _decode(fields[b"minutes"])
+        except (KeyError, ValueError, msgspec.MsgspecError):
+            logger.debug("An entry of the history can't be read and is left out")
+            return
+        merge_into(self._minutes, self._unseen(writer, minutes))
+
+    def _unseen(self, writer: str, minutes: Iterable[Minute]) -> list[Minute]:
+        unseen = [minute for minute in minutes if minute.at > self._last_of.get(writer, -1)]
+        if unseen:
+            self._last_of[writer] = unseen[-1].at
+        return unseen

@@ -1,0 +1,145 @@
+"""Pause of claiming on all instances: no task starts until it ends, running ones go on, and submits are accepted.
+
+One string in Redis has it. It is read at the start, after each connection to the channel of the instances, and after
+each message there; an instance without that channel reads it now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+import msgspec
+from loguru import logger
+from msgspec import Struct
+
+from imagegen.errors import QueueUnavailable
+from imagegen.formats import rfc3339
+from imagegen.queue.notifier import Message, Notifier
+from imagegen.redis_client.connection import Connection
+from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import RedisError, shown
+
+KIND = "pause"
+"""Kind of the message on the channel of the instances."""
+
+UNPROMPTED_READ_S = 10.0
+"""Interval of the reads while no message would announce a change."""
+
+
+class PauseState(Struct, frozen=True, gc=False):
+    """Whether claiming is paused, and since when (Unix time). A newer state has a higher version."""
+
+    version: int = 0
+    paused: bool = False
+    since: float = 0.0
+
+
+class OnChange(Protocol):
+    """Callback with whether no claim may start now."""
+
+    def __call__(self, *, paused: bool) -> None: ...
+
+
+class ClaimingPause:
+    """The pause as this instance knows it. While its state was never read, no claim may start."""
+
+    def __init__(self, connection: Connection, keys: Keys, notifier: Notifier) -> None:
+        self._connection = connection
+        self._key = keys.pause
+        self._notifier = notifier
+        self.on_change: OnChange = _do_nothing
+        self._needed = asyncio.Event()
+        self.state = PauseState()
+
+    @property
+    def since(self) -> float | None:
+        """Unix time since when claiming is paused, None if it is not."""
+        return self.state.since if self.state.paused else None
+
+    async def start(self) -> None:
+        """Read the state before the first claim; if Redis is away, hold all claims until it was read."""
+        try:
+            await self._read()
+        except (QueueUnavailable, RedisError):
+            self.on_change(paused=True)
+            self._needed.set()
+
+    async def set(self, *, paused: bool) -> PauseState:
+        """Pause claiming on all instances, or let it go on; costs three commands at most. Raises QueueUnavailable."""
+        await self._read()
+        if paused != self.state.paused:
+            now = self._connection.clock()
+            state = PauseState(max(self.state.version + 1, int(now * 1000)), paused, now)
+            await self._write(state)
+            self._use(state)
+        return self.state
+
+    async def read_forever(self) -> None:
+        """Read the state whenever it may have changed."""
+        while True:
+            try:
+                async with asyncio.timeout(UNPROMPTED_READ_S if self._notifier.silent else None):
+                    await self._needed.wait()
+            except TimeoutError:
+                pass
+            self._needed.clear()
+            try:
+                await self._connection.retry_until_available(self._read)
+            except RedisError as error:
+                logger.error("Whether claiming is paused can't be read from Redis: {}", shown(error))
+                self.on_change(paused=self.state.paused)
+
+    def read_soon(self) -> None:
+        """Read the state soon: a message may have been missed, or Redis has lost it."""
+        self._needed.set()
+
+    def on_message(self, message: Message) -> None:
+        """Use the state that another instance has written."""
+        try:
+            self._use(msgspec.convert(message.get("state"), PauseState))
+        except msgspec.ValidationError:
+            self._needed.set()
+
+    async def _read(self) -> None:
+        """Read the state, and write it back if Redis has lost it."""
+        async with self._connection.deadline():
+            stored = cast(bytes | None, await self._connection.commands.get(self._key))
+        self._connection.meter.redis_commands_sent("control", 1)
+        state = _decode(stored)
+        if state.version < self.state.version:
+            await self._write(self.state)
+            state = self.state
+        self.on_change(paused=state.paused)
+        self._use(state)
+
+    async def _write(self, state: PauseState) -> None:
+        async with self._connection.deadline():
+            await self._connection.commands.set(self._key, msgspec.json.encode(state))
+        self._connection.meter.redis_commands_sent("control", 1)
+        self._notifier.publish(KIND, state=msgspec.to_builtins(state))
+
+    def _use(self, state: PauseState) -> None:
+        if state.version <= self.state.version:
+            return
+        was_paused, self.state = self.state.paused, state
+        self.on_change(paused=state.paused)
+        if state.paused:
+            text = "Claiming is paused on all instances since {}: no task starts until POST /api/admin/resume"
+            logger.warning(text, rfc3339(state.since))
+        elif was_paused:
+            logger.info("Claiming goes on")
+
+
+def _do_nothing(*, paused: bool) -> None:
+    pass
+
+
+def _decode(stored: bytes | None) -> PauseState:
+    if stored is None:
+        return PauseState()
+    try:
+        return msgspec.json.decode(stored, type=PauseState)
+    except msgspec.MsgspecError:
+        logger.error("The pause of claiming in Redis can't be read, and does not count")
+        return PauseState()

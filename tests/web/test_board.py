@@ -1,0 +1,215 @@
+"""Tests of the board's routes: the pause of claiming on all instances, the snapshot and the history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+from emulator_fixtures import EmulatedUpstream
+from loguru import logger
+from support import AS_ADMIN, eventually
+
+from imagegen.app import QUEUE
+from imagegen.queue.pause import PauseState
+
+Client = TestClient[web.Request, web.Application]
+StartTwo = Callable[..., Awaitable[tuple[Client, Client]]]
+StartService = Callable[..., Awaitable[Client]]
+
+HOSTILE = '<img src=x onerror="alert(1)"> \u202e'
+
+
+async def post(client: Client, path: str) -> dict[str, Any]:
+    answer = await client.post(path, headers=AS_ADMIN)
+    assert answer.status in (200, 202), await answer.text()
+    return dict(await answer.json())
+
+
+async def get(client: Client, path: str) -> dict[str, Any]:
+    answer = await client.get(path, headers=AS_ADMIN)
+    assert answer.status == 200, await answer.text()
+    return dict(await answer.json())
+
+
+async def submit(client: Client, prompt: str) -> str:
+    answer = await client.post("/api/images/generate", json={"prompt": prompt})
+    assert answer.status == 202
+    return str((await answer.json())["taskId"])
+
+
+async def status(client: Client, task_id: str) -> str:
+    return str((await get(client, f"/api/images/{task_id}"))["status"])
+
+
+def is_paused(client: Client) -> bool:
+    return client.app[QUEUE].dispatcher.paused
+
+
+async def test_a_pause_holds_for_all_instances_until_one_resumes(start_two: StartTwo) -> None:
+    one, two = await start_two()
+    paused = await post(one, "/api/admin/pause")
+    assert paused["paused"]
+    assert (await post(two, "/api/admin/pause")) == paused  # the same pause
+    assert is_paused(one)
+    assert is_paused(two)
+    ids = [await submit(each, f"{n}") for n, each in enumerate((one, two, one, two))]
+    for each in (one, two):
+        assert (await get(each, "/api/admin/board"))["queue"]["pausedSince"] == paused["since"]
+        stats = await get(each, "/api/stats")
+        assert (stats["queue"]["pausedSince"], stats["queue"]["depth"]) == (paused["since"], 4)
+        assert await get(each, "/readyz") == {"status": "ready", "paused": True}
+        assert "imagegen_claiming_paused 1.0" in await (await each.get("/metrics", headers=AS_ADMIN)).text()
+    assert {await status(one, task_id) for task_id in ids} == {"pending"}
+    assert not one.app[QUEUE].dispatcher.held
+    assert not two.app[QUEUE].dispatcher.held
+    assert await post(two, "/api/admin/resume") == {"success": True, "paused": False, "since": None}
+    for task_id in ids:
+        assert (await get(one, f"/api/images/{task_id}?wait=10"))["status"] == "completed"
+    assert await get(one, "/readyz") == {"status": "ready"}
+
+
+async def test_running_tasks_finish_while_claiming_is_paused(start_service: StartService) -> None:
+    client = await start_service(sandbox_delay_s=0.5, worker_concurrency=1)
+    running, waiting = await submit(client, "runs"), await submit(client, "waits")
+    await eventually(lambda: status_is(client, running, "processing"))
+    await post(client, "/api/admin/pause")
+    assert (await get(client, f"/api/images/{running}?wait=10"))["status"] == "completed"
+    view = await get(client, f"/api/images/{waiting}?wait=1")
+    assert (view["status"], view["etaSeconds"]) == ("pending", None)
+    await post(client, "/api/admin/resume")
+    assert (await get(client, f"/api/images/{waiting}?wait=10"))["status"] == "completed"
+
+
+async def status_is(client: Client, task_id: str, wanted: str) -> bool:
+    return await status(client, task_id) == wanted
+
+
+async def test_a_paused_service_stays_paused_over_a_restart_and_says_so(start_service: StartService) -> None:
+    client = await start_service()
+    await post(client, "/api/admin/pause")
+    task_id = await submit(client, "waits")
+    await client.close()
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING", format="{message}")
+    try:
+        client = await start_service()
+    finally:
+        logger.remove(sink)
+    assert [line for line in lines if line.startswith("Claiming is paused on all instances since ")]
+    assert await status(client, task_id) == "pending"
+    await post(client, "/api/admin/resume")
+    assert (await get(client, f"/api/images/{task_id}?wait=10"))["status"] == "completed"
+
+
+async def test_no_attempt_that_waits_for_its_turn_calls_during_a_pause(
+    start_paid: StartService, upstream: EmulatedUpstream
+) -> None:
+    client = await start_paid(upstream_rate_per_min=120.0)
+    ids = [await submit(client, f"{n}") for n in range(4)]
+    await eventually(lambda: upstream.ledger.total == 1)
+    await post(client, "/api/admin/pause")
+    await asyncio.sleep(1.2)  # two turns of the rate pass
+    assert upstream.ledger.total <= 2
+    await post(client, "/api/admin/resume")
+    for task_id in ids:
+        assert (await get(client, f"/api/images/{task_id}?wait=20"))["status"] == "completed"
+    assert upstream.ledger.total == 4
+
+
+async def test_a_pause_that_redis_lost_is_written_back(service: Client) -> None:
+    await post(service, "/api/admin/pause")
+    queue = service.app[QUEUE]
+    await queue.connection.commands.delete(queue.keys.pause)
+    queue.pause.read_soon()
+
+    async def is_back() -> bool:
+        return bool(await queue.connection.commands.exists(queue.keys.pause))
+
+    await eventually(is_back)
+    assert is_paused(service)
+
+
+@pytest.mark.parametrize("value", [b"", b"[", b'{"version":"x"}'])
+async def test_a_foreign_value_of_the_pause_does_not_count(service: Client, value: bytes) -> None:
+    queue = service.app[QUEUE]
+    await queue.connection.commands.set(queue.keys.pause, value)
+    await queue.pause.start()
+    assert queue.pause.state == PauseState()
+    assert (await post(service, "/api/admin/pause"))["paused"]
+
+
+async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Client) -> None:
+    queue = service.app[QUEUE]
+    meter = queue.connection.meter
+    await eventually(lambda: queue.notifier.is_informed)
+    await post(service, "/api/admin/pause")
+    await queue.notifier.flush()
+    before = meter.commands["control"]
+    await post(service, "/api/admin/resume")
+    await queue.notifier.flush()
+    assert meter.commands["control"] == before + 3  # read, written, published
+    for n in range(5):
+        await get(service, f"/api/images/{await submit(service, str(n))}?wait=10")
+    assert meter.commands["control"] == before + 3
+
+
+async def test_the_board_lists_tasks_of_both_instances_with_cause_and_prompt(
+    start_two: StartTwo, upstream: EmulatedUpstream
+) -> None:
+    upstream.script("400")
+    paid = {"provider": "together", "together_api_key": "any", "together_api_url": upstream.url}
+    one, two = await start_two(**paid)
+    failed = await submit(one, "refused " + "x" * 400)
+    await get(one, f"/api/images/{failed}?wait=10")
+    await post(one, "/api/admin/pause")
+    waiting, elsewhere = await submit(one, HOSTILE), await submit(two, "elsewhere")
+    rows = {row["taskId"]: row for row in (await get(one, "/api/admin/board"))["tasks"]}
+    assert (rows[waiting]["status"], rows[waiting]["prompt"]) == ("pending", HOSTILE)
+    assert (rows[elsewhere]["status"], rows[elsewhere]["prompt"]) == ("pending", "elsewhere")
+    assert (rows[failed]["status"], rows[failed]["error"]) == ("failed", "upstream_invalid_request")
+    assert rows[failed]["prompt"] == ("refused " + "x" * 400)[:300]
+    listed = (await get(two, "/api/images?status=failed"))["tasks"]
+    assert [(task["taskId"], task["request"]["prompt"]) for task in listed] == [(failed, "refused " + "x" * 400)]
+
+
+async def test_a_board_that_is_watched_costs_no_command_on_a_single_instance(service: Client) -> None:
+    await get(service, "/api/admin/board")
+    meter = service.app[QUEUE].connection.meter
+    before = {name: meter.commands[name] for name in ("stats", "usage")}
+    for n in range(3):
+        await get(service, f"/api/images/{await submit(service, str(n))}?wait=10")
+        board = await get(service, "/api/admin/board")
+        assert len(board["tasks"]) == n + 1
+    assert {name: meter.commands[name] for name in before} == before
+    assert board["instance"]["alive"] == [service.app[QUEUE].monitor.instance]
+    assert board["instance"]["loops"] > 0
+    assert board["waitSeconds"]["p95"] is not None
+
+
+async def test_the_history_shows_the_minute_that_runs(service: Client) -> None:
+    await get(service, f"/api/images/{await submit(service, 'a')}?wait=10")
+    history = await get(service, "/api/admin/board/history")
+    assert history["stepSeconds"] == 60
+    assert sum(minute["tasks"].get("completed", 0) for minute in history["minutes"]) == 1
+    later = history["minutes"][-1]["at"] + 60
+    assert (await get(service, f"/api/admin/board/history?since={later + 60}"))["minutes"] == []
+    answer = await service.get("/api/admin/board/history?since=-1", headers=AS_ADMIN)
+    assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/admin/board"),
+        ("GET", "/api/admin/board/history"),
+        ("POST", "/api/admin/pause"),
+        ("POST", "/api/admin/resume"),
+    ],
+)
+async def test_the_boards_data_needs_the_admin_token(service: Client, method: str, path: str) -> None:
+    assert (await service.request(method, path)).status == 401
+    assert not is_paused(service)
