@@ -364,8 +364,29 @@ def _readiness(app: web.Application) -> Readiness:
     return readiness
 
 
-async def _context(app: web.Application) -> AsyncIterator[None]:
+def _telemetry(app: web.Application) -> Telemetry:
     settings, supervisor = app[SETTINGS], app[SUPERVISOR]
+    return Telemetry(
+        app[METER],
+        RecentRates(app[METER]),
+        app[QUEUE].monitor,
+        ProviderLimits(
+            call_slots(settings),
+            settings.upstream_rate_per_min,
+            lambda: app[PACING].blocked(settings.default_model),
+        ),
+        loops=lambda: supervisor.names,
+        max_queue=settings.max_queue,
+        store_writable=lambda: app[STORE].health.writable,
+        key_accepted=lambda: app[PROVIDER].key_accepted,
+        budgets=app[BUDGET_WATCH],
+        spending=app[LEDGER].total,
+        paused_since=lambda: app[QUEUE].pause.since,
+    )
+
+
+async def _context(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
         lost_calls=app[QUEUE].lost_calls,
@@ -392,21 +413,5 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         signing=app[SIGNING],
         shares_tasks=settings.cache_scope == "shared",
     )
-    app[OBSERVED] = Telemetry(
-        app[METER],
-        RecentRates(app[METER]),
-        app[QUEUE].monitor,
-        ProviderLimits(
-            call_slots(settings),
-            settings.upstream_rate_per_min,
-            lambda: app[PACING].blocked(settings.default_model),
-        ),
-        loops=lambda: supervisor.names,
-        max_queue=settings.max_queue,
-        store_writable=lambda: app[STORE].health.writable,
-        key_accepted=lambda: app[PROVIDER].key_accepted,
-        budgets=app[BUDGET_WATCH],
-        spending=app[LEDGER].total,
-        paused_since=lambda: app[QUEUE].pause.since,
-    )
+    app[OBSERVED] = _telemetry(app)
     yield

@@ -54,7 +54,7 @@ class _Totals:
 
 
 class HistoryRecorder:
-    """Minutes of this instance, and the loop that writes them. step_s: length of a minute, for tests."""
+    """Minutes of this instance, and the loop that writes them. step_s: seconds from one to the next."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class HistoryRecorder:
             await self.step()
 
     async def step(self) -> None:
-        """Sample the queue, and write what is to be written now."""
+        """Sample the queue, and write the minutes that are due."""
         self._look()
         if self._at >= self._not_before and any(minute.is_busy for minute in self._unwritten):
             await self._write()

@@ -42,7 +42,7 @@ class OnChange(Protocol):
 
 
 class ClaimingPause:
-    """The pause as this instance knows it. While its state was never read, no claim may start."""
+    """The pause as this instance last read it. While its state was never read, no claim may start."""
 
     def __init__(self, connection: Connection, keys: Keys, notifier: Notifier) -> None:
         self._connection = connection

@@ -145,7 +145,7 @@ async def test_a_foreign_value_of_the_pause_does_not_count(service: Client, valu
 async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Client) -> None:
     queue = service.app[QUEUE]
     meter = queue.connection.meter
-    await eventually(lambda: queue.notifier.is_informed)
+    await eventually(lambda: meter.commands["control"] == 4)  # two reads, the subscription, and the greeting
     await post(service, "/api/admin/pause")
     await queue.notifier.flush()
     before = meter.commands["control"]

@@ -52,7 +52,7 @@ _LOOP = "loop"
 
 @dataclass(slots=True)
 class Board:
-    """Sources of the board. instances: returns the names of all that share the queue."""
+    """Sources of the board. instances: returns the names of those on this queue."""
 
     pause: ClaimingPause
     unfinished: UnfinishedTasks

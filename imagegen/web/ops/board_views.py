@@ -37,7 +37,7 @@ class PauseView(TypedDict):
 
 
 class BoardTaskView(TypedDict):
-    """A task of the board. What an instance does not know of another's task is null."""
+    """A task of the board. Fields that the instance lacks of another's task are null."""
 
     taskId: TaskId
     sequence: Sequence
@@ -60,7 +60,7 @@ class BoardTaskView(TypedDict):
 
 
 class BoardInstanceView(TypedDict):
-    """The instance that responds, and all that share its queue."""
+    """The instance that responds, and the others on its queue."""
 
     name: str
     version: str
