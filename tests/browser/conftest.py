@@ -5,6 +5,7 @@ All tests here share one event loop, since a browser belongs to the loop that st
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,13 @@ document.addEventListener("securitypolicyviolation", (event) => {
 });
 """
 
+FOCUSED_LABEL = """() => {
+  const element = document.activeElement;
+  return element.getAttribute("aria-label") || element.labels?.[0]?.textContent.trim() || element.textContent.trim();
+}"""
+
 OpenPage = Callable[..., Awaitable["Visit"]]
+OpenStudio = Callable[..., Awaitable["StudioVisit"]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +67,18 @@ class Visit:
         """Wait until an expression is true. The page's policy forbids Playwright to poll it in the page."""
         await eventually(lambda: self.page.evaluate(condition, value), within_s=20)
 
+    async def fits_its_window(self) -> bool:
+        """Return whether nothing is beyond the right edge."""
+        return bool(await self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+    async def tab_to(self, name: str) -> None:
+        """Press Tab until an element with this label has the focus."""
+        for _ in range(60):
+            await self.page.keyboard.press("Tab")
+            if await self.page.evaluate(FOCUSED_LABEL) == name:
+                return
+        raise AssertionError(f"no Tab leads to {name}")
+
     async def accessibility_faults(self) -> list[str]:
         """Return what axe-core finds in the page, without what it calls minor or moderate."""
         from axe_playwright_python.async_playwright import Axe
@@ -71,6 +90,25 @@ class Visit:
             if fault["impact"] in ("serious", "critical")
             for node in fault["nodes"]
         ]
+
+
+class StudioVisit(Visit):
+    """The studio, as a person uses it."""
+
+    async def make(self, prompt: str) -> str:
+        """Submit a prompt by the keyboard; return the id of its task."""
+        await self.page.get_by_label("Prompt", exact=True).fill(prompt)
+        await self.page.keyboard.press("Control+Enter")
+        await self.page.wait_for_url(re.compile(r"#/task/[0-9a-f]{32}$"))
+        return str(self.page.url).rpartition("/")[2]
+
+    async def state(self, state: str) -> None:
+        """Wait until the open task has a state."""
+        await self.page.locator(f'.status strong[data-state="{state}"]').wait_for()
+
+    async def shown_images(self) -> int:
+        """Return how many images of the open task are drawn."""
+        return int(await self.page.locator(".images img").evaluate_all("all => all.filter(i => i.naturalWidth).length"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -108,6 +146,17 @@ async def open_page(browser: Any) -> AsyncIterator[OpenPage]:
     for opened in visits:
         await opened.page.context.close()
     assert [problem for opened in visits for problem in opened.problems] == []
+
+
+@pytest.fixture
+def open_studio(open_page: OpenPage) -> OpenStudio:
+    """Open the studio of a service, as `open_page` does."""
+
+    async def visit(service: Client, address: str = "", **options: Any) -> StudioVisit:
+        opened = await open_page(service, address, **options)
+        return StudioVisit(opened.page, opened.base, opened.problems)
+
+    return visit
 
 
 async def watch(context: Any, visit: Visit) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the studio in a real Chromium: what a person does, sees and hears from it."""
+"""Tests of the studio in a real Chromium: a person makes, follows, changes and keeps images."""
 
 from __future__ import annotations
 
@@ -6,58 +6,34 @@ import asyncio
 import hashlib
 import io
 import re
-from collections.abc import Awaitable, Callable
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from support import ADMIN_TOKEN, eventually
+from support import eventually
 
 from imagegen.app import METER
-from tests.browser.conftest import OpenPage, Visit
+from tests.browser.conftest import OpenStudio, StudioVisit
 from tests.web.conftest import Client, StartService
 
-HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> \u202eevil \U0001f408'
 KEY = "ig_" + "k" * 43
-PHONE = {"width": 360, "height": 740}
+
 SHOWN_PROGRESS = """() => [
   document.querySelectorAll(".images img").length,
   document.querySelector("[data-state=completed]") ? 100 : Math.min(99, document.querySelector("progress")?.value ?? 0),
 ]"""
 
-
-class StudioVisit(Visit):
-    """The studio, as a person uses it."""
-
-    async def make(self, prompt: str) -> str:
-        """Submit a prompt by the keyboard; return the id of its task."""
-        await self.page.get_by_label("Prompt", exact=True).fill(prompt)
-        await self.page.keyboard.press("Control+Enter")
-        await self.page.wait_for_url(re.compile(r"#/task/[0-9a-f]{32}$"))
-        return str(self.page.url).rpartition("/")[2]
-
-    async def state(self, state: str) -> None:
-        """Wait until the open task has a state."""
-        await self.page.locator(f'.status strong[data-state="{state}"]').wait_for()
-
-    async def shown_images(self) -> int:
-        """Return how many images of the open task are drawn."""
-        return int(await self.page.locator(".images img").evaluate_all("all => all.filter(i => i.naturalWidth).length"))
-
-
-OpenStudio = Callable[..., Awaitable[StudioVisit]]
-
-
-@pytest.fixture
-def open_studio(open_page: OpenPage) -> OpenStudio:
-    """Open the studio of a service, as `open_page` does."""
-
-    async def visit(service: Client, address: str = "", **options: Any) -> StudioVisit:
-        opened = await open_page(service, address, **options)
-        return StudioVisit(opened.page, opened.base, opened.problems)
-
-    return visit
+GIVE_FILE = """([event, field, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], "teal.png", { type: "image/png" }));
+  const options = { [field]: data, bubbles: true, cancelable: true };
+  const type = event === "DragEvent" ? "drop" : "paste";
+  document.querySelector("textarea").dispatchEvent(new window[event](type, options));
+}"""
 
 
 def png(width: int = 96, height: int = 64) -> bytes:
@@ -117,23 +93,29 @@ async def test_a_task_is_cancelled_and_tried_again(start_service: StartService, 
 
 async def test_the_back_button_and_links_lead_to_every_state(service: Client, open_studio: OpenStudio) -> None:
     visit = await open_studio(service)
-    task = await visit.make("a lighthouse")
+    page = visit.page
+    await page.get_by_label("Images", exact=True).fill("2")
+    task = await visit.make("two lighthouses")
     await visit.state("completed")
-    await visit.page.get_by_role("link", name="Open image 1").click()
-    await visit.page.locator("dialog[open] img").wait_for()
-    await visit.page.keyboard.press("Escape")
-    await visit.page.locator("dialog").wait_for(state="detached")
-    await visit.page.get_by_role("link", name="Gallery").click()
-    await visit.page.locator("a.card").wait_for()
-    await visit.page.go_back()
+    await page.get_by_role("link", name="Open image 1").click()
+    await page.locator('dialog[open] img[alt^="Image 1"]').wait_for()
+    await page.keyboard.press("ArrowRight")
+    await page.locator('dialog[open] img[alt^="Image 2"]').wait_for()
+    assert page.url.endswith(f"#/task/{task}/1")
+    await page.keyboard.press("Escape")
+    await page.locator("dialog").wait_for(state="detached")
+    await page.get_by_role("link", name="Gallery").click()
+    await page.locator("a.card").wait_for()
+    await page.go_back()
     await visit.state("completed")
-    other = await open_studio(service, f"#/task/{task}")
-    await other.state("completed")
+    other = await open_studio(service, f"#/task/{task}/1")
+    await other.page.locator('dialog[open] img[alt="Image 2"]').wait_for()
+    await other.page.keyboard.press("Escape")
     await eventually(other.shown_images)
 
 
 async def test_a_limit_counts_down(start_service: StartService, open_studio: OpenStudio) -> None:
-    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=4.0)
+    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=3.0)
     visit = await open_studio(service)
     await visit.make("the first")
     await visit.page.get_by_label("Prompt", exact=True).fill("the second")
@@ -141,9 +123,25 @@ async def test_a_limit_counts_down(start_service: StartService, open_studio: Ope
     button = visit.page.locator("button[type=submit]")
     await visit.page.get_by_role("button", name=re.compile(r"Again in \d+ s")).wait_for()
     assert await button.is_disabled()
-    await visit.page.get_by_role("button", name="Make", exact=True).wait_for()
+    await visit.page.get_by_role("button", name="Generate", exact=True).wait_for()
     await visit.make("the second")
     await visit.state("completed")
+
+
+async def test_a_limited_event_stream_is_no_lost_connection(
+    start_service: StartService, open_studio: OpenStudio
+) -> None:
+    service = await start_service(rate_limit_max=4, rate_limit_window_s=4.0, sandbox_delay_s=0.5)
+    visit = await open_studio(service)
+    await visit.make("one read of the models, one submit, one stream")
+    await visit.state("completed")
+    await visit.page.reload()
+    await visit.state("completed")
+    await visit.make("the fourth request, so that no stream is left")
+    await visit.page.get_by_text(re.compile(r"progress is shown again in \d s")).wait_for()
+    assert await visit.page.get_by_text("No connection").count() == 0
+    await visit.state("completed")
+    assert await visit.page.get_by_text("progress is shown again").count() == 0
 
 
 async def test_a_fault_stands_at_its_field_and_gets_the_focus(
@@ -160,6 +158,16 @@ async def test_a_fault_stands_at_its_field_and_gets_the_focus(
     assert await visit.page.evaluate("document.activeElement.id") == "size"
 
 
+def submitted_by(visit: StudioVisit) -> list[dict[str, Any]]:
+    """Return the list of the bodies that a page submits from now on."""
+    sent: list[dict[str, Any]] = []
+    visit.page.on(
+        "request",
+        lambda request: sent.append(request.post_data_json) if request.url.endswith("/api/images/generate") else None,
+    )
+    return sent
+
+
 def uploaded(folder: Path, upload_id: str) -> Image.Image:
     """Return the image of an upload."""
     digest = upload_id.removeprefix("upload:")
@@ -167,35 +175,55 @@ def uploaded(folder: Path, upload_id: str) -> Image.Image:
     return Image.open(io.BytesIO(next(body for body in bodies if hashlib.sha256(body).hexdigest() == digest)))
 
 
+async def paint_by_mouse(page: Any) -> None:
+    box = await page.locator("dialog canvas").bounding_box()
+    await page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
+    await page.mouse.up()
+
+
+async def paint_by_keyboard(page: Any) -> None:
+    """The brush is in the middle; it paints as it moves to the left, and the last step is undone."""
+    await page.locator("dialog canvas").focus()
+    await page.keyboard.press("Space")
+    for key in ("Shift+ArrowLeft",) * 7 + ("ArrowDown", "Space", "Control+z"):
+        await page.keyboard.press(key)
+
+
+@pytest.mark.parametrize("paint", [paint_by_mouse, paint_by_keyboard])
 async def test_an_edit_sends_the_image_and_the_painted_mask(
-    service: Client, open_studio: OpenStudio, tmp_path: Path
+    service: Client, open_studio: OpenStudio, tmp_path: Path, paint: Any
 ) -> None:
     visit = await open_studio(service)
-    sent: list[dict[str, Any]] = []
-    visit.page.on(
-        "request",
-        lambda request: sent.append(request.post_data_json) if request.url.endswith("/api/images/generate") else None,
-    )
+    sent = submitted_by(visit)
     await visit.page.get_by_label("Model", exact=True).select_option("sandbox")
     await visit.page.locator("input[type=file]").set_input_files(
         {"name": "teal.png", "mimeType": "image/png", "buffer": png()}
     )
     await visit.page.get_by_role("button", name="Paint a mask").click()
-    canvas = visit.page.locator("dialog canvas")
-    box = await canvas.bounding_box()
-    await visit.page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
-    await visit.page.mouse.down()
-    await visit.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
-    await visit.page.mouse.up()
+    await paint(visit.page)
     await visit.page.get_by_role("button", name="Use the mask").click()
     await visit.page.locator("dialog").wait_for(state="detached")
     await visit.make("the same in gold")
     await visit.state("completed")
     assert sent[0]["imageUrl"].startswith("upload:")
-    assert sent[0]["mask"].startswith("upload:")
     mask = uploaded(tmp_path, sent[0]["mask"])
     assert (mask.size, mask.mode) == ((96, 64), "RGBA")
-    assert (mask.getpixel((36, 32))[3], mask.getpixel((90, 4))[3]) == (0, 255)
+    painted = [mask.getpixel(place)[3] == 0 for place in ((36, 32), (48, 32), (90, 4), (48, 40))]
+    assert painted == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("event", "field"), [("DragEvent", "dataTransfer"), ("ClipboardEvent", "clipboardData")])
+async def test_images_are_dropped_and_pasted(service: Client, open_studio: OpenStudio, event: str, field: str) -> None:
+    visit = await open_studio(service)
+    sent = submitted_by(visit)
+    await visit.page.get_by_label("Model", exact=True).select_option("sandbox")
+    await visit.page.evaluate(GIVE_FILE, [event, field, list(png())])
+    await visit.page.locator(".thumbnails img").wait_for()
+    await visit.make("the same in gold")
+    await visit.state("completed")
+    assert sent[0]["imageUrl"] == f"upload:{hashlib.sha256(png()).hexdigest()}"
 
 
 async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> None:
@@ -214,68 +242,35 @@ async def test_a_result_leads_on(service: Client, open_studio: OpenStudio) -> No
     await visit.page.get_by_role("button", name="Edit this one").click()
     await visit.page.locator(".thumbnails img").wait_for()
     await visit.page.go_back()
-    await visit.page.get_by_role("button", name="Python").click()
-    assert '"prompt": "a lighthouse"' in await visit.page.locator("pre").inner_text()
 
 
-@pytest.mark.parametrize("prompt", [HOSTILE, "x" * 32_000], ids=["markup", "long"])
-async def test_a_hostile_prompt_is_text_everywhere(service: Client, open_studio: OpenStudio, prompt: str) -> None:
-    visit = await open_studio(service)
-    await visit.make(prompt)
-    await visit.state("completed")
-    await eventually(visit.shown_images)
-    assert await visit.page.locator("h2 bdi").text_content() == prompt
-    for address in ("#/gallery", "#/"):
-        await visit.open(address)
-        caption = visit.page.locator("bdi.caption")
-        await caption.wait_for()
-        assert await caption.text_content() == prompt
-    assert await visit.page.locator("img:not([src])").count() == 0
-    assert await visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-async def test_the_gallery_scrolls_over_five_hundred_tasks_and_finds_one(
-    service: Client, open_studio: OpenStudio
+@pytest.mark.parametrize("language", ["curl", "Python", "JavaScript"])
+async def test_a_request_is_copied_as_a_program_that_gets_the_same_task(
+    service: Client, open_studio: OpenStudio, language: str
 ) -> None:
-    bodies = [{"prompt": f"lighthouse {number}", "width": 64, "height": 64} for number in range(500)]
-    for start in range(0, 500, 50):
-        await service.post("/api/images/batch", json={"requests": bodies[start : start + 50]})
-    visit = await open_studio(service, "#/key")
-    await visit.page.get_by_label("Key", exact=True).fill(ADMIN_TOKEN)
-    await visit.page.get_by_role("button", name="Use the key").click()
-    await visit.open("#/gallery?all=1")
-    cards = visit.page.locator("a.card")
-    await cards.first.wait_for()
-    while await cards.count() < 500:
-        count = await cards.count()
-        await visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        await visit.until("count => document.querySelectorAll('a.card').length > count", count)
-    assert len(set(await cards.evaluate_all("all => all.map(card => card.href)"))) == 500
-
-
-async def test_the_gallery_is_used_by_the_keyboard_alone(service: Client, open_studio: OpenStudio) -> None:
-    visit = await open_studio(service)
-    for number in range(3):
-        await visit.make(f"lighthouse {number}")
-        await visit.state("completed")
-        await visit.open("#/")
-    await visit.open("#/gallery")
-    await visit.page.locator("a.card").first.focus()
-    await visit.page.keyboard.press("ArrowRight")
-    await visit.page.keyboard.press("p")
-    await visit.page.locator(".pinned").wait_for()
-    assert await visit.page.locator("a.card bdi").first.text_content() == "lighthouse 1"
-    await visit.page.locator("a.card").first.focus()
-    await visit.page.keyboard.press("End")
-    await visit.page.keyboard.press("Delete")
-    await visit.until("document.querySelectorAll('a.card').length === 2")
-    await visit.page.get_by_role("button", name="Undo").press("Enter")
-    await visit.page.get_by_label("Search by prompt").fill("2")
-    await visit.page.wait_for_url(re.compile("q=2"))
-    await visit.until("document.querySelectorAll('a.card').length === 1")
-    await visit.page.locator("a.card").focus()
-    await visit.page.keyboard.press("Enter")
+    command = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"], "JavaScript": ["node", "-e"]}[language]
+    if shutil.which("node" if language == "JavaScript" else "curl") is None:
+        pytest.skip(f"needs what runs {language}")
+    visit = await open_studio(service, permissions=["clipboard-read", "clipboard-write"])
+    task = await visit.make('it\'s \\ "quoted" $(id) `id` \u202e\U0001f408')
     await visit.state("completed")
+    await visit.page.get_by_role("button", name=language, exact=True).click()
+    await visit.page.get_by_text(f"Copied: {language}").wait_for()
+    program = await visit.page.evaluate("navigator.clipboard.readText()")
+    assert "\u202e" not in program
+    if language == "JavaScript":
+        program = f"(async () => {{ {program} }})()"
+    run = await asyncio.to_thread(
+        subprocess.run, [*command, program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert f"/api/images/{task}/0" in run.stdout
+
+
+async def test_a_failed_task_says_what_to_do(service: Client, open_studio: OpenStudio) -> None:
+    visit = await open_studio(service)
+    await visit.make("[fail:content_policy]")
+    await visit.state("failed")
+    await visit.page.get_by_text("Change the prompt or the images.").wait_for()
 
 
 async def test_a_service_with_keys_asks_for_one_and_the_tab_keeps_it(
@@ -304,44 +299,15 @@ async def test_the_page_stays_live_over_a_restart_of_the_service(
     before = await start_service(sandbox_delay_s=3.0, drain_s=0.1)
     port = before.server.port
     visit = await open_studio(before)
-    await visit.make("a lighthouse over a restart")
+    await visit.make("the first over a restart")
+    await visit.make("the second over a restart")
     await visit.state("processing")
     await before.close()
     await visit.page.get_by_text("No connection: trying again").wait_for()
     await start_service(port=port, sandbox_delay_s=0.02)
     await visit.state("completed")
-    assert await visit.page.locator(".images img").count() == 1
-
-
-@pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 900}], ids=["phone", "desk"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_every_page_fits_its_window_in_both_languages(
-    service: Client, open_studio: OpenStudio, viewport: dict[str, int], scheme: str
-) -> None:
-    visit = await open_studio(service, viewport=viewport, color_scheme=scheme)
-    task = await visit.make("a lighthouse")
-    await visit.state("completed")
-    for language in ("en", "zh"):
-        for address in (
-            "#/",
-            f"#/task/{task}",
-            f"#/task/{task}/0",
-            "#/gallery",
-            f"#/compare/{task}.0/{task}.0",
-            "#/help",
-        ):
-            await visit.open(address)
-            assert await visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
-            assert await visit.page.evaluate("document.documentElement.lang") == language
-        await visit.open("#/")
-        await visit.page.locator("header button[lang]").click()
-    dark = await visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (dark == "rgb(255, 255, 255)") == (scheme == "light")
-
-
-async def test_another_language_of_the_browser_is_used(service: Client, open_studio: OpenStudio) -> None:
-    visit = await open_studio(service, locale="zh-CN")
-    await visit.page.get_by_label("提示词", exact=True).wait_for()
-    await visit.page.keyboard.press("Control+Enter")
-    assert await visit.page.evaluate("document.documentElement.lang") == "zh"
-    await visit.page.get_by_text("请输入提示词。").wait_for()
+    assert await visit.page.get_by_text("No connection").count() == 0
+    assert await visit.page.locator(".images li").count() == 1
+    await visit.open("#/gallery")
+    await visit.until("document.querySelectorAll('a.card img').length === 2")
+    assert await visit.page.locator("a.card").count() == 2

@@ -43,7 +43,7 @@ export class Follower {
   #timer = null;
   #wake = () => {};
 
-  // api: `send` and `task` are used. onEvent(id, name, data); onState("live" | "connecting" | "away").
+  // api: `send` and `task` are used. onEvent(id, name, data); onState("live" | "connecting" | "away" | "limited", seconds until the next try).
   constructor(api, { onEvent, onState = () => {}, random = Math.random }) {
     Object.assign(this, { api, onEvent, onState, random });
   }
@@ -77,27 +77,32 @@ export class Follower {
 
   async #run() {
     this.#isRunning = true;
-    let delay = MIN_DELAY_MS;
+    let failures = 0;
     while (this.#known.size) {
       const ids = [...this.#known.keys()].slice(-MAX_TASKS);
       const stop = this.#stop = new AbortController();
+      let limitedS = 0;
       try {
-        if (await this.#stream(ids, stop)) delay = MIN_DELAY_MS;
+        if (await this.#stream(ids, stop)) failures = 0;
       } catch (error) {
         if (error.name === "AbortError" && !stop.isSilent) continue;
         if (error.status === 404) ids.forEach((id) => this.#finish(id, { taskId: id, status: "not_found" }));
         if (error.status === 401) break;
-        if (error.status === 429 || error.status === 503) delay = Math.max(delay, (error.retryAfterS || 1) * 1000);
+        if (error.status === 429) limitedS = error.retryAfterS || 1;
       } finally {
         clearTimeout(this.#timer);
       }
       if (!ids.some((id) => this.#known.has(id))) continue;
-      this.onState("away");
-      await this.#pause(delay * (0.75 + this.random() / 2));
-      delay = Math.min(delay * 2, MAX_DELAY_MS);
+      if (limitedS) await this.#wait("limited", (limitedS + this.random()) * 1000);
+      else await this.#wait("away", Math.min(MAX_DELAY_MS, MIN_DELAY_MS * 2 ** failures++) * (0.75 + this.random() / 2));
     }
     this.#isRunning = false;
     this.onState("live");
+  }
+
+  async #wait(state, ms) {
+    this.onState(state, Math.ceil(ms / 1000));
+    await this.#pause(ms);
   }
 
   // Reads one stream to its end; returns whether it sent anything.

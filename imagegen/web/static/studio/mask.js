@@ -25,10 +25,10 @@ function Painter({ input, onDone }) {
   const [steps, change] = useReducer(changeSteps, []);
   const [size, setSize] = useState(0.06);
   const [erase, setErase] = useState(false);
-  const [cursor, setCursor] = useState([0.5, 0.5]);
-  const [isBusy, setIsBusy] = useState(false);
   const longer = Math.max(input.width, input.height);
   const ends = [input.width / longer, input.height / longer];
+  const [cursor, setCursor] = useState([ends[0] / 2, ends[1] / 2]);
+  const [isBusy, setIsBusy] = useState(false);
   const shown = Math.min(1, SHOWN_SIDE / longer);
 
   useEffect(() => { drawSteps(canvas.current.getContext("2d"), steps, COLOR); }, [steps]);

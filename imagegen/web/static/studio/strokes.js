@@ -41,10 +41,17 @@ export function drawMask(context, painted) {
   context.drawImage(painted, 0, 0, width, height);
 }
 
+// A line of no length is not drawn, so that a single point is a circle.
 function drawStroke(context, { points, size }, scale) {
-  context.lineWidth = size * scale;
+  const [[x, y], ...others] = points;
   context.beginPath();
-  context.moveTo(points[0][0] * scale, points[0][1] * scale);
-  for (const [x, y] of points.length > 1 ? points.slice(1) : points) context.lineTo(x * scale, y * scale);
+  if (!others.length) {
+    context.arc(x * scale, y * scale, size * scale / 2, 0, 2 * Math.PI);
+    context.fill();
+    return;
+  }
+  context.lineWidth = size * scale;
+  context.moveTo(x * scale, y * scale);
+  for (const [nextX, nextY] of others) context.lineTo(nextX * scale, nextY * scale);
   context.stroke();
 }

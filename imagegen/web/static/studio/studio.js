@@ -8,6 +8,8 @@ import { formatRoute, parseRoute } from "./route.js";
 import { isExpired, isFinal, newRecord, ownerOf, servicePath, withEvent, withView } from "./tasks.js";
 
 const DRAFT = "imagegen.draft";
+const MODELS = "imagegen.models";
+const MODELS_LIFE_MS = 300_000;
 const IMAGE_TYPES = /^image\//;
 
 export class Studio {
@@ -17,10 +19,10 @@ export class Studio {
   // page: {hash, go(hash, replace), save(blob, name), session, now()}: what the browser does for the studio.
   constructor({ api, history, page, language }) {
     Object.assign(this, { api, history, page });
-    this.follower = new Follower(api, { onEvent: (id, name, data) => this.#change(id, (record) => withEvent(record, name, data)), onState: (connection) => this.#set({ connection }) });
+    this.follower = new Follower(api, { onEvent: (id, name, data) => this.#change(id, (record) => withEvent(record, name, data)), onState: (connection, seconds = 0) => this.#set({ connection, connectsAt: this.page.now() + seconds * 1000 }) });
     this.state = {
       language, route: parseRoute(page.hash), models: null, defaultModel: "", modelsError: null, draft: this.#savedDraft(), faults: {}, error: null,
-      blockedUntil: 0, isSubmitting: false, uploading: [], records: new Map(), connection: "live", notice: null, keyState: "unknown", listing: null, compared: null,
+      blockedUntil: 0, isSubmitting: false, uploading: [], records: new Map(), connection: "live", connectsAt: 0, notice: null, keyState: "unknown", listing: null, compared: null,
     };
     this.#useRoutePrompt();
   }
@@ -44,13 +46,29 @@ export class Studio {
     await Promise.all([this.loadModels(), this.#openRoute()]);
   }
 
+  // The list is kept in the tab for a while: a reload must not use up the requests that a client may send in a minute.
   async loadModels() {
     try {
-      const { models, defaultModel = "" } = await this.api.models();
+      const { models, defaultModel = "" } = this.#keptModels() ?? this.#keepModels(await this.api.models());
       this.#set({ models, defaultModel, modelsError: null, keyState: this.api.key.value ? "accepted" : "none" });
     } catch (error) {
       this.#set({ models: [], modelsError: error });
     }
+  }
+
+  #keptModels() {
+    try {
+      const { owner, keptAt, list } = JSON.parse(this.page.session.getItem(MODELS));
+      return owner === ownerOf(this.api.key.value) && this.page.now() - keptAt < MODELS_LIFE_MS ? list : null;
+    } catch {
+      return null;
+    }
+  }
+
+  #keepModels(list) {
+    const kept = { owner: ownerOf(this.api.key.value), keptAt: this.page.now(), list };
+    try { this.page.session.setItem(MODELS, JSON.stringify(kept)); } catch { /* the list is read again */ }
+    return list;
   }
 
   async onHash(hash) {

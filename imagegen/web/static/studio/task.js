@@ -61,10 +61,20 @@ export function Status({ record }) {
   return html`<div class=${`status ${stateName(record)}`}>
     <p><strong role="status" data-state=${stateName(record)}>${t(`state.${stateName(record)}`)}</strong>${parts.map((part) => html` <span>· ${part}</span>`)}</p>
     ${isOpen && html`<progress max="100" value=${view.progress ?? 0} aria-label=${t("state.processing")}>${view.progress}%</progress>`}
-    ${isOpen && state.connection === "away" && html`<p class="warn" role="status">${t("live.away")}</p>`}
+    ${isOpen && html`<${ConnectionText} />`}
     ${isOpen && html`<button type="button" onClick=${() => studio.cancel(record)}>${t("cancel")}</button>`}
     ${record.gone && html`<p>${t("gone")}</p>`}
   </div>`;
+}
+
+// Says why a task does not change, if its events do not come.
+function ConnectionText() {
+  const { state, t } = useStudio();
+  const { connection, connectsAt } = state;
+  const now = useNow(connection === "limited");
+  if (connection === "away") return html`<p class="warn" role="status">${t("live.away")}</p>`;
+  if (connection === "limited") return html`<p class="warn">${t("live.limited", { seconds: Math.max(1, Math.ceil((connectsAt - now) / 1000)) })}</p>`;
+  return null;
 }
 
 function Images({ record, images }) {
@@ -181,11 +191,11 @@ function Zoom({ record, images, index, onMove }) {
     if (key === "ArrowLeft") move(-1);
     if (key === "ArrowRight") move(1);
   };
-  return html`<${Modal} label=${t("image.alt.unknown", { number: index + 1 })} wide onClose=${() => studio.go({ page: "task", id: record.id }, true)}>
-    <div class="zoom" onKeyDown=${onKeyDown}>
+  return html`<${Modal} label=${t("image.alt.unknown", { number: index + 1 })} wide onClose=${() => studio.go({ page: "task", id: record.id }, true)} onKeyDown=${onKeyDown}>
+    <div class="zoom">
       ${at < 0 ? html`<p>${t("image.missing")}</p>` : html`<${TaskImage} record=${record} entry=${images[at]} />`}
       <div class="buttons">
-        <button type="button" autofocus disabled=${at <= 0} onClick=${() => move(-1)}>← ${t("image.previous")}</button>
+        <button type="button" disabled=${at <= 0} onClick=${() => move(-1)}>← ${t("image.previous")}</button>
         <button type="button" disabled=${at < 0 || at === images.length - 1} onClick=${() => move(1)}>${t("image.next")} →</button>
         ${at >= 0 && html`<${ImageActions} record=${record} entry=${images[at]} studio=${studio} />`}
       </div>

@@ -34,7 +34,7 @@ export function useNow(isActive) {
 }
 
 // A modal dialog: the browser keeps the focus in it, Esc closes it, and the focus returns to where it was.
-export function Modal({ label, onClose, wide = false, children }) {
+export function Modal({ label, onClose, onKeyDown, wide = false, children }) {
   const ref = useRef(null);
   const { t } = useText();
   useLayoutEffect(() => {
@@ -44,7 +44,7 @@ export function Modal({ label, onClose, wide = false, children }) {
     return () => { dialog.close(); before?.focus?.(); };
   }, []);
   const onCancel = (event) => { event.preventDefault(); onClose(); };
-  return html`<dialog ref=${ref} class=${wide ? "modal wide" : "modal"} aria-label=${label} onCancel=${onCancel}>
+  return html`<dialog ref=${ref} class=${wide ? "modal wide" : "modal"} aria-label=${label} onCancel=${onCancel} onKeyDown=${onKeyDown}>
     <header><h2>${label}</h2><button type="button" class="plain close" aria-label=${t("close")} onClick=${onClose}>✕</button></header>
     ${children}
   </dialog>`;

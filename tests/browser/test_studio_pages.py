@@ -1,0 +1,162 @@
+"""Tests of the studio's pages in a real Chromium: gallery, windows, languages, themes, hostile texts, accessibility."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support import ADMIN_TOKEN, eventually
+
+from tests.browser.conftest import OpenStudio
+from tests.web.conftest import Client
+
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> \u202eevil \U0001f408'
+PHONE = {"width": 360, "height": 740}
+DESK = {"width": 1280, "height": 900}
+WHITE = "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, "x" * 32_000], ids=["markup", "long"])
+async def test_a_hostile_prompt_is_text_everywhere(service: Client, open_studio: OpenStudio, prompt: str) -> None:
+    visit = await open_studio(service, viewport=PHONE)
+    page = visit.page
+    task = await visit.make(prompt)
+    await visit.state("completed")
+    await eventually(visit.shown_images)
+    assert await page.locator("h2 bdi").text_content() == prompt
+    await page.get_by_text("Details", exact=True).click()
+    assert prompt in await page.locator("dd bdi").all_text_contents()
+    for address in ("#/gallery", "#/", f"#/compare/{task}.0/{task}.0", f"#/gallery/{task}"):
+        await visit.open(address)
+        caption = page.locator("main .content bdi").first
+        await caption.wait_for()
+        assert await caption.text_content() == prompt
+        assert await visit.fits_its_window(), address
+    assert await page.locator("img[src=x]").count() == 0
+    assert await page.evaluate("window.hacked") is None
+
+
+async def test_the_gallery_scrolls_over_five_hundred_tasks_and_finds_one(
+    service: Client, open_studio: OpenStudio
+) -> None:
+    bodies = [{"prompt": f"lighthouse {number}", "width": 64, "height": 64} for number in range(500)]
+    for start in range(0, 500, 50):
+        await service.post("/api/images/batch", json={"requests": bodies[start : start + 50]})
+    visit = await open_studio(service, "#/key")
+    await visit.page.get_by_label("Key", exact=True).fill(ADMIN_TOKEN)
+    await visit.page.get_by_role("button", name="Use the key").click()
+    await visit.open("#/gallery?all=1")
+    cards = visit.page.locator("a.card")
+    await cards.first.wait_for()
+    while await cards.count() < 500:
+        count = await cards.count()
+        await visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        await visit.until("count => document.querySelectorAll('a.card').length > count", count)
+    assert len(set(await cards.evaluate_all("all => all.map(card => card.href)"))) == 500
+
+
+async def test_the_gallery_is_used_by_the_keyboard_alone(service: Client, open_studio: OpenStudio) -> None:
+    visit = await open_studio(service)
+    for number in range(3):
+        await visit.make(f"lighthouse {number}")
+        await visit.state("completed")
+        await visit.open("#/")
+    await visit.open("#/gallery")
+    await visit.page.locator("a.card").first.focus()
+    await visit.page.keyboard.press("ArrowRight")
+    await visit.page.keyboard.press("p")
+    await visit.page.locator(".pinned").wait_for()
+    assert await visit.page.locator("a.card bdi").first.text_content() == "lighthouse 1"
+    await visit.page.locator("a.card").first.focus()
+    await visit.page.keyboard.press("End")
+    await visit.page.keyboard.press("Delete")
+    await visit.until("document.querySelectorAll('a.card').length === 2")
+    await visit.page.get_by_role("button", name="Undo").press("Enter")
+    await visit.page.get_by_label("Search by prompt").fill("2")
+    await visit.page.wait_for_url(re.compile("q=2"))
+    await visit.until("document.querySelectorAll('a.card').length === 1")
+    await visit.page.locator("a.card").focus()
+    await visit.page.keyboard.press("Enter")
+    await visit.state("completed")
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_fits_its_window_and_has_no_serious_fault_of_accessibility(
+    service: Client, open_studio: OpenStudio, viewport: dict[str, int], scheme: str
+) -> None:
+    visit = await open_studio(service, viewport=viewport, color_scheme=scheme)
+    page = visit.page
+    task = await visit.make("a lighthouse")
+    await visit.state("completed")
+    await eventually(visit.shown_images)
+    for address in ("#/", f"#/task/{task}", f"#/task/{task}/0", "#/gallery", f"#/compare/{task}.0/{task}.0", "#/help"):
+        await visit.open(address)
+        assert await visit.fits_its_window(), address
+        assert await visit.accessibility_faults() == [], address
+    await visit.open("#/")
+    assert (await page.evaluate("getComputedStyle(document.body).backgroundColor") == WHITE) == (scheme == "light")
+    await page.get_by_role("button", name="Light or dark").click()
+    assert (await page.evaluate("getComputedStyle(document.body).backgroundColor") == WHITE) == (scheme == "dark")
+    assert await visit.accessibility_faults() == []
+
+
+async def test_faults_and_live_states_have_no_serious_fault_of_accessibility(
+    service: Client, open_studio: OpenStudio
+) -> None:
+    visit = await open_studio(service)
+    await visit.page.get_by_label("Prompt", exact=True).focus()
+    await visit.page.keyboard.press("Control+Enter")
+    await visit.page.get_by_text("Write a prompt.").wait_for()
+    assert await visit.accessibility_faults() == []
+    await visit.make("[slow:30]")
+    await visit.state("processing")
+    assert await visit.accessibility_faults() == []
+    await visit.page.get_by_role("button", name="Cancel").click()
+    await visit.make("[fail:content_policy]")
+    await visit.state("failed")
+    assert await visit.accessibility_faults() == []
+    await visit.open("#/mask")
+    assert await visit.accessibility_faults() == []
+
+
+async def test_the_language_of_the_browser_is_used_and_can_be_changed(service: Client, open_studio: OpenStudio) -> None:
+    visit = await open_studio(service, locale="zh-CN", viewport=PHONE)
+    await visit.page.get_by_label("提示词", exact=True).focus()
+    await visit.page.keyboard.press("Control+Enter")
+    await visit.page.get_by_text("请输入提示词。").wait_for()
+    assert await visit.page.evaluate("document.documentElement.lang") == "zh"
+    assert await visit.fits_its_window()
+    await visit.page.get_by_role("button", name="Switch to English").click()
+    await visit.page.get_by_label("Prompt", exact=True).wait_for()
+    await visit.page.reload()
+    await visit.page.get_by_label("Prompt", exact=True).wait_for()
+    assert await visit.page.evaluate("document.documentElement.lang") == "en"
+
+
+async def test_an_image_is_made_and_kept_by_the_keyboard_alone(service: Client, open_studio: OpenStudio) -> None:
+    visit = await open_studio(service)
+    keyboard = visit.page.keyboard
+    await visit.page.get_by_label("Prompt", exact=True).wait_for()
+    await visit.tab_to("Prompt")
+    await keyboard.type("a lighthouse")
+    await visit.tab_to("Images")
+    await keyboard.press("ArrowUp")
+    await visit.tab_to("Generate")
+    await keyboard.press("Enter")
+    await visit.state("completed")
+    assert await visit.page.locator(".images img").count() == 2
+    await visit.tab_to("Open image 2")
+    await keyboard.press("Enter")
+    await visit.page.locator('dialog[open] img[alt^="Image 2"]').wait_for()
+    await keyboard.press("Escape")
+    await visit.page.locator("dialog").wait_for(state="detached")
+    await visit.tab_to("Compare")
+    await keyboard.press("Enter")
+    await visit.page.get_by_text("Choose a second image").wait_for()
+    await visit.tab_to("Compare with the chosen image")
+    await keyboard.press("Enter")
+    await visit.page.get_by_text("Two images side by side").wait_for()
+    await visit.until("document.querySelectorAll('figure img').length === 2")
+    await keyboard.press("Escape")
+    await visit.page.locator("a.card").wait_for()
