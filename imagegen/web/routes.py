@@ -9,6 +9,7 @@ from imagegen.errors import RateLimited
 from imagegen.ratelimit.limits import RateLimits
 from imagegen.web.api import events
 from imagegen.web.api import operations as api
+from imagegen.web.api.webhook_operations import WEBHOOKS
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import Guard
 from imagegen.web.http.auth import client_of
@@ -54,7 +55,7 @@ def add_routes(app: web.Application, rates: RateLimits, guard: Guard) -> None:
 
 def build_document(server: str = "/") -> Json:
     """Return the OpenAPI document. server: the base of all paths in it."""
-    return build([operation for operation, _ in ROUTES], api.WEBHOOKS, server)
+    return build([operation for operation, _ in ROUTES], WEBHOOKS, server)
 
 
 def _limited(operation: Operation, handler: Handler, rates: RateLimits) -> Handler:

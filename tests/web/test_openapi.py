@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 from jsonschema import Draft202012Validator
+from jsonschema import ValidationError as SchemaError
 from openapi_spec_validator import validate
 from support import ADMIN_TOKEN, AS_ADMIN
 
@@ -134,10 +135,64 @@ def test_every_example_matches_its_schema(document: dict[str, Any], described: D
         described.check_value(schema, value)
 
 
-def test_every_parameter_with_an_example_takes_it(document: dict[str, Any], described: Described) -> None:
+def test_every_parameter_has_an_example_that_it_takes(document: dict[str, Any], described: Described) -> None:
     for parameter in document["components"]["parameters"].values():
-        if "example" in parameter:
-            described.check_value(parameter["schema"], parameter["example"])
+        described.check_value(parameter["schema"], parameter["example"])
+
+
+def every_property(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the properties of all named types and of all forms, each with its name for people."""
+    found = [
+        (f"{name}.{key}", schema)
+        for name, component in document["components"]["schemas"].items()
+        for key, schema in component.get("properties", {}).items()
+    ]
+    for path, item in document["paths"].items():
+        for entry in item.values():
+            for media in entry.get("requestBody", {}).get("content", {}).values():
+                found += [(f"{path} {key}", schema) for key, schema in media["schema"].get("properties", {}).items()]
+    return found
+
+
+def test_every_property_has_a_description(document: dict[str, Any], described: Described) -> None:
+    missing = [
+        name
+        for name, schema in every_property(document)
+        if not (schema.get("description") or described.resolve(schema).get("description"))
+    ]
+    assert not missing, "add Field(description=...), or a line to DESCRIPTIONS of openapi/properties.py"
+
+
+def test_every_property_has_an_example_that_it_takes(document: dict[str, Any], described: Described) -> None:
+    missing, wrong = [], []
+    for name, schema in every_property(document):
+        if "examples" not in schema and schema.get("format") != "binary":
+            missing.append(name)
+        for example in schema.get("examples", ()):
+            try:
+                described.check_value(schema, example)
+            except SchemaError:
+                wrong.append(f"{name}: {example}")
+    assert not missing, "add it to an example of its operation, Field(examples=[...]), or to EXAMPLES"
+    assert not wrong
+
+
+def test_every_operation_with_json_has_an_example_of_it(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        for method, entry in item.items():
+            contents = [entry.get("requestBody", {}).get("content", {})]
+            contents += [each.get("content", {}) for status, each in entry["responses"].items() if status[0] == "2"]
+            for content in contents:
+                media = content.get("application/json")
+                assert media is None or media.get("examples") or path == "/openapi.json", f"{method} {path}"
+
+
+def test_every_operation_names_its_security(document: dict[str, Any]) -> None:
+    schemes = document["components"]["securitySchemes"].keys()
+    for item in document["paths"].values():
+        for entry in item.values():
+            assert {name for choice in entry["security"] for name in choice} <= schemes
+    assert document["paths"]["/api/health"]["get"]["security"] == []
 
 
 def test_every_route_has_a_unique_name_a_described_tag_and_a_success(document: dict[str, Any]) -> None:
@@ -288,9 +343,17 @@ async def test_a_rate_limit_response_matches_the_document(start_service: Any, de
         assert "RateLimit" not in response.headers
 
 
+async def test_the_document_has_the_servers_address(service: Client) -> None:
+    at = str(service.make_url("/")).rstrip("/")
+    served = await (await service.get("/openapi.json")).json()
+    assert served == orjson.loads(orjson.dumps(build_document(at)))
+    assert [server["url"] for server in served["servers"]] == [at]
+    elsewhere = await (await service.get("/openapi.json", headers={"Host": "127.0.0.1:9"})).json()
+    assert [server["url"] for server in elsewhere["servers"]] == ["http://127.0.0.1:9"]
+
+
 async def test_the_document_is_sent_again_only_if_it_changed(service: Client) -> None:
     first = await service.get("/openapi.json")
-    assert await first.json() == orjson.loads(orjson.dumps(build_document()))
     again = await service.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status, await again.read()) == (304, b"")
 

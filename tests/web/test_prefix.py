@@ -58,9 +58,10 @@ async def test_all_links_have_the_path_of_public_url(start_service: Any, front: 
 @pytest.mark.parametrize("front", ["", "/imagegen"])
 async def test_the_pages_are_found_below_the_path(start_service: Any, front: str) -> None:
     service = await start_service(public_url=PUBLIC)
-    for root in {f"{front}/", front or "/"}:
-        home = await service.get(root, allow_redirects=False)
-        assert (home.status, home.headers["Location"]) == (302, "/imagegen/docs")
+    assert (await service.get(f"{front}/")).status == 200
+    if front:  # without the slash, the links of the page would lead out of the path
+        home = await service.get(front, allow_redirects=False)
+        assert (home.status, home.headers["Location"]) == (302, "/imagegen/")
     page = await (await service.get(f"{front}/docs")).text()
     names = re.findall(r'(?:href|src)="([\w./]+)"', page)
     assert {"docs/docs.css", "docs/docs.js", "openapi.json"} <= set(names)
@@ -103,8 +104,8 @@ async def test_a_trusted_proxy_may_name_the_path(start_service: Any, hops: int, 
     service = await start_service(trusted_proxy_hops=hops)
     response = await service.post("/api/images/generate", json=BODY, headers={"X-Forwarded-Prefix": given})
     await check(response, 3, f"http://127.0.0.1:{service.port}{prefix}")
-    home = await service.get("/", headers={"X-Forwarded-Prefix": given}, allow_redirects=False)
-    assert home.headers["Location"] == f"{prefix}/docs"
+    document = await (await service.get("/openapi.json", headers={"X-Forwarded-Prefix": given})).json()
+    assert document["servers"] == [{"url": f"http://127.0.0.1:{service.port}{prefix}"}]
 
 
 @pytest.mark.parametrize(

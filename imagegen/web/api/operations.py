@@ -1,4 +1,4 @@
-"""Routes of tasks, images and events, with their documentation; and the webhooks that this service sends."""
+"""Routes of tasks, images and events, with their documentation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from imagegen.errors import (
 from imagegen.tasks.image import CONTENT_TYPES
 from imagegen.tasks.task import State
 from imagegen.tasks.validation import GenerationParams
-from imagegen.tasks.webhook import MAX_WEBHOOKS, WebhookFields
+from imagegen.tasks.webhook import WebhookFields
 from imagegen.web.api import events, images, models, submit, tasks
 from imagegen.web.api.batch import MAX_ENTRIES, batch
 from imagegen.web.api.schemas import (
@@ -39,7 +39,6 @@ from imagegen.web.api.schemas import (
     TaskListView,
     TaskView,
     UploadView,
-    WebhookEvent,
 )
 from imagegen.web.api.tasks import DEFAULT_LIMIT, MAX_LIMIT
 from imagegen.web.api.uploads import upload
@@ -53,6 +52,9 @@ _TASK_HEADERS = ("ETag", "Cache-Control")
 _SUBMIT_HEADERS = ("Location", "X-Cache", "Retry-After", "Preference-Applied")
 _IMAGE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 _TEXT = {"type": "string"}
+_BYTES = {"type": "string", "format": "binary"}
+_IMAGE_TYPES = (*CONTENT_TYPES, "application/octet-stream")
+"""The last one is never sent: generators that know no image types read and send bytes by it."""
 _EVENTS = ("snapshot", "status", "progress", "image", "completed", "failed", "cancelled")
 _NOT_FOUND = ResponseDoc(404, "Unknown or expired.", NotFoundView, {"not_found": samples.NOT_FOUND})
 _OWN_ID = {"taskId": "$response.body#/taskId"}
@@ -168,8 +170,8 @@ UPLOAD = Operation(
     Body(
         None,
         others={
-            **dict.fromkeys(CONTENT_TYPES, named.FILE_BYTES),
             "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": named.FILE_BYTES}},
+            **dict.fromkeys(_IMAGE_TYPES, named.FILE_BYTES),
         },
     ),
     (ImageTooLarge, UnsupportedImage, QueueUnavailable, Draining, StoreUnavailable),
@@ -260,8 +262,8 @@ IMAGE = Operation(
     "limit, but a request for a missing image counts against the general limit (`RATE_LIMIT_MAX`). `&size=256` behind "
     "it requests a thumbnail, which is made once, kept with the image, and cached alike; a `Range` is ignored then.",
     (
-        ResponseDoc(200, "The image, or its thumbnail.", {}, headers=_IMAGE_HEADERS, media=CONTENT_TYPES),
-        ResponseDoc(206, "A part of it.", {}, headers=(*_IMAGE_HEADERS, "Content-Range"), media=CONTENT_TYPES),
+        ResponseDoc(200, "The image, or its thumbnail.", _BYTES, headers=_IMAGE_HEADERS, media=_IMAGE_TYPES),
+        ResponseDoc(206, "A part of it.", _BYTES, headers=(*_IMAGE_HEADERS, "Content-Range"), media=_IMAGE_TYPES),
         ResponseDoc(302, "Only the provider keeps it, there (`IMAGE_STORE=upstream`).", headers=("Location",)),
         ResponseDoc(304, "The client has this version.", headers=_IMAGE_HEADERS),
         ResponseDoc(416, "It has no such bytes.", headers=(*_IMAGE_HEADERS, "Content-Range")),
@@ -357,18 +359,22 @@ LIST = Operation(
         ),
     ),
     (
-        Parameter("status", "query", "Only tasks in this state.", {"type": "string", "enum": [*State]}),
+        Parameter(
+            "status", "query", "Only tasks in this state.", {"type": "string", "enum": [*State]}, example="failed"
+        ),
         Parameter(
             "cursor",
             "query",
             "The `nextCursor` of the page before.",
             _TEXT | {"pattern": "^(0|[1-9][0-9]{0,17})-[0-9a-f]{32}$"},
+            example=f"1767225600000000-{samples.TASK_ID}",
         ),
         Parameter(
             "limit",
             "query",
             "Tasks on a page.",
             {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+            example=DEFAULT_LIMIT,
         ),
         named.LANGUAGE,
     ),
@@ -390,49 +396,6 @@ MODELS = Operation(
     (named.LANGUAGE,),
     limit="general",
 )
-
-_WEBHOOK_HEADERS = (
-    Parameter("webhook-id", "header", "The same on every try, so that repeats can be ignored.", _TEXT, required=True),
-    Parameter("webhook-timestamp", "header", "Unix time of this try.", _TEXT, required=True, example="1767225604"),
-    Parameter(
-        "webhook-signature",
-        "header",
-        "`v1,` and the base64 HMAC-SHA256 of `id.timestamp.body` by the secret of the webhook, else by "
-        "`WEBHOOK_SECRET`. Absent without a secret. Any Standard Webhooks library verifies it.",
-        _TEXT,
-    ),
-)
-_WEBHOOK_RESPONSES = (
-    ResponseDoc(200, "Delivered, as is every 2xx that comes within 10 s."),
-    ResponseDoc(410, "Gone: it is not tried again."),
-)
-_WEBHOOK_TEXT = (
-    "Sent when the task ended, to every webhook of its submits; immediately if it was finished already. "
-    "Any other response than 2xx and 410 is tried again after 5 s, 30 s, 2 min, 10 min and 1 h, over restarts too; "
-    "redirects are not followed. The address must be public and `https`, and not this service's own. Destinations "
-    "(scheme, host, port and the path's first segment) do not wait for each other; a slow or failing one is called "
-    "less often. A retry calls only the webhooks of its own client. A task has at most "
-    f"{MAX_WEBHOOKS} webhooks; `webhook` of the task shows the state of each."
-)
-
-
-def _webhook(state: State) -> Operation:
-    return Operation(
-        "post",
-        f"image.{state}",
-        f"onImage{state.title()}",
-        "Webhooks",
-        f"A task is {state}",
-        _WEBHOOK_TEXT,
-        _WEBHOOK_RESPONSES,
-        _WEBHOOK_HEADERS,
-        Body(WebhookEvent, {state.value: samples.hook_event(state)}),
-        envelope="none",
-        needs="none",
-    )
-
-
-WEBHOOKS = tuple(_webhook(state) for state in State if state.is_final)
 
 ROUTES: tuple[Route, ...] = (
     (GENERATE, submit.generate),

@@ -183,8 +183,13 @@ MODEL = Operation(
 )
 
 
-_LINK = {"type": "string", "description": "An http(s) address, a `data:image/` URI, or an `uploadId`."}
-_ENTRY = {"anyOf": [_LINK, {"type": "object", "properties": {"image_url": _LINK, "file_id": {"type": "string"}}}]}
+_LINK = {
+    "type": "string",
+    "description": "An http(s) address, a `data:image/` URI, or an `uploadId`.",
+    "examples": ["https://example.com/lighthouse.png"],
+}
+_UPLOAD_ID = {"type": "string", "description": "An `uploadId`.", "examples": [samples.UPLOAD["uploadId"]]}
+_ENTRY = {"anyOf": [_LINK, {"type": "object", "properties": {"image_url": _LINK, "file_id": _UPLOAD_ID}}]}
 _ENTRIES = {"type": "array", "items": _ENTRY, "maxItems": MAX_IMAGES}
 _EDIT_FORM = {
     "type": "object",
@@ -195,7 +200,12 @@ _EDIT_FORM = {
             "description": "One file, or up to 16 as repeated `image` or `image[]`; or a link.",
         },
         "mask": {**named.FILE_BYTES, "description": "PNG, transparent where the image is to be changed."},
-        "prompt": {"type": "string"},
+        "prompt": {
+            "type": "string",
+            "description": "What to change.",
+            "example": "make it night",
+            "examples": ["make it night"],
+        },
     },
     "additionalProperties": {"type": "string", "description": "Each other field of a generation, as text."},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from imagegen.web.openapi.document import (
     ResponseDoc,
 )
 from imagegen.web.openapi.parameters import HEADERS
+from imagegen.web.openapi.properties import complete
 from imagegen.web.openapi.schemas import Schemas
 
 _BEFORE_THE_ROUTE = (BadRequest, HeadersTooLarge)
@@ -48,7 +49,7 @@ SECURITY_SCHEMES = {
     "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same API key."},
     "link": {"type": "apiKey", "in": "query", "name": "sig", "description": "Signature of a link, with its `exp`."},
 }
-_SECURITY = {"admin": ("admin",), "key": ("key", "keyHeader"), "link": ("key", "keyHeader", "link")}
+_SECURITY = {"admin": ("admin",), "key": ("key", "keyHeader"), "link": ("key", "keyHeader", "link"), "none": ()}
 _ERROR_TEXTS = {400: "The request can't be read, or breaks a rule: `details` names every fault."}
 _ERROR_HEADERS = {
     401: ("WWW-Authenticate",),
@@ -74,7 +75,22 @@ def build(operations: Sequence[Operation], webhooks: Sequence[Operation], server
         "paths": _by_path(operations, builder),
         "webhooks": _by_path(webhooks, builder),
     }
-    return document | {"components": builder.components() | {"securitySchemes": SECURITY_SCHEMES}}
+    components = builder.components()
+    complete(components["schemas"], _samples([document["paths"], document["webhooks"], components["responses"]]))
+    return document | {"components": components | {"securitySchemes": SECURITY_SCHEMES}}
+
+
+def _samples(part: Any) -> Iterator[tuple[Json, Any]]:
+    """Yield each example with its schema."""
+    if isinstance(part, list):
+        for each in part:
+            yield from _samples(each)
+    elif isinstance(part, dict):
+        examples = part.get("examples")
+        if isinstance(examples, dict) and "schema" in part:
+            yield from ((part["schema"], example["value"]) for example in examples.values())
+        for each in part.values():
+            yield from _samples(each)
 
 
 def _by_path(operations: Iterable[Operation], builder: Builder) -> Json:
@@ -125,8 +141,7 @@ class Builder:
         entry["responses"] = {
             str(status): response for status, response in sorted((answers | self._errors(operation)).items())
         }
-        if operation.needs != "none":
-            entry["security"] = [{scheme: []} for scheme in _SECURITY[operation.needs]]
+        entry["security"] = [{scheme: []} for scheme in _SECURITY[operation.needs]]
         return entry
 
     def _media(self, body: Body) -> Json:
@@ -201,7 +216,8 @@ class Builder:
             rules: Json = {"statusCode": {"const": status}, "code": {"enum": [kind.code for kind in api_kinds]}}
             choices.append(self._schemas.of(ErrorView) | {"properties": rules})
         if openai_codes or codes:
-            rules = {"error": {"properties": {"code": {"enum": [*openai_codes, *codes]}}}}
+            fields = self._schemas.component("OpenAIErrorFields")
+            rules = {"error": fields | {"properties": {"code": {"enum": [*openai_codes, *codes]}}}}
             choices.append(self._schemas.of(OpenAIError) | {"properties": rules})
         examples = {kind.code: samples.error(kind, "api" if kind in api_kinds else envelope) for kind in kinds}
         examples |= {code: samples.failure(status, code) for code in codes}

@@ -36,7 +36,9 @@ _NUMBER = {"type": "string", "pattern": "^[0-9]+$"}
 SUBMIT_ERRORS = (NotAllowed, PriceUnknown, TooManyOpenTasks, QueueUnavailable, QueueFull, Draining, StoreUnavailable)
 MONEY_ERRORS = (BudgetExceeded, MaxCostExceeded)
 INPUT_ERRORS = (UploadNotFound, ImageTooLarge, UnsupportedImage)
-FILE_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
+FILE_BYTES = {"type": "string", "format": "binary", "description": "The bytes of the file."}
+"""`format: binary` is of OpenAPI 3.0, and what generators of clients understand."""
+
 ModelField = Annotated[ModelId, Field(description="Any model id of the provider; `DEFAULT_MODEL` if absent.")]
 MaxCostField = Annotated[MaxCost, Field(examples=[0.05])]
 
@@ -64,7 +66,12 @@ ASSETS_VERSION = Parameter(
     "version", "path", "Version of all files, as the page names it.", _TEXT, required=True, example="0123456789ab"
 )
 KEY_NAME = Parameter(
-    "name", "path", "Name of an API key.", {"type": "string", "pattern": f"^{NAME.pattern}$"}, required=True
+    "name",
+    "path",
+    "Name of an API key.",
+    {"type": "string", "pattern": f"^{NAME.pattern}$"},
+    required=True,
+    example="web",
 )
 TASKS = Parameter(
     "tasks",
@@ -81,15 +88,28 @@ WAIT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_S},
     example=30,
 )
-VERSION = Parameter("v", "query", "The first 12 digits of the bytes' SHA-256: with it the answer may be cached.", _TEXT)
+VERSION = Parameter(
+    "v",
+    "query",
+    "The first 12 digits of the bytes' SHA-256: with it the answer may be cached.",
+    _TEXT,
+    example="3c1e0a7d5b2f",
+)
 EXPIRY = Parameter(
     "exp",
     "query",
     "When the signed link expires, in Unix seconds. With `sig` no key is needed. Of several tasks: of each one, with "
     "commas between.",
     _TEXT,
+    example="1767312000",
 )
-SIGNATURE = Parameter("sig", "query", "The signature of the link, as `url` and `eventsUrl` have it.", _TEXT)
+SIGNATURE = Parameter(
+    "sig",
+    "query",
+    "The signature of the link, as `url` and `eventsUrl` have it.",
+    _TEXT,
+    example="q2wY8d5vJ0u3bXc1kQ7mZg",
+)
 SIZE = Parameter(
     "size",
     "query",
@@ -143,16 +163,25 @@ CACHE_CONTROL = Parameter(
     _TEXT,
     example="no-cache",
 )
-IF_NONE_MATCH = Parameter("If-None-Match", "header", "An `ETag` that the client has: 304 if nothing changed.", _TEXT)
+IF_NONE_MATCH = Parameter(
+    "If-None-Match",
+    "header",
+    "An `ETag` that the client has: 304 if nothing changed.",
+    _TEXT,
+    example='"1767225600000000"',
+)
 LAST_EVENT_ID = Parameter(
     "Last-Event-ID",
     "header",
     "The id of the last event that was received. Nothing that changed since is missed, after a restart or on another "
     "instance too.",
     _TEXT,
+    example="1767225600000000",
 )
 RANGE = Parameter("Range", "header", "One range of bytes.", _TEXT, example="bytes=0-1023")
-IF_RANGE = Parameter("If-Range", "header", "An `ETag`: with another one the whole image comes.", _TEXT)
+IF_RANGE = Parameter(
+    "If-Range", "header", "An `ETag`: with another one the whole image comes.", _TEXT, example='"3c1e0a7d5b2f"'
+)
 LANGUAGE = Parameter(
     "Accept-Language",
     "header",

@@ -41,6 +41,10 @@ class Schemas:
         """Return a type's schema; a schema is returned unchanged."""
         return dict(shape) if isinstance(shape, Mapping) else self._made[_key(shape)]
 
+    def component(self, name: str) -> Json:
+        """Return a reference to a named part."""
+        return {"$ref": _PREFIX + name}
+
 
 def _key(shape: Any) -> str:
     return shape.__name__ if isinstance(shape, type) else str(shape)

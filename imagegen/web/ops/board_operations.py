@@ -5,7 +5,7 @@ from __future__ import annotations
 from imagegen.errors import InvalidRequest, QueueUnavailable
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
-from imagegen.web.ops import board
+from imagegen.web.ops import board, board_samples
 from imagegen.web.ops.board_views import BoardView, HistoryView, PauseView
 
 BOARD = "Board"
@@ -27,7 +27,7 @@ STATE = Operation(
     "Cheap enough to be called each second: it is from the memory of the responding instance. Only with several "
     "instances Redis is read too: the unfinished tasks at most every 5 s, the depth every 10 s, while tasks wait. "
     "Tasks are at most 200 unfinished ones and the last 100 that ended here; `GET /api/images` lists all.",
-    (ResponseDoc(200, "The state.", BoardView),),
+    (ResponseDoc(200, "The state.", BoardView, {"busy": board_samples.BOARD}),),
     (named.LANGUAGE,),
     needs="admin",
 )
@@ -40,7 +40,7 @@ HISTORY = Operation(
     "Read the last 24 hours at steps of one minute",
     "All instances add up. Each writes a minute in which it had tasks soon after its end; the present minute is that "
     "of the responding instance alone.",
-    (ResponseDoc(200, "The minutes.", HistoryView),),
+    (ResponseDoc(200, "The minutes.", HistoryView, {"one": board_samples.HISTORY}),),
     (_SINCE, named.LANGUAGE),
     errors=(InvalidRequest, QueueUnavailable),
     needs="admin",

@@ -17,6 +17,9 @@ from imagegen.web.ops.static_files import STATIC, StaticFile, make_file, send_fi
 
 _PAGE = "index.html"
 
+_SERVER = "$SERVER"
+_PLACE_OF_SERVER = orjson.dumps(_SERVER)
+
 DocumentBuilder = Callable[[str], Mapping[str, Any]]
 """Builds the OpenAPI document for the base of its paths."""
 
@@ -25,9 +28,8 @@ DOCUMENT_BUILDER = web.AppKey[DocumentBuilder]("document_builder")
 
 
 async def get_document(request: web.Request) -> web.Response:
-    """Return the OpenAPI document; its server is PUBLIC_URL, or the path prefix that clients see."""
-    services = request.app[SERVICES]
-    server = services.public_url or services.local_url(request, "") or "/"
+    """Return the OpenAPI document; its server is PUBLIC_URL, or the address that the client uses."""
+    server = request.app[SERVICES].base_url(request)
     return send_file(request, await asyncio.to_thread(_document, request.app[DOCUMENT_BUILDER], server))
 
 
@@ -48,9 +50,16 @@ async def _file(request: web.Request, name: str) -> web.Response:
     return send_file(request, file)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _document(build: DocumentBuilder, server: str) -> StaticFile:
-    return make_file(orjson.dumps(build(server)), "application/json")
+    """Return the document for a server. The Host header may name any, so all of them share what takes long."""
+    body = _document_anywhere(build).replace(_PLACE_OF_SERVER, orjson.dumps(server))
+    return make_file(body, "application/json")
+
+
+@cache
+def _document_anywhere(build: DocumentBuilder) -> bytes:
+    return orjson.dumps(build(_SERVER))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from imagegen.errors import RouteNotFound
 from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
+from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
 from imagegen.web.ops import docs, health, metrics, pages, stats, usage
 
@@ -75,7 +76,7 @@ STATS = Operation(
     "Read the counters",
     "Counts by state, queue depth, oldest age, rates, the provider's limits, Redis commands. The queue is shared; "
     "all else is of the responding instance, since its start.",
-    (ResponseDoc(200, "The counters.", StatsView),),
+    (ResponseDoc(200, "The counters.", StatsView, {"busy": samples.STATS}),),
     (named.LANGUAGE,),
     limit="general",
     needs="admin",
@@ -148,7 +149,11 @@ STUDIO = Operation(
     PAGES,
     "Open the studio",
     "A page to make, follow and keep images. It sends no request to another host.",
-    (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (
+        ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)),
+        ResponseDoc(302, "The path of `PUBLIC_URL` needs a slash at its end.", headers=("Location",)),
+        _UNCHANGED,
+    ),
     (named.IF_NONE_MATCH,),
     needs="none",
 )

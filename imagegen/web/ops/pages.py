@@ -14,6 +14,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from imagegen.errors import RouteNotFound
+from imagegen.web.context import SERVICES
 from imagegen.web.ops.static_files import (
     CSP,
     HTML,
@@ -42,7 +43,9 @@ class _Assets(NamedTuple):
 
 
 async def get_studio(request: web.Request) -> web.Response:
-    """Return the page of the studio."""
+    """Return the page of the studio; redirect to its address if the path of PUBLIC_URL has no slash at its end."""
+    if not request.raw_path.partition("?")[0].endswith("/"):
+        raise web.HTTPFound(request.app[SERVICES].local_url(request, "/"))
     return await send_page(request, _STUDIO)
 
 
