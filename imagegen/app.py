@@ -273,7 +273,10 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
         connection=app[CONNECTION],
     ) as upstream:
         app[PROVIDER], app[IMAGE_SAVER], app[INPUTS] = upstream.provider, upstream.image_saver, upstream.inputs
+        canceller = app[QUEUE].client_queue.canceller
+        canceller.cancel_upstream = upstream.provider.cancel
         yield
+        await canceller.close()
 
 
 async def _pool(app: web.Application) -> AsyncIterator[None]:

@@ -77,6 +77,13 @@ class Ledger:
         if final.cost:
             self.total.spent += final.cost.charged
 
+    def on_taken_back(self, final: Task, amount: int) -> None:
+        """Take a call back that was counted with a cancelled task, since it is not paid."""
+        day = final.cost.day if final.cost else 0
+        row = self._row(self._marks.number, day or day_of(final.finished_at or 0.0), final.client, final.model)
+        row.spent -= amount
+        row.ambiguous -= amount
+
     async def write_forever(self) -> None:
         """Write the counts, at most once in an interval."""
         while True:

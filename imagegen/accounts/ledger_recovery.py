@@ -118,6 +118,7 @@ async def open_ledger(queue: QueueInstance, supervisor: Supervisor) -> AsyncIter
     listing = queue.client_queue.listing
     recovery = LedgerRecovery(queue.connection, store, listing, queue.verbs, sure_dead_s=SURE_DEAD_S)
     marks.on_ended, queue.takeover.on_gone = ledger.on_ended, recovery.on_gone
+    queue.client_queue.canceller.on_taken_back = ledger.on_taken_back
     loops = [
         asyncio.create_task(ledger.write_forever(), name="ledger"),
         asyncio.create_task(recovery.recover_forever(), name="ledger-recovery"),

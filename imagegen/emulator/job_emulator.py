@@ -5,7 +5,8 @@ A provider's own module has its routes and the shape of its responses. Switches 
 
 * `job` accepts the call; its options: job_s= (seconds it runs), end= (one of ENDS), error= (text of a failed one),
   unknown_s= (seconds in which it is not found by polls, lists and cancellations), poll_fault=STATUS with polls=N (the
-  first N polls get that status), answer=lost (accepted, and the connection is reset), images=N, cost= (US dollars);
+  first N polls get that status), answer=lost (accepted, and the connection is reset), answer_s= (seconds from the
+  acceptance to its response), images=N, cost= (US dollars);
 * the name of a refusal of the provider, such as `429 retry_after=2`: nothing is begun;
 * `reset`, `hang`, `close`: the request is read, nothing is begun, and no response comes.
 
@@ -20,7 +21,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic, time
 from typing import ClassVar, Final
 
@@ -396,4 +397,6 @@ class JobEmulator(ABC):
 
 def after_loss(running: RunningJob, answer: Response) -> Response:
     """Return the response to a submit, or the reset connection of a lost one."""
-    return Response(0, b"", delivery="reset", job=running.job) if running.job.answer_lost else answer
+    if running.job.answer_lost:
+        answer = Response(0, b"", delivery="reset", job=running.job)
+    return replace(answer, delay_s=running.fault.number("answer_s", 0))

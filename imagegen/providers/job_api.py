@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
@@ -30,6 +31,9 @@ from imagegen.tasks.request import GenerationRequest
 
 POLL_TIMEOUT_S = 15.0
 CANCEL_TIMEOUT_S = 10.0
+DROPPED_S = 15.0
+"""How long the response to a call of a cancelled task is waited for."""
+
 MIN_POLL_GAP_S = 0.05
 """Between two polls of one account. DashScope, the strictest, allows 20 a second; Replicate 3,000 a minute."""
 
@@ -91,6 +95,7 @@ class JobApiProvider(ABC):
         self.account = key_fingerprint(str(base), account.secret)
         self._timeout_s = timeout_s
         self._gate = PollGate(MIN_POLL_GAP_S)
+        self._dropped: set[asyncio.Future[None]] = set()
         self.kept_ids: deque[str] = deque(maxlen=MAX_KEPT_IDS)
         self.own_hosts = self._client.own_hosts
         self.base_url: URL | None = self._client.base_url
@@ -129,8 +134,7 @@ class JobApiProvider(ABC):
         """Begin a job and poll it until it ends. Raises UpstreamError."""
         form, sent_at = self.submit_form(call), time.time()
         try:
-            answer = await self._client.submit(form.path, form.fields, observer, form.headers)
-            accepted = self.read_acceptance(answer)
+            accepted = self.read_acceptance(await self._submit(form, observer))
         except UpstreamError as error:
             handle = await self._find_lost(call, sent_at) if error.ambiguous else None
             if handle is None:
@@ -147,6 +151,24 @@ class JobApiProvider(ABC):
             reply = await poll_until_end(handle, observer, partial(self._ask, handle), delay_s)
         reply = _with_cost(reply, handle)
         return replace(reply, images=reply.images[: call.count], warnings=(*form.warnings, *reply.warnings))
+
+    async def _submit(self, form: SubmitForm, observer: CallObserver) -> RawResponse:
+        """Send a call. If it is dropped meanwhile its response is still read, so that its job can be cancelled."""
+        running = asyncio.ensure_future(self._client.submit(form.path, form.fields, observer, form.headers))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            dropped = asyncio.ensure_future(self._report_dropped(running, observer))
+            self._dropped.add(dropped)
+            dropped.add_done_callback(self._dropped.discard)
+            raise
+
+    async def _report_dropped(self, running: asyncio.Future[RawResponse], observer: CallObserver) -> None:
+        """Report the job of a call that was dropped, if it is accepted within some seconds."""
+        with suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(DROPPED_S):
+                accepted = self.read_acceptance(await running)
+            await observer.accepted(self.handle_of(accepted, time.time()))
 
     async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
         """Poll the job of an earlier call until it ends. Raises UpstreamError."""
@@ -181,8 +203,11 @@ class JobApiProvider(ABC):
         """Return nothing: the list of the provider is not one of image models."""
         return ()
 
-    async def close(self) -> None:  # noqa: B027 - no provider has more to close
-        """The session is the app's."""
+    async def close(self) -> None:
+        """Wait no longer for the responses to dropped calls. The session is the app's."""
+        for dropped in self._dropped:
+            dropped.cancel()
+        await asyncio.gather(*self._dropped, return_exceptions=True)
 
     def handle_of(self, accepted: AcceptedCall, accepted_at: float) -> JobHandle:
         """Return the handle of a job, with those of its addresses that may be requested. accepted_at: Unix time."""

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFull, QueueUnavailable
 from imagegen.formats import rfc3339
+from imagegen.queue.canceller import TaskCanceller
 from imagegen.queue.checkpoint import calls_under_way
-from imagegen.queue.codec import broadcast_record, decode_entry, decode_record, server_time
+from imagegen.queue.codec import decode_record, server_time
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
@@ -26,7 +27,7 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import check_digest, newer_version_error
 from imagegen.queue.verbs.budget import Limits, LimitsOf
-from imagegen.queue.verbs.cancel import KnownProgress, cost_at
+from imagegen.queue.verbs.cancel import cost_at
 from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_end, day_of
@@ -108,6 +109,7 @@ class ClientQueue:
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
         self.limits_of: LimitsOf = lambda _client: ()
         self.open_tasks: OpenTasks | None = None
+        self.canceller = TaskCanceller(verbs, lookup)
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
@@ -200,40 +202,8 @@ class ClientQueue:
         return submitted
 
     async def cancel(self, task_id: str) -> Task | None:
-        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown.
-
-        A running call is dropped: here now, on another instance when it receives the message.
-        """
-        while (task := await self.fresh(task_id)) is not None and not task.state.is_final:
-            if not task.request_json:
-                task = await self._with_request(task)
-            final = transitions.cancelled(task, now=self.clock(), ttl_s=self.result_ttl_s)
-            with self._verbs.end_marks.marked(final) as marked:
-                if (stored := await self._cancel(task, marked)) is not None:
-                    return stored
-            self._task_cache.forget(task_id)
-        return task
-
-    async def _cancel(self, task: Task, final: Task) -> Task | None:
-        """Write a cancelled task. Return it as stored, None if its state has changed meanwhile."""
-        stored = await self._verbs.cancel(final, task.entry_id, self._known_progress(task))
-        if stored is None:
-            return None
-        final = stored
-        self._verbs.meter.finished(final.state.value, "", final.model)
-        self._dispatcher.mark_finished_elsewhere(final)
-        self._estimates.line.remove(task.entry_id)
-        self._task_cache.put(final)
-        self._task_cache.on_finished_here(final)
-        self._notifier.publish("change", record=broadcast_record(final).decode())
-        return final
-
-    def _known_progress(self, task: Task) -> KnownProgress | None:
-        """Return the progress of a task that runs here; None if another instance may run it."""
-        claim = self._dispatcher.claimed.get(task.id)
-        if claim is None or claim.task.epoch != task.epoch or claim.lost:
-            return None
-        return KnownProgress(claim.stored_bytes or b"", claim.cost)
+        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown."""
+        return await self.canceller.cancel(task_id)
 
     async def position(self, task: Task) -> QueuePosition:
         """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
@@ -255,14 +225,6 @@ class ClientQueue:
         waiting = await self._verbs.list_waiting()
         self._estimates.line.replace(waiting.ids, now, behind=waiting.behind, last=waiting.last)
         await self._mover.read_all()
-
-    async def _with_request(self, task: Task) -> Task:
-        """Return the task with its request, which only the entry has while the task is unfinished."""
-        if task.entry_id == IN_LINE:
-            entry = await self._verbs.read_in_line(task)
-            return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)
-        fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
-        return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
         task = self._lookup.authoritative_local(submission.task_id)

@@ -78,6 +78,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     client: str = ""
     scope: str | None = None
     counted: str = ""
+    upstream: bool = False
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -143,6 +144,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.client,
             task.scope,
             task.counted_in,
+            task.cancelled_upstream,
         )
     )
 
@@ -227,6 +229,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         scope=record.scope,
         cost=record.cost,
         counted_in=record.counted,
+        cancelled_upstream=record.upstream,
     )
 
 

@@ -199,6 +199,9 @@ def _connect(parts: QueueInstance) -> None:
     parts.verbs.on_added = parts.consumer.expect_entry
     parts.task_cache.on_change = relay.on_task_changed
     parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
+    canceller = parts.client_queue.canceller
+    canceller.on_left, canceller.on_ended = partial(_on_left, parts), partial(_on_ended, parts)
+    parts.worker_queue.on_job_dropped = canceller.cancel_late
     parts.feed.on_first_subscriber = relay.request_changes
     parts.pause.on_change = partial(_on_pause, parts)
     parts.worker_queue.on_transferred = leases.check_now
@@ -263,9 +266,17 @@ def _on_takeover(parts: QueueInstance) -> None:
 
 
 def _on_finished_here(parts: QueueInstance, task: Task) -> None:
-    parts.outbox.on_finished_here(task)
+    _on_ended(parts, task)
+    _on_left(parts, task)
+
+
+def _on_left(parts: QueueInstance, task: Task) -> None:
     parts.monitor.ended.append(task)
     parts.families.add(task)
     parts.open_tasks.on_finished(task)
-    parts.verbs.end_marks.on_ended(task)
     parts.lines.end(task)
+
+
+def _on_ended(parts: QueueInstance, task: Task) -> None:
+    parts.outbox.on_finished_here(task)
+    parts.verbs.end_marks.on_ended(task)

@@ -62,12 +62,12 @@ class Interrupted:
 
     async def _end(self, task: Task, final: Task) -> Task:
         """Write the final task; return what is stored then."""
-        stored = await self._verbs.cancel(final, task.entry_id)
-        if stored is None:
+        ended = await self._verbs.cancel(final, task.entry_id)
+        if ended is None:
             return task
         if task.entry_id != IN_LINE:
             logger.bind(taskId=task.id).warning("The task's entry is lost and its deadline is over: it failed")
-        final = stored
+        final = ended.task
         self._verbs.meter.finished(final.state.value, final.error.code if final.error else "", final.model)
         self._task_cache.put(final)
         self._task_cache.on_finished_here(final)

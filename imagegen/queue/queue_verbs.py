@@ -12,7 +12,7 @@ from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
 from imagegen.queue.verbs.budget import BudgetValues
-from imagegen.queue.verbs.cancel import KnownProgress, cancel
+from imagegen.queue.verbs.cancel import CancelledTask, KnownProgress, cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
@@ -36,6 +36,7 @@ from imagegen.queue.verbs.restore_results import RestoredResult, restore_results
 from imagegen.queue.verbs.retire import retire
 from imagegen.queue.verbs.start_fenced import FencedStart, start_fenced
 from imagegen.queue.verbs.submit import Submit, SubmitItem, SubmitReply
+from imagegen.queue.verbs.take_back import take_back
 from imagegen.tasks.task import Task
 
 _Reply = TypeVar("_Reply")
@@ -91,8 +92,11 @@ class QueueVerbs:
     async def read_in_line(self, task: Task) -> dict[bytes, bytes] | None:
         return await read.read_in_line(self._context, task)
 
-    async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> Task | None:
+    async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> CancelledTask | None:
         return await cancel(self._context, self.lines, final, entry_id, known)
+
+    async def take_back(self, final: Task, amount: int) -> bool:
+        return await take_back(self._context, final, amount)
 
     async def list_waiting(self) -> WaitingEntryIds:
         return await list_waiting(self._context)

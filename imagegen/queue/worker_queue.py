@@ -25,6 +25,7 @@ from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks import transitions
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import State, Task, WaitReason
 
@@ -36,6 +37,7 @@ class WorkerQueue:
     """Verbs of the worker pool. Each one waits until Redis is available.
 
     slots: claims that may run at once; clock: Unix time. on_transferred: called after a claim went back to its owner.
+    on_job_dropped: called with a job that was accepted after its claim was lost, and the price of its call.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class WorkerQueue:
         self._clock = clock
         self.slots = dispatcher.slots
         self.on_transferred: Callable[[], None] = lambda: None
+        self.on_job_dropped: Callable[[Claim, JobHandle, int], None] = _ignore
 
     def claim(self) -> Coroutine[Any, Any, Claim | None]:
         """Wait for a task to run and a free slot. Return None after `quiet`."""
@@ -325,3 +328,7 @@ class WorkerQueue:
                 self._unreadable.report("run", task.id, "of another type")
         purpose = "start" if run.phase == "calling" else "retry"
         return await self._verbs.compare_and_set(CompareAndSetItem(task.id, expected or b"", value, purpose))
+
+
+def _ignore(_claim: Claim, _handle: JobHandle, _price: int) -> None:
+    return

@@ -105,6 +105,10 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
             return replace(self, calling=price, unpriced=max(self.unpriced - 1, 0))
         return replace(self, calling=price, charged=max(self.charged - price, 0), unsure=max(self.unsure - price, 0))
 
+    def taken_back(self, price: int) -> Self:
+        """Take back a call that counted as lost, since it is certainly not paid. price: as it was in `calling`."""
+        return self.found(price).unpaid()
+
     def assumed_sent(self, fault: str) -> Self:
         """Return the cost if all planned calls may have been paid, since there is no record of them."""
         if self.estimated is None:

@@ -88,6 +88,7 @@ class Task(Struct, frozen=True, gc=False):
     client: name of the key that submitted this epoch first, empty without keys.
     scope: name of the key that alone may see it; None if all may.
     cost: None for a task of an earlier version.
+    cancelled_upstream: whether the provider confirmed the end of a cancelled task's job, so that it is not paid.
     counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """
 
@@ -118,6 +119,7 @@ class Task(Struct, frozen=True, gc=False):
     scope: str | None = None
     cost: Cost | None = None
     counted_in: str = ""
+    cancelled_upstream: bool = False
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

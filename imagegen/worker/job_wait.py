@@ -53,14 +53,19 @@ class JobWait:
         job: an earlier call's job that `call` polls. Raises JobUnfinished, DeadlinePassed, ClaimWasLost, and what
         `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
         """
-        limit = asyncio.timeout(self._wait_end() if job else None)
+        limit, price, is_over = asyncio.timeout(self._wait_end() if job else None), self.claim.cost.calling, False
 
         async def accepted(handle: JobHandle) -> None:
-            accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
-            self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
-            if not await self.claims.record_job(self.claim, self.claim.checkpoint):
+            if not is_over and not self.claim.lost:
+                accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
+                self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)
+                if await self.claims.record_job(self.claim, self.claim.checkpoint):
+                    limit.reschedule(self._wait_end())
+                    return
+            if self.claim.lost:
+                self.claims.on_job_dropped(self.claim, handle, price)
+            if not is_over:
                 raise ClaimWasLost
-            limit.reschedule(self._wait_end())
 
         try:
             async with limit:
@@ -73,6 +78,8 @@ class JobWait:
             if self.claim.checkpoint.job:
                 self.claim.checkpoint = replace(self.claim.checkpoint, job=None)
             raise
+        finally:
+            is_over = True
 
     def _wait_end(self) -> float:
         """Return the event-loop time until which a job is polled."""

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from msgspec.structs import replace
+from queue_budgets import KEY, PRICE, TOTAL, limited, priced, put, started, used
 from support import eventually, family_submission, submission
 
 from imagegen.errors import BudgetExceeded, PriceUnknown
@@ -23,27 +24,9 @@ from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, TaskError
 
-PRICE = 700
 IMAGE = StoredImage(0, "image/png", 10, 8, 8, "a" * 64)
-TOTAL, KEY = 0, 7
 LIMITS: Limits = ((TOTAL, 3 * PRICE),)
 FAULT = TaskError("upstream_error", "no", retryable=True)
-
-
-def priced(name: object, client: str = "", price: int | None = PRICE):
-    return replace(submission(name), client=client, cost=Cost(price))
-
-
-async def used(instance, slot: int = TOTAL) -> int:
-    """Return what a budget of today holds in Redis."""
-    key = instance.keys.budgets(day_of(instance.client_queue.clock()))
-    (value,) = await instance.connection.commands.execute_command("BITFIELD", key, "GET", "i64", f"#{slot + 1}")
-    return int(value)
-
-
-def limited(instance, *limits: tuple[int, int]):
-    instance.client_queue.limits_of = lambda _client: limits
-    return instance
 
 
 @pytest.fixture
@@ -52,20 +35,6 @@ async def one(make_instance):
     instance = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
     await instance.verbs.create_group()
     return instance
-
-
-async def put(instance, *names):
-    results = await asyncio.gather(*(instance.client_queue.submit(priced(n)) for n in names), return_exceptions=True)
-    return [result if isinstance(result, BaseException) else result.task for result in results]
-
-
-async def started(instance, *names):
-    await put(instance, *names)
-    claims = await instance.parts.leases.hold(await instance.verbs.read_entries("i", 10, 0.01))
-    for claim in claims:
-        claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
-        assert await instance.worker_queue.start(claim) is StartResult.STARTED
-    return claims
 
 
 async def end(instance, claim, cost: Cost, state: State = State.COMPLETED):
@@ -174,11 +143,11 @@ async def test_a_cancel_gives_back_what_was_not_sent(make_instance, one) -> None
 async def test_a_cancel_counts_the_call_that_began_while_it_was_on_its_way(one) -> None:
     await put(one, "a")
     (claim,) = await one.parts.leases.hold(await one.verbs.read_entries("i", 10, 0.01))
-    known = one.client_queue._known_progress(claim.task)
+    known = one.client_queue.canceller.known_progress(claim.task)
     claim.checkpoint = replace(claim.checkpoint, cost=claim.cost.before_call(PRICE))
     await one.worker_queue.start(claim)
     final = transitions.cancelled(claim.task, now=time.time(), ttl_s=60)
-    stored = await one.verbs.cancel(final, claim.entry_id, known)
+    stored = (await one.verbs.cancel(final, claim.entry_id, known)).task
     assert (stored.cost.charged, stored.cost.unsure) == (PRICE, PRICE)
     assert await used(one) == PRICE
 

@@ -126,3 +126,30 @@ def test_the_ledger_of_the_provider_has_the_price_of_each_charged_job(provider: 
     ledger = provider.upstream.ledger()
     jobs = 6 if provider.name == "bfl" else 3
     assert (ledger["submitted"], ledger["charged"], ledger["cost_usd"]) == (jobs, jobs, 0.06)
+
+
+def cancelled_jobs(provider: Provider, text: str) -> list[tuple[bool, int]]:
+    return [(job["cancelled"], job["cancels"]) for job in provider.jobs(text)]
+
+
+def test_a_cancel_ends_the_job_at_the_provider_and_nothing_is_charged(provider: Provider) -> None:
+    text, confirmed = "cancelled while it runs", provider.name != "bfl"  # which has no such request
+    task_id = provider.service.accepted(prompt=f"{text} {{{{fault:job job_s=30 pending=1}}}}")
+    eventually(lambda: any(job["polls"] for job in provider.jobs(text)))
+    answer = provider.service.request("DELETE", f"/api/images/{task_id}")
+    assert (answer.status, answer.json["cancelledUpstream"]) == (200, confirmed)
+    assert cancelled_jobs(provider, text) == [(confirmed, int(confirmed))]
+    task = provider.service.task(task_id)
+    assert (task["cancelledUpstream"], task["cost"]["charged"] == 0) == (confirmed, confirmed)
+
+
+def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_too(provider: Provider) -> None:
+    text, confirmed = "cancelled before its answer", provider.name != "bfl"
+    task_id = provider.service.accepted(prompt=f"{text} {{{{fault:job job_s=30 pending=1 answer_s=0.7}}}}")
+    eventually(lambda: provider.jobs(text))
+    answer = provider.service.request("DELETE", f"/api/images/{task_id}")
+    assert (answer.status, answer.json["cancelledUpstream"]) == (200, False)
+    if confirmed:
+        eventually(lambda: provider.service.task(task_id)["cancelledUpstream"])
+        assert provider.service.task(task_id)["cost"]["charged"] == 0
+        assert cancelled_jobs(provider, text) == [(True, 1)]

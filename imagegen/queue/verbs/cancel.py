@@ -17,6 +17,7 @@ from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 from imagegen.tasks.cost import Cost
+from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.task import IN_LINE, Task, pending_deliveries
 
 _SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "cancel")
@@ -29,9 +30,20 @@ class KnownProgress(Struct, frozen=True, gc=False):
     cost: Cost | None = None
 
 
+class CancelledTask(Struct, frozen=True, gc=False):
+    """A cancelled task as stored.
+
+    handle: of the provider job that it waited for. price: of the call that began it, as its cost has it in `calling`.
+    """
+
+    task: Task
+    handle: JobHandle | None = None
+    price: int = 0
+
+
 async def cancel(
     context: VerbContext, lines: ClientLines, final: Task, entry_id: str, known: KnownProgress | None = None
-) -> Task | None:
+) -> CancelledTask | None:
     """Cancel an epoch of a task. Return the task as stored; None if there is no record, or the epoch is over.
 
     The money is settled from the checkpoint, in the same step. An existing record with the mark of this end is its own:
@@ -54,8 +66,18 @@ async def cancel(
         if existing is not None:
             if existing and f'{final.counted_in}"'.encode() not in existing:
                 return None
-            return as_stored(final, FinishReply(existing, log, count))
+            return _cancelled(as_stored(final, FinishReply(existing, log, count)), known.checkpoint)
         known = KnownProgress(log, cost_at(log, entry_id, submitted))
+
+
+def _cancelled(final: Task, checkpoint: bytes) -> CancelledTask:
+    try:
+        run = decode_checkpoint(checkpoint)[1] if checkpoint else None
+    except UnreadableRecord:
+        run = None
+    if run is None or run.job is None or run.phase == "cancelled":
+        return CancelledTask(final)
+    return CancelledTask(final, run.job.handle, run.cost.calling if run.cost else 0)
 
 
 def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | None:

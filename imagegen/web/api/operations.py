@@ -303,8 +303,8 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         CHANGE,
         "Cancel a task",
         "A pending task is never sent to the provider; of a processing one the call is dropped, and a late result is "
-        "ignored. **A task that several clients joined is cancelled for all of them.** A call that was sent may "
-        "have been paid for.",
+        "ignored. **A task that several clients joined is cancelled for all of them.** A provider that began a job "
+        "is requested to end it: `cancelledUpstream` is true if it confirmed that. Else the call may have been paid.",
         (
             ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,

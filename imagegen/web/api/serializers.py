@@ -96,7 +96,7 @@ def task_view(
             view["error"] = {"code": task.error.code, "retryable": task.error.retryable}
         case State.CANCELLED:
             view["message"] = texts["cancelled"]
-            view["cancelledUpstream"] = False  # no provider takes a cancel yet
+            view["cancelledUpstream"] = task.cancelled_upstream
         case State.PENDING | State.PROCESSING:
             view["message"] = texts["running"].format(status=task.state, progress=task.progress)
             view["reason"] = task.reason

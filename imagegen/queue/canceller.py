@@ -1,0 +1,166 @@
+"""Cancels of tasks: the task ends at once, then its provider job, and what that saves is taken back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from loguru import logger
+from msgspec.structs import replace
+
+from imagegen.errors import QueueUnavailable
+from imagegen.queue.claim import Claim
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, broadcast_record, decode_entry, decode_record
+from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.task_lookup import TaskLookup
+from imagegen.queue.verbs.cancel import CancelledTask, KnownProgress
+from imagegen.tasks import transitions
+from imagegen.tasks.cost import UNKNOWN
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.task import IN_LINE, State, Task
+
+UPSTREAM_S = 3.0
+"""How long the provider may take to confirm a cancel. The slot of the task is free before that."""
+
+_T = TypeVar("_T")
+
+
+class TaskCanceller:
+    """Cancels of one instance.
+
+    Attributes:
+        cancel_upstream: requests the end of a provider job; returns True if the provider confirmed it.
+        on_left: called with each task that was cancelled here, as soon as that is stored.
+        on_ended: called with it once its cost is known.
+        on_taken_back: called with a task whose cost another instance may have counted, and the amount.
+    """
+
+    def __init__(self, verbs: QueueVerbs, lookup: TaskLookup) -> None:
+        self._verbs = verbs
+        self._lookup = lookup
+        self._task_cache, self._dispatcher = lookup.task_cache, lookup.dispatcher
+        self._notifier = lookup.notifier
+        self._running: set[asyncio.Future[Any]] = set()
+        self.cancel_upstream: Callable[[JobHandle], Awaitable[bool | None]] = _unknown
+        self.on_left: Callable[[Task], None] = lambda _task: None
+        self.on_ended: Callable[[Task], None] = lambda _task: None
+        self.on_taken_back: Callable[[Task, int], None] = lambda _task, _amount: None
+
+    async def cancel(self, task_id: str) -> Task | None:
+        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown.
+
+        A running call is dropped: here now, on another instance when it receives the message. It goes on if the
+        client does not wait for it.
+        """
+        return await asyncio.shield(self._begin(self._cancel(task_id)))
+
+    def cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
+        """Cancel a job that was accepted while its task was cancelled. That of a task that goes on is kept.
+
+        price: of its call, as the task's cost had it in `calling`.
+        """
+        _ = self._begin(self._cancel_late(claim, handle, price))
+
+    async def close(self) -> None:
+        """Wait for the cancels that still run."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=UPSTREAM_S)
+
+    def _begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
+        """Begin work that goes on if nobody waits for it any more."""
+        running = asyncio.ensure_future(work)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        running.add_done_callback(_mark_retrieved)
+        return running
+
+    async def _cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
+        try:
+            stored = (await self._verbs.read(claim.task.id))[0]
+            task = decode_record(stored)[1] if stored else None
+        except (NewerRecord, UnreadableRecord, QueueUnavailable):
+            return
+        if task is None or task.state is not State.CANCELLED or task.epoch != claim.task.epoch:
+            return
+        with suppress(QueueUnavailable):
+            if (ended := await self._cancel_job(CancelledTask(task, handle, price))) is not task:
+                self.on_taken_back(ended, max(price, 0))
+
+    async def _cancel(self, task_id: str) -> Task | None:
+        while (task := await self._lookup.fresh(task_id)) is not None and not task.state.is_final:
+            if not task.request_json:
+                task = await self._with_request(task)
+            final = transitions.cancelled(task, now=self._verbs.clock(), ttl_s=self._verbs.result_ttl_s)
+            with self._verbs.end_marks.marked(final) as marked:
+                ended = await self._verbs.cancel(marked, task.entry_id, self.known_progress(task))
+                if ended is not None:
+                    self._left(task, ended.task)
+                    try:
+                        final = await self._cancel_job(ended)
+                    except QueueUnavailable:
+                        final = ended.task
+                    self.on_ended(final)
+                    return final
+            self._task_cache.forget(task_id)
+        return task
+
+    def _left(self, task: Task, final: Task) -> None:
+        """Tell everyone that a task is over."""
+        self._verbs.meter.finished(final.state.value, "", final.model)
+        self._dispatcher.mark_finished_elsewhere(final)
+        self._dispatcher.estimates.line.remove(task.entry_id)
+        self._task_cache.put(final)
+        self.on_left(final)
+        self._publish(final)
+
+    async def _cancel_job(self, ended: CancelledTask) -> Task:
+        """Cancel the provider job of a task. Return the task as stored then."""
+        handle, task = ended.handle, ended.task
+        if handle is None or await self._ask_upstream(handle) is not True:
+            return task
+        cost = task.cost and task.cost.taken_back(ended.price)
+        final = replace(task, cancelled_upstream=True, cost=cost, sequence=task.sequence + 1)
+        amount = 0 if ended.price == UNKNOWN else ended.price
+        if not await self._verbs.take_back(final, amount):
+            return task
+        self._task_cache.put(final)
+        self._publish(final)
+        return final
+
+    async def _ask_upstream(self, handle: JobHandle) -> bool | None:
+        try:
+            async with asyncio.timeout(UPSTREAM_S):
+                return await self.cancel_upstream(handle)
+        except TimeoutError:
+            logger.warning("The provider did not answer the cancel of its job {}", handle.id)
+            return None
+
+    def _publish(self, final: Task) -> None:
+        self._notifier.publish("change", record=broadcast_record(final).decode())
+
+    def known_progress(self, task: Task) -> KnownProgress | None:
+        """Return the progress of a task that runs here; None if another instance may run it."""
+        claim = self._dispatcher.claimed.get(task.id)
+        if claim is None or claim.task.epoch != task.epoch or claim.lost:
+            return None
+        return KnownProgress(claim.stored_bytes or b"", claim.cost)
+
+    async def _with_request(self, task: Task) -> Task:
+        """Return the task with its request, which only the entry has while the task is unfinished."""
+        if task.entry_id == IN_LINE:
+            entry = await self._verbs.read_in_line(task)
+            return task if entry is None else replace(task, request_json=decode_entry(entry).request_json)
+        fields = await self._verbs.read_entry(task.entry_id) if task.entry_id else None
+        return task if fields is None else replace(task, request_json=decode_entry(fields).request_json)
+
+
+async def _unknown(_handle: JobHandle) -> bool | None:
+    return None
+
+
+def _mark_retrieved(work: asyncio.Future[Any]) -> None:
+    """Read the error of work that nobody may wait for any more, so that it is not reported as unread."""
+    if not work.cancelled():
+        work.exception()

@@ -1,0 +1,165 @@
+"""Cancels of tasks with a provider job: what is called, when the task is over, and what is taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from msgspec.structs import replace
+from queue_budgets import PRICE, TOTAL, limited, started, used
+
+from imagegen.queue import canceller as canceller_module
+from imagegen.queue.codec import decode_record
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.task import State
+
+HANDLE = JobHandle("fal", "job_1")
+
+
+class Upstream:
+    """Provider that answers each cancel with `answer`, after `released`."""
+
+    def __init__(self, answer: bool | None = True) -> None:
+        self.answer, self.cancelled, self.released = answer, [], asyncio.Event()
+        self.released.set()
+
+    async def cancel(self, handle: JobHandle) -> bool | None:
+        self.cancelled.append(handle)
+        await self.released.wait()
+        return self.answer
+
+
+def with_upstream(instance, answer: bool | None = True) -> Upstream:
+    upstream = Upstream(answer)
+    instance.client_queue.canceller.cancel_upstream = upstream.cancel
+    return upstream
+
+
+async def with_job(instance, name: str = "a"):
+    (claim,) = await started(instance, name)
+    claim.checkpoint = claim.checkpoint.with_job(AcceptedJob(HANDLE, (0,)))
+    assert await instance.worker_queue.record_job(claim, claim.checkpoint)
+    return claim
+
+
+async def stored(instance, task_id: str):
+    return decode_record(await instance.connection.commands.get(instance.keys.record(task_id)))[1]
+
+
+@pytest.fixture
+async def one(make_instance):
+    instance = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
+    await instance.verbs.create_group()
+    return instance
+
+
+async def test_a_confirmed_cancel_is_shown_and_gives_the_money_back(one) -> None:
+    upstream, claim = with_upstream(one), await with_job(one)
+    ended = []
+    one.client_queue.canceller.on_ended = ended.append
+    task = await one.client_queue.cancel(claim.task.id)
+    assert (task.state, task.cancelled_upstream, upstream.cancelled) == (State.CANCELLED, True, [HANDLE])
+    assert (task.cost.charged, task.cost.unsure, await used(one)) == (0, 0, 0)
+    kept = await stored(one, task.id)
+    assert (kept.cancelled_upstream, kept.cost.charged, ended) == (True, 0, [task])
+
+
+@pytest.mark.parametrize("answer", [False, None])
+async def test_a_cancel_that_the_provider_does_not_confirm_stays_charged(one, answer: bool | None) -> None:
+    upstream, claim = with_upstream(one, answer), await with_job(one)
+    task = await one.client_queue.cancel(claim.task.id)
+    assert (task.cancelled_upstream, task.cost.charged, task.cost.unsure) == (False, PRICE, PRICE)
+    assert (await used(one), upstream.cancelled) == (PRICE, [HANDLE])
+
+
+async def test_a_task_without_a_job_is_not_cancelled_upstream(one) -> None:
+    upstream = with_upstream(one)
+    (claim,) = await started(one, "a")
+    task = await one.client_queue.cancel(claim.task.id)
+    assert (task.cancelled_upstream, upstream.cancelled) == (False, [])
+
+
+async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(one) -> None:
+    upstream, claim = with_upstream(one), await with_job(one)
+    upstream.released.clear()
+    cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
+    while not upstream.cancelled:
+        await asyncio.sleep(0.005)
+    assert claim.lost
+    assert (await stored(one, claim.task.id)).state is State.CANCELLED
+    upstream.released.set()
+    assert (await cancel).cancelled_upstream
+
+
+async def test_a_provider_that_does_not_answer_leaves_the_task_charged(one, monkeypatch) -> None:
+    monkeypatch.setattr(canceller_module, "UPSTREAM_S", 0.05)
+    upstream, claim = with_upstream(one), await with_job(one)
+    upstream.released.clear()
+    task = await one.client_queue.cancel(claim.task.id)
+    assert (task.cancelled_upstream, task.cost.charged) == (False, PRICE)
+
+
+async def test_a_cancel_goes_on_if_its_client_does_not_wait(one) -> None:
+    upstream, claim = with_upstream(one), await with_job(one)
+    upstream.released.clear()
+    cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
+    while not upstream.cancelled:
+        await asyncio.sleep(0.005)
+    cancel.cancel()
+    await asyncio.wait([cancel])
+    upstream.released.set()
+    await one.client_queue.canceller.close()
+    assert ((await stored(one, claim.task.id)).cancelled_upstream, await used(one)) == (True, 0)
+
+
+async def test_two_cancels_at_once_are_one_upstream(make_instance, one) -> None:
+    two = limited(make_instance(start=False), (TOTAL, 3 * PRICE))
+    first, second, claim = with_upstream(one), with_upstream(two), await with_job(one)
+    tasks = await asyncio.gather(*(each.client_queue.cancel(claim.task.id) for each in (one, two)))
+    assert {task.state for task in tasks} == {State.CANCELLED}
+    assert first.cancelled + second.cancelled == [HANDLE]
+    assert await used(one) == 0
+
+
+async def late(instance, claim) -> None:
+    instance.worker_queue.on_job_dropped(claim, HANDLE, PRICE)
+    await instance.client_queue.canceller.close()
+
+
+async def test_a_job_that_is_accepted_after_the_cancel_is_cancelled_once(one) -> None:
+    upstream = with_upstream(one)
+    (claim,) = await started(one, "a")
+    taken_back = []
+    one.client_queue.canceller.on_taken_back = lambda _task, amount: taken_back.append(amount)
+    await one.client_queue.cancel(claim.task.id)
+    assert await used(one) == PRICE
+    await late(one, claim)
+    await late(one, claim)
+    task = await stored(one, claim.task.id)
+    assert (task.cancelled_upstream, task.cost.charged, await used(one)) == (True, 0, 0)
+    assert taken_back == [PRICE]
+    assert upstream.cancelled[0] == HANDLE
+
+
+@pytest.mark.parametrize("end", ["taken over", "submitted again"])
+async def test_a_job_of_a_task_that_goes_on_is_not_cancelled(make_instance, one, end: str) -> None:
+    upstream = with_upstream(one)
+    (claim,) = await started(one, "a")
+    if end == "taken over":
+        two = make_instance(start=False)
+        await two.parts.takeover.take({claim.entry_id: 0.0}, min_idle_s=0.0)
+    else:
+        await one.client_queue.cancel(claim.task.id)
+        claim.task = replace(claim.task, epoch=claim.task.epoch - 1)
+    await late(one, claim)
+    assert upstream.cancelled == []
+
+
+async def test_a_record_of_a_version_before_reads_as_not_confirmed(one) -> None:
+    with_upstream(one, False)
+    claim = await with_job(one)
+    task = await one.client_queue.cancel(claim.task.id)
+    record = await one.connection.commands.get(one.keys.record(task.id))
+    assert b"upstream" not in record.partition(b"\n")[2]
+    assert abs(task.finished_at - time.time()) < 60
