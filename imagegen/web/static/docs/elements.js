@@ -1,7 +1,6 @@
-// Owns the making of elements. Texts become text nodes only, so nothing in the document can become markup.
+// Makes elements. Texts become text nodes only, so nothing in the document or in a response can become markup.
 
-// Where the service is, also behind a proxy that puts a path in front of it.
-export const base = new URL(".", location.href).href.replace(/\/$/, "");
+import { t } from "./texts.js";
 
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -14,7 +13,7 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-// The little Markdown that the document uses: paragraphs, fenced code, `code` and **bold**.
+// The Markdown that the document uses: paragraphs, fenced code, `code` and **bold**.
 export function prose(text) {
   return text.trim().split(/\n{2,}/).map((part) => {
     const fence = part.match(/^```\w*\n([\s\S]*?)\n```$/);
@@ -32,21 +31,28 @@ export function inline(text) {
 // A block of code with a button that copies it; `write` changes what it shows.
 export function code(text = "") {
   const shown = make("code", {}, text);
-  const button = make("button", { type: "button", class: "copy", onclick: copy }, "Copy");
+  const button = make("button", { type: "button", class: "copy", onclick: copy }, t("copy"));
   const block = make("div", { class: "code" }, make("pre", { tabindex: "0" }, shown), button);
   block.write = (changed) => { shown.textContent = changed; };
 
   async function copy() {
     try {
       await navigator.clipboard.writeText(shown.textContent);
-      button.textContent = "Copied";
+      button.textContent = t("copied");
     } catch {
       getSelection().selectAllChildren(shown);
-      button.textContent = "Selected";
+      button.textContent = t("selected");
     }
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    setTimeout(() => { button.textContent = t("copy"); }, 1500);
   }
   return block;
+}
+
+// A part that is made when it is opened first.
+export function unfolding(title, content, attributes = {}) {
+  const details = make("details", attributes, make("summary", {}, title));
+  details.addEventListener("toggle", () => { if (details.open) details.append(...content()); }, { once: true });
+  return details;
 }
 
 export function pretty(value) {
