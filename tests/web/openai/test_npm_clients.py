@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import fcntl
 import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,40 +14,16 @@ from typing import Any
 import image_bytes
 import pytest
 from emulator_fixtures import EmulatedUpstream
+from npm_packages import ROOT, installed_packages
 
 from tests.web.openai.conftest import Serve, Service
-from tests.web.openai.sdks import CACHE, ROOT
 
 FOLDER = ROOT / "tests" / "npm"
-FILES = ("package.json", "package-lock.json", ".npmrc", "clients.mjs")
 
-_INSTALL_S = 240.0
 _RUN_S = 180.0
 _END_S = 10.0
 
 pytestmark = pytest.mark.timeout(400)  # the first run has to install the packages
-
-
-def installed() -> Path:
-    """Return the folder with the packages of the lock, installed if missing. Skips without Node or a registry."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed")
-    lock = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()[:12]
-    place = CACHE / f"npm-{lock}"
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        place.mkdir(exist_ok=True)
-        for name in FILES:
-            shutil.copy(FOLDER / name, place / name)
-        if not (place / "node_modules" / ".package-lock.json").exists():
-            done = subprocess.run(
-                [npm, "ci"], cwd=place, capture_output=True, text=True, timeout=_INSTALL_S, check=False
-            )
-            if done.returncode:
-                pytest.skip(f"the packages for Node could not be installed: {done.stderr[-300:]}")
-    return place
 
 
 class Node:
@@ -78,7 +52,7 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    node = Node(installed())
+    node = Node(installed_packages(FOLDER))
     yield node
     node.close()
 

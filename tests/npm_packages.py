@@ -1,0 +1,39 @@
+"""Packages for Node that tests use, installed once for each lock file."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".sdks"
+
+_INSTALL_S = 240.0
+
+
+def installed_packages(folder: Path) -> Path:
+    """Return a copy of a folder with the packages of its lock file. Skips without Node or a registry."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("node and npm are not installed")
+    lock = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()[:12]
+    place = CACHE / f"npm-{lock}"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place.mkdir(exist_ok=True)
+        for source in folder.iterdir():
+            if source.is_file():
+                shutil.copy(source, place / source.name)
+        if not (place / "node_modules" / ".package-lock.json").exists():
+            done = subprocess.run(
+                [npm, "ci"], cwd=place, capture_output=True, text=True, timeout=_INSTALL_S, check=False
+            )
+            if done.returncode:
+                pytest.skip(f"the packages for Node could not be installed: {done.stderr[-300:]}")
+    return place
