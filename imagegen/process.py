@@ -49,7 +49,8 @@ async def serve(settings: Settings) -> int:
         logger.info("imagegen {} listens on {}", __version__, " and ".join(map(base_address, sockets)))
         for line in start_checks.overview(settings, local_address(sockets[0]), call_slots(settings)):
             logger.info("{}", line)
-        app[ADMIN_TOKEN].log_place()
+        base_url = settings.public_url or local_address(sockets[0])
+        app[ADMIN_TOKEN].log_place(base_url, is_local=settings.is_loopback and not settings.on_render)
         exposed = asyncio.create_task(_until_exposed(app[GUARD].ring, settings))
         ends = [exposed, *map(asyncio.create_task, (app[SUPERVISOR].failed.wait(), stop.wait()))]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

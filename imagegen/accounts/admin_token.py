@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from loguru import logger
 
 from imagegen.setting_parsers import MIN_SECRET_CHARS
 
 FILE_NAME = "admin.token"
+SETTING = "ADMIN_TOKEN"
 
 _MODE = 0o600
 _MAX_BYTES = 4096
@@ -37,7 +39,17 @@ class AdminToken:
     place: str
     fault: str = ""
 
-    def log_place(self) -> None:
+    def log_place(self, base_url: str, *, is_local: bool) -> None:
+        """Log where the token is, and the address of the board.
+
+        is_local: only this machine can open the address. Then the link carries the token of a file, which a browser
+        sends to no server, since it is after the `#`.
+        """
+        self._log_place()
+        has_link = is_local and not self.fault and self.place != SETTING
+        logger.info("The board is at {}/board{}", base_url, f"#token={quote(self.secret, safe='')}" if has_link else "")
+
+    def _log_place(self) -> None:
         if self.fault:
             remedy = "set ADMIN_TOKEN, or repair that file and restart"
             logger.warning(
@@ -53,7 +65,7 @@ def load_admin_token(setting: str | None, data_dir: Path) -> AdminToken:
     Instances that share the folder share the token. If the file can't be used, the token is random.
     """
     if setting:
-        return AdminToken(setting, "ADMIN_TOKEN")
+        return AdminToken(setting, SETTING)
     path = data_dir.absolute() / FILE_NAME
     try:
         return AdminToken(_read_or_create(path), str(path))

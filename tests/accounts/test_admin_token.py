@@ -27,7 +27,7 @@ def log() -> Iterator[list[str]]:
 def token_in(folder: Path, setting: str | None = None) -> str:
     """Return the token, and log its place as the start does."""
     token = load_admin_token(setting, folder)
-    token.log_place()
+    token.log_place("http://127.0.0.1:3000", is_local=False)
     assert token.secret not in repr(token)
     return token.secret
 
@@ -39,7 +39,20 @@ def mode_of(path: Path) -> int:
 def test_the_token_of_the_setting_is_used_and_no_file_is_made(tmp_path: Path, log: list[str]) -> None:
     assert token_in(tmp_path, "a-token-of-some-length") == "a-token-of-some-length"
     assert list(tmp_path.iterdir()) == []
-    assert log == ["INFO The admin token is in ADMIN_TOKEN\n"]
+    assert log == [
+        "INFO The admin token is in ADMIN_TOKEN\n",
+        "INFO The board is at http://127.0.0.1:3000/board\n",
+    ]
+
+
+def test_on_loopback_the_boards_link_carries_the_token_of_the_file_and_never_that_of_the_setting(
+    tmp_path: Path, log: list[str]
+) -> None:
+    made, given = load_admin_token(None, tmp_path), load_admin_token("a-token-of-some-length", tmp_path)
+    for token in (made, given):
+        token.log_place("http://127.0.0.1:3000", is_local=True)
+    links = [line.split("board is at ")[1].strip() for line in log if "board is at" in line]
+    assert links == [f"http://127.0.0.1:3000/board#token={made.secret}", "http://127.0.0.1:3000/board"]
 
 
 def test_a_token_is_made_once_and_read_again_at_the_next_start(tmp_path: Path, log: list[str]) -> None:
@@ -100,9 +113,9 @@ def test_a_file_with_something_else_is_kept_and_closes_the_admin_routes(
 def test_a_folder_in_the_place_of_the_file_closes_the_admin_routes(tmp_path: Path, log: list[str]) -> None:
     (tmp_path / FILE_NAME).mkdir()
     token = token_in(tmp_path)
-    assert len(log) == 1
+    assert len(log) == 2
     assert f"{tmp_path / FILE_NAME} can't be used (Is a directory): set ADMIN_TOKEN" in log[0]
-    assert token not in log[0]
+    assert token not in "".join(log)
 
 
 def test_a_full_disk_leaves_an_empty_file_for_the_next_start(

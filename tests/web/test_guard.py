@@ -115,6 +115,7 @@ async def test_a_route_needs_a_key_unless_its_operation_says_otherwise() -> None
     free = {operation.path for operation, _ in ROUTES if operation.needs == "none"}
     assert free == {
         "/",
+        "/board",
         "/api/health",
         "/healthz",
         "/readyz",

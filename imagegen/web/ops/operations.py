@@ -158,6 +158,19 @@ STUDIO = Operation(
     needs="none",
 )
 
+BOARD = Operation(
+    "get",
+    "/board",
+    "getBoardPage",
+    PAGES,
+    "Open the board",
+    "A page that shows the operator the queue, the bill and the health. The page needs no token, its data does. It "
+    "sends no request to another host.",
+    (ResponseDoc(200, "The page.", _TEXT, headers=_PAGE_HEADERS, media=("text/html",)), _UNCHANGED),
+    (named.IF_NONE_MATCH,),
+    needs="none",
+)
+
 ASSET = Operation(
     "get",
     "/assets/{version}/{file}",
@@ -191,5 +204,6 @@ ROUTES: tuple[Route, ...] = (
     (PAGE, docs.get_page),
     (FILE, docs.get_file),
     (STUDIO, pages.get_studio),
+    (BOARD, pages.get_board_page),
     (ASSET, pages.get_asset),
 )

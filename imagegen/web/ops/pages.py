@@ -28,7 +28,7 @@ from imagegen.web.ops.static_files import (
 )
 
 _FOLDER = STATIC / "studio"
-_STUDIO = "index.html"
+_STUDIO, _BOARD = "index.html", "board.html"
 _PLACE_OF_ASSETS = b"$ASSETS"
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _PAGE_CSP = {"Content-Security-Policy": f"{CSP}; require-trusted-types-for 'script'; trusted-types 'none'"}
@@ -47,6 +47,11 @@ async def get_studio(request: web.Request) -> web.Response:
     if not request.raw_path.partition("?")[0].endswith("/"):
         raise web.HTTPFound(request.app[SERVICES].local_url(request, "/"))
     return await send_page(request, _STUDIO)
+
+
+async def get_board_page(request: web.Request) -> web.Response:
+    """Return the page of the board, which has no data."""
+    return await send_page(request, _BOARD)
 
 
 async def send_page(request: web.Request, name: str) -> web.Response:

@@ -14,10 +14,14 @@ const { fieldsOf, fittingSize, sizeChoices } = await load("models");
 const { formatDollars } = await load("price");
 const { formatRoute, parseRoute } = await load("route");
 const { snippet } = await load("snippets");
-const { initialLanguage, STRINGS, translate } = await load("strings");
+const { addStrings, initialLanguage, STRINGS, translate } = await load("strings");
+const { BOARD_STRINGS } = await load("board-strings");
+const board = await load("board-series");
 const { changeSteps } = await load("strokes");
 const { Studio } = await load("studio");
 const tasks = await load("tasks");
+
+addStrings(BOARD_STRINGS);
 
 const ID = "0123456789abcdef0123456789abcdef";
 const OTHER = "f".repeat(32);
@@ -309,7 +313,7 @@ test("both languages have the same texts with the same parts", () => {
 });
 
 test("every text that the components name is there, and none is left over", () => {
-  const sources = readdirSync(FOLDER).filter((name) => name.endsWith(".js") && !["strings.js", "preact.js", "hooks.js", "htm.js"].includes(name));
+  const sources = readdirSync(FOLDER).filter((name) => name.endsWith(".js") && !["strings.js", "board-strings.js", "preact.js", "hooks.js", "htm.js", "uplot.js"].includes(name));
   const source = sources.map((name) => readFileSync(new URL(name, FOLDER), "utf8")).join("\n");
   const named = [...source.matchAll(/\bt\("([\w.]+)"/g)].map(([, name]) => name);
   assert.ok(named.length > 60);
@@ -444,4 +448,46 @@ test("a page that is opened again reads no task that has ended, since each read 
 
 test("a prompt in the address fills the form", () => {
   assert.equal(studio({ hash: "#/?prompt=a%20cat&model=m" }).made.state.draft.prompt, "a cat");
+});
+
+// ---- the board
+
+function minute(at, changes = {}) {
+  return { at, depth: 0, oldestAgeSeconds: 0, inFlight: 0, submits: {}, tasks: {}, upstream: {}, waitSeconds: { p50: null, p95: null }, runSeconds: { p50: null, p95: null }, spent: 0, saved: 0, commands: 0, ...changes };
+}
+
+test("a later state of a minute replaces the earlier one, and minutes of yesterday go", () => {
+  const now = 200_040;
+  const known = board.mergeMinutes(new Map(), [minute(now - 86_460), minute(now - 60, { commands: 1 })], now);
+  const merged = board.mergeMinutes(known, [minute(now - 60, { commands: 5 })], now);
+  assert.deepEqual([...merged.values()].map(({ commands }) => commands), [5]);
+});
+
+test("a plot has a value for each minute: zero for a count without one, nothing for a percentile", () => {
+  const now = 7_200;
+  const times = board.timesOf(1, now);
+  assert.deepEqual([times.length, times[0], times.at(-1)], [60, now - 59 * 60, now]);
+  const minutes = new Map([[now, minute(now, { tasks: { completed: 2 }, waitSeconds: { p50: 1.5, p95: 2 }, upstream: { ok: 1, upstream_error: 3 }, commands: 7 })]]);
+  const plots = Object.fromEntries(board.plotsOf(minutes, times, 720).map(({ name, series }) => [name, series]));
+  assert.deepEqual(plots.tasks[0].values.slice(-2), [0, 2]);
+  assert.deepEqual(plots.wait[0].values.slice(-2), [null, 1.5]);
+  assert.deepEqual(plots.upstream.map(({ name }) => name), ["upstream_error", "ok"]);
+  assert.deepEqual([plots.redis[0].values.at(-1), plots.redis[1].values.at(-1)], [7, 1]);
+});
+
+test("commands an hour are the sum of the sixty minutes before, also of those outside the plot", () => {
+  const now = 36_000;
+  const minutes = new Map(Array.from({ length: 120 }, (_, number) => [now - number * 60, minute(now - number * 60, { commands: 2 })]));
+  const redis = board.plotsOf(minutes, board.timesOf(1, now), 0).find(({ name }) => name === "redis");
+  assert.ok(redis.series[0].values.every((value) => value === 120));
+  assert.deepEqual(board.lastHour(minutes, now), { commands: 120, hits: 0, submits: 0 });
+});
+
+test("of a task in both lists the later state counts, and an unchanged row stays the same object", () => {
+  const row = (changes) => ({ taskId: ID, sequence: 1, status: "pending", prompt: "a cat", progress: 0, reason: null, retryAt: null, error: null, attempts: 0, instance: null, ...changes });
+  const before = board.joinRows(new Map(), [row()], []);
+  const same = board.joinRows(before, [row()], [row({ sequence: 0, status: "failed" })]);
+  assert.equal(same.get(ID), before.get(ID));
+  const ended = board.joinRows(before, [row()], [row({ sequence: 2, status: "failed", prompt: null })]);
+  assert.deepEqual([ended.get(ID).status, ended.get(ID).prompt], ["failed", "a cat"]);
 });

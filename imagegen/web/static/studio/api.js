@@ -15,16 +15,16 @@ export class ServiceError extends Error {
 export class SessionKey {
   static NAME = "imagegen.key";
 
-  constructor(storage) {
-    this.storage = storage;
+  constructor(storage, name = SessionKey.NAME) {
+    Object.assign(this, { storage, name });
   }
 
   get value() {
-    try { return this.storage.getItem(SessionKey.NAME) || ""; } catch { return ""; }
+    try { return this.storage.getItem(this.name) || ""; } catch { return ""; }
   }
 
   set value(key) {
-    try { this.storage[key ? "setItem" : "removeItem"](SessionKey.NAME, key); } catch { /* the key lives as long as the page */ }
+    try { this.storage[key ? "setItem" : "removeItem"](this.name, key); } catch { /* the key lives as long as the page */ }
   }
 }
 

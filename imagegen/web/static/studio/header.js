@@ -5,7 +5,7 @@ import { saveLanguage, switchTheme } from "./preferences.js";
 import { html, useText } from "./ui.js";
 
 // Addresses relative to the service's root; those of the studio are of its states.
-const LINKS = [["make", "/#/"], ["gallery", "/#/gallery"], ["docs", "/docs"], ["help", "/#/help"], ["key", "/#/key"]];
+const LINKS = [["make", "/#/"], ["gallery", "/#/gallery"], ["board", "/board"], ["docs", "/docs"], ["help", "/#/help"], ["key", "/#/key"]];
 
 // current: name of the page that is open. hidden: names of links to leave out. onLanguage, onTheme: called with the new value.
 export function Header({ current, hidden = [], onLanguage, onTheme = () => {} }) {

@@ -2,7 +2,7 @@
 
 export const STRINGS = {
   en: {
-    "skip": "Skip to the content", "nav": "Pages", "nav.make": "Generate", "nav.gallery": "Gallery", "nav.docs": "API", "nav.help": "Help", "nav.key": "Key",
+    "skip": "Skip to the content", "nav": "Pages", "nav.make": "Generate", "nav.gallery": "Gallery", "nav.board": "Board", "nav.docs": "API", "nav.help": "Help", "nav.key": "Key",
     "language": "中文", "language.label": "切换到中文", "theme": "Light or dark", 
     "prompt": "Prompt", "prompt.hint": "What should the image show?", "prompt.count": "{count} of {max} characters",
     "model": "Model", "model.default": "Default", "model.ended": "ended", "model.ends": "This model ends on {date}.", "model.successor": "Its successor is {successor}.", "model.none": "The models could not be read.",
@@ -31,7 +31,7 @@ export const STRINGS = {
     "error.no_answer": "No answer from the service. Check the connection and try again.", "error.rate_limited": "Too many requests.", "error.budget_exceeded": "The budget of the day is used up. It is reset at {time}.", "error.other": "The service refused this: {message}", "error.request": "Request {id}",
   },
   zh: {
-    "skip": "跳到内容", "nav": "页面", "nav.make": "生成", "nav.gallery": "图库", "nav.docs": "API", "nav.help": "帮助", "nav.key": "密钥",
+    "skip": "跳到内容", "nav": "页面", "nav.make": "生成", "nav.gallery": "图库", "nav.board": "看板", "nav.docs": "API", "nav.help": "帮助", "nav.key": "密钥",
     "language": "English", "language.label": "Switch to English", "theme": "浅色或深色", 
     "prompt": "提示词", "prompt.hint": "图像要表现什么？", "prompt.count": "{count} / {max} 个字符",
     "model": "模型", "model.default": "默认模型", "model.ended": "已停用", "model.ends": "此模型将于 {date} 停用。", "model.successor": "后继模型：{successor}。", "model.none": "无法读取模型列表。",
