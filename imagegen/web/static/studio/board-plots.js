@@ -84,6 +84,7 @@ function optionsOf(plot, width) {
   return {
     width, height: HEIGHT, legend: { show: false }, cursor: { y: false, drag: { x: false } }, scales: { y: { range: (_, __, high) => [0, high > 0 ? high * 1.1 : 1] } },
     axes: [{ ...axis, space: 60 }, { ...axis, size: 48 }],
-    series: [{}, ...plot.series.map(({ name }, number) => ({ stroke: stroke(name, number), width: 1.5, points: { show: false }, spanGaps: false }))],
+    // A percentile may be there for one minute alone, which is no line.
+    series: [{}, ...plot.series.map(({ name, values }, number) => ({ stroke: stroke(name, number), width: 1.5, points: { show: values.includes(null), size: 3 } }))],
   };
 }
