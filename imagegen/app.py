@@ -23,16 +23,13 @@ from imagegen.accounts.budgets import Budgets
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.ledger_recovery import open_ledger
 from imagegen.accounts.links import Links
-from imagegen.accounts.pricing import Pricing
 from imagegen.board_parts import open_board
+from imagegen.channel_parts import call_slots, create_pacing, create_routes, load_tables
 from imagegen.chosen_parts import (
-    call_slots,
     create_blob_store,
     create_cross_origin_policy,
     create_disk_store,
     create_links,
-    create_pricing,
-    create_provider,
     create_rate_limits,
     create_thumbnails,
     create_uploads,
@@ -53,8 +50,7 @@ from imagegen.images.uploads import Uploads
 from imagegen.lifecycle import Lifecycle
 from imagegen.metrics import Meter, RecentRates
 from imagegen.own_addresses import ForeignResolver, OwnAddresses
-from imagegen.providers.metered import MeteredProvider
-from imagegen.providers.model_table import ModelTable, load_table
+from imagegen.providers.model_table import ModelTable
 from imagegen.proxies import Proxies
 from imagegen.queue.command_check import check_server
 from imagegen.queue.instance import QueueConfig, QueueInstance, open_queue
@@ -81,17 +77,20 @@ from imagegen.web.http.image_sending import ImageSender
 from imagegen.web.input_images import InputImages
 from imagegen.web.ops.admin import ADMIN, AdminAuth
 from imagegen.web.ops.board import BOARD
+from imagegen.web.ops.channels import CHANNELS
 from imagegen.web.ops.keys import KEY_STORE
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
 from imagegen.web.task_links import TaskLinks
 from imagegen.worker.alerts import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner
+from imagegen.worker.channel_report import ChannelReport
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import MIN_JOB_WAIT_S, AttemptLimits, Counts
-from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
+from imagegen.worker.permits import PermitLine
 from imagegen.worker.pool import Pool
+from imagegen.worker.routes import Routes
 from imagegen.worker.webhooks import WebhookDispatcher, WebhookSender, webhook_session
 
 SETTINGS = web.AppKey("settings", Settings)
@@ -111,15 +110,15 @@ THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
 SIGNING = web.AppKey("signing", OperatorSecret)
 LINKS = web.AppKey("links", Links)
 UPLOADS = web.AppKey("uploads", Uploads)
-PROVIDER = web.AppKey("provider", MeteredProvider)
+ROUTES = web.AppKey("routes", Routes)
 IMAGE_SAVER = web.AppKey[StoringSaver | LinkOnlySaver]("image_saver")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 DELIVERIES = web.AppKey("deliveries", WebhookDispatcher)
 ALERT_DELIVERIES = web.AppKey[AlertDispatcher | None]("alert_deliveries")
 METER = web.AppKey("meter", Meter)
 MODEL_TABLE = web.AppKey("model_table", ModelTable)
-PACING = web.AppKey("pacing", Pacing)
-PRICING = web.AppKey("pricing", Pricing)
+TABLES = web.AppKey[Mapping[str, ModelTable]]("tables")
+PACING = web.AppKey[PermitLine]("pacing")
 BUDGETS = web.AppKey("budgets", Budgets)
 BUDGET_WATCH = web.AppKey("budget_watch", BudgetWatch)
 
@@ -133,8 +132,7 @@ def create_app(settings: Settings, listening: Sequence[tuple[str, int]] = ()) ->
     app[SETTINGS] = settings
     app[OWN_ADDRESSES] = OwnAddresses(listening, settings.public_url)
     app[SUPERVISOR] = Supervisor()
-    app[MODEL_TABLE] = load_table(settings.provider, settings.models_file)
-    app[PRICING] = create_pricing(settings, app[MODEL_TABLE])
+    app[MODEL_TABLE], app[TABLES] = load_tables(settings)
     app[ADMIN_TOKEN] = load_admin_token(settings.admin_token, settings.data_dir)
     app[ADMIN] = AdminAuth(app[ADMIN_TOKEN].secret)
     app[METER] = Meter([settings.default_model, *settings.model_aliases.values(), *settings.fallback_models])
@@ -260,21 +258,20 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:
-    def provider_with(session: aiohttp.ClientSession) -> MeteredProvider:
-        chosen = create_provider(app[SETTINGS], session, app[MODEL_TABLE])
-        return MeteredProvider(chosen, app[METER], on_refused=app[ALERT_SOURCES].on_key_refused)
+    def routes_with(session: aiohttp.ClientSession) -> Routes:
+        return create_routes(app[SETTINGS], session, app[TABLES], app[METER], app[ALERT_SOURCES].on_key_refused)
 
     async with open_upstream(
         app[SETTINGS],
-        provider_with,
+        routes_with,
         app[STORE],
         app[UPLOADS],
         resolver=app[RESOLVER],
         connection=app[CONNECTION],
     ) as upstream:
-        app[PROVIDER], app[IMAGE_SAVER], app[INPUTS] = upstream.provider, upstream.image_saver, upstream.inputs
+        app[ROUTES], app[IMAGE_SAVER], app[INPUTS] = upstream.routes, upstream.image_saver, upstream.inputs
         canceller = app[QUEUE].client_queue.canceller
-        canceller.cancel_upstream = upstream.provider.cancel
+        canceller.cancel_upstream = upstream.routes.cancel
         yield
         await canceller.close()
 
@@ -287,22 +284,22 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         policy, settings.task_deadline_s, settings.fallback_models, job_wait_s, app[GUARD].ring.allows_model
     )
     clock = queue.connection.clock
-    pacing = Pacing(
-        rate_per_min=settings.upstream_rate_per_min,
+    pacing = create_pacing(
+        app[ROUTES],
         wall=clock,
         on_release=lambda: pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
     )
     attempts = AttemptRunner(
         queue.worker_queue,
-        app[PROVIDER],
+        app[ROUTES],
         app[IMAGE_SAVER],
         limits,
         pacing,
-        PaymentRules(app[PRICING], app[BUDGETS].limits_of_slots),
+        PaymentRules(app[BUDGETS].limits_of_slots),
         clock=clock,
         inputs=app[INPUTS],
         counts=Counts(app[MODEL_TABLE].max_images_per_call),
-        seeds=seed_support(app[PROVIDER], app[MODEL_TABLE]),
+        seeds=seed_support(app[ROUTES], app[MODEL_TABLE]),
     )
     pool = Pool(
         queue.worker_queue,
@@ -313,6 +310,7 @@ async def _pool(app: web.Application) -> AsyncIterator[None]:
         clock=clock,
     )
     app[PACING] = pacing
+    app[CHANNELS] = ChannelReport(app[ROUTES], pacing, wall=clock).channels
     app[LIFECYCLE] = Lifecycle(queue, pool, supervisor)
     app[LIFECYCLE].start()
     yield
@@ -381,9 +379,10 @@ def _telemetry(app: web.Application) -> Telemetry:
         loops=lambda: supervisor.names,
         max_queue=settings.max_queue,
         store_writable=lambda: app[STORE].health.writable,
-        key_accepted=lambda: app[PROVIDER].key_accepted,
+        key_accepted=lambda: app[ROUTES].key_accepted,
         budgets=app[BUDGET_WATCH],
         spending=app[LEDGER].total,
+        channels=app[CHANNELS],
         paused_since=lambda: app[QUEUE].pause.since,
     )
 
@@ -398,14 +397,15 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         thumbnails=app[THUMBNAILS],
-        identity=task_identity(settings, app[PROVIDER], app[MODEL_TABLE], app[PRICING]),
+        identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE]),
         links=app[LINKS],
         readiness=_readiness(app),
         public_url=settings.public_url,
         trusted_hops=settings.trusted_proxy_hops,
         max_attempts=settings.max_attempts,
         models=app[MODEL_TABLE],
-        list_models=app[PROVIDER].models,
+        channels=app[ROUTES].channels,
+        list_models=app[ROUTES].models,
         fallbacks=settings.fallback_models,
         reuse_images=ImageReuse(app[STORE], reused_image_ttl_s(settings), clock=app[CONNECTION].clock).reuse,
         private_webhooks=settings.webhook_allow_private,

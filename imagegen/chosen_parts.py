@@ -1,4 +1,4 @@
-"""Parts of the service that the settings choose, for the composition root: provider, shared image store, limits."""
+"""Parts of the service that the settings choose, for the composition root: shared image store, limits, identity."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import aiohttp
 from loguru import logger
-from yarl import URL
 
 from imagegen.accounts.links import LinkKey, Links, derive_key
-from imagegen.accounts.pricing import Pricing
 from imagegen.byte_budget import ByteBudget
 from imagegen.images.cached import CACHE_MAX_BYTES, cache_health
 from imagegen.images.disk import DiskLookups, DiskStore
@@ -28,19 +26,9 @@ from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.upload_records import UploadRecords
 from imagegen.images.upload_rights import UploadRights
 from imagegen.images.uploads import Uploads
-from imagegen.providers.a1111 import A1111Provider
-from imagegen.providers.bfl import BflProvider
-from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.edit_rules import EditRules
-from imagegen.providers.fal import FalProvider
-from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable
-from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
-from imagegen.providers.protocol import Provider
-from imagegen.providers.replicate import ReplicateProvider
-from imagegen.providers.sandbox import SandboxProvider
-from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
@@ -50,13 +38,13 @@ from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
-from imagegen.tasks.request import GenerationRequest
 from imagegen.web.context import TaskIdentity
 from imagegen.web.guard import own_limits
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
+from imagegen.worker.routes import Routes
 
 INPUT_TIMEOUT_S = 30.0
 """For one linked input image; no one pays for it, and its client waits."""
@@ -163,101 +151,39 @@ def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStor
     return Thumbnails(store, connection, queue.keys, life_s=life_s, clock=connection.clock)
 
 
-def call_slots(settings: Settings) -> int:
-    """Return how many calls this instance makes at once: WORKER_CONCURRENCY, or the provider's own limit if lower.
-
-    Further tasks wait in the stream, where no time limit runs and other instances can take them.
-    """
-    provider_max: int | None = None
-    match settings.provider:
-        case "a1111":
-            provider_max = A1111Provider.max_concurrent_calls
-        case "openai" if settings.openai_api_url:
-            provider_max = dialect_of(URL(settings.openai_api_url)).max_concurrent_calls
-    return settings.worker_concurrency if provider_max is None else min(provider_max, settings.worker_concurrency)
-
-
-def create_provider(settings: Settings, session: aiohttp.ClientSession, table: ModelTable) -> Provider:
-    """Return the provider of the settings, the sandbox by default."""
-
-    def input_field(model: str) -> InputField:
-        row = table.find(model)
-        return (row.images_as if row else None) or input_field_by_name(model)
-
-    timeout_s = settings.upstream_timeout_s
-    match settings.provider:
-        case "together" if settings.together_api_key:
-            key, url = settings.together_api_key, settings.together_api_url
-            return TogetherProvider(session, api_key=key, base_url=url, timeout_s=timeout_s, input_field=input_field)
-        case "openai" if settings.openai_api_url:
-            key_or_none, url = settings.openai_api_key, settings.openai_api_url
-            return OpenAICompatibleProvider(session, base_url=url, api_key=key_or_none, timeout_s=timeout_s)
-        case "a1111" if settings.a1111_url:
-            url, model = settings.a1111_url, settings.default_model
-            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
-        case _:
-            return _create_job_provider(settings, session) or SandboxProvider(settings.sandbox_delay_s)
-
-
-def _create_job_provider(settings: Settings, session: aiohttp.ClientSession) -> Provider | None:
-    """Return the provider of the settings if it answers calls with jobs, None otherwise."""
-    create: Callable[..., Provider]
-    match settings.provider:
-        case "fal":
-            create, key, url = FalProvider, settings.fal_key, settings.fal_api_url
-        case "replicate":
-            create, key, url = ReplicateProvider, settings.replicate_api_token, settings.replicate_api_url
-        case "bfl":
-            create, key, url = BflProvider, settings.bfl_api_key, settings.bfl_api_url
-        case "dashscope":
-            create, key, url = DashScopeProvider, settings.dashscope_api_key, settings.dashscope_api_url
-        case _:
-            return None
-    return create(session, api_key=key, base_url=url, timeout_s=settings.upstream_timeout_s) if key else None
-
-
-def create_pricing(settings: Settings, table: ModelTable) -> Pricing:
-    """Return the prices of the provider's models; the sandbox is free."""
-    is_free = settings.provider == "sandbox"
-    return Pricing(table, is_free=is_free, unknown_micro_usd=settings.unknown_price_micro_usd)
-
-
-def task_identity(settings: Settings, provider: Provider, table: ModelTable, pricing: Pricing) -> TaskIdentity:
-    """Return how requests become tasks: with the edits of the provider, and its models' limits unless those are off."""
+def task_identity(settings: Settings, routes: Routes, table: ModelTable) -> TaskIdentity:
+    """Return how requests become tasks: with the edits of the channels, and the models' limits unless those are off."""
     if settings.model_rules:
-        rules = EditRules(provider.edits, ModelRules(table))
+        rules = EditRules(routes.edits, ModelRules(table))
     else:
-        rules = EditRules(lambda model: provider.edits("") or provider.edits(model))  # what any model may take
+        rules = EditRules(lambda model: routes.edits("") or routes.edits(model))  # what any model may take
     return TaskIdentity(
-        provider.name,
+        routes.identity(settings.default_model),
         settings.default_model,
         settings.model_aliases,
         settings.task_id_secret,
         rules,
-        provider.sent_request,
-        pricing.estimate,
+        routes.sent_request,
+        routes.estimate,
+        routes.identity if settings.file_channels else None,
     )
 
 
-def seed_support(provider: Provider, table: ModelTable) -> SeedSupport:
-    """Return which models take a seed: by what the provider carries, and by the table."""
-
-    def carried(model: str) -> bool:
-        request = GenerationRequest(prompt="", model=model, width=64, height=64, n=1, seed=1)
-        return provider.sent_request(request).seed is not None
+def seed_support(routes: Routes, table: ModelTable) -> SeedSupport:
+    """Return which models take a seed: by what the channels carry, and by the table."""
 
     def published(model: str) -> bool | None:
         row = table.find(model)
         return None if row is None else row.seed
 
-    return SeedSupport(carried, published)
+    return SeedSupport(routes.sends_seed, published)
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The provider, what saves its images, and what opens the input images of attempts."""
+    """The routes of calls, what saves their images, and what opens the input images of attempts."""
 
-    provider: MeteredProvider
+    routes: Routes
     image_saver: StoringSaver | LinkOnlySaver
     inputs: InputOpener
 
@@ -265,14 +191,14 @@ class Upstream:
 @asynccontextmanager
 async def open_upstream(
     settings: Settings,
-    provider_with: Callable[[aiohttp.ClientSession], MeteredProvider],
+    routes_with: Callable[[aiohttp.ClientSession], Routes],
     store: ImageStore,
     uploads: Uploads,
     *,
     resolver: Resolver,
     connection: Connection,
 ) -> AsyncIterator[Upstream]:
-    """Yield the parts that talk to the provider, with their connections. provider_with: returns the provider."""
+    """Yield the parts that talk to the providers, with their connections. routes_with: returns the routes."""
     proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
     if proxies:
         logger.info("Upstream calls and image links go through the proxy {}", proxies.masked)
@@ -281,12 +207,12 @@ async def open_upstream(
         connector=ProxyConnector(proxies, limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, resolver=resolver),
         cookie_jar=jar,
     ) as session:
-        provider = provider_with(session)
+        routes = routes_with(session)
         async with aiohttp.ClientSession(
-            connector=guarded_connector(provider.own_hosts, inner=resolver, proxies=proxies), cookie_jar=jar
+            connector=guarded_connector(routes.own_hosts, inner=resolver, proxies=proxies), cookie_jar=jar
         ) as links:
             spool = Spool(store, ByteBudget())
-            origin = Origin(provider.own_hosts, provider.base_url, resolver)
+            origin = Origin(routes.own_hosts, routes.base_url, resolver)
             saver = StoringSaver(
                 ImageFetcher(links, spool, origin, timeout_s=settings.upstream_timeout_s),
                 spool,
@@ -298,11 +224,11 @@ async def open_upstream(
             inputs = ImageFetcher(
                 links,
                 spool,
-                Origin(provider.own_hosts, None, resolver),  # a client's link to loopback is not the upstream's
+                Origin(routes.own_hosts, None, resolver),  # a client's link to loopback is not the upstream's
                 timeout_s=min(INPUT_TIMEOUT_S, settings.upstream_timeout_s),
                 max_bytes=settings.upload_max_bytes,
                 subject="The input image",
             )
             image_saver = LinkOnlySaver(saver) if settings.image_store == "upstream" else saver
-            yield Upstream(provider, image_saver, InputOpener(uploads, inputs, spool))
-            await provider.close()
+            yield Upstream(routes, image_saver, InputOpener(uploads, inputs, spool))
+            await routes.close()

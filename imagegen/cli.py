@@ -56,15 +56,15 @@ def doctor(today: date, *, models_only: bool) -> int:
     """Print the findings; return 1 if one is fatal, or with `models_only` if there is any."""
     from imagegen import doctor as checks  # noqa: PLC0415 - as above
     from imagegen import log  # noqa: PLC0415
+    from imagegen.channel_parts import load_tables  # noqa: PLC0415
     from imagegen.errors import SettingsError  # noqa: PLC0415
-    from imagegen.providers.model_table import load_table  # noqa: PLC0415
     from imagegen.settings import Settings  # noqa: PLC0415
 
     log.configure("ERROR", "text")
     try:
         settings = Settings.load()
         if models_only:
-            table = load_table(settings.provider, settings.models_file)
+            table, _ = load_tables(settings)
             findings = [checks.Finding(each.text, fatal=True) for each in checks.check_table(table, today)]
         else:
             findings = list(checks.check_all(settings, today, lambda line: print(f"ok: {line}")))

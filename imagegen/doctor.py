@@ -12,6 +12,7 @@ from functools import partial
 from imagegen import start_checks
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.accounts.key_store import KeyStore
+from imagegen.channel_parts import load_tables
 from imagegen.doctor_probes import (
     ClockReading,
     Finding,
@@ -22,7 +23,7 @@ from imagegen.doctor_probes import (
     probe_public_url,
 )
 from imagegen.errors import QueueUnavailable, SettingsError
-from imagegen.providers.model_table import MAX_AGE, ModelTable, load_table
+from imagegen.providers.model_table import MAX_AGE, ModelTable
 from imagegen.queue.command_check import check_server
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
@@ -50,7 +51,7 @@ def check_all(settings: Settings, today: date, note: Callable[[str], object] = l
     yield from () if wrong else check_disk(settings)
     table = None
     try:
-        table = load_table(settings.provider, settings.models_file)
+        table = load_tables(settings)[0]
     except SettingsError as error:
         yield Finding(str(error), fatal=True)
     else:
@@ -126,7 +127,7 @@ async def _probe_network(settings: Settings, table: ModelTable | None) -> Probed
     if settings.redis_url is not None:
         probes.append(_probe_redis(settings, settings.redis_url))
     if table is not None:
-        probes.append(probe_provider(settings, table))
+        probes.append(probe_provider(settings))
     everything = Probed()
     for probed in await asyncio.gather(*probes):
         everything.add(probed)

@@ -18,13 +18,14 @@ import orjson
 from msgspec import Struct
 from yarl import URL
 
-from imagegen.chosen_parts import create_provider
+from imagegen.channel_parts import create_routes, load_tables
 from imagegen.errors import UpstreamError
+from imagegen.metrics import Meter
 from imagegen.providers.metered import KEY_SETTINGS
-from imagegen.providers.model_table import ModelTable
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.resolver import Resolver
 from imagegen.settings import Settings
+from imagegen.worker.routes import Route
 
 PROBE_BYTES = 2**20
 LOW_BYTES = 256 * 2**20
@@ -99,27 +100,39 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
         )
 
 
-async def probe_provider(settings: Settings, table: ModelTable) -> Probed:
-    """Read the provider's list of models with the key, which costs nothing."""
-    name = settings.provider
-    if name == "sandbox":
-        return Probed(notes=["provider: the sandbox, which needs no key"])
-    clocks: list[ClockReading] = []
+async def probe_provider(settings: Settings) -> Probed:
+    """Check each key of each channel by a request that costs nothing."""
+    everything, clocks = Probed(), list[ClockReading]()
     proxies = Proxies(settings.http_proxy, settings.https_proxy, settings.no_proxy)
     async with _session(proxies, clocks) as session:
-        provider = create_provider(settings, session, table)
-        try:
-            models = await provider.models()
-        except UpstreamError as error:
-            return _judged(name, error, clocks[:1])
-        finally:
-            await provider.close()
-    return Probed(notes=[f"provider: {name} accepts the key and lists {len(models)} models"], clocks=clocks[:1])
+        routes = create_routes(settings, session, load_tables(settings)[1], Meter())
+        for probed in await asyncio.gather(*map(_probe_key, routes.all)):
+            everything.add(probed)
+        await routes.close()
+    everything.clocks = clocks[:1]
+    return everything
 
 
-def _judged(name: str, error: UpstreamError, clocks: list[ClockReading]) -> Probed:
-    """Return the finding of a list of models that did not come."""
-    key, address, detail = KEY_SETTINGS[name], _ADDRESS_SETTINGS[name], error.upstream_detail
+async def _probe_key(route: Route) -> Probed:
+    name = route.channel.provider
+    if name == "sandbox":
+        return Probed(notes=["provider: the sandbox, which needs no key"])
+    try:
+        found = await route.provider.check_key()
+    except UpstreamError as error:
+        return _judged(route, error)
+    where = route.title or f"provider: {name}"
+    if found is None:
+        return Probed(notes=[f"{where}: not checked, since every request with its key costs money; make one image"])
+    return Probed(notes=[f"{where} accepts the key{found}"])
+
+
+def _judged(route: Route, error: UpstreamError) -> Probed:
+    """Return the finding of a key that was not accepted."""
+    name, detail = route.channel.provider, error.upstream_detail
+    key = route.title or KEY_SETTINGS[name]
+    address = f"{key}, base_url" if route.title else _ADDRESS_SETTINGS.get(name, f"{name.upper()}_API_URL")
+    clocks: list[ClockReading] = []
     match error.code:
         case "upstream_auth":
             remedy = "set a key that is valid for this address, or renew it at the provider"

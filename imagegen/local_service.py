@@ -44,11 +44,11 @@ async def run_local_service(settings: Settings, stop: asyncio.Event) -> AsyncIte
         SettingsError: wrong settings, or a service with this Redis runs already.
     """
     start_checks.check_alert_webhook(settings)
-    if settings.provider == "sandbox":
+    if settings.is_sandbox:
         apart = f"{settings.redis_prefix}-sandbox"
         settings = replace(settings, redis_prefix=apart, data_dir=settings.data_dir / "sandbox")
     start_checks.check_data_dir(settings.data_dir)
-    if settings.provider != "sandbox":
+    if not settings.is_sandbox:
         await _check_alone(settings)
     own = replace(
         settings,

@@ -80,6 +80,7 @@ class Meter:
         self._models = frozenset(models)
         self._clock = clock
         self._started_at = clock()
+        self.started_unix_s = time.time()
         self.commands = Counter(dict.fromkeys(COMMAND_PURPOSES, 0))
         self.submits = Counter(dict.fromkeys(SUBMITS, 0))
         self.tasks: Counter[TaskLabels] = Counter()

@@ -13,11 +13,10 @@ from loguru import logger
 from imagegen import __version__, log, start_checks
 from imagegen.accounts.key_ring import KeyRing
 from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFECYCLE, QUEUE, SUPERVISOR, create_app
-from imagegen.chosen_parts import call_slots
+from imagegen.channel_parts import call_slots, load_tables
 from imagegen.doctor import check_models
 from imagegen.errors import SettingsError
 from imagegen.memory_tuning import tune_gc, tune_malloc
-from imagegen.providers.model_table import load_table
 from imagegen.resolver import EventLoop
 from imagegen.settings import Settings
 from imagegen.web.context import SERVICES
@@ -112,9 +111,7 @@ def main() -> int:
         start_checks.check_data_dir(settings.data_dir)
         for line in start_checks.warnings(settings):
             logger.warning("{}", line)
-        for finding in check_models(
-            settings, load_table(settings.provider, settings.models_file), datetime.now(UTC).date()
-        ):
+        for finding in check_models(settings, load_tables(settings)[0], datetime.now(UTC).date()):
             logger.warning("{}", finding.text)
         with asyncio.Runner(loop_factory=EventLoop) as runner:
             return runner.run(serve(settings))

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from imagegen import setting_parsers as values
+from imagegen.channels_file import KINDS, SANDBOX, Channel, Channels, read_channels
 from imagegen.did_you_mean import nearest
 from imagegen.errors import SettingsError
 from imagegen.redis_client.url import redis_py_url
@@ -23,14 +24,7 @@ _T = TypeVar("_T")
 
 _MIB = 1024**2
 
-PROVIDERS = ("together", "openai", "a1111", "fal", "replicate", "bfl", "dashscope", "sandbox")
-_DEFAULT_MODELS = {
-    "fal": "fal-ai/flux/schnell",
-    "replicate": "black-forest-labs/flux-schnell",
-    "bfl": "flux-2-klein-4b",
-    "dashscope": "wan2.2-t2i-flash",
-}
-"""By provider, where the model of Together's name is not there."""
+PROVIDERS = tuple(KINDS)
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -89,6 +83,7 @@ class Settings:
 
     redis_url: what redis-py takes, with REDIS_TOKEN in it; None: the embedded server.
     misspelled: names that were set and are no settings, each with the probable setting.
+    file_channels: those of CHANNELS_FILE; then `provider` is the one of the default model.
     """
 
     hosts: tuple[str, ...] = _setting("HOST", ("127.0.0.1",), values.hosts)
@@ -118,6 +113,7 @@ class Settings:
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
+    channels_file: Path | None = _optional("CHANNELS_FILE", values.folder)
     model_rules: bool = _setting("MODEL_RULES", default=True, parse=values.on_off)
     fallback_models: tuple[str, ...] = _setting("FALLBACK_MODELS", (), values.comma_separated(values.plain_text))
     rate_limit_window_s: float = _setting("RATE_LIMIT_WINDOW", 60.0, values.milliseconds)
@@ -171,6 +167,7 @@ class Settings:
     log_format: str = _setting("LOG_FORMAT", "text", values.one_of("text", "json"))
     on_render: bool = False
     misspelled: tuple[tuple[str, str], ...] = ()
+    file_channels: tuple[Channel, ...] = ()
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
@@ -185,6 +182,7 @@ class Settings:
         }
         parsed = _parse(cls, texts, faults)
         settings = cls(**parsed, on_render=bool(texts.get("RENDER", "").strip("\"' ")), misspelled=_misspelled(texts))
+        settings = _with_channels(settings, set(parsed), texts, faults)
         settings = _resolve(settings, set(parsed), faults)
         for name, fault in _cross_field_errors(settings):
             faults.setdefault(name, fault)
@@ -198,10 +196,17 @@ class Settings:
         return all(map(_is_loopback, self.hosts))
 
     @property
+    def is_sandbox(self) -> bool:
+        """Return whether no call is paid."""
+        if self.file_channels:
+            return all(channel.provider == SANDBOX for channel in self.file_channels)
+        return self.provider == SANDBOX
+
+    @property
     def may_be_open(self) -> bool:
         """Return whether clients may do without a key: only this machine connects, or what they spend is bounded."""
         bounded = self.open_to_all and self.budget_daily_micro_usd is not None
-        return bounded or self.provider == "sandbox" or (self.is_loopback and not self.on_render)
+        return bounded or self.is_sandbox or (self.is_loopback and not self.on_render)
 
     def __repr__(self) -> str:
         shown = ((item.name, getattr(self, item.name), item.metadata.get("rule")) for item in fields(self))
@@ -292,12 +297,35 @@ def _parse(cls: type[Settings], texts: Mapping[str, str], faults: dict[str, str]
     return parsed
 
 
+def _with_channels(settings: Settings, parsed: set[str], texts: Mapping[str, str], faults: dict[str, str]) -> Settings:
+    """Read the file of channels, with the default model and its provider."""
+    if settings.channels_file is None:
+        return settings
+    try:
+        read = read_channels(settings.channels_file, texts)
+    except ValueError as error:
+        faults["CHANNELS_FILE"] = f"{settings.channels_file}: " + f"\nCHANNELS_FILE: {settings.channels_file}: ".join(
+            str(error).splitlines()
+        )
+        return settings
+    channels = Channels(read)
+    default = settings.model_aliases.get(settings.default_model, settings.default_model)
+    if "default_model" not in parsed and not channels.serving(default):
+        kinds = (KINDS[channel.provider].default_model for channel in channels.all)
+        default = next((model for model in (*channels.named_models, *kinds) if model and channels.serving(model)), "")
+        settings = replace(settings, default_model=default or settings.default_model)
+    if (preferred := channels.preferred(default)) is None:
+        faults["DEFAULT_MODEL"] = "is served by no channel of CHANNELS_FILE; set it to a model that one of them serves"
+    provider = preferred.provider if preferred else SANDBOX
+    return replace(settings, file_channels=read, provider=provider)
+
+
 def _resolve(settings: Settings, parsed: set[str], faults: dict[str, str]) -> Settings:
     """Fill in the defaults that depend on other settings."""
-    if "provider" not in parsed and settings.together_api_key:
+    if "provider" not in parsed and settings.together_api_key and not settings.file_channels:
         settings = replace(settings, provider="together")
-    if "default_model" not in parsed and settings.provider in _DEFAULT_MODELS:
-        settings = replace(settings, default_model=_DEFAULT_MODELS[settings.provider])
+    if "default_model" not in parsed and not settings.file_channels:
+        settings = replace(settings, default_model=KINDS[settings.provider].default_model or settings.default_model)
     if "image_store_max_bytes" not in parsed and settings.image_store == "redis":
         settings = replace(settings, image_store_max_bytes=100 * _MIB)
     if "trusted_proxy_hops" not in parsed and settings.on_render:
@@ -322,7 +350,7 @@ def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
         "dashscope": {"DASHSCOPE_API_KEY": settings.dashscope_api_key},
     }
     for name, value in needed.get(settings.provider, {}).items():
-        if not value:
+        if not value and not settings.channels_file:
             yield name, f"is not set, and PROVIDER={settings.provider} needs it"
     keys = {"S3_ACCESS_KEY_ID": settings.s3_access_key_id, "S3_SECRET_ACCESS_KEY": settings.s3_secret_access_key}
     for name, value in ({"S3_BUCKET": settings.s3_bucket} | keys).items():

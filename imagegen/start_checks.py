@@ -92,7 +92,7 @@ def warnings(settings: Settings) -> Iterator[str]:
         "DASHSCOPE_API_KEY": settings.dashscope_api_key and "PROVIDER=dashscope",
     }
     for name, remedy in unused.items():
-        if remedy and settings.provider == "sandbox":
+        if remedy and settings.is_sandbox and not settings.file_channels:
             yield f"{name} has no effect while the sandbox draws the images: set {remedy}"
     if settings.on_render and not settings.admin_token:
         yield "ADMIN_TOKEN is not set, and Render keeps no disk: each deploy makes another token; set it to keep one"

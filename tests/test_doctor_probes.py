@@ -55,14 +55,14 @@ def closed_address() -> str:
 
 async def provider_at(url: str) -> Probed:
     settings = Settings(provider="together", together_api_key=KEY, together_api_url=url)
-    return await probe_provider(settings, load_table("together"))
+    return await probe_provider(settings)
 
 
 async def test_a_key_that_the_provider_accepts_is_noted(serve: StartServer) -> None:
     probed = await provider_at(await serve(200, [{"id": "a", "type": "image"}]))
     assert (probed.findings, probed.notes) == ([], ["provider: together accepts the key and lists 1 models"])
     assert abs(probed.clocks[0].ahead_s) < 5
-    assert (await probe_provider(Settings(), load_table("sandbox"))).findings == []
+    assert (await probe_provider(Settings())).findings == []
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports only from layers below its own
     {"backoff", "client", "did_you_mean", "errors", "formats", "metrics", "resolver"},
     {"byte_budget", "proxies", "redis_client", "setting_parsers"},
+    {"channels_file"},
     {"settings", "log", "ssrf", "supervisor", "tasks"},
     {"providers", "images", "queue", "ratelimit", "own_addresses"},
     {"accounts", "history"},
     {"web", "worker"},
-    {"account_parts", "board_parts", "chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
+    {"account_parts", "board_parts", "channel_parts", "chosen_parts", "lifecycle", "memory_tuning", "start_checks"},
     {"doctor_probes"},
     {"command_redis", "doctor"},
     {"key_command", "usage_command"},
@@ -91,7 +92,17 @@ def test_only_redis_client_imports_redis() -> None:
 
 
 def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
-    allowed = {"app", "chosen_parts", "doctor_probes", "ssrf", "proxies", "providers", "images", "worker/webhooks"}
+    allowed = {
+        "app",
+        "channel_parts",
+        "chosen_parts",
+        "doctor_probes",
+        "ssrf",
+        "proxies",
+        "providers",
+        "images",
+        "worker/webhooks",
+    }
     names = {name for path in FILES for name in imports(path) if name.startswith("aiohttp.")}
     client = {name for name in names if (part := name.split(".")[1]).startswith("Client") or part in HTTP_CLIENT}
     assert {file for file in users(*client) if file not in allowed and file.split("/")[0] not in allowed} == set()

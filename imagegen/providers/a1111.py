@@ -14,7 +14,7 @@ from yarl import URL
 from imagegen.errors import UpstreamError
 from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
 from imagegen.providers.input_bodies import Base64Image
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs, count_of_models
 from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
 
@@ -97,6 +97,9 @@ class A1111Provider(WithoutJobs):
         entries = listing if isinstance(listing, list) else []
         names = [entry.get("model_name") for entry in entries if isinstance(entry, dict)]
         return tuple({"id": name, "type": "image"} for name in names if isinstance(name, str))
+
+    async def check_key(self) -> str:
+        return count_of_models(await self.models())
 
     async def close(self) -> None:
         """The session is the app's."""

@@ -28,6 +28,7 @@ class BflProvider(JobApiProvider):
 
     name = "bfl"
     domains = ("bfl.ai",)
+    key_check = "credits"  # https://docs.bfl.ai/api-reference/utility/get-the-users-credits
     max_images_per_call = 1
 
     def __init__(

@@ -64,6 +64,7 @@ class DashScopeProvider(JobApiProvider):
 
     name = "dashscope"
     domains = ()  # responses name no addresses
+    key_check = "tasks/00000000-0000-0000-0000-000000000000"  # the state of an unknown job
     max_images_per_call = 4
 
     def __init__(

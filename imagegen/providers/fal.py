@@ -29,6 +29,7 @@ class FalProvider(JobApiProvider):
 
     name = "fal"
     domains = ("fal.run",)
+    key_check = "fal-ai/flux/requests/00000000-0000-0000-0000-000000000000/status"  # the state of an unknown job
     max_images_per_call = 4
 
     def __init__(

@@ -25,6 +25,7 @@ from imagegen.providers.job_addresses import in_domains
 from imagegen.providers.job_polling import JobState, first_delay_s, poll_until_end
 from imagegen.providers.post import RawResponse
 from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
+from imagegen.providers.response_parser import error_from_response
 from imagegen.tasks.provider_job import JobHandle, key_fingerprint
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.request import GenerationRequest
@@ -43,6 +44,8 @@ MAX_KEPT_IDS = 1_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNDECIDED = frozenset({401, 402, 403, 407, 408, 425, 429})
 """Refusals of a cancellation that are not about the job."""
+
+_KEY_REFUSALS = frozenset({401, 402, 403})
 
 
 class SubmitForm(Struct, frozen=True):
@@ -83,6 +86,8 @@ class JobApiProvider(ABC):
 
     name: ClassVar[str]
     domains: ClassVar[tuple[str, ...]]
+    key_check: ClassVar[str | None] = None
+    """Path below the base that only an accepted key may GET, and that costs nothing; None without one."""
     max_images_per_call: int
 
     def __init__(
@@ -202,6 +207,16 @@ class JobApiProvider(ABC):
     async def models(self) -> tuple[Mapping[str, object], ...]:
         """Return nothing: the list of the provider is not one of image models."""
         return ()
+
+    async def check_key(self) -> str | None:
+        """GET an address that costs nothing with the key. Raises UpstreamError if it is refused."""
+        if self.key_check is None:
+            return None
+        answer = await self._client.request("GET", URL(f"{self._base}/{self.key_check}"), POLL_TIMEOUT_S)
+        if answer.status in _KEY_REFUSALS:
+            now_s = time.time()
+            raise error_from_response(answer.status, answer.headers, answer.body, secret=self._secret, now_s=now_s)
+        return ""
 
     async def close(self) -> None:
         """Wait no longer for the responses to dropped calls. The session is the app's."""

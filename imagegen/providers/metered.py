@@ -42,6 +42,7 @@ class MeteredProvider:
     """Does what the other does, counts how each call ended and how long it took, and warns once of a refused key.
 
     on_refused: called with the error code and the setting of the key, when the log gets the warning.
+    key_name: of the key for the operator; None for the setting of the provider.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class MeteredProvider:
         *,
         clock: Callable[[], float] = monotonic,
         on_refused: Callable[[str, str], None] = lambda _code, _setting: None,
+        key_name: str | None = None,
     ) -> None:
         self._provider = provider
         self._meter = meter
         self._clock = clock
         self._on_refused = on_refused
+        self._key_name = key_name
         self._warned_at: dict[str, float] = {}
         self._refusing: set[str] = set()
 
@@ -67,6 +70,11 @@ class MeteredProvider:
     def key_accepted(self) -> bool:
         """Whether no call was refused for its key or for lack of credit since one was accepted."""
         return not self._refusing
+
+    @property
+    def refusal(self) -> str | None:
+        """Return the code of the refusal of the key, None while it is accepted."""
+        return min(self._refusing, default=None)
 
     @property
     def max_images_per_call(self) -> int:
@@ -93,7 +101,7 @@ class MeteredProvider:
             code = OK
             if self._refusing:
                 self._refusing.clear()
-                logger.info("The provider accepts the key again")
+                logger.info("The provider accepts the key{} again", (self._key_name and f" of {self._key_name}") or "")
         except UpstreamError as error:
             code, ambiguous = error.code, error.ambiguous
             if code in _REFUSALS:
@@ -119,12 +127,15 @@ class MeteredProvider:
         if code not in self._refusing and now - self._warned_at.get(code, -math.inf) >= WARN_AGAIN_S:
             self._refusing.add(code)
             self._warned_at[code] = now
-            setting = KEY_SETTINGS.get(self.name, self.name)
+            setting = self._key_name or KEY_SETTINGS.get(self.name, self.name)
             logger.warning(_REFUSALS[code], setting, error.upstream_detail)
             self._on_refused(code, setting)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return await self._provider.models()
+
+    async def check_key(self) -> str | None:
+        return await self._provider.check_key()
 
     async def close(self) -> None:
         await self._provider.close()

@@ -14,7 +14,7 @@ from yarl import URL
 
 from imagegen.providers.edit_styles import EditStyle, edits_of, input_fields, input_files
 from imagegen.providers.http_client import Account, ProviderClient, basic_authorization
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl, count_of_models
 from imagegen.providers.request_fields import (
     SizeStyle,
     Vocabulary,
@@ -208,6 +208,9 @@ class OpenAICompatibleProvider(WithoutJobControl):
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))
+
+    async def check_key(self) -> str:
+        return count_of_models(await self.models())
 
     async def close(self) -> None:
         """The session is the app's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -172,7 +172,19 @@ class Provider(Protocol):
         """The models it offers, each with at least `id`; empty if it has no list."""
         ...
 
+    async def check_key(self) -> str | None:
+        """Check the key by a request that costs nothing. Raises UpstreamError if it is refused, or no answer comes.
+
+        Return what more is known, as ` and lists 12 models`; None if there is no such request.
+        """
+        ...
+
     async def close(self) -> None: ...
+
+
+def count_of_models(models: Sequence[object]) -> str:
+    """Return the words of a checked key for a list of models that was read with it."""
+    return f" and lists {len(models)} models"
 
 
 def forgotten_job() -> UpstreamError:

@@ -68,6 +68,7 @@ class ReplicateProvider(JobApiProvider):
 
     name = "replicate"
     domains = ("api.replicate.com",)
+    key_check = "account"  # https://replicate.com/docs/reference/http#account.get
     max_images_per_call = 4
 
     def __init__(

@@ -86,6 +86,9 @@ class SandboxProvider(WithoutJobs):
         """Return one entry; every other model id is drawn too."""
         return ({"id": "sandbox", "object": "model", "type": "image", "display_name": "imagegen sandbox"},)
 
+    async def check_key(self) -> None:
+        """Return None: there is no key."""
+
     async def close(self) -> None:
         """Holds nothing."""
 

@@ -12,7 +12,7 @@ from yarl import URL
 
 from imagegen.providers.http_client import Account, ProviderClient
 from imagegen.providers.input_bodies import link_or_data_uri
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobs, count_of_models
 from imagegen.providers.request_fields import Vocabulary, left_out_warnings, request_fields, sent_request
 from imagegen.providers.response_parser import parse_models
 from imagegen.tasks.request import GenerationRequest
@@ -75,6 +75,9 @@ class TogetherProvider(WithoutJobs):
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
         return parse_models(await self._upstream.get_json("models"))
+
+    async def check_key(self) -> str:
+        return count_of_models(await self.models())
 
     async def close(self) -> None:
         """The session is the app's."""

@@ -45,6 +45,7 @@ class Checkpoint(
         cost: None until it differs from that of the entry.
         sent: the call in flight, or the last one if it counts as ambiguous and its job was not searched for yet.
         begun_jobs: ids of the last provider jobs of this epoch.
+        channel, account: name of the channel of the last call, and fingerprint of its key.
     """
 
     owner: str
@@ -68,6 +69,8 @@ class Checkpoint(
     cost: Cost | None = None
     sent: SentCall | None = None
     begun_jobs: tuple[str, ...] = ()
+    channel: str = ""
+    account: str = ""
 
     @property
     def billed_again(self) -> int:
@@ -159,6 +162,7 @@ def with_checkpoint(task: Task, run: Checkpoint) -> Task:
         cost=run.cost or task.cost,
         reason=None if calling and not run.reason else _reason(run.reason),
         retry_at=run.retry_at,
+        channel=run.channel,
     )
 
 

@@ -51,8 +51,7 @@ class CacheResult(StrEnum):
 class Submission(Struct, frozen=True, gc=False):
     """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
 
-    client, scope, cost: see Task. max_micro_usd: the most that it may cost; None without a limit.
-    """
+    client, scope, cost, sandbox: see Task. max_micro_usd: the most that it may cost; None without a limit."""
 
     task_id: str
     digest: str
@@ -63,6 +62,7 @@ class Submission(Struct, frozen=True, gc=False):
     client: str = ""
     scope: str | None = None
     cost: Cost | None = None
+    sandbox: bool | None = None
     max_micro_usd: int | None = None
 
     @property
@@ -82,8 +82,7 @@ class ClientQueue:
 
     clock: Unix time of the Redis server, which measures ages of tasks, since this machine's clock may jump.
     on_missing_entry: awaited before an unfinished task without an entry is queued again.
-    limits_of: budgets of a client. open_tasks: limit of a client's unfinished tasks.
-    """
+    limits_of: budgets of a client. open_tasks: limit of a client's unfinished tasks."""
 
     def __init__(
         self,
@@ -363,6 +362,7 @@ class ClientQueue:
             client=submission.client,
             scope=submission.scope,
             cost=cost,
+            sandbox=submission.sandbox,
         )
 
     def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:

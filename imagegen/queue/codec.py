@@ -79,6 +79,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     scope: str | None = None
     counted: str = ""
     upstream: bool = False
+    channel: str = ""
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -101,6 +102,7 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     client: str = ""
     scope: str | None = None
     cost: Cost | None = None
+    sandbox: bool | None = None
 
 
 _read_record = msgspec.json.Decoder(_Record).decode
@@ -145,6 +147,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.scope,
             task.counted_in,
             task.cancelled_upstream,
+            task.channel,
         )
     )
 
@@ -230,6 +233,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         cost=record.cost,
         counted_in=record.counted,
         cancelled_upstream=record.upstream,
+        channel=record.channel,
     )
 
 
@@ -258,6 +262,7 @@ def encode_entry(task: Task) -> bytes:
             task.client,
             task.scope,
             task.cost,
+            task.sandbox,
         )
     )
 
@@ -290,6 +295,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             client=entry.client,
             scope=entry.scope,
             cost=entry.cost,
+            sandbox=entry.sandbox,
         )
     except NewerRecord:
         raise

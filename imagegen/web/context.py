@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from imagegen.accounts.ledger import Ledger
 from imagegen.accounts.links import Links
+from imagegen.channels_file import SANDBOX, Channels
 from imagegen.images.store import ImageStore
 from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
@@ -49,7 +50,10 @@ def _unknown_cost(_request: GenerationRequest) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class TaskIdentity:
-    """How a request becomes a task id. provider and secret: see GenerationRequest.canonical and fingerprint.
+    """How a request becomes a task id. secret: see fingerprint.
+
+    provider: of the default model. provider_of: returns that of a model, as its canonical form has it; None if all
+    models have the same one.
 
     adjust: fits a request to its model, see validation.parse; None if no model's limits are checked.
     sent_request: returns the part of a request that the provider is sent, which alone decides the id.
@@ -63,6 +67,7 @@ class TaskIdentity:
     adjust: Adjust | None = None
     sent_request: Callable[[GenerationRequest], GenerationRequest] = _unchanged
     estimate: Callable[[GenerationRequest], Cost] = _unknown_cost
+    provider_of: Callable[[str], str] | None = None
 
     def submission(
         self, request: GenerationRequest, scope: str | None, webhooks: tuple[Webhook, ...] = (), client: str = ""
@@ -72,11 +77,13 @@ class TaskIdentity:
         scope: name of the key that owns the task, None if tasks are shared. client: name of the key that submits it.
         """
         sent = self.sent_request(request)
-        canonical = sent.canonical(self.provider, scope)
+        provider = self.provider if self.provider_of is None else self.provider_of(request.model)
+        canonical = sent.canonical(provider, scope)
         task_id = fingerprint(canonical, self.secret)
-        family = RequestFamily(sent, self.provider, scope, self.secret)
+        family = RequestFamily(sent, provider, scope, self.secret)
         digest, stored, cost = request_digest(canonical), request.to_json(), self.estimate(request)
-        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost)
+        is_sandbox = provider == SANDBOX
+        return Submission(task_id, digest, request.model, stored, webhooks, family, client, scope, cost, is_sandbox)
 
     def resubmission(self, task: Task, webhooks: tuple[Webhook, ...]) -> Submission:
         """Return the submission for the request of a task; under other settings than now it belongs to no family."""
@@ -119,7 +126,8 @@ class OpenAIOptions:
 class Services:
     """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
-    models: what is published about models. list_models: requests those that the provider offers. fallbacks: models that
+    models: what is published about models. channels: which serve them.
+    list_models: requests those that the provider offers. fallbacks: models that
     are called if another is not available.
     reuse_images: of tasks that differ only in `n`.
     private_webhooks: webhooks may be anywhere, and plain http. signing: of those without a secret of their own.
@@ -140,6 +148,7 @@ class Services:
     trusted_hops: TrustedHops
     max_attempts: int
     models: ModelTable
+    channels: Channels
     list_models: ListModels = _no_models
     fallbacks: tuple[str, ...] = ()
     reuse_images: ReuseImages | None = None

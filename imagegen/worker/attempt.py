@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -14,7 +13,7 @@ from msgspec.structs import replace
 
 from imagegen.errors import ImageRejected, QueueUnavailable, StoreUnavailable, UpstreamError
 from imagegen.images.store import VerifiedImage
-from imagegen.providers.protocol import InputImage, Provider, Reply
+from imagegen.providers.protocol import InputImage, Reply
 from imagegen.queue.claim import Claim, StartResult
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.call_plan import PlannedCall, plan_calls, plan_missing_calls, variant_seed
@@ -22,17 +21,20 @@ from imagegen.tasks.infotext import infotext
 from imagegen.tasks.provider_job import AcceptedJob
 from imagegen.tasks.reply_details import add_details
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.retry import ClaimLost, Failed, FailureContext, NotStarted, Outcome, Retry, Succeeded
+from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import TaskError, WaitReason, missing_images_warning
 from imagegen.worker.call_form import CallForm, add_warnings
 from imagegen.worker.call_search import CallSearch
 from imagegen.worker.cancel_scope import ClaimScope, ClaimWasLost
+from imagegen.worker.failover import without_tried
 from imagegen.worker.inputs import UNAVAILABLE_RETRY_S, AttemptInputs, InputOpener
 from imagegen.worker.job_wait import JobWait
+from imagegen.worker.judge import Judge
 from imagegen.worker.limits import AttemptLimits, Counts, SeedSupport
-from imagegen.worker.pacing import Pacing, Permit
 from imagegen.worker.payments import PaymentRules, Payments
 from imagegen.worker.permit_waiting import PermitWaiting, Stopping, UpstreamResting
+from imagegen.worker.permits import ANY, Choice, Permit, PermitLine
+from imagegen.worker.routes import Routes
 from imagegen.worker.saving import (
     AttemptEnded,
     ClaimImageSaver,
@@ -49,13 +51,13 @@ MAX_BARREN_CALLS = 2
 
 @dataclass(frozen=True, slots=True)
 class AttemptRunner:
-    """Runs claims against one provider. clock: Unix time."""
+    """Runs claims against the channels. clock: Unix time."""
 
     claims: WorkerQueue
-    provider: Provider
+    routes: Routes
     image_saver: ImageSaver
     rules: AttemptLimits
-    pacing: Pacing
+    pacing: PermitLine
     payments: PaymentRules
     clock: Callable[[], float] = field(default=time.time, kw_only=True)
     inputs: InputOpener | None = field(default=None, kw_only=True)
@@ -110,9 +112,10 @@ class Attempt:
         self._request = GenerationRequest.from_json(claim.task.request_json)
         fallback_models = [model for model in runner.rules.fallback_models if self._is_alternative(model)]
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
-        self._search = CallSearch(runner.claims, claim, runner.provider, self._form, runner.rules, runner.clock)
+        self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
         self._payments = Payments(runner.payments, runner.claims, claim, self._request)
+        self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock)
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
         self._again = False
@@ -198,24 +201,26 @@ class Attempt:
             self._form.use(job.model)
         share = PlannedCall(job.indexes, job.seed)
         again = self._claim.checkpoint.missing_requested
+        route = None
         try:
-            resume = partial(self._runner.provider.resume, job.handle)
+            route = self._runner.routes.of_job(job.handle)
+            resume = partial(route.resume, job.handle)
             reply = await self._job_wait.reply(share, self._form.model, resume, job=job)
         except UpstreamError as error:
-            self._payments.failed(self._form.model, error)
+            self._payments.failed(route, self._form.model, error)
             if error.code == "upstream_bad_response":
                 self._answered_in_vain(share, again=again)
             elif not (self._form.learn_count(error, len(share.indexes)) or self._form.mend(error)):
                 raise
         else:
             if self._claim.cost.calling:  # else it was answered before, and its images could not be saved
-                self._payments.answered(self._form.model, len(share.indexes), reply)
+                self._payments.answered(route, self._form.model, len(share.indexes), reply)
             self._form.warn_of_model()
             await self._received(share, reply, again=again)
 
     async def _make_calls(self) -> None:
         """Make the calls that are still needed; request missing images once more, and never again."""
-        n, seed, per_call = self._request.n, self._first_seed(), self._runner.provider.max_images_per_call
+        n, seed, per_call = self._request.n, self._first_seed(), self._runner.routes.most_images(self._form.model)
         per_call = self._runner.counts.most(self._form.model, per_call)
         run, last, barren = self._claim.checkpoint, self._fault, 0
         if not run.missing_requested:
@@ -242,10 +247,10 @@ class Attempt:
 
     def _first_seed(self) -> int | None:
         """Return the seed of the first image; the calls after it send it plus the images before theirs."""
-        request, provider = self._request, self._runner.provider
+        request, routes = self._request, self._runner.routes
         if request.seed is not None or not request.variant:
             return request.seed
-        return variant_seed(provider.sent_request(request), provider.name)
+        return variant_seed(routes.sent_request(request), routes.identity(request.model))
 
     async def _make_call(self, share: PlannedCall, *, again: bool = False) -> UpstreamError | None:
         """Make one call and save its images. Return a bad response as an error, since it does not end the attempt.
@@ -336,25 +341,41 @@ class Attempt:
 
         Raises UpstreamError for a bad response, AttemptEnded for any other failure.
         """
+        choice, count = self._first_choice(), len(share.indexes)
         while True:
             inputs = await self._open_inputs()
-            with await self._waiting.permit(self._form.model) as turn:
-                await self._payments.reserve(self._form.model, len(share.indexes), self._form.first_refusal)
-                self._change(sent=self._form.sent(share, self._runner.clock()))
+            with await self._permit(choice) as turn:
+                route, model = turn.route, self._form.model
+                await self._payments.reserve(route, model, count, self._form.first_refusal)
+                sent = self._form.sent(share, self._runner.clock())
+                self._change(sent=sent, channel=route.channel.name, account=route.account)
                 await self._write()
                 call = self._form.call(share, inputs)
                 try:
-                    generate = partial(self._runner.provider.generate, call)
-                    reply = await self._job_wait.reply(self._form.as_sent(share), self._form.model, generate)
+                    reply = await self._job_wait.reply(self._form.as_sent(share), model, partial(route.generate, call))
                 except UpstreamError as error:
-                    self._payments.failed(self._form.model, error)
-                    self._failed(turn, error, len(share.indexes))
+                    self._payments.failed(route, model, error)
+                    choice = self._failed(turn, error, count, choice)
                 else:
-                    self._payments.answered(self._form.model, len(share.indexes), reply)
+                    self._payments.answered(route, model, count, reply)
                     self._runner.pacing.record_success(turn, reply.limits)
                     add_warnings(self._claim, *reply.warnings)
                     self._form.warn_of_model()
                     return reply
+
+    async def _permit(self, choice: Choice) -> Permit:
+        """Return the permit for the next call, of a fallback model if no channel here serves the requested one."""
+        while True:
+            try:
+                return await self._waiting.permit(self._form.model, choice)
+            except UpstreamError as error:
+                if not self._form.mend(error):
+                    raise
+
+    def _first_choice(self) -> Choice:
+        """Return the channels for a call: after a lost response only the one that may have been paid."""
+        run = self._claim.checkpoint
+        return Choice(run.channel) if run.ambiguous_calls else ANY
 
     async def _write(self) -> None:
         """Write the start, which counts the attempt, before the first paid call, then a checkpoint before each."""
@@ -379,7 +400,7 @@ class Attempt:
             return {}
         await self._waiting.store_writable()
         try:
-            return await self._inputs.open(self._runner.provider.edits(self._form.model))
+            return await self._inputs.open(self._runner.routes.edits(self._form.model))
         except (QueueUnavailable, StoreUnavailable) as error:
             counts = self._paid_in_vain or not self._waiting.begun  # what was not begun is not counted yet
             pause = Retry(UNAVAILABLE_RETRY_S, WaitReason.STORE_UNAVAILABLE, counts_as_attempt=counts)
@@ -390,56 +411,36 @@ class Attempt:
 
     def _is_alternative(self, model: str) -> bool:
         """Return whether a fallback model may take the place of the requested one, for this client too."""
-        editing = self._request.image_sources
-        if not self._runner.rules.may_use(self._claim.task.client, model):
+        runner, routes = self._runner, self._runner.routes
+        if not runner.rules.may_use(self._claim.task.client, model) or not routes.channels.serving(model):
             return False
-        return model != self._request.model and (not editing or self._runner.provider.edits(model) is not None)
+        return model != self._request.model and not (self._request.image_sources and routes.edits(model) is None)
 
-    def _failed(self, turn: Permit, error: UpstreamError, count: int) -> None:
-        """Return if the call is to be repeated at once in another form; raise otherwise."""
+    def _failed(self, turn: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
+        """Return the channels for the call if it is to be repeated at once; raise otherwise."""
+        rest = without_tried(choice, turn, error, has_job=self._job_wait.has_job)
+        if rest is not None and self._runner.pacing.has_other(self._form.model, rest):
+            self._runner.pacing.failed(turn, error, unfinished=self._claim.task.id)
+            return rest
         if self._form.learn_count(error, count):
             self._runner.pacing.failed(turn, error, unfinished=None)
             raise _Refused
         bad = error.code == "upstream_bad_response"
         mended = self._form.mend(error)
-        excused = self._runner.pacing.excuses(turn, error) and self._is_excused()
-        outcome = None if bad or mended else self._judge(self._form.first_refusal or error, upstream_dead=excused)
+        excused = self._judging.excuses(turn, error)
+        cause = self._form.first_refusal or self._judging.cause(turn, error)
+        outcome = None if bad or mended else self._judge(cause, upstream_dead=excused)
         unfinished = self._claim.task.id if isinstance(outcome, Retry) else None
         self._runner.pacing.failed(turn, error, unfinished=unfinished)
         if outcome:
             raise AttemptEnded(outcome) from error
         if bad:
             raise error
-
-    def _is_excused(self) -> bool:
-        """Return whether a failure of an upstream that is taken for dead is no attempt of this task.
-
-        The first failure counts all the same, and so does each of a task that failed while others succeeded: else
-        tasks that always fail would be called for without end.
-        """
-        attempts, most = self._claim.checkpoint.attempts, self._runner.rules.policy.max_attempts
-        return not self._runner.pacing.is_suspect(self._claim.task.id) and (attempts > 1 or attempts >= most)
+        return self._first_choice()
 
     def _change(self, **changes: object) -> None:
         """Change the checkpoint, which is written before the next paid call."""
         self._claim.checkpoint = replace(self._claim.checkpoint, **changes)
 
     def _judge(self, error: UpstreamError, *, upstream_dead: bool = False) -> Retry | Failed:
-        claim, runner = self._claim, self._runner
-        if error.ambiguous:
-            self._change(ambiguous_calls=claim.checkpoint.ambiguous_calls + 1)
-        standing = FailureContext(
-            attempts=claim.checkpoint.attempts,
-            ambiguous=claim.checkpoint.ambiguous_calls,
-            left_s=runner.rules.deadline(claim.task) - runner.clock(),
-            circuit_open=upstream_dead,
-            paid_without_result=self._paid_in_vain,
-        )
-        outcome = runner.rules.policy.decide(error, standing, random.random)
-        log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
-        log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, _what_follows(outcome))
-        return outcome
-
-
-def _what_follows(outcome: Retry | Failed) -> str:
-    return f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
+        return self._judging.outcome(error, upstream_dead=upstream_dead, paid_in_vain=self._paid_in_vain)

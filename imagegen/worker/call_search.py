@@ -9,7 +9,6 @@ from loguru import logger
 from msgspec.structs import replace
 
 from imagegen.errors import UpstreamError
-from imagegen.providers.protocol import Provider
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle, SentCall
@@ -17,6 +16,7 @@ from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.call_form import CallForm
 from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.routes import Routes
 from imagegen.worker.saving import AttemptEnded
 
 SEARCH_RETRY_S = 5.0
@@ -32,7 +32,7 @@ class CallSearch:
 
     claims: WorkerQueue
     claim: Claim
-    provider: Provider
+    routes: Routes
     form: CallForm
     rules: AttemptLimits
     clock: Callable[[], float]
@@ -55,8 +55,12 @@ class CallSearch:
             raise AttemptEnded(spent)
 
     async def _find(self, sent: SentCall, *, begun: bool) -> JobHandle | None:
+        run = self.claim.checkpoint
+        route = self.routes.find(run.channel, run.account)
+        if route is None:
+            return None
         try:
-            return await self.provider.find(self.form.sent_call(sent), sent.sent_at)
+            return await route.find(self.form.sent_call(sent), sent.sent_at)
         except UpstreamError as error:
             if error.retryable and self.clock() < sent.sent_at + SEARCH_FOR_S:
                 pause = Retry(SEARCH_RETRY_S, WaitReason.RETRYING, counts_as_attempt=not begun)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -31,7 +31,7 @@ class JobUnfinished(AttemptEnded):
 @dataclass(eq=False, slots=True)
 class JobWait:
     """Waits of one claim. total: images of the task; longest_s: how long a job is polled; ends_at: the task's deadline,
-    Unix time."""
+    Unix time. has_job: whether the last call was accepted as a job."""
 
     claims: WorkerQueue
     claim: Claim
@@ -39,6 +39,7 @@ class JobWait:
     longest_s: float
     ends_at: float
     clock: Callable[[], float]
+    has_job: bool = field(default=False, init=False)
 
     async def reply(
         self,
@@ -54,8 +55,10 @@ class JobWait:
         `call` raises: then the job, if there was one, is over, and is no longer in the checkpoint.
         """
         limit, price, is_over = asyncio.timeout(self._wait_end() if job else None), self.claim.cost.calling, False
+        self.has_job = job is not None
 
         async def accepted(handle: JobHandle) -> None:
+            self.has_job = True
             if not is_over and not self.claim.lost:
                 accepted_job = AcceptedJob(handle, share.indexes, share.seed, model)
                 self.claim.checkpoint = self.claim.checkpoint.with_job(accepted_job)

@@ -13,7 +13,7 @@ from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import Task
-from imagegen.worker.pacing import Pacing
+from imagegen.worker.permits import PermitLine
 
 MAX_PARKED = 2_000
 """Claims of one instance. The stream is read in order, so what waits behind more than these of a model that takes no
@@ -39,7 +39,7 @@ class Parking:
     def __init__(
         self,
         claims: WorkerQueue,
-        pacing: Pacing,
+        pacing: PermitLine,
         ends_at: Callable[[Task], float],
         *,
         alone: Callable[[], bool],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from imagegen.accounts.pricing import Pricing
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import Reply
 from imagegen.queue.claim import Claim
@@ -17,6 +16,7 @@ from imagegen.tasks.cost import UNKNOWN, Cost
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed
 from imagegen.tasks.task import TaskError
+from imagegen.worker.routes import Route
 from imagegen.worker.saving import AttemptEnded
 
 NO_BUDGET = "the budget of the day is used up, so no further call was made"
@@ -26,9 +26,8 @@ _BAD_RESPONSE = "upstream_bad_response"
 
 @dataclass(frozen=True, slots=True)
 class PaymentRules:
-    """pricing: of the provider's models. limits_of_slots: returns the present limits of the budgets of a task."""
+    """limits_of_slots: returns the present limits of the budgets of a task."""
 
-    pricing: Pricing
     limits_of_slots: Callable[[Collection[int]], Limits]
 
 
@@ -41,13 +40,13 @@ class Payments:
     claim: Claim
     request: GenerationRequest
 
-    async def reserve(self, model: str, count: int, refusal: UpstreamError | None) -> None:
+    async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> None:
         """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.
 
         refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, or the
         claim is lost.
         """
-        price, cost = self._call_price(model, count), self.claim.cost
+        price, cost = self._call_price(route, model, count), self.claim.cost
         if cost.slots and price is None:
             raise self._over_budget(refusal)
         if more := cost.rest_for(price or 0):
@@ -59,14 +58,15 @@ class Payments:
             cost = self.claim.cost
         self._record(cost.before_call(price))
 
-    def answered(self, model: str, count: int, reply: Reply) -> None:
+    def answered(self, route: Route, model: str, count: int, reply: Reply) -> None:
         """Note the price of a call that was answered. With fewer images than requested it is charged all the same."""
-        price = self.rules.pricing.reported_price(model, reply.details)
-        price = self._call_price(model, count) if price is None else price
+        price = route.pricing.reported_price(route.sent_name(model), reply.details)
+        price = self._call_price(route, model, count) if price is None else price
+        route.counts.spent += price or 0
         self._record(self.claim.cost.paid(price, _BAD_RESPONSE if len(reply.images) < count else ""))
 
-    def failed(self, model: str, error: UpstreamError) -> None:
-        """Note whether a call without images may have been paid."""
+    def failed(self, route: Route | None, model: str, error: UpstreamError) -> None:
+        """Note whether a call without images may have been paid. route: None if its key is not here any more."""
         cost = self.claim.cost
         price = None if cost.calling == UNKNOWN else cost.calling
         if error.ambiguous:  # the next attempt searches for its job
@@ -74,15 +74,17 @@ class Payments:
             return
         if error.code == _BAD_RESPONSE:
             cost = cost.paid(price, error.code)
-        elif error.charged or (error.code == "content_policy" and self.rules.pricing.charges_refusal(model)):
+        elif error.charged or (error.code == "content_policy" and route and route.charges_refusal(model)):
             cost = cost.paid(price)
         else:
             cost = cost.unpaid()
+        if route:
+            route.counts.spent += cost.charged - self.claim.cost.charged
         self._record(cost)
 
-    def _call_price(self, model: str, count: int) -> int | None:
+    def _call_price(self, route: Route, model: str, count: int) -> int | None:
         """Return the price of a call; where this instance has none for the requested model, as it was submitted."""
-        price, total = self.rules.pricing.call_price(self.request, model, count), self.claim.cost.total
+        price, total = route.call_price(self.request, model, count), self.claim.cost.total
         if price is None and total is not None and model == self.request.model:
             return total * count // self.request.n
         return price

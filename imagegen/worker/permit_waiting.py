@@ -9,7 +9,7 @@ from imagegen.errors import UpstreamError
 from imagegen.queue.claim import Claim
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.tasks.task import WaitReason
-from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.permits import ANY, Choice, Permit, PermitLine
 from imagegen.worker.saving import DeadlinePassed, ImageSaver
 
 STORE_CHECK_S = 1.0
@@ -38,22 +38,25 @@ class PermitWaiting:
 
     claims: WorkerQueue
     claim: Claim
-    pacing: Pacing
+    pacing: PermitLine
     image_saver: ImageSaver
     ends_at: float
     clock: Callable[[], float]
     begun: bool = field(default=False, init=False)
 
-    async def permit(self, model: str) -> Permit:
+    async def permit(self, model: str, choice: Choice = ANY) -> Permit:
         """Return the permit for the next call. Raises DeadlinePassed, Stopping, UpstreamResting.
 
-        Stopping is raised too if claiming is paused and the attempt is not begun.
+        Stopping is raised too if claiming is paused and the attempt is not begun. Raises UpstreamError if no channel
+        can take the call before an operator acts.
         """
-        if self.image_saver.writable and (permit := self.pacing.try_acquire(model)):
+        if self.image_saver.writable and (permit := self.pacing.try_acquire(model, choice)):
             return self._unless_paused(permit)
         while True:
             await self.store_writable()
-            if permit := await self.pacing.acquire(model, self._wait_s(model)):
+            if refusal := self.pacing.refusal(model, choice):
+                raise refusal
+            if permit := await self.pacing.acquire(model, self._wait_s(model, choice), choice):
                 if self.image_saver.writable:
                     return self._unless_paused(permit)
                 permit.close()
@@ -82,16 +85,16 @@ class PermitWaiting:
         else:
             self.claims.mark_waiting(self.claim, reason, retry_at)
 
-    def _wait_s(self, model: str) -> float:
+    def _wait_s(self, model: str, choice: Choice) -> float:
         """Return the seconds to wait before the next check."""
         self._check_time()
-        blocked = self.pacing.blocked(model)
+        blocked = self.pacing.blocked(model, choice)
         if blocked is None:
             return 0.0
         if not self.begun:
             self.claims.mark_waiting(self.claim, *blocked)
-        elif rest := self.pacing.resting(model):
-            raise UpstreamResting(_resting(rest.reason, rest.retry_at - self.clock()))
+        elif rest := self.pacing.resting(model, choice):
+            raise UpstreamResting(resting_error(rest.reason, rest.retry_at - self.clock()))
         return min(blocked.retry_at, self.ends_at) - self.clock()
 
     def _check_time(self) -> None:
@@ -101,5 +104,6 @@ class PermitWaiting:
             raise Stopping
 
 
-def _resting(reason: WaitReason, for_s: float) -> UpstreamError:
+def resting_error(reason: WaitReason, for_s: float) -> UpstreamError:
+    """Return what a call would have met."""
     return UpstreamError(str(reason), "the upstream takes no calls now", retryable=True, retry_after_s=for_s)

@@ -16,8 +16,9 @@ from imagegen.tasks import transitions
 from imagegen.tasks.retry import ClaimLost, Failed, NotStarted, Outcome, Retry, Succeeded
 from imagegen.tasks.task import Task, TaskError, WaitReason
 from imagegen.worker.attempt import AttemptRunner
-from imagegen.worker.pacing import Pacing
 from imagegen.worker.parking import Parking
+from imagegen.worker.permits import PermitLine
+from imagegen.worker.unserved import UnservedTasks
 
 LOOPS_PER_SLOT = 2
 """While one writes a result, another fills the slot that it has left."""
@@ -36,7 +37,7 @@ class Pool:
         self,
         claims: WorkerQueue,
         attempts: AttemptRunner,
-        pacing: Pacing,
+        pacing: PermitLine,
         *,
         result_ttl_s: float,
         alone: Callable[[], bool] = lambda: True,
@@ -49,6 +50,7 @@ class Pool:
         self._clock = clock
         self._loops: list[asyncio.Task[None]] = []
         self.parking = Parking(claims, pacing, attempts.rules.deadline, alone=alone, clock=clock)
+        self._unserved = UnservedTasks(claims, attempts.routes, attempts.rules, alone=alone, clock=clock)
         self.active_claims: set[Claim] = set()
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -77,7 +79,10 @@ class Pool:
 
     async def _loop(self) -> None:
         while (claim := await self._claims.claim()) is not None:
-            if self.parking.admits(claim):
+            if not self._unserved.runs_here(claim):
+                if failed := await self._unserved.leave(claim):
+                    await self._report(claim, failed)
+            elif self.parking.admits(claim):
                 self.active_claims.add(claim)
                 try:
                     await self._report(claim, await self._outcome(claim))
@@ -102,6 +107,7 @@ class Pool:
                 attempts=claim.checkpoint.attempts,
                 possibly_billed_twice=claim.checkpoint.billed_again,
                 cost=claim.cost if isinstance(outcome, Retry) else claim.cost.ended(),
+                channel=claim.checkpoint.channel or claim.task.channel,
             )
             match outcome:
                 case Succeeded(images, warnings, details):

@@ -40,7 +40,7 @@ async def test_a_models_limits_and_price_are_shown(start_paid) -> None:
     assert models[SCHNELL] == {
         "id": SCHNELL,
         "provider": "together",
-        "channel": None,
+        "channel": "together",
         "capabilities": {
             "sizes": None,
             "maxPixels": 1792**2,
@@ -82,7 +82,7 @@ async def test_an_unlisted_model_has_nulls_and_an_alias_the_limits_of_its_model(
     assert models["mine"] == {
         "id": "mine",
         "provider": "together",
-        "channel": None,
+        "channel": "together",
         "capabilities": UNKNOWN,
         "price": None,
         "endsAt": None,

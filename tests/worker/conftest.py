@@ -11,11 +11,12 @@ from datetime import date
 import pytest
 
 from imagegen.accounts.pricing import Pricing
+from imagegen.channels_file import Channel, Channels
 from imagegen.errors import UpstreamError
 from imagegen.images.store import Describe, VerifiedImage
 from imagegen.images.store_health import StoreHealth
 from imagegen.providers.model_table import ModelTable
-from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, WithoutJobControl
+from imagegen.providers.protocol import Call, CallObserver, Edits, Provider, Reply, WithoutJobControl
 from imagegen.queue.client_queue import Submission
 from imagegen.tasks.image import GivenImage, ImageBytes, ImageLink, StoredImage
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
@@ -28,6 +29,7 @@ from imagegen.worker.limits import AttemptLimits
 from imagegen.worker.pacing import Pacing
 from imagegen.worker.payments import PaymentRules
 from imagegen.worker.pool import Pool
+from imagegen.worker.routes import Route, Routes
 
 TEMPO = BreakerConfig(probe_s=0.1, longest_s=0.4, step_s=0.02)
 
@@ -159,6 +161,11 @@ class MemoryImageSaver:
 UNPRICED = Pricing(ModelTable((), "scripted", date(2026, 1, 1)))
 
 
+def only_route(provider: Provider, pricing: Pricing = UNPRICED) -> Route:
+    """Return the route of a provider that is the only one."""
+    return Route(Channel("scripted", "scripted"), "", provider, pricing)
+
+
 def submission(prompt: object = "a", **fields: object) -> Submission:
     request = parse_fields({"prompt": str(prompt), **fields}, default_model="m", aliases={})
     canonical = request.canonical("scripted", None)
@@ -171,14 +178,16 @@ class WorkerHarness:
     def __init__(self, instance, provider: ScriptedProvider, **rules: object) -> None:
         policy = RetryPolicy(rules.pop("max_attempts", 3), rules.pop("base_s", 0.02))
         self.instance, self.provider, self.image_saver = instance, provider, MemoryImageSaver()
+        self.route = only_route(provider, rules.pop("pricing", UNPRICED))
         self.pacing = Pacing(
+            self.route,
             rate_per_min=rules.pop("rate_per_min", None),
             tempo=rules.pop("tempo", TEMPO),
             on_release=lambda: self.pool.parking.wake(),  # noqa: PLW0108 - the pool is created below
         )
         self.attempts = AttemptRunner(
             instance.worker_queue,
-            provider,
+            Routes(Channels([self.route.channel]), [self.route]),
             self.image_saver,
             AttemptLimits(
                 policy,
@@ -187,7 +196,7 @@ class WorkerHarness:
                 rules.pop("job_wait_s", 600.0),
             ),
             self.pacing,
-            PaymentRules(rules.pop("pricing", UNPRICED), rules.pop("limits_of_slots", lambda _slots: ())),
+            PaymentRules(rules.pop("limits_of_slots", lambda _slots: ())),
             inputs=rules.pop("inputs", None),
         )
         self.pool = Pool(

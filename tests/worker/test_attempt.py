@@ -426,10 +426,10 @@ async def test_a_lost_claim_ends_its_wait_at_once(make_harness: MakeHarness) -> 
     claim = await harness.claim()
     await pause(harness)
     running = asyncio.create_task(harness.attempts.run(claim))
-    await eventually(lambda: harness.pacing._waiters)
+    await eventually(lambda: harness.pacing.waiters)
     claim.mark_lost()
     assert isinstance(await asyncio.wait_for(running, 1.0), ClaimLost)
-    assert not harness.pacing._waiters
+    assert not harness.pacing.waiters
     assert harness.provider.calls == []
 
 
@@ -438,7 +438,7 @@ async def test_quiet_leaves_a_waiting_claim_unstarted(make_harness: MakeHarness)
     claim = await harness.claim()
     await pause(harness)
     running = asyncio.create_task(harness.attempts.run(claim))
-    await eventually(lambda: harness.pacing._waiters)
+    await eventually(lambda: harness.pacing.waiters)
     harness.pacing.quiet()
     assert isinstance(await asyncio.wait_for(running, 1.0), NotStarted)
 
@@ -490,7 +490,7 @@ async def test_quiet_ends_a_wait_during_an_attempt_without_a_count(make_harness:
     harness = make_harness(per_call=1, pool=False, rate_per_min=1)
     claim = await harness.claim(n=2)
     running = asyncio.create_task(harness.attempts.run(claim))
-    await eventually(lambda: harness.pacing._waiters)
+    await eventually(lambda: harness.pacing.waiters)
     assert claim.task.state is State.PROCESSING
     harness.pacing.quiet()
     assert await asyncio.wait_for(running, 1.0) == Retry(0.0, WaitReason.DRAINING, counts_as_attempt=False)

@@ -7,13 +7,16 @@ from itertools import count, pairwise
 import pytest
 from loguru import logger
 from support import Clock
+from worker.conftest import ScriptedProvider, only_route
 
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.tasks.task import WaitReason
 from imagegen.worker.circuit_breaker import BreakerConfig
-from imagegen.worker.pacing import Pacing, Permit
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.permits import Permit
 
+ROUTE = only_route(ScriptedProvider())
 OK = UpstreamLimits()
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429)
 BROKEN = UpstreamError("upstream_error", "500", retryable=True, status=500)
@@ -35,7 +38,7 @@ def pacing(clock: Clock) -> Pacing:
 
 
 def make(clock: Clock, **changes: object) -> Pacing:
-    return Pacing(clock=clock, wall=lambda: clock.now + 1000.0, **changes)
+    return Pacing(ROUTE, clock=clock, wall=lambda: clock.now + 1000.0, **changes)
 
 
 def limited(retry_after_s: float | None) -> UpstreamError:
@@ -266,7 +269,7 @@ def test_models_without_state_are_dropped(clock: Clock, pacing: Pacing) -> None:
 
 
 async def test_turns_follow_the_order_of_requests() -> None:
-    pacing, given = Pacing(rate_per_min=60 / 0.02), []
+    pacing, given = Pacing(ROUTE, rate_per_min=60 / 0.02), []
 
     async def wait(name: int) -> None:
         with await pacing.acquire("m", 5.0):
@@ -277,7 +280,7 @@ async def test_turns_follow_the_order_of_requests() -> None:
 
 
 async def test_a_later_request_for_another_model_does_not_wait() -> None:
-    pacing = Pacing()
+    pacing = Pacing(ROUTE)
     call(pacing, limited(60.0))
     waiting = asyncio.create_task(pacing.acquire("m", 60.0))
     await asyncio.sleep(0)
@@ -286,7 +289,7 @@ async def test_a_later_request_for_another_model_does_not_wait() -> None:
 
 
 async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
-    pacing = Pacing(tempo=QUICK)
+    pacing = Pacing(ROUTE, tempo=QUICK)
     call(pacing, limited(0.0))
     probe = pacing.try_acquire("m")
     waiting = asyncio.create_task(pacing.acquire("m", 5.0))
@@ -298,13 +301,13 @@ async def test_a_waiter_gets_its_turn_when_the_probe_was_answered() -> None:
 
 
 async def test_a_wait_ends_at_its_timeout() -> None:
-    pacing = Pacing()
+    pacing = Pacing(ROUTE)
     call(pacing, limited(60.0))
     assert await asyncio.wait_for(pacing.acquire("m", 0.02), 1.0) is None
 
 
 async def test_quiet_ends_every_wait_and_starts_no_other() -> None:
-    pacing = Pacing()
+    pacing = Pacing(ROUTE)
     call(pacing, limited(60.0))
     waiting = [asyncio.create_task(pacing.acquire("m", 60.0)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -315,7 +318,7 @@ async def test_quiet_ends_every_wait_and_starts_no_other() -> None:
 
 
 async def test_a_cancelled_wait_takes_no_turn() -> None:
-    pacing = Pacing(tempo=QUICK)
+    pacing = Pacing(ROUTE, tempo=QUICK)
     call(pacing, limited(0.0))
     probe = pacing.try_acquire("m")
     first, second = (asyncio.create_task(pacing.acquire("m", 5.0)) for _ in range(2))

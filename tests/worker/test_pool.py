@@ -295,7 +295,7 @@ async def test_a_cancelled_parked_task_frees_its_place(
     parked = await harness.submit("parked")
     await eventually(lambda: len(harness.pool.parking) == 1)
     in_slot = await harness.submit("in its slot")
-    await eventually(lambda: harness.pacing._waiters)
+    await eventually(lambda: harness.pacing.waiters)
     assert len(harness.pool.parking) == 1
     await harness.instance.client_queue.cancel(parked)
     await harness.submit("next")

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 from pydantic.alias_generators import to_camel
 
+from imagegen.channels_file import Channel
 from imagegen.providers.model_table import ModelRow, Steps
 from imagegen.providers.prices import Price
 from imagegen.web.api.schemas import CapabilitiesView, ModelView
@@ -22,23 +23,25 @@ _REFUSES_STEPS = Steps(max=0)
 
 async def models(request: web.Request) -> web.StreamResponse:
     """Return the image models; a model that only the provider lists without a type may be a text model."""
-    identity = request.app[SERVICES].identity
+    services = request.app[SERVICES]
+    identity = services.identity
     listed = await listed_models(request)
     views = [
-        model_view(model, identity.provider)
+        model_view(model, services.channels.preferred(identity.aliases.get(model.id, model.id)), identity.provider)
         for model in listed
         if model.entry is None or model.row is not None or model.entry.get("type") == "image"
     ]
     return json_response({"success": True, "models": views, "defaultModel": identity.default_model})
 
 
-def model_view(model: ListedModel, provider: str) -> ModelView:
-    """Return what is published about a model. provider: the configured one."""
+def model_view(model: ListedModel, channel: Channel | None, provider: str) -> ModelView:
+    """Return what is published about a model. channel: preferred for it; provider: of models without a channel."""
     row = model.row or _NO_ROW
+    provider = channel.provider if channel else provider
     return {
         "id": model.id,
         "provider": provider,
-        "channel": None,
+        "channel": channel.name if channel else None,
         "capabilities": _capabilities(row),
         "price": price_view(row.price) if row.price and row.provider == provider else None,
         "endsAt": row.ends.isoformat() if row.ends else None,

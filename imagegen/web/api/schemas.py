@@ -126,6 +126,7 @@ class TaskView(TypedDict):
         Annotated[Count, Field(description="Calls that may have been paid for without an image.")]
     ]
     webhook: NotRequired[list[DeliveryView]]
+    channel: NotRequired[Annotated[str, Field(description="Channel of the last call, once a call was made.")]]
 
 
 class FinishedView(TaskView):
@@ -426,7 +427,7 @@ class ModelView(TypedDict):
 
     id: str
     provider: str
-    channel: Annotated[str | None, Field(description="null: the only one.")]
+    channel: Annotated[str | None, Field(description="The preferred channel; null: none serves it here.")]
     capabilities: CapabilitiesView
     price: Annotated[dict[str, Any] | None, Field(description="Rules in dollars; null: unknown.")]
     endsAt: Annotated[

@@ -105,6 +105,14 @@ def task_view(
             view["etaSeconds"] = place.eta_s
     if task.images or task.state is State.COMPLETED:
         view["data"] = [_image_view(task, image, image_url) for image in task.images]
+    _add_extras(view, task)
+    return view
+
+
+def _add_extras(view: TaskView, task: Task) -> None:
+    """Add what only some tasks have."""
+    if task.channel:
+        view["channel"] = task.channel
     if task.warnings:
         view["warnings"] = list(task.warnings)
     if task.details and task.details.usage:
@@ -113,7 +121,6 @@ def task_view(
         view["possiblyBilledTwice"] = task.possibly_billed_twice
     if task.deliveries and (deliveries := _shown_deliveries(task)):
         view["webhook"] = [_delivery_view(delivery) for delivery in deliveries]
-    return view
 
 
 def cost_view(task: Task, *, is_free: bool = False) -> CostView | None:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
+from imagegen.channels_file import Channel
 from imagegen.errors import ApiError, FieldError, InvalidJson, InvalidRequest
 from imagegen.images.upload_records import UploadRecord
 from imagegen.images.uploads import Upload
@@ -160,7 +161,8 @@ ASYNC_TASK_COMPLETED = ASYNC_TASK | {
     "result": {"created": int(_AT), "data": [{"url": _url}]},
 }
 _listed = ListedModel(MODEL, None, load_table("together").find(MODEL), ended=False)
-MODELS = {"success": True, "models": [model_view(_listed, "together")], "defaultModel": _listed.id}
+_channel = Channel("together", "together")
+MODELS = {"success": True, "models": [model_view(_listed, _channel, "together")], "defaultModel": _listed.id}
 MODEL_ENTRY = entry_of(_listed)
 
 

@@ -27,6 +27,7 @@ from imagegen import __version__
 from imagegen.accounts.budget_watch import BudgetWatch
 from imagegen.accounts.counts import Counts
 from imagegen.metrics import REQUEST_BOUNDS_S, Histogram, Meter, RecentRates
+from imagegen.providers.channel_counts import ChannelStatus, errors_by_code
 from imagegen.queue.monitor import BacklogSize, InstanceStatus, QueueMonitor
 from imagegen.tasks.cost import dollars
 
@@ -62,6 +63,7 @@ class Telemetry:
     loops: the names of the side loops that live. max_queue: of waiting tasks. store_writable: whether images can be
     saved. key_accepted: whether the provider accepts our key. spending: what this process has spent and saved.
     paused_since: Unix time since when claiming is paused, None if it is not.
+    channels: returns the state of all channels.
     """
 
     meter: Meter
@@ -75,6 +77,7 @@ class Telemetry:
     budgets: BudgetWatch | None = None
     spending: Counts = field(default_factory=Counts)
     paused_since: Callable[[], float | None] = lambda: None
+    channels: Callable[[], Sequence[ChannelStatus]] = tuple
 
     def loops_by_kind(self) -> Mapping[str, int]:
         """`loop-0`, `loop-1`, … are one kind."""
@@ -115,6 +118,7 @@ class _MetricsCollector(Collector):
         yield from _upstream(meter, telemetry.upstream)
         yield _gauge("store_writable", "Whether images can be saved.", telemetry.store_writable())
         yield _gauge("provider_key_accepted", "Whether the provider accepts the key.", telemetry.key_accepted())
+        yield from _channels(telemetry.channels())
         yield from _accounts(meter)
         yield from _money(telemetry)
         yield from _redis(meter)
@@ -158,6 +162,25 @@ def _upstream(meter: Meter, rules: ProviderLimits) -> Iterator[Metric]:
     yield _counter("ambiguous_calls", "Calls that may have been paid for without a result.", meter.ambiguous)
     yield _gauge("upstream_concurrency", "Calls that may run at once.", rules.concurrency)
     yield _gauge("upstream_blocked_seconds", "Until the provider may be called again.", rules.blocked_s)
+
+
+def _channels(statuses: Sequence[ChannelStatus]) -> Iterator[Metric]:
+    calls = _counters("channel_calls", "Calls by channel, key and how they ended.", "channel", "key", "code")
+    usable = _gauges("channel_key_usable", "1 if the key takes calls, 0 if it cools or is out.", "channel", "key")
+    in_flight = _gauges("channel_in_flight", "Calls that run in a channel.", "channel")
+    resting = _gauges("channel_resting", "1 if the channel takes no calls now.", "channel")
+    spent = _counters("channel_spent_usd", "US dollars of the calls of a channel.", "channel")
+    for status in statuses:
+        for key in status.keys:
+            names, errors = (status.name, key.id), key.counts.errors
+            ended_well = key.counts.calls - errors.total()
+            for code, count in {"ok": ended_well, **errors_by_code(key.counts)}.items():
+                calls.add_metric((*names, code), count)
+            usable.add_metric(names, key.state == "healthy")
+        in_flight.add_metric((status.name,), status.totals.in_flight)
+        resting.add_metric((status.name,), status.state != "healthy")
+        spent.add_metric((status.name,), dollars(status.totals.spent))
+    yield from (calls, usable, in_flight, resting, spent)
 
 
 def _accounts(meter: Meter) -> Iterator[Metric]:

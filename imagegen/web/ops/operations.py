@@ -7,7 +7,7 @@ from imagegen.web.api.schemas import AliveView, HealthView, ReadyView, StatsView
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Operation, ResponseDoc, Route
-from imagegen.web.ops import docs, health, metrics, pages, stats, usage
+from imagegen.web.ops import channels, docs, health, metrics, pages, stats, usage
 
 OPERATE, PAGES = "Operate", "Pages"
 
@@ -200,6 +200,7 @@ ROUTES: tuple[Route, ...] = (
     (STATS, stats.get_stats),
     (METRICS, metrics.get_metrics),
     usage.ROUTE,
+    channels.ROUTE,
     (DOCUMENT, docs.get_document),
     (PAGE, docs.get_page),
     (FILE, docs.get_file),

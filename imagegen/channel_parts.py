@@ -1,0 +1,165 @@
+"""Channels of the settings, and what is built from them: providers, prices, model tables, routes, pacing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import aiohttp
+from msgspec.structs import replace
+from yarl import URL
+
+from imagegen.accounts.pricing import Pricing
+from imagegen.channels_file import EVERY_MODEL, SANDBOX, Channel, ChannelKey, Channels
+from imagegen.metrics import Meter
+from imagegen.providers.a1111 import A1111Provider
+from imagegen.providers.bfl import BflProvider
+from imagegen.providers.channel_models import ChannelModelTable
+from imagegen.providers.dashscope import DashScopeProvider
+from imagegen.providers.fal import FalProvider
+from imagegen.providers.metered import MeteredProvider
+from imagegen.providers.model_table import ModelTable, load_table
+from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
+from imagegen.providers.protocol import Provider
+from imagegen.providers.replicate import ReplicateProvider
+from imagegen.providers.sandbox import SandboxProvider
+from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
+from imagegen.settings import Settings
+from imagegen.tasks.provider_job import key_fingerprint
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.permits import PermitLine
+from imagegen.worker.router import Router
+from imagegen.worker.routes import Route, Routes
+
+_JOB_APIS: Mapping[str, Callable[..., Provider]] = {
+    "fal": FalProvider,
+    "replicate": ReplicateProvider,
+    "bfl": BflProvider,
+    "dashscope": DashScopeProvider,
+}
+"""Providers that answer a call with a job; each takes `api_key`, `base_url`, `timeout_s` and `channel`."""
+
+
+def channels_of(settings: Settings) -> Channels:
+    """Return the channels of the file, or the one that the simple settings make, with the limits that apply."""
+    return Channels([_with_limits(channel, settings) for channel in settings.file_channels or (_simple(settings),)])
+
+
+def _with_limits(channel: Channel, settings: Settings) -> Channel:
+    rate_per_min = channel.rate_per_min or settings.upstream_rate_per_min
+    return replace(channel, rate_per_min=rate_per_min, concurrency=_concurrency(channel))
+
+
+def _simple(settings: Settings) -> Channel:
+    """Return the channel of PROVIDER, named after it."""
+    given: tuple[str | None, str, str | None]
+    match settings.provider:
+        case "together":
+            given = settings.together_api_key, "TOGETHER_API_KEY", settings.together_api_url
+        case "openai":
+            given = settings.openai_api_key, "OPENAI_API_KEY", settings.openai_api_url
+        case "a1111":
+            given = None, "", settings.a1111_url
+        case "fal":
+            given = settings.fal_key, "FAL_KEY", settings.fal_api_url
+        case "replicate":
+            given = settings.replicate_api_token, "REPLICATE_API_TOKEN", settings.replicate_api_url
+        case "bfl":
+            given = settings.bfl_api_key, "BFL_API_KEY", settings.bfl_api_url
+        case "dashscope":
+            given = settings.dashscope_api_key, "DASHSCOPE_API_KEY", settings.dashscope_api_url
+        case _:
+            given = None, "", ""
+    secret, source, url = given
+    name, keys = settings.provider, (ChannelKey(secret or "", source if secret else ""),)
+    return Channel(name, name, keys, EVERY_MODEL, base_url=url or "")
+
+
+def call_slots(settings: Settings) -> int:
+    """Return how many calls this instance makes at once: WORKER_CONCURRENCY, or the limits of all channels if lower.
+
+    Further tasks wait in the stream, where no time limit runs and other instances can take them.
+    """
+    limits = [channel.concurrency for channel in channels_of(settings).all]
+    if any(limit is None for limit in limits):
+        return settings.worker_concurrency
+    return min(settings.worker_concurrency, sum(limit or 0 for limit in limits))
+
+
+def _concurrency(channel: Channel) -> int | None:
+    """Return how many calls a channel takes at once, by the file or by its provider; None without a limit."""
+    match channel.provider:
+        case "a1111":
+            own: int | None = A1111Provider.max_concurrent_calls
+        case "openai":
+            own = dialect_of(URL(channel.base_url)).max_concurrent_calls
+        case _:
+            own = None
+    return channel.concurrency if channel.concurrency is not None else own
+
+
+def load_tables(settings: Settings) -> tuple[ModelTable, Mapping[str, ModelTable]]:
+    """Return the table of models as clients name them, and those of the providers. Raises SettingsError."""
+    kinds = dict.fromkeys((settings.provider, *(channel.provider for channel in channels_of(settings).all)))
+    tables = {kind: load_table(kind, settings.models_file) for kind in kinds}
+    if not settings.file_channels:
+        return tables[settings.provider], tables
+    return ChannelModelTable(channels_of(settings), tables, settings.provider), tables
+
+
+def create_provider(
+    settings: Settings, channel: Channel, key: ChannelKey, session: aiohttp.ClientSession, table: ModelTable
+) -> Provider:
+    """Return the provider of one key of a channel. table: of the provider."""
+
+    def input_field(model: str) -> InputField:
+        row = table.find(model)
+        return (row.images_as if row else None) or input_field_by_name(model)
+
+    timeout_s, url = settings.upstream_timeout_s, channel.base_url
+    if create := _JOB_APIS.get(channel.provider):
+        return create(session, api_key=key.secret, base_url=url, timeout_s=timeout_s, channel=channel.name)
+    match channel.provider:
+        case "together":
+            return TogetherProvider(
+                session, api_key=key.secret, base_url=url, timeout_s=timeout_s, input_field=input_field
+            )
+        case "openai":
+            return OpenAICompatibleProvider(session, base_url=url, api_key=key.secret or None, timeout_s=timeout_s)
+        case "a1111":
+            model = settings.default_model
+            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case _:
+            return SandboxProvider(settings.sandbox_delay_s)
+
+
+def create_routes(
+    settings: Settings,
+    session: aiohttp.ClientSession,
+    tables: Mapping[str, ModelTable],
+    meter: Meter,
+    on_refused: Callable[[str, str], None] = lambda _code, _key: None,
+) -> Routes:
+    """Return a route for each key of each channel. on_refused: see MeteredProvider."""
+    channels, routes = channels_of(settings), []
+    is_only = len(channels.all) == 1 and len(channels.all[0].keys) == 1
+    for channel in channels.all:
+        is_free, unknown = channel.provider == SANDBOX, settings.unknown_price_micro_usd
+        table = tables[channel.provider]
+        pricing = Pricing(table, is_free=is_free, unknown_micro_usd=unknown)
+        for key in channel.keys:
+            provider = create_provider(settings, channel, key, session, table)
+            account = str(getattr(provider, "account", "")) or key_fingerprint(channel.base_url, key.secret)
+            named = key.source if key.source.startswith("env:") else ""
+            title = f"channel {channel.name} ({', '.join(filter(None, (named, f'fingerprint {account[:8]}')))})"
+            title = title if settings.file_channels else ""
+            metered = MeteredProvider(provider, meter, on_refused=on_refused, key_name=title or None)
+            base = None if is_only else provider.base_url
+            routes.append(Route(channel, account, metered, pricing, key, title, base))
+    return Routes(channels, routes, from_file=bool(settings.file_channels))
+
+
+def create_pacing(routes: Routes, *, wall: Callable[[], float], on_release: Callable[[], None]) -> PermitLine:
+    """Return the pacing of the only key, or the router of all channels."""
+    if only := routes.only:
+        return Pacing(only, rate_per_min=only.channel.rate_per_min, wall=wall, on_release=on_release)
+    return Router(routes, wall=wall, on_release=on_release)

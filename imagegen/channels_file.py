@@ -1,0 +1,344 @@
+"""Channels: providers with their keys, models and limits, as CHANNELS_FILE names them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from imagegen import setting_parsers as values
+from imagegen.did_you_mean import nearest
+
+MAX_FILE_BYTES = 1024 * 1024
+MAX_CHANNELS = 100
+MAX_KEYS = 100
+"""Of one channel."""
+
+MAX_CACHED_MODELS = 1_000
+"""Clients may name any model."""
+
+SANDBOX = "sandbox"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FIELDS = ("name", "provider", "keys", "models", "weight", "priority", "rate", "concurrency", "base_url")
+
+_T = TypeVar("_T")
+
+
+class ProviderKind(Struct, frozen=True):
+    """What a channel of a provider needs. base_url: by default, None if the channel must name one.
+
+    key: whether it has one: `needed`, `optional` or `none`. default_model: where Together's name is not known.
+    """
+
+    base_url: str | None = None
+    key: str = "needed"
+    default_model: str | None = None
+
+
+KINDS: Mapping[str, ProviderKind] = {
+    "together": ProviderKind("https://api.together.xyz"),
+    "openai": ProviderKind(key="optional"),
+    "a1111": ProviderKind(key="none"),
+    "fal": ProviderKind("https://queue.fal.run", default_model="fal-ai/flux/schnell"),
+    "replicate": ProviderKind("https://api.replicate.com", default_model="black-forest-labs/flux-schnell"),
+    "bfl": ProviderKind("https://api.bfl.ai", default_model="flux-2-klein-4b"),
+    "dashscope": ProviderKind("https://dashscope.aliyuncs.com", default_model="wan2.2-t2i-flash"),
+    SANDBOX: ProviderKind("", key="none"),
+}
+
+
+class ChannelKey(Struct, frozen=True):
+    """A provider key. source: `env:NAME`, the setting that has it, or `file`; empty if the channel needs no key."""
+
+    secret: str = ""
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"ChannelKey({self.source!r})"
+
+
+class ModelName(Struct, frozen=True):
+    """Models that a channel serves: a pattern of asked names, and the name to send, None for the asked one."""
+
+    pattern: str
+    sent: str | None = None
+
+    def sent_name(self, model: str) -> str | None:
+        """Return the name to send for an asked model, None if it is another one."""
+        if model == self.pattern:
+            return self.sent or model
+        if not fnmatchcase(model, self.pattern):
+            return None
+        if self.sent is None or "*" not in self.sent:
+            return self.sent or model
+        before, _, after = self.pattern.partition("*")
+        return self.sent.replace("*", model[len(before) : len(model) - len(after)], 1)
+
+    def __str__(self) -> str:
+        return self.pattern if self.sent is None else f"{self.pattern}={self.sent}"
+
+
+EVERY_MODEL = (ModelName("*"),)
+
+
+class Channel(Struct, frozen=True):
+    """A provider with its credentials and limits.
+
+    keys: at least one. priority: a higher one is preferred. weight: share of the calls among channels of one priority.
+    rate_per_min, concurrency: of all its keys together in one instance, None without a limit.
+    """
+
+    name: str
+    provider: str
+    keys: tuple[ChannelKey, ...] = (ChannelKey(),)
+    models: tuple[ModelName, ...] = EVERY_MODEL
+    weight: int = 1
+    priority: int = 0
+    rate_per_min: float | None = None
+    concurrency: int | None = None
+    base_url: str = ""
+
+    def __repr__(self) -> str:
+        return f"Channel({self.name!r})"  # base_url may hold a login
+
+    def sent_name(self, model: str) -> str | None:
+        """Return the provider's name of a model; None if the channel does not serve it. Exact names come first."""
+        if self.models is EVERY_MODEL:
+            return model
+        exact = (name for name in self.models if name.pattern == model)
+        return next((sent for name in (*exact, *self.models) if (sent := name.sent_name(model)) is not None), None)
+
+
+class Channels:
+    """All channels of this instance.
+
+    A model that has a paid channel is never drawn by a sandbox channel, so that its images are real ones.
+    """
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self.all = tuple(channels)
+        self._serving: dict[str, tuple[Channel, ...]] = {}
+
+    def serving(self, model: str) -> tuple[Channel, ...]:
+        """Return the channels that serve a model, those of the highest priority first."""
+        known = self._serving.get(model)
+        if known is None:
+            if len(self._serving) >= MAX_CACHED_MODELS:
+                self._serving.clear()
+            able = [channel for channel in self.all if channel.sent_name(model) is not None]
+            paid = [channel for channel in able if channel.provider != SANDBOX]
+            known = tuple(sorted(paid or able, key=lambda channel: -channel.priority))
+            self._serving[model] = known
+        return known
+
+    def preferred(self, model: str) -> Channel | None:
+        """Return the first channel of the highest priority that serves a model."""
+        serving = self.serving(model)
+        return serving[0] if serving else None
+
+    def is_sandbox(self, model: str) -> bool:
+        """Return whether a model is drawn by the sandbox; one that no channel serves is drawn as the others are."""
+        serving = self.serving(model) or self.all
+        return all(channel.provider == SANDBOX for channel in serving)
+
+    @property
+    def named_models(self) -> tuple[str, ...]:
+        """Return the asked names without wildcard, in the order of the file."""
+        names = (name.pattern for channel in self.all for name in channel.models if not _is_pattern(name.pattern))
+        return tuple(dict.fromkeys(names))
+
+
+def read_channels(path: Path, environ: Mapping[str, str]) -> tuple[Channel, ...]:
+    """Read a file of channels. environ: values of `env:NAME`.
+
+    Raises ValueError with the table and the rule that it breaks, one line for each fault. It never quotes a key.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"can't be read: {why}; name a readable TOML file, or leave it out") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ValueError(f"is over {MAX_FILE_BYTES} bytes")
+    try:
+        return parse_channels(raw.decode("utf-8-sig"), environ)
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8") from error
+
+
+def parse_channels(text: str, environ: Mapping[str, str]) -> tuple[Channel, ...]:
+    """Parse the text of a file of channels, as `read_channels` does."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"is no TOML: {error}") from error
+    tables = raw.pop("channels", None)
+    faults = [f"has no key {_shown(name)} outside of [[channels]]" for name in raw]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
+        raise ValueError("\n".join(["must have at least one table [[channels]]", *faults]))
+    if len(tables) > MAX_CHANNELS:
+        raise ValueError(f"has {len(tables)} channels, and at most {MAX_CHANNELS} are possible")
+    channels = []
+    for number, table in enumerate(tables, start=1):
+        name = table.get("name")
+        where = f"[[channels]] number {number}" + (f" ({name[:64]!r})" if isinstance(name, str) else "")
+        found: list[str] = []
+        channel = _Table(table, found, environ).channel()
+        faults += [f"{where}: {fault}" for fault in found]
+        channels.append(channel)
+    counts = Counter(channel.name for channel in channels if channel.name)
+    faults += [f"{name!r} is the name of {count} channels" for name, count in counts.items() if count > 1]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return tuple(channels)
+
+
+class _Table:
+    """One table of the file. faults: filled with every rule that it breaks."""
+
+    def __init__(self, fields: Mapping[str, Any], faults: list[str], environ: Mapping[str, str]) -> None:
+        self._fields = fields
+        self._faults = faults
+        self._environ = environ
+
+    def channel(self) -> Channel:
+        for name in self._fields:
+            if name not in _FIELDS:
+                near = nearest(name, _FIELDS)
+                advice = f"did you mean {near}?" if near else f"the keys are {', '.join(_FIELDS)}"
+                self._faults.append(f"{_shown(name)} is no key of a channel: {advice}")
+        provider = self._get("provider", _provider, "")
+        kind = KINDS.get(provider, ProviderKind("", key="optional"))
+        return Channel(
+            name=self._get("name", _channel_name, ""),
+            provider=provider,
+            keys=self._keys(kind),
+            models=self._get("models", _models, EVERY_MODEL, required=False),
+            weight=self._get("weight", _whole(1, 1_000_000), 1, required=False),
+            priority=self._get("priority", _whole(-1_000_000, 1_000_000), 0, required=False),
+            rate_per_min=self._get("rate", _rate, None, required=False),
+            concurrency=self._get("concurrency", _whole(1, 1_000), None, required=False),
+            base_url=self._get("base_url", _address(provider), kind.base_url or "", required=kind.base_url is None),
+        )
+
+    def _get(self, name: str, parse: Callable[[Any], _T], default: _T, *, required: bool = True) -> _T:
+        if name not in self._fields:
+            if required:
+                self._faults.append(f"{name} is missing")
+            return default
+        try:
+            return parse(self._fields[name])
+        except ValueError as error:
+            self._faults.append(f"{name}: {error}")
+            return default
+
+    def _keys(self, kind: ProviderKind) -> tuple[ChannelKey, ...]:
+        given = self._fields.get("keys", [])
+        if not isinstance(given, list) or not all(isinstance(key, str) for key in given):
+            self._faults.append('keys: must be a list of texts, as ["env:TOGETHER_API_KEY"]')
+            return (ChannelKey(),)
+        if kind.key == "none" and given:
+            self._faults.append("keys: must be absent, since this provider has no keys; a login goes into base_url")
+        if kind.key == "needed" and not given:
+            self._faults.append('keys: is missing; name at least one, as ["env:TOGETHER_API_KEY"]')
+        if len(given) > MAX_KEYS:
+            self._faults.append(f"keys: has {len(given)} keys, and at most {MAX_KEYS} are possible")
+        keys = []
+        for number, text in enumerate(given[:MAX_KEYS], start=1):
+            try:
+                keys.append(self._key(text))
+            except ValueError as error:
+                self._faults.append(f"keys: number {number} {error}")
+        secrets = Counter(key.secret for key in keys)
+        if any(count > 1 for count in secrets.values()):
+            self._faults.append("keys: one key is named twice")
+        if "@" in str(self._fields.get("base_url", "")) and keys:
+            self._faults.append("keys: must be absent, since base_url has a user; name one of them")
+        return tuple(keys) or (ChannelKey(),)
+
+    def _key(self, text: str) -> ChannelKey:
+        """Return a key. Raises ValueError, which never quotes it."""
+        if not text.startswith("env:"):
+            return ChannelKey(values.secret(text.strip()), "file")
+        name = text.removeprefix("env:").strip()
+        if not _ENV_NAME.fullmatch(name):
+            raise ValueError("must be env:NAME with the name of a variable")
+        secret = values.unwrapped(self._environ.get(name, ""))
+        if not secret:
+            raise ValueError(f"is env:{name}, and the variable {name} is not set")
+        return ChannelKey(values.secret(secret), f"env:{name}")
+
+
+def _shown(name: str) -> str:
+    return repr(name[:40])
+
+
+def _is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("must be a text")
+    return value.strip()
+
+
+def _channel_name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 letters, digits and . _ - and begin with a letter or a digit")
+    return value
+
+
+def _provider(value: object) -> str:
+    name = _text(value)
+    if name not in KINDS:
+        raise ValueError(f"{_shown(name)} is not allowed; it is one of {', '.join(KINDS)}")
+    return name
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _rate(value: object) -> float:
+    return values.rate_per_min(str(value) if isinstance(value, int | float) else _text(value))
+
+
+def _address(provider: str) -> Callable[[object], str]:
+    with_login = provider in ("openai", "a1111")
+
+    def parse(value: object) -> str:
+        return (values.base_url_with_login if with_login else values.base_url)(_text(value))
+
+    return parse
+
+
+def _models(value: object) -> tuple[ModelName, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError('must be a list of patterns and renames, as ["black-forest-labs/*", "flux=org/model"]')
+    return tuple(map(_model, value))
+
+
+def _model(value: object) -> ModelName:
+    pattern, renames, sent = (part.strip() for part in _text(value).partition("="))
+    if not pattern or (renames and not sent):
+        raise ValueError(f"{_shown(str(value))} must be a pattern, or a rename as asked=sent")
+    if renames and ("*" in sent) and (sent.count("*") != 1 or pattern.count("*") != 1):
+        raise ValueError(f"{_shown(str(value))}: a rename may have one * in both names")
+    if renames and _is_pattern(sent.replace("*", "")):
+        raise ValueError(f"{_shown(str(value))}: the name to send may have no ? and no [")
+    return ModelName(pattern, sent or None)

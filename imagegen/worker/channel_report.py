@@ -1,0 +1,104 @@
+"""State of channels and keys for operators, from the routes and their pacing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from yarl import URL
+
+from imagegen.channels_file import Channel
+from imagegen.providers.channel_counts import ChannelStatus, KeyStatus
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.key_health import PROBE_S, Trouble
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.permits import PermitLine
+from imagegen.worker.router import Router
+from imagegen.worker.routes import Route, Routes
+
+MIN_SHOWN_CHARS = 16
+"""Length of a key from which on its last four characters are shown."""
+
+_Rest = tuple[str, float, str] | None
+"""State, monotonic time of the next call, and error code."""
+
+
+class ChannelReport:
+    """Report of all channels. clock: monotonic, of the pacing; wall: Unix time."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        pacing: PermitLine,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._routes = routes
+        self._pacing = pacing
+        self._clock = clock
+        self._wall = wall
+
+    def channels(self) -> list[ChannelStatus]:
+        """Return the state of each channel, in the order of the file."""
+        return [self._channel(channel) for channel in self._routes.channels.all]
+
+    def _channel(self, channel: Channel) -> ChannelStatus:
+        rests = {route: self._key_rest(channel, route) for route in self._routes.of_channel(channel)}
+        rest = self._breaker_rest(channel)
+        if all(rests.values()):
+            known = [each for each in rests.values() if each]
+            cooling = [each for each in known if each[0] == "cooling"]
+            first = min(cooling or known, key=lambda each: each[1])
+            rest = ("resting" if cooling else "out", *first[1:])
+        return ChannelStatus(
+            channel.name,
+            channel.provider,
+            channel.priority,
+            channel.weight,
+            tuple(map(str, channel.models)),
+            URL(channel.base_url).host_port_subcomponent if channel.base_url else None,
+            rest[0] if rest else "healthy",
+            self._unix(rest),
+            rest[2] if rest else None,
+            channel.concurrency,
+            channel.rate_per_min,
+            tuple(self._key(route, rest) for route, rest in rests.items()),
+        )
+
+    def _key(self, route: Route, rest: _Rest) -> KeyStatus:
+        secret = route.key.secret
+        return KeyStatus(
+            route.account[:8],
+            route.key.source,
+            secret[-4:] if len(secret) >= MIN_SHOWN_CHARS else "",
+            rest[0] if rest else "healthy",
+            self._unix(rest),
+            rest[2] if rest else None,
+            route.counts,
+        )
+
+    def _key_rest(self, channel: Channel, route: Route) -> _Rest:
+        if isinstance(self._pacing, Router):
+            trouble = self._pacing.lanes[channel.name].keys[route].trouble()
+            return _of_trouble(trouble) if trouble else None
+        if (code := route.provider.refusal) is not None:
+            return "out", self._clock(), code
+        rest = self._breaker_rest(channel)
+        return ("cooling", *rest[1:]) if rest and rest[2] == WaitReason.UPSTREAM_RATE_LIMITED else None
+
+    def _breaker_rest(self, channel: Channel) -> _Rest:
+        pacing = self._pacing.lanes[channel.name].pacing if isinstance(self._pacing, Router) else self._pacing
+        rest = pacing.longest_rest() if isinstance(pacing, Pacing) else None
+        return rest and ("resting", rest[0], str(rest[1]))
+
+    def _unix(self, rest: _Rest) -> float | None:
+        if rest is None:
+            return None
+        wait_s = PROBE_S if rest[1] == math.inf else max(rest[1] - self._clock(), 0.0)
+        return self._wall() + wait_s
+
+
+def _of_trouble(trouble: Trouble) -> tuple[str, float, str]:
+    return trouble.state, trouble.until, trouble.error.code

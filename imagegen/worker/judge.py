@@ -1,0 +1,72 @@
+"""What follows for a task from a failed call: another try now or later, or its end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loguru import logger
+from msgspec.structs import replace
+
+from imagegen.errors import UpstreamError
+from imagegen.queue.claim import Claim
+from imagegen.tasks.retry import Failed, FailureContext, Retry
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED
+from imagegen.worker.limits import AttemptLimits
+from imagegen.worker.permit_waiting import resting_error
+from imagegen.worker.permits import Choice, Permit, PermitLine
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Judge of one claim. clock: Unix time."""
+
+    claim: Claim
+    rules: AttemptLimits
+    pacing: PermitLine
+    clock: Callable[[], float]
+
+    def outcome(self, error: UpstreamError, *, upstream_dead: bool = False, paid_in_vain: bool) -> Retry | Failed:
+        """Return the outcome that follows from an error; a lost response is counted.
+
+        paid_in_vain: whether a response of this attempt had fewer images than requested.
+        """
+        claim = self.claim
+        if error.ambiguous:
+            ambiguous_calls = claim.checkpoint.ambiguous_calls + 1
+            claim.checkpoint = replace(claim.checkpoint, ambiguous_calls=ambiguous_calls)
+        standing = FailureContext(
+            attempts=claim.checkpoint.attempts,
+            ambiguous=claim.checkpoint.ambiguous_calls,
+            left_s=self.rules.deadline(claim.task) - self.clock(),
+            circuit_open=upstream_dead,
+            paid_without_result=paid_in_vain,
+        )
+        outcome = self.rules.policy.decide(error, standing, random.random)
+        follows = f"retry in {outcome.delay_s:.1f} s" if isinstance(outcome, Retry) else "no retry"
+        log = logger.bind(taskId=claim.task.id, attempt=claim.checkpoint.attempts)
+        log.info("The attempt failed: {} ({}); {}", error.code, error.upstream_detail, follows)
+        return outcome
+
+    def cause(self, turn: Permit, error: UpstreamError) -> UpstreamError:
+        """Return why the task has no image: another key that only rests is waited for, whatever this one met."""
+        others = Choice(keys=frozenset({turn.route.account}))
+        is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
+        if not is_of_key or not self.pacing.recovers(turn.model, others):
+            return error
+        blocked = self.pacing.blocked(turn.model, others)
+        wait_s = max(blocked.retry_at - self.clock(), 0.0) if blocked else 0.0
+        return resting_error(WaitReason.UPSTREAM_RATE_LIMITED, wait_s)
+
+    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
+        """Return whether a failure of an upstream that is taken for dead is no attempt of this task.
+
+        The first failure counts all the same, and so does each of a task that failed while others succeeded: else
+        tasks that always fail would be called for without end.
+        """
+        attempts, most = self.claim.checkpoint.attempts, self.rules.policy.max_attempts
+        if not self.pacing.excuses(turn, error) or self.pacing.is_suspect(self.claim.task.id):
+            return False
+        return attempts > 1 or attempts >= most

@@ -1,0 +1,222 @@
+"""Permits to make paid calls, and the line of attempts that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from msgspec import Struct
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.circuit_breaker import CircuitBreaker
+from imagegen.worker.routes import Route
+
+
+class Blocked(NamedTuple):
+    """Why no call may be made now, and the Unix time at which one may be, at the earliest."""
+
+    reason: WaitReason
+    retry_at: float
+
+
+class Choice(Struct, frozen=True):
+    """Which channels and keys a call may use. only: name of the only channel, empty for all.
+
+    channels, keys: names of channels and accounts of keys that this call has tried already.
+    """
+
+    only: str = ""
+    channels: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
+
+
+ANY = Choice()
+
+
+@dataclass(eq=False, slots=True)
+class Permit:
+    """The right to make one call by a route, until it is closed. places: in circuit breakers, with their periods."""
+
+    pacing: PermitLine
+    model: str
+    places: tuple[tuple[CircuitBreaker, int], ...]
+    route: Route
+    closed: bool = False
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.pacing.release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """An attempt that waits for a permit. until: monotonic time."""
+
+    model: str
+    choice: Choice
+    until: float
+    turn: asyncio.Future[Permit | None]
+
+
+class PermitLine(ABC):
+    """Attempts that wait for permits, first come first served; subclasses decide when one may be given.
+
+    clock: monotonic. on_release: called when a call has ended, so that more calls may be possible.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, on_release: Callable[[], None] = lambda: None
+    ) -> None:
+        self.clock = clock
+        self.waiters: list[Waiter] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_quiet = False
+        self._on_release = on_release
+
+    @abstractmethod
+    def opens_at(self, model: str, now: float, choice: Choice = ANY) -> float:
+        """Return when a call may begin: `now` or later; infinite while a running call decides that."""
+
+    @abstractmethod
+    def issue(self, model: str, now: float, choice: Choice = ANY) -> Permit:
+        """Return the permit for a call that may begin now."""
+
+    @abstractmethod
+    def leave(self, turn: Permit) -> None:
+        """Record that the call of a permit has ended."""
+
+    @abstractmethod
+    def blocked(self, model: str, choice: Choice = ANY) -> Blocked | None:
+        """Return why a call for this model can't be made now, None if it can."""
+
+    @abstractmethod
+    def resting(self, model: str, choice: Choice = ANY) -> Blocked | None:
+        """Return the same, None unless the upstream is the reason for more than a moment."""
+
+    @abstractmethod
+    def room(self, model: str) -> float:
+        """Return how many calls for this model its breakers allow now; infinite if it is not in trouble."""
+
+    @abstractmethod
+    def room_of_upstream(self) -> float:
+        """Return the same for all models together."""
+
+    @abstractmethod
+    def opens_in_s(self, model: str) -> float:
+        """Return the seconds until a call for this model may begin; infinite while a running call decides that."""
+
+    @abstractmethod
+    def closed(self, model: str) -> Blocked:
+        """Return why all but a few calls for this model have to wait, and when the next may begin."""
+
+    @abstractmethod
+    def has_failed(self, task_id: str) -> bool:
+        """Return whether a call for this unfinished task failed here."""
+
+    @abstractmethod
+    def is_suspect(self, task_id: str) -> bool:
+        """Return whether this task failed while its model worked for others, so that its failures are its own."""
+
+    @abstractmethod
+    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
+        """Return whether this failure is blamed on an upstream that was found dead, so that it is no attempt."""
+
+    @abstractmethod
+    def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
+        """Record a call that was answered."""
+
+    @abstractmethod
+    def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
+        """Record a failed call; `unfinished` is the id of its task if that goes on."""
+
+    @abstractmethod
+    def finished(self, task_id: str) -> None:
+        """Forget a task that ended."""
+
+    def refusal(self, _model: str, _choice: Choice = ANY) -> UpstreamError | None:
+        """Return why no call for this model can be made before an operator acts; None if one may be."""
+        return None
+
+    def has_other(self, _model: str, _choice: Choice) -> bool:
+        """Return whether another channel or key takes this call now."""
+        return False
+
+    def recovers(self, _model: str, _choice: Choice) -> bool:
+        """Return whether this call, refused for its key now, becomes possible without an operator."""
+        return False
+
+    def try_acquire(self, model: str, choice: Choice = ANY) -> Permit | None:
+        """Return the permit for one call if it may be made now."""
+        self.dispatch()
+        now = self.clock()
+        return self.issue(model, now, choice) if self.opens_at(model, now, choice) <= now else None
+
+    async def acquire(self, model: str, at_most_s: float, choice: Choice = ANY) -> Permit | None:
+        """Wait for a permit, first come first served. Return None when the time is over or after `quiet`."""
+        if turn := self.try_acquire(model, choice):
+            return turn
+        if self.is_quiet:
+            return None
+        waiter = Waiter(model, choice, self.clock() + at_most_s, asyncio.get_running_loop().create_future())
+        self.waiters.append(waiter)
+        try:
+            self.dispatch()
+            return await waiter.turn
+        except asyncio.CancelledError:
+            if not waiter.turn.cancelled() and (turn := waiter.turn.result()):
+                turn.close()
+            raise
+        finally:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+
+    def quiet(self) -> None:
+        """Release all waiters without a permit."""
+        self.is_quiet = True
+        for waiter in self.waiters:
+            if not waiter.turn.done():
+                waiter.turn.set_result(None)
+        self.waiters.clear()
+
+    def release(self, turn: Permit) -> None:
+        """End the call of a permit and give its place to waiters."""
+        self.leave(turn)
+        self.dispatch()
+        self._on_release()
+
+    def dispatch(self) -> None:
+        """Give permits to waiters in order, and run again when the next may be given."""
+        if not self.waiters:
+            return
+        now, wake_at = self.clock(), math.inf
+        for waiter in tuple(self.waiters):
+            opens_at = self.opens_at(waiter.model, now, waiter.choice)
+            if waiter.turn.done():
+                self.waiters.remove(waiter)
+            elif min(opens_at, waiter.until) <= now:
+                self.waiters.remove(waiter)
+                waiter.turn.set_result(self.issue(waiter.model, now, waiter.choice) if opens_at <= now else None)
+            else:
+                wake_at = min(wake_at, opens_at, waiter.until)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if wake_at < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(wake_at - now, 0.0), self.dispatch)

@@ -1,0 +1,257 @@
+"""Choice of a channel and a key for each paid call: by priority, weight, limits, and the health of both."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from loguru import logger
+
+from imagegen.channels_file import Channel
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.tasks.task import WaitReason
+from imagegen.worker.circuit_breaker import BreakerConfig
+from imagegen.worker.key_health import KEY_REFUSALS, LIMITED, PROBE_S, KeyHealth, Probes
+from imagegen.worker.pacing import Pacing
+from imagegen.worker.permits import ANY, Blocked, Choice, Permit, PermitLine
+from imagegen.worker.routes import Route, Routes
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A running call. probes: troubles of the key that it probes."""
+
+    lane: Lane
+    key: KeyHealth
+    probes: Probes
+
+
+class Lane:
+    """One channel at work. credit: for its turn among channels of one priority (smooth weighted round robin)."""
+
+    def __init__(self, channel: Channel, routes: Sequence[Route], pacing: Pacing) -> None:
+        self.channel = channel
+        self.keys = {route: KeyHealth() for route in routes}
+        self.pacing = pacing
+        self.in_flight = 0
+        self.credit = 0
+
+    def usable(self, choice: Choice) -> Iterator[tuple[Route, KeyHealth]]:
+        """Yield the keys that this call has not tried yet."""
+        if self.channel.name not in choice.channels:
+            yield from ((route, key) for route, key in self.keys.items() if route.account not in choice.keys)
+
+    def opens_at(self, model: str, now: float, choice: Choice, *, alone: bool) -> float:
+        """Return when a call may begin: `now` or later; infinite while a running call decides that."""
+        keys = [key.next_at(model, now, alone=alone) for _, key in self.usable(choice)]
+        if not keys or self._is_full:
+            return math.inf
+        return max(min(keys), self.pacing.opens_at(model, now))
+
+    def rests(self, model: str, now: float, choice: Choice) -> bool:
+        """Return whether its breaker or all its keys take no calls, as opposed to a channel that is only full."""
+        if self.pacing.rests_until(model, now) > now:
+            return True
+        return all(key.trouble(model) is not None for _, key in self.usable(choice))
+
+    def is_out(self, model: str, choice: Choice) -> bool:
+        """Return whether all its keys are refused, or tried by this call."""
+        troubles = (key.trouble(model) for _, key in self.usable(choice))
+        return all(trouble is not None and trouble.state == "out" for trouble in troubles)
+
+    def pick(self, model: str, now: float, choice: Choice, *, alone: bool) -> Route:
+        """Return the key for a call that may begin now: one that is due for a probe, else the least busy one."""
+        ready = [
+            (key.trouble(model) is None, key.in_flight, key.used_at, number, route)
+            for number, (route, key) in enumerate(self.usable(choice))
+            if key.next_at(model, now, alone=alone) <= now
+        ]
+        return min(ready)[-1]
+
+    @property
+    def _is_full(self) -> bool:
+        return self.channel.concurrency is not None and self.in_flight >= self.channel.concurrency
+
+
+class Router(PermitLine):
+    """Permits of several channels or keys. clock: monotonic; wall: Unix time."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        tempo: BreakerConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        on_release: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(clock=clock, on_release=on_release)
+        self._routes = routes
+        self._wall = wall
+        self.lanes: dict[str, Lane] = {}
+        self._running: dict[Permit, _Running] = {}
+        for channel in routes.channels.all:
+            keys = routes.of_channel(channel)
+            pacing = Pacing(
+                keys[0],
+                rate_per_min=channel.rate_per_min,
+                tempo=tempo,
+                clock=clock,
+                wall=wall,
+            )
+            self.lanes[channel.name] = Lane(channel, keys, pacing)
+
+    def opens_at(self, model: str, now: float, choice: Choice = ANY) -> float:
+        return self._choose(model, now, choice)[0]
+
+    def issue(self, model: str, now: float, choice: Choice = ANY) -> Permit:
+        ready, alone = self._choose(model, now, choice)[1:]
+        lane = _next_in_turn(ready)
+        route = lane.pick(model, now, choice, alone=alone)
+        key = lane.keys[route]
+        lane.in_flight += 1
+        turn = Permit(self, model, lane.pacing.enter(model, now), route)
+        self._running[turn] = _Running(lane, key, key.enter(model, now))
+        return turn
+
+    def leave(self, turn: Permit) -> None:
+        call = self._running.pop(turn)
+        call.lane.in_flight -= 1
+        call.key.leave(call.probes)
+        call.lane.pacing.leave(turn)
+
+    def blocked(self, model: str, choice: Choice = ANY) -> Blocked | None:
+        now = self.clock()
+        opens_at = self.opens_at(model, now, choice)
+        return None if opens_at <= now else self._blocked(model, opens_at, now, choice)
+
+    def resting(self, model: str, choice: Choice = ANY) -> Blocked | None:
+        now = self.clock()
+        lanes = self._lanes(model, choice)
+        if not lanes or not all(lane.rests(model, now, choice) for lane in lanes):
+            return None
+        opens_at = self.opens_at(model, now, choice)
+        return None if opens_at <= now else self._blocked(model, opens_at, now, choice)
+
+    def room(self, model: str) -> float:
+        now, room = self.clock(), 0.0
+        lanes = self._lanes(model, ANY)
+        if not lanes or all(lane.is_out(model, ANY) for lane in lanes):
+            return math.inf  # such tasks fail at once, or probe
+        alone = not any(key.trouble(model) is None for lane in lanes for key in lane.keys.values())
+        for lane in lanes:
+            keys = [key for key in lane.keys.values() if key.trouble(model) is None]
+            due = sum(key.next_at(model, now, alone=alone) <= now for key in lane.keys.values())
+            room += lane.pacing.room(model) if keys else min(due, lane.pacing.room(model))
+        return room if room == math.inf else room - sum(waiter.model == model for waiter in self.waiters)
+
+    def room_of_upstream(self) -> float:
+        return sum(lane.pacing.room_of_upstream() for lane in self.lanes.values()) - len(self.waiters)
+
+    def opens_in_s(self, model: str) -> float:
+        now = self.clock()
+        return self.opens_at(model, now) - now
+
+    def closed(self, model: str) -> Blocked:
+        now = self.clock()
+        return self._blocked(model, self.opens_at(model, now), now, ANY)
+
+    def has_failed(self, task_id: str) -> bool:
+        return any(lane.pacing.has_failed(task_id) for lane in self.lanes.values())
+
+    def is_suspect(self, task_id: str) -> bool:
+        return any(lane.pacing.is_suspect(task_id) for lane in self.lanes.values())
+
+    def excuses(self, turn: Permit, error: UpstreamError) -> bool:
+        return self._running[turn].lane.pacing.excuses(turn, error)
+
+    def record_success(self, turn: Permit, limits: UpstreamLimits) -> None:
+        call = self._running[turn]
+        call.key.accepted(turn.model, call.probes)
+        call.lane.pacing.record_success(turn, UpstreamLimits())
+        if limits.remaining is not None and limits.remaining < 1 and limits.reset_s:
+            call.key.pause(self.clock(), limits.reset_s, call.probes)
+
+    def failed(self, turn: Permit, error: UpstreamError, *, unfinished: str | None) -> None:
+        call, now = self._running[turn], self.clock()
+        key, pacing = call.key, call.lane.pacing
+        if error.code == LIMITED:
+            pacing.reached(turn)
+            if key.limited(now, error, call.probes) and key.warns(now):
+                logger.warning("The rate limit of {} is reached; other keys take its calls", turn.route.title)
+        elif error.code in KEY_REFUSALS:
+            pacing.reached(turn)
+            key.refused(now, turn.model, error, call.probes)
+        else:
+            if error.status is not None:
+                key.accepted(turn.model, call.probes)
+            pacing.failed(turn, error, unfinished=unfinished)
+
+    def finished(self, task_id: str) -> None:
+        for lane in self.lanes.values():
+            lane.pacing.finished(task_id)
+
+    def refusal(self, model: str, choice: Choice = ANY) -> UpstreamError | None:
+        lanes = self._lanes(model, choice)
+        if not lanes:
+            return UpstreamError("model_not_available", f"no channel serves the model {model[:200]}")
+        if not all(lane.is_out(model, choice) for lane in lanes):
+            return None
+        now = self.clock()
+        if self.opens_at(model, now, choice) <= now:
+            return None
+        troubles = [key.trouble(model) for lane in lanes for _, key in lane.usable(choice)]
+        return next((trouble.error for trouble in troubles if trouble is not None), None)
+
+    def has_other(self, model: str, choice: Choice) -> bool:
+        now = self.clock()
+        lanes = self._lanes(model, choice)
+        return any(not lane.rests(model, now, choice) for lane in lanes) or self.opens_at(model, now, choice) <= now
+
+    def recovers(self, model: str, choice: Choice) -> bool:
+        return not all(lane.is_out(model, choice) for lane in self._lanes(model, choice))
+
+    def _lanes(self, model: str, choice: Choice) -> list[Lane]:
+        """Return the channels for a call, those of the highest priority first."""
+        lanes = [self.lanes[channel.name] for channel in self._routes.channels.serving(model)]
+        only = [lane for lane in lanes if lane.channel.name == choice.only]
+        return [lane for lane in only or lanes if any(lane.usable(choice))]
+
+    def _choose(self, model: str, now: float, choice: Choice) -> tuple[float, list[Lane], bool]:
+        """Return when a call may begin, the channels that take it now, and whether no healthy key could take it.
+
+        A channel of a lower priority takes calls only while all higher ones rest: one that is full keeps its calls.
+        """
+        lanes, earliest = self._lanes(model, choice), math.inf
+        alone = not any(key.trouble(model) is None for lane in lanes for _, key in lane.usable(choice))
+        for _, group in groupby(lanes, key=lambda lane: lane.channel.priority):
+            same = list(group)
+            times = [lane.opens_at(model, now, choice, alone=alone) for lane in same]
+            earliest = min(earliest, *times)
+            if ready := [lane for lane, at in zip(same, times, strict=True) if at <= now]:
+                return now, ready, alone
+            if not all(lane.rests(model, now, choice) for lane in same):
+                break
+        return earliest, [], alone
+
+    def _blocked(self, model: str, opens_at: float, now: float, choice: Choice) -> Blocked:
+        wait_s = PROBE_S if opens_at == math.inf else opens_at - now
+        lanes = self._lanes(model, choice)
+        dead = bool(lanes) and all(lane.pacing.rests_until(model, now) > now for lane in lanes)
+        reason = WaitReason.UPSTREAM_OVERLOADED if dead else WaitReason.UPSTREAM_RATE_LIMITED
+        return Blocked(reason, self._wall() + wait_s)
+
+
+def _next_in_turn(lanes: Sequence[Lane]) -> Lane:
+    """Return the channel with the next turn, by weight."""
+    if len(lanes) == 1:
+        return lanes[0]
+    for lane in lanes:
+        lane.credit += lane.channel.weight
+    chosen = max(lanes, key=lambda lane: lane.credit)
+    chosen.credit -= sum(lane.channel.weight for lane in lanes)
+    return chosen

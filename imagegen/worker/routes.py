@@ -1,0 +1,253 @@
+"""Routes of paid calls: each key of each channel, and which of them serve a task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loguru import logger
+from msgspec.structs import replace
+from yarl import URL
+
+from imagegen.accounts.pricing import Pricing
+from imagegen.channels_file import Channel, ChannelKey, Channels
+from imagegen.errors import UpstreamError
+from imagegen.providers.channel_counts import CallCounts
+from imagegen.providers.metered import MeteredProvider
+from imagegen.providers.protocol import Call, CallObserver, Edits, Reply, forgotten_job
+from imagegen.tasks.cost import Cost
+from imagegen.tasks.image import GivenImage, ImageLink
+from imagegen.tasks.provider_job import JobHandle
+from imagegen.tasks.request import GenerationRequest
+
+PAID_IDENTITY = "together"
+"""Name in the fingerprint of all paid channels of a file: that of the first provider, so that ids of tasks stay when
+its settings move into the file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """One key of a channel, as attempts call it.
+
+    account: fingerprint of the key, as in the handles of its jobs. pricing: of the channel. counts: of its calls.
+    title: the key in words for the operator, empty with the simple settings.
+    base: against which relative image links are resolved here; None if that is left to who fetches them.
+    """
+
+    channel: Channel
+    account: str
+    provider: MeteredProvider
+    pricing: Pricing
+    key: ChannelKey = ChannelKey()  # noqa: RUF009 - immutable
+    title: str = ""
+    base: URL | None = None
+    counts: CallCounts = field(default_factory=CallCounts)
+
+    def sent_name(self, model: str) -> str:
+        """Return the provider's name of a model."""
+        return self.channel.sent_name(model) or model
+
+    def image_price(self, request: GenerationRequest) -> int | None:
+        """Return the price of one image of a request, in micro-dollars; None if it is unknown."""
+        return self.pricing.image_price(request, self.sent_name(request.model))
+
+    def call_price(self, request: GenerationRequest, model: str, count: int) -> int | None:
+        """Return the price of a call for some images of a request, in micro-dollars; None if it is unknown."""
+        return self.pricing.call_price(request, self.sent_name(model), count)
+
+    def charges_refusal(self, model: str) -> bool:
+        """Return whether the provider charges a call that its content policy refuses."""
+        return self.pricing.charges_refusal(self.sent_name(model))
+
+    async def generate(self, call: Call, observer: CallObserver) -> Reply:
+        """Make a call with the channel's name of its model. Raises UpstreamError."""
+        self.counts.in_flight += 1
+        try:
+            reply = await self.provider.generate(self._as_sent(call), observer)
+        except UpstreamError as error:
+            self.counts.errors[error.code] += 1
+            raise
+        finally:
+            self.counts.calls += 1
+            self.counts.in_flight -= 1
+        return reply if self.base is None else with_absolute_links(reply, self.base)
+
+    async def find(self, call: Call, sent_at: float) -> JobHandle | None:
+        """Return the job of a call with a lost response, None if there is none. Raises UpstreamError."""
+        return await self.provider.find(self._as_sent(call), sent_at)
+
+    def _as_sent(self, call: Call) -> Call:
+        sent = self.sent_name(call.request.model)
+        return call if sent == call.request.model else replace(call, request=replace(call.request, model=sent))
+
+    async def resume(self, handle: JobHandle, observer: CallObserver) -> Reply:
+        """Poll a job that this route has begun. Raises UpstreamError."""
+        reply = await self.provider.resume(handle, observer)
+        return reply if self.base is None else with_absolute_links(reply, self.base)
+
+
+class Routes:
+    """Routes of this instance; with the simple settings there is one.
+
+    name: of the provider, in fingerprints of tasks. own_hosts: of image links that may be fetched from addresses that
+    are not public.
+    """
+
+    def __init__(self, channels: Channels, routes: Sequence[Route], *, from_file: bool = False) -> None:
+        self.channels = channels
+        self.all = tuple(routes)
+        self._from_file = from_file
+        self.only = self.all[0] if len(self.all) == 1 else None
+        self._by_channel = {
+            channel.name: tuple(route for route in self.all if route.channel is channel) for channel in channels.all
+        }
+        self.own_hosts = frozenset[str]().union(*(route.provider.own_hosts for route in self.all))
+        self.base_url: URL | None = self.only.provider.base_url if self.only else None
+        self._reported: set[str] = set()
+
+    def of_channel(self, channel: Channel) -> tuple[Route, ...]:
+        """Return the routes of a channel, one for each of its keys."""
+        return self._by_channel[channel.name]
+
+    def identity(self, model: str) -> str:
+        """Return the name of the provider in the fingerprint of a model's tasks."""
+        if not self._from_file:
+            return self.all[0].provider.name
+        return "sandbox" if self.channels.is_sandbox(model) else PAID_IDENTITY
+
+    def serves(self, model: str, *, sandbox: bool | None) -> bool:
+        """Return whether a task may run here. sandbox: whether the sandbox is to draw it, None if that is unknown."""
+        serving = self.channels.serving(model)
+        return bool(serving) and (sandbox is None or sandbox == self.channels.is_sandbox(model))
+
+    def find(self, channel: str, account: str) -> Route | None:
+        """Return the route of a channel and a key, None if there is none any more."""
+        if self.only:
+            return self.only
+        return next((route for route in self.all if (route.channel.name, route.account) == (channel, account)), None)
+
+    def has_key_of(self, handle: JobHandle) -> bool:
+        """Return whether the key that made a job is here."""
+        return any(route.account == handle.account for route in self.all)
+
+    def of_job(self, handle: JobHandle) -> Route:
+        """Return the route with the key that made a job. Raises UpstreamError, as for a job that is forgotten."""
+        if self.only:
+            return self.only
+        mine = [route for route in self.all if route.account == handle.account]
+        for route in sorted(mine, key=lambda route: route.channel.name != handle.channel):
+            return route
+        if handle.account not in self._reported:
+            self._reported.add(handle.account)
+            logger.warning(
+                "A paid job of channel {} belongs to a key that is not in CHANNELS_FILE any more (fingerprint {}), so "
+                "its images can't be fetched; keep a key in the file until its jobs have ended",
+                handle.channel or handle.provider,
+                handle.account[:8],
+            )
+        raise forgotten_job()
+
+    @property
+    def key_accepted(self) -> bool:
+        """Whether some key was not refused since a call with it was accepted."""
+        return any(route.provider.key_accepted for route in self.all)
+
+    def serving(self, model: str) -> Iterable[Route]:
+        """Yield the routes that serve a model."""
+        if self.only:
+            return self.all
+        return (route for channel in self.channels.serving(model) for route in self.of_channel(channel))
+
+    def most_images(self, model: str) -> int:
+        """Return how many images one call for a model may request, whichever channel it goes to."""
+        if self.only:
+            return self.only.provider.max_images_per_call
+        return min((route.provider.max_images_per_call for route in self.serving(model)), default=1)
+
+    def edits(self, model: str) -> Edits | None:
+        """Return the input images that every channel of a model takes, None if one takes none."""
+        if self.only:
+            return self.only.provider.edits(self.only.sent_name(model))
+        taken = [route.provider.edits(route.sent_name(model)) for route in self.serving(model)]
+        able = [edits for edits in taken if edits is not None]
+        if not able or len(able) < len(taken):
+            return None
+        return Edits(
+            min(edits.max_images for edits in able),
+            all(edits.mask for edits in able),
+            all(edits.links for edits in able),
+        )
+
+    def sent_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request as its fingerprint has it: without what no channel of the model sends."""
+        if self.only and not self._from_file:
+            return self.only.provider.sent_request(request)
+        kinds = {route.channel.provider: route.provider for route in self.serving(request.model)}
+        if len(kinds) != 1:
+            return request
+        (provider,) = kinds.values()
+        return replace(provider.sent_request(request), model=request.model)
+
+    def estimate(self, request: GenerationRequest) -> Cost:
+        """Return the cost of all images of a request: of the dearest channel of those that are preferred for it."""
+        serving = self.channels.serving(request.model)
+        preferred = [channel for channel in serving if channel.priority == serving[0].priority]
+        prices = [self.of_channel(channel)[0].image_price(request) for channel in preferred]
+        known = [price for price in prices if price is not None]
+        return Cost(max(known) * request.n if known and len(known) == len(prices) else None)
+
+    def sends_seed(self, model: str) -> bool:
+        """Return whether the channels of a model send seeds."""
+        request = GenerationRequest(prompt="", model=model, width=64, height=64, n=1, seed=1)
+        return any(
+            route.provider.sent_request(replace(request, model=route.sent_name(model))).seed is not None
+            for route in self.serving(model)
+        )
+
+    async def cancel(self, handle: JobHandle) -> bool | None:
+        """Request the end of a job. Return whether its provider confirmed it, None if that is not known."""
+        try:
+            route = self.of_job(handle)
+        except UpstreamError:
+            return None
+        return await route.provider.cancel(handle)
+
+    async def models(self) -> tuple[Mapping[str, object], ...]:
+        """Return the models that the providers list and a channel serves, by the names to ask for."""
+        if self.only and not self._from_file:
+            return await self.only.provider.models()
+        first = {route.channel.name: route for route in reversed(self.all)}
+        lists = await asyncio.gather(*(route.provider.models() for route in first.values()), return_exceptions=True)
+        listed: dict[str, Mapping[str, object]] = {}
+        faults = [error for error in lists if isinstance(error, UpstreamError)]
+        for entries in lists:
+            if isinstance(entries, BaseException):
+                if not isinstance(entries, UpstreamError):
+                    raise entries
+                continue
+            for entry in entries:
+                model = str(entry["id"])
+                if (preferred := self.channels.preferred(model)) and preferred.sent_name(model) == model:
+                    listed.setdefault(model, entry)
+        if faults and len(faults) == len(lists):
+            raise faults[0]
+        return tuple(listed.values())
+
+    async def close(self) -> None:
+        for route in self.all:
+            await route.provider.close()
+
+
+def with_absolute_links(reply: Reply, base: URL) -> Reply:
+    """Return the reply with relative links below the address of its provider; a bad link stays for who fetches it."""
+    return replace(reply, images=tuple(_absolute(image, base) for image in reply.images))
+
+
+def _absolute(image: GivenImage, base: URL) -> GivenImage:
+    if not isinstance(image, ImageLink) or "://" in image.url or image.url.startswith("data:"):
+        return image
+    try:
+        return ImageLink(str(base.join(URL(image.url))))
+    except ValueError:
+        return image

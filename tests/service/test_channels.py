@@ -1,0 +1,246 @@
+"""Channels through the running service: key pools, failover, prices, and tasks that other instances must run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from image_bytes import image_file
+from ports import free_port
+from service.running import Service, redis_server, run_to_its_end
+
+Start = Callable[..., Service]
+SCHNELL = "black-forest-labs/FLUX.1-schnell"
+GOOD, REVOKED, LIMITED = "good-key-0123456789", "revoked-key-0123456789", "limited-key-0123456789"
+IMAGE = json.dumps({"data": [{"b64_json": base64.b64encode(image_file()).decode()}]}).encode()
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class Upstream:
+    """A fake of Together that answers by key; `calls` has key, model and time of each paid call."""
+
+    def __init__(self, replies: Mapping[str, Reply] | None = None, delay_s: float = 0.0) -> None:
+        self.replies = dict(replies or {})
+        self.calls: list[tuple[str, str, float]] = []
+        upstream = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                upstream.calls.append((key, body["model"], time.monotonic()))
+                time.sleep(delay_s)
+                self._answer(*upstream.replies.get(key, (200, {}, IMAGE)))
+
+            def do_GET(self) -> None:
+                self._answer(200, {}, b"[]")
+
+            def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_arguments: object) -> None:
+                """Log nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def times(self, key: str) -> list[float]:
+        return [at for named, _, at in self.calls if named == key]
+
+
+@contextmanager
+def serving(*upstreams: Upstream) -> Iterator[None]:
+    threads = [Thread(target=upstream.server.serve_forever, args=(0.05,)) for upstream in upstreams]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for upstream, thread in zip(upstreams, threads, strict=True):
+            upstream.server.shutdown()
+            upstream.server.server_close()
+            thread.join()
+
+
+def error(status: int, message: str = "no", **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, named, json.dumps({"error": {"message": message, "type": "error"}}).encode()
+
+
+def write(path: Path, *channels: Mapping[str, Any]) -> str:
+    """Write a file of channels; return its name."""
+    lines = []
+    for channel in channels:
+        lines += ["[[channels]]", *(f"{name} = {json.dumps(value)}" for name, value in channel.items())]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def channel(name: str, url: str, *keys: str, **fields: object) -> dict[str, object]:
+    return {"name": name, "provider": "together", "base_url": url, "keys": list(keys), **fields}
+
+
+def all_done(service: Service, count: int, **fields: object) -> list[dict[str, Any]]:
+    """Submit tasks and return them once all are final."""
+    ids = [service.accepted(prompt=f"number {number}", **fields) for number in range(count)]
+    return [service.finished(task_id, 60) for task_id in ids]
+
+
+def channels_of(service: Service) -> dict[str, dict[str, Any]]:
+    answer = service.get_as_admin("/api/channels")
+    assert answer.status == 200, answer.body
+    return {channel["name"]: channel for channel in answer.json["channels"]}
+
+
+def test_a_pool_with_a_revoked_and_a_limited_key_fails_no_task(start_service: Start, tmp_path: Path) -> None:
+    replies = {REVOKED: error(401, "Invalid API key"), LIMITED: error(429, "slow down", Retry_After="60")}
+    upstream = Upstream(replies, delay_s=0.02)
+    file = write(tmp_path / "c.toml", channel("pool", upstream.url, REVOKED, LIMITED, "env:GOOD_KEY"))
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=file, GOOD_KEY=GOOD)
+        tasks = all_done(service, 200)
+        assert {task["status"] for task in tasks} == {"completed"}
+        assert {task["channel"] for task in tasks} == {"pool"}
+        assert len(upstream.times(REVOKED)) == 1
+        assert all(later - earlier >= 5 for earlier, later in pairwise(upstream.times(LIMITED)))
+        assert len(upstream.times(GOOD)) == 200
+        keys = {key["state"]: key for key in channels_of(service)["pool"]["keys"]}
+        assert set(keys) == {"healthy", "cooling", "out"}
+        assert (keys["healthy"]["source"], keys["out"]["source"]) == ("env:GOOD_KEY", "file")
+        assert keys["out"]["errors"] == {"upstream_auth": 1}
+        charged = sum(task["cost"]["charged"] for task in tasks)
+        assert charged > 0
+        assert keys["healthy"]["spentUsd"] == pytest.approx(charged)
+        assert service.log.count("refuses the key") == 1
+        shown = service.get_as_admin("/api/channels").body.decode() + service.log
+        assert not [key for key in (GOOD, REVOKED, LIMITED) if key in shown]
+
+
+def test_a_dead_channel_passes_its_tasks_on_and_nothing_is_paid_twice(start_service: Start, tmp_path: Path) -> None:
+    upstream, dead = Upstream(), f"http://127.0.0.1:{free_port()}"
+    first, second = channel("dead", dead, GOOD, priority=5), channel("alive", upstream.url, GOOD)
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=write(tmp_path / "c.toml", first, second), allowed=("can't be reached",))
+        began = time.monotonic()
+        service.made(prompt="the first one")
+        assert time.monotonic() - began < 2
+        tasks = all_done(service, 99)
+        assert {(task["status"], task["channel"], task["attempts"]) for task in tasks} == {("completed", "alive", 1)}
+        assert len(upstream.calls) == 100
+        assert channels_of(service)["dead"]["state"] == "resting"
+
+
+def test_a_call_with_a_lost_answer_never_goes_to_another_channel(start_service: Start, tmp_path: Path) -> None:
+    silent, other = Upstream(delay_s=3.0), Upstream()
+    file = write(
+        tmp_path / "c.toml",
+        channel("silent", silent.url, GOOD, priority=5),
+        channel("other", other.url, GOOD),
+    )
+    with serving(silent, other):
+        service = start_service(CHANNELS_FILE=file, UPSTREAM_TIMEOUT="0.5")
+        task = service.finished(service.accepted(prompt="lost"))
+        assert (task["status"], task["error"]["code"], task["channel"]) == ("failed", "upstream_timeout", "silent")
+        assert (len(silent.calls), len(other.calls)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "passes_on"),
+    [
+        (error(500), True),
+        (error(503), True),
+        (error(429, Retry_After="30"), True),
+        (error(402, "insufficient credits"), True),
+        (error(403, "Invalid API key"), True),
+        (error(404, "Unable to access model"), True),
+        (error(504), False),
+        (error(400, "prompt is wrong"), False),
+        (error(400, "blocked by our content filter"), False),
+    ],
+    ids=["500", "503", "429", "402", "403", "404", "504", "400", "policy"],
+)
+def test_only_a_call_that_was_certainly_not_paid_goes_to_another_channel(
+    reply: Reply, passes_on: bool, start_service: Start, tmp_path: Path
+) -> None:
+    first, second = Upstream({GOOD: reply}), Upstream()
+    file = write(
+        tmp_path / "c.toml", channel("first", first.url, GOOD, priority=5), channel("second", second.url, GOOD)
+    )
+    with serving(first, second):
+        service = start_service(CHANNELS_FILE=file)
+        task = service.finished(service.accepted(prompt="one"))
+        assert (task["status"] == "completed", task["channel"]) == (passes_on, "second" if passes_on else "first")
+        assert len(second.calls) == passes_on
+
+
+@pytest.fixture
+def shared_redis(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with redis_server(folder, port):
+        yield f"redis://127.0.0.1:{port}"
+
+
+def test_a_sandbox_and_a_paid_instance_on_one_redis_each_run_their_own_tasks(
+    start_service: Start, shared_redis: str
+) -> None:
+    upstream = Upstream()
+    with serving(upstream):
+        sandbox = start_service(REDIS_URL=shared_redis)
+        paid = start_service(REDIS_URL=shared_redis, TOGETHER_API_KEY=GOOD, TOGETHER_API_URL=upstream.url)
+        drawn = [sandbox.accepted(prompt=f"drawn {number}") for number in range(10)]
+        bought = [paid.accepted(prompt=f"bought {number}") for number in range(10)]
+        assert {paid.completed(task_id)["channel"] for task_id in bought} == {"together"}
+        assert {sandbox.completed(task_id)["channel"] for task_id in drawn} == {"sandbox"}
+        assert len(upstream.calls) == 10
+
+
+def test_a_model_that_only_another_instance_serves_is_left_for_it(
+    start_service: Start, shared_redis: str, tmp_path: Path
+) -> None:
+    upstream = Upstream()
+    mine, theirs = channel("mine", upstream.url, GOOD, models=["mine"]), channel("theirs", upstream.url, GOOD)
+    with serving(upstream):
+        one = start_service(REDIS_URL=shared_redis, CHANNELS_FILE=write(tmp_path / "1.toml", mine))
+        other = start_service(
+            REDIS_URL=shared_redis,
+            CHANNELS_FILE=write(tmp_path / "2.toml", theirs | {"models": ["theirs=black-forest-labs/FLUX.1-schnell"]}),
+        )
+        ids = [one.accepted(prompt=f"left {number}", model="theirs") for number in range(10)]
+        tasks = [other.completed(task_id) for task_id in ids]
+        assert {(task["channel"], task["attempts"], task["model"]) for task in tasks} == {("theirs", 1, "theirs")}
+        assert [model for _, model, _ in upstream.calls] == [SCHNELL] * 10
+
+
+def test_faults_of_the_file_stop_the_start_and_no_key_is_shown(tmp_path: Path) -> None:
+    fields = {"name": "a", "provider": "together", "keys": [GOOD, "env:NOT_SET"], "weight_s": 2, "priority": "high"}
+    file = write(tmp_path / "c.toml", fields, {"provider": "openai", "keys": [GOOD], "rate": "often"})
+    ended = run_to_its_end(tmp_path / "run", CHANNELS_FILE=file)
+    assert ended.returncode == 2
+    for part in (
+        f"CHANNELS_FILE: {file}: [[channels]] number 1 ('a'): 'weight_s' is no key of a channel: did you mean weight?",
+        "number 1 ('a'): keys: number 2 is env:NOT_SET, and the variable NOT_SET is not set",
+        "number 1 ('a'): priority: must be a whole number",
+        "[[channels]] number 2: name is missing",
+        "[[channels]] number 2: base_url is missing",
+        "[[channels]] number 2: rate: 'often' is not allowed",
+    ):
+        assert part in ended.stderr
+    assert GOOD not in ended.stderr
