@@ -1,4 +1,4 @@
-"""Channels of the settings, and what is built from them: providers, prices, model tables, routes, pacing."""
+"""Channels of the settings, and the parts that are built from them: providers, prices, model tables, routes, pacing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _JOB_APIS: Mapping[str, Callable[..., Provider]] = {
 
 
 def channels_of(settings: Settings) -> Channels:
-    """Return the channels of the file, or the one that the simple settings make, with the limits that apply."""
+    """Return the channels of the file, or the channel of the simple settings, with the limits that apply."""
     return Channels([_with_limits(channel, settings) for channel in settings.file_channels or (_simple(settings),)])
 
 

@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 class ProviderKind(Struct, frozen=True):
     """What a channel of a provider needs. base_url: by default, None if the channel must name one.
 
-    key: whether it has one: `needed`, `optional` or `none`. default_model: where Together's name is not known.
+    key: whether it has one: `needed`, `optional` or `none`. default_model: where Together's name does not exist.
     """
 
     base_url: str | None = None
@@ -66,13 +66,13 @@ class ChannelKey(Struct, frozen=True):
 
 
 class ModelName(Struct, frozen=True):
-    """Models that a channel serves: a pattern of asked names, and the name to send, None for the asked one."""
+    """Models that a channel serves: a pattern of requested names, and the name to send, None for the requested one."""
 
     pattern: str
     sent: str | None = None
 
     def sent_name(self, model: str) -> str | None:
-        """Return the name to send for an asked model, None if it is another one."""
+        """Return the name to send for a requested model, None if it is another one."""
         if model == self.pattern:
             return self.sent or model
         if not fnmatchcase(model, self.pattern):
@@ -145,13 +145,13 @@ class Channels:
         return serving[0] if serving else None
 
     def is_sandbox(self, model: str) -> bool:
-        """Return whether a model is drawn by the sandbox; one that no channel serves is drawn as the others are."""
+        """Return whether a model is drawn by the sandbox; a model without a channel is drawn as the others are."""
         serving = self.serving(model) or self.all
         return all(channel.provider == SANDBOX for channel in serving)
 
     @property
     def named_models(self) -> tuple[str, ...]:
-        """Return the asked names without wildcard, in the order of the file."""
+        """Return the requested names without wildcard, in the order of the file."""
         names = (name.pattern for channel in self.all for name in channel.models if not _is_pattern(name.pattern))
         return tuple(dict.fromkeys(names))
 

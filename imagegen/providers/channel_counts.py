@@ -21,8 +21,8 @@ class CallCounts:
 class KeyStatus(Struct, frozen=True):
     """State of a key.
 
-    id: begin of its fingerprint. source: where it is named, empty if the channel needs no key. last4: empty if the key
-    is short. state: `healthy`, `cooling` or `out`. until: Unix time of the next call. reason: code of the last refusal.
+    id: begin of its fingerprint. source: variable or file with it, empty without a key. last4: empty if the key is
+    short. state: `healthy`, `cooling` or `out`. until: Unix time of the next call. reason: code of the last refusal.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Table of the models of several channels: each asked name has the row of the channel that is preferred for it."""
+"""Table of the models of several channels: each requested name has the row of the channel that is preferred for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagegen.providers.model_table import ModelRow, ModelTable
 
 
 class ChannelModelTable(ModelTable):
-    """Rows by the names that clients ask for. tables: by provider."""
+    """Rows by the names that clients use. tables: by provider."""
 
     def __init__(self, channels: Channels, tables: Mapping[str, ModelTable], provider: str) -> None:
         first = tables[provider]
@@ -25,7 +25,7 @@ class ChannelModelTable(ModelTable):
         self.listed = tuple(row for row in rows if row is not None)
 
     def find(self, model: str) -> ModelRow | None:
-        """Return the row that limits a model, under its asked name."""
+        """Return the row that limits a model, under its requested name."""
         if model not in self._found:
             if len(self._found) >= MAX_CACHED_MODELS:
                 self._found.clear()

@@ -175,7 +175,7 @@ class Provider(Protocol):
     async def check_key(self) -> str | None:
         """Check the key by a request that costs nothing. Raises UpstreamError if it is refused, or no answer comes.
 
-        Return what more is known, as ` and lists 12 models`; None if there is no such request.
+        Return more of the answer, as ` and lists 12 models`; None if there is no such request.
         """
         ...
 

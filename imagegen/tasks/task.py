@@ -89,7 +89,7 @@ class Task(Struct, frozen=True, gc=False):
     scope: name of the key that alone may see it; None if all may.
     cost: None for a task of an earlier version.
     cancelled_upstream: whether the provider confirmed the end of a cancelled task's job, so that it is not paid.
-    sandbox: whether the sandbox is to draw it, known while it is unfinished; None for a task of an earlier version.
+    sandbox: whether the sandbox is to draw it; stored while it is unfinished, None for a task of an earlier version.
     channel: name of the channel of its last call, empty before one.
     counted_in: report of the ledger that counts its end (see imagegen.queue.end_marks).
     """

@@ -126,7 +126,7 @@ class OpenAIOptions:
 class Services:
     """max_attempts: shown in views. trusted_hops, public_url: see `forwarded.base_url`.
 
-    models: what is published about models. channels: which serve them.
+    models: published rows of models. channels: which serve them.
     list_models: requests those that the provider offers. fallbacks: models that
     are called if another is not available.
     reuse_images: of tasks that differ only in `n`.

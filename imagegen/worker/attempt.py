@@ -373,7 +373,7 @@ class Attempt:
                     raise
 
     def _first_choice(self) -> Choice:
-        """Return the channels for a call: after a lost response only the one that may have been paid."""
+        """Return the channels for a call: after a lost response only the channel that may have been paid."""
         run = self._claim.checkpoint
         return Choice(run.channel) if run.ambiguous_calls else ANY
 

@@ -51,7 +51,7 @@ class Judge:
         return outcome
 
     def cause(self, turn: Permit, error: UpstreamError) -> UpstreamError:
-        """Return why the task has no image: another key that only rests is waited for, whatever this one met."""
+        """Return why the task has no image: while another key only rests, that it rests."""
         others = Choice(keys=frozenset({turn.route.account}))
         is_of_key = error.code == LIMITED or error.code in KEY_REFUSALS
         if not is_of_key or not self.pacing.recovers(turn.model, others):

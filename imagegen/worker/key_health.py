@@ -14,7 +14,7 @@ TRIAL_S = 2.0
 """How long a key that was never accepted gets one call at once: refusals come within this time."""
 
 PROBE_S = 5.0
-"""Between the starts of two probes of a key that cools, and of one that is out while no other is left."""
+"""Between the starts of two probes of a key that cools, and of a key that is out while no other is left."""
 
 OUT_S, MAX_OUT_S = 300.0, 3600.0
 """Until the first probe of a key that is out while others work, and the longest time between two of them."""

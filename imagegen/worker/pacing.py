@@ -22,7 +22,7 @@ _MANY_MODELS = 200
 class Pacing(PermitLine):
     """One for each channel. rate_per_min: calls a minute, all models together; clock: monotonic; wall: Unix time.
 
-    route: of all calls that it permits by itself.
+    route: of all calls that it permits.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Pacing(PermitLine):
         self._upstream.record_success(self.clock(), turn.places[0][1])
 
     def rests_until(self, model: str, now: float) -> float:
-        """Return when its breakers allow a call for this model, whatever the rate."""
+        """Return when its breakers allow a call for this model, without regard to the rate."""
         gate = self._models.get(model)
         opens_at = self._upstream.next_allowed_at(now)
         return opens_at if gate is None else max(opens_at, gate.next_allowed_at(now))

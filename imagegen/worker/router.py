@@ -64,7 +64,7 @@ class Lane:
         return all(trouble is not None and trouble.state == "out" for trouble in troubles)
 
     def pick(self, model: str, now: float, choice: Choice, *, alone: bool) -> Route:
-        """Return the key for a call that may begin now: one that is due for a probe, else the least busy one."""
+        """Return the key for a call that may begin now: a key that is due for a probe, else the least busy one."""
         ready = [
             (key.trouble(model) is None, key.in_flight, key.used_at, number, route)
             for number, (route, key) in enumerate(self.usable(choice))
@@ -224,7 +224,7 @@ class Router(PermitLine):
     def _choose(self, model: str, now: float, choice: Choice) -> tuple[float, list[Lane], bool]:
         """Return when a call may begin, the channels that take it now, and whether no healthy key could take it.
 
-        A channel of a lower priority takes calls only while all higher ones rest: one that is full keeps its calls.
+        A channel of a lower priority takes calls only while all higher ones rest: a full channel keeps its calls.
         """
         lanes, earliest = self._lanes(model, choice), math.inf
         alone = not any(key.trouble(model) is None for lane in lanes for _, key in lane.usable(choice))

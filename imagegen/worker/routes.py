@@ -206,7 +206,7 @@ class Routes:
         )
 
     async def cancel(self, handle: JobHandle) -> bool | None:
-        """Request the end of a job. Return whether its provider confirmed it, None if that is not known."""
+        """Request the end of a job. Return whether its provider confirmed it, None if that is open."""
         try:
             route = self.of_job(handle)
         except UpstreamError:
@@ -214,7 +214,7 @@ class Routes:
         return await route.provider.cancel(handle)
 
     async def models(self) -> tuple[Mapping[str, object], ...]:
-        """Return the models that the providers list and a channel serves, by the names to ask for."""
+        """Return the models that the providers list and a channel serves, by the names that clients use."""
         if self.only and not self._from_file:
             return await self.only.provider.models()
         first = {route.channel.name: route for route in reversed(self.all)}

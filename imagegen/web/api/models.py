@@ -35,7 +35,7 @@ async def models(request: web.Request) -> web.StreamResponse:
 
 
 def model_view(model: ListedModel, channel: Channel | None, provider: str) -> ModelView:
-    """Return what is published about a model. channel: preferred for it; provider: of models without a channel."""
+    """Return the published row of a model. channel: preferred for it; provider: of models without a channel."""
     row = model.row or _NO_ROW
     provider = channel.provider if channel else provider
     return {

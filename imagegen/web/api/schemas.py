@@ -126,7 +126,9 @@ class TaskView(TypedDict):
         Annotated[Count, Field(description="Calls that may have been paid for without an image.")]
     ]
     webhook: NotRequired[list[DeliveryView]]
-    channel: NotRequired[Annotated[str, Field(description="Channel of the last call, once a call was made.")]]
+    channel: NotRequired[
+        Annotated[str, Field(description="Channel of the last call, once a call was made.", examples=["together"])]
+    ]
 
 
 class FinishedView(TaskView):

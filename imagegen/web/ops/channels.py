@@ -25,12 +25,27 @@ Spent = Annotated[float, Field(description="US dollars.")]
 Until = Annotated[Timestamp | None, Field(description="When it is called again, at the earliest.")]
 Reason = Annotated[str | None, Field(description="Code of why it rests.")]
 
+KeyState = Annotated[
+    str,
+    Field(
+        description="`cooling`: after a rate limit; `out`: refused.",
+        json_schema_extra={"enum": ["healthy", "cooling", "out"]},
+    ),
+]
+ChannelState = Annotated[
+    str,
+    Field(
+        description="`resting`: no calls for a while; `out`: all its keys are refused.",
+        json_schema_extra={"enum": ["healthy", "resting", "out"]},
+    ),
+]
+
 
 class CallCountsView(TypedDict):
     """Calls since the start of the instance."""
 
-    inFlight: Count
-    calls: Count
+    inFlight: Annotated[Count, Field(description="Calls that run.")]
+    calls: Annotated[Count, Field(description="Calls that ended, failed ones too.")]
     errors: Errors
     spentUsd: Spent
 
@@ -39,9 +54,15 @@ class ChannelKeyView(CallCountsView):
     """A key of a channel; the key itself is never shown."""
 
     id: Annotated[str, Field(description="The first 8 digits of its fingerprint.")]
-    source: Annotated[str | None, Field(description="Where it is named: a variable as `env:NAME`, or `file`.")]
+    source: Annotated[str | None, Field(description="The variable with it, as `env:NAME`, or `file`.")]
     last4: Annotated[str | None, Field(description="Its last characters; null if it is short.")]
-    state: Annotated[str, Field(json_schema_extra={"enum": ["healthy", "cooling", "out"]})]
+    state: Annotated[
+        str,
+        Field(
+            description="`cooling`: after a rate limit; `out`: refused.",
+            json_schema_extra={"enum": ["healthy", "cooling", "out"]},
+        ),
+    ]
     until: Until
     reason: Reason
 
@@ -49,27 +70,60 @@ class ChannelKeyView(CallCountsView):
 class ChannelView(CallCountsView):
     """A channel. `resting`: it takes no calls for a while; `out`: all its keys are refused."""
 
-    name: str
-    provider: str
-    priority: int
-    weight: int
+    name: Annotated[str, Field(description="As in the file; with the simple settings the provider.")]
+    provider: Annotated[str, Field(description="Kind of its API.")]
+    priority: Annotated[int, Field(description="A higher one is preferred.")]
+    weight: Annotated[int, Field(description="Share of the calls among channels of one priority.")]
     models: Annotated[list[str], Field(description="Patterns, and renames as `asked=sent`.")]
-    host: str | None
-    state: Annotated[str, Field(json_schema_extra={"enum": ["healthy", "resting", "out"]})]
+    host: Annotated[str | None, Field(description="Host of its base address.")]
+    state: Annotated[
+        str,
+        Field(
+            description="`resting`: no calls for a while; `out`: all its keys are refused.",
+            json_schema_extra={"enum": ["healthy", "resting", "out"]},
+        ),
+    ]
     until: Until
     reason: Reason
-    concurrency: int | None
-    ratePerMinute: float | None
-    keys: list[ChannelKeyView]
+    concurrency: Annotated[int | None, Field(description="Calls at once; null: no limit of its own.")]
+    ratePerMinute: Annotated[float | None, Field(description="Calls a minute; null: no limit.")]
+    keys: Annotated[list[ChannelKeyView], Field(description="Its keys, in the order of the file.")]
 
 
 class ChannelsView(TypedDict):
     """All channels of the responding instance; counts are since its start."""
 
     success: Literal[True]
-    since: Timestamp
-    channels: list[ChannelView]
+    since: Annotated[Timestamp, Field(description="Start of the instance.")]
+    channels: Annotated[list[ChannelView], Field(description="In the order of the file.")]
 
+
+_COUNTS = {"inFlight": 2, "calls": 120, "errors": {"upstream_rate_limited": 3}, "spentUsd": 0.324}
+_KEY = {
+    "id": "3fa9c012",
+    "source": "env:TOGETHER_API_KEY",
+    "last4": "x9Qz",
+    "state": "cooling",
+    "until": "2026-01-01T00:01:00Z",
+    "reason": "upstream_rate_limited",
+    **_COUNTS,
+}
+_CHANNEL = {
+    "name": "together-main",
+    "provider": "together",
+    "priority": 10,
+    "weight": 2,
+    "models": ["black-forest-labs/*", "flux=black-forest-labs/FLUX.1-schnell"],
+    "host": "api.together.xyz",
+    "state": "resting",
+    "until": "2026-01-01T00:01:00Z",
+    "reason": "upstream_rate_limited",
+    "concurrency": 10,
+    "ratePerMinute": 600.0,
+    **_COUNTS,
+    "keys": [_KEY],
+}
+_EXAMPLE = {"success": True, "since": "2026-01-01T00:00:00Z", "channels": [_CHANNEL]}
 
 CHANNELS_OPERATION = Operation(
     "get",
@@ -78,7 +132,7 @@ CHANNELS_OPERATION = Operation(
     "Operate",
     "Read the state of the channels",
     "Providers and their keys, as CHANNELS_FILE or the simple settings name them. All is of the responding instance.",
-    (ResponseDoc(200, "The channels.", ChannelsView),),
+    (ResponseDoc(200, "The channels.", ChannelsView, {"a pool": _EXAMPLE}),),
     (named.LANGUAGE,),
     limit="general",
     needs="admin",
