@@ -338,6 +338,16 @@ test("each step of a mask can be undone", () => {
   assert.deepEqual(changeSteps([], { kind: "clear" }), []);
 });
 
+test("a stream over the limit says so, and when the next comes", async () => {
+  const states = [];
+  const send = async () => { throw new ServiceError(429, {}, 7); };
+  const follower = new Follower({ send }, { onEvent: () => {}, onState: (...state) => states.push(state), random: () => 0 });
+  follower.follow(ID);
+  await new Promise((resolve) => { setTimeout(resolve, 5); });
+  follower.clear();
+  assert.deepEqual(states.slice(0, 2), [["connecting"], ["limited", 7]]);
+});
+
 // ---- what a person does
 
 function studio(given = {}) {
@@ -352,7 +362,7 @@ function studio(given = {}) {
   const history = { open: async () => given.records ?? [], put: async (record) => saved.set(record.id, record), remove: async ({ id }) => saved.delete(id) };
   let now = 1000;
   const page = { hash: given.hash ?? "", session: storage(), now: () => now, go: (hash) => { calls.push(["go", hash]); made.onHash(hash); } };
-  const made = new Studio({ api, history, page, language: "en", theme: null });
+  const made = new Studio({ api, history, page, language: "en" });
   return { made, calls, saved, wait: (ms) => { now += ms; }, named: (name) => calls.filter(([called]) => called === name) };
 }
 
@@ -362,6 +372,26 @@ test("a submit opens its task and keeps it with its request", async () => {
   await made.submit();
   assert.deepEqual(calls.find(([name]) => name === "go"), ["go", `#/task/${ID}`]);
   assert.deepEqual([saved.get(ID).request.prompt, saved.get(ID).view.status], ["a cat", "pending"]);
+});
+
+test("a submit that is answered with its images reads them no second time", async () => {
+  const cached = { taskId: ID, status: "completed", sequence: 7, cached: true, data: [{ index: 0, url: `http://h/api/images/${ID}/0` }] };
+  const { made, named } = studio({ api: { submit: async () => cached } });
+  made.edit({ prompt: "a cat" });
+  await made.submit();
+  assert.deepEqual([named("task").length, made.state.records.get(ID).view.data.length, made.state.notice], [0, 1, "cached"]);
+});
+
+test("the list of models is read once for a tab, and again for another key", async () => {
+  const { made, named, wait } = studio();
+  await made.loadModels();
+  await made.loadModels();
+  assert.equal(named("models").length, 1);
+  made.api.key.value = "ig_other";
+  await made.loadModels();
+  wait(400_000);
+  await made.loadModels();
+  assert.equal(named("models").length, 3);
 });
 
 test("a submit without a prompt is refused in the page", async () => {

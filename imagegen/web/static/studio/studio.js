@@ -144,7 +144,7 @@ export class Studio {
       this.#put(withView(record, { progress: 0, ...answer }));
       this.go({ page: "task", id });
       this.#set({ notice: answer.cached ? "cached" : answer.coalesced ? "joined" : null });
-      await this.#follow(id);
+      if (!answer.data || !isFinal(this.state.records.get(id))) await this.#follow(id);
     } catch (error) {
       this.#fail(error);
     } finally {
