@@ -7,7 +7,7 @@ import os
 
 from loguru import logger
 
-from bench import commands, footprint, http, images, instructions, keys, rates, recovery, soak, trace
+from bench import commands, footprint, http, images, instructions, keys, rates, recovery, soak, studio, trace
 from bench.peers import run as peers
 from bench.report import Options, machine
 
@@ -23,6 +23,7 @@ BENCHES = {
     "footprint": footprint.main,
     "recovery": recovery.main,
     "soak": soak.main,
+    "studio": studio.main,
     "trace": trace.main,
 }
 

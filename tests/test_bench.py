@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -13,6 +14,7 @@ from forked import ForkedProcess
 
 from bench.__main__ import BENCHES
 from bench.report import Options, Table, command, percentile, spread
+from tests.web.test_browser import BROWSER
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +29,7 @@ TITLES = {
     "footprint": "Start and memory",
     "recovery": "Recovery",
     "soak": "Soak",
+    "studio": "The studio in Chromium",
     "trace": "Route of one submit",
 }
 
@@ -51,6 +54,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(320)
 @pytest.mark.parametrize("name", TITLES)
 def test_a_bench_prints_its_table_and_the_command_that_made_it(name: str) -> None:
+    if name == "studio" and (BROWSER is None or find_spec("playwright") is None):
+        pytest.skip("needs Chromium and Playwright")
     done = bench(name, "--tiny", "--runs", "1")
     assert done.returncode == 0, done.stderr
     assert TITLES[name] in done.stdout
