@@ -31,7 +31,7 @@ LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MAX_FILE_BYTES = _MIB
 """Of a settings file."""
 
-_ALIKE = 0.88
+_ALIKE = 0.87
 """Other programs have settings too, XDG_DATA_DIRS for example: one or two letters may differ."""
 
 _OTHERS = {
@@ -51,8 +51,20 @@ _OTHERS = {
     "REDIS_URI": "REDIS_URL",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
+    "OPENAI_KEY": "OPENAI_API_KEY",
+    "OPENAI_API_BASE_URL": "OPENAI_API_URL",
+    "TOGETHER_TOKEN": "TOGETHER_API_KEY",
+    "S3_SECRET_KEY": "S3_SECRET_ACCESS_KEY",
+    "S3_BUCKET_NAME": "S3_BUCKET",
+    "S3_ENDPOINT_URL": "S3_ENDPOINT",
+    "MODEL": "DEFAULT_MODEL",
+    "MAX_QUEUE_SIZE": "MAX_QUEUE",
+    "CONCURRENCY": "WORKER_CONCURRENCY",
 }
 """Names that other programs use for one of these settings."""
+
+_OWN_PREFIX = "IMAGEGEN_"
+"""No setting has it, but many services' settings begin with their name."""
 
 _PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Other programs read these in lower case too, which counts where the upper case is not set."""
@@ -280,7 +292,9 @@ def _misspelled(texts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return the names that are set and nearly that of a setting, sorted."""
     known = setting_names()
     unknown = sorted(name for name, text in texts.items() if text and name not in known)
-    meant = ((name, _OTHERS.get(name) or nearest(name, known, alike=_ALIKE)) for name in unknown)
+    meant = (
+        (name, _OTHERS.get(name) or nearest(name.removeprefix(_OWN_PREFIX), known, alike=_ALIKE)) for name in unknown
+    )
     return tuple((name, near) for name, near in meant if near)
 
 

@@ -110,7 +110,8 @@ def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]
     limits = [f"{limit} {what}" for limit, what in ((general, "requests"), (generation, "generations")) if limit]
     each = f"{' and '.join(limits)} in {settings.rate_limit_window_s:g} s" if limits else "none"
     yield f"Redis {_redis(settings)}, limits of a client: {each}, {call_slots} upstream calls at once"
-    yield f"The API is shown at {settings.public_url or address}/docs"
+    base = settings.public_url or address
+    yield f"The studio is at {base}/ and the API is shown at {base}/docs"
     if settings.provider == "sandbox":
         yield "The sandbox draws the images itself: for real ones set TOGETHER_API_KEY, or PROVIDER and what it needs"
 

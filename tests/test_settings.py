@@ -258,13 +258,18 @@ def test_a_key_and_a_login_for_one_upstream_are_a_fault() -> None:
 
 
 def test_misspelled_settings_are_detected() -> None:
-    others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME")
+    others = ("XDG_DATA_DIRS", "HOSTNAME", "LOG_FILE", "REDIS_HOST", "PATH", "HOME", "IMAGEGEN_KEY", "IMAGEGEN_URL")
     near = {
         "TOGETHER_APIKEY": "TOGETHER_API_KEY",
         "RATE_LIMITMAX": "RATE_LIMIT_MAX",
         "port": "PORT",
         "LEASE_SECOND": "LEASE_SECONDS",
         "OPENAI_BASE_URL": "OPENAI_API_URL",
+        "REDIS_ULR": "REDIS_URL",
+        "IMAGEGEN_PORT": "PORT",
+        "IMAGEGEN_REDIS_URL": "REDIS_URL",
+        "S3_SECRET_KEY": "S3_SECRET_ACCESS_KEY",
+        "MODEL": "DEFAULT_MODEL",
     }
     environ = dict.fromkeys([*others, *near], "1")
     assert dict(load(**environ).misspelled) == near

@@ -177,7 +177,7 @@ def test_the_start_logs_settings_and_unknown_names(start_service: Callable[..., 
     assert "TOGETHER_APIKEY is no setting of this service and has no effect: did you mean TOGETHER_API_KEY?" in log
     assert "OPENAI_API_KEY has no effect while the sandbox draws the images" in log
     assert "Provider sandbox, default model black-forest-labs/FLUX.1-schnell, images in" in log
-    assert f"The API is shown at {service.url}/docs" in log
+    assert f"The studio is at {service.url}/ and the API is shown at {service.url}/docs" in log
     assert "hunter2" not in log
 
 
