@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from bench.browser import chromium
-from bench.servers import ROOT, Service, until
+from bench.servers import ADMIN_TOKEN, ROOT, Service, until
 
 FOLDER = ROOT / "docs/screenshots"
 WINDOW = {"width": 1200, "height": 760}
@@ -42,6 +42,9 @@ def main() -> None:
             page.get_by_role("link", name="Gallery").click()
             page.locator("a.card").nth(len(PROMPTS)).wait_for()
             save(page, f"gallery-{scheme}")
+            page.goto(f"http://127.0.0.1:{service.port}/board#token={ADMIN_TOKEN}")
+            page.locator(".tiles").wait_for()
+            save(page, f"board-{scheme}")
             context.close()
     sizes = {path.name: path.stat().st_size for path in sorted(FOLDER.glob("*.webp"))}
     print(sizes)

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COUNTED = frozenset({"auth", "hello", "client", "info", "ping", "config", "memory", "select", "command", "dbsize"})
 """Free at Upstash, or ours and not the service's."""
 
-_ADMIN_TOKEN = "the-admin-token-of-benchmarks"
-ADMIN = {"Authorization": f"Bearer {_ADMIN_TOKEN}"}
+ADMIN_TOKEN = "the-admin-token-of-benchmarks"
+ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 """Headers of a request of the operator to a `Service`."""
 
 START_WITHIN_S = 90.0
@@ -172,7 +172,7 @@ class Service(Child):
         self.port = free_port()
         env = {"PORT": str(self.port), "DATA_DIR": self._folder.name, "LOG_LEVEL": "WARNING", "DRAIN_SECONDS": "0"}
         env |= {
-            "ADMIN_TOKEN": _ADMIN_TOKEN,
+            "ADMIN_TOKEN": ADMIN_TOKEN,
             "RATE_LIMIT_MAX": "0",
             "IMAGE_RATE_LIMIT_MAX": "0",
             "MAX_QUEUE": "10000000",
