@@ -1,0 +1,66 @@
+"""`python dying.py`: the service, which kills itself at the step that the file `KILL_FILE` names.
+
+Steps: `sent` (the submit is on the wire, and the provider has it), `accepted` (the provider has answered, and the
+handle of the job is not written), `polled N` (before poll N of a job).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from imagegen.process import main
+from imagegen.providers.job_api import JobApiProvider
+from imagegen.queue.worker_queue import WorkerQueue
+from imagegen.worker.progress import ProgressReporter
+
+STEP = Path(os.environ["KILL_FILE"])
+ARRIVED_S = 0.15
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reached(step: str) -> bool:
+    return STEP.exists() and STEP.read_text() == step
+
+
+def on_sent(sent: Any) -> Any:
+    def watched(self: ProgressReporter) -> None:
+        if reached("sent"):
+            threading.Timer(ARRIVED_S, kill).start()
+        sent(self)
+
+    return watched
+
+
+def on_record_job(record_job: Any) -> Any:
+    async def watched(self: WorkerQueue, *args: Any) -> Any:
+        if reached("accepted"):
+            kill()
+        return await record_job(self, *args)
+
+    return watched
+
+
+def on_ask(ask: Any) -> Any:
+    polls: dict[str, int] = {}
+
+    async def watched(self: JobApiProvider, handle: Any) -> Any:
+        polls[handle.id] = polls.get(handle.id, 0) + 1
+        if reached(f"polled {polls[handle.id]}"):
+            kill()
+        return await ask(self, handle)
+
+    return watched
+
+
+if __name__ == "__main__":
+    ProgressReporter.sent = on_sent(ProgressReporter.sent)  # type: ignore[method-assign]
+    WorkerQueue.record_job = on_record_job(WorkerQueue.record_job)  # type: ignore[method-assign]
+    JobApiProvider._ask = on_ask(JobApiProvider._ask)  # type: ignore[method-assign]
+    main()
