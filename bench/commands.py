@@ -20,6 +20,7 @@ from bench.servers import (
     calling,
     difference,
     emulator,
+    job_emulator,
     quick_upstream,
     submit,
     until,
@@ -36,6 +37,9 @@ EVERY_S = 0.1
 
 SETTLE_S = 0.5
 """After the last submit: all tasks are finished by then, and no query of Redis is needed to see it."""
+
+JOB_SETTLE_S = 2.5
+"""The same for jobs, which are polled after a second."""
 
 WATCHED_S = 2.0
 """The upstream's time for a task that is watched, so that all are watched before the first is finished."""
@@ -168,14 +172,16 @@ def known(port: int) -> int:
     return int(asked(port, "GET", "/api/stats", **ADMIN)["instance"]["instances"])
 
 
-def over_http(server: RedisServer, port: int, count: int, what: str, **more: str) -> Kinds:
+def over_http(
+    server: RedisServer, port: int, count: int, what: str, *, settle_s: float = SETTLE_S, **more: str
+) -> Kinds:
     """Return the commands of each task. more: headers or `webhook`; `{}` in a value becomes the task's number."""
     before = server.calls()
     for number in range(count):
         filled = {name: value.replace("{}", str(number)) for name, value in more.items()}
         submit(port, f"{what} {number}", **filled)
         time.sleep(EVERY_S)
-    time.sleep(SETTLE_S)
+    time.sleep(settle_s)
     after = server.calls()
     if server.unfinished():
         raise RuntimeError("not all tasks were finished in time")
@@ -201,6 +207,21 @@ def on_top(options: Options) -> list[Row]:
         Row(f"on top: Idempotency-Key ({count})", less(keyed, plain), 1),
         Row(f"on top: a budget, trickle ({count})", less(budgeted, plain), 1.5),
         Row(f"on top: a second instance, each task ({count})", less(shared, plain), 2),
+    ]
+
+
+def jobs(options: Options) -> list[Row]:
+    """Compare tasks with a provider job with those of a provider that answers at once."""
+    count = options.count(5, 100)
+    with quick_upstream() as upstream, instances(1, calling(url_of(upstream))) as (server, (one,)):
+        plain = over_http(server, one.port, count, "plain")
+    with job_emulator("fal", "--job", "0.2") as upstream:
+        settings = {"PROVIDER": "fal", "FAL_KEY": "k", "FAL_API_URL": url_of(upstream), "IMAGE_STORE": "upstream"}
+        settings |= {"WORKER_CONCURRENCY": str(count)}
+        with instances(1, settings) as (server, (one,)):
+            job = over_http(server, one.port, count, "job", settle_s=JOB_SETTLE_S)
+    return [
+        Row(f"on top: a provider job of a second: its handle, and renewals meanwhile ({count})", less(job, plain), 1.25)
     ]
 
 
@@ -264,7 +285,7 @@ def idle(options: Options) -> list[Row]:
 def main(options: Options) -> None:
     """Measure the parts in parallel; each has its own Redis server."""
     table = Table("Redis commands, inner ones too", "what", "goal", "each", "by kind")
-    parts = (in_process, on_top, watched_change, idle)
+    parts = (in_process, on_top, jobs, watched_change, idle)
     with ThreadPoolExecutor(len(parts)) as pool:
         rows = [row for found in pool.map(lambda part: part(options), parts) for row in found]
     for row in rows:

@@ -213,6 +213,12 @@ def emulator() -> Child:
     return Child([sys.executable, "-m", "imagegen.emulator", "--port", "0", "--no-image"])
 
 
+def job_emulator(provider: str, *arguments: str) -> Child:
+    """Start the emulator of a provider with jobs; `url_of` returns its address."""
+    module = "imagegen.emulator.job_command"
+    return Child([sys.executable, "-m", module, provider, "--port", "0", "--image", "tiny", *arguments])
+
+
 def quick_upstream() -> Child:
     """Start the upstream and receiver of webhooks that costs little; `url_of` returns its address."""
     return Child([sys.executable, "-m", "bench.upstream"])

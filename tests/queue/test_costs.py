@@ -23,6 +23,7 @@ from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import ReusedImages
 from imagegen.tasks.image import StoredImage
+from imagegen.tasks.provider_job import AcceptedJob, JobHandle
 from imagegen.tasks.retry import Retry
 from imagegen.tasks.task import IN_LINE, TaskError, WaitReason
 
@@ -167,6 +168,29 @@ async def cancel(instance) -> None:
     await instance.client_queue.cancel(task.id)
 
 
+async def keep_a_handle(instance) -> None:
+    (each,) = await started(instance, "a")
+    before = instance.connection.meter.commands.total()
+    each.checkpoint = each.checkpoint.with_job(AcceptedJob(JobHandle("fal", "1"), (0,)))
+    assert await instance.worker_queue.record_job(each, each.checkpoint)
+    assert instance.connection.meter.commands.total() == before + 1
+
+
+async def cancel_a_job(instance) -> None:
+    async def confirm(_handle):
+        return True
+
+    instance.client_queue.canceller.cancel_upstream = confirm
+    instance.client_queue.limits_of = lambda _client: ((0, 1400),)
+    await instance.client_queue.submit(priced("a"))
+    (each,) = await claim(instance)
+    each.checkpoint = replace(each.checkpoint, cost=each.cost.before_call(700))
+    await instance.worker_queue.start(each)
+    each.checkpoint = each.checkpoint.with_job(AcceptedJob(JobHandle("fal", "1"), (0,)))
+    await instance.worker_queue.record_job(each, each.checkpoint)
+    assert (await instance.client_queue.cancel(each.task.id)).cancelled_upstream
+
+
 def priced(name):
     return replace(submission(name), cost=Cost(700))
 
@@ -245,6 +269,8 @@ VERBS += [
     submit_with_siblings,
     retry,
     cancel,
+    cancel_a_job,
+    keep_a_handle,
     renew,
     take_over,
     release,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ KEY_SETTINGS = {
 }
 LISTING = ("replicate", "dashscope")
 MOMENTS = ("sent", "accepted", "polled 1", "polled 2")
+QUICK = 3
+LEASE_S = 1.0
 _starting = threading.Lock()
 
 
@@ -97,6 +100,7 @@ def pair(name: str, folder: Path, seed: int) -> Iterator[Pair]:
             f"{name.upper()}_API_URL": upstream.url,
             "REDIS_URL": f"redis://127.0.0.1:{port}",
             "DATA_DIR": str(folder / "data"),
+            "LEASE_SECONDS": str(LEASE_S),
         }
         services = []
         for number in range(2):
@@ -129,8 +133,23 @@ def run_all(folder: Path, kills: int, seed: int) -> list[Pair]:
 
 @pytest.mark.timeout(120)
 def test_a_kill_at_any_moment_loses_no_task_and_no_cent(tmp_path: Path) -> None:
-    for instances in run_all(tmp_path, len(MOMENTS), 1):
-        assert instances.figures["kills"] == len(MOMENTS)
+    for instances in run_all(tmp_path, QUICK, 1):
+        assert instances.figures["kills"] == QUICK
+
+
+def test_an_idle_instance_collects_a_job_that_ended_meanwhile_soon_after_the_lease(tmp_path: Path) -> None:
+    with pair("fal", tmp_path / "fal", 2) as instances:
+        for service in instances.services:
+            instances.kill_file(service).write_text("polled 1")
+        task_id = instances.services[0].accepted(prompt="ended meanwhile {{fault:job job_s=0.3}}")
+        (victim,) = eventually(instances.dead, 20)
+        died_at = time.monotonic()
+        (idle,) = [service for service in instances.services if service is not victim]
+        instances.kill_file(idle).unlink()
+        task = idle.completed(task_id)
+        assert time.monotonic() - died_at <= LEASE_S + 5
+        assert idle.get(task["data"][0]["url"]).status == 200
+        assert instances.upstream.ledger()["submitted"] == 1
 
 
 @pytest.mark.faults
