@@ -62,11 +62,20 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Duration = Annotated[
-    str,
-    BeforeValidator(_as_text),
-    AfterValidator(_duration),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0, "maximum": MAX_DURATION_S}]}),
+def _duration_schema(*, shortest_s: int) -> WithJsonSchema:
+    """Return the JSON schema of a duration; it leaves out some long spellings that are valid too, as `600w`.
+
+    A first digit other than 0 is what a pattern can say of a duration that must be longer than 0.
+    """
+    first = "[1-9]" if shortest_s else "[0-9]"
+    pattern = f"^{first}([0-9]{{0,7}}s?|[0-9]{{0,5}}m|[0-9]{{0,3}}h|[0-9]{{0,2}}d|[0-9]?w)$"
+    number = {"type": "number", "minimum": shortest_s, "maximum": MAX_DURATION_S}
+    return WithJsonSchema({"anyOf": [{"type": "string", "pattern": pattern}, number]})
+
+
+_Duration = Annotated[str, BeforeValidator(_as_text), AfterValidator(_duration), _duration_schema(shortest_s=0)]
+_Life = Annotated[
+    str, BeforeValidator(_as_text), AfterValidator(_duration), AfterValidator(_life), _duration_schema(shortest_s=1)
 ]
 _Count = Annotated[int, Field(strict=True, ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
@@ -109,9 +118,7 @@ class NewKeyFields(_Fields):
         Annotated[float, Field(strict=True, gt=0, le=1000, description="Of one image; 1024 x 1024 pixels are one.")]
         | None
     ) = None
-    expires: (
-        Annotated[_Duration, AfterValidator(_life), Field(description="Its life, as `90d`, `12h` or seconds.")] | None
-    ) = None
+    expires: Annotated[_Life, Field(description="Its life, as `90d`, `12h` or seconds.")] | None = None
 
     def to_key(self, now: float) -> ApiKey:
         """Return the key without a secret. now: Unix seconds."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from pydantic.alias_generators import to_snake
-
 _CALLBACK = re.compile(r"webhook|callback|notifyurl|notifyhook|notificationurl")
 """In a name without separators, in lower case."""
 _COUNTS = (
@@ -66,7 +64,17 @@ _OUR_NAMES: Mapping[str, str] = {
 """Our fields, and the names that mean the same in other APIs: OpenAI, Together, fal, Replicate, Stability,
 AUTOMATIC1111, DashScope, Black Forest Labs, SiliconFlow, Google, Ideogram, Leonardo, Runware."""
 
-_OTHERS = {name: ours for ours, names in _OUR_NAMES.items() for name in names.split()}
+_NO_SEPARATORS = str.maketrans("", "", "_-")
+
+
+def _without_separators(name: str) -> str:
+    """Return a name as all its spellings are: a body may have a thousand fields, and one look-up a field is quick."""
+    return name.translate(_NO_SEPARATORS).lower()
+
+
+_OTHERS = {name: name for name in _ALSO_OURS} | {
+    _without_separators(name): ours for ours, names in _OUR_NAMES.items() for name in names.split()
+}
 
 _WRAPPERS = ("input", "parameters", "generation_config", "instances", "output_options", "params", "data", "body")
 _ADVICE = {
@@ -81,10 +89,9 @@ _ADVICE = {
 }
 """What to do with fields of other APIs that have no field here."""
 
+_ADVICE_BY_NAME = {_without_separators(name): advice for name, advice in _ADVICE.items()}
 
-_NO_SEPARATORS = str.maketrans("", "", "_-")
-_RESERVED_TOGETHER = frozenset(name.replace("_", "") for name in _RESERVED)
-"""Names without separators: a body may have a thousand fields, and another spelling is the same field."""
+_RESERVED_TOGETHER = frozenset(_without_separators(name) for name in _RESERVED)
 
 
 def is_reserved(name: str) -> bool:
@@ -95,18 +102,16 @@ def is_reserved(name: str) -> bool:
 
 def our_name(name: str) -> str | None:
     """Return our field that means the same as another image API's; None if there is none."""
-    if _CALLBACK.search(_without_separators(name)):
-        return "webhook"
-    spelling = to_snake(name).lower()
-    return _OTHERS.get(name.lower()) or _OTHERS.get(spelling) or (spelling if spelling in _ALSO_OURS else None)
+    return _our_name(_without_separators(name))
 
 
 def advice_for(name: str) -> str | None:
     """Return what to do with an unknown field that other image APIs have; None if none of them is known to."""
-    if ours := our_name(name):
+    together = _without_separators(name)
+    if ours := _our_name(together):
         return f"did you mean {ours}?"
-    return _ADVICE.get(to_snake(name).lower())
+    return _ADVICE_BY_NAME.get(together)
 
 
-def _without_separators(name: str) -> str:
-    return name.translate(_NO_SEPARATORS).lower()
+def _our_name(together: str) -> str | None:
+    return "webhook" if _CALLBACK.search(together) else _OTHERS.get(together)
