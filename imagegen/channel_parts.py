@@ -14,14 +14,17 @@ from imagegen.metrics import Meter
 from imagegen.providers.a1111 import A1111Provider
 from imagegen.providers.bfl import BflProvider
 from imagegen.providers.channel_models import ChannelModelTable
+from imagegen.providers.chat_images import ChatImagesProvider, is_chat_address
 from imagegen.providers.dashscope import DashScopeProvider
 from imagegen.providers.fal import FalProvider
+from imagegen.providers.gemini import create_gemini, shapes_of
 from imagegen.providers.metered import MeteredProvider
 from imagegen.providers.model_table import ModelTable, load_table
 from imagegen.providers.openai import OpenAICompatibleProvider, dialect_of
 from imagegen.providers.protocol import Provider
 from imagegen.providers.replicate import ReplicateProvider
 from imagegen.providers.sandbox import SandboxProvider
+from imagegen.providers.siliconflow import SiliconFlowProvider
 from imagegen.providers.together import InputField, TogetherProvider, input_field_by_name
 from imagegen.settings import Settings
 from imagegen.tasks.provider_job import key_fingerprint
@@ -67,6 +70,10 @@ def _simple(settings: Settings) -> Channel:
             given = settings.bfl_api_key, "BFL_API_KEY", settings.bfl_api_url
         case "dashscope":
             given = settings.dashscope_api_key, "DASHSCOPE_API_KEY", settings.dashscope_api_url
+        case "gemini":
+            given = settings.gemini_api_key, "GEMINI_API_KEY", settings.gemini_api_url
+        case "siliconflow":
+            given = settings.siliconflow_api_key, "SILICONFLOW_API_KEY", settings.siliconflow_api_url
         case _:
             given = None, "", ""
     secret, source, url = given
@@ -115,21 +122,32 @@ def create_provider(
         row = table.find(model)
         return (row.images_as if row else None) or input_field_by_name(model)
 
-    timeout_s, url = settings.upstream_timeout_s, channel.base_url
+    timeout_s, url, secret = settings.upstream_timeout_s, channel.base_url, key.secret
     if create := _JOB_APIS.get(channel.provider):
-        return create(session, api_key=key.secret, base_url=url, timeout_s=timeout_s, channel=channel.name)
+        return create(session, api_key=secret, base_url=url, timeout_s=timeout_s, channel=channel.name)
+    created: Provider
     match channel.provider:
         case "together":
-            return TogetherProvider(
-                session, api_key=key.secret, base_url=url, timeout_s=timeout_s, input_field=input_field
+            created = TogetherProvider(
+                session, api_key=secret, base_url=url, timeout_s=timeout_s, input_field=input_field
+            )
+        case "openai" if is_chat_address(url):
+            created = ChatImagesProvider(
+                session, name="openai", base_url=url, api_key=secret or None, timeout_s=timeout_s
             )
         case "openai":
-            return OpenAICompatibleProvider(session, base_url=url, api_key=key.secret or None, timeout_s=timeout_s)
+            created = OpenAICompatibleProvider(session, base_url=url, api_key=secret or None, timeout_s=timeout_s)
         case "a1111":
             model = settings.default_model
-            return A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+            created = A1111Provider(session, base_url=url, timeout_s=timeout_s, default_model=model)
+        case "gemini":
+            shapes = shapes_of(table)
+            created = create_gemini(session, api_key=secret, base_url=url, timeout_s=timeout_s, shapes_of=shapes)
+        case "siliconflow":
+            created = SiliconFlowProvider(session, api_key=secret, base_url=url, timeout_s=timeout_s)
         case _:
-            return SandboxProvider(settings.sandbox_delay_s)
+            created = SandboxProvider(settings.sandbox_delay_s)
+    return created
 
 
 def create_routes(

@@ -51,6 +51,8 @@ KINDS: Mapping[str, ProviderKind] = {
     "replicate": ProviderKind("https://api.replicate.com", default_model="black-forest-labs/flux-schnell"),
     "bfl": ProviderKind("https://api.bfl.ai", default_model="flux-2-klein-4b"),
     "dashscope": ProviderKind("https://dashscope.aliyuncs.com", default_model="wan2.2-t2i-flash"),
+    "gemini": ProviderKind("https://generativelanguage.googleapis.com", default_model="gemini-2.5-flash-image"),
+    "siliconflow": ProviderKind("https://api.siliconflow.cn", default_model="Kwai-Kolors/Kolors"),
     SANDBOX: ProviderKind("", key="none"),
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ImagegenError(Exception):
@@ -324,6 +324,7 @@ class UpstreamError(ImagegenError):
     unreached: the provider was certainly not reached, so nothing can have been paid.
     partly_sent: it was reached, but not the whole request was sent, so nothing can have been paid.
     charged: the upstream charges for it all the same, as for an image that its content checker withheld.
+    usage: the tokens of a charged call, by which it is priced, in the words of `ReplyDetails.usage`; None if unknown.
     retry_after_s: seconds to wait, by the upstream.
     refused: fields that the upstream refused by name, as it spells them; see `refused_fields`.
     max_count: how many images a call may request, if the model refused their number.
@@ -341,6 +342,7 @@ class UpstreamError(ImagegenError):
         unreached: bool = False,
         partly_sent: bool = False,
         charged: bool = False,
+        usage: Mapping[str, Any] | None = None,
         retry_after_s: float | None = None,
         refused: tuple[str, ...] = (),
         max_count: int | None = None,
@@ -355,6 +357,7 @@ class UpstreamError(ImagegenError):
         self.unreached = unreached
         self.partly_sent = partly_sent
         self.charged = charged
+        self.usage = usage
         self.retry_after_s = retry_after_s
         self.refused = refused
         self.max_count = max_count

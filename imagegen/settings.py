@@ -48,6 +48,10 @@ _OTHERS = {
     "BFL_BASE_URL": "BFL_API_URL",
     "DASHSCOPE_KEY": "DASHSCOPE_API_KEY",
     "DASHSCOPE_HTTP_BASE_URL": "DASHSCOPE_API_URL",
+    "GOOGLE_API_KEY": "GEMINI_API_KEY",
+    "GEMINI_BASE_URL": "GEMINI_API_URL",
+    "GOOGLE_GEMINI_BASE_URL": "GEMINI_API_URL",
+    "SILICONFLOW_BASE_URL": "SILICONFLOW_API_URL",
     "REDIS_URI": "REDIS_URL",
     "UPSTASH_REDIS_REST_URL": "REDIS_URL",
     "UPSTASH_REDIS_REST_TOKEN": "REDIS_TOKEN",
@@ -122,6 +126,10 @@ class Settings:
     bfl_api_url: str = _setting("BFL_API_URL", "https://api.bfl.ai", values.base_url)
     dashscope_api_key: str | None = _optional("DASHSCOPE_API_KEY", values.secret, secret=True)
     dashscope_api_url: str = _setting("DASHSCOPE_API_URL", "https://dashscope.aliyuncs.com", values.base_url)
+    gemini_api_key: str | None = _optional("GEMINI_API_KEY", values.secret, secret=True)
+    gemini_api_url: str = _setting("GEMINI_API_URL", "https://generativelanguage.googleapis.com", values.base_url)
+    siliconflow_api_key: str | None = _optional("SILICONFLOW_API_KEY", values.secret, secret=True)
+    siliconflow_api_url: str = _setting("SILICONFLOW_API_URL", "https://api.siliconflow.cn", values.base_url)
     sandbox_delay_s: float = _setting("SANDBOX_DELAY", 1.0, values.seconds())
     model_aliases: Mapping[str, str] = _setting("MODEL_ALIASES", MappingProxyType({}), values.aliases)
     models_file: Path | None = _optional("MODELS_FILE", values.folder)
@@ -362,6 +370,8 @@ def _cross_field_errors(settings: Settings) -> Iterator[tuple[str, str]]:
         "replicate": {"REPLICATE_API_TOKEN": settings.replicate_api_token},
         "bfl": {"BFL_API_KEY": settings.bfl_api_key},
         "dashscope": {"DASHSCOPE_API_KEY": settings.dashscope_api_key},
+        "gemini": {"GEMINI_API_KEY": settings.gemini_api_key},
+        "siliconflow": {"SILICONFLOW_API_KEY": settings.siliconflow_api_key},
     }
     for name, value in needed.get(settings.provider, {}).items():
         if not value and not settings.channels_file:

@@ -90,6 +90,8 @@ def warnings(settings: Settings) -> Iterator[str]:
         "REPLICATE_API_TOKEN": settings.replicate_api_token and "PROVIDER=replicate",
         "BFL_API_KEY": settings.bfl_api_key and "PROVIDER=bfl",
         "DASHSCOPE_API_KEY": settings.dashscope_api_key and "PROVIDER=dashscope",
+        "GEMINI_API_KEY": settings.gemini_api_key and "PROVIDER=gemini",
+        "SILICONFLOW_API_KEY": settings.siliconflow_api_key and "PROVIDER=siliconflow",
     }
     for name, remedy in unused.items():
         if remedy and settings.is_sandbox and not settings.file_channels:

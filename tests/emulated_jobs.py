@@ -13,7 +13,7 @@ from imagegen.emulator.job_emulator import JobEmulator, JobOptions
 from imagegen.errors import UpstreamError
 from imagegen.providers import job_polling
 from imagegen.providers.job_api import JobApiProvider
-from imagegen.providers.protocol import Call, Reply
+from imagegen.providers.protocol import Call, Provider, Reply
 from imagegen.tasks.provider_job import JobHandle
 
 E = TypeVar("E", bound=JobEmulator)
@@ -57,7 +57,7 @@ class Recorder:
         self.parts.append(fraction)
 
 
-async def made(provider: JobApiProvider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:
+async def made(provider: Provider, call: Call) -> tuple[Recorder, Reply | UpstreamError]:
     """Make a call; return its observer, and its reply or error."""
     observer = Recorder()
     try:

@@ -289,6 +289,8 @@ def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> No
     assert load(PROVIDER="fal", FAL_KEY="k", DEFAULT_MODEL="fal-ai/flux/dev").default_model == "fal-ai/flux/dev"
     assert load(PROVIDER="bfl", BFL_API_KEY="k").default_model == "flux-2-klein-4b"
     assert load(PROVIDER="dashscope", DASHSCOPE_API_KEY="k").default_model == "wan2.2-t2i-flash"
+    assert load(PROVIDER="gemini", GEMINI_API_KEY="k").default_model == "gemini-2.5-flash-image"
+    assert load(PROVIDER="siliconflow", SILICONFLOW_API_KEY="k").default_model == "Kwai-Kolors/Kolors"
     assert load(FAL_KEY="k").provider == "sandbox"
 
 
@@ -302,6 +304,8 @@ def test_a_provider_with_other_names_of_models_has_its_own_default_model() -> No
         ({"PROVIDER": "replicate"}, ["REPLICATE_API_TOKEN"]),
         ({"PROVIDER": "bfl"}, ["BFL_API_KEY"]),
         ({"PROVIDER": "dashscope"}, ["DASHSCOPE_API_KEY"]),
+        ({"PROVIDER": "gemini"}, ["GEMINI_API_KEY"]),
+        ({"PROVIDER": "siliconflow"}, ["SILICONFLOW_API_KEY"]),
         ({"IMAGE_STORE": "s3"}, ["S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"]),
         ({"IMAGE_STORE": "s3", "S3_BUCKET": "b", "S3_ACCESS_KEY_ID": "i"}, ["S3_SECRET_ACCESS_KEY"]),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec.structs import replace
 
 from imagegen.providers.model_table import ModelTable
@@ -70,7 +73,11 @@ class Pricing:
             return None
         if details.cost_micro_usd is not None:
             return details.cost_micro_usd
-        return settle(self._price_of(model), details.usage) if details.usage else None
+        return self.usage_price(model, details.usage) if details.usage else None
+
+    def usage_price(self, model: str, usage: Mapping[str, Any]) -> int | None:
+        """Return the price of what the upstream reports as used; None if that does not decide it."""
+        return 0 if self._is_free else settle(self._price_of(model), usage)
 
     def charges_refusal(self, model: str) -> bool:
         """Return whether the provider charges a call that its content policy refuses."""

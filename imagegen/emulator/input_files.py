@@ -75,6 +75,10 @@ def _texts(value: object) -> Iterator[str]:
                 yield from _texts(entry)
         case {"url": str(url)}:
             yield url
+        case {"inlineData": {"mimeType": str(kind), "data": str(encoded)}}:
+            yield f"data:{kind};base64,{encoded}"
+        case {"parts": inner} | {"content": list(inner)} | {"image_url": inner}:
+            yield from _texts(inner)
 
 
 def _decoded(name: str, text: str) -> Iterator[tuple[str, bytes]]:

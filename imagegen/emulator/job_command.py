@@ -17,7 +17,9 @@ CLASSES: Final = {
     "bfl": "BflEmulator",
     "dashscope": "DashScopeEmulator",
     "fal": "FalEmulator",
+    "gemini": "GeminiEmulator",
     "replicate": "ReplicateEmulator",
+    "siliconflow": "SiliconFlowEmulator",
 }
 """By provider, which is the name of its module too."""
 

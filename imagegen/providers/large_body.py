@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -97,6 +97,34 @@ class LargeAnswer(NamedTuple):
     fields: dict[str, object]
 
 
+class CutObject(NamedTuple):
+    """JSON object of a response with a placeholder for each large text; texts: these, as they are in the body."""
+
+    fields: dict[str, object]
+    texts: Sequence[memoryview] = ()
+
+    def view(self, value: object) -> memoryview | None:
+        """Return the large text that a value is the placeholder of, None if it is none. Its escapes are not decoded."""
+        if self.texts and isinstance(value, str) and value.startswith(_PLACEHOLDER_TEXT):
+            return self.texts[int(value[len(_PLACEHOLDER_TEXT) :])]
+        return None
+
+    def base64(self, value: object) -> object:
+        """Return a large text as ImageBase64, None if it is a data URI of something else; any other value unchanged."""
+        view = self.view(value)
+        return value if view is None else base64_in_place(view)
+
+
+def cut_object(body: bytes | bytearray) -> CutObject | None:
+    """Parse a body with base64 at any place, which is not copied. Return None for anything but an object."""
+    cut = _cut_texts(body, with_escapes=True) if len(body) > LARGE_BYTES else None
+    if cut is None:
+        fields = load_object(body)
+        return None if fields is None else CutObject(fields)
+    fields = load_object(cut[0])
+    return None if fields is None else CutObject(fields, cut[1])
+
+
 def parse_large(body: bytes | bytearray) -> LargeAnswer | None:
     """Return the entries of a large answer; None if it has no list of them, or is not JSON."""
     cut = _cut_texts(body)
@@ -114,11 +142,11 @@ def parse_large(body: bytes | bytearray) -> LargeAnswer | None:
         return None
 
 
-def _cut_texts(body: bytes | bytearray) -> tuple[bytes, list[memoryview]] | None:
+def _cut_texts(body: bytes | bytearray, *, with_escapes: bool = False) -> tuple[bytes, list[memoryview]] | None:
     """Return the body with a placeholder for each large text, and these texts; None if a parser has to read it all.
 
-    Finding the quotes takes a tenth of the time of a parser. Large texts with escapes are left to it, and so are bodies
-    of many texts, or with much else in them.
+    Finding the quotes takes a tenth of the time of a parser. Large texts with escapes are left to it unless
+    `with_escapes`, and so are bodies of many texts, or with much else in them.
     """
     view, texts = memoryview(body), list[memoryview]()
     parts, begin, start = list[bytes](), 0, body.find(b'"')
@@ -129,7 +157,8 @@ def _cut_texts(body: bytes | bytearray) -> tuple[bytes, list[memoryview]] | None
         if end < 0:
             return None
         if end - start > LARGE_BYTES:
-            if body.find(b"\\", start, end) >= 0 or start - begin > LARGE_BYTES:
+            escaped = not with_escapes and body.find(b"\\", start, end) >= 0
+            if escaped or start - begin > LARGE_BYTES:
                 return None
             parts.append(bytes(view[begin : start + 1]) + b"%s%d" % (_PLACEHOLDER, len(texts)))
             texts.append(view[start + 1 : end])
@@ -167,7 +196,7 @@ def _items_of(body: bytes, texts: list[memoryview]) -> LargeAnswer | None:
 
     def restored(value: object) -> object:
         if isinstance(value, str) and value.startswith(_PLACEHOLDER_TEXT):
-            return _in_place(texts[int(value[len(_PLACEHOLDER_TEXT) :])])
+            return base64_in_place(texts[int(value[len(_PLACEHOLDER_TEXT) :])])
         return value
 
     items = [
@@ -199,12 +228,12 @@ def _value(raw: Raw) -> object:
     if len(view) <= LARGE_BYTES or view[0] != ord('"'):
         return msgspec.json.decode(raw)
     if b"\\" not in bytes(view[:_HEAD_BYTES]):
-        return _in_place(view[1:-1])
+        return base64_in_place(view[1:-1])
     # escaped slashes or line ends: all of it has them
-    return _in_place(memoryview("".join(msgspec.json.decode(raw, type=str).split()).encode()))
+    return base64_in_place(memoryview("".join(msgspec.json.decode(raw, type=str).split()).encode()))
 
 
-def _in_place(view: memoryview) -> ImageBase64 | None:
+def base64_in_place(view: memoryview) -> ImageBase64 | None:
     """Return a large text as base64; None if it is a data URI of something else."""
     head = bytes(view[:_HEAD_BYTES])
     if head[:5].lower() == b"data:":

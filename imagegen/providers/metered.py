@@ -27,6 +27,8 @@ KEY_SETTINGS = {
     "replicate": "REPLICATE_API_TOKEN",
     "bfl": "BFL_API_KEY",
     "dashscope": "DASHSCOPE_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "siliconflow": "SILICONFLOW_API_KEY",
 }
 """By provider: the setting with the key, for the operator who must act."""
 

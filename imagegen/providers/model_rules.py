@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from imagegen.did_you_mean import nearest
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.providers.model_table import ModelRow, ModelTable, Steps
+from imagegen.providers.prices import RESOLUTIONS
 from imagegen.providers.size_limits import SizeLimits
 from imagegen.tasks.request import GenerationRequest
 
@@ -66,6 +67,11 @@ def _errors(row: ModelRow, request: GenerationRequest) -> Iterator[FieldError]:
     if row.ratios and request.aspect_ratio and request.aspect_ratio not in row.ratios:
         near = min(row.ratios, key=lambda ratio: abs(math.log(_value(ratio) / _value(request.aspect_ratio or "1:1"))))
         yield FieldError("aspect_ratio", f"must be one of {', '.join(row.ratios)} for {row.id}; the nearest is {near}")
+    if row.resolutions and request.resolution and request.resolution not in row.resolutions:
+        near = _nearest_resolution(request.resolution, row.resolutions)
+        yield FieldError(
+            "resolution", f"must be one of {', '.join(row.resolutions)} for {row.id}; the nearest is {near}"
+        )
     if request.steps is not None:
         yield from _steps_errors(row, request.steps)
     if row.prompt_max is not None and len(request.prompt) > row.prompt_max:
@@ -149,6 +155,13 @@ def _nearest_quality(quality: str, allowed: tuple[str, ...]) -> str:
         lower = [name for name in _QUALITIES[: _QUALITIES.index(meant)] if name in allowed]
         return lower[-1] if lower else allowed[0]
     return nearest(quality, allowed) or allowed[0]
+
+
+def _nearest_resolution(resolution: str, allowed: tuple[str, ...]) -> str:
+    """Return the next lower resolution, else the lowest one."""
+    side = RESOLUTIONS[resolution]
+    lower = [name for name in allowed if RESOLUTIONS[name] < side]
+    return max(lower or allowed[:1], key=RESOLUTIONS.__getitem__)
 
 
 def _has_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:

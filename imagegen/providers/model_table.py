@@ -44,7 +44,7 @@ class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     """What is published about a model; None where unknown.
 
     aliases: other ids of the same model. max_n: images of one call. prompt_max: characters.
-    steps, seed, edit, mask, transparent: False if the model refuses it. ratios: the only aspect ratios.
+    steps, seed, edit, mask, transparent: False if the model refuses it. ratios, resolutions: the only ones.
     images_as: the field of input images on the wire. takes_ratio: sized by an aspect ratio, not by pixels.
     ends: the first day without the model. certainty: how sure the price is.
     """
@@ -54,6 +54,7 @@ class ModelRow(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     aliases: tuple[str, ...] = ()
     sizes: SizeLimits | None = None
     ratios: tuple[str, ...] | None = None
+    resolutions: tuple[Literal["512", "1K", "2K", "4K"], ...] | None = None
     takes_ratio: bool | None = None
     steps: Steps | bool | None = None
     max_n: int | None = None
@@ -110,10 +111,10 @@ class ModelTable:
     def find(self, model: str) -> ModelRow | None:
         """Return the row that limits a model of the configured provider; a gateway's prefix does not matter.
 
-        A gateway names OpenAI's models `openai/gpt-image-2` or `azure/gpt-image-2`.
+        A gateway names OpenAI's models `openai/gpt-image-2` or `azure/gpt-image-2`, Google's `google/gemini-…`.
         """
         row = self._by_id.get(model)
-        if row is None and self._provider == "openai" and "/" in model:
+        if row is None and self._provider in ("openai", "gemini") and "/" in model:
             return self._by_id.get(model.rpartition("/")[2])
         return row
 

@@ -36,11 +36,15 @@ class PerMegapixel(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PerMillionTokens(Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars of a million tokens; None where unknown."""
+    """Dollars of a million tokens; None where unknown.
+
+    text_out: of a model that also writes or thinks; without it all output counts as images.
+    """
 
     text_in: Dollars | None = None
     image_in: Dollars | None = None
     image_out: Dollars | None = None
+    text_out: Dollars | None = None
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -166,13 +170,23 @@ def _token_price(prices: PerMillionTokens, usage: Mapping[str, Any]) -> int | No
         counted: list[tuple[Any, Dollars | None]] = [(total, dearer)]
     else:
         counted = [(text, prices.text_in), (image, prices.image_in)]
-    counted.append((usage["output_tokens"], prices.image_out))
+    counted += _output_counts(prices, usage)
     dollars = Decimal(0)
     for count, cost in counted:
         if not _is_count(count) or (count and cost is None):
             return None
         dollars += Decimal(str(count)) * (cost or 0) / _TOKENS
     return _micro_usd(dollars)
+
+
+def _output_counts(prices: PerMillionTokens, usage: Mapping[str, Any]) -> list[tuple[Any, Dollars | None]]:
+    """Return the counts of output tokens with their prices."""
+    details = usage.get("output_tokens_details")
+    image = details.get("image_tokens") if isinstance(details, Mapping) else None
+    total = usage["output_tokens"]
+    if prices.text_out is None or not (_is_count(image) and image <= total):
+        return [(total, prices.image_out)]
+    return [(image, prices.image_out), (total - image, prices.text_out)]
 
 
 def _is_count(value: object) -> bool:

@@ -208,6 +208,22 @@ def lasting(status: int, codes: Collection[str], message: str) -> str | None:
     return None
 
 
+_REFUSAL_TEXT = _words(
+    r"\b(?:can(?:no|['’])?t|can not|could not|unable to|not able to|won['’]?t|must decline to) (?:\w+ ){0,4}?"
+    r"(?:generate|generating|create|creating|make|making|produce|producing|draw|depict|provide|assist|help|complete"
+    r"|fulfill?|edit|process|do that)",
+    r"\b(?:against|violat\w+|goes against|prohibited by|not permitted by) (?:my|our|the|google|openai)\b",
+    r"\b(?:my|our) (?:safety |content )?(?:guidelines|polic(?:y|ies))",
+    r"(?:无法|不能|不可以|拒绝)(?:为您|为你|帮您|帮你)?(?:生成|创建|绘制|提供|协助|完成|满足)",
+)
+"""Wording of a model that writes why it makes no image, as Gemini and models behind a chat do."""
+
+
+def is_refusal_text(text: str) -> bool:
+    """Return whether a text in place of an image is a refusal of the prompt."""
+    return bool(CONTENT.wording.search(text) or _REFUSAL_TEXT.search(text))
+
+
 def may_have_run(status: int, body: bytes | bytearray, *, is_own_error: bool) -> bool:
     """Return whether a call that got this answer may have been paid for all the same.
 

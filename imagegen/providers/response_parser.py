@@ -52,7 +52,9 @@ _STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "serve
 _MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
 
 _MODEL = re.compile(
-    r"model is not supported for image generation|unable to access (?:non-serverless )?model", re.IGNORECASE
+    r"model is not supported for image generation|unable to access (?:non-serverless )?model"
+    r"|model (?:does not exist|(?:is )?disabled)|not found for api version|not a valid model id",
+    re.IGNORECASE,
 )
 _ROUTE = re.compile(r"not found$|invalid url", re.IGNORECASE)
 _PER_MINUTE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) (?:queries|requests|calls|images) per minute", re.IGNORECASE)
@@ -287,6 +289,8 @@ def _code(status: int, complaint: _ErrorInfo, *, is_json: bool) -> str:
     message = complaint.message[:_LONGEST_READ_CHARS]
     if code := lasting(status, complaint.codes, message):
         return code
+    if status == 403 and _MODEL.search(message):
+        return "model_not_available"
     if status in _CODE_OF_STATUS:
         return _CODE_OF_STATUS[status]
     if 500 <= status < 600:

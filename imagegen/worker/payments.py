@@ -72,6 +72,9 @@ class Payments:
         if error.ambiguous:  # the next attempt searches for its job
             self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost.lost(error.code))
             return
+        if route and error.usage is not None:
+            used = route.pricing.usage_price(route.sent_name(model), error.usage)
+            price = price if used is None else used
         if error.code == _BAD_RESPONSE:
             cost = cost.paid(price, error.code)
         elif error.charged or (error.code == "content_policy" and route and route.charges_refusal(model)):

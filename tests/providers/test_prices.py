@@ -60,9 +60,11 @@ def price_of(provider: str, model: str) -> Price | None:
         ("openai", "gpt-image-1", {"quality": "high"}, 167_000),
         ("openai", "gpt-image-2.6-flare", {}, None),
         # Google: an input image has its own price.
-        ("google", "gemini-2.5-flash-image", {}, 39_000),
-        ("google", "gemini-3-pro-image", {"image_url": "https://a.example/1", "n": 2}, 270_200),
-        ("google", "gemini-3.1-flash-image", {}, None),
+        ("gemini", "gemini-2.5-flash-image", {}, 39_000),
+        ("gemini", "gemini-3-pro-image", {"image_url": "https://a.example/1", "n": 2}, 270_200),
+        ("gemini", "gemini-3.1-flash-image", {}, 67_200),
+        ("gemini", "gemini-3.1-flash-image", {"resolution": "512", "width": 512, "height": 512}, 45_000),
+        ("gemini", "gemini-3-pro-image", {"resolution": "4K", "width": 4096, "height": 4096}, 240_000),
         # Black Forest Labs: the first megapixel is known, further ones are not.
         ("bfl", "flux-2-pro", {"width": 1000, "height": 1000}, 30_000),
         ("bfl", "flux-2-pro", {"width": 1024, "height": 1024}, None),

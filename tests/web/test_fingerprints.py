@@ -8,18 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from msgspec.structs import replace
 from support import examples
 from yarl import URL
 
 from imagegen.providers import (
     a1111,
     bfl_requests,
+    chat_images,
     dashscope_requests,
     fal_requests,
+    gemini_requests,
     openai,
     replicate_requests,
+    siliconflow,
     together,
 )
+from imagegen.providers.gemini import shapes_of
+from imagegen.providers.model_table import load_table
 from imagegen.providers.protocol import Call
 from imagegen.providers.request_fields import Vocabulary, request_fields, sent_request
 from imagegen.tasks.request import GenerationRequest
@@ -37,6 +43,11 @@ MODELS = [
     "flux-2-flex",
     "flux-kontext-pro",
     "wan2.6-t2i",
+    "gemini-2.5-flash-image",
+    "gemini-3-pro-image",
+    "Kwai-Kolors/Kolors",
+    "Qwen/Qwen-Image",
+    "Qwen/Qwen-Image-Edit",
 ]
 KNOWN = {
     "model": MODELS,
@@ -95,6 +106,30 @@ def of_dialect(base: str) -> tuple[Build, Reduce]:
     return lambda call: openai.fields_of(call, dialect.for_model(call.request.model)), provider.sent_request
 
 
+def of_gemini() -> tuple[Build, Reduce]:
+    shapes = shapes_of(load_table("gemini"))
+
+    def build(call: Call) -> dict[str, object]:
+        request = call.request
+        fields = gemini_requests.fields_of(call, shapes(request.model))
+        return fields | {"model": request.model}
+
+    return build, lambda request: gemini_requests.sent_request(request, shapes(request.model))
+
+
+def of_chat() -> tuple[Build, Reduce]:
+    shapes = shapes_of(load_table("gemini"))
+    chat = chat_images.ChatImagesProvider(
+        None,  # type: ignore[arg-type]
+        name="gemini",
+        base_url="https://relay.example/v1",
+        api_key="k",
+        timeout_s=1,
+        shapes_of=shapes,
+    )
+    return lambda call: chat_images.fields_of(call, shapes(call.request.model)), chat.sent_request
+
+
 PROVIDERS: dict[str, tuple[Build, Reduce]] = {
     "together": (
         lambda call: together.fields_of(call, "url"),
@@ -107,7 +142,10 @@ PROVIDERS: dict[str, tuple[Build, Reduce]] = {
     ),
     "openai": of_dialect("https://api.openai.com/v1"),
     "xai": of_dialect("https://api.x.ai/v1"),
-    "siliconflow": of_dialect("https://api.siliconflow.cn/v1"),
+    "openai at siliconflow": of_dialect("https://api.siliconflow.cn/v1"),
+    "gemini": of_gemini(),
+    "chat": of_chat(),
+    "siliconflow": (lambda call: siliconflow.fields_of(replace(call, count=1)), siliconflow.sent_request),
     "nebius": of_dialect("https://api.studio.nebius.com/v1"),
     "sd.cpp": of_dialect("http://127.0.0.1:1234/v1"),
     "vllm": of_dialect("http://127.0.0.1:8000/v1"),

@@ -1,0 +1,220 @@
+"""Parser of Gemini's responses: images, blocked prompts, responses without an image, and the meaning of each error.
+
+https://ai.google.dev/api/generate-content and https://ai.google.dev/gemini-api/docs/troubleshooting. No I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imagegen.errors import UpstreamError
+from imagegen.providers.large_body import CutObject, cut_object, load_object
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Reply
+from imagegen.providers.refusal_codes import is_refusal_text
+from imagegen.providers.response_parser import error_from_response, parse_image, sanitize_detail
+from imagegen.tasks.image import GivenImage
+from imagegen.tasks.reply_details import ReplyDetails, Usage
+
+POLICY_ENDS = frozenset(
+    {
+        "SAFETY",
+        "RECITATION",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+    }
+)
+"""Reasons of an end that a repeat of the same prompt does not change:
+https://ai.google.dev/api/generate-content#FinishReason"""
+
+_NO_FREE_TIER = re.compile(r"\blimit: 0\b")
+"""The project may not use the model before it has billing; the time to retry that comes with it does not help."""
+
+_REGION = re.compile(r"user location is not supported", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,12})?)s")
+_RETRY_IN = re.compile(r"retry in ([0-9]{1,6}(?:\.[0-9]{1,12})?)s", re.IGNORECASE)
+_MAX_PARTS = 256
+_MAX_TEXT_CHARS = 4_000
+_MAX_COUNT = 2**53
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the candidates of a response hold."""
+
+    images: list[GivenImage] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+
+def parse_generation(answer: RawResponse, *, secret: str = "", now_s: float | None = None) -> Reply:
+    """Return the images of a response. Raises UpstreamError for one without any; `charged` if its tokens are billed."""
+    cut = cut_object(answer.body) if 200 <= answer.status < 300 else None
+    if cut is None or cut.fields.get("error"):
+        raise error_of(answer.status, answer.headers, answer.body, secret=secret, now_s=now_s)
+    found = _found(cut)
+    usage = usage_of(cut.fields.get("usageMetadata"), only_text=bool(found.texts and not found.images))
+    if found.images:
+        return Reply(tuple(found.images), details=ReplyDetails(usage=usage) if usage else None)
+    raise _without_image(cut.fields, found, usage, secret)
+
+
+def error_of(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, secret: str = "", now_s: float | None = None
+) -> UpstreamError:
+    """Return the error that a refused call means. Google charges nothing for one:
+    https://ai.google.dev/gemini-api/docs/billing#failed-requests"""
+    error = error_from_response(status, headers, body, secret=secret, now_s=now_s)
+    said, fields = error.upstream_detail, load_object(body) or {}
+    inner = fields.get("error")
+    inner = inner if isinstance(inner, dict) else {}
+    text = str(inner.get("message") or "")[:_MAX_TEXT_CHARS]
+    if error.code == "upstream_rate_limited" and _NO_FREE_TIER.search(text):
+        detail = "This service's account with the provider may not use the model without billing"
+        return UpstreamError("upstream_billing", detail, status=status, upstream_detail=said)
+    if error.code == "upstream_rate_limited" and error.retry_after_s is None:
+        error.retry_after_s = _retry_delay_s(inner.get("details"), text)
+    if error.code == "upstream_invalid_request" and _REGION.search(text):
+        error.code = "upstream_auth"
+    return error
+
+
+def usage_of(metadata: object, *, only_text: bool = False) -> Usage | None:
+    """Return the counts of tokens in the words of `ReplyDetails.usage`; None if there are none.
+
+    What the model thinks and writes counts as output: https://ai.google.dev/gemini-api/docs/pricing
+    only_text: the response has text and no image.
+    """
+    if not isinstance(metadata, Mapping):
+        return None
+    prompt, made = _count(metadata.get("promptTokenCount")), _count(metadata.get("candidatesTokenCount"))
+    thoughts = _count(metadata.get("thoughtsTokenCount")) or 0
+    if prompt is None and made is None:
+        return None
+    shown, drawn = _of_images(metadata.get("promptTokensDetails")), _of_images(metadata.get("candidatesTokensDetails"))
+    drawn = 0 if drawn is None and only_text else drawn
+    output, shown = (made or 0) + thoughts, min(shown or 0, prompt or 0)
+    usage: Usage = {
+        "input_tokens": prompt or 0,
+        "output_tokens": output,
+        "total_tokens": (prompt or 0) + output,
+        "input_tokens_details": {"text_tokens": (prompt or 0) - shown, "image_tokens": shown},
+    }
+    if drawn is not None:
+        usage["output_tokens_details"] = {"text_tokens": max(output - drawn, 0), "image_tokens": drawn}
+    return usage
+
+
+def parse_model_list(listing: object) -> tuple[Mapping[str, object], ...]:
+    """Return the models of a list that make images, by their names."""
+    entries = listing.get("models") if isinstance(listing, dict) else None
+    names = [entry.get("name") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    ids = [name.removeprefix("models/") for name in names if isinstance(name, str)]
+    return tuple({"id": name, "type": "image"} for name in ids if "image" in name or "banana" in name)
+
+
+def _found(cut: CutObject) -> _Found:
+    found = _Found()
+    candidates = cut.fields.get("candidates")
+    for candidate in candidates[:_MAX_PARTS] if isinstance(candidates, list) else ():
+        if not isinstance(candidate, dict):
+            continue
+        found.ends.append(str(candidate.get("finishReason") or ""))
+        found.messages.append(str(candidate.get("finishMessage") or ""))
+        for part in _parts(candidate):
+            if image := _image(cut, part):
+                found.images.append(image)
+            elif isinstance(text := part.get("text"), str) and cut.view(text) is None:
+                found.texts.append(text)
+    return found
+
+
+def _image(cut: CutObject, part: Mapping[str, object]) -> GivenImage | None:
+    """Return the image of a part: its bytes, or the link of a file."""
+    data, file = part.get("inlineData") or part.get("inline_data"), part.get("fileData") or part.get("file_data")
+    if isinstance(data, dict):
+        return parse_image({"image": cut.base64(data.get("data"))})
+    return parse_image({"url": file.get("fileUri") or file.get("file_uri")}) if isinstance(file, dict) else None
+
+
+def _parts(candidate: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """Yield the parts of a candidate but thoughts: their images are drafts."""
+    content = candidate.get("content")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    for part in parts[:_MAX_PARTS] if isinstance(parts, list) else ():
+        if isinstance(part, dict) and part.get("thought") is not True:
+            yield part
+
+
+def _without_image(fields: Mapping[str, object], found: _Found, usage: Usage | None, secret: str) -> UpstreamError:
+    """Return the error of a response without an image."""
+    feedback = fields.get("promptFeedback")
+    feedback = feedback if isinstance(feedback, dict) else {}
+    blocked = str(feedback.get("blockReason") or "")
+    written = sanitize_detail(" ".join(found.texts), secret)
+    messages = [str(feedback.get("blockReasonMessage") or ""), *found.messages]
+    said = sanitize_detail(next(filter(None, messages), ""), secret) or written
+    reason = blocked or next((end for end in found.ends if end in POLICY_ENDS), "")
+    if reason:
+        return without_image(reason, reason, said, usage)
+    end = next(filter(None, found.ends), "")
+    return without_image("", end, written or said, usage, is_written=bool(written))
+
+
+def without_image(
+    reason: str, end: str, text: str, usage: Mapping[str, Any] | None, *, is_written: bool = True
+) -> UpstreamError:
+    """Return the error of a model's response without an image. It is charged for what the model has made all the same.
+
+    Args:
+        reason: why its content policy withheld the image, empty if it did not.
+        end: why the model stopped.
+        text: the model's text, or the service's message.
+        usage: the tokens; without any a policy's refusal counts as free.
+        is_written: whether the model wrote `text`.
+    """
+    made = (usage or {}).get("output_tokens") or (usage or {}).get("cost")
+    tail = f": {text}" if text else ""
+    if reason:
+        detail = sanitize_detail(f"The provider's content policy withheld the image ({reason[:60]}){tail}")
+        return UpstreamError("content_policy", detail, charged=bool(made), usage=usage if made else None)
+    if is_written and text and is_refusal_text(text):
+        return UpstreamError("content_policy", sanitize_detail(f"The model refused{tail}"), charged=True, usage=usage)
+    if is_written and text:
+        detail = f"The model answered with text instead of an image{tail}"
+    else:
+        detail = f"The provider answered without an image{f' ({end[:60]})' if end else ''}{tail}"
+    return UpstreamError("upstream_bad_response", sanitize_detail(detail), charged=True, usage=usage)
+
+
+def _retry_delay_s(details: object, text: str) -> float | None:
+    """Return the seconds of a RetryInfo, else those in the text of the error."""
+    for entry in details[:20] if isinstance(details, list) else ():
+        delay = entry.get("retryDelay") if isinstance(entry, dict) else None
+        if isinstance(delay, str) and (seconds := _DURATION.fullmatch(delay)):
+            return float(seconds[1])
+    match = _RETRY_IN.search(text)
+    return float(match[1]) if match else None
+
+
+def _of_images(details: object) -> int | None:
+    """Return the tokens of images in a list by modality; None if there is no list."""
+    if not isinstance(details, list):
+        return None
+    return sum(
+        _count(entry.get("tokenCount")) or 0
+        for entry in details[:20]
+        if isinstance(entry, dict) and entry.get("modality") == "IMAGE"
+    )
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT else None

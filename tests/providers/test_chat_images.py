@@ -1,0 +1,228 @@
+"""Tests of image models behind a chat: requests, the places in which relays put images, refusals and costs."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from emulated_jobs import emulated, made
+
+from imagegen.accounts.pricing import Pricing
+from imagegen.emulator.gemini import GeminiEmulator
+from imagegen.errors import UpstreamError
+from imagegen.providers.chat_images import ChatImagesProvider, fields_of, is_chat_address
+from imagegen.providers.chat_responses import parse_chat
+from imagegen.providers.gemini import shapes_of
+from imagegen.providers.large_body import LargeBody
+from imagegen.providers.model_table import load_table
+from imagegen.providers.post import RawResponse
+from imagegen.providers.protocol import Reply
+from imagegen.tasks.image import ImageBase64, ImageBytes, ImageLink
+
+TABLE = load_table("gemini")
+SHAPES = shapes_of(TABLE)
+MODEL = "google/gemini-2.5-flash-image"
+DATA = b"\x89PNG" + bytes(90)
+URI = f"data:image/png;base64,{base64.b64encode(DATA).decode()}"
+LARGE = bytes(range(256)) * 2_001
+LARGE_URI = f"data:image/png;base64,{base64.b64encode(LARGE).decode()}"
+LINK, OTHER_LINK = "https://cdn.example/a.png", "https://cdn.example/b.webp?sig=1"
+
+
+@pytest.fixture
+async def relay():
+    async with emulated(GeminiEmulator, job_s=0) as relay:
+        yield relay
+
+
+@pytest.fixture
+def chat(session, relay) -> ChatImagesProvider:
+    return ChatImagesProvider(
+        session,
+        name="openai",
+        base_url=f"{relay.url}/v1/chat/completions",
+        api_key="sk-secret",
+        timeout_s=5,
+        shapes_of=SHAPES,
+    )
+
+
+def test_a_request_is_one_message_with_the_shape_beside_it(make_call) -> None:
+    call = make_call(model="google/gemini-3-pro-image", seed=3, extra={"temperature": 1})
+    assert fields_of(call, SHAPES(call.request.model)) == {
+        "model": "google/gemini-3-pro-image",
+        "messages": [{"role": "user", "content": "a cat"}],
+        "modalities": ["image", "text"],
+        "image_config": {"aspect_ratio": "1:1", "image_size": "1K"},
+        "seed": 3,
+        "temperature": 1,
+    }
+
+
+def test_input_images_are_parts_of_the_message(make_call) -> None:
+    call = make_call(model=MODEL, imageUrl=LINK, referenceImages=[OTHER_LINK])
+    (message,) = json.loads(json.dumps(fields_of(call, SHAPES(MODEL))))["messages"]
+    assert message["content"] == [
+        {"type": "text", "text": "a cat"},
+        {"type": "image_url", "image_url": {"url": LINK}},
+        {"type": "image_url", "image_url": {"url": OTHER_LINK}},
+    ]
+
+
+def test_a_shape_that_a_relay_refused_is_left_out(make_call) -> None:
+    assert "image_config" not in fields_of(make_call(model=MODEL, without=["size"]), SHAPES(MODEL))
+
+
+@pytest.mark.parametrize("name", ["messages", "image_config", "modalities"])
+async def test_extra_can_not_change_the_price_or_the_prompt(chat, relay, make_call, name: str) -> None:
+    _, error = await made(chat, make_call(model=MODEL, extra={name: []}))
+    assert isinstance(error, UpstreamError)
+    assert (error.code, relay.ledger.total) == ("upstream_invalid_request", 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_chat"),
+    [
+        ("https://relay.example/v1/chat/completions", True),
+        ("https://relay.example/v1/chat/completions/", True),
+        ("https://openrouter.ai/api/v1", True),
+        ("https://relay.example/v1", False),
+        ("https://api.openai.com/v1", False),
+    ],
+)
+def test_a_chat_is_known_by_its_path_or_host(address: str, is_chat: bool) -> None:
+    assert is_chat_address(address) is is_chat
+
+
+# --- responses ---
+
+
+def response(message: object, **choice: object) -> RawResponse:
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop", **choice}]}
+    return RawResponse(200, {}, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("message", "images"),
+    [
+        ({"content": "", "images": [{"type": "image_url", "image_url": {"url": URI}}]}, [ImageBytes(DATA)]),
+        ({"content": None, "images": [{"image_url": LINK}]}, [ImageLink(LINK)]),
+        (
+            {"images": [URI, {"url": LINK}, {"b64_json": URI.partition(",")[2]}]},
+            [ImageBytes(DATA), ImageLink(LINK), ImageBytes(DATA)],
+        ),
+        ({"content": f"![image]({URI})", "images": [URI]}, [ImageBytes(DATA)]),
+        ({"content": f"Here it is:\n\n![a cat]({URI})\n"}, [ImageBytes(DATA)]),
+        ({"content": f"![1]({URI}) ![2]({URI})"}, [ImageBytes(DATA), ImageBytes(DATA)]),
+        ({"content": URI}, [ImageBytes(DATA)]),
+        ({"content": f"![image]({LINK})\n[Download]({LINK})"}, [ImageLink(LINK)]),
+        ({"content": f"> ID: 1\n\n[Download]({OTHER_LINK}) or {LINK}"}, [ImageLink(OTHER_LINK), ImageLink(LINK)]),
+        ({"content": "https://cdn.example/shrt/1"}, [ImageLink("https://cdn.example/shrt/1")]),
+        (
+            {"content": [{"type": "text", "text": "Done."}, {"type": "image_url", "image_url": {"url": URI}}]},
+            [ImageBytes(DATA)],
+        ),
+        ({"content": [{"type": "text", "text": f"![x]({LINK})"}]}, [ImageLink(LINK)]),
+    ],
+)
+def test_images_are_found_where_relays_put_them(message: dict, images: list) -> None:
+    assert list(parse_chat(response(message)).images) == images
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"images": [{"image_url": {"url": LARGE_URI}}]},
+        {"content": f'Here:\n![image]({LARGE_URI})\n\nEnjoy "it".'},
+        {"content": LARGE_URI},
+        {"content": [{"image_url": {"url": LARGE_URI}}]},
+    ],
+)
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_a_large_image_stays_in_the_body(message: dict, slash: str) -> None:
+    body = response(message).body.replace(b"/", slash.encode())
+    (image,) = parse_chat(RawResponse(200, {}, LargeBody(body))).images
+    assert isinstance(image, ImageBase64)
+    assert base64.b64decode(json.loads(f'"{bytes(image.text).decode()}"')) == LARGE
+
+
+def error_of(answer: RawResponse) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        parse_chat(answer, secret="sk-secret")
+    return caught.value
+
+
+def refused(status: int, **error: object) -> RawResponse:
+    return RawResponse(status, {}, json.dumps({"error": error}).encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "retryable", "charged"),
+    [
+        (response({"content": ""}, finish_reason="content_filter"), "content_policy", False, False),
+        (response({"content": ""}, native_finish_reason="IMAGE_SAFETY"), "content_policy", False, False),
+        (response({"content": None, "refusal": "I can't create that image."}), "content_policy", False, True),
+        (response({"content": "I'm not able to generate images of real people."}), "content_policy", False, True),
+        (response({"content": "A cat, then?"}), "upstream_bad_response", False, True),
+        (response({"content": ""}), "upstream_bad_response", False, True),
+        (response("?"), "upstream_bad_response", False, True),
+        (RawResponse(200, {}, b'{"choices": []}'), "upstream_bad_response", False, True),
+        (RawResponse(200, {}, b"{}"), "upstream_bad_response", False, False),
+        (
+            response({"content": ""}, error={"code": 502, "message": "Provider returned error"}),
+            "upstream_error",
+            True,
+            False,
+        ),
+        (refused(200, code=429, message="Rate limited"), "upstream_rate_limited", True, False),
+        (refused(400, message="google/x is not a valid model ID", code=400), "model_not_available", False, False),
+        (refused(401, message="No auth credentials found", code=401), "upstream_auth", False, False),
+        (
+            refused(402, message="Insufficient credits. Add more at https://openrouter.ai", code=402),
+            "upstream_billing",
+            False,
+            False,
+        ),
+        (refused(403, message='Your input was flagged for "violence"', code=403), "content_policy", False, False),
+        (refused(404, message="No endpoints found for google/x.", code=404), "model_not_available", False, False),
+        (refused(408, message="Request timed out", code=408), "upstream_error", True, False),
+        (refused(429, message="Rate limit exceeded", code=429), "upstream_rate_limited", True, False),
+        (refused(502, message="Provider returned error", code=502), "upstream_error", True, False),
+        (refused(503, message="No instances available", code=503), "upstream_overloaded", True, False),
+        (refused(500, message="error", type="new_api_error", code="bad_response"), "upstream_error", True, False),
+        (refused(403, message="用户额度不足", code="insufficient_user_quota"), "upstream_billing", False, False),
+        (
+            refused(503, message="分组 default 下模型 x 无可用渠道", code="model_not_found"),
+            "upstream_overloaded",
+            True,
+            False,
+        ),
+        (RawResponse(504, {}, b"<html>Gateway Time-out</html>"), "upstream_error", True, False),
+    ],
+)
+def test_a_response_without_an_image_is_told_apart(
+    answer: RawResponse, code: str, retryable: bool, charged: bool
+) -> None:
+    error = error_of(answer)
+    assert (error.code, error.retryable, error.charged) == (code, retryable, charged)
+
+
+@pytest.mark.parametrize("form", ["images", "markdown", "link", "parts"])
+async def test_an_image_costs_what_the_relay_says(chat, relay, make_call, form: str) -> None:
+    _, reply = await made(chat, make_call(model=MODEL, prompt=f"a cat {{{{fault:job form={form} cost=0.05}}}}"))
+    assert isinstance(reply, Reply)
+    assert reply.details is not None
+    assert (len(reply.images), reply.details.cost_micro_usd) == (1, 50_000)
+    assert (reply.details.usage or {})["output_tokens"] == 1290
+
+
+async def test_a_text_in_place_of_an_image_costs_what_the_relay_says(chat, relay, make_call) -> None:
+    _, error = await made(chat, make_call(model=MODEL, prompt='a cat {{fault:job text="Which one?" cost=0.002}}'))
+    assert isinstance(error, UpstreamError)
+    assert (error.code, error.charged) == ("upstream_bad_response", True)
+    assert Pricing(TABLE).usage_price(MODEL, error.usage or {}) == 2_000
+
+
+async def test_image_models_are_listed(chat) -> None:
+    assert MODEL in {model["id"] for model in await chat.models()}
