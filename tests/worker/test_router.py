@@ -1,0 +1,160 @@
+"""Choice of channels and keys, by hand-set clocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from support import Clock
+from worker.conftest import UNPRICED, ScriptedProvider
+
+from imagegen.channels_file import Channel, ChannelKey, Channels, parse_channels
+from imagegen.errors import UpstreamError
+from imagegen.providers.protocol import UpstreamLimits
+from imagegen.worker.permits import Choice, Permit
+from imagegen.worker.router import Router
+from imagegen.worker.routes import PAID_IDENTITY, Route, Routes
+
+LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
+SHORT_LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=1)
+NO_KEY = UpstreamError("upstream_auth", "401", status=401)
+FORBIDDEN = UpstreamError("upstream_auth", "403", status=403)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(100.0)
+
+
+def router(clock: Clock, *channels: Channel) -> Router:
+    """Return a router of channels; each key is its own account."""
+    listed = channels or (Channel("pool", "together", tuple(ChannelKey(name, "file") for name in "abc")),)
+    routes = [
+        Route(channel, f"{channel.name}-{key.secret}", ScriptedProvider(), UNPRICED, key)
+        for channel in listed
+        for key in channel.keys
+    ]
+    return Router(Routes(Channels(listed), routes, from_file=True), clock=clock, wall=lambda: clock.now)
+
+
+def taken(made: Router, model: str = "m", choice: Choice = Choice()) -> Permit:  # noqa: B008 - immutable
+    permit = made.try_acquire(model, choice)
+    assert permit is not None
+    return permit
+
+
+def ends(made: Router, permit: Permit, error: UpstreamError | None = None) -> str:
+    """End the call of a permit; return its account."""
+    if error is None:
+        made.record_success(permit, UpstreamLimits())
+    else:
+        made.failed(permit, error, unfinished="task")
+    permit.close()
+    return permit.route.account
+
+
+def test_a_key_that_was_never_accepted_has_one_call_at_once(clock: Clock) -> None:
+    made = router(clock)
+    assert len({taken(made).route.account for _ in range(3)}) == 3
+    assert made.try_acquire("m") is None
+    clock.now += 2.0
+    assert made.try_acquire("m") is not None
+
+
+def test_a_limited_key_is_probed_once_in_five_seconds_and_comes_back(clock: Clock) -> None:
+    made = router(clock)
+    accounts = [ends(made, permit, LIMIT if n == 0 else None) for n, permit in enumerate([taken(made) for _ in "abc"])]
+    limited, probes = accounts[0], []
+    for _ in range(1200):
+        clock.now += 0.1
+        permit = taken(made)
+        if permit.route.account == limited:
+            probes.append(clock.now)
+        ends(made, permit, SHORT_LIMIT if permit.route.account == limited and len(probes) < 2 else None)
+    assert probes[0] == pytest.approx(160.0, abs=0.2)
+    assert probes[1] - probes[0] >= 5
+
+
+def test_a_refused_key_gets_no_further_call_while_others_work(clock: Clock) -> None:
+    made = router(clock)
+    refused = ends(made, taken(made), NO_KEY)
+    calls = Counter(ends(made, taken(made)) for _ in range(200))
+    assert refused not in calls
+    clock.now += 301
+    assert refused in {ends(made, taken(made)) for _ in range(3)}
+
+
+def test_tasks_fail_at_once_while_all_keys_are_refused_and_one_call_in_five_seconds_probes(clock: Clock) -> None:
+    made = router(clock)
+    for _ in "abc":
+        ends(made, taken(made), NO_KEY)
+    assert made.try_acquire("m") is None
+    refusal = made.refusal("m")
+    assert refusal is not None
+    assert refusal.code == "upstream_auth"
+    clock.now += 5.1
+    assert made.refusal("m") is None
+    ends(made, taken(made))
+    assert made.room("m") > 0
+
+
+def test_a_forbidden_model_costs_no_other_model_its_key(clock: Clock) -> None:
+    made = router(clock)
+    for _ in "abc":
+        ends(made, taken(made, "gated"), FORBIDDEN)
+    assert made.refusal("gated") is not None
+    assert made.refusal("m") is None
+    assert len({taken(made).route.account for _ in range(3)}) == 3
+
+
+def test_channels_of_one_priority_share_by_weight_and_a_lower_one_waits_for_their_rest(clock: Clock) -> None:
+    keys = (ChannelKey("k", "file"),)
+    made = router(
+        clock,
+        Channel("three", "together", keys, weight=3, priority=1),
+        Channel("one", "together", keys, weight=1, priority=1),
+        Channel("spare", "together", keys),
+    )
+    calls = Counter(ends(made, taken(made)) for _ in range(40))
+    assert calls == {"three-k": 30, "one-k": 10}
+    for _ in range(2):
+        ends(made, taken(made), NO_KEY)
+    assert ends(made, taken(made)) == "spare-k"
+
+
+def test_a_full_channel_keeps_its_calls_and_a_tried_one_is_left(clock: Clock) -> None:
+    keys = (ChannelKey("k", "file"),)
+    made = router(
+        clock, Channel("full", "together", keys, priority=1, concurrency=1), Channel("spare", "together", keys)
+    )
+    running = taken(made)
+    assert made.try_acquire("m") is None
+    assert made.blocked("m") is not None
+    assert made.resting("m") is None
+    rest = Choice(channels=frozenset({"full"}))
+    assert made.has_other("m", rest)
+    assert taken(made, "m", rest).route.channel.name == "spare"
+    running.close()
+    assert taken(made, "m", Choice(only="full")).route.channel.name == "full"
+
+
+def test_ids_depend_on_the_sandbox_and_not_on_the_channel(clock: Clock) -> None:
+    del clock
+    text = """
+    [[channels]]
+    name = "s"
+    provider = "sandbox"
+    [[channels]]
+    name = "p"
+    provider = "openai"
+    base_url = "http://x"
+    models = ["paid", "short=org/long", "in/*=out/*"]
+    """
+    channels = Channels(parse_channels(text, {}))
+    each = [Route(channel, "", ScriptedProvider(), UNPRICED) for channel in channels.all]
+    routes = Routes(channels, each, from_file=True)
+    assert [routes.identity(model) for model in ("paid", "drawn")] == [PAID_IDENTITY, "sandbox"]
+    assert [channel.name for channel in channels.serving("paid")] == ["p"]
+    assert [channels.all[1].sent_name(model) for model in ("short", "in/x", "other")] == ["org/long", "out/x", None]
+    assert routes.serves("paid", sandbox=True) is False
+    assert routes.serves("drawn", sandbox=None)
