@@ -397,7 +397,7 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         store=app[STORE],
         inputs=InputImages(app[UPLOADS], settings.task_deadline_s, app[CONNECTION].clock),
         thumbnails=app[THUMBNAILS],
-        identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE]),
+        identity=task_identity(settings, app[ROUTES], app[MODEL_TABLE], lambda: app[QUEUE].notifier.alone),
         links=app[LINKS],
         readiness=_readiness(app),
         public_url=settings.public_url,

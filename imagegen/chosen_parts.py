@@ -29,6 +29,7 @@ from imagegen.images.uploads import Uploads
 from imagegen.providers.edit_rules import EditRules
 from imagegen.providers.model_rules import ModelRules
 from imagegen.providers.model_table import ModelTable
+from imagegen.providers.served_models import ServedModels
 from imagegen.proxies import Proxies, ProxyConnector
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import Limits, RateLimits
@@ -38,6 +39,7 @@ from imagegen.resolver import Resolver
 from imagegen.settings import Settings
 from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
+from imagegen.tasks.validation import Adjust
 from imagegen.web.context import TaskIdentity
 from imagegen.web.guard import own_limits
 from imagegen.web.http.auth import client_of
@@ -151,18 +153,24 @@ def create_thumbnails(settings: Settings, queue: QueueInstance, store: ImageStor
     return Thumbnails(store, connection, queue.keys, life_s=life_s, clock=connection.clock)
 
 
-def task_identity(settings: Settings, routes: Routes, table: ModelTable) -> TaskIdentity:
-    """Return how requests become tasks: with the edits of the channels, and the models' limits unless those are off."""
+def task_identity(settings: Settings, routes: Routes, table: ModelTable, alone: Callable[[], bool]) -> TaskIdentity:
+    """Return how requests become tasks: with the edits of the channels, and the models' limits unless those are off.
+
+    alone: whether there is no other instance.
+    """
     if settings.model_rules:
         rules = EditRules(routes.edits, ModelRules(table))
     else:
         rules = EditRules(lambda model: routes.edits("") or routes.edits(model))  # what any model may take
+    adjust: Adjust = rules
+    if settings.file_channels:
+        adjust = ServedModels(routes.channels, settings.fallback_models, alone, rules)
     return TaskIdentity(
         routes.identity(settings.default_model),
         settings.default_model,
         settings.model_aliases,
         settings.task_id_secret,
-        rules,
+        adjust,
         routes.sent_request,
         routes.estimate,
         routes.identity if settings.file_channels else None,

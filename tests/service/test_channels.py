@@ -229,6 +229,21 @@ def test_a_model_that_only_another_instance_serves_is_left_for_it(
         assert [model for _, model, _ in upstream.calls] == [SCHNELL] * 10
 
 
+def test_a_model_without_a_channel_is_refused_and_models_name_their_channel(
+    start_service: Start, tmp_path: Path
+) -> None:
+    upstream = Upstream()
+    file = write(tmp_path / "c.toml", channel("only", upstream.url, GOOD, models=[f"short={SCHNELL}"]))
+    with serving(upstream):
+        service = start_service(CHANNELS_FILE=file)
+        refused = service.submit(prompt="a", model="unknown")
+        assert (refused.error, refused.json["details"][0]["field"]) == ((400, "invalid_request"), "model")
+        (model,) = service.get("/api/models").json["models"]
+        assert (model["id"], model["channel"], model["provider"]) == ("short", "only", "together")
+        task = service.made(prompt="a")
+        assert (task["model"], task["cost"]["charged"] > 0, upstream.calls[0][1]) == ("short", True, SCHNELL)
+
+
 def test_faults_of_the_file_stop_the_start_and_no_key_is_shown(tmp_path: Path) -> None:
     fields = {"name": "a", "provider": "together", "keys": [GOOD, "env:NOT_SET"], "weight_s": 2, "priority": "high"}
     file = write(tmp_path / "c.toml", fields, {"provider": "openai", "keys": [GOOD], "rate": "often"})

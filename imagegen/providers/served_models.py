@@ -1,0 +1,31 @@
+"""Check that a channel serves the model of a request, so that a wrong name fails at the submit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from imagegen.channels_file import Channels
+from imagegen.errors import FieldError, InvalidRequest
+from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.validation import Adjust
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModels:
+    """Rule of the channels. fallbacks: models that may take the place of others.
+
+    alone: whether there is no other instance, which may serve other models. then: the rules that follow.
+    """
+
+    channels: Channels
+    fallbacks: tuple[str, ...]
+    alone: Callable[[], bool]
+    then: Adjust
+
+    def __call__(self, request: GenerationRequest, given: Collection[str]) -> GenerationRequest:
+        """Return the request. Raises InvalidRequest with the field `model`."""
+        if not any(map(self.channels.serving, (request.model, *self.fallbacks))) and self.alone():
+            rule = "must be a model that a channel serves; GET /api/models lists them"
+            raise InvalidRequest(details=[FieldError("model", rule)])
+        return self.then(request, given)
