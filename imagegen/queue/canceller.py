@@ -8,11 +8,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from loguru import logger
+from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
 from imagegen.queue.claim import Claim
 from imagegen.queue.codec import NewerRecord, UnreadableRecord, broadcast_record, decode_entry, decode_record
+from imagegen.queue.joined_clients import JoinedClients
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_lookup import TaskLookup
 from imagegen.queue.verbs.cancel import CancelledTask, KnownProgress
@@ -27,6 +29,13 @@ UPSTREAM_S = 3.0
 _T = TypeVar("_T")
 
 
+class CancelResult(Struct, frozen=True, gc=False):
+    """A task after a cancel, None if it is unknown. left: it goes on for its other clients."""
+
+    task: Task | None = None
+    left: bool = False
+
+
 class TaskCanceller:
     """Cancels of one instance.
 
@@ -37,8 +46,9 @@ class TaskCanceller:
         on_taken_back: called with a task whose cost another instance may have counted, and the amount.
     """
 
-    def __init__(self, verbs: QueueVerbs, lookup: TaskLookup) -> None:
+    def __init__(self, verbs: QueueVerbs, lookup: TaskLookup, joined: JoinedClients) -> None:
         self._verbs = verbs
+        self._joined = joined
         self._lookup = lookup
         self._task_cache, self._dispatcher = lookup.task_cache, lookup.dispatcher
         self._notifier = lookup.notifier
@@ -48,13 +58,13 @@ class TaskCanceller:
         self.on_ended: Callable[[Task], None] = lambda _task: None
         self.on_taken_back: Callable[[Task, int], None] = lambda _task, _amount: None
 
-    async def cancel(self, task_id: str) -> Task | None:
-        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown.
+    async def cancel(self, task_id: str, client: str = "") -> CancelResult:
+        """Cancel a task that is not finished, or leave it if it has other clients. client: '' to cancel for all.
 
         A running call is dropped: here now, on another instance when it receives the message. It goes on if the
         client does not wait for it.
         """
-        return await asyncio.shield(self._begin(self._cancel(task_id)))
+        return await asyncio.shield(self._begin(self._cancel(task_id, client)))
 
     def cancel_late(self, claim: Claim, handle: JobHandle, price: int) -> None:
         """Cancel a job that was accepted while its task was cancelled. That of a task that goes on is kept.
@@ -88,23 +98,30 @@ class TaskCanceller:
             if (ended := await self._cancel_job(CancelledTask(task, handle, price))) is not task:
                 self.on_taken_back(ended, max(price, 0))
 
-    async def _cancel(self, task_id: str) -> Task | None:
+    async def _cancel(self, task_id: str, client: str) -> CancelResult:
         while (task := await self._lookup.fresh(task_id)) is not None and not task.state.is_final:
             if not task.request_json:
                 task = await self._with_request(task)
             final = transitions.cancelled(task, now=self._verbs.clock(), ttl_s=self._verbs.result_ttl_s)
             with self._verbs.end_marks.marked(final) as marked:
-                ended = await self._verbs.cancel(marked, task.entry_id, self.known_progress(task))
-                if ended is not None:
-                    self._left(task, ended.task)
-                    try:
-                        final = await self._cancel_job(ended)
-                    except QueueUnavailable:
-                        final = ended.task
-                    self.on_ended(final)
-                    return final
+                ended = await self._verbs.cancel(marked, task.entry_id, self.known_progress(task), client=client)
+                if ended is not None and not ended.left:
+                    return CancelResult(await self._end(task, ended))
+            if ended is not None:
+                self._joined.left(task)
+                return CancelResult(task, left=True)
             self._task_cache.forget(task_id)
-        return task
+        return CancelResult(task)
+
+    async def _end(self, task: Task, ended: CancelledTask) -> Task:
+        """Tell everyone that a task is over, then cancel its provider job. Return the task as stored then."""
+        self._left(task, ended.task)
+        try:
+            final = await self._cancel_job(ended)
+        except QueueUnavailable:
+            final = ended.task
+        self.on_ended(final)
+        return final
 
     def _left(self, task: Task, final: Task) -> None:
         """Tell everyone that a task is over."""

@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 from imagegen.errors import BudgetExceeded, InternalError, PriceUnknown, QueueFull, QueueUnavailable
 from imagegen.formats import rfc3339
-from imagegen.queue.canceller import TaskCanceller
+from imagegen.queue.canceller import CancelResult, TaskCanceller
 from imagegen.queue.checkpoint import calls_under_way
 from imagegen.queue.codec import decode_record, server_time
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
 from imagegen.queue.families import CompletedFamilies
 from imagegen.queue.idempotency import IdempotencyKeys
+from imagegen.queue.joined_clients import JoinedClients
 from imagegen.queue.line_mover import LineMover
 from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.outbox import Outbox
@@ -51,7 +52,8 @@ class CacheResult(StrEnum):
 class Submission(Struct, frozen=True, gc=False):
     """Submitted request in its stored form, the two hashes of its canonical form, its webhooks, and its siblings.
 
-    client, scope, cost, sandbox: see Task. max_micro_usd: the most that it may cost; None without a limit."""
+    client, scope, cost, sandbox, submitter: see Task. max_micro_usd: the most that it may cost; None without a limit.
+    """
 
     task_id: str
     digest: str
@@ -64,6 +66,7 @@ class Submission(Struct, frozen=True, gc=False):
     cost: Cost | None = None
     sandbox: bool | None = None
     max_micro_usd: int | None = None
+    submitter: str = ""
 
     @property
     def may_cost_too_much(self) -> bool:
@@ -108,7 +111,8 @@ class ClientQueue:
         self.on_missing_entry: Callable[[], Awaitable[None]] = _do_nothing
         self.limits_of: LimitsOf = lambda _client: ()
         self.open_tasks: OpenTasks | None = None
-        self.canceller = TaskCanceller(verbs, lookup)
+        self._joined = JoinedClients(verbs, lookup.notifier)
+        self.canceller = TaskCanceller(verbs, lookup, self._joined)
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""
@@ -200,9 +204,20 @@ class ClientQueue:
             self._notifier.publish("fresh", ids=[task.id])
         return submitted
 
+    async def join(self, task: Task, client: str) -> bool:
+        """Count a client of an unfinished task. Return False if the task is over; then submit again."""
+        if await self._joined.join(task, client):
+            return True
+        self._task_cache.forget(task.id)
+        return False
+
     async def cancel(self, task_id: str) -> Task | None:
-        """Cancel a task that is not finished. Return its state afterwards, None if it is unknown."""
-        return await self.canceller.cancel(task_id)
+        """Cancel an unfinished task for all of its clients. Return its state afterwards, None if it is unknown."""
+        return (await self.canceller.cancel(task_id)).task
+
+    async def cancel_by(self, client: str, task_id: str) -> CancelResult:
+        """Cancel an unfinished task, or leave it if it has other clients than this one."""
+        return await self.canceller.cancel(task_id, client)
 
     async def position(self, task: Task) -> QueuePosition:
         """Return the position of an unfinished task: exact without peers, else at most 10 s old."""
@@ -363,6 +378,7 @@ class ClientQueue:
             scope=submission.scope,
             cost=cost,
             sandbox=submission.sandbox,
+            submitter=submission.submitter,
         )
 
     def _on_stored(self, task: Task, answer: SubmitReply) -> SubmitResult:

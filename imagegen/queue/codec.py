@@ -80,6 +80,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     counted: str = ""
     upstream: bool = False
     channel: str = ""
+    by: str = ""
 
 
 class _Entry(Struct, omit_defaults=True, gc=False):
@@ -101,8 +102,9 @@ class _Entry(Struct, omit_defaults=True, gc=False):
     reused: tuple[StoredImage, ...] = ()
     client: str = ""
     scope: str | None = None
-    cost: Cost | None = None
+    by: str = ""
     sandbox: bool | None = None
+    cost: Cost | None = None  # the last one: scripts find the client before it
 
 
 _read_record = msgspec.json.Decoder(_Record).decode
@@ -148,6 +150,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.counted_in,
             task.cancelled_upstream,
             task.channel,
+            task.submitter,
         )
     )
 
@@ -234,6 +237,7 @@ def _task(head: RecordHeader, record: _Record) -> Task:
         counted_in=record.counted,
         cancelled_upstream=record.upstream,
         channel=record.channel,
+        submitter=record.by,
     )
 
 
@@ -261,8 +265,9 @@ def encode_entry(task: Task) -> bytes:
             reused_images(task),
             task.client,
             task.scope,
-            task.cost,
+            task.submitter,
             task.sandbox,
+            task.cost,
         )
     )
 
@@ -296,6 +301,7 @@ def decode_entry(fields: Mapping[bytes, bytes], entry_id: str = "") -> Task:
             scope=entry.scope,
             cost=entry.cost,
             sandbox=entry.sandbox,
+            submitter=entry.by,
         )
     except NewerRecord:
         raise

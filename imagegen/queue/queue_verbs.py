@@ -20,6 +20,7 @@ from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
 from imagegen.queue.verbs.finish import Finish, FinishItem, FinishReply
+from imagegen.queue.verbs.join import join
 from imagegen.queue.verbs.list_waiting import WaitingEntryIds, list_waiting
 from imagegen.queue.verbs.move_aside import retry_after_move
 from imagegen.queue.verbs.outbox_entry import restore_outbox
@@ -92,8 +93,13 @@ class QueueVerbs:
     async def read_in_line(self, task: Task) -> dict[bytes, bytes] | None:
         return await read.read_in_line(self._context, task)
 
-    async def cancel(self, final: Task, entry_id: str, known: KnownProgress | None = None) -> CancelledTask | None:
-        return await cancel(self._context, self.lines, final, entry_id, known)
+    async def cancel(
+        self, final: Task, entry_id: str, known: KnownProgress | None = None, *, client: str = ""
+    ) -> CancelledTask | None:
+        return await cancel(self._context, self.lines, final, entry_id, known, client=client)
+
+    async def join(self, task: Task, client: str) -> bool:
+        return await join(self._context, task, client)
 
     async def take_back(self, final: Task, amount: int) -> bool:
         return await take_back(self._context, final, amount)

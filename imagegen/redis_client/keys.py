@@ -76,6 +76,10 @@ class Keys:
         """String: the task's record. While unfinished: its deadline and `RESULT_TTL`; then `RESULT_TTL`."""
         return f"{{{self.prefix}}}:task:{task_id}"
 
+    def joined(self, task_id: str) -> str:
+        """String: epoch and clients of an unfinished task, once a second client joined it. As long as the record."""
+        return f"{{{self.prefix}}}:joined:{task_id}"
+
     def checkpoint(self, task_id: str) -> str:
         """String: owner and progress of a task, written before each paid call.
 

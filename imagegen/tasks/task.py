@@ -86,6 +86,7 @@ class Task(Struct, frozen=True, gc=False):
     deliveries: to the webhooks of this epoch.
     details: of a completed task, as the upstream reported them.
     client: name of the key that submitted this epoch first, empty without keys.
+    submitter: name of the client that did so, by its key or address; empty for a task of an earlier version.
     scope: name of the key that alone may see it; None if all may.
     cost: None for a task of an earlier version.
     cancelled_upstream: whether the provider confirmed the end of a cancelled task's job, so that it is not paid.
@@ -124,6 +125,7 @@ class Task(Struct, frozen=True, gc=False):
     cancelled_upstream: bool = False
     sandbox: bool | None = None
     channel: str = ""
+    submitter: str = ""
 
 
 def pending_deliveries(task: Task) -> tuple[Delivery, ...]:

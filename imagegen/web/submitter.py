@@ -29,11 +29,14 @@ from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.body import parse_object
-from imagegen.web.http.forwarded import bases, owner_name
+from imagegen.web.http.forwarded import bases, owner_name, submitter_name
 from imagegen.web.http.json_images import ReceivedBody
 from imagegen.web.max_cost import MAX_COST_FIELDS, find_free_task, parse_max_cost
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
+
+MAX_TRIES = 3
+"""Submits of one request, each after the task that it joined was cancelled at the same moment."""
 
 _IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
 _OPTIONS = frozenset({"webhook", *MAX_COST_FIELDS})
@@ -54,7 +57,7 @@ class ParsedBody(Struct, frozen=True):
     def submission(self, identity: TaskIdentity, options: SubmitOptions) -> Submission:
         """Return the submission. Its request has uploads in place of all images."""
         submission = identity.submission(self.request, options.scope, self.webhooks, options.key_name)
-        return submission if self.max_micro_usd is None else replace(submission, max_micro_usd=self.max_micro_usd)
+        return replace(submission, max_micro_usd=self.max_micro_usd, submitter=options.submitter)
 
 
 class SubmitOptions(Struct, frozen=True):
@@ -95,9 +98,14 @@ class SubmitOptions(Struct, frozen=True):
         return client_of(self.request).id
 
     @property
-    def owner(self) -> tuple[str, str | None]:
-        """What the task of equal bodies depends on."""
-        return self.key_name, self.scope
+    def submitter(self) -> str:
+        """Name of the client among those of a task."""
+        return submitter_name(self.client)
+
+    @property
+    def owner(self) -> tuple[str, str, str | None]:
+        """What the submission of equal bodies depends on."""
+        return self.client, self.key_name, self.scope
 
     @property
     def base(self) -> str:
@@ -147,6 +155,8 @@ async def submit_parsed(
         task = await services.queue.get(first_id) or await services.queue.fresh(first_id)
         if task is None:
             return await submit(services, submission)
+        if not task.state.is_final:
+            await services.queue.join(task, submission.submitter)
         return SubmitResult(task, CacheResult.HIT if task.state is State.COMPLETED else CacheResult.COALESCED)
 
 
@@ -180,14 +190,26 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
     Raises also MaxCostExceeded, and PriceUnknown.
     """
     refuse_while_draining(services)
-    if submission.may_cost_too_much:
-        submitted = await find_free_task(services, submission, fresh=fresh)
-    else:
-        submitted = await _submit_paid(services, submission, fresh=fresh)
+    submitted, tries = await _submit_once(services, submission, fresh=fresh), 1
+    while not await _join(services, submitted, submission.submitter) and tries < MAX_TRIES:
+        submitted, tries = await _submit_once(services, submission, fresh=fresh), tries + 1
     if submission.webhooks:
         submitted = await services.queue.add_webhooks(submission, submitted)
     services.ledger.on_submitted(submission, submitted)
     return submitted
+
+
+async def _submit_once(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
+    if submission.may_cost_too_much:
+        return await find_free_task(services, submission, fresh=fresh)
+    return await _submit_paid(services, submission, fresh=fresh)
+
+
+async def _join(services: Services, submitted: SubmitResult, submitter: str) -> bool:
+    """Count the client as one of the task's. Return False if the task has ended meanwhile."""
+    if submitted.cached is not CacheResult.COALESCED or submitted.task.state.is_final:
+        return True
+    return await services.queue.join(submitted.task, submitter)
 
 
 async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:

@@ -191,6 +191,16 @@ async def cancel_a_job(instance) -> None:
     assert (await instance.client_queue.cancel(each.task.id)).cancelled_upstream
 
 
+async def join_and_leave(instance) -> None:
+    (task,) = await put(instance, "a")
+    for client in ("one", "two", "two"):
+        assert await instance.client_queue.join(task, client)
+    for client in ("two", "two", "stranger"):
+        assert (await instance.client_queue.cancel_by(client, task.id)).left
+    assert not (await instance.client_queue.cancel_by("one", task.id)).left
+    assert not await instance.client_queue.join(task, "two")
+
+
 def priced(name):
     return replace(submission(name), cost=Cost(700))
 
@@ -271,6 +281,7 @@ VERBS += [
     cancel,
     cancel_a_job,
     keep_a_handle,
+    join_and_leave,
     renew,
     take_over,
     release,

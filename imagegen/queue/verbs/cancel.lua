@@ -1,24 +1,37 @@
--- Cancels an unfinished task: removes its entry, so that no instance starts or finishes it.
+-- Cancels an unfinished task: removes its entry, so that no instance starts or finishes it. If other clients joined it
+-- (see joined.lua), the client that cancels leaves it, and nothing else is done.
 --
 -- The money of the task is computed from its checkpoint. If that has changed since, nothing is done.
 --
 -- An entry makes room for the next task of the client's line (see line_args.lua). A task in a line stays there, and is
 -- dropped when its turn comes; until then its checkpoint shows that it is over.
 --
--- KEYS    1 stream; 2 outbox; 3 record; 4 checkpoint; 5 delivery log; 6 the budgets that hold it, if any
+-- KEYS    1 stream; 2 outbox; 3 record; 4 checkpoint; 5 delivery log; 6 clients; then the budgets that hold it,
+--         if any
 -- ARGV    1 group; 2 epoch; 3 final record; 4 its life in ms; 5 checkpoint of a cancelled task, without its entry id;
 --         6 its life in ms, if the task is in no line; 7 due time in the outbox, Unix ms; 8 the task's name there;
 --         9 '1' if it has webhooks; 10 the expected checkpoint, '' for none; 11 text of what budgets get (see
---         budget.lua); 12 their life in s
+--         budget.lua); 12 their life in s; 13 client that cancels, '' for all of them; 14 the client that
+--         submitted the task, '' if it is unknown
 -- result  false if there is no record, else five values: '' if the task was cancelled, else the existing record, false
 --         if the checkpoint is another one; the delivery log if webhooks were added, else '', or that checkpoint; the
 --         count of calls that may have been paid twice if it was raised, else 0; values of budgets: see budget.lua; a
---         list of each line's client and what `move` returns
+--         list of each line's client and what `move` returns; if the client left: the number of commands,
+--         with the call of this script, alone
 local existing = redis.pcall('GET', KEYS[3])
 if type(existing) ~= 'string' then return false end
 local state, entry, epoch = string.match(existing, '^%d+ (%l+) (%S+) (%d+) ')
 if (state ~= 'pending' and state ~= 'processing') or epoch ~= ARGV[2] then
   return {existing, '', 0, budget_reply, {}}
+end
+if ARGV[13] ~= '' then
+  local names = joined_clients(KEYS[6], epoch, ARGV[14])
+  local first, last = find_client(names, ARGV[13])
+  local others = first and string.sub(names, 1, first - 1) .. string.sub(names, last + 1) or names
+  if others ~= '' then
+    if first then redis.call('SET', KEYS[6], epoch .. others, 'PX', line_life) end
+    return {first and 4 or 3}
+  end
 end
 local checkpoint = redis.pcall('GET', KEYS[4])
 if type(checkpoint) ~= 'string' then checkpoint = '' end

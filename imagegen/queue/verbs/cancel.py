@@ -1,4 +1,7 @@
-"""Verb `cancel`: end of an unfinished task. Its entry is removed, so that no instance starts or finishes it."""
+"""Verb `cancel`: end of an unfinished task. Its entry is removed, so that no instance starts or finishes it.
+
+A client that is not the last one of the task leaves it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from imagegen.tasks.cost import Cost
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.task import IN_LINE, Task, pending_deliveries
 
-_SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "cancel")
+_SCRIPT = load_script(__package__, "billed", "lines", "line_args", "budget", "joined", "cancel")
 
 
 class KnownProgress(Struct, frozen=True, gc=False):
@@ -34,35 +37,50 @@ class CancelledTask(Struct, frozen=True, gc=False):
     """A cancelled task as stored.
 
     handle: of the provider job that it waited for. price: of the call that began it, as its cost has it in `calling`.
+    left: it is not cancelled, since it has other clients.
     """
 
     task: Task
     handle: JobHandle | None = None
     price: int = 0
+    left: bool = False
 
 
 async def cancel(
-    context: VerbContext, lines: ClientLines, final: Task, entry_id: str, known: KnownProgress | None = None
+    context: VerbContext,
+    lines: ClientLines,
+    final: Task,
+    entry_id: str,
+    known: KnownProgress | None = None,
+    *,
+    client: str = "",
 ) -> CancelledTask | None:
-    """Cancel an epoch of a task. Return the task as stored; None if there is no record, or the epoch is over.
+    """Cancel an epoch of a task, or leave it if it has other clients.
+
+    Return the task as stored; None if there is no record, or the epoch is over.
 
     The money is settled from the checkpoint, in the same step. An existing record with the mark of this end is its own:
     the first reply was lost.
 
     Args:
         final: the task at its end, with the cost of its submit. entry_id: of the entry that carries it, or empty.
+        client: that cancels; empty for all of them.
     """
     submitted = final.cost
     known = known or KnownProgress(b"", submitted)
     while True:
         cost = known.cost
         final = replace(final, cost=cost and cost.ended())
-        row = await _run(context, lines, final, known)
+        row = await _run(context, lines, final, client, known)
         if row is None:
             return None
+        if isinstance(row, CancelledTask):
+            return row
         existing, log, count, budgets = row
         cost_of_entry = 2 if existing == b"" and entry_id != IN_LINE else 0  # XDEL and XACK
-        context.count("cancel", cancel_cost(existing) + cost_of_entry + context.budgets.learn(budgets))
+        cost_of_clients = bool(client) and (existing is None or existing == b"")  # GET
+        cost_of_verb = cancel_cost(existing) + cost_of_entry + cost_of_clients
+        context.count("cancel", cost_of_verb + context.budgets.learn(budgets))
         if existing is not None:
             if existing and f'{final.counted_in}"'.encode() not in existing:
                 return None
@@ -97,22 +115,26 @@ def cost_at(checkpoint: bytes, entry_id: str, submitted: Cost | None) -> Cost | 
 
 
 async def _run(
-    context: VerbContext, lines: ClientLines, final: Task, known: KnownProgress
-) -> tuple[bytes | None, bytes, int, list[int]] | None:
+    context: VerbContext, lines: ClientLines, final: Task, client: str, known: KnownProgress
+) -> tuple[bytes | None, bytes, int, list[int]] | CancelledTask | None:
     names = context.keys
     keys = [names.stream, names.outbox]
-    keys += [names.record(final.id), names.checkpoint(final.id), names.delivery_log(final.id)]
+    keys += [names.record(final.id), names.checkpoint(final.id), names.delivery_log(final.id), names.joined(final.id)]
     text = settlement(known.cost)
     args: list[Arg] = [GROUP, final.epoch, final_record(final), context.result_ttl_ms]
     args += [CANCELLED_RUN, context.checkpoint_ttl_ms]
     args += [outbox_due_ms(context.connection.clock()), outbox_name(final.id, final.epoch)]
     args += ["1" if pending_deliveries(final) else "", known.checkpoint, text, BUDGETS_TTL_S]
+    args += [client, final.submitter]
     keys += budget_keys(names, [text])
     add_line_args(context, keys, args, [lines.line_of(final.client)])
     row = await context.run(_SCRIPT, keys, args)
     if row is None:
         context.count("cancel", 2)
         return None
+    if len(row) == 1:
+        context.count("cancel", row[0])
+        return CancelledTask(final, left=True)
     existing, log, count, budgets, line_rows = row
     context.count("cancel", record_moves(lines, line_rows, [final] if existing == b"" else []))
     return existing, log, count, budgets

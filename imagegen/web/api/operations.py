@@ -20,6 +20,7 @@ from imagegen.errors import (
     RouteNotFound,
     StoreUnavailable,
     TaskNotFound,
+    Unauthorized,
     UnsupportedImage,
     UploadNotFound,
 )
@@ -302,15 +303,15 @@ def _cancel(method: str, path: str, name: str) -> Operation:
         name,
         CHANGE,
         "Cancel a task",
-        "A pending task is never sent to the provider; of a processing one the call is dropped, and a late result is "
-        "ignored. **A task that several clients joined is cancelled for all of them.** A provider that began a job "
+        "A pending task is never sent; of a processing one the call is dropped. **While others joined it too, a client "
+        "(API key, else address) leaves it**: `left` is true, and it goes on. A provider that began a job "
         "is requested to end it: `cancelledUpstream` is true if it confirmed that. Else the call may have been paid.",
         (
             ResponseDoc(200, "Cancelled.", TaskView, {"cancelled": samples.TASKS[State.CANCELLED]}, _TASK_HEADERS),
             _NOT_FOUND,
         ),
-        (named.TASK, named.LANGUAGE),
-        errors=(AlreadyFinished, QueueUnavailable),
+        (named.TASK, named.FORCE, named.LANGUAGE),
+        errors=(AlreadyFinished, InvalidRequest, QueueUnavailable, Unauthorized),
         limit="general",
     )
 

@@ -15,7 +15,7 @@ _ENTRY_BYTES = 500
 """Memory of one entry without its body."""
 
 
-Owner = tuple[str, str | None]
+Owner = tuple[str, str, str | None]
 """Of a submission: name of the API key that sends it, and the scope of its task."""
 
 

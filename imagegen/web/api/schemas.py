@@ -119,6 +119,9 @@ class TaskView(TypedDict):
     cancelledUpstream: NotRequired[
         Annotated[bool, Field(description="Whether the provider confirmed the cancel, so that nothing is paid.")]
     ]
+    left: NotRequired[
+        Annotated[bool, Field(description="The cancel was one of several clients: the task goes on for the others.")]
+    ]
     usage: NotRequired[
         Annotated[dict[str, int | dict[str, int]], Field(description="Counts of all calls, by the upstream's names.")]
     ]

@@ -18,8 +18,9 @@ from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_un
 from imagegen.web.api.schemas import ListedTaskView, TaskListView
 from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
 from imagegen.web.context import SERVICES
+from imagegen.web.guard import GUARD
 from imagegen.web.http.auth import client_of
-from imagegen.web.http.forwarded import owner_name
+from imagegen.web.http.forwarded import owner_name, submitter_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
 from imagegen.web.submitter import spend_units, submit
@@ -45,20 +46,32 @@ async def get_task(request: web.Request) -> web.StreamResponse:
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
-    """Cancel a task for everyone who joined it. Raises AlreadyFinished."""
-    services = request.app[SERVICES]
+    """Cancel a task, or leave it if other clients joined it. Raises AlreadyFinished, InvalidRequest, Unauthorized."""
+    services, client = request.app[SERVICES], "" if _parse_force(request) else submitter_name(client_of(request).id)
     task = await find_fresh_task(request)
     if task is None:
         return not_found(request)
     if task.state.is_final:
         raise AlreadyFinished
-    cancelled = await services.queue.cancel(task.id)
-    if cancelled is None:
+    reply = await services.queue.cancel_by(client, task.id)
+    if reply.task is None:
         return not_found(request)
-    if cancelled.state is not State.CANCELLED:
+    if not reply.left and reply.task.state is not State.CANCELLED:
         raise AlreadyFinished
-    view, headers = await render_task(request, cancelled)
+    view, headers = await render_task(request, reply.task)
+    if reply.left:
+        view["left"] = True
     return json_response(view, headers=headers)
+
+
+def _parse_force(request: web.Request) -> bool:
+    """Return whether the operator cancels for all clients. Raises InvalidRequest, Unauthorized, RateLimited."""
+    value = request.query.get("force", "false").lower()
+    if value not in ("true", "false"):
+        raise InvalidRequest(details=[FieldError("force", "must be true or false")])
+    if value == "true" and not client_of(request).is_admin:
+        request.app[GUARD].require_admin(request)
+    return value == "true"
 
 
 async def retry(request: web.Request) -> web.StreamResponse:
@@ -80,7 +93,8 @@ async def retry(request: web.Request) -> web.StreamResponse:
     await services.inputs.keep_again(task.request_json)
     owner = owner_name(client.id)
     webhooks = tuple(delivery.webhook for delivery in task.deliveries if delivery.webhook.owner == owner)
-    submission = replace(services.identity.resubmission(task, webhooks), client=client.name)
+    by = submitter_name(client.id)
+    submission = replace(services.identity.resubmission(task, webhooks), client=client.name, submitter=by)
     submitted = await submit(services, submission)
     response = await build_submit_response(request, services, submitted)
     return json_response(response.view, status=response.status, headers=response.headers)

@@ -93,6 +93,12 @@ def owner_name(client: str) -> str:
     return blake2s(client.encode(), digest_size=8).hexdigest()
 
 
+@lru_cache(4096)
+def submitter_name(client: str) -> str:
+    """Return the name of a client among those of a task, in few bytes, since each record and entry has it."""
+    return owner_name(client)[:10]
+
+
 def path_prefix(request: web.Request, public_url: str | None, hops: TrustedHops) -> str:
     """Return the path prefix that clients see: that of PUBLIC_URL, else what a trusted proxy names."""
     if public_url:

@@ -162,5 +162,7 @@ class ClientCall:
     def _submission(self, variant: int) -> Submission:
         """Return the submission of a variant. One that is another image for each call uses no images of others."""
         request = self._request if variant == self._request.variant else replace(self._request, variant=variant)
-        submission = self._services.identity.submission(request, self._options.scope, client=self._options.key_name)
-        return submission if self._fixed is not None else replace(submission, family=None)
+        options = self._options
+        submission = self._services.identity.submission(request, options.scope, client=options.key_name)
+        family = None if self._fixed is None else submission.family
+        return replace(submission, family=family, submitter=options.submitter)

@@ -117,6 +117,12 @@ SIZE = Parameter(
     {"type": "integer", "enum": list(SIZES)},
     example=256,
 )
+FORCE = Parameter(
+    "force",
+    "query",
+    "With the admin token: cancels for all clients that joined.",
+    {"type": "boolean", "default": False},
+)
 PREFER = Parameter(
     "Prefer",
     "header",
