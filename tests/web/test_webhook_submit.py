@@ -192,7 +192,7 @@ async def test_a_retry_calls_only_the_webhooks_of_its_client(start_service, rece
     theirs, ours = {"X-Forwarded-For": "93.184.215.14"}, {"X-Forwarded-For": "93.184.215.15"}
     async with service.post("/api/images/generate", json=submission, headers=theirs) as response:
         task_id = (await response.json())["taskId"]
-    await post(service, None, f"/api/images/{task_id}/cancel")
+    await service.post(f"/api/images/{task_id}/cancel", headers=theirs)
     await eventually(lambda: len(receiver.received) == 1)
     async with service.post(f"/api/images/{task_id}/retry", headers=ours) as response:
         assert response.status == 202

@@ -120,7 +120,10 @@ class TaskView(TypedDict):
         Annotated[bool, Field(description="Whether the provider confirmed the cancel, so that nothing is paid.")]
     ]
     left: NotRequired[
-        Annotated[bool, Field(description="The cancel was one of several clients: the task goes on for the others.")]
+        Annotated[
+            bool,
+            Field(description="The cancel was one of several clients: the task goes on for others.", examples=[True]),
+        ]
     ]
     usage: NotRequired[
         Annotated[dict[str, int | dict[str, int]], Field(description="Counts of all calls, by the upstream's names.")]

@@ -122,6 +122,7 @@ FORCE = Parameter(
     "query",
     "With the admin token: cancels for all clients that joined.",
     {"type": "boolean", "default": False},
+    example=True,
 )
 PREFER = Parameter(
     "Prefer",
