@@ -119,12 +119,7 @@ class TaskView(TypedDict):
     cancelledUpstream: NotRequired[
         Annotated[bool, Field(description="Whether the provider confirmed the cancel, so that nothing is paid.")]
     ]
-    left: NotRequired[
-        Annotated[
-            bool,
-            Field(description="The cancel was one of several clients: the task goes on for others.", examples=[True]),
-        ]
-    ]
+    left: NotRequired[Annotated[bool, Field(description="It goes on for its other clients.", examples=[True])]]
     usage: NotRequired[
         Annotated[dict[str, int | dict[str, int]], Field(description="Counts of all calls, by the upstream's names.")]
     ]
