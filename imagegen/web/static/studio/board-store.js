@@ -136,10 +136,11 @@ export class BoardStore {
     return this.act("pause", () => this.api.json(`/api/admin/${isPaused ? "pause" : "resume"}`, { method: "POST", needsAdmin: true }));
   }
 
-  // action: `retry` or `cancel`.
+  // action: `retry` or `cancel`. The operator cancels for all clients of the task.
   change(id, action) {
+    const query = action === "cancel" ? "?force=true" : "";
     return this.act(id, async () => {
-      const task = await this.api.json(`/api/images/${id}/${action}`, { method: "POST", needsAdmin: true });
+      const task = await this.api.json(`/api/images/${id}/${action}${query}`, { method: "POST", needsAdmin: true });
       const row = this.state.rows.get(id);
       if (row) this.set({ rows: new Map(this.state.rows).set(id, { ...row, status: task.status, sequence: task.sequence, error: null, errorDetail: null }) });
     });
