@@ -107,7 +107,9 @@ def overview(settings: Settings, address: str, call_slots: int) -> Iterator[str]
 
     address: where it listens. call_slots: upstream calls at once.
     """
-    yield f"Provider {settings.provider}, default model {settings.default_model}, images in {_store(settings)}"
+    names = ", ".join(channel.name for channel in settings.file_channels)
+    providers = f"Channels {names}" if names else f"Provider {settings.provider}"
+    yield f"{providers}, default model {settings.default_model}, images in {_store(settings)}"
     general, generation = settings.rate_limit_max, settings.image_rate_limit_max
     limits = [f"{limit} {what}" for limit, what in ((general, "requests"), (generation, "generations")) if limit]
     each = f"{' and '.join(limits)} in {settings.rate_limit_window_s:g} s" if limits else "none"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support import Clock
 from worker.conftest import UNPRICED, ScriptedProvider
 
-from imagegen.channels_file import Channel, ChannelKey, Channels, parse_channels
+from imagegen.channels_file import Channel, ChannelKey, Channels, parse_channels, read_channels
 from imagegen.errors import UpstreamError
 from imagegen.providers.protocol import UpstreamLimits
 from imagegen.worker.permits import Choice, Permit
 from imagegen.worker.router import Router
 from imagegen.worker.routes import PAID_IDENTITY, Route, Routes
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "channels.example.toml"
 LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=60)
 SHORT_LIMIT = UpstreamError("upstream_rate_limited", "429", retryable=True, status=429, retry_after_s=1)
 NO_KEY = UpstreamError("upstream_auth", "401", status=401)
@@ -158,3 +160,9 @@ def test_ids_depend_on_the_sandbox_and_not_on_the_channel(clock: Clock) -> None:
     assert [channels.all[1].sent_name(model) for model in ("short", "in/x", "other")] == ["org/long", "out/x", None]
     assert routes.serves("paid", sandbox=True) is False
     assert routes.serves("drawn", sandbox=None)
+
+
+def test_the_example_file_is_valid() -> None:
+    environ = {"TOGETHER_API_KEY": "a" * 20, "TOGETHER_API_KEY_2": "b" * 20, "FAL_KEY": "c" * 20}
+    channels = Channels(read_channels(EXAMPLE, environ))
+    assert [channel.name for channel in channels.serving("flux")] == ["together", "fal"]
