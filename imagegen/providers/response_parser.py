@@ -49,6 +49,9 @@ _CODE_OF_STATUS = {
 }
 _RETRYABLE = frozenset({"upstream_rate_limited", "upstream_overloaded", "upstream_error"})
 _STATUS_OF_TYPE = {"invalid_request_error": 400, "model_rate_limit": 429, "server_error": 500}
+_RATE_LIMITED = frozenset({"minimax:1002", "minimax:1039"})
+"""MiniMax refuses under a 200: https://platform.minimax.io/docs/api-reference/errorcode"""
+
 _MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
 
 _MODEL = re.compile(
@@ -278,6 +281,8 @@ def _sentence(value: object) -> str:
 
 def _effective_status(status: int, fields: dict[str, object], complaint: _ErrorInfo) -> int:
     """Return the status; for an error object under a 2xx the status that it names or that its type means."""
+    if 200 <= status < 300 and _RATE_LIMITED & set(complaint.codes):
+        return 429
     if not 200 <= status < 300 or not fields.get("error"):
         return status
     if re.fullmatch(r"[45][0-9]{2}", complaint.code):

@@ -259,3 +259,8 @@ def test_missing_credit_is_explained_to_the_client_without_advice() -> None:
     found = read(402, openai("Credit limit exceeded, please [add credits](https://api.together.ai/settings/billing)."))
     assert "operator" in found.detail
     assert found.detail.endswith("(Credit limit exceeded)")
+
+
+def test_a_rate_limit_under_a_200_is_waited_out() -> None:
+    error = read(200, {"id": "x", "base_resp": {"status_code": 1002, "status_msg": "rate limit"}})
+    assert (error.code, error.retryable, error.ambiguous) == ("upstream_rate_limited", True, False)
