@@ -41,6 +41,8 @@ TIERS = {
 
 SLOW = (
     "faults/test_soup.py",
+    "browser/test_studio.py",
+    "browser/test_studio_pages.py",
     "web/test_schemathesis.py",
     "web/openai/test_sdks.py",
     "test_bench.py",

@@ -83,7 +83,7 @@ async def test_a_reload_in_the_middle_shows_the_task_again_and_loses_nothing(
 
 
 async def test_a_task_is_cancelled_and_tried_again(start_service: StartService, open_studio: OpenStudio) -> None:
-    visit = await open_studio(await start_service(sandbox_delay_s=2.0))
+    visit = await open_studio(await start_service(sandbox_delay_s=1.0))
     await visit.make("never mind")
     await visit.page.get_by_role("button", name="Cancel").click()
     await visit.state("cancelled")
@@ -115,7 +115,7 @@ async def test_the_back_button_and_links_lead_to_every_state(service: Client, op
 
 
 async def test_a_limit_counts_down(start_service: StartService, open_studio: OpenStudio) -> None:
-    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=3.0)
+    service = await start_service(image_rate_limit_max=1, rate_limit_window_s=2.0)
     visit = await open_studio(service)
     await visit.make("the first")
     await visit.page.get_by_label("Prompt", exact=True).fill("the second")
@@ -131,7 +131,7 @@ async def test_a_limit_counts_down(start_service: StartService, open_studio: Ope
 async def test_a_limited_event_stream_is_no_lost_connection(
     start_service: StartService, open_studio: OpenStudio
 ) -> None:
-    service = await start_service(rate_limit_max=4, rate_limit_window_s=4.0, sandbox_delay_s=0.5)
+    service = await start_service(rate_limit_max=4, rate_limit_window_s=3.0, sandbox_delay_s=0.3)
     visit = await open_studio(service)
     await visit.make("one read of the models, one submit, one stream")
     await visit.state("completed")

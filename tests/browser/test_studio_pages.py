@@ -67,9 +67,13 @@ async def scroll_to(visit: StudioVisit, count: int) -> None:
     """Scroll the gallery until it has this many cards, each once."""
     cards = visit.page.locator("a.card")
     await cards.first.wait_for()
-    while (shown := await cards.count()) < count:
-        await visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        await visit.until("count => document.querySelectorAll('a.card').length > count", shown)
+    await visit.until(
+        """count => {
+          scrollTo(0, document.body.scrollHeight);
+          return document.querySelectorAll("a.card").length >= count;
+        }""",
+        count,
+    )
     assert len(set(await cards.evaluate_all("all => all.map(card => card.href)"))) == count
 
 

@@ -93,12 +93,12 @@ function Card({ record, isStop, onFocus, isOpen, route, t, studio }) {
   </li>`;
 }
 
-// Calls onVisible when the end of the list comes near. mark: changes when the list has grown.
+// Calls onVisible when the end of the list comes near; the last of several entries is the present state. mark: changes when the list has grown.
 function More({ onVisible, mark }) {
   const { t } = useStudio();
   const ref = useRef(null);
   useEffect(() => {
-    const observer = new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) onVisible(); }, { rootMargin: "600px" });
+    const observer = new IntersectionObserver((entries) => { if (entries.at(-1).isIntersecting) onVisible(); }, { rootMargin: "600px" });
     observer.observe(ref.current);
     return () => observer.disconnect();
   }, [mark]);
