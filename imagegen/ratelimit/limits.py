@@ -201,6 +201,15 @@ class RateLimits:
                 break
         return Admission(admitted, 0 if admitted == wanted else _whole_seconds(state.reset_s))
 
+    async def spend_call(self, request: web.Request, kind: str) -> None:
+        """Count a request of a route of many calls as one of `general` or `generation`. Raises RateLimited."""
+        rules = self._rules_of(request, kind)
+        if not rules:
+            return
+        states = await self._hit(request, rules, self._identify(request), 1)
+        if (retry_s := max(state.retry_s for state in states)) > 0:
+            raise _refusal(request, retry_s)
+
     async def spend_units(self, request: web.Request, units: int) -> None:
         """Spend the units of one generation; of one over the whole limit, the whole limit. Raises RateLimited."""
         rules = self._rules_of(request, "units")

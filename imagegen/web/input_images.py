@@ -87,6 +87,26 @@ class InputImages:
             for image in settling.own:
                 self.uploads.discard(image)
 
+    async def identify(
+        self, request: GenerationRequest, body: ReceivedBody, *, scope: str | None = None
+    ) -> GenerationRequest:
+        """Return the request as `settle` does, but store and keep nothing.
+
+        Raises UploadNotFound, UnsupportedImage, ImageTooLarge, BodyTooLarge, StoreUnavailable, QueueUnavailable.
+        """
+        if not request.image_sources:
+            return request
+        settling = _Settling(self.uploads, body, api_name, scope)
+        try:
+            settled = await settling.resolve(request)
+            missing = await settling.missing(settled)
+            if missing is not None:
+                raise upload_not_found(api_name(missing))
+            return settled
+        finally:
+            for image in settling.own:
+                self.uploads.discard(image)
+
     async def keep_again(self, request_json: bytes) -> None:
         """Keep the uploads of a stored request, for a retry. Raises UploadNotFound, and as `settle`."""
         try:

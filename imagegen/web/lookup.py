@@ -15,14 +15,14 @@ from imagegen.web.context import SERVICES
 from imagegen.web.http.auth import client_of
 
 
-async def find_task(request: web.Request) -> Task | None:
-    """Return the task of the path, at most some seconds old; None if it is unknown. Raises QueueUnavailable."""
-    return _visible(request, await request.app[SERVICES].queue.get(_id_of(request)))
+async def find_task(request: web.Request, task_id: str | None = None) -> Task | None:
+    """Return the task of an id, or of the path, at most some seconds old; None if unknown. Raises QueueUnavailable."""
+    return _visible(request, await request.app[SERVICES].queue.get(task_id or _id_of(request)))
 
 
-async def find_fresh_task(request: web.Request) -> Task | None:
-    """Return the task of the path in its present state; None if it is unknown. Raises QueueUnavailable."""
-    return _visible(request, await request.app[SERVICES].queue.fresh(_id_of(request)))
+async def find_fresh_task(request: web.Request, task_id: str | None = None) -> Task | None:
+    """Return the task of an id, or of the path, in its present state; None if unknown. Raises QueueUnavailable."""
+    return _visible(request, await request.app[SERVICES].queue.fresh(task_id or _id_of(request)))
 
 
 async def find_tasks(request: web.Request, ids: Sequence[str]) -> list[Task | None]:

@@ -15,6 +15,7 @@ from imagegen.web.guard import Guard
 from imagegen.web.http.auth import client_of
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.lookup import is_cached
+from imagegen.web.mcp import operations as mcp
 from imagegen.web.model_list import MODEL_LIST, ModelListCache
 from imagegen.web.openai import operations as openai
 from imagegen.web.openai.sdk_retries import mark_of
@@ -24,7 +25,14 @@ from imagegen.web.ops import board_operations, key_operations
 from imagegen.web.ops import operations as ops
 from imagegen.web.ops.docs import DOCUMENT_BUILDER
 
-ROUTES = (*api.ROUTES, *openai.ROUTES, *ops.ROUTES, *key_operations.ROUTES, *board_operations.ROUTES)
+ROUTES = (
+    *api.ROUTES,
+    *openai.ROUTES,
+    *mcp.ROUTES,
+    *ops.ROUTES,
+    *key_operations.ROUTES,
+    *board_operations.ROUTES,
+)
 
 _PATH_PARAMETERS = {
     "{taskId}": "{task_id:(?!generate$|batch$)[^/]+}",

@@ -92,6 +92,12 @@ class SubmitOptions(Struct, frozen=True):
             scope = client.own_scope  # images that other clients have links to stay as they are
         return cls(request, fresh, key, scope, client.name)
 
+    @classmethod
+    def without_headers(cls, request: web.Request) -> SubmitOptions:
+        """Return the options of a client with no headers of its own for a submit."""
+        client = client_of(request)
+        return cls(request, scope=client.scope, key_name=client.name)
+
     @property
     def client(self) -> str:
         """Name by which the client's limits and idempotency keys are kept."""

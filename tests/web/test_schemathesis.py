@@ -37,7 +37,7 @@ ACCEPTED = ["2xx", "3xx", "404", "409", "410", "416", "422"]
 LENIENT = ("/api/images/batch", "images/generations", "images/generations/async", "images/edits", "images/edits/async")
 """Paths with bodies rejected entry by entry, or parsed as leniently as OpenAI's and Together's clients need."""
 
-RELATED = ("/api/usage", "/api/admin/keys", "/rotate")
+RELATED = ("/api/usage", "/api/admin/keys", "/rotate", "/mcp")
 """Paths with parameters that must fit each other, or with durations, which no schema says."""
 
 FUZZED_ALONE = ("/api/images/batch", "/v1/images/generations/async", "/v1/images/edits")

@@ -39,6 +39,7 @@ WITHOUT_TASKS = {
     "/",
     "/healthz",
     "/readyz",
+    "/mcp",
     "/metrics",
     "/openapi.json",
     "/docs",

@@ -13,7 +13,7 @@ from imagegen.channels_file import Channel
 from imagegen.providers.model_table import ModelRow, Steps
 from imagegen.providers.prices import Price
 from imagegen.web.api.schemas import CapabilitiesView, ModelView
-from imagegen.web.context import SERVICES
+from imagegen.web.context import SERVICES, Services
 from imagegen.web.http.responses import json_response
 from imagegen.web.model_list import ListedModel, listed_models
 
@@ -26,12 +26,19 @@ async def models(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     identity = services.identity
     listed = await listed_models(request)
-    views = [
-        model_view(model, services.channels.preferred(identity.aliases.get(model.id, model.id)), identity.provider)
-        for model in listed
-        if model.entry is None or model.row is not None or model.entry.get("type") == "image"
-    ]
+    views = [published_model(services, model) for model in listed if is_image_model(model)]
     return json_response({"success": True, "models": views, "defaultModel": identity.default_model})
+
+
+def is_image_model(model: ListedModel) -> bool:
+    """Return whether a model makes images, as far as it is known."""
+    return model.entry is None or model.row is not None or model.entry.get("type") == "image"
+
+
+def published_model(services: Services, model: ListedModel) -> ModelView:
+    """Return the published row of a model, with its channel."""
+    identity = services.identity
+    return model_view(model, services.channels.preferred(identity.aliases.get(model.id, model.id)), identity.provider)
 
 
 def model_view(model: ListedModel, channel: Channel | None, provider: str) -> ModelView:
@@ -42,14 +49,15 @@ def model_view(model: ListedModel, channel: Channel | None, provider: str) -> Mo
         "id": model.id,
         "provider": provider,
         "channel": channel.name if channel else None,
-        "capabilities": _capabilities(row),
+        "capabilities": capabilities_view(row),
         "price": price_view(row.price) if row.price and row.provider == provider else None,
         "endsAt": row.ends.isoformat() if row.ends else None,
         "successor": row.successor,
     }
 
 
-def _capabilities(row: ModelRow) -> CapabilitiesView:
+def capabilities_view(row: ModelRow) -> CapabilitiesView:
+    """Return the published limits of a model."""
     sizes = row.sizes
     steps = _REFUSES_STEPS if row.steps is False else row.steps if isinstance(row.steps, Steps) else Steps()
     return {

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from imagegen.accounts.keys import check_allowed
 from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
+from imagegen.queue.canceller import CancelResult
 from imagegen.queue.task_list import Cursor
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
@@ -47,21 +48,27 @@ async def get_task(request: web.Request) -> web.StreamResponse:
 
 async def cancel(request: web.Request) -> web.StreamResponse:
     """Cancel a task, or leave it if other clients joined it. Raises AlreadyFinished, InvalidRequest, Unauthorized."""
-    services, client = request.app[SERVICES], "" if _parse_force(request) else submitter_name(client_of(request).id)
-    task = await find_fresh_task(request)
-    if task is None:
+    client = "" if _parse_force(request) else submitter_name(client_of(request).id)
+    reply = await cancel_task(request, client)
+    if reply is None or reply.task is None:
         return not_found(request)
-    if task.state.is_final:
-        raise AlreadyFinished
-    reply = await services.queue.cancel_by(client, task.id)
-    if reply.task is None:
-        return not_found(request)
-    if not reply.left and reply.task.state is not State.CANCELLED:
-        raise AlreadyFinished
     view, headers = await render_task(request, reply.task)
     if reply.left:
         view["left"] = True
     return json_response(view, headers=headers)
+
+
+async def cancel_task(request: web.Request, client: str, task_id: str | None = None) -> CancelResult | None:
+    """Cancel the task of an id, or of the path, or leave it; return None if it is unknown. Raises AlreadyFinished."""
+    task = await find_fresh_task(request, task_id)
+    if task is None:
+        return None
+    if task.state.is_final:
+        raise AlreadyFinished
+    reply = await request.app[SERVICES].queue.cancel_by(client, task.id)
+    if reply.task is not None and not reply.left and reply.task.state is not State.CANCELLED:
+        raise AlreadyFinished
+    return reply
 
 
 def _parse_force(request: web.Request) -> bool:

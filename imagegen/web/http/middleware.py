@@ -21,6 +21,7 @@ from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.errors import error_response, from_http_exception
 from imagegen.web.http.headers import assign_request_id, on_response_prepare, request_id_of
 from imagegen.web.http.responses import language
+from imagegen.web.mcp import errors as mcp_errors
 from imagegen.web.openai import errors as openai_errors
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
@@ -157,8 +158,11 @@ def error_to_response(request: web.Request, error: Exception, tidy: Callable[[st
     if isinstance(error, web.HTTPException) and error.status < 400:
         return _redirect(error)
     path = _routed_path(request, tidy)
+    api_error = _as_api_error(request, error, path)
+    if path == mcp_errors.PATH:
+        return mcp_errors.api_error_response(api_error)
     build_response = openai_errors.error_response if openai_errors.is_openai_path(path) else error_response
-    return build_response(_as_api_error(request, error, path), request_id_of(request), language(request))
+    return build_response(api_error, request_id_of(request), language(request))
 
 
 def _routed_path(request: web.Request, tidy: Callable[[str], str]) -> str:

@@ -55,6 +55,7 @@ TAGS: Mapping[str, str] = {
     "Change": "Cancel a task or try it again.",
     "Models": "Limits, prices and ends of models.",
     "OpenAI and Together": "Drop-in routes for the clients of OpenAI and Together, on the same queue.",
+    "Agents": "Tools of the Model Context Protocol.",
     "Webhooks": "What this service sends to a request's `webhook`, after the Standard Webhooks specification.",
     "API keys": "Keys of clients, which the admin makes and revokes.",
     "Board": "The page for the operator at `/board`, its data, and the pause of claiming.",

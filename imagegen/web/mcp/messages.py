@@ -1,0 +1,126 @@
+"""JSON-RPC 2.0 messages of MCP: parsing, and the forms of results and errors. https://www.jsonrpc.org/specification"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from msgspec import Struct
+
+from imagegen.errors import ImagegenError, InvalidJson, InvalidRequest
+from imagegen.web.http.body import parse_object
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
+UNSUPPORTED_VERSION = -32022
+
+HTTP_STATUS = {
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
+    INVALID_PARAMS: 400,
+    HEADER_MISMATCH: 400,
+    MISSING_CAPABILITY: 400,
+    UNSUPPORTED_VERSION: 400,
+    METHOD_NOT_FOUND: 404,
+}
+"""HTTP statuses of the errors since 2026-07-28."""
+
+_MAX_NAME_CHARS = 100
+
+RequestId = str | int
+
+
+class RpcError(ImagegenError):
+    """A request that is answered with an error of the protocol. request_id: None if it is unknown."""
+
+    def __init__(
+        self, code: int, message: str, *, request_id: RequestId | None = None, data: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code, self.message, self.request_id, self.data = code, message, request_id, data
+
+
+class RpcMessage(Struct, frozen=True):
+    """A request, or a notification without an id."""
+
+    method: str
+    params: dict[str, Any]
+    id: RequestId | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Return the metadata of the parameters, empty without."""
+        meta = self.params.get("_meta")
+        return meta if isinstance(meta, dict) else {}
+
+    @property
+    def progress_token(self) -> RequestId | None:
+        """Return the token with which the client asked for progress."""
+        token = self.meta.get("progressToken")
+        return token if isinstance(token, str) or type(token) is int else None
+
+
+def parse_message(raw: bytes) -> RpcMessage:
+    """Parse the body of a POST. Raises RpcError."""
+    try:
+        body = parse_object(raw)
+    except InvalidJson as error:
+        code = INVALID_REQUEST if _is_json(raw) else PARSE_ERROR
+        raise RpcError(code, error.message("en")) from error
+    except InvalidRequest as error:
+        raise RpcError(INVALID_REQUEST, "; ".join(detail.message for detail in error.details)) from error
+    request_id = body.get("id")
+    is_valid_id = isinstance(request_id, str) or type(request_id) is int
+    known_id = request_id if is_valid_id else None
+    if "id" in body and not is_valid_id:
+        raise RpcError(INVALID_REQUEST, "id must be a string or a whole number")
+    if body.get("jsonrpc") != "2.0":
+        raise RpcError(INVALID_REQUEST, 'jsonrpc must be "2.0"', request_id=known_id)
+    method, params = body.get("method"), body.get("params", {})
+    if not isinstance(method, str):
+        raise RpcError(INVALID_REQUEST, "method must be a string: send one request", request_id=known_id)
+    if not isinstance(params, dict):
+        raise RpcError(INVALID_REQUEST, "params must be an object", request_id=known_id)
+    return RpcMessage(method, params, known_id)
+
+
+def result_body(request_id: RequestId | None, result: dict[str, Any]) -> bytes:
+    """Return the response to a request."""
+    return orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result})
+
+
+def error_body(error: RpcError) -> bytes:
+    """Return the response to a request that has an error."""
+    fields: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.data is not None:
+        fields["data"] = error.data
+    return orjson.dumps({"jsonrpc": "2.0", "id": error.request_id, "error": fields})
+
+
+def notification(method: str, params: dict[str, Any]) -> str:
+    """Return a notification."""
+    return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params}).decode()
+
+
+def unknown_method(message: RpcMessage) -> RpcError:
+    """Return the error of a method that is not offered."""
+    shown = ascii(message.method[:_MAX_NAME_CHARS])
+    return RpcError(METHOD_NOT_FOUND, f"Method not found: {shown}", request_id=message.id)
+
+
+def invalid_params(message: RpcMessage, text: str) -> RpcError:
+    """Return the error of wrong parameters."""
+    return RpcError(INVALID_PARAMS, text, request_id=message.id)
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""Wait of a tool's call for its task, with progress for the client. The end of the wait never ends the task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import hdrs, web
+from aiohttp_sse import EventSourceResponse
+
+from imagegen.errors import Unauthorized
+from imagegen.tasks.task import Task
+from imagegen.web.context import SERVICES
+from imagegen.web.guard import still_admits
+from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.mcp.messages import RequestId, notification
+from imagegen.web.mcp.protocol import accepts_events
+
+WAIT_S = 45.0
+"""Clients end a call after 60 seconds."""
+
+PROGRESS_S = 8.0
+"""The longest time between two notifications of progress."""
+
+SEND_TIMEOUT_S = 30.0
+"""A client that reads nothing for this time is disconnected."""
+
+_STEP = 0.1
+"""Each notification has a higher progress than the one before, also if nothing happened."""
+
+Report = Callable[[Task], Awaitable[None]]
+
+
+async def wait_for_task(request: web.Request, task: Task, report: Report | None = None) -> Task:
+    """Return the task when it is finished, after `WAIT_S`, or when the client leaves or the service stops.
+
+    report: called at once, with each change, and after `PROGRESS_S` without one. Raises Unauthorized if the client's
+    key is revoked meanwhile.
+    """
+    services, clock = request.app[SERVICES], asyncio.get_running_loop().time
+    deadline = clock() + WAIT_S
+    with services.feed.subscribe([task.id]) as subscription:
+        on_disconnect(request, subscription.wake)
+        task = await services.queue.get(task.id) or task
+        while not (task.state.is_final or services.readiness.draining or is_disconnected(request)):
+            left_s = deadline - clock()
+            if left_s <= 0:
+                break
+            if report is not None:
+                await report(task)
+                left_s = min(left_s, PROGRESS_S)
+            for changed in await subscription.changes(left_s):
+                task = max(task, changed, key=lambda seen: seen.sequence)
+            if not still_admits(request):
+                raise Unauthorized
+    return task
+
+
+class ProgressStream:
+    """Answer to a request as a stream of events, which begins with the first progress."""
+
+    def __init__(self, request: web.Request, token: RequestId | None) -> None:
+        self._request = request
+        self._token = token
+        self._progress = -_STEP
+        self._response: EventSourceResponse | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """Return what sends progress; None if the client wants none."""
+        wanted = self._token is not None and accepts_events(self._request.headers)
+        return self._send_progress if wanted else None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._response is not None
+
+    async def end(self, body: bytes) -> web.StreamResponse:
+        """Send the response to the request."""
+        response = await self._begun()
+        with suppress(ConnectionError, TimeoutError):
+            await response.send(body.decode(), event="message")
+        return response
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._response is not None:
+            await self._response.__aexit__(kind, error, trace)
+
+    async def _send_progress(self, task: Task) -> None:
+        self._progress = max(self._progress + _STEP, float(task.progress))
+        place = await self._request.app[SERVICES].queue.position(task)
+        ahead = f", position {place.position} in the queue" if place.position else ""
+        left = f", about {place.eta_s:g} s left" if place.eta_s else ""
+        params: dict[str, Any] = {
+            "progressToken": self._token,
+            "progress": round(self._progress, 1),
+            "total": 100,
+            "message": f"{task.state}{ahead}{left}",
+        }
+        if is_disconnected(self._request):
+            return
+        response = await self._begun()
+        with suppress(ConnectionError, TimeoutError):  # the wait ends when the connection is lost
+            await response.send(notification("notifications/progress", params), event="message")
+
+    async def _begun(self) -> EventSourceResponse:
+        if self._response is None:
+            response = EventSourceResponse(send_timeout=SEND_TIMEOUT_S, allow_all_methods=True)
+            response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+            await response.prepare(self._request)
+            self._response = response
+        return self._response

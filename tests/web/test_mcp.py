@@ -1,0 +1,515 @@
+"""Tests of POST /mcp by scripted messages: both wires, their errors, waits, limits, budgets and scopes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+from typing import Any
+
+import aiohttp
+import jsonschema
+import orjson
+import pytest
+from emulator_fixtures import EmulatedUpstream
+from mcp_wire import LEGACY, TASKS, events, headers_of, message, modern, tokens
+from PIL import Image
+from support import ADMIN_TOKEN
+
+from imagegen.tasks.validation import GenerationParams
+from imagegen.web.mcp import task_wait
+from imagegen.web.mcp.tool_definitions import listing
+from imagegen.web.openapi.schemas import Schemas
+
+IMAGE_USD = 0.000708
+"""Of FLUX.1-schnell at 512 x 512."""
+
+SCHEMAS = {tool["name"]: tool["outputSchema"] for tool in listing()}
+
+
+@pytest.fixture
+async def paid(start_paid):
+    return await start_paid()
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait 0.3 s for a task, with progress each 0.1 s."""
+    monkeypatch.setattr(task_wait, "WAIT_S", 0.3)
+    monkeypatch.setattr(task_wait, "PROGRESS_S", 0.1)
+
+
+async def send(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    response = await service.post("/mcp", json=body, headers=headers_of(body) | (headers or {}))
+    return response.status, await response.json()
+
+
+async def result(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return the result of a request; a structured one is checked against the tool's schema."""
+    status, answer = await send(service, body, headers)
+    assert status == 200, answer
+    if structured := answer["result"].get("structuredContent"):
+        jsonschema.validate(structured, SCHEMAS[body["params"]["name"]])
+    return answer["result"]
+
+
+def call(name: str, *, capabilities: Any = None, meta: Any = None, **arguments: Any) -> dict[str, Any]:
+    return modern("tools/call", name=name, arguments=arguments, capabilities=capabilities, meta=meta)
+
+
+async def test_discovery_names_versions_tools_and_tasks(service) -> None:
+    found = await result(service, modern("server/discover"))
+    assert found["resultType"] == "complete"
+    assert found["supportedVersions"][0] == "2026-07-28"
+    assert found["capabilities"] == {"tools": {}} | TASKS
+    listed = await result(service, modern("tools/list"))
+    assert [tool["name"] for tool in listed["tools"]] == [
+        "generate_image",
+        "edit_image",
+        "get_image_task",
+        "cancel_image_task",
+        "list_image_models",
+        "quote_image",
+    ]
+    assert (listed["ttlMs"] > 0, listed["cacheScope"]) == (True, "public")
+    assert tokens(listed) < 6_000
+
+
+def test_the_arguments_of_tools_are_the_fields_of_the_api() -> None:
+    fields = Schemas([GenerationParams]).components["GenerationParams"]["properties"]
+    for tool in listing():
+        is_submit = "prompt" in tool["inputSchema"]["properties"]
+        jsonschema.Draft202012Validator.check_schema(tool["inputSchema"])
+        jsonschema.Draft202012Validator.check_schema(tool["outputSchema"])
+        assert "$ref" not in str(tool)
+        for name, schema in tool["inputSchema"]["properties"].items():
+            if is_submit and name in fields and name != "imageUrl":
+                assert schema.keys() | {"pattern", "items"} >= fields[name].keys()
+                assert all(fields[name][key] == value for key, value in schema.items() if key != "items")
+
+
+async def test_the_older_wire_begins_with_initialize_and_keeps_no_session(service) -> None:
+    for wanted, agreed in ((LEGACY, LEGACY), ("2024-11-05", "2024-11-05"), ("1999-01-01", LEGACY), (7, LEGACY)):
+        response = await service.post("/mcp", json=message("initialize", protocolVersion=wanted, capabilities={}))
+        begun = (await response.json())["result"]
+        assert (begun["protocolVersion"], begun["serverInfo"]["name"]) == (agreed, "imagegen")
+        assert "Mcp-Session-Id" not in response.headers
+        assert begun["capabilities"] == {"tools": {}}
+    noted = await service.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"})
+    assert (noted.status, await noted.read()) == (202, b"")
+    version = {"MCP-Protocol-Version": LEGACY}
+    assert (await (await service.post("/mcp", json=message("ping"), headers=version)).json())["result"] == {}
+    response = await service.post("/mcp", json=message("resources/list"), headers=version)
+    assert (response.status, (await response.json())["error"]["code"]) == (200, -32601)
+    for method in ("get", "delete"):
+        assert (await getattr(service, method)("/mcp")).status == 405
+
+
+async def test_a_client_without_a_version_gets_no_block_that_its_version_lacks(service) -> None:
+    body = message("tools/call", name="generate_image", arguments={"prompt": "a fox"})
+    found = (await (await service.post("/mcp", json=body)).json())["result"]
+    assert {block["type"] for block in found["content"]} == {"text", "image"}
+    assert found["structuredContent"]["urls"][0] in found["content"][0]["text"]
+    assert "resultType" not in found
+
+
+async def test_a_result_has_links_one_thumbnail_and_few_tokens(paid, upstream: EmulatedUpstream) -> None:
+    found = await result(paid, call("generate_image", prompt="a fox", n=3, seed=5))
+    assert (found["resultType"], found["isError"]) == ("complete", False)
+    seen = found["structuredContent"]
+    assert (seen["status"], seen["width"], seen["height"], seen["seed"], seen["cached"]) == (
+        "completed",
+        512,
+        512,
+        5,
+        False,
+    )
+    assert seen["costUsd"] == pytest.approx(3 * IMAGE_USD)
+    links = [block["uri"] for block in found["content"] if block["type"] == "resource_link"]
+    assert links == seen["urls"]
+    assert len(links) == 3
+    for link in links:
+        assert (await paid.get(link[link.index("/api/") :])).status == 200
+    (thumbnail,) = [block for block in found["content"] if block["type"] == "image"]
+    data = base64.b64decode(thumbnail["data"])
+    assert len(data) < 20_000
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, max(image.size) <= 256) == ("WEBP", True)
+    assert tokens(found) < 2_000
+    again = (await result(paid, call("generate_image", prompt="a fox", n=3, seed=5)))["structuredContent"]
+    assert (again["cached"], again["costUsd"], again["urls"]) == (True, 0.0, seen["urls"])
+    assert sum(each.n for each in upstream.ledger.paid) == 3
+
+
+async def test_sixteen_signed_links_are_under_2000_tokens(start_paid) -> None:
+    secret = "a-secret-of-a-key"
+    service = await start_paid(api_keys={"agent": hashlib.sha256(secret.encode()).hexdigest()})
+    assert (await send(service, call("generate_image", prompt="many")))[0] == 401
+    own = {"Authorization": f"Bearer {secret}"}
+    found = await result(service, call("generate_image", prompt="many", n=16), own)
+    urls = found["structuredContent"]["urls"]
+    assert len({url for url in urls if "sig=" in url}) == 16
+    assert (await service.get(urls[0][urls[0].index("/api/") :])).status == 200
+    assert tokens(found) < 2_000
+
+
+async def test_the_bytes_come_only_with_full_detail(service) -> None:
+    full = await result(service, call("generate_image", prompt="a fox", width=64, height=64, n=2, detail="full"))
+    images = [block for block in full["content"] if block["type"] == "image"]
+    assert [block["mimeType"] for block in images] == ["image/png"] * 2
+    for url, block in zip(full["structuredContent"]["urls"], images, strict=True):
+        assert await (await service.get(url[url.index("/api/") :])).read() == base64.b64decode(block["data"])
+
+
+async def test_a_slow_task_is_a_handle_and_then_the_image(paid, upstream: EmulatedUpstream, short_waits) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.9})
+    body = call("generate_image", prompt="slow")
+    handle = (await result(paid, body))["structuredContent"]
+    assert (handle["status"], handle["next"]) == ("processing", "call get_image_task")
+    found = handle
+    for _ in range(5):
+        found = (await result(paid, call("get_image_task", taskId=handle["taskId"])))["structuredContent"]
+        if found["status"] == "completed":
+            break
+    assert found["urls"]
+    assert len(upstream.ledger.paid) == 1
+
+
+async def test_progress_comes_at_once_and_then_in_time(paid, upstream: EmulatedUpstream, short_waits) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.35})
+    body = call("generate_image", prompt="slow", meta={"progressToken": "p"})
+    response = await paid.post("/mcp", json=body, headers=headers_of(body))
+    assert response.headers["Content-Type"] == "text/event-stream"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    *progress, last = events(await response.text())
+    assert len(progress) >= 3
+    values = [each["params"]["progress"] for each in progress]
+    assert values == sorted(set(values))
+    assert {each["params"]["progressToken"] for each in progress} == {"p"}
+    assert (last["id"], last["result"]["structuredContent"]["status"]) == (body["id"], "processing")
+    plain = headers_of(body) | {"Accept": "application/json"}
+    assert (await paid.post("/mcp", json=body, headers=plain)).headers["Content-Type"].startswith("application/json")
+
+
+async def test_a_closed_connection_ends_the_wait_and_not_the_task(paid, upstream: EmulatedUpstream) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.4})
+    body = call("generate_image", prompt="left", meta={"progressToken": 1})
+    response = await paid.post("/mcp", json=body, headers=headers_of(body))
+    await response.content.readany()
+    response.close()
+    seen = (await result(paid, call("generate_image", prompt="left")))["structuredContent"]
+    assert seen["status"] == "completed"
+    assert len(upstream.ledger.paid) == 1
+
+
+async def test_the_extension_of_tasks_has_our_tasks(paid, upstream: EmulatedUpstream, short_waits) -> None:
+    upstream.script({"fault": "ok", "delay_s": 0.6}, {"fault": "ok", "delay_s": 30})
+    created = await result(paid, call("generate_image", prompt="slow", capabilities=TASKS))
+    assert (created["resultType"], created["status"]) == ("task", "working")
+    assert created["ttlMs"] > 0
+    poll = modern("tasks/get", taskId=created["taskId"], capabilities=TASKS)
+    while (seen := await result(paid, poll))["status"] == "working":
+        assert (seen["resultType"], seen["pollIntervalMs"] > 0) == ("complete", True)
+        await asyncio.sleep(0.05)
+    assert seen["status"] == "completed"
+    jsonschema.validate(seen["result"]["structuredContent"], SCHEMAS["generate_image"])
+    other = await result(paid, call("generate_image", prompt="other", capabilities=TASKS))
+    cancel = modern("tasks/cancel", taskId=other["taskId"], capabilities=TASKS)
+    assert (await result(paid, cancel))["resultType"] == "complete"
+    state = modern("tasks/get", taskId=other["taskId"], capabilities=TASKS)
+    assert (await result(paid, state))["status"] == "cancelled"
+    assert await result(paid, modern("tasks/update", taskId=other["taskId"], inputResponses={}, capabilities=TASKS))
+    for task_id in ("0" * 32, "x"):
+        unknown = modern("tasks/get", taskId=task_id, capabilities=TASKS)
+        assert (await send(paid, unknown))[1]["error"]["code"] == -32602
+    status, answer = await send(paid, modern("tasks/get", taskId=created["taskId"]))
+    assert (status, answer["error"]["code"]) == (400, -32021)
+
+
+async def test_a_task_is_cancelled_and_a_finished_one_stays(paid, upstream: EmulatedUpstream, short_waits) -> None:
+    upstream.script({"fault": "ok", "delay_s": 30})
+    handle = (await result(paid, call("generate_image", prompt="slow")))["structuredContent"]
+    gone = (await result(paid, call("cancel_image_task", taskId=handle["taskId"])))["structuredContent"]
+    assert gone["status"] == "cancelled"
+    done = (await result(paid, call("generate_image", prompt="quick")))["structuredContent"]
+    kept = (await result(paid, call("cancel_image_task", taskId=done["taskId"])))["structuredContent"]
+    assert (kept["status"], kept["urls"]) == ("completed", done["urls"])
+    unknown = await result(paid, call("cancel_image_task", taskId="0" * 32))
+    assert (unknown["isError"], unknown["structuredContent"]["error"]["code"]) == (True, "not_found")
+
+
+async def test_a_failed_task_is_a_result_that_says_why(paid, upstream: EmulatedUpstream) -> None:
+    upstream.script("400_policy")
+    found = await result(paid, call("generate_image", prompt="no"))
+    assert (found["isError"], found["structuredContent"]["status"]) == (True, "failed")
+    assert found["structuredContent"]["error"]["code"] == "content_policy"
+    assert "Change the prompt" in found["content"][0]["text"]
+
+
+async def test_refusals_are_results_that_say_what_to_do(start_paid, upstream: EmulatedUpstream) -> None:
+    service = await start_paid(budget_daily_micro_usd=1_500, image_rate_limit_max=4)
+    wrong = await result(service, call("generate_image", prompt="a", width=7, detail="all"))
+    assert wrong["isError"]
+    assert "detail" in wrong["content"][0]["text"]
+    wrong = await result(service, call("generate_image", prompt="a", width=7, webhok=1))
+    assert {detail.split(":")[0] for detail in wrong["structuredContent"]["error"]["details"]} == {"width", "webhok"}
+    over = (await result(service, call("generate_image", prompt="a", n=16)))["structuredContent"]["error"]
+    assert (over["code"], over["estimatedCostUsd"]) == ("budget_exceeded", pytest.approx(16 * IMAGE_USD))
+    assert over["resetsAt"]
+    capped = await result(service, call("generate_image", prompt="a", n=2, maxCostUsd=0.001))
+    assert capped["structuredContent"]["error"]["code"] == "max_cost_exceeded"
+    assert "0.001416 USD" in capped["content"][0]["text"]
+    limited = (await result(service, call("generate_image", prompt="a")))["structuredContent"]["error"]
+    assert (limited["code"], limited["retryAfterSeconds"] > 0) == ("rate_limited", True)
+    assert not upstream.ledger.calls
+    assert not (await result(service, call("list_image_models")))["isError"]
+
+
+async def test_a_quote_submits_nothing(paid, upstream: EmulatedUpstream) -> None:
+    wanted = {"prompt": "a fox", "n": 2, "width": 1024, "height": 1024}
+    seen = (await result(paid, call("quote_image", **wanted)))["structuredContent"]
+    assert (seen["cached"], seen["joins"], seen["queuePosition"]) == (False, False, 1)
+    assert seen["costUsd"] == pytest.approx(2 * 4 * IMAGE_USD, rel=0.01)
+    assert seen["limits"]["maxN"] == 4
+    assert not upstream.ledger.calls
+    made = (await result(paid, call("generate_image", **wanted)))["structuredContent"]
+    assert made["taskId"] == seen["taskId"]
+    again = (await result(paid, call("quote_image", **wanted)))["structuredContent"]
+    assert (again["cached"], again["costUsd"], again["etaSeconds"]) == (True, 0.0, 0.0)
+    unknown = (await result(paid, call("quote_image", prompt="a", model="nobody/knows")))["structuredContent"]
+    assert (unknown["costUsd"], unknown["limits"]) == (None, None)
+    assert (await result(paid, call("quote_image", prompt="a", width=7)))["isError"]
+
+
+async def test_models_are_listed_in_short_or_one_in_full(paid) -> None:
+    found = await result(paid, call("list_image_models"))
+    assert tokens(found) < 2_000
+    assert found["structuredContent"]["models"][0]["id"] == "black-forest-labs/FLUX.1-schnell"
+    few = (await result(paid, call("list_image_models", filter="KONTEXT")))["structuredContent"]["models"]
+    assert {model["id"].lower().count("kontext") for model in few} == {1}
+    one = (await result(paid, call("list_image_models", model=few[0]["id"])))["structuredContent"]["model"]
+    assert one["capabilities"]["edit"] is True
+    assert (await result(paid, call("list_image_models", model="none")))["isError"]
+    assert (await result(paid, call("list_image_models", filter=[])))["isError"]
+
+
+async def test_an_image_of_this_service_is_edited_by_its_link(service) -> None:
+    made = (await result(service, call("generate_image", prompt="a fox", width=64, height=64)))["structuredContent"]
+    arguments = {"prompt": "in red", "imageUrl": made["urls"][0], "width": 64, "height": 64}
+    quoted = (await result(service, call("quote_image", **arguments)))["structuredContent"]
+    edited = (await result(service, call("edit_image", **arguments)))["structuredContent"]
+    assert (edited["status"], edited["taskId"]) == ("completed", quoted["taskId"])
+    for wrong in (made["urls"][0].replace(made["taskId"], "0" * 32), made["urls"][0].replace("/0?", "/7?"), "", None):
+        refused = await result(service, call("edit_image", prompt="in red", imageUrl=wrong))
+        assert refused["structuredContent"]["error"]["details"][0].startswith("imageUrl:")
+
+
+async def test_a_key_sees_and_joins_its_own_tasks_only(start_paid) -> None:
+    secrets = ("secret-of-a-key", "secret-of-another")
+    keys = {f"k{place}": hashlib.sha256(text.encode()).hexdigest() for place, text in enumerate(secrets)}
+    service = await start_paid(api_keys=keys)
+    as_a, as_b = ({"Authorization": f"Bearer {text}"} for text in secrets)
+    own = (await result(service, call("generate_image", prompt="a"), as_a))["structuredContent"]
+    other = (await result(service, call("generate_image", prompt="a"), as_b))["structuredContent"]
+    assert own["taskId"] != other["taskId"]
+    seen = await result(service, call("get_image_task", taskId=own["taskId"]), as_b)
+    unknown = await result(service, call("get_image_task", taskId="0" * 32), as_b)
+    assert seen == unknown
+    stolen = await result(service, call("edit_image", prompt="a", imageUrl=own["urls"][0]), as_b)
+    assert stolen["isError"]
+    status, answer = await send(service, modern("tools/list"))
+    assert (status, answer["error"]["data"]["code"]) == (401, "unauthorized")
+
+
+async def test_a_page_of_another_site_is_refused(service) -> None:
+    body = call("generate_image", prompt="a")
+    status, answer = await send(service, body, {"Origin": "https://evil.example"})
+    assert (status, answer["error"]["data"]["code"], answer["id"]) == (403, "cross_site", None)
+    assert (await send(service, body, {"Origin": str(service.make_url("/")).rstrip("/")}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"Mcp-Method": "tools/list"}, -32020),
+        ({"Mcp-Method": None}, -32020),
+        ({"Mcp-Name": "edit_image"}, -32020),
+        ({"Mcp-Name": None}, -32020),
+        ({"Mcp-Name": "=?base64?!!?="}, -32020),
+        ({"MCP-Protocol-Version": None}, -32020),
+        ({"MCP-Protocol-Version": "2025-11-25"}, -32020),
+        ({"MCP-Protocol-Version": "2027-01-01"}, -32020),
+    ],
+)
+async def test_headers_that_are_not_the_body_are_refused(service, changed: dict[str, Any], code: int) -> None:
+    body = call("generate_image", prompt="a")
+    headers = {name: value for name, value in (headers_of(body) | changed).items() if value is not None}
+    response = await service.post("/mcp", json=body, headers=headers)
+    answer = await response.json()
+    assert (response.status, answer["error"]["code"], answer["id"]) == (400, code, body["id"])
+
+
+async def test_a_name_in_base64_and_an_unknown_version_are_understood(service) -> None:
+    body = call("list_image_models")
+    encoded = base64.b64encode(b"list_image_models").decode()
+    assert (await send(service, body, {"Mcp-Name": f"=?base64?{encoded}?="}))[0] == 200
+    body = message("tools/list")
+    response = await service.post("/mcp", json=body, headers={"MCP-Protocol-Version": "2027-01-01"})
+    answer = await response.json()
+    assert (response.status, answer["error"]["code"]) == (400, -32022)
+    assert answer["error"]["data"]["requested"] == "2027-01-01"
+    assert "2026-07-28" in answer["error"]["data"]["supported"]
+    status, answer = await send(service, modern("resources/list"))
+    assert (status, answer["error"]["code"]) == (404, -32601)
+    body = message("tools/list")
+    status, answer = await send(service, body)
+    assert (status, answer["error"]["code"]) == (400, -32602)
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"[]",
+    b"[{}]",
+    b"null",
+    b"1",
+    b'"text"',
+    b"{}",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf{}",
+    b'{"jsonrpc":"1.0","id":1,"method":"ping"}',
+    b'{"jsonrpc":2,"id":1,"method":"ping"}',
+    b'{"id":1,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":null,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":true,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":{},"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":1}',
+    b'{"jsonrpc":"2.0","id":1,"method":7}',
+    b'{"jsonrpc":"2.0","id":1,"method":null}',
+    b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}',
+    b'{"jsonrpc":"2.0","id":1,"method":"ping","params":null}',
+    b'{"jsonrpc":"2.0","id":1,"id":2,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":1,"result":{}}',
+    b'{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":""}}',
+    b'{"jsonrpc":"2.0","id":99999999999999999999999999,"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":NaN}}',
+    b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b'{"a":' * 40 + b"1" + b"}" * 41,
+    b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}',
+    b'{"jsonrpc":"2.0","id":1,"method":"ping"} trailing',
+    b'{"jsonrpc":"2.0","method":"x","params":' + b"[" * 20_000,
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=lambda body: body[:60].decode(errors="replace"))
+async def test_a_malformed_message_is_an_error_of_json_rpc(service, body: bytes) -> None:
+    response = await service.post("/mcp", data=body, headers={"Content-Type": "application/json"})
+    assert response.status == 400
+    assert (await response.json())["error"]["code"] in (-32700, -32600)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"name": 7},
+        {"name": []},
+        {"name": "no_tool"},
+        {"name": "generate_image", "arguments": []},
+        {"name": "generate_image", "arguments": "x"},
+        {"name": "generate_image", "arguments": {"prompt": "a"}, "_meta": []},
+        {"name": "generate_image", "arguments": {"prompt": {"a": 1}}},
+        {"name": "generate_image", "arguments": {"prompt": "a", "webhook": {"url": "https://example.com"}}},
+        {"name": "generate_image", "arguments": {"prompt": "a", "imageUrl": "data:image/png;base64,AAAA"}},
+        {"name": "edit_image", "arguments": {"prompt": "a", "imageUrl": ["x"], "referenceImages": [7]}},
+        {"name": "edit_image", "arguments": {"prompt": "a", "imageUrl": "data:image/png;base64," + "A" * 50_000}},
+        {"name": "get_image_task", "arguments": {"taskId": 7}},
+        {"name": "get_image_task", "arguments": {"taskId": "../x", "\ud7ff": 1}},
+        {"name": "cancel_image_task", "arguments": {"taskId": None}},
+        {"name": "quote_image", "arguments": {"prompt": "a", "imageUrl": "data:image/png;base64,AAAA"}},
+        {"name": "quote_image", "arguments": {"prompt": "a", "imageUrl": "upload:" + "0" * 64}},
+    ],
+)
+async def test_wrong_arguments_are_no_fault_of_the_service(service, params: dict[str, Any]) -> None:
+    response = await service.post("/mcp", json=message("tools/call", **params))
+    answer = await response.json()
+    assert response.status in (200, 400)
+    assert "error" in answer or answer["result"]["isError"] or params.get("_meta") == []
+
+
+async def test_bodies_that_are_no_json_have_the_form_of_json_rpc_too(service) -> None:
+    for body, headers, status in (
+        (b"x", {"Content-Type": "text/plain"}, 415),
+        (io.BytesIO(b'{"a":"' + b"x" * 2**20 + b'"}'), {"Content-Type": "application/json"}, 413),
+    ):
+        response = await service.post("/mcp", data=body, headers=headers)
+        assert response.status == status
+        assert (await response.json())["error"]["data"]["statusCode"] == status
+
+
+async def test_images_that_an_event_cannot_hold_are_left_to_the_next_call(
+    start_paid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagegen.web.mcp.endpoint.MAX_STREAMED_BYTES", 100)
+    service = await start_paid()
+    body = call("generate_image", prompt="large", detail="full", meta={"progressToken": 1})
+    response = await service.post("/mcp", json=body, headers=headers_of(body))
+    last = events(await response.text())[-1]["result"]
+    assert "call get_image_task with detail full" in last["content"][-1]["text"]
+    task_id = last["structuredContent"]["taskId"]
+    full = await result(service, call("get_image_task", taskId=task_id, detail="full"))
+    assert full["content"][-1]["type"] == "image"
+
+
+SESSIONS = 50
+
+
+async def test_fifty_impatient_agents_pay_once_for_each_image_and_stay_in_budget(
+    start_paid, upstream: EmulatedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second of a client is 10 ms here: timeouts of 5, 20 and 60 s, waits of 45 s, calls of 0 to 70 s."""
+    monkeypatch.setattr(task_wait, "WAIT_S", 0.45)
+    monkeypatch.setattr(task_wait, "PROGRESS_S", 0.08)
+    budget = 20
+    service = await start_paid(budget_daily_micro_usd=round(budget * IMAGE_USD * 1e6), worker_concurrency=8)
+    for place in range(30):
+        upstream.script({"fault": "ok", "delay_s": (place % 8) * 0.1})
+    late: list[float] = []
+
+    async def ask(body: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        limit = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            response = await service.post("/mcp", json=body, headers=headers_of(body), timeout=limit)
+            text = await response.text()
+        except aiohttp.ServerDisconnectedError:  # only the test server cancels handlers of others
+            return None
+        except TimeoutError:
+            late.append(timeout_s)
+            return None
+        assert response.status == 200
+        answer = events(text)[-1] if text.startswith("event") else orjson.loads(text)
+        assert tokens(answer["result"]) < 2_000
+        return answer["result"]
+
+    async def session(number: int) -> str:
+        timeout_s = (0.05, 0.2, 2.0)[number % 3]
+        meta = {"progressToken": number} if number % 2 else {}
+        arguments = {"prompt": f"image {number % 25}"}
+        for _ in range(60):
+            found = await ask(call("generate_image", meta=meta, **arguments), timeout_s)
+            if found is None:
+                continue
+            seen = found["structuredContent"]
+            if seen["status"] in ("completed", "refused"):
+                return str(seen["status"])
+            await ask(call("get_image_task", taskId=seen["taskId"]), timeout_s)
+        return "gave up"
+
+    ends = await asyncio.gather(*map(session, range(SESSIONS)))
+    assert set(ends) == {"completed", "refused"}
+    assert 2.0 not in late
+    prompts = [each.prompt for each in upstream.ledger.paid]
+    assert len(prompts) == len(set(prompts)) == budget
+    stats = await (await service.get("/api/usage", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})).json()
+    assert stats["success"]
