@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor(datetime.now(UTC).date(), models_only=chosen.models)
     if chosen.command == "generate":
         return _generate(chosen)
+    if chosen.command == "mcp":
+        from imagegen import mcp_command  # noqa: PLC0415 - as below
+
+        return mcp_command.run(chosen)
     if chosen.command == "keys":
         from imagegen import key_command  # noqa: PLC0415 - as below
 
@@ -118,6 +122,9 @@ def _parser() -> _Parser:
     _add_generate(commands)
     checks = commands.add_parser("doctor", help="check settings, folders, models and Redis; exit code 1 for a fault")
     checks.add_argument("--models", action="store_true", help="check only the model table, and any finding is a fault")
+    agents = commands.add_parser("mcp", help="serve the tools of agents on stdin and stdout")
+    agents.add_argument("--url", metavar="BASE", help="address of a running service; absent: one in this process")
+    agents.add_argument("--key", metavar="KEY", help="API key of that service")
     _add_keys(commands)
     _add_usage(commands)
     return parser

@@ -25,7 +25,7 @@ LAYERS = [  # a package imports only from layers below its own
     {"app"},
     {"process"},
     {"generate_progress", "local_service", "output_files"},
-    {"generate_command"},
+    {"generate_command", "mcp_command"},
     {"cli"},
     {"__main__"},
 ]
@@ -97,6 +97,7 @@ def test_only_modules_with_outbound_calls_use_the_http_client() -> None:
         "channel_parts",
         "chosen_parts",
         "doctor_probes",
+        "mcp_command",
         "ssrf",
         "proxies",
         "providers",
