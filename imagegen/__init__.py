@@ -1,3 +1,3 @@
 """imagegen: paid image APIs as a durable, cheap, pleasant asynchronous API."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -218,7 +218,7 @@ STATS = {
     "timestamp": "2026-01-01T00:10:00.000Z",
     "instance": {
         "name": "web-1-4f21-9c0a17",
-        "version": "0.4.0",
+        "version": "0.5.0",
         "uptimeSeconds": 601.5,
         "instances": 2,
         "loops": {"loop": 10, "reader": 1, "renewal": 1, "takeover": 1},

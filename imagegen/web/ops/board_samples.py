@@ -34,7 +34,7 @@ BOARD = {
     "timestamp": samples.STATS["timestamp"],
     "instance": {
         "name": "web-1-4f21-9c0a17",
-        "version": "0.4.0",
+        "version": "0.5.0",
         "uptimeSeconds": 601.5,
         "alive": ["web-1-4f21-9c0a17", "web-2-77aa-01bd9e"],
         "loops": 10,
