@@ -106,6 +106,9 @@ async def check_refusal(answer: Any, envelope: str) -> None:
             "code": "unauthorized",
         }
         assert answer.headers["x-should-retry"] == "false"
+    elif answer.url.path == "/mcp":
+        assert body["jsonrpc"] == "2.0"
+        assert body["error"]["data"] == {"statusCode": 401, "code": "unauthorized", "retryable": False}
     else:
         assert (body["code"], body["statusCode"], body["retryable"]) == ("unauthorized", 401, False)
 
