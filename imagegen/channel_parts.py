@@ -164,11 +164,12 @@ def create_routes(
         is_free, unknown = channel.provider == SANDBOX, settings.unknown_price_micro_usd
         table = tables[channel.provider]
         pricing = Pricing(table, is_free=is_free, unknown_micro_usd=unknown)
-        for key in channel.keys:
+        for number, key in enumerate(channel.keys, 1):
             provider = create_provider(settings, channel, key, session, table)
             account = str(getattr(provider, "account", "")) or key_fingerprint(channel.base_url, key.secret)
             named = key.source if key.source.startswith("env:") else ""
-            title = f"channel {channel.name} ({', '.join(filter(None, (named, f'fingerprint {account[:8]}')))})"
+            shown = ", ".join(filter(None, (named, f"fingerprint {account[:8]}")))
+            title = f"channel {channel.name}, key {number} ({shown})"
             title = title if settings.file_channels else ""
             metered = MeteredProvider(provider, meter, on_refused=on_refused, key_name=title or None)
             base = None if is_only else provider.base_url

@@ -114,7 +114,7 @@ class Attempt:
         self._form = CallForm(claim, self._request, runner.counts, runner.seeds, fallback_models)
         self._search = CallSearch(runner.claims, claim, runner.routes, self._form, runner.rules, runner.clock)
         self._inputs = AttemptInputs(runner.inputs, self._request)
-        self._payments = Payments(runner.payments, runner.claims, claim, self._request)
+        self._payments = Payments(runner.payments, runner.claims, runner.routes, claim, self._request)
         self._judging = Judge(claim, runner.rules, runner.pacing, runner.clock)
         self._paid_in_vain = False
         self._fault: UpstreamError | None = None
@@ -207,6 +207,7 @@ class Attempt:
             resume = partial(route.resume, job.handle)
             reply = await self._job_wait.reply(share, self._form.model, resume, job=job)
         except UpstreamError as error:
+            self._change(job=None)
             self._payments.failed(route, self._form.model, error)
             if error.code == "upstream_bad_response":
                 self._answered_in_vain(share, again=again)
@@ -367,7 +368,7 @@ class Attempt:
         """Return the permit for the next call, of a fallback model if no channel here serves the requested one."""
         while True:
             try:
-                return await self._waiting.permit(self._form.model, choice)
+                return await self._waiting.permit(self._form.model, self._payments.affordable(self._form.model, choice))
             except UpstreamError as error:
                 if not self._form.mend(error):
                     raise
@@ -419,7 +420,7 @@ class Attempt:
     def _failed(self, turn: Permit, error: UpstreamError, count: int, choice: Choice) -> Choice:
         """Return the channels for the call if it is to be repeated at once; raise otherwise."""
         rest = without_tried(choice, turn, error, has_job=self._job_wait.has_job)
-        if rest is not None and self._runner.pacing.has_other(self._form.model, rest):
+        if rest and self._runner.pacing.has_other(self._form.model, self._payments.affordable(self._form.model, rest)):
             self._runner.pacing.failed(turn, error, unfinished=self._claim.task.id)
             return rest
         if self._form.learn_count(error, count):

@@ -16,7 +16,8 @@ from imagegen.tasks.cost import UNKNOWN, Cost
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.retry import ClaimLost, Failed
 from imagegen.tasks.task import TaskError
-from imagegen.worker.routes import Route
+from imagegen.worker.permits import Choice
+from imagegen.worker.routes import Route, Routes
 from imagegen.worker.saving import AttemptEnded
 
 NO_BUDGET = "the budget of the day is used up, so no further call was made"
@@ -37,8 +38,22 @@ class Payments:
 
     rules: PaymentRules
     claims: WorkerQueue
+    routes: Routes
     claim: Claim
     request: GenerationRequest
+
+    def affordable(self, model: str, choice: Choice) -> Choice:
+        """Return the choice without the channels of an unknown price, if a budget holds the task and others have one.
+
+        After a lost response the channel is decided already.
+        """
+        if self.routes.only or choice.only or not self.claim.cost.slots:
+            return choice
+        prices = {route.channel.name: route.call_price(self.request, model, 1) for route in self.routes.serving(model)}
+        unpriced = frozenset(name for name, price in prices.items() if price is None)
+        if not unpriced or len(unpriced) == len(prices):
+            return choice
+        return replace(choice, channels=choice.channels | unpriced)
 
     async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> None:
         """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.

@@ -21,6 +21,7 @@ from service.running import KEY, RUN, environment
 from service.topology import debian, packaged, server, url_of
 
 PASSWORD = "a-password-that-nobody-may-see"
+WRONG_KEY = "a-wrong-key-that-nobody-may-see"
 
 USERS = {
     "whole": ("~*", "&*", "+@all"),
@@ -70,11 +71,15 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 
 class _Upstream(BaseHTTPRequestHandler):
-    """Provider with a list of models: at /refused its key is wrong, at /late its clock is 10 minutes ahead."""
+    """Provider with a list of models, which refuses WRONG_KEY, and at /refused each key.
+
+    At /late its clock is 10 minutes ahead.
+    """
 
     def do_GET(self) -> None:
-        refused, late = "refused" in self.path, "late" in self.path
-        body = json.dumps({"error": {"message": f"no such key {KEY}"}} if refused else []).encode()
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        refused, late = "refused" in self.path or WRONG_KEY in key, "late" in self.path
+        body = json.dumps({"error": {"message": f"no such key {key}"}} if refused else []).encode()
         self.send_response_only(401 if refused else 200)
         at = datetime.now(UTC) + timedelta(minutes=10 if late else 0)
         self.send_header("Date", format_datetime(at, usegmt=True))
@@ -243,3 +248,18 @@ def test_an_old_model_table_is_a_warning_and_with_models_alone_a_fault(tmp_path:
     assert fault.startswith("FAULT: DEFAULT_MODEL: gone ended")
     assert "set it to here" in fault
     assert doctor(tmp_path, "--models", MODELS_FILE=str(path)).code == 1
+
+
+def test_a_wrong_key_of_a_channel_is_named_by_its_place_and_not_shown(
+    tmp_path: Path, good: dict[str, str], upstream_url: str
+) -> None:
+    keys, file = ["a-good-key-0123456789", f"{WRONG_KEY}-0123456789"], tmp_path / "channels.toml"
+    fields = f'provider = "together"\nbase_url = "{upstream_url}"\nkeys = {json.dumps(keys)}'
+    file.write_text(f'[[channels]]\nname = "pool"\n{fields}')
+    report = doctor(tmp_path, REDIS_URL=good["REDIS_URL"], CHANNELS_FILE=str(file))
+    (fault,) = report.faults
+    assert report.code == 1
+    assert fault.startswith("FAULT: channel pool, key 2 (fingerprint ")
+    assert "the provider refuses the key" in fault
+    assert any(line.startswith("ok: channel pool, key 1 (") for line in report.lines)
+    assert not [line for line in report.lines for key in keys if key in line]

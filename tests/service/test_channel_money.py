@@ -1,0 +1,187 @@
+"""Money of channels through the running service: prices, budgets, kills, and keys that leave the file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulator_fixtures import EmulatorProcess
+from ports import free_port
+from service.running import KEY, Service, calls_about, eventually, redis_server
+from service.test_channels import SCHNELL, Start, Upstream, channel, error, serving, write
+
+DYING = Path(__file__).with_name("dying.py")
+KONTEXT = "black-forest-labs/FLUX.1-kontext-pro"
+PRICE_USD = 0.003
+"""Of one image of 512 x 512 pixels by the default models of fal and Replicate."""
+
+MODELS = {"fal": "fal-ai/flux/schnell", "replicate": "black-forest-labs/flux-schnell"}
+BUDGET = {"BUDGET_DAILY_USD": "10"}
+KILLS = (
+    ("sent", "replicate"),
+    ("accepted", "fal"),
+    ("polled 1", "replicate"),
+    ("sent", "drawn"),
+    ("accepted", "drawn"),
+)
+"""Moment of each kill, and the model: `drawn` is served by both channels."""
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    (folder := tmp_path / "redis").mkdir()
+    with redis_server(folder, port := free_port()):
+        yield f"redis://127.0.0.1:{port}"
+
+
+def emulator(name: str) -> EmulatorProcess:
+    return EmulatorProcess(name, "--price", str(PRICE_USD), "--seed", "5", module="imagegen.emulator.job_command")
+
+
+def job_channel(name: str, url: str, *keys: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "provider": name,
+        "base_url": url,
+        "keys": keys,
+        "models": [f"drawn={MODELS[name]}", f"{name}={MODELS[name]}"],
+    }
+
+
+def test_a_job_whose_key_left_the_pool_counts_as_lost_and_is_made_once_more(
+    start_service: Start, redis_url: str, tmp_path: Path
+) -> None:
+    with emulator("fal") as upstream:
+        (tmp_path / "kill").write_text("polled 1")
+        first = start_service(
+            REDIS_URL=redis_url,
+            CHANNELS_FILE=write(tmp_path / "1.toml", job_channel("fal", upstream.url, "left-key-0123456789")),
+            KILL_FILE=str(tmp_path / "kill"),
+            program=DYING,
+            **BUDGET,
+        )
+        task_id = first.accepted(prompt="an orphan {{fault:job times=1 job_s=0.5}}", model="drawn")
+        assert first.wait() == -9
+        pool = job_channel("fal", upstream.url, "first-key-0123456789", "second-key-0123456789")
+        second = start_service(REDIS_URL=redis_url, CHANNELS_FILE=write(tmp_path / "2.toml", pool), **BUDGET)
+        task = second.completed(task_id)
+        ledger = upstream.ledger()
+        assert (ledger["submitted"], task["possiblyBilledTwice"]) == (2, 1)
+        assert task["cost"]["charged"] == pytest.approx(ledger["cost_usd"]) == 2 * PRICE_USD
+        assert second.log.count("belongs to a key that is not in CHANNELS_FILE any more") == 1
+        assert "left-key" not in second.log
+
+
+def test_a_channel_of_an_unknown_price_gets_no_call_of_a_task_under_a_budget(
+    start_service: Start, upstream: EmulatorProcess, tmp_path: Path
+) -> None:
+    unpriced = Upstream()
+    file = write(
+        tmp_path / "c.toml",
+        channel("priced", upstream.url, KEY, models=[f"drawn={SCHNELL}"], priority=5),
+        channel("unpriced", unpriced.url, KEY, models=["drawn=nobody/knows", "other=nobody/knows"]),
+    )
+    with serving(unpriced):
+        service = start_service(CHANNELS_FILE=file, **BUDGET)
+        task = service.made(prompt="fails once {{fault:500 times=1}}", model="drawn")
+        assert (task["channel"], task["attempts"], unpriced.calls) == ("priced", 2, [])
+        free = start_service(CHANNELS_FILE=file, DATA_DIR=str(tmp_path / "free"))
+        task = free.made(prompt="fails once more {{fault:500 times=1}}", model="drawn")
+        assert (task["channel"], task["attempts"], len(unpriced.calls)) == ("unpriced", 1, 1)
+
+
+def test_a_fallback_model_skips_its_channel_of_an_unknown_price(start_service: Start, tmp_path: Path) -> None:
+    gone, unpriced, priced = Upstream({KEY: error(404, "Unable to access model")}), Upstream(), Upstream()
+    file = write(
+        tmp_path / "c.toml",
+        channel("gone", gone.url, KEY, models=[f"drawn={SCHNELL}"]),
+        channel("unpriced", unpriced.url, KEY, models=["other=nobody/knows"], priority=5),
+        channel("priced", priced.url, KEY, models=[f"other={SCHNELL}"]),
+    )
+    with serving(gone, unpriced, priced):
+        service = start_service(CHANNELS_FILE=file, FALLBACK_MODELS="other", **BUDGET)
+        task = service.made(prompt="by the other model", model="drawn")
+        assert (task["channel"], len(unpriced.calls), len(priced.calls)) == ("priced", 0, 1)
+
+
+def test_a_task_is_charged_the_price_of_the_channel_that_drew_it(start_service: Start, tmp_path: Path) -> None:
+    cheap, dear, broken = Upstream(), Upstream(), Upstream({KEY: error(500)})
+    prices = {"cheap": 0.000708, "dear": 0.010486}
+    file = write(
+        tmp_path / "c.toml",
+        channel("cheap", cheap.url, KEY, models=[f"drawn={SCHNELL}"]),
+        channel("dear", dear.url, KEY, models=[f"drawn={KONTEXT}", f"moved={KONTEXT}"]),
+        channel("broken", broken.url, KEY, models=[f"moved={SCHNELL}"], priority=5),
+    )
+    with serving(cheap, dear, broken):
+        service = start_service(CHANNELS_FILE=file, **BUDGET)
+        tasks = [service.made(prompt=f"image {number}", model="drawn") for number in range(4)]
+        moved = service.made(prompt="to a dearer channel", model="moved")
+        assert sorted(task["channel"] for task in tasks) == ["cheap", "cheap", "dear", "dear"]
+        assert [task["cost"]["charged"] for task in tasks] == [prices[task["channel"]] for task in tasks]
+        assert (moved["channel"], moved["cost"]["charged"]) == ("dear", prices["dear"])
+        assert moved["cost"]["estimated"] == prices["cheap"]
+        spent = {
+            each["name"]: each["keys"][0]["spentUsd"] for each in service.get_as_admin("/api/channels").json["channels"]
+        }
+        assert spent == pytest.approx({"cheap": 2 * 0.000708, "dear": 3 * 0.010486, "broken": 0})
+
+
+class Cluster:
+    """Two instances with the same two providers of jobs. charged: US dollars of all tasks."""
+
+    def __init__(self, services: list[Service], upstreams: dict[str, EmulatorProcess]) -> None:
+        self.services, self.upstreams = services, upstreams
+        self.rng, self.charged = random.Random("channels"), 0.0
+
+    def kill_at(self, moment: str, model: str, number: int) -> str:
+        """Make a task; the instance that runs it dies at that moment. Return the task's channel."""
+        files = [Path(service.settings["KILL_FILE"]) for service in self.services]
+        for file in files:
+            file.write_text(moment)
+        text = f"{number} of {model} killed when {moment}"
+        switch = "job times=1 job_s=0.5" + (" answer_s=1" if moment == "sent" else "")
+        task_id = self.rng.choice(self.services).accepted(prompt=f"{text} {{{{fault:{switch}}}}}", model=model)
+        (victim,) = eventually(self._dead, 20)
+        for file in files:
+            file.unlink()
+        assert victim.wait() == -9
+        victim.start()
+        self._check(self.rng.choice(self.services).completed(task_id, 60), moment, text)
+        return str(self.services[0].task(task_id)["channel"])
+
+    def _dead(self) -> list[Service]:
+        return [service for service in self.services if service.process and service.process.poll() is not None]
+
+    def _check(self, task: dict[str, Any], moment: str, text: str) -> None:
+        jobs = {
+            name: len([call for call in calls_about(each, text) if call["job"]])
+            for name, each in self.upstreams.items()
+        }
+        is_lost = moment in ("sent", "accepted") and task["channel"] == "fal"  # Replicate lists its jobs
+        assert {name: count for name, count in jobs.items() if count} == {task["channel"]: 1 + is_lost}
+        assert task.get("possiblyBilledTwice", 0) == is_lost
+        assert self.services[0].get(task["data"][0]["url"]).status == 200
+        self.charged += task["cost"]["charged"]
+
+
+@pytest.mark.timeout(120)
+def test_kills_with_two_channels_of_jobs_lose_no_task_and_no_cent(redis_url: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        upstreams = {name: stack.enter_context(emulator(name)) for name in MODELS}
+        file = write(tmp_path / "c.toml", *(job_channel(name, each.url, KEY) for name, each in upstreams.items()))
+        services = []
+        for number in range(2):
+            own = {"KILL_FILE": str(tmp_path / f"kill{number}"), "DATA_DIR": str(tmp_path / "data")}
+            own |= {"REDIS_URL": redis_url, "CHANNELS_FILE": file}
+            services.append(Service(tmp_path / f"instance{number}", own, program=DYING).start())
+            stack.callback(services[-1].end)
+        cluster = Cluster(services, upstreams)
+        drawn_by = {cluster.kill_at(*kill, number) for number, kill in enumerate(KILLS)}
+        paid = sum(each.ledger()["cost_usd"] for each in upstreams.values())
+        assert drawn_by == set(MODELS)
+        assert cluster.charged == pytest.approx(paid)
