@@ -117,6 +117,8 @@ class HistoryRecorder:
             totals = _totals(self._meter, self._sample())
             self._last = self._minute(totals)
             self._unwritten.append(self._last)
+            if now < self._at:  # the clock went back
+                self._not_before = now
             self._before, self._at, self._peak = totals, now, Sample(0, 0.0, 0, 0, 0)
 
     async def _write(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -28,8 +28,8 @@ _decode = msgspec.json.Decoder(list[Minute]).decode
 class HistoryStore:
     """Stream of minutes, and those of all instances as last read. All methods raise QueueUnavailable.
 
-    An entry has the name of its writer. A writer's minutes rise, so those that are not above its last ones were written
-    twice, since a reply was lost.
+    An entry has the name of its writer. Minutes that its entry before has too were written twice, since a reply was
+    lost.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HistoryStore:
         self._min_interval_s = min_interval_s
         self._renewed_at = -RENEW_AFTER_S
         self._minutes: dict[int, Minute] = {}
-        self._last_of: dict[str, int] = {}
+        self._last_of: dict[str, dict[int, Minute]] = {}
         self._last_id = "-"
         self._read_at = -min_interval_s
         self._lock = asyncio.Lock()
@@ -93,8 +93,7 @@ class HistoryStore:
             return
         merge_into(self._minutes, self._unseen(writer, minutes))
 
-    def _unseen(self, writer: str, minutes: Iterable[Minute]) -> list[Minute]:
-        unseen = [minute for minute in minutes if minute.at > self._last_of.get(writer, -1)]
-        if unseen:
-            self._last_of[writer] = unseen[-1].at
-        return unseen
+    def _unseen(self, writer: str, minutes: Sequence[Minute]) -> list[Minute]:
+        before, last = self._last_of.get(writer, {}), {minute.at: minute for minute in minutes}
+        self._last_of[writer] = last
+        return [minute for minute in minutes if before.get(minute.at) != minute]

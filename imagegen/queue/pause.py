@@ -73,6 +73,8 @@ class ClaimingPause:
             state = PauseState(max(self.state.version + 1, int(now * 1000)), paused, now)
             await self._write(state)
             self._use(state)
+        else:  # another instance may have missed it, if the answer to its write was lost
+            self._publish(self.state)
         return self.state
 
     async def read_forever(self) -> None:
@@ -117,6 +119,9 @@ class ClaimingPause:
         async with self._connection.deadline():
             await self._connection.commands.set(self._key, msgspec.json.encode(state))
         self._connection.meter.redis_commands_sent("control", 1)
+        self._publish(state)
+
+    def _publish(self, state: PauseState) -> None:
         self._notifier.publish(KIND, state=msgspec.to_builtins(state))
 
     def _use(self, state: PauseState) -> None:

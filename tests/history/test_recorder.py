@@ -127,6 +127,18 @@ async def test_the_begun_minute_is_shown_here_and_written_at_the_end(record: Cal
     assert [minute.tasks for minute in (await two.store.read()).values()] == [{"completed": 1}]
 
 
+async def test_the_history_goes_on_after_a_step_of_the_clock_back(
+    record: Callable[[], Recording], clock: Clock
+) -> None:
+    one = record()
+    for step_s in (0, 7_200, -7_200):
+        clock.now += step_s
+        one.meter.finished("completed", "", "m")
+        await one.next_minute()
+    await one.next_minute()
+    assert sum(minute.tasks.get("completed", 0) for minute in (await one.store.read()).values()) == 3
+
+
 async def test_minutes_older_than_a_day_are_forgotten(record: Callable[[], Recording], clock: Clock) -> None:
     one = record()
     old, new = int(clock.now) - 86_500, int(clock.now) - 60

@@ -6,12 +6,15 @@ import asyncio
 import time
 
 import pytest
+import queue_budgets
 from msgspec.structs import replace
 from queue_budgets import PRICE, TOTAL, limited, started, used
+from support import submission
 
 from imagegen.queue import canceller as canceller_module
 from imagegen.queue.codec import decode_record
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
+from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 
 HANDLE = JobHandle("fal", "job_1")
@@ -63,6 +66,15 @@ async def test_a_confirmed_cancel_is_shown_and_gives_the_money_back(one) -> None
     assert (task.cost.charged, task.cost.unsure, await used(one)) == (0, 0, 0)
     kept = await stored(one, task.id)
     assert (kept.cancelled_upstream, kept.cost.charged, ended) == (True, 0, [task])
+
+
+async def test_a_field_of_the_request_is_not_taken_for_a_confirmed_cancel(one, monkeypatch) -> None:
+    _ = with_upstream(one)
+    request = replace(GenerationRequest.from_json(submission("a").request_json), extra={"upstream": True}).to_json()
+    monkeypatch.setattr(queue_budgets, "submission", lambda name: replace(submission(name), request_json=request))
+    claim = await with_job(one)
+    task = await one.client_queue.cancel(claim.task.id)
+    assert (task.cancelled_upstream, task.cost.charged, await used(one)) == (True, 0, 0)
 
 
 @pytest.mark.parametrize("answer", [False, None])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
@@ -70,6 +71,15 @@ async def test_a_pause_holds_for_all_instances_until_one_resumes(start_two: Star
     for task_id in ids:
         assert (await get(one, f"/api/images/{task_id}?wait=10"))["status"] == "completed"
     assert await get(one, "/readyz") == {"status": "ready"}
+
+
+async def test_a_repeated_pause_tells_the_instances_that_missed_the_first(start_two: StartTwo) -> None:
+    one, two = await start_two()
+    connection, keys = one.app[QUEUE].connection, one.app[QUEUE].keys
+    stored = msgspec.json.encode(PauseState(int(connection.clock() * 1000), paused=True, since=connection.clock()))
+    await connection.commands.set(keys.pause, stored)  # as a write does whose answer was lost
+    assert (await post(one, "/api/admin/pause"))["paused"]
+    await eventually(lambda: is_paused(two))
 
 
 async def test_running_tasks_finish_while_claiming_is_paused(start_service: StartService) -> None:

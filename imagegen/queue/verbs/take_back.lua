@@ -7,10 +7,10 @@
 local existing = redis.call('GET', KEYS[1])
 if type(existing) ~= 'string' then return {0, budget_reply} end
 local state, epoch = string.match(existing, '^%d+ (%l+) %S+ (%d+) ')
-if state ~= 'cancelled' or epoch ~= ARGV[1] or not string.find(existing, ARGV[2], 1, true) then
-  return {0, budget_reply}
-end
-if string.find(existing, '"upstream":true', 1, true) then return {0, budget_reply} end
+local marked = string.find(existing, ARGV[2], 1, true)
+if state ~= 'cancelled' or epoch ~= ARGV[1] or not marked then return {0, budget_reply} end
+-- Behind the mark, since the request before it may have such a field of its own.
+if string.find(existing, '"upstream":true', marked, true) then return {0, budget_reply} end
 redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
 if ARGV[4] ~= '' then settle(redis.pcall, keys_of_days(1), ARGV[5], {ARGV[4]}) end
 return {1, budget_reply}
