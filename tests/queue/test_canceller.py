@@ -14,7 +14,6 @@ from support import submission
 from imagegen.queue import canceller as canceller_module
 from imagegen.queue.codec import decode_record
 from imagegen.tasks.provider_job import AcceptedJob, JobHandle
-from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 
 HANDLE = JobHandle("fal", "job_1")
@@ -70,7 +69,7 @@ async def test_a_confirmed_cancel_is_shown_and_gives_the_money_back(one) -> None
 
 async def test_a_field_of_the_request_is_not_taken_for_a_confirmed_cancel(one, monkeypatch) -> None:
     _ = with_upstream(one)
-    request = replace(GenerationRequest.from_json(submission("a").request_json), extra={"upstream": True}).to_json()
+    request = b'{"prompt":"a","model":"m","extra":{"upstream":true}}'
     monkeypatch.setattr(queue_budgets, "submission", lambda name: replace(submission(name), request_json=request))
     claim = await with_job(one)
     task = await one.client_queue.cancel(claim.task.id)
