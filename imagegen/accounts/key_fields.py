@@ -78,7 +78,13 @@ _Life = Annotated[
     str, BeforeValidator(_as_text), AfterValidator(_duration), AfterValidator(_life), _duration_schema(shortest_s=1)
 ]
 _Count = Annotated[int, Field(strict=True, ge=1, le=MAX_LIMIT), BeforeValidator(_whole)]
-_Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
+_Pattern = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    AfterValidator(_pattern),
+    WithJsonSchema({"type": "string", "pattern": "^[!-~]([ -~]{0,198}[!-~])?$", "examples": ["flux*"]}),
+]
+"""The schema says it in ASCII only: no pattern names all printable characters."""
 
 
 class _Fields(BaseModel):
