@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -88,7 +89,7 @@ def drop_second_key(case: schemathesis.Case) -> None:
 def described(*, has_boundaries: bool = True) -> BaseSchema:
     """Return the schema of the OpenAPI document. has_boundaries: whether the boundary values of each field are sent."""
     return schemathesis.openapi.from_dict(
-        build_document(),
+        deepcopy(build_document()),  # its examples are the samples of other tests, and cases are changed in place
         config=SchemathesisConfig(
             suppress_health_check=[HealthCheck.too_slow],
             projects=ProjectsConfig(
