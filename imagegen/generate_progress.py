@@ -115,7 +115,7 @@ def describe(task: ImageTask) -> str:
 
 
 def describe_pause(pause: Pause) -> str:
-    """Return what is waited for; nothing for a pause that nobody notices."""
+    """Return the cause of a wait; nothing for a short one."""
     if pause.seconds < NOTED_PAUSE_S:
         return ""
     return f"waiting {pause.seconds:.0f} s: {pause.why.replace('_', ' ') or 'no response of the service'}"

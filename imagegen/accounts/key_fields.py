@@ -65,7 +65,7 @@ def _whole(value: object) -> object:
 def _duration_schema(*, shortest_s: int) -> WithJsonSchema:
     """Return the JSON schema of a duration; it leaves out some long spellings that are valid too, as `600w`.
 
-    A first digit other than 0 is what a pattern can say of a duration that must be longer than 0.
+    Where a duration must be longer than 0, the pattern has a first digit other than 0.
     """
     first = "[1-9]" if shortest_s else "[0-9]"
     pattern = f"^{first}([0-9]{{0,7}}s?|[0-9]{{0,5}}m|[0-9]{{0,3}}h|[0-9]{{0,2}}d|[0-9]?w)$"
@@ -84,7 +84,7 @@ _Pattern = Annotated[
     AfterValidator(_pattern),
     WithJsonSchema({"type": "string", "pattern": "^[!-~]([ -~]{0,198}[!-~])?$", "examples": ["flux*"]}),
 ]
-"""The schema says it in ASCII only: no pattern names all printable characters."""
+"""The schema allows ASCII only: no pattern names all printable characters."""
 
 
 class _Fields(BaseModel):

@@ -13,7 +13,7 @@ from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.tasks.task import Task
 
 MAX_REMEMBERED = 10_000
-"""Tasks with several clients of which this instance knows some."""
+"""Tasks with several clients of which this instance has seen some."""
 
 MESSAGE = "left"
 
@@ -26,7 +26,7 @@ class _Known(Struct):
 
 
 class JoinedClients:
-    """What this instance knows of the clients of tasks; a client that is known costs no command.
+    """The clients of tasks that this instance has seen; another submit of one of them costs no command.
 
     An instance that misses the message of a client that left takes it for one that is still there, until its memory of
     the task is over.
@@ -53,7 +53,7 @@ class JoinedClients:
         return True
 
     def left(self, task: Task) -> None:
-        """Tell all instances that a client left, so that it is counted when it submits again."""
+        """Notify all instances that a client left, so that it is counted when it submits again."""
         self._remember(task.id, _Known(task.epoch, set()))
         self._notifier.publish(MESSAGE, id=task.id, epoch=task.epoch)
 

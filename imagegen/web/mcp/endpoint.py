@@ -1,4 +1,4 @@
-"""Route of agents: POST /mcp. Each request is answered by itself, so any instance can answer it."""
+"""Route of agents: POST /mcp. No request depends on an earlier one, so any instance can answer it."""
 
 from __future__ import annotations
 

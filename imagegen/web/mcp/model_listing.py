@@ -1,4 +1,4 @@
-"""List of models for agents: short rows with a price, or all that is known of one model."""
+"""List of models for agents: short rows with a price, or the limits of one model."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ _ERRORS = {
     415: "The body is no JSON.",
     417: "An `Expect` header that is not supported.",
     431: "The headers are too large.",
-    429: "Too many requests. A call of a tool has a result that says so instead.",
+    429: "Too many requests. A call of a tool has a result with this error instead.",
     500: "An unforeseen error.",
     503: "The service is not available now.",
 }

@@ -70,7 +70,7 @@ class ProgressStream:
 
     @property
     def report(self) -> Report | None:
-        """Return what sends progress; None if the client wants none."""
+        """Return what sends progress; None without a token of the client."""
         wanted = self._token is not None and accepts_events(self._request.headers)
         return self._send_progress if wanted else None
 

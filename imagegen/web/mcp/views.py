@@ -58,7 +58,7 @@ class ToolModelsView(TypedDict):
 
     models: NotRequired[list[ListedModelView]]
     more: NotRequired[Annotated[int, Field(description="Models that are left out: use filter.")]]
-    model: NotRequired[Annotated[dict[str, Any], Field(description="All that is known of one model.")]]
+    model: NotRequired[Annotated[dict[str, Any], Field(description="The limits and the price of one model.")]]
     error: NotRequired[ToolErrorView]
 
 
