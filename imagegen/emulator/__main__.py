@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from . import faults
 from .fault_schedule import UnknownFault
 from .generation import IMAGE_MODES
 from .jobs import DIALECTS
+from .listening import serve
 from .server import Emulator, Options
 
 
@@ -19,23 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM or SIGINT; 2 where it can't start."""
     try:
         emulator = Emulator(_options(arguments))
-        asyncio.run(_serve(emulator))
+        asyncio.run(serve(emulator))
     except (OSError, UnknownFault) as failure:
         sys.stderr.write(f"the emulator can't start: {failure}\n")
         return 2
     return 0
-
-
-async def _serve(emulator: Emulator) -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await emulator.start()
-    sys.stdout.write(f"emulator ready on {emulator.url}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await emulator.stop()
 
 
 def _options(arguments: Sequence[str] | None) -> Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Final
 
 from .fault_schedule import UnknownFault
 from .job_emulator import JobEmulator, JobOptions
+from .listening import serve
 
 CLASSES: Final = {
     "bfl": "BflEmulator",
@@ -35,23 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Return 2 if it can't start."""
     provider, options = _parse(arguments)
     try:
-        asyncio.run(_serve(make(provider, options)))
+        asyncio.run(serve(make(provider, options)))
     except (OSError, UnknownFault) as failure:
         sys.stderr.write(f"the emulator can't start: {failure}\n")
         return 2
     return 0
-
-
-async def _serve(emulator: JobEmulator) -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await emulator.start()
-    sys.stdout.write(f"emulator ready on {emulator.url}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await emulator.stop()
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[str, JobOptions]:

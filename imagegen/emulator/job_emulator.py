@@ -19,8 +19,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic, time
 from typing import ClassVar, Final
@@ -35,6 +35,7 @@ from .images import DrawnImage, digest_of
 from .input_files import files_in
 from .jobs import Job
 from .ledger import Call, Ledger
+from .listening import ListeningEmulator
 from .responses import TEXT, Response
 
 ENDS: Final = ("completed", "failed", "moderated", "expired", "partial")
@@ -163,8 +164,8 @@ class JobLedger(Ledger):
         return orjson.dumps({**orjson.loads(super().to_json()), **self.sums()})
 
 
-class JobEmulator(ABC):
-    """`start()` listens; `stop()` ends all connections; `start()` again takes the same port. The ledger stays."""
+class JobEmulator(ListeningEmulator):
+    """Base of the emulators of providers with jobs."""
 
     name: ClassVar[str]
     refusals: ClassVar[Mapping[str, Response]]
@@ -172,6 +173,7 @@ class JobEmulator(ABC):
 
     def __init__(self, options: JobOptions | None = None) -> None:
         self.options = options = options or JobOptions()
+        super().__init__(options.host, options.port)
         self.rng = random.Random(options.seed)
         self.ledger = JobLedger()
         self.running: dict[str, RunningJob] = {}
@@ -179,8 +181,6 @@ class JobEmulator(ABC):
         self._links = Links(self.rng, options.link_ttl_s)
         self._script = FaultSchedule(self._check, random.Random(options.seed))
         self._script.set_default(options.fault, options.fail_rate, monotonic())
-        self._port = options.port
-        self._runner: web.ServerRunner | None = None
 
     @abstractmethod
     def answer(self, exchange: Exchange) -> Response | None:
@@ -193,38 +193,6 @@ class JobEmulator(ABC):
     def charges(self, end: str, _fault: Fault) -> bool:
         """Return whether a job that ends so is charged."""
         return end not in ("failed", "moderated")
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.options.host}:{self._port}"
-
-    async def start(self) -> None:
-        """Listen. Raises OSError if the port is taken."""
-        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.options.host, self._port, backlog=1024).start()
-        self._port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    def script(self, steps: Sequence[object]) -> None:
-        """Queue switches. Raises UnknownFault."""
-        self._script.add(steps, monotonic())
-
-    def clear_script(self) -> None:
-        self._script.clear()
-
-    def set_fault(self, fault: str | None, share: float = 1.0) -> None:
-        """Set what each call gets from now on, or a share of them; None: nothing. Raises UnknownFault."""
-        self._script.set_default(fault, share, monotonic())
-
-    def expire_links(self) -> None:
-        """Let all links that were given out so far be dead from now on."""
-        self._links.expire_all(monotonic())
 
     def accepts(self, key: str) -> bool:
         """Return whether a key may call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import monotonic, time
 from typing import Final
@@ -20,6 +20,7 @@ from .generation import Generation, ImageSettings, new_ids
 from .image_files import Links
 from .input_files import BadForm, read_form
 from .ledger import Call, Ledger
+from .listening import ListeningEmulator
 from .rate_limit import TokenBucket
 from .request import BadBody, ImageRequest, parse, parse_webui, request_of
 from .responses import Response
@@ -68,11 +69,12 @@ class Options:
     dialect: str | None = None
 
 
-class Emulator:
-    """`start()` listens; `stop()` ends all connections; `start()` again takes the same port. The ledger stays."""
+class Emulator(ListeningEmulator):
+    """Together's image endpoint, OpenAI's, or a relay's."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options = options or Options()
+        super().__init__(options.host, options.port)
         rng = random.Random(options.seed)
         self.ledger = Ledger()
         self._rng = rng
@@ -81,40 +83,6 @@ class Emulator:
         self._pace = TokenBucket(options.rate_per_minute)
         self._script = FaultSchedule(faults.check, random.Random(options.seed))
         self._script.set_default(options.fault, options.fail_rate, monotonic())
-        self._port = options.port
-        self._runner: web.ServerRunner | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.options.host}:{self._port}"
-
-    async def start(self) -> None:
-        """Raises OSError where the port is taken."""
-        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0.01)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self.options.host, self._port, backlog=1024).start()
-        self._port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    def script(self, steps: Sequence[object]) -> None:
-        """Queues faults; raises UnknownFault."""
-        self._script.add(steps, monotonic())
-
-    def clear_script(self) -> None:
-        self._script.clear()
-
-    def set_fault(self, fault: str | None, share: float = 1.0) -> None:
-        """What each call gets from now on, or a share of them; None: nothing. Raises UnknownFault."""
-        self._script.set_default(fault, share, monotonic())
-
-    def expire_links(self) -> None:
-        """All links given out so far are dead from now on."""
-        self._links.expire_all(monotonic())
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]

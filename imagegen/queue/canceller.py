@@ -79,7 +79,7 @@ class TaskCanceller:
             await asyncio.wait(self._running, timeout=UPSTREAM_S)
 
     def _begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Future[_T]:
-        """Begin work that goes on if nobody waits for it any more."""
+        """Begin work that goes on if its caller is cancelled."""
         running = asyncio.ensure_future(work)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -114,7 +114,7 @@ class TaskCanceller:
         return CancelResult(task)
 
     async def _end(self, task: Task, ended: CancelledTask) -> Task:
-        """Tell everyone that a task is over, then cancel its provider job. Return the task as stored then."""
+        """Announce the end of a task, then cancel its provider job. Return the task as stored then."""
         self._left(task, ended.task)
         try:
             final = await self._cancel_job(ended)
@@ -124,7 +124,7 @@ class TaskCanceller:
         return final
 
     def _left(self, task: Task, final: Task) -> None:
-        """Tell everyone that a task is over."""
+        """Announce the end of a task, here and to the other instances."""
         self._verbs.meter.finished(final.state.value, "", final.model)
         self._dispatcher.mark_finished_elsewhere(final)
         self._dispatcher.estimates.line.remove(task.entry_id)
@@ -178,6 +178,6 @@ async def _unknown(_handle: JobHandle) -> bool | None:
 
 
 def _mark_retrieved(work: asyncio.Future[Any]) -> None:
-    """Read the error of work that nobody may wait for any more, so that it is not reported as unread."""
+    """Read the error of work whose caller may be cancelled, so that it is not reported as unread."""
     if not work.cancelled():
         work.exception()

@@ -173,8 +173,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
         open_tasks=_open_tasks(connection, keys, lookup, config),
         pause=ClaimingPause(connection, keys, notifier),
     )
-    client_queue.limits_of, client_queue.open_tasks = config.limits_of, parts.open_tasks
-    _connect(parts)
+    _connect(parts, config)
     return parts
 
 
@@ -191,8 +190,9 @@ def _open_tasks(connection: Connection, keys: Keys, lookup: TaskLookup, config: 
     return OpenTasks(connection, keys, limit_of, lookup.read, life_s=life_s, clock=connection.clock)
 
 
-def _connect(parts: QueueInstance) -> None:
+def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     """Set every callback between the parts; no part sets one itself."""
+    parts.client_queue.limits_of, parts.client_queue.open_tasks = config.limits_of, parts.open_tasks
     leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
     relay, takeover = parts.change_relay, parts.takeover
     # Events inside this process

@@ -23,11 +23,13 @@ class Upstream:
     """Provider that answers each cancel with `answer`, after `released`."""
 
     def __init__(self, answer: bool | None = True) -> None:
-        self.answer, self.cancelled, self.released = answer, [], asyncio.Event()
+        self.answer, self.cancelled = answer, []
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
         self.released.set()
 
     async def cancel(self, handle: JobHandle) -> bool | None:
         self.cancelled.append(handle)
+        self.asked.set()
         await self.released.wait()
         return self.answer
 
@@ -95,8 +97,7 @@ async def test_the_task_is_over_and_its_slot_free_before_the_provider_answers(on
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
     cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
-    while not upstream.cancelled:
-        await asyncio.sleep(0.005)
+    await asyncio.wait_for(upstream.asked.wait(), 5)
     assert claim.lost
     assert (await stored(one, claim.task.id)).state is State.CANCELLED
     upstream.released.set()
@@ -115,8 +116,7 @@ async def test_a_cancel_goes_on_if_its_client_does_not_wait(one) -> None:
     upstream, claim = with_upstream(one), await with_job(one)
     upstream.released.clear()
     cancel = asyncio.ensure_future(one.client_queue.cancel(claim.task.id))
-    while not upstream.cancelled:
-        await asyncio.sleep(0.005)
+    await asyncio.wait_for(upstream.asked.wait(), 5)
     cancel.cancel()
     await asyncio.wait([cancel])
     upstream.released.set()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 import pytest
+from support import eventually
 from worker.conftest import ScriptedProvider, WorkerHarness, images, loss
 
 from imagegen.accounts.pricing import Pricing
@@ -54,8 +55,7 @@ async def cut_off(one: WorkerHarness, *, calls: int = 1, **fields: object):
     """Return a claim whose owner stopped within its last call, as a killed process does."""
     claim = await one.claim(**fields)
     attempt = asyncio.ensure_future(one.attempts.run(claim))
-    while len(one.provider.calls) < calls:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: len(one.provider.calls) == calls)
     attempt.cancel()
     await asyncio.wait([attempt])
     return claim
@@ -140,8 +140,7 @@ async def test_a_task_that_may_not_be_called_for_again_is_searched_for_all_the_s
     claim = await one.claim()
     await pair[0].worker_queue.retry(claim, await one.attempts.run(claim))
     attempt = asyncio.ensure_future(one.attempts.run(claim))
-    while len(one.provider.calls) < 2:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: len(one.provider.calls) == 2)
     attempt.cancel()
     await asyncio.wait([attempt])
     taken = await taken_over(pair[1], claim)
