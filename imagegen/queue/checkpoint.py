@@ -85,7 +85,12 @@ class Checkpoint(
     @property
     def calling(self) -> bool:
         """Whether a paid call may be in flight, or its images may be only in its owner's memory."""
-        return self.phase == "calling" and not self.links and self.job is None
+        return self.phase == "calling" and not self.is_paid
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether an attempt can fetch images that are paid for, by their links or from their job."""
+        return bool(self.links) or self.job is not None
 
     def with_job(self, job: AcceptedJob) -> Self:
         """Return the checkpoint with the job of the call that was sent."""

@@ -31,7 +31,8 @@ class ClaimDispatcher:
         delivered: order of the last entry that was delivered to any instance.
         restoring: whether lost claims are being written back, so entries of held claims may come once more.
         slots: claims that loops work on at once.
-        paused: whether no claim goes to a loop; running ones go on.
+        paused: whether no claim goes to a loop. Running ones go on, and so do those with images that are paid for,
+            since their links end.
     """
 
     def __init__(self, task_cache: TaskCache, estimates: EtaEstimator, instance: str, slots: int) -> None:
@@ -101,7 +102,7 @@ class ClaimDispatcher:
         self._dispatch()
 
     def pause(self, *, paused: bool) -> None:
-        """Give claims to no loop from now on, or to loops again."""
+        """Give no claims to loops from now on but paid ones, or all again."""
         self.paused = self.estimates.paused = paused
         self._dispatch()
         self.demand.set()
@@ -112,13 +113,19 @@ class ClaimDispatcher:
         self.put(claim)
 
     def _dispatch(self) -> None:
-        while not self.paused and self._ready and self._waiters and self._slots_left > 0:
+        while self._waiters and self._slots_left > 0 and (claim := self._next_claim()):
             taker = self._waiters.popleft()
             if not taker.done():
-                claim = self._ready.popleft()
+                self._ready.remove(claim)
                 claim.occupies_slot = True
                 self._slots_left -= 1
                 taker.set_result(claim)
+
+    def _next_claim(self) -> Claim | None:
+        """Return the first claim that may go to a loop now."""
+        if self.paused:
+            return next((claim for claim in self._ready if claim.checkpoint.is_paid), None)
+        return self._ready[0] if self._ready else None
 
     def hold(self, entries: Iterable[Entry]) -> tuple[list[Claim], list[tuple[str, str]]]:
         """Return claims of entries, and the unreadable entries: entry id and error."""

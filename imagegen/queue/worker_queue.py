@@ -219,10 +219,15 @@ class WorkerQueue:
             self._dispatcher.put(claim)
 
     async def release(self, claims: Sequence[Claim], *, leaving: bool = False) -> None:
-        """Release claims, which wakes another instance at once; leaving: remove our consumer too."""
+        """Release claims, which wakes another instance at once; leaving: remove our consumer too.
+
+        While claiming is paused no instance reads entries, so those with images that are paid for are left for a
+        takeover when their lease ends.
+        """
         for claim in claims:
             self._dispatcher.forget(claim)
-        ours = [claim for claim in claims if not claim.lost]
+        unread = leaving and self.is_paused
+        ours = [claim for claim in claims if not (claim.lost or (unread and claim.checkpoint.is_paid))]
         calling = [claim for claim in ours if claim.checkpoint.calling and claim.stored_bytes is not None]
         self._meter.ambiguous += sum(claim.checkpoint.sent is None for claim in calling)  # else who searches counts
         await self._verbs.release(self._dispatcher.instance, [release_item(claim) for claim in ours], leaving=leaving)

@@ -67,7 +67,7 @@ class Parking:
             self._parked.discard(claim)
         resumed = bool(self._resumed) and self._resumed.pop(claim, None) is not None
         room = pacing.room(model)
-        if room == math.inf or pacing.is_quiet or claim.checkpoint.links or claim.checkpoint.job:
+        if room == math.inf or pacing.is_quiet or claim.checkpoint.is_paid:
             return True
         if room >= 1 and (resumed or (model not in self._lines and self._room(model) >= 1)):
             return True

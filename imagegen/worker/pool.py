@@ -94,8 +94,7 @@ class Pool:
             return await self._attempts.run(claim)
         except Exception:  # noqa: BLE001 - one task may fail in unforeseen ways; the pool lives on
             logger.bind(taskId=claim.task.id).exception("An attempt failed in an unforeseen way")
-            has_paid = claim.checkpoint.links or claim.checkpoint.job
-            if has_paid and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
+            if claim.checkpoint.is_paid and claim.checkpoint.attempts < self._attempts.rules.policy.max_attempts:
                 return Retry(UNFORESEEN_RETRY_S, WaitReason.RETRYING)  # its images are paid for: they are fetched again
             return Failed(TaskError("internal_error", "internal error", retryable=True))
 

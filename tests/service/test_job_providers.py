@@ -113,6 +113,27 @@ def test_a_restart_resumes_the_job_and_never_submits_it_again(
     assert (len(provider.jobs(text)), task.get("possiblyBilledTwice")) == (1, None)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_is_collected_during_a_pause_of_claiming_though_its_instance_ended(
+    start_service: Start, number: signal.Signals
+) -> None:
+    with EmulatorProcess("bfl", module="imagegen.emulator.job_command") as upstream:
+        service = start_service(**settings_of("bfl", upstream.url), DRAIN_SECONDS="0.1")
+        task_id = service.accepted(prompt="begun before the pause {{fault:job job_s=1.5}}")
+        eventually(lambda: any(call["job"]["polls"] for call in calls_about(upstream, "begun before")))
+        admin = {"Authorization": f"Bearer {service.admin_token}"}
+        assert service.request("POST", "/api/admin/pause", b"", headers=admin).status == 200
+        waiting = service.accepted(prompt="submitted during the pause")
+        service.signal(number)
+        service.wait()
+        service.start()
+        task = service.completed(task_id, within_s=30)
+        assert (len(calls_about(upstream, "begun before")), task.get("possiblyBilledTwice")) == (1, None)
+        assert service.get(f"/api/images/{waiting}").json["status"] == "pending"
+        assert service.request("POST", "/api/admin/resume", b"", headers=admin).status == 200
+        service.completed(waiting)
+
+
 def test_a_job_with_a_lost_response_is_found_in_the_list_or_recorded_as_paid_twice(provider: Provider) -> None:
     task = provider.service.made(prompt="lost answer {{fault:job answer=lost times=1}}")
     more = {"fal": 1, "bfl": 1, "replicate": 0, "dashscope": 0}[provider.name]
