@@ -360,6 +360,8 @@ class ClientQueue:
     def _task(self, submission: Submission, stale: tuple[StoredImage, ...], limits: Limits) -> Task:
         now = self.clock()
         generation, cost = int(now * 1e6), submission.cost
+        if cost is not None and submission.max_micro_usd is not None:
+            cost = replace(cost, most=submission.max_micro_usd)
         if limits and cost is not None:
             cost = cost.held_by(tuple([slot for slot, _ in limits]), day_of(now))
         return Task(

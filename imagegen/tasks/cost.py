@@ -42,6 +42,7 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     saved: price of the images that were taken from another task.
     unpriced: calls that were sent and have an unknown price.
     fault: code of the last error of a call that is charged all the same, so that its images need another call.
+    most: that its calls may be charged; None without a limit of the submit.
     """
 
     estimated: int | None = None
@@ -54,6 +55,7 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     saved: int = 0
     unpriced: int = 0
     fault: str = ""
+    most: int | None = None
 
     @property
     def total(self) -> int | None:
@@ -74,6 +76,13 @@ class Cost(Struct, frozen=True, omit_defaults=True, gc=False):
     def rest_for(self, price: int) -> int:
         """Return what a call needs beyond the reserved amount; 0 if no budget limits it."""
         return max(self.charged + price - self.reserved, 0) if self.slots else 0
+
+    def exceeds_most(self, price: int | None, n: int) -> bool:
+        """Return whether a call would make it cost more than its submit allows. price: None if unknown.
+
+        n: images of the request. The price of each call is rounded, by a micro-dollar an image at most.
+        """
+        return self.most is not None and (price is None or self.charged + price > self.most + n)
 
     def with_more(self, amount: int) -> Self:
         """Return the cost after the budgets have reserved more."""

@@ -21,6 +21,7 @@ from imagegen.worker.routes import Route, Routes
 from imagegen.worker.saving import AttemptEnded
 
 NO_BUDGET = "the budget of the day is used up, so no further call was made"
+OVER_MOST = "a further call would cost more than maxCostUsd, so it was not made"
 
 _BAD_RESPONSE = "upstream_bad_response"
 
@@ -43,11 +44,12 @@ class Payments:
     request: GenerationRequest
 
     def affordable(self, model: str, choice: Choice) -> Choice:
-        """Return the choice without the channels of an unknown price, if a budget holds the task and others have one.
+        """Return the choice without channels of an unknown price, if the task's cost is limited and others have one.
 
         After a lost response the channel is decided already.
         """
-        if self.routes.only or choice.only or not self.claim.cost.slots:
+        cost = self.claim.cost
+        if self.routes.only or choice.only or not (cost.slots or cost.most is not None):
             return choice
         prices = {route.channel.name: route.call_price(self.request, model, 1) for route in self.routes.serving(model)}
         unpriced = frozenset(name for name, price in prices.items() if price is None)
@@ -58,18 +60,20 @@ class Payments:
     async def reserve(self, route: Route, model: str, count: int, refusal: UpstreamError | None) -> None:
         """Note the price of the next call in the checkpoint. The part that is not reserved yet is reserved first.
 
-        refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, or the
-        claim is lost.
+        refusal: why another model than the requested one is called. Raises AttemptEnded if a budget is used up, the
+        call would cost more than the submit allows, or the claim is lost.
         """
         price, cost = self._call_price(route, model, count), self.claim.cost
+        if cost.exceeds_most(price, self.request.n):
+            raise self._unaffordable(refusal, OVER_MOST)
         if cost.slots and price is None:
-            raise self._over_budget(refusal)
+            raise self._unaffordable(refusal, NO_BUDGET)
         if more := cost.rest_for(price or 0):
             reserved = await self.claims.reserve_more(self.claim, more, self.rules.limits_of_slots(cost.slots))
             if reserved is None:
                 raise AttemptEnded(ClaimLost())
             if not reserved:
-                raise self._over_budget(refusal)
+                raise self._unaffordable(refusal, NO_BUDGET)
             cost = self.claim.cost
         self._record(cost.before_call(price))
 
@@ -107,10 +111,10 @@ class Payments:
             return total * count // self.request.n
         return price
 
-    def _over_budget(self, refusal: UpstreamError | None) -> AttemptEnded:
-        """Return the end of a task that is over a budget, with the code of why it needs another call."""
+    def _unaffordable(self, refusal: UpstreamError | None, detail: str) -> AttemptEnded:
+        """Return the end of a task that may not cost more, with the code of why it needs another call."""
         code = refusal.code if refusal else self.claim.cost.fault or "internal_error"
-        return AttemptEnded(Failed(TaskError(code, NO_BUDGET, retryable=True), keeps_images=True))
+        return AttemptEnded(Failed(TaskError(code, detail, retryable=True), keeps_images=True))
 
     def _record(self, cost: Cost) -> None:
         self.claim.checkpoint = replace(self.claim.checkpoint, cost=cost, sent=None)

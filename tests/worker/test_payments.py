@@ -45,17 +45,21 @@ REFUSAL = UpstreamError("content_policy", "no", status=400)
 def run(make_harness):
     """Return a function that runs a task by scripted replies and returns it at its end, and its harness.
 
-    budget: of all clients, in micro-dollars.
+    budget: of all clients, most: of the submit; in micro-dollars.
     """
 
-    async def run_task(*steps: object, budget: int | None = None, **options: Any) -> tuple[Task, Any]:
+    async def run_task(
+        *steps: object, budget: int | None = None, most: int | None = None, **options: Any
+    ) -> tuple[Task, Any]:
         fields = {name: options.pop(name) for name in ("n", "model") if name in options}
         limits = () if budget is None else ((0, budget),)
         harness = make_harness(*steps, pricing=PRICING, limits_of_slots=lambda _slots: limits, **options)
         harness.instance.client_queue.limits_of = lambda _client: limits
         priced = submission("a", **fields)
         request = GenerationRequest.from_json(priced.request_json)
-        submitted = await harness.instance.client_queue.submit(replace(priced, cost=PRICING.estimate(request)))
+        submitted = await harness.instance.client_queue.submit(
+            replace(priced, cost=PRICING.estimate(request), max_micro_usd=most)
+        )
         (task,) = await harness.finished(submitted.task.id)
         return task, harness
 
@@ -122,6 +126,25 @@ async def test_another_model_is_reserved_and_charged_at_its_own_price(run) -> No
 async def test_another_model_without_a_price_is_not_called_under_a_budget(run) -> None:
     task, harness = await run(no_model(), budget=10 * PRICE, fallback_models=("unpriced",))
     assert (task.error.code, harness.provider.models_called) == ("model_not_available", ["m"])
+
+
+@pytest.mark.parametrize("model", ["dearer", "unpriced"])
+async def test_another_model_that_costs_more_than_the_submit_allows_is_not_called(run, model: str) -> None:
+    task, harness = await run(no_model(), most=DEARER - 5, fallback_models=(model,))
+    assert (task.error.code, task.cost.charged) == ("model_not_available", 0)
+    assert "maxCostUsd" in task.error.detail
+    assert harness.provider.models_called == ["m"]
+
+
+@pytest.mark.parametrize(("most", "state", "calls"), [(1, State.FAILED, 1), (2, State.COMPLETED, 2)])
+async def test_a_lost_call_is_repeated_only_if_the_submit_allows_both(run, most: int, state: State, calls: int) -> None:
+    task, harness = await run(loss(), images(1), most=most * PRICE)
+    assert (task.state, task.cost.charged, len(harness.provider.calls)) == (state, calls * PRICE, calls)
+
+
+async def test_all_planned_calls_are_made_within_the_exact_limit(run) -> None:
+    task, _ = await run(n=6, most=6 * PRICE)
+    assert (task.state, task.cost.charged) == (State.COMPLETED, 6 * PRICE)
 
 
 async def test_a_call_without_a_price_is_counted_as_unpriced(run) -> None:
