@@ -176,6 +176,7 @@ async def test_the_board_lists_tasks_of_both_instances_with_cause_and_prompt(
     failed = await submit(one, "refused " + "x" * 400)
     await get(one, f"/api/images/{failed}?wait=10")
     await post(one, "/api/admin/pause")
+    await eventually(lambda: is_paused(two))
     waiting, elsewhere = await submit(one, HOSTILE), await submit(two, "elsewhere")
     rows = {row["taskId"]: row for row in (await get(one, "/api/admin/board"))["tasks"]}
     assert (rows[waiting]["status"], rows[waiting]["prompt"]) == ("pending", HOSTILE)
