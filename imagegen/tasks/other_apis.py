@@ -24,7 +24,7 @@ _COUNTS = (
 """Names of the number of images."""
 
 _ALSO_OURS = frozenset({"n", "width", "height", "model", "prompt"})
-_RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "image_size", "stream", "response_format"))
+_RESERVED = _ALSO_OURS.union(_COUNTS, ("size", "image_size", "stream", "response_format", "max_cost_usd"))
 
 _OUR_NAMES: Mapping[str, str] = {
     "prompt": "text text_prompt prompt_text positive_prompt positive description caption query inputs instruction "
@@ -56,6 +56,7 @@ _OUR_NAMES: Mapping[str, str] = {
     "disableSafetyChecker": "enable_safety_checker safety_checker nsfw nsfw_filter safe_mode",
     "promptUpsampling": "prompt_extend enhance_prompt expand_prompt prompt_enhancement prompt_optimizer "
     "prompt_upsample upsample_prompt magic_prompt magic_prompt_option",
+    "maxCostUsd": "max_cost_usd",
     "extra": "extra_body extra_params additional_params",
     "referenceImages, after imageUrl": " ".join(
         f"image{number} image_{number} input_image_{number}" for number in range(2, 10)

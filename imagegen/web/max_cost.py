@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from imagegen.errors import FieldError, InvalidRequest, MaxCostExceeded, MaxCostPriceUnknown
+from imagegen.errors import ApiError, FieldError, InvalidRequest, MaxCostExceeded, MaxCostPriceUnknown
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.queue.task_lookup import check_digest
 from imagegen.tasks.cost import MICRO_USD, dollars
@@ -51,10 +51,15 @@ async def find_free_task(services: Services, submission: Submission, *, fresh: b
         is_hit = task.state is State.COMPLETED and not fresh
         if is_hit and await services.store.contains_all(task.id, task.images):
             return SubmitResult(task, CacheResult.HIT)
+    raise over_limit(submission)
+
+
+def over_limit(submission: Submission) -> ApiError:
+    """Return the error of a submission that may cost more than its limit."""
     estimated = None if submission.cost is None else submission.cost.estimated
     if estimated is None:
-        raise MaxCostPriceUnknown(model=submission.model)
+        return MaxCostPriceUnknown(model=submission.model)
     rule = f"must be at least {dollars(estimated):g}, or the images fewer, smaller or of a cheaper model"
     limit = dollars(submission.max_micro_usd or 0)
     error = FieldError("maxCostUsd", rule)
-    raise MaxCostExceeded(details=[error], estimated=f"{dollars(estimated):g}", max_usd=f"{limit:g}")
+    return MaxCostExceeded(details=[error], estimated=f"{dollars(estimated):g}", max_usd=f"{limit:g}")

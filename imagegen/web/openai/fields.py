@@ -16,6 +16,7 @@ from imagegen.tasks.other_apis import is_reserved, our_name
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.validation import MAX_EXTRA_BYTES, MAX_FIELD_ERRORS, MAX_KEY_CHARS, SPELLINGS, Adjust
 from imagegen.tasks.validation import parse as parse_fields
+from imagegen.web.max_cost import MAX_COST_FIELDS, parse_max_cost
 
 DEFAULT_SIDE = 1024
 
@@ -26,7 +27,7 @@ _FIELD_NAMES = {"num_inference_steps": "steps", "guidance": "guidance_scale"} | 
 _LEFT_OUT = frozenset({"user", "safety_identifier", "metadata", "store", "partial_images"})
 """Fields that change neither the image nor its price."""
 
-_OF_THE_CALL = frozenset({"size", "stream", "response_format"})
+_OF_THE_CALL = frozenset({"size", "stream", "response_format", *MAX_COST_FIELDS})
 """Fields that are read here: none of them is sent upstream unchanged."""
 
 _AUTO = frozenset({"size", "aspect_ratio", "aspectRatio"})
@@ -45,12 +46,14 @@ class OpenAIRequest:
     """Parsed body. as_base64: the response holds the bytes instead of links, None if the client named no form.
 
     streamed: it is an event stream. named_model: as the client spelled it, which may be an alias.
+    max_micro_usd: the most that the images may cost, None without a limit.
     """
 
     request: GenerationRequest
     as_base64: bool | None
     streamed: bool
     named_model: str = ""
+    max_micro_usd: int | None = None
 
 
 def parse(
@@ -69,6 +72,7 @@ def parse(
     _add_unknown_fields(sent, fields, errors)
     _add_size(sent, fields, spelled, errors)
     as_base64 = _as_base64(sent, errors)
+    max_micro_usd = _max_micro_usd(body, errors)
     streamed = sent.get("stream", False)
     if not isinstance(streamed, bool):
         errors.append(FieldError("stream", "must be true or false"))
@@ -83,7 +87,7 @@ def parse(
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS]) from error
     if errors:
         raise InvalidRequest(details=errors[:MAX_FIELD_ERRORS])
-    return OpenAIRequest(request, as_base64, streamed is True, str(sent.get("model", "")))
+    return OpenAIRequest(request, as_base64, streamed is True, str(sent.get("model", "")), max_micro_usd)
 
 
 def _with_size(sent: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +177,15 @@ def _as_base64(sent: Mapping[str, Any], errors: list[FieldError]) -> bool | None
         return _FORMATS[name]
     errors.append(FieldError("response_format", f"must be one of {', '.join(_FORMATS)}"))
     return None
+
+
+def _max_micro_usd(body: Mapping[str, Any], errors: list[FieldError]) -> int | None:
+    """Return the limit of the cost. An empty list is no limit that was left out, as it is for other fields."""
+    try:
+        return parse_max_cost(body)
+    except InvalidRequest as error:
+        errors += error.details
+        return None
 
 
 def _as_spelled(error: FieldError, spelled: Mapping[str, str]) -> FieldError:

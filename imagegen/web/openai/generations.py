@@ -124,7 +124,7 @@ def _client_call(request: web.Request, wanted: OpenAIRequest) -> ClientCall:
     """Return the call of a request. Raises InvalidRequest, NotAllowed."""
     check_allowed(client_of(request).key, wanted.request, sides="size")
     options = SubmitOptions.from_request(request)
-    return ClientCall(request.app[SERVICES], wanted.request, options, mark_of(request.headers))
+    return ClientCall(request.app[SERVICES], wanted, options, mark_of(request.headers))
 
 
 async def _held(

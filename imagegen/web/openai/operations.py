@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_snake
 
-from imagegen.errors import IdempotencyMismatch, QueueUnavailable, TaskNotFound, Unsupported
+from imagegen.errors import IdempotencyMismatch, MaxCostExceeded, QueueUnavailable, TaskNotFound, Unsupported
 from imagegen.tasks.request import MAX_IMAGES
 from imagegen.tasks.validation import GenerationParams, Size
 from imagegen.web.api.schemas import TASK_ERRORS
@@ -50,6 +50,7 @@ class OpenAIBody(GenerationParams):
     size: Annotated[str, Field(description=f"`WIDTHxHEIGHT`, or `auto`: {DEFAULT_SIDE}x{DEFAULT_SIDE}.")] | None = None
     response_format: Literal["url", "b64_json", "base64"] | None = None
     stream: Annotated[bool, Field(description="Answer by events, one for each image.")] | None = None
+    max_cost_usd: named.MaxCostField | None = None
 
 
 GENERATE = Operation(
@@ -95,7 +96,7 @@ GENERATE = Operation(
         named.IDEMPOTENCY_KEY,
     ),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
+    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch, MaxCostExceeded),
     _FAILURES | _OVER_BUDGET | {409: ("cancelled",), 503: (*_FAILURES[503], "unfinished")},
     limit="generation",
     envelope="openai",
@@ -120,7 +121,7 @@ GENERATE_ASYNC = Operation(
     (_ASYNC_ACCEPTED,),
     (named.CACHE_CONTROL, named.IDEMPOTENCY_KEY),
     Body(OpenAIBody, {"plain": samples.OPENAI_REQUEST}),
-    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch),
+    (*named.SUBMIT_ERRORS, *named.INPUT_ERRORS, IdempotencyMismatch, MaxCostExceeded),
     _OVER_BUDGET,
     limit="generation",
     envelope="openai",

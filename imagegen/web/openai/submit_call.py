@@ -13,13 +13,14 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.client_queue import CacheResult, Submission
-from imagegen.tasks.request import GenerationRequest
+from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.validation import MAX_VARIANT
 from imagegen.web.context import Services
+from imagegen.web.max_cost import over_limit
 from imagegen.web.openai.client_calls import REPEAT_S, UNSURE_REPEAT_S, Ending, Mark, Marking, TrackedCall
 from imagegen.web.openai.errors import is_retryable
+from imagegen.web.openai.fields import OpenAIRequest
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit
 
 KEYED_VARIANTS = 2**52
@@ -35,8 +36,10 @@ class ClientCall:
     options: of its request. A call with an idempotency key needs no memory: its key leads to its task.
     """
 
-    def __init__(self, services: Services, request: GenerationRequest, options: SubmitOptions, mark: Mark) -> None:
-        self._services, self._request, self._options, self._mark = services, request, options, mark
+    def __init__(self, services: Services, wanted: OpenAIRequest, options: SubmitOptions, mark: Mark) -> None:
+        self._services, self._options, self._mark = services, options, mark
+        self._request = request = wanted.request
+        self._max_micro_usd = wanted.max_micro_usd
         is_same = services.openai.reuse == "always" or request.seed is not None or request.variant > 0
         self._fixed = request.variant if is_same else None
         self._request_id = self._submission(request.variant).task_id
@@ -100,7 +103,7 @@ class ClientCall:
         while True:
             variant = call.variant or 0
             submission = self._submission(variant)
-            submitted = await queue.submit(submission)
+            submitted = await self._submit_new(submission)
             if submitted.cached is CacheResult.MISS:
                 self._services.ledger.on_submitted(submission, submitted)
                 return submitted.task
@@ -111,6 +114,18 @@ class ClientCall:
                 call.join(lost)
                 return await self._joined_task(lost)
             call.skip()
+
+    async def _submit_new(self, submission: Submission) -> SubmitResult:
+        """Submit a new image; one that may cost too much only if its task exists, so that lost calls are found.
+
+        Raises MaxCostExceeded, MaxCostPriceUnknown, and what `ClientQueue.submit` raises.
+        """
+        if not submission.may_cost_too_much:
+            return await self._services.queue.submit(submission)
+        task = await self._services.queue.get(submission.task_id)
+        if task is None or task.state in (State.FAILED, State.CANCELLED):
+            raise over_limit(submission)
+        return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)
 
     async def _look_elsewhere(self, call: TrackedCall) -> None:
         """Make a repeat join the call that it repeats, if it was served elsewhere or before a restart."""
@@ -165,4 +180,4 @@ class ClientCall:
         options = self._options
         submission = self._services.identity.submission(request, options.scope, client=options.key_name)
         family = None if self._fixed is None else submission.family
-        return replace(submission, family=family, submitter=options.submitter)
+        return replace(submission, family=family, submitter=options.submitter, max_micro_usd=self._max_micro_usd)

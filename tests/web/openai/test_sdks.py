@@ -77,6 +77,20 @@ async def test_fields_of_the_other_api_are_sent_in_the_extra_body(
     assert {name: sent.get(name) for name in extra} == extra
 
 
+@pytest.mark.parametrize("sdk", [OPENAI[0], OPENAI[3], TOGETHER[0], TOGETHER[3]], ids=str)
+async def test_the_limit_of_a_call_is_sent_in_the_extra_body_and_held(
+    sdk: Sdk, packages: Packages, service: Service, upstream: EmulatedUpstream
+) -> None:
+    limits = (0.0001, 1.0)
+    fields = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a cat"}
+    calls = [Call(f"{service.url}/v1", fields | {"extra_body": {"maxCostUsd": limit}}) for limit in limits]
+    refused, made = await packages.run(sdk, calls)
+    assert (refused["error"], refused["status_code"]) == ("APIStatusError", 402)
+    assert made["answer"]["data"][0]["url"]
+    (sent,) = upstream.ledger.calls
+    assert "maxCostUsd" not in sent.body
+
+
 ERRORS = [
     ("a cat", {"n": 99}, "BadRequestError", 400, "invalid_request", "n"),
     ("{{fault:422_nsfw}}", {}, "BadRequestError", 400, "content_policy_violation", "prompt"),
