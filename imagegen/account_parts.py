@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from imagegen.accounts.budgets import Budgets
-from imagegen.accounts.key_ring import KeyRing
-from imagegen.accounts.key_store import CHANGED, KeyStore
+from imagegen.accounts.key_store import CHANGED, KeyRing, KeyStore
 from imagegen.accounts.keys import fixed_keys
 from imagegen.queue.instance import QueueInstance
 from imagegen.ratelimit.limits import RateLimits

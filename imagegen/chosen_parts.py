@@ -41,8 +41,7 @@ from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.validation import Adjust
 from imagegen.web.context import TaskIdentity
-from imagegen.web.guard import own_limits
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of, own_limits
 from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport

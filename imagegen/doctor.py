@@ -10,8 +10,7 @@ from datetime import date
 from functools import partial
 
 from imagegen import start_checks
-from imagegen.accounts.key_ring import KeyRing
-from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.channel_parts import load_tables
 from imagegen.doctor_probes import (
     ClockReading,

@@ -11,7 +11,7 @@ from aiohttp import web
 from loguru import logger
 
 from imagegen import __version__, log, start_checks
-from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyRing
 from imagegen.app import ADMIN_TOKEN, ALERT_DELIVERIES, DELIVERIES, LEDGER, LIFECYCLE, QUEUE, SUPERVISOR, create_app
 from imagegen.channel_parts import call_slots, load_tables
 from imagegen.doctor import check_models

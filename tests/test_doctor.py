@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from imagegen import doctor
-from imagegen.accounts.key_ring import KeyRing
-from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.accounts.keys import ApiKey
 from imagegen.doctor import Finding, check_all, check_models, check_table, embedded_server
 from imagegen.doctor_probes import Probed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from imagegen.accounts.keys import ApiKey
-from imagegen.queue.verbs.budget import REFUSED, Limits
+from imagegen.queue.verbs.context import REFUSED, Limits
 
 TOTAL_SLOT = 0
 """Counter of all clients together; each key has its own, see ApiKey.slot."""

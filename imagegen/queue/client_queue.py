@@ -27,8 +27,8 @@ from imagegen.queue.outbox import Outbox
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import check_digest, newer_version_error
-from imagegen.queue.verbs.budget import Limits, LimitsOf
 from imagegen.queue.verbs.cancel import cost_at
+from imagegen.queue.verbs.context import Limits, LimitsOf
 from imagegen.queue.verbs.submit import SubmitItem, SubmitReply, submit_item
 from imagegen.tasks import transitions
 from imagegen.tasks.cost import Cost, day_end, day_of
@@ -67,12 +67,6 @@ class Submission(Struct, frozen=True, gc=False):
     sandbox: bool | None = None
     max_micro_usd: int | None = None
     submitter: str = ""
-
-    @property
-    def may_cost_too_much(self) -> bool:
-        """Return whether it may cost more than its own limit."""
-        limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
-        return limit is not None and (estimated is None or estimated > limit)
 
 
 class SubmitResult(Struct, frozen=True, gc=False):
@@ -241,10 +235,10 @@ class ClientQueue:
         await self._mover.read_all()
 
     def _from_cache(self, submission: Submission) -> SubmitResult | None:
-        task = self._lookup.authoritative_local(submission.task_id)
-        cached = CacheResult.COALESCED
+        task_id, cached = submission.task_id, CacheResult.COALESCED
+        task = self._lookup.authoritative_local(task_id) if task_id in self._task_cache.live else None
         if task is None:
-            task = self._task_cache.finished(submission.task_id)
+            task = self._task_cache.finished(task_id)
             cached = CacheResult.HIT
             if task is None or task.state is not State.COMPLETED:
                 return None
@@ -265,7 +259,7 @@ class ClientQueue:
         self._submitting[task.id] = waiters
         in_line = None
         try:
-            in_line = await self._mover.begin_submit(task.client)
+            in_line = await self._mover.begin_submit(task.client) if task.client else None
             if in_line:
                 task = replace(task, entry_id=IN_LINE)
             store = partial(self._store, submission, task, replaced, reuse, limits)
@@ -280,7 +274,7 @@ class ClientQueue:
             raise
         finally:
             del self._submitting[task.id]
-            if task.client and in_line is not None:
+            if in_line is not None:
                 self._lines.end_submit(task.client, in_line=in_line)
         for waiter in waiters:
             if not waiter.done():
@@ -298,7 +292,7 @@ class ClientQueue:
         """Return the result of a submit, and whether the task was stored by it."""
         siblings = self._siblings(submission) if reuse else ()
         item = submit_item(task, replaced.epoch if replaced else None, siblings, limits)
-        answer = await self._verbs.with_key_repair(self._verbs.submit, item)
+        answer = await self._verbs.submit(item)
         if answer.kind == "siblings" and reuse and submission.family:
             reused = await reuse(task.id, submission.family, [decode_record(row)[1] for row in answer.siblings])
             task, answer = await self._submit_reused(task, reused, submission.family.request.n, item)

@@ -10,19 +10,23 @@ to run it. The head of a task with added webhooks ends in ` +`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import Struct
+from msgspec import Meta, Raw, Struct
 from msgspec.structs import replace
 
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
-from imagegen.tasks.stored_version import FIRST_VERSION, reused_images, version_of
+from imagegen.tasks.request import UPLOAD_PREFIX
 from imagegen.tasks.task import State, Task, TaskError, WaitReason
 from imagegen.tasks.webhook import Delivery, merge_deliveries
+
+FIRST_VERSION = 1
+INPUTS_VERSION = 2
+"""Adds fields to requests, more images, uploads, and images that a task has before its first call."""
 
 VERSION = 2
 """The highest version that this service reads and writes."""
@@ -37,7 +41,7 @@ _encode = msgspec.json.Encoder().encode
 UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Errors that decoding a foreign value raises."""
 
-_NO_REQUEST = msgspec.Raw()
+_ABSENT = msgspec.Raw()
 
 _READABLE = frozenset(b"%d" % version for version in range(FIRST_VERSION, VERSION + 1))
 
@@ -73,7 +77,7 @@ class _Record(Struct, omit_defaults=True, gc=False):
     reason: WaitReason = WaitReason.QUEUED
     webhooks: tuple[dict[str, Any], ...] = ()
     cost: Cost | None = None
-    request: msgspec.Raw = _NO_REQUEST
+    request: msgspec.Raw = _ABSENT
     details: ReplyDetails | None = None
     client: str = ""
     scope: str | None = None
@@ -143,7 +147,7 @@ def encode_task(task: Task, *, with_request: bool) -> bytes:
             task.reason or WaitReason.QUEUED,
             _stored(task.deliveries),
             task.cost,
-            msgspec.Raw(task.request_json) if with_request and task.request_json else _NO_REQUEST,
+            msgspec.Raw(task.request_json) if with_request and task.request_json else _ABSENT,
             task.details,
             task.client,
             task.scope,
@@ -351,3 +355,49 @@ def with_delivery_log(task: Task, value: bytes | None) -> Task:
     if generation != task.epoch:
         return task
     return replace(task, deliveries=merge_deliveries(task.deliveries, logged))
+
+
+class _FirstRequest(Struct, forbid_unknown_fields=True, gc=False):
+    """Request as the first version reads it; it fails a task with any other field. `Raw` values need no decoding."""
+
+    prompt: Raw
+    model: Raw
+    width: Raw
+    height: Raw
+    n: Annotated[int, Meta(ge=1, le=8)]
+    steps: Raw = _ABSENT
+    seed: Raw = _ABSENT
+    negative_prompt: Raw = _ABSENT
+    guidance_scale: Raw = _ABSENT
+    output_format: Raw = _ABSENT
+    image_url: str | None = None
+    reference_images: tuple[str, ...] | None = None
+
+
+_read_first = msgspec.json.Decoder(_FirstRequest).decode
+
+
+def request_version(request_json: bytes) -> int:
+    """Return the lowest schema version that runs a stored request rightly."""
+    try:
+        request = _read_first(request_json)
+    except msgspec.MsgspecError:
+        return INPUTS_VERSION
+    if request.image_url is None and request.reference_images is None:
+        return FIRST_VERSION
+    inputs = (request.image_url or "", *(request.reference_images or ()))
+    return INPUTS_VERSION if any(address.startswith(UPLOAD_PREFIX) for address in inputs) else FIRST_VERSION
+
+
+def version_of(task: Task) -> int:
+    """Return the version that a task is written in. Every version shows a completed task rightly."""
+    if task.state is State.COMPLETED or not task.request_json:
+        return FIRST_VERSION
+    return INPUTS_VERSION if reused_images(task) else request_version(task.request_json)
+
+
+def reused_images(task: Task) -> tuple[StoredImage, ...]:
+    """Return the images of an unfinished task that another task made."""
+    if not task.images or task.stale_images:
+        return ()
+    return tuple([image for image in task.images if image.reused])

@@ -12,11 +12,10 @@ from msgspec.structs import replace
 
 from imagegen.queue.checkpoint import Checkpoint
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_entry, peek_task_id
+from imagegen.queue.codec import NewerRecord, UnreadableRecord, decode_entry, peek_task_id, reused_images
 from imagegen.queue.eta import EtaEstimator, entry_order
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.verbs.consume import Entry
-from imagegen.tasks.stored_version import reused_images
 from imagegen.tasks.task import State, Task
 
 

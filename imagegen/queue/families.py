@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -17,7 +18,6 @@ from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.redis_errors import RedisError
 from imagegen.redis_client.server_info import ServerInfo
-from imagegen.tasks.family import family_key
 from imagegen.tasks.task import State, Task
 
 MAX_FAMILIES = 50_000
@@ -31,6 +31,10 @@ READ_COUNT = 100
 
 MIN_RELOAD_S, RELOAD_S_PER_COMMAND = 60.0, 10.0
 """Shortest time between two reads of all records: after peers left, or the connection was lost."""
+
+
+_COUNT = re.compile(rb',"n":[0-9]+')
+"""In a stored request no string contains it, since quotes are escaped, and no other object comes before it."""
 
 
 class CompletedFamilies:
@@ -146,3 +150,11 @@ class CompletedFamilies:
     def _count(self) -> None:
         self._commands += 1
         self._connection.meter.redis_commands_sent("list", 1)
+
+
+def family_key(request_json: bytes, scope: str | None = None) -> int:
+    """Return a number that is the same for the stored requests of a family in a scope; rarely for others."""
+    count = _COUNT.search(request_json)
+    if count is None:
+        return hash((request_json, scope))
+    return hash((request_json[: count.start()], request_json[count.end() :], scope))

@@ -7,17 +7,15 @@ from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from functools import partial
 
-from imagegen.queue.change_relay import ChangeRelay
+from imagegen.queue.change_relay import ChangeRelay, Feed
 from imagegen.queue.claim import Claim
 from imagegen.queue.client_queue import ClientQueue
 from imagegen.queue.consumer import StreamConsumer
 from imagegen.queue.delivery_store import DeliveryStore
-from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.eta import EtaEstimator
 from imagegen.queue.families import CompletedFamilies
-from imagegen.queue.feed import Feed
 from imagegen.queue.idempotency import IdempotencyKeys
 from imagegen.queue.interrupted import Interrupted
 from imagegen.queue.leases import Leases
@@ -35,8 +33,8 @@ from imagegen.queue.takeover import Takeover
 from imagegen.queue.task_cache import TaskCache
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import TaskLookup
-from imagegen.queue.verbs.budget import LimitsOf
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import LimitsOf, VerbContext
+from imagegen.queue.verbs.submit import DepthEstimate
 from imagegen.queue.worker_queue import WorkerQueue
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
@@ -138,7 +136,7 @@ def open_queue(connection: Connection, config: QueueConfig, *, instance: str) ->
     )
     task_cache = TaskCache(clock=clock, monotonic=time.monotonic)
     lines = ClientLines(task_cache, window=config.window, slots=config.slots)
-    verbs = QueueVerbs(context, DepthEstimate(config.max_queue), lines, EndMarks(instance))
+    verbs = QueueVerbs(context, DepthEstimate(config.max_queue, lines.by_client), lines, EndMarks(instance))
     dispatcher = ClaimDispatcher(task_cache, EtaEstimator(config.slots), instance, config.slots)
     notifier = Notifier(connection, keys, instance)
     leases = Leases(connection, verbs, dispatcher, notifier, config.lease_s)
@@ -196,7 +194,7 @@ def _connect(parts: QueueInstance, config: QueueConfig) -> None:
     leases, outbox, recovery = parts.leases, parts.outbox, parts.recovery
     relay, takeover = parts.change_relay, parts.takeover
     # Events inside this process
-    parts.verbs.on_added = parts.consumer.expect_entry
+    parts.verbs.submit.on_added = parts.consumer.expect_entry
     parts.task_cache.on_change = relay.on_task_changed
     parts.task_cache.on_finished_here = partial(_on_finished_here, parts)
     canceller = parts.client_queue.canceller
@@ -240,7 +238,6 @@ def _connect_lines(parts: QueueInstance) -> None:
     lines.on_moved, lines.on_begun = mover.on_moved, mover.on_begun
     lines.on_doubt, lines.on_emptied = mover.on_doubt, mover.on_emptied
     lines.on_end_without_line = mover.on_end_without_line
-    parts.verbs.depth.in_lines = lambda: lines.waiting
     mover.on_vanished = parts.recovery.check_waiting
     parts.recovery.on_restored = mover.reload
     notifier.on_join.append(mover.reload)

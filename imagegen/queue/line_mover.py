@@ -73,8 +73,6 @@ class LineMover:
     async def begin_submit(self, client: str) -> bool:
         """Return whether the next task of a client is to wait in its line; end with `ClientLines.end_submit`."""
         lines = self._lines
-        if not client:
-            return False
         if not lines.has_line(client) and lines.is_full(client) and not self._notifier.alone:
             await self._read_ended(client)
         in_line = lines.has_line(client) or lines.is_full(client)
@@ -150,7 +148,7 @@ class LineMover:
                 task = replace(task, entry_id=entry_id)
                 self._task_cache.put(task)
                 self._lines.submitted(task)
-        self._verbs.on_added()
+        self._verbs.submit.on_added()
 
     # Checks
 

@@ -103,6 +103,7 @@ class ClientLines:
 
     Attributes:
         instances: returns how many share the queue.
+        by_client: lines in memory.
         on_moved: called with the tasks that were moved into the stream.
         on_begun: called with a client: its line may have begun.
         on_doubt: called with a client: no task in the stream may be left to move its line.
@@ -114,7 +115,7 @@ class ClientLines:
         self._task_cache = task_cache
         self._window = window
         self._slots = slots
-        self._lines: dict[str, Line] = {}
+        self.by_client: dict[str, Line] = {}
         self._in_stream: dict[str, dict[str, None]] = {}
         self._submitting: Counter[str] = Counter()
         self.moved_at: dict[str, float] = {}
@@ -127,17 +128,17 @@ class ClientLines:
 
     def __len__(self) -> int:
         """Return the number of lines in memory; costs no command."""
-        return len(self._lines)
+        return len(self.by_client)
 
     @property
     def waiting(self) -> int:
         """Number of tasks that wait in the lines in memory; costs no command."""
-        return sum([line.waiting for line in self._lines.values()]) if self._lines else 0
+        return sum([line.waiting for line in self.by_client.values()]) if self.by_client else 0
 
     @property
     def clients(self) -> list[str]:
         """Clients that have a line."""
-        return list(self._lines)
+        return list(self.by_client)
 
     @property
     def window(self) -> int:
@@ -152,7 +153,7 @@ class ClientLines:
     # Submits
 
     def has_line(self, client: str) -> bool:
-        return client in self._lines
+        return client in self.by_client
 
     def in_stream(self, client: str) -> list[str]:
         """Return the unfinished tasks of a client that were submitted here and are in the stream."""
@@ -174,7 +175,7 @@ class ClientLines:
     def begin_submit(self, client: str, *, in_line: bool) -> None:
         """Count a submit that is under way; a task that goes to a line adds the line."""
         if in_line:
-            self._lines.setdefault(client, Line())
+            self.by_client.setdefault(client, Line())
         else:
             self._submitting[client] += 1
 
@@ -194,25 +195,25 @@ class ClientLines:
 
     def added(self, client: str, task_ids: Sequence[str], length: int) -> None:
         """Record tasks that were added to the end of a line; length: of the line then."""
-        line = self._lines.setdefault(client, Line())
+        line = self.by_client.setdefault(client, Line())
         line.pushed(task_ids, length)
         if length == len(task_ids):
             self.on_begun(client)
             self._doubt_if_idle(client)
 
     def _doubt_if_idle(self, client: str) -> None:
-        if client in self._lines and not self._submitting.get(client) and not self.in_stream(client):
+        if client in self.by_client and not self._submitting.get(client) and not self.in_stream(client):
             self.on_doubt(client)
 
     # Ends
 
     def line_of(self, client: str) -> str:
         """Return the client if it has a line, else ''."""
-        return client if client in self._lines else ""
+        return client if client in self.by_client else ""
 
     def left(self, client: str, moved: MovedTasks) -> None:
         """Record what a script did to a line."""
-        line = self._lines.get(client)
+        line = self.by_client.get(client)
         if line is None:
             return
         line.left(moved)
@@ -228,14 +229,14 @@ class ClientLines:
         self._in_stream.get(client, {}).pop(task.id, None)
         if is_line_moved:
             return
-        if client in self._lines:
+        if client in self.by_client:
             self.on_doubt(client)
         else:
             self.on_end_without_line()
 
     def end(self, task: Task) -> None:
         """Note that a task is finished; it may still have an element in its line."""
-        if task.client and (line := self._lines.get(task.client)) is not None:
+        if task.client and (line := self.by_client.get(task.client)) is not None:
             line.end(task.id)
 
     # What was read from Redis, or received
@@ -243,11 +244,11 @@ class ClientLines:
     def known(self, clients: Iterable[str]) -> None:
         """Record that clients have lines."""
         for client in clients:
-            self._lines.setdefault(client, Line())
+            self.by_client.setdefault(client, Line())
 
     def listed(self, client: str, moved: MovedTasks, task_ids: Sequence[str], length: int) -> None:
         """Record what a line holds after some of its tasks were moved."""
-        line = self._lines.setdefault(client, Line())
+        line = self.by_client.setdefault(client, Line())
         if moved.moved:
             self.moved_at[client] = time.monotonic()
             self.on_moved(moved.moved)
@@ -259,11 +260,11 @@ class ClientLines:
 
     def waiting_in(self, client: str) -> Iterable[str]:
         """Return the ids of the tasks in a line that this instance has seen, in order."""
-        line = self._lines.get(client)
+        line = self.by_client.get(client)
         return line.places if line else ()
 
     def _forget(self, client: str) -> None:
-        line = self._lines.pop(client)
+        line = self.by_client.pop(client)
         self.moved_at.pop(client, None)
         if line.places:
             self.on_emptied(client, list(line.places))
@@ -276,7 +277,7 @@ class ClientLines:
 
         in_stream: waiting entries.
         """
-        own = self._lines.get(task.client)
+        own = self.by_client.get(task.client)
         place = own.position(task.id) if own else 1
-        others = sum([min(line.waiting, place) for line in self._lines.values() if line is not own])
+        others = sum([min(line.waiting, place) for line in self.by_client.values() if line is not own])
         return in_stream + place + others

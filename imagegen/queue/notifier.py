@@ -44,6 +44,7 @@ class Notifier:
         peers: other instances that sent a message.
         handlers: called by the kind of a message.
         silent: whether Redis refuses the channel; then peers are unknown, and instances poll.
+        subscribed: whether this instance receives what is published now.
         on_join: called after each (re)connect, since messages may have been missed.
         on_peer: called for each new peer, which has received nothing yet.
     """
@@ -56,7 +57,7 @@ class Notifier:
         self.peers: dict[str, float] = {}
         self._alone_since = 0.0
         self._refusals = Backoff(RETRY_S, MAX_RETRY_S)
-        self.silent = False
+        self.silent = self.subscribed = False
         self._hellos = 0
         self.handlers: dict[str, Handler] = {}
         self.on_join: list[Callable[[], None]] = []
@@ -67,11 +68,6 @@ class Notifier:
     def alone(self) -> bool:
         """Whether there is no peer, although the channel works."""
         return not self.peers and not self.silent
-
-    @property
-    def is_informed(self) -> bool:
-        """Whether this instance receives what is published now."""
-        return not self.silent and self._connection.subscriptions.active
 
     @property
     def alone_since(self) -> float | None:
@@ -105,6 +101,7 @@ class Notifier:
         while True:
             try:
                 async with self._connection.subscriptions.subscribed(self._channel) as subscription:
+                    self.subscribed = True
                     self._connection.meter.redis_commands_sent("control", 1)
                     self._on_subscribed()
                     losses.reset()
@@ -117,6 +114,8 @@ class Notifier:
                     continue
                 logger.debug("The control channel was lost: {}", error)
                 await self._connection.health.wait(losses.next_s())
+            finally:
+                self.subscribed = False
 
     def _refused(self, error: Exception) -> None:
         """Work without the channel: the Redis user may not publish, or not subscribe."""

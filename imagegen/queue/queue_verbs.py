@@ -7,16 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.depth import DepthEstimate
 from imagegen.queue.end_marks import EndMarks
 from imagegen.queue.lines import ClientLines
 from imagegen.queue.verbs import consume, group, read
-from imagegen.queue.verbs.budget import BudgetValues
 from imagegen.queue.verbs.cancel import CancelledTask, KnownProgress, cancel
 from imagegen.queue.verbs.compare_and_set import CompareAndSet, CompareAndSetItem
 from imagegen.queue.verbs.complete import complete
 from imagegen.queue.verbs.consume import Entry
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import BudgetValues, VerbContext
 from imagegen.queue.verbs.create_checkpoint import CreateCheckpoint
 from imagegen.queue.verbs.dead_letter import dead_letter
 from imagegen.queue.verbs.finish import Finish, FinishItem, FinishReply
@@ -36,7 +34,7 @@ from imagegen.queue.verbs.restore_claims import RestoredClaim, restore_claims
 from imagegen.queue.verbs.restore_results import RestoredResult, restore_results
 from imagegen.queue.verbs.retire import retire
 from imagegen.queue.verbs.start_fenced import FencedStart, start_fenced
-from imagegen.queue.verbs.submit import Submit, SubmitItem, SubmitReply
+from imagegen.queue.verbs.submit import DepthEstimate, Submit, SubmitReply
 from imagegen.queue.verbs.take_back import take_back
 from imagegen.tasks.task import Task
 
@@ -48,7 +46,6 @@ class QueueVerbs:
     """The verbs of one instance. Verbs that return a future are batched: one script for the calls of a loop turn.
 
     All raise QueueUnavailable, and RedisError for an error that is not an outage.
-    on_added: called after a batch of submits that enqueued a task.
     """
 
     def __init__(self, context: VerbContext, depth: DepthEstimate, lines: ClientLines, end_marks: EndMarks) -> None:
@@ -62,21 +59,14 @@ class QueueVerbs:
         self.owner_life_s = context.owner_life_s
         self.budgets: BudgetValues = context.budgets
         self.result_ttl_s = context.result_ttl_ms / 1000
-        self.on_added: Callable[[], None] = lambda: None
-        self._submit = Submit(context, depth, lines, self._entries_added)
+        self.submit = Submit(context, depth, lines)
         self._create_checkpoint = CreateCheckpoint(context)
         self._compare_and_set = CompareAndSet(context)
         self._replace_checkpoint = ReplaceCheckpoint(context)
         self._finish = Finish(context, lines)
         self._read = ReadTasks(context)
 
-    def _entries_added(self) -> None:
-        self.on_added()
-
     # Clients
-
-    def submit(self, item: SubmitItem) -> asyncio.Future[SubmitReply]:
-        return self._submit(item)
 
     async def complete(self, final: Task, replaced_epoch: int | None) -> SubmitReply:
         return await complete(self._context, final, replaced_epoch)

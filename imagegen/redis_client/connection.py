@@ -1,4 +1,4 @@
-"""Connections to Redis: their limits, one deadline over each call, and the two log lines of an outage."""
+"""Connections to Redis: their limits, one deadline over each call, the two log lines of an outage, and its clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from imagegen.redis_client.commands import Commands
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.multiplexer import DEADLINE_S, Multiplexer, Script, WireEvents
 from imagegen.redis_client.redis_errors import remedy, shown, unavailable
-from imagegen.redis_client.server_clock import ServerClock
 from imagegen.redis_client.server_info import ServerInfo
 from imagegen.redis_client.subscription import Subscriptions
 from imagegen.redis_client.topology import Servers
@@ -40,6 +39,9 @@ Other commands succeed there meanwhile, and must not report Redis as back.
 """
 
 RECONNECT_S = 1.0
+
+CLOCK_TOLERANCE_S = 2.0
+"""A reply may be so late. Smaller differences are no reason to set the clock."""
 
 _Reply = TypeVar("_Reply")
 _Args = TypeVarTuple("_Args")
@@ -247,3 +249,26 @@ class Health:
                 await self._back.wait()
         except TimeoutError:
             return
+
+
+class ServerClock:
+    """Callable that returns the Unix time of the server in seconds; this machine's time until a reply had it.
+
+    All instances measure ages and deadlines by it. It runs on the monotonic clock, so a jump of this machine's clock
+    changes nothing. It is set by what replies carry anyway: the server's time in INFO, which each new connection begins
+    with, and the id of an entry that was just added.
+    """
+
+    def __init__(
+        self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+
+    def __call__(self) -> float:
+        return self._monotonic() + self._offset
+
+    def learn(self, server_s: float) -> None:
+        """Set the clock by the server's Unix time in a reply that came just now, if it is wrong."""
+        if abs(server_s - self()) > CLOCK_TOLERANCE_S:
+            self._offset = server_s - self._monotonic()

@@ -11,7 +11,7 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imagegen.redis_client.reply_protocol import ReplyProtocol, take_over
+from imagegen.redis_client.multiplexer import ReplyProtocol, take_over
 from imagegen.redis_client.topology import DEADLINE_S, Servers
 
 PING_S = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -13,9 +12,6 @@ from imagegen.tasks.call_plan import variant_seed
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprints, request_digest
 from imagegen.tasks.task import Task
-
-_COUNT = re.compile(rb',"n":[0-9]+')
-"""In a stored request no string contains it, since quotes are escaped, and no other object comes before it."""
 
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
@@ -55,14 +51,6 @@ class ReusedImages(Struct, frozen=True, gc=False):
 
 ReuseImages = Callable[[str, RequestFamily, Sequence[Task]], Awaitable[ReusedImages]]
 """Stores images of finished tasks for the task of an id too. Raises StoreUnavailable, QueueUnavailable."""
-
-
-def family_key(request_json: bytes, scope: str | None = None) -> int:
-    """Return a number that is the same for the stored requests of a family in a scope; rarely for others."""
-    count = _COUNT.search(request_json)
-    if count is None:
-        return hash((request_json, scope))
-    return hash((request_json[: count.start()], request_json[count.end() :], scope))
 
 
 def reusable_images(family: RequestFamily, finished: Task) -> list[tuple[int | None, StoredImage]]:

@@ -16,8 +16,8 @@ from imagegen.images.thumbnails import Thumbnails
 from imagegen.images.uploads import Uploads
 from imagegen.own_addresses import OwnAddresses
 from imagegen.providers.model_table import ModelTable
+from imagegen.queue.change_relay import Feed
 from imagegen.queue.client_queue import ClientQueue, Submission
-from imagegen.queue.feed import Feed
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.family import RequestFamily, ReuseImages

@@ -1,4 +1,7 @@
-"""Guard of all routes: who may call one, decided before its rate limit counts and before its body is read."""
+"""The client of a request, and the guard of all routes: who may call one.
+
+That is decided before the rate limit of the route counts, and before its body is read.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
+from msgspec import Struct
 from multidict import CIMultiDictProxy, istr
 
-from imagegen.accounts.client import Client
-from imagegen.accounts.key_ring import KeyRing
-from imagegen.accounts.key_store import KeyStore
-from imagegen.accounts.keys import secret_digest
+from imagegen.accounts.key_store import KeyRing, KeyStore
+from imagegen.accounts.keys import ApiKey, secret_digest
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
 from imagegen.ratelimit.limits import OwnLimits
-from imagegen.web.http.auth import CLIENT
+from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import TrustedHops, client_address
 from imagegen.web.openapi.document import Operation
 
@@ -26,6 +28,51 @@ X_API_KEY = istr("X-API-Key")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RETRY_AFTER = "2"
+
+_KEY_ID = "key:"
+"""No address begins so."""
+
+_ADMIN_SCOPE = "(admin)"
+"""No key has this name."""
+
+
+class Client(Struct, frozen=True, gc=False):
+    """Who sent a request.
+
+    address: as limits count it. key: its API key, None without one. scope: name of the key whose tasks alone it sees;
+    None if it sees the tasks that are shared. is_admin: it sees and may do everything.
+    has_link: a signed link of the request's path is all that it showed; it gives the tasks of this path.
+    """
+
+    address: str
+    key: ApiKey | None = None
+    scope: str | None = None
+    is_admin: bool = False
+    has_link: bool = False
+
+    @property
+    def id(self) -> str:
+        """Name by which limits, idempotency keys and repeated calls are kept."""
+        return self.address if self.key is None else _KEY_ID + self.key.name
+
+    @property
+    def name(self) -> str:
+        """Name of the key, empty without one."""
+        return "" if self.key is None else self.key.name
+
+    @property
+    def own_scope(self) -> str | None:
+        """Scope of tasks that it alone sees; None without a key."""
+        return _ADMIN_SCOPE if self.is_admin else self.name or None
+
+    def may_see(self, scope: str | None) -> bool:
+        """Return whether it may see the tasks of a scope."""
+        if scope == self.scope or self.is_admin or self.has_link:
+            return True
+        return scope is not None and scope == self.name
+
+
+CLIENT = web.RequestKey("client", Client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +250,12 @@ def _has_long_rest(request: web.Request) -> bool:
     if request.content.is_eof():
         return False
     return hdrs.EXPECT in request.headers or (request.content_length or MAX_DROPPED_BYTES + 1) > MAX_DROPPED_BYTES
+
+
+def client_of(request: web.Request) -> Client:
+    """Return the client; without a guard it is known by its address alone."""
+    client = request.get(CLIENT)
+    if client is None:
+        client = Client(client_address(request, request.app[SERVICES].trusted_hops))
+        request[CLIENT] = client
+    return client

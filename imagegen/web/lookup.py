@@ -12,7 +12,7 @@ from aiohttp import web
 
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 
 
 async def find_task(request: web.Request, task_id: str | None = None) -> Task | None:

@@ -11,8 +11,7 @@ from imagegen.web.api import events
 from imagegen.web.api import operations as api
 from imagegen.web.api.webhook_operations import WEBHOOKS
 from imagegen.web.context import SERVICES
-from imagegen.web.guard import Guard
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import Guard, client_of
 from imagegen.web.http.cross_origin import ADMIN_ROUTES
 from imagegen.web.lookup import is_cached
 from imagegen.web.mcp import operations as mcp

@@ -27,7 +27,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.forwarded import bases, owner_name, submitter_name
 from imagegen.web.http.json_images import ReceivedBody
@@ -206,7 +206,8 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
 
 
 async def _submit_once(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    if submission.may_cost_too_much:
+    limit, estimated = submission.max_micro_usd, submission.cost.estimated if submission.cost else None
+    if limit is not None and (estimated is None or estimated > limit):
         return await find_free_task(services, submission, fresh=fresh)
     return await _submit_paid(services, submission, fresh=fresh)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imagegen.accounts.client import Client
 from imagegen.accounts.keys import ApiKey
+from imagegen.web.guard import Client
 
 KEY = ApiKey("a")
 CLIENTS = {

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.accounts import key_store
-from imagegen.accounts.key_ring import KeyRing
-from imagegen.accounts.key_store import KeyStore
+from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.accounts.keys import ApiKey, fixed_keys, secret_digest
 from imagegen.errors import ApiKeyExists, ApiKeyIsFixed, ApiKeyNotFound
 
@@ -113,12 +112,19 @@ async def test_simultaneous_rotations_lose_no_secret(make_store) -> None:
     assert all(accepts(stores[0], secret) for _, secret in rotated)
 
 
-async def test_nothing_is_read_while_nothing_changes(make_store) -> None:
-    store, joined = make_store(), asyncio.Event()
+async def test_nothing_is_read_while_nothing_changes(make_store, monkeypatch) -> None:
+    store, joined, reads = make_store(), asyncio.Event(), []
+    refresh = store.refresh
+
+    async def read() -> None:
+        reads.append("begins")
+        await refresh()
+        reads.append("ends")
+
+    monkeypatch.setattr(store, "refresh", read)
     store.instance.notifier.on_join.append(joined.set)
     await joined.wait()
-    await eventually(lambda: not store._needed.is_set() and store.ring.is_loaded)
-    await store.refresh()  # a read that has begun ends before this one
+    await eventually(lambda: not store._needed.is_set() and reads and reads[-1] == "ends")
     before = commands(store)
     assert store.is_current
     await store.instance.client_queue.get("0" * 32)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from support import Clock
 
 from imagegen.accounts.key_fields import NewKeyFields, parse_fields
-from imagegen.accounts.key_ring import KeyRing
+from imagegen.accounts.key_store import KeyRing
 from imagegen.accounts.keys import (
     MAX_SECRETS,
     ApiKey,

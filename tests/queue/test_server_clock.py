@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from support import submission
 
 from imagegen.queue.codec import encode_entry
-from imagegen.redis_client.server_clock import ServerClock
+from imagegen.redis_client.connection import ServerClock
 from imagegen.tasks.retry import RetryPolicy
 from imagegen.worker.limits import AttemptLimits
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from imagegen.tasks import stored_version
+from imagegen.queue import codec
 
-NEWER = stored_version.INPUTS_VERSION + 1
-stored_version.version_of = lambda _task: NEWER
-
-from imagegen.queue import codec  # noqa: E402 - it takes the function when it is imported
-
+NEWER = codec.INPUTS_VERSION + 1
+codec.version_of = lambda _task: NEWER
 codec.VERSION = NEWER
 
-from imagegen.process import main  # noqa: E402 - the verbs take the version when they are imported
+from imagegen.process import main  # noqa: E402 - the verbs take function and version when they are imported
 
 if __name__ == "__main__":
     main()

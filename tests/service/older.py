@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imagegen.queue import codec as records
-from imagegen.tasks.stored_version import FIRST_VERSION
+from imagegen.queue.codec import FIRST_VERSION
 
 records.VERSION = FIRST_VERSION
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from imagegen.queue.families import family_key
 from imagegen.tasks.call_plan import variant_seed
-from imagegen.tasks.family import RequestFamily, family_key, reusable_images
+from imagegen.tasks.family import RequestFamily, reusable_images
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import MAX_IMAGES, MAX_SEED, GenerationRequest, fingerprint
 from imagegen.tasks.task import State, Task

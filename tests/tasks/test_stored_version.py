@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from imagegen.queue.codec import FIRST_VERSION, INPUTS_VERSION, request_version
 from imagegen.tasks.request import GenerationRequest, Lora
-from imagegen.tasks.stored_version import FIRST_VERSION, INPUTS_VERSION, request_version
 
 FIELDS = {"prompt": "a cat", "model": "m", "width": 512, "height": 512, "n": 1}
 FIRST = [

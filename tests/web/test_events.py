@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from support import eventually
 
 from imagegen.app import QUEUE, SUPERVISOR
-from imagegen.queue.feed import Feed
+from imagegen.queue.change_relay import Feed
 from imagegen.tasks import transitions
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task, WaitReason

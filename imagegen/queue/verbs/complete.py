@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from imagegen.queue.codec import VERSION, encode_task
+from imagegen.queue.codec import VERSION, encode_task, version_of
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.submit import SubmitReply
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
-from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import FINAL_OFFSET, Task
 
 _SCRIPT = load_script(__package__, "lines", "judge", "complete")

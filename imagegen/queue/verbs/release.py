@@ -9,13 +9,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import encode_entry
+from imagegen.queue.codec import encode_entry, version_of
 from imagegen.queue.eta import entry_order
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.redis_client.batcher import batched
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
-from imagegen.tasks.stored_version import version_of
 
 _SCRIPT = load_script(__package__, "owned", "release")
 

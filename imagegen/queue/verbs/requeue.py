@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from imagegen.queue.codec import VERSION, encode_entry, encode_task
+from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.restore_batch import count_restore
 from imagegen.redis_client.lua import load_script
-from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import Task
 
 _SCRIPT = load_script(__package__, "lines", "entries", "requeue")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from imagegen.queue.verbs.budget import BUDGETS_TTL_S, Limits, extension
-from imagegen.queue.verbs.context import VerbContext
+from imagegen.queue.verbs.context import BUDGETS_TTL_S, Limits, VerbContext, extension
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import Arg
 

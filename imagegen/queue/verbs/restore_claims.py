@@ -8,12 +8,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from imagegen.queue.claim import Claim
-from imagegen.queue.codec import encode_entry, encode_task
+from imagegen.queue.codec import encode_entry, encode_task, version_of
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.restore_batch import count_restore
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
-from imagegen.tasks.stored_version import version_of
 
 _SCRIPT = load_script(__package__, "entries", "restore_claims")
 

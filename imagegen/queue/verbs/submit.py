@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from imagegen.queue.codec import VERSION, encode_entry, encode_task
-from imagegen.queue.depth import DepthEstimate
-from imagegen.queue.lines import ClientLines
-from imagegen.queue.verbs.budget import BUDGETS_TTL_S, Limits, budget_keys, release, reservation
-from imagegen.queue.verbs.context import VerbContext
-from imagegen.queue.verbs.line_args import add_line_args, clients_with_lines
-from imagegen.redis_client.batcher import Batcher
+from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
+from imagegen.queue.lines import ClientLines, Line
+from imagegen.queue.unreadable import wrong_type
+from imagegen.queue.verbs.context import (
+    BUDGETS_TTL_S,
+    Limits,
+    VerbContext,
+    add_line_args,
+    budget_keys,
+    clients_with_lines,
+    release,
+    reservation,
+)
+from imagegen.queue.verbs.move_aside import move_aside
+from imagegen.redis_client.batcher import MAX_AT_ONCE, Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
+from imagegen.redis_client.redis_errors import ResponseError
 from imagegen.tasks.cost import Cost
-from imagegen.tasks.stored_version import version_of
 from imagegen.tasks.task import IN_LINE, Task
 
 _SCRIPT = load_script(__package__, "lines", "line_args", "judge", "budget", "submit")
@@ -100,40 +107,84 @@ def submit_item(
     )
 
 
+class DepthEstimate:
+    """Depth of the queue, at most `limit`.
+
+    It is measured again after 0.5 % of `limit` new tasks, and with every submit while the calls in flight could fill
+    the queue. A blocked read without a result shows for free that no task waits.
+
+    lines: of clients, with tasks that wait outside of the stream.
+    """
+
+    def __init__(self, limit: int, lines: Mapping[str, Line]) -> None:
+        self.limit = limit
+        self._lines = lines
+        self.waiting = 0
+        self._unmeasured = 0
+
+    @property
+    def room(self) -> int:
+        """Tasks that may wait in the stream."""
+        return self.limit - (sum([line.waiting for line in self._lines.values()]) if self._lines else 0)
+
+    @property
+    def capacity(self) -> int:
+        return self.room - self.waiting
+
+    @property
+    def stale(self) -> bool:
+        return self.capacity < MAX_AT_ONCE or (self.waiting > 0 and self._unmeasured >= max(self.limit // 200, 1))
+
+    def submitted(self, added: int, measured: int | None) -> None:
+        """Add new tasks; measured: the depth before them, None if it was not measured."""
+        self._unmeasured = 0 if measured is not None else self._unmeasured + added
+        self.waiting = (self.waiting if measured is None else measured) + added
+
+    def claimed(self, count: int) -> None:
+        self.waiting = max(self.waiting - count, 0)
+
+    def mark_empty(self) -> None:
+        self.waiting = self._unmeasured = 0
+
+
 class Submit:
     """Batcher of submits. It measures the depth of the queue when the estimate is stale.
 
-    Args:
-        on_added: called after each batch that enqueued a task.
+    on_added: called after each batch that enqueued a task.
     """
 
-    def __init__(
-        self, context: VerbContext, depth: DepthEstimate, lines: ClientLines, on_added: Callable[[], None]
-    ) -> None:
+    def __init__(self, context: VerbContext, depth: DepthEstimate, lines: ClientLines) -> None:
         self._context = context
+        self._stream, self._record_prefix = context.keys.stream, context.keys.record("")
         self._lines = lines
         self._depth = depth
-        self._on_added = on_added
+        self.on_added: Callable[[], None] = lambda: None
         self._batcher = Batcher[SubmitItem, SubmitReply](
             context.multiplexer, self._encode, self._decode, lambda item: len(item.entry)
         )
 
-    def __call__(self, item: SubmitItem) -> asyncio.Future[SubmitReply]:
-        """Submit a task with the next batch."""
-        return self._batcher(item)
+    async def __call__(self, item: SubmitItem) -> SubmitReply:
+        """Submit a task with the next batch, once more if a shared key had another type and was moved aside."""
+        try:
+            return await self._batcher(item)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+        await move_aside(self._context)
+        return await self._batcher(item)
 
     def _encode(self, items: list[SubmitItem]) -> CommandBatch:
-        depth, keys, siblings = self._depth, [self._context.keys.stream], list[str]()
+        depth, keys, siblings = self._depth, [self._stream], list[str]()
         measure = depth.room if depth.stale else ""
         held = [(reservation(item.cost, item.limits), release(item.replaced_cost)) for item in items]
         budgets = budget_keys(self._context.keys, (text for texts in held for text in texts))
         args: list[Any] = [GROUP, depth.capacity, measure, self._context.record_ttl_ms, VERSION, len(items)]
         args += (len(budgets), BUDGETS_TTL_S)
         for item, texts in zip(items, held, strict=True):
-            keys.append(self._context.keys.record(item.task_id))
+            keys.append(self._record_prefix + item.task_id)
             args += (item.epoch, item.digest, item.entry, item.record, item.replaced_epoch or "", item.version)
             args.append(len(item.siblings))
-            siblings += map(self._context.keys.record, item.siblings)
+            siblings += [self._record_prefix + task_id for task_id in item.siblings]
             args += texts
         keys += siblings + budgets
         add_line_args(self._context, keys, args, [item.line for item in items])
@@ -156,7 +207,7 @@ class Submit:
         self._context.count("submit", cost + was_measured * _MEASURE_COST)
         depth.submitted(added, measured if was_measured else None)
         if added:
-            self._on_added()
+            self.on_added()
         return replies
 
     def _record_lines(self, items: list[SubmitItem], replies: list[SubmitReply], lengths: list[int]) -> int:

@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from aiohttp_sse import EventSourceResponse
 
 from imagegen.errors import FieldError, InvalidRequest
-from imagegen.queue.feed import Subscription
+from imagegen.queue.change_relay import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view

@@ -15,7 +15,7 @@ from imagegen.web.api.response_cache import ResponseKey
 from imagegen.web.api.schemas import FinishedView, SubmittedView, TaskView
 from imagegen.web.api.serializers import FREE, cost_view, not_found_view, submitted_view, task_view
 from imagegen.web.context import SERVICES, Services
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.forwarded import owner_name
 from imagegen.web.http.responses import json_bytes, json_response, language
 

@@ -19,8 +19,7 @@ from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_un
 from imagegen.web.api.schemas import ListedTaskView, TaskListView
 from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
 from imagegen.web.context import SERVICES
-from imagegen.web.guard import GUARD
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import GUARD, client_of
 from imagegen.web.http.forwarded import owner_name, submitter_name
 from imagegen.web.http.responses import etag_matches, json_bytes, json_response
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks

@@ -17,7 +17,7 @@ from imagegen.images.store import VerifiedImage
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES, Services
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.lookup import find_task
 
 _SINGLE = ("imageUrl", "image_url", "mask")

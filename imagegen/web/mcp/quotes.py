@@ -14,7 +14,7 @@ from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.models import capabilities_view
 from imagegen.web.context import Services
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.json_images import ReceivedBody
 from imagegen.web.mcp.views import QuoteView
 from imagegen.web.submitter import SubmitOptions, parse_fields

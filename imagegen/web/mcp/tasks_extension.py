@@ -17,7 +17,7 @@ from imagegen.tasks.task import State, Task
 from imagegen.web.api.task_responses import retry_after_s
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.forwarded import submitter_name
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params

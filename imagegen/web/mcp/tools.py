@@ -22,7 +22,7 @@ from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.tasks.cost import dollars
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.forwarded import submitter_name
 from imagegen.web.http.json_images import ReceivedBody
 from imagegen.web.lookup import find_fresh_task

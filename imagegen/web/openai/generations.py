@@ -16,7 +16,7 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
 from imagegen.web.context import SERVICES, Services
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import client_of
 from imagegen.web.http.body import parse_object
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.json_images import ReceivedBody, receive_json

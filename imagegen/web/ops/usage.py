@@ -13,8 +13,7 @@ from imagegen.accounts.usage_report import COLUMNS, DEFAULT_DAYS, GROUPINGS, MAX
 from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.context import SERVICES
-from imagegen.web.guard import GUARD
-from imagegen.web.http.auth import client_of
+from imagegen.web.guard import GUARD, client_of
 from imagegen.web.http.headers import quality_of
 from imagegen.web.http.responses import json_response
 from imagegen.web.openapi import parameters as named
