@@ -68,6 +68,12 @@ class Submission(Struct, frozen=True, gc=False):
     max_micro_usd: int | None = None
     submitter: str = ""
 
+    @property
+    def may_cost_too_much(self) -> bool:
+        """Return whether it may cost more than its own limit."""
+        limit, estimated = self.max_micro_usd, self.cost.estimated if self.cost else None
+        return limit is not None and (estimated is None or estimated > limit)
+
 
 class SubmitResult(Struct, frozen=True, gc=False):
     task: Task

@@ -206,8 +206,7 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
 
 
 async def _submit_once(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    limit, estimated = submission.max_micro_usd, submission.cost.estimated if submission.cost else None
-    if limit is not None and (estimated is None or estimated > limit):
+    if submission.max_micro_usd is not None and submission.may_cost_too_much:
         return await find_free_task(services, submission, fresh=fresh)
     return await _submit_paid(services, submission, fresh=fresh)
 
