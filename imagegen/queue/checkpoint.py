@@ -136,6 +136,15 @@ def readable_run(value: bytes) -> bool:
     return True
 
 
+def is_released(value: bytes, entry_id: str) -> bool:
+    """Return whether a value is the checkpoint that was released with an entry."""
+    try:
+        of_entry, run = decode_checkpoint(value)
+    except UnreadableRecord:
+        return False
+    return of_entry == entry_id and run.phase == "released"
+
+
 def calls_under_way(stored: bytes | None) -> int:
     """Return how many calls of a stored checkpoint may have been paid, a running one included."""
     if stored is None:

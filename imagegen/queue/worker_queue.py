@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, readable_run, shown_images
+from imagegen.queue.checkpoint import Checkpoint, decode_checkpoint, is_released, readable_run, shown_images
 from imagegen.queue.claim import Claim, StartResult, resume_from_existing, take_over_state
 from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
@@ -83,6 +83,14 @@ class WorkerQueue:
     def drop(self, claim: Claim) -> None:
         """Forget a lost claim, and the task's cached state."""
         self._dispatcher.drop(claim)
+
+    async def read_released(self, claim: Claim) -> None:
+        """Copy what an earlier owner released with the task into a claim that is not started; costs one command."""
+        if claim.stored_bytes is not None:
+            return
+        (existing,) = await self._connection.retry_until_available(self._verbs.read_checkpoints, [claim.task.id])
+        if existing and is_released(existing, claim.entry_id):
+            resume_from_existing(claim, existing)
 
     async def start(self, claim: Claim) -> StartResult:
         """Count the attempt and set the owner, before money is spent."""

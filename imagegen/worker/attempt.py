@@ -71,17 +71,17 @@ class AttemptRunner:
         """
         while True:
             if spent := self.rules.exhausted(claim.task, claim.checkpoint, self.clock()):
-                return self._with_saved_images(claim, spent)
+                return self.with_saved_images(claim, spent)
             try:
                 with ClaimScope(claim):
-                    return self._with_saved_images(claim, await Attempt(self, claim).run())
+                    return self.with_saved_images(claim, await Attempt(self, claim).run())
             except ClaimWasLost:
                 return ClaimLost()
             except _Inherited:
                 continue
 
     @staticmethod
-    def _with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
+    def with_saved_images(claim: Claim, outcome: Outcome) -> Outcome:
         """Complete a task that only lacks time or budget with the images that it has: they are paid for."""
         images, keeps = claim.checkpoint.images, claim.checkpoint.has_new_images and not claim.task.stale_images
         if not isinstance(outcome, Failed) or not outcome.keeps_images or not keeps:

@@ -79,9 +79,9 @@ class Pool:
 
     async def _loop(self) -> None:
         while (claim := await self._claims.claim()) is not None:
-            if not self._unserved.runs_here(claim):
+            if not await self._unserved.runs_here(claim):
                 if failed := await self._unserved.leave(claim):
-                    await self._report(claim, failed)
+                    await self._report(claim, self._attempts.with_saved_images(claim, failed))
             elif self.parking.admits(claim):
                 self.active_claims.add(claim)
                 try:

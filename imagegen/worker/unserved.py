@@ -55,11 +55,12 @@ class UnservedTasks:
         self._seen: dict[str, _Seen] = {}
         self._warned = False
 
-    def runs_here(self, claim: Claim) -> bool:
+    async def runs_here(self, claim: Claim) -> bool:
         """Return whether a channel here serves a task; images that are paid for need none."""
         task = claim.task
         if self._routes.serves(task.model, sandbox=task.sandbox):
             return True
+        await self._claims.read_released(claim)
         models = (model for model in self._rules.fallback_models if self._rules.may_use(task.client, model))
         job = claim.checkpoint.job
         if claim.checkpoint.links or (job and self._routes.has_key_of(job.handle)):
@@ -81,7 +82,8 @@ class UnservedTasks:
             ends_at = min(ends_at, seen.alone_since + ALONE_S)
         if now >= ends_at:
             del self._seen[claim.task.id]
-            return Failed(TaskError("model_not_available", _no_channel(claim.task), retryable=True))
+            error = TaskError("model_not_available", _no_channel(claim.task), retryable=True)
+            return Failed(error, keeps_images=True)
         if seen.alone_since is None and (seen.is_held or not seen.released):
             seen.is_held, seen.released = False, seen.released + 1
             await self._release(claim)

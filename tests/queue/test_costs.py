@@ -239,6 +239,8 @@ async def release(instance) -> None:
     await put(instance, "b")
     (fresh,) = await claim(instance)
     assert await instance.verbs.release("i", [release_item(each), release_item(fresh)], leaving=True) == 2
+    again = await claim(instance)
+    assert await instance.verbs.release("i", [release_item(each) for each in again], leaving=True) == 2
 
 
 async def read(instance) -> None:

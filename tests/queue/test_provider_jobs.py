@@ -95,6 +95,25 @@ async def test_a_released_claim_keeps_its_job(make_instance) -> None:
     assert (run.job, run.ambiguous_calls, run.attempts) == (JOB, 0, 0)
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_a_job_stays_with_a_task_that_several_instances_release_before_they_start_it(
+    make_instance, is_read: bool
+) -> None:
+    one = make_instance()
+    claim = await started(one)
+    assert await record_job(one, claim)
+    for _ in range(3):
+        await one.worker_queue.release([claim])
+        claim = await asyncio.wait_for(one.worker_queue.claim(), 5)
+        if is_read:
+            await one.worker_queue.read_released(claim)
+            assert claim.checkpoint.job == JOB
+    expected = StartResult.STARTED if is_read else StartResult.INHERITED
+    assert await one.worker_queue.start(claim) is expected
+    run = claim.checkpoint
+    assert (run.job, run.ambiguous_calls, run.attempts) == (JOB, 0, int(is_read))
+
+
 async def test_a_retry_keeps_the_job_and_counts_no_attempt(make_instance) -> None:
     one = make_instance()
     claim = await started(one)

@@ -68,12 +68,6 @@ async def _release_page(context: VerbContext, consumer: str, items: Sequence[Rel
     for item in items:
         keys += (context.keys.record(item.task_id), context.keys.checkpoint(item.task_id))
         args += (item.entry_id, item.version, item.epoch, item.entry, item.checkpoint)
-    released = cast(int, await context.run(_SCRIPT, keys, args))
-    context.count("release", release_cost(items, released, leaving=leaving))
+    released, moved = cast(list[int], await context.run(_SCRIPT, keys, args))
+    context.count("release", 2 + released * 6 + moved + 2 * leaving)  # GET or SET of a checkpoint; both if it moves
     return released
-
-
-def release_cost(items: Sequence[ReleaseItem], released: int, *, leaving: bool) -> int:
-    """Return the commands: XPENDING; six for each released task, five if it has no checkpoint; two to leave."""
-    without_checkpoint = sum(not item.checkpoint for item in items) if released else 0
-    return 2 + max(released * 6 - without_checkpoint, 0) + 2 * leaving
