@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import parallel
 import pytest
 from tiers import order_of, tier_of
 
@@ -31,6 +32,20 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--forks", type=int, default=1, help="processes, forked after the collection, that run the tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run the tests in forked processes, if `--forks` says so."""
+    processes = session.config.getoption("forks")
+    if processes < 2 or session.config.option.collectonly or session.testsfailed:
+        return None
+    parallel.run(session, processes)
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -118,15 +119,6 @@ class _Parent:
         self._channel, self._wait = channel, wait
         atexit.register(self.close)
 
-    @classmethod
-    def start(cls) -> Self:
-        """Start a Python that imports the modules."""
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        with theirs:
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        return cls(ours, process.wait)
-
     def request(self, request: bytes, streams: Sequence[int]) -> socket.socket:
         """Return the channel of the process that is forked."""
         ours, theirs = socket.socketpair()
@@ -148,8 +140,25 @@ _starting = threading.Lock()
 def _parent() -> _Parent:
     with _starting:
         if not _parents:
-            _parents.append(_Parent.start())
+            (channel,), process = start_parents(1)
+            _parents.append(_Parent(channel, process.wait))
         return _parents[0]
+
+
+def start_parents(count: int) -> tuple[list[socket.socket], subprocess.Popen[bytes]]:
+    """Start a Python that imports the modules and then forks for the other ends of `count` channels."""
+    pairs = [socket.socketpair() for _ in range(count)]
+    numbers = [theirs.fileno() for _, theirs in pairs]
+    command = [sys.executable, __file__, *map(str, numbers)]
+    process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL, process_group=0)
+    for _, theirs in pairs:
+        theirs.close()
+    return [ours for ours, _ in pairs], process
+
+
+def use_parent(channel: socket.socket) -> None:
+    """Let the process at the other end of a channel of `start_parents` be the one that forks for this process."""
+    _parents[:] = [_Parent(channel, lambda: None)]
 
 
 def fork_parent() -> None:
@@ -220,11 +229,9 @@ class _Forks:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            with self._channels.pop(pid) as channel:
-                try:
+            if channel := self._channels.pop(pid, None):  # otherwise it forked for another channel
+                with channel, suppress(OSError):
                     channel.sendall(b"%d" % os.waitstatus_to_exitcode(status))
-                except OSError:
-                    continue
 
 
 def prepared(request: Mapping[str, Any]) -> Callable[[], object]:
@@ -247,7 +254,8 @@ def main() -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    first, *others = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
+    channel = next((each for each in others if not os.fork()), first)
     if program := _Forks(channel).run():
         program()
 

@@ -1,0 +1,164 @@
+"""Run of the tests in several processes that are forked after the collection: `pytest --forks 4`.
+
+Modules are imported and tests are collected once for all processes, which pytest-xdist does in each. A process runs
+whole files, in the order of the collection, and takes the next file when it has finished one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+
+File = list[pytest.Item]
+
+PROCESS_NUMBER = "TEST_PROCESS"
+"""Variable of the environment with the number of a process of the run, counted from 0."""
+
+_NUMBER = struct.Struct("<I")
+
+
+def run(session: pytest.Session, processes: int) -> None:
+    """Run the collected tests in forked processes. Returns in each of them and, when all have ended, in this one."""
+    files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]
+    count = min(processes, len(files))
+    queue = _queue(len(files))
+    parents, forking = [], None
+    if any(not item.get_closest_marker("unit") for item in session.items):
+        parents, forking = forked.start_parents(count)
+    workers: list[_Worker] = []
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number in range(count):
+        results, sending = Pipe(duplex=False)
+        if pid := os.fork():
+            sending.close()
+            workers.append(_Worker(pid, results))
+            continue
+        for unused in (results, *(worker.results for worker in workers), *parents[:number], *parents[number + 1 :]):
+            unused.close()
+        if parents:
+            forked.use_parent(parents[number])
+        _work(session, files, queue, sending, number)
+        return
+    for channel in parents:
+        channel.close()
+    try:
+        _collect_results(session, {worker.results: worker for worker in workers})
+    finally:
+        for worker in workers:
+            worker.end()
+        os.close(queue)
+        if forking:
+            forking.wait()
+
+
+def _queue(count: int) -> int:
+    """Return the end of a pipe from which the numbers below `count` are read, each by one process."""
+    reading, writing = os.pipe()
+    os.write(writing, b"".join(map(_NUMBER.pack, range(count))))
+    os.close(writing)
+    return reading
+
+
+def _work(session: pytest.Session, files: Sequence[File], queue: int, results: Connection, number: int) -> None:
+    """Run files of the queue until it is empty. The end of the session follows in this process, as in any."""
+    os.setpgid(0, 0)  # the terminal interrupts the first process, and that one its workers
+    os.environ[PROCESS_NUMBER] = str(number)
+    manager = session.config.pluginmanager
+    session.config.workerinput = {"workerid": str(number)}  # with it, plugins leave reports and caches to the first
+    manager.unregister(name="terminalreporter")
+    silent = pytest.TerminalReporter(session.config, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
+    silent.pytest_sessionstart(session)
+    manager.register(silent, "terminalreporter")
+    if capture := manager.getplugin("capturemanager"):
+        capture.stop_global_capturing()
+        capture.start_global_capturing()
+        capture.suspend_global_capture()
+    manager.register(_Sender(session.config, results))
+    for index in _taken(queue):
+        # With the session as the next node, the last test ends the fixtures of its file, but not those of the session.
+        for item, next_node in itertools.pairwise([*files[index], session]):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=next_node)
+            if session.shouldfail or session.shouldstop:
+                return
+
+
+def _taken(queue: int) -> Iterator[int]:
+    """Take numbers of files from the queue, which all processes read."""
+    while number := os.read(queue, _NUMBER.size):
+        yield _NUMBER.unpack(number)[0]
+
+
+class _Sender:
+    """Plugin of a worker that sends the name of each test when it starts, and its reports."""
+
+    def __init__(self, config: pytest.Config, results: Connection) -> None:
+        self._config, self._results = config, results
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._results.send(nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        hook = self._config.hook
+        self._results.send(hook.pytest_report_to_serializable(config=self._config, report=report))
+
+
+@dataclass
+class _Worker:
+    """Worker as the first process sees it: its pid, its pipe, the test that it runs and whether it has ended."""
+
+    pid: int
+    results: Connection
+    running: str = ""
+    ended: bool = False
+
+    def end(self) -> int:
+        """Interrupt the worker if it runs, and wait for its end. Return its exit code, negative for a signal."""
+        if self.ended:
+            return 0
+        os.kill(self.pid, signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        self.ended = True
+        self.results.close()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _collect_results(session: pytest.Session, workers: dict[Connection, _Worker]) -> None:
+    """Report the results of the workers until all have ended, or until the session is to stop."""
+    hook = session.config.hook
+    while workers:
+        for results in wait(list(workers)):
+            assert isinstance(results, Connection)
+            worker = workers[results]
+            try:
+                message: Any = results.recv()
+            except EOFError:
+                del workers[results]
+                if (code := worker.wait()) not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                    hook.pytest_runtest_logreport(report=_report_of_death(worker.running, code))
+                continue
+            if isinstance(message, str):
+                worker.running = message
+                continue
+            report = hook.pytest_report_from_serializable(config=session.config, data=message)
+            hook.pytest_runtest_logreport(report=report)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+
+
+def _report_of_death(nodeid: str, code: int) -> pytest.TestReport:
+    reason = f"the process that ran it ended with {code}"
+    return pytest.TestReport(nodeid, (nodeid.partition("::")[0], None, nodeid), {}, "failed", reason, "call")
