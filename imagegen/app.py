@@ -389,6 +389,7 @@ def _telemetry(app: web.Application) -> Telemetry:
 
 async def _context(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
+    reuse = ImageReuse(app[STORE], reused_image_ttl_s(settings), clock=app[CONNECTION].clock)
     app[SERVICES] = Services(
         queue=app[QUEUE].client_queue,
         lost_calls=app[QUEUE].lost_calls,
@@ -407,7 +408,8 @@ async def _context(app: web.Application) -> AsyncIterator[None]:
         channels=app[ROUTES].channels,
         list_models=app[ROUTES].models,
         fallbacks=settings.fallback_models,
-        reuse_images=ImageReuse(app[STORE], reused_image_ttl_s(settings), clock=app[CONNECTION].clock).reuse,
+        reuse_images=reuse.reuse,
+        count_reusable=reuse.count,
         private_webhooks=settings.webhook_allow_private,
         openai=OpenAIOptions(
             settings.v1_reuse, settings.v1_max_wait_s, settings.v1_keepalive, settings.v1_response_format

@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import jsonschema
 import orjson
+
+from imagegen.web.mcp.tool_definitions import listing
 
 MODERN = "2026-07-28"
 LEGACY = "2025-11-25"
 TASKS = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+
+SCHEMAS = {tool["name"]: tool["outputSchema"] for tool in listing()}
 
 _ids = itertools.count(1)
 _NAMED = {"tools/call": "name", "tasks/get": "taskId", "tasks/cancel": "taskId", "tasks/update": "taskId"}
@@ -51,3 +56,21 @@ def events(text: str) -> list[dict[str, Any]]:
 def tokens(result: Any) -> float:
     """Return about how many tokens a result takes, the base64 of its images too: four characters each."""
     return len(orjson.dumps(result)) / 4
+
+
+async def send(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    response = await service.post("/mcp", json=body, headers=headers_of(body) | (headers or {}))
+    return response.status, await response.json()
+
+
+async def result(service, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return the result of a request; a structured one is checked against the tool's schema."""
+    status, answer = await send(service, body, headers)
+    assert status == 200, answer
+    if structured := answer["result"].get("structuredContent"):
+        jsonschema.validate(structured, SCHEMAS[body["params"]["name"]])
+    return answer["result"]
+
+
+def call(name: str, *, capabilities: Any = None, meta: Any = None, **arguments: Any) -> dict[str, Any]:
+    return modern("tools/call", name=name, arguments=arguments, capabilities=capabilities, meta=meta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from operator import attrgetter
 
 from msgspec.structs import replace
@@ -13,6 +13,9 @@ from imagegen.tasks.family import RequestFamily, ReusedImages, reusable_images
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import Task, missing_images_warning
+
+_Take = Callable[[str, StoredImage, int], Awaitable[bool]]
+"""Returns whether an image of a task of an id can be had at a place."""
 
 
 class ImageReuse:
@@ -35,23 +38,47 @@ class ImageReuse:
                 reused = ReusedImages(stored, _lasting_warnings(task))
         return reused
 
+    async def count(self, family: RequestFamily, finished: Sequence[Task]) -> int:
+        """Return how many images `reuse` would return, and store nothing. Raises StoreUnavailable."""
+
+        async def is_stored(source_id: str, image: StoredImage, _index: int) -> bool:
+            return await self._store.contains(source_id, image)
+
+        wanted, most = family.request.n, 0
+        for task in finished:
+            if _is_sibling(task, family):
+                found = await self._fitting(task.id, reusable_images(family, task), wanted, is_stored)
+                most = max(most, len(found))
+        return most
+
     async def _store_again(
         self, task_id: str, source_id: str, images: Iterable[tuple[int | None, StoredImage]], wanted: int
     ) -> tuple[StoredImage, ...]:
         """Store those of the images that are still there, as many as are requested."""
-        store, expires_at_s, free, stored = self._store, self._clock() + self._life_s, set(range(wanted)), []
+        expires_at_s = self._clock() + self._life_s
+
+        async def store(source_id: str, image: StoredImage, index: int) -> bool:
+            return await self._store.reuse(source_id, image, task_id, index, expires_at_s)
+
+        return await self._fitting(source_id, images, wanted, store)
+
+    async def _fitting(
+        self, source_id: str, images: Iterable[tuple[int | None, StoredImage]], wanted: int, take: _Take
+    ) -> tuple[StoredImage, ...]:
+        """Return those of the images that can be taken, as many as are requested, each at its place."""
+        free, taken = set(range(wanted)), []
         for place, image in images:
             if not free:
                 break
             index = min(free) if place is None else place
             own = replace(image, index=index, reused=True)
             if image.url is None:
-                if not image.sha256 or not await store.reuse(source_id, image, task_id, index, expires_at_s):
+                if not image.sha256 or not await take(source_id, image, index):
                     continue
-                own = replace(own, store_id=store.store_id)
-            stored.append(own)
+                own = replace(own, store_id=self._store.store_id)
+            taken.append(own)
             free.discard(index)
-        return tuple(sorted(stored, key=attrgetter("index")))
+        return tuple(sorted(taken, key=attrgetter("index")))
 
 
 def _is_sibling(task: Task, family: RequestFamily) -> bool:

@@ -24,6 +24,7 @@ from imagegen.queue.joined_clients import JoinedClients
 from imagegen.queue.line_mover import LineMover
 from imagegen.queue.open_tasks import OpenTasks
 from imagegen.queue.outbox import Outbox
+from imagegen.queue.preview import SubmitPreview
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_list import TaskList
 from imagegen.queue.task_lookup import check_digest, newer_version_error
@@ -113,6 +114,7 @@ class ClientQueue:
         self.open_tasks: OpenTasks | None = None
         self._joined = JoinedClients(verbs, lookup.notifier)
         self.canceller = TaskCanceller(verbs, lookup, self._joined)
+        self.preview = SubmitPreview(verbs, mover, families, verbs.clock)
 
     def get(self, task_id: str) -> Coroutine[Any, Any, Task | None]:
         """Return a task, at most some seconds old; None if it is unknown or expired. Raises QueueUnavailable."""

@@ -278,6 +278,13 @@ class ClientLines:
         in_stream: waiting entries.
         """
         own = self.by_client.get(task.client)
-        place = own.position(task.id) if own else 1
+        return self._position(own, own.position(task.id) if own else 1, in_stream)
+
+    def next_position(self, client: str, in_stream: int) -> int:
+        """Return the position that the next task of a client would have in its line."""
+        own = self.by_client.get(client)
+        return self._position(own, own.waiting + 1 if own else 1, in_stream)
+
+    def _position(self, own: Line | None, place: int, in_stream: int) -> int:
         others = sum([min(line.waiting, place) for line in self.by_client.values() if line is not own])
         return in_stream + place + others

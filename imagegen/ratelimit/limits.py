@@ -53,6 +53,16 @@ class Admission(NamedTuple):
     retry_after_s: int
 
 
+class Allowance(NamedTuple):
+    """What the limits would admit of a generation now.
+
+    calls: further generations in the window, None without a limit. retry_after_s: seconds until the next one, 0 if now.
+    """
+
+    calls: int | None
+    retry_after_s: int
+
+
 class _Rule(NamedTuple):
     name: str
     limit: int
@@ -200,6 +210,21 @@ class RateLimits:
             if not admitted:
                 break
         return Admission(admitted, 0 if admitted == wanted else _whole_seconds(state.reset_s))
+
+    async def look(self, request: web.Request, units: int) -> Allowance:
+        """Return what the limits would admit now of a generation with these units. Nothing is counted."""
+        calls, retry_s = [], 0.0
+        for kind, cost in (("generation", 1), ("units", units)):
+            rules = self._rules_of(request, kind)
+            if not rules:
+                continue
+            windows = _windows(rules, self._identify(request))
+            for rule, state in zip(rules, _by_rule(rules, await self._store.hit(windows, 0)), strict=True):
+                if kind == "generation":
+                    calls.append(max(state.remaining, 0))
+                if state.remaining < min(cost, rule.limit):
+                    retry_s = max(retry_s, state.reset_s)
+        return Allowance(min(calls, default=None), _whole_seconds(retry_s) if retry_s else 0)
 
     async def spend_call(self, request: web.Request, kind: str) -> None:
         """Count a request of a route of many calls as one of `general` or `generation`. Raises RateLimited."""

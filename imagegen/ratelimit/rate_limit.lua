@@ -2,6 +2,7 @@
 --
 -- A window is one string of 'time count' pairs in ms of the server's clock, oldest first. Above 100 allowed hits a time
 -- is rounded up to a hundredth of the window, so that the string stays short; it never admits more than the limit.
+-- A cost of 0 only looks.
 -- Costs a TIME, an MGET, and one SET for each window that was spent from.
 --
 -- KEYS  the windows, each once
@@ -58,7 +59,7 @@ while next_arg <= #ARGV do
   end
   for i, window in ipairs(windows) do
     local log, limit, length, wait = unpack(window)
-    if passes then spend(log, limit, length, cost) end
+    if passes and cost > 0 then spend(log, limit, length, cost) end
     answer[i] = {limit - log.spent, log[1] and log[1][1] + length - now or 0, wait}
   end
   answers[#answers + 1] = answer

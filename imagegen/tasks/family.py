@@ -52,6 +52,9 @@ class ReusedImages(Struct, frozen=True, gc=False):
 ReuseImages = Callable[[str, RequestFamily, Sequence[Task]], Awaitable[ReusedImages]]
 """Stores images of finished tasks for the task of an id too. Raises StoreUnavailable, QueueUnavailable."""
 
+CountReusable = Callable[[RequestFamily, Sequence[Task]], Awaitable[int]]
+"""Returns how many images of finished tasks another task could have. Raises StoreUnavailable."""
+
 
 def reusable_images(family: RequestFamily, finished: Task) -> list[tuple[int | None, StoredImage]]:
     """Return the images of a finished task that a request with another `n` may have too, each with its place.

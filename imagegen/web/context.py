@@ -20,7 +20,7 @@ from imagegen.queue.change_relay import Feed
 from imagegen.queue.client_queue import ClientQueue, Submission
 from imagegen.queue.lost_calls import LostCalls
 from imagegen.tasks.cost import Cost
-from imagegen.tasks.family import RequestFamily, ReuseImages
+from imagegen.tasks.family import CountReusable, RequestFamily, ReuseImages
 from imagegen.tasks.request import GenerationRequest, fingerprint, request_digest
 from imagegen.tasks.task import Task
 from imagegen.tasks.validation import Adjust
@@ -129,7 +129,7 @@ class Services:
     models: published rows of models. channels: which serve them.
     list_models: requests those that the provider offers. fallbacks: models that
     are called if another is not available.
-    reuse_images: of tasks that differ only in `n`.
+    reuse_images, count_reusable: of tasks that differ only in `n`.
     private_webhooks: webhooks may be anywhere, and plain http. signing: of those without a secret of their own.
     own: where we listen. shares_tasks: equal requests of all API keys are one task.
     """
@@ -152,6 +152,7 @@ class Services:
     list_models: ListModels = _no_models
     fallbacks: tuple[str, ...] = ()
     reuse_images: ReuseImages | None = None
+    count_reusable: CountReusable | None = None
     private_webhooks: bool = False
     shares_tasks: bool = False
     signing: OperatorSecret = field(default_factory=OperatorSecret)

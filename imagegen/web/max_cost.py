@@ -9,11 +9,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from imagegen.errors import ApiError, FieldError, InvalidRequest, MaxCostExceeded, MaxCostPriceUnknown
 from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
-from imagegen.queue.task_lookup import check_digest
 from imagegen.tasks.cost import MICRO_USD, dollars
-from imagegen.tasks.task import State
 from imagegen.tasks.validation import Dollars, field_errors
 from imagegen.web.context import Services
+from imagegen.web.price_preview import preview_price
 
 MAX_COST_FIELDS = ("maxCostUsd", "max_cost_usd")
 
@@ -38,28 +37,26 @@ def parse_max_cost(body: Mapping[str, Any]) -> int | None:
         raise InvalidRequest(details=details) from error
 
 
-async def find_free_task(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    """Return the unfinished or finished task of a submission that would cost too much as a new one.
+async def find_free_task(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult | None:
+    """Return the unfinished or finished task of a submission that would cost too much with all its images new.
 
-    fresh: a finished task does not do. Raises MaxCostExceeded, MaxCostPriceUnknown; QueueUnavailable.
+    None if enough of them exist in a task that differs only in `n`. fresh: a finished task does not do.
+    Raises MaxCostExceeded, MaxCostPriceUnknown; QueueUnavailable, StoreUnavailable.
     """
-    task = await services.queue.fresh(submission.task_id)
-    if task is not None:
-        check_digest(task, submission.digest)
-        if not task.state.is_final:
-            return SubmitResult(task, CacheResult.COALESCED)
-        is_hit = task.state is State.COMPLETED and not fresh
-        if is_hit and await services.store.contains_all(task.id, task.images):
-            return SubmitResult(task, CacheResult.HIT)
-    raise over_limit(submission)
+    price = await preview_price(services, submission, fresh=fresh)
+    if price.task is not None and (price.is_joined or price.is_hit):
+        return SubmitResult(price.task, CacheResult.COALESCED if price.is_joined else CacheResult.HIT)
+    limit = submission.max_micro_usd
+    if limit is None or (price.micro_usd is not None and price.micro_usd <= limit):
+        return None
+    raise over_limit(submission, price.micro_usd)
 
 
-def over_limit(submission: Submission) -> ApiError:
-    """Return the error of a submission that may cost more than its limit."""
-    estimated = None if submission.cost is None else submission.cost.estimated
-    if estimated is None:
+def over_limit(submission: Submission, micro_usd: int | None) -> ApiError:
+    """Return the error of a submission with a price over its limit. micro_usd: the price, None if unknown."""
+    if micro_usd is None:
         return MaxCostPriceUnknown(model=submission.model)
-    rule = f"must be at least {dollars(estimated):g}, or the images fewer, smaller or of a cheaper model"
+    rule = f"must be at least {dollars(micro_usd):g}, or the images fewer, smaller or of a cheaper model"
     limit = dollars(submission.max_micro_usd or 0)
     error = FieldError("maxCostUsd", rule)
-    return MaxCostExceeded(details=[error], estimated=f"{dollars(estimated):g}", max_usd=f"{limit:g}")
+    return MaxCostExceeded(details=[error], estimated=f"{dollars(micro_usd):g}", max_usd=f"{limit:g}")

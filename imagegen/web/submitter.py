@@ -24,7 +24,7 @@ from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.ssrf import check_host
 from imagegen.tasks import validation
 from imagegen.tasks.request import GenerationRequest
-from imagegen.tasks.task import State
+from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
 from imagegen.web.guard import client_of
@@ -41,6 +41,9 @@ MAX_TRIES = 3
 _IDEMPOTENCY_KEY = istr(IDEMPOTENCY_KEY)
 _OPTIONS = frozenset({"webhook", *MAX_COST_FIELDS})
 """Fields of a body that change neither its images nor its task."""
+
+_OPERATORS_FAULTS = frozenset({"upstream_auth", "upstream_billing", "model_not_available"})
+"""Codes of failed tasks that the request does not cause."""
 
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
@@ -69,6 +72,7 @@ class SubmitOptions(Struct, frozen=True):
         ones of a client are its own.
     key_name: name of the API key, empty without one.
     max_errors: the most field errors that are named.
+    keeps_failures: a failure that is an answer, see `is_final_answer`, is returned and not tried again.
     """
 
     request: web.Request
@@ -77,6 +81,7 @@ class SubmitOptions(Struct, frozen=True):
     scope: str | None = None
     key_name: str = ""
     max_errors: int = validation.MAX_FIELD_ERRORS
+    keeps_failures: bool = False
 
     @classmethod
     def from_request(cls, request: web.Request) -> SubmitOptions:
@@ -94,9 +99,9 @@ class SubmitOptions(Struct, frozen=True):
 
     @classmethod
     def without_headers(cls, request: web.Request) -> SubmitOptions:
-        """Return the options of a client with no headers of its own for a submit."""
+        """Return the options of an agent: it has no headers of its own for a submit, and may repeat it blindly."""
         client = client_of(request)
-        return cls(request, scope=client.scope, key_name=client.name)
+        return cls(request, scope=client.scope, key_name=client.name, keeps_failures=True)
 
     @property
     def client(self) -> str:
@@ -151,6 +156,10 @@ async def submit_parsed(
     await spend_units(options.request, parsed.request.units)
     settled = await _settle_images(services, parsed.request, fields, body, options)
     submission = replace(parsed, request=settled).submission(services.identity, options)
+    if options.keeps_failures:
+        task = await services.queue.get(submission.task_id)
+        if task is not None and task.digest == submission.digest and is_final_answer(task):
+            return SubmitResult(task, CacheResult.HIT)
     if options.key is None:
         return await submit(services, submission, fresh=options.fresh)
     refuse_while_draining(services)
@@ -207,7 +216,9 @@ async def submit(services: Services, submission: Submission, *, fresh: bool = Fa
 
 async def _submit_once(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
     if submission.max_micro_usd is not None and submission.may_cost_too_much:
-        return await find_free_task(services, submission, fresh=fresh)
+        free = await find_free_task(services, submission, fresh=fresh)
+        if free is not None:
+            return free
     return await _submit_paid(services, submission, fresh=fresh)
 
 
@@ -229,6 +240,15 @@ async def _submit_paid(services: Services, submission: Submission, *, fresh: boo
             break
         submitted = await services.queue.replace(submission, task, reuse, keep=whole)
     return submitted
+
+
+def is_final_answer(task: Task) -> bool:
+    """Return whether a task has failed in a way that the same request would again, and may pay for again.
+
+    What only the operator can mend costs nothing, and is tried again.
+    """
+    error = task.error
+    return task.state is State.FAILED and error is not None and not (error.retryable or error.code in _OPERATORS_FAULTS)
 
 
 def refuse_while_draining(services: Services) -> None:

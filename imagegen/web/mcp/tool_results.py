@@ -20,6 +20,7 @@ from imagegen.web.context import SERVICES, Services
 from imagegen.web.mcp.protocol import Protocol
 from imagegen.web.mcp.tool_definitions import FULL, SUMMARY
 from imagegen.web.mcp.views import NEXT, ToolErrorView, ToolTaskView
+from imagegen.web.submitter import is_final_answer
 
 MAX_RESULT_CHARS = 7_900
 """Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens, at four characters each."""
@@ -44,10 +45,12 @@ _REMEDIES = {
     "not_allowed": "Choose another model or size.",
     "rate_limited": "Wait, then repeat the call with the same arguments.",
     "too_many_open_tasks": "Wait until a task has ended, then repeat the call.",
-    "content_policy": "Change the prompt: the same one is refused again.",
+    "content_policy": "Change the prompt: the same call gets this refusal again, and pays nothing.",
 }
 _REPEAT = "Repeat the call with the same arguments a little later: nothing is paid twice."
 _CORRECT = "Correct the arguments; nothing was paid."
+_SAME_FAILURE = "The same call gets this failure again, and pays nothing: change the arguments, or variant."
+_TRIED_AGAIN = "The same call tries again, and may be charged again."
 
 
 class ToolResult(Struct, frozen=True):
@@ -76,8 +79,8 @@ def text_result(text: str, structured: Mapping[str, Any], *, is_error: bool = Fa
     return ToolResult([_text(text)], structured, is_error)
 
 
-def refusal(error: ApiError, estimated: float | None = None) -> ToolResult:
-    """Return the result of a call that is refused. estimated: dollars that it would cost, None if unknown."""
+def error_view(error: ApiError, estimated: float | None = None) -> ToolErrorView:
+    """Return an error as results have it. estimated: dollars that the call would cost, None if unknown."""
     details = [f"{detail.field}: {detail.message}"[:_MAX_TEXT_CHARS] for detail in error.details[:10]]
     view: ToolErrorView = {"code": error.code, "message": error.message("en"), "retryable": error.retryable}
     if details:
@@ -87,10 +90,16 @@ def refusal(error: ApiError, estimated: float | None = None) -> ToolResult:
     if isinstance(error, BudgetExceeded | MaxCostExceeded):
         view["estimatedCostUsd"] = estimated
     retry_after = error.headers.get("Retry-After", "")
-    wait = ""
     if retry_after.isdigit():
         view["retryAfterSeconds"] = int(retry_after)
-        wait = f"Try again in {retry_after} s."
+    return view
+
+
+def refusal(error: ApiError, estimated: float | None = None) -> ToolResult:
+    """Return the result of a call that is refused. estimated: dollars that it would cost, None if unknown."""
+    view = error_view(error, estimated)
+    details = view.get("details", ())
+    wait = f"Try again in {view['retryAfterSeconds']} s." if "retryAfterSeconds" in view else ""
     cost = "" if estimated is None else f"It would cost about {estimated:g} USD."
     remedy = _REMEDIES.get(error.code, _REPEAT if error.retryable else _CORRECT if error.status < 500 else "")
     faults = f"{'; '.join(details)}." if details else ""
@@ -131,15 +140,20 @@ async def _unfinished(services: Services, task: Task) -> ToolResult:
     return text_result(text, view)
 
 
+def failure_view(task: Task) -> ToolErrorView:
+    """Return why a task has failed."""
+    if task.error is None:
+        return {"code": "internal_error", "message": "", "retryable": False}
+    error = task.error
+    return {"code": error.code, "message": error.detail[:_MAX_TEXT_CHARS], "retryable": error.retryable}
+
+
 def _failed(task: Task) -> ToolResult:
-    view = _view(task, cached=False)
-    code, detail, retryable = "internal_error", "", False
-    if task.error is not None:
-        code, detail, retryable = task.error.code, task.error.detail[:_MAX_TEXT_CHARS], task.error.retryable
-    view["error"] = {"code": code, "message": detail, "retryable": retryable}
-    again = "The same call tries again, and may be charged again." if retryable else ""
-    remedy = _REMEDIES.get(code, again)
-    return text_result(f"Task {task.id} failed: {code}: {detail}. {remedy}".strip(), view, is_error=True)
+    view, error = _view(task, cached=False), failure_view(task)
+    view["error"] = error
+    remedy = _REMEDIES.get(error["code"]) or (_SAME_FAILURE if is_final_answer(task) else _TRIED_AGAIN)
+    text = f"Task {task.id} failed: {error['code']}: {error['message']}. {remedy}"
+    return text_result(text, view, is_error=True)
 
 
 async def _completed(request: web.Request, services: Services, protocol: Protocol, answer: TaskAnswer) -> ToolResult:

@@ -29,7 +29,7 @@ from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.model_listing import list_models
 from imagegen.web.mcp.own_images import replace_own_images
-from imagegen.web.mcp.quotes import quote
+from imagegen.web.mcp.quotes import quote, quote_text
 from imagegen.web.mcp.tool_definitions import CANCEL, DETAILS, EDIT, GENERATE, GET, MODELS, QUOTE, SUMMARY
 from imagegen.web.mcp.tool_results import TaskAnswer, ToolResult, refusal, text_result
 from imagegen.web.mcp.views import NEXT
@@ -126,15 +126,7 @@ async def _quote(call: ToolCall) -> Started:
     fields, _ = _split(call.arguments)
     fields = await replace_own_images(call.request, fields)
     view = await quote(call.request.app[SERVICES], fields, call.body, call.options)
-    price = view.get("costUsd")
-    cost = "an unknown price" if price is None else f"{price:g} USD"
-    known = "they exist already" if view["cached"] else "they are being made, and joining is free"
-    facts = [f"{view['n']} image(s) of {view['model']}, {view['width']}x{view['height']}: {cost}"]
-    if view["cached"] or view["joins"]:
-        facts.append(known)
-    if view["etaSeconds"] is not None:
-        facts.append(f"ready in about {view['etaSeconds']:g} s")
-    return text_result(", ".join(facts) + ". Nothing was submitted.", view)
+    return text_result(quote_text(view), view)
 
 
 _TOOLS: Mapping[str, Callable[[ToolCall], Awaitable[Started]]] = {

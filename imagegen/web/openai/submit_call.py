@@ -124,7 +124,7 @@ class ClientCall:
             return await self._services.queue.submit(submission)
         task = await self._services.queue.get(submission.task_id)
         if task is None or task.state in (State.FAILED, State.CANCELLED):
-            raise over_limit(submission)
+            raise over_limit(submission, submission.cost.estimated if submission.cost else None)
         return SubmitResult(task, CacheResult.HIT if task.state.is_final else CacheResult.COALESCED)
 
     async def _look_elsewhere(self, call: TrackedCall) -> None:

@@ -1,0 +1,57 @@
+"""Preview of a submit: what it would meet in the queue and in its budgets. Nothing is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from imagegen.queue.eta import QueuePosition
+from imagegen.queue.families import CompletedFamilies
+from imagegen.queue.line_mover import LineMover
+from imagegen.queue.queue_verbs import QueueVerbs
+from imagegen.queue.verbs.context import Limits
+from imagegen.tasks.cost import day_of
+from imagegen.tasks.family import RequestFamily
+from imagegen.tasks.task import IN_LINE, State, Task
+
+
+class SubmitPreview:
+    """Preview of submits on this instance. clock: Unix time of the Redis server."""
+
+    def __init__(
+        self, verbs: QueueVerbs, mover: LineMover, families: CompletedFamilies, clock: Callable[[], float]
+    ) -> None:
+        self._verbs = verbs
+        self._lines = verbs.lines
+        self._lookup = mover.lookup
+        self._families = families
+        self._clock = clock
+
+    async def siblings(self, family: RequestFamily, request_json: bytes, scope: str | None) -> Sequence[Task]:
+        """Return the completed tasks that differ only in `n`. Raises QueueUnavailable."""
+        if not self._families.may_include(request_json, scope):
+            return []
+        tasks = await asyncio.gather(*map(self._lookup.get, family.sibling_ids()))
+        return [task for task in tasks if task is not None and task.state is State.COMPLETED]
+
+    def next_in_line(self, task: Task) -> QueuePosition | None:
+        """Return the place of a new task in its client's own line; None if it would go to the stream."""
+        lines, client = self._lines, task.client
+        if not client or not (lines.has_line(client) or lines.is_full(client)):
+            return None
+        estimates, instances = self._lookup.dispatcher.estimates, 1 + len(self._lookup.notifier.peers)
+        position = lines.next_position(client, len(estimates.line))
+        return estimates.position_of(replace(task, entry_id=IN_LINE), self._clock(), instances, position)
+
+    async def budget_left(self, limits: Limits) -> int | None:
+        """Return the micro-dollars that are left today of the tightest budget, None without one; costs one command.
+
+        Raises QueueUnavailable.
+        """
+        if not limits:
+            return None
+        day = day_of(self._clock())
+        await self._verbs.read_budgets(day)
+        return max(min(limit - self._verbs.budgets.used(day, slot) for slot, limit in limits), 0)
