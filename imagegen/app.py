@@ -254,6 +254,7 @@ async def _images(app: web.Application) -> AsyncIterator[None]:
     app[THUMBNAILS] = create_thumbnails(settings, app[QUEUE], store)
     app[IMAGE_SENDER] = ImageSender()
     yield
+    await app[THUMBNAILS].close()
     await store.close()
 
 

@@ -120,6 +120,13 @@ class Thumbnails:
             finding.add_done_callback(lambda done: self._found(spec.name, done))
         return await asyncio.shield(finding)
 
+    async def close(self) -> None:
+        """Stop making thumbnails and withdraw their claims, so that other instances need not wait for them to end."""
+        making = list(self._finding.values())
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
+
     def _found(self, name: str, done: asyncio.Task[_Made | None]) -> None:
         self._finding.pop(name, None)
         if not done.cancelled() and done.exception() is None and (made := done.result()):

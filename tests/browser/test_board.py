@@ -73,7 +73,7 @@ async def test_the_operator_pauses_two_instances_cancels_and_retries(
 
     await visit.page.get_by_role("button", name="Pause").click()
     await eventually(badge(visit, "Claiming is paused since"))
-    assert two.app[QUEUE].dispatcher.paused
+    await eventually(lambda: two.app[QUEUE].dispatcher.paused)
     here, elsewhere = [*await submit(one, HOSTILE), *await submit(two, "elsewhere")]
     await row(visit, here).wait_for()
     await row(visit, elsewhere).wait_for()

@@ -154,6 +154,30 @@ async def test_a_claim_of_an_instance_that_died_ends(start: Start, monkeypatch: 
     assert live.made == 1
 
 
+async def test_an_instance_that_stops_leaves_no_claim_and_no_work_behind(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await start(), await start()
+    image = await save(first, picture())
+    is_open, never = asyncio.Event(), asyncio.Event()
+
+    async def opens_slowly(*_: object) -> None:
+        is_open.set()
+        await never.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first.store, "open", opens_slowly)
+        requesting = asyncio.create_task(first.bytes_of(image))
+        await is_open.wait()
+        requesting.cancel()  # its client has left; the thumbnail would be made nevertheless
+        await first.thumbnails.close()
+    sent = first.commands
+    monkeypatch.setattr(module, "CLAIM_S", 3600.0)
+    monkeypatch.setattr(module, "POLL_S", 3600.0)  # a claim that is left would be waited for
+    assert await second.bytes_of(image) is not None
+    assert (first.made, first.commands) == (0, sent)
+
+
 async def test_a_foreign_record_is_replaced(start: Start) -> None:
     instance = await start()
     image = await save(instance, picture())
