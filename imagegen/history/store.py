@@ -13,10 +13,13 @@ from loguru import logger
 from imagegen.history.minutes import Minute, merge_into
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 
 KEPT_S = 86_400
 LIFE_S, RENEW_AFTER_S = 26 * 3600, 3600.0
 """Life of the stream, and how often an instance renews it."""
+
+ASIDE_LIFE_S = 7 * 86_400
 
 READ_COUNT = 2_000
 MIN_READ_INTERVAL_S = 5.0
@@ -47,12 +50,19 @@ class HistoryStore:
         self._lock = asyncio.Lock()
 
     async def add(self, minutes: Sequence[Minute]) -> int:
-        """Write minutes of this instance; return the cost: one command, two if the life of the stream is renewed."""
-        oldest = int((self._connection.clock() - KEPT_S) * 1000)
+        """Write minutes of this instance; return the cost: one command, two if the life of the stream is renewed.
+
+        A key of another type, which another program wrote, is renamed first.
+        """
         fields: dict[Any, Any] = {"writer": self._writer, "minutes": _encode(minutes)}
         commands = self._connection.commands
-        async with self._connection.deadline():
-            await commands.xadd(self._key, fields, minid=str(oldest), approximate=True)
+        try:
+            await self._append(fields)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            await self._move_aside()
+            await self._append(fields)
         cost, now = 1, time.monotonic()
         self._connection.meter.redis_commands_sent("stats", 1)
         if now - self._renewed_at >= RENEW_AFTER_S:
@@ -63,11 +73,30 @@ class HistoryStore:
             cost += 1
         return cost
 
+    async def _append(self, fields: dict[Any, Any]) -> None:
+        oldest = int((self._connection.clock() - KEPT_S) * 1000)
+        async with self._connection.deadline():
+            await self._connection.commands.xadd(self._key, fields, minid=str(oldest), approximate=True)
+
+    async def _move_aside(self) -> None:
+        """Rename the key; an operator finds its value there for a week."""
+        aside = f"{self._key}:aside"
+        logger.error("The history in Redis is of another type, and is moved to {}", aside)
+        async with self._connection.deadline():
+            await self._connection.commands.rename(self._key, aside)
+            await self._connection.commands.expire(aside, ASIDE_LIFE_S)
+        self._connection.meter.redis_commands_sent("stats", 3)
+        self._renewed_at = -RENEW_AFTER_S
+
     async def read(self) -> dict[int, Minute]:
         """Return the minutes of the last day by their time; costs one command, none if they were just read."""
         async with self._lock:
             if time.monotonic() - self._read_at >= self._min_interval_s:
-                await self._read_new()
+                try:
+                    await self._read_new()
+                except ResponseError as error:
+                    if not wrong_type(error):  # the next write moves the key aside
+                        raise
                 self._read_at = time.monotonic()
             oldest = self._connection.clock() - KEPT_S
             for at in [at for at in self._minutes if at < oldest]:

@@ -18,7 +18,7 @@ from imagegen.images.store import StoreFull
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.redis_errors import OutOfMemoryError, ResponseError
+from imagegen.redis_client.redis_errors import OutOfMemoryError, ResponseError, unavailable, wrong_type
 from imagegen.tasks.image import StoredImage
 
 PART_BYTES = 2 * 1024 * 1024
@@ -75,8 +75,8 @@ class RedisBlobStore:
         name, size_bytes = _name(task_id, image), image.size_bytes
         await self._make_room(f"{name}:{size_bytes}", size_bytes, expires_at_s)
         for part, key in enumerate(self._parts(name, size_bytes)):
-            data = await _part(source, part)
-            async with self._connection.deadline(), _memory_checked():
+            data = await _part_of(source, part)
+            async with self._connection.deadline(), _refusal_checked():
                 await self._connection.commands.set(key, data, pxat=int(expires_at_s * 1000))
             self._spent(1)
 
@@ -105,13 +105,22 @@ class RedisBlobStore:
         keys = list(self._parts(_name(task_id, image), image.size_bytes))
         end = offset + length
         for number in range(offset // PART_BYTES, -(-end // PART_BYTES)):
-            async with self._connection.deadline():
-                part = cast(bytes | None, await self._connection.commands.get(keys[number]))
-            self._spent(1)
+            part = await self._part(keys[number])
             if part is None:
                 return
             start = number * PART_BYTES
             yield part[max(offset - start, 0) : end - start] if start < offset or end < start + len(part) else part
+
+    async def _part(self, key: str) -> bytes | None:
+        """Return a part; None if it is gone, or of another type. Raises QueueUnavailable."""
+        self._spent(1)
+        try:
+            async with self._connection.deadline():
+                return cast(bytes | None, await self._connection.commands.get(key))
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            return None
 
     async def probe(self, size_bytes: int) -> None:
         """Write a value as large as a part of such an image, and delete it.
@@ -119,7 +128,7 @@ class RedisBlobStore:
         Raises QueueUnavailable, StoreUnavailable.
         """
         key, value = self._keys.image_part("probe", 0), bytes(max(min(size_bytes, PART_BYTES), 1))
-        async with self._connection.deadline(), _memory_checked():
+        async with self._connection.deadline(), _refusal_checked():
             await self._connection.commands.set(key, value, px=PROBE_LIFE_MS)
             await self._connection.commands.unlink(key)
         self._spent(2)
@@ -170,14 +179,14 @@ class RedisBlobStore:
 
     async def _take_oldest(self, member: str, size_bytes: int, expires_at_s: float, *, again: bool) -> list[str]:
         """Count an image, unless it is counted; take the oldest off the index until it fits, and return them."""
-        now = self._clock()
+        now, index = self._clock(), self._keys.image_index
         index_end_s = max(expires_at_s + (expires_at_s - now), self._index_end_s)
         moved = expires_at_s > self._index_end_s
         floor_bytes = self._max_bytes - self._max_bytes // EVICT_TO_FRACTION
         args = (member, size_bytes, now, self._max_bytes, floor_bytes, int(index_end_s * 1000), int(moved), int(again))
-        async with self._connection.deadline(), _memory_checked():
+        async with self._connection.deadline(), _refusal_checked():
             taken = cast(
-                list[bytes], await self._connection.commands.run_script(self._reserve, [self._keys.image_index], args)
+                list[bytes], await self._connection.commands.run_script(self._reserve, [index, f"{index}:aside"], args)
             )
         self._index_end_s = index_end_s if moved else self._index_end_s
         self._spent(3 + moved + (1 + 2 * -(-len(taken) // EVICT_BATCH) if taken else 0))
@@ -192,7 +201,7 @@ class RedisBlobStore:
     async def _put_back_needed(self, members: Collection[str]) -> int:
         """Put members back into the index, as the newest; return its total bytes."""
         index, now = self._keys.image_index, self._clock()
-        async with self._connection.deadline(), _memory_checked():
+        async with self._connection.deadline(), _refusal_checked():
             total = await self._connection.commands.run_script(self._put_back, [index], [now, *members])
         self._spent(3)
         return int(total)
@@ -217,7 +226,7 @@ class RedisBlobStore:
         return (self._keys.image_part(name, part) for part in range(-(-size_bytes // PART_BYTES)))
 
 
-async def _part(source: bytes | Path, part: int) -> bytes:
+async def _part_of(source: bytes | Path, part: int) -> bytes:
     """Return one part of the bytes or of a file. Raises StoreUnavailable."""
     if isinstance(source, bytes):
         return source[part * PART_BYTES : (part + 1) * PART_BYTES]
@@ -234,14 +243,15 @@ def _read(path: Path, offset: int) -> bytes:
 
 
 @asynccontextmanager
-async def _memory_checked() -> AsyncIterator[None]:
-    """Raise StoreUnavailable if Redis has no memory left: it answers, so it is not away."""
+async def _refusal_checked() -> AsyncIterator[None]:
+    """Raise StoreUnavailable if Redis refuses a write, such as without memory left: it answers, so it is not away."""
     try:
         yield
     except ResponseError as error:
-        if "OOM " in str(error)[:120] or isinstance(error, OutOfMemoryError):
-            raise StoreUnavailable from error
-        raise
+        is_full = "OOM " in str(error)[:120] or isinstance(error, OutOfMemoryError)
+        if not is_full and unavailable(error):
+            raise
+        raise StoreUnavailable from error
 
 
 def _task_of(member: str) -> str:

@@ -4,13 +4,21 @@
 -- with a score of minus the sum of their bytes, so that it always comes first. An image costs two commands here.
 -- The bytes lie in keys of their own, which are not touched: the caller deletes those that are named.
 --
--- KEYS  1 index
+-- An index of another type, which another program wrote, is renamed; an operator finds it there for a week.
+--
+-- KEYS  1 index; 2 its name after a rename
 -- ARGV  1 member, which ends in ':' and the image's bytes; 2 those bytes; 3 now; 4 most bytes in all;
 --       5 bytes to come down to when there are more; 6 end of the index in Unix ms; 7 '1' to set that end;
 --       8 '1' to take images off also if the member is counted already
 -- returns the members that were taken off
 local index, member, size = KEYS[1], ARGV[1], tonumber(ARGV[2])
-local added = redis.call('ZADD', index, ARGV[3], member)
+local added = redis.pcall('ZADD', index, ARGV[3], member)
+if type(added) == 'table' then
+  if not string.find(added.err, 'WRONGTYPE', 1, true) then return added end
+  redis.call('RENAME', index, KEYS[2])
+  redis.call('EXPIRE', KEYS[2], 604800)
+  added = redis.call('ZADD', index, ARGV[3], member)
+end
 if added == 0 and ARGV[8] ~= '1' then return {} end
 local total = -tonumber(redis.call('ZINCRBY', index, -size * added, 'total'))
 if ARGV[7] == '1' or total == size then redis.call('PEXPIREAT', index, ARGV[6]) end
@@ -22,8 +30,9 @@ while total - freed > floor do
   for _, oldest in ipairs(redis.call('ZRANGE', index, 1, 100)) do
     if total - freed <= floor then break end
     if oldest ~= member then
-      out[#out + 1], taken[#taken + 1] = oldest, oldest
-      freed = freed + tonumber(string.match(oldest, ':(%d+)$'))
+      out[#out + 1] = oldest
+      local bytes = tonumber(string.match(oldest, '^[%w:]+:(%d+)$') or '')
+      if bytes then freed, taken[#taken + 1] = freed + bytes, oldest end -- else it is no image
     end
   end
   if #out == 0 then break end

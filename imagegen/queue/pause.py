@@ -7,18 +7,18 @@ each message there; an instance without that channel reads it now and then.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Annotated, Protocol, cast
 
 import msgspec
 from loguru import logger
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from imagegen.errors import QueueUnavailable
 from imagegen.formats import rfc3339
 from imagegen.queue.notifier import Message, Notifier
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.keys import Keys
-from imagegen.redis_client.redis_errors import RedisError, shown
+from imagegen.redis_client.redis_errors import RedisError, ResponseError, shown, wrong_type
 
 KIND = "pause"
 """Kind of the message on the channel of the instances."""
@@ -26,13 +26,16 @@ KIND = "pause"
 UNPROMPTED_READ_S = 10.0
 """Interval of the reads while no message would announce a change."""
 
+MAX_SINCE_S = 253_402_300_800
+"""Unix time of the year 10000, which RFC 3339 can't express."""
+
 
 class PauseState(Struct, frozen=True, gc=False):
     """Whether claiming is paused, and since when (Unix time). A newer state has a higher version."""
 
-    version: int = 0
+    version: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     paused: bool = False
-    since: float = 0.0
+    since: Annotated[float, Meta(ge=0, lt=MAX_SINCE_S)] = 0.0
 
 
 class OnChange(Protocol):
@@ -105,15 +108,23 @@ class ClaimingPause:
 
     async def _read(self) -> None:
         """Read the state, and write it back if Redis has lost it."""
-        async with self._connection.deadline():
-            stored = cast(bytes | None, await self._connection.commands.get(self._key))
-        self._connection.meter.redis_commands_sent("control", 1)
-        state = _decode(stored)
+        state = _decode(await self._stored())
         if state.version < self.state.version:
             await self._write(self.state)
             state = self.state
         self.on_change(paused=state.paused)
         self._use(state)
+
+    async def _stored(self) -> bytes | None:
+        """Return the stored value, empty if it is of another type: the next write replaces it."""
+        self._connection.meter.redis_commands_sent("control", 1)
+        try:
+            async with self._connection.deadline():
+                return cast(bytes | None, await self._connection.commands.get(self._key))
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            return b""
 
     async def _write(self, state: PauseState) -> None:
         async with self._connection.deadline():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from loguru import logger
 
 from imagegen.metrics import Meter
-from imagegen.redis_client.redis_errors import ResponseError
 
 MAX_REPORTED = 1_000
 """Values remembered, so that each is logged and counted once."""
@@ -29,8 +28,3 @@ class Unreadable:
             del self._reported[next(iter(self._reported))]
         self._meter.dead_letters += 1
         logger.error("A {} in Redis can't be read and is skipped: {} ({!r})", kind, name, str(value)[:_SHOWN])
-
-
-def wrong_type(error: Exception) -> bool:
-    """Return whether a key holds another type than a command needs."""
-    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)

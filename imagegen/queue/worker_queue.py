@@ -15,7 +15,6 @@ from imagegen.queue.codec import decode_record
 from imagegen.queue.dispatcher import ClaimDispatcher
 from imagegen.queue.queue_verbs import QueueVerbs
 from imagegen.queue.task_cache import TaskCache
-from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.compare_and_set import CompareAndSetItem
 from imagegen.queue.verbs.context import Limits
 from imagegen.queue.verbs.finish import as_stored, finish_item
@@ -23,7 +22,7 @@ from imagegen.queue.verbs.release import release_item
 from imagegen.queue.verbs.reserve_more import Extension
 from imagegen.queue.verbs.start_fenced import FencedStart
 from imagegen.redis_client.connection import Connection
-from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 from imagegen.tasks import transitions
 from imagegen.tasks.provider_job import JobHandle
 from imagegen.tasks.retry import Retry

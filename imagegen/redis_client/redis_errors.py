@@ -40,6 +40,7 @@ __all__ = [
     "remedy",
     "shown",
     "unavailable",
+    "wrong_type",
 ]
 
 _UNAVAILABLE = (
@@ -94,6 +95,11 @@ def unavailable(error: BaseException) -> bool:
         or any(f"{word} " in text[:120] for word in _UNAVAILABLE_WORDS if word != "BUSY")
         or any(words in text for words in _UPSTASH_LIMITS)
     )
+
+
+def wrong_type(error: BaseException) -> bool:
+    """Return whether a key holds another type than a command needs."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def remedy(error: BaseException) -> str | None:

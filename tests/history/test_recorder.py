@@ -151,3 +151,24 @@ async def test_a_foreign_entry_in_the_history_is_left_out(record: Callable[[], R
     await one.commands.xadd(one.key, {"writer": b"\xff", "minutes": b"["})
     await one.store.add([Minute(int(clock.now), depth=2)])
     assert [minute.depth for minute in (await one.store.read()).values()] == [2]
+
+
+async def test_a_history_of_another_type_is_moved_aside_and_written_anew(record: Callable[[], Recording]) -> None:
+    one = record()
+    await one.commands.rpush(one.key, "of another program")
+    assert await one.store.read() == {}
+    one.meter.finished("completed", "", "m")
+    await one.next_minute()
+    assert await one.commands.lrange(f"{one.key}:aside", 0, -1) == [b"of another program"]
+    assert await one.commands.ttl(f"{one.key}:aside") > 0
+    assert [minute.tasks for minute in (await one.store.read()).values()] == [{"completed": 1}]
+    assert 0 < await one.commands.ttl(one.key) <= LIFE_S
+
+
+async def test_foreign_entries_of_the_history_are_left_out(record: Callable[[], Recording]) -> None:
+    one = record()
+    one.meter.finished("completed", "", "m")
+    await one.next_minute()
+    for fields in ({"minutes": b"\xff", "writer": b"\xff"}, {"x": "y"}, {"writer": "w", "minutes": "[{}]"}):
+        await one.commands.xadd(one.key, fields)
+    assert [minute.tasks for minute in (await one.store.read()).values()] == [{"completed": 1}]

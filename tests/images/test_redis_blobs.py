@@ -183,3 +183,37 @@ async def test_an_image_is_not_reused_if_redis_may_not_copy(
     await port.put(TASK, image, bytes(100), later())
     assert not await port.reuse(TASK, image, "f" * 32, 0, later())
     await limited.close()
+
+
+async def test_an_index_of_another_type_is_moved_aside_and_no_image_is_lost(
+    connection: Connection, prefix: str
+) -> None:
+    keys = Keys(prefix)
+    await connection.commands.set(keys.image_index, "of another program")
+    port = RedisBlobStore(connection, keys, 1000)
+    await port.put(TASK, stored_image(0, 9), bytes(9), later())
+    assert await got(port, stored_image(0, 9)) == bytes(9)
+    assert await connection.commands.get(f"{keys.image_index}:aside") == b"of another program"
+    assert await connection.commands.zscore(keys.image_index, "total") == -9
+
+
+async def test_a_foreign_member_of_the_index_is_no_image(connection: Connection, prefix: str) -> None:
+    keys = Keys(prefix)
+    port = RedisBlobStore(connection, keys, 100)
+    await connection.commands.zadd(keys.image_index, {b"\xff:of another:program": 1.0, "x:y:-5": 2.0})
+    for index in range(5):
+        await port.put(TASK, stored_image(index, 60), bytes(60), later())
+    assert await got(port, stored_image(4, 60)) == bytes(60)
+    assert await connection.commands.zrange(keys.image_index, 0, -1) == [
+        b"total",
+        f"{TASK}:4:040404040404:60".encode(),
+    ]
+
+
+async def test_a_part_of_another_type_is_gone(connection: Connection, prefix: str) -> None:
+    port = RedisBlobStore(connection, Keys(prefix), 100)
+    await port.put(TASK, stored_image(0, 9), bytes(9), later())
+    (part,) = await connection.commands.keys(f"{{{prefix}}}:picture:*")
+    await connection.commands.delete(part)
+    await connection.commands.rpush(part, "of another program")
+    assert await got(port, stored_image(0, 9)) is None

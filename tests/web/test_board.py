@@ -143,13 +143,40 @@ async def test_a_pause_that_redis_lost_is_written_back(service: Client) -> None:
     assert is_paused(service)
 
 
-@pytest.mark.parametrize("value", [b"", b"[", b'{"version":"x"}'])
+FOREIGN_PAUSES = [
+    b"",
+    b"[",
+    b"\xff",
+    b'{"version":"x"}',
+    b'{"version":9223372036854775807,"paused":true,"since":1}',
+    b'{"version":-1,"paused":true,"since":1}',
+    b'{"version":9007199254740990,"paused":true,"since":1e300}',
+]
+
+
+@pytest.mark.parametrize("value", FOREIGN_PAUSES)
 async def test_a_foreign_value_of_the_pause_does_not_count(service: Client, value: bytes) -> None:
     queue = service.app[QUEUE]
     await queue.connection.commands.set(queue.keys.pause, value)
     await queue.pause.start()
     assert queue.pause.state == PauseState()
     assert (await post(service, "/api/admin/pause"))["paused"]
+
+
+async def test_a_pause_of_another_type_in_redis_is_replaced_and_the_claims_go_on(service: Client) -> None:
+    queue = service.app[QUEUE]
+    for name, is_paused_then in (("pause", True), ("resume", False)):
+        await queue.connection.commands.delete(queue.keys.pause)
+        await queue.connection.commands.rpush(queue.keys.pause, "of another program")
+        await queue.pause.start()
+        assert (await post(service, f"/api/admin/{name}"))["paused"] is is_paused_then
+    assert await get(service, f"/api/images/{await submit(service, 'a')}?wait=10")
+
+
+async def test_a_foreign_message_about_the_pause_is_left_out(service: Client) -> None:
+    queue = service.app[QUEUE]
+    queue.pause.on_message({"from": "x", "kind": "pause", "state": {"version": 1, "paused": True, "since": 1e300}})
+    assert queue.pause.state == PauseState()
 
 
 async def test_a_pause_costs_three_commands_and_none_for_each_task(service: Client) -> None:

@@ -14,7 +14,7 @@ from loguru import logger
 from support import ADMIN_TOKEN, AS_ADMIN, eventually
 from web.conftest import Client, StartService
 
-from imagegen.app import CONNECTION
+from imagegen.app import CONNECTION, QUEUE
 from imagegen.web.guard import GUARD
 from imagegen.web.openapi.document import Operation
 from imagegen.web.ops.keys import KEY_STORE
@@ -454,3 +454,20 @@ async def test_no_secret_is_in_any_log_line_response_or_metric(start_service: St
     assert not any(wrong in line for line in log if "key=" not in line)
     stored = await client.app[CONNECTION].commands.hgetall(client.app[KEY_STORE]._keys.api_keys)
     assert not any(secret.encode() in value for value in stored.values() for secret in (made, rotated))
+
+
+async def test_keys_of_another_type_in_redis_are_unavailable_without_a_traceback(service: Client) -> None:
+    key_store, texts = service.app[KEY_STORE], list[str]()
+    connection, keys = service.app[CONNECTION], service.app[QUEUE].keys
+    assert key_store.ring.is_loaded
+    await connection.commands.delete(keys.api_keys)
+    await connection.commands.rpush(keys.api_keys, "of another program")
+    sink = logger.add(texts.append, level="ERROR", backtrace=True)
+    try:
+        answer = await service.get("/api/admin/keys", headers=AS_ADMIN)
+    finally:
+        logger.remove(sink)
+    assert (answer.status, (await answer.json())["code"]) == (503, "queue_unavailable")
+    assert len(texts) == 1
+    assert "WRONGTYPE" in texts[0]
+    assert "Traceback" not in texts[0]

@@ -49,6 +49,20 @@ async def test_a_repeat_gets_the_task_of_the_first_request(start_paid, upstream)
     assert upstream.ledger.total == 1
 
 
+@pytest.mark.parametrize("value", [b"", b"\xff a b", b"a b", None])
+async def test_a_foreign_value_of_a_key_is_replaced(start_service, value: bytes | None) -> None:
+    service = await start_service(sandbox_delay_s=30.0)
+    queue = service.app[QUEUE]
+    await post(service, Idempotency_Key="k")
+    (name,) = await queue.connection.commands.keys(queue.keys.idempotency("*"))
+    await queue.connection.commands.delete(name)
+    await (queue.connection.commands.lpush(name, "x") if value is None else queue.connection.commands.set(name, value))
+    answers = await asyncio.gather(post(service, Idempotency_Key="k"), post(service, "b", Idempotency_Key="other"))
+    assert [answer.status for answer in answers] == [202, 202]
+    assert (await post(service, "c", Idempotency_Key="k")).status == 422
+    assert (await post(service, "c", Idempotency_Key="other")).status == 422
+
+
 async def test_a_repeat_joins_the_running_task(start_service) -> None:
     service = await start_service(sandbox_delay_s=30.0)
     await post(service, Idempotency_Key="k")

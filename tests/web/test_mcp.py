@@ -365,6 +365,7 @@ MALFORMED = [
     b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
     b'{"jsonrpc":"2.0","id":true,"method":"ping"}',
     b'{"jsonrpc":"2.0","id":{},"method":"ping"}',
+    b'{"jsonrpc":"2.0","id":"' + b"x" * 1001 + b'","method":"ping"}',
     b'{"jsonrpc":"2.0","id":1}',
     b'{"jsonrpc":"2.0","id":1,"method":7}',
     b'{"jsonrpc":"2.0","id":1,"method":null}',
@@ -380,6 +381,13 @@ MALFORMED = [
     b'{"jsonrpc":"2.0","id":1,"method":"ping"} trailing',
     b'{"jsonrpc":"2.0","method":"x","params":' + b"[" * 20_000,
 ]
+
+
+async def test_a_token_that_is_too_long_to_be_repeated_gets_no_progress(service) -> None:
+    params = {"name": "generate_image", "arguments": {"prompt": "a"}}
+    for token, content_type in (("t" * 1000, "text/event-stream"), ("t" * 1001, "application/json")):
+        response = await service.post("/mcp", json=message("tools/call", **params, _meta={"progressToken": token}))
+        assert (response.status, response.content_type) == (200, content_type)
 
 
 @pytest.mark.parametrize("body", MALFORMED, ids=lambda body: body[:60].decode(errors="replace"))

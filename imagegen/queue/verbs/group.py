@@ -7,11 +7,10 @@ from typing import Any, cast
 from msgspec import Struct
 
 from imagegen.errors import QueueUnavailable
-from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.move_aside import move_aside
 from imagegen.redis_client.keys import GROUP
-from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 
 PAGE_SIZE = 1_000
 """Pending entries that one command lists."""

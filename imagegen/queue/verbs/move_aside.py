@@ -6,11 +6,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
-from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.context import VerbContext
 from imagegen.queue.verbs.dead_letter import DEAD_LETTERS_TTL_S
 from imagegen.redis_client.lua import load_script
-from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 from imagegen.tasks.cost import day_of
 
 _SCRIPT = load_script(__package__, "move_aside")

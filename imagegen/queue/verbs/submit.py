@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from imagegen.queue.codec import VERSION, encode_entry, encode_task, version_of
 from imagegen.queue.lines import ClientLines, Line
-from imagegen.queue.unreadable import wrong_type
 from imagegen.queue.verbs.context import (
     BUDGETS_TTL_S,
     Limits,
@@ -25,7 +24,7 @@ from imagegen.redis_client.batcher import MAX_AT_ONCE, Batcher
 from imagegen.redis_client.keys import GROUP
 from imagegen.redis_client.lua import load_script
 from imagegen.redis_client.multiplexer import CommandBatch
-from imagegen.redis_client.redis_errors import ResponseError
+from imagegen.redis_client.redis_errors import ResponseError, wrong_type
 from imagegen.tasks.cost import Cost
 from imagegen.tasks.task import IN_LINE, Task
 

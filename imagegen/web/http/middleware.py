@@ -14,8 +14,9 @@ from multidict import istr
 
 from imagegen import log
 from imagegen.did_you_mean import nearest
-from imagegen.errors import ApiError, Forbidden, InternalError, RouteNotFound
+from imagegen.errors import ApiError, Forbidden, InternalError, QueueUnavailable, RouteNotFound
 from imagegen.metrics import Histogram, Meter
+from imagegen.redis_client.redis_errors import RedisError, shown
 from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.errors import error_response, from_http_exception
@@ -177,6 +178,9 @@ def _as_api_error(request: web.Request, error: Exception, path: str) -> ApiError
         return RouteNotFound(near=_nearest_route(request, path))
     if isinstance(error, web.HTTPException) and error.status < 500:
         return from_http_exception(error)
+    if isinstance(error, RedisError):
+        _log_refused(request, error)
+        return QueueUnavailable()
     _log_unforeseen(request, error)
     return InternalError()
 
@@ -209,6 +213,12 @@ def _log_unforeseen(request: web.Request, error: Exception) -> None:
         path=_printable(request.rel_url.raw_path),
         requestId=request_id_of(request),
     )
+
+
+def _log_refused(request: web.Request, error: RedisError) -> None:
+    """Log a command that Redis refused, such as one for a key of which another program changed the type."""
+    where, request_id = _printable(request.rel_url.raw_path), request_id_of(request)
+    logger.error("Redis refused a command of {}, request {}: {}", where, request_id, shown(error))
 
 
 def _printable(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
+import msgspec
 import orjson
 from msgspec import Struct
 
@@ -30,9 +31,16 @@ HTTP_STATUS = {
 }
 """HTTP statuses of the errors since 2026-07-28."""
 
+MAX_ID_CHARS = 1_000
+"""Ids and tokens are repeated in each answer, and in each notification of progress."""
+
 _MAX_NAME_CHARS = 100
 
 RequestId = str | int
+
+
+def _is_short(value: object) -> TypeGuard[RequestId]:
+    return type(value) is int or (isinstance(value, str) and len(value) <= MAX_ID_CHARS)
 
 
 class RpcError(ImagegenError):
@@ -60,9 +68,9 @@ class RpcMessage(Struct, frozen=True):
 
     @property
     def progress_token(self) -> RequestId | None:
-        """Return the token with which the client asked for progress."""
+        """Return the token with which the client asked for progress; None if it is too long to be repeated."""
         token = self.meta.get("progressToken")
-        return token if isinstance(token, str) or type(token) is int else None
+        return token if _is_short(token) else None
 
 
 def parse_message(raw: bytes) -> RpcMessage:
@@ -75,10 +83,9 @@ def parse_message(raw: bytes) -> RpcMessage:
     except InvalidRequest as error:
         raise RpcError(INVALID_REQUEST, "; ".join(detail.message for detail in error.details)) from error
     request_id = body.get("id")
-    is_valid_id = isinstance(request_id, str) or type(request_id) is int
-    known_id = request_id if is_valid_id else None
-    if "id" in body and not is_valid_id:
-        raise RpcError(INVALID_REQUEST, "id must be a string or a whole number")
+    known_id = request_id if _is_short(request_id) else None
+    if "id" in body and known_id is None:
+        raise RpcError(INVALID_REQUEST, f"id must be a whole number, or a string of at most {MAX_ID_CHARS} characters")
     if body.get("jsonrpc") != "2.0":
         raise RpcError(INVALID_REQUEST, 'jsonrpc must be "2.0"', request_id=known_id)
     method, params = body.get("method"), body.get("params", {})
@@ -119,8 +126,9 @@ def invalid_params(message: RpcMessage, text: str) -> RpcError:
 
 
 def _is_json(raw: bytes) -> bool:
+    """Return whether a body is JSON; its values are not made, since there may be many."""
     try:
-        orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        msgspec.json.decode(raw, type=msgspec.Raw)
+    except (msgspec.MsgspecError, RecursionError):
         return False
     return True
