@@ -68,7 +68,7 @@ from imagegen.tasks.task import Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.tasks.webhook_signing import OperatorSecret
 from imagegen.web.api.images import IMAGE_SENDER
-from imagegen.web.api.serializers import task_view
+from imagegen.web.api.serializers import TaskLinks, task_view
 from imagegen.web.context import SERVICES, OpenAIOptions, Readiness, Services
 from imagegen.web.guard import GUARD
 from imagegen.web.http import middleware as edge
@@ -81,7 +81,6 @@ from imagegen.web.ops.channels import CHANNELS
 from imagegen.web.ops.keys import KEY_STORE
 from imagegen.web.ops.metrics import OBSERVED, ProviderLimits, Telemetry
 from imagegen.web.routes import add_routes
-from imagegen.web.task_links import TaskLinks
 from imagegen.worker.alerts import AlertDispatcher
 from imagegen.worker.attempt import AttemptRunner
 from imagegen.worker.channel_report import ChannelReport
@@ -202,7 +201,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     app[KEY_STORE] = await open_key_store(queue, app[GUARD], app[SUPERVISOR])
     ring = app[GUARD].ring  # before the pool starts, so that no call is paid for and lost
     check_exposure(settings, has_keys=ring.has_keys or not ring.is_loaded)
-    app[LINKS] = create_links(settings, queue, app[SUPERVISOR], lambda: app[GUARD].needs_keys)
+    app[LINKS] = create_links(settings, queue, app[SUPERVISOR], app[GUARD].needs_keys)
     app[SIGNING] = OperatorSecret(settings.webhook_secret, settings.webhook_sign_hosts, app[LINKS].is_on)
     if settings.rate_limit_store == "redis":
         shared = RedisRateLimitStore(queue.connection, queue.keys)

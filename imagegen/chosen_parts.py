@@ -41,7 +41,7 @@ from imagegen.ssrf import guarded_connector
 from imagegen.supervisor import Supervisor
 from imagegen.tasks.validation import Adjust
 from imagegen.web.context import TaskIdentity
-from imagegen.web.guard import client_of, own_limits
+from imagegen.web.guard import client_of
 from imagegen.web.http.cross_origin import CrossOriginPolicy
 from imagegen.worker.inputs import InputOpener
 from imagegen.worker.limits import SeedSupport
@@ -70,7 +70,7 @@ def create_rate_limits(settings: Settings) -> RateLimits:
         units,
         UNITS_PER_GENERATION if by_generations else 0,
     )
-    return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id, own_limits)
+    return RateLimits(limits, MemoryRateLimitStore(), lambda request: client_of(request).id, own_limits=True)
 
 
 def create_cross_origin_policy(settings: Settings) -> CrossOriginPolicy:

@@ -59,7 +59,8 @@ class KeyRing:
     Attributes:
         fixed: keys of the settings.
         stored: keys that were made at run time.
-        loaded: set once the keys in Redis were read; until then no request may be taken for allowed.
+        loaded, is_loaded: set once the keys in Redis were read; until then no request may be taken for allowed.
+        has_keys: whether there is a key, expired ones too: the last key's end never opens the service.
         on_change: called after the keys were replaced.
 
     Args:
@@ -69,22 +70,13 @@ class KeyRing:
     def __init__(self, fixed: Iterable[ApiKey] = (), *, clock: Callable[[], float] = time.time) -> None:
         self.fixed: tuple[ApiKey, ...] = tuple(fixed)
         self.stored: tuple[ApiKey, ...] = ()
-        self.loaded = asyncio.Event()
+        self.loaded, self.is_loaded = asyncio.Event(), False
         self.on_change: list[Callable[[], None]] = []
         self._clock = clock
         self._secrets: dict[bytes, _Secret] = {}
         self._by_name: dict[str, ApiKey] = {}
+        self.has_keys = False
         self._index()
-
-    @property
-    def is_loaded(self) -> bool:
-        """Return whether the keys in Redis were read once."""
-        return self.loaded.is_set()
-
-    @property
-    def has_keys(self) -> bool:
-        """Return whether there is a key, expired ones too: the last key's end never opens the service."""
-        return bool(self._by_name)
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:
@@ -100,6 +92,7 @@ class KeyRing:
         before = self.keys
         self.fixed = tuple(replace(key, slot=slots.get(key.name, 0)) for key in self.fixed)
         self.stored = tuple(replace(key, slot=slots.get(key.name, 0)) for key in stored)
+        self.is_loaded = True
         self.loaded.set()
         if self.keys != before:
             self._index()
@@ -134,6 +127,7 @@ class KeyRing:
 
     def _index(self) -> None:
         self._by_name = {key.name: key for key in (*self.stored, *self.fixed)}
+        self.has_keys = bool(self._by_name)
         self._secrets = {
             digest: _Secret(digest, key, _earlier(secret.ends_at, key.expires_at))
             for key in (*self.stored, *self.fixed)

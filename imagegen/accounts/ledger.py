@@ -18,7 +18,7 @@ from imagegen.queue.client_queue import CacheResult, Submission, SubmitResult
 from imagegen.queue.end_marks import EndMarks, report_number
 from imagegen.redis_client.connection import Connection
 from imagegen.redis_client.redis_errors import RedisError, shown
-from imagegen.tasks.cost import day_of
+from imagegen.tasks.cost import SECONDS_A_DAY, day_of
 from imagegen.tasks.task import State, Task
 
 WRITE_INTERVAL_S = 60.0
@@ -55,7 +55,7 @@ class Ledger:
 
     def on_submitted(self, submission: Submission, submitted: SubmitResult) -> None:
         """Count an accepted submit, and the savings of a hit, a join, or a task that has some of its images already."""
-        row = self._row(self._marks.number, day_of(self._clock()), submission.client, submission.model)
+        row = self._row(self._marks.number, int(self._clock() // SECONDS_A_DAY), submission.client, submission.model)
         row.submitted += 1
         saved = (submission.cost.estimated or 0) if submission.cost else 0
         if submitted.cached is CacheResult.COALESCED:

@@ -46,6 +46,10 @@ class OwnLimits(NamedTuple):
     generation: int | None
 
 
+OWN_LIMITS = web.RequestKey("own_limits", OwnLimits)
+"""Of a request whose client has some."""
+
+
 class Admission(NamedTuple):
     """Number of generations of a batch that are admitted, and seconds until more can be (0 if all are)."""
 
@@ -113,8 +117,7 @@ def _windows(rules: _Rules, client: str) -> tuple[Window, ...]:
 class RateLimits:
     """Wrapper of handlers that checks a client's limits first. A rule that is off costs nothing.
 
-    identify: returns the client, by its key or its address. own_limits: returns those that it has in place of the
-    others'; None if no client has any.
+    identify: returns the client, by its key or its address. own_limits: whether requests may have `OWN_LIMITS`.
     """
 
     def __init__(
@@ -122,7 +125,8 @@ class RateLimits:
         limits: Limits,
         port: LocalRateLimitStore,
         identify: Callable[[web.Request], str],
-        own_limits: Callable[[web.Request], OwnLimits | None] | None = None,
+        *,
+        own_limits: bool = False,
     ) -> None:
         self._store = port
         self._identify = identify
@@ -155,7 +159,7 @@ class RateLimits:
 
         is_free: whether a request finds its task without a Redis command, and is never refused beforehand.
         """
-        if not self._general and self._own_limits is None:
+        if not self._general and not self._own_limits:
             return handler
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -246,7 +250,7 @@ class RateLimits:
 
     def _limited(self, handler: Handler, kind: str) -> Handler:
         rules = self._default_rules(kind)
-        if not rules and self._own_limits is None:
+        if not rules and not self._own_limits:
             return handler
         limiter = Limiter(keyfunc=self._name_client, error_handler=_refuse)
         limiter.moving_window = _SingleStepStrategy(limiter.db, self._hit, partial(self._rules_of, kind=kind))
@@ -281,7 +285,7 @@ class RateLimits:
     def _rules_of(self, request: web.Request, kind: str) -> tuple[_Rule, ...]:
         """Return the rules for a client: its own ones in place of those with the same name."""
         rules = self._default_rules(kind)
-        own = self._own_limits(request) if self._own_limits is not None else None
+        own = request.get(OWN_LIMITS) if self._own_limits else None
         if own is None:
             return rules
         limits = {"general": own.general, "misses": own.general, "generation": own.generation}

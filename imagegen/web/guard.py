@@ -16,7 +16,7 @@ from multidict import CIMultiDictProxy, istr
 from imagegen.accounts.key_store import KeyRing, KeyStore
 from imagegen.accounts.keys import ApiKey, secret_digest
 from imagegen.errors import ExpectationFailed, QueueUnavailable, Unauthorized
-from imagegen.ratelimit.limits import OwnLimits
+from imagegen.ratelimit.limits import OWN_LIMITS, OwnLimits
 from imagegen.web.context import SERVICES
 from imagegen.web.http.forwarded import TrustedHops, client_address
 from imagegen.web.openapi.document import Operation
@@ -117,7 +117,6 @@ class Guard:
         """Keep the keys up to date by this store, which is not connected when the routes are made."""
         self._store = store
 
-    @property
     def needs_keys(self) -> bool:
         """Return whether clients need a key, or may need one while the keys were never read."""
         return not (self.ring.is_loaded and not self.ring.has_keys and self._rules.may_be_open)
@@ -164,11 +163,13 @@ class Guard:
 
     def admit(self, request: web.Request, operation: Operation) -> None:
         """Set the client of a request by the keys in memory. Raises Unauthorized, RateLimited, QueueUnavailable."""
-        if operation.needs != "admin" and not self.needs_keys:
+        if operation.needs != "admin" and not self.needs_keys():
             return
         address = client_address(request, self._rules.hops)
         try:
-            request[CLIENT] = self._client(request, operation, address)
+            request[CLIENT] = client = self._client(request, operation, address)
+            if client.key is not None and (client.key.rate is not None or client.key.images_rate is not None):
+                request[OWN_LIMITS] = OwnLimits(client.key.rate, client.key.images_rate)
         except Unauthorized as error:
             self._rules.count_refusal(request, address)
             if _has_long_rest(request):
@@ -220,15 +221,6 @@ def sent_secret(headers: CIMultiDictProxy[str]) -> str:
     if own and secret and own != secret:
         raise Unauthorized
     return secret or own
-
-
-def own_limits(request: web.Request) -> OwnLimits | None:
-    """Return the rate limits of a request's key that are in place of the others'."""
-    client = request.get(CLIENT)
-    key = None if client is None else client.key
-    if key is None or (key.rate is None and key.images_rate is None):
-        return None
-    return OwnLimits(key.rate, key.images_rate)
 
 
 def still_admits(request: web.Request) -> bool:

@@ -16,7 +16,7 @@ from imagegen.errors import ApiError, FieldError, InvalidRequest, UnsupportedIma
 from imagegen.images.store import VerifiedImage
 from imagegen.images.uploads import Uploads, upload_id_of, upload_not_found
 from imagegen.tasks.request import UPLOAD_PREFIX, GenerationRequest
-from imagegen.web.http.json_images import ReceivedBody, decoded
+from imagegen.web.http.body import ReceivedBody, decoded
 
 NEEDED_LONGER_S = 60.0
 """A task may end this long after its deadline."""

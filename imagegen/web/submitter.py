@@ -28,9 +28,8 @@ from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Webhook
 from imagegen.web.context import SERVICES, Services, TaskIdentity
 from imagegen.web.guard import client_of
-from imagegen.web.http.body import parse_object
+from imagegen.web.http.body import ReceivedBody, parse_object
 from imagegen.web.http.forwarded import bases, owner_name, submitter_name
-from imagegen.web.http.json_images import ReceivedBody
 from imagegen.web.max_cost import MAX_COST_FIELDS, find_free_task, parse_max_cost
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -66,6 +65,7 @@ class ParsedBody(Struct, frozen=True):
 class SubmitOptions(Struct, frozen=True):
     """Options of one submit, from the headers of its request.
 
+    client: name by which its limits and idempotency keys are kept.
     fresh: no image from before is reused (`Cache-Control: no-cache`).
     key: the `Idempotency-Key`, unique for each `client`.
     scope: name of the API key that owns the tasks; None if all clients share them. Where they are shared, the fresh
@@ -76,6 +76,7 @@ class SubmitOptions(Struct, frozen=True):
     """
 
     request: web.Request
+    client: str
     fresh: bool = False
     key: str | None = None
     scope: str | None = None
@@ -95,18 +96,13 @@ class SubmitOptions(Struct, frozen=True):
         scope = client.scope
         if fresh and request.app[SERVICES].shares_tasks:
             scope = client.own_scope  # images that other clients have links to stay as they are
-        return cls(request, fresh, key, scope, client.name)
+        return cls(request, client.id, fresh, key, scope, client.name)
 
     @classmethod
     def without_headers(cls, request: web.Request) -> SubmitOptions:
         """Return the options of an agent: it has no headers of its own for a submit, and may repeat it blindly."""
         client = client_of(request)
-        return cls(request, scope=client.scope, key_name=client.name, keeps_failures=True)
-
-    @property
-    def client(self) -> str:
-        """Name by which the client's limits and idempotency keys are kept."""
-        return client_of(self.request).id
+        return cls(request, client.id, scope=client.scope, key_name=client.name, keeps_failures=True)
 
     @property
     def submitter(self) -> str:
@@ -230,7 +226,7 @@ async def _join(services: Services, submitted: SubmitResult, submitter: str) -> 
 
 
 async def _submit_paid(services: Services, submission: Submission, *, fresh: bool) -> SubmitResult:
-    began = services.queue.clock()
+    began = services.queue.clock() if fresh else 0.0
     reuse = None if fresh else services.reuse_images
     submitted = await services.queue.submit(submission, reuse)
     while submitted.cached is CacheResult.HIT:

@@ -14,8 +14,8 @@ from image_bytes import data_uri
 
 from imagegen.errors import BodyTooLarge, InvalidRequest, UnsupportedImage
 from imagegen.images.store import VerifiedImage
-from imagegen.web.http import json_images
-from imagegen.web.http.json_images import ReceivedBody, _Cutter
+from imagegen.web.http import body
+from imagegen.web.http.body import ReceivedBody, _Cutter
 
 LONG = bytes(range(256)) * 160
 """Bytes of an image: their base64 is longer than a URI that stays in the body."""
@@ -152,7 +152,7 @@ async def test_what_is_no_image_is_bounded_by_1_mib() -> None:
 
 async def test_the_number_of_images_is_bounded() -> None:
     with pytest.raises(InvalidRequest):
-        await cut(json.dumps({"referenceImages": [data_uri(b"")] * (json_images.MAX_URIS + 1)}))
+        await cut(json.dumps({"referenceImages": [data_uri(b"")] * (body.MAX_URIS + 1)}))
 
 
 async def test_any_bytes_are_left_as_they_are_without_an_image() -> None:

@@ -14,9 +14,7 @@ from loguru import logger
 
 from imagegen import log
 from imagegen.errors import Draining, FieldError, InvalidRequest, QueueUnavailable, Unauthorized
-from imagegen.web.http.errors import preferred_language
-from imagegen.web.http.headers import request_id_of
-from imagegen.web.http.responses import json_response, language
+from imagegen.web.http.responses import json_response, language, preferred_language, request_id_of
 
 Client = TestClient[web.Request, web.Application]
 

@@ -15,13 +15,11 @@ from imagegen.errors import ApiError, FieldError, InvalidRequest, RateLimited
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.tasks.validation import MAX_FIELD_ERRORS
 from imagegen.web.api.schemas import RefusedEntry
-from imagegen.web.api.task_responses import build_submit_response
+from imagegen.web.api.tasks import build_submit_response
 from imagegen.web.context import SERVICES
-from imagegen.web.http.body import parse_object
+from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.errors import error_view
-from imagegen.web.http.headers import request_id_of
-from imagegen.web.http.json_images import ReceivedBody, receive_json
-from imagegen.web.http.responses import json_response, language
+from imagegen.web.http.responses import json_response, language, request_id_of
 from imagegen.web.submitter import SubmitOptions, refuse_while_draining, submit_parsed
 
 MAX_ENTRIES = 50
@@ -33,7 +31,7 @@ _MIN_ERRORS = 3
 async def batch(request: web.Request) -> web.StreamResponse:
     """Submit each entry; every entry counts against the limit for generations."""
     options = SubmitOptions.from_request(request)
-    async with receive_json(request, request.app[SERVICES].uploads) as body:
+    async with receive_json(request, request.app[SERVICES].inputs.uploads) as body:
         return await _submit_all(request, body, options)
 
 

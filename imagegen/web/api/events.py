@@ -21,7 +21,7 @@ from imagegen.queue.change_relay import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import FINAL_OFFSET, Task
 from imagegen.web.api.serializers import not_found_view
-from imagegen.web.api.task_responses import not_found, render_task
+from imagegen.web.api.tasks import not_found, render_task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect

@@ -28,7 +28,7 @@ from imagegen.tasks.image import CONTENT_TYPES
 from imagegen.tasks.task import State
 from imagegen.tasks.validation import GenerationParams
 from imagegen.tasks.webhook import WebhookFields
-from imagegen.web.api import events, images, models, submit, tasks
+from imagegen.web.api import events, images, models, tasks
 from imagegen.web.api.batch import MAX_ENTRIES, batch
 from imagegen.web.api.schemas import (
     BatchView,
@@ -399,7 +399,7 @@ MODELS = Operation(
 )
 
 ROUTES: tuple[Route, ...] = (
-    (GENERATE, submit.generate),
+    (GENERATE, tasks.generate),
     (BATCH, batch),
     (UPLOAD, upload),
     (READ, tasks.get_task),

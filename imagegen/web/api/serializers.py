@@ -1,20 +1,22 @@
-"""Serializers of tasks: the JSON that clients and webhooks receive."""
+"""Serializers of tasks: the JSON and the links that clients and webhooks receive."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from msgspec import Struct
 from yarl import URL
 
+from imagegen.accounts.links import Links
 from imagegen.formats import rfc3339
 from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.eta import UNKNOWN_POSITION, QueuePosition
-from imagegen.tasks.cost import dollars
+from imagegen.tasks.cost import MICRO_USD
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.tasks.webhook import Delivery
 from imagegen.web.api.schemas import CostView, DeliveryView, ImageView, NotFoundView, SubmittedView, TaskView
-from imagegen.web.task_links import TaskLinks
 
 TEXTS = {
     "zh": {
@@ -41,6 +43,41 @@ FREE = (CacheResult.HIT, CacheResult.COALESCED)
 """Results of submits that pay nothing."""
 
 ImageUrl = Callable[[Task, StoredImage], str]
+
+
+class TaskLinks(Struct, frozen=True):
+    """Links under one base. signer: signs those of images and events if clients need a key; None for examples."""
+
+    base: str
+    signer: Links | None = None
+
+    def task(self, task: Task) -> str:
+        """Return the link to the task, which needs a key where clients need one."""
+        return f"{self.base}{_path(task)}"
+
+    def location(self, task: Task) -> str:
+        """Return the link to the task without scheme and host."""
+        return "/".join(["", *self.base.split("/")[3:]]) + _path(task)
+
+    def events(self, task: Task) -> str:
+        """Return the link to the events of the task. Raises QueueUnavailable."""
+        return self._signed(f"{_path(task)}/events", task, "")
+
+    def image(self, task: Task, image: StoredImage) -> str:
+        """Return the link to an image: on this service, or the provider's own if the bytes are not stored.
+
+        Raises QueueUnavailable.
+        """
+        return image.url or self._signed(f"{_path(task)}/{image.index}", task, f"v={image.sha256[:12]}")
+
+    def _signed(self, path: str, task: Task, query: str) -> str:
+        if self.signer is None or not self.signer.is_on():
+            return f"{self.base}{path}?{query}" if query else f"{self.base}{path}"
+        return f"{self.base}{path}?{self.signer.sign(path, task, query)}"
+
+
+def _path(task: Task) -> str:
+    return f"/api/images/{task.id}"
 
 
 def submitted_view(submitted: SubmitResult, place: QueuePosition, links: TaskLinks, language: str) -> SubmittedView:
@@ -133,9 +170,9 @@ def cost_view(task: Task, *, is_free: bool = False) -> CostView | None:
         return None
     return {
         "currency": "USD",
-        "estimated": None if cost.estimated is None else dollars(cost.estimated),
-        "charged": None if charged is None else dollars(charged),
-        "saved": dollars(cost.total or 0 if is_free else cost.saved),
+        "estimated": None if cost.estimated is None else cost.estimated / MICRO_USD,
+        "charged": None if charged is None else charged / MICRO_USD,
+        "saved": (cost.total or 0 if is_free else cost.saved) / MICRO_USD,
     }
 
 
@@ -179,3 +216,13 @@ def _image_view(task: Task, image: StoredImage, image_url: ImageUrl) -> ImageVie
 def not_found_view(language: str) -> NotFoundView:
     """Return the GET body of an unknown task."""
     return {"success": False, "status": "not_found", "message": TEXTS[language]["not_found"]}
+
+
+def submit_headers(submitted: SubmitResult, links: TaskLinks) -> dict[str, str]:
+    """Return the headers of every response to a submit."""
+    return {"Location": links.location(submitted.task), "X-Cache": submitted.cached}
+
+
+def retry_after_s(place: QueuePosition) -> int:
+    """Return the seconds until the next poll: half of the time left, within 1 to 30; 2 without an estimate."""
+    return 2 if place.eta_s is None else min(max(math.ceil(place.eta_s / 2), 1), 30)

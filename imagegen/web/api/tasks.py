@@ -1,4 +1,4 @@
-"""Routes of a task: read, cancel and retry it; and the operator's list of tasks."""
+"""Routes of a task: submit, read, await, cancel and retry it; the list of tasks; and the responses about a task."""
 
 from __future__ import annotations
 
@@ -7,27 +7,59 @@ import re
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 from msgspec.structs import replace
+from multidict import istr
 
 from imagegen.accounts.keys import check_allowed
-from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable
+from imagegen.errors import AlreadyFinished, FieldError, InvalidRequest, NotRetryable, Unauthorized
 from imagegen.queue.canceller import CancelResult
+from imagegen.queue.client_queue import CacheResult, SubmitResult
 from imagegen.queue.task_list import Cursor
 from imagegen.tasks.request import GenerationRequest
 from imagegen.tasks.task import State, Task
-from imagegen.web.api.long_poll import parse_wait_s, preference_applied, wait_until_final
-from imagegen.web.api.schemas import ListedTaskView, TaskListView
-from imagegen.web.api.task_responses import build_submit_response, cached_task_body, not_found, render_task
-from imagegen.web.context import SERVICES
-from imagegen.web.guard import GUARD, client_of
+from imagegen.web.api.schemas import FinishedView, ListedTaskView, SubmittedView, TaskListView, TaskView
+from imagegen.web.api.serializers import (
+    FREE,
+    cost_view,
+    not_found_view,
+    retry_after_s,
+    submit_headers,
+    submitted_view,
+    task_view,
+)
+from imagegen.web.context import SERVICES, ResponseKey, Services
+from imagegen.web.guard import GUARD, client_of, still_admits
+from imagegen.web.http.body import receive_json
+from imagegen.web.http.disconnect import is_disconnected, on_disconnect
 from imagegen.web.http.forwarded import owner_name, submitter_name
-from imagegen.web.http.responses import etag_matches, json_bytes, json_response
+from imagegen.web.http.responses import etag_matches, json_bytes, json_response, language
 from imagegen.web.lookup import find_fresh_task, find_task, find_tasks
-from imagegen.web.submitter import spend_units, submit
+from imagegen.web.submitter import SubmitOptions, spend_units, submit, submit_body
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 
 _CURSOR = re.compile(r"(0|[1-9][0-9]{0,17})-([0-9a-f]{32})")
+
+MAX_WAIT_S = 60
+
+_PREFER_HEADER = istr("Prefer")
+_PREFER = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?(?=$|[,;\s])", re.IGNORECASE)
+
+_ANYONE, _ADMIN = "any", "admin"
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """Queue a task, join an unfinished one, or point at a finished one; wait for its end on request."""
+    services, wait_s, options = request.app[SERVICES], parse_wait_s(request), SubmitOptions.from_request(request)
+    async with receive_json(request, services.inputs.uploads) as body:
+        submitted = await submit_body(services, body, options)
+    if wait_s:
+        submitted = replace(submitted, task=await wait_until_final(services, submitted.task, wait_s, request))
+    elif submitted.cached is CacheResult.HIT:
+        return await cached_hit_response(request, services, submitted)
+    response = await build_submit_response(request, services, submitted, waited=bool(wait_s))
+    return json_response(response.view, status=response.status, headers=response.headers | preference_applied(wait_s))
 
 
 async def get_task(request: web.Request) -> web.StreamResponse:
@@ -139,3 +171,153 @@ def _parse_page(request: web.Request) -> tuple[State | None, Cursor | None, int]
     if errors:
         raise InvalidRequest(details=errors)
     return State(status) if status else None, (int(match[1]), match[2]) if match else None, int(limit)
+
+
+def parse_wait_s(request: web.Request) -> int:
+    """Return the seconds that the client waits, by `?wait=` or `Prefer: wait=` (RFC 7240); 0 if it does not wait.
+
+    A preference that is no number is ignored, a longer one is cut.
+
+    Raises:
+        InvalidRequest: the query is no number from 1 to 60.
+    """
+    query = request.query.get("wait") if request.rel_url.raw_query_string else None
+    if query is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", query) or int(query) > MAX_WAIT_S:
+            raise InvalidRequest(details=[FieldError("wait", f"must be a whole number from 1 to {MAX_WAIT_S}")])
+        return int(query)
+    preferences = request.headers.getall(_PREFER_HEADER, None)
+    match = _PREFER.search(",".join(preferences)) if preferences else None
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
+
+
+def preference_applied(wait_s: int) -> dict[str, str]:
+    """Return the header that confirms the wait; no header if the client does not wait."""
+    return {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
+
+
+async def wait_until_final(services: Services, task: Task, within_s: float, request: web.Request | None = None) -> Task:
+    """Return the task when it is finished, after `within_s` seconds, or when this service stops.
+
+    With its request, the wait also ends when the client leaves. Raises Unauthorized if its key is revoked meanwhile.
+    """
+    deadline = asyncio.get_running_loop().time() + within_s
+    with services.feed.subscribe([task.id]) as subscription:
+        if request is not None:
+            on_disconnect(request, subscription.wake)
+        task = await services.queue.get(task.id) or task
+        while not (
+            task.state.is_final or services.readiness.draining or (request is not None and is_disconnected(request))
+        ):
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                break
+            for changed in await subscription.changes(left_s):
+                task = max(task, changed, key=lambda seen: seen.sequence)
+            if request is not None and not still_admits(request):
+                raise Unauthorized
+    return task
+
+
+class SubmitResponse(Struct, frozen=True):
+    """Status, body and headers of the response to a submit."""
+
+    status: int
+    view: SubmittedView | FinishedView
+    headers: dict[str, str]
+
+
+async def build_submit_response(
+    request: web.Request, services: Services, submitted: SubmitResult, *, waited: bool = False
+) -> SubmitResponse:
+    """Return the response to a submit: the finished task if the client waited for it, else a link to it."""
+    noticed = services.models.with_notices(submitted.task, services.queue.clock())
+    submitted, links = replace(submitted, task=noticed), services.task_links(request)
+    task, hit = submitted.task, submitted.cached is CacheResult.HIT
+    if waited and task.state.is_final:
+        finished, more = await render_task(request, task)
+        cost = cost_view(task, is_free=submitted.cached in FREE)
+        headers = submit_headers(submitted, links) | more
+        return SubmitResponse(200, {**finished, "cost": cost, "cached": hit}, headers)
+    place = await services.queue.position(task)
+    view = submitted_view(submitted, place, links, language(request))
+    headers = submit_headers(submitted, links)
+    if not task.state.is_final:
+        headers["Retry-After"] = str(retry_after_s(place))
+    return SubmitResponse(200 if hit else 202, view, headers)
+
+
+async def cached_hit_response(request: web.Request, services: Services, submitted: SubmitResult) -> web.StreamResponse:
+    """Return the response to a submit that met a finished task, rendered once for equal clients."""
+    task = submitted.task
+    key = _cache_key("hit", request, services, task)
+    body = services.response_cache.get(key, task)
+    if body is not None:
+        return json_bytes(body, headers=submit_headers(submitted, services.task_links(request)))
+    response = await build_submit_response(request, services, submitted)
+    body = msgspec.json.encode(response.view)
+    if task.state.is_final:
+        services.response_cache.put(key, task, body)
+    return json_bytes(body, status=response.status, headers=response.headers)
+
+
+async def cached_task_body(request: web.Request, services: Services, task: Task) -> tuple[bytes, dict[str, str]]:
+    """Return the GET body of a task and its headers; that of a finished task is rendered once for equal clients."""
+    key = _cache_key("task", request, services, task)
+    body = services.response_cache.get(key, task)
+    if body is not None:
+        return body, _cache_headers(task)
+    view, headers = await render_task(request, task)
+    body = msgspec.json.encode(view)
+    if task.state.is_final:
+        services.response_cache.put(key, task, body)
+    return body, headers
+
+
+async def render_task(request: web.Request, task: Task) -> tuple[TaskView, dict[str, str]]:
+    """Return the GET body of a task and its headers."""
+    services = request.app[SERVICES]
+    place = await services.queue.position(task)
+    view = task_view(
+        services.models.with_notices(_with_own_webhooks(request, services, task), services.queue.clock()),
+        services.task_links(request).image,
+        language=language(request),
+        max_attempts=services.max_attempts,
+        place=place,
+    )
+    headers = _cache_headers(task)
+    if not task.state.is_final:
+        headers["Retry-After"] = str(retry_after_s(place))
+    return view, headers
+
+
+def not_found(request: web.Request) -> web.StreamResponse:
+    """Return the response of every route about one task that is unknown or expired."""
+    return json_response(not_found_view(language(request)), status=404)
+
+
+def _cache_key(kind: str, request: web.Request, services: Services, task: Task) -> ResponseKey:
+    """Return the key of a response: where clients need a key, its links are signed and it shows their own webhooks."""
+    viewer = ""
+    if services.links.is_on():
+        viewer = _webhook_owner(request) if task.deliveries else _ANYONE
+    return ResponseKey(kind, task.id, services.base_url(request), language(request), viewer)
+
+
+def _with_own_webhooks(request: web.Request, services: Services, task: Task) -> Task:
+    """Return the task with those of its webhooks that its client may see: where clients need a key, its own."""
+    if not task.deliveries or not services.links.is_on() or client_of(request).is_admin:
+        return task
+    owner = _webhook_owner(request)
+    own = tuple(delivery for delivery in task.deliveries if delivery.webhook.owner == owner)
+    return replace(task, deliveries=own)
+
+
+def _webhook_owner(request: web.Request) -> str:
+    """Return the owner of the webhooks that the client sees."""
+    client = client_of(request)
+    return _ADMIN if client.is_admin else owner_name(client.id)
+
+
+def _cache_headers(task: Task) -> dict[str, str]:
+    return {"ETag": f'"{task.sequence}"', "Cache-Control": "no-cache"}

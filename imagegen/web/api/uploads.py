@@ -22,10 +22,10 @@ async def upload(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     refuse_while_draining(services)
     if is_form(request):
-        saved, is_new = await _save_form(request, services.uploads)
+        saved, is_new = await _save_form(request, services.inputs.uploads)
     else:
-        body = BodyStream(request, services.uploads.max_bytes)
-        saved, is_new = await services.uploads.save(body.chunks(), scope=client_of(request).scope)
+        body = BodyStream(request, services.inputs.uploads.max_bytes)
+        saved, is_new = await services.inputs.uploads.save(body.chunks(), scope=client_of(request).scope)
     return json_response(upload_view(saved), status=201 if is_new else 200)
 
 

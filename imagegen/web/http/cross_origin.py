@@ -19,8 +19,8 @@ from multidict import istr
 from yarl import URL
 
 from imagegen.errors import BadRequest, CrossSiteRefused, ForeignHost
-from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
 from imagegen.web.http.forwarded import TrustedHops, forwarded_host, is_forwarded, valid_host
+from imagegen.web.http.responses import refuse_route, route_of
 
 SEC_FETCH_SITE = istr("Sec-Fetch-Site")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Literal, get_args
-
 import orjson
 from aiohttp import hdrs, web
 
@@ -23,16 +20,13 @@ from imagegen.errors import (
     UnsupportedMediaType,
 )
 from imagegen.web.api.schemas import ErrorView
-from imagegen.web.http.headers import quality_of
-
-Language = Literal["zh", "en"]
+from imagegen.web.http.responses import Language
 
 MAX_BODY_BYTES = 2**20
 """Maximum size of a request body."""
 
 _JSON = "application/json; charset=utf-8"
 _RETRY_AFTER_S = "5"
-_MAX_ACCEPT_CHARS = 256
 _BY_STATUS: dict[int, type[ApiError]] = {
     kind.status: kind
     for kind in (
@@ -78,23 +72,6 @@ def error_response(error: ApiError, request_id: str, language: Language) -> web.
     return response
 
 
-@lru_cache(maxsize=256)
-def preferred_language(accept_language: str | None) -> Language:
-    """Return Chinese unless the header prefers English; of two equal preferences, the first one."""
-    if not accept_language:
-        return "zh"
-    best: Language = "zh"
-    best_quality = 0.0
-    for part in accept_language[:_MAX_ACCEPT_CHARS].split(","):
-        name, _, parameter = part.partition(";")
-        prefix = name.strip().lower().partition("-")[0]
-        language: Language | None = "zh" if prefix == "*" else _known(prefix)
-        quality = quality_of(parameter.strip().lower())
-        if language and quality > best_quality:
-            best, best_quality = language, quality
-    return best
-
-
 def from_http_exception(error: web.HTTPException) -> ApiError:
     """Return our error for one of aiohttp's; its text is dropped, since it may quote the client."""
     if isinstance(error, web.HTTPMethodNotAllowed):
@@ -103,7 +80,3 @@ def from_http_exception(error: web.HTTPException) -> ApiError:
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return BodyTooLarge(limit=MAX_BODY_BYTES)
     return _BY_STATUS.get(error.status, BadRequest)()
-
-
-def _known(prefix: str) -> Language | None:
-    return next((language for language in get_args(Language) if language == prefix), None)

@@ -16,8 +16,8 @@ from loguru import logger
 
 from imagegen.errors import StoreUnavailable
 from imagegen.images.store import PIECE_BYTES, OpenedImage
-from imagegen.web.http.aiohttp_fastpath import FastJsonResponse
 from imagegen.web.http.disconnect import on_disconnect
+from imagegen.web.http.responses import FastJsonResponse
 from imagegen.web.http.transfer import FileTransfer, MemoryTransfer, Transfer, TransferUnsupported
 
 STALL_S = 60.0

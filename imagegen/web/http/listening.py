@@ -13,7 +13,7 @@ from loguru import logger
 
 from imagegen.errors import SettingsError, TooManyConnections
 from imagegen.web.http.connections import EXHAUSTED, Connections, Outage
-from imagegen.web.http.headers import SECURITY_HEADERS, fresh_request_id
+from imagegen.web.http.responses import SECURITY_HEADERS, fresh_request_id
 
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 64

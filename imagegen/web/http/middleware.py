@@ -17,11 +17,15 @@ from imagegen.did_you_mean import nearest
 from imagegen.errors import ApiError, Forbidden, InternalError, QueueUnavailable, RouteNotFound
 from imagegen.metrics import Histogram, Meter
 from imagegen.redis_client.redis_errors import RedisError, shown
-from imagegen.web.http.aiohttp_fastpath import refuse_route, route_of
 from imagegen.web.http.cross_origin import SEC_FETCH_SITE, CrossOriginPolicy
 from imagegen.web.http.errors import error_response, from_http_exception
-from imagegen.web.http.headers import assign_request_id, on_response_prepare, request_id_of
-from imagegen.web.http.responses import language
+from imagegen.web.http.responses import (
+    language,
+    on_response_prepare,
+    refuse_route,
+    request_id_of,
+    route_of,
+)
 from imagegen.web.mcp import errors as mcp_errors
 from imagegen.web.openai import errors as openai_errors
 
@@ -72,7 +76,6 @@ class RequestPipeline:
         counted: dict[tuple[web.AbstractRoute, int], Histogram] = {}
 
         async def pipeline(request: web.Request) -> web.StreamResponse:
-            assign_request_id(request)
             began_at, status = monotonic(), _CLIENT_GONE
             meter.open_requests += 1
             try:

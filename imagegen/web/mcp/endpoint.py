@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from imagegen import __version__
 from imagegen.errors import ApiError
 from imagegen.web.context import SERVICES
-from imagegen.web.http.json_images import receive_json
+from imagegen.web.http.body import receive_json
 from imagegen.web.http.responses import json_bytes
 from imagegen.web.mcp import tasks_extension
 from imagegen.web.mcp.errors import api_error_response
@@ -44,7 +44,7 @@ async def mcp(request: web.Request) -> web.StreamResponse:
     """Answer one message: a result as JSON or as a stream with progress, or an error of JSON-RPC."""
     protocol = message = None
     try:
-        async with receive_json(request, request.app[SERVICES].uploads) as body:
+        async with receive_json(request, request.app[SERVICES].inputs.uploads) as body:
             message = parse_message(body.raw)
             protocol = negotiate(request.headers, message)
             if message.id is None:

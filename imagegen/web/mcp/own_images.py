@@ -68,5 +68,5 @@ async def _upload(request: web.Request, services: Services, task: Task, image: S
         raise ImageExpired
     with closing(opened):
         data = await opened.read_all()
-    upload, _ = await services.uploads.store(VerifiedImage.of(image, data=data), client_of(request).scope)
+    upload, _ = await services.inputs.uploads.store(VerifiedImage.of(image, data=data), client_of(request).scope)
     return upload.id

@@ -14,7 +14,7 @@ from imagegen.errors import AlreadyFinished
 from imagegen.formats import rfc3339
 from imagegen.ratelimit.limits import RATE_LIMITS
 from imagegen.tasks.task import State, Task
-from imagegen.web.api.task_responses import retry_after_s
+from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of

@@ -23,8 +23,8 @@ from imagegen.tasks.cost import dollars
 from imagegen.web.api.tasks import cancel_task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import client_of
+from imagegen.web.http.body import ReceivedBody
 from imagegen.web.http.forwarded import submitter_name
-from imagegen.web.http.json_images import ReceivedBody
 from imagegen.web.lookup import find_fresh_task
 from imagegen.web.mcp.messages import RpcMessage, invalid_params
 from imagegen.web.mcp.model_listing import list_models

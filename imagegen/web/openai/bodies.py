@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from imagegen.errors import FieldError, InvalidRequest, StoreUnavailable
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
-from imagegen.web.api.task_responses import retry_after_s
+from imagegen.web.api.serializers import retry_after_s
 from imagegen.web.context import Services
 from imagegen.web.http.responses import json_response
 from imagegen.web.openai.errors import failed_status, failure_fields

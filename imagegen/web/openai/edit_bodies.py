@@ -17,9 +17,8 @@ from imagegen.images.uploads import Uploads
 from imagegen.tasks.request import MAX_IMAGES, UPLOAD_PREFIX
 from imagegen.tasks.validation import MAX_KEY_CHARS, MAX_PROMPT_CHARS, is_image_source
 from imagegen.web.guard import client_of
-from imagegen.web.http.body import parse_object
+from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.body_stream import BodyStream, FormPart, is_form
-from imagegen.web.http.json_images import ReceivedBody, receive_json
 
 MAX_PARTS = 80
 MAX_TEXT_BYTES = 4 * MAX_PROMPT_CHARS

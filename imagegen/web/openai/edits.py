@@ -30,7 +30,7 @@ async def _read_edit(request: web.Request) -> OpenAIRequest:
     """Read an edit. Raises InvalidRequest under the names that the client used, and what `receive_edit` raises."""
     services = request.app[SERVICES]
     refuse_while_draining(services)
-    async with receive_edit(request, services.uploads) as (edit, body):
+    async with receive_edit(request, services.inputs.uploads) as (edit, body):
         return await read_request(request, edit.as_generation(), body, spell=edit.spell)
 
 

@@ -14,12 +14,11 @@ from imagegen.accounts.keys import check_allowed
 from imagegen.errors import FieldError, InvalidRequest, TaskNotFound
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
-from imagegen.web.api.long_poll import parse_wait_s, wait_until_final
+from imagegen.web.api.tasks import parse_wait_s, wait_until_final
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import client_of
-from imagegen.web.http.body import parse_object
+from imagegen.web.http.body import ReceivedBody, parse_object, receive_json
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
-from imagegen.web.http.json_images import ReceivedBody, receive_json
 from imagegen.web.http.responses import json_response
 from imagegen.web.lookup import find_task
 from imagegen.web.openai.bodies import accepted_response, async_task_response, base64_of, images_body
@@ -55,7 +54,7 @@ async def image_task(request: web.Request) -> web.StreamResponse:
 
 
 async def _read_generation(request: web.Request) -> OpenAIRequest:
-    async with receive_json(request, request.app[SERVICES].uploads) as body:
+    async with receive_json(request, request.app[SERVICES].inputs.uploads) as body:
         return await read_request(request, parse_object(body.raw), body)
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from imagegen.errors import ApiError
 from imagegen.tasks.task import Task
-from imagegen.web.api.long_poll import wait_until_final
+from imagegen.web.api.tasks import wait_until_final
 from imagegen.web.context import Services
 from imagegen.web.http.disconnect import is_disconnected
 from imagegen.web.openai.errors import error_fields

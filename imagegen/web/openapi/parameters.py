@@ -25,7 +25,7 @@ from imagegen.errors import (
 from imagegen.images.thumbnails import SIZES
 from imagegen.tasks.validation import ModelId
 from imagegen.web.api.events import MAX_TASKS
-from imagegen.web.api.long_poll import MAX_WAIT_S
+from imagegen.web.api.tasks import MAX_WAIT_S
 from imagegen.web.max_cost import MaxCost
 from imagegen.web.openapi import samples
 from imagegen.web.openapi.document import Parameter

@@ -22,7 +22,7 @@ from imagegen.tasks.transitions import cancelled, completed, failed, progressed,
 from imagegen.tasks.webhook import Webhook, after_attempt, event_body, initial_deliveries
 from imagegen.web.api.models import model_view
 from imagegen.web.api.schemas import TaskView
-from imagegen.web.api.serializers import not_found_view, submitted_view, task_view
+from imagegen.web.api.serializers import TaskLinks, not_found_view, submitted_view, task_view
 from imagegen.web.api.uploads import upload_view
 from imagegen.web.context import TaskIdentity
 from imagegen.web.http.errors import error_view
@@ -30,7 +30,6 @@ from imagegen.web.model_list import ListedModel
 from imagegen.web.openai.errors import error_fields
 from imagegen.web.openai.models import entry_of
 from imagegen.web.openai.stream import COMPLETED, EDITED
-from imagegen.web.task_links import TaskLinks
 
 MODEL = "black-forest-labs/FLUX.1-schnell"
 REQUEST = {"prompt": "a lighthouse in a storm", "width": 512, "height": 512, "outputFormat": "png"}

@@ -118,7 +118,7 @@ async def revoke_key(request: web.Request) -> web.StreamResponse:
     store, name = request.app[KEY_STORE], request.match_info["name"]
     await store.revoke(name)
     body: RevokedKeyView = {"success": True, "name": name}
-    if not request.app[GUARD].needs_keys:
+    if not request.app[GUARD].needs_keys():
         body["open"] = True
     return json_response(body)
 

@@ -14,8 +14,7 @@ from imagegen.errors import InvalidRequest, QueueUnavailable, Unauthorized
 from imagegen.web.api.schemas import Count, Dollars
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import GUARD, client_of
-from imagegen.web.http.headers import quality_of
-from imagegen.web.http.responses import json_response
+from imagegen.web.http.responses import json_response, quality_of
 from imagegen.web.openapi import parameters as named
 from imagegen.web.openapi.document import Operation, Parameter, ResponseDoc, Route
 
