@@ -82,7 +82,10 @@ async def test_a_matching_etag_is_304_even_if_the_bytes_are_cached(service) -> N
         answer = await service.get(path)
         same = await service.get(path, headers={"If-None-Match": answer.headers["ETag"]})
         assert (answer.status, same.status, await same.read()) == (200, 304, b"")
-    assert service.app[SERVICES].response_cache.get(ResponseKey("task", first["taskId"], "http://x", "zh"), task("a")) is None
+    assert (
+        service.app[SERVICES].response_cache.get(ResponseKey("task", first["taskId"], "http://x", "zh"), task("a"))
+        is None
+    )
 
 
 def test_a_large_request_counts_in_the_size_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:

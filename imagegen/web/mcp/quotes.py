@@ -18,7 +18,7 @@ from imagegen.tasks.task import Task
 from imagegen.web.api.models import capabilities_view
 from imagegen.web.context import Services
 from imagegen.web.guard import client_of
-from imagegen.web.http.json_images import ReceivedBody
+from imagegen.web.http.body import ReceivedBody
 from imagegen.web.max_cost import over_limit
 from imagegen.web.mcp.tool_results import error_view, failure_view
 from imagegen.web.mcp.views import QuoteView, ToolErrorView
