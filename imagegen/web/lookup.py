@@ -17,12 +17,12 @@ from imagegen.web.guard import client_of
 
 async def find_task(request: web.Request, task_id: str | None = None) -> Task | None:
     """Return the task of an id, or of the path, at most some seconds old; None if unknown. Raises QueueUnavailable."""
-    return _visible(request, await request.app[SERVICES].queue.get(task_id or _id_of(request)))
+    return _visible(request, await request.app[SERVICES].queue.get(_id_of(request, task_id)))
 
 
 async def find_fresh_task(request: web.Request, task_id: str | None = None) -> Task | None:
     """Return the task of an id, or of the path, in its present state; None if unknown. Raises QueueUnavailable."""
-    return _visible(request, await request.app[SERVICES].queue.fresh(task_id or _id_of(request)))
+    return _visible(request, await request.app[SERVICES].queue.fresh(_id_of(request, task_id)))
 
 
 async def find_tasks(request: web.Request, ids: Sequence[str]) -> list[Task | None]:
@@ -37,8 +37,9 @@ def is_cached(request: web.Request) -> bool:
     return _visible(request, queue.cached(task_id)) is not None and not queue.may_be_outdated(task_id)
 
 
-def _id_of(request: web.Request) -> str:
-    return request.match_info["task_id"]
+def _id_of(request: web.Request, task_id: str | None = None) -> str:
+    """Return the id, which may be empty where a client sent it in a body; None for that of the path."""
+    return request.match_info["task_id"] if task_id is None else task_id
 
 
 def _visible(request: web.Request, task: Task | None) -> Task | None:

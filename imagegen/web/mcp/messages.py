@@ -78,8 +78,7 @@ def parse_message(raw: bytes) -> RpcMessage:
     try:
         body = parse_object(raw)
     except InvalidJson as error:
-        code = INVALID_REQUEST if _is_json(raw) else PARSE_ERROR
-        raise RpcError(code, error.message("en")) from error
+        raise _invalid_body(raw, error) from error
     except InvalidRequest as error:
         raise RpcError(INVALID_REQUEST, "; ".join(detail.message for detail in error.details)) from error
     request_id = body.get("id")
@@ -125,10 +124,16 @@ def invalid_params(message: RpcMessage, text: str) -> RpcError:
     return RpcError(INVALID_PARAMS, text, request_id=message.id)
 
 
-def _is_json(raw: bytes) -> bool:
-    """Return whether a body is JSON; its values are not made, since there may be many."""
+def _invalid_body(raw: bytes, error: InvalidJson) -> RpcError:
+    """Return the error of a body that is no object; its values are not made, since there may be many."""
     try:
         msgspec.json.decode(raw, type=msgspec.Raw)
     except (msgspec.MsgspecError, RecursionError):
-        return False
-    return True
+        return RpcError(PARSE_ERROR, error.message("en"))
+    match raw.lstrip()[:1]:
+        case b"[":
+            return RpcError(INVALID_REQUEST, "Send one message in a body: batches are not supported")
+        case b"{":
+            return RpcError(INVALID_REQUEST, error.message("en"))
+        case _:
+            return RpcError(INVALID_REQUEST, "A message must be an object")

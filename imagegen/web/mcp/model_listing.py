@@ -11,6 +11,7 @@ from aiohttp import web
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.tasks.cost import dollars
 from imagegen.tasks.request import GenerationRequest
+from imagegen.tasks.validation import MAX_MODEL_CHARS
 from imagegen.web.api.models import is_image_model, published_model
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.mcp.tool_results import ToolResult, text_result
@@ -29,7 +30,7 @@ async def list_models(request: web.Request, arguments: Mapping[str, Any]) -> Too
     """Return the models with a part in their names, or one model. Raises InvalidRequest."""
     part, wanted = _parse(arguments)
     services = request.app[SERVICES]
-    models = [model for model in await listed_models(request) if is_image_model(model) and not model.ended]
+    models = [model for model in await listed_models(request) if _is_offered(model)]
     if wanted is not None:
         model = next((model for model in models if model.id == wanted), None)
         if model is None:
@@ -37,6 +38,11 @@ async def list_models(request: web.Request, arguments: Mapping[str, Any]) -> Too
         view = {**published_model(services, model)}
         return text_result(orjson.dumps(view).decode(), {"model": view})
     return _listed(services, [model for model in models if part in model.id.lower()])
+
+
+def _is_offered(model: ListedModel) -> bool:
+    """Return whether a call may name a model."""
+    return is_image_model(model) and not model.ended and len(model.id) <= MAX_MODEL_CHARS
 
 
 def _listed(services: Services, models: list[ListedModel]) -> ToolResult:

@@ -18,12 +18,10 @@ from imagegen.tasks.image import StoredImage
 from imagegen.tasks.task import State, Task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.mcp.protocol import Protocol
+from imagegen.web.mcp.result_limits import MAX_RESULT_CHARS, fit, size_of
 from imagegen.web.mcp.tool_definitions import FULL, SUMMARY
 from imagegen.web.mcp.views import NEXT, ToolErrorView, ToolTaskView
 from imagegen.web.submitter import is_final_answer
-
-MAX_RESULT_CHARS = 7_900
-"""Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens, at four characters each."""
 
 MAX_FULL_BYTES = 32 * 1024 * 1024
 """Image bytes of one result."""
@@ -75,8 +73,9 @@ class TaskAnswer(Struct, frozen=True):
 
 
 def text_result(text: str, structured: Mapping[str, Any], *, is_error: bool = False) -> ToolResult:
-    """Return a result with one text."""
-    return ToolResult([_text(text)], structured, is_error)
+    """Return a result with one text. Both are shortened to what a result may hold."""
+    content, structured = fit([_text(text)], structured)
+    return ToolResult(content, structured, is_error)
 
 
 def error_view(error: ApiError, estimated: float | None = None) -> ToolErrorView:
@@ -166,11 +165,11 @@ async def _completed(request: web.Request, services: Services, protocol: Protoco
     blocks: list[Mapping[str, Any]] = [_text(_summary(task, view, urls))]
     if protocol.has_links:
         blocks += [_link(task, image, url) for image, url in zip(images, urls, strict=True)]
-    result = ToolResult(blocks, view)
+    content, structured = fit(blocks, view)
     if answer.detail == FULL:
-        return ToolResult([*blocks, *await _full_images(services, answer)], view)
-    thumbnail = await _thumbnail(services, task, MAX_RESULT_CHARS - len(orjson.dumps(result.to_dict())))
-    return ToolResult([*blocks, thumbnail], view) if thumbnail else result
+        return ToolResult([*content, *await _full_images(services, answer)], structured)
+    thumbnail = await _thumbnail(services, task, MAX_RESULT_CHARS - size_of(content, structured))
+    return ToolResult([*content, thumbnail] if thumbnail else content, structured)
 
 
 def _summary(task: Task, view: ToolTaskView, urls: Sequence[str]) -> str:

@@ -1,0 +1,60 @@
+"""Limit of a result's size, whatever a provider, a client or a setting put into its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+MAX_RESULT_CHARS = 7_900
+"""Of a result as JSON, without the bytes of `detail: full`: under 2,000 tokens, at four characters each."""
+
+_LENGTHS = (300, 150, 60, 20)
+"""Characters to which texts are cut, one after the other, until the result fits."""
+
+_TEXT_BLOCK = 8
+"""How many times longer the text for the model may be than one text of the structured result."""
+
+_KEPT = frozenset({"urls", "taskId", "status", "code", "next", "id", "model"})
+"""Fields that are of no use in part."""
+
+_MAX_ITEMS = 10
+"""Items of other lists once texts have to be cut."""
+
+Blocks = Sequence[Mapping[str, Any]]
+
+
+def size_of(content: Blocks, structured: Mapping[str, Any]) -> int:
+    """Return the length of a result as JSON."""
+    return len(orjson.dumps({"content": list(content), "structuredContent": structured, "isError": False}))
+
+
+def fit(content: Blocks, structured: Mapping[str, Any]) -> tuple[Blocks, Mapping[str, Any]]:
+    """Return a result within `MAX_RESULT_CHARS`: without links that `urls` has too, and with shorter texts."""
+    blocks = list(content)
+    while size_of(blocks, structured) > MAX_RESULT_CHARS and blocks and blocks[-1]["type"] == "resource_link":
+        blocks.pop()
+    for max_chars in _LENGTHS:
+        if size_of(blocks, structured) <= MAX_RESULT_CHARS:
+            break
+        structured = _cut(structured, max_chars)
+        blocks = [_cut_block(block, max_chars * _TEXT_BLOCK) for block in blocks]
+    return blocks, structured
+
+
+def _cut(value: Any, max_chars: int, name: str = "") -> Any:
+    """Return a value with shorter texts and lists."""
+    if name in _KEPT and not isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        return value if len(value) <= max_chars else f"{value[: max_chars - 1]}…"
+    if isinstance(value, dict):
+        return {field: _cut(part, max_chars, field) for field, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut(part, max_chars) for part in value[:_MAX_ITEMS]]
+    return value
+
+
+def _cut_block(block: Mapping[str, Any], max_chars: int) -> Mapping[str, Any]:
+    return {**block, "text": _cut(block["text"], max_chars)} if block["type"] == "text" else block
