@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiohttp import ClientPayloadError, ClientResponse
+from aiohttp import ClientPayloadError, ClientResponse, web
 from msgspec.structs import replace
 from support import eventually
 
@@ -23,6 +23,7 @@ from imagegen.tasks.task import Task, WaitReason
 from imagegen.web.api import events
 from imagegen.web.api.events import event_name, new_images
 from imagegen.web.context import SERVICES
+from imagegen.web.http import event_stream
 
 SMALL = {"width": 64, "height": 64}
 UNKNOWN = "0" * 32
@@ -242,7 +243,7 @@ async def test_a_stream_route_is_not_an_image_and_accepts_only_get(service) -> N
 
 
 async def test_a_comment_keeps_a_silent_stream_open(start_service, monkeypatch) -> None:
-    monkeypatch.setattr(events, "PING_S", 0.05)
+    monkeypatch.setattr(event_stream, "PING_S", 0.05)
     service = await start_service(sandbox_delay_s=30.0)
     response = await follow(service, await post(service, "a"))
     comments = 0
@@ -251,6 +252,30 @@ async def test_a_comment_keeps_a_silent_stream_open(start_service, monkeypatch) 
         if comments == 3:
             break
     response.close()
+
+
+async def test_a_client_that_leaves_before_its_stream_begins_is_a_lost_connection() -> None:
+    begun, outcome = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        await eventually(lambda: request.transport is None)
+        try:
+            await event_stream.EventStream().prepare(request)
+        except Exception as error:  # noqa: BLE001 - checked below
+            outcome.set_result(error)
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    _, writer = await asyncio.open_connection(*runner.addresses[0])
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await begun.wait()
+    writer.close()
+    assert isinstance(await outcome, ConnectionResetError)
+    await runner.cleanup()
 
 
 async def test_a_stream_counts_once_for_the_limits(start_service) -> None:

@@ -13,8 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
-from aiohttp_sse import EventSourceResponse
+from aiohttp import web
 
 from imagegen.errors import FieldError, InvalidRequest
 from imagegen.queue.change_relay import Subscription
@@ -25,17 +24,14 @@ from imagegen.web.api.tasks import not_found, render_task
 from imagegen.web.context import SERVICES, Services
 from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.event_stream import EventStream
 from imagegen.web.http.responses import language
 from imagegen.web.lookup import find_task, find_tasks
 
 MAX_TASKS = 50
-PING_S = 15.0
 
 MAX_STREAM_S = 900.0
 """A stream ends after this time and the client reconnects, before a proxy cuts it."""
-
-SEND_TIMEOUT_S = 30.0
-"""A client that reads nothing for this time is disconnected."""
 
 _ONE_KNOWN = re.compile(r"[0-9]{1,18}")
 _TASK_KNOWN = re.compile(r"([0-9a-f]{32}):([0-9]{1,18})")
@@ -82,8 +78,7 @@ async def _stream(request: web.Request, tasks: Sequence[Task], stream: TaskEvent
         return web.Response(status=204)
     with services.feed.subscribe(task.id for task in tasks) as subscription:
         on_disconnect(request, subscription.wake)
-        response = EventSourceResponse(ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
-        response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+        response = EventStream()
         await response.prepare(request)
         async with response:
             with suppress(ConnectionError, TimeoutError):
@@ -131,7 +126,7 @@ class TaskEventStream:
         latest = task.sequence if task.state.is_final else task.epoch + 2 * FINAL_OFFSET
         return sequence if sequence <= latest else -1
 
-    async def run(self, response: EventSourceResponse, tasks: Sequence[Task], subscription: Subscription) -> None:
+    async def run(self, response: EventStream, tasks: Sequence[Task], subscription: Subscription) -> None:
         """Send events until the tasks are finished, the client has left, the service stops, or the stream is too old.
 
         Raises ConnectionError or TimeoutError if the client can't be reached.
@@ -155,7 +150,7 @@ class TaskEventStream:
     def _finished(self) -> bool:
         return all(task.state.is_final for task in self._last_sent.values())
 
-    async def _send_changes(self, response: EventSourceResponse, task: Task) -> None:
+    async def _send_changes(self, response: EventStream, task: Task) -> None:
         """Send what changed since the last event.
 
         The id is what the client has after this event. An image's id is the sequence before, since the rest of its
@@ -177,15 +172,13 @@ class TaskEventStream:
             await self._send(response, task.state.value, here, view)
         self._client_sequences[task.id] = task.sequence
 
-    async def _send(
-        self, response: EventSourceResponse, event: str, here: tuple[str, int], data: Mapping[str, Any]
-    ) -> None:
+    async def _send(self, response: EventStream, event: str, here: tuple[str, int], data: Mapping[str, Any]) -> None:
         task_id, sequence = here
         body = {"taskId": task_id, **data} if self._joined else data
         event_id = f"{task_id}:{sequence}" if self._joined else str(sequence)
         await response.send(orjson.dumps(body).decode(), id=event_id, event=event)
 
-    async def _end(self, response: EventSourceResponse) -> None:
+    async def _end(self, response: EventStream) -> None:
         """Send the last id and the delay of a reconnect in one write, so that no client reconnects between the two."""
         lines = []
         if self._joined:

@@ -8,14 +8,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from aiohttp import hdrs, web
-from aiohttp_sse import EventSourceResponse
+from aiohttp import web
 
 from imagegen.errors import Unauthorized
 from imagegen.tasks.task import Task
 from imagegen.web.context import SERVICES
 from imagegen.web.guard import still_admits
 from imagegen.web.http.disconnect import is_disconnected, on_disconnect
+from imagegen.web.http.event_stream import EventStream
 from imagegen.web.mcp.messages import RequestId, notification
 from imagegen.web.mcp.protocol import accepts_events
 
@@ -24,9 +24,6 @@ WAIT_S = 45.0
 
 PROGRESS_S = 8.0
 """The longest time between two notifications of progress."""
-
-SEND_TIMEOUT_S = 30.0
-"""A client that reads nothing for this time is disconnected."""
 
 _STEP = 0.1
 """Each notification has a higher progress than the one before, also if nothing happened."""
@@ -66,7 +63,7 @@ class ProgressStream:
         self._request = request
         self._token = token
         self._progress = -_STEP
-        self._response: EventSourceResponse | None = None
+        self._response: EventStream | None = None
 
     @property
     def report(self) -> Report | None:
@@ -111,10 +108,9 @@ class ProgressStream:
         with suppress(ConnectionError, TimeoutError):  # the wait ends when the connection is lost
             await response.send(notification("notifications/progress", params), event="message")
 
-    async def _begun(self) -> EventSourceResponse:
+    async def _begun(self) -> EventStream:
         if self._response is None:
-            response = EventSourceResponse(send_timeout=SEND_TIMEOUT_S, allow_all_methods=True)
-            response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+            response = EventStream()
             await response.prepare(self._request)
             self._response = response
         return self._response

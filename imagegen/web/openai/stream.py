@@ -8,17 +8,16 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
-from aiohttp_sse import EventSourceResponse
+from aiohttp import web
 
 from imagegen.errors import ApiError, Draining
 from imagegen.queue.change_relay import Subscription
 from imagegen.tasks.image import StoredImage
 from imagegen.tasks.reply_details import ReplyDetails
 from imagegen.tasks.task import State, Task
-from imagegen.web.api.events import PING_S, SEND_TIMEOUT_S
 from imagegen.web.context import Readiness
 from imagegen.web.http.disconnect import is_disconnected
+from imagegen.web.http.event_stream import EventStream
 from imagegen.web.openai.client_calls import Ending
 from imagegen.web.openai.errors import error_fields, failure_fields
 from imagegen.web.openai.usage import token_usage
@@ -62,8 +61,7 @@ class ImageEventStream:
         if not images:
             return None
         first = await self._event(task, images[0])
-        response = EventSourceResponse(allow_all_methods=True, ping_interval=PING_S, send_timeout=SEND_TIMEOUT_S)
-        response.headers[hdrs.CACHE_CONTROL] = "no-cache, no-transform"
+        response = EventStream()
         await response.prepare(request)
         async with response:
             with suppress(ConnectionError, TimeoutError):
@@ -81,7 +79,7 @@ class ImageEventStream:
             task = await self._next(task, left_s)
         return task
 
-    async def _send_rest(self, request: web.Request, response: EventSourceResponse, task: Task) -> None:
+    async def _send_rest(self, request: web.Request, response: EventStream, task: Task) -> None:
         """Raise ConnectionError or TimeoutError where the client can't be reached."""
         try:
             task = await self._send_images(request, response, task)
@@ -95,7 +93,7 @@ class ImageEventStream:
             elif task.state is State.COMPLETED:
                 self.ending = Ending.DELIVERED
 
-    async def _send_images(self, request: web.Request, response: EventSourceResponse, task: Task) -> Task:
+    async def _send_images(self, request: web.Request, response: EventStream, task: Task) -> Task:
         """Until the task is finished or the client has left. Raises Draining, and what `encode` raises."""
         while True:
             for image in self._new(task):
@@ -132,5 +130,5 @@ class ImageEventStream:
         }
 
 
-async def _send(response: EventSourceResponse, event: dict[str, Any]) -> None:
+async def _send(response: EventStream, event: dict[str, Any]) -> None:
     await response.send(orjson.dumps(event).decode(), event=event["type"])
